@@ -1,0 +1,139 @@
+"""Reading and writing a model's weights and a run's state with Orbax.
+
+Layout below the workdir:
+
+    checkpoints/last/<step>/   weights (what inference uses), train (optimizer state and raw parameters), records (JSON)
+    checkpoints/best/<step>/   weights and the validation metrics they reached
+
+Nothing here knows the optimizer or the model, so that reading weights for inference stays light.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A model's variables (`params`, `batch_stats`) and the step they were taken at."""
+
+    variables: PyTree
+    step: int
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What a run continues from: two trees of arrays, JSON records, and the step all of them belong to."""
+
+    weights: PyTree
+    train: PyTree
+    records: dict[str, Any]
+    step: int
+
+
+class Checkpoints:
+    """Writes the last and the best checkpoints of a run, in the background, and finds where to go on.
+
+    A checkpoint becomes visible by one rename when all of its files are written, so a run that is killed at any moment
+    finds whole checkpoints only.
+    """
+
+    def __init__(self, workdir: str | epath.Path):
+        folder = epath.Path(workdir).resolve() / "checkpoints"
+        self._last = _manager(folder / "last", keep=2)
+        self._best = _manager(folder / "best", keep=1)
+
+    def save(self, step: int, weights: PyTree, train: PyTree, records: Mapping[str, Any]) -> None:
+        """Starts writing the state after `step` steps; returns when the arrays may be changed again."""
+        if step == self._last.latest_step():
+            return
+        items = {"weights": ocp.args.StandardSave(weights), "train": ocp.args.StandardSave(train)}
+        self._last.save(step, args=ocp.args.Composite(records=ocp.args.JsonSave(dict(records)), **items), force=True)
+
+    def save_best(self, step: int, weights: PyTree, metrics: Mapping[str, float]) -> None:
+        """Starts writing the weights that scored best so far, with their scores."""
+        for later in [s for s in self._best.all_steps() if s >= step]:
+            self._best.delete(later)  # written before a crash, by the steps that are now being run again
+        items = {"weights": ocp.args.StandardSave(weights), "records": ocp.args.JsonSave(dict(metrics))}
+        self._best.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def restore(self, weights: PyTree, train: PyTree) -> Restored | None:
+        """Reads the newest checkpoint into the shapes, types and shardings of the two templates; None if there is none.
+
+        Raises:
+            ValueError: the checkpoint holds other parameters than the templates.
+        """
+        step = self._last.latest_step()
+        if step is None:
+            return None
+        template = {"weights": ocp.args.StandardRestore(weights), "train": ocp.args.StandardRestore(train)}
+        try:
+            read = self._last.restore(step, args=ocp.args.Composite(records=ocp.args.JsonRestore(), **template))
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"the checkpoint of step {step} in {self._last.directory} does not fit this config's parameters: "
+                f"start in a new workdir with --config.init_from={self._last.directory.parent.parent}, or undo the "
+                f"change of the config. The first difference: {str(error)[:1000]}"
+            ) from error
+        return Restored(read["weights"], read["train"], read["records"], step)
+
+    def wait(self) -> None:
+        """Returns when everything that `save` began is safely written."""
+        self._last.wait_until_finished()
+        self._best.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits, then frees the background threads."""
+        self._last.close()
+        self._best.close()
+
+
+def read_weights(source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None) -> Weights:
+    """Reads a model for inference from a run's workdir.
+
+    Args:
+        source: a workdir.
+        which: "best" (by validation CIDEr-D; the last one if nothing was evaluated yet) or "last".
+        sharding: where the arrays go; by default the first local device.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: `which` is neither of the two.
+    """
+    if which not in ("best", "last"):
+        raise ValueError(f"which checkpoint? 'best' or 'last', not {which!r}")
+    folder = epath.Path(source).resolve() / "checkpoints"
+    for name in ("best", "last") if which == "best" else ("last",):
+        if not (folder / name).exists():
+            continue
+        with _manager(folder / name, keep=None, read_only=True) as manager:
+            if (step := manager.latest_step()) is not None:
+                return Weights(_read_item(manager, step, sharding), step)
+    raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
+
+
+def _read_item(manager: ocp.CheckpointManager, step: int, sharding: jax.sharding.Sharding | None) -> PyTree:
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    saved = manager.item_metadata(step)["weights"]
+    template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved.tree)
+    return manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
+
+
+def _manager(folder: epath.Path, keep: int | None, read_only: bool = False) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=keep,
+        create=not read_only,
+        read_only=read_only,
+        cleanup_tmp_directories=not read_only,
+        enable_async_checkpointing=not read_only,
+    )
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ("weights", "train")}
+    return ocp.CheckpointManager(folder, options=options, item_handlers={**handlers, "records": ocp.JsonCheckpointHandler()})

@@ -1,0 +1,1 @@
+"""Training: objective, optimizer, state, step and loop."""

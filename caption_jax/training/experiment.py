@@ -1,0 +1,172 @@
+"""Puts a run together from its config: devices, data, words, pixels, model and pretrained weights."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from caption_jax import workdir as workdir_files
+from caption_jax.models.build import build_model
+from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.pretrained import encoder_settings, load_encoder_weights
+from caption_jax.training.sharding import make_mesh
+from caption_jax.training.transfer import transfer_weights
+from caption_jax.workdir import Described, ModelFacts
+from input_pipeline.images import Preprocessing
+from input_pipeline.records import Split
+from input_pipeline.sources import open_splits
+from input_pipeline.tokenizer import build_vocabulary
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run's fixed parts. `workdir` holds what `described` says."""
+
+    workdir: epath.Path
+    described: Described
+    mesh: jax.sharding.Mesh
+    splits: dict[str, Split]
+
+    @property
+    def config(self) -> ConfigDict:
+        """The run's config."""
+        return self.described.config
+
+    def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
+        """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        return model_of(self.described, frozen_norms)
+
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            ValueError: the data has no such split.
+        """
+        if name not in self.splits or not len(self.splits[name]):
+            raise ValueError(f"the data has no split {name!r}: it has {', '.join(sorted(self.splits))}")
+        return self.splits[name]
+
+
+def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
+    """Prepares a training run in a new workdir, or takes up the one that is there.
+
+    Raises:
+        ValueError: the config contradicts itself, its data, or the run that the workdir holds.
+    """
+    mesh = make_mesh(config.mesh)
+    _check_batches(config, mesh)
+    splits = open_splits(config.data)
+    if "train" not in splits:
+        raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
+    if (workdir / "model.json").exists():
+        described = _take_up(config, workdir)
+    else:
+        described = _describe(config, splits["train"])
+        if jax.process_index() == 0:
+            workdir_files.write_description(workdir, described)
+    return Experiment(workdir, described, mesh, splits)
+
+
+def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
+    """Opens a finished (or running) run to evaluate it, with `config` in place of the stored one."""
+    stored = workdir_files.read_description(workdir)
+    described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
+    return Experiment(workdir, described, make_mesh(config.mesh), open_splits(config.data))
+
+
+def model_of(described: Described, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
+    """Builds the model that a workdir describes."""
+    facts = described.facts
+    return build_model(
+        described.config.model,
+        vocabulary_size=facts.vocabulary_size,
+        max_length=facts.max_length,
+        dtype=compute_dtype(described.config.dtype),
+        frozen_norms=frozen_norms,
+        padding=facts.padding,
+        norm_epsilon=facts.norm_epsilon,
+    )
+
+
+def initial_variables(experiment: Experiment) -> PyTree:
+    """Fresh variables from the config's seed, then pretrained encoder weights, then those of `config.init_from`."""
+    config, facts = experiment.config, experiment.described.facts
+    variables = init_variables(experiment.described)
+    if config.model.encoder.weights:
+        pretrained = load_encoder_weights(config.model.encoder.weights, config.model.encoder.variant)
+        for collection, tree in pretrained.variables.items():
+            variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
+        logging.info("image encoder: weights from %s", pretrained.source)
+    if config.init_from:
+        variables = transfer_weights(variables, config.init_from, experiment.described.vocabulary)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, facts.vocabulary_size)
+    return variables
+
+
+def init_variables(described: Described) -> PyTree:
+    """Random variables of the described model: `params` and `batch_stats`, float32."""
+    model, size = model_of(described), described.preprocessing.size
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    tokens = jnp.zeros((1, 1, described.facts.max_length - 1), jnp.int32)
+    init = jax.jit(functools.partial(model.init, train=False))
+    return dict(init(jax.random.key(described.config.seed), images, tokens))
+
+
+def parameter_paths(params: PyTree) -> list[str]:
+    """Paths such as "decoder/layer_0/self_attention/out/kernel" of all parameters."""
+    return sorted(traverse_util.flatten_dict(params, sep="/"))
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that layers compute in; parameters, norms' statistics, softmax and loss stay float32."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
+    return jnp.dtype(name)
+
+
+def _describe(config: ConfigDict, train: Split) -> Described:
+    settings = encoder_settings(config.model.encoder.weights, config.model.encoder.variant)
+    data = config.data
+    vocabulary = build_vocabulary(data, train.captions)
+    facts = ModelFacts(vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon)
+    mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
+    preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
+    return Described(config, facts, preprocessing, vocabulary)
+
+
+def _take_up(config: ConfigDict, workdir: epath.Path) -> Described:
+    stored = workdir_files.read_description(workdir)
+    changes = workdir_files.differences(stored.config, config)
+    for key, (old, new) in changes.items():
+        logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)
+    workdir_files.check_resumable(changes, workdir)
+    described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
+    if changes and jax.process_index() == 0:
+        workdir_files.write_description(workdir, described)
+    return described
+
+
+def _check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
+    devices, slices = mesh.shape["data"], config.optimizer.accumulation
+    sizes = {"data.batch_size": devices * slices, "data.eval_batch_size": devices}
+    for key, parts in sizes.items():
+        size = config.data[key.split(".")[1]]
+        if size % parts:
+            raise ValueError(
+                f"config.{key}={size} must be a multiple of {parts} ({devices} devices"
+                + (f" x {slices} accumulated slices" if parts != devices else "")
+                + f"): set it to {max(size // parts, 1) * parts}"
+            )

@@ -1,0 +1,145 @@
+"""The jitted steps: one update, and one batch of an evaluation. Both are pure; the loop does all input and output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import traverse_util
+from ml_collections import ConfigDict
+
+from caption_jax.decoding import decode
+from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.training.augment import augment, normalise
+from caption_jax.training.objective import token_cross_entropy
+from caption_jax.training.optimizer import ema_update
+from caption_jax.training.state import TrainState
+from input_pipeline.images import Preprocessing
+from input_pipeline.tokenizer import PAD_ID
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def make_train_step(
+    model: ImageCaptioningModel,
+    optimizer: optax.GradientTransformation,
+    preprocessing: Preprocessing,
+    config: ConfigDict,
+    frozen: frozenset[str],
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
+
+    The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens, so
+    the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
+    differentiated, so nothing is computed backwards below the lowest of them.
+
+    All randomness of a step comes from (config.seed, step, slice).
+    """
+
+    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, key: jax.Array, total: jax.Array):
+        params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
+        augment_key, dropout_key, drop_path_key = jax.random.split(key, 3)
+        images = augment(augment_key, batch["image"], config.augment)
+        logits, updated = model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            normalise(images, preprocessing.mean, preprocessing.std),
+            batch["tokens"][..., :-1],
+            train=True,
+            rngs={"dropout": dropout_key, "drop_path": drop_path_key},
+            mutable=["batch_stats"],
+        )
+        targets = batch["tokens"][..., 1:]
+        loss = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
+        return loss.loss_sum / total, (updated["batch_stats"], loss.correct_sum / total)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        params = traverse_util.flatten_dict(state.params, sep="/")
+        trainable = {path: value for path, value in params.items() if path not in frozen}
+        fixed = {path: value for path, value in params.items() if path in frozen}
+        tokens = target_weights(batch).sum()
+        total = jnp.maximum(tokens, 1.0)
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+
+        def one_slice(carry, item):
+            gradients, batch_stats, loss, accuracy = carry
+            index, part = item
+            (new_loss, (batch_stats, new_accuracy)), new_gradients = gradient(
+                trainable, fixed, batch_stats, part, jax.random.fold_in(step_key, index), total
+            )
+            gradients = jax.tree.map(jnp.add, gradients, new_gradients)
+            return (gradients, batch_stats, loss + new_loss, accuracy + new_accuracy), None
+
+        slices = config.optimizer.accumulation
+        if slices == 1:
+            key = jax.random.fold_in(step_key, 0)
+            (loss, (batch_stats, accuracy)), gradients = gradient(trainable, fixed, state.batch_stats, batch, key, total)
+        else:
+            zero = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats, jnp.zeros(()), jnp.zeros(()))
+            parts = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
+            (gradients, batch_stats, loss, accuracy), _ = jax.lax.scan(one_slice, zero, parts)
+
+        zeros = {path: jnp.zeros_like(value) for path, value in fixed.items()}
+        full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
+        updates, opt_state = optimizer.update(full, state.opt_state, state.params)
+        new_params = optax.apply_updates(state.params, updates)
+        ema = None if state.ema is None else ema_update(state.ema, new_params, config.optimizer.ema, state.step)
+        metrics = {
+            "loss": loss,
+            "token_accuracy": accuracy,
+            "gradient_norm": optax.global_norm(gradients),
+            "parameter_norm": optax.global_norm(new_params),
+            "tokens": tokens,
+        }
+        new_state = state.replace(
+            step=state.step + 1, params=new_params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+        )
+        return new_state, metrics
+
+    return step
+
+
+def make_eval_step(
+    model: ImageCaptioningModel, preprocessing: Preprocessing, decode_config: ConfigDict
+) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
+    """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
+
+    Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
+    `weight_sum` over the reference tokens (no label smoothing); `index` and `mask` as in the batch.
+    """
+
+    def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        images = normalise(batch["image"], preprocessing.mean, preprocessing.std)
+        features = model.apply(variables, images, train=False, method="encode_images")
+        logits = model.apply(
+            variables, batch["tokens"][..., :-1], features, train=False, method=lambda m, *a, **k: m.decode(*a, **k).logits
+        )
+        loss = token_cross_entropy(logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
+        decoded = decode(model, variables, features, decode_config)
+        return {
+            "tokens": decoded.tokens,
+            "log_prob": decoded.log_prob,
+            "loss_sum": loss.loss_sum,
+            "correct_sum": loss.correct_sum,
+            "weight_sum": loss.weight_sum,
+            "index": batch["index"],
+            "mask": batch["mask"],
+        }
+
+    return step
+
+
+def target_weights(batch: Batch) -> jax.Array:
+    """Weight of each predicted token [batch, captions, length - 1]: 1 for words and </s>, 0 for pads and padding rows."""
+    real = batch["tokens"][..., 1:] != PAD_ID
+    return (real & batch["mask"][:, None, None]).astype(jnp.float32)
+
+
+def _slice_rows(array: jax.Array, slices: int) -> jax.Array:
+    """[batch, ...] -> [slices, batch / slices, ...], each device keeping its own rows."""
+    return array.reshape(array.shape[0] // slices, slices, *array.shape[1:]).swapaxes(0, 1)

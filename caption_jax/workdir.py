@@ -1,0 +1,137 @@
+"""The plain files of a run's workdir: what was asked for, with which versions, and what inference must know.
+
+docs/workdir.md lists every file. Paths may be local or on a bucket (`gs://...`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import json
+import platform
+from typing import Any
+
+from etils import epath
+from ml_collections import ConfigDict
+
+from input_pipeline.images import Preprocessing
+from input_pipeline.tokenizer import Vocabulary
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers", "pillow", "numpy")
+
+# A run cannot go on under another value of these: its parameters, its token ids or its data order would not fit.
+_FIXED = (
+    "seed",
+    "model.",
+    "data.source",
+    "data.tokenizer",
+    "data.vocabulary_size",
+    "data.lowercase",
+    "data.compact_vocabulary",
+    "data.max_length",
+    "data.image_size",
+    "data.fit",
+    "data.interpolation",
+    "data.batch_size",
+    "data.captions_per_image",
+    "optimizer.name",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights."""
+
+    vocabulary_size: int
+    max_length: int
+    padding: str
+    norm_epsilon: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """A workdir read back: enough to rebuild the model, its pixels and its words."""
+
+    config: ConfigDict
+    facts: ModelFacts
+    preprocessing: Preprocessing
+    vocabulary: Vocabulary
+
+
+def write_description(workdir: epath.Path, described: Described) -> None:
+    """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/."""
+    workdir.mkdir(parents=True, exist_ok=True)
+    _write_json(workdir / "config.json", described.config.to_dict())
+    _write_json(workdir / "versions.json", _versions())
+    _write_json(workdir / "model.json", dataclasses.asdict(described.facts))
+    _write_json(workdir / "preprocessing.json", described.preprocessing.to_json())
+    described.vocabulary.save(workdir / "tokenizer")
+
+
+def read_description(workdir: str | epath.Path) -> Described:
+    """Reads what `write_description` wrote.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's workdir.
+    """
+    workdir = epath.Path(workdir)
+    return Described(
+        config=read_config(workdir),
+        facts=ModelFacts(**_read_json(workdir / "model.json")),
+        preprocessing=Preprocessing.from_json(_read_json(workdir / "preprocessing.json")),
+        vocabulary=Vocabulary.load(workdir / "tokenizer"),
+    )
+
+
+def read_config(workdir: str | epath.Path) -> ConfigDict:
+    """The config a run was started with, as plain values of a locked `ConfigDict`."""
+    return ConfigDict(_read_json(epath.Path(workdir) / "config.json"), convert_dict=True).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Keys whose values differ, as "a.b.c" -> (old, new); a key that one side lacks counts as None there."""
+    old_flat, new_flat = _flatten(old.to_dict()), _flatten(new.to_dict())
+    keys = sorted(old_flat.keys() | new_flat.keys())
+    return {k: (old_flat.get(k), new_flat.get(k)) for k in keys if old_flat.get(k) != new_flat.get(k)}
+
+
+def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
+    """Raises ValueError when a changed key makes the stored state of `workdir` useless."""
+    fixed = {k: v for k, v in changes.items() if any(k == f or (f.endswith(".") and k.startswith(f)) for f in _FIXED)}
+    if fixed:
+        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
+        raise ValueError(
+            f"{workdir} holds a run that cannot go on with these changes:\n{lines}\n"
+            f"Undo them, or train in another workdir with --config.init_from={workdir} to start from its weights."
+        )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(tree, dict):
+        return {prefix: json.loads(json.dumps(tree))}  # tuples and lists compare as equals
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
+    return flat
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "absent"
+    return found
+
+
+def _write_json(path: epath.Path, content: Any) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    part.replace(path)  # whole or not at all, whenever the run is killed
+
+
+def _read_json(path: epath.Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing: {path.parent} is not the workdir of a training run")
+    return json.loads(path.read_text())
