@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caption_jax.config import default_config
+from input_pipeline.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, Vocabulary, build_vocabulary
+
+CAPTIONS = [
+    "A dog runs.",
+    "two dogs run on the grass",
+    "a  dog \n on the grass",
+    "the cat sits on the dog",
+    "a cat and a dog",
+    "a café in the rain",
+    "the dog runs in the rain",
+] * 3
+
+
+@pytest.fixture(scope="module")
+def vocabulary() -> Vocabulary:
+    data = default_config().data
+    data.vocabulary_size = 320
+    return build_vocabulary(data, CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def roberta(shared_data) -> Tokenizer:
+    return Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
+
+
+def test_roberta_ids(roberta):
+    ids = roberta.encode("Hello world! cécé herlolip")
+    assert ids == [0, 31414, 232, 328, 740, 1140, 12695, 69, 46078, 1588, 2]
+    assert roberta.decode(ids) == "Hello world! cécé herlolip"
+    assert roberta.size == 50265
+
+
+def test_roberta_agrees_with_transformers(roberta, shared_data):
+    from transformers import RobertaTokenizerFast
+
+    folder = shared_data / "roberta-base-tokenizer"
+    reference = RobertaTokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+    with open(shared_data / "flickr8k" / "captions.csv", encoding="utf-8", newline="") as file:
+        captions = [" ".join(row["caption"].split()) for row in list(csv.DictReader(file))[:2000]]
+    assert roberta.encode_batch(captions) == reference(captions)["input_ids"]
+
+
+def test_special_tokens_in_text_are_text(roberta):
+    ids = roberta.encode("a </s> b <mask>")
+    assert ids.count(EOS) == 1 and ids[-1] == EOS
+    assert roberta.decode(ids) == "a </s> b <mask>"
+
+
+def test_first_word_is_encoded_as_other_words(vocabulary):
+    first, later = vocabulary.encode("dog", 8), vocabulary.encode("a dog", 8)
+    assert first[1] == later[2]
+    assert vocabulary.decode(first) == "dog"
+
+
+def test_layout_padding_and_round_trip(vocabulary):
+    ids = vocabulary.encode("  A DOG  runs ", 12)
+    assert ids.dtype == np.int32 and ids.shape == (12,)
+    end = ids.tolist().index(EOS)
+    assert ids[0] == BOS and set(ids[end + 1 :].tolist()) == {PAD}
+    assert vocabulary.decode(ids) == "a dog runs"
+    assert vocabulary.decode(ids[1:]) == "a dog runs"
+
+
+def test_decode_stops_at_the_first_end(vocabulary):
+    ids = vocabulary.encode("a dog", 6).tolist()
+    assert vocabulary.decode([*ids[: ids.index(EOS) + 1], *ids[1:]]) == "a dog"
+
+
+def test_a_long_caption_is_cut_without_an_end(vocabulary):
+    ids = vocabulary.encode("the dog runs in the rain", 4)
+    assert EOS not in ids and PAD not in ids
+    assert vocabulary.decode(ids) == "the dog runs"
+
+
+def test_unseen_pieces_become_unknown_and_leave_no_trace(vocabulary):
+    ids = vocabulary.encode("a 猫 dog", 16)
+    assert UNK in ids
+    assert vocabulary.decode(ids) == "a dog"
+
+
+def test_compact_ids_map_to_full_ids_and_back(roberta):
+    vocabulary = Vocabulary(roberta, [id_ for ids in roberta.encode_batch(CAPTIONS) for id_ in ids])
+    full = np.array(roberta.encode(CAPTIONS[1]))
+    compact = vocabulary.to_compact(full)
+    assert vocabulary.size < 60 and compact.max() < vocabulary.size
+    np.testing.assert_array_equal(vocabulary.to_full(compact), full)
+    assert np.all(np.diff(vocabulary.to_full(np.arange(vocabulary.size))) > 0)
+    assert vocabulary.to_compact([50000]).tolist() == [UNK]
+
+
+def test_whole_vocabulary_is_the_identity():
+    data = default_config().data
+    data.vocabulary_size, data.compact_vocabulary = 320, False
+    vocabulary = build_vocabulary(data, CAPTIONS)
+    assert vocabulary.size == vocabulary.tokenizer.size <= 320
+    np.testing.assert_array_equal(vocabulary.to_full(np.arange(vocabulary.size)), np.arange(vocabulary.size))
+
+
+def test_save_and_load(vocabulary, tmp_path):
+    vocabulary.save(tmp_path / "vocabulary")
+    loaded = Vocabulary.load(tmp_path / "vocabulary")
+    assert loaded == vocabulary
+    np.testing.assert_array_equal(loaded.encode_batch(CAPTIONS, 12), vocabulary.encode_batch(CAPTIONS, 12))
+    assert loaded.tokenizer.lowercase and loaded.tokenizer.add_prefix_space
+
+
+def test_training_is_deterministic(vocabulary):
+    data = default_config().data
+    data.vocabulary_size = 320
+    assert build_vocabulary(data, CAPTIONS) == vocabulary
+
+
+def test_case_is_kept_when_asked():
+    data = default_config().data
+    data.lowercase = False
+    vocabulary = build_vocabulary(data, CAPTIONS)
+    assert vocabulary.decode(vocabulary.encode("A dog", 8)) == "A dog"
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=40))
+def test_any_text_survives_the_trained_tokenizer(vocabulary, text):
+    expected = " ".join(text.split()).lower()
+    # str.strip on decode also drops characters that only look like space; split() sees the same set.
+    assert vocabulary.tokenizer.decode(vocabulary.tokenizer.encode(text)) == expected.strip()
+
+
+def test_errors_name_what_is_wrong(tmp_path, vocabulary):
+    with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
+        Tokenizer.from_folder(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"vocabulary\.json"):
+        Vocabulary.load(tmp_path)
+    with pytest.raises(ValueError, match="vocabulary_size is 100"):
+        Tokenizer.train(CAPTIONS, 100)
+    with pytest.raises(ValueError, match="no training caption"):
+        Tokenizer.train(["", " "], 400)
+    with pytest.raises(ValueError, match="token id 99999"):
+        Vocabulary(vocabulary.tokenizer, [99999])
+    (tmp_path / "vocab.json").write_text('{"a": 0, "b": 1}')
+    (tmp_path / "merges.txt").write_text("#version: 0.2\n")
+    with pytest.raises(ValueError, match="RoBERTa's layout"):
+        Tokenizer.from_folder(tmp_path)
