@@ -11,9 +11,13 @@ import json
 import platform
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from caption_jax.models.build import build_model
+from caption_jax.models.captioning import ImageCaptioningModel
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
@@ -56,6 +60,27 @@ class Described:
     facts: ModelFacts
     preprocessing: Preprocessing
     vocabulary: Vocabulary
+
+    def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
+        """Builds the model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        return build_model(
+            self.config.model,
+            vocabulary_size=self.facts.vocabulary_size,
+            max_length=self.facts.max_length,
+            dtype=compute_dtype(self.config.dtype),
+            frozen_norms=frozen_norms,
+            padding=self.facts.padding,
+            norm_epsilon=self.facts.norm_epsilon,
+        )
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype that layers compute in; parameters, norms' statistics, softmax and loss stay float32."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in ("float32", "bfloat16"):
+        raise ValueError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
+    return jnp.dtype(name)
 
 
 def write_description(workdir: epath.Path, described: Described) -> None:

@@ -14,7 +14,6 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from caption_jax import workdir as workdir_files
-from caption_jax.models.build import build_model
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.pretrained import encoder_settings, load_encoder_weights
 from caption_jax.training.sharding import make_mesh
@@ -44,7 +43,7 @@ class Experiment:
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
-        return model_of(self.described, frozen_norms)
+        return self.described.model(frozen_norms)
 
     def split(self, name: str) -> Split:
         """The split of that name.
@@ -84,20 +83,6 @@ def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
     return Experiment(workdir, described, make_mesh(config.mesh), open_splits(config.data))
 
 
-def model_of(described: Described, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
-    """Builds the model that a workdir describes."""
-    facts = described.facts
-    return build_model(
-        described.config.model,
-        vocabulary_size=facts.vocabulary_size,
-        max_length=facts.max_length,
-        dtype=compute_dtype(described.config.dtype),
-        frozen_norms=frozen_norms,
-        padding=facts.padding,
-        norm_epsilon=facts.norm_epsilon,
-    )
-
-
 def initial_variables(experiment: Experiment) -> PyTree:
     """Fresh variables from the config's seed, then pretrained encoder weights, then those of `config.init_from`."""
     config, facts = experiment.config, experiment.described.facts
@@ -116,7 +101,7 @@ def initial_variables(experiment: Experiment) -> PyTree:
 
 def init_variables(described: Described) -> PyTree:
     """Random variables of the described model: `params` and `batch_stats`, float32."""
-    model, size = model_of(described), described.preprocessing.size
+    model, size = described.model(), described.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, described.facts.max_length - 1), jnp.int32)
     init = jax.jit(functools.partial(model.init, train=False))
@@ -126,15 +111,6 @@ def init_variables(described: Described) -> PyTree:
 def parameter_paths(params: PyTree) -> list[str]:
     """Paths such as "decoder/layer_0/self_attention/out/kernel" of all parameters."""
     return sorted(traverse_util.flatten_dict(params, sep="/"))
-
-
-def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype that layers compute in; parameters, norms' statistics, softmax and loss stay float32."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
-        raise ValueError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
-    return jnp.dtype(name)
 
 
 def _describe(config: ConfigDict, train: Split) -> Described:

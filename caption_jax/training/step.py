@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from caption_jax.decoding import decode
 from caption_jax.models.captioning import ImageCaptioningModel
-from caption_jax.training.augment import augment, normalise
+from caption_jax.training.augment import augment
 from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
@@ -47,7 +47,7 @@ def make_train_step(
         images = augment(augment_key, batch["image"], config.augment)
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            normalise(images, preprocessing.mean, preprocessing.std),
+            preprocessing.normalise(images),
             batch["tokens"][..., :-1],
             train=True,
             rngs={"dropout": dropout_key, "drop_path": drop_path_key},
@@ -114,7 +114,7 @@ def make_eval_step(
     """
 
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        images = normalise(batch["image"], preprocessing.mean, preprocessing.std)
+        images = preprocessing.normalise(batch["image"])
         features = model.apply(variables, images, train=False, method="encode_images")
         logits = model.apply(
             variables, batch["tokens"][..., :-1], features, train=False, method=lambda m, *a, **k: m.decode(*a, **k).logits

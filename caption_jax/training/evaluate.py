@@ -1,0 +1,130 @@
+"""Scoring a split: decode every image once, compare with its references."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from caption_jax.evaluation import protocol, score
+from caption_jax.training.experiment import Experiment
+from caption_jax.training.sharding import batch_sharding, put_batch, replicated
+from caption_jax.training.step import make_eval_step
+from input_pipeline.batches import eval_batches
+from input_pipeline.records import Split
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    Attributes:
+        metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced.
+        captions: image id -> generated caption.
+        log_probs: image id -> summed log-probability of its tokens.
+        unreadable: image id -> why it could not be captioned. It counts as an empty caption.
+        protocol: how the numbers came about.
+    """
+
+    metrics: dict[str, float]
+    captions: dict[Any, str]
+    log_probs: dict[Any, float]
+    unreadable: dict[Any, str]
+    protocol: dict[str, Any]
+
+
+class Evaluator:
+    """Evaluates variables on one split; compiled once, used as often as wanted.
+
+    Args:
+        experiment: the run.
+        split_name: "train", "val", "test", or whatever the data has.
+        limit: score only so many images, evenly spread; 0 for all.
+        images: "real", or for a look at what the captions owe to the image: "blank" (mid-grey) or "shuffled" (each
+            image's caption judged against the references of another).
+    """
+
+    def __init__(self, experiment: Experiment, split_name: str, limit: int = 0, images: str = "real"):
+        if images not in ("real", "blank", "shuffled"):
+            raise ValueError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
+        self._experiment, self._split_name, self._images = experiment, split_name, images
+        self.split = _spread(experiment.split(split_name), limit)
+        mesh = experiment.mesh
+        step = make_eval_step(experiment.model(), experiment.described.preprocessing, experiment.config.decode)
+        self._step: Callable = jax.jit(
+            step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
+        )
+
+    def __call__(self, variables: PyTree, step: int) -> Evaluation:
+        """Decodes and scores every image of the split; the last batch is padded and masked, never dropped."""
+        started = time.time()
+        described = self._experiment.described
+        batches = eval_batches(
+            self.split,
+            described.preprocessing,
+            described.vocabulary,
+            self._experiment.config.data,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        captions: dict[Any, str] = {}
+        log_probs: dict[Any, float] = {}
+        sums = np.zeros(3)
+        for batch in batches:
+            batch = {**batch, "image": self._shown(batch["image"])}
+            out = jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh)))
+            sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
+            for row in np.flatnonzero(out["mask"]):
+                image_id = self.split.image_ids[int(out["index"][row])]
+                captions[image_id] = described.vocabulary.decode(out["tokens"][row])
+                log_probs[image_id] = float(out["log_prob"][row])
+        return self._judge(captions, log_probs, sums, step, time.time() - started, dict(batches.problems))
+
+    def _shown(self, images: np.ndarray) -> np.ndarray:
+        if self._images == "blank":
+            return np.full_like(images, 128)
+        return np.roll(images, 1, axis=0) if self._images == "shuffled" else images
+
+    def _judge(
+        self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
+    ) -> Evaluation:
+        references = {image_id: list(texts) for image_id, texts in zip(self.split.image_ids, self.split.captions, strict=True)}
+        unreadable = {image_id: problems.get(image_id, "unreadable") for image_id in references if image_id not in captions}
+        hypotheses = {**captions, **dict.fromkeys(unreadable, "")}
+        metrics = score(references, hypotheses)
+        loss, correct, weight = sums
+        metrics["loss"], metrics["token_accuracy"] = float(loss / max(weight, 1)), float(correct / max(weight, 1))
+        how = {
+            "split": self._split_name,
+            "images": len(references),
+            "unreadable_images": len(unreadable),
+            "image_input": self._images,
+            **protocol(),
+            "decode": self._experiment.config.decode.to_dict(),
+            "step": step,
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "wall_seconds": round(seconds, 1),
+        }
+        return Evaluation(metrics, captions, log_probs, unreadable, how)
+
+
+def _spread(split: Split, limit: int) -> Split:
+    """At most `limit` records of the split, evenly spread over it."""
+    if not limit or limit >= len(split):
+        return split
+    chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+    return Split(split.name, [split.records[i] for i in chosen])
+
+
+def as_results(evaluation: Evaluation) -> dict[str, Any]:
+    """The content of `eval_<split>.json`."""
+    how = evaluation.protocol
+    return {"split": how["split"], "step": how["step"], "metrics": evaluation.metrics, "protocol": how}
+
+

