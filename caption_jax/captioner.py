@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
 from caption_jax.workdir import Described, read_description
-from input_pipeline.images import ImageError, ImageSource
+from input_pipeline.images import ImageError, ImageLike
 
 PyTree = Any
 
@@ -57,7 +57,7 @@ class Captioner:
 
         self._run = jax.jit(run)
 
-    def caption(self, images: Sequence[ImageSource]) -> list[Caption]:
+    def caption(self, images: Sequence[ImageLike]) -> list[Caption]:
         """Captions images given as paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
 
         Raises:
@@ -70,7 +70,7 @@ class Captioner:
             found.append(result)
         return found
 
-    def caption_each(self, images: Iterable[ImageSource]) -> Iterator[Caption | ImageError]:
+    def caption_each(self, images: Iterable[ImageLike]) -> Iterator[Caption | ImageError]:
         """Yields, in order, the caption of each image or the error that says why it has none."""
         for chunk in _chunks(images, self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
@@ -80,7 +80,7 @@ class Captioner:
             for image in loaded:
                 yield image if isinstance(image, ImageError) else next(captions)
 
-    def _load(self, image: ImageSource) -> np.ndarray | ImageError:
+    def _load(self, image: ImageLike) -> np.ndarray | ImageError:
         try:
             return self._described.preprocessing.load(image)
         except ImageError as error:
@@ -113,8 +113,8 @@ def load(workdir: str, which: str = "best", decode_config: ConfigDict | None = N
     return Captioner(read_description(workdir), read_weights(workdir, which).variables, decode_config, batch_size)
 
 
-def _chunks(items: Iterable[ImageSource], size: int) -> Iterator[list[ImageSource]]:
-    chunk: list[ImageSource] = []
+def _chunks(items: Iterable[ImageLike], size: int) -> Iterator[list[ImageLike]]:
+    chunk: list[ImageLike] = []
     for item in items:
         chunk.append(item)
         if len(chunk) == size:

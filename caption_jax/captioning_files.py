@@ -9,9 +9,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from caption_jax.captioner import Captioner
-from input_pipeline.images import ImageError
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".jfif")
+from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
 
 def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> int:

@@ -89,7 +89,7 @@ def write_description(workdir: epath.Path, described: Described) -> None:
     _write_json(workdir / "config.json", described.config.to_dict())
     _write_json(workdir / "versions.json", _versions())
     _write_json(workdir / "model.json", dataclasses.asdict(described.facts))
-    _write_json(workdir / "preprocessing.json", described.preprocessing.to_json())
+    _write_text(workdir / "preprocessing.json", described.preprocessing.to_json())
     described.vocabulary.save(workdir / "tokenizer")
 
 
@@ -103,7 +103,7 @@ def read_description(workdir: str | epath.Path) -> Described:
     return Described(
         config=read_config(workdir),
         facts=ModelFacts(**_read_json(workdir / "model.json")),
-        preprocessing=Preprocessing.from_json(_read_json(workdir / "preprocessing.json")),
+        preprocessing=Preprocessing.from_json(_read_text(workdir / "preprocessing.json")),
         vocabulary=Vocabulary.load(workdir / "tokenizer"),
     )
 
@@ -151,12 +151,20 @@ def _versions() -> dict[str, str]:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def _write_text(path: epath.Path, text: str) -> None:
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    part.write_text(text + "\n")
     part.replace(path)  # whole or not at all, whenever the run is killed
 
 
 def _read_json(path: epath.Path) -> Any:
+    return json.loads(_read_text(path))
+
+
+def _read_text(path: epath.Path) -> str:
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing: {path.parent} is not the workdir of a training run")
-    return json.loads(path.read_text())
+    return path.read_text()

@@ -94,7 +94,7 @@ class Evaluator:
     def _judge(
         self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
     ) -> Evaluation:
-        references = {image_id: list(texts) for image_id, texts in zip(self.split.image_ids, self.split.captions, strict=True)}
+        references = self.split.references
         unreadable = {image_id: problems.get(image_id, "unreadable") for image_id in references if image_id not in captions}
         hypotheses = {**captions, **dict.fromkeys(unreadable, "")}
         metrics = score(references, hypotheses)

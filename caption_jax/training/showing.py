@@ -28,7 +28,7 @@ def show_samples(monitor: Monitor, experiment: Experiment, split: Split, weights
     images, references = [], []
     for record in split.records[:count]:
         try:
-            images.append(described.preprocessing.load(record.image))
+            images.append(described.preprocessing.load(record.source(), name=record.name))
         except ImageError:
             continue  # named by the evaluation of the same images
         references.append(record.captions[0])

@@ -18,7 +18,7 @@ from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
-from input_pipeline.tokenizer import PAD_ID
+from input_pipeline.tokenizer import PAD
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -136,7 +136,7 @@ def make_eval_step(
 
 def target_weights(batch: Batch) -> jax.Array:
     """Weight of each predicted token [batch, captions, length - 1]: 1 for words and </s>, 0 for pads and padding rows."""
-    real = batch["tokens"][..., 1:] != PAD_ID
+    real = batch["tokens"][..., 1:] != PAD
     return (real & batch["mask"][:, None, None]).astype(jnp.float32)
 
 
