@@ -100,7 +100,7 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls, name: str, *, lowercase: bool = False, add_prefix_space: bool = False) -> Tokenizer:
-        """Takes `vocab.json` and `merges.txt` of a Hugging Face model such as `roberta-base` from the hub or its cache."""
+        """Takes `vocab.json` and `merges.txt` of a model such as `roberta-base` from the Hugging Face hub or its cache."""
         from huggingface_hub import hf_hub_download  # imported late: most runs need no network
 
         try:
@@ -137,6 +137,10 @@ class Tokenizer:
         """Text of full ids; special tokens are skipped, white space at the ends is dropped."""
         kept = [int(i) for i in ids if int(i) not in self._special_ids]
         return self._backend.decode(kept, skip_special_tokens=False).strip()
+
+    def name(self, token: int) -> str:
+        """The tokenizer's own name of a full id, such as "<s>", or "\u0120dog" for a word's beginning."""
+        return self._backend.id_to_token(token)
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Text of each token by itself, for labels under pictures; a part of a character shows as U+FFFD."""
@@ -218,6 +222,19 @@ class Vocabulary:
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Text of each token by itself; see `Tokenizer.pieces`."""
         return self.tokenizer.pieces(self.to_full(list(ids)).tolist())
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokenizer's own name of each token, by compact id: what tells whether two vocabularies share it."""
+        return tuple(self.tokenizer.name(int(i)) for i in self._to_full)
+
+    def words_with_spans(self, ids: Iterable[int]) -> list[tuple[str, int, int]]:
+        """The words of compact ids up to the first `</s>`, each with its first token's place and the place after its last."""
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        starts = [place for place, i in enumerate(ids) if place == 0 or self.tokens[i].startswith(_WORD_START)]
+        spans = zip(starts, [*starts[1:], len(ids)], strict=True)
+        return [(self.decode(ids[start:end]), start, end) for start, end in spans]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer and the mapping into `folder`, for `Vocabulary.load`."""
