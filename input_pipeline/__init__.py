@@ -1,0 +1,1 @@
+"""Everything before the device: sources of captioned images, records, examples and batches of NumPy arrays."""
