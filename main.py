@@ -4,8 +4,8 @@
     python main.py --mode=evaluate --workdir=/tmp/shapes --split=test
     python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
 
-Keys of the config are overridden as `--config.data.batch_size=64`. The modes `evaluate` and `caption` take the config that
-the workdir holds, unless another one is named.
+Keys of the config are overridden as `--config.data.batch_size=64`. The modes `evaluate` and `caption` take the config
+that the workdir holds, unless another one is named.
 """
 
 from __future__ import annotations
@@ -20,9 +20,7 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the ru
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
 _MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "caption"], "What to do.")
 _SPLIT = flags.DEFINE_string("split", "val", "evaluate: split to score.")
-_IMAGES = flags.DEFINE_enum(
-    "images", "real", ["real", "blank", "shuffled"], "evaluate: show the model other images, to see what captions owe them."
-)
+_IMAGES = flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption: lines of path<TAB>caption, or JSON.")
 _CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption: which checkpoint.")
 

@@ -27,7 +27,8 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> 
     """
     paths = list(find_images(arguments))
     if not paths:
-        print(f"no images: {list(arguments)} names no file, and no folder with {' '.join(IMAGE_SUFFIXES)}", file=sys.stderr)
+        kinds = " ".join(IMAGE_SUFFIXES)
+        print(f"no images: {list(arguments)} names no file, and no folder that holds {kinds}", file=sys.stderr)
         return 2
     failures = 0
     for path, result in zip(paths, captioner.caption_each(paths), strict=True):
@@ -37,7 +38,7 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> 
             if form == "jsonl":
                 print(json.dumps({"path": path, "error": str(result)}, ensure_ascii=False), flush=True)
         elif form == "jsonl":
-            line = {"path": path, "caption": result.text, "log_prob": round(result.log_prob, 4), "tokens": result.tokens}
+            line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
             print(json.dumps(line, ensure_ascii=False), flush=True)
         else:
             print(f"{path}\t{result.text}", flush=True)

@@ -96,7 +96,9 @@ class Checkpoints:
         self._best.close()
 
 
-def read_weights(source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None) -> Weights:
+def read_weights(
+    source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None
+) -> Weights:
     """Reads a model for inference from a run's workdir.
 
     Args:
@@ -135,5 +137,9 @@ def _manager(folder: epath.Path, keep: int | None, read_only: bool = False) -> o
         cleanup_tmp_directories=not read_only,
         enable_async_checkpointing=not read_only,
     )
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ("weights", "train")}
-    return ocp.CheckpointManager(folder, options=options, item_handlers={**handlers, "records": ocp.JsonCheckpointHandler()})
+    handlers = {
+        "weights": ocp.StandardCheckpointHandler(),
+        "train": ocp.StandardCheckpointHandler(),
+        "records": ocp.JsonCheckpointHandler(),
+    }
+    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)

@@ -31,7 +31,7 @@ def _data() -> ConfigDict:
     data.source = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
     data.root = ""  # folder source: the folder that `images` and `captions` are relative to
     data.images = "images"  # folder source: folder of images
-    data.captions = ("captions.csv",)  # folder source: caption files (CSV, JSONL, COCO/Karpathy JSON, Flickr8k token.txt)
+    data.captions = ("captions.csv",)  # folder source: CSV, JSONL, COCO or Karpathy JSON, Flickr8k token.txt
     data.split_files = ConfigDict({"train": "", "val": "", "test": ""})  # text files, one image name a line
     data.split_field = ""  # name of a CSV column or JSON field that holds the split
     data.split_fractions = ConfigDict({"val": 0.0, "test": 0.0})  # seeded split by image, when there is nothing else
@@ -41,7 +41,8 @@ def _data() -> ConfigDict:
     data.image_size = 224
     data.fit = "squash"  # how an image becomes square: "squash" or "crop" (shorter side resized, centre kept)
     data.interpolation = "bicubic"  # "bilinear", "bicubic" or "area"
-    data.tokenizer = "train"  # "train" (byte-level BPE on the training captions), a folder with vocab.json and merges.txt, or a hub name
+    # "train" (byte-level BPE learned on the training captions), a folder with vocab.json and merges.txt, or a hub name
+    data.tokenizer = "train"
     data.vocabulary_size = 4000  # size of a trained tokenizer
     data.lowercase = True
     data.compact_vocabulary = True  # the decoder predicts only over tokens that occur in the training captions

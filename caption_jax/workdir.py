@@ -21,7 +21,7 @@ from caption_jax.models.captioning import ImageCaptioningModel
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers", "pillow", "numpy")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers", "pillow")
 
 # A run cannot go on under another value of these: its parameters, its token ids or its data order would not fit.
 _FIXED = (

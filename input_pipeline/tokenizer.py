@@ -22,6 +22,7 @@ BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
 
+_WORD_START = "\u0120"  # how byte-level BPE writes the space before a word
 _VOCAB, _MERGES, _SETTINGS, _COMPACT = "vocab.json", "merges.txt", "tokenizer_settings.json", "vocabulary.json"
 
 
@@ -229,7 +230,7 @@ class Vocabulary:
         return tuple(self.tokenizer.name(int(i)) for i in self._to_full)
 
     def words_with_spans(self, ids: Iterable[int]) -> list[tuple[str, int, int]]:
-        """The words of compact ids up to the first `</s>`, each with its first token's place and the place after its last."""
+        """The words of compact ids up to `</s>`, each with its first place and the one after its last."""
         ids = [int(i) for i in ids]
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         starts = [place for place, i in enumerate(ids) if place == 0 or self.tokens[i].startswith(_WORD_START)]

@@ -57,9 +57,7 @@ class Evaluator:
         self.split = _spread(experiment.split(split_name), limit)
         mesh = experiment.mesh
         step = make_eval_step(experiment.model(), experiment.described.preprocessing, experiment.config.decode)
-        self._step: Callable = jax.jit(
-            step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh)
-        )
+        self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
         """Decodes and scores every image of the split; the last batch is padded and masked, never dropped."""
@@ -95,7 +93,8 @@ class Evaluator:
         self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
     ) -> Evaluation:
         references = self.split.references
-        unreadable = {image_id: problems.get(image_id, "unreadable") for image_id in references if image_id not in captions}
+        missing = [image_id for image_id in references if image_id not in captions]
+        unreadable = {image_id: problems.get(image_id, "unreadable") for image_id in missing}
         hypotheses = {**captions, **dict.fromkeys(unreadable, "")}
         metrics = score(references, hypotheses)
         loss, correct, weight = sums
@@ -126,5 +125,3 @@ def as_results(evaluation: Evaluation) -> dict[str, Any]:
     """The content of `eval_<split>.json`."""
     how = evaluation.protocol
     return {"split": how["split"], "step": how["step"], "metrics": evaluation.metrics, "protocol": how}
-
-

@@ -79,7 +79,11 @@ class Run:
         self._restore()
         self.evaluator = Evaluator(experiment, "val", config.train.eval_images) if "val" in experiment.splits else None
         self.monitor = Monitor(
-            experiment.workdir, config, is_main_process=jax.process_index() == 0, total_steps=self.steps, start_step=self.step
+            experiment.workdir,
+            config,
+            is_main_process=jax.process_index() == 0,
+            total_steps=self.steps,
+            start_step=self.step,
         )
 
     @property
@@ -134,8 +138,14 @@ class Run:
                     model, self.optimizer, self.experiment.described.preprocessing, self.config, frozen
                 )
                 shardings = (self.shardings, batch_sharding(mesh))
-                yield end, jax.jit(
-                    update, donate_argnums=0, in_shardings=shardings, out_shardings=(self.shardings, replicated(mesh))
+                yield (
+                    end,
+                    jax.jit(
+                        update,
+                        donate_argnums=0,
+                        in_shardings=shardings,
+                        out_shardings=(self.shardings, replicated(mesh)),
+                    ),
                 )
 
     def _restore(self) -> None:
@@ -161,7 +171,7 @@ class Run:
                 self.checkpoints.wait()
                 ids = [self.experiment.split("train").image_ids[int(i)] for i in _local(index)]
                 raise NonFiniteLossError(
-                    f"the loss of step {step} is {loss}; the checkpoints in {self.experiment.workdir} are from before it. "
+                    f"the loss of step {step} is {loss}; the checkpoints in {self.experiment.workdir} are from before. "
                     f"Images of the step: {ids}. Try a lower config.optimizer.learning_rate, a longer warm-up, or "
                     "config.dtype=float32."
                 )
@@ -268,14 +278,11 @@ def _local(array: jax.Array) -> list[int]:
 
 @contextlib.contextmanager
 def _stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Within it, SIGTERM (a preemption, a scheduler's end) asks the loop to save and stop, on all processes at one step."""
+    """Within it, SIGTERM (a preemption, a scheduler's end) asks the loop to save and stop, everywhere at one step."""
     received = []
     previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
-    if jax.process_count() > 1:
-        asked = multihost_utils.reached_preemption_sync_point
-    else:
-        asked = lambda step: bool(received)  # noqa: E731
+    several = jax.process_count() > 1
     try:
-        yield asked
+        yield multihost_utils.reached_preemption_sync_point if several else lambda step: bool(received)
     finally:
         signal.signal(signal.SIGTERM, previous)

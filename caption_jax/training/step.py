@@ -34,8 +34,8 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
-    The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens, so
-    the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
+    The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens,
+    so the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
     differentiated, so nothing is computed backwards below the lowest of them.
 
     All randomness of a step comes from (config.seed, step, slice).
@@ -77,8 +77,9 @@ def make_train_step(
 
         slices = config.optimizer.accumulation
         if slices == 1:
-            key = jax.random.fold_in(step_key, 0)
-            (loss, (batch_stats, accuracy)), gradients = gradient(trainable, fixed, state.batch_stats, batch, key, total)
+            (loss, (batch_stats, accuracy)), gradients = gradient(
+                trainable, fixed, state.batch_stats, batch, jax.random.fold_in(step_key, 0), total
+            )
         else:
             zero = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats, jnp.zeros(()), jnp.zeros(()))
             parts = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
@@ -116,10 +117,8 @@ def make_eval_step(
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
         images = preprocessing.normalise(batch["image"])
         features = model.apply(variables, images, train=False, method="encode_images")
-        logits = model.apply(
-            variables, batch["tokens"][..., :-1], features, train=False, method=lambda m, *a, **k: m.decode(*a, **k).logits
-        )
-        loss = token_cross_entropy(logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
+        taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
+        loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
         decoded = decode(model, variables, features, decode_config)
         return {
             "tokens": decoded.tokens,
@@ -135,7 +134,7 @@ def make_eval_step(
 
 
 def target_weights(batch: Batch) -> jax.Array:
-    """Weight of each predicted token [batch, captions, length - 1]: 1 for words and </s>, 0 for pads and padding rows."""
+    """Weight of each predicted token [batch, captions, length - 1]: 0 for pads and padding rows, 1 for the others."""
     real = batch["tokens"][..., 1:] != PAD
     return (real & batch["mask"][:, None, None]).astype(jnp.float32)
 

@@ -50,9 +50,9 @@ def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTr
             new[path] = given
             taken.append(path)
         else:
-            kept.append(path if given is None else f"{path} (shape {tuple(given.shape)} there, {tuple(value.shape)} here)")
+            kept.append(path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)")
     if not taken:
-        raise ValueError(f"config.init_from={source}: none of its {len(old)} arrays fits this model; is config.model another one?")
+        raise ValueError(f"config.init_from={source}: none of its {len(old)} arrays fits: is config.model another one?")
     logging.info("init_from %s: %d arrays taken", source, len(taken))
     for name, paths in (("taken row by row", partly), ("fresh", kept)):
         if paths:
