@@ -1,0 +1,48 @@
+"""Where captioned images come from. `open_splits` opens whatever `config.data.source` names."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from input_pipeline.records import DataError, Split, check_splits
+
+
+def open_splits(data_config: ConfigDict) -> dict[str, Split]:
+    """Opens the data set of a config.
+
+    Args:
+        data_config: `config.data`.
+
+    Returns:
+        Split name ("train", "val", "test", as far as there are) -> split. No image id is in two of them.
+
+    Raises:
+        DataError: the data cannot be used as they are, or two splits share an image.
+        ValueError: `config.data.source` is unknown.
+    """
+    source = data_config.source
+    # Imported when asked for: the TFDS sources take seconds to import, a folder needs none of that.
+    if source == "folder":
+        from input_pipeline.sources.folder import open_folder as open_source
+    elif source == "tfds":
+        from input_pipeline.sources.tfds import open_config as open_source
+    elif source == "shapes":
+        from input_pipeline.sources.shapes import open_shapes as open_source
+    else:
+        raise ValueError(f"config.data.source is {source!r}; choose 'shapes', 'folder' or 'tfds'")
+    return check_splits(open_source(data_config))
+
+
+def get_split(splits: dict[str, Split], name: str) -> Split:
+    """Returns a split, or says which there are.
+
+    Raises:
+        DataError: the data set has no such split.
+    """
+    if name not in splits:
+        have = ", ".join(f"{split} ({len(records)})" for split, records in splits.items())
+        raise DataError(
+            f"there is no split {name!r}; the data set has {have}. Set config.data.split_files, "
+            "config.data.split_field or config.data.split_fractions."
+        )
+    return splits[name]
