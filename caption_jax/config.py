@@ -29,6 +29,7 @@ def default_config() -> ConfigDict:
 def _data() -> ConfigDict:
     data = ConfigDict()
     data.source = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
+    data.shapes = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
     data.root = ""  # folder source: the folder that `images` and `captions` are relative to
     data.images = "images"  # folder source: folder of images
     data.captions = ("captions.csv",)  # folder source: CSV, JSONL, COCO or Karpathy JSON, Flickr8k token.txt

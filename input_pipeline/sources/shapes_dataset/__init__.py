@@ -1,0 +1,1 @@
+"""A TFDS data set of rendered scenes with captions; see `builder.CaptionShapes`."""

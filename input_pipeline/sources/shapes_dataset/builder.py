@@ -1,0 +1,79 @@
+"""The TFDS builder of the shapes data set."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from input_pipeline.sources.shapes_dataset.drawing import SIDE, draw, png
+from input_pipeline.sources.shapes_dataset.scenes import Scene, scenes
+
+
+@dataclasses.dataclass(kw_only=True)
+class ShapesConfig(tfds.core.BuilderConfig):
+    """How many scenes each split has.
+
+    Attributes:
+        train: scenes of the training split; likewise `val` and `test`.
+    """
+
+    train: int
+    val: int
+    test: int
+
+
+class CaptionShapes(tfds.core.GeneratorBasedBuilder):
+    """Rendered scenes of coloured shapes with five captions each; made on the spot, nothing is downloaded.
+
+    Features are named as those of TFDS's `coco_captions`; `scene` is the scene's content as JSON.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "First release."}
+    BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [
+        ShapesConfig(name="full", description="For training.", train=6000, val=300, test=300),
+        ShapesConfig(name="tiny", description="For tests.", train=192, val=24, test=24),
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description="Rendered scenes of coloured shapes with captions.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(SIDE, SIDE, 3), encoding_format="png"),
+                    "image/id": tfds.features.Scalar(np.int64),
+                    "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+                    "scene": tfds.features.Text(),
+                }
+            ),
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[tuple[int, Any]]]:
+        del dl_manager
+        return {name: self._generate_examples(name) for name in ("train", "val", "test")}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
+        for image_id, scene in split_scenes(self.builder_config, split):
+            yield (
+                image_id,
+                {
+                    "image": png(draw(scene, f"shapes picture {image_id}")),
+                    "image/id": image_id,
+                    "captions": [{"text": caption} for caption in scene.captions()],
+                    "scene": json.dumps(dataclasses.asdict(scene)),
+                },
+            )
+
+
+def split_scenes(config: ShapesConfig, split: str) -> Iterator[tuple[int, Scene]]:
+    """Image ids and scenes of a split; all splits are cut from one stream of different scenes."""
+    start = {"train": 0, "val": config.train, "test": config.train + config.val}[split]
+    stop = start + getattr(config, split)
+    return itertools.islice(enumerate(scenes(seed=0)), start, stop)

@@ -1,0 +1,115 @@
+"""Draws a scene: anti-aliased, with small random changes of place, size, angle and colour."""
+
+from __future__ import annotations
+
+import io
+import math
+import random
+
+from PIL import Image, ImageDraw
+
+from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, pick
+
+SIDE = 96  # pixels
+_OVERSAMPLING = 3
+
+_COLOURS = {
+    "red": (214, 40, 40),
+    "green": (44, 160, 60),
+    "blue": (45, 85, 220),
+    "yellow": (245, 205, 30),
+    "purple": (150, 60, 190),
+    "black": (30, 30, 30),
+}
+_BACKGROUNDS = ((245, 245, 240), (232, 236, 242), (240, 232, 226), (228, 240, 230), (222, 222, 222))
+_RADIUS = {"small": (0.070, 0.082), "large": (0.125, 0.140)}  # shares of the side
+# Places along the axis on which a group's objects are lined up; the widest three large ones just do not touch.
+_LINE = {1: (0.5,), 2: (0.33, 0.67), 3: (0.19, 0.5, 0.81)}
+_ALONG_JITTER = {1: 0.09, 2: 0.03, 3: 0.01}
+
+
+def draw(scene: Scene, seed: str) -> Image.Image:
+    """An RGB picture of `SIDE` x `SIDE` pixels of the scene; the same for the same seed."""
+    rng = random.Random(seed)
+    canvas = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _jitter_colour(rng, pick(rng, _BACKGROUNDS), 6))
+    pen = ImageDraw.Draw(canvas)
+    _draw_group(pen, rng, scene.first, scene.side)
+    if scene.second is not None:
+        _draw_group(pen, rng, scene.second, {"left": "right", "top": "bottom"}[scene.side])
+    return canvas.reduce(_OVERSAMPLING)
+
+
+def png(image: Image.Image) -> bytes:
+    """The picture as PNG."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def _draw_group(pen: ImageDraw.ImageDraw, rng: random.Random, group: Group, side: str) -> None:
+    for place in _LINE[group.count]:
+        along = place + _between(rng, -1, 1) * _ALONG_JITTER[group.count]
+        across = 0.26 + _between(rng, -0.04, 0.04)
+        if side in ("right", "bottom"):
+            across = 1 - across
+        x, y = (across, along) if side in ("left", "right") else (along, across)
+        radius = _between(rng, *_RADIUS[group.size])
+        colour = _jitter_colour(rng, _COLOURS[group.colour], 12)
+        _draw_object(pen, rng, group.shape, x, y, radius, colour)
+
+
+def _draw_object(
+    pen: ImageDraw.ImageDraw,
+    rng: random.Random,
+    shape: str,
+    x: float,
+    y: float,
+    radius: float,
+    colour: tuple[int, int, int],
+) -> None:
+    scale = SIDE * _OVERSAMPLING
+    x, y, radius = x * scale, y * scale, radius * scale
+    turn = _between(rng, -0.12, 0.12)  # radians
+    if shape in ("circle", "ring"):
+        box = (x - radius, y - radius, x + radius, y + radius)
+        if shape == "circle":
+            pen.ellipse(box, fill=colour)
+        else:
+            pen.ellipse(box, outline=colour, width=round(0.38 * radius))
+        return
+    # Outlines are in polar form: (part of a turn from the top, distance in radii).
+    pen.polygon(
+        [
+            (x + radius * distance * math.sin(angle), y - radius * distance * math.cos(angle))
+            for angle, distance in ((2 * math.pi * part + turn, distance) for part, distance in _OUTLINES[shape])
+        ],
+        fill=colour,
+    )
+
+
+def _cross_outline() -> list[tuple[float, float]]:
+    half = 0.3  # half the width of an arm
+    inner = half * math.sqrt(2)
+    corner = math.atan2(half, 1) / (2 * math.pi)
+    reach = math.hypot(half, 1)
+    outline = []
+    for arm in range(4):
+        outline += [(arm / 4 - corner, reach), (arm / 4 + corner, reach), (arm / 4 + 1 / 8, inner)]
+    return outline
+
+
+_OUTLINES = {
+    "square": [(1 / 8 + corner / 4, 1.2) for corner in range(4)],
+    "triangle": [(corner / 3, 1.2) for corner in range(3)],
+    "star": [(point / 10, 1.2 if point % 2 == 0 else 0.5) for point in range(10)],
+    "cross": _cross_outline(),
+}
+
+
+def _between(rng: random.Random, low: float, high: float) -> float:
+    return low + (high - low) * rng.random()
+
+
+def _jitter_colour(rng: random.Random, colour: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
+    red, green, blue = (min(255, max(0, round(level + _between(rng, -amount, amount)))) for level in colour)
+    return red, green, blue

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import collections
+import io
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from caption_jax.config import default_config
+from input_pipeline.sources.shapes import open_shapes
+from input_pipeline.sources.shapes_dataset.builder import CaptionShapes, split_scenes
+from input_pipeline.sources.shapes_dataset.drawing import draw, png
+from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, scenes
+
+FULL = CaptionShapes.builder_configs["full"]
+
+
+def data_config(folder: Path):
+    data = default_config().data
+    data.tfds_dir, data.shapes = str(folder), "tiny"
+    return data
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="module")
+def splits(folder):
+    return open_shapes(data_config(folder))
+
+
+@pytest.fixture(scope="module")
+def all_scenes() -> dict[str, list[Scene]]:
+    return {name: [scene for _, scene in split_scenes(FULL, name)] for name in ("train", "val", "test")}
+
+
+def test_splits(splits, folder):
+    assert {name: len(split) for name, split in splits.items()} == {"train": 192, "val": 24, "test": 24}
+    record = splits["val"][3]
+    image = Image.open(io.BytesIO(record.source()))
+    assert image.size == (96, 96) and image.mode == "RGB" and image.format == "PNG"
+    assert len(record.captions) == 5 and all(isinstance(caption, str) for caption in record.captions)
+    assert not list(folder.rglob("*making*")), "the folder it was made in is left behind"
+
+
+def test_it_is_the_same_when_read_or_made_again(splits, folder, tmp_path):
+    for again in (open_shapes(data_config(folder)), open_shapes(data_config(tmp_path))):
+        for old, new in zip(splits["test"], again["test"], strict=True):
+            assert (old.image_id, old.captions) == (new.image_id, new.captions)
+            assert old.source() == new.source()
+
+
+def test_pictures_fit_their_captions(splits):
+    scene_of = dict(split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
+    for record in splits["val"]:
+        scene = scene_of[record.image_id]
+        assert record.captions == scene.captions()
+        assert record.source() == png(draw(scene, f"shapes picture {record.image_id}"))
+
+
+def test_no_tensorflow(folder, splits):
+    code = (
+        "import sys; from caption_jax.config import default_config\n"
+        "from input_pipeline.sources.shapes import open_shapes\n"
+        "data = default_config().data; data.shapes = 'tiny'; data.tfds_dir = sys.argv[1]\n"
+        "assert len(open_shapes(data)['train']) == 192; sys.exit('tensorflow' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=root)
+
+
+def test_two_processes_may_make_it_at_once(tmp_path):
+    code = (
+        "import sys; from caption_jax.config import default_config\n"
+        "from input_pipeline.sources.shapes import open_shapes\n"
+        "data = default_config().data; data.shapes = 'tiny'; data.tfds_dir = sys.argv[1]\n"
+        "print(sum(len(record.source()) for record in open_shapes(data)['train']))"
+    )
+    root = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert said[0] == said[1] and int(said[0]) > 0
+    assert [path.name for path in (tmp_path / "caption_shapes" / "tiny").iterdir()] == ["1.0.0"]
+
+
+def test_unknown_size_is_named(folder):
+    data = data_config(folder)
+    data.shapes = "huge"
+    with pytest.raises(ValueError, match=r"data\.shapes is 'huge'.*full.*tiny"):
+        open_shapes(data)
+
+
+def test_no_scene_is_in_two_splits(all_scenes):
+    assert {name: len(found) for name, found in all_scenes.items()} == {"train": 6000, "val": 300, "test": 300}
+    assert len(set(itertools.chain(*all_scenes.values()))) == 6600
+
+
+def test_references_tell_scenes_apart(all_scenes):
+    owners: dict[str, set[Scene]] = collections.defaultdict(set)
+    for scene in itertools.chain(*all_scenes.values()):
+        captions = scene.captions()
+        assert len(set(captions)) == 5
+        for caption in captions:
+            owners[caption].add(scene)
+    assert all(len(found) == 1 for found in owners.values())
+
+
+def test_a_constant_caption_scores_near_nothing(all_scenes):
+    # What a captioner can reach that ignores the image: the one caption that is right most often.
+    hits = collections.Counter(caption for scene in all_scenes["test"] for caption in scene.captions())
+    assert hits.most_common(1)[0][1] / len(all_scenes["test"]) < 0.01
+
+
+def test_every_attribute_is_well_spread(all_scenes):
+    groups = [group for scene in all_scenes["train"] for group in (scene.first, scene.second) if group]
+    for attribute, options in (("count", 3), ("size", 2), ("colour", 6), ("shape", 6)):
+        counts = collections.Counter(getattr(group, attribute) for group in groups)
+        assert len(counts) == options and min(counts.values()) > 0.8 * len(groups) / options
+    assert 300 < sum(scene.second is None for scene in all_scenes["train"]) < 700
+
+
+def test_sentences():
+    circles, star = Group(3, "small", "red", "circle"), Group(1, "large", "blue", "star")
+    assert Scene(circles, "top", star).captions() == (
+        "three small red circles above a large blue star",
+        "a large blue star below three small red circles",
+        "there are three small red circles above a large blue star",
+        "three small red circles at the top and a large blue star at the bottom",
+        "the picture shows three little red circles over a big blue star",
+    )
+    assert Scene(star, "right").captions() == (
+        "a large blue star on the right",
+        "there is a large blue star on the right",
+        "on the right is a large blue star",
+        "a large blue star on the right of the picture",
+        "the picture shows a big blue star on the right",
+    )
+
+
+def test_drawing_shows_count_side_size_and_colour():
+    def ink(scene: Scene) -> np.ndarray:
+        pixels = np.asarray(draw(scene, "a seed"), np.int32)
+        return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60  # near the blue that is drawn with
+
+    small, large = (ink(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))
+    assert 2 < large.sum() / small.sum() < 5
+    for found in (small, large):
+        assert found[:, :48].any() and not found[:, 48:].any()
+    three = ink(Scene(Group(3, "small", "blue", "circle"), "bottom"))
+    assert not three[:48].any()
+    columns = three.any(0)
+    assert np.sum(columns[1:] & ~columns[:-1]) == 3, "three separate objects in a row"
+    assert not ink(Scene(Group(1, "large", "red", "circle"), "left")).any()
+
+
+def test_objects_stay_inside_and_apart():
+    # The crowded case, over many seeds: a frame stays free, and the three objects do not touch.
+    for seed in range(40):
+        for shape in ("square", "cross", "star", "circle"):
+            pixels = np.asarray(draw(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)
+            dark = pixels.max(-1) < 120
+            assert not (dark[0].any() or dark[-1].any() or dark[:, 0].any())
+            rows = dark.any(1)
+            assert np.sum(rows[1:] & ~rows[:-1]) == 3
+
+
+def test_scenes_depend_on_the_seed():
+    first, same, other = (list(itertools.islice(scenes(seed), 20)) for seed in (1, 1, 2))
+    assert first == same and first != other
+
+
+def test_scene_text_is_json(folder, splits):
+    source = CaptionShapes(config="tiny", data_dir=str(folder)).as_data_source("val")
+    content = json.loads(source[0]["scene"])
+    assert set(content) == {"first", "side", "second"} and content["first"]["count"] in (1, 2, 3)
