@@ -1,0 +1,366 @@
+"""Batches of NumPy arrays: exactly resumable for training, each example exactly once for evaluation.
+
+The images of a training run form one endless sequence: epoch after epoch, each shuffled by (seed, epoch). Global
+batch b is the b-th run of `batch_size` images of that sequence, and process p of P takes the p-th of P equal parts of
+it. So what a step sees depends on neither the number of processes nor that of threads, and the whole state of an
+iterator is one number: the images consumed so far. A batch may span two epochs.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+from jaxtyping import Int32, UInt8
+from ml_collections import ConfigDict
+
+from input_pipeline.images import ImageError, Preprocessing
+from input_pipeline.records import SHOWN, DataError, Split
+
+Batch = dict[str, np.ndarray]
+
+# A run with this many unreadable images and not one good one has the wrong images.
+HOPELESS = 32
+
+log = logging.getLogger(__name__)
+
+
+class EncodesCaptions(Protocol):
+    """What batches need of a vocabulary (`tokenizer.Vocabulary` has it)."""
+
+    def encode(self, text: str, max_length: int) -> Int32[np.ndarray, " max_length"]:
+        """Returns ids from <s> to </s>, then pads."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Example:
+    """One decoded image with the chosen captions as ids; `problem` says why there is no image."""
+
+    index: int
+    tokens: Int32[np.ndarray, "captions length"]
+    image: UInt8[np.ndarray, "size size 3"] | None
+    problem: str = ""
+
+
+def train_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    vocabulary: EncodesCaptions,
+    data_config: ConfigDict,
+    seed: int,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Returns the endless training batches of one process.
+
+    A batch holds, with b = batch_size / process_count and K = `captions_per_image` (0: the most that any image has):
+        image: uint8 [b, size, size, 3].
+        tokens: int32 [b, K, max_length], from <s> to </s>, then pads. An image with fewer than K captions repeats them.
+        mask: bool [b]; False where the image could not be read (zeros), which is logged by name.
+        index: int32 [b], into `split`.
+
+    Args:
+        split: the training split.
+        preprocessing: brings an image to its square.
+        vocabulary: encodes captions.
+        data_config: `config.data`.
+        seed: of the order of images and captions.
+        process_index: which part of each global batch to make.
+        process_count: how many parts there are.
+
+    Raises:
+        DataError: the split is empty, or the batch size is no multiple of the processes.
+    """
+    return TrainBatches(split, preprocessing, vocabulary, data_config, seed, process_index, process_count)
+
+
+def eval_batches(
+    split: Split,
+    preprocessing: Preprocessing,
+    vocabulary: EncodesCaptions,
+    data_config: ConfigDict,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> EvalBatches:
+    """Returns one pass over a split, in order, each example exactly once over all processes.
+
+    Batches are those of `train_batches`, with `eval_batch_size` images and each image's first captions. The last is
+    filled up with rows of mask False and index -1; every process makes the same number of batches, and process p takes
+    the p-th part of each. An unreadable image has mask False and its own index.
+    """
+    return EvalBatches(split, preprocessing, vocabulary, data_config, process_index, process_count)
+
+
+class _Batches:
+    """Assembles batches of examples that grain's threads read ahead, and keeps account of unreadable images."""
+
+    def __init__(self, loader: _Loader, batch_size: int, process_index: int, process_count: int, workers: int):
+        if batch_size < 1 or batch_size % process_count:
+            raise DataError(
+                f"a batch of {batch_size} images cannot be divided over {process_count} processes: set "
+                "config.data.batch_size and config.data.eval_batch_size to a multiple of the processes"
+            )
+        if not 0 <= process_index < process_count:
+            raise ValueError(f"process_index {process_index} is not one of {process_count} processes")
+        self.split = loader.split
+        self.batch_size = batch_size
+        self.local_size = batch_size // process_count
+        self.problems: dict[str, str] = {}  # name of an unreadable image -> reason
+        self.problem_count = 0  # rows that were masked for it, repetitions counted
+        self._process_index = process_index
+        self._loader = loader
+        self._workers = workers
+        self._readable = 0
+        self._examples: Iterator[Example] | None = None
+
+    def __iter__(self):
+        return self
+
+    def close(self) -> None:
+        """Stops reading ahead. The iterator can go on afterwards, from where it was."""
+        if self._examples is not None:
+            self._examples.close()
+        self._examples = None
+
+    def _read(self, order: collections.abc.Sequence) -> Iterator[Example]:
+        ahead = max(2 * self._workers, self.local_size)
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead if self._workers else 0)
+        return iter(grain.MapDataset.source(order).map(self._loader).to_iter_dataset(options))
+
+    def _assemble(self, count: int) -> Batch:
+        """Takes `count` examples; rows beyond them are padding."""
+        size, rows = self._loader.preprocessing.size, self.local_size
+        image = np.empty((rows, size, size, 3), np.uint8)
+        tokens = np.empty((rows, *self._loader.blank.shape), np.int32)
+        mask = np.zeros(rows, bool)
+        index = np.full(rows, -1, np.int32)
+        for row in range(count):
+            example = next(self._examples)
+            index[row] = example.index
+            tokens[row] = example.tokens
+            if example.image is None:
+                image[row] = 0
+                self._note(example)
+            else:
+                image[row] = example.image
+                mask[row] = True
+                self._readable += 1
+        image[count:] = 0
+        tokens[count:] = self._loader.blank
+        return {"image": image, "tokens": tokens, "mask": mask, "index": index}
+
+    def _note(self, example: Example) -> None:
+        name = self.split[example.index].name
+        self.problem_count += 1
+        if name not in self.problems:
+            self.problems[name] = example.problem
+            log.warning("Unreadable image left out: %s", example.problem)
+        if not self._readable and len(self.problems) >= min(HOPELESS, len(self.split)):
+            first = "\n  ".join(list(self.problems.values())[:SHOWN])
+            raise DataError(f"none of the first {len(self.problems)} images can be read:\n  {first}")
+
+
+class TrainBatches(_Batches):
+    """Endless batches; see `train_batches`."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        vocabulary: EncodesCaptions,
+        data_config: ConfigDict,
+        seed: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        loader = _Loader(split, preprocessing, vocabulary, data_config, seed)
+        super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
+        self._seed = seed
+        self._order = _shuffled(len(split), seed)
+        self._consumed = 0  # images, over all processes
+
+    @property
+    def epoch(self) -> float:
+        """Passes over the images so far."""
+        return self._consumed / len(self.split)
+
+    def __next__(self) -> Batch:
+        if self._examples is None:
+            self._examples = self._read(
+                _Part(self._order, self._consumed, self.batch_size, self.local_size, self._process_index)
+            )
+        batch = self._assemble(self.local_size)
+        self._consumed += self.batch_size
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns a small dictionary for JSON: where the sequence of images stands, and which sequence it is.
+
+        It is the same on every process, and a run may go on with another number of processes or another batch size.
+        """
+        return {"images": self._consumed, "seed": self._seed, "split": len(self.split)}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes on where an iterator was when it gave this state; the next batch is the one it would have made.
+
+        Raises:
+            DataError: the state belongs to another sequence: other images or another seed.
+        """
+        mine = self.get_state()
+        keys = [key for key in ("seed", "split") if state.get(key) != mine[key]]
+        differs = [f"{key}: {state.get(key)} then, {mine[key]} now" for key in keys]
+        if differs:
+            raise DataError(f"the saved place in the training data is of other data ({'; '.join(differs)})")
+        self.close()
+        self._consumed = int(state["images"])
+
+
+class EvalBatches(_Batches):
+    """One pass in order; see `eval_batches`. `len` is the number of batches."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        vocabulary: EncodesCaptions,
+        data_config: ConfigDict,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        loader = _Loader(split, preprocessing, vocabulary, data_config, seed=None)
+        super().__init__(loader, data_config.eval_batch_size, process_index, process_count, data_config.workers)
+        self._batch = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __next__(self) -> Batch:
+        if self._batch == len(self):
+            self.close()
+            raise StopIteration
+        first = self._batch * self.batch_size + self._process_index * self.local_size
+        if self._examples is None:
+            order = range(len(self.split))
+            self._examples = self._read(_Part(order, 0, self.batch_size, self.local_size, self._process_index))
+        self._batch += 1
+        return self._assemble(min(max(len(self.split) - first, 0), self.local_size))
+
+
+class _Part:
+    """The positions of the global sequence that one process reads, as a source for grain."""
+
+    def __init__(self, order, start: int, batch_size: int, local_size: int, process_index: int):
+        self._order = order
+        self._start = start
+        self._batch_size = batch_size
+        self._local_size = local_size
+        self._offset = process_index * local_size
+        batches, rest = divmod(len(order) - start, batch_size)
+        self._length = batches * local_size + min(max(rest - self._offset, 0), local_size)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        """Returns (position in the global sequence, index of the record)."""
+        batch, row = divmod(index, self._local_size)
+        position = self._start + batch * self._batch_size + self._offset + row
+        return position, self._order[position]
+
+
+def _shuffled(count: int, seed: int) -> grain.MapDataset:
+    """Returns the endless sequence of record indices."""
+    if not count:
+        raise DataError("the training split has no images")
+    # grain shuffles epoch e by (seed + e): hashed, or neighbouring seeds would share their epochs.
+    mixed = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
+    return grain.MapDataset.range(count).shuffle(seed=mixed).repeat()
+
+
+class _Loader:
+    """Makes an example of (position, record index); called by many threads at once."""
+
+    def __init__(
+        self,
+        split: Split,
+        preprocessing: Preprocessing,
+        vocabulary: EncodesCaptions,
+        data_config: ConfigDict,
+        seed: int | None,
+    ):
+        self.split = split
+        self.preprocessing = preprocessing
+        self._seed = seed
+        self._captions = _EncodedCaptions(split, vocabulary, data_config.max_length)
+        self._count = data_config.captions_per_image or max((len(r.captions) for r in split), default=1)
+        empty = np.asarray(vocabulary.encode("", data_config.max_length), np.int32)
+        self.blank = np.tile(empty, (self._count, 1))
+
+    def __call__(self, place: tuple[int, int]) -> Example:
+        position, index = place
+        record = self.split[index]
+        tokens = self.blank
+        if record.captions:
+            chosen = range(self._count)
+            if self._seed is not None:
+                epoch = position // len(self.split)
+                chosen = choose_captions(len(record.captions), self._count, self._seed, epoch, record.image_id)
+            tokens = np.stack([self._captions[index, number % len(record.captions)] for number in chosen])
+        try:
+            return Example(index, tokens, self.preprocessing.load(record.source(), name=record.name))
+        except (ImageError, OSError) as error:
+            problem = str(error) if isinstance(error, ImageError) else f"{record.name}: {error}"
+            return Example(index, tokens, None, problem)
+
+
+def choose_captions(available: int, count: int, seed: int, epoch: int, image_id: str | int) -> list[int]:
+    """Picks which of an image's captions an epoch uses.
+
+    The captions stand in an order shuffled by (seed, image id), and each epoch takes the next `count` of them, round
+    and round. So none comes twice in a step (unless there are fewer than `count`), and over the epochs all come
+    equally often.
+
+    Args:
+        available: captions of the image, at least 1.
+        count: captions to pick.
+        seed: of the run.
+        epoch: from 0.
+        image_id: of the image.
+    """
+    digest = hashlib.blake2b(f"{seed}/{image_id!r}".encode(), digest_size=8).digest()
+    number = int.from_bytes(digest, "big")
+    order: list[int] = []
+    for place in range(available):  # the number's digits in the factorial base are a random permutation
+        number, slot = divmod(number, place + 1)
+        order.insert(slot, place)
+    return [order[(epoch * count + turn) % available] for turn in range(count)]
+
+
+class _EncodedCaptions:
+    """Encodes each caption when it is first needed and keeps the ids: again each epoch would cost as much as decoding.
+
+    COCO's 600,000 captions of 40 tokens take 100 MB, of which only what was used is ever touched.
+    """
+
+    def __init__(self, split: Split, vocabulary: EncodesCaptions, max_length: int):
+        self._split = split
+        self._vocabulary = vocabulary
+        self._first = np.cumsum([0] + [len(record.captions) for record in split])
+        self._ids = np.empty((self._first[-1], max_length), np.int32)
+        self._known = np.zeros(self._first[-1], bool)
+
+    def __getitem__(self, place: tuple[int, int]) -> Int32[np.ndarray, " max_length"]:
+        index, number = place
+        row = self._first[index] + number
+        if not self._known[row]:  # two threads may both do this: they write the same
+            self._ids[row] = self._vocabulary.encode(self._split[index].captions[number], self._ids.shape[1])
+            self._known[row] = True
+        return self._ids[row]

@@ -1,0 +1,163 @@
+"""A thread that makes batches and puts them on the device ahead of the step, and still knows what was consumed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+_END = object()
+
+
+def prefetch_to_device(iterator: Iterator, put: Callable[[Any], Any] | None = None, size: int = 2) -> Prefetched:
+    """Makes batches in a thread, `size` ahead.
+
+    Args:
+        iterator: of batches. If it has `get_state` and `set_state`, so does the result, and its state is that of the
+            batch last handed out, whatever was made ahead of it.
+        put: called in the thread with each batch; its result is handed out. Usually `jax.device_put` to a sharding.
+        size: batches ready ahead; 0 makes each when it is asked for, without a thread.
+    """
+    return Prefetched(iterator, put or (lambda batch: batch), size)
+
+
+class Prefetched:
+    """Iterator over batches made ahead; see `prefetch_to_device`.
+
+    Attributes:
+        waited: seconds that `next` has spent waiting for a batch.
+    """
+
+    def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
+        if size < 0:
+            raise ValueError(f"config.data.prefetch must be 0 or more batches, got {size}")
+        self._iterator = iterator
+        self._put = put
+        self._size = size
+        self._has_state = hasattr(iterator, "get_state")
+        self._state = iterator.get_state() if self._has_state else None
+        self._worker: _Worker | None = None
+        self._ended = False
+        self.waited = 0.0
+
+    def __iter__(self):
+        return self
+
+    def __len__(self) -> int:
+        return len(self._iterator)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # `problems`, `epoch`, `len` of the data: whatever else the inner iterator has.
+        return getattr(self.__dict__["_iterator"], name)
+
+    def __next__(self) -> Any:
+        if self._ended:
+            raise StopIteration
+        start = time.perf_counter()
+        try:
+            batch, state = self._take()
+        finally:
+            self.waited += time.perf_counter() - start
+        self._state = state
+        return batch
+
+    def _take(self) -> tuple[Any, Any]:
+        if not self._size:
+            try:
+                return _make(self._iterator, self._put)
+            except StopIteration:
+                self._ended = True
+                raise
+        if self._worker is None:
+            self._worker = _Worker(self._iterator, self._put, self._size)
+        result, error = self._worker.take()
+        if result is not _END:
+            return result
+        self._stop()
+        if error is not None:
+            raise error
+        self._ended = True
+        raise StopIteration
+
+    def get_state(self) -> Any:
+        """Returns the inner iterator's state just after the batch last handed out."""
+        if not self._has_state:
+            raise AttributeError("the iterator that is prefetched has no state")
+        return self._state
+
+    def set_state(self, state: Any) -> None:
+        """Drops what was made ahead and goes on from a state that `get_state` gave."""
+        self._stop()
+        self._iterator.set_state(state)
+        self._state = state
+        self._ended = False
+
+    def close(self) -> None:
+        """Stops the thread and the inner iterator's own; safe to call twice. Iteration ends here."""
+        self._stop()
+        self._ended = True
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
+
+    def _stop(self) -> None:
+        if self._worker is not None:
+            self._worker.stop()
+            self._worker = None
+
+
+def _make(iterator: Iterator, put: Callable[[Any], Any]) -> tuple[Any, Any]:
+    batch = next(iterator)
+    state = iterator.get_state() if hasattr(iterator, "get_state") else None
+    return put(batch), state
+
+
+class _Worker:
+    """The thread and its queue of ((batch, state), None), or (_END, error or None) as the last."""
+
+    def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
+        self._queue: queue.Queue = queue.Queue(maxsize=size)
+        self._stopping = threading.Event()
+        arguments = (iterator, put, self._queue, self._stopping)
+        # The thread holds no reference to this object, so that a forgotten iterator ends its thread, too.
+        self._thread = threading.Thread(target=_work, args=arguments, name="prefetch", daemon=True)
+        # A daemon thread that is inside the device's runtime while the interpreter goes down can crash it: the
+        # finalizer runs before that, at exit or when this object is collected.
+        self._finalizer = weakref.finalize(self, _halt, self._thread, self._queue, self._stopping)
+        self._thread.start()
+
+    def take(self) -> tuple[Any, BaseException | None]:
+        return self._queue.get()
+
+    def stop(self) -> None:
+        self._finalizer()
+
+
+def _work(iterator: Iterator, put: Callable[[Any], Any], ready: queue.Queue, stopping: threading.Event) -> None:
+    item: tuple[Any, BaseException | None] = (_END, None)
+    try:
+        while not stopping.is_set():
+            ready.put((_make(iterator, put), None))
+    except StopIteration:
+        pass
+    except BaseException as error:  # handed to the consumer, whatever it is
+        item = (_END, error)
+    ready.put(item)
+
+
+def _halt(thread: threading.Thread, ready: queue.Queue, stopping: threading.Event) -> None:
+    stopping.set()
+    while thread.is_alive():
+        try:  # a full queue is what the thread may be waiting on
+            ready.get(timeout=0.02)
+        except queue.Empty:
+            continue
+    thread.join()
