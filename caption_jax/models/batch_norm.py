@@ -1,0 +1,92 @@
+"""Batch normalisation whose statistics belong to groups of images, not to what a device happens to hold."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import lax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+
+class BatchNorm(nn.Module):
+    """Normalises each channel by the mean and variance of a group of images (Ioffe and Szegedy, 2015).
+
+    In training, `group_size` consecutive images share statistics (Hoffer et al., 2017, "ghost" batch normalisation); 0
+    means the whole batch. The group is a property of the run, so the same batch gives the same result on one device and
+    on eight. The collection `batch_stats` keeps running averages, `mean` and `var`, of the groups' means and (biased)
+    variances; they are used outside training, and always for a module whose path is in `frozen_norms`.
+
+    Statistics and the normalisation are float32; the result has dtype `dtype`.
+
+    Attributes:
+        group_size: images that share statistics in training; 0 for the whole batch. It must divide the batch.
+        momentum: share of the running averages that a step keeps.
+        epsilon: added to the variance.
+        frozen_norms: module paths ('image_encoder/backbone/stem/norm') that keep to their stored statistics.
+        dtype: dtype of the result.
+        param_dtype: dtype of `scale` and `bias`.
+    """
+
+    group_size: int = 0
+    momentum: float = 0.99
+    epsilon: float = 1e-3
+    frozen_norms: Set[str] = frozenset()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], *, train: bool
+    ) -> Float[Array, "batch height width channels"]:
+        """Returns `x` normalised. Raises ValueError where the groups do not divide the batch."""
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,), jnp.float32)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,), jnp.float32)
+        scale, bias = scale.astype(jnp.float32), bias.astype(jnp.float32)
+
+        if not train or "/".join(self.path) in self.frozen_norms:
+            return _affine(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(self.dtype)
+
+        groups = self._groups(x.shape[0])
+        grouped = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
+        mean, var = _moments(grouped, lax.stop_gradient(running_mean.value))
+        if not self.is_initializing():
+            keep = self.momentum
+            running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(
+                jnp.mean(mean, (0, 1, 2, 3))
+            )
+            running_var.value = keep * running_var.value + (1 - keep) * lax.stop_gradient(jnp.mean(var, (0, 1, 2, 3)))
+        return _affine(grouped, mean, var, scale, bias, self.epsilon).astype(self.dtype).reshape(x.shape)
+
+    def _groups(self, batch: int) -> int:
+        if self.group_size == 0 or self.is_initializing():
+            return 1
+        if batch % self.group_size:
+            raise ValueError(
+                f"norm_group_size {self.group_size} does not divide a batch of {batch} images; choose a divisor, or 0 "
+                "for statistics over the whole batch"
+            )
+        return batch // self.group_size
+
+
+def _moments(
+    x: Float[Array, "groups images height width channels"], shift: Float[Array, " channels"]
+) -> tuple[Float[Array, "groups 1 1 1 channels"], Float[Array, "groups 1 1 1 channels"]]:
+    """Mean and biased variance of each group in one pass over `x`.
+
+    Both are taken about `shift`, any value near the mean: the difference of two large numbers that makes the textbook
+    one-pass variance inexact does not arise.
+    """
+    centred = x.astype(jnp.float32) - shift
+    mean = jnp.mean(centred, axis=(1, 2, 3), keepdims=True)
+    square = jnp.mean(centred * centred, axis=(1, 2, 3), keepdims=True)
+    return mean + shift, jnp.maximum(square - mean * mean, 0.0)
+
+
+def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:
+    return (x.astype(jnp.float32) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias

@@ -1,0 +1,392 @@
+"""EfficientNet (Tan and Le, 2019) B0-B7 and EfficientNet-Lite 0-4: one table of blocks, scaled in width and depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from caption_jax.models.batch_norm import BatchNorm
+from caption_jax.models.depthwise import Padding, depthwise_conv, explicit_padding
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of inverted-residual blocks, as in table 1 of the paper (before scaling)."""
+
+    expand: int
+    channels: int
+    blocks: int
+    stride: int
+    kernel: int
+
+
+PAPER_STAGES = (
+    Stage(1, 16, 1, 1, 3),
+    Stage(6, 24, 2, 2, 3),
+    Stage(6, 40, 2, 2, 5),
+    Stage(6, 80, 3, 2, 3),
+    Stage(6, 112, 3, 1, 5),
+    Stage(6, 192, 4, 2, 5),
+    Stage(6, 320, 1, 1, 3),
+)
+
+# Ours, for images of 64 to 96 pixels: a grid of an eighth of the image's side.
+TINY_STAGES = (
+    Stage(1, 16, 1, 1, 3),
+    Stage(4, 24, 2, 2, 3),
+    Stage(4, 40, 2, 2, 5),
+    Stage(4, 64, 2, 1, 3),
+)
+
+# Ours, for tests: every kind of block (with and without expansion, residual, both strides and kernels) and little else.
+MICRO_STAGES = (Stage(1, 8, 1, 1, 3), Stage(2, 8, 2, 2, 3), Stage(2, 16, 2, 2, 5))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The numbers that make one EfficientNet.
+
+    Attributes:
+        width: multiple of every channel count.
+        depth: multiple of every stage's number of blocks.
+        resolution: side of the images it was designed for, pixels.
+        squeeze_excite: whether blocks weigh their channels (B variants; the Lite ones leave it out).
+        activation: 'swish' or 'relu6'.
+        fix_stem_head: Lite's rule: stem, head and the depth of the first and last stage are not scaled.
+        stages: the block table before scaling.
+        stem: channels of the stem before scaling.
+        head: channels of the head before scaling.
+    """
+
+    width: float
+    depth: float
+    resolution: int
+    squeeze_excite: bool = True
+    activation: str = "swish"
+    fix_stem_head: bool = False
+    stages: tuple[Stage, ...] = PAPER_STAGES
+    stem: int = 32
+    head: int = 1280
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels after the stem."""
+        return self.stem if self.fix_stem_head else _scaled_channels(self.stem, self.width)
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of the features."""
+        return self.head if self.fix_stem_head else _scaled_channels(self.head, self.width)
+
+    @cached_property
+    def scaled_stages(self) -> tuple[Stage, ...]:
+        """The block table with this variant's channel and block counts."""
+        scaled = []
+        for index, stage in enumerate(self.stages):
+            at_an_end = index in (0, len(self.stages) - 1)
+            blocks = stage.blocks if self.fix_stem_head and at_an_end else math.ceil(stage.blocks * self.depth)
+            channels = _scaled_channels(stage.channels, self.width)
+            scaled.append(Stage(stage.expand, channels, blocks, stage.stride, stage.kernel))
+        return tuple(scaled)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image's side to a cell of the features."""
+        return 2 * math.prod(stage.stride for stage in self.stages)
+
+
+def _lite(width: float, depth: float, resolution: int) -> Variant:
+    return Variant(width, depth, resolution, squeeze_excite=False, activation="relu6", fix_stem_head=True)
+
+
+VARIANTS: dict[str, Variant] = {
+    "b0": Variant(1.0, 1.0, 224),
+    "b1": Variant(1.0, 1.1, 240),
+    "b2": Variant(1.1, 1.2, 260),
+    "b3": Variant(1.2, 1.4, 300),
+    "b4": Variant(1.4, 1.8, 380),
+    "b5": Variant(1.6, 2.2, 456),
+    "b6": Variant(1.8, 2.6, 528),
+    "b7": Variant(2.0, 3.1, 600),
+    "lite0": _lite(1.0, 1.0, 224),
+    "lite1": _lite(1.0, 1.1, 240),
+    "lite2": _lite(1.1, 1.2, 260),
+    "lite3": _lite(1.2, 1.4, 280),
+    "lite4": _lite(1.4, 1.8, 300),
+    # Not from the paper; see the tables above.
+    "tiny": Variant(1.0, 1.0, 64, stages=TINY_STAGES, stem=16, head=128),
+    "micro": Variant(1.0, 1.0, 32, stages=MICRO_STAGES, stem=8, head=16),
+}
+
+
+def variant_named(name: str) -> Variant:
+    """Returns the variant called `name`. Raises ValueError that lists the names there are."""
+    if name not in VARIANTS:
+        raise ValueError(f"there is no EfficientNet variant {name!r}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    """The paper's rounding: to the nearest multiple of 8, but never down by more than a tenth."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
+
+
+def _activation(name: str) -> Callable[[Array], Array]:
+    return {"swish": nn.swish, "relu6": nn.relu6}[name]
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What every block and convolution of one network has in common.
+
+    `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow, 'symmetric'
+    and (mostly) 1e-5 for those trained in PyTorch.
+    """
+
+    norm_group_size: int = 0
+    norm_momentum: float = 0.99
+    norm_epsilon: float = 1e-3
+    frozen_norms: Set[str] = frozenset()
+    padding: Padding = "same"
+    activation: str = "swish"
+    squeeze_excite: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def norm(self, name: str) -> BatchNorm:
+        """Returns a batch norm with these settings."""
+        return BatchNorm(
+            group_size=self.norm_group_size,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
+            frozen_norms=self.frozen_norms,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+
+class Stem(nn.Module):
+    """3 x 3 convolution with stride 2, norm, activation."""
+
+    channels: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns features at half the resolution."""
+        s = self.settings
+        x = nn.Conv(
+            self.channels,
+            (3, 3),
+            strides=2,
+            padding=explicit_padding(x.shape[1], x.shape[2], 3, 2, s.padding),
+            use_bias=False,
+            kernel_init=_fan_out,
+            dtype=s.dtype,
+            param_dtype=s.param_dtype,
+            name="conv",
+        )(x)
+        return _activation(s.activation)(s.norm("norm")(x, train=train))
+
+
+class Pointwise(nn.Module):
+    """1 x 1 convolution (a matrix product over channels), norm, and the activation unless `linear`."""
+
+    channels: int
+    settings: BlockSettings
+    linear: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w inputs"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns features at the same resolution."""
+        s = self.settings
+        x = nn.Dense(
+            self.channels, use_bias=False, kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype, name="conv"
+        )(x)
+        x = s.norm("norm")(x, train=train)
+        return x if self.linear else _activation(s.activation)(x)
+
+
+class Depthwise(nn.Module):
+    """Depthwise convolution, norm, activation. Its kernel is [size, size, channels]."""
+
+    kernel: int
+    stride: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """Returns features at 1 / stride of the resolution."""
+        s = self.settings
+        x = DepthwiseConv(self.kernel, self.stride, s, name="conv")(x)
+        return _activation(s.activation)(s.norm("norm")(x, train=train))
+
+
+class DepthwiseConv(nn.Module):
+    """Holds the kernel of a depthwise convolution."""
+
+    kernel: int
+    stride: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch h w c"]:
+        """Returns the convolution of `x`."""
+        s = self.settings
+        shape = (self.kernel, self.kernel, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0) / self.kernel), shape, s.param_dtype)
+        return depthwise_conv(x.astype(s.dtype), kernel.astype(s.dtype), stride=self.stride, padding=s.padding)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs each channel by a function of the image's mean activations (Hu et al., 2018)."""
+
+    squeezed: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """Returns `x` with its channels weighed."""
+        s = self.settings
+        dense = dict(kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype)
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(s.dtype)
+        hidden = _activation(s.activation)(nn.Dense(self.squeezed, name="reduce", **dense)(pooled))
+        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
+        return x * weights[:, None, None, :]
+
+
+class Block(nn.Module):
+    """Inverted residual (Sandler et al., 2018): expand, depthwise, squeeze-and-excite, project, and add where it fits."""
+
+    stage: Stage
+    stride: int
+    drop_path: float
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns the block's features. Needs the rng 'dropout' in training where drop_path is set."""
+        s, stage, entering = self.settings, self.stage, x
+        inputs = x.shape[-1]
+        norms = ["depthwise", "project"]
+        if stage.expand != 1:
+            norms.append("expand")
+            x = Pointwise(inputs * stage.expand, s, name="expand")(x, train=train)
+        x = Depthwise(stage.kernel, self.stride, s, name="depthwise")(x, train=train)
+        if s.squeeze_excite:
+            x = SqueezeExcite(max(1, inputs // 4), s, name="squeeze")(x)
+        x = Pointwise(stage.channels, s, linear=True, name="project")(x, train=train)
+        if self.stride != 1 or inputs != stage.channels:
+            return x
+        if train and self.drop_path > 0 and not self._is_frozen(norms):
+            x = drop_path(self.make_rng("dropout"), x, self.drop_path)
+        return x + entering
+
+    def _is_frozen(self, norms: list[str]) -> bool:
+        path = "/".join(self.path)
+        return all(f"{path}/{norm}/norm" in self.settings.frozen_norms for norm in norms)
+
+
+class StageBlocks(nn.Module):
+    """The blocks of a stage; the first one carries the stride and the change of channels."""
+
+    stage: Stage
+    drop_paths: tuple[float, ...]
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns the stage's features."""
+        for index, rate in enumerate(self.drop_paths):
+            stride = self.stage.stride if index == 0 else 1
+            x = Block(self.stage, stride, rate, self.settings, name=f"block_{index}")(x, train=train)
+        return x
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet up to its last activation map: no pooling, dropout or classifier.
+
+    Parameter paths: `stem/conv/kernel`, `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}`,
+    `stage_1/block_0/squeeze/{reduce,expand}/{kernel,bias}`, ..., `head/{conv,norm}/...`.
+
+    Attributes:
+        variant: a key of `VARIANTS`.
+        norm_group_size: images that share batch-norm statistics in training; 0 for the whole batch.
+        norm_momentum: share of the running statistics that a step keeps.
+        drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it grows
+            linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
+        frozen_norms: paths of norms that keep to stored statistics (see `BatchNorm`).
+        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
+        norm_epsilon: epsilon of the batch norms.
+        dtype: compute dtype; statistics are float32 whatever it is.
+        param_dtype: dtype of the parameters.
+    """
+
+    variant: str = "b0"
+    norm_group_size: int = 0
+    norm_momentum: float = 0.99
+    drop_path: float = 0.0
+    frozen_norms: Set[str] = frozenset()
+    padding: Padding = "same"
+    norm_epsilon: float = 1e-3
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, images: Float[Array, "batch height width 3"], *, train: bool
+    ) -> Float[Array, "batch h w channels"]:
+        """Returns features of normalised images: [batch, height / 32, width / 32, 1280] for B0."""
+        variant = variant_named(self.variant)
+        settings = BlockSettings(
+            self.norm_group_size,
+            self.norm_momentum,
+            self.norm_epsilon,
+            self.frozen_norms,
+            self.padding,
+            variant.activation,
+            variant.squeeze_excite,
+            self.dtype,
+            self.param_dtype,
+        )
+        x = Stem(variant.stem_channels, settings, name="stem")(images.astype(self.dtype), train=train)
+        rates = self._drop_paths(variant)
+        for index, stage in enumerate(variant.scaled_stages, start=1):
+            mine, rates = rates[: stage.blocks], rates[stage.blocks :]
+            x = StageBlocks(stage, mine, settings, name=f"stage_{index}")(x, train=train)
+        return Pointwise(variant.head_channels, settings, name="head")(x, train=train)
+
+    def _drop_paths(self, variant: Variant) -> tuple[float, ...]:
+        blocks = sum(stage.blocks for stage in variant.scaled_stages)
+        return tuple(self.drop_path * index / max(blocks - 1, 1) for index in range(blocks))
+
+
+class Classifier(nn.Module):
+    """Mean over cells, then a dense layer: the head that ImageNet weights carry, to check that they were read right."""
+
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch classes"]:
+        """Returns logits."""
+        return nn.Dense(self.classes, name="dense")(jnp.mean(features, axis=(1, 2)))
+
+
+def drop_path(key: Array, x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
+    """Zeroes a share `rate` of the images' branches and scales the others up, so that the mean stays."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

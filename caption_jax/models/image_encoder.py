@@ -1,0 +1,132 @@
+"""From images to what the decoder attends to: EfficientNet's grid of features, one vector an image, or both."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Literal
+
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from caption_jax.models.depthwise import Padding
+from caption_jax.models.efficientnet import EfficientNet
+
+
+@struct.dataclass
+class ImageFeatures:
+    """What the encoder says of a batch of images.
+
+    Attributes:
+        memory: what the decoder attends to, [batch, slots, width]; the grid's cells row by row, then the vector.
+        vector: one vector an image, [batch, width]; None where the memory is the grid alone.
+    """
+
+    memory: Float[Array, "batch slots width"]
+    vector: Float[Array, "batch width"] | None
+
+
+class ImageEncoder(nn.Module):
+    """EfficientNet (submodule `backbone`) and its projection to the model's width.
+
+    Attributes:
+        variant: EfficientNet variant.
+        width: the model's width.
+        image_memory: 'grid' (a slot for each cell, with a learned position), 'vector' (one slot) or 'both'.
+        vector: how the vector is made before its dense layer: the 'mean' over cells, or all cells 'flatten'ed.
+        memory_dropout: dropout on the memory.
+        norm_group_size, norm_momentum, drop_path, padding, norm_epsilon, frozen_norms: see `EfficientNet`.
+        dtype: compute dtype.
+        param_dtype: dtype of the parameters.
+    """
+
+    variant: str = "b0"
+    width: int = 512
+    image_memory: Literal["grid", "vector", "both"] = "grid"
+    vector: Literal["mean", "flatten"] = "mean"
+    memory_dropout: float = 0.0
+    norm_group_size: int = 0
+    norm_momentum: float = 0.99
+    drop_path: float = 0.0
+    padding: Padding = "same"
+    norm_epsilon: float = 1e-3
+    frozen_norms: Set[str] = frozenset()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        if self.image_memory not in ("grid", "vector", "both"):
+            raise ValueError(f"model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'")
+        if self.vector not in ("mean", "flatten"):
+            raise ValueError(f"model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
+        self.backbone = EfficientNet(
+            variant=self.variant,
+            norm_group_size=self.norm_group_size,
+            norm_momentum=self.norm_momentum,
+            drop_path=self.drop_path,
+            frozen_norms=self.frozen_norms,
+            padding=self.padding,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        if self.image_memory != "vector":
+            self.grid = GridMemory(self.width, **dtypes)
+        if self.image_memory != "grid":
+            self.pooled = VectorMemory(self.width, self.vector, **dtypes)
+        self.dropout = nn.Dropout(self.memory_dropout)
+
+    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> ImageFeatures:
+        """Returns the features of normalised images. Needs the rng 'dropout' in training where dropout is set."""
+        return self.project(self.backbone(images, train=train), train=train)
+
+    def project(self, features: Float[Array, "batch h w channels"], *, train: bool) -> ImageFeatures:
+        """Returns the memory and vector of features that the backbone gave."""
+        slots, vector = [], None
+        if self.image_memory != "vector":
+            slots.append(self.grid(features))
+        if self.image_memory != "grid":
+            vector = self.pooled(features)
+            slots.append(vector[:, None, :])
+        memory = slots[0] if len(slots) == 1 else jnp.concatenate(slots, axis=1)
+        return ImageFeatures(self.dropout(memory, deterministic=not train), vector)
+
+
+class GridMemory(nn.Module):
+    """A slot for each cell: dense, plus a learned position, then layer norm."""
+
+    width: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch cells width"]:
+        """Returns the cells row by row."""
+        batch, height, width, channels = features.shape
+        cells = features.reshape(batch, height * width, channels)
+        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(cells)
+        shape = (height * width, self.width)
+        position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
+        return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x + position.astype(x.dtype))
+
+
+class VectorMemory(nn.Module):
+    """One vector an image: the mean cell, or all cells flattened, through a dense layer and layer norm."""
+
+    width: int
+    pooling: Literal["mean", "flatten"] = "mean"
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch width"]:
+        """Returns the images' vectors."""
+        if self.pooling == "mean":
+            pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
+        else:
+            pooled = features.reshape(features.shape[0], -1)
+        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(pooled)
+        return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)
