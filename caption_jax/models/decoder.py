@@ -1,0 +1,285 @@
+"""The caption decoder: token embedding, causal layers that attend to the memory, output tied to the embedding."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.typing import Dtype
+from jaxtyping import Array, Bool, Float, Int
+
+from caption_jax.models.attention import CrossAttention, SelfAttention
+from caption_jax.models.cache import Cache, LayerCache, empty_cache
+from caption_jax.models.dropout import Dropout
+
+
+class DecoderOutput(flax.struct.PyTreeNode):
+    """What a pass of the decoder gives.
+
+    Attributes:
+        logits: scores of the next token, float32.
+        cache: the cache after this pass, or None where none was given.
+        attention: cross-attention weights, float32, or None where not asked for.
+    """
+
+    logits: Float[Array, "batch rows length vocabulary"]
+    cache: Cache | None
+    attention: Float[Array, "layers batch rows heads length memory"] | None
+
+
+class FeedForward(nn.Module):
+    """Two dense layers with GELU between."""
+
+    width: int
+    hidden: int
+    dropout: float
+    output_scale: float = 1.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*batch width"], *, train: bool) -> Float[Array, "*batch width"]:
+        """Applies to each position by itself."""
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = nn.gelu(nn.Dense(self.hidden, name="expand", **dense)(x))
+        x = Dropout(self.dropout)(x, train=train)
+        init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
+        return nn.Dense(self.width, kernel_init=init, name="contract", **dense)(x)
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention to the memory and a feed-forward network, each with a residual.
+
+    Attributes:
+        width: of tokens and memory.
+        heads: attention heads; divides `width`.
+        feed_forward: hidden width of the feed-forward network.
+        dropout: rate on the output of each of the three parts and inside the last.
+        norm: "pre" (normalise what enters a part; Xiong et al., 2020, https://arxiv.org/abs/2002.04745) or "post"
+            (normalise after the residual; Vaswani et al., 2017).
+        output_scale: variance scale of the initial last weights of each part.
+    """
+
+    width: int
+    heads: int
+    feed_forward: int
+    dropout: float = 0.0
+    norm: str = "pre"
+    output_scale: float = 1.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        """Creates the submodules."""
+        if self.norm not in ("pre", "post"):
+            raise ValueError(f'config.model.decoder.norm is {self.norm!r}; it must be "pre" or "post"')
+        if self.width % self.heads:
+            raise ValueError(f"config.model.decoder.width={self.width} must be a multiple of its heads={self.heads}")
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.self_attention = SelfAttention(self.width, self.heads, self.output_scale, **dtypes)
+        self.cross_attention = CrossAttention(self.width, self.heads, self.output_scale, **dtypes)
+        self.feed_forward_network = FeedForward(
+            self.width, self.feed_forward, self.dropout, self.output_scale, name="feed_forward", **dtypes
+        )
+        self.self_attention_norm = nn.LayerNorm(**dtypes)
+        self.cross_attention_norm = nn.LayerNorm(**dtypes)
+        self.feed_forward_norm = nn.LayerNorm(**dtypes)
+        self.residual_dropout = Dropout(self.dropout)
+
+    def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
+        """Keys and values [batch, memory, heads, depth] of the cross-attention."""
+        return self.cross_attention.project(memory.astype(self.dtype))
+
+    def __call__(
+        self,
+        x: Float[Array, "batch rows length width"],
+        memory: Float[Array, "batch memory width"] | None = None,
+        *,
+        memory_mask: Bool[Array, "batch memory"] | None = None,
+        cache: LayerCache | None = None,
+        position: Int[Array, ""] | None = None,
+        visible: Bool[Array, "batch rows length slots"] | None = None,
+        train: bool = False,
+    ) -> tuple[
+        Float[Array, "batch rows length width"], LayerCache | None, Float[Array, "batch rows heads length memory"]
+    ]:
+        """Returns the new tokens, the new cache and the cross-attention weights.
+
+        With a `cache` (which holds the projected memory; `memory` is then not read), `position` and `visible` are those
+        of the `Cache` it belongs to.
+        """
+        keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
+        attention = None
+
+        def look_back(x):
+            nonlocal cache
+            y, cache = self.self_attention(x, cache, position, visible)
+            return y
+
+        def look_at_memory(x):
+            nonlocal attention
+            y, attention = self.cross_attention(x, keys, values, memory_mask)
+            return y
+
+        x = self._residual(x, look_back, self.self_attention_norm, train)
+        x = self._residual(x, look_at_memory, self.cross_attention_norm, train)
+        x = self._residual(x, lambda x: self.feed_forward_network(x, train=train), self.feed_forward_norm, train)
+        return x, cache, attention
+
+    def _residual(self, x, part, norm, train):
+        if self.norm == "pre":
+            return x + self.residual_dropout(part(norm(x)), train=train)
+        return norm(x + self.residual_dropout(part(x), train=train))
+
+
+class Decoder(nn.Module):
+    """Predicts each next token of the captions of an image from the tokens before it and the image's memory.
+
+    Attributes:
+        vocabulary_size: number of tokens.
+        layers: number of `DecoderLayer`s.
+        width: of tokens and memory.
+        heads: attention heads; divides `width`.
+        feed_forward: hidden width of the feed-forward networks.
+        dropout: rate after the embedding and in the layers.
+        norm: "pre" or "post".
+        positions: "learned" or "sinusoidal".
+        max_length: most tokens of a caption.
+    """
+
+    vocabulary_size: int
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    dropout: float = 0.0
+    norm: str = "pre"
+    positions: str = "learned"
+    max_length: int = 40
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+
+    def setup(self):
+        """Creates the submodules."""
+        if self.positions not in ("learned", "sinusoidal"):
+            raise ValueError(
+                f'config.model.decoder.positions is {self.positions!r}; it must be "learned" or "sinusoidal"'
+            )
+        # The output layer is the embedding: at this deviation logits start with variance 1, and the input, scaled by
+        # sqrt(width), with variance 1 a component.
+        init = nn.initializers.normal(self.width**-0.5)
+        self.embedding = self.param("embedding", init, (self.vocabulary_size, self.width), self.param_dtype)
+        self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,), self.param_dtype)
+        if self.positions == "learned":
+            self.position = self.param("position", init, (self.max_length, self.width), self.param_dtype)
+        # Pre-norm residuals add up unnormalised: scaled so that their sum starts with the variance of one part.
+        output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.stack = [
+            DecoderLayer(
+                self.width,
+                self.heads,
+                self.feed_forward,
+                self.dropout,
+                self.norm,
+                output_scale,
+                name=f"layer_{index}",
+                **dtypes,
+            )
+            for index in range(self.layers)
+        ]
+        self.final_norm = nn.LayerNorm(**dtypes) if self.norm == "pre" else None
+        self.embedding_dropout = Dropout(self.dropout)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "batch rows length"],
+        memory: Float[Array, "batch memory width"] | None = None,
+        *,
+        memory_mask: Bool[Array, "batch memory"] | None = None,
+        cache: Cache | None = None,
+        train: bool = False,
+        return_attention: bool = False,
+    ) -> DecoderOutput:
+        """Scores the token after each given token.
+
+        The captions ("rows") of an image share its memory. The logits of a row at t depend on its tokens up to t and on
+        the memory only, so pads at the end of a caption change nothing before them.
+
+        Args:
+            tokens: token ids, starting with <s>; with a cache the next `length` tokens from `cache.position` on.
+            memory: what to attend to; not read when there is a cache, which holds it projected.
+            memory_mask: True for slots of the memory that count; None for all. With a cache, that of the cache holds.
+            cache: from `start_cache` or the last call.
+            train: dropout on.
+            return_attention: also return the cross-attention weights.
+
+        Raises:
+            ValueError: more tokens than `max_length`, or neither memory nor cache.
+        """
+        if tokens.shape[-1] > self.max_length:
+            raise ValueError(f"{tokens.shape[-1]} tokens, but this decoder was built for max_length={self.max_length}")
+        if memory is None and cache is None:
+            raise ValueError("the decoder needs a memory to attend to, or a cache made from one")
+        length = tokens.shape[-1]
+        start = 0 if cache is None else cache.position
+        visible = None
+        if cache is not None:
+            memory_mask, visible = cache.memory_mask, cache.visible_slots(length)
+        x = self.embedding_dropout(self._embed(tokens, start), train=train)
+        caches, weights = [], []
+        for index, layer in enumerate(self.stack):
+            layer_cache = None if cache is None else cache.layers[index]
+            x, layer_cache, attention = layer(
+                x, memory, memory_mask=memory_mask, cache=layer_cache, position=start, visible=visible, train=train
+            )
+            caches.append(layer_cache)
+            weights.append(attention)
+        if cache is not None:
+            cache = cache.replace(layers=tuple(caches), position=cache.position + length)
+        return DecoderOutput(self._logits(x), cache, jnp.stack(weights) if return_attention else None)
+
+    def start_cache(
+        self,
+        memory: Float[Array, "batch memory width"],
+        *,
+        memory_mask: Bool[Array, "batch memory"] | None = None,
+        rows: int = 1,
+        length: int | None = None,
+    ) -> Cache:
+        """An empty cache for `rows` captions an image and `length` tokens (`max_length` by default).
+
+        Raises:
+            ValueError: `length` exceeds `max_length`.
+        """
+        length = self.max_length if length is None else length
+        if length > self.max_length:
+            raise ValueError(f"a cache of {length} tokens, but this decoder was built for max_length={self.max_length}")
+        return empty_cache(tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, length)
+
+    def _embed(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
+        length = tokens.shape[-1]
+        x = jnp.take(self.embedding, tokens, axis=0) * self.width**0.5
+        if self.positions == "learned":
+            positions = self.position * self.width**0.5
+        else:
+            positions = jnp.asarray(sinusoids(self.max_length, self.width))
+        return (x + jax.lax.dynamic_slice_in_dim(positions, start, length)).astype(self.dtype)
+
+    def _logits(self, x: jax.Array) -> jax.Array:
+        x = x if self.final_norm is None else self.final_norm(x)
+        table = self.embedding.astype(self.dtype)
+        logits = jnp.einsum("...d,vd->...v", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
+        return logits + self.output_bias.astype(jnp.float32)
+
+
+def sinusoids(length: int, width: int) -> np.ndarray:
+    """Position signals [length, width]: sines, then cosines, of wavelengths from 2 pi to 10,000 x 2 pi.
+
+    (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)
+    """
+    frequencies = 1e4 ** (-np.arange(0, width, 2) / width)
+    angles = np.arange(length)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)[:, :width].astype(np.float32)
