@@ -101,7 +101,7 @@ class Tokenizer:
 
     @classmethod
     def from_hub(cls, name: str, *, lowercase: bool = False, add_prefix_space: bool = False) -> Tokenizer:
-        """Takes `vocab.json` and `merges.txt` of a model such as `roberta-base` from the Hugging Face hub or its cache."""
+        """Downloads `vocab.json` and `merges.txt` of a model such as `roberta-base`, or finds them in the cache."""
         from huggingface_hub import hf_hub_download  # imported late: most runs need no network
 
         try:
