@@ -11,61 +11,52 @@ _SMOOTHING = 0.3
 
 
 class Clock:
-    """Measures training in laps: the steps between two calls of `lap`, which are made where the loss is fetched.
+    """Measures training in laps: from one call of `tick` to the next, each made where a step's loss has been fetched.
 
     JAX returns from a step before the device has done it, so only the time between two fetched losses says how long
     steps take. Evaluations and checkpoints run inside `with clock.paused():` and count for the wall time and the time of
     arrival, not for the speed. All times are seconds.
 
         clock = Clock(total_steps=1000, images_per_step=32, devices=jax.device_count())
-        for step in range(1000):
+        clock.start(0)
+        for step in range(1, 1001):
             with clock.waiting():
                 batch = next(batches)
             state, metrics = train_step(state, batch)
-            clock.tick()
-            if (step + 1) % 50 == 0:
+            if step % 50 == 0:
                 loss = float(metrics["loss"])  # waits for the device
-                monitor.scalars(step + 1, {"loss": loss} | clock.lap())
+                monitor.scalars(step, {"loss": loss} | clock.tick(step), "train")
     """
 
     def __init__(
-        self,
-        total_steps: int,
-        images_per_step: int,
-        devices: int = 1,
-        *,
-        step: int = 0,
-        now: Callable[[], float] = time.monotonic,
+        self, total_steps: int, images_per_step: int, devices: int = 1, *, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Starts the clock.
+        """Makes a clock that stands at step 0.
 
         Args:
-          total_steps: the step at which the run ends.
-          images_per_step: images of one step over all devices and processes.
-          devices: devices over all processes.
-          step: steps already done when the run was taken up again.
-          now: the time in seconds; monotonic.
+            total_steps: the step at which the run ends.
+            images_per_step: images of one step over all devices and processes.
+            devices: devices over all processes.
+            now: the time in seconds; monotonic.
         """
         if images_per_step < 1 or devices < 1:
             raise ValueError(f"images_per_step and devices must be positive, not {images_per_step} and {devices}")
         self.total_steps = total_steps
         self.images_per_step = images_per_step
         self.devices = devices
-        self.step = step
         self._now = now
-        self._started = self._lap_started = now()
         self._earlier_wall = 0.0  # of the runs before this one in the same workdir
-        self._paused_total = 0.0
-        self._running_total = 0.0  # of finished laps
+        self._born = now()
+        self.start(0)
+
+    def start(self, step: int) -> None:
+        """Starts measuring speed, at `step`; what came before (compiling, restoring) is wall time only."""
+        self.step = step
+        self._lap_started = self._now()
         self._lap_waited = self._lap_paused = 0.0
-        self._lap_steps = 0
+        self._running_total = self._paused_total = 0.0  # of finished laps; of everything since the start
         self._laps = 0
         self._seconds_per_step: float | None = None
-
-    def tick(self, steps: int = 1) -> None:
-        """Counts steps that were handed to the device."""
-        self.step += steps
-        self._lap_steps += steps
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -87,27 +78,28 @@ class Clock:
             self._lap_paused += spent
             self._paused_total += spent
 
-    def lap(self) -> dict[str, float]:
-        """Ends a lap and starts the next one; call it when the last step's loss has been fetched.
+    def tick(self, step: int) -> dict[str, float]:
+        """Ends a lap at `step`, whose loss has been fetched, and starts the next one.
 
         Returns:
-          `images_per_second`, `images_per_second_per_device` and `input_wait` (share of the lap's time spent waiting for
-          input, 0 to 1); {} when no step was made or no time passed since the last lap.
+            `images_per_second`, `images_per_second_per_device` and `input_wait` (share of the lap's time spent waiting
+            for input, 0 to 1); {} when no step was made or no time has passed since the last tick.
         """
         now = self._now()
         running = now - self._lap_started - self._lap_paused
-        steps, waited = self._lap_steps, self._lap_waited
-        if steps == 0 or running <= 0:
+        steps = step - self.step
+        if steps <= 0 or running <= 0:
             return {}
-        self._running_total += running
-        self._smooth(running / steps)
-        self._lap_started, self._lap_steps, self._lap_waited, self._lap_paused = now, 0, 0.0, 0.0
         images = steps * self.images_per_step / running
-        return {
+        rates = {
             "images_per_second": images,
             "images_per_second_per_device": images / self.devices,
-            "input_wait": min(waited / running, 1.0),
+            "input_wait": min(self._lap_waited / running, 1.0),
         }
+        self._running_total += running
+        self._smooth(running / steps)
+        self.step, self._lap_started, self._lap_waited, self._lap_paused = step, now, 0.0, 0.0
+        return rates
 
     def _smooth(self, seconds_per_step: float) -> None:
         # The first lap holds the compilation: the second one replaces what it said.
@@ -119,7 +111,7 @@ class Clock:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the last step, evaluations so far projected onwards; None before the first lap has ended."""
+        """Seconds to the last step, evaluations so far projected onwards; None before the first tick."""
         if self._seconds_per_step is None:
             return None
         overhead = 1.0 + self._paused_total / self._running_total
@@ -128,19 +120,15 @@ class Clock:
     @property
     def wall_seconds(self) -> float:
         """Seconds since the run began, those before it was stopped and taken up again included."""
-        return self._earlier_wall + self._now() - self._started
+        return self._earlier_wall + self._now() - self._born
 
-    def to_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps: `{"step": ..., "wall_seconds": ...}`."""
-        return {"step": self.step, "wall_seconds": self.wall_seconds}
+    def dump(self) -> dict[str, float]:
+        """What a checkpoint keeps: `{"wall_seconds": ...}`."""
+        return {"wall_seconds": self.wall_seconds}
 
-    def restore(self, saved: dict[str, float]) -> None:
-        """Goes on from what `to_dict` gave in an earlier process."""
-        self.step = int(saved["step"])
+    def load(self, saved: dict[str, float]) -> None:
+        """Adds the wall time that `dump` gave in an earlier process."""
         self._earlier_wall = float(saved["wall_seconds"])
-        self._started = self._lap_started = self._now()
-        self._lap_waited = self._lap_paused = 0.0
-        self._lap_steps = 0
 
 
 def format_duration(seconds: float) -> str:

@@ -32,13 +32,14 @@ def run_steps(clock: Clock, hands: Hands, steps: int, *, wait: float, compute: f
         with clock.waiting():
             hands.pass_seconds(wait)
         hands.pass_seconds(compute)
-        clock.tick()
 
 
 def test_speed_and_share_of_waiting(hands):
     clock = Clock(100, images_per_step=32, devices=4, now=hands)
+    hands.pass_seconds(300.0)  # before the start: no part of the speed
+    clock.start(0)
     run_steps(clock, hands, 10, wait=0.5, compute=1.5)
-    rates = clock.lap()
+    rates = clock.tick(10)
     assert rates["images_per_second"] == pytest.approx(16.0)
     assert rates["images_per_second_per_device"] == pytest.approx(4.0)
     assert rates["input_wait"] == pytest.approx(0.25)
@@ -47,23 +48,23 @@ def test_speed_and_share_of_waiting(hands):
 def test_each_lap_counts_its_own_steps_only(hands):
     clock = Clock(100, images_per_step=10, now=hands)
     run_steps(clock, hands, 2, wait=0, compute=10.0)
-    clock.lap()
+    clock.tick(2)
     run_steps(clock, hands, 4, wait=0.5, compute=0.5)
-    rates = clock.lap()
+    rates = clock.tick(6)
     assert rates["images_per_second"] == pytest.approx(10.0)
     assert rates["input_wait"] == pytest.approx(0.5)
-    assert clock.lap() == {}
+    assert clock.tick(6) == {}
 
 
 def test_a_pause_slows_nothing_but_delays_the_arrival(hands):
     clock = Clock(100, images_per_step=10, now=hands)
     run_steps(clock, hands, 10, wait=0, compute=1.0)
-    clock.lap()
+    clock.tick(10)
     assert clock.eta_seconds == pytest.approx(90.0)
     with clock.paused():
         hands.pass_seconds(20.0)
     run_steps(clock, hands, 10, wait=0, compute=1.0)
-    assert clock.lap()["images_per_second"] == pytest.approx(10.0)
+    assert clock.tick(20)["images_per_second"] == pytest.approx(10.0)
     assert clock.eta_seconds == pytest.approx(80.0 * 2.0)  # as long paused as running until now
     assert clock.wall_seconds == pytest.approx(40.0)
 
@@ -72,27 +73,28 @@ def test_a_slow_first_lap_does_not_stay_in_the_arrival(hands):
     clock = Clock(30, images_per_step=1, now=hands)
     assert clock.eta_seconds is None
     run_steps(clock, hands, 10, wait=0, compute=100.0)  # compilation
-    clock.lap()
+    clock.tick(10)
     run_steps(clock, hands, 10, wait=0, compute=1.0)
-    clock.lap()
+    clock.tick(20)
     assert clock.eta_seconds == pytest.approx(10.0)
     run_steps(clock, hands, 10, wait=0, compute=1.0)
-    clock.lap()
+    clock.tick(30)
     assert clock.eta_seconds == 0.0
 
 
 def test_wall_time_survives_a_restart(hands):
     clock = Clock(100, images_per_step=1, now=hands)
     run_steps(clock, hands, 10, wait=0, compute=6.0)
-    saved = json.loads(json.dumps(clock.to_dict()))
+    saved = json.loads(json.dumps(clock.dump()))
     hands.pass_seconds(5000.0)  # nobody runs
     resumed = Clock(100, images_per_step=1, now=hands)
+    resumed.load(saved)
     hands.pass_seconds(40.0)  # restoring the checkpoint
-    resumed.restore(saved)
-    assert resumed.wall_seconds == pytest.approx(60.0)
+    resumed.start(10)
+    assert resumed.wall_seconds == pytest.approx(100.0)
     run_steps(resumed, hands, 10, wait=0, compute=1.0)
-    assert resumed.lap()["images_per_second"] == pytest.approx(1.0)
-    assert resumed.wall_seconds == pytest.approx(70.0)
+    assert resumed.tick(20)["images_per_second"] == pytest.approx(1.0)
+    assert resumed.wall_seconds == pytest.approx(110.0)
     assert resumed.eta_seconds == pytest.approx(80.0)
 
 
