@@ -93,8 +93,8 @@ class Evaluator:
         self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
     ) -> Evaluation:
         references = self.split.references
-        missing = [image_id for image_id in references if image_id not in captions]
-        unreadable = {image_id: problems.get(image_id, "unreadable") for image_id in missing}
+        missing = [record for record in self.split if record.image_id not in captions]
+        unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
         hypotheses = {**captions, **dict.fromkeys(unreadable, "")}
         metrics = score(references, hypotheses)
         loss, correct, weight = sums

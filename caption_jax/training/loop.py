@@ -24,12 +24,12 @@ from caption_jax.training.evaluate import Evaluation, Evaluator, as_results
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.training.monitoring import Monitor
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
-from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated
+from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated, shardings_like
 from caption_jax.training.showing import show_samples
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import make_train_step
 from input_pipeline.batches import train_batches
-from input_pipeline.prefetch import prefetch
+from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 PyTree = Any
 
@@ -65,15 +65,7 @@ class Run:
         self.steps, self.eval_every, self.checkpoint_every = _intervals(config, len(experiment.split("train")))
         self.checkpoints = Checkpoints(experiment.workdir)
         self.optimizer, self.state, self.schedule, self.shardings = _initial_state(experiment, self.steps)
-        self.batches = train_batches(
-            experiment.split("train"),
-            experiment.described.preprocessing,
-            experiment.described.vocabulary,
-            config.data,
-            config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
+        self.batches = _open_batches(experiment)
         self.clock = Clock(self.steps, config.data.batch_size, jax.device_count())
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0, "stopped": False}
         self._restore()
@@ -94,15 +86,13 @@ class Run:
     def train(self, asked_to_stop: Callable[[int], bool]) -> bool:
         """Runs to the last step, to early stopping, or until asked to stop; says whether the run is complete."""
         step, pending = self.step, _Pending()
-        source = prefetch(self.batches, lambda b: put_batch(b, self.experiment.mesh), self.config.data.prefetch)
-        iterator_state = self.batches.get_state()
-        with contextlib.closing(source):
+        with self.batches:
             self.clock.start(step)
             for end, update in self._phases(step):
                 while step < end and not self.progress["stopped"]:
                     self._profile(step)
                     with self.clock.waiting():
-                        batch, iterator_state = next(source)
+                        batch = next(self.batches)
                     self.state, metrics = update(self.state, batch)
                     step += 1
                     self._check(pending.push(step, metrics, batch["index"]))
@@ -113,7 +103,7 @@ class Run:
                     stop = asked_to_stop(step)
                     if step % self.checkpoint_every == 0 or step == self.steps or stop or self.progress["stopped"]:
                         self._check(pending.flush())
-                        self._save(step, iterator_state)
+                        self._save(step)
                     if stop:
                         logging.warning("asked to stop: step %d is saved; the same command goes on from there", step)
                         return False
@@ -159,9 +149,13 @@ class Run:
         self.progress = restored.records["progress"]
         logging.info("going on from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
 
-    def _save(self, step: int, iterator_state: dict) -> None:
+    def _save(self, step: int) -> None:
         with self.clock.paused():
-            records = {"iterator": iterator_state, "clock": self.clock.dump(), "progress": self.progress}
+            records = {
+                "iterator": self.batches.get_state(),
+                "clock": self.clock.dump(),
+                "progress": self.progress,
+            }
             self.checkpoints.save(step, self.state.weights(), self.state.remainder(), records)
 
     def _check(self, settled: list[tuple[int, float, Any]]) -> None:
@@ -256,8 +250,25 @@ def _initial_state(experiment: Experiment, steps: int) -> tuple[Any, TrainState,
     variables = initial_variables(experiment)
     optimizer, schedule = make_optimizer(experiment.config.optimizer, variables["params"], steps)
     state = create_state(variables, optimizer, averaged=experiment.config.optimizer.ema > 0)
-    shardings = parameter_shardings(state, experiment.config.mesh.rules, experiment.mesh)
+    mesh = experiment.mesh
+    owners = parameter_shardings(state.params, experiment.config.mesh.rules, mesh)
+    shardings = shardings_like(state, state.params, owners, mesh)
     return optimizer, jax.device_put(state, shardings), schedule, shardings
+
+
+def _open_batches(experiment: Experiment) -> Prefetched:
+    """The training batches, made ahead and put on the devices by a thread."""
+    config, described = experiment.config, experiment.described
+    batches = train_batches(
+        experiment.split("train"),
+        described.preprocessing,
+        described.vocabulary,
+        config.data,
+        config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    return prefetch_to_device(batches, lambda batch: put_batch(batch, experiment.mesh), config.data.prefetch)
 
 
 def _intervals(config: ConfigDict, images: int) -> tuple[int, int, int]:
