@@ -56,11 +56,9 @@ class BatchNorm(nn.Module):
         grouped = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
         mean, var = _moments(grouped, lax.stop_gradient(running_mean.value))
         if not self.is_initializing():
-            keep = self.momentum
-            running_mean.value = keep * running_mean.value + (1 - keep) * lax.stop_gradient(
-                jnp.mean(mean, (0, 1, 2, 3))
-            )
-            running_var.value = keep * running_var.value + (1 - keep) * lax.stop_gradient(jnp.mean(var, (0, 1, 2, 3)))
+            for running, new in ((running_mean, mean), (running_var, var)):
+                new = lax.stop_gradient(jnp.mean(new, axis=(0, 1, 2, 3)))
+                running.value = self.momentum * running.value + (1 - self.momentum) * new
         return _affine(grouped, mean, var, scale, bias, self.epsilon).astype(self.dtype).reshape(x.shape)
 
     def _groups(self, batch: int) -> int:

@@ -1,9 +1,9 @@
 """Depthwise 2-D convolution as one op with its own derivative, lowered per platform.
 
-XLA's grouped convolution is the right form on an accelerator. On a CPU it is tens of times slower than what it computes:
-a sum of shifted copies of the image, each multiplied by one row of weights. So the CPU gets that sum, in the forward pass
-and in both gradients, and everything else gets `lax.conv_general_dilated`; `lax.platform_dependent` chooses when a
-program is lowered, so that a TPU program compiled on a CPU holds the TPU form.
+XLA's grouped convolution is the right form on an accelerator. On a CPU it is tens of times slower than what it
+computes: a sum of shifted copies of the image, each multiplied by one row of weights. So the CPU gets that sum, in the
+forward pass and in both gradients, and everything else gets `lax.conv_general_dilated`; `lax.platform_dependent`
+chooses when a program is lowered, so that a TPU program compiled on a CPU holds the TPU form.
 
 No form reads across images, so a batch that is sharded over devices stays where it is: only the weight gradient, which
 is a sum over the batch, needs a reduction.
@@ -26,8 +26,8 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 def explicit_padding(height: int, width: int, kernel: int, stride: int, padding: Padding) -> Pads:
     """Returns the rows and columns of zeros to add: ((top, bottom), (left, right)).
 
-    'same' is TensorFlow's rule (the output has ceil(size / stride) cells, an odd pixel of padding goes to the bottom and
-    right); 'symmetric' is PyTorch's (kernel // 2 on every side).
+    'same' is TensorFlow's rule (the output has ceil(size / stride) cells, an odd pixel of padding goes to the bottom
+    and right); 'symmetric' is PyTorch's (kernel // 2 on every side).
     """
     if padding == "symmetric":
         side = (kernel // 2, kernel // 2)
@@ -126,8 +126,8 @@ def _shifted_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int,
 def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
     """The transposed convolution as shifted sums, one for each phase of the stride, interleaved at the end.
 
-    Input row p reaches output row q through tap i where p + top = stride * q + i: so the rows p = stride * m + phase meet
-    only every stride-th tap, and are a plain convolution of the output's gradient with those taps.
+    Input row p reaches output row q through tap i where p + top = stride * q + i: so the rows p = stride * m + phase
+    meet only every stride-th tap, and are a plain convolution of the output's gradient with those taps.
     """
     height, width = shape
     (top, _), (left, _) = pads

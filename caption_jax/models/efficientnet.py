@@ -149,8 +149,8 @@ def _activation(name: str) -> Callable[[Array], Array]:
 class BlockSettings:
     """What every block and convolution of one network has in common.
 
-    `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow, 'symmetric'
-    and (mostly) 1e-5 for those trained in PyTorch.
+    `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow,
+    'symmetric' and (mostly) 1e-5 for those trained in PyTorch.
     """
 
     norm_group_size: int = 0
@@ -267,7 +267,7 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual (Sandler et al., 2018): expand, depthwise, squeeze-and-excite, project, and add where it fits."""
+    """Inverted residual (Sandler et al., 2018): expand, depthwise, squeeze, project, and add where it fits."""
 
     stage: Stage
     stride: int
@@ -317,8 +317,9 @@ class StageBlocks(nn.Module):
 class EfficientNet(nn.Module):
     """EfficientNet up to its last activation map: no pooling, dropout or classifier.
 
-    Parameter paths: `stem/conv/kernel`, `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}`,
-    `stage_1/block_0/squeeze/{reduce,expand}/{kernel,bias}`, ..., `head/{conv,norm}/...`.
+    Parameter paths: `stem/{conv,norm}/...`, `head/{conv,norm}/...`, and for block 0 of stage 1
+    `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}` and
+    `stage_1/block_0/squeeze/{reduce,expand}/{kernel,bias}`.
 
     Attributes:
         variant: a key of `VARIANTS`.

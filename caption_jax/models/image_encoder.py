@@ -57,6 +57,7 @@ class ImageEncoder(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
+        """Makes the submodules. Raises ValueError for an unknown choice."""
         if self.image_memory not in ("grid", "vector", "both"):
             raise ValueError(f"model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'")
         if self.vector not in ("mean", "flatten"):
