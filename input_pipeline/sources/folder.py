@@ -13,18 +13,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.records import SPLITS, DataError, Record, Report, Split
 from input_pipeline.sources.formats import Row, read_rows
-
-# What data sets call their splits -> what they are here. Karpathy's restval is trained on, as all papers do.
-SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "restval": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-}
+from input_pipeline.sources.split_names import SPLIT_NAMES
 
 log = logging.getLogger(__name__)
 
