@@ -14,8 +14,8 @@ class Clock:
     """Measures training in laps: from one call of `tick` to the next, each made where a step's loss has been fetched.
 
     JAX returns from a step before the device has done it, so only the time between two fetched losses says how long
-    steps take. Evaluations and checkpoints run inside `with clock.paused():` and count for the wall time and the time of
-    arrival, not for the speed. All times are seconds.
+    steps take. Evaluations and checkpoints run inside `with clock.paused():`: they count for the wall time and the time
+    of arrival, not for the speed. All times are seconds.
 
         clock = Clock(total_steps=1000, images_per_step=32, devices=jax.device_count())
         clock.start(0)
@@ -57,6 +57,7 @@ class Clock:
         self._running_total = self._paused_total = 0.0  # of finished laps; of everything since the start
         self._laps = 0
         self._seconds_per_step: float | None = None
+        self.rates: dict[str, float] = {}  # what the last tick returned
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -69,7 +70,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not training: evaluation, checkpoints. Fetch the loss first: pending steps would count here."""
+        """Time inside is not training: evaluation, checkpoints. Fetch the loss first, or pending steps count here."""
         start = self._now()
         try:
             yield
@@ -91,7 +92,7 @@ class Clock:
         if steps <= 0 or running <= 0:
             return {}
         images = steps * self.images_per_step / running
-        rates = {
+        self.rates = {
             "images_per_second": images,
             "images_per_second_per_device": images / self.devices,
             "input_wait": min(self._lap_waited / running, 1.0),
@@ -99,7 +100,7 @@ class Clock:
         self._running_total += running
         self._smooth(running / steps)
         self.step, self._lap_started, self._lap_waited, self._lap_paused = step, now, 0.0, 0.0
-        return rates
+        return dict(self.rates)
 
     def _smooth(self, seconds_per_step: float) -> None:
         # The first lap holds the compilation: the second one replaces what it said.

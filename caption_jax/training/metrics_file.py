@@ -1,0 +1,73 @@
+"""`metrics.jsonl`: every number a run has logged, one line for a step and split; the loss curve is drawn from it.
+
+    {"step": 50, "split": "train", "values": {"loss": 4.21, "accuracy": 0.31}}
+
+A number that is not finite is written as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from etils import epath
+
+
+@dataclass(frozen=True)
+class Row:
+    """What was measured on one split at one step."""
+
+    step: int
+    split: str
+    values: Mapping[str, float]
+
+    def to_line(self) -> str:
+        """The row as a line of JSON, newline included."""
+        values = {name: value if math.isfinite(value) else None for name, value in self.values.items()}
+        row = {"step": self.step, "split": self.split, "values": values}
+        return json.dumps(row, allow_nan=False) + "\n"
+
+
+class MetricsFile:
+    """Appends rows; a run that goes on at a step first drops the rows that lie after it."""
+
+    def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
+        """Opens the file for a run that goes on from `start_step` (0: a new one), and drops what it will do again."""
+        self._path = epath.Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        if not self._path.exists():
+            return
+        text = "".join(row.to_line() for row in read_metrics(self._path) if row.step <= start_step)
+        if text != self._path.read_text():
+            part = self._path.with_name(self._path.name + ".part")
+            part.write_text(text)
+            part.replace(self._path)  # whole or not at all, whenever the run is killed
+
+    def append(self, row: Row) -> None:
+        """Writes one row so that it outlives the process."""
+        with self._path.open("a") as file:
+            file.write(row.to_line())
+
+
+def read_metrics(path: epath.PathLike) -> list[Row]:
+    """Reads all rows, in the order written. A last line that a killed process left unfinished is passed over.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a line is no row; the message names it.
+    """
+    lines = epath.Path(path).read_text().splitlines(keepends=True)
+    if lines and not lines[-1].endswith("\n"):
+        lines.pop()
+    return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _parse(path: epath.PathLike, number: int, line: str) -> Row:
+    try:
+        row = json.loads(line)
+        values = {str(k): math.nan if v is None else float(v) for k, v in row["values"].items()}
+        return Row(int(row["step"]), str(row["split"]), values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}, line {number} is no row of metrics ({error}); mend or delete that line") from error
