@@ -25,8 +25,8 @@ def augment(
     A crop has `min_crop_scale` to 1 of the image's area and an aspect ratio of 1 / `max_aspect` to `max_aspect` times
     the image's (log-uniform), and is brought back to the image's size with bilinear interpolation. A crop is never
     larger than the image, so this only ever enlarges and needs no low-pass filter. `flip` mirrors every other image
-    on average. `brightness`, `contrast` and `saturation` scale by a factor in [1 - x, 1 + x], in this order, as in
-    torchvision's ColorJitter but clipped to 0..255 once, at the end.
+    on average. `brightness`, `contrast` (around the whole image's mean grey) and `saturation` scale by a factor in
+    [1 - x, 1 + x], in this order, as in torchvision's ColorJitter but clipped to 0..255 once, at the end.
 
     Args:
         key: typed or raw PRNG key of this step.
@@ -42,14 +42,13 @@ def augment(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     crop_keys, flip_keys, colour_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
     flips = jax.vmap(jax.random.bernoulli)(flip_keys) if config.flip else jnp.zeros(len(rows), bool)
-    pixels = images.astype(jnp.float32)
+    jittered = config.brightness or config.contrast or config.saturation
+    pixels = _jitter(colour_keys, images, config) if jittered else images.astype(jnp.float32)
     if config.min_crop_scale < 1 or config.max_aspect > 1:
         pixels = _random_crop(crop_keys, pixels, flips, config)
     elif config.flip:
         pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
-    if config.brightness or config.contrast or config.saturation:
-        pixels = _jitter(colour_keys, pixels, config)
-    return pixels
+    return jnp.clip(pixels, 0, 255) if jittered else pixels
 
 
 def normalise(
@@ -134,18 +133,27 @@ def _resample_matmul(pixels, rows, columns):
     return jnp.einsum("btw,bswc->bstc", across, pixels)
 
 
-def _jitter(keys, pixels, config):
+def _jitter(keys, images, config):
+    """Scaled pixels, not yet clipped: each a sum of its own image's colours, which interpolation leaves as it is."""
     limits = jnp.array([config.brightness, config.contrast, config.saturation], jnp.float32)
     factors = jax.vmap(lambda k: jax.random.uniform(k, (3,), minval=-1, maxval=1))(keys) * limits + 1
     brightness, contrast, saturation = (factors[:, i, None, None, None] for i in range(3))
-    pixels = pixels * brightness
+    pixels = images.astype(jnp.float32) * brightness
     if config.contrast:
-        centre = jnp.mean(_grey(pixels), axis=(1, 2, 3), keepdims=True)
+        centre = _grey(_mean_colour(images)) * brightness
         pixels = centre + contrast * (pixels - centre)
     if config.saturation:
         grey = _grey(pixels)
         pixels = grey + saturation * (pixels - grey)
-    return jnp.clip(pixels, 0, 255)
+    return pixels
+
+
+def _mean_colour(images):
+    """Mean of each channel [batch, 1, 1, 3]; of integers in whole numbers, so that it is exact in any order."""
+    batch, height, width, channels = images.shape
+    wide = images.astype(jnp.int32 if jnp.issubdtype(images.dtype, jnp.integer) else jnp.float32)
+    columns = wide.reshape(batch, height, width * channels).sum(1)  # long rows first: far faster on CPU
+    return columns.reshape(batch, 1, width, channels).sum(2, keepdims=True) / (height * width)
 
 
 def _grey(pixels):

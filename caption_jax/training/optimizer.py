@@ -92,7 +92,7 @@ def frozen_norms(frozen: Collection[str]) -> frozenset[str]:
 
 
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies to a parameter: only to those of two dimensions or more, never to a bias or scale."""
+    """Whether weight decay applies: only to parameters of two dimensions or more, never to a bias or a scale."""
     return len(shape) >= 2 and path.rpartition("/")[2] not in ("bias", "scale")
 
 
