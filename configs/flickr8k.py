@@ -51,9 +51,8 @@ def get_config() -> ConfigDict:
     config.optimizer.ema = 0.998
     # The top of the encoder is tuned gently; its batch norms keep ImageNet's statistics, and so does all below.
     config.optimizer.rules = (
-        (r"image_encoder/backbone/(stem|stage_[1-5])/.*", {"lr": 0.0}),
-        (r"image_encoder/backbone/.*norm.*/(scale|bias)", {"lr": 0.0}),
-        (r"image_encoder/backbone/(stage_[67]|head)/(?!.*norm).*", {"lr": 0.1, "decay": 0.1}),
+        (r"image_encoder/backbone/((stem|stage_[1-5])/.*|.*/norm/(scale|bias))", {"lr": 0.0}),
+        (r"image_encoder/backbone/(stage_[67]|head)/(?!.*norm/).*", {"lr": 0.1, "decay": 0.1}),
         (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
     )
     config.train.epochs = 14
