@@ -1,0 +1,209 @@
+"""Reads the tensors of a PyTorch `.pth` file without PyTorch and without running what the file says to run.
+
+A `.pth` is a pickle with the tensors' bytes beside it: in a zip archive, or (before PyTorch 1.6) one after another in
+the file. A pickle may name any Python object to call. Here it may name the few that make up a dictionary of tensors;
+any other name is refused with an error that says which.
+"""
+
+from __future__ import annotations
+
+import collections
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from caption_jax.pretrained.errors import WeightsError
+
+_DTYPES = {
+    "DoubleStorage": np.float64,
+    "FloatStorage": np.float32,
+    "HalfStorage": np.float16,
+    "BFloat16Storage": ml_dtypes.bfloat16,
+    "LongStorage": np.int64,
+    "IntStorage": np.int32,
+    "ShortStorage": np.int16,
+    "CharStorage": np.int8,
+    "ByteStorage": np.uint8,
+    "BoolStorage": np.bool_,
+}
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_LEGACY_PROTOCOL = 1001
+_WRAPPERS = ("state_dict", "model")
+
+
+@dataclass(frozen=True)
+class _StorageType:
+    """Stands for torch.FloatStorage and its kin inside the pickle."""
+
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """A run of numbers, named by its key; the bytes are read later."""
+
+    key: str
+    dtype: np.dtype
+    count: int
+
+
+@dataclass(frozen=True)
+class LazyTensor:
+    """A tensor whose numbers are read when `read()` is called."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    _read: Callable[[], np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """Returns the numbers, as a new array."""
+        return self._read()
+
+
+def read_state_dict(path: Path) -> dict[str, LazyTensor]:
+    """Returns the named tensors of `path`, in the file's order; a 'module.' that DataParallel put in front is dropped.
+
+    Raises WeightsError for a file that is no PyTorch file, names a Python object other than those a state dict needs,
+    is cut short, or holds something else than a dictionary of tensors (or one under 'state_dict' or 'model').
+    """
+    try:
+        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        KeyError,
+        IndexError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise WeightsError(
+            f"{path}: this is not a whole PyTorch file of weights ({error!r}); fetch it again"
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not all(isinstance(value, LazyTensor) for value in content.values()):
+        odd = [k for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, Mapping) else []
+        found = f"the keys {odd[:10]} hold something else" if odd else f"it holds a {type(content).__name__}"
+        raise WeightsError(f"{path}: expected a dictionary of tensors, but {found}; save model.state_dict() instead")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+class _TensorUnpickler(pickle.Unpickler):
+    """Builds dictionaries, lists, numbers, strings and tensors, and refuses every other name."""
+
+    def __init__(self, file: IO[bytes], path: Path, load_storage: Callable[[_Storage], np.ndarray]) -> None:
+        super().__init__(file, encoding="utf-8")
+        self._path = path
+        self._load_storage = load_storage
+        self.storages: dict[str, _Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("collections", "OrderedDict"):
+            return collections.OrderedDict
+        if module == "torch" and name in _DTYPES:
+            return _StorageType(np.dtype(_DTYPES[name]))
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return partial(_tensor, self._path, self._load_storage)
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda data, requires_grad, hooks: data
+        raise WeightsError(
+            f"{self._path}: the file asks for the Python object {module}.{name}, which weights do not need and "
+            "which is not loaded, because it could run code; save model.state_dict() alone"
+        )
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key, _, count = pid[:5]
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError(f"unknown kind of stored object {kind!r}")
+        if len(pid) > 5 and pid[5] is not None:
+            raise WeightsError(f"{self._path}: storages that are views of others are not read; save the file again")
+        return self.storages.setdefault(str(key), _Storage(str(key), storage_type.dtype, int(count)))
+
+
+def _tensor(
+    path: Path,
+    load_storage: Callable[[_Storage], np.ndarray],
+    storage: _Storage,
+    offset: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    *_: Any,
+) -> LazyTensor:
+    if not isinstance(storage, _Storage) or len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor without a storage")
+    shape = tuple(int(size) for size in shape)
+    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+    if offset < 0 or min(strides, default=0) < 0 or min(shape, default=1) < 0:
+        raise WeightsError(f"{path}: a tensor with negative sizes; the file is damaged")
+    if math.prod(shape) and last >= storage.count:
+        raise WeightsError(f"{path}: a tensor reaches past its storage {storage.key!r}; the file is damaged")
+
+    def read() -> np.ndarray:
+        numbers = load_storage(storage)
+        steps = [stride * numbers.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy()
+
+    return LazyTensor(shape, storage.dtype, read)
+
+
+def _read_zip(path: Path) -> Any:
+    with zipfile.ZipFile(path) as archive:
+        pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
+        if len(pickles) != 1:
+            raise WeightsError(f"{path}: a zip archive without PyTorch's data.pkl; it is not a .pth file")
+        root = pickles[0].removesuffix("data.pkl")
+        if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
+            raise WeightsError(f"{path}: saved with big-endian numbers; save it again on a little-endian machine")
+        content = archive.read(pickles[0])
+
+    def load_storage(storage: _Storage) -> np.ndarray:
+        with zipfile.ZipFile(path) as archive:
+            return _numbers(path, storage, archive.read(f"{root}data/{storage.key}"))
+
+    return _TensorUnpickler(io.BytesIO(content), path, load_storage).load()
+
+
+def _read_legacy(path: Path) -> Any:
+    """Pickles of a magic number, a protocol number, facts of the machine, the content and the storages' keys; then, for
+    each key, a count as 8 bytes and the numbers.
+    """
+    offsets: dict[str, int] = {}
+
+    def load_storage(storage: _Storage) -> np.ndarray:
+        with open(path, "rb") as file:
+            file.seek(offsets[storage.key])
+            count = int.from_bytes(file.read(8), "little")
+            return _numbers(path, storage, file.read(count * storage.dtype.itemsize))
+
+    with open(path, "rb") as file:
+        first = _TensorUnpickler(file, path, load_storage).load()
+        if first != _LEGACY_MAGIC or _TensorUnpickler(file, path, load_storage).load() != _LEGACY_PROTOCOL:
+            raise WeightsError(f"{path}: this is no PyTorch file of weights (no zip archive, no magic number)")
+        facts = _TensorUnpickler(file, path, load_storage).load()
+        if not facts.get("little_endian", True):
+            raise WeightsError(f"{path}: saved with big-endian numbers; save it again on a little-endian machine")
+        reader = _TensorUnpickler(file, path, load_storage)
+        content = reader.load()
+        keys = _TensorUnpickler(file, path, load_storage).load()
+        position = file.tell()
+        for storage in (reader.storages[str(key)] for key in keys):
+            offsets[storage.key] = position
+            position += 8 + storage.count * storage.dtype.itemsize
+    return content
+
+
+def _numbers(path: Path, storage: _Storage, raw: bytes) -> np.ndarray:
+    if len(raw) < storage.count * storage.dtype.itemsize:
+        raise WeightsError(f"{path}: storage {storage.key!r} is cut short; fetch the file again")
+    return np.frombuffer(raw, storage.dtype.newbyteorder("<") if storage.dtype.kind in "fiu" else storage.dtype)

@@ -1,0 +1,145 @@
+"""Opens a file of weights, whatever wrote it, as named tensors that are read when asked for."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from caption_jax.models.efficientnet import Variant
+from caption_jax.pretrained.errors import WeightsError
+from caption_jax.pretrained.naming import keras_modules
+from caption_jax.pretrained.torch_file import read_state_dict
+
+TORCH_ENDINGS = (".pth", ".pt", ".bin")
+KERAS_ENDINGS = (".h5", ".keras")
+ENDINGS = (*TORCH_ENDINGS, ".safetensors", *KERAS_ENDINGS)
+
+# Keras 3 keeps the variables of the n-th layer of a class under these numbers.
+_KERAS_VARIABLES = {
+    "conv2d": ("kernel", "bias"),
+    "depthwise_conv2d": ("kernel",),
+    "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
+    "dense": ("kernel", "bias"),
+    "normalization": ("mean", "variance", "count"),
+}
+
+
+class Tensor(Protocol):
+    """A tensor of a file."""
+
+    shape: tuple[int, ...]
+
+    def read(self) -> np.ndarray:
+        """Returns the numbers."""
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    shape: tuple[int, ...]
+    _read: Callable[[], np.ndarray]
+
+    def read(self) -> np.ndarray:
+        return self._read()
+
+
+def open_weights(path: Path, variant: Variant) -> dict[str, Tensor]:
+    """Returns the tensors of `path` by name; only names and shapes are read until a tensor's `read()` is called.
+
+    Keras files are given with the layers' names ('stem_conv/kernel'), for which the variant is needed: Keras 3 stores
+    layers by class and number. Raises WeightsError for a file that is missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights")
+    if path.name.endswith(TORCH_ENDINGS):
+        return read_state_dict(path)
+    if path.name.endswith(".safetensors"):
+        return _open_safetensors(path)
+    if path.name.endswith(KERAS_ENDINGS):
+        return _open_keras(path, variant)
+    raise WeightsError(f"{path}: weights come in files ending in {', '.join(ENDINGS)}")
+
+
+def _open_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError, safe_open
+
+    def read(key: str) -> np.ndarray:
+        with safe_open(path, "numpy") as file:
+            return file.get_tensor(key)
+
+    try:
+        with safe_open(path, "numpy") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, no dict
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: this is not a whole safetensors file ({error}); fetch it again") from error
+    return {key: _Tensor(shape, lambda key=key: read(key)) for key, shape in shapes.items()}
+
+
+def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
+    import h5py
+
+    try:
+        source: Any = path
+        if zipfile.is_zipfile(path):  # .keras: a zip archive with the HDF5 file inside
+            with zipfile.ZipFile(path) as archive:
+                source = io.BytesIO(archive.read("model.weights.h5"))
+        datasets: dict[str, tuple[int, ...]] = {}
+        with h5py.File(source, "r") as file:
+            file.visititems(
+                lambda name, item: datasets.update({name: item.shape}) if isinstance(item, h5py.Dataset) else None
+            )
+    except (OSError, KeyError, zipfile.BadZipFile) as error:
+        raise WeightsError(f"{path}: this is not a whole Keras file of weights ({error}); fetch it again") from error
+
+    def read(name: str) -> np.ndarray:
+        with h5py.File(source, "r") as file:
+            return file[name][()]
+
+    renamed = _names_of_keras_3(datasets, variant, path) if _is_keras_3(datasets) else _names_of_keras_2(datasets)
+    return {key: _Tensor(datasets[name], lambda name=name: read(name)) for name, key in renamed.items()}
+
+
+def _is_keras_3(datasets: dict[str, tuple[int, ...]]) -> bool:
+    return any("/vars/" in name for name in datasets)
+
+
+def _names_of_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
+    """[model_weights/]layer/.../depthwise_kernel:0 to layer/kernel."""
+    renamed = {}
+    for name in datasets:
+        parts = name.removeprefix("model_weights/").split("/")
+        if parts[0] in ("optimizer_weights", "top_level_model_weights"):
+            continue
+        leaf = parts[-1].split(":")[0]
+        renamed[name] = f"{parts[0]}/{'kernel' if leaf == 'depthwise_kernel' else leaf}"
+    return renamed
+
+
+def _names_of_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, path: Path) -> dict[str, str]:
+    """layers/depthwise_conv2d_4/vars/0 to the fifth depthwise layer's name, by the order in which layers are built."""
+    layers: dict[str, list[str]] = {kind: [] for kind in _KERAS_VARIABLES}
+    for layer in keras_modules(variant).values():
+        kind = "batch_normalization" if layer.endswith("bn") else "conv2d"
+        layers["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
+    layers["dense"], layers["normalization"] = ["predictions"], ["normalization"]
+
+    renamed = {}
+    for name in datasets:
+        parts = name.split("/")
+        if parts[0] == "optimizer":
+            continue
+        if len(parts) != 4 or parts[2] != "vars":
+            raise WeightsError(f"{path}: {name!r} is not a layer of a Keras EfficientNet; save the encoder by itself")
+        kind, _, number = parts[1].rpartition("_")
+        if not number.isdigit():
+            kind, number = parts[1], "0"
+        if kind not in layers or int(number) >= len(layers[kind]):
+            raise WeightsError(f"{path}: {name!r} is a layer that this variant does not have; is it another variant's?")
+        variables = _KERAS_VARIABLES[kind]
+        renamed[name] = f"{layers[kind][int(number)]}/{variables[int(parts[3])]}"
+    return renamed
