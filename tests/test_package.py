@@ -1,0 +1,153 @@
+"""The package as a newcomer meets it: light imports, and set-up files that agree with each other."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+README = (ROOT / "README.md").read_text()
+CONSTRAINTS = [
+    line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and not line.startswith("#")
+]
+
+
+def imported_by(statement: str) -> set[str]:
+    """Top-level modules that a fresh interpreter holds after `statement`."""
+    code = f"{statement}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("statement", "absent"),
+    [
+        ("import caption_jax; dir(caption_jax)", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
+        ("import caption_jax.evaluation; caption_jax.score", {"jax", "flax", "tensorflow", "transformers"}),
+        ("import caption_jax.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
+        ("import caption_jax; caption_jax.load", {"optax", "clu", "tensorflow", "matplotlib"}),
+        ("import caption_jax.models; caption_jax.models.ImageCaptioningModel", {"optax", "clu", "tensorflow", "orbax"}),
+        ("import caption_jax.training.metrics_file, caption_jax.training.clock", {"clu", "tensorflow"}),
+    ],
+)
+def test_imports_are_light(statement, absent):
+    assert not imported_by(statement) & absent
+
+
+def test_every_public_name_is_there():
+    import caption_jax
+
+    for name in caption_jax.__all__:
+        assert getattr(caption_jax, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'captoin'"):
+        caption_jax.captoin  # noqa: B018
+
+
+def requirements() -> list[Requirement]:
+    groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    return [Requirement(text) for group in groups for text in group]
+
+
+def test_constraints_pin_one_release_of_everything_asked_for():
+    pins = {}
+    for line in CONSTRAINTS:
+        match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
+        assert match, f"constraints.txt: {line!r} is no plain pin"
+        assert match[1] not in pins, f"constraints.txt pins {match[1]} twice"
+        pins[match[1]] = match[2]
+    for requirement in requirements():
+        pin = pins.get(canonicalize_name(requirement.name))
+        assert pin is not None, f"constraints.txt lacks {requirement.name}"
+        assert requirement.specifier.contains(pin), f"constraints.txt has {requirement.name} {pin}: {requirement}"
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "package"),
+    [
+        ("linux", "x86_64", "tensorflow-cpu"),
+        ("linux", "aarch64", "tensorflow"),
+        ("darwin", "arm64", "tensorflow"),
+    ],
+)
+def test_each_platform_gets_one_tensorflow(system, machine, package):
+    platform = {"sys_platform": system, "platform_machine": machine}
+    wanted = [
+        requirement.name
+        for requirement in map(Requirement, PROJECT["dependencies"])
+        if requirement.name in ("tensorflow", "tensorflow-cpu")
+        and (requirement.marker is None or Marker(str(requirement.marker)).evaluate(platform))
+    ]
+    assert wanted == [package]
+
+
+def test_the_test_extra_brings_no_torch():
+    asked = {Requirement(text).name for text in PROJECT["optional-dependencies"]["test"]}
+    assert not asked & {"torch", "torchvision", "timm"}
+
+
+def readme_commands() -> list[str]:
+    return re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
+
+
+def test_readme_has_one_command_to_train_and_one_to_test():
+    train, test = readme_commands()
+    assert "main.py --config=configs/shapes.py --workdir=" in train
+    assert test.endswith("-m pytest")
+    for command in (train, test):
+        assert "-c constraints.txt" in command
+    for config in re.findall(r"configs/\w+\.py", README):
+        assert (ROOT / config).is_file(), f"README names {config}"
+
+
+def test_ci_runs_the_test_command_of_the_readme(tmp_path):
+    """Runs .ci/run with commands that only note how they were called."""
+    script = (ROOT / ".ci" / "run").read_text()
+    pattern = re.search(r"grep -E '([^']+)' README.md", script)[1]
+    assert re.findall(pattern, README, flags=re.MULTILINE) == [readme_commands()[1]]
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "ci").mkdir()
+    (tmp_path / "ci" / "run").write_text(script)
+    (tmp_path / "README.md").write_text(README)
+    fake = tmp_path / "bin" / "python3"
+    fake.write_text(FAKE_PYTHON.format(log=tmp_path / "log", failing=tmp_path / "failing"))
+    fake.chmod(0o755)
+
+    def run() -> tuple[int, list[str]]:
+        (tmp_path / "log").write_text("")
+        environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
+        command = ["bash", str(tmp_path / "ci" / "run")]
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        )
+        return done.returncode, (tmp_path / "log").read_text().splitlines()
+
+    status, calls = run()
+    assert status == 0
+    assert calls[-2:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest"]
+    assert {"ruff check .", "ruff format --check ."} <= set(calls)
+    assert not list(tmp_path.glob("tmp.*")), "the environment was left behind"
+    for failing in ("python", "ruff", "pip"):
+        (tmp_path / "failing").write_text(failing)
+        assert run()[0] != 0, f"{failing} failed and .ci/run did not"
+
+
+FAKE_PYTHON = """#!/bin/bash
+name=$(basename "$0")
+if [ "$1 $2" = "-m venv" ]; then
+    mkdir -p "$3/bin"
+    for tool in python pip ruff; do cp "$0" "$3/bin/$tool"; done
+elif [ "$name" != python3 ]; then
+    echo "$name $*" >> {log}
+    [ "$(cat {failing} 2>/dev/null)" != "$name" ]
+fi
+"""
