@@ -8,10 +8,11 @@ iterator is one number: the images consumed so far. A batch may span two epochs.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import hashlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -130,7 +131,7 @@ class _Batches:
             self._examples.close()
         self._examples = None
 
-    def _read(self, order: collections.abc.Sequence) -> Iterator[Example]:
+    def _read(self, order: _Part) -> Iterator[Example]:
         ahead = max(2 * self._workers, self.local_size)
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead if self._workers else 0)
         return iter(grain.MapDataset.source(order).map(self._loader).to_iter_dataset(options))
@@ -143,7 +144,7 @@ class _Batches:
         mask = np.zeros(rows, bool)
         index = np.full(rows, -1, np.int32)
         for row in range(count):
-            example = next(self._examples)
+            example = self._next_example()
             index[row] = example.index
             tokens[row] = example.tokens
             if example.image is None:
@@ -156,6 +157,13 @@ class _Batches:
         image[count:] = 0
         tokens[count:] = self._loader.blank
         return {"image": image, "tokens": tokens, "mask": mask, "index": index}
+
+    def _next_example(self) -> Example:
+        try:
+            return next(self._examples)
+        except BaseException:
+            self.close()  # whoever tries again gets this batch from its start
+            raise
 
     def _note(self, example: Example) -> None:
         name = self.split[example.index].name
@@ -184,7 +192,7 @@ class TrainBatches(_Batches):
         loader = _Loader(split, preprocessing, vocabulary, data_config, seed)
         super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
         self._seed = seed
-        self._order = _shuffled(len(split), seed)
+        self._order = _Shuffled(len(split), seed)
         self._consumed = 0  # images, over all processes
 
     @property
@@ -246,12 +254,14 @@ class EvalBatches(_Batches):
         if self._batch == len(self):
             self.close()
             raise StopIteration
-        first = self._batch * self.batch_size + self._process_index * self.local_size
+        start = self._batch * self.batch_size
         if self._examples is None:
             order = range(len(self.split))
-            self._examples = self._read(_Part(order, 0, self.batch_size, self.local_size, self._process_index))
+            self._examples = self._read(_Part(order, start, self.batch_size, self.local_size, self._process_index))
+        left = len(self.split) - start - self._process_index * self.local_size
+        batch = self._assemble(min(max(left, 0), self.local_size))
         self._batch += 1
-        return self._assemble(min(max(len(self.split) - first, 0), self.local_size))
+        return batch
 
 
 class _Part:
@@ -276,13 +286,28 @@ class _Part:
         return position, self._order[position]
 
 
-def _shuffled(count: int, seed: int) -> grain.MapDataset:
-    """Returns the endless sequence of record indices."""
-    if not count:
-        raise DataError("the training split has no images")
-    # grain shuffles epoch e by (seed + e): hashed, or neighbouring seeds would share their epochs.
-    mixed = int.from_bytes(hashlib.blake2b(str(seed).encode(), digest_size=4).digest(), "big")
-    return grain.MapDataset.range(count).shuffle(seed=mixed).repeat()
+class _Shuffled:
+    """The endless sequence of record indices: epoch after epoch, each in its own order."""
+
+    def __init__(self, count: int, seed: int):
+        if not count:
+            raise DataError("the training split has no images")
+        self._count = count
+        self._epoch = functools.lru_cache(maxsize=3)(functools.partial(_epoch_order, count, seed))
+
+    def __len__(self) -> int:
+        return sys.maxsize
+
+    def __getitem__(self, position: int) -> int:
+        epoch, place = divmod(position, self._count)
+        return int(self._epoch(epoch)[place])
+
+
+def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
+    # Sorted by random numbers: NumPy promises the same raw numbers in every version, but not the same permutations.
+    # (grain's own shuffle takes milliseconds an image on data sets of a few hundred.)
+    key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=16).digest(), "big")
+    return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
 class _Loader:

@@ -203,14 +203,21 @@ def test_a_run_with_nothing_to_read_stops():
 def test_a_mistake_in_the_code_is_not_taken_for_a_bad_image():
     split = make_split(3)
 
-    def broken():
-        raise RuntimeError("a mistake")
+    good, calls = split[1].image, []
 
-    split.records[1] = type(split[1])(broken, ("text",), 1)
-    batches = train(split, data_config(batch_size=3))
-    with pytest.raises(RuntimeError, match="a mistake"):
-        next(batches)
-    batches.close()
+    def broken_once():
+        calls.append(1)
+        if len(calls) == 1:
+            raise RuntimeError("a mistake")
+        return good()
+
+    split.records[1] = type(split[1])(broken_once, ("text",), 1)
+    for batches in (train(split, data_config(batch_size=3)), evaluate(split, data_config(batch_size=3))):
+        calls.clear()
+        with pytest.raises(RuntimeError, match="a mistake"):
+            next(batches)
+        assert sorted(next(batches)["index"]) == [0, 1, 2]  # nothing is lost for whoever goes on
+        batches.close()
 
 
 # --- evaluation ---
