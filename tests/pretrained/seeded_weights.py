@@ -1,0 +1,44 @@
+"""Weights and images that anyone can draw again from their names, so that a golden file holds only names and results."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+
+def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Random weights or batch-norm statistics, as `key` suggests, in sizes that keep activations near 1."""
+    random = np.random.RandomState(zlib.crc32(key.encode()))
+    leaf = key.replace("/", ".").rsplit(".", 1)[-1]
+    if leaf == "num_batches_tracked":
+        return np.zeros(shape, np.int64)
+    if leaf in ("running_var", "moving_variance"):
+        return random.uniform(0.5, 1.5, shape).astype(np.float32)
+    if leaf in ("running_mean", "moving_mean", "bias", "beta"):
+        return (0.1 * random.randn(*shape)).astype(np.float32)
+    if len(shape) == 1:
+        return (1 + 0.2 * random.randn(*shape)).astype(np.float32)
+    torch_like = leaf == "weight"
+    fan_in = np.prod(shape[1:]) if torch_like else np.prod(shape[:-1])
+    return (np.sqrt(2 / fan_in) * random.randn(*shape)).astype(np.float32)
+
+
+def seeded_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """A whole state dict of `seeded_array`s."""
+    return {key: seeded_array(key, shape) for key, shape in shapes.items()}
+
+
+def seeded_images(size: int) -> np.ndarray:
+    """Two normalised images, [2, size, size, 3] float32."""
+    return np.random.RandomState(size).randn(2, size, size, 3).astype(np.float32)
+
+
+def thinned(features: np.ndarray) -> np.ndarray:
+    """Every 37th number of [batch, h, w, channels], which touches every cell and many channels."""
+    return np.ravel(features)[::37]
+
+
+def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """The largest difference against the largest value."""
+    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())

