@@ -1,4 +1,6 @@
-"""Image captioning in JAX. Importing this package is light: each name below loads its module when it is first used.
+"""Image captioning in JAX. Importing this package is light: each name loads its module when it is first used.
+
+A captioner from the workdir of a training run:
 
     import caption_jax
 
