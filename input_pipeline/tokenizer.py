@@ -234,8 +234,8 @@ class Vocabulary:
         ids = [int(i) for i in ids]
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         starts = [place for place, i in enumerate(ids) if place == 0 or self.tokens[i].startswith(_WORD_START)]
-        spans = zip(starts, [*starts[1:], len(ids)], strict=True)
-        return [(self.decode(ids[start:end]), start, end) for start, end in spans]
+        ends = [*starts[1:], len(ids)]
+        return [(self.decode(ids[start:end]), start, end) for start, end in zip(starts, ends, strict=False)]
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer and the mapping into `folder`, for `Vocabulary.load`."""

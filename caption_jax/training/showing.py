@@ -39,7 +39,8 @@ def show_samples(monitor: Monitor, experiment: Experiment, split: Split, weights
     pictures = {"samples": caption_grid(np.stack(images), captions, references)}
     for i in range(min(4, len(images))):
         words, maps = _word_maps(experiment, decoded.tokens[i], decoded.attention[i])
-        pictures[f"attention_{i}"] = attention_overlay(images[i], words, maps)
+        if words:
+            pictures[f"attention_{i}"] = attention_overlay(images[i], words, maps)
     monitor.pictures(step, pictures)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,20 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
+class Part(NamedTuple):
+    """Which slice of a step's batch a gradient is of.
+
+    Attributes:
+        index: of the slice; row r of it is row r * slices + index of the batch.
+        key: of the step.
+        total: tokens that count in the whole batch, what the loss is divided by.
+    """
+
+    index: int | jax.Array
+    key: jax.Array
+    total: jax.Array
+
+
 def make_train_step(
     model: ImageCaptioningModel,
     optimizer: optax.GradientTransformation,
@@ -38,13 +52,16 @@ def make_train_step(
     so the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
     differentiated, so nothing is computed backwards below the lowest of them.
 
-    All randomness of a step comes from (config.seed, step, slice).
+    All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
     """
 
-    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, key: jax.Array, total: jax.Array):
+    slices = config.optimizer.accumulation
+
+    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Part):
         params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
-        augment_key, dropout_key, drop_path_key = jax.random.split(key, 3)
-        images = augment(augment_key, batch["image"], config.augment)
+        dropout_key, drop_path_key = jax.random.split(jax.random.fold_in(part.key, part.index + 1))
+        rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
+        images = augment(jax.random.fold_in(part.key, 0), batch["image"], config.augment, rows)
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             preprocessing.normalise(images),
@@ -55,7 +72,7 @@ def make_train_step(
         )
         targets = batch["tokens"][..., 1:]
         loss = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
-        return loss.loss_sum / total, (updated["batch_stats"], loss.correct_sum / total)
+        return loss.loss_sum / part.total, (updated["batch_stats"], loss.correct_sum / part.total)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -68,22 +85,21 @@ def make_train_step(
 
         def one_slice(carry, item):
             gradients, batch_stats, loss, accuracy = carry
-            index, part = item
+            index, rows = item
             (new_loss, (batch_stats, new_accuracy)), new_gradients = gradient(
-                trainable, fixed, batch_stats, part, jax.random.fold_in(step_key, index), total
+                trainable, fixed, batch_stats, rows, Part(index, step_key, total)
             )
             gradients = jax.tree.map(jnp.add, gradients, new_gradients)
             return (gradients, batch_stats, loss + new_loss, accuracy + new_accuracy), None
 
-        slices = config.optimizer.accumulation
         if slices == 1:
             (loss, (batch_stats, accuracy)), gradients = gradient(
-                trainable, fixed, state.batch_stats, batch, jax.random.fold_in(step_key, 0), total
+                trainable, fixed, state.batch_stats, batch, Part(0, step_key, total)
             )
         else:
             zero = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats, jnp.zeros(()), jnp.zeros(()))
-            parts = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
-            (gradients, batch_stats, loss, accuracy), _ = jax.lax.scan(one_slice, zero, parts)
+            items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
+            (gradients, batch_stats, loss, accuracy), _ = jax.lax.scan(one_slice, zero, items)
 
         zeros = {path: jnp.zeros_like(value) for path, value in fixed.items()}
         full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
@@ -93,8 +109,8 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "token_accuracy": accuracy,
-            "gradient_norm": optax.global_norm(gradients),
-            "parameter_norm": optax.global_norm(new_params),
+            "gradient_norm": optax.tree.norm(gradients),
+            "parameter_norm": optax.tree.norm(new_params),
             "tokens": tokens,
         }
         new_state = state.replace(
