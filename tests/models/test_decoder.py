@@ -1,0 +1,267 @@
+"""Decoder and DecoderLayer: numbers, masks and the cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caption_jax.models.decoder import Decoder, DecoderLayer, sinusoids
+from caption_jax.models.dropout import Dropout
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoder_layer_torch.npz"
+WIDTH, HEADS, HIDDEN = 8, 2, 12
+
+
+def random_like(tree, seed=0, scale=0.4):
+    """The same tree with every array random, so that biases and norms count too."""
+    leaves, structure = jax.tree.flatten(tree)
+    generator = np.random.default_rng(seed)
+    return structure.unflatten([jnp.asarray(scale * generator.normal(size=x.shape), x.dtype) for x in leaves])
+
+
+def make_decoder(seed=0, **settings):
+    settings = {"layers": 2, "norm": "pre", "positions": "learned", "max_length": 9, **settings}
+    decoder = Decoder(vocabulary_size=11, width=WIDTH, heads=HEADS, feed_forward=HIDDEN, **settings)
+    generator = np.random.default_rng(seed)
+    memory = jnp.asarray(generator.normal(size=(2, 5, WIDTH)), jnp.float32)
+    tokens = jnp.asarray(generator.integers(0, 11, size=(2, 3, 9)))
+    shapes = jax.eval_shape(decoder.init, jax.random.key(0), tokens, memory)
+    return decoder, random_like(shapes, seed), tokens, memory
+
+
+def run(decoder, variables, tokens, memory, mask=None, key=None, attention=False):
+    """One compiled pass without a cache; training where there is a key."""
+
+    @jax.jit
+    def whole(variables, tokens, memory, mask, key):
+        rngs = None if key is None else {"dropout": key}
+        train = key is not None
+        return decoder.apply(
+            variables, tokens, memory, memory_mask=mask, train=train, rngs=rngs, return_attention=attention
+        )
+
+    return whole(variables, tokens, memory, mask, key)
+
+
+def layer_inputs():
+    """Weights in torch's names and layout, tokens [batch, length, width] and memory, the same on every machine."""
+    generator = np.random.default_rng(7)
+    shapes = {
+        "self_attn.in_proj_weight": (3 * WIDTH, WIDTH),
+        "self_attn.in_proj_bias": (3 * WIDTH,),
+        "self_attn.out_proj.weight": (WIDTH, WIDTH),
+        "self_attn.out_proj.bias": (WIDTH,),
+        "multihead_attn.in_proj_weight": (3 * WIDTH, WIDTH),
+        "multihead_attn.in_proj_bias": (3 * WIDTH,),
+        "multihead_attn.out_proj.weight": (WIDTH, WIDTH),
+        "multihead_attn.out_proj.bias": (WIDTH,),
+        "linear1.weight": (HIDDEN, WIDTH),
+        "linear1.bias": (HIDDEN,),
+        "linear2.weight": (WIDTH, HIDDEN),
+        "linear2.bias": (WIDTH,),
+        **{f"norm{i}.{leaf}": (WIDTH,) for i in (1, 2, 3) for leaf in ("weight", "bias")},
+    }
+    weights = {name: (0.4 * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    tokens = generator.normal(size=(2, 6, WIDTH)).astype(np.float32)
+    memory = generator.normal(size=(2, 5, WIDTH)).astype(np.float32)
+    return weights, tokens, memory, np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
+
+
+def from_torch(weights):
+    def dense(name):
+        return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
+
+    def joint(name, part):
+        return {"kernel": weights[f"{name}.in_proj_weight"][part].T, "bias": weights[f"{name}.in_proj_bias"][part]}
+
+    norms = ("self_attention_norm", "cross_attention_norm", "feed_forward_norm")
+    return {
+        "self_attention": {"qkv": joint("self_attn", slice(None)), "out": dense("self_attn.out_proj")},
+        "cross_attention": {
+            "query": joint("multihead_attn", slice(WIDTH)),
+            "key_value": joint("multihead_attn", slice(WIDTH, None)),
+            "out": dense("multihead_attn.out_proj"),
+        },
+        "feed_forward": {"expand": dense("linear1"), "contract": dense("linear2")},
+        **{
+            name: {"scale": weights[f"norm{i}.weight"], "bias": weights[f"norm{i}.bias"]}
+            for i, name in enumerate(norms, start=1)
+        },
+    }
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_layer_equals_torch(norm):
+    weights, tokens, memory, mask = layer_inputs()
+    layer = DecoderLayer(WIDTH, HEADS, HIDDEN, norm=norm)
+    output, _, attention = layer.apply({"params": from_torch(weights)}, tokens[:, None], memory, memory_mask=mask)
+    golden = np.load(GOLDEN)
+    np.testing.assert_allclose(output[:, 0], golden[norm], atol=2e-5)
+    np.testing.assert_allclose(attention[:, 0].mean(1), golden[f"{norm}_attention"], atol=2e-5)
+
+
+@pytest.mark.torch
+def test_golden_is_what_torch_computes():
+    torch = pytest.importorskip("torch")
+    weights, tokens, memory, mask = layer_inputs()
+    found = {}
+    for norm in ("pre", "post"):
+        layer = torch.nn.TransformerDecoderLayer(
+            WIDTH,
+            HEADS,
+            HIDDEN,
+            dropout=0.0,
+            activation=lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+            layer_norm_eps=1e-6,
+            batch_first=True,
+            norm_first=norm == "pre",
+        )
+        layer.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+        inner = layer.multihead_attn.forward
+
+        def keep(*args, inner=inner, norm=norm, **kwargs):
+            output, attention = inner(*args, **{**kwargs, "need_weights": True})
+            found[f"{norm}_attention"] = attention.detach().numpy()
+            return output, attention
+
+        layer.multihead_attn.forward = keep
+        causal = torch.triu(torch.ones(6, 6, dtype=bool), 1)
+        with torch.no_grad():
+            output = layer(
+                torch.tensor(tokens),
+                torch.tensor(memory),
+                tgt_mask=causal,
+                memory_key_padding_mask=torch.tensor(~mask),
+            )
+        found[norm] = output.numpy()
+    if not GOLDEN.exists():
+        np.savez_compressed(GOLDEN, **found)
+    golden = np.load(GOLDEN)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, golden[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("chunks", [(1,) * 9, (4, 1, 4)], ids=["steps", "chunks"])
+def test_cache_equals_teacher_forcing(norm, positions, chunks):
+    decoder, variables, tokens, memory = make_decoder(norm=norm, positions=positions)
+    mask = jnp.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], bool)
+    whole = run(decoder, variables, tokens, memory, mask, attention=True)
+    cache = decoder.apply(variables, memory, memory_mask=mask, rows=3, method="start_cache")
+    step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache, return_attention=True))
+    logits, attention, start = [], [], 0
+    for length in chunks:
+        output = step(tokens[..., start : start + length], cache)
+        cache, start = output.cache, start + length
+        logits.append(output.logits)
+        attention.append(output.attention)
+    np.testing.assert_allclose(jnp.concatenate(logits, 2), whole.logits, atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate(attention, 4), whole.attention, atol=1e-5)
+
+
+def test_reordered_rows_keep_their_own_past():
+    """Beams that change places at every step score as if each had been decoded alone."""
+    decoder, variables, tokens, memory = make_decoder()
+    cache = decoder.apply(variables, memory, rows=3, method="start_cache")
+    step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache))
+    whole = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
+    generator, captions = np.random.default_rng(1), np.array(tokens)
+    for t in range(9):
+        captions[..., t] = tokens[..., t]  # what stands after t is the next steps'
+        output = step(jnp.asarray(captions[..., t : t + 1]), cache)
+        np.testing.assert_allclose(output.logits[:, :, 0], whole(captions)[:, :, t], atol=1e-5)
+        parents = generator.integers(0, 3, size=(2, 3))
+        cache = output.cache.reorder(jnp.asarray(parents))
+        captions = np.take_along_axis(captions, parents[..., None], axis=1)
+
+
+def test_rows_of_an_image_are_separate_captions():
+    decoder, variables, tokens, memory = make_decoder()
+    together = run(decoder, variables, tokens, memory).logits
+    one = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
+    for row in range(3):
+        alone = one(tokens[:, row : row + 1])
+        np.testing.assert_allclose(together[:, row : row + 1], alone, atol=1e-5)
+
+
+def test_masked_memory_is_as_if_absent():
+    decoder, variables, tokens, memory = make_decoder()
+    mask = jnp.array([[True, True, False, True, False]] * 2)
+    masked = run(decoder, variables, tokens, memory, mask, attention=True)
+    absent = run(decoder, variables, tokens, memory[:, np.array([0, 1, 3])])
+    np.testing.assert_allclose(masked.logits, absent.logits, atol=1e-5)
+    assert (np.asarray(masked.attention)[..., ~mask[0]] == 0).all()
+    np.testing.assert_allclose(masked.attention.sum(-1), 1, atol=1e-5)
+
+
+def test_order_of_tokens_matters_and_positions_differ():
+    decoder, variables, tokens, memory = make_decoder(positions="sinusoidal")
+    same = jnp.full_like(tokens, 4)
+    logits = run(decoder, variables, same, memory).logits
+    assert np.abs(np.diff(logits, axis=2)).max(-1).min() > 1e-3
+    signals = sinusoids(40, 8)
+    assert signals.shape == (40, 8)
+    assert len(np.unique(signals.round(5), axis=0)) == 40
+
+
+def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
+    decoder, variables, tokens, memory = make_decoder()
+    half = Decoder(11, 2, WIDTH, HEADS, HIDDEN, max_length=9, dtype=jnp.bfloat16)
+    exact = run(decoder, variables, tokens, memory).logits
+    output = run(half, variables, tokens, memory)
+    assert output.logits.dtype == jnp.float32
+    assert not np.array_equal(output.logits, exact)
+    np.testing.assert_allclose(output.logits, exact, atol=0.1)
+    fresh = jax.eval_shape(half.init, jax.random.key(0), tokens, memory)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
+
+
+def test_fresh_logits_are_neither_flat_nor_wild():
+    decoder = Decoder(500, 3, 64, 4, 128)
+    generator = np.random.default_rng(0)
+    tokens = jnp.asarray(generator.integers(0, 500, size=(2, 2, 20)))
+    memory = jnp.asarray(generator.normal(size=(2, 9, 64)), jnp.float32)
+    variables = jax.jit(decoder.init)(jax.random.key(0), tokens, memory)
+    logits = run(decoder, variables, tokens, memory).logits
+    assert 0.5 < float(logits.std()) < 2
+
+
+def test_dropout_only_in_training():
+    decoder, variables, tokens, memory = make_decoder(dropout=0.3)
+    still = run(decoder, variables, tokens, memory).logits
+    np.testing.assert_array_equal(still, run(decoder, variables, tokens, memory).logits)
+    trained = [run(decoder, variables, tokens, memory, key=jax.random.key(k)).logits for k in (0, 1)]
+    assert not np.allclose(trained[0], trained[1]) and not np.allclose(trained[0], still)
+
+
+def test_dropout_keeps_the_mean_at_its_rate():
+    x = jnp.ones((64, 1001))
+    y = Dropout(0.25).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
+    assert y.shape == x.shape
+    assert float((y == 0).mean()) == pytest.approx(0.25, abs=0.01)
+    assert set(np.unique(y)) == {0.0, np.float32(256 / 192)}
+    columns = np.asarray(y == 0).mean(0)  # the four elements of a draw are independent
+    assert columns.std() == pytest.approx((0.25 * 0.75 / 64) ** 0.5, rel=0.1)
+    pairs = np.corrcoef(np.asarray(y[:, :1000]).reshape(-1, 4).T)
+    assert np.abs(pairs - np.eye(4)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"norm": "middle"}, "decoder.norm"),
+        ({"positions": "none"}, "decoder.positions"),
+        ({"max_length": 8}, "max_length=8"),
+    ],
+)
+def test_settings_that_cannot_work_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_decoder(**settings)
+    with pytest.raises(ValueError, match="heads=3"):
+        layer = DecoderLayer(WIDTH, 3, HIDDEN)
+        jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 1, 2, WIDTH)), jnp.zeros((1, 2, WIDTH)))
