@@ -325,7 +325,7 @@ class _Loader:
         self.preprocessing = preprocessing
         self._seed = seed
         self._captions = _EncodedCaptions(split, vocabulary, data_config.max_length)
-        self._count = data_config.captions_per_image or max((len(r.captions) for r in split), default=1)
+        self._count = data_config.captions_per_image or max((1, *(len(r.captions) for r in split)))
         empty = np.asarray(vocabulary.encode("", data_config.max_length), np.int32)
         self.blank = np.tile(empty, (self._count, 1))
 

@@ -144,7 +144,10 @@ def decode_image(
         if taken != factor:
             rgb = rgb.reduce(factor)
         box = tuple(edge / factor for edge in box)
-        square = rgb.resize((size, size), INTERPOLATIONS[interpolation], box=box)
+        whole = (0, 0, size, size)
+        square = (
+            rgb if box == whole == (0, 0, *rgb.size) else rgb.resize((size, size), INTERPOLATIONS[interpolation], box)
+        )
         if turn is not None:
             square = square.transpose(turn)  # after resizing: the square is smaller, and both fits are symmetric
         return np.asarray(square)  # a read-only view: batches copy it once

@@ -248,6 +248,15 @@ def test_evaluation_sees_each_image_once_and_in_order(images, process_count, mul
     assert seen == list(range(images))
 
 
+@pytest.mark.parametrize("captions_per_image", [0, 2])
+def test_images_without_captions_can_be_captioned(captions_per_image):
+    data = data_config(batch_size=3, captions_per_image=captions_per_image)
+    (batch,) = evaluate(make_split(2, captions=0, name="test"), data)
+    assert batch["mask"].tolist() == [True, True, False]
+    assert (batch["tokens"] == Letters().encode("", 8)).all()
+    assert batch["tokens"].shape == (3, max(captions_per_image, 1), 8)
+
+
 def test_an_unreadable_image_of_an_evaluation_keeps_its_index():
     batches = evaluate(make_split(3, bad=(1,), name="val"), data_config(batch_size=2))
     first, second = batches

@@ -8,9 +8,11 @@ import struct
 import warnings
 import zlib
 
+import hypothesis
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline.images import INTERPOLATIONS, ImageError, Preprocessing, decode_image
@@ -76,6 +78,7 @@ def test_camera_orientation_is_undone(orientation, fit):
     assert_corners(decode_image(Image.open(io.BytesIO(data)), 24, fit))
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 def test_damaged_exif_does_not_cost_the_image():
     assert_corners(decode_image(encoded(corners(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"), 32))
 
@@ -244,6 +247,24 @@ def test_file_image_and_array_agree(tmp_path, fit, interpolation):
     )
     assert difference.mean() < 1
     assert difference.max() < 12
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+    width=st.integers(8, 350),
+    height=st.integers(8, 350),
+    size=st.integers(12, 40),
+    fit=st.sampled_from(["squash", "crop"]),
+)
+def test_the_jpeg_decoders_factor_is_the_one_that_is_reckoned_with(width, height, size, fit):
+    """A ramp shows any shift or wrong scale, at every remainder of the division by 2, 4 and 8."""
+    across = np.linspace(0, 255, width)[None, :].repeat(height, 0)
+    down = np.linspace(255, 0, height)[:, None].repeat(width, 1)
+    ramp = np.stack([across, down, across], -1).astype(np.uint8)
+    data = encoded(Image.fromarray(ramp), "JPEG", quality=100, subsampling=0)
+    difference = decode_image(data, size, fit).astype(int) - decode_image(ramp, size, fit)
+    # Sizes of a few pixels are left out: there the padding of the last JPEG block shows.
+    assert np.abs(difference).mean() < 1.5
 
 
 def test_photographs_agree(shared_data):
