@@ -1,6 +1,6 @@
 """Images a second from files to batches, against a bare loop that only opens and resizes them with Pillow.
 
-    python benchmarks/image_loading.py --root=PHOTOGRAPHS [--size=224] [--workers=2] [--count=500]
+    python -m benchmarks.image_loading --root=PHOTOGRAPHS [--size=224] [--workers=2] [--count=500]
 
 Prints processor time an image for both (all threads of this process; steady on a busy machine) and their ratio, which
 is what the pipeline costs, or saves by decoding large JPEGs at a fraction, and images a second of wall time.
