@@ -46,6 +46,7 @@ class Monitor:
             start_step: the step the run goes on from; rows of `metrics.jsonl` after it are dropped.
             stream: where progress is shown; stderr by default.
         """
+        quiet_libraries()
         self._total_steps = total_steps
         self._active = is_main_process
         if not self._active:
@@ -146,6 +147,24 @@ class ProgressLine(standard_logging.Filter):
             self._drawn = False
         for handler in self._handlers:
             handler.removeFilter(self)
+
+
+class _LibraryNotes(standard_logging.Filter):
+    """Drops what libraries report of each step of their own work; warnings and errors pass."""
+
+    _CHATTY = ("/orbax/", "/tensorflow_datasets/", "/jax/", "/grain/", "/etils/")
+
+    def filter(self, record: standard_logging.LogRecord) -> bool:
+        path = record.pathname.replace(os.sep, "/")
+        return record.levelno > standard_logging.INFO or not any(name in path for name in self._CHATTY)
+
+
+_LIBRARY_NOTES = _LibraryNotes()
+
+
+def quiet_libraries() -> None:
+    """Keeps the log to what this project says, and to libraries' warnings: Orbax alone writes a page a checkpoint."""
+    logging.get_absl_handler().addFilter(_LIBRARY_NOTES)  # the same filter again changes nothing
 
 
 def keep_tensorflow_off_accelerators() -> None:

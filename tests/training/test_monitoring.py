@@ -13,7 +13,13 @@ from absl import logging
 
 from caption_jax.training.clock import Clock
 from caption_jax.training.metrics_file import MetricsFile, Row, read_metrics
-from caption_jax.training.monitoring import Monitor, ProgressLine, describe_progress, keep_tensorflow_off_accelerators
+from caption_jax.training.monitoring import (
+    Monitor,
+    ProgressLine,
+    describe_progress,
+    keep_tensorflow_off_accelerators,
+    quiet_libraries,
+)
 
 
 class Terminal(io.StringIO):
@@ -110,6 +116,24 @@ def test_the_progress_line_never_wraps(monkeypatch):
     terminal = Terminal()
     ProgressLine(terminal).draw("x" * 100)
     assert len(terminal.lines()[0]) < 40
+
+
+@pytest.mark.parametrize(
+    ("path", "level", "shown"),
+    [
+        ("/lib/site-packages/orbax/checkpoint/manager.py", "INFO", False),
+        ("/lib/site-packages/orbax/checkpoint/manager.py", "WARNING", True),
+        ("/somewhere/caption_jax/training/loop.py", "INFO", True),
+        ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
+    ],
+)
+def test_the_log_is_ours_and_the_warnings_of_libraries(path, level, shown):
+    handler = logging.get_absl_handler()
+    before = list(handler.filters)
+    quiet_libraries()
+    record = logging.logging.makeLogRecord({"pathname": path, "levelno": logging.logging.getLevelNamesMapping()[level]})
+    assert bool(handler.filter(record)) is shown
+    handler.filters[:] = before
 
 
 def test_other_processes_write_nothing(tmp_path):
