@@ -11,7 +11,7 @@ def print_evaluation(found: Evaluation, samples: int = 8) -> None:
     """Prints the protocol, the scores, and some of the captions."""
     how = found.protocol
     print(f"\n{how['split']} split: {how['images']} images ({how['image_input']}), step {how['step']}, {how['device']}")
-    print(f"tokenization: {how['tokenizer']}; decoding: {how['decode']}\n")
+    print(f"tokenization: {how['tokenization']}; decoding: {how['decode']}\n")
     for name, value in found.metrics.items():
         print(f"  {name:<16} {value:8.4f}")
     if found.unreadable:
