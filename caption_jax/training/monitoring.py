@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging as standard_logging
 import os
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -152,11 +153,10 @@ class ProgressLine(standard_logging.Filter):
 class _LibraryNotes(standard_logging.Filter):
     """Drops what libraries report of each step of their own work; warnings and errors pass."""
 
-    _CHATTY = ("/orbax/", "/tensorflow_datasets/", "/jax/", "/grain/", "/etils/")
+    _CHATTY = re.compile(r"[/\\](site|dist)-packages[/\\](orbax|tensorflow_datasets|jax|grain|etils)[/\\]")
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        path = record.pathname.replace(os.sep, "/")
-        return record.levelno > standard_logging.INFO or not any(name in path for name in self._CHATTY)
+        return record.levelno > standard_logging.INFO or not self._CHATTY.search(record.pathname)
 
 
 _LIBRARY_NOTES = _LibraryNotes()

@@ -123,7 +123,7 @@ def test_the_progress_line_never_wraps(monkeypatch):
     [
         ("/lib/site-packages/orbax/checkpoint/manager.py", "INFO", False),
         ("/lib/site-packages/orbax/checkpoint/manager.py", "WARNING", True),
-        ("/somewhere/caption_jax/training/loop.py", "INFO", True),
+        ("/home/me/jax/caption_jax/training/loop.py", "INFO", True),
         ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
     ],
 )
