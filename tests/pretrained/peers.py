@@ -1,4 +1,4 @@
-"""The torch libraries' EfficientNets with seeded weights. `python tests/pretrained/peers.py` writes the golden files."""
+"""Torch libraries' EfficientNets with seeded weights. `python tests/pretrained/peers.py` writes the golden files."""
 
 from __future__ import annotations
 
