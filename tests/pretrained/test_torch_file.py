@@ -1,0 +1,109 @@
+"""PyTorch files are read without PyTorch, and cannot make the reader run code."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from caption_jax.pretrained.errors import WeightsError
+from caption_jax.pretrained.torch_file import read_state_dict
+
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "pth"
+BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
+EXPECTED = {
+    "a": BASE,
+    "view": BASE[1:3, 2:5],
+    "transposed": BASE.T,
+    "half": BASE[:1].astype(np.float16),
+    "brain": BASE[:1],
+    "count": np.array(7),
+    "flags": np.array([True, False]),
+    "parameter": np.ones(2, np.float32),
+}
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
+def test_every_kind_of_tensor_is_read(name):
+    tensors = read_state_dict(GOLDEN / name)
+    assert list(tensors) == list(EXPECTED)
+    for key, expected in EXPECTED.items():
+        assert tensors[key].shape == expected.shape
+        np.testing.assert_array_equal(tensors[key].read().astype(expected.dtype), expected, err_msg=key)
+    assert tensors["half"].dtype == np.float16
+    assert tensors["brain"].dtype.name == "bfloat16"
+
+
+class _Harmful:
+    """Pickles as a call of os.system."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.target}",)
+
+
+@pytest.mark.parametrize("form", ["zip", "legacy"])
+def test_a_file_that_asks_for_code_is_refused(form, tmp_path):
+    content = pickle.dumps({"weight": _Harmful(tmp_path / "harmed")}, protocol=2)
+    path = tmp_path / "harmful.pth"
+    if form == "zip":
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+    else:
+        magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
+        path.write_bytes(magic + content + pickle.dumps([], 2))
+    with pytest.raises(WeightsError, match=r"harmful\.pth: the file asks for the Python object \w+\.system"):
+        read_state_dict(path)
+    assert not (tmp_path / "harmed").exists()
+
+
+def test_a_file_that_is_no_state_dict_says_what_it_is(tmp_path):
+    path = tmp_path / "w.pth"
+    for content, message in (([1, 2], "list"), ({"epoch": 3}, "epoch")):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(content, 2))
+        with pytest.raises(WeightsError, match=message):
+            read_state_dict(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(WeightsError, match=r"data\.pkl"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
+def test_a_file_cut_short_is_refused_at_every_length(name, tmp_path):
+    whole = (GOLDEN / name).read_bytes()
+    path = tmp_path / name
+    for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(WeightsError, match=name):
+            for tensor in read_state_dict(path).values():
+                tensor.read()
+
+
+def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path):
+    # The view's offset, 8, made 200: pickled as K\x08 after the storage's tuple.
+    path = tmp_path / "reaches.pth"
+    with zipfile.ZipFile(GOLDEN / "zip.pth") as whole, zipfile.ZipFile(path, "w") as archive:
+        for name in whole.namelist():
+            content = whole.read(name)
+            if name.endswith("data.pkl"):
+                assert content.count(b"QK\x08K\x02K\x03\x86") == 1
+                content = content.replace(b"QK\x08K\x02K\x03\x86", b"QK\xc8K\x02K\x03\x86")
+            archive.writestr(name, content)
+    with pytest.raises(WeightsError, match="past its storage"):
+        read_state_dict(path)
+
+
+@pytest.mark.torch
+def test_golden_files_are_what_torch_reads():
+    torch = pytest.importorskip("torch")
+    content = torch.load(GOLDEN / "zip.pth")
+    for key, expected in EXPECTED.items():
+        np.testing.assert_array_equal(content[key].detach().float().numpy(), expected.astype(np.float32))
