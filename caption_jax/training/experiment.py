@@ -104,7 +104,9 @@ def init_variables(described: Described) -> PyTree:
     model, size = described.model(), described.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, described.facts.max_length - 1), jnp.int32)
-    init = jax.jit(functools.partial(model.init, train=False))
+    # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    init = jax.jit(functools.partial(model.init, train=False), compiler_options=options)
     return dict(init(jax.random.key(described.config.seed), images, tokens))
 
 
