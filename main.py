@@ -70,7 +70,8 @@ def _set_up_platform() -> None:
     several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1
     if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
-    jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
+    if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
+        jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
     logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 
