@@ -83,23 +83,26 @@ class Clock:
         """Ends a lap at `step`, whose loss has been fetched, and starts the next one.
 
         Returns:
-            `images_per_second`, `images_per_second_per_device` and `input_wait` (share of the lap's time spent waiting
-            for input, 0 to 1); {} when no step was made or no time has passed since the last tick.
+            `images_per_second`, `images_per_second_per_device`, `input_wait` (share of the lap's time spent waiting for
+            input, 0 to 1), `eta_seconds` and `wall_seconds`; {} when no step was made or no time has passed since the
+            last tick.
         """
         now = self._now()
         running = now - self._lap_started - self._lap_paused
         steps = step - self.step
         if steps <= 0 or running <= 0:
             return {}
-        images = steps * self.images_per_step / running
-        self.rates = {
-            "images_per_second": images,
-            "images_per_second_per_device": images / self.devices,
-            "input_wait": min(self._lap_waited / running, 1.0),
-        }
+        images, waited = steps * self.images_per_step / running, self._lap_waited
         self._running_total += running
         self._smooth(running / steps)
         self.step, self._lap_started, self._lap_waited, self._lap_paused = step, now, 0.0, 0.0
+        self.rates = {
+            "images_per_second": images,
+            "images_per_second_per_device": images / self.devices,
+            "input_wait": min(waited / running, 1.0),
+            "eta_seconds": self.eta_seconds or 0.0,
+            "wall_seconds": self._earlier_wall + now - self._born,
+        }
         return dict(self.rates)
 
     def _smooth(self, seconds_per_step: float) -> None:

@@ -43,6 +43,8 @@ def test_speed_and_share_of_waiting(hands):
     assert rates["images_per_second"] == pytest.approx(16.0)
     assert rates["images_per_second_per_device"] == pytest.approx(4.0)
     assert rates["input_wait"] == pytest.approx(0.25)
+    assert rates["eta_seconds"] == pytest.approx(180.0)
+    assert rates["wall_seconds"] == pytest.approx(320.0)
 
 
 def test_each_lap_counts_its_own_steps_only(hands):
