@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from random_weights import random_variables
 
 from caption_jax.models.decoder import Decoder, DecoderLayer, sinusoids
 from caption_jax.models.dropout import Dropout
@@ -16,21 +17,13 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoder_layer_torch.n
 WIDTH, HEADS, HIDDEN = 8, 2, 12
 
 
-def random_like(tree, seed=0, scale=0.4):
-    """The same tree with every array random, so that biases and norms count too."""
-    leaves, structure = jax.tree.flatten(tree)
-    generator = np.random.default_rng(seed)
-    return structure.unflatten([jnp.asarray(scale * generator.normal(size=x.shape), x.dtype) for x in leaves])
-
-
 def make_decoder(seed=0, **settings):
     settings = {"layers": 2, "norm": "pre", "positions": "learned", "max_length": 9, **settings}
     decoder = Decoder(vocabulary_size=11, width=WIDTH, heads=HEADS, feed_forward=HIDDEN, **settings)
     generator = np.random.default_rng(seed)
     memory = jnp.asarray(generator.normal(size=(2, 5, WIDTH)), jnp.float32)
     tokens = jnp.asarray(generator.integers(0, 11, size=(2, 3, 9)))
-    shapes = jax.eval_shape(decoder.init, jax.random.key(0), tokens, memory)
-    return decoder, random_like(shapes, seed), tokens, memory
+    return decoder, random_variables(decoder, tokens, memory, seed=seed), tokens, memory
 
 
 def run(decoder, variables, tokens, memory, mask=None, key=None, attention=False):

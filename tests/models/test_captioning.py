@@ -1,0 +1,97 @@
+"""ImageCaptioningModel and build_model: how the parts fit together."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import random_variables
+
+from caption_jax.config import default_config
+from caption_jax.models.build import build_model
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
+
+
+def make(dtype=jnp.float32, **settings):
+    config = default_config().model
+    config.encoder.variant = "micro"
+    config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
+    config.update(settings)
+    model = build_model(config, vocabulary_size=12, max_length=6, dtype=dtype)
+    return model, random_variables(model, IMAGES, TOKENS, scale=0.3)
+
+
+@pytest.fixture(scope="module")
+def built():
+    return make()
+
+
+@pytest.mark.parametrize(("image_memory", "slots"), [("grid", 16), ("vector", 1), ("both", 17)])
+def test_the_decoder_attends_to_what_the_config_names(image_memory, slots):
+    model, variables = make(image_memory=image_memory)
+
+    @jax.jit
+    def run(images, tokens):
+        features = model.apply(variables, images, method="encode_images")
+        return model.apply(variables, tokens, features, return_attention=True, method="decode")
+
+    output = run(IMAGES, TOKENS)
+    assert output.attention.shape == (1, 2, 2, 2, 4, slots)
+    assert output.logits.shape == (2, 2, 4, 12)
+
+
+def test_captions_together_equal_captions_alone(built):
+    model, variables = built
+    run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
+    together = run(IMAGES, TOKENS)
+    for caption in range(2):
+        np.testing.assert_allclose(together[:, caption], run(IMAGES, TOKENS[:, caption, None])[:, 0], atol=1e-5)
+
+
+def test_an_image_scores_the_same_in_any_batch(built):
+    model, variables = built
+    run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
+    together = run(IMAGES, TOKENS)
+    np.testing.assert_allclose(run(IMAGES[1:], TOKENS[1:])[0], together[1], atol=1e-5)
+
+
+def test_decoding_from_a_cache_equals_the_whole_pass(built):
+    model, variables = built
+    whole = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))(IMAGES, TOKENS)
+    features = jax.jit(lambda images: model.apply(variables, images, method="encode_images"))(IMAGES)
+    step = jax.jit(lambda tokens, cache: model.apply(variables, tokens, cache=cache, method="decode"))
+    for memory in (features, features.memory):
+        cache = model.apply(variables, memory, rows=2, length=4, method="start_cache")
+        for t in range(4):
+            output = step(TOKENS[..., t : t + 1], cache)
+            cache = output.cache
+            np.testing.assert_allclose(output.logits[:, :, 0], whole[:, :, t], atol=1e-5)
+
+
+def test_training_moves_batch_statistics_and_needs_randomness(built):
+    model, variables = built
+    key = jax.random.key(1)
+    rngs = {"dropout": key, "drop_path": key}
+    train = jax.jit(lambda v: model.apply(v, IMAGES, TOKENS, train=True, rngs=rngs, mutable=["batch_stats"]))
+    logits, updated = train(variables)
+    assert logits.shape == (2, 2, 4, 12) and bool(jnp.isfinite(logits).all())
+    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), variables["batch_stats"], updated["batch_stats"])
+    assert all(jax.tree.leaves(moved))
+
+
+def test_bfloat16_keeps_float32_parameters_and_logits():
+    model, variables = make(dtype=jnp.bfloat16)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    logits = jax.jit(lambda v: model.apply(v, IMAGES, TOKENS))(variables)
+    assert logits.dtype == jnp.float32
+    exact = jax.jit(lambda v: make()[0].apply(v, IMAGES, TOKENS))(variables)
+    np.testing.assert_allclose(logits, exact, atol=0.3)
+
+
+def test_a_decoder_without_memory_says_so(built):
+    model, variables = built
+    with pytest.raises(ValueError, match="needs a memory"):
+        model.apply(variables, TOKENS, method="decode")

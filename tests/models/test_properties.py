@@ -1,0 +1,142 @@
+"""What the system this grew from got wrong, held here for the real model classes (the table in the design)."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import random_variables
+from transformers import RobertaConfig
+
+from caption_jax.config import default_config
+from caption_jax.models.build import build_model
+from caption_jax.models.text_encoder import TextEncoder
+from caption_jax.training.objective import token_cross_entropy
+
+VOCABULARY, LENGTH, PAD = 23, 8, 1
+
+
+class Captioner:
+    """A small captioner with random weights, its images and captions, and its compiled passes."""
+
+    def __init__(self, norm: str):
+        config = default_config().model
+        config.encoder.variant = "micro"
+        config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24, "norm": norm})
+        self.model = build_model(config, VOCABULARY, max_length=3 * LENGTH)
+        generator = np.random.default_rng(0)
+        self.images = jnp.asarray(generator.normal(size=(2, 32, 32, 3)), jnp.float32)
+        self.tokens = jnp.asarray(generator.integers(4, VOCABULARY, size=(2, 3, LENGTH))).at[..., 0].set(0)
+        self.variables = random_variables(self.model, self.images, self.tokens[..., :-1], scale=0.3)
+        self.logits = jax.jit(lambda images, tokens: self.model.apply(self.variables, images, tokens))
+        self.features = jax.jit(lambda images: self.model.apply(self.variables, images, method="encode_images"))
+        self.trained = jax.jit(lambda images, tokens: self._train(images, tokens))
+
+    def _train(self, images, tokens):
+        key = jax.random.key(5)
+        rngs = {"dropout": key, "drop_path": key}
+        return self.model.apply(self.variables, images, tokens, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+
+    def loss(self, logits, targets, smoothing=0.0):
+        sums = token_cross_entropy(logits, targets, targets != PAD, smoothing)
+        return sums.loss_sum / sums.weight_sum
+
+
+@pytest.fixture(scope="module", params=["pre", "post"])
+def captioner(request) -> Captioner:
+    return Captioner(request.param)
+
+
+def test_swapping_the_images_changes_the_logits(captioner):
+    logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
+    swapped = captioner.logits(captioner.images[::-1], captioner.tokens[..., :-1])
+    change = np.abs(np.asarray(logits - swapped)).max(-1)
+    assert change.min() > 1e-3, "at every step of every caption"
+
+
+def test_the_loss_has_a_gradient_in_the_image(captioner):
+    inputs, targets = captioner.tokens[..., :-1], captioner.tokens[..., 1:]
+
+    def loss(memory):
+        logits = captioner.model.apply(captioner.variables, inputs, memory, method="decode").logits
+        return captioner.loss(logits, targets)
+
+    def loss_of_pixels(images):
+        return captioner.loss(captioner.model.apply(captioner.variables, images, inputs), targets)
+
+    in_features = jax.jit(jax.grad(loss))(captioner.features(captioner.images).memory)
+    in_pixels = jax.jit(jax.grad(loss_of_pixels))(captioner.images)
+    assert np.abs(in_features).max(-1).min() > 0, "every slot of the memory"
+    assert np.abs(in_pixels).max((1, 2, 3)).min() > 1e-6, "every image"
+
+
+@pytest.mark.parametrize("mode", ["logits", "trained"])
+def test_later_tokens_change_nothing_before_them(captioner, mode):
+    run = getattr(captioner, mode)
+    inputs = captioner.tokens[..., :-1]
+    logits = np.asarray(run(captioner.images, inputs))
+    for t in range(LENGTH - 2):
+        changed = inputs.at[..., t + 1].set((inputs[..., t + 1] + 5) % VOCABULARY)
+        others = np.asarray(run(captioner.images, changed))
+        np.testing.assert_array_equal(others[..., : t + 1, :], logits[..., : t + 1, :])
+        assert np.abs(others[..., t + 1 :, :] - logits[..., t + 1 :, :]).max(-1).min() > 1e-6
+
+
+def test_no_target_reaches_the_step_that_predicts_it(captioner):
+    """Also with a text encoder in the model that reads these very captions."""
+    roberta = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=20,
+    )
+    model = captioner.model.clone(text_encoder=TextEncoder(roberta, width=16))
+
+    def both(model, images, tokens):
+        flat = tokens.reshape(-1, LENGTH)
+        return model.encode_texts(flat, flat != PAD).vector, model(images, tokens[..., :-1])
+
+    variables = random_variables(model, captioner.images, captioner.tokens, method=both)
+
+    @jax.jit
+    def run(tokens):
+        return model.apply(variables, captioner.images, tokens, method=both)
+
+    text, logits = map(np.asarray, run(captioner.tokens))
+    for t in range(1, LENGTH):
+        target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY)
+        other_text, other_logits = map(np.asarray, run(target_changed))
+        np.testing.assert_array_equal(other_logits[..., :t, :], logits[..., :t, :])  # step t - 1 predicts token t
+        assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder did read it"
+
+
+def test_a_model_without_a_use_for_texts_has_no_text_encoder(captioner):
+    assert set(captioner.variables["params"]) == {"image_encoder", "decoder"}
+    with pytest.raises(ValueError, match="without a text encoder"):
+        captioner.model.apply(captioner.variables, captioner.tokens[0], captioner.tokens[0], method="encode_texts")
+
+
+def test_more_padding_changes_nothing(captioner):
+    tokens = captioner.tokens.at[:, 1, 5:].set(PAD)  # captions of different lengths
+    more = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
+    short = captioner.logits(captioner.images, tokens[..., :-1])
+    long = captioner.logits(captioner.images, more[..., :-1])
+    real = np.asarray(tokens[..., 1:] != PAD)
+    np.testing.assert_allclose(long[..., : LENGTH - 1, :][real], short[real], atol=1e-5)
+    for smoothing in (0.0, 0.1):
+        loss = captioner.loss(short, tokens[..., 1:], smoothing)
+        assert captioner.loss(long, more[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
+
+
+def test_loss_of_logits_that_know_nothing_and_everything(captioner):
+    logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
+    targets = captioner.tokens[..., 1:]
+    uniform = captioner.loss(jnp.full_like(logits, 3.0), targets)
+    assert float(uniform) == pytest.approx(math.log(VOCABULARY), abs=1e-5)
+    peaked = captioner.loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY), targets)
+    assert 0 <= float(peaked) < 1e-3
