@@ -1,0 +1,135 @@
+"""Batch norm: whose statistics an image sees, what is remembered, and what stays still."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from caption_jax.models.batch_norm import BatchNorm
+
+IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 3, 2, 5) * [1, 2, 3, 4, 5] + [5, 4, 3, 2, 1], jnp.float32)
+
+
+def variables(images=IMAGES):
+    channels = images.shape[-1]
+    random = np.random.RandomState(1)
+    params = {"scale": random.randn(channels), "bias": random.randn(channels)}
+    stats = {"mean": random.randn(channels), "var": random.uniform(0.5, 2, channels)}
+    return jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats})
+
+
+def by_hand(images, mean, var, params, epsilon=1e-3):
+    return (images - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
+
+
+def train(norm, images=IMAGES):
+    return norm.apply(variables(images), images, train=True, mutable=["batch_stats"])
+
+
+@pytest.mark.parametrize("size", [0, 2, 8])
+def test_consecutive_images_share_statistics(size):
+    out, new = train(BatchNorm(group_size=size, momentum=0.9))
+    groups = np.asarray(IMAGES).reshape(-1, size or 8, *IMAGES.shape[1:])
+    means, vars_ = groups.mean((1, 2, 3)), groups.var((1, 2, 3))
+    params, stats = variables()["params"], variables()["batch_stats"]
+    expected = [by_hand(g, m, v, params) for g, m, v in zip(groups, means, vars_, strict=True)]
+    np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["mean"], 0.9 * stats["mean"] + 0.1 * means.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * vars_.mean(0), rtol=1e-5)
+
+
+def test_a_group_does_not_see_the_next():
+    other = IMAGES.at[4:].multiply(3.0)
+    norm = BatchNorm(group_size=4)
+    np.testing.assert_array_equal(train(norm)[0][:4], train(norm, other)[0][:4])
+    assert not np.allclose(train(BatchNorm())[0][:4], train(BatchNorm(), other)[0][:4])
+
+
+def test_evaluation_uses_what_is_stored():
+    out = BatchNorm().apply(variables(), IMAGES, train=False)
+    stats = variables()["batch_stats"]
+    expected = by_hand(IMAGES, stats["mean"], stats["var"], variables()["params"])
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_norm_uses_what_is_stored_in_training_too():
+    import flax.linen as nn
+
+    class Pair(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            frozen = frozenset({"first"})
+            return [BatchNorm(frozen_norms=frozen, name=name)(x, train=train) for name in ("first", "second")]
+
+    both = {kind: {"first": tree, "second": tree} for kind, tree in variables().items()}
+    (first, second), new = Pair().apply(both, IMAGES, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(first, BatchNorm().apply(variables(), IMAGES, train=False))
+    np.testing.assert_array_equal(second, train(BatchNorm())[0])
+    np.testing.assert_array_equal(new["batch_stats"]["first"]["mean"], variables()["batch_stats"]["mean"])
+    assert not np.allclose(new["batch_stats"]["second"]["mean"], variables()["batch_stats"]["mean"])
+
+
+def test_variance_is_exact_far_from_zero():
+    far = IMAGES + 3000.0
+    stats = {"mean": jnp.full(5, 3001.0), "var": jnp.ones(5)}
+    given = {"params": variables()["params"], "batch_stats": stats}
+    out, _ = BatchNorm().apply(given, far, train=True, mutable=["batch_stats"])
+    exact = np.asarray(far, np.float64)
+    expected = by_hand(exact, exact.mean((0, 1, 2)), exact.var((0, 1, 2)), variables()["params"])
+    np.testing.assert_allclose(out, expected, rtol=2e-3, atol=2e-3)
+
+
+def test_gradients_are_those_of_the_formula():
+    weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
+
+    def ours(params, x):
+        given = {"params": params, "batch_stats": variables()["batch_stats"]}
+        out, _ = BatchNorm(group_size=4).apply(given, x, train=True, mutable=["batch_stats"])
+        return jnp.sum(out * weights)
+
+    def formula(params, x):
+        grouped = x.reshape(2, 4, *x.shape[1:])
+        mean, var = grouped.mean((1, 2, 3), keepdims=True), grouped.var((1, 2, 3), keepdims=True)
+        out = (grouped - mean) / jnp.sqrt(var + 1e-3) * params["scale"] + params["bias"]
+        return jnp.sum(out.reshape(x.shape) * weights)
+
+    mine = jax.jit(jax.grad(ours, (0, 1)))(variables()["params"], IMAGES)
+    theirs = jax.jit(jax.grad(formula, (0, 1)))(variables()["params"], IMAGES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), mine, theirs)
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 4])
+def test_eight_devices_do_what_one_does(size):
+    images = jnp.concatenate([IMAGES, 2 * IMAGES + 1])
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+
+    def step(x):
+        given = variables()
+
+        def loss(params):
+            out, new = BatchNorm(group_size=size).apply(
+                {**given, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            return jnp.sum(jnp.sin(out)), (out, new)
+
+        return jax.grad(loss, has_aux=True)(given["params"])
+
+    alone = jax.jit(step)(images)
+    split = jax.jit(step)(jax.device_put(images, NamedSharding(mesh, PartitionSpec("data"))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, split)
+
+
+def test_groups_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="norm_group_size 3 does not divide a batch of 8"):
+        train(BatchNorm(group_size=3))
+
+
+def test_statistics_are_float32_under_bfloat16():
+    out, new = train(BatchNorm(dtype=jnp.bfloat16), IMAGES.astype(jnp.bfloat16))
+    assert out.dtype == jnp.bfloat16
+    exact, _ = train(BatchNorm())
+    np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=0.03, atol=0.03)
+    assert new["batch_stats"]["mean"].dtype == jnp.float32

@@ -1,0 +1,172 @@
+"""EfficientNet: sizes from the paper, stochastic depth, frozen parts, one device against eight."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from caption_jax.models.efficientnet import VARIANTS, EfficientNet, drop_path, variant_named
+
+IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
+QUICK = {"xla_backend_optimization_level": "0"}
+
+
+def shapes(model, size):
+    images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
+
+
+@functools.cache
+def variables():
+    """Random parameters and statistics of the micro variant, drawn on the host."""
+    random = np.random.RandomState(0)
+    _, tree = shapes(EfficientNet("micro"), 32)
+
+    def draw(path, leaf):
+        name = path.rsplit("/", 1)[-1]
+        if name in ("scale", "var"):
+            return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        spread = 0.1 if name in ("bias", "mean") else (2 / np.prod(leaf.shape[:-1])) ** 0.5
+        return (spread * random.randn(*leaf.shape)).astype(np.float32)
+
+    flat = traverse_util.flatten_dict(tree, sep="/")
+    return traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in flat.items()}, sep="/")
+
+
+@functools.cache
+def compiled_run(train, **settings):
+    model = EfficientNet("micro", **settings)
+
+    def apply(variables, images, key):
+        return model.apply(variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
+
+    return jax.jit(apply).lower(variables(), IMAGES, jax.random.key(0)).compile(QUICK)
+
+
+def run(train, key=0, **settings):
+    """Features and new statistics."""
+    return compiled_run(train, **settings)(variables(), IMAGES, jax.random.key(key))
+
+
+# Parameters of the classifiers as published, less the 1000-way classifier's.
+PARAMETERS = {
+    "b0": 5_288_548 - 1_281_000,
+    "b3": 12_233_232 - 1_537_000,
+    "b7": 66_347_960 - 2_561_000,
+    "lite0": 4_652_008 - 1_281_000,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_are_as_many_as_published(name):
+    features, tree = shapes(EfficientNet(name), VARIANTS[name].resolution)
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == PARAMETERS[name]
+    side = -(-VARIANTS[name].resolution // 32)
+    assert features.shape == (1, side, side, VARIANTS[name].head_channels)
+
+
+@pytest.mark.parametrize("name", ["lite1", "lite4", "tiny", "micro"])
+def test_other_variants(name):
+    features, tree = shapes(EfficientNet(name), VARIANTS[name].resolution)
+    side = -(-VARIANTS[name].resolution // VARIANTS[name].stride)
+    assert features.shape == (1, side, side, VARIANTS[name].head_channels)
+    has_squeeze = any("squeeze" in path for path in traverse_util.flatten_dict(tree["params"], sep="/"))
+    assert has_squeeze == VARIANTS[name].squeeze_excite
+
+
+def test_parameter_paths_are_what_rules_are_written_against():
+    paths = set(traverse_util.flatten_dict(shapes(EfficientNet("b0"), 64)[1]["params"], sep="/"))
+    assert {
+        "stem/conv/kernel",
+        "stem/norm/scale",
+        "stage_1/block_0/depthwise/conv/kernel",
+        "stage_7/block_0/expand/conv/kernel",
+        "stage_7/block_0/squeeze/reduce/bias",
+        "stage_7/block_0/project/norm/bias",
+        "head/conv/kernel",
+    } <= paths
+    assert "stage_1/block_0/expand/conv/kernel" not in paths
+
+
+def test_an_unknown_variant_lists_the_known():
+    with pytest.raises(ValueError, match=r"'b9'.*b0, b1"):
+        variant_named("b9")
+
+
+def test_drop_path_keeps_the_mean_and_whole_images():
+    x = jnp.ones((4000, 2, 1, 3))
+    out = np.asarray(drop_path(jax.random.key(0), x, 0.25))
+    kept = out[:, 0, 0, 0] != 0
+    np.testing.assert_allclose(out[kept], 1 / 0.75, rtol=1e-6)
+    assert (out[~kept] == 0).all()
+    assert 0.72 < kept.mean() < 0.78
+
+
+def test_stochastic_depth_works_in_training_alone():
+    plain, _ = run(True)
+    first, _ = run(True, key=0, drop_path=0.9)
+    assert not np.allclose(first, run(True, key=1, drop_path=0.9)[0])
+    assert not np.allclose(first, plain)
+    np.testing.assert_array_equal(run(False, drop_path=0.9)[0], run(False)[0])
+
+
+def norm_paths():
+    flat = traverse_util.flatten_dict(variables()["batch_stats"], sep="/")
+    return frozenset(path.rsplit("/", 1)[0] for path in flat)
+
+
+def test_a_network_whose_norms_are_all_frozen_is_still():
+    features, new = run(True, drop_path=0.9, frozen_norms=norm_paths())
+    np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables()["batch_stats"])
+
+
+def test_a_partly_frozen_network_moves_above_the_cut_alone():
+    below = frozenset(path for path in norm_paths() if path.startswith(("stem", "stage_1", "stage_2")))
+    assert below
+    _, new = run(True, frozen_norms=below)
+    for path, old in traverse_util.flatten_dict(variables()["batch_stats"], sep="/").items():
+        now = traverse_util.flatten_dict(new["batch_stats"], sep="/")[path]
+        assert np.array_equal(now, old) == (path.rsplit("/", 1)[0] in below), path
+
+
+def test_bfloat16_is_near_float32():
+    exact, _ = run(False)
+    rough, _ = run(False, dtype=jnp.bfloat16)
+    assert rough.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(np.float32) - exact).max() < 0.05 * np.abs(exact).max()
+
+
+def test_eight_devices_do_what_one_does():
+    model = EfficientNet("micro", norm_group_size=1, drop_path=0.5)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+
+    def step(params, images):
+        def loss(params):
+            given = {"params": params, "batch_stats": variables()["batch_stats"]}
+            rngs = {"dropout": jax.random.key(0)}
+            features, new = model.apply(given, images, train=True, rngs=rngs, mutable=["batch_stats"])
+            return jnp.mean(features**2), new
+
+        return jax.value_and_grad(loss, has_aux=True)(params)
+
+    def compiled(images):
+        return jax.jit(step).lower(variables()["params"], images).compile(QUICK)
+
+    (loss, stats), gradients = compiled(IMAGES)(variables()["params"], IMAGES)
+    rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
+    split = compiled(rows)
+    text = split.as_text()
+    assert "all-gather" not in text
+    assert "all-to-all" not in text
+    params = jax.device_put(variables()["params"], NamedSharding(mesh, PartitionSpec()))
+    (loss8, stats8), gradients8 = split(params, rows)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats8, stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)

@@ -1,0 +1,76 @@
+"""The image encoder: which slots the decoder sees, and that they say what the image shows and where."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caption_jax.models.image_encoder import ImageEncoder
+
+FEATURES = jnp.asarray(np.random.RandomState(0).randn(2, 3, 4, 16), jnp.float32)
+
+
+def project(features=FEATURES, train=False, **settings):
+    encoder = ImageEncoder("micro", width=8, **settings)
+
+    def run(features):
+        variables = encoder.init(jax.random.key(0), FEATURES, train=False, method="project")
+        return encoder.apply(variables, features, train=train, rngs={"dropout": jax.random.key(1)}, method="project")
+
+    return jax.jit(run)(features)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "flatten"])
+@pytest.mark.parametrize(("memory", "slots"), [("grid", 12), ("vector", 1), ("both", 13)])
+def test_slots(memory, slots, pooling):
+    out = project(image_memory=memory, vector=pooling)
+    assert out.memory.shape == (2, slots, 8)
+    if memory == "grid":
+        assert out.vector is None
+    else:
+        assert out.vector.shape == (2, 8)
+        np.testing.assert_array_equal(out.memory[:, -1], out.vector)
+
+
+def test_a_slot_stands_for_its_cell_row_by_row():
+    changed = project(FEATURES.at[0, 1, 2].add(1.0)).memory != project().memory
+    assert np.flatnonzero(np.asarray(changed).any(-1)).tolist() == [1 * 4 + 2]
+
+
+def test_equal_cells_differ_by_their_position():
+    same = project(jnp.ones_like(FEATURES)).memory[0]
+    assert len(np.unique(np.asarray(same).round(5), axis=0)) == 12
+
+
+def test_the_flattened_vector_knows_where_and_the_mean_does_not():
+    mirrored = FEATURES[:, :, ::-1]
+    for pooling, equal in (("mean", True), ("flatten", False)):
+        one, other = (project(f, image_memory="vector", vector=pooling).vector for f in (FEATURES, mirrored))
+        assert np.allclose(one, other, atol=1e-5) == equal
+
+
+def test_memory_dropout_works_in_training_alone():
+    np.testing.assert_array_equal(project(memory_dropout=0.5).memory, project().memory)
+    dropped = np.asarray(project(train=True, memory_dropout=0.5).memory)
+    assert 0.3 < (dropped == 0).mean() < 0.7
+
+
+def test_the_whole_encoder_on_images():
+    encoder = ImageEncoder("micro", width=8, image_memory="both", norm_group_size=2)
+    images = jax.ShapeDtypeStruct((4, 32, 48, 3), jnp.float32)
+    init = functools.partial(encoder.init_with_output, train=False)
+    out, variables = jax.eval_shape(init, jax.random.key(0), images)
+    assert out.memory.shape == (4, 4 * 6 + 1, 8)
+    assert set(variables["params"]) == {"backbone", "grid", "pooled"}
+    assert set(variables["batch_stats"]) == {"backbone"}
+    assert jax.tree.structure(out).num_leaves == 2
+
+
+@pytest.mark.parametrize("settings", [{"image_memory": "cells"}, {"vector": "max"}])
+def test_an_unknown_choice_is_refused(settings):
+    with pytest.raises(ValueError, match=f"model.{next(iter(settings))} is"):
+        project(**settings)
