@@ -67,7 +67,10 @@ def _set_up_platform() -> None:
     """Joins the other processes where there are any, and keeps compiled programs for the next start."""
     import jax
 
-    several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    from caption_jax.training.monitoring import quiet_libraries
+
+    quiet_libraries()
+    several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
@@ -78,7 +81,11 @@ def _set_up_platform() -> None:
 
 def _with_stored_config(argv: list[str]) -> list[str]:
     """Adds --config=configs/workdir.py:WORKDIR for the modes that can use the config a run was trained with."""
-    given = dict(a.lstrip("-").partition("=")[::2] for a in argv if a.startswith("-"))
+    given = {}
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-"):
+            given[name] = value if equals else following  # both --workdir=W and --workdir W
     if given.get("mode", "train") == "train" or "config" in given or "workdir" not in given:
         return argv
     stored = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "workdir.py")

@@ -64,7 +64,7 @@ def train_batches(
     A batch holds, with b = batch_size / process_count and K = `captions_per_image` (0: the most that any image has):
         image: uint8 [b, size, size, 3].
         tokens: int32 [b, K, max_length], from <s> to </s>, then pads. An image with fewer than K captions repeats them.
-        mask: bool [b]; False where the image could not be read (zeros), which is logged by name.
+        mask: bool [b]; False where the image could not be read, which is logged by name.
         index: int32 [b], into `split`.
 
     Args:
@@ -148,13 +148,13 @@ class _Batches:
             index[row] = example.index
             tokens[row] = example.tokens
             if example.image is None:
-                image[row] = 0
                 self._note(example)
             else:
                 image[row] = example.image
                 mask[row] = True
                 self._readable += 1
-        image[count:] = 0
+        # Rows without an image repeat one that has: black squares would move the statistics of batch norms.
+        image[~mask] = image[mask.argmax()] if mask.any() else 0
         tokens[count:] = self._loader.blank
         return {"image": image, "tokens": tokens, "mask": mask, "index": index}
 

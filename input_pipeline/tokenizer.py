@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 from tokenizers import Tokenizer as Backend
@@ -90,13 +92,16 @@ class Tokenizer:
         Raises:
             FileNotFoundError: if one of the two files is not there; it is named.
         """
-        folder = Path(path)
+        folder = epath.Path(path)
         for name in (_VOCAB, _MERGES):
-            if not (folder / name).is_file():
+            if not (folder / name).exists():
                 raise FileNotFoundError(
                     f"{folder / name} not found: the folder that data.tokenizer names holds {_VOCAB} and {_MERGES}"
                 )
-        model = models.BPE.from_file(str(folder / _VOCAB), str(folder / _MERGES))
+        vocab = json.loads((folder / _VOCAB).read_text())
+        lines = (folder / _MERGES).read_text().split("\n")
+        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
+        model = models.BPE(vocab=vocab, merges=merges)
         return cls(model, lowercase=lowercase, add_prefix_space=add_prefix_space)
 
     @classmethod
@@ -150,16 +155,18 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer into `folder` (made if need be), for `Tokenizer.load`."""
-        folder = Path(folder)
+        folder = epath.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._backend.model.save(str(folder))
+        with tempfile.TemporaryDirectory() as local:  # the library knows local disks only
+            for path in self._backend.model.save(local):
+                (folder / Path(path).name).write_text(Path(path).read_text(encoding="utf-8"))
         settings = {"lowercase": self.lowercase, "add_prefix_space": self.add_prefix_space}
-        (folder / _SETTINGS).write_text(json.dumps(settings) + "\n", encoding="utf-8")
+        (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
         """Reads what `save` wrote."""
-        settings = json.loads((Path(folder) / _SETTINGS).read_text(encoding="utf-8"))
+        settings = json.loads((epath.Path(folder) / _SETTINGS).read_text())
         return cls.from_folder(folder, **settings)
 
 
@@ -241,10 +248,10 @@ class Vocabulary:
         """Writes the tokenizer and the mapping into `folder`, for `Vocabulary.load`."""
         self.tokenizer.save(folder)
         # The mapping goes last and at once: a folder that has it is complete.
-        target = Path(folder) / _COMPACT
-        partial = target.with_suffix(f".{os.getpid()}.partial")
-        partial.write_text(json.dumps({"full_ids": self._to_full[len(SPECIALS) :].tolist()}) + "\n", encoding="utf-8")
-        os.replace(partial, target)
+        target = epath.Path(folder) / _COMPACT
+        partial = target.with_name(f"{_COMPACT}.{os.getpid()}.partial")
+        partial.write_text(json.dumps({"full_ids": self._to_full[len(SPECIALS) :].tolist()}) + "\n")
+        partial.replace(target)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Vocabulary:
@@ -253,10 +260,10 @@ class Vocabulary:
         Raises:
             FileNotFoundError: if `folder` holds no vocabulary.
         """
-        path = Path(folder) / _COMPACT
-        if not path.is_file():
+        path = epath.Path(folder) / _COMPACT
+        if not path.exists():
             raise FileNotFoundError(f"{path} not found: a workdir's vocabulary is written when training starts")
-        return cls(Tokenizer.load(folder), json.loads(path.read_text(encoding="utf-8"))["full_ids"])
+        return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary):

@@ -23,10 +23,10 @@ class ImageSetError(ValueError):
 def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]) -> None:
     """Writes captions in COCO results form, `[{"image_id": .., "caption": ..}, ...]`, in the order given."""
     rows = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-    target = Path(path)
+    target = path if hasattr(path, "write_text") else Path(path)  # a path on a bucket stays what it is
     partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, target)
+    partial.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
+    partial.replace(target)
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:

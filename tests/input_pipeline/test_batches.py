@@ -176,7 +176,8 @@ def test_an_unreadable_image_is_masked_and_named_once(caplog):
         seen = take(batches, 6)
     masked = [(int(batch["index"][row]), row, batch) for batch in seen for row in np.flatnonzero(~batch["mask"])]
     assert [index for index, _, _ in masked] == [2, 2, 2]
-    assert all((batch["image"][row] == 0).all() for _, row, batch in masked)
+    for _, row, batch in masked:  # no black square gets into a batch norm: the pixels are those of a readable row
+        assert any((batch["image"][row] == batch["image"][other]).all() for other in np.flatnonzero(batch["mask"]))
     assert list(batches.problems) == ["image 1002"]
     assert "not in an image format" in batches.problems["image 1002"]
     assert batches.problem_count == 3
@@ -239,7 +240,6 @@ def test_evaluation_sees_each_image_once_and_in_order(images, process_count, mul
         batch = {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
         assert batch["image"].shape == (data.eval_batch_size, 4, 4, 3)
         assert ((batch["index"] >= 0) == batch["mask"]).all()
-        assert (batch["image"][~batch["mask"]] == 0).all()
         assert (batch["tokens"][~batch["mask"]] == Letters().encode("", 8)).all()
         seen += batch["index"][batch["mask"]].tolist()
         for row in np.flatnonzero(batch["mask"]):
