@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,11 +11,13 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from PIL import Image
 
 from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
 from caption_jax.workdir import Described, read_description
 from input_pipeline.images import ImageError, ImageLike
+from input_pipeline.tokenizer import BOS, EOS, PAD
 
 PyTree = Any
 
@@ -26,7 +29,7 @@ class Caption:
     Attributes:
         text: the caption.
         log_prob: natural log of the probability of all of its tokens, </s> included.
-        tokens: the pieces it was built of.
+        tokens: the pieces of text it was built of.
     """
 
     text: str
@@ -62,7 +65,10 @@ class Captioner:
 
         Raises:
             ImageError: an image cannot be read; it names the image. `caption_each` goes on instead.
+            TypeError: `images` is one image.
         """
+        if isinstance(images, str | os.PathLike | bytes | Image.Image):
+            raise TypeError(f"caption takes a list of images: caption([image]), not one {type(images).__name__}")
         found = []
         for result in self.caption_each(images):
             if isinstance(result, ImageError):
@@ -91,11 +97,14 @@ class Captioner:
         batch = np.zeros((rows, *pixels[0].shape), np.uint8)
         batch[: len(pixels)] = pixels
         decoded = jax.device_get(self._run(self._variables, batch))
+        rows = zip(decoded.tokens[: len(pixels)], decoded.log_prob[: len(pixels)], strict=True)
+        return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
+
+    def _to_caption(self, tokens: list[int], log_prob: float) -> Caption:
         vocabulary = self._described.vocabulary
-        return [
-            Caption(vocabulary.decode(tokens), float(log_prob), tuple(vocabulary.pieces(tokens)))
-            for tokens, log_prob in zip(decoded.tokens[: len(pixels)], decoded.log_prob[: len(pixels)], strict=True)
-        ]
+        said = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+        pieces = vocabulary.pieces(token for token in said if token not in (BOS, PAD))
+        return Caption(vocabulary.decode(tokens), log_prob, tuple(pieces))
 
 
 def load(workdir: str, which: str = "best", decode_config: ConfigDict | None = None, batch_size: int = 16) -> Captioner:

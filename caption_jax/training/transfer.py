@@ -15,13 +15,19 @@ from caption_jax.checkpoints import read_weights
 from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
+Rows = tuple[np.ndarray, np.ndarray]
+
+_PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias")
+_POSITION = "params/decoder/position"
+_PARTS = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
 def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
     """Copies into `fresh` every array of the run in `source` whose path and shape agree.
 
     Arrays with one row a token (the embedding, the output bias) are matched token by token, so that a model moves to
-    another vocabulary: a token that both know keeps its row, others stay as initialised.
+    another vocabulary: a token that both know keeps its row, others stay as initialised. Of learned positions, those
+    are taken that both have.
 
     Args:
         fresh: initial variables of the new model.
@@ -30,47 +36,53 @@ def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTr
 
     Raises:
         FileNotFoundError: `source` is no workdir, or has no checkpoint.
-        ValueError: nothing fits.
+        ValueError: it is another model: neither its image encoder nor its decoder's layers fit as a whole.
     """
     old_vocabulary = workdir_files.read_description(source).vocabulary
     old = traverse_util.flatten_dict(read_weights(source).variables, sep="/")
     new = traverse_util.flatten_dict(fresh, sep="/")
-    rows = _shared_rows(old_vocabulary, vocabulary)
-    taken, partly, kept = [], [], []
+    taken, partly, kept = [], [], {}
     for path, value in new.items():
         given = old.get(path)
-        if given is not None and _is_per_token(path, value, given, vocabulary, old_vocabulary):
-            if old_vocabulary.tokens == vocabulary.tokens:
-                new[path] = given
-                taken.append(path)
-            else:
-                new[path] = _copy_rows(value, given, rows)
-                partly.append(f"{path} ({len(rows[0])} of {vocabulary.size} tokens)")
+        rows = None if given is None else _rows(path, value, given, old_vocabulary, vocabulary)
+        if rows is not None:
+            new[path] = jnp.asarray(value).at[rows[0]].set(jnp.asarray(given)[rows[1]])
+            partly.append(f"{path} ({len(rows[0])} of {len(value)} rows)")
         elif given is not None and given.shape == value.shape:
             new[path] = given
             taken.append(path)
         else:
-            kept.append(path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)")
-    if not taken:
-        raise ValueError(f"config.init_from={source}: none of its {len(old)} arrays fits: is config.model another one?")
+            kept[path] = path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)"
+    if not any(_fits(part, new, kept) for part in _PARTS):
+        raise ValueError(
+            f"config.init_from={source} is a run of another model: neither its image encoder nor its decoder's layers "
+            f"fit config.model. Among what does not fit: {'; '.join(list(kept.values())[:5])}"
+        )
     logging.info("init_from %s: %d arrays taken", source, len(taken))
-    for name, paths in (("taken row by row", partly), ("fresh", kept)):
+    for name, paths in (("taken row by row", partly), ("fresh", list(kept.values()))):
         if paths:
             logging.info("init_from: %d arrays %s: %s", len(paths), name, ", ".join(paths))
     return traverse_util.unflatten_dict(new, sep="/")
 
 
-def _shared_rows(old: Vocabulary, new: Vocabulary) -> tuple[np.ndarray, np.ndarray]:
+def _shared_rows(old: Vocabulary, new: Vocabulary) -> Rows:
     """Row numbers (in the new, in the old vocabulary) of the tokens that both hold."""
     where = {token: row for row, token in enumerate(old.tokens)}
     pairs = [(row, where[token]) for row, token in enumerate(new.tokens) if token in where]
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
-def _is_per_token(path: str, value: jax.Array, given: jax.Array, vocabulary: Vocabulary, old: Vocabulary) -> bool:
-    rows_fit = value.shape[:1] == (vocabulary.size,) and given.shape[:1] == (old.size,)
-    return path.startswith("params/decoder/") and rows_fit and value.shape[1:] == given.shape[1:]
+def _rows(path: str, value: jax.Array, given: jax.Array, old: Vocabulary, new: Vocabulary) -> Rows | None:
+    """Which rows an array takes from which, where it is not taken as a whole; None where it is, or does not fit."""
+    if value.shape[1:] != given.shape[1:]:
+        return None
+    if path in _PER_TOKEN and old.tokens != new.tokens:
+        return _shared_rows(old, new)
+    if path == _POSITION and len(value) != len(given):
+        common = np.arange(min(len(value), len(given)))
+        return common, common
+    return None
 
 
-def _copy_rows(value: jax.Array, given: jax.Array, rows: tuple[np.ndarray, np.ndarray]) -> jax.Array:
-    return jnp.asarray(value).at[rows[0]].set(jnp.asarray(given)[rows[1]])
+def _fits(part: str, new: dict[str, jax.Array], kept: dict[str, str]) -> bool:
+    return not any(path in kept for path in new if path.startswith(part))
