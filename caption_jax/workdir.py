@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from etils import epath
 from ml_collections import ConfigDict
 
+from caption_jax.config import default_config
 from caption_jax.models.build import build_model
 from caption_jax.models.captioning import ImageCaptioningModel
 from input_pipeline.images import Preprocessing
@@ -109,8 +110,11 @@ def read_description(workdir: str | epath.Path) -> Described:
 
 
 def read_config(workdir: str | epath.Path) -> ConfigDict:
-    """The config a run was started with, as plain values of a locked `ConfigDict`."""
-    return ConfigDict(_read_json(epath.Path(workdir) / "config.json"), convert_dict=True).lock()
+    """The config a run was started with, locked; keys that were added since have their defaults."""
+    config = default_config()
+    with config.unlocked():
+        config.update(_tuples(_read_json(epath.Path(workdir) / "config.json")))
+    return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
@@ -129,6 +133,13 @@ def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Pa
             f"{workdir} holds a run that cannot go on with these changes:\n{lines}\n"
             f"Undo them, or train in another workdir with --config.init_from={workdir} to start from its weights."
         )
+
+
+def _tuples(tree: Any) -> Any:
+    """JSON's lists as the tuples they were; the command line can override no list."""
+    if isinstance(tree, dict):
+        return {key: _tuples(value) for key, value in tree.items()}
+    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
 
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

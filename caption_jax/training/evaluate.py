@@ -26,9 +26,9 @@ class Evaluation:
 
     Attributes:
         metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced.
-        captions: image id -> generated caption.
+        captions: image id -> generated caption, "" where the image could not be read; in the order of the split.
         log_probs: image id -> summed log-probability of its tokens.
-        unreadable: image id -> why it could not be captioned. It counts as an empty caption.
+        unreadable: image id -> why it could not be captioned.
         protocol: how the numbers came about.
     """
 
@@ -92,10 +92,10 @@ class Evaluator:
     def _judge(
         self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
     ) -> Evaluation:
-        references = self.split.references
+        references, mesh = self.split.references, self._experiment.mesh
         missing = [record for record in self.split if record.image_id not in captions]
         unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
-        hypotheses = {**captions, **dict.fromkeys(unreadable, "")}
+        hypotheses = {image_id: captions.get(image_id, "") for image_id in references}
         metrics = score(references, hypotheses)
         loss, correct, weight = sums
         metrics["loss"], metrics["token_accuracy"] = float(loss / max(weight, 1)), float(correct / max(weight, 1))
@@ -103,14 +103,15 @@ class Evaluator:
             "split": self._split_name,
             "images": len(references),
             "unreadable_images": len(unreadable),
+            "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
             "image_input": self._images,
             **protocol(),
             "decode": self._experiment.config.decode.to_dict(),
             "step": step,
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "wall_seconds": round(seconds, 1),
         }
-        return Evaluation(metrics, captions, log_probs, unreadable, how)
+        return Evaluation(metrics, hypotheses, log_probs, unreadable, how)
 
 
 def _spread(split: Split, limit: int) -> Split:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from caption_jax import workdir as workdir_files
 from caption_jax.models.captioning import ImageCaptioningModel
-from caption_jax.pretrained import encoder_settings, load_encoder_weights
+from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.training.sharding import make_mesh
 from caption_jax.training.transfer import transfer_weights
 from caption_jax.workdir import Described, ModelFacts
@@ -63,7 +63,8 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         ValueError: the config contradicts itself, its data, or the run that the workdir holds.
     """
     mesh = make_mesh(config.mesh)
-    _check_batches(config, mesh)
+    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
+    _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
     splits = open_splits(config.data)
     if "train" not in splits:
         raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
@@ -77,10 +78,17 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
 
 
 def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
-    """Opens a finished (or running) run to evaluate it, with `config` in place of the stored one."""
+    """Opens a finished (or running) run to evaluate it, with `config` in place of the stored one.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's workdir.
+        ValueError: the batches do not divide over the devices that there are now.
+    """
     stored = workdir_files.read_description(workdir)
+    mesh = make_mesh(config.mesh)
+    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
     described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
-    return Experiment(workdir, described, make_mesh(config.mesh), open_splits(config.data))
+    return Experiment(workdir, described, mesh, open_splits(config.data))
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
@@ -116,13 +124,26 @@ def parameter_paths(params: PyTree) -> list[str]:
 
 
 def _describe(config: ConfigDict, train: Split) -> Described:
-    settings = encoder_settings(config.model.encoder.weights, config.model.encoder.variant)
+    settings = _encoder_settings(config)
     data = config.data
     vocabulary = build_vocabulary(data, train.captions)
     facts = ModelFacts(vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon)
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
     return Described(config, facts, preprocessing, vocabulary)
+
+
+def _encoder_settings(config: ConfigDict) -> EncoderSettings:
+    """Padding, epsilon and input scaling of the weights that the image encoder starts from."""
+    encoder = config.model.encoder
+    if config.init_from:
+        source = workdir_files.read_description(config.init_from)
+        if (
+            source.config.model.encoder.variant == encoder.variant
+        ):  # then its weights are taken, whatever others there are
+            facts, pixels = source.facts, source.preprocessing
+            return EncoderSettings(facts.padding, facts.norm_epsilon, pixels.mean, pixels.std, config.init_from)
+    return encoder_settings(encoder.weights, encoder.variant)
 
 
 def _take_up(config: ConfigDict, workdir: epath.Path) -> Described:
@@ -137,14 +158,12 @@ def _take_up(config: ConfigDict, workdir: epath.Path) -> Described:
     return described
 
 
-def _check_batches(config: ConfigDict, mesh: jax.sharding.Mesh) -> None:
-    devices, slices = mesh.shape["data"], config.optimizer.accumulation
-    sizes = {"data.batch_size": devices * slices, "data.eval_batch_size": devices}
-    for key, parts in sizes.items():
-        size = config.data[key.split(".")[1]]
-        if size % parts:
+def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:
+    devices = mesh.shape["data"]
+    for key, size in sizes.items():
+        if size % (devices * slices):
             raise ValueError(
-                f"config.{key}={size} must be a multiple of {parts} ({devices} devices"
-                + (f" x {slices} accumulated slices" if parts != devices else "")
-                + f"): set it to {max(size // parts, 1) * parts}"
+                f"config.{key}={size} must be a multiple of {devices * slices} ({devices} devices"
+                + (f" x {slices} accumulated slices" if slices > 1 else "")
+                + f"): set it to {max(size // (devices * slices), 1) * devices * slices}"
             )
