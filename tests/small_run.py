@@ -1,0 +1,99 @@
+"""A captioner so small that training it takes seconds, its data, and the command line run inside this process.
+
+Also a config file: --config=tests/small_run.py.
+"""
+
+from __future__ import annotations
+
+import csv
+import runpy
+import sys
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+from PIL import Image
+
+from caption_jax.config import default_config
+
+ROOT = Path(__file__).resolve().parents[1]
+COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), "yellow": (230, 210, 40)}
+SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
+
+
+def get_config() -> ConfigDict:
+    """Four steps of batches of four on the images of `write_images`."""
+    config = default_config()
+    config.data.source = "folder"
+    config.data.image_size = 32
+    config.data.vocabulary_size = 300
+    config.data.max_length = 10
+    config.data.captions_per_image = 2
+    config.data.batch_size = 4
+    config.data.eval_batch_size = 2
+    config.data.workers = 1
+    config.data.prefetch = 1
+    shrink(config)
+    config.optimizer.warmup_steps = 1
+    config.train.steps = 4
+    config.train.log_every = 2
+    config.train.eval_every = 2
+    config.train.checkpoint_every = 2
+    config.train.sample_images = 1
+    config.decode.max_length = 10
+    config.mesh.data = 1
+    return config.lock()
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes the model of a config as small as it gets."""
+    config.model.encoder.variant = "micro"
+    config.model.encoder.weights = ""
+    config.model.decoder.layers = 1
+    config.model.decoder.width = 16
+    config.model.decoder.heads = 2
+    config.model.decoder.feed_forward = 32
+
+
+def write_images(folder: Path) -> Path:
+    """Writes twelve images, `images/00.png` to `images/11.png`, and two captions each in `captions.csv`."""
+    (folder / "images").mkdir(parents=True)
+    with (folder / "captions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption", "split"])
+        for number, split in enumerate(SPLITS):
+            colour, side = list(COLOURS)[number % 4], ("left", "right")[number % 2]
+            picture(colour, side).save(folder / "images" / f"{number:02d}.png")
+            rows.writerow([f"{number:02d}.png", f"A {colour} box on the {side}.", split])
+            rows.writerow([f"{number:02d}.png", f"on the {side}, a {colour} box", split])
+    return folder
+
+
+def picture(colour: str = "red", side: str = "left") -> Image.Image:
+    """A grey image, 48 x 36, with a coloured box in its left or right half."""
+    pixels = np.full((36, 48, 3), 128, np.uint8)
+    pixels[6:30, slice(4, 22) if side == "left" else slice(26, 44)] = COLOURS[colour]
+    return Image.fromarray(pixels)
+
+
+def run_main(monkeypatch, *arguments: str | Path) -> int:
+    """Runs main.py as a command would and returns its exit status; an error that would end it is raised here."""
+    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+    _forget_flags()
+    try:
+        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    raise AssertionError("main.py ended without an exit status")
+
+
+def _forget_flags() -> None:
+    """A flag can be defined once in a process, and config flags register one for each key that is overridden."""
+    mine = [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]
+    for name in mine:
+        delattr(flags.FLAGS, name)
+    flags.FLAGS.unparse_flags()
+
+
+MAIN_FLAGS = ("config", "workdir", "mode", "split", "images", "format", "checkpoint")

@@ -1,0 +1,127 @@
+"""Every config file: it builds, takes overrides, and its rules fit the model that it describes."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+from small_run import ROOT
+
+from caption_jax.config import default_config
+from caption_jax.models.build import build_model
+from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
+from caption_jax.workdir import differences, read_config
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
+
+
+@functools.cache
+def config_of(name: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(f"tested_{name}", ROOT / "configs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config()
+
+
+@functools.cache
+def shapes_of(name: str) -> dict:
+    """Shapes of all parameters of the config's model at its real size; nothing is computed or compiled."""
+    config = config_of(name)
+    model = build_model(config.model, vocabulary_size=5000, max_length=config.data.max_length)
+    size = config.data.image_size
+    images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
+    tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
+    return jax.eval_shape(model.init, jax.random.key(0), images, tokens)["params"]
+
+
+def test_the_configs_are_those_the_documents_name():
+    assert {"shapes", "flickr8k", "coco"} <= set(CONFIGS)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_it_sets_known_keys_only_and_keeps_their_types(name):
+    config, default = config_of(name), default_config()
+    assert config.is_locked
+    flat = {path: value for path, (_, value) in differences(default, config).items()}
+    for path, value in flat.items():
+        was = functools.reduce(lambda node, key: node[key], path.split("."), default)
+        assert isinstance(value, list if isinstance(was, tuple) else type(was)), path
+    with pytest.raises(AttributeError):
+        config.data.bach_size = 1
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_rules_fit_its_model(name):
+    config, params = config_of(name), shapes_of(name)
+    settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
+    trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
+    assert any(path.startswith("decoder/") for path in trained)
+    make_optimizer(config.optimizer, params, total_steps=1000)
+    steps = [start for start, _ in phases(params, config.optimizer.rules)]
+    assert steps == sorted(set(steps))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_its_numbers_fit_each_other(name):
+    config = config_of(name)
+    assert config.decode.max_length <= config.data.max_length
+    assert config.data.batch_size % config.optimizer.accumulation == 0
+    group = config.model.encoder.norm_group_size
+    assert not group or config.data.batch_size % group == 0
+    assert not any(config.data.split_fractions.values()) or not any(config.data.split_files.values())
+
+
+def test_flickr8k_tunes_only_1x1_convolutions_of_the_top_after_a_while():
+    (_, before), (start, after) = phases(shapes_of("flickr8k"), config_of("flickr8k").optimizer.rules)
+    released = before - after
+    assert start > 0
+    assert len(released) > 5 and all(path.endswith("conv/kernel") for path in released)
+    norms = frozen_norms(after)
+    assert norms == frozen_norms(before) and all(path.startswith("image_encoder/backbone/") for path in norms)
+    assert {path for path in after if "/norm/" in path} == {f"{n}/{leaf}" for n in norms for leaf in ("scale", "bias")}
+
+
+def test_coco_releases_the_encoder_but_its_batch_norms():
+    (_, before), (start, after) = phases(shapes_of("coco"), config_of("coco").optimizer.rules)
+    assert start > 0
+    backbone = {path for path in flat_paths("coco") if path.startswith("image_encoder/backbone/")}
+    assert before == backbone
+    assert after == {path for path in backbone if path.endswith(("norm/scale", "norm/bias"))}
+    assert len(after) == 2 * 49  # B0 has 49 batch norms
+
+
+def flat_paths(name: str) -> set[str]:
+    return set(traverse_util.flatten_dict(shapes_of(name), sep="/"))
+
+
+def test_the_stored_config_is_the_config(tmp_path: Path):
+    """What a run stores, `evaluate` and `caption` read back: equal, locked, and of types that flags can override."""
+    from etils import epath
+
+    from caption_jax.workdir import Described, ModelFacts, write_description
+    from input_pipeline.images import Preprocessing
+    from input_pipeline.tokenizer import Tokenizer, Vocabulary
+
+    config = config_of("flickr8k")
+    tokenizer = Tokenizer.train(["a dog", "a dog"], 300)
+    facts = ModelFacts(5, 22, "same", 1e-3)
+    write_description(epath.Path(tmp_path), Described(config, facts, Preprocessing(), Vocabulary(tokenizer, [5])))
+    stored = read_config(tmp_path)
+    assert differences(config, stored) == {}
+    assert stored.is_locked
+    assert isinstance(stored.data.captions, tuple) and isinstance(stored.optimizer.rules, tuple)
+    assert stored.optimizer.rules == config.optimizer.rules
+
+
+def test_a_config_stored_before_a_key_was_added_has_its_default(tmp_path: Path):
+    values = config_of("shapes").to_dict()
+    del values["train"]["patience"], values["mesh"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert differences(config_of("shapes"), read_config(tmp_path)) == {}
