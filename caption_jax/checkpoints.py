@@ -3,13 +3,14 @@
 Layout below the workdir:
 
     checkpoints/last/<step>/   weights (what inference uses), train (optimizer state and raw parameters), records (JSON)
-    checkpoints/best/<step>/   weights and the validation metrics they reached
+    checkpoints/best/<step>/   weights and the validation metrics they reached; the highest step is the best
 
 Nothing here knows the optimizer or the model, so that reading weights for inference stays light.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,27 +44,35 @@ class Checkpoints:
     """Writes the last and the best checkpoints of a run, in the background, and finds where to go on.
 
     A checkpoint becomes visible by one rename when all of its files are written, so a run that is killed at any moment
-    finds whole checkpoints only.
+    finds whole checkpoints only. `save` has to follow each `save_best`, with the same step: then the weights that the
+    records of the newest checkpoint call the best are among the two best that are kept, whenever the run is killed.
     """
 
     def __init__(self, workdir: str | epath.Path):
         folder = epath.Path(workdir).resolve() / "checkpoints"
         self._last = _manager(folder / "last", keep=2)
-        self._best = _manager(folder / "best", keep=1)
+        self._best = _manager(folder / "best", keep=2)
 
     def save(self, step: int, weights: PyTree, train: PyTree, records: Mapping[str, Any]) -> None:
-        """Starts writing the state after `step` steps; returns when the arrays may be changed again."""
+        """Starts writing the state after `step` steps; returns when the arrays and records may be changed again."""
         if step == self._last.latest_step():
             return
+        self._best.wait_until_finished()  # a checkpoint must not tell of best weights that are not there yet
+        records = ocp.args.JsonSave(copy.deepcopy(dict(records)))  # written later, when the run has changed its own
         items = {"weights": ocp.args.StandardSave(weights), "train": ocp.args.StandardSave(train)}
-        self._last.save(step, args=ocp.args.Composite(records=ocp.args.JsonSave(dict(records)), **items), force=True)
+        self._last.save(step, args=ocp.args.Composite(records=records, **items), force=True)
 
     def save_best(self, step: int, weights: PyTree, metrics: Mapping[str, float]) -> None:
         """Starts writing the weights that scored best so far, with their scores."""
-        for later in [s for s in self._best.all_steps() if s >= step]:
-            self._best.delete(later)  # written before a crash, by the steps that are now being run again
+        self._last.wait_until_finished()
+        self._forget_best_from(step)
         items = {"weights": ocp.args.StandardSave(weights), "records": ocp.args.JsonSave(dict(metrics))}
         self._best.save(step, args=ocp.args.Composite(**items), force=True)
+
+    def _forget_best_from(self, step: int) -> None:
+        """Deletes best weights that were written before a crash, by steps that are now run again."""
+        for later in [s for s in self._best.all_steps() if s >= step]:
+            self._best.delete(later)
 
     def restore(self, weights: PyTree, train: PyTree) -> Restored | None:
         """Reads the newest checkpoint into the shapes, types and shardings of the two templates; None if there is none.
@@ -83,6 +92,7 @@ class Checkpoints:
                 f"start in a new workdir with --config.init_from={self._last.directory.parent.parent}, or undo the "
                 f"change of the config. The first difference: {str(error)[:1000]}"
             ) from error
+        self._forget_best_from(step + 1)
         return Restored(read["weights"], read["train"], read["records"], step)
 
     def wait(self) -> None:
@@ -120,6 +130,12 @@ def read_weights(
             if (step := manager.latest_step()) is not None:
                 return Weights(_read_item(manager, step, sharding), step)
     raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
+
+
+def has_checkpoint(workdir: str | epath.Path) -> bool:
+    """Whether a run in `workdir` has saved a state to go on from."""
+    folder = epath.Path(workdir) / "checkpoints" / "last"
+    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 def _read_item(manager: ocp.CheckpointManager, step: int, sharding: jax.sharding.Sharding | None) -> PyTree:

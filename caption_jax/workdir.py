@@ -87,11 +87,16 @@ def compute_dtype(name: str) -> jnp.dtype:
 def write_description(workdir: epath.Path, described: Described) -> None:
     """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/."""
     workdir.mkdir(parents=True, exist_ok=True)
-    _write_json(workdir / "config.json", described.config.to_dict())
-    _write_json(workdir / "versions.json", _versions())
+    write_config(workdir, described.config)
     _write_json(workdir / "model.json", dataclasses.asdict(described.facts))
     _write_text(workdir / "preprocessing.json", described.preprocessing.to_json())
     described.vocabulary.save(workdir / "tokenizer")
+
+
+def write_config(workdir: epath.Path, config: ConfigDict) -> None:
+    """Writes config.json, and versions.json of what it now runs with."""
+    _write_json(workdir / "config.json", config.to_dict())
+    _write_json(workdir / "versions.json", _versions())
 
 
 def read_description(workdir: str | epath.Path) -> Described:

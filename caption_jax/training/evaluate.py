@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,6 +84,12 @@ class Evaluator:
                 captions[image_id] = described.vocabulary.decode(out["tokens"][row])
                 log_probs[image_id] = float(out["log_prob"][row])
         return self._judge(captions, log_probs, sums, step, time.time() - started, dict(batches.problems))
+
+    def over_all(self) -> Evaluator:
+        """This evaluator over the whole split; they share what is compiled."""
+        whole = copy.copy(self)
+        whole.split = self._experiment.split(self._split_name)
+        return whole
 
     def _shown(self, images: np.ndarray) -> np.ndarray:
         if self._images == "blank":

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
-from flax import traverse_util
 from ml_collections import ConfigDict
 
 from caption_jax import workdir as workdir_files
+from caption_jax.checkpoints import has_checkpoint
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.training.sharding import make_mesh
@@ -68,9 +68,9 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     splits = open_splits(config.data)
     if "train" not in splits:
         raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
-    if (workdir / "model.json").exists():
+    if has_checkpoint(workdir):
         described = _take_up(config, workdir)
-    else:
+    else:  # new, or killed so early that nothing of it is worth keeping
         described = _describe(config, splits["train"])
         if jax.process_index() == 0:
             workdir_files.write_description(workdir, described)
@@ -91,6 +91,11 @@ def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
     return Experiment(workdir, described, mesh, open_splits(config.data))
 
 
+def variable_shapes(described: Described) -> PyTree:
+    """Shapes and types of the model's variables, without making them."""
+    return dict(jax.eval_shape(*_init_call(described)))
+
+
 def initial_variables(experiment: Experiment) -> PyTree:
     """Fresh variables from the config's seed, then pretrained encoder weights, then those of `config.init_from`."""
     config, facts = experiment.config, experiment.described.facts
@@ -109,18 +114,18 @@ def initial_variables(experiment: Experiment) -> PyTree:
 
 def init_variables(described: Described) -> PyTree:
     """Random variables of the described model: `params` and `batch_stats`, float32."""
+    init, *arguments = _init_call(described)
+    # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return dict(jax.jit(init, compiler_options=options)(*arguments))
+
+
+def _init_call(described: Described) -> tuple:
+    """The model's initialisation and its arguments."""
     model, size = described.model(), described.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, described.facts.max_length - 1), jnp.int32)
-    # Runs once, over small arrays: compiling it quickly matters more than running it fast.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    init = jax.jit(functools.partial(model.init, train=False), compiler_options=options)
-    return dict(init(jax.random.key(described.config.seed), images, tokens))
-
-
-def parameter_paths(params: PyTree) -> list[str]:
-    """Paths such as "decoder/layer_0/self_attention/out/kernel" of all parameters."""
-    return sorted(traverse_util.flatten_dict(params, sep="/"))
+    return functools.partial(model.init, train=False), jax.random.key(described.config.seed), images, tokens
 
 
 def _describe(config: ConfigDict, train: Split) -> Described:
@@ -154,7 +159,7 @@ def _take_up(config: ConfigDict, workdir: epath.Path) -> Described:
     workdir_files.check_resumable(changes, workdir)
     described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
     if changes and jax.process_index() == 0:
-        workdir_files.write_description(workdir, described)
+        workdir_files.write_config(workdir, config)
     return described
 
 

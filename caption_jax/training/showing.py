@@ -2,63 +2,76 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from caption_jax.decoding import decode
+from caption_jax.decoding import Decoded, decode
 from caption_jax.training.experiment import Experiment
 from caption_jax.training.monitoring import Monitor
 from input_pipeline.images import ImageError
-from input_pipeline.records import Split
+from input_pipeline.records import Record, Split
 
 PyTree = Any
 
 
-def show_samples(monitor: Monitor, experiment: Experiment, split: Split, weights: PyTree, step: int) -> None:
-    """Draws `config.train.sample_images` images of the split with generated and reference captions and attention."""
-    count = min(experiment.config.train.sample_images, len(split))
-    if not count or jax.process_count() > 1:  # a drawing is not worth a program that all processes must join
-        return
-    from caption_jax.training.pictures import attention_overlay, caption_grid
+class Samples:
+    """The first `config.train.sample_images` images of a split, drawn with captions and attention at each evaluation.
 
-    described = experiment.described
+    The images are read, and the decoder that returns attention is compiled, once.
+    """
+
+    def __init__(self, experiment: Experiment, split: Split):
+        self._vocabulary = experiment.described.vocabulary
+        several = jax.process_count() > 1  # a drawing is not worth a program that all processes must join
+        count = 0 if several else min(experiment.config.train.sample_images, len(split))
+        self._images, self._references = _readable(experiment, split.records[:count])
+        self._decode = _decoder_with_attention(experiment)
+
+    def show(self, monitor: Monitor, weights: PyTree, step: int) -> None:
+        """Draws the images with generated and reference captions, and where the decoder looked for some words."""
+        if not self._references:
+            return
+        from caption_jax.training.pictures import attention_overlay, caption_grid  # matplotlib: a second to import
+
+        decoded = jax.device_get(self._decode(weights, self._images))
+        captions = [self._vocabulary.decode(row) for row in decoded.tokens]
+        pictures = {"samples": caption_grid(self._images, captions, self._references)}
+        for i in range(min(4, len(captions))):
+            words, maps = self._word_maps(decoded.tokens[i], decoded.attention[i])
+            if words:
+                pictures[f"attention_{i}"] = attention_overlay(self._images[i], words, maps)
+        monitor.pictures(step, pictures)
+
+    def _word_maps(self, tokens: np.ndarray, attention: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Words of a caption and, for each, the attention over image slots as it was predicted (mean of its tokens)."""
+        spans = self._vocabulary.words_with_spans(tokens)
+        maps = [attention[start:end].mean(axis=0) for _, start, end in spans]
+        return [word for word, _, _ in spans], np.array(maps)
+
+
+def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[str]]:
+    """Pixels [images, size, size, 3] and first captions of the records whose image can be read."""
     images, references = [], []
-    for record in split.records[:count]:
+    for record in records:
         try:
-            images.append(described.preprocessing.load(record.source(), name=record.name))
-        except ImageError:
+            images.append(experiment.described.preprocessing.load(record.source(), name=record.name))
+        except (ImageError, OSError):
             continue  # named by the evaluation of the same images
-        references.append(record.captions[0])
-    if not images:
-        return
-    decoded = _decode(experiment, weights, np.stack(images))
-    captions = [described.vocabulary.decode(row) for row in decoded.tokens]
-    pictures = {"samples": caption_grid(np.stack(images), captions, references)}
-    for i in range(min(4, len(images))):
-        words, maps = _word_maps(experiment, decoded.tokens[i], decoded.attention[i])
-        if words:
-            pictures[f"attention_{i}"] = attention_overlay(images[i], words, maps)
-    monitor.pictures(step, pictures)
+        references.append(record.captions[0] if record.captions else "")
+    return np.array(images), references
 
 
-def _decode(experiment: Experiment, weights: PyTree, images: np.ndarray) -> Any:
+def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray], Decoded]:
     model, preprocessing = experiment.model(), experiment.described.preprocessing
-    settings = ConfigDict({"method": "greedy", "max_length": experiment.config.decode.max_length})
+    settings = ConfigDict({**experiment.config.decode, "method": "greedy"})
 
     @jax.jit
-    def run(variables: PyTree, pixels: jax.Array) -> Any:
+    def run(variables: PyTree, pixels: jax.Array) -> Decoded:
         features = model.apply(variables, preprocessing.normalise(pixels), train=False, method="encode_images")
         return decode(model, variables, features, settings, return_attention=True)
 
-    return jax.device_get(run(weights, images))
-
-
-def _word_maps(experiment: Experiment, tokens: np.ndarray, attention: np.ndarray) -> tuple[list[str], np.ndarray]:
-    """Words of a caption and, for each, the attention over image slots while it was predicted (mean of its tokens)."""
-    words, maps = experiment.described.vocabulary.words_with_spans(tokens), []
-    for _, start, end in words:
-        maps.append(attention[start:end].mean(axis=0))
-    return [word for word, _, _ in words], np.array(maps)
+    return run
