@@ -49,9 +49,7 @@ _JOINED = _pool(
 _MARKS = _pool(
     ". , ; : ! ? ... .. .... … - -- --- – — ' \" '' `` ` “ ” ‘ ’ « » ( ) [ ] { } / & * # % + = @ ~ ^ _ | \\ < > $"
 )
-_ACCENTS = _pool(
-    "café naïve résumé Zürich São piñata jalapeño crêpe façade El-Niño Beyoncé façade's über Ångström"
-)
+_ACCENTS = _pool("café naïve résumé Zürich São piñata jalapeño crêpe façade El-Niño Beyoncé façade's über Ångström")
 _EMOJI = [
     *_pool("😀 ❤ ❤️ 👍🏽 ☺ ™ ® © ★ • → ✓ 🇺🇸 👨‍👩‍👧 ° ×"),
     "\u00a0",

@@ -16,26 +16,8 @@ from pathlib import Path
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ptb_tokens.json"
 # The list of pycocoevalcap/tokenizer/ptbtokenizer.py.
-PUNCTUATIONS = ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-", ".", "?", "!", ",", ":", "-", "--")
-PUNCTUATIONS += ("...", ";")
-    "''",
-    "'",
-    "``",
-    "`",
-    "-LRB-",
-    "-RRB-",
-    "-LCB-",
-    "-RCB-",
-    ".",
-    "?",
-    "!",
-    ",",
-    ":",
-    "-",
-    "--",
-    "...",
-    ";",
-)
+PUNCTUATIONS = ("''", "'", "``", "`", "-LRB-", "-RRB-", "-LCB-", "-RCB-")
+PUNCTUATIONS += (".", "?", "!", ",", ":", "-", "--", "...", ";")
 
 
 def find_jar() -> Path | None:
