@@ -21,7 +21,7 @@ def default_config() -> ConfigDict:
     config.objective = ConfigDict({"label_smoothing": 0.1})
     config.optimizer = _optimizer()
     config.train = _train()
-    config.decode = ConfigDict({"method": "greedy", "max_length": 40})
+    config.decode = _decode()
     config.mesh = _mesh()
     return config.lock()
 
@@ -124,6 +124,33 @@ def _train() -> ConfigDict:
     train.sample_images = 16  # validation images drawn in TensorBoard
     train.profile = ConfigDict({"start": 0, "steps": 0})  # trace of chosen steps, for TensorBoard; 0 steps for none
     return train
+
+
+def _decode() -> ConfigDict:
+    decode = ConfigDict()
+    decode.method = "greedy"  # "greedy", "beam" or "sample"
+    decode.max_length = 40  # most tokens of a caption, <s> and </s> included
+    decode.min_length = 0  # fewest, counted in the same way
+    decode.at_limit = "cut"  # a caption that reaches max_length is "cut" there, or made to "end" with </s>
+    decode.beams = 5  # beam: beginnings kept
+    decode.candidates = 1  # beam: captions returned for an image
+    decode.length_penalty = (
+        "power"  # beam: scores over "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha)
+    )
+    decode.alpha = 0.0  # beam: 0 for no length penalty, more for longer captions
+    decode.groups = 1  # beam: diverse groups that the beams are split into
+    decode.diversity = 0.5  # beam: what a token costs a group for each time that groups before have chosen it
+    decode.draws = 1  # sample: captions drawn for an image
+    decode.temperature = 1.0  # sample: log-probabilities are divided by it
+    decode.top_k = 0  # sample: among so many likeliest tokens; 0 for all
+    decode.top_p = 1.0  # sample: among the likeliest tokens that have this probability together; 1 for all
+    decode.seed = 0  # sample
+    decode.no_repeat_ngram = 0  # no so many tokens in a row twice; 0 for no such rule
+    decode.repetition_penalty = 1.0  # log-probabilities of tokens that are already there are multiplied by this
+    decode.banned_words = ()  # words or phrases that no caption holds
+    decode.banned_endings = ()  # words or phrases that no caption ends in, with or without a full stop after them
+    decode.prefix = ""  # text that every caption begins with
+    return decode
 
 
 def _mesh() -> ConfigDict:

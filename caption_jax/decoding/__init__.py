@@ -1,7 +1,9 @@
-"""Captions from a model: greedy decoding, in one jitted loop over the decoder's cache."""
+"""Captions from a model: greedy decoding, beam search and sampling, each one jitted loop over the decoder's cache."""
 
+from caption_jax.decoding.beam import LENGTH_PENALTIES, beam_search
 from caption_jax.decoding.decoded import Decoded
-from caption_jax.decoding.dispatch import decode
+from caption_jax.decoding.dispatch import DEFAULTS, decode
 from caption_jax.decoding.greedy import greedy
+from caption_jax.decoding.sampling import sample
 
-__all__ = ["Decoded", "decode", "greedy"]
+__all__ = ["DEFAULTS", "LENGTH_PENALTIES", "Decoded", "beam_search", "decode", "greedy", "sample"]

@@ -1,0 +1,88 @@
+"""Captions that grow token by token, each row by itself: what greedy decoding and sampling share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from caption_jax.decoding.constraints import Constraint, LogProbs, Progress, constrain
+from caption_jax.decoding.decoded import Decoded
+from caption_jax.decoding.predictor import Predictor
+from caption_jax.models.cache import Cache
+
+# Picks a token a row from constrained log-probabilities at a step.
+Choose = Callable[[LogProbs, Int[Array, ""]], Int[Array, "batch rows"]]
+
+
+class _State(NamedTuple):
+    step: Int[Array, ""]
+    caches: tuple[Cache, ...]
+    last: Int[Array, "batch rows"]
+    ended: Bool[Array, "batch rows"]
+    stuck: Bool[Array, "batch rows"]
+    tokens: Int[Array, "batch rows length"]
+    log_probs: Float[Array, "batch rows length"]
+
+
+def roll_out(
+    predictor: Predictor,
+    choose: Choose,
+    *,
+    rows: int,
+    max_length: int,
+    constraints: Sequence[Constraint],
+    bos_id: int,
+    eos_id: int,
+    pad_id: int,
+) -> Decoded:
+    """Grows `rows` captions an image in one loop that stops when all have ended.
+
+    A row whose constraints leave it no token is given up: all pads, score -inf.
+    """
+    length, shape = predictor.limit(max_length), (predictor.batch, rows)
+    start = _State(
+        step=jnp.zeros((), jnp.int32),
+        caches=predictor.start(rows, length),
+        last=jnp.full(shape, bos_id, jnp.int32),
+        ended=jnp.zeros(shape, bool),
+        stuck=jnp.zeros(shape, bool),
+        tokens=jnp.full((*shape, length), pad_id, jnp.int32),
+        log_probs=jnp.zeros((*shape, length)),
+    )
+
+    def unfinished(state: _State) -> Bool[Array, ""]:
+        return (state.step < length) & ~state.ended.all()
+
+    def advance(state: _State) -> _State:
+        logits, caches = predictor.step(state.last, state.caches)
+        normaliser = jax.nn.logsumexp(logits, axis=-1)
+        allowed = logits - normaliser[..., None]
+        if constraints:
+            allowed = constrain(constraints, allowed, Progress(state.tokens, state.step))
+        token = choose(allowed, state.step).astype(jnp.int32)
+        stuck = state.stuck | (~state.ended & jnp.isneginf(_at(allowed, token)))
+        token = jnp.where(state.ended | stuck, pad_id, token)
+        log_prob = jnp.where(state.ended, 0.0, _at(logits, token) - normaliser)
+        return _State(
+            step=state.step + 1,
+            caches=caches,
+            last=token,
+            ended=state.ended | stuck | (token == eos_id),
+            stuck=stuck,
+            tokens=state.tokens.at[:, :, state.step].set(token),
+            log_probs=state.log_probs.at[:, :, state.step].set(log_prob),
+        )
+
+    end = jax.lax.while_loop(unfinished, advance, start)
+    given_up = end.stuck[..., None]
+    log_probs = jnp.where(given_up, 0.0, end.log_probs)
+    scores = jnp.where(end.stuck, -jnp.inf, log_probs.sum(-1))
+    return Decoded(jnp.where(given_up, pad_id, end.tokens), log_probs, scores)
+
+
+def _at(log_probs: LogProbs, token: Int[Array, "batch rows"]) -> Float[Array, "batch rows"]:
+    return jnp.take_along_axis(log_probs, token[..., None], axis=-1)[..., 0]

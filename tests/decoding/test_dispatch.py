@@ -1,0 +1,90 @@
+"""`config.decode`: every key reaches its method, words become ids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tiny_captioner import EOS, MODEL, random_captioner
+
+from caption_jax.config import default_config
+from caption_jax.decoding import beam_search, decode, sample
+from caption_jax.decoding.constraints import banned_tokens
+from caption_jax.decoding.dispatch import constraints_from
+
+NO_SPECIALS = [banned_tokens([0, 1])]
+
+
+class Letters:
+    """A vocabulary of three words, of which "be" is two tokens inside a sentence."""
+
+    def encode(self, text, max_length):
+        ids = [0]
+        for word in text.replace(".", " .").split():
+            ids += {"a": [3], "b": [4], "be": [4, 5], "e": [5], ".": [6]}[word]
+        return np.array([*ids, EOS] + [1] * (max_length - len(ids) - 1))
+
+
+def test_the_default_config_is_complete():
+    variables, memory = random_captioner(0)
+    config = default_config().decode
+    np.testing.assert_array_equal(
+        decode(MODEL, variables, memory, config).tokens, decode(MODEL, variables, memory, {}).tokens
+    )
+
+
+def test_beam_settings_reach_the_search():
+    variables, memory = random_captioner(6)
+    options = {"beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
+    found = decode(MODEL, variables, memory, {"method": "beam", **options})
+    expected = beam_search(MODEL, variables, memory, max_length=40, constraints=NO_SPECIALS, **options)
+    np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
+    np.testing.assert_allclose(found.all_scores, expected.all_scores, atol=1e-6)
+
+
+def test_sampling_settings_reach_the_draws():
+    import jax
+
+    variables, memory = random_captioner(6)
+    options = {"draws": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
+    found = decode(MODEL, variables, memory, {"method": "sample", "seed": 3, **options})
+    key = jax.random.key(3)
+    expected = sample(MODEL, variables, memory, key, max_length=40, constraints=NO_SPECIALS, **options)
+    np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_constraints_hold(method):
+    config = {"method": method, "beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
+    for seed in range(4):
+        variables, memory = random_captioner(seed)
+        for caption in np.asarray(decode(MODEL, variables, memory, config, vocabulary=Letters()).tokens):
+            assert caption[0] == 4 and caption[3] == EOS and len(set(caption.tolist())) == 4
+
+
+def test_words_are_banned_as_they_stand_inside_a_sentence():
+    asked = {**default_config().decode.to_dict(), "banned_words": ("be",), "banned_endings": ("a", "e b")}
+    assert len(constraints_from(asked, Letters())) == 3
+    variables, memory = random_captioner(0)
+    config = {"method": "beam", "beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
+    free = np.asarray(decode(MODEL, variables, memory, {**config, "banned_words": (), "banned_endings": ()}).all_tokens)
+    bound = decode(MODEL, variables, memory, config, vocabulary=Letters()).all_tokens.reshape(-1, 4).tolist()
+    assert not np.array_equal(free.reshape(-1, 4), bound)
+    for caption in bound:
+        words = [token for token in caption if token in (3, 4, 5)]
+        assert [4, 5] not in [words[i : i + 2] for i in range(len(words))]
+        assert words[-1:] != [3]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"method": "viterbi"}, "'viterbi'"),
+        ({"beam": 3}, "unknown keys beam"),
+        ({"at_limit": "stop"}, "at_limit"),
+        ({"repetition_penalty": 0.5}, "1 or more"),
+        ({"banned_words": ("a",)}, "pass the vocabulary"),
+    ],
+)
+def test_configs_that_cannot_work_are_named(config, message):
+    with pytest.raises(ValueError, match=message):
+        decode(MODEL, *random_captioner(0), config)

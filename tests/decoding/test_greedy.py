@@ -1,0 +1,171 @@
+"""Greedy decoding, ensembles, attention, and what no decoding method may depend on."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tiny_captioner import BOS, EOS, LENGTH, MODEL, PAD, VOCABULARY, next_log_probs, padded, random_captioner
+
+from caption_jax.decoding import decode, greedy
+from caption_jax.decoding.constraints import banned_tokens, max_length, min_length
+
+WORDS_ONLY = [banned_tokens([BOS, PAD])]
+
+
+def naive_greedy(table) -> tuple[list[int], list[float]]:
+    """The likeliest token at a time, each from a whole pass over what is there."""
+    said, scores = (), []
+    while len(said) < LENGTH and said[-1:] != (EOS,):
+        log_probs = table[said].copy()
+        log_probs[[BOS, PAD]] = -np.inf
+        said = (*said, int(log_probs.argmax()))
+        scores.append(log_probs.max())
+    return padded(said), scores + [0.0] * (LENGTH - len(scores))
+
+
+@pytest.fixture(scope="module")
+def run():
+    return jax.jit(lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=WORDS_ONLY))
+
+
+@pytest.mark.parametrize("seed", [1, 3, 6, 9, 11, 12])
+def test_equals_a_naive_loop(run, seed):
+    variables, memory = random_captioner(seed, images=8)
+    decoded = run(variables, memory)
+    for image, table in enumerate(next_log_probs(variables, memory)):
+        tokens, scores = naive_greedy(table)
+        assert decoded.tokens[image].tolist() == tokens
+        np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
+        assert decoded.log_prob[image] == pytest.approx(sum(scores), abs=1e-5)
+
+
+def test_captions_end_at_different_steps(run):
+    """Else the tests above would not try what happens to an ended row while others go on."""
+    variables, memory = random_captioner(12, images=8)
+    lengths = (np.asarray(run(variables, memory).tokens) != PAD).sum(-1)
+    assert len(set(lengths.tolist())) > 1
+
+
+def test_the_loop_stops_when_all_captions_have_ended():
+    variables, memory = random_captioner(0)
+    variables["params"]["decoder"]["output_bias"][EOS] += 50
+    steps = []
+
+    def count(log_probs, progress):
+        jax.debug.callback(lambda step: steps.append(int(step)), progress.step)
+        return log_probs
+
+    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=[min_length(3, eos_id=EOS), count])
+    jax.block_until_ready(decoded.tokens)
+    jax.effects_barrier()
+    assert decoded.tokens[:, 1].tolist() == [EOS, EOS]
+    assert max(steps) == 1
+
+
+def test_the_limit_counts_start_and_end():
+    variables, memory = random_captioner(0)
+    variables["params"]["decoder"]["output_bias"][EOS] -= 50
+    assert greedy(MODEL, variables, memory, max_length=4).tokens.shape == (2, 3)
+    assert greedy(MODEL, variables, memory, max_length=99).tokens.shape == (2, LENGTH)
+    cut = decode(MODEL, variables, memory, {"max_length": 4})
+    assert EOS not in np.asarray(cut.tokens) and PAD not in np.asarray(cut.tokens)
+    ended = decode(MODEL, variables, memory, {"max_length": 4, "at_limit": "end"})
+    assert (np.asarray(ended.tokens)[:, -1] == EOS).all()
+
+
+def test_constraints_that_allow_nothing_give_no_caption():
+    variables, memory = random_captioner(0)
+    nothing = [min_length(9, eos_id=EOS), max_length(3, eos_id=EOS)]
+    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=nothing)
+    assert (np.asarray(decoded.tokens) == PAD).all()
+    assert np.isneginf(decoded.log_prob).all()
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"method": "greedy"},
+        {"method": "beam", "beams": 3, "alpha": 0.7, "candidates": 2},
+        {"method": "sample", "draws": 3, "seed": 4},
+    ],
+    ids=lambda config: config["method"],
+)
+class TestIndependence:
+    """Of the batch an image is in, of padding images, of the devices."""
+
+    def decoder(self, config):
+        def run(variables, memory, ids):
+            return decode(MODEL, variables, memory, {**config, "max_length": 5}, image_ids=ids)
+
+        return jax.jit(run)
+
+    def test_batch(self, config):
+        variables, memory = random_captioner(12, images=8)
+        run, ids = self.decoder(config), np.arange(8)
+        together, backwards = run(variables, memory, ids), run(variables, memory[::-1], ids[::-1])
+        with_blanks = np.where((ids % 2)[:, None, None], 0, memory)
+        padded = run(variables, with_blanks, ids)
+        self.same(together, jax.tree.map(lambda x: x[::-1], backwards))
+        self.same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
+
+    def test_devices(self, config):
+        variables, memory = random_captioner(12, images=8)
+        mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+        run, ids = self.decoder(config), np.arange(8)
+        alone = run(variables, memory, ids)
+        rows = NamedSharding(mesh, PartitionSpec("data"))
+        variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        spread = run(variables, jax.device_put(memory, rows), jax.device_put(ids, rows))
+        assert len(spread.all_tokens.sharding.device_set) == 8
+        self.same(alone, spread)
+
+    def same(self, first, second):
+        np.testing.assert_array_equal(first.all_tokens, second.all_tokens)
+        np.testing.assert_allclose(first.all_scores, second.all_scores, atol=1e-5)
+        np.testing.assert_allclose(first.all_token_log_probs, second.all_token_log_probs, atol=1e-5)
+
+
+def test_an_ensemble_averages_probabilities():
+    (first, memory), (second, other_memory) = random_captioner(3), random_captioner(4)
+    tables = zip(next_log_probs(first, memory), next_log_probs(second, other_memory), strict=True)
+    models, weights, memories = (MODEL, MODEL), (first, second), (memory, other_memory)
+    decoded = greedy(models, weights, memories, max_length=5, constraints=WORDS_ONLY)
+    for image, (a, b) in enumerate(tables):
+        tokens, scores = naive_greedy({said: np.log((np.exp(a[said]) + np.exp(b[said])) / 2) for said in a})
+        assert decoded.tokens[image].tolist() == tokens
+        np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
+
+
+def test_an_ensemble_of_one_model_twice_is_that_model():
+    variables, memory = random_captioner(3)
+    config = {"method": "beam", "beams": 3, "alpha": 1.0, "max_length": 5}
+    alone = decode(MODEL, variables, memory, config)
+    twice = decode([MODEL] * 2, [variables] * 2, [memory] * 2, config)
+    np.testing.assert_array_equal(alone.tokens, twice.tokens)
+    np.testing.assert_allclose(alone.score, twice.score, atol=1e-5)
+
+
+def test_ensembles_that_cannot_be_averaged_are_refused():
+    variables, memory = random_captioner(3)
+    with pytest.raises(ValueError, match="2 models needs as many"):
+        greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
+    other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY + 1))
+    with pytest.raises(ValueError, match=r"\[6, 7\] tokens"):
+        greedy([MODEL, other], [variables] * 2, [memory] * 2, max_length=5)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_attention_is_where_the_model_looked(method):
+    variables, memory = random_captioner(5)
+    mask = jnp.array([[True, True, False], [True, True, True]])
+    config = {"method": method, "beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
+    decoded = decode(MODEL, variables, memory, config, memory_mask=mask, return_attention=True)
+    real = np.asarray(decoded.all_tokens) != PAD
+    np.testing.assert_allclose(decoded.all_attention.sum(-1), real, atol=1e-5)
+    assert (np.asarray(decoded.attention)[0, :, 2] == 0).all() and (np.asarray(decoded.attention)[1, 0] > 0).all()
+    cache = MODEL.apply(variables, memory, memory_mask=mask, method="start_cache")
+    first = MODEL.apply(variables, jnp.zeros((2, 1, 1), int), cache=cache, return_attention=True, method="decode")
+    np.testing.assert_allclose(decoded.attention[:, 0], first.attention[0, :, 0].mean(1)[:, 0], atol=1e-5)

@@ -1,0 +1,62 @@
+"""A captioner of four words, so small that every caption it can say can be listed."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.decoder import Decoder
+from caption_jax.models.image_encoder import ImageEncoder
+
+BOS, PAD, EOS = 0, 1, 2
+WORDS = (3, 4, 5)
+VOCABULARY, LENGTH, WIDTH, SLOTS = 6, 4, 8, 3  # LENGTH: tokens after <s>
+
+MODEL = ImageCaptioningModel(
+    image_encoder=ImageEncoder(variant="micro", width=WIDTH),
+    decoder=Decoder(VOCABULARY, layers=1, width=WIDTH, heads=2, feed_forward=8, max_length=LENGTH + 1),
+)
+
+
+@functools.cache
+def _shapes():
+    tokens, memory = jnp.zeros((1, 1, LENGTH), jnp.int32), jnp.zeros((1, SLOTS, WIDTH))
+    return jax.eval_shape(functools.partial(MODEL.init, method="decode"), jax.random.key(0), tokens, memory)
+
+
+def random_captioner(seed: int, images: int = 2, spread: float = 0.7):
+    """Variables of `MODEL` and the memory of some images; distributions are neither flat nor settled."""
+    generator = np.random.default_rng(seed)
+    draw = lambda shape: (spread * generator.normal(size=shape)).astype(np.float32)  # noqa: E731
+    variables = jax.tree.map(lambda leaf: draw(leaf.shape), _shapes())
+    return variables, draw((images, SLOTS, WIDTH))
+
+
+@jax.jit
+def _teacher_forced(variables, memory, tokens):
+    return jax.nn.log_softmax(MODEL.apply(variables, tokens, memory, method="decode").logits)
+
+
+def next_log_probs(variables, memory) -> list[dict[tuple[int, ...], np.ndarray]]:
+    """For each image, log-probabilities of the next token after every beginning, from whole passes without a cache."""
+    beginnings = list(itertools.product(WORDS, repeat=LENGTH - 1))
+    tokens = np.array([[BOS, *words] for words in beginnings], np.int32)
+    tokens = np.broadcast_to(tokens, (len(memory), *tokens.shape))
+    log_probs = np.asarray(_teacher_forced(variables, memory, tokens), np.float64)
+    return [{words[:t]: rows[i, t] for i, words in enumerate(beginnings) for t in range(LENGTH)} for rows in log_probs]
+
+
+def all_captions() -> list[tuple[int, ...]]:
+    """Every caption there can be: ended by </s>, or cut at `LENGTH`."""
+    ended = [(*words, EOS) for n in range(LENGTH) for words in itertools.product(WORDS, repeat=n)]
+    return ended + list(itertools.product(WORDS, repeat=LENGTH))
+
+
+def padded(caption: tuple[int, ...]) -> list[int]:
+    """With pads up to `LENGTH`."""
+    return [*caption, *[PAD] * (LENGTH - len(caption))]
