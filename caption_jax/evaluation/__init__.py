@@ -4,6 +4,7 @@ from caption_jax.evaluation import score
 score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
 """
 
+from caption_jax.evaluation.cider import DocumentFrequencies
 from caption_jax.evaluation.results import (
     ImageSetError,
     ResultsError,
@@ -12,9 +13,11 @@ from caption_jax.evaluation.results import (
     read_results,
     write_results,
 )
-from caption_jax.evaluation.scores import protocol, score
+from caption_jax.evaluation.scores import ImageScores, protocol, score, score_images
 
 __all__ = [
+    "DocumentFrequencies",
+    "ImageScores",
     "ImageSetError",
     "ResultsError",
     "check_image_set",
@@ -22,5 +25,6 @@ __all__ = [
     "read_annotations",
     "read_results",
     "score",
+    "score_images",
     "write_results",
 ]
