@@ -124,38 +124,33 @@ def read_weights(
         raise ValueError(f"which checkpoint? 'best' or 'last', not {which!r}")
     folder = epath.Path(source).resolve() / "checkpoints"
     for name in ("best", "last") if which == "best" else ("last",):
-        if not (folder / name).exists():
-            continue
-        with _manager(folder / name, keep=None, read_only=True) as manager:
-            if (step := manager.latest_step()) is not None:
-                return Weights(_read_item(manager, step, sharding), step)
+        if steps := ocp.utils.checkpoint_steps(folder / name):
+            return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
     raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
 
 
 def has_checkpoint(workdir: str | epath.Path) -> bool:
     """Whether a run in `workdir` has saved a state to go on from."""
-    folder = epath.Path(workdir) / "checkpoints" / "last"
-    return folder.exists() and any(path.name.isdigit() for path in folder.iterdir())
+    return bool(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints" / "last"))
 
 
-def _read_item(manager: ocp.CheckpointManager, step: int, sharding: jax.sharding.Sharding | None) -> PyTree:
+def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> PyTree:
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    saved = manager.item_metadata(step)["weights"]
-    template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved.tree)
-    return manager.restore(step, args=ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
+        saved = checkpointer.metadata(folder).item_metadata["weights"].tree
+        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved)
+        return checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
 
 
-def _manager(folder: epath.Path, keep: int | None, read_only: bool = False) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep,
-        create=not read_only,
-        read_only=read_only,
-        cleanup_tmp_directories=not read_only,
-        enable_async_checkpointing=not read_only,
-    )
-    handlers = {
+def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    """How each item of a checkpoint is written and read."""
+    return {
         "weights": ocp.StandardCheckpointHandler(),
         "train": ocp.StandardCheckpointHandler(),
         "records": ocp.JsonCheckpointHandler(),
     }
-    return ocp.CheckpointManager(folder, options=options, item_handlers=handlers)
