@@ -72,7 +72,8 @@ def _set_up_platform() -> None:
     quiet_libraries()
     several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize()
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # found without them on clusters
+        jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
         jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
     logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)

@@ -17,7 +17,7 @@ from caption_jax.evaluation import write_results
 from caption_jax.training.clock import Clock
 from caption_jax.training.evaluate import Evaluation, Evaluator, as_results
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment, variable_shapes
-from caption_jax.training.monitoring import Monitor, quiet_libraries
+from caption_jax.training.monitoring import Monitor
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
 from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated, shardings_like
 from caption_jax.training.showing import Samples
@@ -39,7 +39,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Evaluat
         ValueError: config, data and workdir do not fit each other; the message names the key or file.
         NonFiniteLossError: the loss is no number any more. The last good checkpoint is safe.
     """
-    quiet_libraries()
     experiment = start_experiment(config, epath.Path(workdir).resolve())
     with stop_on_signal() as asked_to_stop, contextlib.closing(Run(experiment)) as run:
         finished = run.train(asked_to_stop)
