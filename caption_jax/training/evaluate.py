@@ -76,13 +76,16 @@ class Evaluator:
         log_probs: dict[Any, float] = {}
         sums = np.zeros(3)
         for batch in batches:
-            batch = {**batch, "image": self._shown(batch["image"])}
+            if self._images == "blank":
+                batch = {**batch, "image": np.full_like(batch["image"], 128)}
             out = jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh)))
             sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
             for row in np.flatnonzero(out["mask"]):
                 image_id = self.split.image_ids[int(out["index"][row])]
                 captions[image_id] = described.vocabulary.decode(out["tokens"][row])
                 log_probs[image_id] = float(out["log_prob"][row])
+        if self._images == "shuffled":
+            captions = dict(zip(captions, [*list(captions.values())[1:], *list(captions.values())[:1]], strict=True))
         return self._judge(captions, log_probs, sums, step, time.time() - started, dict(batches.problems))
 
     def over_all(self) -> Evaluator:
@@ -90,11 +93,6 @@ class Evaluator:
         whole = copy.copy(self)
         whole.split = self._experiment.split(self._split_name)
         return whole
-
-    def _shown(self, images: np.ndarray) -> np.ndarray:
-        if self._images == "blank":
-            return np.full_like(images, 128)
-        return np.roll(images, 1, axis=0) if self._images == "shuffled" else images
 
     def _judge(
         self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict

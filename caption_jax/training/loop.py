@@ -247,5 +247,5 @@ def _open_batches(experiment: Experiment) -> Prefetched:
 def _intervals(config: ConfigDict, images: int) -> tuple[int, int, int]:
     """Numbers of steps: of the run, between evaluations, between checkpoints."""
     epoch = max(images // config.data.batch_size, 1)
-    steps = config.train.steps or max(round(config.train.epochs * images / config.data.batch_size), 1)
+    steps = config.train.steps or max(round(config.train.epochs * epoch), 1)
     return steps, config.train.eval_every or epoch, config.train.checkpoint_every or epoch
