@@ -1,10 +1,14 @@
-"""Metrics for captions: plain Python over strings, no JAX and no Java.
+"""Metrics for captions: plain Python and NumPy over strings, no JAX and no Java.
 
-from caption_jax.evaluation import score
-score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
+    from caption_jax.evaluation import score
+    score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
+
+or `python -m caption_jax.evaluation results.json annotations.json [other_results.json]`.
 """
 
 from caption_jax.evaluation.cider import DocumentFrequencies
+from caption_jax.evaluation.diversity import diversity
+from caption_jax.evaluation.java_metrics import java_scores
 from caption_jax.evaluation.results import (
     ImageSetError,
     ResultsError,
@@ -13,17 +17,26 @@ from caption_jax.evaluation.results import (
     read_results,
     write_results,
 )
+from caption_jax.evaluation.retrieval import retrieval_scores
 from caption_jax.evaluation.scores import ImageScores, protocol, score, score_images
+from caption_jax.evaluation.significance import Comparison, Interval, compare, intervals
 
 __all__ = [
+    "Comparison",
     "DocumentFrequencies",
     "ImageScores",
     "ImageSetError",
+    "Interval",
     "ResultsError",
     "check_image_set",
+    "compare",
+    "diversity",
+    "intervals",
+    "java_scores",
     "protocol",
     "read_annotations",
     "read_results",
+    "retrieval_scores",
     "score",
     "score_images",
     "write_results",

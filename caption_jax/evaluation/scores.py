@@ -81,9 +81,8 @@ def score_images(
     pairs = list(zip(candidates, per_image, strict=True))
     values["ROUGE-L"] = np.array([rouge_l(candidate, captions) for candidate, captions in pairs])
     values["CIDEr-D"] = cider_d(counted, len(flat), image_of, frequencies)
-    values["exact_match"] = np.array(
-        [float(candidate in captions and candidate != "") for candidate, captions in pairs]
-    )
+    exact = [candidate != "" and candidate in captions for candidate, captions in pairs]
+    values["exact_match"] = np.array(exact, float)
     return ImageScores(image_ids, values, statistics)
 
 

@@ -43,24 +43,7 @@ def assert_equal_to_reference(references, hypotheses) -> None:
 def made_up(images: int, seed: int) -> tuple[dict, dict]:
     """Scenes with one to six references; hypotheses near, far, empty, of one word, and sharing no n-gram."""
     rng = random.Random(seed)
-    words = [
-        "a",
-        "the",
-        "dog",
-        "cat",
-        "man",
-        "red",
-        "runs",
-        "sits",
-        "on",
-        "in",
-        "grass",
-        "ball",
-        ".",
-        ",",
-        "two",
-        "isn't",
-    ]
+    words = ["a", "the", "dog", "cat", "man", "red", "runs", "on", "in", "grass", ".", ",", "two", "isn't"]
     references, hypotheses = {}, {}
     for image_id in range(images):
         base = rng.choices(words, k=rng.randint(1, 14))
@@ -86,9 +69,10 @@ def made_up(images: int, seed: int) -> tuple[dict, dict]:
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_made_up_captions(seed):
-    assert_equal_to_reference(*made_up(1200, seed))
+    assert_equal_to_reference(*made_up(600, seed))
 
 
+@pytest.mark.slow
 def test_photographs(shared_data):
     captions = read_captions(shared_data)[:15000]
     # Each photograph's first caption is judged against the other four; some against those of another.
