@@ -1,0 +1,315 @@
+"""One update: what it depends on, what it changes, and what it must leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from small_run import shrink
+
+from caption_jax.config import default_config
+from caption_jax.models.build import build_model
+from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
+from caption_jax.training.rules import flatten
+from caption_jax.training.sharding import (
+    batch_sharding,
+    make_mesh,
+    parameter_shardings,
+    put_batch,
+    replicated,
+    shardings_like,
+)
+from caption_jax.training.state import TrainState, create_state
+from caption_jax.training.step import make_train_step
+from input_pipeline.images import Preprocessing
+
+VOCABULARY, LENGTH, SIDE, ROWS = 24, 8, 32, 16
+PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
+FROZEN_BACKBONE = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
+# Compiled for the sake of a few steps.
+QUICKLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
+
+
+@dataclasses.dataclass(eq=False)
+class Setup:
+    """A run's pure parts on one mesh."""
+
+    config: ConfigDict
+    mesh: jax.sharding.Mesh
+
+    @functools.cached_property
+    def start(self) -> TrainState:
+        optimizer, _ = self.optimizer
+        state = create_state(variables(), optimizer, averaged=self.config.optimizer.ema > 0)
+        return jax.device_put(state, self.shardings)
+
+    @functools.cached_property
+    def optimizer(self):
+        return make_optimizer(self.config.optimizer, variables()["params"], 20)
+
+    @functools.cached_property
+    def shardings(self):
+        params = variables()["params"]
+        state = jax.eval_shape(lambda: create_state(variables(), self.optimizer[0], self.config.optimizer.ema > 0))
+        owners = parameter_shardings(params, self.config.mesh.rules, self.mesh)
+        return shardings_like(state, params, owners, self.mesh)
+
+    @functools.cache  # noqa: B019
+    def step(self, frozen: frozenset[str]) -> Callable:
+        model = model_of(self.config, frozen_norms(frozen))
+        update = make_train_step(model, self.optimizer[0], PREPROCESSING, self.config, frozen)
+        return jax.jit(
+            update,
+            in_shardings=(self.shardings, batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, replicated(self.mesh)),
+            compiler_options=QUICKLY,
+        )
+
+    def run(self, state: TrainState, batch: dict, frozen: frozenset[str] = frozenset()):
+        return self.step(frozen)(state, put_batch(batch, self.mesh))
+
+
+def make_config(**changes) -> ConfigDict:
+    config = default_config()
+    shrink(config)
+    config.dtype = "float32"
+    config.optimizer.warmup_steps = 3
+    config.model.memory_dropout = config.model.decoder.dropout = 0.0
+    config.update_from_flattened_dict(changes)
+    return config
+
+
+def restless_config(**changes) -> ConfigDict:
+    """Everything random is on, and batch norms are trained over groups of two images."""
+    return make_config(
+        **{
+            "model.memory_dropout": 0.2,
+            "model.decoder.dropout": 0.2,
+            "model.encoder.drop_path": 0.3,
+            "model.encoder.norm_group_size": 2,
+            "model.encoder.norm_momentum": 0.9,
+            "augment.flip": True,
+            "augment.min_crop_scale": 0.5,
+            "augment.max_aspect": 1.3,
+            "augment.brightness": 0.3,
+            "augment.contrast": 0.3,
+            "augment.saturation": 0.3,
+            "optimizer.ema": 0.9,
+            **changes,
+        }
+    )
+
+
+def still_config(accumulation: int) -> ConfigDict:
+    """Frozen batch norms and no dropout; plain gradient steps, so that parameters differ as gradients do."""
+    config = make_config(
+        **{
+            "augment.flip": True,
+            "augment.min_crop_scale": 0.5,
+            "optimizer.name": "sgd",
+            "optimizer.learning_rate": 0.5,
+            "optimizer.accumulation": accumulation,
+        }
+    )
+    config.optimizer.rules = FROZEN_BACKBONE
+    return config
+
+
+def model_of(config: ConfigDict, frozen: frozenset[str] = frozenset()):
+    return build_model(config.model, VOCABULARY, LENGTH, jnp.float32, frozen_norms=frozen)
+
+
+@functools.cache
+def variables() -> dict:
+    """Of the same model whatever the config; running statistics are not those of a fresh model."""
+    model = model_of(make_config())
+    arguments = (jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros((1, 1, LENGTH - 1), jnp.int32))
+    init = jax.jit(functools.partial(model.init, train=False), compiler_options=QUICKLY)
+    made = dict(init(jax.random.key(0), *arguments))
+    made["batch_stats"] = jax.tree.map(lambda a: a * 1.5 + 0.1, made["batch_stats"])
+    return made
+
+
+def mesh_of(data: int, model: int = 1) -> jax.sharding.Mesh:
+    return make_mesh(ConfigDict({"data": data, "model": model}), jax.devices()[: data * model])
+
+
+def make_batch(seed: int, masked: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+    """Sixteen smooth random images with two captions each, of two to six words."""
+    random = np.random.default_rng(seed)
+    corners = random.uniform(0, 255, (ROWS, 2, 2, 3))
+    images = np.kron(corners, np.ones((1, SIDE // 2, SIDE // 2, 1)))
+    tokens = np.ones((ROWS, 2, LENGTH), np.int32)
+    for caption in tokens.reshape(-1, LENGTH):
+        words = random.integers(2, LENGTH - 1)
+        caption[: words + 2] = [0, *random.integers(4, VOCABULARY, words), 2]
+    mask = np.ones(ROWS, bool)
+    mask[list(masked)] = False
+    return {"image": images.astype(np.uint8), "tokens": tokens, "mask": mask, "index": np.arange(ROWS, dtype=np.int32)}
+
+
+def bits(tree) -> dict[str, bytes]:
+    return {str(path): np.asarray(leaf).tobytes() for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+@functools.cache
+def one_device() -> Setup:
+    return Setup(restless_config(), mesh_of(1))
+
+
+@functools.cache
+def still(accumulation: int) -> Setup:
+    return Setup(still_config(accumulation), mesh_of(1))
+
+
+@functools.cache
+def frozen_backbone() -> frozenset[str]:
+    ((start, frozen),) = phases(variables()["params"], FROZEN_BACKBONE)
+    assert start == 0 and frozen
+    return frozen
+
+
+def curve(setup: Setup, steps: int = 20) -> tuple[list[float], TrainState]:
+    state, losses = setup.start, []
+    for number in range(steps):
+        state, metrics = setup.run(state, make_batch(number % 5, masked=(3, 7)))
+        losses.append(float(metrics["loss"]))
+    return losses, state
+
+
+def test_losses_do_not_depend_on_the_number_of_devices():
+    ours, _ = curve(one_device())
+    theirs, state = curve(Setup(restless_config(), mesh_of(8)))
+    assert len(jax.tree.leaves(state.params)[0].devices()) == 8
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
+    assert ours[-1] < ours[0] - 0.1  # it was training that was compared
+
+
+@pytest.mark.slow
+def test_losses_do_not_depend_on_how_parameters_are_sharded():
+    config = restless_config()
+    config.mesh.rules = ((r"decoder/embedding/embedding", ("model", None)),)
+    setup = Setup(config, mesh_of(4, 2))
+    losses, state = curve(setup)
+    assert not state.params["decoder"]["embedding"]["embedding"].is_fully_replicated
+    np.testing.assert_allclose(losses, curve(one_device())[0], rtol=0, atol=1e-5)
+
+
+def test_a_step_is_a_function_of_state_and_batch():
+    setup, batch = one_device(), make_batch(1)
+    again, metrics = setup.run(setup.start, batch)
+    state, first = setup.run(setup.start, batch)
+    assert bits(again) == bits(state) and bits(metrics) == bits(first)
+    later = setup.start.replace(step=jnp.asarray(1, jnp.int32))
+    _, other = setup.run(later, batch)
+    assert abs(float(other["loss"]) - float(first["loss"])) > 1e-3  # other crops, other dropout
+    assert int(state.step) == 1
+
+
+@pytest.mark.slow
+def test_the_seed_decides_what_is_random():
+    other = Setup(restless_config(seed=1), mesh_of(1))
+    batch = make_batch(1)
+    losses = [float(setup.run(setup.start, batch)[1]["loss"]) for setup in (one_device(), other)]
+    assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_the_average_follows_the_parameters():
+    setup = one_device()
+    state = setup.start
+    assert bits(state.ema) == bits(state.params)
+    for number in range(3):
+        before, (state, _) = state, setup.run(state, make_batch(number))
+        share = 1 - min(0.9, (1 + number) / (10 + number))
+        expected = jax.tree.map(lambda old, new, s=share: old + s * (new - old), before.ema, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), state.ema, expected)
+    assert bits(state.weights()["params"]) == bits(state.ema) != bits(state.params)
+
+
+def test_four_slices_make_the_update_of_the_whole_batch():
+    batch = make_batch(2, masked=(0, 9))
+    weights = (batch["tokens"][..., 1:] != 1) * batch["mask"][:, None, None]
+    tokens = [weights[part::4].sum() for part in range(4)]
+    assert len(set(tokens)) > 1  # slices of unlike weight
+    whole, metrics = still(1).run(still(1).start, batch, frozen_backbone())
+    parts, sliced = still(4).run(still(4).start, batch, frozen_backbone())
+    for name in metrics:
+        np.testing.assert_allclose(sliced[name], metrics[name], rtol=2e-6, err_msg=name)
+    moved = 0.0
+    for path, value in flatten(whole.params).items():
+        np.testing.assert_allclose(flatten(parts.params)[path], value, rtol=0, atol=2e-7, err_msg=path)
+        moved = max(moved, float(jnp.abs(value - flatten(still(1).start.params)[path]).max()))
+    assert moved > 1e-3
+
+
+def test_frozen_parameters_and_their_norms_stay_as_they_are():
+    setup = still(1)
+    state, _ = setup.run(setup.start, make_batch(3), frozen_backbone())
+    before, after = flatten(setup.start.params), flatten(state.params)
+    for path in before:
+        same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
+        assert same == (path in frozen_backbone()) or path.endswith("key/bias"), path
+    assert bits(state.batch_stats) == bits(setup.start.batch_stats)
+
+
+def test_under_frozen_norms_the_loss_is_that_of_the_model_in_use():
+    # Images of one colour are the same however they are cropped and flipped.
+    batch = make_batch(4, masked=(5,))
+    batch["image"] = np.broadcast_to(batch["image"][:, :1, :1], batch["image"].shape).copy()
+    _, metrics = still(1).run(still(1).start, batch, frozen_backbone())
+    model = model_of(make_config())
+    logits = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICKLY)(
+        variables(), PREPROCESSING.normalise(batch["image"]), batch["tokens"][..., :-1]
+    )
+    logits = np.asarray(logits, np.float64)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = batch["tokens"][..., 1:]
+    smoothing = still(1).config.objective.label_smoothing
+    hit = np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
+    losses = -(1 - smoothing) * hit - smoothing * log_probs.mean(-1)
+    real = (targets != 1) & batch["mask"][:, None, None]
+    assert float(metrics["tokens"]) == real.sum()
+    np.testing.assert_allclose(float(metrics["loss"]), losses[real].mean(), rtol=1e-5)
+
+
+def test_masked_rows_add_nothing():
+    one = make_batch(6, masked=(2, 11))
+    two = {name: array.copy() for name, array in one.items()}
+    for row in (2, 11):
+        two["image"][row] = 255 - two["image"][row]
+        two["tokens"][row] = 5
+    states = [still(1).run(still(1).start, batch, frozen_backbone()) for batch in (one, two)]
+    assert bits(states[0]) == bits(states[1])
+
+
+@pytest.mark.slow
+def test_a_stage_that_is_unfrozen_at_a_step_starts_to_train_there():
+    config = restless_config()
+    backbone = r"image_encoder/backbone/.*"
+    config.optimizer.rules = ((backbone, {"from_step": 3}), (rf"(?!{backbone}).*", {"lr": 1.0}))
+    setup = Setup(config, mesh_of(1))
+    (first, frozen), (second, nothing) = phases(variables()["params"], config.optimizer.rules)
+    assert (first, second, nothing) == (0, 3, frozenset())
+
+    states = [setup.start]
+    for number in range(5):
+        states.append(setup.run(states[-1], make_batch(number), frozen if number < 3 else nothing)[0])
+    encoders = [bits(state.params["image_encoder"]["backbone"]) for state in states]
+    statistics = [bits(state.batch_stats) for state in states]
+    decoders = [bits(state.params["decoder"]) for state in states]
+    assert encoders[0] == encoders[3] and statistics[0] == statistics[3]
+    assert len(set(map(str, decoders))) == len(decoders)
+    for before, after in ((3, 4), (4, 5)):
+        changed = [path for path in encoders[0] if encoders[before][path] != encoders[after][path]]
+        assert len(changed) > 0.9 * len(encoders[0])
+        assert all(statistics[before][path] != statistics[after][path] for path in statistics[0])
