@@ -20,3 +20,38 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("needs the development photographs in ../shared/data, which are not part of this repository")
     return root
+
+
+@pytest.fixture(scope="session")
+def compile_cache(tmp_path_factory) -> Path:
+    """Programs compiled by one test serve the others that ask for this, in this process as in those it starts.
+
+    A folder in JAX_COMPILATION_CACHE_DIR serves from one session to the next.
+    """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path_factory.mktemp("compile_cache"))
+    compilation_cache.reset_cache()
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_images(tmp_path_factory) -> Path:
+    """The data of `small_run`: a folder of twelve images with captions."""
+    import small_run
+
+    return small_run.write_images(tmp_path_factory.mktemp("data") / "boxes")
+
+
+@pytest.fixture(scope="session")
+def small_workdir(tmp_path_factory, compile_cache, small_images) -> Path:
+    """What `main.py` left after it trained the captioner of `small_run`."""
+    import small_run
+
+    workdir = tmp_path_factory.mktemp("runs") / "boxes"
+    config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"
+    assert small_run.run_main(config, f"--workdir={workdir}", f"--config.data.root={small_images}") == 0
+    return workdir

@@ -5,13 +5,16 @@ Also a config file: --config=tests/small_run.py.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import runpy
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from absl import flags
+import pytest
+from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -19,11 +22,12 @@ from caption_jax.config import default_config
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), "yellow": (230, 210, 40)}
+MAIN_FLAGS = ("config", "workdir", "mode", "split", "images", "format", "checkpoint")
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 
 
 def get_config() -> ConfigDict:
-    """Four steps of batches of four on the images of `write_images`."""
+    """Sixty steps on the images of `write_images`: enough for captions with words in them."""
     config = default_config()
     config.data.source = "folder"
     config.data.image_size = 32
@@ -35,11 +39,14 @@ def get_config() -> ConfigDict:
     config.data.workers = 1
     config.data.prefetch = 1
     shrink(config)
-    config.optimizer.warmup_steps = 1
-    config.train.steps = 4
-    config.train.log_every = 2
-    config.train.eval_every = 2
-    config.train.checkpoint_every = 2
+    config.model.encoder.norm_momentum = 0.9
+    config.objective.label_smoothing = 0.0
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 5
+    config.train.steps = 60
+    config.train.log_every = 20
+    config.train.eval_every = 60
+    config.train.checkpoint_every = 30
     config.train.sample_images = 1
     config.decode.max_length = 10
     config.mesh.data = 1
@@ -77,23 +84,30 @@ def picture(colour: str = "red", side: str = "left") -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run_main(monkeypatch, *arguments: str | Path) -> int:
+def run_main(*arguments: str | Path) -> int:
     """Runs main.py as a command would and returns its exit status; an error that would end it is raised here."""
-    monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
-    _forget_flags()
-    try:
-        runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
-    except SystemExit as stop:
-        return int(stop.code or 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        try:
+            with quick_compilation():
+                runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+        except SystemExit as stop:
+            return int(stop.code or 0)
+        finally:  # a process defines a flag once, and config flags define one for each key that is overridden
+            for name in [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+            logging.set_verbosity(logging.WARNING)
     raise AssertionError("main.py ended without an exit status")
 
 
-def _forget_flags() -> None:
-    """A flag can be defined once in a process, and config flags register one for each key that is overridden."""
-    mine = [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]
-    for name in mine:
-        delattr(flags.FLAGS, name)
-    flags.FLAGS.unparse_flags()
+@contextlib.contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Within it, programs are compiled as fast as can be; those of a small model run fast enough all the same."""
+    import jax
 
-
-MAIN_FLAGS = ("config", "workdir", "mode", "split", "images", "format", "checkpoint")
+    jax.config.update("jax_disable_most_optimizations", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", False)

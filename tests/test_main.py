@@ -1,0 +1,177 @@
+"""The command line from images to captions, run as `python main.py` runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_run import ROOT, quick_compilation, run_main
+
+import caption_jax
+from caption_jax.evaluation import read_results
+from caption_jax.training.metrics_file import read_metrics
+
+SMALL = ROOT / "tests" / "small_run.py"
+
+
+def test_training_leaves_the_files_that_the_document_lists(small_workdir):
+    rows = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs" / "workdir.md").read_text(), flags=re.MULTILINE)
+    names = [name for name in rows if "." in name or name.endswith("/")]
+    assert len(names) >= 10
+    for name in set(names) - {"profile/", "compile_cache/"}:  # the second is elsewhere while tests run
+        pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val")
+        assert list(small_workdir.glob(pattern)), name
+    assert [path.stat().st_size > 0 for path in (small_workdir / "tensorboard").glob("events.*")] == [True]
+    with Image.open(small_workdir / "loss_curve.png") as picture:
+        assert picture.width > 300
+
+
+def test_training_logs_every_interval_once(small_workdir):
+    rows = read_metrics(small_workdir / "metrics.jsonl")
+    assert [(row.step, row.split) for row in rows] == [(20, "train"), (40, "train"), (60, "train"), (60, "val")]
+    losses = [row.values["loss"] for row in rows[:3]]
+    assert losses[2] < losses[0]
+    assert rows[2].values["unreadable_images"] == 0
+
+
+def test_the_evaluation_says_what_how_and_of_which_step(small_workdir):
+    found = json.loads((small_workdir / "eval_val.json").read_text())
+    assert set(found) == {"split", "step", "metrics", "protocol"}
+    assert (found["split"], found["step"]) == ("val", 60)
+    metrics = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact_match", "loss", "token_accuracy"}
+    assert set(found["metrics"]) >= metrics
+    assert found["protocol"]["images"] == 2 and found["protocol"]["unreadable"] == {}
+    assert {"tokenization", "decode", "image_input"} <= set(found["protocol"])
+
+
+def test_captions_are_in_coco_results_form(small_workdir):
+    captions = read_results(small_workdir / "captions_val.json")
+    assert list(captions) == ["08.png", "09.png"]
+    assert all("box" in caption for caption in captions.values())
+
+
+def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_workdir, capsys):
+    before = (small_workdir / "eval_val.json").read_text()
+    assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test") == 0
+    assert "test split: 2 images (real)" in capsys.readouterr().out
+    assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank") == 0
+    assert "val split: 2 images (blank)" in capsys.readouterr().out
+    blank = json.loads((small_workdir / "eval_val_blank.json").read_text())
+    assert blank["protocol"]["image_input"] == "blank"
+    assert len(set(read_results(small_workdir / "captions_val_blank.json").values())) == 1
+    assert list(read_results(small_workdir / "captions_test.json")) == ["10.png", "11.png"]
+    assert (small_workdir / "eval_val.json").read_text() == before
+
+
+def test_evaluate_names_the_splits_there_are(small_workdir):
+    with pytest.raises(ValueError, match="no split 'dev': it has test, train, val"):
+        run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")
+
+
+def test_caption_takes_paths_patterns_and_folders(small_workdir, small_images, capsys):
+    images = small_images / "images"
+    status = run_main("--mode=caption", f"--workdir={small_workdir}", images / "03.png", images / "0[01].png", images)
+    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert status == 0
+    assert [Path(path).stem for path, _ in lines] == ["03", "00", "01", *(f"{n:02d}" for n in range(12))]
+    captions = {}
+    for path, caption in lines:
+        assert captions.setdefault(path, caption) == caption and "box" in caption
+
+
+def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, capsys):
+    arguments = ["--mode=caption", "--format=jsonl", "--checkpoint=last", "--config.decode.max_length=4"]
+    assert run_main(*arguments, f"--workdir={small_workdir}", small_images / "images" / "00.png") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    found = json.loads(line)
+    assert set(found) >= {"path", "caption", "log_prob", "tokens"}
+    assert 0 < len(found["tokens"]) <= 3 and "".join(found["tokens"]).strip() == found["caption"]
+    assert found["log_prob"] < 0
+
+
+def test_caption_says_by_its_status_what_it_left_out(small_workdir, small_images, tmp_path, capsys):
+    caption = ["--mode=caption", f"--workdir={small_workdir}"]
+    assert run_main(*caption, tmp_path / "none.jpg", small_images / "images" / "00.png") == 1
+    told = capsys.readouterr()
+    assert len(told.out.splitlines()) == 1 and "none.jpg: no such file" in told.err
+    assert run_main(*caption, tmp_path, str(tmp_path / "*.jpg")) == 2
+    assert run_main(*caption) == 2
+    assert "no images" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse file names that are not UTF-8")
+def test_caption_takes_a_name_that_is_not_utf8(small_workdir, small_images, tmp_path, capfdbinary):
+    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shutil.copy(small_images / "images" / "00.png", name)
+    caption = ["--mode=caption", f"--workdir={small_workdir}", tmp_path]
+    assert run_main(*caption) == 0
+    assert capfdbinary.readouterr().out.split(b"\t")[0] == name
+    assert run_main(*caption, "--format=jsonl") == 0
+    assert os.fsencode(json.loads(capfdbinary.readouterr().out)["path"]) == name
+
+
+def test_a_captioner_reads_an_image_however_it_comes(small_workdir, small_images):
+    path = small_images / "images" / "02.png"
+    with Image.open(path) as opened:
+        image = opened.copy()
+    captioner = caption_jax.load(str(small_workdir))
+    with quick_compilation():
+        first, *others = captioner.caption([path, str(path), image, np.array(image), path.read_bytes()])
+        alone = captioner.caption([image])[0]
+    assert "box" in first.text and first.log_prob < 0
+    for other in others:
+        assert (other.text, other.tokens) == (first.text, first.tokens)
+        assert other.log_prob == pytest.approx(first.log_prob, abs=1e-5)
+    assert alone.text == first.text and alone.log_prob == pytest.approx(first.log_prob, abs=1e-4)
+    assert captioner.caption([]) == []
+    with pytest.raises(TypeError, match="takes a list of images"):
+        captioner.caption(str(path))
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"), [("--config.data.bach_size=8", "batch_size"), ("--config.dta.batch_size=8", "data")]
+)
+def test_an_unknown_key_names_the_near_one(tmp_path, small_images, argument, near):
+    with pytest.raises((AttributeError, KeyError), match=f'Did you mean "{near}"'):
+        run_main(f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", f"--config.data.root={small_images}", argument)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_key_in_a_config_file_names_the_near_one(tmp_path):
+    file = tmp_path / "mine.py"
+    lines = ["from caption_jax.config import default_config", "", "def get_config():", "    config = default_config()"]
+    file.write_text("\n".join([*lines, "    config.optimizer.lerning_rate = 1.0", "    return config", ""]))
+    with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
+        run_main(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+
+
+def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+    with pytest.raises(OSError, match=f"config.json is missing: {tmp_path} is not the workdir of a training run"):
+        run_main("--mode=caption", f"--workdir={tmp_path}", "a.jpg")
+
+
+@pytest.mark.slow
+def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp_path):
+    """The shell's view: status, what goes to which stream, and that stray arguments and missing flags are refused."""
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess:
+        command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache)}
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    (tmp_path / "broken.jpg").write_text("no image")
+    done = run("--mode=caption", f"--workdir={small_workdir}", "broken.jpg", small_images / "images" / "00.png")
+    assert done.returncode == 1, done.stderr
+    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
+    assert "error: broken.jpg: not in an image format" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "compile_cache").exists()
+    assert run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg").returncode == 1
+    assert "--workdir" in run("--mode=evaluate").stderr
