@@ -1,0 +1,240 @@
+"""Captions a second with beam search, against transformers' generate (torch) of the same dimensions in the same run.
+
+    python -m benchmarks.decode [--sizes=flickr8k,coco] [--batches=1,16,64] [--beams=5] [--tokens=20] [--rounds=5]
+
+Needs the bench extra. The peer is a `VisionEncoderDecoderModel` whose decoder is GPT-2 with cross-attention: pre-norm
+layers, tied output, learned positions, as ours, with its key/value cache. Both decode from the same given memory of 49
+slots, in float32, with random weights that never say </s>, so that both do every step; rounds alternate, and the median
+counts. Then what our time is spent on. The last line is JSON: `ratio` is the worst of the batches above one, ours over
+the peer's; all cells are in `cells`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caption_jax.decoding import beam_search
+from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.decoder import Decoder
+from caption_jax.models.image_encoder import ImageEncoder
+
+SLOTS, EOS = 49, 2
+
+
+@dataclass(frozen=True)
+class Size:
+    """A decoder's dimensions, and the image encoder that goes with it."""
+
+    layers: int
+    width: int
+    heads: int
+    feed_forward: int
+    vocabulary: int
+    variant: str
+
+
+SIZES = {
+    "flickr8k": Size(3, 256, 8, 1024, 4000, "lite0"),
+    "coco": Size(6, 512, 8, 2048, 10000, "b0"),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """What both have to do."""
+
+    batch: int
+    beams: int
+    tokens: int
+
+
+class Ours:
+    """This project's beam search."""
+
+    def __init__(self, size: Size, work: Work):
+        decoder = Decoder(
+            size.vocabulary, size.layers, size.width, size.heads, size.feed_forward, max_length=work.tokens + 1
+        )
+        self.model = ImageCaptioningModel(ImageEncoder(variant=size.variant, width=size.width), decoder)
+        self.work, self.memory = work, jnp.asarray(_memory(size, work))
+        tokens = jnp.zeros((1, 1, work.tokens), jnp.int32)
+        init = jax.jit(lambda key: self.model.init(key, tokens, self.memory[:1], method="decode"))
+        self.variables = jax.tree.map(jnp.asarray, init(jax.random.key(0)))
+        bias = self.variables["params"]["decoder"]["output_bias"]
+        self.variables["params"]["decoder"]["output_bias"] = bias.at[EOS].set(-1e4)
+        self._search = jax.jit(
+            lambda variables, memory: beam_search(
+                self.model, variables, memory, max_length=work.tokens + 1, beams=work.beams
+            )
+        )
+
+    def run(self) -> np.ndarray:
+        """Captions the batch; returns tokens."""
+        return np.asarray(self._search(self.variables, self.memory).tokens)
+
+
+class Peer:
+    """transformers' beam search."""
+
+    def __init__(self, size: Size, work: Work):
+        import torch
+        from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+        from transformers.modeling_outputs import BaseModelOutput
+
+        decoder = GPT2Config(
+            vocab_size=size.vocabulary,
+            n_positions=work.tokens + 1,
+            n_embd=size.width,
+            n_layer=size.layers,
+            n_head=size.heads,
+            n_inner=size.feed_forward,
+            add_cross_attention=True,
+            is_decoder=True,
+        )
+        encoder = ViTConfig(hidden_size=size.width, num_hidden_layers=1, num_attention_heads=size.heads)
+        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+        torch.manual_seed(0)
+        self._torch, self.work = torch, work
+        self.model = VisionEncoderDecoderModel(config).eval()
+        self._encoded = BaseModelOutput(last_hidden_state=torch.tensor(_memory(size, work)))
+        self._options = {
+            "num_beams": work.beams,
+            "max_new_tokens": work.tokens,
+            "decoder_start_token_id": 0,
+            "bos_token_id": 0,
+            "eos_token_id": None,
+            "pad_token_id": 1,
+            "do_sample": False,
+            "use_cache": True,
+        }
+
+    def run(self) -> np.ndarray:
+        """Captions the batch; returns tokens."""
+        encoded = type(self._encoded)(last_hidden_state=self._encoded.last_hidden_state)
+        with self._torch.inference_mode():
+            return self.model.generate(encoder_outputs=encoded, **self._options).numpy()[:, 1:]
+
+
+def _memory(size: Size, work: Work) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(work.batch, SLOTS, size.width)).astype(np.float32)
+
+
+def compare(size: Size, work: Work, rounds: int) -> tuple[Ours, dict[str, float]]:
+    """Seconds of wall and processor time of a batch, ours and the peer's, in turns."""
+    contestants = {"ours": Ours(size, work), "peer": Peer(size, work)}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    for contestant in contestants.values():
+        found = contestant.run()
+        if found.shape != (work.batch, work.tokens):
+            raise AssertionError(f"{type(contestant).__name__} gave tokens of shape {found.shape}")
+    for _ in range(rounds):
+        for name, contestant in contestants.items():
+            times[name].append(timed(contestant.run))
+    cell = {}
+    for name, measured in times.items():
+        cell[name] = work.batch / statistics.median(wall for wall, _ in measured)
+        cell[f"{name}_processor_ms"] = 1e3 * statistics.median(processor for _, processor in measured) / work.batch
+    return contestants["ours"], {**cell, "ratio": cell["ours"] / cell["peer"]}
+
+
+def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
+    """(wall, processor) seconds."""
+    wall, processor = time.perf_counter(), time.process_time()
+    jax.block_until_ready(function(*arguments))
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def parts(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
+    """Milliseconds of a batch that the parts of a search take when they are run by themselves."""
+    work, model = ours.work, ours.model
+    cache = model.apply(ours.variables, ours.memory, rows=work.beams, method="start_cache")
+    tokens = jnp.zeros((work.batch, work.beams), jnp.int32)
+    logits = jnp.zeros((work.batch, work.beams, size.vocabulary)) + jnp.arange(size.vocabulary) / 7 % 3
+    images = jnp.zeros((work.batch, 224, 224, 3))
+    whole = ImageCaptioningModel(model.image_encoder, model.decoder)
+    weights = jax.jit(lambda key: whole.init(key, images[:1], tokens[:1, :, None]))(jax.random.key(0))
+
+    def steps(variables: Any, cache: Any, tokens: jax.Array) -> jax.Array:
+        def one(_, carry):
+            cache, tokens, total = carry
+            output = model.apply(variables, tokens[:, :, None], cache=cache, method="decode")
+            return output.cache, tokens, total + output.logits[..., 0]
+
+        return jax.lax.fori_loop(0, work.tokens, one, (cache, tokens, jnp.zeros((*tokens.shape, 1))))[2]
+
+    def softmax(logits: jax.Array) -> jax.Array:
+        def one(_, carry):
+            log_probs = carry - jax.nn.logsumexp(carry, axis=-1, keepdims=True)
+            return carry.at[..., 0].add(jax.lax.top_k(log_probs, work.beams)[0].sum(-1))
+
+        return jax.lax.fori_loop(0, work.tokens, one, logits)[..., 0]
+
+    def reorder(cache: Any, tokens: jax.Array) -> jax.Array:
+        return jax.lax.fori_loop(0, work.tokens, lambda _, cache: cache.reorder(tokens), cache).ancestors
+
+    measured = {
+        "encoder": (jax.jit(lambda v, x: whole.apply(v, x, method="encode_images").memory), weights, images),
+        "steps": (jax.jit(steps), ours.variables, cache, tokens),
+        "softmax and top-k": (jax.jit(softmax), logits),
+        "reorder": (jax.jit(reorder), cache, tokens),
+        "whole search": (ours.run,),
+    }
+    found = {}
+    for name, (function, *arguments) in measured.items():
+        timed(function, *arguments)
+        found[name] = 1e3 * statistics.median(timed(function, *arguments)[0] for _ in range(rounds))
+    return found
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="flickr8k,coco")
+    parser.add_argument("--batches", default="1,16,64")
+    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    cells: dict[str, dict[str, float]] = {}
+    for name in options.sizes.split(","):
+        for batch in map(int, options.batches.split(",")):
+            size, work = SIZES[name], Work(batch, options.beams, options.tokens)
+            ours, cell = compare(size, work, options.rounds)
+            cells[f"{name}, batch {batch}"] = {key: round(value, 3) for key, value in cell.items()}
+            print(f"{name}, batch {batch}: ours {cell['ours']:.1f}, peer {cell['peer']:.1f} captions/s, "
+                  f"ratio {cell['ratio']:.2f}; processor time a caption: ours {cell['ours_processor_ms']:.1f} ms, "
+                  f"peer {cell['peer_processor_ms']:.1f} ms", flush=True)  # fmt: skip
+            spent = ", ".join(f"{part} {ms:.1f} ms" for part, ms in parts(ours, size, options.rounds).items())
+            print(f"    a batch: {spent}", flush=True)
+    # Batch 1 stands in the cells; the figure is of the larger ones, unless only batch 1 was asked for.
+    counted = [key for key in cells if not key.endswith(" 1")] or list(cells)
+    worst = min(counted, key=lambda key: cells[key]["ratio"])
+    print(
+        json.dumps(
+            {
+                "name": "decode",
+                "ratio": cells[worst]["ratio"],
+                "ours": cells[worst]["ours"],
+                "peer": cells[worst]["peer"],
+                "unit": "captions/s",
+                "device": f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)",
+                "cells": cells,
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
