@@ -20,8 +20,8 @@ example:
   python -m caption_jax.evaluation captions_val.json annotations/captions_val2014.json
   python -m caption_jax.evaluation mine.json dataset_coco.json theirs.json --split=test --json=comparison.json
 
-Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations are COCO caption JSON or Karpathy's
-dataset_*.json. Where the results name images by file name instead of number, so do the annotations.
+Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations are COCO caption JSON or
+Karpathy's dataset_*.json. Where the results name images by file name instead of number, so do the annotations.
 """
 
 

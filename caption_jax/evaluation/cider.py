@@ -110,8 +110,9 @@ def _documents(
         texts = (captions.text(n, ngram) for ngram in range(counts.size))
         return np.array([frequencies.counts.get(text, 0) for text in texts], float)
     of_reference = counts.caption < references
-    pairs = np.unique(image_of[counts.caption[of_reference]] * max(1, counts.size) + counts.ngram[of_reference])
-    return np.bincount(pairs % max(1, counts.size), minlength=counts.size).astype(float)
+    pairs = np.sort(image_of[counts.caption[of_reference]] * max(1, counts.size) + counts.ngram[of_reference])
+    different = np.diff(pairs, prepend=-1) != 0
+    return np.bincount(pairs[different] % max(1, counts.size), minlength=counts.size).astype(float)
 
 
 def _similarity(

@@ -1,0 +1,148 @@
+"""Images scored a second, tokenization included, against pycocoevalcap (Java and Python) on the same captions.
+
+    python -m benchmarks.metrics [--captions=captions.csv] [--images=5000] [--rounds=3]
+
+BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides do all of the work in every round,
+with nothing remembered from the round before; rounds alternate, and the median counts. Scores must agree within 1e-9.
+Needs Java, for the peer. The captions are those of the CSV (`image,caption`, as in Flickr8k) or, without one, of rendered
+scenes. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import os
+import platform
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.rouge.rouge import Rouge
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+from caption_jax.evaluation import score
+from caption_jax.evaluation.ptb import forget, tokenize_all
+from input_pipeline.sources.shapes_dataset.scenes import scenes
+
+References = dict[int, list[str]]
+Hypotheses = dict[int, str]
+DEVELOPMENT_CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" / "flickr8k" / "captions.csv"
+
+
+def read_references(path: Path | None, images: int) -> References:
+    """Five captions an image."""
+    if path is None:
+        return {image: list(scene.captions()) for image, scene in enumerate(itertools.islice(scenes(0), images))}
+    by_name: dict[str, list[str]] = {}
+    with open(path, encoding="utf-8", newline="") as file:
+        for row in csv.DictReader(file):
+            by_name.setdefault(row["image"], []).append(row["caption"])
+    if len(by_name) < images:
+        sys.exit(f"{path} has captions of {len(by_name)} images; --images={len(by_name)} is the most it can give")
+    return {image: captions[:5] for image, captions in enumerate(itertools.islice(by_name.values(), images))}
+
+
+def make_hypotheses(references: References) -> Hypotheses:
+    """One caption an image about as near to its references as a captioner's: one of them with words exchanged."""
+    rng = random.Random(0)
+    words = [word for captions in itertools.islice(references.values(), 500) for word in captions[0].split()]
+    return {
+        image: " ".join(rng.choice(words) if rng.random() < 0.4 else word for word in rng.choice(captions).split())
+        for image, captions in references.items()
+    }
+
+
+def ours(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    """All metrics in this process."""
+    forget()
+    return score(references, hypotheses)
+
+
+def peer(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    """All metrics through pycocoevalcap, as its `COCOEvalCap` calls them."""
+    gts = PTBTokenizer().tokenize({i: [{"caption": caption} for caption in found] for i, found in references.items()})
+    res = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()})
+    bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
+    found = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
+    return {**found, "ROUGE-L": Rouge().compute_score(gts, res)[0], "CIDEr-D": Cider().compute_score(gts, res)[0]}
+
+
+def tokenization_alone(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
+    """Seconds of the tokenizers by themselves: ours, the peer's."""
+    captions = [caption for found in references.values() for caption in found]
+    forget()
+    mine, _ = timed(lambda: (tokenize_all(captions), tokenize_all(list(hypotheses.values()))))
+    theirs, _ = timed(
+        lambda: (
+            PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)}),
+            PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()}),
+        )
+    )
+    return mine, theirs
+
+
+def timed(function: Callable, *arguments):
+    """Seconds of a call, and what it returned."""
+    started = time.perf_counter()
+    result = function(*arguments)
+    return time.perf_counter() - started, result
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--captions", type=Path, default=DEVELOPMENT_CAPTIONS if DEVELOPMENT_CAPTIONS.is_file() else None
+    )
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--rounds", type=int, default=3)
+    options = parser.parse_args()
+    if shutil.which("java") is None:
+        sys.exit("the peer's tokenizer is a Java program: install Java to compare")
+    references = read_references(options.captions, options.images)
+    hypotheses = make_hypotheses(references)
+    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    for number in range(options.rounds):
+        mine, found = timed(ours, references, hypotheses)
+        theirs, expected = timed(peer, references, hypotheses)
+        worst = max(abs(found[name] - value) for name, value in expected.items())
+        if not worst <= 1e-9:
+            sys.exit(f"the scores differ by {worst}: ours {found}, the peer's {expected}")
+        seconds["ours"].append(mine)
+        seconds["peer"].append(theirs)
+        print(f"round {number + 1}: ours {mine:.2f} s, peer {theirs:.2f} s; scores within {worst:.1e}", flush=True)
+    tokenization = tokenization_alone(references, hypotheses)
+    print(f"of it tokenization: ours {tokenization[0]:.2f} s, peer {tokenization[1]:.2f} s")
+    median = {name: statistics.median(values) for name, values in seconds.items()}
+    print(
+        json.dumps(
+            {
+                "name": "metrics",
+                "ratio": round(median["peer"] / median["ours"], 2),
+                "ours": round(options.images / median["ours"], 1),
+                "peer": round(options.images / median["peer"], 1),
+                "unit": "images/s",
+                "device": f"{platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}",
+                "cells": {
+                    "seconds_ours": [round(value, 3) for value in seconds["ours"]],
+                    "seconds_peer": [round(value, 3) for value in seconds["peer"]],
+                    "tokenization_seconds_ours": round(tokenization[0], 3),
+                    "tokenization_seconds_peer": round(tokenization[1], 3),
+                },
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
