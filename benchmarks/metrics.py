@@ -4,8 +4,8 @@
 
 BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides do all of the work in every round,
 with nothing remembered from the round before; rounds alternate, and the median counts. Scores must agree within 1e-9.
-Needs Java, for the peer. The captions are those of the CSV (`image,caption`, as in Flickr8k) or, without one, of rendered
-scenes. The last line is JSON.
+Needs Java, for the peer. The captions are those of the CSV (`image,caption`, as in Flickr8k) or, without one, of
+rendered scenes. The last line is JSON.
 """
 
 from __future__ import annotations
