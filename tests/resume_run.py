@@ -1,0 +1,180 @@
+"""A run that uses all that a resumed run could lose, and the means to start, stop and compare such runs.
+
+Also a config file: --config=tests/resume_run.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+STEPS = 60
+CHECKPOINT_EVERY = 10
+ROOT = Path(__file__).resolve().parents[1]
+BACKBONE = "image_encoder/backbone/.*"
+# Compiled for the sake of a few steps.
+QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes --xla_cpu_use_fusion_emitters=false"
+TIMES = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
+
+
+def get_config() -> ConfigDict:
+    """Dropout, augmentation, captions picked by epoch, trained batch norms, accumulation, averages and two stages."""
+    from tests.small_run import get_config as small_config
+
+    config = small_config()
+    config.data.captions_per_image = 1
+    config.data.prefetch = 3
+    config.data.split_field = "split"
+    config.augment.flip = True
+    config.augment.min_crop_scale = 0.5
+    config.augment.saturation = 0.2
+    config.model.memory_dropout = config.model.decoder.dropout = 0.2
+    config.optimizer.accumulation = 2
+    config.optimizer.ema = 0.95
+    config.optimizer.rules = ((BACKBONE, {"from_step": 25}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
+    config.train.steps = STEPS
+    config.train.log_every = 1
+    config.train.eval_every = 15
+    config.train.checkpoint_every = CHECKPOINT_EVERY
+    config.train.sample_images = 0
+    return config
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """Starts `python main.py` in processes of their own, which share compiled programs.
+
+    Attributes:
+        data: folder of images and captions.
+        cache: folder of compiled programs.
+    """
+
+    data: Path
+    cache: Path
+
+    def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
+        """Starts the run of this config in `workdir`; what it says goes to `<workdir>.log`."""
+        command = [sys.executable, "main.py", f"--config={__file__}", f"--workdir={workdir}"]
+        settings = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": QUICKLY,
+            "JAX_COMPILATION_CACHE_DIR": str(self.cache),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
+        }
+        with log_of(workdir).open("a") as log:
+            return subprocess.Popen(
+                [*command, f"--config.data.root={self.data}", *flags],
+                cwd=ROOT,
+                env={**os.environ, **settings, **environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+
+    def complete(self, workdir: Path, *flags: str) -> str:
+        """Runs to the end and returns all that was said in `workdir` so far."""
+        assert self.start(workdir, *flags).wait() == 0, log_of(workdir).read_text()
+        return log_of(workdir).read_text()
+
+    def stop_when(self, workdir: Path, reached: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
+        """Starts the run and sends it a signal as soon as its workdir looks as wanted."""
+        process = self.start(workdir)
+        try:
+            while not reached(workdir):
+                assert process.poll() is None, "it ended before:\n" + log_of(workdir).read_text()
+                time.sleep(0.002)
+            process.send_signal(signal_number)
+            process.wait()
+        finally:
+            process.kill()
+        return process
+
+
+def log_of(workdir: Path) -> Path:
+    return workdir.with_name(workdir.name + ".log")
+
+
+def has_trained(steps: int) -> Callable[[Path], bool]:
+    """Whether the log of numbers holds so many steps."""
+    return lambda workdir: any(step >= steps for step, split, _ in rows(workdir) if split == "train")
+
+
+def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
+    """Whether a checkpoint of `steps` steps or more is being written at this moment."""
+
+    def reached(workdir: Path) -> bool:
+        folder = workdir / "checkpoints" / which
+        if not folder.is_dir():
+            return False
+        names = [name for name in os.listdir(folder) if not name.isdigit()]
+        return any(int(name.partition(".")[0]) >= steps for name in names if name[0].isdigit())
+
+    return reached
+
+
+def rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
+    """The lines of metrics.jsonl, times left out; a line that is being written is passed over."""
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [
+        (row["step"], row["split"], {name: value for name, value in row["values"].items() if name not in TIMES})
+        for row in found
+    ]
+
+
+def saved_steps(workdir: Path, which: str = "last") -> list[int]:
+    folder = workdir / "checkpoints" / which
+    return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
+
+
+def state_of(workdir: Path) -> dict[str, bytes]:
+    """Every array of the newest checkpoint and of the best weights, and the records, by name."""
+    found = {}
+    for which in ("last", "best"):
+        folder = workdir / "checkpoints" / which / str(saved_steps(workdir, which)[-1])
+        for item in sorted(path.name for path in folder.iterdir() if path.is_dir()):
+            for name, value in _read(folder / item):
+                found[f"{which}/{folder.name}/{item}/{name}"] = value
+    return found
+
+
+def results_of(workdir: Path) -> dict:
+    """Final scores (times left out) and captions."""
+    scores = json.loads((workdir / "eval_val.json").read_text())
+    scores["protocol"].pop("wall_seconds")
+    return {**scores, "captions": json.loads((workdir / "captions_val.json").read_text())}
+
+
+def assert_same_end(one: Path, two: Path) -> None:
+    """Both runs hold the same bits, numbers, scores and captions."""
+    first, second = state_of(one), state_of(two)
+    assert first.keys() == second.keys()
+    assert any("train/opt_state" in name for name in first) and any("train/params" in name for name in first)
+    assert [name for name in first if first[name] != second[name]] == []
+    assert rows(one) == rows(two)
+    assert results_of(one) == results_of(two)
+
+
+def _read(folder: Path) -> Iterator[tuple[str, bytes]]:
+    import jax
+    import orbax.checkpoint as ocp
+
+    if (folder / "metadata").is_file():
+        records = json.loads((folder / "metadata").read_text())
+        records.pop("clock", None)
+        yield "records", json.dumps(records, sort_keys=True).encode()
+        return
+    handler = ocp.StandardCheckpointHandler()
+    template = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), handler.metadata(folder).tree)
+    tree = handler.restore(folder, args=ocp.args.StandardRestore(template))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), np.asarray(leaf).tobytes()

@@ -1,0 +1,167 @@
+"""A run that is stopped, in whatever way, and started again ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from ml_collections import ConfigDict
+from resume_run import (
+    CHECKPOINT_EVERY,
+    STEPS,
+    Runs,
+    assert_same_end,
+    has_trained,
+    is_writing,
+    log_of,
+    rows,
+    saved_steps,
+)
+
+from caption_jax.checkpoints import read_weights
+from caption_jax.training.experiment import start_experiment
+from caption_jax.training.loop import train_and_evaluate
+from caption_jax.training.stopping import NonFiniteLossError
+from caption_jax.workdir import read_description
+
+
+@pytest.fixture(scope="module")
+def runs(small_images, compile_cache) -> Runs:
+    return Runs(small_images, compile_cache)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(runs, tmp_path_factory) -> Path:
+    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    runs.complete(workdir)
+    assert saved_steps(workdir)[-1] == STEPS
+    assert [step for step, split, _ in rows(workdir) if split == "train"] == list(range(1, STEPS + 1))
+    return workdir
+
+
+def test_killed_while_a_checkpoint_is_written(runs, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    assert CHECKPOINT_EVERY <= saved_steps(workdir)[-1] < STEPS
+    assert "going on from step" in runs.complete(workdir)
+    assert_same_end(workdir, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("steps", [1, 33, 47])
+def test_killed_between_checkpoints(runs, undisturbed, tmp_path, steps):
+    workdir = tmp_path / "run"
+    killed = runs.stop_when(workdir, has_trained(steps), signal.SIGKILL)
+    assert killed.returncode == -signal.SIGKILL
+    said = runs.complete(workdir)
+    assert ("going on from step" in said) == (steps > CHECKPOINT_EVERY)
+    assert_same_end(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_while_the_best_weights_are_written_and_once_more_later(runs, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    runs.stop_when(workdir, is_writing(15, "best"), signal.SIGKILL)
+    runs.stop_when(workdir, lambda folder: saved_steps(folder)[-1:] == [50], signal.SIGKILL)
+    runs.complete(workdir)
+    assert_same_end(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_killed_before_anything_is_trained(runs, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    runs.stop_when(workdir, lambda folder: (folder / "config.json").exists(), signal.SIGKILL)
+    runs.complete(workdir)
+    assert_same_end(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_a_terminated_run_saves_and_goes_on_under_a_changed_harmless_key(runs, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    ended = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
+    said = log_of(workdir).read_text()
+    assert ended.returncode == 0, said
+    step = saved_steps(workdir)[-1]
+    assert f"asked to stop: step {step} is saved" in said
+    assert 12 <= step < STEPS and rows(workdir)[-1][0] == step
+    assert not (workdir / "eval_val.json").exists()
+    said = runs.complete(workdir, "--config.data.workers=3")
+    assert "config.data.workers changed since this run was started: 1 -> 3" in said
+    assert f"going on from step {step} of {STEPS}" in said
+    assert_same_end(workdir, undisturbed)
+
+
+@pytest.fixture
+def trained(small_workdir, tmp_path) -> Path:
+    """A copy of the finished run of `small_run`, to do things to."""
+    return Path(shutil.copytree(small_workdir, tmp_path / "trained", ignore=shutil.ignore_patterns("compile_cache")))
+
+
+@pytest.fixture
+def config(small_images) -> ConfigDict:
+    """The config of that run."""
+    config = small_run.get_config()
+    config.data.root = str(small_images)
+    return config
+
+
+def test_a_loss_that_is_no_number_ends_the_run_after_the_last_good_checkpoint(trained, config):
+    done = saved_steps(trained)[-1]
+    config.optimizer.learning_rate = 1e30
+    config.train.update({"steps": done + 9, "checkpoint_every": 1, "eval_every": 1})
+    config.train.profile.update({"start": done, "steps": 100})
+    with pytest.raises(NonFiniteLossError, match=rf"step {done + 1}: .*Images of the step: \['?0") as error:
+        train_and_evaluate(config, trained)
+    assert "config.optimizer.learning_rate" in str(error.value)
+    assert saved_steps(trained)[-1] == read_weights(trained, "last").step == done
+    for which in ("best", "last"):
+        weights = read_weights(trained, which)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
+    assert list((trained / "profile").rglob("*.xplane.pb"))  # though the run ended before the trace
+
+
+@pytest.mark.slow
+def test_a_run_that_stopped_early_stays_stopped(config, compile_cache, tmp_path):
+    config.optimizer.learning_rate = 0.0
+    config.model.encoder.norm_momentum = 1.0  # nothing changes, so no score is better than the first
+    config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
+    found = train_and_evaluate(config, tmp_path)
+    assert found.protocol["step"] == 2
+    assert saved_steps(tmp_path) == [2, 6]
+    before = rows(tmp_path)
+    train_and_evaluate(config, tmp_path)
+    assert rows(tmp_path) == before and saved_steps(tmp_path) == [2, 6]
+
+    config.train.patience = 3
+    train_and_evaluate(config, tmp_path)
+    assert saved_steps(tmp_path) == [6, 8]
+
+
+def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
+    config.seed = 1
+    config.model.decoder.width = 32
+    with pytest.raises(ValueError) as error:
+        train_and_evaluate(config, trained)
+    for words in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained}"):
+        assert words in str(error.value)
+    config.seed, config.model.decoder.width = 0, 16
+    config.optimizer.ema = 0.5
+    with pytest.raises(ValueError, match="does not fit this config's parameters") as error:
+        train_and_evaluate(config, trained)
+    assert f"--config.init_from={trained}" in str(error.value)
+    assert read_weights(trained).step == saved_steps(trained)[-1]
+
+
+def test_a_folder_without_a_checkpoint_starts_afresh_under_any_config(config, tmp_path):
+    for name in ("model.json", "config.json"):
+        (tmp_path / name).write_text("{")  # of a run that was killed as it began, or failed and was then mended
+    experiment = start_experiment(config, tmp_path)
+    described = read_description(tmp_path)
+    assert described.config.to_dict() == config.to_dict()
+    assert described.facts == experiment.described.facts
