@@ -164,7 +164,8 @@ def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pa
     """The sum over images and cells of (input under a tap) x (gradient), for every tap and channel.
 
     A loop over the output's rows, so that all taps of a row are met while its pixels are in cache; rows and not images,
-    because the batch is what a mesh shards.
+    because the batch is what a mesh shards. Each image has its own sums until the end, so that a sharded batch is
+    reduced over devices once and not once a row.
     """
     rows, columns = gradient.shape[1:3]
     padded = jnp.pad(x, ((0, 0), *pads, (0, 0)))
@@ -173,11 +174,12 @@ def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pa
         window = lax.dynamic_slice_in_dim(padded, row * stride, size, axis=1).astype(jnp.float32)
         cells = lax.dynamic_index_in_dim(gradient, row, axis=1, keepdims=False).astype(jnp.float32)
         taps = [
-            jnp.sum(window[:, i, j : j + stride * (columns - 1) + 1 : stride] * cells, axis=(0, 1))
+            jnp.sum(window[:, i, j : j + stride * (columns - 1) + 1 : stride] * cells, axis=1)
             for i in range(size)
             for j in range(size)
         ]
-        return total + jnp.stack(taps)
+        return total + jnp.stack(taps, axis=1)
 
-    total = lax.fori_loop(0, rows, add_row, jnp.zeros((size * size, x.shape[-1]), jnp.float32))
+    sums = jnp.zeros((x.shape[0], size * size, x.shape[-1]), jnp.float32)
+    total = jnp.sum(lax.fori_loop(0, rows, add_row, sums), axis=0)
     return total.reshape(size, size, x.shape[-1])

@@ -26,7 +26,7 @@ def by_hand(images, mean, var, params, epsilon=1e-3):
 
 
 def train(norm, images=IMAGES):
-    return norm.apply(variables(images), images, train=True, mutable=["batch_stats"])
+    return jax.jit(lambda v, x: norm.apply(v, x, train=True, mutable=["batch_stats"]))(variables(images), images)
 
 
 @pytest.mark.parametrize("size", [0, 2, 8])
@@ -67,7 +67,7 @@ def test_a_frozen_norm_uses_what_is_stored_in_training_too():
     both = {kind: {"first": tree, "second": tree} for kind, tree in variables().items()}
     (first, second), new = Pair().apply(both, IMAGES, True, mutable=["batch_stats"])
     np.testing.assert_array_equal(first, BatchNorm().apply(variables(), IMAGES, train=False))
-    np.testing.assert_array_equal(second, train(BatchNorm())[0])
+    np.testing.assert_allclose(second, train(BatchNorm())[0], rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(new["batch_stats"]["first"]["mean"], variables()["batch_stats"]["mean"])
     assert not np.allclose(new["batch_stats"]["second"]["mean"], variables()["batch_stats"]["mean"])
 
