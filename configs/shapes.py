@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.data.image_size = 64
     config.data.vocabulary_size = 600
     config.data.max_length = 24
-    config.data.captions_per_image = 3
+    config.data.captions_per_image = 2
     config.data.batch_size = 64
     config.data.eval_batch_size = 50
 
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.ema = 0.99
-    config.train.epochs = 20
-    config.train.eval_every = 470
+    config.train.epochs = 10
+    config.train.eval_every = 310
     config.decode.max_length = 24
     return config.lock()

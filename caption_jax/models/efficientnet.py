@@ -41,9 +41,9 @@ PAPER_STAGES = (
 # Ours, for images of 64 to 96 pixels: a grid of an eighth of the image's side.
 TINY_STAGES = (
     Stage(1, 16, 1, 1, 3),
-    Stage(4, 24, 2, 2, 3),
-    Stage(4, 40, 2, 2, 5),
-    Stage(4, 64, 2, 1, 3),
+    Stage(3, 24, 1, 2, 3),
+    Stage(3, 40, 1, 2, 5),
+    Stage(3, 64, 1, 1, 3),
 )
 
 # Ours, for tests: every kind of block (with and without expansion, residual, both strides and kernels) and little else.
