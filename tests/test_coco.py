@@ -1,0 +1,170 @@
+"""configs/coco.py end to end on eighty COCO photographs, as COCO's JSON and as a TFDS copy, with RoBERTa's tokens."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+from ml_collections import ConfigDict
+from small_run import ROOT, quick_compilation, shrink
+
+from caption_jax.checkpoints import read_weights
+from caption_jax.training.experiment import init_variables
+from caption_jax.training.loop import train_and_evaluate
+from caption_jax.training.metrics_file import read_metrics
+from caption_jax.workdir import read_description
+from input_pipeline.sources import open_splits
+
+
+def coco_config(shared_data: Path) -> ConfigDict:
+    """The config as it is, pointed at the photographs and the tokenizer that are here; the set has no split."""
+    spec = importlib.util.spec_from_file_location("coco_config", ROOT / "configs" / "coco.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.data.root = str(shared_data / "coco_mini")
+    config.data.images = "images"
+    config.data.captions = ("captions.json",)
+    config.data.split_fractions.val = 0.05
+    config.data.split_fractions.test = 0.05
+    config.data.tokenizer = str(shared_data / "roberta-base-tokenizer")
+    config.data.workers = 1
+    config.data.batch_size = 8
+    config.data.eval_batch_size = 4
+    config.mesh.data = 1
+    config.model.encoder.weights = ""
+    config.model.encoder.norm_group_size = 8
+    config.optimizer.warmup_steps = 1
+    config.train.sample_images = 0
+    config.train.steps = 4
+    config.train.log_every = 2
+    config.train.eval_every = 4
+    config.train.checkpoint_every = 4
+    return config
+
+
+def small(config: ConfigDict) -> ConfigDict:
+    """The same with a small model that is unfrozen halfway, so that both stages of the config run."""
+    shrink(config)
+    config.data.image_size = 32
+    norms, encoder, rest = config.optimizer.rules
+    config.optimizer.rules = (norms, (encoder[0], {**encoder[1], "from_step": 2}), rest)
+    return config
+
+
+def weights_of(workdir: Path) -> dict[str, np.ndarray]:
+    return traverse_util.flatten_dict(jax.device_get(read_weights(workdir, "last").variables), sep="/")
+
+
+def assert_it_ran(workdir: Path, steps: int) -> None:
+    found = json.loads((workdir / "eval_val.json").read_text())
+    assert found["step"] == steps and found["protocol"]["images"] == 4
+    assert all(math.isfinite(value) for value in found["metrics"].values())
+    rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
+    assert [row.step for row in rows][-1] == steps
+    assert all(math.isfinite(row.values["loss"]) for row in rows)
+    # Nothing is known yet: every token of the vocabulary is about as likely as another.
+    vocabulary = read_description(workdir).vocabulary
+    assert rows[0].values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
+    assert np.isfinite([np.abs(array).max() for array in weights_of(workdir).values()]).all()
+
+
+@pytest.fixture(scope="module")
+def from_json(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
+    workdir, config = tmp_path_factory.mktemp("coco") / "json", small(coco_config(shared_data))
+    with quick_compilation():
+        train_and_evaluate(config, workdir)
+    return workdir, config
+
+
+def test_it_trains_and_evaluates_on_cocos_json(from_json):
+    workdir, config = from_json
+    assert_it_ran(workdir, steps=4)
+    vocabulary = read_description(workdir).vocabulary
+    assert 500 < vocabulary.size < 2000  # what 360 captions use of RoBERTa's 50,265 tokens
+    assert vocabulary.to_full(vocabulary.encode("a man", 6)).tolist()[-2:] == [1, 1]
+    text = open_splits(config.data)["train"][0].captions[0]
+    assert vocabulary.decode(vocabulary.encode(text, 40)) == text.lower().strip()
+
+
+def test_the_encoder_is_released_but_its_norms_are_not(from_json):
+    workdir, _ = from_json
+    with quick_compilation():
+        initial = init_variables(read_description(workdir))
+    before = traverse_util.flatten_dict(jax.device_get(initial), sep="/")
+    after = weights_of(workdir)
+    same = {path for path in before if np.array_equal(before[path], after[path])}
+    backbone = {path for path in before if path.startswith("params/image_encoder/backbone/")}
+    norms = {path for path in backbone if path.endswith(("norm/scale", "norm/bias"))}
+    assert norms <= same and not (backbone - norms) & same
+    # Norms that are frozen run on stored statistics, in both stages.
+    assert {path for path in before if path.startswith("batch_stats/")} <= same
+
+
+@pytest.mark.slow
+def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
+    from input_pipeline.sources.prepare_tfds import prepare
+
+    workdir, config = from_json
+    folder = open_splits(config.data)
+    prepare(folder, "coco_mini", tmp_path / "tfds")
+    copied = small(coco_config(shared_data))
+    copied.data.source = "tfds"
+    copied.data.tfds_name = "coco_mini"
+    copied.data.tfds_dir = str(tmp_path / "tfds")
+    opened = open_splits(copied.data)
+    assert {name: split.references for name, split in opened.items()} == {
+        name: split.references for name, split in folder.items()
+    }
+    with quick_compilation():
+        train_and_evaluate(copied, tmp_path / "run")
+    assert_it_ran(tmp_path / "run", steps=4)
+    expected, found = weights_of(workdir), weights_of(tmp_path / "run")
+    assert expected.keys() == found.keys()
+    for path in expected:
+        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
+    """EfficientNet-B0 at 224 x 224 and the decoder of 6 layers, 512 wide; random weights."""
+    config = coco_config(shared_data)
+    config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
+    config.train.log_every = 1
+    with quick_compilation():
+        train_and_evaluate(config, tmp_path / "run")
+    assert_it_ran(tmp_path / "run", steps=2)
+    shapes = {path: array.shape for path, array in weights_of(tmp_path / "run").items()}
+    assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)
+    assert sum(path.endswith("/conv/kernel") for path in shapes if "backbone" in path) > 40
+
+
+@pytest.mark.slow
+def test_a_text_encoder_of_roberta_bases_size_runs(shared_data):
+    from transformers import RobertaConfig
+
+    from caption_jax.models import TextEncoder
+    from input_pipeline.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
+    sizes = RobertaConfig(
+        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
+    )
+    assert (sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads) == (12, 768, 12)
+    rows = tokenizer.encode_batch(["Two dogs run.", "A very old kettle stands on the table."])
+    longest = max(map(len, rows))
+    ids = np.array([row + [1] * (longest - len(row)) for row in rows], np.int32)
+    encoder = TextEncoder(sizes, width=512)
+    with quick_compilation():
+        variables = jax.jit(encoder.init)(jax.random.key(0), ids, ids != 1)
+        features = jax.jit(encoder.apply)(variables, ids, ids != 1)
+    assert features.tokens.shape == (2, longest, 768) and features.vector.shape == (2, 512)
+    assert np.isfinite(features.vector).all()
+    count = sum(array.size for array in jax.tree.leaves(variables["params"]["roberta"]))
+    assert count == 124_055_040  # roberta-base without its pooler
