@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from etils import epath
 from flax import traverse_util
-from small_run import get_config
+from small_run import get_config, write_images
 
 from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import Checkpoints
+from caption_jax.training.experiment import start_experiment
 from caption_jax.training.transfer import transfer_weights
 from caption_jax.workdir import Described, ModelFacts
 from input_pipeline.images import Preprocessing
@@ -36,8 +37,8 @@ def described(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder) -
     config = get_config()
     config.model.decoder.update({"feed_forward": ROWS, **decoder})
     vocabulary = vocabulary_of(captions)
-    facts = ModelFacts(vocabulary.size, max_length, "same", 1e-3)
-    return Described(config, facts, Preprocessing(size=32), vocabulary)
+    facts = ModelFacts(vocabulary.size, max_length, "symmetric", 1e-5)
+    return Described(config, facts, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary)
 
 
 def filled(run: Described, seed: int) -> dict[str, np.ndarray]:
@@ -145,3 +146,19 @@ def test_another_model_is_refused(source):
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*is not the workdir of a training run"):
         transferred(tmp_path, described())
+
+
+def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
+    """Whatever weights the config names: those of the run that it starts from replace them."""
+    config = get_config()
+    config.data.root = str(write_images(tmp_path / "data"))
+    fresh = start_experiment(config, epath.Path(tmp_path / "fresh")).described
+    config.init_from = str(source[0])
+    tuned = start_experiment(config, epath.Path(tmp_path / "tuned")).described
+    assert (tuned.facts.padding, tuned.facts.norm_epsilon) == ("symmetric", 1e-5)
+    assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
+    assert tuned.preprocessing.size == config.data.image_size
+    config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
+    other = start_experiment(config, epath.Path(tmp_path / "other")).described
+    assert other.facts.padding == fresh.facts.padding == "same"
+    assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
