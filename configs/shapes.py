@@ -1,6 +1,6 @@
 """The embedded default: rendered scenes of coloured shapes, trained from nothing in minutes on a laptop.
 
-    python main.py --config=configs/shapes.py --workdir=WORKDIR
+python main.py --config=configs/shapes.py --workdir=WORKDIR
 """
 
 from __future__ import annotations
