@@ -1,0 +1,92 @@
+"""Two processes train one model, as on two machines: the same numbers, one set of files, one end."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from resume_run import QUICKLY, Runs, has_trained, log_of, results_of, rows, saved_steps
+
+from caption_jax.checkpoints import read_weights
+from caption_jax.training.rules import flatten
+
+FLAGS = (
+    "--config.mesh.data=2",
+    "--config.data.batch_size=8",
+    "--config.model.encoder.norm_group_size=2",
+    "--config.train.eval_every=6",
+    "--config.train.checkpoint_every=5",
+)
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def runs(small_images, compile_cache) -> Runs:
+    return Runs(small_images, compile_cache)
+
+
+def start_both(runs: Runs, workdir: Path, *flags: str) -> list[subprocess.Popen]:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        address = f"localhost:{probe.getsockname()[1]}"
+    names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [runs.start(workdir, *FLAGS, *flags, **names, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
+
+
+def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
+    try:
+        for process in processes:
+            assert process.wait(timeout=900) == 0, log_of(workdir).read_text()
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def test_two_processes_train_as_one_does(runs, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = f"{QUICKLY} --xla_force_host_platform_device_count=2"
+    alone = runs.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
+    wait_for([alone], one)
+    wait_for(start_both(runs, two, "--config.train.steps=12"), two)
+
+    assert "process 1 of 2" in log_of(two).read_text()
+    assert [row[:2] for row in rows(two)] == [row[:2] for row in rows(one)]  # each step once, not once a process
+    for (step, split, theirs), (_, _, ours) in zip(rows(two), rows(one), strict=True):
+        np.testing.assert_allclose(theirs["loss"], ours["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
+    theirs, ours = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
+    for path in ours:
+        if not path.endswith("key/bias"):  # no loss depends on it: its gradient is rounding, which Adam magnifies
+            np.testing.assert_allclose(theirs[path], ours[path], rtol=0, atol=1e-4, err_msg=path)
+    assert saved_steps(two) == saved_steps(one)
+    assert results_of(two)["captions"] == results_of(one)["captions"]
+    assert len(results_of(two)["captions"]) == 2
+
+
+def test_a_signal_to_one_stops_both_and_one_goes_on_alone(runs, tmp_path):
+    workdir = tmp_path / "run"
+    both = start_both(runs, workdir, "--config.train.steps=2000")
+    while not has_trained(8)(workdir):
+        assert [process.poll() for process in both] == [None, None], log_of(workdir).read_text()
+        time.sleep(0.01)
+    both[1].send_signal(signal.SIGTERM)
+    wait_for(both, workdir)
+    step = saved_steps(workdir)[-1]
+    said = log_of(workdir).read_text()
+    assert said.count(f"asked to stop: step {step} is saved") == 2
+    assert 8 <= step < 2000
+
+    alone = runs.start(
+        workdir,
+        *FLAGS,
+        f"--config.train.steps={step + 3}",
+        XLA_FLAGS=f"{QUICKLY} --xla_force_host_platform_device_count=2",
+    )
+    wait_for([alone], workdir)
+    assert saved_steps(workdir)[-1] == step + 3
+    assert f"going on from step {step}" in log_of(workdir).read_text()
