@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fuzz_strings import fuzz
+from harder_strings import KINDS, harder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_tokenizer import find_jar, read_captions, reference_tokens
@@ -81,3 +82,13 @@ def test_fuzz_equals_the_reference(shared_data, seed):
     lines = fuzz(20_000, read_captions(shared_data), seed)
     different = differences(lines, reference_tokens(lines))
     assert len(different) <= len(lines) // 1000, different[:20]
+
+
+@needs_java
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_harder_strings_nearly_equal_the_reference(kind):
+    lines = harder(kind, 15_000)
+    different = differences(lines, reference_tokens(lines))
+    print(f"{kind}: {len(different)} of {len(lines)} differ: {different[:12]}")  # for docs/metrics.md
+    assert len(different) <= len(lines) // (50 if kind == "entities" else 1000)

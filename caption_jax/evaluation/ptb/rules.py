@@ -11,20 +11,23 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from caption_jax.evaluation.ptb.characters import LETTERS
+from caption_jax.evaluation.ptb.characters import LETTERS, MARKS
 
-_LETTER = f"[{LETTERS}\u00ad]"
-_WORD = f"[{LETTERS}\u00ad\\d]"
+_ACCENT = "&[aeiouAEIOU](?:acute|grave|uml);"
+_LETTER = f"(?:[{LETTERS}{MARKS}\u00ad]|{_ACCENT})"
+_LETTER_FIRST = f"[{LETTERS}{MARKS}\u00ad&]"
+_WORD = f"[{LETTERS}\\d]"
+_LETTER_OR_DIGIT = f"(?:[{LETTERS}{MARKS}\u00ad\\d]|{_ACCENT})"
 _DASH = "[-\u058a\u2010\u2011]"
 _HYPHEN = "[-_\u058a\u2010\u2011]"
 _APOSTROPHE = "(?:['’\x92]|&apos;)"
 _APOSTROPHE_LIKE = "(?:['’\x92`‘‛\x91]|&apos;)"
 
 # Words joined by hyphens or underscores; a part may begin as d'Artagnan, l'eau and O'Neil do.
-_ACCENT = "&[aeiouAEIOU](?:acute|grave|uml);"
-_PART = f"(?:[dDoOlL]{_APOSTROPHE_LIKE}{_WORD}{{2,}}|(?:{_WORD}|{_ACCENT})+)"
+_PART = f"(?:[dDoOlL]{_APOSTROPHE_LIKE}{_WORD}{{2,}}|{_WORD}+)"
 _COMPOUND = f"{_PART}(?:{_HYPHEN}{_PART})*"
-_DOTTED = f"{_LETTER}{_WORD}*(?:[.!?]{_LETTER}{_WORD}*)+"
+_PLAIN = f"{_LETTER}{_LETTER_OR_DIGIT}*"
+_DOTTED = f"{_PLAIN}(?:[.!?]{_PLAIN})+"
 _DOTTED_COMPOUND = f"[A-Za-z0-9][A-Za-z0-9.,]*(?:{_DASH}(?:(?:[A-Za-z]\\.){{2,}}|[A-Za-z0-9]+))+"
 _ACRONYM = r"[A-Za-z](?:\.[A-Za-z])+\."
 _NUMBER = r"[-+]?(?:\d*(?:[.,:]\d+)+|\d+)"
@@ -80,7 +83,7 @@ def _any_of(names: str) -> str:
 
 
 def _rule(kind: str, first: str, pattern: str, *, any_case: bool = False) -> Rule:
-    return Rule(kind, re.compile(first), re.compile(pattern, re.IGNORECASE if any_case else 0))
+    return Rule(kind, re.compile(first), re.compile(pattern, re.IGNORECASE | re.ASCII if any_case else 0))
 
 
 def _look_ahead(token: str, ahead: str) -> str:
@@ -100,6 +103,7 @@ RULES: tuple[Rule, ...] = (
     # Contractions.
     _rule("word", "[A-Za-z]", _look_ahead("[A-Za-z]*[A-MO-Za-mo-z]", f"[nN]{_APOSTROPHE_LIKE}[tT]")),
     _rule("contraction", "[nN]", f"n{_APOSTROPHE_LIKE}t", any_case=True),
+    _rule("word", _LETTER_FIRST, _look_ahead(f"{_LETTER}+", "['’\x92](?:[msd]|re|ve|ll)"), any_case=True),
     _rule(
         "contraction",
         "['’\x92&]",
@@ -109,29 +113,28 @@ RULES: tuple[Rule, ...] = (
     _rule("word", "['’\x92&]", rf"{_APOSTROPHE}(?:em|till?|cause)", any_case=True),
     _rule("word", "['’\x92&]", f"{_APOSTROPHE}n{_APOSTROPHE}|[’\x92]n|'n(?=\\s)", any_case=True),
     _rule("word", "['’\x92&]", rf"{_APOSTROPHE}(?:[2-9]0s|\d\d(?=\s))", any_case=True),
-    _rule(
-        "word",
-        _LETTER,
-        _look_ahead(f"{_LETTER}+", "(?:'(?:[msd]|re|ve|ll)[^A-Za-z]|[’\x92](?:[msd]|re|ve|ll))"),
-        any_case=True,
-    ),
     # Words with an apostrophe inside or at an end.
     _rule("word", "[djlyDJLY]", f"[djl]{_APOSTROPHE}|y{_APOSTROPHE}(?={_LETTER})", any_case=True),
-    _rule("word", "[oOsS]", f"ol{_APOSTROPHE}(?![A-Za-z])|somethin{_APOSTROPHE}", any_case=True),
+    _rule("word", "[oOsS]", f"(?:ol|somethin){_APOSTROPHE}", any_case=True),
     _rule("word", "[cClLsSeEnN]", "c'mon|e'er|li'l|cap['’]n|s'mores|ev'ry|nor'easter", any_case=True),
     _rule("word", "[A-Zn]", f"[A-HJ-XZn]{_APOSTROPHE_LIKE}{_LETTER}{{2,}}"),
-    _rule("word", _LETTER, f"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE_LIKE}[aeiouA-Z]{_LETTER}*"),
-    _rule("word", "[oO]", "o'o", any_case=True),
+    _rule("word", _LETTER_FIRST, f"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE_LIKE}[aeiouA-Z]{_LETTER}*"),
+    _rule("word", "[oO]", f"o{_APOSTROPHE_LIKE}o", any_case=True),
     # Words, numbers, and what mixes them.
-    _rule("word", f"{_WORD}|&", _COMPOUND),
-    _rule("word", _LETTER, _DOTTED),
+    _rule("word", _LETTER_FIRST, _PLAIN),
+    _rule("word", _WORD, _COMPOUND),
+    _rule("word", _LETTER_FIRST, _DOTTED),
     _rule("word", "[A-Za-z]", _ACRONYM + r"|[A-Za-z]\."),
     _rule("word", "[A-Za-z]", _look_ahead("[A-Za-z]", rf"\.[\s\u00a0]+(?:{_STARTS}|</?[A-Za-z][\w:.-]*>)[\s\u00a0]")),
     _rule("word", "[A-Za-z]", _look_ahead(f"(?!P?PT)(?i:{_any_of(_FINAL_ABBREVIATIONS)})\\.", r"[\s\S]{0,2}")),
     _rule("word", "[A-Za-z]", f"(?!MFG|MTG)(?i:{_any_of(_OTHER_ABBREVIATIONS)})\\."),
     _rule("word", "[ADILMOPTW]", _look_ahead(f"{_any_of(_CAPITALISED_STATES)}\\.", r"[\s\S]{0,2}")),
     _rule("word", "[acfnopACFNOP]", _look_ahead(f"{_any_of(_BEFORE_NUMBERS)}\\.", r"[\s\u00a0]?\d"), any_case=True),
-    _rule("word", _WORD, _look_ahead(f"(?:{_COMPOUND}|{_DOTTED}|{_DOTTED_COMPOUND})\\.", "[,;:\u3001]")),
+    _rule(
+        "word",
+        f"{_WORD}|{_LETTER_FIRST}",
+        _look_ahead(f"(?:{_PLAIN}|{_COMPOUND}|{_DOTTED}|{_DOTTED_COMPOUND})\\.", "[,;:\u3001]"),
+    ),
     _rule("word", "[A-Za-z0-9]", _DOTTED_COMPOUND),
     _rule("word", "[A-Za-z0-9]", r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"),
     _rule("ampersand", "[A-Z]", r"[A-Z]+(?:(?:\+|&(?:[aA][mM][pP];)?)[A-Z]+)+"),
@@ -177,5 +180,6 @@ RULES: tuple[Rule, ...] = (
     _rule("quotes", "[‘’‚‛“”„‟«»‹›`\x91-\x94']", "[‘’‚‛“”„‟«»‹›`\x91-\x94]{1,2}|''"),
     _rule("dashes", "-", "-+"),
     _rule("dots", r"\.", r"\.{3,5}"),
+    _rule("word", "[¹²³⁰⁴-⁹₀-₉]", "[¹²³⁰⁴-⁹]+|[₀-₉]+"),
     _rule("word", r"[!?*#@_<>\\]", r"[!?]+|\*+|#+|@+|_+|<<|>>|\\\*"),
 )
