@@ -51,13 +51,6 @@ def augment(
     return jnp.clip(pixels, 0, 255) if jittered else pixels
 
 
-def normalise(
-    images: Float[Array, "batch height width 3"], mean: Float[Array, " 3"], std: Float[Array, " 3"]
-) -> Float[Array, "batch height width 3"]:
-    """Returns `(images - mean) / std` in float32; all three are in units of 0..255 pixels."""
-    return (images.astype(jnp.float32) - jnp.asarray(mean, jnp.float32)) / jnp.asarray(std, jnp.float32)
-
-
 def check_augment(config: ConfigDict) -> None:
     """Raises a ValueError that names the key where a setting of `config.augment` is out of range."""
     if not 0 < config.min_crop_scale <= 1:

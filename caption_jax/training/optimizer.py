@@ -57,7 +57,7 @@ def match_rules(params: PyTree, rules: Rules) -> PyTree:
     Args:
         params: nested dictionary of parameters (or of their shapes).
         rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with some of the keys "lr",
-            "decay" and "from_step". An expression has to match the whole path ("decoder/embedding/embedding").
+            "decay" and "from_step". An expression has to match the whole path ("decoder/embedding").
 
     Raises:
         ValueError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown

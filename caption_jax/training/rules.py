@@ -1,4 +1,4 @@
-"""Regular-expression rules over parameter paths such as "decoder/layer_0/self_attention/query/kernel"."""
+"""Regular-expression rules over parameter paths such as "decoder/layer_0/self_attention/qkv/kernel"."""
 
 from __future__ import annotations
 

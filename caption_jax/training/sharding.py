@@ -67,7 +67,7 @@ def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str 
     """Returns the sharding of each parameter, in the tree of `params`.
 
     Example:
-        `(("decoder/embedding/embedding", ("model", None)),)` splits the rows of the embedding over the model axis.
+        `(("decoder/embedding", ("model", None)),)` splits the rows of the embedding over the model axis.
 
     Args:
         params: nested dictionary of parameters or of their shapes.

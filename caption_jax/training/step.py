@@ -25,11 +25,11 @@ Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 
-class Part(NamedTuple):
-    """Which slice of a step's batch a gradient is of.
+class Slice(NamedTuple):
+    """Which part of a step's batch a gradient is of.
 
     Attributes:
-        index: of the slice; row r of it is row r * slices + index of the batch.
+        index: of the slice; its row r is row r * slices + index of the batch.
         key: of the step.
         total: tokens that count in the whole batch, what the loss is divided by.
     """
@@ -37,6 +37,15 @@ class Part(NamedTuple):
     index: int | jax.Array
     key: jax.Array
     total: jax.Array
+
+
+class SliceGradient(NamedTuple):
+    """What the slices of a batch add up to: gradients by path, batch-norm statistics, loss, share of right tokens."""
+
+    gradients: dict[str, jax.Array]
+    batch_stats: PyTree
+    loss: jax.Array
+    accuracy: jax.Array
 
 
 def make_train_step(
@@ -57,9 +66,8 @@ def make_train_step(
 
     slices = config.optimizer.accumulation
 
-    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Part):
+    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
         params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
-        dropout_key, drop_path_key = jax.random.split(jax.random.fold_in(part.key, part.index + 1))
         rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
         images = augment(jax.random.fold_in(part.key, 0), batch["image"], config.augment, rows)
         logits, updated = model.apply(
@@ -67,12 +75,32 @@ def make_train_step(
             preprocessing.normalise(images),
             batch["tokens"][..., :-1],
             train=True,
-            rngs={"dropout": dropout_key, "drop_path": drop_path_key},
+            rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
             mutable=["batch_stats"],
         )
         targets = batch["tokens"][..., 1:]
         loss = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
         return loss.loss_sum / part.total, (updated["batch_stats"], loss.correct_sum / part.total)
+
+    def slice_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice) -> SliceGradient:
+        gradient = jax.value_and_grad(loss_of, has_aux=True)
+        (loss, (batch_stats, accuracy)), gradients = gradient(trainable, fixed, batch_stats, batch, part)
+        return SliceGradient(gradients, batch_stats, loss, accuracy)
+
+    def batch_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, whole: Slice) -> SliceGradient:
+        if slices == 1:
+            return slice_gradient(trainable, fixed, batch_stats, batch, whole)
+
+        def add_slice(so_far: SliceGradient, item: tuple[jax.Array, Batch]) -> tuple[SliceGradient, None]:
+            index, slice_batch = item
+            new = slice_gradient(trainable, fixed, so_far.batch_stats, slice_batch, whole._replace(index=index))
+            gradients = jax.tree.map(jnp.add, so_far.gradients, new.gradients)
+            loss, accuracy = so_far.loss + new.loss, so_far.accuracy + new.accuracy
+            return SliceGradient(gradients, new.batch_stats, loss, accuracy), None
+
+        none_yet = SliceGradient(jax.tree.map(jnp.zeros_like, trainable), batch_stats, jnp.zeros(()), jnp.zeros(()))
+        items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
+        return jax.lax.scan(add_slice, none_yet, items)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -80,27 +108,10 @@ def make_train_step(
         trainable = {path: value for path, value in params.items() if path not in frozen}
         fixed = {path: value for path, value in params.items() if path in frozen}
         tokens = target_weights(batch).sum()
-        total = jnp.maximum(tokens, 1.0)
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-
-        def one_slice(carry, item):
-            gradients, batch_stats, loss, accuracy = carry
-            index, rows = item
-            (new_loss, (batch_stats, new_accuracy)), new_gradients = gradient(
-                trainable, fixed, batch_stats, rows, Part(index, step_key, total)
-            )
-            gradients = jax.tree.map(jnp.add, gradients, new_gradients)
-            return (gradients, batch_stats, loss + new_loss, accuracy + new_accuracy), None
-
-        if slices == 1:
-            (loss, (batch_stats, accuracy)), gradients = gradient(
-                trainable, fixed, state.batch_stats, batch, Part(0, step_key, total)
-            )
-        else:
-            zero = (jax.tree.map(jnp.zeros_like, trainable), state.batch_stats, jnp.zeros(()), jnp.zeros(()))
-            items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
-            (gradients, batch_stats, loss, accuracy), _ = jax.lax.scan(one_slice, zero, items)
-
+        whole = Slice(0, step_key, jnp.maximum(tokens, 1.0))
+        gradients, batch_stats, loss, accuracy = batch_gradient(trainable, fixed, state.batch_stats, batch, whole)
+        # One optimizer, with one layout of its state, serves all stages of unfreezing: it takes a gradient for every
+        # parameter, and moves none that is frozen.
         zeros = {path: jnp.zeros_like(value) for path, value in fixed.items()}
         full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
         updates, opt_state = optimizer.update(full, state.opt_state, state.params)

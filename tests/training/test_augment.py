@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from caption_jax.config import default_config
 from caption_jax.training import augment as augment_module
-from caption_jax.training.augment import augment, normalise, resample
+from caption_jax.training.augment import augment, resample
 from caption_jax.training.sharding import batch_sharding, make_mesh, put_batch
 
 EVERYTHING = {
@@ -161,12 +161,6 @@ def test_eight_devices_augment_as_one_does_and_exchange_nothing():
     np.testing.assert_allclose(sharded, step(key, images), atol=1e-3)
     program = step.lower(key, placed).compile().as_text()
     assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
-
-
-def test_normalise_is_the_usual_arithmetic():
-    images = _images(2)
-    mean, std = np.array([123.0, 117.0, 104.0]), np.array([58.0, 57.0, 57.5])
-    np.testing.assert_allclose(normalise(images, mean, std), (images - mean) / std, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
