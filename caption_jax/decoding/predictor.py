@@ -61,12 +61,11 @@ class Predictor:
         """Number of images."""
         return jax.tree.leaves(self._members[0][2])[0].shape[0]
 
-    def start(self, rows: int, length: int) -> tuple[Cache, ...]:
-        """Caches for `rows` captions an image of `length` tokens."""
+    def start(self, rows: int, groups: int, length: int) -> tuple[Cache, ...]:
+        """Caches for `rows` captions an image of `length` tokens; rows change places within `groups` groups."""
+        options = {"memory_mask": self._memory_mask, "rows": rows, "groups": groups, "length": length}
         return tuple(
-            model.apply(
-                variables, features, memory_mask=self._memory_mask, rows=rows, length=length, method="start_cache"
-            )
+            model.apply(variables, features, **options, method="start_cache")
             for model, variables, features in self._members
         )
 

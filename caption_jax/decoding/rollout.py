@@ -46,7 +46,7 @@ def roll_out(
     length, shape = predictor.limit(max_length), (predictor.batch, rows)
     start = _State(
         step=jnp.zeros((), jnp.int32),
-        caches=predictor.start(rows, length),
+        caches=predictor.start(rows, groups=rows, length=length),
         last=jnp.full(shape, bos_id, jnp.int32),
         ended=jnp.zeros(shape, bool),
         stuck=jnp.zeros(shape, bool),

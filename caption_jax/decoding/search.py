@@ -106,7 +106,7 @@ class Search:
         score = jnp.broadcast_to(jnp.where(jnp.arange(self.width) == 0, 0.0, -jnp.inf), (batch, self.width))
         return _State(
             step=jnp.zeros((), jnp.int32),
-            caches=self.predictor.start(beams, self.length),
+            caches=self.predictor.start(beams, self.groups, self.length),
             live=(self._none(batch, self.width)._replace(score=score),) * self.groups,
             ended=(self._none(batch, self.keep),) * self.groups,
             done=jnp.zeros(batch, bool),
@@ -162,7 +162,8 @@ class Search:
         score, place = jax.lax.top_k((live.score[..., None] + values).reshape(len(ids), -1), self.width)
         parent = place // count
         token = jnp.take_along_axis(ids.reshape(len(ids), -1), place, axis=1)
-        log_prob = jnp.take_along_axis(gather_rows(log_probs, parent), token[..., None], axis=-1)[..., 0]
+        flat = log_probs.reshape(len(ids), -1)  # one number a row is gathered, not the row
+        log_prob = jnp.take_along_axis(flat, parent * options.shape[-1] + token, axis=1)
         next_live = live.rows(parent).extend(step, token, log_prob, score)
 
         # A caption has ended if its end is among the best continuations of all, those that go on included.

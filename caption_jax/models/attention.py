@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from caption_jax.models.cache import LayerCache, write_rows
+from caption_jax.models.cache import LayerCache
 
 # Finite, so that a row whose memory is wholly masked gives a mean rather than NaN.
 _MASKED = -1e30
 
 
+# On a CPU, products this small are faster as multiplications and sums in one loop than as calls for each head.
+_FEW_TARGETS = range(2, 17)
+
+
 def attend(
     queries: Float[Array, "groups targets heads depth"],
-    keys: Float[Array, "groups sources heads depth"],
-    values: Float[Array, "groups sources heads depth"],
+    keys: Float[Array, "groups heads depth sources"],
+    values: Float[Array, "groups heads sources depth"],
     mask: Bool[Array, " ..."] | None,
 ) -> tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]:
     """Scaled dot-product attention (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762), softmax in float32.
@@ -31,13 +37,38 @@ def attend(
     Returns:
         The mixed values, heads joined, in the dtype of `values`; and the weights in float32.
     """
-    depth = queries.shape[-1]
-    scores = jnp.einsum("gqhd,gnhd->ghqn", queries * depth**-0.5, keys, preferred_element_type=jnp.float32)
+    queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
+    if queries.shape[2] in _FEW_TARGETS:
+        scores, mix = _on_cpu(_scores_by_sum, _scores, queries, keys), (_mix_by_sum, _mix)
+    else:
+        scores, mix = _scores(queries, keys), (_mix, _mix)
     if mask is not None:
         scores = jnp.where(mask, scores, _MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    mixed = jnp.einsum("ghqn,gnhd->gqhd", weights.astype(values.dtype), values)
+    mixed = _on_cpu(*mix, weights.astype(values.dtype), values).swapaxes(1, 2)
     return mixed.reshape(*mixed.shape[:2], -1), weights
+
+
+def _on_cpu(there: Callable, elsewhere: Callable, *arrays: jax.Array) -> jax.Array:
+    if there is elsewhere:
+        return there(*arrays)
+    return jax.lax.platform_dependent(*arrays, cpu=there, default=elsewhere)
+
+
+def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    return jnp.einsum("ghqd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
+
+
+def _scores_by_sum(queries: jax.Array, keys: jax.Array) -> jax.Array:
+    return (queries[..., None].astype(jnp.float32) * keys[:, :, None]).sum(3)
+
+
+def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
+    return jnp.einsum("ghqn,ghnd->ghqd", weights, values)
+
+
+def _mix_by_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
+    return (weights[..., None].astype(jnp.float32) * values[:, :, None]).sum(3).astype(values.dtype)
 
 
 def _dense(features: int, scale: float, module: nn.Module, name: str) -> nn.Dense:
@@ -70,27 +101,28 @@ class SelfAttention(nn.Module):
         x: Float[Array, "batch rows length width"],
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
-        mask: Bool[Array, "batch rows length slots"] | None = None,
+        visible: Bool[Array, "pools targets slots"] | None = None,
     ) -> tuple[Float[Array, "batch rows length width"], LayerCache | None]:
         """Attends, and returns the cache with the new keys and values written at `position`.
 
-        `mask` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token sees itself
-        and the tokens before it.
+        `visible` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token sees
+        itself and the tokens before it.
         """
         batch, rows, length, _ = x.shape
-        joined = self.qkv(x).reshape(batch, rows, length, 3, self.heads, self.width // self.heads)
-        queries, keys, values = joined[..., 0, :, :], joined[..., 1, :, :], joined[..., 2, :, :]
+        # Without a cache each caption is a group of its own; with one, those that share a pool are, step-major.
+        pools = batch * rows if cache is None else cache.keys.shape[0]
+        joined = self.qkv(x).reshape(pools, -1, length, 3, self.heads, self.width // self.heads)
+        members = joined.shape[1]
+        joined = joined.swapaxes(1, 2).reshape(pools, length * members, *joined.shape[3:])
+        queries, keys, values = joined[:, :, 0], joined[:, :, 1], joined[:, :, 2]
         if cache is None:
-            flat = (batch * rows, length, *queries.shape[3:])
-            causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
-            mixed, _ = attend(queries.reshape(flat), keys.reshape(flat), values.reshape(flat), causal)
+            keys, values = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
+            visible = jnp.tril(jnp.ones((1, length, length), bool))
         else:
-            cache = cache.replace(
-                keys=write_rows(cache.keys, keys, position), values=write_rows(cache.values, values, position)
-            )
-            flat = (batch, rows * length, *queries.shape[3:])
-            mask = mask.reshape(batch, 1, rows * length, -1)
-            mixed, _ = attend(queries.reshape(flat), cache.keys, cache.values, mask)
+            cache = cache.write(keys, values, position * members)
+            keys, values = cache.keys, cache.values
+        mixed, _ = attend(queries, keys, values, visible[:, None])
+        mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
         return self.out(mixed.reshape(x.shape)), cache
 
 
@@ -119,16 +151,16 @@ class CrossAttention(nn.Module):
 
     def project(
         self, memory: Float[Array, "batch slots width"]
-    ) -> tuple[Float[Array, "batch slots heads depth"], Float[Array, "batch slots heads depth"]]:
+    ) -> tuple[Float[Array, "batch heads depth slots"], Float[Array, "batch heads slots depth"]]:
         """Keys and values of the memory."""
         joined = self.key_value(memory).reshape(*memory.shape[:2], 2, self.heads, self.width // self.heads)
-        return joined[:, :, 0], joined[:, :, 1]
+        return joined[:, :, 0].transpose(0, 2, 3, 1), joined[:, :, 1].swapaxes(1, 2)
 
     def __call__(
         self,
         x: Float[Array, "batch rows length width"],
-        keys: Float[Array, "batch slots heads depth"],
-        values: Float[Array, "batch slots heads depth"],
+        keys: Float[Array, "batch heads depth slots"],
+        values: Float[Array, "batch heads slots depth"],
         memory_mask: Bool[Array, "batch slots"] | None = None,
     ) -> tuple[Float[Array, "batch rows length width"], Float[Array, "batch rows heads length slots"]]:
         """Attends to projected memory; returns the outputs and the float32 weights."""

@@ -45,7 +45,7 @@ class ImageCaptioningModel(nn.Module):
         Args:
             images: normalised pixels.
             tokens: captions without their last token, from <s> on.
-            train: dropout, stochastic depth and batch statistics; needs the random streams "dropout" and "drop_path".
+            train: dropout, stochastic depth and batch statistics; needs the random stream "dropout".
         """
         return self.decode(tokens, self.encode_images(images, train=train), train=train).logits
 
@@ -91,10 +91,13 @@ class ImageCaptioningModel(nn.Module):
         *,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         rows: int = 1,
+        groups: int = 1,
         length: int | None = None,
     ) -> Cache:
         """A cache for `rows` captions an image, from `features` or a bare memory; see `Decoder.start_cache`."""
-        return self.decoder.start_cache(_memory(features), memory_mask=memory_mask, rows=rows, length=length)
+        return self.decoder.start_cache(
+            _memory(features), memory_mask=memory_mask, rows=rows, groups=groups, length=length
+        )
 
 
 def _memory(features):

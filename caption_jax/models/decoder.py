@@ -89,7 +89,7 @@ class DecoderLayer(nn.Module):
         self.residual_dropout = Dropout(self.dropout)
 
     def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
-        """Keys and values [batch, memory, heads, depth] of the cross-attention."""
+        """Keys [batch, heads, depth, memory] and values [batch, heads, memory, depth] of the cross-attention."""
         return self.cross_attention.project(memory.astype(self.dtype))
 
     def __call__(
@@ -100,7 +100,7 @@ class DecoderLayer(nn.Module):
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
-        visible: Bool[Array, "batch rows length slots"] | None = None,
+        visible: Bool[Array, "pools targets slots"] | None = None,
         train: bool = False,
     ) -> tuple[
         Float[Array, "batch rows length width"], LayerCache | None, Float[Array, "batch rows heads length memory"]
@@ -247,17 +247,22 @@ class Decoder(nn.Module):
         *,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         rows: int = 1,
+        groups: int = 1,
         length: int | None = None,
     ) -> Cache:
         """An empty cache for `rows` captions an image and `length` tokens (`max_length` by default).
 
+        Rows may change places (`Cache.reorder`) within each of `groups` groups of the same size.
+
         Raises:
-            ValueError: `length` exceeds `max_length`.
+            ValueError: `length` exceeds `max_length`, or `groups` does not divide `rows`.
         """
         length = self.max_length if length is None else length
         if length > self.max_length:
             raise ValueError(f"a cache of {length} tokens, but this decoder was built for max_length={self.max_length}")
-        return empty_cache(tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, length)
+        return empty_cache(
+            tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
+        )
 
     def _embed(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
         length = tokens.shape[-1]
