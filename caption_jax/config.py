@@ -14,7 +14,7 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0
     config.dtype = "auto"  # compute dtype: "auto" (bfloat16 on accelerators, float32 on CPU), "bfloat16" or "float32"
-    config.init_from = ""  # a workdir or weights folder to start from; "" for fresh weights
+    config.init_from = ""  # workdir of the run to start from; "" for fresh weights
     config.data = _data()
     config.augment = _augment()
     config.model = _model()

@@ -53,7 +53,7 @@ class Run:
         self.experiment, self.config = experiment, config
         self.steps, self.eval_every, self.checkpoint_every = _intervals(config, len(experiment.split("train")))
         self.checkpoints = Checkpoints(experiment.workdir)
-        self.clock = Clock(self.steps, config.data.batch_size, jax.device_count())
+        self.clock = Clock(self.steps, config.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         self.batches = _open_batches(experiment)
         self._start_or_go_on()
