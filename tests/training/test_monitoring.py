@@ -103,7 +103,7 @@ def test_the_progress_line_is_one_line_and_log_lines_stand_above_it():
     line.draw("step 1/3")
     line.draw("step 2/3")
     assert terminal.lines() == ["step 2/3"]
-    assert handler.filter(logging.logging.makeLogRecord({"msg": "saved"}))
+    assert handler.filter(logging.logging.makeLogRecord({"msg": "saved", "levelno": 20, "pathname": "here.py"}))
     terminal.write("saved\n")
     line.draw("step 3/3")
     line.close()
