@@ -16,7 +16,8 @@ from caption_jax.models.cache import LayerCache
 _MASKED = -1e30
 
 
-# On a CPU, products this small are faster as multiplications and sums in one loop than as calls for each head.
+# On a CPU, products this small are faster as multiplications and sums in one loop than as calls for each head. (Their
+# gradient is many times slower so, hence in decoding only.)
 _FEW_TARGETS = range(2, 17)
 
 
@@ -25,6 +26,8 @@ def attend(
     keys: Float[Array, "groups heads depth sources"],
     values: Float[Array, "groups heads sources depth"],
     mask: Bool[Array, " ..."] | None,
+    *,
+    decoding: bool = False,
 ) -> tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]:
     """Scaled dot-product attention (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762), softmax in float32.
 
@@ -33,12 +36,13 @@ def attend(
         keys: projected keys.
         values: projected values.
         mask: True where a target may look, broadcast to [groups, heads, targets, sources]; None for everywhere.
+        decoding: choose what is fastest for few targets and no gradient.
 
     Returns:
         The mixed values, heads joined, in the dtype of `values`; and the weights in float32.
     """
     queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
-    if queries.shape[2] in _FEW_TARGETS:
+    if decoding and queries.shape[2] in _FEW_TARGETS:
         scores, mix = _on_cpu(_scores_by_sum, _scores, queries, keys), (_mix_by_sum, _mix)
     else:
         scores, mix = _scores(queries, keys), (_mix, _mix)
@@ -121,7 +125,7 @@ class SelfAttention(nn.Module):
         else:
             cache = cache.write(keys, values, position * members)
             keys, values = cache.keys, cache.values
-        mixed, _ = attend(queries, keys, values, visible[:, None])
+        mixed, _ = attend(queries, keys, values, visible[:, None], decoding=cache is not None)
         mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
         return self.out(mixed.reshape(x.shape)), cache
 
@@ -162,11 +166,13 @@ class CrossAttention(nn.Module):
         keys: Float[Array, "batch heads depth slots"],
         values: Float[Array, "batch heads slots depth"],
         memory_mask: Bool[Array, "batch slots"] | None = None,
+        *,
+        decoding: bool = False,
     ) -> tuple[Float[Array, "batch rows length width"], Float[Array, "batch rows heads length slots"]]:
         """Attends to projected memory; returns the outputs and the float32 weights."""
         batch, rows, length, _ = x.shape
         queries = self.query(x).reshape(batch, rows * length, self.heads, self.width // self.heads)
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        mixed, weights = attend(queries, keys, values, mask)
+        mixed, weights = attend(queries, keys, values, mask, decoding=decoding)
         weights = weights.reshape(batch, self.heads, rows, length, -1).swapaxes(1, 2)
         return self.out(mixed.reshape(x.shape)), weights

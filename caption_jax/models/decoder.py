@@ -120,7 +120,7 @@ class DecoderLayer(nn.Module):
 
         def look_at_memory(x):
             nonlocal attention
-            y, attention = self.cross_attention(x, keys, values, memory_mask)
+            y, attention = self.cross_attention(x, keys, values, memory_mask, decoding=cache is not None)
             return y
 
         x = self._residual(x, look_back, self.self_attention_norm, train)
