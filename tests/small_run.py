@@ -27,7 +27,7 @@ SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 
 
 def get_config() -> ConfigDict:
-    """Sixty steps on the images of `write_images`: enough for captions with words in them."""
+    """A hundred and sixty steps on the images of `write_images`: enough for captions with words in them."""
     config = default_config()
     config.data.source = "folder"
     config.data.image_size = 32
@@ -43,9 +43,9 @@ def get_config() -> ConfigDict:
     config.objective.label_smoothing = 0.0
     config.optimizer.learning_rate = 1e-2
     config.optimizer.warmup_steps = 5
-    config.train.steps = 60
+    config.train.steps = 160
     config.train.log_every = 20
-    config.train.eval_every = 60
+    config.train.eval_every = 160
     config.train.checkpoint_every = 30
     config.train.sample_images = 1
     config.decode.max_length = 10
