@@ -1,0 +1,142 @@
+"""What beam search gains over greedy decoding, with the length penalty tuned on images that it is not judged on.
+
+    python -m benchmarks.beam_gain WORKDIR [--split=val] [--beams=5] [--out=FILE] [--config.data.root=FOLDER]
+
+The split is cut into two halves (every other image). For each half the penalty of the best CIDEr-D is chosen on the
+other half; the captions so chosen, over all images, are compared with greedy ones by a paired bootstrap. The images are
+encoded once; a penalty's exponent is an argument of the compiled search, so that all exponents cost one compilation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caption_jax.checkpoints import read_weights
+from caption_jax.decoding import decode
+from caption_jax.evaluation import score
+from caption_jax.evaluation.scores import score_images
+from caption_jax.evaluation.significance import compare, intervals
+from caption_jax.workdir import read_description
+from input_pipeline.batches import eval_batches
+from input_pipeline.sources import open_splits
+
+EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
+
+
+class Decoder:
+    """The captions of a split under one decoding setting or another."""
+
+    def __init__(self, workdir: str, split_name: str, root: str):
+        self.described = read_description(workdir)
+        data = self.described.config.copy_and_resolve_references().unlock().data
+        data.root = root or data.root
+        weights = read_weights(workdir)
+        self.step, self.variables = weights.step, weights.variables
+        self.split, self.model = open_splits(data)[split_name], self.described.model()
+        self._batches = list(self._encode(data))
+        self._compiled: dict[str, Any] = {}
+
+    def _encode(self, data: Any):
+        preprocessing = self.described.preprocessing
+
+        @jax.jit
+        def encode(variables: Any, pixels: jax.Array) -> jax.Array:
+            return self.model.apply(variables, preprocessing.normalise(pixels), method="encode_images").memory
+
+        for batch in eval_batches(self.split, preprocessing, self.described.vocabulary, data):
+            yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]
+
+    def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
+        """Image id -> caption."""
+        fixed = {name: value for name, value in settings.items() if name != "alpha"}
+        name = json.dumps(fixed)
+        if name not in self._compiled:
+
+            def run(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
+                return decode(self.model, variables, memory, {**fixed, "alpha": alpha}).tokens
+
+            self._compiled[name] = jax.jit(run)
+        found = {image_id: "" for image_id in self.split.image_ids}
+        for memory, index in self._batches:
+            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(settings.get("alpha", 0.0))))
+            for row, place in enumerate(index):
+                found[self.split.image_ids[int(place)]] = self.described.vocabulary.decode(tokens[row])
+        return found
+
+
+def cross_tuned(
+    captions: list[dict[Any, str]], references: dict[Any, list[str]]
+) -> tuple[dict[Any, str], list[int], list[list[float]]]:
+    """Captions of each half by the setting that is best on the other.
+
+    Args:
+        captions: a dictionary a setting.
+        references: image id -> captions.
+
+    Returns:
+        The captions; the setting chosen for each half; CIDEr-D of each setting on each half.
+    """
+    ids = list(references)
+    halves = [ids[0::2], ids[1::2]]
+    scores = [
+        [score({i: references[i] for i in half}, {i: said[i] for i in half})["CIDEr-D"] for said in captions]
+        for half in halves
+    ]
+    chosen = [int(np.argmax(scores[1])), int(np.argmax(scores[0]))]
+    mixed = {i: captions[setting][i] for half, setting in zip(halves, chosen, strict=True) for i in half}
+    return {i: mixed[i] for i in ids}, chosen, scores
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir")
+    parser.add_argument("--split", default="val")
+    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--out", default="")
+    parser.add_argument("--config.data.root", dest="root", default="")
+    options = parser.parse_args()
+    decoder = Decoder(options.workdir, options.split, options.root)
+    references = dict(decoder.split.references)
+    limit = decoder.described.config.decode.max_length
+    settings = [
+        {"method": "beam", "beams": options.beams, "max_length": limit, "length_penalty": name, "alpha": alpha}
+        for name, alphas in EXPONENTS.items()
+        for alpha in alphas
+    ]
+    greedy = decoder.captions({"method": "greedy", "max_length": limit})
+    found = []
+    for setting in settings:
+        found.append(decoder.captions(setting))
+        print(f"{setting['length_penalty']} {setting['alpha']}: CIDEr-D {score(references, found[-1])['CIDEr-D']:.4f}")
+    tuned, chosen, scores = cross_tuned(found, references)
+    first, second = score_images(references, greedy), score_images(references, tuned)
+    gains = compare(first, second)
+    report = {
+        "split": options.split,
+        "images": len(references),
+        "step": decoder.step,
+        "chosen": [settings[i] for i in chosen],
+        "halves": {f"{s['length_penalty']} {s['alpha']}": [h[i] for h in scores] for i, s in enumerate(settings)},
+        "greedy": {name: vars(interval) for name, interval in intervals(first).items()},
+        "beam": {name: vars(interval) for name, interval in intervals(second).items()},
+        "gain": {name: vars(gain) for name, gain in gains.items()},
+    }
+    for name, gain in gains.items():
+        print(
+            f"{name}: greedy {report['greedy'][name]['value']:.4f}, beam {report['beam'][name]['value']:.4f}, "
+            f"gain {gain.difference:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}], p {gain.p_value:.4f}"
+        )
+    if options.out:
+        Path(options.out).write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
