@@ -14,6 +14,8 @@ from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
 from caption_jax.models.dropout import Dropout
 
+INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
+
 
 class DecoderOutput(flax.struct.PyTreeNode):
     """What a pass of the decoder gives.
@@ -167,9 +169,9 @@ class Decoder(nn.Module):
             raise ValueError(
                 f'config.model.decoder.positions is {self.positions!r}; it must be "learned" or "sinusoidal"'
             )
-        # The output layer is the embedding: at this deviation logits start with variance 1, and the input, scaled by
-        # sqrt(width), with variance 1 a component.
-        init = nn.initializers.normal(self.width**-0.5)
+        # The output layer is the embedding: small weights, so that a new decoder finds all tokens about as likely (and
+        # not each token followed by itself); the embedding's norm gives the layers an input of variance 1.
+        init = nn.initializers.normal(INITIAL_DEVIATION)
         self.embedding = self.param("embedding", init, (self.vocabulary_size, self.width), self.param_dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,), self.param_dtype)
         if self.positions == "learned":
@@ -177,6 +179,7 @@ class Decoder(nn.Module):
         # Pre-norm residuals add up unnormalised: scaled so that their sum starts with the variance of one part.
         output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        self.embedding_norm = nn.LayerNorm(**dtypes)
         self.stack = [
             DecoderLayer(
                 self.width,
@@ -265,13 +268,12 @@ class Decoder(nn.Module):
         )
 
     def _embed(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
-        length = tokens.shape[-1]
-        x = jnp.take(self.embedding, tokens, axis=0) * self.width**0.5
         if self.positions == "learned":
-            positions = self.position * self.width**0.5
-        else:
-            positions = jnp.asarray(sinusoids(self.max_length, self.width))
-        return (x + jax.lax.dynamic_slice_in_dim(positions, start, length)).astype(self.dtype)
+            positions = self.position
+        else:  # as strong as new embeddings are
+            positions = 2**0.5 * INITIAL_DEVIATION * jnp.asarray(sinusoids(self.max_length, self.width))
+        x = jnp.take(self.embedding, tokens, axis=0)
+        return self.embedding_norm(x + jax.lax.dynamic_slice_in_dim(positions, start, tokens.shape[-1]))
 
     def _logits(self, x: jax.Array) -> jax.Array:
         x = x if self.final_norm is None else self.final_norm(x)
