@@ -34,23 +34,23 @@ class Decoder:
     """The captions of a split under one decoding setting or another."""
 
     def __init__(self, workdir: str, split_name: str, root: str):
-        self.described = read_description(workdir)
-        data = self.described.config.copy_and_resolve_references().unlock().data
+        self.description = read_description(workdir)
+        data = self.description.config.copy_and_resolve_references().unlock().data
         data.root = root or data.root
         weights = read_weights(workdir)
         self.step, self.variables = weights.step, weights.variables
-        self.split, self.model = open_splits(data)[split_name], self.described.model()
+        self.split, self.model = open_splits(data)[split_name], self.description.model()
         self._batches = list(self._encode(data))
         self._compiled: dict[str, Any] = {}
 
     def _encode(self, data: Any):
-        preprocessing = self.described.preprocessing
+        preprocessing = self.description.preprocessing
 
         @jax.jit
         def encode(variables: Any, pixels: jax.Array) -> jax.Array:
             return self.model.apply(variables, preprocessing.normalise(pixels), method="encode_images").memory
 
-        for batch in eval_batches(self.split, preprocessing, self.described.vocabulary, data):
+        for batch in eval_batches(self.split, preprocessing, self.description.vocabulary, data):
             yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]
 
     def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
@@ -67,7 +67,7 @@ class Decoder:
         for memory, index in self._batches:
             tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(settings.get("alpha", 0.0))))
             for row, place in enumerate(index):
-                found[self.split.image_ids[int(place)]] = self.described.vocabulary.decode(tokens[row])
+                found[self.split.image_ids[int(place)]] = self.description.vocabulary.decode(tokens[row])
         return found
 
 
@@ -105,7 +105,7 @@ def main() -> None:
     options = parser.parse_args()
     decoder = Decoder(options.workdir, options.split, options.root)
     references = dict(decoder.split.references)
-    limit = decoder.described.config.decode.max_length
+    limit = decoder.description.config.decode.max_length
     settings = [
         {"method": "beam", "beams": options.beams, "max_length": limit, "length_penalty": name, "alpha": alpha}
         for name, alphas in EXPONENTS.items()

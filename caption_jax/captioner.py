@@ -15,7 +15,7 @@ from PIL import Image
 
 from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
-from caption_jax.workdir import Described, read_description
+from caption_jax.workdir import RunDescription, read_description
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.tokenizer import BOS, EOS, PAD
 
@@ -41,20 +41,24 @@ class Captioner:
     """A trained model with its own preprocessing and vocabulary.
 
     Args:
-        described: what the workdir says of the model.
+        description: what the workdir says of the model.
         variables: `params` and `batch_stats`.
         decode_config: decoding settings; those of the run's config by default.
         batch_size: images that are captioned at once.
     """
 
     def __init__(
-        self, described: Described, variables: PyTree, decode_config: ConfigDict | None = None, batch_size: int = 16
+        self,
+        description: RunDescription,
+        variables: PyTree,
+        decode_config: ConfigDict | None = None,
+        batch_size: int = 16,
     ):
-        self._described, self._variables, self._batch_size = described, variables, batch_size
-        model, settings = described.model(), decode_config or described.config.decode
+        self._description, self._variables, self._batch_size = description, variables, batch_size
+        model, settings = description.model(), decode_config or description.config.decode
 
         def run(variables: PyTree, pixels: jax.Array) -> Any:
-            images = described.preprocessing.normalise(pixels)
+            images = description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
             return decode(model, variables, features, settings)
 
@@ -88,7 +92,7 @@ class Captioner:
 
     def _load(self, image: ImageLike) -> np.ndarray | ImageError:
         try:
-            return self._described.preprocessing.load(image)
+            return self._description.preprocessing.load(image)
         except ImageError as error:
             return error
 
@@ -101,7 +105,7 @@ class Captioner:
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
     def _to_caption(self, tokens: list[int], log_prob: float) -> Caption:
-        vocabulary = self._described.vocabulary
+        vocabulary = self._description.vocabulary
         said = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
         pieces = vocabulary.pieces(token for token in said if token not in (BOS, PAD))
         return Caption(vocabulary.decode(tokens), log_prob, tuple(pieces))

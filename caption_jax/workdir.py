@@ -44,7 +44,7 @@ _FIXED = (
 
 
 @dataclasses.dataclass(frozen=True)
-class ModelFacts:
+class ModelSettings:
     """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights."""
 
     vocabulary_size: int
@@ -54,11 +54,11 @@ class ModelFacts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Described:
+class RunDescription:
     """A workdir read back: enough to rebuild the model, its pixels and its words."""
 
     config: ConfigDict
-    facts: ModelFacts
+    model_settings: ModelSettings
     preprocessing: Preprocessing
     vocabulary: Vocabulary
 
@@ -66,12 +66,12 @@ class Described:
         """Builds the model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
         return build_model(
             self.config.model,
-            vocabulary_size=self.facts.vocabulary_size,
-            max_length=self.facts.max_length,
+            vocabulary_size=self.model_settings.vocabulary_size,
+            max_length=self.model_settings.max_length,
             dtype=compute_dtype(self.config.dtype),
             frozen_norms=frozen_norms,
-            padding=self.facts.padding,
-            norm_epsilon=self.facts.norm_epsilon,
+            padding=self.model_settings.padding,
+            norm_epsilon=self.model_settings.norm_epsilon,
         )
 
 
@@ -84,13 +84,13 @@ def compute_dtype(name: str) -> jnp.dtype:
     return jnp.dtype(name)
 
 
-def write_description(workdir: epath.Path, described: Described) -> None:
+def write_description(workdir: epath.Path, description: RunDescription) -> None:
     """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_config(workdir, described.config)
-    _write_json(workdir / "model.json", dataclasses.asdict(described.facts))
-    _write_text(workdir / "preprocessing.json", described.preprocessing.to_json())
-    described.vocabulary.save(workdir / "tokenizer")
+    write_config(workdir, description.config)
+    _write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
+    _write_text(workdir / "preprocessing.json", description.preprocessing.to_json())
+    description.vocabulary.save(workdir / "tokenizer")
 
 
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:
@@ -99,16 +99,16 @@ def write_config(workdir: epath.Path, config: ConfigDict) -> None:
     _write_json(workdir / "versions.json", _versions())
 
 
-def read_description(workdir: str | epath.Path) -> Described:
+def read_description(workdir: str | epath.Path) -> RunDescription:
     """Reads what `write_description` wrote.
 
     Raises:
         FileNotFoundError: the folder is not a run's workdir.
     """
     workdir = epath.Path(workdir)
-    return Described(
+    return RunDescription(
         config=read_config(workdir),
-        facts=ModelFacts(**_read_json(workdir / "model.json")),
+        model_settings=ModelSettings(**_read_json(workdir / "model.json")),
         preprocessing=Preprocessing.from_json(_read_text(workdir / "preprocessing.json")),
         vocabulary=Vocabulary.load(workdir / "tokenizer"),
     )

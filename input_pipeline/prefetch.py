@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,7 +27,6 @@ class Prefetched:
     """Iterator over batches made ahead; see `prefetch_to_device`.
 
     Attributes:
-        waited: seconds that `next` has spent waiting for a batch.
     """
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
@@ -41,7 +39,6 @@ class Prefetched:
         self._state = iterator.get_state() if self._has_state else None
         self._worker: _Worker | None = None
         self._ended = False
-        self.waited = 0.0
 
     def __iter__(self):
         return self
@@ -62,12 +59,7 @@ class Prefetched:
     def __next__(self) -> Any:
         if self._ended:
             raise StopIteration
-        start = time.perf_counter()
-        try:
-            batch, state = self._take()
-        finally:
-            self.waited += time.perf_counter() - start
-        self._state = state
+        batch, self._state = self._take()
         return batch
 
     def _take(self) -> tuple[Any, Any]:

@@ -105,14 +105,16 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
     """What a run stores, `evaluate` and `caption` read back: equal, locked, and of types that flags can override."""
     from etils import epath
 
-    from caption_jax.workdir import Described, ModelFacts, write_description
+    from caption_jax.workdir import ModelSettings, RunDescription, write_description
     from input_pipeline.images import Preprocessing
     from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
     config = config_of("flickr8k")
     tokenizer = Tokenizer.train(["a dog", "a dog"], 300)
-    facts = ModelFacts(5, 22, "same", 1e-3)
-    write_description(epath.Path(tmp_path), Described(config, facts, Preprocessing(), Vocabulary(tokenizer, [5])))
+    model_settings = ModelSettings(5, 22, "same", 1e-3)
+    write_description(
+        epath.Path(tmp_path), RunDescription(config, model_settings, Preprocessing(), Vocabulary(tokenizer, [5]))
+    )
     stored = read_config(tmp_path)
     assert differences(config, stored) == {}
     assert stored.is_locked

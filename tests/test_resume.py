@@ -16,6 +16,7 @@ from resume_run import (
     STEPS,
     Runs,
     assert_same_end,
+    assert_same_state,
     has_trained,
     is_writing,
     log_of,
@@ -44,6 +45,7 @@ def undisturbed(runs, tmp_path_factory) -> Path:
     return workdir
 
 
+@pytest.mark.slow
 def test_killed_while_a_checkpoint_is_written(runs, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
@@ -111,6 +113,15 @@ def config(small_images) -> ConfigDict:
     return config
 
 
+def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_been_interrupted(small_workdir, trained, config):
+    middle, end = saved_steps(trained)
+    shutil.rmtree(trained / "checkpoints" / "last" / str(end))
+    assert saved_steps(trained, "best")[-1] > middle  # of the future, for a run that goes on from the middle
+    train_and_evaluate(config, trained)
+    assert saved_steps(trained) == [middle, end]
+    assert_same_state(trained, small_workdir)
+
+
 def test_a_loss_that_is_no_number_ends_the_run_after_the_last_good_checkpoint(trained, config):
     done = saved_steps(trained)[-1]
     config.optimizer.learning_rate = 1e30
@@ -162,6 +173,6 @@ def test_a_folder_without_a_checkpoint_starts_afresh_under_any_config(config, tm
     for name in ("model.json", "config.json"):
         (tmp_path / name).write_text("{")  # of a run that was killed as it began, or failed and was then mended
     experiment = start_experiment(config, tmp_path)
-    described = read_description(tmp_path)
-    assert described.config.to_dict() == config.to_dict()
-    assert described.facts == experiment.described.facts
+    description = read_description(tmp_path)
+    assert description.config.to_dict() == config.to_dict()
+    assert description.model_settings == experiment.description.model_settings

@@ -57,17 +57,17 @@ class Evaluator:
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self.split = _spread(experiment.split(split_name), limit)
         mesh = experiment.mesh
-        step = make_eval_step(experiment.model(), experiment.described.preprocessing, experiment.config.decode)
+        step = make_eval_step(experiment.model(), experiment.description.preprocessing, experiment.config.decode)
         self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
         """Decodes and scores every image of the split; the last batch is padded and masked, never dropped."""
         started = time.time()
-        described = self._experiment.described
+        description = self._experiment.description
         batches = eval_batches(
             self.split,
-            described.preprocessing,
-            described.vocabulary,
+            description.preprocessing,
+            description.vocabulary,
             self._experiment.config.data,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -82,7 +82,7 @@ class Evaluator:
             sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
             for row in np.flatnonzero(out["mask"]):
                 image_id = self.split.image_ids[int(out["index"][row])]
-                captions[image_id] = described.vocabulary.decode(out["tokens"][row])
+                captions[image_id] = description.vocabulary.decode(out["tokens"][row])
                 log_probs[image_id] = float(out["log_prob"][row])
         if self._images == "shuffled":
             captions = dict(zip(captions, [*list(captions.values())[1:], *list(captions.values())[:1]], strict=True))

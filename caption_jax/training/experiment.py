@@ -18,10 +18,10 @@ from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.training.sharding import make_mesh
 from caption_jax.training.transfer import transfer_weights
-from caption_jax.workdir import Described, ModelFacts
+from caption_jax.workdir import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
-from input_pipeline.sources import open_splits
+from input_pipeline.sources import get_split, open_splits
 from input_pipeline.tokenizer import build_vocabulary
 
 PyTree = Any
@@ -29,31 +29,29 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run's fixed parts. `workdir` holds what `described` says."""
+    """A run's fixed parts. `workdir` holds what `description` says."""
 
     workdir: epath.Path
-    described: Described
+    description: RunDescription
     mesh: jax.sharding.Mesh
     splits: dict[str, Split]
 
     @property
     def config(self) -> ConfigDict:
         """The run's config."""
-        return self.described.config
+        return self.description.config
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
-        return self.described.model(frozen_norms)
+        return self.description.model(frozen_norms)
 
     def split(self, name: str) -> Split:
         """The split of that name.
 
         Raises:
-            ValueError: the data has no such split.
+            DataError: the data has no such split.
         """
-        if name not in self.splits or not len(self.splits[name]):
-            raise ValueError(f"the data has no split {name!r}: it has {', '.join(sorted(self.splits))}")
-        return self.splits[name]
+        return get_split(self.splits, name)
 
 
 def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
@@ -69,12 +67,12 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     if "train" not in splits:
         raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
     if has_checkpoint(workdir):
-        described = _take_up(config, workdir)
+        description = _take_up(config, workdir)
     else:  # new, or killed so early that nothing of it is worth keeping
-        described = _describe(config, splits["train"])
+        description = _describe(config, splits["train"])
         if jax.process_index() == 0:
-            workdir_files.write_description(workdir, described)
-    return Experiment(workdir, described, mesh, splits)
+            workdir_files.write_description(workdir, description)
+    return Experiment(workdir, description, mesh, splits)
 
 
 def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
@@ -87,55 +85,55 @@ def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
     stored = workdir_files.read_description(workdir)
     mesh = make_mesh(config.mesh)
     _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
-    described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
-    return Experiment(workdir, described, mesh, open_splits(config.data))
+    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
+    return Experiment(workdir, description, mesh, open_splits(config.data))
 
 
-def variable_shapes(described: Described) -> PyTree:
+def variable_shapes(description: RunDescription) -> PyTree:
     """Shapes and types of the model's variables, without making them."""
-    return dict(jax.eval_shape(*_init_call(described)))
+    return dict(jax.eval_shape(*_init_call(description)))
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
     """Fresh variables from the config's seed, then pretrained encoder weights, then those of `config.init_from`."""
-    config, facts = experiment.config, experiment.described.facts
-    variables = init_variables(experiment.described)
+    config, vocabulary = experiment.config, experiment.description.vocabulary
+    variables = init_variables(experiment.description)
     if config.model.encoder.weights:
         pretrained = load_encoder_weights(config.model.encoder.weights, config.model.encoder.variant)
         for collection, tree in pretrained.variables.items():
             variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
         logging.info("image encoder: weights from %s", pretrained.source)
     if config.init_from:
-        variables = transfer_weights(variables, config.init_from, experiment.described.vocabulary)
+        variables = transfer_weights(variables, config.init_from, vocabulary)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, facts.vocabulary_size)
+    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, vocabulary.size)
     return variables
 
 
-def init_variables(described: Described) -> PyTree:
+def init_variables(description: RunDescription) -> PyTree:
     """Random variables of the described model: `params` and `batch_stats`, float32."""
-    init, *arguments = _init_call(described)
+    init, *arguments = _init_call(description)
     # Runs once, over small arrays: compiling it quickly matters more than running it fast.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return dict(jax.jit(init, compiler_options=options)(*arguments))
 
 
-def _init_call(described: Described) -> tuple:
+def _init_call(description: RunDescription) -> tuple:
     """The model's initialisation and its arguments."""
-    model, size = described.model(), described.preprocessing.size
+    model, size = description.model(), description.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
-    tokens = jnp.zeros((1, 1, described.facts.max_length - 1), jnp.int32)
-    return functools.partial(model.init, train=False), jax.random.key(described.config.seed), images, tokens
+    tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
+    return functools.partial(model.init, train=False), jax.random.key(description.config.seed), images, tokens
 
 
-def _describe(config: ConfigDict, train: Split) -> Described:
+def _describe(config: ConfigDict, train: Split) -> RunDescription:
     settings = _encoder_settings(config)
     data = config.data
     vocabulary = build_vocabulary(data, train.captions)
-    facts = ModelFacts(vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon)
+    model_settings = ModelSettings(vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon)
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
-    return Described(config, facts, preprocessing, vocabulary)
+    return RunDescription(config, model_settings, preprocessing, vocabulary)
 
 
 def _encoder_settings(config: ConfigDict) -> EncoderSettings:
@@ -143,24 +141,24 @@ def _encoder_settings(config: ConfigDict) -> EncoderSettings:
     encoder = config.model.encoder
     if config.init_from:
         source = workdir_files.read_description(config.init_from)
-        if (
-            source.config.model.encoder.variant == encoder.variant
-        ):  # then its weights are taken, whatever others there are
-            facts, pixels = source.facts, source.preprocessing
-            return EncoderSettings(facts.padding, facts.norm_epsilon, pixels.mean, pixels.std, config.init_from)
+        if source.config.model.encoder.variant == encoder.variant:  # then its weights are taken, whatever others exist
+            settings, pixels = source.model_settings, source.preprocessing
+            return EncoderSettings(
+                settings.padding, settings.norm_epsilon, pixels.mean, pixels.std, source=config.init_from
+            )
     return encoder_settings(encoder.weights, encoder.variant)
 
 
-def _take_up(config: ConfigDict, workdir: epath.Path) -> Described:
+def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
     stored = workdir_files.read_description(workdir)
     changes = workdir_files.differences(stored.config, config)
     for key, (old, new) in changes.items():
         logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)
     workdir_files.check_resumable(changes, workdir)
-    described = Described(config, stored.facts, stored.preprocessing, stored.vocabulary)
+    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
     if changes and jax.process_index() == 0:
         workdir_files.write_config(workdir, config)
-    return described
+    return description
 
 
 def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:

@@ -108,7 +108,7 @@ class Run:
     def _start_or_go_on(self) -> None:
         """Makes the state of the first step, or reads the newest checkpoint. All of it lies on the devices, sharded."""
         config, mesh = self.config, self.experiment.mesh
-        variables = variable_shapes(self.experiment.described)
+        variables = variable_shapes(self.experiment.description)
         self.optimizer, self.schedule = make_optimizer(config.optimizer, variables["params"], self.steps)
 
         def create(variables: Any) -> Any:
@@ -145,7 +145,7 @@ class Run:
     def _update(self, frozen: frozenset[str]) -> Callable:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
         model, mesh = self.experiment.model(frozen_norms(frozen)), self.experiment.mesh
-        update = make_train_step(model, self.optimizer, self.experiment.described.preprocessing, self.config, frozen)
+        update = make_train_step(model, self.optimizer, self.experiment.description.preprocessing, self.config, frozen)
         return jax.jit(
             update,
             donate_argnums=0,
@@ -231,11 +231,11 @@ def _evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str) ->
 
 def _open_batches(experiment: Experiment) -> Prefetched:
     """The training batches, made ahead and put on the devices by a thread."""
-    config, described = experiment.config, experiment.described
+    config, description = experiment.config, experiment.description
     batches = train_batches(
         experiment.split("train"),
-        described.preprocessing,
-        described.vocabulary,
+        description.preprocessing,
+        description.vocabulary,
         config.data,
         config.seed,
         process_index=jax.process_index(),

@@ -25,7 +25,7 @@ class Samples:
     """
 
     def __init__(self, experiment: Experiment, split: Split):
-        self._vocabulary = experiment.described.vocabulary
+        self._vocabulary = experiment.description.vocabulary
         several = jax.process_count() > 1  # a drawing is not worth a program that all processes must join
         count = 0 if several else min(experiment.config.train.sample_images, len(split))
         self._images, self._references = _readable(experiment, split.records[:count])
@@ -58,7 +58,7 @@ def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.nda
     images, references = [], []
     for record in records:
         try:
-            images.append(experiment.described.preprocessing.load(record.source(), name=record.name))
+            images.append(experiment.description.preprocessing.load(record.source(), name=record.name))
         except (ImageError, OSError):
             continue  # named by the evaluation of the same images
         references.append(record.captions[0] if record.captions else "")
@@ -66,7 +66,7 @@ def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.nda
 
 
 def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray], Decoded]:
-    model, preprocessing = experiment.model(), experiment.described.preprocessing
+    model, preprocessing = experiment.model(), experiment.description.preprocessing
     settings = ConfigDict({**experiment.config.decode, "method": "greedy"})
 
     @jax.jit

@@ -37,9 +37,9 @@ def get_split(splits: dict[str, Split], name: str) -> Split:
     """Returns a split, or says which there are.
 
     Raises:
-        DataError: the data set has no such split.
+        DataError: the data set has no such split, or no image in it.
     """
-    if name not in splits:
+    if not splits.get(name):
         have = ", ".join(f"{split} ({len(records)})" for split, records in splits.items())
         raise DataError(
             f"there is no split {name!r}; the data set has {have}. Set config.data.split_files, "

@@ -126,16 +126,7 @@ def test_a_forgotten_iterator_ends_its_thread():
     assert prefetch_threads() == before
 
 
-def test_waiting_is_measured_and_the_inner_iterator_shows_through():
-    class Slow(Counter):
-        def __next__(self):
-            time.sleep(0.05)
-            return super().__next__()
-
-    with prefetch_to_device(Slow(), None, 1) as ahead:
-        next(ahead)
-        assert ahead.waited >= 0.04
-        assert ahead.fail_at is None
+def test_the_inner_iterator_shows_through():
     with prefetch_to_device(train(), None, 1) as ahead:
         next(ahead)
         assert ahead.problems == {}

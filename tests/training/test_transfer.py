@@ -17,7 +17,7 @@ from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import Checkpoints
 from caption_jax.training.experiment import start_experiment
 from caption_jax.training.transfer import transfer_weights
-from caption_jax.workdir import Described, ModelFacts
+from caption_jax.workdir import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
@@ -33,17 +33,17 @@ def vocabulary_of(captions: list[str]) -> Vocabulary:
 ROWS = vocabulary_of(CAPTIONS).size
 
 
-def described(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder) -> Described:
+def description(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder) -> RunDescription:
     config = get_config()
     config.model.decoder.update({"feed_forward": ROWS, **decoder})
     vocabulary = vocabulary_of(captions)
-    facts = ModelFacts(vocabulary.size, max_length, "symmetric", 1e-5)
-    return Described(config, facts, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary)
+    model_settings = ModelSettings(vocabulary.size, max_length, "symmetric", 1e-5)
+    return RunDescription(config, model_settings, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary)
 
 
-def filled(run: Described, seed: int) -> dict[str, np.ndarray]:
+def filled(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
     """Variables of the run's model, by path, with random numbers in place of an initialisation (which compiles)."""
-    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.facts.max_length - 1), np.int32)
+    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.model_settings.max_length - 1), np.int32)
     shapes = jax.eval_shape(run.model().init, jax.random.key(0), images, tokens)
     random = np.random.default_rng(seed)
     flat = traverse_util.flatten_dict(dict(shapes), sep="/")
@@ -58,7 +58,7 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
 def source(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     """A workdir with a checkpoint, and what is in it."""
     folder = tmp_path_factory.mktemp("source")
-    run = described()
+    run = description()
     weights = filled(run, seed=1)
     workdir_files.write_description(epath.Path(folder), run)
     checkpoints = Checkpoints(folder)
@@ -67,7 +67,7 @@ def source(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     return folder, weights
 
 
-def transferred(source: Path, run: Described) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def transferred(source: Path, run: RunDescription) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Variables before and after."""
     fresh = filled(run, seed=2)
     found = transfer_weights(nested(fresh), str(source), run.vocabulary)
@@ -76,7 +76,7 @@ def transferred(source: Path, run: Described) -> tuple[dict[str, np.ndarray], di
 
 def test_the_same_model_and_vocabulary_take_everything(source):
     folder, weights = source
-    _, found = transferred(folder, described())
+    _, found = transferred(folder, description())
     assert found.keys() == weights.keys()
     for path in weights:
         np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
@@ -84,8 +84,8 @@ def test_the_same_model_and_vocabulary_take_everything(source):
 
 def test_another_vocabulary_takes_the_rows_of_shared_tokens(source, caplog):
     folder, weights = source
-    run = described(OTHERS)
-    old, new = described().vocabulary.tokens, run.vocabulary.tokens
+    run = description(OTHERS)
+    old, new = description().vocabulary.tokens, run.vocabulary.tokens
     shared = set(old) & set(new)
     assert len({"<s>", "</s>"} & shared) == 2 and len(shared) < len(new) and list(old) != list(new)
     with caplog.at_level(logging.INFO, logger="absl"):
@@ -103,13 +103,13 @@ def test_rows_are_matched_by_name_not_by_size(source):
     """A kernel with as many rows as the vocabulary has tokens is no table of tokens."""
     folder, weights = source
     assert any(array.shape[0] == ROWS for path, array in weights.items() if path.endswith("kernel"))
-    size = described().vocabulary.size
-    tokenizer = described().vocabulary.tokenizer
+    size = description().vocabulary.size
+    tokenizer = description().vocabulary.tokenizer
     # As many tokens as before, but others: one more byte in place of a word.
-    kept = sorted(int(i) for i in described().vocabulary.to_full(range(4, size)))[:-1]
+    kept = sorted(int(i) for i in description().vocabulary.to_full(range(4, size)))[:-1]
     unused = next(i for i in range(5, tokenizer.size) if i not in kept)
-    run = dataclasses.replace(described(), vocabulary=Vocabulary(tokenizer, [*kept, unused]))
-    assert run.vocabulary.size == size and run.vocabulary.tokens != described().vocabulary.tokens
+    run = dataclasses.replace(description(), vocabulary=Vocabulary(tokenizer, [*kept, unused]))
+    assert run.vocabulary.size == size and run.vocabulary.tokens != description().vocabulary.tokens
     _, found = transferred(folder, run)
     changed = {path for path in weights if not np.array_equal(found[path], weights[path])}
     assert changed == {"params/decoder/embedding", "params/decoder/output_bias"}
@@ -117,7 +117,7 @@ def test_rows_are_matched_by_name_not_by_size(source):
 
 def test_longer_captions_keep_the_positions_that_both_have(source):
     folder, weights = source
-    fresh, found = transferred(folder, described(max_length=14))
+    fresh, found = transferred(folder, description(max_length=14))
     path = "params/decoder/position"
     assert len(found[path]) == 14
     np.testing.assert_array_equal(found[path][:10], weights[path])
@@ -127,7 +127,7 @@ def test_longer_captions_keep_the_positions_that_both_have(source):
 def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source, caplog):
     folder, weights = source
     with caplog.at_level(logging.INFO, logger="absl"):
-        fresh, found = transferred(folder, described(feed_forward=64))
+        fresh, found = transferred(folder, description(feed_forward=64))
     for path in found:
         takes = found[path].shape == weights[path].shape
         np.testing.assert_array_equal(found[path], weights[path] if takes else fresh[path], err_msg=path)
@@ -137,7 +137,7 @@ def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source,
 
 def test_another_model_is_refused(source):
     folder, _ = source
-    run = described(width=24, feed_forward=64)
+    run = description(width=24, feed_forward=64)
     run.config.model.encoder.variant = "tiny"
     with pytest.raises(ValueError, match=r"init_from=.* is a run of another model: .*image_encoder/backbone/"):
         transferred(folder, run)
@@ -145,20 +145,20 @@ def test_another_model_is_refused(source):
 
 def test_a_folder_that_is_no_workdir_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*is not the workdir of a training run"):
-        transferred(tmp_path, described())
+        transferred(tmp_path, description())
 
 
 def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
     """Whatever weights the config names: those of the run that it starts from replace them."""
     config = get_config()
     config.data.root = str(write_images(tmp_path / "data"))
-    fresh = start_experiment(config, epath.Path(tmp_path / "fresh")).described
+    fresh = start_experiment(config, epath.Path(tmp_path / "fresh")).description
     config.init_from = str(source[0])
-    tuned = start_experiment(config, epath.Path(tmp_path / "tuned")).described
-    assert (tuned.facts.padding, tuned.facts.norm_epsilon) == ("symmetric", 1e-5)
+    tuned = start_experiment(config, epath.Path(tmp_path / "tuned")).description
+    assert (tuned.model_settings.padding, tuned.model_settings.norm_epsilon) == ("symmetric", 1e-5)
     assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
     assert tuned.preprocessing.size == config.data.image_size
     config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
-    other = start_experiment(config, epath.Path(tmp_path / "other")).described
-    assert other.facts.padding == fresh.facts.padding == "same"
+    other = start_experiment(config, epath.Path(tmp_path / "other")).description
+    assert other.model_settings.padding == fresh.model_settings.padding == "same"
     assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
