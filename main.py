@@ -30,7 +30,13 @@ def main(argv: list[str]) -> int:
     if _MODE.value != "caption" and len(argv) > 1:
         raise app.UsageError(f"mode {_MODE.value} takes no arguments, but got {argv[1:]}")
     _set_up_platform()
-    return {"train": _train, "evaluate": _evaluate, "caption": _caption}[_MODE.value](argv[1:])
+    try:
+        return {"train": _train, "evaluate": _evaluate, "caption": _caption}[_MODE.value](argv[1:])
+    except BrokenPipeError:
+        if _MODE.value == "train":
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would fail once more
+        return 141  # who read our lines (`| head`) has seen enough: what a shell says of a closed pipe
 
 
 def _train(_: list[str]) -> int:

@@ -72,7 +72,7 @@ def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_wor
 
 
 def test_evaluate_names_the_splits_there_are(small_workdir):
-    with pytest.raises(ValueError, match="no split 'dev': it has test, train, val"):
+    with pytest.raises(ValueError, match=r"no split 'dev'; the data set has train \(8\), val \(2\), test \(2\)"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")
 
 
@@ -173,5 +173,11 @@ def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
     assert "error: broken.jpg: not in an image format" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "compile_cache").exists()
+    images = " ".join([str(small_images / "images")] * 2)
+    command = f"{sys.executable} {ROOT / 'main.py'} --mode=caption --workdir={small_workdir} {images}"
+    closed = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True, check=False
+    )
+    assert (closed.returncode, len(closed.stdout)) == (141, 1) and "Traceback" not in closed.stderr
     assert run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg").returncode == 1
     assert "--workdir" in run("--mode=evaluate").stderr

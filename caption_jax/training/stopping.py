@@ -17,7 +17,7 @@ from input_pipeline.records import Split
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Within it, SIGTERM (a preemption, the end of a scheduled job) no longer ends the process.
+    """Within it, SIGTERM (a preemption, the end of a scheduled job) and the first Ctrl-C no longer end the process.
 
     Yields:
         A function that is asked after every step, with the number of steps made, whether to save and stop. Several
@@ -28,11 +28,19 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
         yield multihost_utils.reached_preemption_sync_point
         return
     received = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: received.append(True))
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def receive(number: int, _: object) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])  # a second Ctrl-C does not wait
+
+    for number in previous:
+        signal.signal(number, receive)
     try:
         yield lambda step: bool(received)
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class NonFiniteLossError(RuntimeError):
