@@ -18,7 +18,7 @@ def default_config() -> ConfigDict:
     config.data = _data()
     config.augment = _augment()
     config.model = _model()
-    config.objective = ConfigDict({"label_smoothing": 0.1})
+    config.objective = _objective()
     config.optimizer = _optimizer()
     config.train = _train()
     config.decode = _decode()
@@ -84,13 +84,38 @@ def _model() -> ConfigDict:
     decoder.dropout = 0.1
     decoder.norm = "pre"  # "pre" or "post"
     decoder.positions = "learned"  # "learned" or "sinusoidal"
+    text = ConfigDict()  # in the model only where objective.contrastive_weight is above 0
+    # "" (from nothing, sizes below, tokens of the compact vocabulary), or a RoBERTa: a local folder or a hub name. It
+    # has its own sizes, and reads all tokens of data.tokenizer, which has to be its own.
+    text.weights = ""
+    text.layers = 4
+    text.width = 256
+    text.heads = 4
+    text.feed_forward = 1024
+    text.dropout = 0.1
+    text.remat = False  # recompute its layers in the backward pass instead of keeping their activations
+    space = ConfigDict()  # of images and texts, with the text encoder
+    space.width = 256
+    space.temperature = 0.07  # similarities are divided by it at the start; it is learned
+    space.min_temperature = 0.01
     model = ConfigDict()
     model.image_memory = "grid"  # what the decoder attends to: "grid", "vector" or "both"
     model.vector = "mean"  # how the image vector is pooled: "mean" or "flatten"
     model.memory_dropout = 0.1
     model.encoder = encoder
     model.decoder = decoder
+    model.text_encoder = text
+    model.shared_space = space
     return model
+
+
+def _objective() -> ConfigDict:
+    objective = ConfigDict()
+    objective.label_smoothing = 0.1
+    # Of the loss that brings images and their captions together in one space, beside that of the captions' tokens;
+    # above 0 the model has a text encoder, and its images can be found by words.
+    objective.contrastive_weight = 0.0
+    return objective
 
 
 def _optimizer() -> ConfigDict:

@@ -9,11 +9,14 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from caption_jax.config import default_config
@@ -41,16 +44,21 @@ _FIXED = (
     "data.captions_per_image",
     "optimizer.name",
 )
+_DECIDES_ON_TEXT_ENCODER = "objective.contrastive_weight"  # by being 0 or above: the same
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights."""
+    """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights.
+
+    `text_encoder` holds the sizes of its RoBERTa, None where the model has no text encoder.
+    """
 
     vocabulary_size: int
     max_length: int
     padding: str
     norm_epsilon: float
+    text_encoder: dict[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +80,59 @@ class RunDescription:
             frozen_norms=frozen_norms,
             padding=self.model_settings.padding,
             norm_epsilon=self.model_settings.norm_epsilon,
+            text_encoder=self.model_settings.text_encoder,
         )
+
+    @property
+    def has_text_encoder(self) -> bool:
+        """Whether the model puts texts in one space with images."""
+        return self.model_settings.text_encoder is not None
+
+    @property
+    def text_reader(self) -> TextReader:
+        """Gives texts and captions in the ids that the model's text encoder reads.
+
+        Raises:
+            ValueError: the model has no text encoder.
+        """
+        if not self.has_text_encoder:
+            raise ValueError(
+                "this run was trained without a text encoder, so there is no space that its images and texts share: "
+                "train one with --config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
+            )
+        rows = self.model_settings.text_encoder["vocab_size"]
+        return TextReader(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextReader:
+    """From words to the ids of a text encoder.
+
+    An encoder that was trained here from nothing has a row for each token of the compact vocabulary, and reads compact
+    ids. A RoBERTa that was trained elsewhere has one for each token of its tokenizer and reads full ids, so that it
+    knows words which the training captions lack. (Where the vocabulary is the whole tokenizer both are the same.)
+
+    Attributes:
+        vocabulary: of the run.
+        full: whether the encoder reads full ids.
+        max_length: tokens of the longest text; longer ones are cut as captions are.
+    """
+
+    vocabulary: Vocabulary
+    full: bool
+    max_length: int
+
+    def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
+        """Ids of texts from <s> to </s>, then pads."""
+        vocabulary = self.vocabulary
+        encode = vocabulary.encode_full_batch if self.full else vocabulary.encode_batch
+        return encode(list(texts), self.max_length)
+
+    def ids_of(self, tokens: Int[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
+        """Ids of captions that are compact ids already, on the device."""
+        if not self.full:
+            return tokens
+        return jnp.asarray(self.vocabulary.to_full(range(self.vocabulary.size)))[tokens]
 
 
 def compute_dtype(name: str) -> jnp.dtype:
@@ -132,6 +192,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
     """Raises ValueError when a changed key makes the stored state of `workdir` useless."""
     fixed = {k: v for k, v in changes.items() if any(k == f or (f.endswith(".") and k.startswith(f)) for f in _FIXED)}
+    fixed |= {k: v for k, v in changes.items() if k == _DECIDES_ON_TEXT_ENCODER and not all(v)}
     if fixed:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
         raise ValueError(

@@ -212,10 +212,14 @@ class Vocabulary:
         A caption of more than `max_length` tokens is cut and has no `</s>`: with one, the model would be taught to stop
         in mid-sentence.
         """
+        return self._to_compact[self.encode_full_batch(texts, max_length)]
+
+    def encode_full_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts max_length"]:
+        """Full ids of many texts, cut and padded as `encode_batch` does; no token of the tokenizer is unknown."""
         rows = np.full((len(texts), max_length), PAD, np.int32)
         for row, ids in zip(rows, self.tokenizer.encode_batch(texts), strict=True):
             ids = ids[:max_length]
-            row[: len(ids)] = self._to_compact[ids]
+            row[: len(ids)] = ids
         return rows
 
     def decode(self, ids: Iterable[int]) -> str:

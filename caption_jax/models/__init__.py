@@ -13,11 +13,13 @@ _HOMES = {
     "ImageCaptioningModel": "captioning",
     "ImageEncoder": "image_encoder",
     "ImageFeatures": "image_encoder",
+    "SharedSpace": "shared_space",
     "TextEncoder": "text_encoder",
     "TextFeatures": "text_encoder",
     "VARIANTS": "efficientnet",
     "build_model": "build",
     "depthwise_conv": "depthwise",
+    "roberta_sizes": "build",
 }
 
 __all__ = sorted(_HOMES)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
 from ml_collections import ConfigDict
@@ -9,6 +13,7 @@ from ml_collections import ConfigDict
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
+from caption_jax.models.shared_space import SharedSpace
 
 
 def build_model(
@@ -20,6 +25,7 @@ def build_model(
     frozen_norms: frozenset[str] = frozenset(),
     padding: str = "same",
     norm_epsilon: float = 1e-3,
+    text_encoder: Mapping[str, Any] | None = None,
 ) -> ImageCaptioningModel:
     """Builds the captioner of `config.model`; parameters are float32, whatever `dtype` it computes in.
 
@@ -31,6 +37,8 @@ def build_model(
         frozen_norms: paths of batch norms that run on their stored statistics in training too.
         padding: of the image encoder's convolutions, as its weights want it: "same" or "symmetric".
         norm_epsilon: of its batch norms, as its weights want it.
+        text_encoder: sizes of a RoBERTa, as transformers' RobertaConfig names them (`roberta_sizes`): then the model
+            has a text encoder and a space that images and texts share. None for neither.
     """
     encoder, decoder = model_config.encoder, model_config.decoder
     return ImageCaptioningModel(
@@ -39,6 +47,7 @@ def build_model(
             width=decoder.width,
             image_memory=model_config.image_memory,
             vector=model_config.vector,
+            always_vector=text_encoder is not None,
             memory_dropout=model_config.memory_dropout,
             norm_group_size=encoder.norm_group_size,
             norm_momentum=encoder.norm_momentum,
@@ -60,4 +69,43 @@ def build_model(
             max_length=max_length,
             dtype=dtype,
         ),
+        **({} if text_encoder is None else _text_modules(model_config, text_encoder, dtype)),
     )
+
+
+def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int) -> dict[str, Any]:
+    """Sizes of a text encoder that is trained from nothing, for `build_model`.
+
+    Args:
+        text_config: the `model.text_encoder` part of a config.
+        vocabulary_size: ids that it reads; 1 is the pad's, as in all of RoBERTa.
+        max_length: tokens of the longest text, <s> and </s> included.
+    """
+    pad = 1
+    return {
+        "vocab_size": vocabulary_size,
+        "hidden_size": text_config.width,
+        "num_hidden_layers": text_config.layers,
+        "num_attention_heads": text_config.heads,
+        "intermediate_size": text_config.feed_forward,
+        "hidden_dropout_prob": text_config.dropout,
+        "attention_probs_dropout_prob": text_config.dropout,
+        "max_position_embeddings": max_length + pad + 1,  # RoBERTa's positions start after the pad's
+        "type_vocab_size": 1,
+        "layer_norm_eps": 1e-5,
+        "pad_token_id": pad,
+    }
+
+
+def _text_modules(model_config: ConfigDict, sizes: Mapping[str, Any], dtype: Dtype) -> dict[str, nn.Module]:
+    from transformers import RobertaConfig  # takes seconds, and most models have no text encoder
+
+    from caption_jax.models.text_encoder import TextEncoder
+
+    roberta, space = RobertaConfig(**sizes), model_config.shared_space
+    return {
+        "text_encoder": TextEncoder(
+            roberta, model_config.decoder.width, remat=model_config.text_encoder.remat, dtype=dtype
+        ),
+        "shared_space": SharedSpace(space.width, space.temperature, space.min_temperature),
+    }

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import Cache
 from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
+from caption_jax.models.shared_space import SharedSpace
 
 if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
     from caption_jax.models.text_encoder import TextEncoder, TextFeatures
@@ -19,19 +21,21 @@ class ImageCaptioningModel(nn.Module):
     """Captions images: `images -> memory -> logits`.
 
     The decoder sees the image and the tokens before the one it predicts, nothing else: the text encoder, where there is
-    one, stands beside this path and is reached through `encode_texts` only.
+    one, stands beside this path and is reached through `encode_texts` and `embed_texts` only.
 
-    Parameters lie under `image_encoder/`, `decoder/` and `text_encoder/`.
+    Parameters lie under `image_encoder/`, `decoder/`, `text_encoder/` and `shared_space/`.
 
     Attributes:
         image_encoder: pixels to memory.
         decoder: memory and tokens to logits.
         text_encoder: texts to vectors; None (no parameters) unless something uses it.
+        shared_space: puts images and texts in one space; needs a text encoder, and an image encoder with a vector.
     """
 
     image_encoder: ImageEncoder
     decoder: Decoder
     text_encoder: TextEncoder | None = None
+    shared_space: SharedSpace | None = None
 
     def __call__(
         self,
@@ -47,7 +51,10 @@ class ImageCaptioningModel(nn.Module):
             tokens: captions without their last token, from <s> on.
             train: dropout, stochastic depth and batch statistics; needs the random stream "dropout".
         """
-        return self.decode(tokens, self.encode_images(images, train=train), train=train).logits
+        features = self.encode_images(images, train=train)
+        if self.is_initializing():
+            self._make_text_parameters(features)
+        return self.decode(tokens, features, train=train).logits
 
     def encode_images(self, images: Float[Array, "batch height width 3"], *, train: bool = False) -> ImageFeatures:
         """Memory for the decoder, and the image vector."""
@@ -64,6 +71,24 @@ class ImageCaptioningModel(nn.Module):
         if self.text_encoder is None:
             raise ValueError("this model was built without a text encoder")
         return self.text_encoder(ids, mask, train=train)
+
+    def embed_images(self, features: ImageFeatures) -> Float[Array, "batch shared"]:
+        """Unit vectors, in the space shared with texts, of images that `encode_images` has seen.
+
+        Raises:
+            ValueError: the model has no shared space.
+        """
+        return self._space().images(features.vector)
+
+    def embed_texts(
+        self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
+    ) -> Float[Array, "texts shared"]:
+        """Unit vectors of texts, in the space shared with images; arguments as in `encode_texts`."""
+        return self._space().texts(self.encode_texts(ids, mask, train=train).vector)
+
+    def similarity_scale(self) -> Float[Array, ""]:
+        """What similarities of unit vectors are multiplied by in training: 1 / temperature."""
+        return self._space().scale()
 
     def decode(
         self,
@@ -98,6 +123,20 @@ class ImageCaptioningModel(nn.Module):
         return self.decoder.start_cache(
             _memory(features), memory_mask=memory_mask, rows=rows, groups=groups, length=length
         )
+
+    def _space(self) -> SharedSpace:
+        if self.shared_space is None:
+            raise ValueError("this model was built without a space that images and texts share")
+        return self.shared_space
+
+    def _make_text_parameters(self, features: ImageFeatures) -> None:
+        """Touches what teacher forcing does not, so that initialisation makes its parameters too."""
+        nothing = jnp.zeros((1, 1), jnp.int32)
+        if self.shared_space is not None:
+            self.embed_images(features)
+            self.embed_texts(nothing, nothing == 0)
+        elif self.text_encoder is not None:
+            self.encode_texts(nothing, nothing == 0)
 
 
 def _memory(features):

@@ -21,7 +21,7 @@ class ImageFeatures:
 
     Attributes:
         memory: what the decoder attends to, [batch, slots, width]; the grid's cells row by row, then the vector.
-        vector: one vector an image, [batch, width]; None where the memory is the grid alone.
+        vector: one vector an image, [batch, width]; None where nothing uses one.
     """
 
     memory: Float[Array, "batch slots width"]
@@ -36,6 +36,7 @@ class ImageEncoder(nn.Module):
         width: the model's width.
         image_memory: 'grid' (a slot for each cell, with a learned position), 'vector' (one slot) or 'both'.
         vector: how the vector is made before its dense layer: the 'mean' over cells, or all cells 'flatten'ed.
+        always_vector: make the vector also where the memory is the grid alone, for a use beside the decoder.
         memory_dropout: dropout on the memory.
         norm_group_size, norm_momentum, drop_path, padding, norm_epsilon, frozen_norms: see `EfficientNet`.
         dtype: compute dtype.
@@ -46,6 +47,7 @@ class ImageEncoder(nn.Module):
     width: int = 512
     image_memory: Literal["grid", "vector", "both"] = "grid"
     vector: Literal["mean", "flatten"] = "mean"
+    always_vector: bool = False
     memory_dropout: float = 0.0
     norm_group_size: int = 0
     norm_momentum: float = 0.99
@@ -76,7 +78,7 @@ class ImageEncoder(nn.Module):
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         if self.image_memory != "vector":
             self.grid = GridMemory(self.width, **dtypes)
-        if self.image_memory != "grid":
+        if self.image_memory != "grid" or self.always_vector:
             self.pooled = VectorMemory(self.width, self.vector, **dtypes)
         self.dropout = nn.Dropout(self.memory_dropout)
 
@@ -87,10 +89,11 @@ class ImageEncoder(nn.Module):
     def project(self, features: Float[Array, "batch h w channels"], *, train: bool) -> ImageFeatures:
         """Returns the memory and vector of features that the backbone gave."""
         slots, vector = [], None
+        if self.image_memory != "grid" or self.always_vector:
+            vector = self.pooled(features)
         if self.image_memory != "vector":
             slots.append(self.grid(features))
         if self.image_memory != "grid":
-            vector = self.pooled(features)
             slots.append(vector[:, None, :])
         memory = slots[0] if len(slots) == 1 else jnp.concatenate(slots, axis=1)
         return ImageFeatures(self.dropout(memory, deterministic=not train), vector)

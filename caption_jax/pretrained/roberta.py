@@ -20,6 +20,23 @@ from caption_jax.models.text_encoder import TextEncoder
 
 _FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
 
+# Of a config.json, what a text encoder's shape and its computation depend on.
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "initializer_range",
+    "pad_token_id",
+)
+
 # Parts of checkpoints that a text encoder has no use for.
 _OTHER_PARTS = ("lm_head", "pooler", "classifier", "qa_outputs")
 
@@ -50,16 +67,30 @@ def load_roberta(name: str) -> PretrainedText:
         FileNotFoundError: no such folder or hub name, or no weights in it.
         ValueError: the config is no RoBERTa, or the weights do not fit it; missing ones are named.
     """
-    folder = Path(name) if Path(name).is_dir() else _from_hub(name)
+    folder = _folder(name)
+    config = _read_config(folder)
+    weights, source = _read_weights(folder)
+    return PretrainedText(config, _fit(weights, config, source), str(source))
+
+
+def load_roberta_sizes(name: str) -> dict[str, Any]:
+    """What `build_model` must know of the RoBERTa that `load_roberta` reads. Raises as it does, but for the weights."""
+    config = _read_config(_folder(name))
+    return {size: getattr(config, size) for size in _SIZES}
+
+
+def _folder(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else _from_hub(name)
+
+
+def _read_config(folder: Path) -> RobertaConfig:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise FileNotFoundError(f"{folder} has no config.json: a RoBERTa folder holds config.json and its weights")
     settings = json.loads(config_file.read_text())
     if settings.get("model_type") != "roberta":
         raise ValueError(f"{config_file} describes a model of type {settings.get('model_type')!r}, not a roberta")
-    config = RobertaConfig.from_dict(settings)
-    weights, source = _read_weights(folder)
-    return PretrainedText(config, _fit(weights, config, source), str(source))
+    return RobertaConfig.from_dict(settings)
 
 
 def _from_hub(name: str) -> Path:

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import has_checkpoint
+from caption_jax.models.build import roberta_sizes
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.training.sharding import make_mesh
@@ -22,7 +23,7 @@ from caption_jax.workdir import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.tokenizer import build_vocabulary
+from input_pipeline.tokenizer import PAD, Vocabulary, build_vocabulary
 
 PyTree = Any
 
@@ -63,6 +64,7 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     mesh = make_mesh(config.mesh)
     _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
     _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
+    _check_objective(config)
     splits = open_splits(config.data)
     if "train" not in splits:
         raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
@@ -103,6 +105,12 @@ def initial_variables(experiment: Experiment) -> PyTree:
         for collection, tree in pretrained.variables.items():
             variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
         logging.info("image encoder: weights from %s", pretrained.source)
+    if experiment.description.has_text_encoder and config.model.text_encoder.weights:
+        from caption_jax.pretrained.roberta import load_roberta  # imports transformers, which takes seconds
+
+        text = load_roberta(config.model.text_encoder.weights)
+        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
+        logging.info("text encoder: weights from %s", text.source)
     if config.init_from:
         variables = transfer_weights(variables, config.init_from, vocabulary)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -130,10 +138,43 @@ def _describe(config: ConfigDict, train: Split) -> RunDescription:
     settings = _encoder_settings(config)
     data = config.data
     vocabulary = build_vocabulary(data, train.captions)
-    model_settings = ModelSettings(vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon)
+    text_encoder = text_encoder_sizes(config, vocabulary) if config.objective.contrastive_weight else None
+    model_settings = ModelSettings(
+        vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder
+    )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
     return RunDescription(config, model_settings, preprocessing, vocabulary)
+
+
+def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Sizes of the text encoder that the config names, checked against the words that it will read.
+
+    Raises:
+        ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
+        FileNotFoundError: there is no such RoBERTa.
+    """
+    name, data = config.model.text_encoder.weights, config.data
+    if not name:
+        return roberta_sizes(config.model.text_encoder, vocabulary.size, data.max_length)
+    from caption_jax.pretrained.roberta import load_roberta_sizes
+
+    sizes = load_roberta_sizes(name)
+    rows, pad = sizes["vocab_size"], sizes["pad_token_id"]
+    if data.tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
+        raise ValueError(
+            f"config.model.text_encoder.weights={name} was trained on {rows} tokens with pad {pad}, but "
+            f"config.data.tokenizer={data.tokenizer} has {vocabulary.tokenizer.size} with pad {PAD}: name the "
+            "checkpoint's own tokenizer in config.data.tokenizer, a folder with its vocab.json and merges.txt or its "
+            'hub name, or train a text encoder from nothing with config.model.text_encoder.weights=""'
+        )
+    longest = sizes["max_position_embeddings"] - pad - 1
+    if data.max_length > longest:
+        raise ValueError(
+            f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
+            f"{longest} tokens"
+        )
+    return sizes
 
 
 def _encoder_settings(config: ConfigDict) -> EncoderSettings:
@@ -159,6 +200,19 @@ def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
     if changes and jax.process_index() == 0:
         workdir_files.write_config(workdir, config)
     return description
+
+
+def _check_objective(config: ConfigDict) -> None:
+    weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
+    if not weight >= 0:
+        raise ValueError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
+    if weight and slices > 1:
+        raise ValueError(
+            f"config.optimizer.accumulation={slices} with config.objective.contrastive_weight={weight}: each slice of "
+            "the batch would be told apart from its own images only, which is another, easier loss than that of the "
+            "whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a smaller "
+            "config.data.batch_size where memory is short"
+        )
 
 
 def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:
