@@ -53,7 +53,18 @@ def _data() -> ConfigDict:
     data.eval_batch_size = 32
     data.workers = 2  # threads that read and decode
     data.prefetch = 4  # batches ready ahead of the step
+    data.feature_cache = _feature_cache()
     return data
+
+
+def _feature_cache() -> ConfigDict:
+    # Training on stored outputs of a part of the image encoder that stays frozen for the whole run (docs/training.md).
+    cache = ConfigDict()
+    cache.stage = ""  # last stage of that part: "stem", "stage_1", "stage_2", .. or "head"; "" for no cache
+    cache.views = 1  # crops and flips stored of each image, drawn by config.augment; epochs take them in turn
+    cache.dtype = "float16"  # of what is stored: "float16" or "float32"
+    cache.folder = ""  # local folder, the same for all processes; "" for features/ in the workdir
+    return cache
 
 
 def _augment() -> ConfigDict:

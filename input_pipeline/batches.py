@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 import grain
 import numpy as np
-from jaxtyping import Int32, UInt8
+from jaxtyping import Int32
 from ml_collections import ConfigDict
 
 from input_pipeline.images import ImageError, Preprocessing
+from input_pipeline.inputs import Inputs, Pixels, StoredFeatures, in_turn
 from input_pipeline.records import SHOWN, DataError, Split
 
 Batch = dict[str, np.ndarray]
@@ -41,11 +42,11 @@ class EncodesCaptions(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One decoded image with the chosen captions as ids; `problem` says why there is no image."""
+    """One image's pixels or features with the chosen captions as ids; `problem` says why there is no image."""
 
     index: int
     tokens: Int32[np.ndarray, "captions length"]
-    image: UInt8[np.ndarray, "size size 3"] | None
+    image: np.ndarray | None
     problem: str = ""
 
 
@@ -56,13 +57,15 @@ def train_batches(
     data_config: ConfigDict,
     seed: int,
     *,
+    features: StoredFeatures | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
     """Returns the endless training batches of one process.
 
     A batch holds, with b = batch_size / process_count and K = `captions_per_image` (0: the most that any image has):
-        image: uint8 [b, size, size, 3].
+        image: uint8 [b, size, size, 3]; or, where `features` are given, in its place
+        features: [b, *shape] of the view that the epoch takes.
         tokens: int32 [b, K, max_length], from <s> to </s>, then pads. An image with fewer than K captions repeats them.
         mask: bool [b]; False where the image could not be read, which is logged by name.
         index: int32 [b], into `split`.
@@ -73,13 +76,15 @@ def train_batches(
         vocabulary: encodes captions.
         data_config: `config.data`.
         seed: of the order of images and captions.
+        features: of the images of `split`, to take the place of pixels.
         process_index: which part of each global batch to make.
         process_count: how many parts there are.
 
     Raises:
         DataError: the split is empty, or the batch size is no multiple of the processes.
     """
-    return TrainBatches(split, preprocessing, vocabulary, data_config, seed, process_index, process_count)
+    inputs = features or Pixels(split, preprocessing)
+    return TrainBatches(split, inputs, vocabulary, data_config, seed, process_index, process_count)
 
 
 def eval_batches(
@@ -97,7 +102,8 @@ def eval_batches(
     filled up with rows of mask False and index -1; every process makes the same number of batches, and process p takes
     the p-th part of each. An unreadable image has mask False and its own index.
     """
-    return EvalBatches(split, preprocessing, vocabulary, data_config, process_index, process_count)
+    inputs = Pixels(split, preprocessing)
+    return EvalBatches(split, inputs, vocabulary, data_config, process_index, process_count)
 
 
 class _Batches:
@@ -138,8 +144,8 @@ class _Batches:
 
     def _assemble(self, count: int) -> Batch:
         """Takes `count` examples; rows beyond them are padding."""
-        size, rows = self._loader.preprocessing.size, self.local_size
-        image = np.empty((rows, size, size, 3), np.uint8)
+        inputs, rows = self._loader.inputs, self.local_size
+        image = np.empty((rows, *inputs.shape), inputs.dtype)
         tokens = np.empty((rows, *self._loader.blank.shape), np.int32)
         mask = np.zeros(rows, bool)
         index = np.full(rows, -1, np.int32)
@@ -156,7 +162,7 @@ class _Batches:
         # Rows without an image repeat one that has: black squares would move the statistics of batch norms.
         image[~mask] = image[mask.argmax()] if mask.any() else 0
         tokens[count:] = self._loader.blank
-        return {"image": image, "tokens": tokens, "mask": mask, "index": index}
+        return {inputs.name: image, "tokens": tokens, "mask": mask, "index": index}
 
     def _next_example(self) -> Example:
         try:
@@ -182,14 +188,14 @@ class TrainBatches(_Batches):
     def __init__(
         self,
         split: Split,
-        preprocessing: Preprocessing,
+        inputs: Inputs,
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
         seed: int,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, preprocessing, vocabulary, data_config, seed)
+        loader = _Loader(split, inputs, vocabulary, data_config, seed)
         super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
         self._seed = seed
         self._order = _Shuffled(len(split), seed)
@@ -237,13 +243,13 @@ class EvalBatches(_Batches):
     def __init__(
         self,
         split: Split,
-        preprocessing: Preprocessing,
+        inputs: Inputs,
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, preprocessing, vocabulary, data_config, seed=None)
+        loader = _Loader(split, inputs, vocabulary, data_config, seed=None)
         super().__init__(loader, data_config.eval_batch_size, process_index, process_count, data_config.workers)
         self._batch = 0
 
@@ -316,13 +322,13 @@ class _Loader:
     def __init__(
         self,
         split: Split,
-        preprocessing: Preprocessing,
+        inputs: Inputs,
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
         seed: int | None,
     ):
         self.split = split
-        self.preprocessing = preprocessing
+        self.inputs = inputs
         self._seed = seed
         self._captions = _EncodedCaptions(split, vocabulary, data_config.max_length)
         self._count = data_config.captions_per_image or max((1, *(len(r.captions) for r in split)))
@@ -331,19 +337,17 @@ class _Loader:
 
     def __call__(self, place: tuple[int, int]) -> Example:
         position, index = place
-        record = self.split[index]
+        record, epoch = self.split[index], position // len(self.split)
         tokens = self.blank
         if record.captions:
             chosen = range(self._count)
             if self._seed is not None:
-                epoch = position // len(self.split)
                 chosen = choose_captions(len(record.captions), self._count, self._seed, epoch, record.image_id)
             tokens = np.stack([self._captions[index, number % len(record.captions)] for number in chosen])
         try:
-            return Example(index, tokens, self.preprocessing.load(record.source(), name=record.name))
-        except (ImageError, OSError) as error:
-            problem = str(error) if isinstance(error, ImageError) else f"{record.name}: {error}"
-            return Example(index, tokens, None, problem)
+            return Example(index, tokens, self.inputs.load(index, epoch))
+        except ImageError as error:
+            return Example(index, tokens, None, str(error))
 
 
 def choose_captions(available: int, count: int, seed: int, epoch: int, image_id: str | int) -> list[int]:
@@ -360,13 +364,7 @@ def choose_captions(available: int, count: int, seed: int, epoch: int, image_id:
         epoch: from 0.
         image_id: of the image.
     """
-    digest = hashlib.blake2b(f"{seed}/{image_id!r}".encode(), digest_size=8).digest()
-    number = int.from_bytes(digest, "big")
-    order: list[int] = []
-    for place in range(available):  # the number's digits in the factorial base are a random permutation
-        number, slot = divmod(number, place + 1)
-        order.insert(slot, place)
-    return [order[(epoch * count + turn) % available] for turn in range(count)]
+    return in_turn(available, count, f"{seed}/{image_id!r}", epoch)
 
 
 class _EncodedCaptions:

@@ -39,26 +39,42 @@ class ImageCaptioningModel(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width 3"],
+        images: Float[Array, "batch height width inputs"],
         tokens: Int[Array, "batch captions length"],
         *,
         train: bool = False,
+        start_after: str = "",
     ) -> Float[Array, "batch captions length vocabulary"]:
         """Teacher forcing: float32 scores of the token after each given token, one encoder pass for all captions.
 
         Args:
-            images: normalised pixels.
+            images: normalised pixels, or the output of the encoder's stage `start_after`.
             tokens: captions without their last token, from <s> on.
             train: dropout, stochastic depth and batch statistics; needs the random stream "dropout".
+            start_after: see `encode_images`.
         """
-        features = self.encode_images(images, train=train)
+        features = self.encode_images(images, train=train, start_after=start_after)
         if self.is_initializing():
             self._make_text_parameters(features)
         return self.decode(tokens, features, train=train).logits
 
-    def encode_images(self, images: Float[Array, "batch height width 3"], *, train: bool = False) -> ImageFeatures:
-        """Memory for the decoder, and the image vector."""
-        return self.image_encoder(images, train=train)
+    def encode_images(
+        self, images: Float[Array, "batch height width inputs"], *, train: bool = False, start_after: str = ""
+    ) -> ImageFeatures:
+        """Memory for the decoder, and the image vector.
+
+        Args:
+            images: normalised pixels, or the output of the encoder's stage `start_after`.
+            train: dropout, stochastic depth and batch statistics.
+            start_after: stage of the backbone whose output `images` is, as `encode_up_to` gives it; "" for pixels.
+        """
+        return self.image_encoder(images, train=train, start_after=start_after)
+
+    def encode_up_to(
+        self, stage: str, images: Float[Array, "batch height width 3"]
+    ) -> Float[Array, "batch h w channels"]:
+        """What the image encoder's `stage` gives for normalised pixels: its parameters up to there are enough."""
+        return self.image_encoder.up_to(stage, images)
 
     def encode_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False

@@ -102,6 +102,17 @@ class Variant:
         """Pixels of the image's side to a cell of the features."""
         return 2 * math.prod(stage.stride for stage in self.stages)
 
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The network's parts in order, named as in the paths of their parameters."""
+        return ("stem", *(f"stage_{number}" for number in range(1, len(self.stages) + 1)), "head")
+
+    def stages_up_to(self, name: str) -> tuple[str, ...]:
+        """The parts from the stem to the one called `name`; none for "". Raises ValueError that lists the names."""
+        if name and name not in self.stage_names:
+            raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(self.stage_names)}")
+        return self.stage_names[: self.stage_names.index(name) + 1] if name else ()
+
 
 def _lite(width: float, depth: float, resolution: int) -> Variant:
     return Variant(width, depth, resolution, squeeze_excite=False, activation="relu6", fix_stem_head=True)
@@ -346,9 +357,24 @@ class EfficientNet(nn.Module):
 
     @nn.compact
     def __call__(
-        self, images: Float[Array, "batch height width 3"], *, train: bool
+        self,
+        images: Float[Array, "batch height width inputs"],
+        *,
+        train: bool,
+        start_after: str = "",
+        stop_after: str = "",
     ) -> Float[Array, "batch h w channels"]:
-        """Returns features of normalised images: [batch, height / 32, width / 32, 1280] for B0."""
+        """Returns features of normalised images: [batch, height / 32, width / 32, 1280] for B0.
+
+        Args:
+            images: normalised pixels, or what the stage `start_after` gave for them.
+            train: whether norms take the batch's statistics and stochastic depth is on.
+            start_after: run only what follows this stage ("stem", "stage_1", .., "head").
+            stop_after: run up to this stage only, and return what it gives.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
         variant = variant_named(self.variant)
         settings = BlockSettings(
             self.norm_group_size,
@@ -361,12 +387,17 @@ class EfficientNet(nn.Module):
             self.dtype,
             self.param_dtype,
         )
-        x = Stem(variant.stem_channels, settings, name="stem")(images.astype(self.dtype), train=train)
+        stages: list[nn.Module] = [Stem(variant.stem_channels, settings, name="stem")]
         rates = self._drop_paths(variant)
         for index, stage in enumerate(variant.scaled_stages, start=1):
             mine, rates = rates[: stage.blocks], rates[stage.blocks :]
-            x = StageBlocks(stage, mine, settings, name=f"stage_{index}")(x, train=train)
-        return Pointwise(variant.head_channels, settings, name="head")(x, train=train)
+            stages.append(StageBlocks(stage, mine, settings, name=f"stage_{index}"))
+        stages.append(Pointwise(variant.head_channels, settings, name="head"))
+        x = images.astype(self.dtype)
+        first, end = len(variant.stages_up_to(start_after)), len(variant.stages_up_to(stop_after)) or len(stages)
+        for stage in stages[first:end]:
+            x = stage(x, train=train)
+        return x
 
     def _drop_paths(self, variant: Variant) -> tuple[float, ...]:
         blocks = sum(stage.blocks for stage in variant.scaled_stages)

@@ -82,9 +82,21 @@ class ImageEncoder(nn.Module):
             self.pooled = VectorMemory(self.width, self.vector, **dtypes)
         self.dropout = nn.Dropout(self.memory_dropout)
 
-    def __call__(self, images: Float[Array, "batch height width 3"], *, train: bool) -> ImageFeatures:
-        """Returns the features of normalised images. Needs the rng 'dropout' in training where dropout is set."""
-        return self.project(self.backbone(images, train=train), train=train)
+    def __call__(
+        self, images: Float[Array, "batch height width inputs"], *, train: bool, start_after: str = ""
+    ) -> ImageFeatures:
+        """Returns the features of normalised images. Needs the rng 'dropout' in training where dropout is set.
+
+        Args:
+            images: normalised pixels, or what `up_to` gave for the backbone's stage `start_after`.
+            train: dropout, stochastic depth and batch statistics.
+            start_after: stage whose output `images` is; "" for pixels.
+        """
+        return self.project(self.backbone(images, train=train, start_after=start_after), train=train)
+
+    def up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w channels"]:
+        """Returns what the backbone's `stage` gives for normalised images, norms on their stored statistics."""
+        return self.backbone(images, train=False, stop_after=stage)
 
     def project(self, features: Float[Array, "batch h w channels"], *, train: bool) -> ImageFeatures:
         """Returns the memory and vector of features that the backbone gave."""

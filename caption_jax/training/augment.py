@@ -62,6 +62,12 @@ def check_augment(config: ConfigDict) -> None:
             raise ValueError(f"augment.{name} is {config[name]}; it has to be in [0, 1], 0 for none")
 
 
+def is_identity(config: ConfigDict) -> bool:
+    """Whether `config.augment` leaves images as they are."""
+    jittered = config.brightness or config.contrast or config.saturation
+    return not (config.flip or jittered or config.min_crop_scale < 1 or config.max_aspect > 1)
+
+
 def _random_crop(keys, pixels, flips, config):
     draw = jax.vmap(lambda k: jax.random.uniform(k, (4,)))(keys)
     area = config.min_crop_scale + (1 - config.min_crop_scale) * draw[:, 0]

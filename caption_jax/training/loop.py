@@ -12,16 +12,17 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from caption_jax.checkpoints import Checkpoints, read_weights
+from caption_jax.checkpoints import Checkpoints, Restored, read_weights
 from caption_jax.evaluation import write_results
 from caption_jax.training.clock import Clock
 from caption_jax.training.evaluate import Evaluation, Evaluator, as_results
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment, variable_shapes
+from caption_jax.training.features import stored_features
 from caption_jax.training.monitoring import Monitor
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
 from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated, shardings_like
 from caption_jax.training.showing import Samples
-from caption_jax.training.state import create_state
+from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import make_train_step
 from caption_jax.training.stopping import FiniteCheck, stop_on_signal
 from caption_jax.training.tracing import Trace
@@ -40,7 +41,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Evaluat
         NonFiniteLossError: the loss is no number any more. The last good checkpoint is safe.
     """
     experiment = start_experiment(config, epath.Path(workdir).resolve())
-    with stop_on_signal() as asked_to_stop, contextlib.closing(Run(experiment)) as run:
+    # Until the first step there is nothing to save: a signal just ends the process.
+    with contextlib.closing(Run(experiment)) as run, stop_on_signal() as asked_to_stop:
         finished = run.train(asked_to_stop)
     return finish(run) if finished else None
 
@@ -55,8 +57,10 @@ class Run:
         self.checkpoints = Checkpoints(experiment.workdir)
         self.clock = Clock(self.steps, config.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
-        self.batches = _open_batches(experiment)
-        self._start_or_go_on()
+        restored = self._start_or_go_on()
+        self.batches = _open_batches(experiment, self.state)
+        if restored is not None:
+            self._take_up(restored)
         if "val" in experiment.splits:
             self.evaluator = Evaluator(experiment, "val", config.train.eval_images)
             self.samples = Samples(experiment, self.evaluator.split)
@@ -105,8 +109,12 @@ class Run:
         finally:
             self.monitor.close()
 
-    def _start_or_go_on(self) -> None:
-        """Makes the state of the first step, or reads the newest checkpoint. All of it lies on the devices, sharded."""
+    def _start_or_go_on(self) -> Restored | None:
+        """Makes the state of the first step, or reads the newest checkpoint. All of it lies on the devices, sharded.
+
+        Returns:
+            The checkpoint.
+        """
         config, mesh = self.config, self.experiment.mesh
         variables = variable_shapes(self.experiment.description)
         self.optimizer, self.schedule = make_optimizer(config.optimizer, variables["params"], self.steps)
@@ -125,8 +133,12 @@ class Run:
         restored = self.checkpoints.restore(placed.weights(), placed.remainder())
         if restored is None:
             self.state = jax.device_put(create(initial_variables(self.experiment)), self.shardings)
-            return
-        self.state = placed.replace_from(restored.weights, restored.train)
+        else:
+            self.state = placed.replace_from(restored.weights, restored.train)
+        return restored
+
+    def _take_up(self, restored: Restored) -> None:
+        """Takes from a checkpoint what is not on the devices."""
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
         self.progress = restored.records["progress"]
@@ -229,7 +241,7 @@ def _evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str) ->
     return found
 
 
-def _open_batches(experiment: Experiment) -> Prefetched:
+def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """The training batches, made ahead and put on the devices by a thread."""
     config, description = experiment.config, experiment.description
     batches = train_batches(
@@ -238,6 +250,7 @@ def _open_batches(experiment: Experiment) -> Prefetched:
         description.vocabulary,
         config.data,
         config.seed,
+        features=stored_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

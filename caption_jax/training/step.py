@@ -62,19 +62,29 @@ def make_train_step(
     differentiated, so nothing is computed backwards below the lowest of them.
 
     All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
+
+    A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave.
     """
 
     slices = config.optimizer.accumulation
 
-    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
-        params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
+    def encoder_input(batch: Batch, part: Slice) -> tuple[jax.Array, str]:
+        """What goes into the image encoder, and the stage after which it goes there ("" for pixels)."""
+        if "features" in batch:  # of views that were augmented when they were stored
+            return batch["features"], config.data.feature_cache.stage
         rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
         images = augment(jax.random.fold_in(part.key, 0), batch["image"], config.augment, rows)
+        return preprocessing.normalise(images), ""
+
+    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
+        params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
+        images, start_after = encoder_input(batch, part)
         logits, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
-            preprocessing.normalise(images),
+            images,
             batch["tokens"][..., :-1],
             train=True,
+            start_after=start_after,
             rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
             mutable=["batch_stats"],
         )

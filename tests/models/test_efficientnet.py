@@ -136,6 +136,39 @@ def test_a_partly_frozen_network_moves_above_the_cut_alone():
         assert np.array_equal(now, old) == (path.rsplit("/", 1)[0] in below), path
 
 
+@pytest.mark.parametrize("stage", ["stage_2", "head"])
+def test_a_network_cut_in_two_is_the_network(stage):
+    model = EfficientNet("micro")
+    needed = variant_named("micro").stages_up_to(stage)
+    below = {name: {part: tree[part] for part in needed} for name, tree in variables().items()}
+
+    def halves(below, variables, images):
+        middle = model.apply(below, images, train=False, stop_after=stage)
+        return model.apply(variables, middle, train=False, start_after=stage)
+
+    features = jax.jit(halves).lower(below, variables(), IMAGES).compile(QUICK)(below, variables(), IMAGES)
+    np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_statistics_below_a_cut_are_kept():
+    def upper_half(variables, features):
+        return EfficientNet("micro").apply(
+            variables, features, train=True, start_after="stage_2", mutable=["batch_stats"]
+        )
+
+    features = jnp.ones((8, 8, 8, 8))
+    _, new = jax.jit(upper_half).lower(variables(), features).compile(QUICK)(variables(), features)
+    old, now = (traverse_util.flatten_dict(tree["batch_stats"], sep="/") for tree in (variables(), new))
+    assert old.keys() == now.keys()
+    for path in old:
+        assert np.array_equal(old[path], now[path]) == path.startswith(("stem", "stage_1", "stage_2")), path
+
+
+def test_an_unknown_stage_lists_the_known():
+    with pytest.raises(ValueError, match=r"'stage_9'; choose one of stem, stage_1, .*, head"):
+        EfficientNet("micro").apply(variables(), IMAGES, train=False, stop_after="stage_9")
+
+
 def test_bfloat16_is_near_float32():
     exact, _ = run(False)
     rough, _ = run(False, dtype=jnp.bfloat16)

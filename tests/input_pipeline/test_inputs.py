@@ -1,0 +1,98 @@
+"""Stored features in batches: each image's own, all views equally often, the same after a resume."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_splits import PREPROCESSING, Letters, assert_same_batch, data_config, make_split
+
+from input_pipeline import inputs
+from input_pipeline.batches import choose_captions, train_batches
+from input_pipeline.inputs import FeatureFiles, StoredFeatures, choose_view, fingerprint
+from input_pipeline.records import DataError, Record, Split
+
+IMAGES, VIEWS = 11, 3
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch) -> FeatureFiles:
+    """Features whose values are (number of the image, view), in blocks of four images; the sixth cannot be read."""
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 4 * VIEWS * 2 * 4)
+    files = FeatureFiles(tmp_path, IMAGES, VIEWS, (1, 2), np.dtype(np.float32))
+    for block in files.blocks:
+        rows = files.rows(block)
+        features = np.array([[[[row, view]] for view in range(VIEWS)] for row in rows], np.float32)
+        assert not files.has(block)
+        files.write(block, features, {5: "is torn"} if 5 in rows else {})
+        assert files.has(block)
+    assert list(files.blocks) == [0, 1, 2] and list(files.rows(2)) == [8, 9, 10]
+    return files
+
+
+def batches(files: FeatureFiles):
+    split = make_split(IMAGES)
+    features = StoredFeatures(files, split, seed=0)
+    return train_batches(split, PREPROCESSING, Letters(), data_config(batch_size=IMAGES), 0, features=features)
+
+
+def test_a_batch_holds_each_images_own_features_and_captions(files):
+    made = batches(files)
+    for batch in itertools.islice(made, 3):
+        assert batch["features"].shape == (IMAGES, 1, 2) and "image" not in batch
+        for row, index in enumerate(batch["index"]):
+            assert batch["mask"][row] == (index != 5)
+            assert batch["features"][row, 0, 0] == index or index == 5
+            assert Letters().decode(batch["tokens"][row, 0]).split("/")[0] == str(index)
+    made.close()
+    assert made.problems == {"image 1005": "image 1005: is torn"}
+
+
+def test_epochs_take_an_images_views_in_turn(files):
+    made = batches(files)
+    seen = np.zeros((IMAGES, VIEWS), int)
+    firsts = set()
+    for epoch, batch in enumerate(itertools.islice(made, 2 * VIEWS)):
+        for index, features in zip(batch["index"], batch["features"], strict=True):
+            if index != 5:
+                seen[index, int(features[0, 1])] += 1
+                firsts |= {int(features[0, 1])} if epoch == 0 else set()
+    made.close()
+    assert (np.delete(seen, 5, 0) == 2).all()
+    assert firsts == set(range(VIEWS))  # an epoch does not show the same view of all images
+
+
+def test_views_do_not_follow_captions():
+    places = itertools.product(range(5), range(200))
+    pairs = {(choose_view(5, 0, epoch, image), *choose_captions(5, 1, 0, epoch, image)) for epoch, image in places}
+    assert len(pairs) == 25
+
+
+def test_resume_anywhere_gives_the_same_features(files):
+    whole, resumed = batches(files), batches(files)
+    next(whole)
+    resumed.set_state(whole.get_state())
+    for one, two in zip(itertools.islice(whole, 3), resumed, strict=False):
+        assert_same_batch(one, two)
+    whole.close()
+    resumed.close()
+
+
+def test_a_block_that_is_gone_is_named(files):
+    (files.folder / "block_00001.npy").unlink()
+    with pytest.raises(DataError, match=r"block_00001\.npy is missing: set config\.data\.feature_cache\.folder"):
+        batches(files)
+
+
+def test_the_fingerprint_is_of_the_images_and_their_order(tmp_path):
+    split = make_split(9)
+    assert fingerprint(split) == fingerprint(make_split(9, captions=2))
+    others = [
+        make_split(8),
+        make_split(9, bad=(4,)),
+        Split("train", split.records[::-1]),
+        Split("train", [*split.records[:8], Record(Path(tmp_path / "absent"), ("a",), 1008)]),
+    ]
+    assert len({fingerprint(one) for one in (split, *others)}) == 5
