@@ -26,5 +26,6 @@ def get_config() -> ConfigDict:
         (r"image_encoder/backbone/.*", {"lr": 0.0}),
         (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
     )
+    config.data.feature_cache.stage = "stage_7"  # 0.13 MB an image, four crops of it
     config.train.patience = 3
     return config.lock()

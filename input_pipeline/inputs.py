@@ -19,6 +19,7 @@ from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Split
 
 BLOCK_BYTES = 64 * 2**20  # about the size of a block, and so the most that is made again after a kill
+MOST_BLOCKS = 256  # a larger cache has larger blocks: each is an open file
 
 _SAMPLED = 64  # images whose bytes tell one data set from another, where images are no files
 
@@ -85,7 +86,7 @@ class FeatureFiles:
     @property
     def block_images(self) -> int:
         """Images of a block; the last one may have fewer."""
-        return max(BLOCK_BYTES // self.image_bytes, 1)
+        return max(BLOCK_BYTES // self.image_bytes, -(-self.images // MOST_BLOCKS), 1)
 
     @property
     def blocks(self) -> range:

@@ -1,6 +1,6 @@
 """A run that uses all that a resumed run could lose, and the means to start, stop and compare such runs.
 
-Also a config file: --config=tests/resume_run.py.
+Also a config file: --config=tests/resume_run.py, or resume_run.py:cached for one with a feature cache.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passe
 TIMES = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
 
 
-def get_config() -> ConfigDict:
-    """Dropout, augmentation, captions picked by epoch, trained batch norms, accumulation, averages and two stages."""
+def get_config(kind: str = "") -> ConfigDict:
+    """Dropout, augmentation, captions picked by epoch, trained batch norms, accumulation, averages and two stages.
+
+    Of the kind "cached", the lower half of the encoder stays frozen and what it gives is stored.
+    """
     from tests.small_run import get_config as small_config
 
     config = small_config()
@@ -41,6 +44,10 @@ def get_config() -> ConfigDict:
     config.optimizer.accumulation = 2
     config.optimizer.ema = 0.95
     config.optimizer.rules = ((BACKBONE, {"from_step": 25}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
+    if kind == "cached":
+        lower = f"{BACKBONE[:-2]}(stem|stage_[12])/.*"
+        config.optimizer.rules = ((lower, {"lr": 0.0}), (f"(?!{lower}).*", {"lr": 1.0}))
+        config.data.feature_cache.update({"stage": "stage_2", "views": 3})
     config.train.steps = STEPS
     config.train.log_every = 1
     config.train.eval_every = 15
@@ -56,14 +63,16 @@ class Runs:
     Attributes:
         data: folder of images and captions.
         cache: folder of compiled programs.
+        config: the config file, with its argument.
     """
 
     data: Path
     cache: Path
+    config: str = __file__
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-        """Starts the run of this config in `workdir`; what it says goes to `<workdir>.log`."""
-        command = [sys.executable, "main.py", f"--config={__file__}", f"--workdir={workdir}"]
+        """Starts the run of the config in `workdir`; what it says goes to `<workdir>.log`."""
+        command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": QUICKLY,

@@ -16,6 +16,8 @@ from small_run import ROOT
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
+from caption_jax.training.augment import is_identity
+from caption_jax.training.features import check_frozen
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
 from caption_jax.workdir import differences, read_config
 
@@ -86,6 +88,13 @@ def test_flickr8k_tunes_only_1x1_convolutions_of_the_top_after_a_while():
     norms = frozen_norms(after)
     assert norms == frozen_norms(before) and all(path.startswith("image_encoder/backbone/") for path in norms)
     assert {path for path in after if "/norm/" in path} == {f"{n}/{leaf}" for n in norms for leaf in ("scale", "bias")}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_its_feature_cache_stores_stays_frozen(name):
+    config = config_of(name)
+    check_frozen(shapes_of(name), config)
+    assert config.data.feature_cache.views == 1 or not is_identity(config.augment)
 
 
 def test_coco_releases_the_encoder_but_its_batch_norms():

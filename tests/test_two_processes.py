@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import socket
 import subprocess
@@ -48,7 +49,9 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
             process.kill()
 
 
-def test_two_processes_train_as_one_does(runs, tmp_path):
+@pytest.mark.parametrize("kind", ["", ":cached"])
+def test_two_processes_train_as_one_does(runs, tmp_path, kind):
+    runs = dataclasses.replace(runs, config=runs.config + kind)
     one, two = tmp_path / "one", tmp_path / "two"
     flags = f"{QUICKLY} --xla_force_host_platform_device_count=2"
     alone = runs.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
@@ -65,6 +68,7 @@ def test_two_processes_train_as_one_does(runs, tmp_path):
     assert saved_steps(two) == saved_steps(one)
     assert results_of(two)["captions"] == results_of(one)["captions"]
     assert len(results_of(two)["captions"]) == 2
+    assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(kind)] * 2
 
 
 def test_a_signal_to_one_stops_both_and_one_goes_on_alone(runs, tmp_path):

@@ -288,8 +288,8 @@ class _Block:
             self.features[number - self.rows.start] = values
         else:
             raise ValueError(
-                f"features of image {number} do not fit into {self.features.dtype}: set "
-                "config.data.feature_cache.dtype=float32"
+                f"features of image {number} are not finite as {self.features.dtype}: set "
+                "config.data.feature_cache.dtype=float32, or look at the encoder's weights"
             )
         return number == self.rows[-1]
 

@@ -86,6 +86,16 @@ def test_a_block_that_is_gone_is_named(files):
         batches(files)
 
 
+def test_a_large_cache_has_larger_blocks():
+    small, large = (FeatureFiles(Path(), images, 4, (14, 14, 112), np.dtype(np.float16)) for images in (6_000, 600_000))
+    assert small.block_images * small.image_bytes <= inputs.BLOCK_BYTES
+    assert len(large.blocks) <= inputs.MOST_BLOCKS
+    for files in (small, large):
+        rows = [row for block in files.blocks for row in (files.rows(block)[0], files.rows(block)[-1])]
+        assert rows[0] == 0 and rows[-1] == files.images - 1
+        assert all(after == before + 1 for before, after in zip(rows[1::2], rows[2::2], strict=False))
+
+
 def test_the_fingerprint_is_of_the_images_and_their_order(tmp_path):
     split = make_split(9)
     assert fingerprint(split) == fingerprint(make_split(9, captions=2))
