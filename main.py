@@ -3,9 +3,11 @@
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes
     python main.py --mode=evaluate --workdir=/tmp/shapes --split=test
     python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
+    python main.py --mode=index --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
+    python main.py --mode=search --workdir=/tmp/shapes --query='a dog on the beach'
 
-Keys of the config are overridden as `--config.data.batch_size=64`. The modes `evaluate` and `caption` take the config
-that the workdir holds, unless another one is named.
+Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
+workdir holds, unless another one is named.
 """
 
 from __future__ import annotations
@@ -18,20 +20,26 @@ from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "caption"], "What to do.")
-_SPLIT = flags.DEFINE_string("split", "val", "evaluate: split to score.")
+_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "caption", "index", "search"], "What to do.")
+_SPLIT = flags.DEFINE_string("split", "val", "evaluate: split to score; index: images to index.")
 _IMAGES = flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
-_FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption: lines of path<TAB>caption, or JSON.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption: which checkpoint.")
+_FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption, search: lines with tabs, or of JSON.")
+_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption, index, search: which one.")
+_INDEX = flags.DEFINE_string("index", None, "index, search: folder of the index; by default `index` in the workdir.")
+_CAPTIONS = flags.DEFINE_enum("captions", "generated", ["generated", "none"], "index: captions stored beside vectors.")
+_MISSING = flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "index: what happens to images whose files are gone.")
+_QUERY = flags.DEFINE_string("query", None, "search: words, or the path of an image.")
+_TOP = flags.DEFINE_integer("top", 10, "search: how many images to print.", lower_bound=1)
+_SEARCH = flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, misses some.")
 
 
 def main(argv: list[str]) -> int:
     """Runs one mode; its result is the process's exit status."""
-    if _MODE.value != "caption" and len(argv) > 1:
+    if _MODE.value not in ("caption", "index") and len(argv) > 1:
         raise app.UsageError(f"mode {_MODE.value} takes no arguments, but got {argv[1:]}")
     _set_up_platform()
     try:
-        return {"train": _train, "evaluate": _evaluate, "caption": _caption}[_MODE.value](argv[1:])
+        return _MODES[_MODE.value](argv[1:])
     except BrokenPipeError:
         if _MODE.value == "train":
             raise
@@ -67,6 +75,44 @@ def _caption(arguments: list[str]) -> int:
 
     captioner = load(_WORKDIR.value, _CHECKPOINT.value, _CONFIG.value.decode)
     return caption_files(captioner, arguments, _FORMAT.value)
+
+
+def _index(arguments: list[str]) -> int:
+    from caption_jax.retrieval.commands import index_folder, index_images, named_images, split_images
+
+    if arguments and flags.FLAGS["split"].present:
+        raise app.UsageError(f"index either files or a split, not both --split={_SPLIT.value} and {arguments}")
+    if not arguments and not flags.FLAGS["split"].present:
+        raise app.UsageError("index what? Name files and folders, or a split of the data with --split")
+    return index_images(
+        _WORKDIR.value,
+        index_folder(_WORKDIR.value, _INDEX.value),
+        named_images(arguments) if arguments else split_images(_CONFIG.value, _SPLIT.value),
+        checkpoint=_CHECKPOINT.value,
+        decode=_CONFIG.value.decode,
+        captions=_CAPTIONS.value,
+        missing=_MISSING.value,
+    )
+
+
+def _search(_: list[str]) -> int:
+    from caption_jax.retrieval.commands import index_folder, search_images
+
+    if not _QUERY.value:
+        raise app.UsageError("search for what? Give words or the path of an image with --query")
+    folder = index_folder(_WORKDIR.value, _INDEX.value)
+    return search_images(
+        _WORKDIR.value,
+        folder,
+        _QUERY.value,
+        checkpoint=_CHECKPOINT.value,
+        top=_TOP.value,
+        method=_SEARCH.value,
+        form=_FORMAT.value,
+    )
+
+
+_MODES = {"train": _train, "evaluate": _evaluate, "caption": _caption, "index": _index, "search": _search}
 
 
 def _set_up_platform() -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import glob
-import io
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from caption_jax.captioner import Captioner
+from caption_jax.output_lines import json_line, pass_any_file_name
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
 
@@ -32,33 +30,22 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> 
         kinds = " ".join(IMAGE_SUFFIXES)
         print(f"no images: {list(arguments)} names no file, and no folder that holds {kinds}", file=sys.stderr)
         return 2
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a file's name may be no UTF-8; it leaves as the bytes it came as
-        sys.stdout.reconfigure(errors="surrogateescape")
+    pass_any_file_name()
     failures = 0
     for path, result in zip(paths, captioner.caption_each(paths), strict=True):
         if isinstance(result, ImageError):
             failures += 1
             print(f"error: {result}", file=sys.stderr, flush=True)
             if form == "jsonl":
-                print(_json_line({"path": path, "error": str(result)}), flush=True)
+                print(json_line({"path": path, "error": str(result)}), flush=True)
         elif form == "jsonl":
             line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
-            print(_json_line(line), flush=True)
+            print(json_line(line), flush=True)
         else:
             print(f"{path}\t{result.text}", flush=True)
     if failures:
         print(f"{failures} of {len(paths)} images have no caption: see the errors above", file=sys.stderr)
     return 1 if failures else 0
-
-
-def _json_line(values: dict[str, Any]) -> str:
-    text = json.dumps(values, ensure_ascii=False)
-    # JSON is UTF-8: a name that is not is written with escapes, which Python's reader turns into the same name.
-    return text if text.isascii() or not _has_surrogates(text) else json.dumps(values)
-
-
-def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[str]:

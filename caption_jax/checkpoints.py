@@ -11,11 +11,13 @@ Nothing here knows the optimizer or the model, so that reading weights for infer
 from __future__ import annotations
 
 import copy
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
@@ -127,6 +129,16 @@ def read_weights(
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
     raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
+
+
+def fingerprint(variables: PyTree) -> str:
+    """SHA-256, in hexadecimal, of the names, shapes, types and values of all arrays of a tree."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(variables):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
+        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
+    return digest.hexdigest()
 
 
 def has_checkpoint(workdir: str | epath.Path) -> bool:

@@ -1,0 +1,162 @@
+"""The command line's modes `index` and `search`."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from caption_jax.captioner import Captioner
+from caption_jax.captioning_files import find_images
+from caption_jax.checkpoints import fingerprint, read_weights
+from caption_jax.output_lines import json_line, pass_any_file_name
+from caption_jax.retrieval.build import Changes, update_index
+from caption_jax.retrieval.index import ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.search import Searcher
+from caption_jax.workdir import RunDescription, read_description
+from input_pipeline.images import IMAGE_SUFFIXES, ImageError
+from input_pipeline.records import Record
+from input_pipeline.sources import get_split, open_splits
+
+_PROGRESS_SECONDS = 10.0
+
+
+def index_folder(workdir: str, given: str | None) -> Path:
+    """Where the index of a run is: the folder that was given, or `index` in the workdir.
+
+    Raises:
+        ValueError: that is on a bucket, whose files cannot be mapped into memory.
+    """
+    folder = given or os.path.join(workdir, "index")
+    if "://" in folder:
+        raise ValueError(f"an index has to be on a local disk, not in {folder}: name a folder with --index")
+    return Path(folder)
+
+
+def named_images(arguments: Sequence[str]) -> list[Record]:
+    """The images that paths, globs and folders name."""
+    paths = map(os.path.abspath, find_images(arguments))
+    return [Record(Path(path), (), path, name=path) for path in paths]
+
+
+def split_images(config: ConfigDict, split: str) -> Sequence[Record]:
+    """The images of one split of a config's data.
+
+    Raises:
+        DataError: there is no such split.
+    """
+    return get_split(open_splits(config.data), split)
+
+
+def index_images(
+    workdir: str,
+    folder: Path,
+    images: Iterable[Record],
+    *,
+    checkpoint: str,
+    decode: ConfigDict,
+    captions: str,
+    missing: str,
+) -> int:
+    """Brings the index in `folder` up to date; see `update_index`.
+
+    Returns:
+        Exit status: 0, or 1 when an image could not be read, or 2 when there is none.
+    """
+    images = list(images)
+    if not images:
+        print(f"no images to index: name files or folders ({' '.join(IMAGE_SUFFIXES)}) or a --split", file=sys.stderr)
+        return 2
+    captioner, description, model = _load(workdir, checkpoint, decode)
+    dimension = captioner.embed_images([]).shape[1]
+    with writing(folder, dimension, model) as index:
+        changes = update_index(
+            index,
+            images,
+            captioner,
+            description.preprocessing,
+            captions=captions,
+            missing=missing,
+            progress=_Progress(),
+            on_error=lambda error: print(f"error: {error}", file=sys.stderr, flush=True),
+        )
+        _report(index, changes, missing)
+    return 1 if changes.failures else 0
+
+
+def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, top: int, method: str, form: str) -> int:
+    """Prints the images that fit a query best, a line each: rank, score, path and caption, or JSON.
+
+    Args:
+        workdir: of the run whose model made the index.
+        folder: of the index.
+        query: words, or the path of an image: any file that is there, and whatever ends as an image's name does.
+        checkpoint: "best" or "last".
+        top: how many at most.
+        method: "exact" or "approx", see `Searcher`.
+        form: "text" (tabs between) or "jsonl".
+
+    Returns:
+        Exit status: 0, or 1 when the query is an image that cannot be read.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the index was made with another model.
+    """
+    index = ImageIndex(folder)
+    captioner, _, model = _load(workdir, checkpoint)
+    index.check_model(model)
+    if os.path.isfile(query) or query.lower().endswith(IMAGE_SUFFIXES):
+        try:
+            vectors = captioner.embed_images([query])
+        except ImageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+    else:
+        vectors = captioner.embed_texts([query])
+    scores, rows = (found[0].tolist() for found in Searcher(index.vectors, method).search(vectors, top))
+    entries = dict(zip(sorted(rows), index.entries(rows), strict=True))
+    pass_any_file_name()
+    for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
+        entry = entries[row]
+        if form == "jsonl":
+            known = {"path": entry.path, "id": entry.id, "caption": entry.caption}
+            print(json_line({"rank": rank, "score": score, **known}))
+        else:
+            print(f"{rank}\t{score:.4f}\t{entry.key}\t{entry.caption or ''}")
+    return 0
+
+
+def _load(
+    workdir: str, checkpoint: str, decode: ConfigDict | None = None
+) -> tuple[Captioner, RunDescription, ModelIdentity]:
+    description, weights = read_description(workdir), read_weights(workdir, checkpoint)
+    captioner = Captioner(description, weights.variables, decode)
+    return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
+
+
+class _Progress:
+    """Says on the error stream how far a long run is."""
+
+    def __init__(self):
+        self._said = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if time.monotonic() - self._said >= _PROGRESS_SECONDS:
+            self._said = time.monotonic()
+            print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
+
+
+def _report(index: ImageIndex, changes: Changes, missing: str) -> None:
+    counts = f"{changes.added:,} added, {changes.renewed:,} renewed, {changes.unchanged:,} unchanged"
+    print(f"{index.folder}: {len(index):,} images ({counts})")
+    if changes.missing:
+        done = "dropped" if missing == "drop" else "kept; --missing=drop takes them out"
+        first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
+        print(f"{len(changes.missing):,} images are no longer there ({done}): {first}", file=sys.stderr)
+    if changes.failures:
+        print(f"{len(changes.failures):,} images could not be read: see the errors above", file=sys.stderr)
