@@ -119,10 +119,8 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
     else:
         vectors = captioner.embed_texts([query])
     scores, rows = (found[0].tolist() for found in Searcher(index.vectors, method).search(vectors, top))
-    entries = dict(zip(sorted(rows), index.entries(rows), strict=True))
     pass_any_file_name()
-    for rank, (score, row) in enumerate(zip(scores, rows, strict=True), 1):
-        entry = entries[row]
+    for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
         if form == "jsonl":
             known = {"path": entry.path, "id": entry.id, "caption": entry.caption}
             print(json_line({"rank": rank, "score": score, **known}))

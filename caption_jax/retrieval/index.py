@@ -127,19 +127,22 @@ class ImageIndex:
             return np.zeros((0, self.dimension), np.float32)
         return np.memmap(self._vectors_file, "<f4", "r", shape=(len(self), self.dimension))
 
-    def entries(self, rows: Sequence[int] | None = None) -> Iterator[Entry]:
-        """Yields what is known of all images, or of some, in the order of rows, each once."""
+    def entries(self) -> Iterator[Entry]:
+        """Yields what is known of each image, in the order of rows."""
+        return (Entry(**json.loads(line)) for line in self._lines())
+
+    def at(self, rows: Sequence[int]) -> list[Entry]:
+        """What is known of the images in some rows, in the order asked for."""
+        wanted = dict.fromkeys(rows)
+        # Only the wanted lines are parsed: of a million entries that takes a quarter of a second.
+        for row, line in enumerate(itertools.islice(self._lines(), max(wanted, default=-1) + 1)):
+            if row in wanted:
+                wanted[row] = Entry(**json.loads(line))
+        return [wanted[row] for row in rows]
+
+    def _lines(self) -> Iterator[bytes]:
         with self._entries_file.open("rb") as file:
-            lines = enumerate(itertools.islice(file, len(self)))
-            if rows is None:
-                yield from (Entry(**json.loads(line)) for _, line in lines)
-            else:  # only the wanted lines are parsed: of a million, that takes a quarter of a second
-                wanted = sorted(set(rows), reverse=True)
-                while wanted:
-                    row, line = next(lines)
-                    if row == wanted[-1]:
-                        wanted.pop()
-                        yield Entry(**json.loads(line))
+            yield from itertools.islice(file, len(self))
 
     def check_model(self, model: ModelIdentity) -> None:
         """Raises ValueError, which names both, if the index was made with another model than `model`."""
@@ -162,7 +165,7 @@ class ImageIndex:
                 f"{len(entries)} images need finite vectors of shape {(len(entries), self.dimension)}, "
                 f"but there are some of shape {vectors.shape}"
             )
-        lines = _lines(entries)
+        lines = "".join(json_line(dataclasses.asdict(entry)) + "\n" for entry in entries).encode()
         for path, content in ((self._vectors_file, vectors.astype("<f4").tobytes()), (self._entries_file, lines)):
             with path.open("ab") as file:
                 _write(file, [content])
@@ -178,8 +181,8 @@ class ImageIndex:
         with (self.folder / new.vectors).open("wb") as file:
             starts = range(0, len(self), _COPIED_ROWS)
             _write(file, (vectors[i : i + _COPIED_ROWS][kept[i : i + _COPIED_ROWS]].tobytes() for i in starts))
-        with self._entries_file.open("rb") as lines, (self.folder / new.entries).open("wb") as file:
-            size = _write(file, itertools.compress(lines, kept))
+        with (self.folder / new.entries).open("wb") as file:
+            size = _write(file, itertools.compress(self._lines(), kept))
         self._write_header(dataclasses.replace(new, entries_bytes=size))
         self._clean()
 
@@ -260,10 +263,6 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
         index.check_model(model)
         index._clean()
         yield index
-
-
-def _lines(entries: Iterable[Entry]) -> bytes:
-    return "".join(json_line(dataclasses.asdict(entry)) + "\n" for entry in entries).encode()
 
 
 def _write(file: Any, parts: Iterable[bytes]) -> int:

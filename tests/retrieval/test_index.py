@@ -238,7 +238,8 @@ def test_vectors_that_do_not_fit_are_refused(tmp_path):
     assert len(ImageIndex(tmp_path)) == 0
 
 
-def test_entries_of_some_rows_come_in_the_order_of_rows(tmp_path):
+def test_entries_of_some_rows_come_in_the_order_asked_for(tmp_path):
     with writing(tmp_path, 3, MODEL) as index:
         index.append(np.ones((5, 3), np.float32), [Entry(n, caption=f"ä{n}\udce9") for n in range(5)])
-    assert [entry.caption for entry in index.entries([4, 1, 3, 1])] == ["ä1\udce9", "ä3\udce9", "ä4\udce9"]
+    assert [entry.caption for entry in index.at([4, 1, 3, 1])] == ["ä4\udce9", "ä1\udce9", "ä3\udce9", "ä1\udce9"]
+    assert index.at([]) == []
