@@ -5,6 +5,12 @@
 
 FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt. For a folder of your own start
 from configs/folder.py.
+
+Dev scores, greedy, best of ten epochs (the sixth): CIDEr-D 0.490, BLEU-4 0.194. Wall time 87 minutes on two busy cores
+of an AMD EPYC. Curves, and beam search: docs/results/flickr8k.md.
+
+--config.data.feature_cache.stage=stage_5 --config.data.feature_cache.views=4 compute what lies below the tuned part
+once, for four crops of each image (1.05 GB in the workdir).
 """
 
 from __future__ import annotations
@@ -57,9 +63,6 @@ def get_config() -> ConfigDict:
         (top, {"lr": 0.15, "decay": 0.1, "from_step": 1122}),
         (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
     )
-    # What lies below that never changes: computed once for four crops of each image, 1.05 GB in the workdir.
-    config.data.feature_cache.stage = "stage_5"
-    config.data.feature_cache.views = 4
     config.train.epochs = 10
     config.decode.max_length = 22
     return config.lock()
