@@ -107,7 +107,7 @@ class Captioner:
             ValueError: the model has no text encoder, so its images have no vectors that texts could be compared with.
         """
         _check_list("embed_images", images)
-        self._description.text_reader  # noqa: B018 (raises where there is none)
+        self._description.check_text_encoder()
 
         def load(chunk: list[ImageLike]) -> list[np.ndarray]:
             with ThreadPoolExecutor(max_workers=4) as pool:

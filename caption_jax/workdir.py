@@ -88,18 +88,18 @@ class RunDescription:
         """Whether the model puts texts in one space with images."""
         return self.model_settings.text_encoder is not None
 
-    @property
-    def text_reader(self) -> TextReader:
-        """Gives texts and captions in the ids that the model's text encoder reads.
-
-        Raises:
-            ValueError: the model has no text encoder.
-        """
+    def check_text_encoder(self) -> None:
+        """Raises ValueError, with what to train, where the model has no text encoder."""
         if not self.has_text_encoder:
             raise ValueError(
                 "this run was trained without a text encoder, so there is no space that its images and texts share: "
                 "train one with --config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
             )
+
+    @property
+    def text_reader(self) -> TextReader:
+        """Gives texts and captions in the ids that the model's text encoder reads. Raises as `check_text_encoder`."""
+        self.check_text_encoder()
         rows = self.model_settings.text_encoder["vocab_size"]
         return TextReader(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
 

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.optimizer.rules = (
         (norms, {"lr": 0.0}),
         (rf"(?!{norms})image_encoder/backbone/.*", {"lr": 0.1, "from_step": 885}),
-        (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
+        (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
     )
     config.train.epochs = 20
     config.train.patience = 5

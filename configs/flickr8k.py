@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     config.optimizer.rules = (
         (rf"(?!{top})image_encoder/backbone/.*", {"lr": 0.0}),
         (top, {"lr": 0.15, "decay": 0.1, "from_step": 1122}),
-        (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
+        (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
     )
     config.train.epochs = 10
     config.decode.max_length = 22

@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.data.captions_per_image = 0
     config.optimizer.rules = (
         (r"image_encoder/backbone/.*", {"lr": 0.0}),
-        (r"image_encoder/(?!backbone).*|decoder/.*", {"lr": 1.0}),
+        (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
     )
     config.data.feature_cache.stage = "stage_7"  # 0.13 MB an image, four crops of it
     config.train.patience = 3

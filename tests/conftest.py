@@ -55,3 +55,23 @@ def small_workdir(tmp_path_factory, compile_cache, small_images) -> Path:
     config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"
     assert small_run.run_main(config, f"--workdir={workdir}", f"--config.data.root={small_images}") == 0
     return workdir
+
+
+@pytest.fixture(scope="session")
+def distinct_images(tmp_path_factory) -> Path:
+    """As `small_images`, but no two training images are of the same scene."""
+    import small_run
+
+    return small_run.write_images(tmp_path_factory.mktemp("data") / "scenes", small_run.DISTINCT_SCENES)
+
+
+@pytest.fixture(scope="session")
+def searchable_workdir(tmp_path_factory, compile_cache, distinct_images) -> Path:
+    """What `main.py` left after it trained the captioner of `small_run` with a text encoder."""
+    import small_run
+
+    workdir = tmp_path_factory.mktemp("runs") / "searchable"
+    config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"
+    data = f"--config.data.root={distinct_images}"
+    assert small_run.run_main(config, f"--workdir={workdir}", data, *small_run.WITH_TEXT_ENCODER) == 0
+    return workdir

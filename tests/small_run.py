@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import itertools
 import runpy
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,20 @@ MAIN_FLAGS = (
     *("index", "captions", "missing", "query", "top", "search"),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
+SIDES = ("left", "right")
+SCENES = [(list(COLOURS)[number % 4], SIDES[number % 2]) for number in range(12)]
+# All of train differ, so that each image can be told by its captions.
+DISTINCT_SCENES = [*itertools.product(COLOURS, SIDES), *itertools.product(list(COLOURS)[:2], SIDES)]
+# Flags that train the captioner together with a text encoder.
+WITH_TEXT_ENCODER = (
+    "--config.objective.contrastive_weight=1.0",
+    "--config.model.text_encoder.layers=1",
+    "--config.model.text_encoder.width=16",
+    "--config.model.text_encoder.heads=2",
+    "--config.model.text_encoder.feed_forward=32",
+    "--config.model.shared_space.width=16",
+    "--config.data.batch_size=8",
+)
 
 
 def get_config() -> ConfigDict:
@@ -66,14 +81,13 @@ def shrink(config: ConfigDict) -> None:
     config.model.decoder.feed_forward = 32
 
 
-def write_images(folder: Path) -> Path:
+def write_images(folder: Path, scenes: Sequence[tuple[str, str]] = SCENES) -> Path:
     """Writes twelve images, `images/00.png` to `images/11.png`, and two captions each in `captions.csv`."""
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.csv").open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["image", "caption", "split"])
-        for number, split in enumerate(SPLITS):
-            colour, side = list(COLOURS)[number % 4], ("left", "right")[number % 2]
+        for number, (split, (colour, side)) in enumerate(zip(SPLITS, scenes, strict=True)):
             picture(colour, side).save(folder / "images" / f"{number:02d}.png")
             rows.writerow([f"{number:02d}.png", f"A {colour} box on the {side}.", split])
             rows.writerow([f"{number:02d}.png", f"on the {side}, a {colour} box", split])

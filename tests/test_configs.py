@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 from small_run import ROOT
 
 from caption_jax.config import default_config
-from caption_jax.models.build import build_model
+from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.training.augment import is_identity
 from caption_jax.training.features import check_frozen
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
@@ -36,7 +37,9 @@ def config_of(name: str) -> ConfigDict:
 def shapes_of(name: str) -> dict:
     """Shapes of all parameters of the config's model at its real size; nothing is computed or compiled."""
     config = config_of(name)
-    model = build_model(config.model, vocabulary_size=5000, max_length=config.data.max_length)
+    length = config.data.max_length
+    text = roberta_sizes(config.model.text_encoder, 5000, length) if config.objective.contrastive_weight else None
+    model = build_model(config.model, vocabulary_size=5000, max_length=length, text_encoder=text)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
@@ -44,7 +47,7 @@ def shapes_of(name: str) -> dict:
 
 
 def test_the_configs_are_those_the_documents_name():
-    assert {"shapes", "flickr8k", "coco"} <= set(CONFIGS)
+    assert {"shapes", "flickr8k", "flickr8k_search", "coco"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -65,6 +68,8 @@ def test_its_rules_fit_its_model(name):
     settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
     trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
+    assert bool(config.objective.contrastive_weight) == any(path.startswith("text_encoder/") for path in trained)
+    assert bool(config.objective.contrastive_weight) == ("shared_space/log_scale" in trained)
     make_optimizer(config.optimizer, params, total_steps=1000)
     steps = [start for start, _ in phases(params, config.optimizer.rules)]
     assert steps == sorted(set(steps))
@@ -78,6 +83,15 @@ def test_its_numbers_fit_each_other(name):
     group = config.model.encoder.norm_group_size
     assert not group or config.data.batch_size % group == 0
     assert not any(config.data.split_fractions.values()) or not any(config.data.split_files.values())
+
+
+@pytest.mark.parametrize("name", ["flickr8k", "folder", "coco"])
+def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
+    config = config_of(name)
+    assert not config.objective.contrastive_weight
+    patterns = [pattern for pattern, _ in config.optimizer.rules]
+    for path in ("text_encoder/dense/kernel", "shared_space/log_scale", "image_encoder/pooled/dense/kernel"):
+        assert sum(bool(re.fullmatch(pattern, path)) for pattern in patterns) == 1, path
 
 
 def test_flickr8k_tunes_only_1x1_convolutions_of_the_top_after_a_while():

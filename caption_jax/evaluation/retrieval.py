@@ -24,7 +24,7 @@ def retrieval_scores(
         at: the k of recall@k.
 
     Returns:
-        "image_to_text_recall@1", ..., "image_to_text_median_rank" (1 is best), and the same for "text_to_image".
+        "image_to_text_R@1", ..., "image_to_text_median_rank" (1 is best), and the same for "text_to_image".
 
     Raises:
         ValueError: shapes that do not fit, an image without a text, or a similarity that is not a number.
@@ -42,7 +42,7 @@ def retrieval_scores(
     found = {}
     for name, ranks in (("image_to_text", text_ranks_of_images), ("text_to_image", image_ranks_of_texts)):
         for k in at:
-            found[f"{name}_recall@{k}"] = float((ranks <= k).mean())
+            found[f"{name}_R@{k}"] = float((ranks <= k).mean())
         found[f"{name}_median_rank"] = float(np.median(ranks))
     return found
 

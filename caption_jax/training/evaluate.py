@@ -13,6 +13,7 @@ import numpy as np
 
 from caption_jax.evaluation import protocol, score
 from caption_jax.training.experiment import Experiment
+from caption_jax.training.retrieval import TextVectors, split_retrieval
 from caption_jax.training.sharding import batch_sharding, put_batch, replicated
 from caption_jax.training.step import make_eval_step
 from input_pipeline.batches import eval_batches
@@ -26,7 +27,8 @@ class Evaluation:
     """What an evaluation found.
 
     Attributes:
-        metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced.
+        metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced. Those
+            of `retrieval_scores` are there where the model has a text encoder.
         captions: image id -> generated caption, "" where the image could not be read; in the order of the split.
         log_probs: image id -> summed log-probability of its tokens.
         unreadable: image id -> why it could not be captioned.
@@ -58,6 +60,7 @@ class Evaluator:
         self.split = _spread(experiment.split(split_name), limit)
         mesh = experiment.mesh
         step = make_eval_step(experiment.model(), experiment.description.preprocessing, experiment.config.decode)
+        self._texts = TextVectors(experiment) if experiment.description.has_text_encoder else None
         self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
@@ -74,6 +77,7 @@ class Evaluator:
         )
         captions: dict[Any, str] = {}
         log_probs: dict[Any, float] = {}
+        vectors: dict[Any, np.ndarray] = {}
         sums = np.zeros(3)
         for batch in batches:
             if self._images == "blank":
@@ -84,9 +88,15 @@ class Evaluator:
                 image_id = self.split.image_ids[int(out["index"][row])]
                 captions[image_id] = description.vocabulary.decode(out["tokens"][row])
                 log_probs[image_id] = float(out["log_prob"][row])
+                if self._texts is not None:
+                    vectors[image_id] = out["vector"][row]
         if self._images == "shuffled":
-            captions = dict(zip(captions, [*list(captions.values())[1:], *list(captions.values())[:1]], strict=True))
-        return self._judge(captions, log_probs, sums, step, time.time() - started, dict(batches.problems))
+            captions, vectors = _moved_on(captions), _moved_on(vectors)
+        loss, correct, weight = sums
+        measured = {"loss": float(loss / max(weight, 1)), "token_accuracy": float(correct / max(weight, 1))}
+        if self._texts is not None and self.split.captions:
+            measured |= split_retrieval(self.split, vectors, self._texts(variables, self.split.captions))
+        return self._judge(captions, log_probs, measured, step, time.time() - started, dict(batches.problems))
 
     def over_all(self) -> Evaluator:
         """This evaluator over the whole split; they share what is compiled."""
@@ -95,18 +105,17 @@ class Evaluator:
         return whole
 
     def _judge(
-        self, captions: dict, log_probs: dict, sums: np.ndarray, step: int, seconds: float, problems: dict
+        self, captions: dict, log_probs: dict, measured: dict, step: int, seconds: float, problems: dict
     ) -> Evaluation:
         references, mesh = self.split.references, self._experiment.mesh
         missing = [record for record in self.split if record.image_id not in captions]
         unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
         hypotheses = {image_id: captions.get(image_id, "") for image_id in references}
-        metrics = score(references, hypotheses)
-        loss, correct, weight = sums
-        metrics["loss"], metrics["token_accuracy"] = float(loss / max(weight, 1)), float(correct / max(weight, 1))
+        metrics = score(references, hypotheses) | measured
         how = {
             "split": self._split_name,
             "images": len(references),
+            "captions": len(self.split.captions),
             "unreadable_images": len(unreadable),
             "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
             "image_input": self._images,
@@ -117,6 +126,12 @@ class Evaluator:
             "wall_seconds": round(seconds, 1),
         }
         return Evaluation(metrics, hypotheses, log_probs, unreadable, how)
+
+
+def _moved_on(by_image: dict[Any, Any]) -> dict[Any, Any]:
+    """Gives each image what the next one has."""
+    values = list(by_image.values())
+    return dict(zip(by_image, [*values[1:], *values[:1]], strict=True))
 
 
 def _spread(split: Split, limit: int) -> Split:

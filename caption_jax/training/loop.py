@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from caption_jax.checkpoints import Checkpoints, Restored, read_weights
 from caption_jax.evaluation import write_results
 from caption_jax.training.clock import Clock
+from caption_jax.training.contrastive import ContrastiveObjective
 from caption_jax.training.evaluate import Evaluation, Evaluator, as_results
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment, variable_shapes
 from caption_jax.training.features import stored_features
@@ -157,7 +158,13 @@ class Run:
     def _update(self, frozen: frozenset[str]) -> Callable:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
         model, mesh = self.experiment.model(frozen_norms(frozen)), self.experiment.mesh
-        update = make_train_step(model, self.optimizer, self.experiment.description.preprocessing, self.config, frozen)
+        description, contrastive = self.experiment.description, None
+        if description.has_text_encoder:
+            weight = self.config.objective.contrastive_weight
+            contrastive = ContrastiveObjective(weight, description.text_reader, mesh)
+        update = make_train_step(
+            model, self.optimizer, description.preprocessing, self.config, frozen, contrastive=contrastive
+        )
         return jax.jit(
             update,
             donate_argnums=0,

@@ -14,8 +14,9 @@ def print_evaluation(found: Evaluation, samples: int = 8) -> None:
     how = found.protocol
     print(f"\n{how['split']} split: {how['images']} images ({how['image_input']}), step {how['step']}, {how['device']}")
     print(f"tokenization: {how['tokenization']}; decoding: {_settings(how['decode'])}\n")
+    width = max(map(len, found.metrics))
     for name, value in found.metrics.items():
-        print(f"  {name:<16} {value:8.4f}")
+        print(f"  {name:<{width}} {value:8.4f}")
     if found.unreadable:
         print(f"\n{len(found.unreadable)} images could not be read and count as empty captions:")
         for image_id, reason in islice(found.unreadable.items(), 10):

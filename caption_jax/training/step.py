@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from caption_jax.decoding import decode
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.training.augment import augment
+from caption_jax.training.contrastive import ContrastiveObjective, Vectors
 from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
@@ -40,12 +41,11 @@ class Slice(NamedTuple):
 
 
 class SliceGradient(NamedTuple):
-    """What the slices of a batch add up to: gradients by path, batch-norm statistics, loss, share of right tokens."""
+    """What the slices of a batch add up to: gradients by path, batch-norm statistics, and metrics of the objective."""
 
     gradients: dict[str, jax.Array]
     batch_stats: PyTree
-    loss: jax.Array
-    accuracy: jax.Array
+    metrics: Metrics
 
 
 def make_train_step(
@@ -54,12 +54,16 @@ def make_train_step(
     preprocessing: Preprocessing,
     config: ConfigDict,
     frozen: frozenset[str],
+    contrastive: ContrastiveObjective | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens,
     so the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
     differentiated, so nothing is computed backwards below the lowest of them.
+
+    With `contrastive`, its loss is added; one pass of the image encoder serves both. It is of the whole batch, so it
+    goes with one slice only.
 
     All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
 
@@ -79,23 +83,35 @@ def make_train_step(
     def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
         params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
         images, start_after = encoder_input(batch, part)
-        logits, updated = model.apply(
+        (logits, vectors), updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
-            batch["tokens"][..., :-1],
-            train=True,
+            batch["tokens"],
+            contrastive,
             start_after=start_after,
             rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
             mutable=["batch_stats"],
+            method=forward,
         )
         targets = batch["tokens"][..., 1:]
-        loss = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
-        return loss.loss_sum / part.total, (updated["batch_stats"], loss.correct_sum / part.total)
+        captions = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
+        loss = captions.loss_sum / part.total
+        metrics = {"loss": loss, "token_accuracy": captions.correct_sum / part.total}
+        if contrastive is not None:
+            pairs = contrastive.loss(vectors, batch)
+            loss += contrastive.weight * pairs.loss
+            metrics |= {
+                "contrastive_loss": pairs.loss,
+                "temperature": 1 / vectors.scale,
+                "image_to_text_accuracy": pairs.image_to_text,
+                "text_to_image_accuracy": pairs.text_to_image,
+            }
+        return loss, (updated["batch_stats"], metrics)
 
     def slice_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice) -> SliceGradient:
         gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (loss, (batch_stats, accuracy)), gradients = gradient(trainable, fixed, batch_stats, batch, part)
-        return SliceGradient(gradients, batch_stats, loss, accuracy)
+        (_, (batch_stats, metrics)), gradients = gradient(trainable, fixed, batch_stats, batch, part)
+        return SliceGradient(gradients, batch_stats, metrics)
 
     def batch_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, whole: Slice) -> SliceGradient:
         if slices == 1:
@@ -104,11 +120,11 @@ def make_train_step(
         def add_slice(so_far: SliceGradient, item: tuple[jax.Array, Batch]) -> tuple[SliceGradient, None]:
             index, slice_batch = item
             new = slice_gradient(trainable, fixed, so_far.batch_stats, slice_batch, whole._replace(index=index))
-            gradients = jax.tree.map(jnp.add, so_far.gradients, new.gradients)
-            loss, accuracy = so_far.loss + new.loss, so_far.accuracy + new.accuracy
-            return SliceGradient(gradients, new.batch_stats, loss, accuracy), None
+            gradients, metrics = jax.tree.map(jnp.add, (so_far.gradients, so_far.metrics), (new.gradients, new.metrics))
+            return SliceGradient(gradients, new.batch_stats, metrics), None
 
-        none_yet = SliceGradient(jax.tree.map(jnp.zeros_like, trainable), batch_stats, jnp.zeros(()), jnp.zeros(()))
+        nothing = {"loss": jnp.zeros(()), "token_accuracy": jnp.zeros(())}
+        none_yet = SliceGradient(jax.tree.map(jnp.zeros_like, trainable), batch_stats, nothing)
         items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
         return jax.lax.scan(add_slice, none_yet, items)[0]
 
@@ -119,7 +135,7 @@ def make_train_step(
         fixed = {path: value for path, value in params.items() if path in frozen}
         tokens = target_weights(batch).sum()
         whole = Slice(0, step_key, jnp.maximum(tokens, 1.0))
-        gradients, batch_stats, loss, accuracy = batch_gradient(trainable, fixed, state.batch_stats, batch, whole)
+        gradients, batch_stats, metrics = batch_gradient(trainable, fixed, state.batch_stats, batch, whole)
         # One optimizer, with one layout of its state, serves all stages of unfreezing: it takes a gradient for every
         # parameter, and moves none that is frozen.
         zeros = {path: jnp.zeros_like(value) for path, value in fixed.items()}
@@ -127,9 +143,7 @@ def make_train_step(
         updates, opt_state = optimizer.update(full, state.opt_state, state.params)
         new_params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else ema_update(state.ema, new_params, config.optimizer.ema, state.step)
-        metrics = {
-            "loss": loss,
-            "token_accuracy": accuracy,
+        metrics |= {
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(new_params),
             "tokens": tokens,
@@ -142,13 +156,39 @@ def make_train_step(
     return step
 
 
+def forward(
+    model: ImageCaptioningModel,
+    images: jax.Array,
+    tokens: jax.Array,
+    contrastive: ContrastiveObjective | None,
+    start_after: str = "",
+) -> tuple[jax.Array, Vectors | None]:
+    """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
+
+    Args:
+        model: the bound model.
+        images: normalised pixels [batch, height, width, 3], or the output of the encoder's stage `start_after`.
+        tokens: whole captions [batch, captions, length]. The decoder reads all but their last token, and nothing that
+            the text encoder made of them.
+        contrastive: None for captions alone.
+        start_after: see `ImageCaptioningModel.encode_images`.
+
+    Returns:
+        Scores of each next token [batch, captions, length - 1, vocabulary], and images and texts in the shared space.
+    """
+    features = model.encode_images(images, train=True, start_after=start_after)
+    logits = model.decode(tokens[..., :-1], features, train=True).logits
+    return logits, None if contrastive is None else contrastive.vectors(model, features, tokens)
+
+
 def make_eval_step(
     model: ImageCaptioningModel, preprocessing: Preprocessing, decode_config: ConfigDict
 ) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
     """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
 
     Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
-    `weight_sum` over the reference tokens (no label smoothing); `index` and `mask` as in the batch.
+    `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
+    they share with texts, where the model has one; `index` and `mask` as in the batch.
     """
 
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
@@ -157,7 +197,9 @@ def make_eval_step(
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
         decoded = decode(model, variables, features, decode_config)
+        shared = model.shared_space is not None
         return {
+            **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),
             "tokens": decoded.tokens,
             "log_prob": decoded.log_prob,
             "loss_sum": loss.loss_sum,

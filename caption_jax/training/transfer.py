@@ -17,17 +17,19 @@ from input_pipeline.tokenizer import Vocabulary
 PyTree = Any
 Rows = tuple[np.ndarray, np.ndarray]
 
-_PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias")
-_POSITION = "params/decoder/position"
+_TEXT_EMBEDDINGS = "params/text_encoder/roberta/embeddings"
+_TEXT_WORDS = f"{_TEXT_EMBEDDINGS}/word_embeddings/embedding"
+_PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias", _TEXT_WORDS)
+_POSITIONS = ("params/decoder/position", f"{_TEXT_EMBEDDINGS}/position_embeddings/embedding")
 _PARTS = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
 def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
     """Copies into `fresh` every array of the run in `source` whose path and shape agree.
 
-    Arrays with one row a token (the embedding, the output bias) are matched token by token, so that a model moves to
-    another vocabulary: a token that both know keeps its row, others stay as initialised. Of learned positions, those
-    are taken that both have.
+    Arrays with one row a token of the vocabulary (embeddings, the output bias) are matched token by token, so that a
+    model moves to another vocabulary: a token that both know keeps its row, others stay as initialised. Of learned
+    positions, those are taken that both have.
 
     Args:
         fresh: initial variables of the new model.
@@ -76,9 +78,11 @@ def _rows(path: str, value: jax.Array, given: jax.Array, old: Vocabulary, new: V
     """Which rows an array takes from which, where it is not taken as a whole; None where it is, or does not fit."""
     if value.shape[1:] != given.shape[1:]:
         return None
-    if path in _PER_TOKEN and old.tokens != new.tokens:
+    # A text encoder that reads its tokenizer's full ids has other rows than the vocabulary, and is taken as a whole.
+    per_token = path in _PER_TOKEN and (len(value), len(given)) == (new.size, old.size)
+    if per_token and old.tokens != new.tokens:
         return _shared_rows(old, new)
-    if path == _POSITION and len(value) != len(given):
+    if path in _POSITIONS and len(value) != len(given):
         common = np.arange(min(len(value), len(given)))
         return common, common
     return None

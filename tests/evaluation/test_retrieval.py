@@ -17,7 +17,7 @@ def brute_force(similarity, image_of_text, at=(1, 5, 10)):
         text_ranks.append(1 + sum(similarity[image, t] >= best for t in range(texts) if image_of_text[t] != image))
     found = {}
     for name, ranks in (("image_to_text", text_ranks), ("text_to_image", image_ranks)):
-        found |= {f"{name}_recall@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
+        found |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
         found[f"{name}_median_rank"] = np.median(ranks)
     return found
 
@@ -35,10 +35,10 @@ def test_equals_brute_force(levels):
 def test_perfect_and_constant():
     image_of_text = np.repeat(np.arange(20), 2)
     perfect = retrieval_scores((image_of_text == np.arange(20)[:, None]).astype(float), image_of_text)
-    assert perfect["image_to_text_recall@1"] == perfect["text_to_image_recall@1"] == 1
+    assert perfect["image_to_text_R@1"] == perfect["text_to_image_R@1"] == 1
     assert perfect["image_to_text_median_rank"] == perfect["text_to_image_median_rank"] == 1
     constant = retrieval_scores(np.zeros((20, 40)), image_of_text)
-    assert constant["text_to_image_recall@10"] == 0 and constant["text_to_image_median_rank"] == 20
+    assert constant["text_to_image_R@10"] == 0 and constant["text_to_image_median_rank"] == 20
 
 
 def test_what_cannot_be_ranked_is_refused():

