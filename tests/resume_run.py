@@ -46,7 +46,8 @@ def get_config(kind: str = "") -> ConfigDict:
     config.optimizer.rules = ((BACKBONE, {"from_step": 25}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
     if kind == "cached":
         lower = f"{BACKBONE[:-2]}(stem|stage_[12])/.*"
-        config.optimizer.rules = ((lower, {"lr": 0.0}), (f"(?!{lower}).*", {"lr": 1.0}))
+        upper = (f"(?!{lower}){BACKBONE}", {"from_step": 25})
+        config.optimizer.rules = ((lower, {"lr": 0.0}), upper, (f"(?!{BACKBONE}).*", {"lr": 1.0}))
         config.data.feature_cache.update({"stage": "stage_2", "views": 3})
     config.train.steps = STEPS
     config.train.log_every = 1
