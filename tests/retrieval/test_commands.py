@@ -1,0 +1,124 @@
+"""The modes `index` and `search`, run as `python main.py` runs them, with a model that was really trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_run import picture, quick_compilation, run_main
+
+import caption_jax
+from caption_jax.retrieval.index import ImageIndex
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory) -> Path:
+    """Four images, one of each colour, and one that cannot be read."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
+        picture(colour, side).save(folder / f"{colour}.png")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def index(searchable_workdir, photographs, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("index")
+    assert run_main("--mode=index", f"--workdir={searchable_workdir}", f"--index={folder}", photographs) == 1
+    return folder
+
+
+def search(workdir: Path, folder: Path, *arguments: str | Path, capsys) -> list[list[str]]:
+    capsys.readouterr()
+    assert run_main("--mode=search", f"--workdir={workdir}", f"--index={folder}", *arguments) == 0
+    return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_images_are_found_by_words(searchable_workdir, photographs, index, capsys):
+    for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
+        found = search(searchable_workdir, index, f"--query=a {colour} box on the {side}.", capsys=capsys)
+        assert [rank for rank, *_ in found] == ["1", "2", "3", "4"]
+        assert found[0][2] == str(photographs / f"{colour}.png")
+        assert "box" in found[0][3]
+        scores = [float(score) for _, score, *_ in found]
+        assert scores == sorted(scores, reverse=True) and 1 >= scores[0] > scores[1]
+
+
+def test_images_are_found_by_an_image_as_json_lines(searchable_workdir, photographs, index, capsys):
+    query = f"--query={photographs / 'blue.png'}"
+    found = search(searchable_workdir, index, query, "--top=2", "--format=jsonl", capsys=capsys)
+    first, second = (json.loads(line) for (line,) in found)
+    assert (first["rank"], first["path"]) == (1, str(photographs / "blue.png"))
+    assert first["score"] == pytest.approx(1, abs=1e-5) and second["score"] < 0.999
+    assert set(first) == {"rank", "score", "path", "id", "caption"}
+
+
+def test_the_index_holds_what_the_model_says_of_the_images(searchable_workdir, photographs, index):
+    captioner, found = caption_jax.load(str(searchable_workdir)), ImageIndex(index)
+    paths = [entry.path for entry in found.entries()]
+    assert [Path(path).stem for path in paths] == ["blue", "green", "red", "yellow"]
+    with quick_compilation():
+        np.testing.assert_allclose(captioner.embed_images(paths), found.vectors, atol=1e-5)
+        captions = [caption.text for caption in captioner.caption(paths)]
+    assert [entry.caption for entry in found.entries()] == captions
+
+
+def test_adding_reads_what_is_new_and_tells_what_is_broken_or_gone(
+    searchable_workdir, photographs, index, tmp_path, capsys
+):
+    shutil.copytree(photographs, tmp_path / "photographs")
+    arguments = ["--mode=index", f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}", "--captions=none"]
+    assert run_main(*arguments, tmp_path / "photographs" / "red.png") == 0
+    assert run_main(*arguments, tmp_path / "photographs") == 1
+    told = capsys.readouterr()
+    assert told.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 renewed, 1 unchanged)"
+    assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in an image format" in told.err
+    (tmp_path / "photographs" / "red.png").unlink()
+    assert run_main(*arguments, "--missing=drop", tmp_path / "photographs" / "blue.png") == 0
+    assert "1 images are no longer there (dropped)" in capsys.readouterr().err
+    found = search(searchable_workdir, tmp_path / "index", "--query=a red box", capsys=capsys)
+    assert {Path(path).stem for _, _, path, _ in found} == {"green", "blue", "yellow"}
+    assert {caption for *_, caption in found} == {""}
+
+
+def test_a_split_is_indexed_and_lies_in_the_workdir_by_default(searchable_workdir, distinct_images, capsys):
+    assert run_main("--mode=index", f"--workdir={searchable_workdir}", "--split=test", "--captions=none") == 0
+    found = search(searchable_workdir, searchable_workdir / "index", "--query=box", capsys=capsys)
+    assert {path for _, _, path, _ in found} == {str(distinct_images / "images" / f"{n}.png") for n in (10, 11)}
+    assert {entry.id for entry in ImageIndex(searchable_workdir / "index").entries()} == {"10.png", "11.png"}
+
+
+def test_an_index_of_another_checkpoint_is_refused(searchable_workdir, photographs, index, tmp_path):
+    shutil.copytree(index, tmp_path / "index")
+    header = json.loads((index / "index.json").read_text())
+    header["model"] = {"step": 31, "weights": "cd" * 32}
+    (tmp_path / "index" / "index.json").write_text(json.dumps(header))
+    where = [f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}"]
+    for arguments in (["--mode=search", "--query=box"], ["--mode=index", photographs]):
+        with pytest.raises(ValueError, match=r"\(step 31, weights cdcdcdcdcdcd\) than .* \(step \d+, weights "):
+            run_main(*where, *arguments)
+
+
+def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir, index, capsys):
+    where = [f"--workdir={searchable_workdir}", f"--index={index}"]
+    assert run_main("--mode=search", *where, "--query=none.jpg") == 1
+    assert "error: none.jpg: no such file" in capsys.readouterr().err
+    assert run_main("--mode=index", *where, index) == 2
+    assert "no images to index" in capsys.readouterr().err
+    assert run_main("--mode=index", *where) == 1
+    assert "index what?" in capsys.readouterr().err
+    assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 1
+    assert "index either files or a split" in capsys.readouterr().err
+    assert run_main("--mode=search", *where) == 1
+    assert "search for what?" in capsys.readouterr().err
+    with pytest.raises(FileNotFoundError, match="there is no index in"):
+        run_main("--mode=search", where[0], f"--index={index / 'other'}", "--query=box")
+
+
+def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):
+    with pytest.raises(ValueError, match="trained without a text encoder"):
+        run_main("--mode=index", f"--workdir={small_workdir}", f"--index={tmp_path / 'i'}", small_images / "images")
+    assert not (tmp_path / "i").exists()
