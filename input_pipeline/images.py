@@ -8,10 +8,12 @@ two differ by rounding and by the JPEG decoder's treatment of colour: under 1 le
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +128,7 @@ def decode_image(
     """
     _check_choices(size, fit, interpolation)
     name = name or _name_of(image)
-    opened, factor = None, 1
-    try:
-        opened = _open(image, name)
-        _check_size(opened, name)
+    with _opened(image, name) as opened:
         box = _source_box(opened.size, fit)
         factor = _whole_factor(box, size)
         turn = _UPRIGHT.get(_orientation(opened))
@@ -151,6 +150,38 @@ def decode_image(
         if turn is not None:
             square = square.transpose(turn)  # after resizing: the square is smaller, and both fits are symmetric
         return np.asarray(square)  # a read-only view: batches copy it once
+
+
+def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
+    """Reads an image as `decode_image` does and shrinks it, in its own proportions, for people to look at.
+
+    Args:
+        image: as for `decode_image`.
+        longest: most pixels of the longer side; a smaller image keeps its size.
+        name: what error messages call the image; the path by default.
+
+    Raises:
+        ImageError: the image cannot be read, with its name and the reason.
+    """
+    name = name or _name_of(image)
+    with _opened(image, name) as opened:
+        turn = _UPRIGHT.get(_orientation(opened))
+        scale = min(1.0, longest / max(opened.size))
+        size = tuple(max(round(side * scale), 1) for side in opened.size)
+        if opened is not image and opened.format == "JPEG":
+            opened.draft(None, size)
+        small = _to_rgb(opened, name).resize(size, Image.Resampling.BICUBIC)
+        return np.asarray(small if turn is None else small.transpose(turn))
+
+
+@contextlib.contextmanager
+def _opened(image: ImageLike, name: str) -> Iterator[Image.Image]:
+    """The image, open for a while; whatever goes wrong with it meanwhile becomes an `ImageError`."""
+    opened = None
+    try:
+        opened = _open(image, name)
+        _check_size(opened, name)
+        yield opened
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's readers raise almost any type on malformed data

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline.images import INTERPOLATIONS, ImageError, Preprocessing, decode_image
+from input_pipeline.images import INTERPOLATIONS, ImageError, Preprocessing, decode_image, thumbnail
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -79,6 +79,21 @@ def test_camera_orientation_is_undone(orientation, fit):
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_thumbnail_is_upright_in_its_own_proportions_and_never_enlarged(kind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    lying = encoded(corners(960, 640).transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
+    small = thumbnail(lying, 120)
+    assert small.shape == (80, 120, 3)
+    assert_corners(np.asarray(Image.fromarray(small).resize((80, 80))))
+    assert thumbnail(encoded(corners(), kind), 400).shape == (64, 96, 3)
+    image = corners()
+    assert thumbnail(image, 48).shape == (32, 48, 3) and image.size == (96, 64)
+    with pytest.raises(ImageError, match=r"a\.jpg: .*empty"):
+        thumbnail(b"", 100, name="a.jpg")
+
+
 def test_damaged_exif_does_not_cost_the_image():
     assert_corners(decode_image(encoded(corners(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"), 32))
 
