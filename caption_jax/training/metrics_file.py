@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from etils import epath
+from jaxtyping import Float
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,21 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "points 2"]]:
+    """Split -> the (step, value) points of a number, finite ones only, by step; splits without any are left out."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        if math.isfinite(row.values.get(name, math.nan)):
+            found.setdefault(row.split, []).append((row.step, row.values[name]))
+    return {split: np.array(sorted(points)) for split, points in found.items()}
+
+
+def smoothed(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """Mean over a window of a fortieth of the points, shorter at both ends so that it never leans on padding."""
+    reach = len(values) // 80
+    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 
 
 def _parse(path: epath.PathLike, number: int, line: str) -> Row:

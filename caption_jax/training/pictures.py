@@ -20,7 +20,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from caption_jax.training.metrics_file import Row, read_metrics
+from caption_jax.training.metrics_file import read_metrics, series, smoothed
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -81,14 +81,12 @@ def attention_overlay(
 ) -> Picture:
     """Draws the image once for each word, bright where the decoder looked when it said the word.
 
-    Each panel is scaled to its own brightest cell. Where the image's vector follows the grid in the memory, the share
-    of attention that went to it stands behind the word. No words give the bare image.
+    No words give the bare image.
 
     Args:
-        image: as the encoder saw it.
+        image: as for `attention_panels`; likewise `words`, `attention` and `grid`.
         words: the caption's words, or as many of them as are of interest.
-        attention: a row for each word, over the grid's cells row by row and then the vector if there is one; rows need
-            not sum to one.
+        attention: a row for each word.
         grid: (rows, columns) of cells; a square by default.
         columns: panels in a row, the bare image being the first.
         cell: side of a panel in pixels.
@@ -96,17 +94,7 @@ def attention_overlay(
     Raises:
         ValueError: the slots do not form the grid, or words and rows differ in number.
     """
-    attention = np.asarray(attention, np.float64)
-    if not len(words):
-        attention = np.zeros((0, 1))
-    if attention.ndim != 2 or len(words) != len(attention):
-        raise ValueError(f"{len(words)} words need attention [words, slots], not of shape {attention.shape}")
-    (rows, cols), has_vector = _grid_shape(attention.shape[1], grid)
-    total = attention.sum(axis=1)
-    panels = [("", np.asarray(image, np.uint8))]
-    for word, row, mass in zip(words, attention, total, strict=True):
-        title = f"{word}  ({row[-1] / max(mass, 1e-12):.0%} vector)" if has_vector else word
-        panels.append((title, _light(image, row[: rows * cols].reshape(rows, cols))))
+    panels = [("", np.asarray(image, np.uint8)), *attention_panels(image, words, attention, grid=grid)]
     columns = min(columns, len(panels))
     cells = _Cells(columns, math.ceil(len(panels) / columns), cell, lines=1)
     figure = cells.figure()
@@ -114,6 +102,41 @@ def attention_overlay(
         _show(cells.axes(figure, i), picture)
         cells.write(figure, i, 0, _wrap(title, cell, 1), color=_INK)
     return _to_array(figure)
+
+
+def attention_panels(
+    image: Picture,
+    words: Sequence[str],
+    attention: Float[np.ndarray, "words slots"],
+    *,
+    grid: tuple[int, int] | None = None,
+) -> list[tuple[str, Picture]]:
+    """For each word a title and the image, bright where the decoder looked when it said the word.
+
+    Each panel is scaled to its own brightest cell. Where the image's vector follows the grid in the memory, the share
+    of attention that went to it stands behind the word.
+
+    Args:
+        image: as the encoder saw it, or the same view in other proportions.
+        words: the caption's words, or as many of them as are of interest.
+        attention: a row for each word, over the grid's cells row by row and then the vector if there is one; rows need
+            not sum to one.
+        grid: (rows, columns) of cells; a square by default.
+
+    Raises:
+        ValueError: the slots do not form the grid, or words and rows differ in number.
+    """
+    attention = np.asarray(attention, np.float64)
+    if not len(words):
+        return []
+    if attention.ndim != 2 or len(words) != len(attention):
+        raise ValueError(f"{len(words)} words need attention [words, slots], not of shape {attention.shape}")
+    (rows, cols), has_vector = _grid_shape(attention.shape[1], grid)
+    panels = []
+    for word, row, mass in zip(words, attention, attention.sum(axis=1), strict=True):
+        title = f"{word}  ({row[-1] / max(mass, 1e-12):.0%} vector)" if has_vector else word
+        panels.append((title, _light(np.asarray(image, np.uint8), row[: rows * cols].reshape(rows, cols))))
+    return panels
 
 
 def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
@@ -127,10 +150,10 @@ def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
         FileNotFoundError: there are no metrics.
     """
     rows = read_metrics(metrics)
-    scores = _series(rows, "CIDEr-D")
+    scores = series(rows, "CIDEr-D")
     figure = Figure(figsize=(8, 6 if scores else 4), dpi=_DPI, layout="constrained", facecolor="white")
     upper, *lower = np.atleast_1d(figure.subplots(2 if scores else 1, sharex=True))
-    _draw_losses(upper, _series(rows, "loss"))
+    _draw_losses(upper, series(rows, "loss"))
     for axes in lower:
         _draw_scores(axes, scores)
     for axes in (upper, *lower):
@@ -142,20 +165,11 @@ def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
     epath.Path(path).write_bytes(buffer.getvalue())
 
 
-def _series(rows: Sequence[Row], name: str) -> dict[str, np.ndarray]:
-    """split -> [points, 2] of (step, value), finite ones only."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    for row in rows:
-        if math.isfinite(row.values.get(name, math.nan)):
-            found.setdefault(row.split, []).append((row.step, row.values[name]))
-    return {split: np.array(sorted(points)) for split, points in found.items()}
-
-
 def _draw_losses(axes: Axes, losses: dict[str, np.ndarray]) -> None:
     for split, points in losses.items():
         if split == "train":
             axes.plot(*points.T, color=_BLUE, alpha=0.3, linewidth=1)
-            axes.plot(points[:, 0], _smooth(points[:, 1]), color=_BLUE, linewidth=1.8, label="train")
+            axes.plot(points[:, 0], smoothed(points[:, 1]), color=_BLUE, linewidth=1.8, label="train")
         else:
             axes.plot(*points.T, color=_ORANGE, linewidth=1.8, marker="o", markersize=3, label=split)
     axes.set_ylabel("loss")
@@ -171,12 +185,6 @@ def _draw_scores(axes: Axes, scores: dict[str, np.ndarray]) -> None:
         axes.set_title(f"{split}: best CIDEr-D {best:.3f} at step {step:.0f}", loc="left", fontsize=9, color=_PALE)
     axes.set_ylabel("CIDEr-D")
     axes.set_ylim(bottom=0)
-
-
-def _smooth(values: np.ndarray) -> np.ndarray:
-    """Mean over a window of a fortieth of the points, shorter at both ends so that it never leans on padding."""
-    reach = len(values) // 80
-    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 
 
 def _grid_shape(slots: int, grid: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:

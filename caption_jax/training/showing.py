@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from caption_jax.decoding import Decoded, decode
@@ -14,6 +15,7 @@ from caption_jax.training.experiment import Experiment
 from caption_jax.training.monitoring import Monitor
 from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
+from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
 
@@ -41,16 +43,18 @@ class Samples:
         captions = [self._vocabulary.decode(row) for row in decoded.tokens]
         pictures = {"samples": caption_grid(self._images, captions, self._references)}
         for i in range(min(4, len(captions))):
-            words, maps = self._word_maps(decoded.tokens[i], decoded.attention[i])
+            words, maps = word_maps(self._vocabulary, decoded.tokens[i], decoded.attention[i])
             if words:
                 pictures[f"attention_{i}"] = attention_overlay(self._images[i], words, maps)
         monitor.pictures(step, pictures)
 
-    def _word_maps(self, tokens: np.ndarray, attention: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Words of a caption and, for each, the attention over image slots as it was predicted (mean of its tokens)."""
-        spans = self._vocabulary.words_with_spans(tokens)
-        maps = [attention[start:end].mean(axis=0) for _, start, end in spans]
-        return [word for word, _, _ in spans], np.array(maps)
+
+def word_maps(
+    vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length slots"]
+) -> tuple[list[str], Float[np.ndarray, "words slots"]]:
+    """Words of a caption and, for each, the attention over image slots as it was predicted (mean of its tokens)."""
+    spans = vocabulary.words_with_spans(tokens)
+    return [word for word, _, _ in spans], np.array([attention[start:end].mean(axis=0) for _, start, end in spans])
 
 
 def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[str]]:
