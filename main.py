@@ -14,9 +14,13 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+
+if TYPE_CHECKING:
+    from caption_jax.training.assessment import Assessment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
@@ -49,11 +53,8 @@ def main(argv: list[str]) -> int:
 
 def _train(_: list[str]) -> int:
     from caption_jax.training.loop import train_and_evaluate
-    from caption_jax.training.report import print_evaluation
 
-    found = train_and_evaluate(_CONFIG.value, _WORKDIR.value)
-    if found is not None:
-        print_evaluation(found)
+    _print(train_and_evaluate(_CONFIG.value, _WORKDIR.value))
     return 0
 
 
@@ -61,12 +62,21 @@ def _evaluate(_: list[str]) -> int:
     from etils import epath
 
     from caption_jax.training.experiment import open_experiment
-    from caption_jax.training.loop import evaluate_split
-    from caption_jax.training.report import print_evaluation
+    from caption_jax.training.final_evaluation import evaluate_split
 
     experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
-    print_evaluation(evaluate_split(experiment, _SPLIT.value, _IMAGES.value))
+    _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value))
     return 0
+
+
+def _print(found: Assessment | None) -> None:
+    """Prints what an evaluation found, if there was one; of several processes the first does."""
+    import jax
+
+    from caption_jax.training.report import print_evaluation
+
+    if found is not None and jax.process_index() == 0:
+        print_evaluation(found)
 
 
 def _caption(arguments: list[str]) -> int:

@@ -156,7 +156,7 @@ def write_description(workdir: epath.Path, description: RunDescription) -> None:
 def write_config(workdir: epath.Path, config: ConfigDict) -> None:
     """Writes config.json, and versions.json of what it now runs with."""
     _write_json(workdir / "config.json", config.to_dict())
-    _write_json(workdir / "versions.json", _versions())
+    _write_json(workdir / "versions.json", versions())
 
 
 def read_description(workdir: str | epath.Path) -> RunDescription:
@@ -217,7 +217,8 @@ def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of Python, the platform and the packages that matter."""
     found = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

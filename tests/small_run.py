@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from caption_jax.config import default_config
+from caption_jax.evaluation import java_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), "yellow": (230, 210, 40)}
@@ -102,9 +103,14 @@ def picture(colour: str = "red", side: str = "left") -> Image.Image:
 
 
 def run_main(*arguments: str | Path) -> int:
-    """Runs main.py as a command would and returns its exit status; an error that would end it is raised here."""
+    """Runs main.py as a command would, but without Java; returns its exit status.
+
+    An error that would end it is raised here.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        # Java takes longer to start than all else that a test does.
+        patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
         try:
             with quick_compilation():
                 runpy.run_path(str(ROOT / "main.py"), run_name="__main__")

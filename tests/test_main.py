@@ -45,12 +45,17 @@ def test_training_logs_every_interval_once(small_workdir):
 
 def test_the_evaluation_says_what_how_and_of_which_step(small_workdir):
     found = json.loads((small_workdir / "eval_val.json").read_text())
-    assert set(found) == {"split", "step", "metrics", "protocol"}
+    assert set(found) == {"split", "step", "metrics", "intervals", "absent", "diversity", "protocol", "images"}
     assert (found["split"], found["step"]) == ("val", 160)
     metrics = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact_match", "loss", "token_accuracy"}
     assert set(found["metrics"]) >= metrics
     assert found["protocol"]["images"] == 2 and found["protocol"]["unreadable"] == {}
-    assert {"tokenization", "decode", "image_input"} <= set(found["protocol"])
+    assert {"tokenization", "decode", "image_input", "intervals", "versions"} <= set(found["protocol"])
+    low, high = found["intervals"]["CIDEr-D"]
+    assert low <= found["metrics"]["CIDEr-D"] <= high
+    assert {"novel", "distinct-1", "mean_length", "function_word_ending"} <= set(found["diversity"])
+    assert [image["image_id"] for image in found["images"]] == ["08.png", "09.png"]
+    assert all(image["log_prob"] < 0 and 0 <= image["ROUGE-L"] <= 1 for image in found["images"])
 
 
 def test_captions_are_in_coco_results_form(small_workdir):
@@ -62,7 +67,12 @@ def test_captions_are_in_coco_results_form(small_workdir):
 def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_workdir, capsys):
     before = (small_workdir / "eval_val.json").read_text()
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test") == 0
-    assert "test split: 2 images (real)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "test split: 2 images (real)" in told and "METEOR                  absent: left out of the tests" in told
+    assert re.search(r"CIDEr-D +\d\.\d+ +\[\d\.\d+, \d\.\d+\]", told) and re.search(r"novel +\d\.\d+", told)
+    report = (small_workdir / "report_test.html").read_text()
+    assert report.count("<img") > 4 + 2 * 3  # cards, and where it looked for the words of two captions
+    assert "10.png" in report and "<svg" in report
     assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank") == 0
     assert "val split: 2 images (blank)" in capsys.readouterr().out
     blank = json.loads((small_workdir / "eval_val_blank.json").read_text())
@@ -70,6 +80,7 @@ def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_wor
     assert len(set(read_results(small_workdir / "captions_val_blank.json").values())) == 1
     assert list(read_results(small_workdir / "captions_test.json")) == ["10.png", "11.png"]
     assert (small_workdir / "eval_val.json").read_text() == before
+    assert not (small_workdir / "report_val_blank.html").exists()
 
 
 def test_evaluate_names_the_splits_there_are(small_workdir):

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Int
 
 from caption_jax.evaluation import protocol, score
 from caption_jax.training.experiment import Experiment
@@ -30,6 +31,7 @@ class Evaluation:
         metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced. Those
             of `retrieval_scores` are there where the model has a text encoder.
         captions: image id -> generated caption, "" where the image could not be read; in the order of the split.
+        tokens: image id -> the decoded token ids; of images that could be read, as for `log_probs`.
         log_probs: image id -> summed log-probability of its tokens.
         unreadable: image id -> why it could not be captioned.
         protocol: how the numbers came about.
@@ -37,6 +39,7 @@ class Evaluation:
 
     metrics: dict[str, float]
     captions: dict[Any, str]
+    tokens: dict[Any, Int[np.ndarray, " length"]]
     log_probs: dict[Any, float]
     unreadable: dict[Any, str]
     protocol: dict[str, Any]
@@ -75,7 +78,7 @@ class Evaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        captions: dict[Any, str] = {}
+        tokens: dict[Any, np.ndarray] = {}
         log_probs: dict[Any, float] = {}
         vectors: dict[Any, np.ndarray] = {}
         sums = np.zeros(3)
@@ -86,17 +89,17 @@ class Evaluator:
             sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
             for row in np.flatnonzero(out["mask"]):
                 image_id = self.split.image_ids[int(out["index"][row])]
-                captions[image_id] = description.vocabulary.decode(out["tokens"][row])
+                tokens[image_id] = out["tokens"][row]
                 log_probs[image_id] = float(out["log_prob"][row])
                 if self._texts is not None:
                     vectors[image_id] = out["vector"][row]
         if self._images == "shuffled":
-            captions, vectors = _moved_on(captions), _moved_on(vectors)
+            tokens, log_probs, vectors = _moved_on(tokens), _moved_on(log_probs), _moved_on(vectors)
         loss, correct, weight = sums
         measured = {"loss": float(loss / max(weight, 1)), "token_accuracy": float(correct / max(weight, 1))}
         if self._texts is not None and self.split.captions:
             measured |= split_retrieval(self.split, vectors, self._texts(variables, self.split.captions))
-        return self._judge(captions, log_probs, measured, step, time.time() - started, dict(batches.problems))
+        return self._judge(tokens, log_probs, measured, step, time.time() - started, dict(batches.problems))
 
     def over_all(self) -> Evaluator:
         """This evaluator over the whole split; they share what is compiled."""
@@ -105,12 +108,13 @@ class Evaluator:
         return whole
 
     def _judge(
-        self, captions: dict, log_probs: dict, measured: dict, step: int, seconds: float, problems: dict
+        self, tokens: dict, log_probs: dict, measured: dict, step: int, seconds: float, problems: dict
     ) -> Evaluation:
         references, mesh = self.split.references, self._experiment.mesh
-        missing = [record for record in self.split if record.image_id not in captions]
+        decode = self._experiment.description.vocabulary.decode
+        missing = [record for record in self.split if record.image_id not in tokens]
         unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
-        hypotheses = {image_id: captions.get(image_id, "") for image_id in references}
+        hypotheses = {image_id: decode(tokens.get(image_id, ())) for image_id in references}
         metrics = score(references, hypotheses) | measured
         how = {
             "split": self._split_name,
@@ -125,7 +129,7 @@ class Evaluator:
             "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "wall_seconds": round(seconds, 1),
         }
-        return Evaluation(metrics, hypotheses, log_probs, unreadable, how)
+        return Evaluation(metrics, hypotheses, tokens, log_probs, unreadable, how)
 
 
 def _moved_on(by_image: dict[Any, Any]) -> dict[Any, Any]:
@@ -140,9 +144,3 @@ def _spread(split: Split, limit: int) -> Split:
         return split
     chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
     return Split(split.name, [split.records[i] for i in chosen])
-
-
-def as_results(evaluation: Evaluation) -> dict[str, Any]:
-    """The content of `eval_<split>.json`."""
-    how = evaluation.protocol
-    return {"split": how["split"], "step": how["step"], "metrics": evaluation.metrics, "protocol": how}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +11,14 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from caption_jax.checkpoints import Checkpoints, Restored, read_weights
-from caption_jax.evaluation import write_results
+from caption_jax.checkpoints import Checkpoints, Restored
+from caption_jax.training.assessment import Assessment
 from caption_jax.training.clock import Clock
 from caption_jax.training.contrastive import ContrastiveObjective
-from caption_jax.training.evaluate import Evaluation, Evaluator, as_results
+from caption_jax.training.evaluate import Evaluator
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment, variable_shapes
 from caption_jax.training.features import stored_features
+from caption_jax.training.final_evaluation import evaluate_best
 from caption_jax.training.monitoring import Monitor
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
 from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated, shardings_like
@@ -31,7 +31,7 @@ from input_pipeline.batches import train_batches
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Evaluation | None:
+def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Assessment | None:
     """Trains from `config`, or goes on with the run that `workdir` holds, and scores the best weights.
 
     Returns:
@@ -221,8 +221,8 @@ class Run:
             return False
 
 
-def finish(run: Run) -> Evaluation | None:
-    """Scores the best weights on the validation split and writes the results and the loss curve to the workdir."""
+def finish(run: Run) -> Assessment | None:
+    """Judges the best weights on the validation split; writes the results, the report and the loss curve."""
     from caption_jax.training.pictures import loss_curve  # matplotlib takes a second to import
 
     experiment = run.experiment
@@ -230,22 +230,7 @@ def finish(run: Run) -> Evaluation | None:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if "val" not in experiment.splits:
         return None
-    return _evaluate_best(experiment, run.evaluator.over_all(), "val")
-
-
-def evaluate_split(experiment: Experiment, split: str, images: str = "real") -> Evaluation:
-    """Scores a run's best weights on a split; writes eval_<split>.json and captions_<split>.json."""
-    suffix = split if images == "real" else f"{split}_{images}"
-    return _evaluate_best(experiment, Evaluator(experiment, split, images=images), suffix)
-
-
-def _evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str) -> Evaluation:
-    weights = read_weights(experiment.workdir, "best", replicated(experiment.mesh))
-    found = evaluator(weights.variables, weights.step)
-    if jax.process_index() == 0:
-        (experiment.workdir / f"eval_{suffix}.json").write_text(json.dumps(as_results(found), indent=2) + "\n")
-        write_results(experiment.workdir / f"captions_{suffix}.json", found.captions)
-    return found
+    return evaluate_best(experiment, run.evaluator.over_all(), "val", java=False)
 
 
 def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:

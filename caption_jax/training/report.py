@@ -6,27 +6,34 @@ from itertools import islice
 from typing import Any
 
 from caption_jax.config import default_config
-from caption_jax.training.evaluate import Evaluation
+from caption_jax.training.assessment import Assessment
 
 
-def print_evaluation(found: Evaluation, samples: int = 8) -> None:
-    """Prints the protocol, the scores, and some of the captions."""
-    how = found.protocol
+def print_evaluation(found: Assessment, samples: int = 8) -> None:
+    """Prints the protocol, the scores with their intervals, what the captions are like, and some of them."""
+    how, evaluation = found.protocol, found.evaluation
     print(f"\n{how['split']} split: {how['images']} images ({how['image_input']}), step {how['step']}, {how['device']}")
-    print(f"tokenization: {how['tokenization']}; decoding: {_settings(how['decode'])}\n")
-    width = max(map(len, found.metrics))
+    print(f"tokenization: {how['tokenization']}; decoding: {decode_settings(how['decode'])}")
+    print(f"intervals: {how['intervals']}\n")
+    width = max(map(len, [*found.metrics, *found.absent, *found.diversity]))
     for name, value in found.metrics.items():
-        print(f"  {name:<{width}} {value:8.4f}")
-    if found.unreadable:
-        print(f"\n{len(found.unreadable)} images could not be read and count as empty captions:")
-        for image_id, reason in islice(found.unreadable.items(), 10):
+        interval = found.intervals.get(name)
+        print(f"  {name:<{width}} {value:9.4f}" + (f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
+    for name, reason in found.absent.items():
+        print(f"  {name:<{width}}    absent: {reason}")
+    print()
+    for name, value in found.diversity.items():
+        print(f"  {name:<{width}} {value:9.4f}")
+    if evaluation.unreadable:
+        print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")
+        for image_id, reason in islice(evaluation.unreadable.items(), 10):
             print(f"  {image_id}: {reason}")
     print()
-    for image_id, caption in islice(found.captions.items(), samples):
+    for image_id, caption in islice(evaluation.captions.items(), samples):
         print(f"  {image_id}\t{caption}")
 
 
-def _settings(decode: dict[str, Any]) -> str:
+def decode_settings(decode: dict[str, Any]) -> str:
     """The method and the settings that are not at their defaults."""
     usual = default_config().decode.to_dict()
     changed = [f"{key}={value}" for key, value in decode.items() if key != "method" and value != usual.get(key)]

@@ -1,0 +1,31 @@
+"""The HTML report of an evaluation: one file that opens anywhere, without a network and without a script."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from etils import epath
+
+from caption_jax.training.assessment import Assessment
+from caption_jax.training.experiment import Experiment
+from caption_jax.training.html_report.examples import make_examples
+from caption_jax.training.html_report.page import render
+from caption_jax.training.metrics_file import read_metrics
+from input_pipeline.records import Split
+
+
+def write_report(experiment: Experiment, split: Split, assessment: Assessment, variables: Any) -> epath.Path:
+    """Writes report_<split>.html to the run's workdir and returns its path.
+
+    Args:
+        experiment: the run.
+        split: the images that were judged.
+        assessment: what was found.
+        variables: the weights that were judged, to see where the decoder looked.
+    """
+    metrics = experiment.workdir / "metrics.jsonl"
+    rows = read_metrics(metrics) if metrics.exists() else []
+    examples = make_examples(experiment, split, assessment, variables)
+    path = experiment.workdir / f"report_{assessment.protocol['split']}.html"
+    path.write_text(render(experiment.workdir.name, assessment, examples, rows))
+    return path
