@@ -61,7 +61,7 @@ class Captioner:
         def run(variables: PyTree, pixels: jax.Array) -> Any:
             images = description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
-            return decode(model, variables, features, settings)
+            return decode(model, variables, features, settings, vocabulary=description.vocabulary)
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
             images = description.preprocessing.normalise(pixels)

@@ -61,9 +61,10 @@ class Evaluator:
             raise ValueError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self.split = _spread(experiment.split(split_name), limit)
-        mesh = experiment.mesh
-        step = make_eval_step(experiment.model(), experiment.description.preprocessing, experiment.config.decode)
-        self._texts = TextVectors(experiment) if experiment.description.has_text_encoder else None
+        mesh, description = experiment.mesh, experiment.description
+        model, settings = experiment.model(), experiment.config.decode
+        step = make_eval_step(model, description.preprocessing, settings, description.vocabulary)
+        self._texts = TextVectors(experiment) if description.has_text_encoder else None
         self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:

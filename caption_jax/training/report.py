@@ -8,6 +8,9 @@ from typing import Any
 from caption_jax.config import default_config
 from caption_jax.training.assessment import Assessment
 
+# Settings that results name whatever their values.
+_TOLD = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
+
 
 def print_evaluation(found: Assessment, samples: int = 8) -> None:
     """Prints the protocol, the scores with their intervals, what the captions are like, and some of them."""
@@ -34,7 +37,10 @@ def print_evaluation(found: Assessment, samples: int = 8) -> None:
 
 
 def decode_settings(decode: dict[str, Any]) -> str:
-    """The method and the settings that are not at their defaults."""
+    """The method, what it always depends on, and the other settings that are not at their defaults."""
     usual = default_config().decode.to_dict()
-    changed = [f"{key}={value}" for key, value in decode.items() if key != "method" and value != usual.get(key)]
-    return " ".join([decode["method"], *changed])
+    told = ("max_length", *_TOLD.get(decode["method"], ()))
+    names = [name for name in usual if name in told or decode.get(name, usual[name]) != usual[name]]
+    return " ".join(
+        [decode["method"], *(f"{name}={decode.get(name, usual[name])}" for name in names if name != "method")]
+    )

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from caption_jax.decoding import Decoded, decode
 from caption_jax.training.experiment import Experiment
@@ -71,11 +70,11 @@ def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.nda
 
 def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray], Decoded]:
     model, preprocessing = experiment.model(), experiment.description.preprocessing
-    settings = ConfigDict({**experiment.config.decode, "method": "greedy"})
+    settings, vocabulary = {**experiment.config.decode, "method": "greedy"}, experiment.description.vocabulary
 
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array) -> Decoded:
         features = model.apply(variables, preprocessing.normalise(pixels), train=False, method="encode_images")
-        return decode(model, variables, features, settings, return_attention=True)
+        return decode(model, variables, features, settings, vocabulary=vocabulary, return_attention=True)
 
     return run

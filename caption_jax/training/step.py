@@ -19,7 +19,7 @@ from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
-from input_pipeline.tokenizer import PAD
+from input_pipeline.tokenizer import PAD, Vocabulary
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -182,7 +182,7 @@ def forward(
 
 
 def make_eval_step(
-    model: ImageCaptioningModel, preprocessing: Preprocessing, decode_config: ConfigDict
+    model: ImageCaptioningModel, preprocessing: Preprocessing, decode_config: ConfigDict, vocabulary: Vocabulary
 ) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
     """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
 
@@ -196,7 +196,7 @@ def make_eval_step(
         features = model.apply(variables, images, train=False, method="encode_images")
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        decoded = decode(model, variables, features, decode_config)
+        decoded = decode(model, variables, features, decode_config, vocabulary=vocabulary, image_ids=batch["index"])
         shared = model.shared_space is not None
         return {
             **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),

@@ -98,7 +98,14 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
     assessment = assessed()
     page = check_self_contained(page_of(assessment))
     assert len(page.all("img")) == 4 + 2 * (1 + 2)  # cards, then each image and its words once
-    for said in ("a dog runs on the grass", "a pair of cats on a mat", "beam beams=3", "1,200", "PTB", "jax"):
+    for said in (
+        "a dog runs on the grass",
+        "a pair of cats on a mat",
+        "beam alpha=0.0 beams=3",
+        "1,200",
+        "PTB",
+        "jax",
+    ):
         assert said in page.text, said
     interval = assessment.intervals["CIDEr-D"]
     assert f"{interval.low:.4f} – {interval.high:.4f}" in page.text

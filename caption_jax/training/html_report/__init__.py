@@ -27,5 +27,5 @@ def write_report(experiment: Experiment, split: Split, assessment: Assessment, v
     rows = read_metrics(metrics) if metrics.exists() else []
     examples = make_examples(experiment, split, assessment, variables)
     path = experiment.workdir / f"report_{assessment.protocol['split']}.html"
-    path.write_text(render(experiment.workdir.name, assessment, examples, rows))
+    path.write_bytes(render(experiment.workdir.name, assessment, examples, rows).encode("utf-8"))
     return path
