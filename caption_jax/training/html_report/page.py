@@ -168,7 +168,16 @@ def _row(name: str, *values: str) -> Markup:
 
 
 def _name_cell(name: str) -> Markup:
-    return tag("th", name.replace("_", " "), tag("small", _MEANINGS.get(name, "")), scope="row")
+    meaning = _MEANINGS.get(name) or _meaning_of_retrieval(name)
+    return tag("th", name.replace("_", " "), meaning and tag("small", meaning), scope="row")
+
+
+def _meaning_of_retrieval(name: str) -> str:
+    """What the names of `retrieval_scores` say."""
+    way, at, count = name.partition("_R@")
+    if at:
+        return f"share of the {way.partition('_')[0]}s that find one of theirs among the first {count}"
+    return "place of the first that is right (1 is best)" if name.endswith("_median_rank") else ""
 
 
 def _cards(examples: Sequence[Example]) -> Markup:
