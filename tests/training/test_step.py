@@ -192,7 +192,7 @@ def test_losses_do_not_depend_on_the_number_of_devices():
     theirs, state = curve(Setup(restless_config(), mesh_of(8)))
     assert len(jax.tree.leaves(state.params)[0].devices()) == 8
     np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
-    assert ours[-1] < ours[0] - 0.1  # it was training that was compared
+    assert ours[-1] < ours[0] - 0.03  # it was training that was compared; it starts at ln(24)
 
 
 @pytest.mark.slow
