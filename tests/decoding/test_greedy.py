@@ -31,7 +31,7 @@ def run():
     return jax.jit(lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=WORDS_ONLY))
 
 
-@pytest.mark.parametrize("seed", [1, 3, 6, 9, 11, 12])
+@pytest.mark.parametrize("seed", [1, 3, 6, 9, 27, 37])
 def test_equals_a_naive_loop(run, seed):
     variables, memory = random_captioner(seed, images=8)
     decoded = run(variables, memory)
@@ -44,7 +44,7 @@ def test_equals_a_naive_loop(run, seed):
 
 def test_captions_end_at_different_steps(run):
     """Else the tests above would not try what happens to an ended row while others go on."""
-    variables, memory = random_captioner(12, images=8)
+    variables, memory = random_captioner(27, images=8)
     lengths = (np.asarray(run(variables, memory).tokens) != PAD).sum(-1)
     assert len(set(lengths.tolist())) > 1
 

@@ -214,14 +214,17 @@ def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
 
 
-def test_fresh_logits_are_neither_flat_nor_wild():
+def test_to_a_fresh_decoder_all_tokens_are_about_as_likely():
     decoder = Decoder(500, 3, 64, 4, 128)
     generator = np.random.default_rng(0)
     tokens = jnp.asarray(generator.integers(0, 500, size=(2, 2, 20)))
     memory = jnp.asarray(generator.normal(size=(2, 9, 64)), jnp.float32)
     variables = jax.jit(decoder.init)(jax.random.key(0), tokens, memory)
-    logits = run(decoder, variables, tokens, memory).logits
-    assert 0.5 < float(logits.std()) < 2
+    log_probs = jax.nn.log_softmax(run(decoder, variables, tokens, memory).logits)
+    own = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # the input, whose embedding it is made of
+    for said in (log_probs, own):
+        assert abs(float(said.mean()) + np.log(500)) < 1
+    assert 0.05 < float(log_probs.std()) < 1
 
 
 def test_dropout_only_in_training():

@@ -19,6 +19,15 @@ def test_the_first_signal_asks_and_afterwards_all_is_as_before(number):
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt; in what a script has started with `&` it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_a_second_interrupt_does_not_wait():
     with stop_on_signal() as asked, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGINT)
