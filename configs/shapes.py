@@ -3,8 +3,9 @@
     python main.py --config=configs/shapes.py --workdir=WORKDIR
     python main.py --mode=evaluate --split=test --workdir=WORKDIR
 
-Two cores of an AMD EPYC, float32: 930 steps in 15.5 minutes of processor time, both cores together. Greedy decoding,
-300 test images: CIDEr-D 6.217, BLEU-4 0.991, exact match 0.940; shown blank images (--images=blank): exact match 0.000.
+Two cores of an AMD EPYC, float32: 1,116 steps in 24 minutes beside other work; at 96 images a second, as where nothing
+else ran, in 12. Greedy decoding, 300 test images: CIDEr-D 6.163, BLEU-4 0.999, exact match 0.997; shown blank images
+(--images=blank): exact match 0.000.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def get_config() -> ConfigDict:
     config.model.decoder.dropout = 0.05
 
     config.objective.label_smoothing = 0.0
-    config.optimizer.learning_rate = 2e-3
+    config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.ema = 0.99
-    config.train.epochs = 10
+    config.train.epochs = 12
     config.train.eval_every = 310
     config.decode.max_length = 24
     return config.lock()
