@@ -14,17 +14,16 @@ from ml_collections import ConfigDict
 from caption_jax.checkpoints import Checkpoints, Restored
 from caption_jax.training.assessment import Assessment
 from caption_jax.training.clock import Clock
-from caption_jax.training.contrastive import ContrastiveObjective
 from caption_jax.training.evaluate import Evaluator
-from caption_jax.training.experiment import Experiment, initial_variables, start_experiment, variable_shapes
+from caption_jax.training.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.training.features import stored_features
 from caption_jax.training.final_evaluation import evaluate_best
 from caption_jax.training.monitoring import Monitor
-from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
-from caption_jax.training.sharding import batch_sharding, parameter_shardings, put_batch, replicated, shardings_like
+from caption_jax.training.optimizer import phases
+from caption_jax.training.program import make_program
+from caption_jax.training.sharding import put_batch
 from caption_jax.training.showing import Samples
-from caption_jax.training.state import TrainState, create_state
-from caption_jax.training.step import make_train_step
+from caption_jax.training.state import TrainState
 from caption_jax.training.stopping import FiniteCheck, stop_on_signal
 from caption_jax.training.tracing import Trace
 from input_pipeline.batches import train_batches
@@ -55,6 +54,7 @@ class Run:
         config = experiment.config
         self.experiment, self.config = experiment, config
         self.steps, self.eval_every, self.checkpoint_every = _intervals(config, len(experiment.split("train")))
+        self.program = make_program(experiment.description, experiment.mesh, self.steps)
         self.checkpoints = Checkpoints(experiment.workdir)
         self.clock = Clock(self.steps, config.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
@@ -116,24 +116,10 @@ class Run:
         Returns:
             The checkpoint.
         """
-        config, mesh = self.config, self.experiment.mesh
-        variables = variable_shapes(self.experiment.description)
-        self.optimizer, self.schedule = make_optimizer(config.optimizer, variables["params"], self.steps)
-
-        def create(variables: Any) -> Any:
-            return create_state(variables, self.optimizer, averaged=config.optimizer.ema > 0)
-
-        shapes = jax.eval_shape(create, variables)
-        owners = parameter_shardings(shapes.params, config.mesh.rules, mesh)
-        self.shardings = shardings_like(shapes, shapes.params, owners, mesh)
-        placed = jax.tree.map(
-            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-            shapes,
-            self.shardings,
-        )
+        placed = self.program.state
         restored = self.checkpoints.restore(placed.weights(), placed.remainder())
         if restored is None:
-            self.state = jax.device_put(create(initial_variables(self.experiment)), self.shardings)
+            self.state = self.program.start(initial_variables(self.experiment))
         else:
             self.state = placed.replace_from(restored.weights, restored.train)
         return restored
@@ -153,24 +139,7 @@ class Run:
             start, end = max(start, step), min(end, self.steps)
             if start < end and not self._out_of_patience():
                 logging.info("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
-                yield end, self._update(frozen)
-
-    def _update(self, frozen: frozenset[str]) -> Callable:
-        """The jitted step under which the parameters at the paths `frozen` stay as they are."""
-        model, mesh = self.experiment.model(frozen_norms(frozen)), self.experiment.mesh
-        description, contrastive = self.experiment.description, None
-        if description.has_text_encoder:
-            weight = self.config.objective.contrastive_weight
-            contrastive = ContrastiveObjective(weight, description.text_reader, mesh)
-        update = make_train_step(
-            model, self.optimizer, description.preprocessing, self.config, frozen, contrastive=contrastive
-        )
-        return jax.jit(
-            update,
-            donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(mesh)),
-            out_shardings=(self.shardings, replicated(mesh)),
-        )
+                yield end, self.program.update(frozen)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
@@ -190,7 +159,7 @@ class Run:
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
-        values["learning_rate"] = float(self.schedule(step - 1))
+        values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
         self.monitor.scalars(step, values, "train")

@@ -1,0 +1,88 @@
+"""What a run computes, apart from its data: where the state lies on the devices, and the jitted updates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+
+from caption_jax.training.contrastive import ContrastiveObjective
+from caption_jax.training.experiment import variable_shapes
+from caption_jax.training.optimizer import frozen_norms, make_optimizer
+from caption_jax.training.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
+from caption_jax.training.state import TrainState, create_state
+from caption_jax.training.step import make_train_step
+from caption_jax.workdir import RunDescription
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class Program:
+    """A run's state and updates, on a mesh of devices that need not be there.
+
+    Attributes:
+        description: model, pixels and words.
+        mesh: of the devices.
+        optimizer: of all parameters.
+        schedule: learning rate by step.
+        state: shapes, types and places of the state's arrays.
+    """
+
+    description: RunDescription
+    mesh: jax.sharding.Mesh
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    state: TrainState
+
+    @property
+    def shardings(self) -> PyTree:
+        """Where the arrays of the state lie."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+
+    def start(self, variables: PyTree) -> TrainState:
+        """The state before the first step, on the devices."""
+        averaged = self.description.config.optimizer.ema > 0
+        return jax.device_put(create_state(variables, self.optimizer, averaged), self.shardings)
+
+    def update(self, frozen: frozenset[str]) -> Callable:
+        """The jitted step under which the parameters at the paths `frozen` stay as they are."""
+        description, contrastive = self.description, None
+        config = description.config
+        if description.has_text_encoder:
+            contrastive = ContrastiveObjective(config.objective.contrastive_weight, description.text_reader, self.mesh)
+        update = make_train_step(
+            description.model(frozen_norms(frozen)),
+            self.optimizer,
+            description.preprocessing,
+            config,
+            frozen,
+            contrastive=contrastive,
+        )
+        return jax.jit(
+            update,
+            donate_argnums=0,
+            in_shardings=(self.shardings, batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, replicated(self.mesh)),
+        )
+
+
+def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: int) -> Program:
+    """Builds the program of a run of so many steps.
+
+    Raises:
+        ValueError: the config's rules for the optimizer or the mesh do not fit the model's parameters.
+    """
+    config, variables = description.config, variable_shapes(description)
+    optimizer, schedule = make_optimizer(config.optimizer, variables["params"], steps)
+    shapes = jax.eval_shape(lambda tree: create_state(tree, optimizer, averaged=config.optimizer.ema > 0), variables)
+    owners = parameter_shardings(shapes.params, config.mesh.rules, mesh)
+    state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        shardings_like(shapes, shapes.params, owners, mesh),
+    )
+    return Program(description, mesh, optimizer, schedule, state)
