@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int32
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -58,9 +59,11 @@ class Captioner:
         self._description, self._variables, self._batch_size = description, variables, batch_size
         model, settings = description.model(), decode_config or description.config.decode
 
-        def run(variables: PyTree, pixels: jax.Array) -> Any:
+        def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             images = description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
+            if context is not None:
+                features = model.apply(variables, features, context, context != PAD, method="add_context")
             return decode(model, variables, features, settings, vocabulary=description.vocabulary)
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
@@ -73,28 +76,41 @@ class Captioner:
 
         self._run, self._embed_images, self._embed_texts = map(jax.jit, (run, embed_images, embed_texts))
 
-    def caption(self, images: Sequence[ImageLike]) -> list[Caption]:
+    def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
         """Captions images given as paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
+
+        Args:
+            images: the images.
+            context: for each image the texts that stand beside it, such as `["title of its page"]`, or `[]`; for models
+                that were trained with context. An empty text is none.
 
         Raises:
             ImageError: an image cannot be read; it names the image. `caption_each` goes on instead.
-            TypeError: `images` is one image.
+            TypeError: `images` is one image, or the texts of an image are one text.
+            ValueError: the model takes no context, or less than there is, or there is not one for each image.
         """
         _check_list("caption", images)
+        if context is not None and len(context) != len(images):
+            raise ValueError(f"{len(images)} images need as many lists of texts as context, not {len(context)}")
         found = []
-        for result in self.caption_each(images):
+        for result in self.caption_each(images, context):
             if isinstance(result, ImageError):
                 raise result
             found.append(result)
         return found
 
-    def caption_each(self, images: Iterable[ImageLike]) -> Iterator[Caption | ImageError]:
-        """Yields, in order, the caption of each image or the error that says why it has none."""
-        for chunk in _chunks(images, self._batch_size):
+    def caption_each(
+        self, images: Iterable[ImageLike], context: Iterable[Sequence[str]] | None = None
+    ) -> Iterator[Caption | ImageError]:
+        """Yields, in order, the caption of each image or the error that says why it has none; see `caption`."""
+        beside = itertools.repeat(()) if context is None else context
+        for chunk in _chunks(zip(images, beside, strict=context is not None), self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
-                loaded = list(pool.map(self._load, chunk))
-            pixels = [image for image in loaded if not isinstance(image, ImageError)]
-            captions = iter(self._caption_pixels(pixels) if pixels else [])
+                loaded = list(pool.map(self._load, (image for image, _ in chunk)))
+            readable = [not isinstance(image, ImageError) for image in loaded]
+            pixels = list(itertools.compress(loaded, readable))
+            texts = list(itertools.compress((texts for _, texts in chunk), readable))
+            captions = iter(self._caption_pixels(pixels, texts) if pixels else [])
             for image in loaded:
                 yield image if isinstance(image, ImageError) else next(captions)
 
@@ -104,10 +120,10 @@ class Captioner:
         Raises:
             ImageError: an image cannot be read; it names the image.
             TypeError: `images` is one image.
-            ValueError: the model has no text encoder, so its images have no vectors that texts could be compared with.
+            ValueError: the model has no space that its images share with texts.
         """
         _check_list("embed_images", images)
-        self._description.check_text_encoder()
+        self._description.check_shared_space()
 
         def load(chunk: list[ImageLike]) -> list[np.ndarray]:
             with ThreadPoolExecutor(max_workers=4) as pool:
@@ -120,9 +136,10 @@ class Captioner:
 
         Raises:
             TypeError: `texts` is one text.
-            ValueError: the model has no text encoder.
+            ValueError: the model has no space that its texts share with images.
         """
         _check_list("embed_texts", texts)
+        self._description.check_shared_space()
         return self._embed(self._embed_texts, texts, self._description.text_reader.encode)
 
     def _embed(
@@ -140,14 +157,32 @@ class Captioner:
         except ImageError as error:
             return error
 
-    def _caption_pixels(self, pixels: list[np.ndarray]) -> list[Caption]:
-        decoded = jax.device_get(self._run(self._variables, self._batch_of(pixels)))
+    def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]]) -> list[Caption]:
+        context = self._batch_of(self._context_ids(texts), PAD) if any(texts) else None
+        decoded = jax.device_get(self._run(self._variables, self._batch_of(pixels), context))
         rows = zip(decoded.tokens[: len(pixels)], decoded.log_prob[: len(pixels)], strict=True)
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
-    def _batch_of(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:
+        """Texts beside each image in the text encoder's ids; a slot without a text holds pads alone."""
+        slots = self._description.config.model.context.slots
+        for beside in texts:
+            _check_list("context", beside)
+            if len(beside) > slots:
+                raise ValueError(
+                    f"{len(beside)} texts beside an image; this run's model takes {slots} (config.model.context.slots)"
+                )
+        reader = self._description.text_reader
+        ids = np.full((len(texts), slots, reader.max_length), PAD, np.int32)
+        for row, beside in zip(ids, texts, strict=True):
+            said = [text for text in beside if text.strip()]
+            row[: len(said)] = reader.encode(said)
+        return ids
+
+    def _batch_of(self, arrays: Sequence[np.ndarray], filler: int = 0) -> np.ndarray:
         """The arrays as a batch of one row or `batch_size`, so that two programs at most are compiled."""
-        batch = np.zeros((1 if len(arrays) == 1 else self._batch_size, *arrays[0].shape), arrays[0].dtype)
+        shape = (1 if len(arrays) == 1 else self._batch_size, *arrays[0].shape)
+        batch = np.full(shape, filler, arrays[0].dtype)
         batch[: len(arrays)] = arrays
         return batch
 
@@ -175,7 +210,7 @@ def load(workdir: str, which: str = "best", decode_config: ConfigDict | None = N
 
 def _check_list(method: str, items: Any) -> None:
     if isinstance(items, str | os.PathLike | bytes | Image.Image):
-        what = "texts" if method == "embed_texts" else "images"
+        what = "images" if method in ("caption", "embed_images") else "texts"
         raise TypeError(f"{method} takes a list of {what}: {method}([...]), not one {type(items).__name__}")
 
 

@@ -12,7 +12,7 @@ from caption_jax.output_lines import json_line, pass_any_file_name
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
 
-def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> int:
+def caption_files(captioner: Captioner, arguments: Sequence[str], form: str, context: Sequence[str] = ()) -> int:
     """Captions paths, globs and folders; prints a line an image as soon as its batch is done.
 
     Files that cannot be read are reported on the error stream and the rest go on.
@@ -21,6 +21,7 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> 
         captioner: the model.
         arguments: paths, glob patterns or folders (searched to the bottom for image files).
         form: "text" for `path<TAB>caption`, "jsonl" for one JSON object a line.
+        context: texts that stand beside every image, for a model that takes them.
 
     Returns:
         Exit status: 0 when every image got a caption, 1 when some did not, 2 when no argument names an image.
@@ -32,7 +33,7 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str) -> 
         return 2
     pass_any_file_name()
     failures = 0
-    for path, result in zip(paths, captioner.caption_each(paths), strict=True):
+    for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
         if isinstance(result, ImageError):
             failures += 1
             print(f"error: {result}", file=sys.stderr, flush=True)

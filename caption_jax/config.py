@@ -49,6 +49,7 @@ def _data() -> ConfigDict:
     data.compact_vocabulary = True  # the decoder predicts only over tokens that occur in the training captions
     data.max_length = 40  # tokens of a caption, <s> and </s> included; longer ones are cut
     data.captions_per_image = 1  # captions of an image in a step; 0 for all
+    data.context = ""  # folder of an index with neighbours of the splits, needed where model.context.slots is above 0
     data.batch_size = 32  # images in a step, over all devices
     data.eval_batch_size = 32
     data.workers = 2  # threads that read and decode
@@ -95,7 +96,7 @@ def _model() -> ConfigDict:
     decoder.dropout = 0.1
     decoder.norm = "pre"  # "pre" or "post"
     decoder.positions = "learned"  # "learned" or "sinusoidal"
-    text = ConfigDict()  # in the model only where objective.contrastive_weight is above 0
+    text = ConfigDict()  # in the model only where objective.contrastive_weight or model.context.slots is above 0
     # "" (from nothing, sizes below, tokens of the compact vocabulary), or a RoBERTa: a local folder or a hub name. It
     # has its own sizes, and reads all tokens of data.tokenizer, which has to be its own.
     text.weights = ""
@@ -105,10 +106,14 @@ def _model() -> ConfigDict:
     text.feed_forward = 1024
     text.dropout = 0.1
     text.remat = False  # recompute its layers in the backward pass instead of keeping their activations
-    space = ConfigDict()  # of images and texts, with the text encoder
+    space = ConfigDict()  # of images and texts, where objective.contrastive_weight is above 0
     space.width = 256
     space.temperature = 0.07  # similarities are divided by it at the start; it is learned
     space.min_temperature = 0.01
+    context = ConfigDict()  # texts beside the image that the decoder attends to, through the text encoder
+    context.slots = 0  # most texts beside an image; 0 for no context
+    context.form = "vector"  # what is attended to of a text: its "vector", or the encoder's states of all its "tokens"
+    context.dropout = 0.2  # share of the training images that get no context in an epoch
     model = ConfigDict()
     model.image_memory = "grid"  # what the decoder attends to: "grid", "vector" or "both"
     model.vector = "mean"  # how the image vector is pooled: "mean" or "flatten"
@@ -117,6 +122,7 @@ def _model() -> ConfigDict:
     model.decoder = decoder
     model.text_encoder = text
     model.shared_space = space
+    model.context = context
     return model
 
 
@@ -124,7 +130,7 @@ def _objective() -> ConfigDict:
     objective = ConfigDict()
     objective.label_smoothing = 0.1
     # Of the loss that brings images and their captions together in one space, beside that of the captions' tokens;
-    # above 0 the model has a text encoder, and its images can be found by words.
+    # above 0 the model has a text encoder and that space, and its images can be found by words.
     objective.contrastive_weight = 0.0
     return objective
 

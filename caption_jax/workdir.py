@@ -44,14 +44,15 @@ _FIXED = (
     "data.captions_per_image",
     "optimizer.name",
 )
-_DECIDES_ON_TEXT_ENCODER = "objective.contrastive_weight"  # by being 0 or above: the same
+_DECIDES_ON_SHARED_SPACE = "objective.contrastive_weight"  # by being 0 or above: the same
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
     """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights.
 
-    `text_encoder` holds the sizes of its RoBERTa, None where the model has no text encoder.
+    `text_encoder` holds the sizes of its RoBERTa, None where the model has no text encoder; `shared_space` says whether
+    that comes with a space for images and texts.
     """
 
     vocabulary_size: int
@@ -59,6 +60,7 @@ class ModelSettings:
     padding: str
     norm_epsilon: float
     text_encoder: dict[str, Any] | None = None
+    shared_space: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +83,39 @@ class RunDescription:
             padding=self.model_settings.padding,
             norm_epsilon=self.model_settings.norm_epsilon,
             text_encoder=self.model_settings.text_encoder,
+            shared_space=self.model_settings.shared_space,
         )
 
     @property
     def has_text_encoder(self) -> bool:
-        """Whether the model puts texts in one space with images."""
+        """Whether the model has a text encoder, for a space of images and texts, for context or for both."""
         return self.model_settings.text_encoder is not None
 
-    def check_text_encoder(self) -> None:
-        """Raises ValueError, with what to train, where the model has no text encoder."""
-        if not self.has_text_encoder:
+    @property
+    def has_shared_space(self) -> bool:
+        """Whether the model puts texts in one space with images."""
+        return self.has_text_encoder and self.model_settings.shared_space
+
+    def check_shared_space(self) -> None:
+        """Raises ValueError, with what to train, where the model has no space that images and texts share."""
+        if not self.has_shared_space:
             raise ValueError(
-                "this run was trained without a text encoder, so there is no space that its images and texts share: "
-                "train one with --config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
+                "this run was trained without a space that its images and texts share: train one with "
+                "--config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
             )
 
     @property
     def text_reader(self) -> TextReader:
-        """Gives texts and captions in the ids that the model's text encoder reads. Raises as `check_text_encoder`."""
-        self.check_text_encoder()
+        """Gives texts and captions in the ids that the model's text encoder reads.
+
+        Raises:
+            ValueError: the model has no text encoder.
+        """
+        if not self.has_text_encoder:
+            raise ValueError(
+                "this run was trained without a text encoder: train one with --config.objective.contrastive_weight or "
+                "--config.model.context.slots above 0"
+            )
         rows = self.model_settings.text_encoder["vocab_size"]
         return TextReader(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
 
@@ -192,7 +208,7 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
     """Raises ValueError when a changed key makes the stored state of `workdir` useless."""
     fixed = {k: v for k, v in changes.items() if any(k == f or (f.endswith(".") and k.startswith(f)) for f in _FIXED)}
-    fixed |= {k: v for k, v in changes.items() if k == _DECIDES_ON_TEXT_ENCODER and not all(v)}
+    fixed |= {k: v for k, v in changes.items() if k == _DECIDES_ON_SHARED_SPACE and not all(v)}
     if fixed:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
         raise ValueError(

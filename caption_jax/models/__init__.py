@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "BatchNorm": "batch_norm",
+    "ContextMemory": "context",
     "Decoder": "decoder",
     "DecoderLayer": "decoder",
     "EfficientNet": "efficientnet",

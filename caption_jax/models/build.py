@@ -26,6 +26,7 @@ def build_model(
     padding: str = "same",
     norm_epsilon: float = 1e-3,
     text_encoder: Mapping[str, Any] | None = None,
+    shared_space: bool = True,
 ) -> ImageCaptioningModel:
     """Builds the captioner of `config.model`; parameters are float32, whatever `dtype` it computes in.
 
@@ -38,7 +39,8 @@ def build_model(
         padding: of the image encoder's convolutions, as its weights want it: "same" or "symmetric".
         norm_epsilon: of its batch norms, as its weights want it.
         text_encoder: sizes of a RoBERTa, as transformers' RobertaConfig names them (`roberta_sizes`): then the model
-            has a text encoder and a space that images and texts share. None for neither.
+            has a text encoder, and slots for context where the config asks for some. None for neither.
+        shared_space: whether a text encoder comes with a space that images and texts share.
     """
     encoder, decoder = model_config.encoder, model_config.decoder
     return ImageCaptioningModel(
@@ -47,7 +49,7 @@ def build_model(
             width=decoder.width,
             image_memory=model_config.image_memory,
             vector=model_config.vector,
-            always_vector=text_encoder is not None,
+            always_vector=text_encoder is not None and shared_space,
             memory_dropout=model_config.memory_dropout,
             norm_group_size=encoder.norm_group_size,
             norm_momentum=encoder.norm_momentum,
@@ -69,7 +71,7 @@ def build_model(
             max_length=max_length,
             dtype=dtype,
         ),
-        **({} if text_encoder is None else _text_modules(model_config, text_encoder, dtype)),
+        **({} if text_encoder is None else _text_modules(model_config, text_encoder, shared_space, dtype)),
     )
 
 
@@ -97,15 +99,19 @@ def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int
     }
 
 
-def _text_modules(model_config: ConfigDict, sizes: Mapping[str, Any], dtype: Dtype) -> dict[str, nn.Module]:
+def _text_modules(
+    model_config: ConfigDict, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype
+) -> dict[str, nn.Module]:
     from transformers import RobertaConfig  # takes seconds, and most models have no text encoder
 
+    from caption_jax.models.context import ContextMemory
     from caption_jax.models.text_encoder import TextEncoder
 
-    roberta, space = RobertaConfig(**sizes), model_config.shared_space
-    return {
-        "text_encoder": TextEncoder(
-            roberta, model_config.decoder.width, remat=model_config.text_encoder.remat, dtype=dtype
-        ),
-        "shared_space": SharedSpace(space.width, space.temperature, space.min_temperature),
-    }
+    space, context, width = model_config.shared_space, model_config.context, model_config.decoder.width
+    encoder = TextEncoder(RobertaConfig(**sizes), width, remat=model_config.text_encoder.remat, dtype=dtype)
+    found: dict[str, nn.Module] = {"text_encoder": encoder}
+    if shared_space:
+        found["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)
+    if context.slots:
+        found["context"] = ContextMemory(context.slots, width, context.form, dtype=dtype)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import flax.linen as nn
@@ -14,28 +15,31 @@ from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
 from caption_jax.models.shared_space import SharedSpace
 
 if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
+    from caption_jax.models.context import ContextMemory
     from caption_jax.models.text_encoder import TextEncoder, TextFeatures
 
 
 class ImageCaptioningModel(nn.Module):
     """Captions images: `images -> memory -> logits`.
 
-    The decoder sees the image and the tokens before the one it predicts, nothing else: the text encoder, where there is
-    one, stands beside this path and is reached through `encode_texts` and `embed_texts` only.
+    The decoder sees the image, the texts given to `add_context` and the tokens before the one it predicts, nothing
+    else: what the text encoder makes of captions that are to be predicted (`embed_texts`) goes elsewhere.
 
-    Parameters lie under `image_encoder/`, `decoder/`, `text_encoder/` and `shared_space/`.
+    Parameters lie under `image_encoder/`, `decoder/`, `text_encoder/`, `shared_space/` and `context/`.
 
     Attributes:
         image_encoder: pixels to memory.
         decoder: memory and tokens to logits.
         text_encoder: texts to vectors; None (no parameters) unless something uses it.
         shared_space: puts images and texts in one space; needs a text encoder, and an image encoder with a vector.
+        context: makes memory of texts that stand beside an image; needs a text encoder.
     """
 
     image_encoder: ImageEncoder
     decoder: Decoder
     text_encoder: TextEncoder | None = None
     shared_space: SharedSpace | None = None
+    context: ContextMemory | None = None
 
     def __call__(
         self,
@@ -88,6 +92,39 @@ class ImageCaptioningModel(nn.Module):
             raise ValueError("this model was built without a text encoder")
         return self.text_encoder(ids, mask, train=train)
 
+    def add_context(
+        self,
+        features: ImageFeatures,
+        ids: Int[Array, "batch texts length"],
+        mask: Bool[Array, "batch texts length"],
+        *,
+        train: bool = False,
+    ) -> ImageFeatures:
+        """Features whose memory goes on, behind the image's slots, with texts that stand beside each image.
+
+        They are part of the memory from here on: the cache holds them projected, like the image's slots. Without any
+        text (all of `mask` False) the decoder says what it says without context.
+
+        Args:
+            features: from `encode_images`.
+            ids: texts in the text encoder's own token ids; never those that are to be predicted.
+            mask: True for real tokens; a text without any is none.
+            train: dropout of the text encoder; needs the random stream "dropout".
+
+        Raises:
+            ValueError: the model has no slots for context, or fewer than there are texts.
+        """
+        if self.context is None:
+            raise ValueError("this model was built without context (config.model.context.slots=0)")
+        found = self.encode_texts(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]), train=train)
+        slots, counts = self.context(found, mask)
+        images = jnp.ones(features.memory.shape[:2], bool)
+        return features.replace(
+            memory=jnp.concatenate([features.memory, slots.astype(features.memory.dtype)], axis=1),
+            memory_mask=jnp.concatenate([images, counts], axis=1),
+            context_slots=slots.shape[1],
+        )
+
     def embed_images(self, features: ImageFeatures) -> Float[Array, "batch shared"]:
         """Unit vectors, in the space shared with texts, of images that `encode_images` has seen.
 
@@ -116,10 +153,14 @@ class ImageCaptioningModel(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Runs the decoder over `features` (or a bare memory), or on from `cache`; see `Decoder`."""
+        """Runs the decoder over `features` (or a bare memory), or on from `cache`; see `Decoder`.
+
+        `memory_mask` hides slots beside those that the features themselves hide.
+        """
+        memory, memory_mask = _memory(features, memory_mask)
         return self.decoder(
             tokens,
-            _memory(features),
+            memory,
             memory_mask=memory_mask,
             cache=cache,
             train=train,
@@ -136,9 +177,8 @@ class ImageCaptioningModel(nn.Module):
         length: int | None = None,
     ) -> Cache:
         """A cache for `rows` captions an image, from `features` or a bare memory; see `Decoder.start_cache`."""
-        return self.decoder.start_cache(
-            _memory(features), memory_mask=memory_mask, rows=rows, groups=groups, length=length
-        )
+        memory, memory_mask = _memory(features, memory_mask)
+        return self.decoder.start_cache(memory, memory_mask=memory_mask, rows=rows, groups=groups, length=length)
 
     def _space(self) -> SharedSpace:
         if self.shared_space is None:
@@ -153,7 +193,14 @@ class ImageCaptioningModel(nn.Module):
             self.embed_texts(nothing, nothing == 0)
         elif self.text_encoder is not None:
             self.encode_texts(nothing, nothing == 0)
+        if self.context is not None:
+            nothing = jnp.zeros((features.memory.shape[0], 1, 1), jnp.int32)
+            self.add_context(features, nothing, nothing == 0)
 
 
-def _memory(features):
-    return features.memory if isinstance(features, ImageFeatures) else features
+def _memory(features, mask):
+    """The memory, and which of its slots count."""
+    if not isinstance(features, ImageFeatures):
+        return features, mask
+    masks = [given for given in (features.memory_mask, mask) if given is not None]
+    return features.memory, functools.reduce(jnp.logical_and, masks) if masks else None

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from caption_jax.models.depthwise import Padding
 from caption_jax.models.efficientnet import EfficientNet
@@ -22,10 +22,20 @@ class ImageFeatures:
     Attributes:
         memory: what the decoder attends to, [batch, slots, width]; the grid's cells row by row, then the vector.
         vector: one vector an image, [batch, width]; None where nothing uses one.
+        memory_mask: True for slots that count, [batch, slots]; None for all. Those of the image always count, those of
+            context (`ImageCaptioningModel.add_context`) may be empty.
+        context_slots: how many slots at the end of the memory are context's.
     """
 
     memory: Float[Array, "batch slots width"]
     vector: Float[Array, "batch width"] | None
+    memory_mask: Bool[Array, "batch slots"] | None = None
+    context_slots: int = struct.field(default=0, pytree_node=False)
+
+    @property
+    def image_slots(self) -> int:
+        """Slots of the memory that are the image's; those of context come behind them."""
+        return self.memory.shape[1] - self.context_slots
 
 
 class ImageEncoder(nn.Module):

@@ -1,0 +1,159 @@
+"""Texts beside the image: the decoder attends to those it is given and to nothing else."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import random_variables
+from small_run import quick_compilation
+
+from caption_jax.config import default_config
+from caption_jax.decoding import decode
+from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.image_encoder import ImageFeatures
+
+PAD, VOCABULARY, LENGTH, SLOTS = 1, 12, 6, 3
+IMAGES = jnp.zeros((2, 32, 32, 3))  # only their shape is looked at: the tests start from features
+FEATURES = ImageFeatures(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32), None)
+TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
+# The first image has three texts of different lengths, the second one.
+CONTEXT = jnp.array([[[0, 5, 6, 2], [0, 7, 2, 1], [0, 9, 10, 2]], [[0, 8, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]])
+NOTHING = jnp.full_like(CONTEXT, PAD)
+
+
+@functools.cache
+def built(form: str = "vector", shared_space: bool = False):
+    config = default_config().model
+    config.encoder.variant = "micro"
+    config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24})
+    config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
+    config.context.update({"slots": SLOTS, "form": form})
+    text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH)
+    model = build_model(config, VOCABULARY, LENGTH, text_encoder=text, shared_space=shared_space)
+    return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
+
+
+@pytest.fixture(autouse=True)
+def quickly():
+    with quick_compilation():
+        yield
+
+
+def logits_of(model, context):
+    """For `model.apply(..., method=logits_of)`; `context` is None for a model that is not given any."""
+    features = FEATURES if context is None else model.add_context(FEATURES, context, context != PAD)
+    return model.decode(TOKENS, features).logits
+
+
+@functools.cache
+def runner(form: str = "vector"):
+    model, variables = built(form)
+    return jax.jit(lambda context: model.apply(variables, context, method=logits_of))
+
+
+@pytest.mark.parametrize("form", ["vector", "tokens"])
+def test_without_any_text_the_model_says_what_it_says_without_context(form):
+    run = runner(form)
+    empty = np.asarray(run(NOTHING))
+    np.testing.assert_allclose(empty, run(None), rtol=0, atol=2e-6)  # sums over more slots, of which the rest are 0
+    second = np.asarray(run(CONTEXT.at[1].set(PAD)))
+    np.testing.assert_array_equal(second[1], empty[1])
+    assert np.abs(second[0] - empty[0]).max() > 1e-3
+
+
+@pytest.mark.parametrize("form", ["vector", "tokens"])
+def test_each_image_sees_its_own_texts_and_only_those(form):
+    run = runner(form)
+    logits = np.asarray(run(CONTEXT))
+    for text in range(SLOTS):
+        changed = np.asarray(run(CONTEXT.at[0, text, 1].set(4)))
+        assert np.abs(changed[0] - logits[0]).max() > 1e-4, text
+        np.testing.assert_array_equal(changed[1], logits[1])
+    swapped = np.asarray(run(CONTEXT.at[0].set(CONTEXT[0][jnp.array([1, 0, 2])])))
+    assert np.abs(swapped[0] - logits[0]).max() > 1e-4, "which text is the first makes a difference"
+
+
+@pytest.mark.parametrize(("form", "slots"), [("vector", SLOTS), ("tokens", SLOTS * 4)])
+def test_texts_are_slots_behind_those_of_the_image(form, slots):
+    model, variables = built(form)
+
+    @jax.jit
+    def run(context):
+        more = model.apply(variables, FEATURES, context, context != PAD, method="add_context")
+        return more, model.apply(variables, TOKENS, more, return_attention=True, method="decode").attention
+
+    more, attention = run(CONTEXT)
+    image_slots = more.image_slots
+    np.testing.assert_array_equal(more.memory[:, :image_slots], FEATURES.memory)
+    assert more.memory.shape[1] == attention.shape[-1] == image_slots + slots
+    real = CONTEXT != PAD
+    counts = real.any(-1) if form == "vector" else real.reshape(2, -1)
+    np.testing.assert_array_equal(more.memory_mask, np.concatenate([np.ones((2, image_slots), bool), counts], axis=1))
+    hidden = np.asarray(attention).max((0, 2, 3, 4))[~np.asarray(more.memory_mask)]
+    assert hidden.size and not hidden.any()
+    assert np.asarray(attention)[..., image_slots:].sum(-1).max((0, 2, 3, 4)).min() > 1e-3
+
+
+def test_the_loss_of_the_captions_trains_the_text_encoder():
+    model, variables = built("tokens")
+
+    @jax.jit
+    def gradient(params, context):
+        def loss(params):
+            logits = model.apply({**variables, "params": params}, context, method=logits_of)
+            return -jax.nn.log_softmax(logits)[..., 5].mean()
+
+        return jax.grad(loss)(params)
+
+    found = gradient(variables["params"], CONTEXT)
+    for part in (found["text_encoder"]["roberta"]["embeddings"], found["context"]):
+        assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part)) > 1e-5
+    rows = np.abs(found["text_encoder"]["roberta"]["embeddings"]["word_embeddings"]["embedding"]).max(-1)
+    assert set(np.flatnonzero(rows)) == set(np.unique(CONTEXT)) - {PAD}
+    nothing = gradient(variables["params"], NOTHING)
+    assert not any(
+        np.asarray(leaf).any() for part in ("text_encoder", "context") for leaf in jax.tree.leaves(nothing[part])
+    )
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_every_way_of_decoding_reads_the_context_from_the_cache(method):
+    """What a search says of its captions is what a whole pass with the same context says of them."""
+    model, variables = built()
+    settings = {"method": method, "max_length": LENGTH, "beams": 2, "min_length": LENGTH}
+
+    @jax.jit
+    def run(context):
+        features = model.apply(variables, FEATURES, context, context != PAD, method="add_context")
+        decoded = decode(model, variables, features, settings, key=jax.random.key(0))
+        tokens = jnp.pad(decoded.all_tokens, ((0, 0), (0, 0), (1, 0)))[..., :-1]  # from <s>, which is 0, on
+        taught = jax.nn.log_softmax(model.apply(variables, tokens, features, method="decode").logits)
+        said = jnp.take_along_axis(taught, decoded.all_tokens[..., None], axis=-1)[..., 0]
+        return said, decoded
+
+    said, decoded = run(CONTEXT)
+    kept = np.asarray(decoded.all_tokens) != PAD
+    np.testing.assert_allclose(np.asarray(decoded.all_token_log_probs)[kept], np.asarray(said)[kept], atol=1e-5)
+    other = run(CONTEXT.at[0].set(CONTEXT[0, ::-1]))[1]
+    np.testing.assert_array_equal(other.all_token_log_probs[1], decoded.all_token_log_probs[1])
+    assert np.abs(np.asarray(other.all_scores[0] - decoded.all_scores[0])).max() > 1e-4
+
+
+def test_context_brings_a_text_encoder_and_no_shared_space():
+    assert set(built()[1]["params"]) == {"image_encoder", "decoder", "text_encoder", "context"}
+    assert set(built(shared_space=True)[1]["params"]) == {*built()[1]["params"], "shared_space"}
+
+
+def test_texts_that_do_not_fit_are_refused():
+    model, variables = built()
+    with pytest.raises(ValueError, match=r"4 texts beside an image; this model has config\.model\.context\.slots=3"):
+        model.apply(variables, jnp.zeros((2, 4, 4), jnp.int32), method=logits_of)
+    with pytest.raises(ValueError, match=r"config\.model\.context\.form is 'words'"):
+        built("words")
+    plain = model.clone(context=None)
+    with pytest.raises(ValueError, match=r"without context \(config\.model\.context\.slots=0\)"):
+        plain.apply(variables, CONTEXT, method=logits_of)
