@@ -90,7 +90,8 @@ def update_index(
         kept = np.ones(len(index), bool)
         kept[list(stale)] = False
         index.keep(kept)
-    with prefetch_to_device(_read(wanted, preprocessing), size=1) as chunks:  # read while the chunk before is embedded
+    # Read while the chunk before is embedded.
+    with prefetch_to_device(read_chunks(wanted, preprocessing), size=1) as chunks:
         for number, (entries, pixels, errors, renewed) in enumerate(chunks, 1):
             for error in errors:
                 on_error(error)
@@ -104,7 +105,7 @@ def update_index(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Wanted:
+class Wanted:
     """An image to be read; `renews` when the index had it before."""
 
     record: Record
@@ -112,28 +113,29 @@ class _Wanted:
     renews: bool
 
 
-def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[_Wanted], set[int], Changes]:
+def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[Wanted], set[int], Changes]:
     """The images to read, the rows that no longer hold, and what is unchanged or missing."""
     known = {entry.key: (row, entry.stamp) for row, entry in enumerate(index.entries())}
     wanted, stale, seen, changes = [], set(), set(), Changes()
     for record in images:
-        entry = _describe(record)
+        entry = describe(record)
         if entry.key in seen:
             continue
         seen.add(entry.key)
         row, stamp = known.get(entry.key, (None, None))
         if row is None:
-            wanted.append(_Wanted(record, entry, False))
+            wanted.append(Wanted(record, entry, False))
         elif entry.stamp == stamp:
             changes.unchanged += 1
         elif entry.size is not None:  # a file that is there, and another than it was
-            wanted.append(_Wanted(record, entry, True))
+            wanted.append(Wanted(record, entry, True))
             stale.add(row)
     changes.missing = [key for key, (_, stamp) in known.items() if stamp[0] is not None and not os.path.exists(key)]
     return wanted, stale, changes
 
 
-def _describe(record: Record) -> Entry:
+def describe(record: Record) -> Entry:
+    """What an index would know of an image now, but for a caption."""
     if not isinstance(record.image, Path):
         return Entry(record.image_id)
     path = os.path.abspath(record.image)
@@ -144,12 +146,12 @@ def _describe(record: Record) -> Entry:
     return Entry(record.image_id, path, None, status.st_size, status.st_mtime_ns)
 
 
-def _read(
-    wanted: Sequence[_Wanted], preprocessing: Preprocessing
+def read_chunks(
+    wanted: Sequence[Wanted], preprocessing: Preprocessing
 ) -> Iterator[tuple[list[Entry], list[UInt8[np.ndarray, "size size 3"]], list[ImageError], int]]:
     """Yields chunks: entries, their pixels, errors in place of others, and how many of the entries renew one."""
 
-    def load(item: _Wanted) -> np.ndarray | ImageError:
+    def load(item: Wanted) -> np.ndarray | ImageError:
         try:
             return preprocessing.load(item.record.source(), name=item.record.name)
         except ImageError as error:

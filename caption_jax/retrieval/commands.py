@@ -1,4 +1,4 @@
-"""The command line's modes `index` and `search`."""
+"""The command line's modes `index`, `search` and `neighbours`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from caption_jax.checkpoints import fingerprint, read_weights
 from caption_jax.output_lines import json_line, pass_any_file_name
 from caption_jax.retrieval.build import Changes, update_index
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
 from caption_jax.retrieval.search import Searcher
 from caption_jax.workdir import RunDescription, read_description
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
-from input_pipeline.records import Record
+from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
 
 _PROGRESS_SECONDS = 10.0
@@ -43,7 +44,7 @@ def named_images(arguments: Sequence[str]) -> list[Record]:
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
-def split_images(config: ConfigDict, split: str) -> Sequence[Record]:
+def split_images(config: ConfigDict, split: str) -> Split:
     """The images of one split of a config's data.
 
     Raises:
@@ -127,6 +128,35 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
         else:
             print(f"{rank}\t{score:.4f}\t{entry.key}\t{entry.caption or ''}")
     return 0
+
+
+def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: str, count: int) -> int:
+    """Stores, beside an index, the images in it that are nearest to each image of a split.
+
+    Args:
+        workdir: of the run whose model made the index.
+        folder: of the index.
+        images: the split.
+        checkpoint: "best" or "last".
+        count: neighbours of an image.
+
+    Returns:
+        Exit status: 0, or 1 when an image could not be read.
+
+    Raises:
+        FileNotFoundError: there is no index.
+        ValueError: the index was made with another model.
+    """
+    index = ImageIndex(folder)
+    captioner, description, model = _load(workdir, checkpoint)
+    index.check_model(model)
+    errors: list[ImageError] = []
+    found = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append)
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    path = write_neighbours(index, images.name, count, found)
+    print(f"{path}: {len(found):,} images, up to {count} neighbours each")
+    return 1 if errors else 0
 
 
 def _load(

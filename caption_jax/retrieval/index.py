@@ -121,6 +121,11 @@ class ImageIndex:
         return self._header.model
 
     @property
+    def generation(self) -> int:
+        """How often rows were dropped; with the number of images it tells one state of an index from another."""
+        return self._header.generation
+
+    @property
     def vectors(self) -> Float32[np.ndarray, "images dimension"]:
         """All vectors, mapped from the file: what is not looked at is not read."""
         if not len(self):  # an empty file cannot be mapped
@@ -228,7 +233,7 @@ class ImageIndex:
         return header
 
     def _write_header(self, header: _Header) -> None:
-        _write_whole(self.folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
+        write_whole(self.folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         self._header = header
 
 
@@ -258,7 +263,7 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
             header = _Header(dimension, 0, 0, 0, model)
             for name in (header.vectors, header.entries):
                 (folder / name).touch()
-            _write_whole(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
+            write_whole(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         index = ImageIndex(folder)
         index.check_model(model)
         index._clean()
@@ -273,7 +278,8 @@ def _write(file: Any, parts: Iterable[bytes]) -> int:
     return size
 
 
-def _write_whole(path: Path, text: str) -> None:
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file that is there whole, on the very disk, or not at all."""
     part = path.with_name(path.name + ".part")
     with part.open("wb") as file:
         _write(file, [text.encode()])

@@ -119,6 +119,6 @@ def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir
 
 
 def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):
-    with pytest.raises(ValueError, match="trained without a text encoder"):
+    with pytest.raises(ValueError, match="trained without a space that its images and texts share"):
         run_main("--mode=index", f"--workdir={small_workdir}", f"--index={tmp_path / 'i'}", small_images / "images")
     assert not (tmp_path / "i").exists()

@@ -1,0 +1,129 @@
+"""Neighbours of images in an index: the nearest others, and a file that is refused when the index has changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_index import COLOURS, MODEL, ColourModel, paint
+
+from caption_jax.retrieval.build import update_index
+from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.neighbours import Near, find_neighbours, read_neighbours, write_neighbours
+from input_pipeline.images import Preprocessing
+from input_pipeline.records import DataError, Record
+
+SIZE = Preprocessing(8)
+
+
+@pytest.fixture
+def photographs(tmp_path, monkeypatch) -> Path:
+    """Red, a copy of it, orange, green and blue."""
+    monkeypatch.setitem(COLOURS, "orange", (250, 120, 0))
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, colour in (("red", "red"), ("copy", "red"), ("orange", "orange"), ("green", "green"), ("blue", "blue")):
+        paint(folder / f"{name}.png", colour)
+    return folder
+
+
+def records(folder: Path, *names: str) -> list[Record]:
+    return [Record(folder / f"{name}.png", (), name) for name in names]
+
+
+def make_index(folder: Path, images: list[Record]) -> ImageIndex:
+    with writing(folder, 3, MODEL) as index:
+        update_index(index, images, ColourModel(), SIZE, captions="none")
+    return ImageIndex(folder)
+
+
+def ids(found: list[Near]) -> dict:
+    return {near.id: near.neighbours for near in found}
+
+
+def test_an_image_and_its_copies_are_none_of_its_neighbours(tmp_path, photographs):
+    names = ("red", "copy", "orange", "green", "blue")
+    index, model = make_index(tmp_path / "index", records(photographs, *names)), ColourModel()
+    found = find_neighbours(index, records(photographs, *names), model, SIZE, 2)
+    assert ids(found)["red"] == ids(found)["copy"] == ["orange", "green"]
+    assert ids(found)["orange"][:1] == ["red"] and set(ids(found)["green"]) == {"orange", "red"}
+    assert model.embedded == 0, "all of them were in the index"
+    assert found[0].scores == sorted(found[0].scores, reverse=True)
+    right = ColourModel().embed_images([np.full((2, 2, 3), COLOURS[name]) for name in ("red", "orange")])
+    assert found[0].scores[0] == pytest.approx(right[0] @ right[1], abs=1e-5)
+    everything = find_neighbours(index, records(photographs, "blue"), model, SIZE, 9)
+    assert len(everything[0].neighbours) == 4
+
+
+def test_an_image_is_itself_by_its_id_or_its_file(tmp_path, photographs):
+    """Even where its vector has changed since."""
+    red, green = records(photographs, "red", "green")
+    vectors = np.array([[0, 0.6, 0.8], [0.8, 0, 0.6], [0, 0, 1]], np.float32)
+    with writing(tmp_path / "index", 3, MODEL) as index:
+        index.append(vectors, [Entry(1), Entry("other", str(green.image)), Entry(3)])
+    wanted = [Record(red.image, (), 1), green]
+    found = find_neighbours(ImageIndex(tmp_path / "index"), wanted, ColourModel(), SIZE, 3)
+    assert set(ids(found)[1]) == {"other", 3} and set(ids(found)["green"]) == {1, 3}
+
+
+def test_images_outside_the_index_are_read_and_those_that_cannot_be_have_none(tmp_path, photographs):
+    index = make_index(tmp_path / "index", records(photographs, "red", "copy", "green"))
+    (photographs / "broken.png").write_bytes(b"no image")
+    errors, model = [], ColourModel()
+    wanted = records(photographs, "orange", "broken", "green", "blue")
+    found = find_neighbours(index, wanted, model, SIZE, 1, errors.append)
+    assert list(ids(found)) == ["orange", "broken", "green", "blue"], "in the order of the images"
+    assert ids(found)["orange"][0] in ("red", "copy") and ids(found)["broken"] == [] and len(ids(found)["green"]) == 1
+    assert model.embedded == 2 and len(errors) == 1 and "broken.png" in str(errors[0])
+
+
+def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
+    vectors = np.zeros((30, 3), np.float32)
+    vectors[:25, 0] = 1
+    vectors[25:] = [0.6, 0.8, 0]
+    with writing(tmp_path, 3, MODEL) as index:
+        index.append(vectors, [Entry(number) for number in range(30)])
+    found = find_neighbours(ImageIndex(tmp_path), [Record(lambda: b"", (), 0)], ColourModel(), SIZE, 3)
+    assert found == [Near(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
+
+
+@pytest.fixture
+def stored(tmp_path) -> ImageIndex:
+    with writing(tmp_path, 3, MODEL) as index:
+        index.append(np.eye(3, dtype=np.float32), [Entry("a"), Entry("b\u2028"), Entry(3)])
+    index = ImageIndex(tmp_path)
+    write_neighbours(index, "val", 2, [Near("a", ["b\u2028", 3], [0.5, 0.25]), Near("\udce9", [], []), Near(7, [], [])])
+    return index
+
+
+def test_what_is_written_is_read(stored):
+    assert read_neighbours(stored.folder, "val", at_least=2) == {"a": ["b\u2028", 3], "\udce9": [], 7: []}
+    header, line, *_ = (stored.folder / "neighbours-val.jsonl").read_text().split("\n")
+    assert json.loads(header)["split"] == "val" and json.loads(header)["index"]["count"] == 3
+    assert json.loads(line)["scores"] == [0.5, 0.25]
+    assert [path.name for path in stored.folder.glob("neighbours*")] == ["neighbours-val.jsonl"]
+
+
+def test_neighbours_of_an_index_that_has_changed_are_refused(stored):
+    with writing(stored.folder, 3, MODEL) as index:
+        index.append(np.eye(3, dtype=np.float32)[:1], [Entry("d")])
+    with pytest.raises(DataError, match=r"val\.jsonl is of the index as it was.*run --mode=neighbours --index="):
+        read_neighbours(stored.folder, "val")
+    write_neighbours(ImageIndex(stored.folder), "val", 2, [])
+    assert read_neighbours(stored.folder, "val") == {}
+    header = json.loads((stored.folder / "index.json").read_text())
+    header["model"] = vars(ModelIdentity(931, "cd" * 32))
+    (stored.folder / "index.json").write_text(json.dumps(header))
+    with pytest.raises(DataError, match="of the index as it was"):
+        read_neighbours(stored.folder, "val")
+
+
+def test_what_is_missing_or_too_little_is_said_with_the_remedy(stored):
+    with pytest.raises(FileNotFoundError, match=r"neighbours-train\.jsonl is missing: run .* --split=train"):
+        read_neighbours(stored.folder, "train")
+    with pytest.raises(DataError, match="holds 2 neighbours an image of 3 wanted"):
+        read_neighbours(stored.folder, "val", at_least=3)
+    with pytest.raises(FileNotFoundError, match="there is no index in"):
+        read_neighbours(stored.folder / "other", "val")
