@@ -5,6 +5,7 @@
     python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=index --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=search --workdir=/tmp/shapes --query='a dog on the beach'
+    python main.py --mode=neighbours --workdir=/tmp/shapes --split=train
 
 Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
 workdir holds, unless another one is named.
@@ -24,16 +25,26 @@ if TYPE_CHECKING:
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
-_MODE = flags.DEFINE_enum("mode", "train", ["train", "evaluate", "caption", "index", "search"], "What to do.")
-_SPLIT = flags.DEFINE_string("split", "val", "evaluate: split to score; index: images to index.")
+_MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "evaluate", "caption", "index", "search", "neighbours"], "What to do."
+)
+_SPLIT = flags.DEFINE_string("split", "val", "evaluate, index, neighbours: split of the data to take the images of.")
 _IMAGES = flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
+_CONTEXT = flags.DEFINE_multi_string(
+    "context",
+    None,
+    "caption: a text that belongs to the images, such as a page's title; as often as the model takes texts. "
+    "evaluate: captions of similar images (retrieved, the default), none, or those of another image (shuffled).",
+)
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption, search: lines with tabs, or of JSON.")
-_CHECKPOINT = flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption, index, search: which one.")
-_INDEX = flags.DEFINE_string("index", None, "index, search: folder of the index; by default `index` in the workdir.")
+_CHECKPOINT = flags.DEFINE_enum(
+    "checkpoint", "best", ["best", "last"], "caption, index, search, neighbours: which one."
+)
+_INDEX = flags.DEFINE_string("index", None, "Folder of the index; by default `index` in the workdir.")
 _CAPTIONS = flags.DEFINE_enum("captions", "generated", ["generated", "none"], "index: captions stored beside vectors.")
 _MISSING = flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "index: what happens to images whose files are gone.")
 _QUERY = flags.DEFINE_string("query", None, "search: words, or the path of an image.")
-_TOP = flags.DEFINE_integer("top", 10, "search: how many images to print.", lower_bound=1)
+_TOP = flags.DEFINE_integer("top", 10, "search, neighbours: how many images to find.", lower_bound=1)
 _SEARCH = flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, misses some.")
 
 
@@ -65,7 +76,10 @@ def _evaluate(_: list[str]) -> int:
     from caption_jax.training.final_evaluation import evaluate_split
 
     experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
-    _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value))
+    if len(_CONTEXT.value or ()) > 1:
+        raise app.UsageError(f"evaluate with one kind of context, not {_CONTEXT.value}")
+    context = _CONTEXT.value[0] if _CONTEXT.value else ""
+    _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, context))
     return 0
 
 
@@ -84,7 +98,7 @@ def _caption(arguments: list[str]) -> int:
     from caption_jax.captioning_files import caption_files
 
     captioner = load(_WORKDIR.value, _CHECKPOINT.value, _CONFIG.value.decode)
-    return caption_files(captioner, arguments, _FORMAT.value)
+    return caption_files(captioner, arguments, _FORMAT.value, _CONTEXT.value or ())
 
 
 def _index(arguments: list[str]) -> int:
@@ -122,7 +136,26 @@ def _search(_: list[str]) -> int:
     )
 
 
-_MODES = {"train": _train, "evaluate": _evaluate, "caption": _caption, "index": _index, "search": _search}
+def _neighbours(_: list[str]) -> int:
+    from caption_jax.retrieval.commands import index_folder, split_images, store_neighbours
+
+    return store_neighbours(
+        _WORKDIR.value,
+        index_folder(_WORKDIR.value, _INDEX.value),
+        split_images(_CONFIG.value, _SPLIT.value),
+        checkpoint=_CHECKPOINT.value,
+        count=_TOP.value,
+    )
+
+
+_MODES = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "caption": _caption,
+    "index": _index,
+    "search": _search,
+    "neighbours": _neighbours,
+}
 
 
 def _set_up_platform() -> None:

@@ -14,13 +14,15 @@ import hashlib
 import logging
 import sys
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import grain
 import numpy as np
 from jaxtyping import Int32
 from ml_collections import ConfigDict
 
+from input_pipeline.captions import EncodedCaptions, EncodesCaptions
+from input_pipeline.context import ContextCaptions
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.inputs import Inputs, Pixels, StoredFeatures, in_turn
 from input_pipeline.records import SHOWN, DataError, Split
@@ -33,20 +35,17 @@ HOPELESS = 32
 log = logging.getLogger(__name__)
 
 
-class EncodesCaptions(Protocol):
-    """What batches need of a vocabulary (`tokenizer.Vocabulary` has it)."""
-
-    def encode(self, text: str, max_length: int) -> Int32[np.ndarray, " max_length"]:
-        """Returns ids from <s> to </s>, then pads."""
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class Example:
-    """One image's pixels or features with the chosen captions as ids; `problem` says why there is no image."""
+    """One image's pixels or features with the chosen captions as ids; `problem` says why there is no image.
+
+    `context` holds captions of other images, None where batches have no context.
+    """
 
     index: int
     tokens: Int32[np.ndarray, "captions length"]
     image: np.ndarray | None
+    context: Int32[np.ndarray, "slots length"] | None = None
     problem: str = ""
 
 
@@ -58,6 +57,7 @@ def train_batches(
     seed: int,
     *,
     features: StoredFeatures | None = None,
+    context: ContextCaptions | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
@@ -67,6 +67,8 @@ def train_batches(
         image: uint8 [b, size, size, 3]; or, where `features` are given, in its place
         features: [b, *shape] of the view that the epoch takes.
         tokens: int32 [b, K, max_length], from <s> to </s>, then pads. An image with fewer than K captions repeats them.
+        context: int32 [b, slots, max_length], where `context` is given: captions of other images, as `tokens`. Slots
+            without a caption hold pads alone.
         mask: bool [b]; False where the image could not be read, which is logged by name.
         index: int32 [b], into `split`.
 
@@ -77,6 +79,7 @@ def train_batches(
         data_config: `config.data`.
         seed: of the order of images and captions.
         features: of the images of `split`, to take the place of pixels.
+        context: of the images of `split`.
         process_index: which part of each global batch to make.
         process_count: how many parts there are.
 
@@ -84,7 +87,7 @@ def train_batches(
         DataError: the split is empty, or the batch size is no multiple of the processes.
     """
     inputs = features or Pixels(split, preprocessing)
-    return TrainBatches(split, inputs, vocabulary, data_config, seed, process_index, process_count)
+    return TrainBatches(split, inputs, vocabulary, data_config, seed, context, process_index, process_count)
 
 
 def eval_batches(
@@ -93,6 +96,7 @@ def eval_batches(
     vocabulary: EncodesCaptions,
     data_config: ConfigDict,
     *,
+    context: ContextCaptions | None = None,
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
@@ -103,7 +107,7 @@ def eval_batches(
     the p-th part of each. An unreadable image has mask False and its own index.
     """
     inputs = Pixels(split, preprocessing)
-    return EvalBatches(split, inputs, vocabulary, data_config, process_index, process_count)
+    return EvalBatches(split, inputs, vocabulary, data_config, context, process_index, process_count)
 
 
 class _Batches:
@@ -147,12 +151,15 @@ class _Batches:
         inputs, rows = self._loader.inputs, self.local_size
         image = np.empty((rows, *inputs.shape), inputs.dtype)
         tokens = np.empty((rows, *self._loader.blank.shape), np.int32)
+        context = None if self._loader.context is None else np.tile(self._loader.context.nothing, (rows, 1, 1))
         mask = np.zeros(rows, bool)
         index = np.full(rows, -1, np.int32)
         for row in range(count):
             example = self._next_example()
             index[row] = example.index
             tokens[row] = example.tokens
+            if context is not None:
+                context[row] = example.context
             if example.image is None:
                 self._note(example)
             else:
@@ -162,7 +169,8 @@ class _Batches:
         # Rows without an image repeat one that has: black squares would move the statistics of batch norms.
         image[~mask] = image[mask.argmax()] if mask.any() else 0
         tokens[count:] = self._loader.blank
-        return {inputs.name: image, "tokens": tokens, "mask": mask, "index": index}
+        beside = {} if context is None else {"context": context}
+        return {inputs.name: image, "tokens": tokens, **beside, "mask": mask, "index": index}
 
     def _next_example(self) -> Example:
         try:
@@ -192,13 +200,15 @@ class TrainBatches(_Batches):
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
         seed: int,
+        context: ContextCaptions | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, inputs, vocabulary, data_config, seed)
+        loader = _Loader(split, inputs, vocabulary, data_config, seed, context)
         super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
         self._seed = seed
         self._order = _Shuffled(len(split), seed)
+        self._context = {} if context is None else {"context": context.fingerprint()}
         self._consumed = 0  # images, over all processes
 
     @property
@@ -220,17 +230,17 @@ class TrainBatches(_Batches):
 
         It is the same on every process, and a run may go on with another number of processes or another batch size.
         """
-        return {"images": self._consumed, "seed": self._seed, "split": len(self.split)}
+        return {"images": self._consumed, "seed": self._seed, "split": len(self.split), **self._context}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where an iterator was when it gave this state; the next batch is the one it would have made.
 
         Raises:
-            DataError: the state belongs to another sequence: other images or another seed.
+            DataError: the state belongs to another sequence: other images, other context or another seed.
         """
         mine = self.get_state()
-        keys = [key for key in ("seed", "split") if state.get(key) != mine[key]]
-        differs = [f"{key}: {state.get(key)} then, {mine[key]} now" for key in keys]
+        keys = [key for key in ("seed", "split", "context") if state.get(key) != mine.get(key)]
+        differs = [f"{key}: {state.get(key)} then, {mine.get(key)} now" for key in keys]
         if differs:
             raise DataError(f"the saved place in the training data is of other data ({'; '.join(differs)})")
         self.close()
@@ -246,10 +256,11 @@ class EvalBatches(_Batches):
         inputs: Inputs,
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
+        context: ContextCaptions | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, inputs, vocabulary, data_config, seed=None)
+        loader = _Loader(split, inputs, vocabulary, data_config, None, context)
         super().__init__(loader, data_config.eval_batch_size, process_index, process_count, data_config.workers)
         self._batch = 0
 
@@ -326,11 +337,13 @@ class _Loader:
         vocabulary: EncodesCaptions,
         data_config: ConfigDict,
         seed: int | None,
+        context: ContextCaptions | None,
     ):
         self.split = split
         self.inputs = inputs
+        self.context = context
         self._seed = seed
-        self._captions = _EncodedCaptions(split, vocabulary, data_config.max_length)
+        self._captions = EncodedCaptions(split, vocabulary, data_config.max_length)
         self._count = data_config.captions_per_image or max((1, *(len(r.captions) for r in split)))
         empty = np.asarray(vocabulary.encode("", data_config.max_length), np.int32)
         self.blank = np.tile(empty, (self._count, 1))
@@ -344,10 +357,11 @@ class _Loader:
             if self._seed is not None:
                 chosen = choose_captions(len(record.captions), self._count, self._seed, epoch, record.image_id)
             tokens = np.stack([self._captions[index, number % len(record.captions)] for number in chosen])
+        context = None if self.context is None else self.context.load(record.image_id, self._seed, epoch)
         try:
-            return Example(index, tokens, self.inputs.load(index, epoch))
+            return Example(index, tokens, self.inputs.load(index, epoch), context)
         except ImageError as error:
-            return Example(index, tokens, None, str(error))
+            return Example(index, tokens, None, context, str(error))
 
 
 def choose_captions(available: int, count: int, seed: int, epoch: int, image_id: str | int) -> list[int]:
@@ -365,25 +379,3 @@ def choose_captions(available: int, count: int, seed: int, epoch: int, image_id:
         image_id: of the image.
     """
     return in_turn(available, count, f"{seed}/{image_id!r}", epoch)
-
-
-class _EncodedCaptions:
-    """Encodes each caption when it is first needed and keeps the ids: again each epoch would cost as much as decoding.
-
-    COCO's 600,000 captions of 40 tokens take 100 MB, of which only what was used is ever touched.
-    """
-
-    def __init__(self, split: Split, vocabulary: EncodesCaptions, max_length: int):
-        self._split = split
-        self._vocabulary = vocabulary
-        self._first = np.cumsum([0] + [len(record.captions) for record in split])
-        self._ids = np.empty((self._first[-1], max_length), np.int32)
-        self._known = np.zeros(self._first[-1], bool)
-
-    def __getitem__(self, place: tuple[int, int]) -> Int32[np.ndarray, " max_length"]:
-        index, number = place
-        row = self._first[index] + number
-        if not self._known[row]:  # two threads may both do this: they write the same
-            self._ids[row] = self._vocabulary.encode(self._split[index].captions[number], self._ids.shape[1])
-            self._known[row] = True
-        return self._ids[row]

@@ -38,8 +38,10 @@ def shapes_of(name: str) -> dict:
     """Shapes of all parameters of the config's model at its real size; nothing is computed or compiled."""
     config = config_of(name)
     length = config.data.max_length
-    text = roberta_sizes(config.model.text_encoder, 5000, length) if config.objective.contrastive_weight else None
-    model = build_model(config.model, vocabulary_size=5000, max_length=length, text_encoder=text)
+    searchable = config.objective.contrastive_weight > 0
+    has_texts = searchable or config.model.context.slots
+    text = roberta_sizes(config.model.text_encoder, 5000, length) if has_texts else None
+    model = build_model(config.model, 5000, length, text_encoder=text, shared_space=searchable)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
@@ -47,7 +49,7 @@ def shapes_of(name: str) -> dict:
 
 
 def test_the_configs_are_those_the_documents_name():
-    assert {"shapes", "flickr8k", "flickr8k_search", "coco"} <= set(CONFIGS)
+    assert {"shapes", "flickr8k", "flickr8k_search", "flickr8k_context", "coco"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -68,8 +70,10 @@ def test_its_rules_fit_its_model(name):
     settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
     trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
-    assert bool(config.objective.contrastive_weight) == any(path.startswith("text_encoder/") for path in trained)
-    assert bool(config.objective.contrastive_weight) == ("shared_space/log_scale" in trained)
+    searchable, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
+    assert (searchable or context) == any(path.startswith("text_encoder/") for path in trained)
+    assert searchable == ("shared_space/log_scale" in trained)
+    assert context == ("context/position" in trained)
     make_optimizer(config.optimizer, params, total_steps=1000)
     steps = [start for start, _ in phases(params, config.optimizer.rules)]
     assert steps == sorted(set(steps))
@@ -90,7 +94,8 @@ def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
     config = config_of(name)
     assert not config.objective.contrastive_weight
     patterns = [pattern for pattern, _ in config.optimizer.rules]
-    for path in ("text_encoder/dense/kernel", "shared_space/log_scale", "image_encoder/pooled/dense/kernel"):
+    text = ("text_encoder/dense/kernel", "shared_space/log_scale", "context/norm/bias")
+    for path in (*text, "image_encoder/pooled/dense/kernel"):
         assert sum(bool(re.fullmatch(pattern, path)) for pattern in patterns) == 1, path
 
 

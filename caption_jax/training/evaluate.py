@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int
 
 from caption_jax.evaluation import protocol, score
+from caption_jax.training.context import context_protocol, open_context, usual_kind
 from caption_jax.training.experiment import Experiment
 from caption_jax.training.retrieval import TextVectors, split_retrieval
 from caption_jax.training.sharding import batch_sharding, put_batch, replicated
@@ -29,7 +30,7 @@ class Evaluation:
 
     Attributes:
         metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced. Those
-            of `retrieval_scores` are there where the model has a text encoder.
+            of `retrieval_scores` are there where images and texts share a space.
         captions: image id -> generated caption, "" where the image could not be read; in the order of the split.
         tokens: image id -> the decoded token ids; of images that could be read, as for `log_probs`.
         log_probs: image id -> summed log-probability of its tokens.
@@ -54,17 +55,29 @@ class Evaluator:
         limit: score only so many images, evenly spread; 0 for all.
         images: "real", or for a look at what the captions owe to the image: "blank" (mid-grey) or "shuffled" (each
             image's caption judged against the references of another).
+        context: see `open_context`; "" for the kind that the run is trained with.
+
+    Attributes:
+        split: the images.
+        context: what stands beside them; None for nothing.
+        unusual: what images and context are called where they are not the usual ones.
     """
 
-    def __init__(self, experiment: Experiment, split_name: str, limit: int = 0, images: str = "real"):
+    def __init__(
+        self, experiment: Experiment, split_name: str, limit: int = 0, images: str = "real", context: str = ""
+    ):
         if images not in ("real", "blank", "shuffled"):
             raise ValueError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self.split = _spread(experiment.split(split_name), limit)
+        usual = usual_kind(experiment)
+        self._context_kind = context or usual
+        self.context = open_context(experiment, split_name, self._context_kind)
+        self.unusual = [] if images == "real" else [images]
+        self.unusual += [] if self._context_kind == usual else [f"context_{context}"]
         mesh, description = experiment.mesh, experiment.description
-        model, settings = experiment.model(), experiment.config.decode
-        step = make_eval_step(model, description.preprocessing, settings, description.vocabulary)
-        self._texts = TextVectors(experiment) if description.has_text_encoder else None
+        step = make_eval_step(experiment.model(), description)
+        self._texts = TextVectors(experiment) if description.has_shared_space else None
         self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
@@ -76,6 +89,7 @@ class Evaluator:
             description.preprocessing,
             description.vocabulary,
             self._experiment.config.data,
+            context=self.context,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
@@ -124,6 +138,7 @@ class Evaluator:
             "unreadable_images": len(unreadable),
             "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
             "image_input": self._images,
+            **context_protocol(self._experiment, self._context_kind),
             **protocol(),
             "decode": self._experiment.config.decode.to_dict(),
             "step": step,

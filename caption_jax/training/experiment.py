@@ -65,6 +65,7 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
     _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
     _check_objective(config)
+    check_context(config)
     splits = open_splits(config.data)
     if "train" not in splits:
         raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
@@ -138,9 +139,10 @@ def _describe(config: ConfigDict, train: Split) -> RunDescription:
     settings = _encoder_settings(config)
     data = config.data
     vocabulary = build_vocabulary(data, train.captions)
-    text_encoder = text_encoder_sizes(config, vocabulary) if config.objective.contrastive_weight else None
+    shared_space, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
+    text_encoder = text_encoder_sizes(config, vocabulary) if shared_space or context else None
     model_settings = ModelSettings(
-        vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder
+        vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder, shared_space
     )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
@@ -212,6 +214,20 @@ def _check_objective(config: ConfigDict) -> None:
             "the batch would be told apart from its own images only, which is another, easier loss than that of the "
             "whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a smaller "
             "config.data.batch_size where memory is short"
+        )
+
+
+def check_context(config: ConfigDict) -> None:
+    """Raises ValueError where `config.model.context` and `config.data.context` do not go together."""
+    slots, dropout = config.model.context.slots, config.model.context.dropout
+    if slots < 0:
+        raise ValueError(f"config.model.context.slots is {slots}; it has to be 0 (for no context) or more")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"config.model.context.dropout is {dropout}; it has to be in [0, 1)")
+    if slots and not config.data.context:
+        raise ValueError(
+            f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the folder of "
+            "an index of the training split, with neighbours of the splits (docs/context.md)"
         )
 
 

@@ -15,16 +15,17 @@ from caption_jax.training.html_report import write_report
 from caption_jax.training.sharding import replicated
 
 
-def evaluate_split(experiment: Experiment, split: str, images: str = "real") -> Assessment:
+def evaluate_split(experiment: Experiment, split: str, images: str = "real", context: str = "") -> Assessment:
     """Judges a run's best weights on a split; writes eval_<split>.json, captions_<split>.json and report_<split>.html.
 
     Args:
         experiment: the run.
         split: name of the split.
-        images: see `Evaluator`; those that are not real have names of their own and no HTML report.
+        images: see `Evaluator`.
+        context: see `Evaluator`. What comes of unusual images or context has a name of its own and no HTML report.
     """
-    suffix = split if images == "real" else f"{split}_{images}"
-    return evaluate_best(experiment, Evaluator(experiment, split, images=images), suffix)
+    evaluator = Evaluator(experiment, split, images=images, context=context)
+    return evaluate_best(experiment, evaluator, "_".join([split, *evaluator.unusual]))
 
 
 def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, java: bool = True) -> Assessment:
@@ -39,6 +40,6 @@ def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, 
         workdir = experiment.workdir
         (workdir / f"eval_{suffix}.json").write_text(json.dumps(as_results(assessment), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", found.captions)
-        if assessment.protocol["image_input"] == "real":
-            write_report(experiment, evaluator.split, assessment, weights.variables)
+        if not evaluator.unusual:
+            write_report(experiment, evaluator.split, assessment, weights.variables, evaluator.context)
     return assessment

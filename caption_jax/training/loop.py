@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from caption_jax.checkpoints import Checkpoints, Restored
 from caption_jax.training.assessment import Assessment
 from caption_jax.training.clock import Clock
+from caption_jax.training.context import open_context, usual_kind
 from caption_jax.training.evaluate import Evaluator
 from caption_jax.training.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.training.features import stored_features
@@ -59,12 +60,12 @@ class Run:
         self.clock = Clock(self.steps, config.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         restored = self._start_or_go_on()
+        if "val" in experiment.splits:
+            self.evaluator = Evaluator(experiment, "val", config.train.eval_images)
+            self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = _open_batches(experiment, self.state)
         if restored is not None:
             self._take_up(restored)
-        if "val" in experiment.splits:
-            self.evaluator = Evaluator(experiment, "val", config.train.eval_images)
-            self.samples = Samples(experiment, self.evaluator.split)
         self.monitor = Monitor(
             experiment.workdir,
             config,
@@ -205,6 +206,7 @@ def finish(run: Run) -> Assessment | None:
 def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """The training batches, made ahead and put on the devices by a thread."""
     config, description = experiment.config, experiment.description
+    context = open_context(experiment, "train", usual_kind(experiment))
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,
@@ -212,6 +214,7 @@ def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         config.data,
         config.seed,
         features=stored_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
+        context=context,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )

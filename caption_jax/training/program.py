@@ -52,7 +52,7 @@ class Program:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
         description, contrastive = self.description, None
         config = description.config
-        if description.has_text_encoder:
+        if description.has_shared_space:
             contrastive = ContrastiveObjective(config.objective.contrastive_weight, description.text_reader, self.mesh)
         update = make_train_step(
             description.model(frozen_norms(frozen)),
@@ -61,6 +61,7 @@ class Program:
             config,
             frozen,
             contrastive=contrastive,
+            reader=description.text_reader if config.model.context.slots else None,
         )
         return jax.jit(
             update,

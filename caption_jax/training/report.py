@@ -15,7 +15,8 @@ _TOLD = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature",
 def print_evaluation(found: Assessment, samples: int = 8) -> None:
     """Prints the protocol, the scores with their intervals, what the captions are like, and some of them."""
     how, evaluation = found.protocol, found.evaluation
-    print(f"\n{how['split']} split: {how['images']} images ({how['image_input']}), step {how['step']}, {how['device']}")
+    shown = how["image_input"] + (f", context {how['context']}" if "context" in how else "")
+    print(f"\n{how['split']} split: {how['images']} images ({shown}), step {how['step']}, {how['device']}")
     print(f"tokenization: {how['tokenization']}; decoding: {decode_settings(how['decode'])}")
     print(f"intervals: {how['intervals']}\n")
     width = max(map(len, [*found.metrics, *found.absent, *found.diversity]))

@@ -14,12 +14,14 @@ from ml_collections import ConfigDict
 from caption_jax.decoding import decode
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.training.augment import augment
+from caption_jax.training.context import encode_images
 from caption_jax.training.contrastive import ContrastiveObjective, Vectors
 from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
+from caption_jax.workdir import RunDescription, TextReader
 from input_pipeline.images import Preprocessing
-from input_pipeline.tokenizer import PAD, Vocabulary
+from input_pipeline.tokenizer import PAD
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -55,6 +57,7 @@ def make_train_step(
     config: ConfigDict,
     frozen: frozenset[str],
     contrastive: ContrastiveObjective | None = None,
+    reader: TextReader | None = None,
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
@@ -67,7 +70,8 @@ def make_train_step(
 
     All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
 
-    A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave.
+    A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave. Where
+    it holds "context", captions of other images, `reader` gives them in the text encoder's ids.
     """
 
     slices = config.optimizer.accumulation
@@ -83,11 +87,13 @@ def make_train_step(
     def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
         params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
         images, start_after = encoder_input(batch, part)
+        context = reader.ids_of(batch["context"]) if "context" in batch else None
         (logits, vectors), updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             batch["tokens"],
             contrastive,
+            context,
             start_after=start_after,
             rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
             mutable=["batch_stats"],
@@ -161,6 +167,7 @@ def forward(
     images: jax.Array,
     tokens: jax.Array,
     contrastive: ContrastiveObjective | None,
+    context: jax.Array | None = None,
     start_after: str = "",
 ) -> tuple[jax.Array, Vectors | None]:
     """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
@@ -171,18 +178,21 @@ def forward(
         tokens: whole captions [batch, captions, length]. The decoder reads all but their last token, and nothing that
             the text encoder made of them.
         contrastive: None for captions alone.
+        context: other texts [batch, slots, length], in the text encoder's ids, for the decoder to attend to; None for
+            the image alone.
         start_after: see `ImageCaptioningModel.encode_images`.
 
     Returns:
         Scores of each next token [batch, captions, length - 1, vocabulary], and images and texts in the shared space.
     """
     features = model.encode_images(images, train=True, start_after=start_after)
-    logits = model.decode(tokens[..., :-1], features, train=True).logits
+    seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
+    logits = model.decode(tokens[..., :-1], seen, train=True).logits
     return logits, None if contrastive is None else contrastive.vectors(model, features, tokens)
 
 
 def make_eval_step(
-    model: ImageCaptioningModel, preprocessing: Preprocessing, decode_config: ConfigDict, vocabulary: Vocabulary
+    model: ImageCaptioningModel, description: RunDescription
 ) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
     """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
 
@@ -191,12 +201,14 @@ def make_eval_step(
     they share with texts, where the model has one; `index` and `mask` as in the batch.
     """
 
+    settings, vocabulary = description.config.decode, description.vocabulary
+
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        images = preprocessing.normalise(batch["image"])
-        features = model.apply(variables, images, train=False, method="encode_images")
+        images = description.preprocessing.normalise(batch["image"])
+        features = encode_images(model, variables, images, batch.get("context"), description)
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        decoded = decode(model, variables, features, decode_config, vocabulary=vocabulary, image_ids=batch["index"])
+        decoded = decode(model, variables, features, settings, vocabulary=vocabulary, image_ids=batch["index"])
         shared = model.shared_space is not None
         return {
             **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),

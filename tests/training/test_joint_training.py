@@ -83,7 +83,7 @@ def test_the_text_encoder_cannot_be_dropped_or_added_on_the_way(searchable_workd
     config = read_config(searchable_workdir)
     config.objective.contrastive_weight = 0.25  # another weight will do
     unchanged = (searchable_workdir / "config.json").read_text()
-    assert start_experiment(config, epath.Path(searchable_workdir)).description.has_text_encoder
+    assert start_experiment(config, epath.Path(searchable_workdir)).description.has_shared_space
     (searchable_workdir / "config.json").write_text(unchanged)
 
 

@@ -11,10 +11,17 @@ from caption_jax.training.experiment import Experiment
 from caption_jax.training.html_report.examples import make_examples
 from caption_jax.training.html_report.page import render
 from caption_jax.training.metrics_file import read_metrics
+from input_pipeline.context import ContextCaptions
 from input_pipeline.records import Split
 
 
-def write_report(experiment: Experiment, split: Split, assessment: Assessment, variables: Any) -> epath.Path:
+def write_report(
+    experiment: Experiment,
+    split: Split,
+    assessment: Assessment,
+    variables: Any,
+    context: ContextCaptions | None = None,
+) -> epath.Path:
     """Writes report_<split>.html to the run's workdir and returns its path.
 
     Args:
@@ -22,10 +29,11 @@ def write_report(experiment: Experiment, split: Split, assessment: Assessment, v
         split: the images that were judged.
         assessment: what was found.
         variables: the weights that were judged, to see where the decoder looked.
+        context: what stood beside the images.
     """
     metrics = experiment.workdir / "metrics.jsonl"
     rows = read_metrics(metrics) if metrics.exists() else []
-    examples = make_examples(experiment, split, assessment, variables)
+    examples = make_examples(experiment, split, assessment, variables, context)
     path = experiment.workdir / f"report_{assessment.protocol['split']}.html"
     path.write_bytes(render(experiment.workdir.name, assessment, examples, rows).encode("utf-8"))
     return path

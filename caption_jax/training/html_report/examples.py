@@ -15,8 +15,10 @@ from PIL import Image
 from caption_jax.decoding.predictor import Predictor
 from caption_jax.evaluation import ImageScores
 from caption_jax.training.assessment import Assessment
+from caption_jax.training.context import encode_images
 from caption_jax.training.experiment import Experiment
-from caption_jax.training.showing import word_maps
+from caption_jax.training.showing import context_rows, word_maps
+from input_pipeline.context import ContextCaptions
 from input_pipeline.images import thumbnail
 from input_pipeline.records import Record, Split
 from input_pipeline.tokenizer import BOS, PAD
@@ -82,14 +84,18 @@ def choose(scores: ImageScores, readable: Collection[Any], count: int = _EACH, s
 
 
 def make_examples(
-    experiment: Experiment, split: Split, assessment: Assessment, variables: PyTree
+    experiment: Experiment,
+    split: Split,
+    assessment: Assessment,
+    variables: PyTree,
+    context: ContextCaptions | None = None,
 ) -> dict[str, list[Example]]:
     """The examples of each group: "best", "worst" and "random"."""
     groups = choose(assessment.images, set(assessment.evaluation.tokens))
     records = {record.image_id: record for record in split}
     rows = {image_id: row for row, image_id in enumerate(assessment.images.image_ids)}
     looked_at = dict.fromkeys(image_id for ids in groups.values() for image_id in ids[:_LOOKED_AT])
-    looked = _look(experiment, [records[image_id] for image_id in looked_at], assessment, variables)
+    looked = _look(experiment, [records[image_id] for image_id in looked_at], assessment, variables, context)
 
     def example(image_id: Any) -> Example:
         return Example(
@@ -106,7 +112,11 @@ def make_examples(
 
 
 def _look(
-    experiment: Experiment, records: Sequence[Record], assessment: Assessment, variables: PyTree
+    experiment: Experiment,
+    records: Sequence[Record],
+    assessment: Assessment,
+    variables: PyTree,
+    context: ContextCaptions | None,
 ) -> dict[Any, list[tuple[str, Picture]]]:
     """Image id -> for each word of its caption a title and the image lit up where the decoder looked."""
     from caption_jax.training.pictures import attention_panels  # matplotlib: a second to import
@@ -117,10 +127,9 @@ def _look(
     preprocessing, vocabulary = experiment.description.preprocessing, experiment.description.vocabulary
     pixels = np.stack([preprocessing.load(record.source(), name=record.name) for record in records])
     tokens = np.stack([assessment.evaluation.tokens[record.image_id] for record in records])
+    looked = _attention(experiment, variables, pixels, tokens, context_rows(context, records))
     found = {}
-    for record, seen, said, attention in zip(
-        records, pixels, tokens, _attention(experiment, variables, pixels, tokens), strict=True
-    ):
+    for record, seen, said, attention in zip(records, pixels, tokens, looked, strict=True):
         words, maps = word_maps(vocabulary, said, attention)
         # What the model saw squashed is shown in its own proportions, the map with it.
         image = _pixels(record, _PANEL) if preprocessing.fit == "squash" else seen
@@ -134,16 +143,19 @@ def _attention(
     variables: PyTree,
     pixels: UInt8[np.ndarray, "images size size 3"],
     tokens: Int[np.ndarray, "images length"],
+    context: Int[np.ndarray, "images texts length"] | None,
 ) -> Float[np.ndarray, "images length slots"]:
-    """Where the decoder looked while it said the tokens, whatever method chose them."""
-    model, preprocessing = experiment.model(), experiment.description.preprocessing
+    """Where in the image the decoder looked while it said the tokens, whatever method chose them."""
+    model, description = experiment.model(), experiment.description
 
     @jax.jit
-    def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array) -> jax.Array:
-        features = model.apply(variables, preprocessing.normalise(pixels), train=False, method="encode_images")
-        return Predictor(model, variables, features).attention(tokens[:, None], BOS, PAD)[:, 0]
+    def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None) -> jax.Array:
+        images = description.preprocessing.normalise(pixels)
+        features = encode_images(model, variables, images, context, description)
+        attention = Predictor(model, variables, features).attention(tokens[:, None], BOS, PAD)[:, 0]
+        return attention[..., : features.image_slots]
 
-    return jax.device_get(run(variables, pixels, tokens))
+    return jax.device_get(run(variables, pixels, tokens, context))
 
 
 def _pixels(record: Record, longest: int) -> UInt8[np.ndarray, "height width 3"]:
