@@ -2,6 +2,7 @@
 
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes
     python main.py --mode=evaluate --workdir=/tmp/shapes --split=test
+    python main.py --mode=tune --workdir=/tmp/shapes --split=val
     python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=index --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=search --workdir=/tmp/shapes --query='a dog on the beach'
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "caption", "index", "search", "neighbours"], "What to do."
+    "mode", "train", ["train", "evaluate", "tune", "caption", "index", "search", "neighbours"], "What to do."
 )
-_SPLIT = flags.DEFINE_string("split", "val", "evaluate, index, neighbours: split of the data to take the images of.")
+_SPLIT = flags.DEFINE_string("split", "val", "evaluate, tune, index, neighbours: split to take the images of.")
 _IMAGES = flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
 _CONTEXT = flags.DEFINE_multi_string(
     "context",
     None,
     "caption: a text that belongs to the images, such as a page's title; as often as the model takes texts. "
-    "evaluate: captions of similar images (retrieved, the default), none, or those of another image (shuffled).",
+    "evaluate, tune: captions of similar images (retrieved, the default), none, or those of another image (shuffled).",
 )
 _FORMAT = flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption, search: lines with tabs, or of JSON.")
 _CHECKPOINT = flags.DEFINE_enum(
@@ -76,11 +77,29 @@ def _evaluate(_: list[str]) -> int:
     from caption_jax.training.final_evaluation import evaluate_split
 
     experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
-    if len(_CONTEXT.value or ()) > 1:
-        raise app.UsageError(f"evaluate with one kind of context, not {_CONTEXT.value}")
-    context = _CONTEXT.value[0] if _CONTEXT.value else ""
-    _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, context))
+    _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, _kind_of_context()))
     return 0
+
+
+def _tune(_: list[str]) -> int:
+    import jax
+    from etils import epath
+
+    from caption_jax.training.experiment import open_experiment
+    from caption_jax.training.tune import print_tuning, tune_split
+
+    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
+    found = tune_split(experiment, _SPLIT.value, _kind_of_context())
+    if jax.process_index() == 0:
+        print_tuning(found)
+    return 0
+
+
+def _kind_of_context() -> str:
+    """What `--context` names where whole splits are captioned; "" for what the run is trained with."""
+    if len(_CONTEXT.value or ()) > 1:
+        raise app.UsageError(f"{_MODE.value} with one kind of context, not {_CONTEXT.value}")
+    return _CONTEXT.value[0] if _CONTEXT.value else ""
 
 
 def _print(found: Assessment | None) -> None:
@@ -151,6 +170,7 @@ def _neighbours(_: list[str]) -> int:
 _MODES = {
     "train": _train,
     "evaluate": _evaluate,
+    "tune": _tune,
     "caption": _caption,
     "index": _index,
     "search": _search,

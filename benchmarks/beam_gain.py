@@ -20,14 +20,11 @@ import numpy as np
 
 from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
-from caption_jax.evaluation import score
-from caption_jax.evaluation.scores import score_images
-from caption_jax.evaluation.significance import compare, intervals
+from caption_jax.decoding.beam import EXPONENTS
+from caption_jax.evaluation import compare, cross_tuned, intervals, score, score_images
 from caption_jax.workdir import read_description
 from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_splits
-
-EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
 
 
 class Decoder:
@@ -71,29 +68,6 @@ class Decoder:
         return found
 
 
-def cross_tuned(
-    captions: list[dict[Any, str]], references: dict[Any, list[str]]
-) -> tuple[dict[Any, str], list[int], list[list[float]]]:
-    """Captions of each half by the setting that is best on the other.
-
-    Args:
-        captions: a dictionary a setting.
-        references: image id -> captions.
-
-    Returns:
-        The captions; the setting chosen for each half; CIDEr-D of each setting on each half.
-    """
-    ids = list(references)
-    halves = [ids[0::2], ids[1::2]]
-    scores = [
-        [score({i: references[i] for i in half}, {i: said[i] for i in half})["CIDEr-D"] for said in captions]
-        for half in halves
-    ]
-    chosen = [int(np.argmax(scores[1])), int(np.argmax(scores[0]))]
-    mixed = {i: captions[setting][i] for half, setting in zip(halves, chosen, strict=True) for i in half}
-    return {i: mixed[i] for i in ids}, chosen, scores
-
-
 def main() -> None:
     """Runs the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -116,7 +90,12 @@ def main() -> None:
     for setting in settings:
         found.append(decoder.captions(setting))
         print(f"{setting['length_penalty']} {setting['alpha']}: CIDEr-D {score(references, found[-1])['CIDEr-D']:.4f}")
-    tuned, chosen, scores = cross_tuned(found, references)
+    halves = list(references)[0::2], list(references)[1::2]
+    scores = [
+        [score({i: references[i] for i in half}, {i: said[i] for i in half})["CIDEr-D"] for said in found]
+        for half in halves
+    ]
+    tuned, chosen = cross_tuned(found, halves, scores)
     first, second = score_images(references, greedy), score_images(references, tuned)
     gains = compare(first, second)
     report = {

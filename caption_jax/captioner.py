@@ -58,13 +58,14 @@ class Captioner:
     ):
         self._description, self._variables, self._batch_size = description, variables, batch_size
         model, settings = description.model(), decode_config or description.config.decode
+        words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
 
         def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             images = description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
             if context is not None:
                 features = model.apply(variables, features, context, context != PAD, method="add_context")
-            return decode(model, variables, features, settings, vocabulary=description.vocabulary)
+            return decode(model, variables, features, settings, **words)
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
             images = description.preprocessing.normalise(pixels)

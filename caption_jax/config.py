@@ -187,6 +187,9 @@ def _decode() -> ConfigDict:
     decode.top_k = 0  # sample: among so many likeliest tokens; 0 for all
     decode.top_p = 1.0  # sample: among the likeliest tokens that have this probability together; 1 for all
     decode.seed = 0  # sample
+    # beam, sample: candidates (all beams, all draws) are ranked by score + rerank_weight x cosine of caption and image;
+    # 0 for no such ranking. Needs a model trained with objective.contrastive_weight; `--mode=tune` finds the value.
+    decode.rerank_weight = 0.0
     decode.no_repeat_ngram = 0  # no so many tokens in a row twice; 0 for no such rule
     decode.repetition_penalty = 1.0  # log-probabilities of tokens that are already there are multiplied by this
     decode.banned_words = ()  # words or phrases that no caption holds

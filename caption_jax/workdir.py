@@ -9,7 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -118,6 +118,11 @@ class RunDescription:
             )
         rows = self.model_settings.text_encoder["vocab_size"]
         return TextReader(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
+
+    @property
+    def text_ids(self) -> Callable[[jax.Array], jax.Array] | None:
+        """From the decoder's token ids to the text encoder's, for `decode`; None without a text encoder."""
+        return self.text_reader.ids_of if self.has_text_encoder else None
 
 
 @dataclasses.dataclass(frozen=True)

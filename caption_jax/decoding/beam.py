@@ -22,6 +22,9 @@ LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "gnmt": lambda length, alpha: ((5.0 + length) / 6.0) ** alpha,  # Wu et al., 2016, https://arxiv.org/abs/1609.08144
 }
 
+# Exponents among which to look for the best.
+EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
+
 
 def beam_search(
     model: Any,

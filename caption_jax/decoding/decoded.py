@@ -11,8 +11,8 @@ from jaxtyping import Array, Float, Int
 class Decoded(flax.struct.PyTreeNode):
     """Captions of a batch of images: one or several ("candidates") for each.
 
-    Beam search gives its candidates best first; sampling gives its draws in the order drawn; greedy gives one. The
-    properties without "all" are the first candidate's.
+    Beam search gives its candidates best first; sampling gives its draws in the order drawn; greedy gives one. Ranked
+    by the image (`rerank`), candidates come best first. The properties without "all" are the first candidate's.
 
     Attributes:
         all_tokens: ids after <s>, up to and including </s>, then pads. A caption that was cut at the length limit has
@@ -20,7 +20,8 @@ class Decoded(flax.struct.PyTreeNode):
         all_token_log_probs: natural log of each token's probability under the model, whatever constraints, temperature
             or penalties chose it; 0 at pads.
         all_scores: what candidates are ranked by: in beam search the constrained log-probability over the length
-            penalty, otherwise the log-probability; -inf where the constraints allow no caption.
+            penalty, otherwise the log-probability, plus what `rerank` added; -inf where the constraints allow no
+            caption.
         all_attention: cross-attention while each token was predicted, averaged over layers and heads, 0 at pads; None
             where not asked for.
     """

@@ -14,6 +14,7 @@ from caption_jax.decoding.beam import beam_search
 from caption_jax.decoding.constraints import Constraint
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
+from caption_jax.decoding.reranking import TextIds, rerank, similarities, to_be_ranked
 from caption_jax.decoding.sampling import sample
 
 # Runs that were started before a key existed take it from here.
@@ -41,6 +42,7 @@ def decode(
     constraints: Sequence[Constraint] = (),
     memory_mask: Bool[Array, "batch memory"] | None = None,
     return_attention: bool = False,
+    text_ids: TextIds | None = None,
 ) -> Decoded:
     """Captions images as `config.decode` says. Can be traced by `jax.jit`.
 
@@ -55,14 +57,19 @@ def decode(
         constraints: more constraints than the config's.
         memory_mask: True for memory slots that count; None for all.
         return_attention: also return where each token looked.
+        text_ids: from the decoder's token ids to those of the text encoder, where the model has one; for a config that
+            ranks candidates by the image (`rerank_weight`).
 
     Raises:
-        ValueError: an unknown method or key, or words without a vocabulary.
+        ValueError: an unknown method or key, words without a vocabulary, or a ranking that the model cannot do.
     """
     unknown = sorted(set(decode_config) - set(DEFAULTS))
     if unknown:
         raise ValueError(f"config.decode has unknown keys {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
     settings = {**DEFAULTS, **decode_config}
+    weight, count = settings["rerank_weight"], 0
+    if weight:
+        settings, count = to_be_ranked(settings, model, text_ids)
     shared = {
         "max_length": settings["max_length"],
         "constraints": [*constraints_from(settings, vocabulary), *constraints],
@@ -72,16 +79,24 @@ def decode(
         "eos_id": EOS_ID,
         "pad_id": PAD_ID,
     }
+    if settings["method"] == "sample":
+        shared |= {"key": jax.random.key(settings["seed"]) if key is None else key, "image_ids": image_ids}
+    decoded = _by_method(settings, model, variables, features, shared)
+    if not weight:
+        return decoded
+    fit = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS_ID, pad_id=PAD_ID)
+    return rerank(decoded, fit, weight, count)
+
+
+def _by_method(settings: Mapping[str, Any], model: Any, variables: Any, features: Any, shared: dict) -> Decoded:
     if settings["method"] == "greedy":
         return greedy(model, variables, features, **shared)
     if settings["method"] == "beam":
         names = ("beams", "candidates", "length_penalty", "alpha", "groups", "diversity")
         return beam_search(model, variables, features, **{name: settings[name] for name in names}, **shared)
     if settings["method"] == "sample":
-        key = jax.random.key(settings["seed"]) if key is None else key
         names = ("draws", "temperature", "top_k", "top_p")
-        own = {name: settings[name] for name in names}
-        return sample(model, variables, features, key, image_ids=image_ids, **own, **shared)
+        return sample(model, variables, features, **{name: settings[name] for name in names}, **shared)
     raise ValueError(f'config.decode.method is {settings["method"]!r}; it must be "greedy", "beam" or "sample"')
 
 

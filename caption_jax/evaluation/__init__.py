@@ -20,6 +20,7 @@ from caption_jax.evaluation.results import (
 from caption_jax.evaluation.retrieval import retrieval_scores
 from caption_jax.evaluation.scores import ImageScores, protocol, score, score_images
 from caption_jax.evaluation.significance import Comparison, Interval, compare, intervals
+from caption_jax.evaluation.tuning import cross_tuned, seeded_halves
 
 __all__ = [
     "Comparison",
@@ -30,6 +31,7 @@ __all__ = [
     "ResultsError",
     "check_image_set",
     "compare",
+    "cross_tuned",
     "diversity",
     "intervals",
     "java_scores",
@@ -39,5 +41,6 @@ __all__ = [
     "retrieval_scores",
     "score",
     "score_images",
+    "seeded_halves",
     "write_results",
 ]

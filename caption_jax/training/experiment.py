@@ -208,6 +208,11 @@ def _check_objective(config: ConfigDict) -> None:
     weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
     if not weight >= 0:
         raise ValueError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
+    if config.decode.rerank_weight and not weight:
+        raise ValueError(
+            f"config.decode.rerank_weight={config.decode.rerank_weight} compares captions with images, which needs a "
+            "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
+        )
     if weight and slices > 1:
         raise ValueError(
             f"config.optimizer.accumulation={slices} with config.objective.contrastive_weight={weight}: each slice of "

@@ -84,7 +84,8 @@ def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.nda
 def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray, np.ndarray | None], Decoded]:
     """Decodes pixels and their context, and tells where in the image each token looked."""
     model, description = experiment.model(), experiment.description
-    settings, vocabulary = {**experiment.config.decode, "method": "greedy"}, experiment.description.vocabulary
+    settings = {**experiment.config.decode, "method": "greedy", "rerank_weight": 0.0}
+    vocabulary = description.vocabulary
 
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:

@@ -200,15 +200,15 @@ def make_eval_step(
     `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
     they share with texts, where the model has one; `index` and `mask` as in the batch.
     """
-
-    settings, vocabulary = description.config.decode, description.vocabulary
+    settings = description.config.decode
+    words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
 
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
         images = description.preprocessing.normalise(batch["image"])
         features = encode_images(model, variables, images, batch.get("context"), description)
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        decoded = decode(model, variables, features, settings, vocabulary=vocabulary, image_ids=batch["index"])
+        decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
         shared = model.shared_space is not None
         return {
             **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),
