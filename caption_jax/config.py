@@ -89,12 +89,17 @@ def _model() -> ConfigDict:
     encoder.norm_momentum = 0.99
     encoder.drop_path = 0.0  # stochastic depth at the last block
     decoder = ConfigDict()
+    # "" (random), or a RoBERTa, a local folder or a hub name, whose layers it starts from: it has to be of that shape
+    # (configs/coco_roberta_decoder.py), and data.tokenizer its own.
+    decoder.weights = ""
     decoder.layers = 6
     decoder.width = 512
     decoder.heads = 8
     decoder.feed_forward = 2048
     decoder.dropout = 0.1
     decoder.norm = "pre"  # "pre" or "post"
+    decoder.norm_epsilon = 1e-6
+    decoder.activation = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (its approximation)
     decoder.positions = "learned"  # "learned" or "sinusoidal"
     text = ConfigDict()  # in the model only where objective.contrastive_weight or model.context.slots is above 0
     # "" (from nothing, sizes below, tokens of the compact vocabulary), or a RoBERTa: a local folder or a hub name. It

@@ -125,6 +125,23 @@ def test_coco_releases_the_encoder_but_its_batch_norms():
     assert len(after) == 2 * 49  # B0 has 49 batch norms
 
 
+def test_the_roberta_decoder_has_robertas_shape_and_keeps_its_weights_slower():
+    from caption_jax.pretrained.decoder import check_shape
+    from caption_jax.training.rules import flatten
+
+    config = config_of("coco_roberta_decoder")
+    published = {  # of roberta-base
+        **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12},
+        **{"hidden_act": "gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 514, "pad_token_id": 1},
+    }
+    check_shape(published, config.model.decoder, config.data.max_length)
+    params = shapes_of("coco_roberta_decoder")
+    rates = {path: rule.lr for path, rule in flatten(match_rules(params, config.optimizer.rules)).items()}
+    for path, rate in rates.items():
+        if path.startswith("decoder/"):
+            assert rate == (1.0 if "cross_attention" in path else 0.1), path
+
+
 def flat_paths(name: str) -> set[str]:
     return set(traverse_util.flatten_dict(shapes_of(name), sep="/"))
 

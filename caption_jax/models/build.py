@@ -67,6 +67,8 @@ def build_model(
             feed_forward=decoder.feed_forward,
             dropout=decoder.dropout,
             norm=decoder.norm,
+            norm_epsilon=decoder.norm_epsilon,
+            activation=decoder.activation,
             positions=decoder.positions,
             max_length=max_length,
             dtype=dtype,

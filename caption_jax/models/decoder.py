@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import flax.struct
 import jax
@@ -15,6 +17,12 @@ from caption_jax.models.cache import Cache, LayerCache, empty_cache
 from caption_jax.models.dropout import Dropout
 
 INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
+
+# Of the feed-forward networks, by name.
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x times the normal's CDF
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # the same within 0.0005, of cheaper functions
+}
 
 
 class DecoderOutput(flax.struct.PyTreeNode):
@@ -32,11 +40,12 @@ class DecoderOutput(flax.struct.PyTreeNode):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with GELU between."""
+    """Two dense layers with an activation between."""
 
     width: int
     hidden: int
     dropout: float
+    activation: str = "gelu_tanh"
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -45,7 +54,7 @@ class FeedForward(nn.Module):
     def __call__(self, x: Float[Array, "*batch width"], *, train: bool) -> Float[Array, "*batch width"]:
         """Applies to each position by itself."""
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = nn.gelu(nn.Dense(self.hidden, name="expand", **dense)(x))
+        x = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name="expand", **dense)(x))
         x = Dropout(self.dropout)(x, train=train)
         init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
         return nn.Dense(self.width, kernel_init=init, name="contract", **dense)(x)
@@ -61,6 +70,8 @@ class DecoderLayer(nn.Module):
         dropout: rate on the output of each of the three parts and inside the last.
         norm: "pre" (normalise what enters a part; Xiong et al., 2020, https://arxiv.org/abs/2002.04745) or "post"
             (normalise after the residual; Vaswani et al., 2017).
+        norm_epsilon: added to the variance by the norms.
+        activation: of the feed-forward network, "gelu" or "gelu_tanh".
         output_scale: variance scale of the initial last weights of each part.
     """
 
@@ -69,6 +80,8 @@ class DecoderLayer(nn.Module):
     feed_forward: int
     dropout: float = 0.0
     norm: str = "pre"
+    norm_epsilon: float = 1e-6
+    activation: str = "gelu_tanh"
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -79,15 +92,24 @@ class DecoderLayer(nn.Module):
             raise ValueError(f'config.model.decoder.norm is {self.norm!r}; it must be "pre" or "post"')
         if self.width % self.heads:
             raise ValueError(f"config.model.decoder.width={self.width} must be a multiple of its heads={self.heads}")
+        if self.activation not in ACTIVATIONS:
+            names = ", ".join(ACTIVATIONS)
+            raise ValueError(f"config.model.decoder.activation is {self.activation!r}; it must be one of {names}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.self_attention = SelfAttention(self.width, self.heads, self.output_scale, **dtypes)
         self.cross_attention = CrossAttention(self.width, self.heads, self.output_scale, **dtypes)
         self.feed_forward_network = FeedForward(
-            self.width, self.feed_forward, self.dropout, self.output_scale, name="feed_forward", **dtypes
+            self.width,
+            self.feed_forward,
+            self.dropout,
+            self.activation,
+            self.output_scale,
+            name="feed_forward",
+            **dtypes,
         )
-        self.self_attention_norm = nn.LayerNorm(**dtypes)
-        self.cross_attention_norm = nn.LayerNorm(**dtypes)
-        self.feed_forward_norm = nn.LayerNorm(**dtypes)
+        self.self_attention_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
+        self.cross_attention_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
+        self.feed_forward_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
         self.residual_dropout = Dropout(self.dropout)
 
     def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
@@ -147,6 +169,8 @@ class Decoder(nn.Module):
         feed_forward: hidden width of the feed-forward networks.
         dropout: rate after the embedding and in the layers.
         norm: "pre" or "post".
+        norm_epsilon: added to the variance by the norms.
+        activation: of the feed-forward networks, "gelu" or "gelu_tanh".
         positions: "learned" or "sinusoidal".
         max_length: most tokens of a caption.
     """
@@ -158,6 +182,8 @@ class Decoder(nn.Module):
     feed_forward: int
     dropout: float = 0.0
     norm: str = "pre"
+    norm_epsilon: float = 1e-6
+    activation: str = "gelu_tanh"
     positions: str = "learned"
     max_length: int = 40
     dtype: Dtype = jnp.float32
@@ -179,7 +205,7 @@ class Decoder(nn.Module):
         # Pre-norm residuals add up unnormalised: scaled so that their sum starts with the variance of one part.
         output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.embedding_norm = nn.LayerNorm(**dtypes)
+        self.embedding_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
         self.stack = [
             DecoderLayer(
                 self.width,
@@ -187,13 +213,15 @@ class Decoder(nn.Module):
                 self.feed_forward,
                 self.dropout,
                 self.norm,
+                self.norm_epsilon,
+                self.activation,
                 output_scale,
                 name=f"layer_{index}",
                 **dtypes,
             )
             for index in range(self.layers)
         ]
-        self.final_norm = nn.LayerNorm(**dtypes) if self.norm == "pre" else None
+        self.final_norm = nn.LayerNorm(self.norm_epsilon, **dtypes) if self.norm == "pre" else None
         self.embedding_dropout = Dropout(self.dropout)
 
     def __call__(

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from jaxtyping import Float32
 from safetensors import safe_open
 from transformers import RobertaConfig
 
@@ -49,11 +50,13 @@ class PretrainedText:
         config: its sizes.
         params: numpy tree for the `roberta` submodule of a `TextEncoder`, float32.
         source: file the weights came from.
+        output_bias: of its language model's scores, a number a token; None where the file has none.
     """
 
     config: RobertaConfig
     params: dict[str, Any]
     source: str
+    output_bias: Float32[np.ndarray, " vocabulary"] | None = None
 
 
 def load_roberta(name: str) -> PretrainedText:
@@ -70,7 +73,9 @@ def load_roberta(name: str) -> PretrainedText:
     folder = _folder(name)
     config = _read_config(folder)
     weights, source = _read_weights(folder)
-    return PretrainedText(config, _fit(weights, config, source), str(source))
+    bias = weights.get("lm_head/bias")
+    output_bias = None if bias is None else np.asarray(bias, np.float32)
+    return PretrainedText(config, _fit(weights, config, source), str(source), output_bias)
 
 
 def load_roberta_sizes(name: str) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def variable_shapes(description: RunDescription) -> PyTree:
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
-    """Fresh variables from the config's seed, then pretrained encoder weights, then those of `config.init_from`."""
+    """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
     config, vocabulary = experiment.config, experiment.description.vocabulary
     variables = init_variables(experiment.description)
     if config.model.encoder.weights:
@@ -112,6 +112,12 @@ def initial_variables(experiment: Experiment) -> PyTree:
         text = load_roberta(config.model.text_encoder.weights)
         variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
         logging.info("text encoder: weights from %s", text.source)
+    if config.model.decoder.weights:
+        from caption_jax.pretrained.decoder import start_from_roberta
+
+        rows = vocabulary.to_full(range(vocabulary.size))
+        decoder = start_from_roberta(variables["params"]["decoder"], config.model.decoder.weights, rows)
+        variables["params"]["decoder"] = decoder
     if config.init_from:
         variables = transfer_weights(variables, config.init_from, vocabulary)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
@@ -141,6 +147,8 @@ def _describe(config: ConfigDict, train: Split) -> RunDescription:
     vocabulary = build_vocabulary(data, train.captions)
     shared_space, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
     text_encoder = text_encoder_sizes(config, vocabulary) if shared_space or context else None
+    if config.model.decoder.weights:
+        _check_decoder_weights(config, vocabulary)
     model_settings = ModelSettings(
         vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder, shared_space
     )
@@ -162,21 +170,36 @@ def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, 
     from caption_jax.pretrained.roberta import load_roberta_sizes
 
     sizes = load_roberta_sizes(name)
-    rows, pad = sizes["vocab_size"], sizes["pad_token_id"]
-    if data.tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
-        raise ValueError(
-            f"config.model.text_encoder.weights={name} was trained on {rows} tokens with pad {pad}, but "
-            f"config.data.tokenizer={data.tokenizer} has {vocabulary.tokenizer.size} with pad {PAD}: name the "
-            "checkpoint's own tokenizer in config.data.tokenizer, a folder with its vocab.json and merges.txt or its "
-            'hub name, or train a text encoder from nothing with config.model.text_encoder.weights=""'
-        )
-    longest = sizes["max_position_embeddings"] - pad - 1
+    _check_tokenizer("config.model.text_encoder.weights", name, sizes, config, vocabulary)
+    longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if data.max_length > longest:
         raise ValueError(
             f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
             f"{longest} tokens"
         )
     return sizes
+
+
+def _check_decoder_weights(config: ConfigDict, vocabulary: Vocabulary) -> None:
+    from caption_jax.pretrained.decoder import check_shape
+    from caption_jax.pretrained.roberta import load_roberta_sizes
+
+    name = config.model.decoder.weights
+    sizes = load_roberta_sizes(name)
+    check_shape(sizes, config.model.decoder, config.data.max_length)
+    _check_tokenizer("config.model.decoder.weights", name, sizes, config, vocabulary)
+
+
+def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], config: ConfigDict, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
+    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], config.data.tokenizer
+    if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
+        raise ValueError(
+            f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
+            f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
+            "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
+            f'with {key}=""'
+        )
 
 
 def _encoder_settings(config: ConfigDict) -> EncoderSettings:

@@ -29,6 +29,7 @@ CONFIG = RobertaConfig(
 )
 IDS = jnp.array([[0, 5, 9, 33, 2, 1, 1], [0, 7, 8, 59, 4, 11, 2]])
 MASK = IDS != 1
+OUTPUT_BIAS = np.linspace(-1, 1, 60, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +93,14 @@ def write_folder(folder: Path, form: str, params) -> Path:
     flat = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(params, sep=".").items()}
     (folder / "config.json").write_text(json.dumps({**CONFIG.to_dict(), "model_type": "roberta"}))
     if form == "msgpack":
-        tree = {"roberta": jax.tree.map(np.asarray, params), "lm_head": {"bias": np.zeros(60, np.float32)}}
+        tree = {"roberta": jax.tree.map(np.asarray, params), "lm_head": {"bias": OUTPUT_BIAS}}
         (folder / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
     elif form == "flax safetensors":
         save_file({f"roberta.{name}": value for name, value in flat.items()}, folder / "model.safetensors")
     else:
         tensors = {f"roberta.{n}": v for n, v in map(torch_layout, flat.items())}
         tensors |= {
-            "lm_head.bias": np.zeros(60, np.float32),
+            "lm_head.bias": OUTPUT_BIAS,
             "roberta.embeddings.position_ids": np.arange(20)[None],
             "roberta.pooler.dense.weight": np.zeros((16, 16), np.float32),
         }
@@ -124,6 +125,10 @@ def torch_layout(item: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
 def test_reads_every_published_form(tmp_path, reference, form):
     loaded = load_roberta(str(write_folder(tmp_path, form, reference.params)))
     assert loaded.config.hidden_size == 16
+    if form == "flax safetensors":  # has an encoder only
+        assert loaded.output_bias is None
+    else:
+        np.testing.assert_array_equal(loaded.output_bias, OUTPUT_BIAS)
     encoder, variables = encoder_variables(loaded.params)
     expected = reference(IDS, MASK).last_hidden_state
     np.testing.assert_allclose(encoder.apply(variables, IDS, MASK).tokens, expected, atol=1e-6)

@@ -16,7 +16,7 @@ from small_run import shrink
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.training.contrastive import ContrastiveObjective, Vectors, contrastive_loss
-from caption_jax.training.optimizer import make_optimizer
+from caption_jax.training.optimizer import make_optimizer, phases
 from caption_jax.training.rules import flatten
 from caption_jax.training.sharding import make_mesh, put_batch, replicated
 from caption_jax.training.state import create_state
@@ -236,3 +236,31 @@ def test_a_whole_step_is_the_same_on_eight_devices():
         np.testing.assert_allclose(flatten(other_params)[path], value, rtol=0, atol=1e-5, err_msg=path)
     for part in ("text_encoder/dense/kernel", "shared_space/image/kernel", "shared_space/log_scale"):
         assert np.abs(flatten(params)[part] - np.asarray(start[part])).max() > 1e-4, part
+
+
+@pytest.mark.parametrize("part", ["text_encoder/.*", r"text_encoder/roberta/(embeddings|encoder/layer/0/attention)/.*"])
+def test_rules_freeze_the_text_tower_as_a_whole_or_in_part(part):
+    config = default_config()
+    shrink(config)
+    config.dtype = "float32"
+    config.optimizer.rules = ((part, {"lr": 0.0}), (rf"(?!{part}).*", {"lr": 1.0}))
+    model, variables, _, tokens = small_captioner()
+    optimizer, _ = make_optimizer(config.optimizer, variables["params"], 10)
+    ((_, frozen),) = phases(variables["params"], config.optimizer.rules)
+    mesh = make_mesh(ConfigDict({"data": 1, "model": 1}), jax.devices()[:1])
+    contrastive = ContrastiveObjective(1.0, TextReader(FakeVocabulary(), False, 6), mesh)
+    update = make_train_step(model, optimizer, Preprocessing(32), config, frozen, contrastive)
+    batch = {
+        "image": np.random.default_rng(1).integers(0, 255, (4, 32, 32, 3)).astype(np.uint8),
+        "tokens": tokens,
+        "mask": np.ones(4, bool),
+        "index": np.arange(4, dtype=np.int32),
+    }
+    state = create_state(variables, optimizer, averaged=False)
+    after = flatten(jax.jit(update, compiler_options=QUICKLY)(state, batch)[0].params)
+    before = flatten(variables["params"])
+    moved = {path for path in before if not np.array_equal(before[path], after[path])}
+    assert not moved & frozen and {path for path in before if re.fullmatch(part, path)} == frozen
+    text = {path for path in before if path.startswith("text_encoder/")}
+    assert bool(moved & text) == (not text <= frozen)
+    assert "shared_space/text/kernel" in moved and any(path.startswith("image_encoder/") for path in moved)

@@ -1,0 +1,133 @@
+"""A decoder that starts from RoBERTa computes what RoBERTa does under a causal mask."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from transformers import RobertaConfig
+from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
+
+from caption_jax.config import default_config
+from caption_jax.models.decoder import Decoder
+from caption_jax.pretrained.decoder import check_shape, decoder_arrays
+from caption_jax.pretrained.errors import WeightsError
+from caption_jax.pretrained.roberta import PretrainedText, load_roberta, load_roberta_sizes
+
+# A random RobertaForMaskedLM, saved by torch: 2 layers, 16 wide, 4 heads, 40 tokens.
+GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"
+FULL_IDS = np.array([0, 1, 2, 3, 5, 8, 13, 21, 34, 39])  # of the tokens that the decoder knows
+TOKENS = np.array([[0, 4, 9, 6, 6, 2], [0, 8, 5, 7, 3, 4]])
+MEMORY = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
+
+
+def decoder_of(text: PretrainedText, **other) -> tuple[Decoder, dict]:
+    """The decoder, its parts that are not RoBERTa's random but for a cross-attention that says nothing."""
+    config = text.config
+    shape = {"heads": config.num_attention_heads, "feed_forward": config.intermediate_size, **other}
+    decoder = Decoder(
+        len(FULL_IDS),
+        layers=config.num_hidden_layers,
+        width=config.hidden_size,
+        norm="post",
+        norm_epsilon=config.layer_norm_eps,
+        activation="gelu",
+        max_length=8,
+        **shape,
+    )
+    params = decoder.init(jax.random.key(0), TOKENS[:, None], MEMORY)["params"]
+    flat = traverse_util.flatten_dict(params, sep="/")
+    flat |= {path: jnp.zeros_like(value) for path, value in flat.items() if "/cross_attention/out/" in path}
+    return decoder, traverse_util.unflatten_dict(flat | decoder_arrays(text, decoder.layers, 8, FULL_IDS), sep="/")
+
+
+def under_a_causal_mask(text: PretrainedText, **options):
+    """What transformers' own module gives for the tokens; its positions, unlike those of its cache, are right."""
+    config = RobertaConfig.from_dict({**text.config.to_dict(), "is_decoder": True})
+    ids = FULL_IDS[TOKENS]
+    positions = np.broadcast_to(np.arange(ids.shape[1]) + config.pad_token_id + 1, ids.shape)
+    module = FlaxRobertaModule(config, add_pooling_layer=False)
+    return module.apply({"params": text.params}, ids, np.ones_like(ids), np.zeros_like(ids), positions, None, **options)
+
+
+def test_its_beginning_is_that_of_roberta():
+    """Up to where the cross-attention comes in, which RoBERTa has none of."""
+    text = load_roberta(str(GOLDEN))
+    text = dataclasses.replace(text, config=RobertaConfig.from_dict({**text.config.to_dict(), "layer_norm_eps": 1e-5}))
+    decoder, params = decoder_of(text)
+    _, ours = decoder.apply({"params": params}, TOKENS[:, None], MEMORY, capture_intermediates=True)
+    _, theirs = under_a_causal_mask(text, capture_intermediates=True)
+    ours, theirs = ours["intermediates"], theirs["intermediates"]
+    embedded = ours["embedding_norm"]["__call__"][0][:, 0]
+    np.testing.assert_allclose(embedded, theirs["embeddings"]["__call__"][0], atol=1e-5)
+    looked_back = ours["layer_0"]["self_attention_norm"]["__call__"][0][:, 0]
+    np.testing.assert_allclose(looked_back, theirs["encoder"]["layer"]["0"]["attention"]["__call__"][0][0], atol=1e-5)
+    assert np.abs(looked_back - embedded).max() > 0.1
+
+
+@pytest.mark.parametrize("sentences", [1, 2])
+def test_with_nothing_to_look_at_it_is_roberta(sentences):
+    """All layers and the output, where the fresh norms of the cross-attention find nothing to normalise."""
+    text = load_roberta(str(GOLDEN))
+    for layer in text.params["encoder"]["layer"].values():
+        width = text.config.hidden_size
+        layer["attention"]["output"]["LayerNorm"] = {"scale": np.ones(width), "bias": np.zeros(width)}
+    decoder, params = decoder_of(text)
+    logits = decoder.apply({"params": params}, TOKENS[:sentences, None], MEMORY[:sentences]).logits[:, 0]
+    hidden = under_a_causal_mask(text)[0][:sentences]
+    words = text.params["embeddings"]["word_embeddings"]["embedding"]
+    np.testing.assert_allclose(logits, hidden @ words[FULL_IDS].T + text.output_bias[FULL_IDS], atol=1e-5)
+    assert np.abs(text.output_bias).max() > 0.01
+
+
+def test_the_constant_token_type_does_not_change_the_words():
+    text = load_roberta(str(GOLDEN))
+    embeddings = text.params["embeddings"]
+    found = decoder_arrays(text, 1, 5, FULL_IDS)
+    np.testing.assert_array_equal(found["embedding"], embeddings["word_embeddings"]["embedding"][FULL_IDS])
+    expected = embeddings["position_embeddings"]["embedding"][2:7] + embeddings["token_type_embeddings"]["embedding"][0]
+    np.testing.assert_array_equal(found["position"], expected)
+    assert not any("cross_attention" in path for path in found) and not any(
+        path.startswith("layer_1") for path in found
+    )
+
+
+FITTING = {
+    "layers": 2,
+    "width": 16,
+    "heads": 4,
+    "feed_forward": 24,
+    "norm": "post",
+    "norm_epsilon": 1e-12,
+    "activation": "gelu",
+    "weights": "here",
+}
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"width": 32}, r"in config\.model\.decoder, width=16, not 32 \("),
+        ({"heads": 2, "feed_forward": 64}, r"heads=4, not 2; feed_forward=24, not 64"),
+        ({"layers": 3}, "layers=2 at most, not 3"),
+        ({"norm": "pre", "activation": "gelu_tanh"}, "norm=post, not pre; activation=gelu, not gelu_tanh"),
+        ({"norm_epsilon": 1e-6}, "norm_epsilon=1e-12, not 1e-06"),
+        ({"positions": "sinusoidal"}, "positions=learned"),
+    ],
+)
+def test_what_does_not_fit_is_named_with_its_remedy(other, message):
+    sizes, decoder = load_roberta_sizes(str(GOLDEN)), default_config().model.decoder
+    decoder.update(FITTING)
+    check_shape(sizes, decoder, max_length=12)
+    with pytest.raises(WeightsError, match="has positions for 12 tokens"):
+        check_shape(sizes, decoder, max_length=13)
+    with pytest.raises(WeightsError, match="activation 'relu'"):
+        check_shape({**sizes, "hidden_act": "relu"}, decoder, max_length=12)
+    decoder.update(other)
+    with pytest.raises(WeightsError, match=message):
+        check_shape(sizes, decoder, max_length=12)
