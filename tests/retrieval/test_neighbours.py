@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_index import COLOURS, MODEL, ColourModel, paint
+from colour_model import COLOURS, MODEL, ColourModel, paint
 
 from caption_jax.retrieval.build import update_index
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
