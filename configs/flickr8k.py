@@ -8,9 +8,6 @@ from configs/folder.py.
 
 Dev scores, greedy, best of ten epochs (the sixth): CIDEr-D 0.490, BLEU-4 0.194. Wall time 87 minutes on two busy cores
 of an AMD EPYC. Curves, and beam search: docs/results/flickr8k.md.
-
---config.data.feature_cache.stage=stage_5 --config.data.feature_cache.views=4 compute what lies below the tuned part
-once, for four crops of each image (1.05 GB in the workdir).
 """
 
 from __future__ import annotations
@@ -47,7 +44,7 @@ def get_config() -> ConfigDict:
     config.model.decoder.width = 256
     config.model.decoder.heads = 8
     config.model.decoder.feed_forward = 1024
-    config.model.decoder.dropout = 0.2
+    config.model.decoder.dropout = 0.3
 
     config.objective.label_smoothing = 0.1
     config.optimizer.learning_rate = 1e-3
@@ -55,14 +52,14 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.997
-    # After six epochs of 187 steps, the 1x1 convolutions at the top of the encoder are tuned gently; the rest of it,
-    # batch norms included, stays as ImageNet left it.
-    top = r"image_encoder/backbone/(stage_[67]/.*/(expand|project)|head)/conv/kernel"
+    # The encoder stays as ImageNet left it (tuning its top on 6,000 images lowered the loss and not the captions), so
+    # its output for four crops of each image is computed once: 0.75 GB in the workdir.
     config.optimizer.rules = (
-        (rf"(?!{top})image_encoder/backbone/.*", {"lr": 0.0}),
-        (top, {"lr": 0.15, "decay": 0.1, "from_step": 1122}),
+        (r"image_encoder/backbone/.*", {"lr": 0.0}),
         (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
     )
-    config.train.epochs = 10
+    config.data.feature_cache.stage = "stage_7"
+    config.data.feature_cache.views = 4
+    config.train.epochs = 12
     config.decode.max_length = 22
     return config.lock()

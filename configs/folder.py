@@ -22,11 +22,5 @@ def get_config() -> ConfigDict:
     config.data.split_files.val = ""
     config.data.split_fractions.val = 0.1
     config.data.captions_per_image = 0
-    config.optimizer.rules = (
-        (r"image_encoder/backbone/.*", {"lr": 0.0}),
-        (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
-    )
-    config.data.feature_cache.stage = "stage_7"  # four crops of an image take 0.13 MB
-    config.data.feature_cache.views = 4
     config.train.patience = 3
     return config.lock()
