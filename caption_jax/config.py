@@ -171,6 +171,9 @@ def _train() -> ConfigDict:
     train.patience = 0  # evaluations without a better CIDEr-D before the run stops; 0 for never
     train.eval_images = 0  # images of the validation split scored during training; 0 for all
     train.sample_images = 16  # validation images drawn in TensorBoard
+    # Pads left out of a step's arithmetic: "auto" (on CPUs), "always" or "never". A step is compiled for each of the
+    # few sizes that batches have without pads.
+    train.packing = "auto"
     train.profile = ConfigDict({"start": 0, "steps": 0})  # trace of chosen steps, for TensorBoard; 0 steps for none
     return train
 

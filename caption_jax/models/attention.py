@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
+from caption_jax.models.packing import Packing
 
 # Finite, so that a row whose memory is wholly masked gives a mean rather than NaN.
 _MASKED = -1e30
@@ -102,20 +103,22 @@ class SelfAttention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch rows length width"],
+        x: Float[Array, "*tokens width"],
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
-    ) -> tuple[Float[Array, "batch rows length width"], LayerCache | None]:
+        packing: Packing | None = None,
+    ) -> tuple[Float[Array, "*tokens width"], LayerCache | None]:
         """Attends, and returns the cache with the new keys and values written at `position`.
 
         `visible` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token sees
-        itself and the tokens before it.
+        itself and the tokens before it. Tokens are [batch, rows, length], or as `packing` has them.
         """
-        batch, rows, length, _ = x.shape
+        joined = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
+        batch, rows, length, _ = joined.shape
         # Without a cache each caption is a group of its own; with one, those that share a pool are, step-major.
         pools = batch * rows if cache is None else cache.keys.shape[0]
-        joined = self.qkv(x).reshape(pools, -1, length, 3, self.heads, self.width // self.heads)
+        joined = joined.reshape(pools, -1, length, 3, self.heads, self.width // self.heads)
         members = joined.shape[1]
         joined = joined.swapaxes(1, 2).reshape(pools, length * members, *joined.shape[3:])
         queries, keys, values = joined[:, :, 0], joined[:, :, 1], joined[:, :, 2]
@@ -127,7 +130,8 @@ class SelfAttention(nn.Module):
             keys, values = cache.keys, cache.values
         mixed, _ = attend(queries, keys, values, visible[:, None], decoding=cache is not None)
         mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
-        return self.out(mixed.reshape(x.shape)), cache
+        mixed = mixed.reshape(batch, rows, length, self.width)
+        return self.out(mixed if packing is None else packing.pack(mixed)), cache
 
 
 class CrossAttention(nn.Module):
@@ -162,17 +166,23 @@ class CrossAttention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch rows length width"],
+        x: Float[Array, "*tokens width"],
         keys: Float[Array, "batch heads depth slots"],
         values: Float[Array, "batch heads slots depth"],
         memory_mask: Bool[Array, "batch slots"] | None = None,
         *,
         decoding: bool = False,
-    ) -> tuple[Float[Array, "batch rows length width"], Float[Array, "batch rows heads length slots"]]:
-        """Attends to projected memory; returns the outputs and the float32 weights."""
-        batch, rows, length, _ = x.shape
-        queries = self.query(x).reshape(batch, rows * length, self.heads, self.width // self.heads)
+        packing: Packing | None = None,
+    ) -> tuple[Float[Array, "*tokens width"], Float[Array, "batch rows heads length slots"]]:
+        """Attends to projected memory; returns the outputs and the float32 weights.
+
+        Tokens are [batch, rows, length], or as `packing` has them.
+        """
+        queries = self.query(x) if packing is None else packing.unpack(self.query(x))
+        batch, rows, length, _ = queries.shape
+        queries = queries.reshape(batch, rows * length, self.heads, self.width // self.heads)
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
         mixed, weights = attend(queries, keys, values, mask, decoding=decoding)
         weights = weights.reshape(batch, self.heads, rows, length, -1).swapaxes(1, 2)
-        return self.out(mixed.reshape(x.shape)), weights
+        mixed = mixed.reshape(batch, rows, length, self.width)
+        return self.out(mixed if packing is None else packing.pack(mixed)), weights

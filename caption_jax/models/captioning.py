@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 from caption_jax.models.cache import Cache
 from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
+from caption_jax.models.packing import Packing
 from caption_jax.models.shared_space import SharedSpace
 
 if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
@@ -153,6 +154,7 @@ class ImageCaptioningModel(nn.Module):
         *,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: Cache | None = None,
+        packing: Packing | None = None,
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
@@ -166,9 +168,14 @@ class ImageCaptioningModel(nn.Module):
             memory,
             memory_mask=memory_mask,
             cache=cache,
+            packing=packing,
             train=train,
             return_attention=return_attention,
         )
+
+    def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
+        """Table and bias that make logits of the decoder's states; see `Decoder`."""
+        return self.decoder.output_layer()
 
     def start_cache(
         self,

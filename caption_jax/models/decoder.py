@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
 from caption_jax.models.dropout import Dropout
+from caption_jax.models.packing import Packing
 
 INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
 
@@ -30,11 +31,13 @@ class DecoderOutput(flax.struct.PyTreeNode):
 
     Attributes:
         logits: scores of the next token, float32.
+        states: what the output layer makes them of.
         cache: the cache after this pass, or None where none was given.
         attention: cross-attention weights, float32, or None where not asked for.
     """
 
-    logits: Float[Array, "batch rows length vocabulary"]
+    logits: Float[Array, "*tokens vocabulary"]
+    states: Float[Array, "*tokens width"]
     cache: Cache | None
     attention: Float[Array, "layers batch rows heads length memory"] | None
 
@@ -51,11 +54,13 @@ class FeedForward(nn.Module):
     param_dtype: Dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"], *, train: bool) -> Float[Array, "*batch width"]:
-        """Applies to each position by itself."""
+    def __call__(
+        self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
+    ) -> Float[Array, "*batch width"]:
+        """Applies to each position by itself; `ids` as in `Dropout`."""
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name="expand", **dense)(x))
-        x = Dropout(self.dropout)(x, train=train)
+        x = Dropout(self.dropout)(x, train=train, ids=ids)
         init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
         return nn.Dense(self.width, kernel_init=init, name="contract", **dense)(x)
 
@@ -118,18 +123,19 @@ class DecoderLayer(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "batch rows length width"],
+        x: Float[Array, "*tokens width"],
         memory: Float[Array, "batch memory width"] | None = None,
         *,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
+        packing: Packing | None = None,
         train: bool = False,
-    ) -> tuple[
-        Float[Array, "batch rows length width"], LayerCache | None, Float[Array, "batch rows heads length memory"]
-    ]:
+    ) -> tuple[Float[Array, "*tokens width"], LayerCache | None, Float[Array, "batch rows heads length memory"]]:
         """Returns the new tokens, the new cache and the cross-attention weights.
+
+        Tokens are [batch, rows, length], or as `packing` has them.
 
         With a `cache` (which holds the projected memory; `memory` is then not read), `position` and `visible` are those
         of the `Cache` it belongs to.
@@ -139,23 +145,25 @@ class DecoderLayer(nn.Module):
 
         def look_back(x):
             nonlocal cache
-            y, cache = self.self_attention(x, cache, position, visible)
+            y, cache = self.self_attention(x, cache, position, visible, packing)
             return y
 
         def look_at_memory(x):
             nonlocal attention
-            y, attention = self.cross_attention(x, keys, values, memory_mask, decoding=cache is not None)
+            decoding = cache is not None
+            y, attention = self.cross_attention(x, keys, values, memory_mask, decoding=decoding, packing=packing)
             return y
 
-        x = self._residual(x, look_back, self.self_attention_norm, train)
-        x = self._residual(x, look_at_memory, self.cross_attention_norm, train)
-        x = self._residual(x, lambda x: self.feed_forward_network(x, train=train), self.feed_forward_norm, train)
+        dropout = {"train": train, "ids": None if packing is None else packing.ids}
+        x = self._residual(x, look_back, self.self_attention_norm, dropout)
+        x = self._residual(x, look_at_memory, self.cross_attention_norm, dropout)
+        x = self._residual(x, lambda x: self.feed_forward_network(x, **dropout), self.feed_forward_norm, dropout)
         return x, cache, attention
 
-    def _residual(self, x, part, norm, train):
+    def _residual(self, x, part, norm, dropout):
         if self.norm == "pre":
-            return x + self.residual_dropout(part(norm(x)), train=train)
-        return norm(x + self.residual_dropout(part(x), train=train))
+            return x + self.residual_dropout(part(norm(x)), **dropout)
+        return norm(x + self.residual_dropout(part(x), **dropout))
 
 
 class Decoder(nn.Module):
@@ -231,6 +239,7 @@ class Decoder(nn.Module):
         *,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: Cache | None = None,
+        packing: Packing | None = None,
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
@@ -244,6 +253,8 @@ class Decoder(nn.Module):
             memory: what to attend to; not read when there is a cache, which holds it projected.
             memory_mask: True for slots of the memory that count; None for all. With a cache, that of the cache holds.
             cache: from `start_cache` or the last call.
+            packing: of `tokens`; then logits and states are packed too, and nothing is computed for pads. Without a
+                cache only.
             train: dropout on.
             return_attention: also return the cross-attention weights.
 
@@ -256,21 +267,36 @@ class Decoder(nn.Module):
             raise ValueError("the decoder needs a memory to attend to, or a cache made from one")
         length = tokens.shape[-1]
         start = 0 if cache is None else cache.position
-        visible = None
+        visible = ids = None
         if cache is not None:
             memory_mask, visible = cache.memory_mask, cache.visible_slots(length)
-        x = self.embedding_dropout(self._embed(tokens, start), train=train)
+        places = start + jnp.arange(length)
+        if packing is not None:
+            tokens, places, ids = packing.pack(tokens), packing.positions, packing.ids
+        x = self.embedding_dropout(self._embed(tokens, places), train=train, ids=ids)
         caches, weights = [], []
         for index, layer in enumerate(self.stack):
             layer_cache = None if cache is None else cache.layers[index]
             x, layer_cache, attention = layer(
-                x, memory, memory_mask=memory_mask, cache=layer_cache, position=start, visible=visible, train=train
+                x,
+                memory,
+                memory_mask=memory_mask,
+                cache=layer_cache,
+                position=start,
+                visible=visible,
+                packing=packing,
+                train=train,
             )
             caches.append(layer_cache)
             weights.append(attention)
         if cache is not None:
             cache = cache.replace(layers=tuple(caches), position=cache.position + length)
-        return DecoderOutput(self._logits(x), cache, jnp.stack(weights) if return_attention else None)
+        states = (x if self.final_norm is None else self.final_norm(x)).astype(self.dtype)
+        return DecoderOutput(self._logits(states), states, cache, jnp.stack(weights) if return_attention else None)
+
+    def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
+        """Table and bias that make logits of states: `states @ table.T + bias`."""
+        return self.embedding.astype(self.dtype), self.output_bias.astype(jnp.float32)
 
     def start_cache(
         self,
@@ -295,19 +321,17 @@ class Decoder(nn.Module):
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
 
-    def _embed(self, tokens: jax.Array, start: int | jax.Array) -> jax.Array:
+    def _embed(self, tokens: Int[Array, "*tokens"], places: Int[Array, "*#tokens"]) -> jax.Array:
         if self.positions == "learned":
             positions = self.position
         else:  # as strong as new embeddings are
             positions = 2**0.5 * INITIAL_DEVIATION * jnp.asarray(sinusoids(self.max_length, self.width))
         x = jnp.take(self.embedding, tokens, axis=0)
-        return self.embedding_norm(x + jax.lax.dynamic_slice_in_dim(positions, start, tokens.shape[-1]))
+        return self.embedding_norm(x + jnp.take(positions, places, axis=0, mode="clip"))
 
-    def _logits(self, x: jax.Array) -> jax.Array:
-        x = x if self.final_norm is None else self.final_norm(x)
-        table = self.embedding.astype(self.dtype)
-        logits = jnp.einsum("...d,vd->...v", x.astype(self.dtype), table, preferred_element_type=jnp.float32)
-        return logits + self.output_bias.astype(jnp.float32)
+    def _logits(self, states: jax.Array) -> jax.Array:
+        table, bias = self.output_layer()
+        return jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:

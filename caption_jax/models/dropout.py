@@ -1,19 +1,23 @@
-"""Dropout that spends a quarter of the random bits."""
+"""Dropout that spends an eighth of the random bits."""
 
 from __future__ import annotations
+
+import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.extend.random import threefry_2x32
+from jaxtyping import Array, Float, Int
 
 
 class Dropout(nn.Module):
     """Sets random elements to 0 and scales the others to keep the mean.
 
-    One 32-bit draw serves four elements, which makes dropout on a CPU about five times as fast as a draw an element.
-    The rate is therefore a multiple of 1/256 (0.1 becomes 26/256), at least 1/256 where it is not 0; the scale is that
-    of the rate used. The mask depends on the key and the shape only, not on how the array is sharded.
+    One 64-bit draw of Threefry (Salmon et al., 2011) serves eight elements, many times as fast on a CPU as a draw an
+    element. The rate is therefore a multiple of 1/256 (0.1 becomes 26/256), at least 1/256 where it is not 0; the scale
+    is that of the rate used. The mask of a row depends on the key and the row's number only, not on where it lies or
+    how the array is sharded.
 
     Attributes:
         rate: share of elements set to 0, in [0, 1). 0 draws nothing.
@@ -22,8 +26,12 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*batch width"], *, train: bool) -> Float[Array, "*batch width"]:
+    def __call__(
+        self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
+    ) -> Float[Array, "*batch width"]:
         """Returns `x` as it is when not `train`; otherwise reads the random stream "dropout".
+
+        `ids` numbers the rows of `x`; None for their order.
 
         Raises:
             ValueError: the rate is outside [0, 1).
@@ -34,7 +42,12 @@ class Dropout(nn.Module):
             return x
         dropped = min(max(round(self.rate * 256), 1), 255)
         *batch, width = x.shape
-        draws = jax.random.bits(self.make_rng("dropout"), (*batch, -(-width // 4)), jnp.uint32)
-        draws = jax.lax.bitcast_convert_type(draws, jnp.uint8).reshape(*batch, -1)[..., :width]
+        if ids is None:
+            ids = jnp.arange(math.prod(batch)).reshape(batch)
+        columns = jnp.arange(-(-width // 8), dtype=jnp.uint32)
+        counters = jnp.stack(jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), columns))
+        draws = threefry_2x32(jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32), counters)
+        first, second = jax.lax.bitcast_convert_type(draws, jnp.uint8).reshape(2, *batch, -1)
+        draws = jnp.concatenate([first, second], axis=-1)[..., :width]
         scale = jnp.asarray(256 / (256 - dropped), x.dtype)
         return jnp.where(draws >= dropped, x * scale, jnp.zeros((), x.dtype))

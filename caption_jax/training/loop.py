@@ -21,8 +21,8 @@ from caption_jax.training.features import stored_features
 from caption_jax.training.final_evaluation import evaluate_best
 from caption_jax.training.monitoring import Monitor
 from caption_jax.training.optimizer import phases
+from caption_jax.training.packing import batch_placer
 from caption_jax.training.program import make_program
-from caption_jax.training.sharding import put_batch
 from caption_jax.training.showing import Samples
 from caption_jax.training.state import TrainState
 from caption_jax.training.stopping import FiniteCheck, stop_on_signal
@@ -218,7 +218,7 @@ def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return prefetch_to_device(batches, lambda batch: put_batch(batch, experiment.mesh), config.data.prefetch)
+    return prefetch_to_device(batches, batch_placer(config, experiment.mesh), config.data.prefetch)
 
 
 def _intervals(config: ConfigDict, images: int) -> tuple[int, int, int]:

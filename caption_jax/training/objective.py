@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
@@ -59,6 +60,100 @@ def token_cross_entropy(
         )
     weights = weights.astype(jnp.float32)
     return TokenLoss(*_cross_entropy(logits, targets, weights, float(label_smoothing)))
+
+
+def vocabulary_cross_entropy(
+    states: Float[Array, "*groups tokens width"],
+    table: Float[Array, "vocabulary width"],
+    bias: Float[Array, " vocabulary"],
+    targets: Int[Array, "*groups tokens"],
+    weights: Float[Array, "*groups tokens"],
+    label_smoothing: float = 0.0,
+) -> TokenLoss:
+    """`token_cross_entropy` of the logits `states @ table.T + bias`, of which only a few rows exist at a time.
+
+    Each piece makes its part of the loss and of the gradients while the processor's cache holds it, and is gone. A
+    target is right where no logit is larger than its own.
+
+    Args:
+        states: of the decoder; pieces are of the axis `tokens`.
+        table: the output layer's.
+        bias: the output layer's.
+        targets, weights, label_smoothing: as in `token_cross_entropy`.
+    """
+    weights = weights.astype(jnp.float32)
+    return TokenLoss(*_vocabulary_cross_entropy(states, table, bias, targets, weights, float(label_smoothing)))
+
+
+_PIECE = 256  # tokens, over all groups
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing):
+    return _vocabulary_forward(states, table, bias, targets, weights, smoothing)[0]
+
+
+def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
+    vocabulary, width = table.shape
+    shape = states.shape
+
+    def piece(gradients, part):
+        states, targets, weights = part
+        logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+        largest = jnp.max(logits, axis=-1)
+        shares = jnp.exp(logits - largest[..., None])
+        total = jnp.sum(shares, axis=-1)
+        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        loss = largest + jnp.log(total) - (1.0 - smoothing) * target_logit
+        if smoothing:
+            loss -= smoothing * jnp.mean(logits, axis=-1)
+        is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+        labels = jnp.where(is_target, np.float32(1.0 - smoothing), 0.0) + np.float32(smoothing / vocabulary)
+        counts = (weights != 0)[..., None]
+        slope = jnp.where(counts, weights[..., None] * (shares / total[..., None] - labels), 0.0)
+        narrow = slope.astype(states.dtype)
+        to_table, to_bias = gradients
+        # The smaller factor is the one that is turned round.
+        to_table += jnp.einsum("...d,...v->dv", states, narrow, preferred_element_type=jnp.float32)
+        to_bias += jnp.sum(slope, axis=range(slope.ndim - 1))
+        sums = (
+            jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
+            jnp.sum(weights),
+            jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
+        )
+        to_states = jnp.einsum("...v,vd->...d", narrow, table, preferred_element_type=jnp.float32).astype(states.dtype)
+        return (to_table, to_bias), (sums, to_states)
+
+    parts = [_pieces(array, targets.ndim - 1) for array in (states, targets, weights)]
+    nothing = (jnp.zeros((width, vocabulary)), jnp.zeros(vocabulary))
+    (to_table, to_bias), (sums, to_states) = jax.lax.scan(piece, nothing, parts)
+    to_states = jnp.moveaxis(to_states, 0, targets.ndim - 1).reshape(*shape[:-2], -1, width)[..., : shape[-2], :]
+    return tuple(jnp.sum(each) for each in sums), (to_states, to_table.T, to_bias)
+
+
+def _pieces(array: jax.Array, axis: int) -> jax.Array:
+    """[.., tokens, ..] -> [pieces, .., tokens of a piece, ..], filled up with zeros."""
+    tokens = array.shape[axis]
+    rows = max(_PIECE // math.prod(array.shape[:axis]), 1)
+    count = -(-tokens // rows)
+    array = jnp.pad(array, [(0, count * rows - tokens) if at == axis else (0, 0) for at in range(array.ndim)])
+    return jnp.moveaxis(array.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :]), axis, 0)
+
+
+def _vocabulary_backward(smoothing, gradients, cotangents):
+    to_states, to_table, to_bias = gradients
+    scale = cotangents[0]
+    # Gradients come in the types of what they are of.
+    return (
+        (scale * to_states).astype(to_states.dtype),
+        (scale * to_table).astype(to_states.dtype),
+        scale * to_bias,
+        None,
+        None,
+    )
+
+
+_vocabulary_cross_entropy.defvjp(_vocabulary_forward, _vocabulary_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))

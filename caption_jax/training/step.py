@@ -14,10 +14,11 @@ from ml_collections import ConfigDict
 from caption_jax.decoding import decode
 from caption_jax.description import RunDescription, TextReader
 from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.packing import Packing
 from caption_jax.training.augment import augment
 from caption_jax.training.context import encode_images
 from caption_jax.training.contrastive import ContrastiveObjective, Vectors
-from caption_jax.training.objective import token_cross_entropy
+from caption_jax.training.objective import token_cross_entropy, vocabulary_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
@@ -56,8 +57,9 @@ def forward(
     tokens: jax.Array,
     contrastive: ContrastiveObjective | None,
     context: jax.Array | None = None,
+    packing: Packing | None = None,
     start_after: str = "",
-) -> tuple[jax.Array, Vectors | None]:
+) -> tuple[tuple[jax.Array, ...], Vectors | None]:
     """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
 
     Args:
@@ -68,15 +70,18 @@ def forward(
         contrastive: None for captions alone.
         context: other texts [batch, slots, length], in the text encoder's ids, for the decoder to attend to; None for
             the image alone.
+        packing: of all tokens but each caption's last; None to compute for pads too.
         start_after: see `ImageCaptioningModel.encode_images`.
 
     Returns:
-        Scores of each next token [batch, captions, length - 1, vocabulary], and images and texts in the shared space.
+        What the loss is of: scores of each next token [batch, captions, length - 1, vocabulary], or, packed, the
+        decoder's states and its output layer; and images and texts in the shared space.
     """
     features = model.encode_images(images, train=True, start_after=start_after)
     seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
-    logits = model.decode(tokens[..., :-1], seen, train=True).logits
-    return logits, None if contrastive is None else contrastive.vectors(model, features, tokens)
+    output = model.decode(tokens[..., :-1], seen, packing=packing, train=True)
+    scores = (output.logits,) if packing is None else (output.states, *model.output_layer())
+    return scores, None if contrastive is None else contrastive.vectors(model, features, tokens)
 
 
 def target_weights(batch: Batch) -> jax.Array:
@@ -107,10 +112,11 @@ def make_train_step(
     All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
 
     A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave. Where
-    it holds "context", captions of other images, `reader` gives them in the text encoder's ids.
+    it holds "context", captions of other images, `reader` gives them in the text encoder's ids. Where it holds "places"
+    (`input_pipeline.packing`), the decoder computes nothing for pads; the result is the same.
 
     The functions below are called from the last to the first: step, batch_gradient, slice_gradient, loss_of, and from
-    there `forward` and `token_cross_entropy`.
+    there `forward` and a cross-entropy.
     """
 
     slices = config.optimizer.accumulation
@@ -127,19 +133,24 @@ def make_train_step(
         params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
         images, start_after = encoder_input(batch, part)
         context = reader.ids_of(batch["context"]) if "context" in batch else None
-        (logits, vectors), updated = model.apply(
+        targets, weights, packing = batch["tokens"][..., 1:], target_weights(batch), None
+        if "places" in batch:
+            packing = Packing.of(batch["places"], targets.shape)
+            targets, weights = packing.pack(targets), packing.pack(weights)
+        (scores, vectors), updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
             images,
             batch["tokens"],
             contrastive,
             context,
+            packing,
             start_after=start_after,
             rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
             mutable=["batch_stats"],
             method=forward,
         )
-        targets = batch["tokens"][..., 1:]
-        captions = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
+        cross_entropy = token_cross_entropy if packing is None else vocabulary_cross_entropy
+        captions = cross_entropy(*scores, targets, weights, config.objective.label_smoothing)
         loss = captions.loss_sum / part.total
         # The metric "loss" is that of the tokens alone; what is added below has metrics of its own.
         metrics = {"loss": loss, "token_accuracy": captions.correct_sum / part.total}

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from caption_jax.training.objective import token_cross_entropy
+from caption_jax.training.objective import token_cross_entropy, vocabulary_cross_entropy
 
 
 def _problem(seed: int = 0, shape: tuple[int, ...] = (2, 3, 5), vocabulary: int = 31):
@@ -124,3 +124,22 @@ def test_what_does_not_fit_is_refused():
         token_cross_entropy(logits, targets, weights, 1.0)
     with pytest.raises(ValueError, match="targets and weights of shape"):
         token_cross_entropy(logits[:, :, 1:], targets, weights)
+
+
+@pytest.mark.parametrize("shape", [(700,), (2, 3)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_in_pieces_from_the_states_it_is_the_same(shape, smoothing):
+    _, targets, weights = _problem(shape=shape)
+    rng = np.random.default_rng(1)
+    states, table, bias = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((*shape, 8), (31, 8), (31,)))
+
+    def whole(states, table, bias):
+        loss = token_cross_entropy(states @ table.T + bias, targets, weights, smoothing)
+        return loss.loss_sum / loss.weight_sum, loss
+
+    def pieces(states, table, bias):
+        loss = vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing)
+        return loss.loss_sum / loss.weight_sum, loss
+
+    both = [jax.value_and_grad(f, argnums=(0, 1, 2), has_aux=True)(states, table, bias) for f in (whole, pieces)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-6), *both)

@@ -1,0 +1,117 @@
+"""The published Keras design of an image captioner (keras.io, "Image captioning"), rebuilt from its description.
+
+EfficientNetB0 without its top, frozen, gives 7 x 7 x 1,280 numbers for an image; one encoder block (layer norm, a dense
+layer with ReLU, self-attention of one head, layer norm) and one decoder block (self-attention and cross-attention of
+two heads, a dense layer of the same width with ReLU, dropout 0.3 and 0.5) make scores over the vocabulary. The image
+network is run anew in each epoch; then the captions of the images are taken one by one, each with its own pass of both
+blocks, its own gradients and its own update by Adam (`updates="caption"`). `updates="batch"` is kinder than what was
+published: one pass and one update for all captions.
+
+Heads are `width / heads` deep, as in our decoder; there each had the whole width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+PAD = 1
+
+
+@dataclass(frozen=True)
+class Design:
+    """Sizes of both blocks."""
+
+    width: int = 512
+    feed_forward: int = 512
+    vocabulary: int = 10_000
+    length: int = 25
+
+
+def train_step(
+    design: Design, inputs: np.ndarray, tokens: np.ndarray, *, features: bool, updates: str
+) -> Callable[[], Any]:
+    """Returns a function that trains on the batch once, compiled by `tf.function`.
+
+    Args:
+        design: sizes.
+        inputs: uint8 images [batch, size, size, 3], or what EfficientNetB0 made of them [batch, cells, 1280].
+        tokens: int32 [batch, captions, length].
+        features: whether `inputs` are features.
+        updates: one for each "caption" of the images, or for the whole "batch".
+    """
+    import keras
+    import tensorflow as tf
+
+    batch, captions, length = tokens.shape
+    backbone = None
+    if not features:
+        backbone = keras.applications.EfficientNetB0(input_shape=inputs.shape[1:], include_top=False, weights=None)
+        backbone.trainable = False
+    encode, decode = _encoder(design, keras), _decoder(design, keras)
+    optimizer = keras.optimizers.Adam()
+    encode(tf.zeros((1, 1, 1280)))
+    decode([tf.zeros((1, length - 1), tf.int32), tf.zeros((1, 1, design.width))])
+    weights = encode.trainable_weights + decode.trainable_weights
+    optimizer.build(weights)
+
+    def loss_of(cells: Any, read: Any) -> Any:
+        probabilities = decode([read[:, :-1], cells], training=True)
+        targets = read[:, 1:]
+        real = tf.cast(targets != PAD, tf.float32)
+        loss = keras.losses.sparse_categorical_crossentropy(targets, probabilities)
+        return tf.reduce_sum(loss * real) / tf.reduce_sum(real)
+
+    def update(forward: Callable[[], Any]) -> Any:
+        with tf.GradientTape() as tape:
+            loss = forward()
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return loss
+
+    @tf.function
+    def step(inputs: Any, tokens: Any) -> Any:
+        if backbone is None:
+            cells = tf.cast(inputs, tf.float32)
+        else:
+            cells = backbone(tf.cast(inputs, tf.float32), training=False)
+            cells = tf.reshape(cells, (batch, -1, cells.shape[-1]))
+        if updates == "batch":
+
+            def all_captions() -> Any:
+                encoded = tf.repeat(encode(cells, training=True), captions, axis=0)
+                return loss_of(encoded, tf.reshape(tokens, (batch * captions, length)))
+
+            return update(all_captions)
+        losses = [
+            update(lambda number=number: loss_of(encode(cells, training=True), tokens[:, number]))
+            for number in range(captions)
+        ]
+        return tf.add_n(losses) / captions
+
+    return lambda: float(step(tf.constant(inputs), tf.constant(tokens)))
+
+
+def _encoder(design: Design, keras: Any) -> Any:
+    layers = keras.layers
+    inputs = keras.Input((None, 1280))
+    x = layers.LayerNormalization()(inputs)
+    x = layers.Dense(design.width, activation="relu")(x)
+    attended = layers.MultiHeadAttention(1, design.width)(x, x)
+    return keras.Model(inputs, layers.LayerNormalization()(x + attended))
+
+
+def _decoder(design: Design, keras: Any) -> Any:
+    layers, width, heads = keras.layers, design.width, 2
+    tokens, cells = keras.Input((design.length - 1,), dtype="int32"), keras.Input((None, width))
+    places = keras.ops.arange(design.length - 1)
+    x = layers.Embedding(design.vocabulary, width)(tokens) * width**0.5
+    x = x + layers.Embedding(design.length, width)(places)
+    attention = {"num_heads": heads, "key_dim": width // heads, "dropout": 0.1}
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, x, use_causal_mask=True))
+    x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, cells))
+    y = layers.Dropout(0.3)(layers.Dense(design.feed_forward, activation="relu")(x))
+    x = layers.LayerNormalization()(x + layers.Dense(width)(y))
+    return keras.Model([tokens, cells], layers.Dense(design.vocabulary, activation="softmax")(layers.Dropout(0.5)(x)))

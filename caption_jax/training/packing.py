@@ -1,0 +1,46 @@
+"""Whether a run's steps leave out pads, and batches for steps that do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from caption_jax.training.sharding import put_batch
+from input_pipeline.packing import packed_places
+
+Batch = dict[str, np.ndarray]
+
+
+def batch_placer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
+    """Returns what puts a training batch on the devices, with "places" of its tokens where `config.train.packing` says.
+
+    Raises:
+        ValueError: packing is no known choice, or cannot be had.
+    """
+    if not _packs(config, mesh):
+        return lambda batch: put_batch(batch, mesh)
+    groups = mesh.shape["data"]
+
+    def place(batch: Batch) -> dict[str, jax.Array]:
+        return put_batch({**batch, "places": packed_places(batch["tokens"], batch["mask"], groups)}, mesh)
+
+    return place
+
+
+def _packs(config: ConfigDict, mesh: jax.sharding.Mesh) -> bool:
+    choice, processes, slices = config.train.packing, jax.process_count(), config.optimizer.accumulation
+    if choice not in ("auto", "always", "never"):
+        raise ValueError(f'config.train.packing is {choice!r}; it must be "auto", "always" or "never"')
+    if choice == "never":
+        return False
+    if processes > 1 or slices > 1:  # their parts of a batch would differ in size
+        if choice == "always":
+            raise ValueError(
+                f'config.train.packing="always" cannot be had in {processes} processes with '
+                f'config.optimizer.accumulation={slices}: set it to "never", or run one process without accumulation'
+            )
+        return False
+    return choice == "always" or mesh.devices.flat[0].platform == "cpu"
