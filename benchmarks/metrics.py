@@ -1,6 +1,6 @@
 """Images scored a second, tokenization included, against pycocoevalcap (Java and Python) on the same captions.
 
-    python -m benchmarks.metrics [--captions=captions.csv] [--images=5000] [--rounds=3]
+    python -m benchmarks.metrics [--captions=captions.csv] [--images=5000] [--rounds=5]
 
 BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides do all of the work in every round,
 with nothing remembered from the round before; rounds alternate, and the median counts. Scores must agree within 1e-9.
@@ -105,7 +105,7 @@ def main() -> None:
         "--captions", type=Path, default=DEVELOPMENT_CAPTIONS if DEVELOPMENT_CAPTIONS.is_file() else None
     )
     parser.add_argument("--images", type=int, default=5000)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if shutil.which("java") is None:
         sys.exit("the peer's tokenizer is a Java program: install Java to compare")

@@ -89,16 +89,17 @@ def test_constraints_that_allow_nothing_give_no_caption():
     [
         {"method": "greedy"},
         {"method": "beam", "beams": 3, "alpha": 0.7, "candidates": 2},
+        {"method": "beam", "beams": 4, "groups": 2, "no_repeat_ngram": 2, "min_length": 3},
         {"method": "sample", "draws": 3, "seed": 4},
     ],
-    ids=lambda config: config["method"],
+    ids=lambda config: f"{config['method']}-{config.get('groups', 1)}",
 )
 class TestIndependence:
-    """Of the batch an image is in, of padding images, of the devices."""
+    """Of the batch an image is in, of padding images and padded memory, of the devices."""
 
     def decoder(self, config):
-        def run(variables, memory, ids):
-            return decode(MODEL, variables, memory, {**config, "max_length": 5}, image_ids=ids)
+        def run(variables, memory, ids, mask=None):
+            return decode(MODEL, variables, memory, {**config, "max_length": 5}, image_ids=ids, memory_mask=mask)
 
         return jax.jit(run)
 
@@ -110,6 +111,17 @@ class TestIndependence:
         padded = run(variables, with_blanks, ids)
         self.same(together, jax.tree.map(lambda x: x[::-1], backwards))
         self.same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
+        for rows in (slice(0, 1), slice(5, 8)):
+            alone = run(variables, memory[rows], ids[rows])
+            self.same(jax.tree.map(lambda x, rows=rows: x[rows], together), alone)
+
+    def test_padded_memory(self, config):
+        variables, memory = random_captioner(12, images=8)
+        run, ids = self.decoder(config), np.arange(8)
+        junk = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
+        mask = np.broadcast_to(np.arange(memory.shape[1] + 4) < memory.shape[1], (8, memory.shape[1] + 4))
+        padded = run(variables, np.concatenate([memory, junk], axis=1), ids, mask)
+        self.same(run(variables, memory, ids), padded)
 
     def test_devices(self, config):
         variables, memory = random_captioner(12, images=8)

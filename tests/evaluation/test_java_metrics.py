@@ -3,6 +3,8 @@ from __future__ import annotations
 import shutil
 
 import pytest
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from caption_jax.evaluation import java_metrics
 
@@ -30,8 +32,17 @@ def test_a_program_that_fails_is_named_absent(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.skipif("METEOR" in java_metrics.absent(), reason="needs Java and pycocoevalcap's METEOR")
-def test_meteor_runs_on_our_tokens():
+def test_meteor_runs_on_our_tokens_and_equals_pycocoevalcaps():
     found, absent = java_metrics.java_scores({**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: ""})
     assert "METEOR" not in absent and 0.1 < found["METEOR"] < 0.9
+    # The same number as pycocoevalcap comes to by itself, its own tokenizer (Java) included.
+    references, hypotheses = {**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: "hats, a lot of"}
+    tokenizer = PTBTokenizer()
+    tokens = [
+        tokenizer.tokenize({i: [{"caption": caption} for caption in captions] for i, captions in texts.items()})
+        for texts in (references, {i: [caption] for i, caption in hypotheses.items()})
+    ]
+    expected = Meteor().compute_score(*tokens)[0]
+    assert java_metrics.java_scores(references, hypotheses)[0]["METEOR"] == pytest.approx(expected, abs=1e-9)
     perfect, _ = java_metrics.java_scores(REFERENCES, {1: "a brown dog runs", 2: "Two cats sit on a mat!"})
     assert perfect["METEOR"] > 0.9 > found["METEOR"]

@@ -91,4 +91,4 @@ def test_harder_strings_nearly_equal_the_reference(kind):
     lines = harder(kind, 15_000)
     different = differences(lines, reference_tokens(lines))
     print(f"{kind}: {len(different)} of {len(lines)} differ: {different[:12]}")  # for docs/metrics.md
-    assert len(different) <= len(lines) // (50 if kind == "entities" else 1000)
+    assert len(different) <= len(lines) // 1000

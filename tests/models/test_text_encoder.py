@@ -134,6 +134,26 @@ def test_reads_every_published_form(tmp_path, reference, form):
     np.testing.assert_allclose(encoder.apply(variables, IDS, MASK).tokens, expected, atol=1e-6)
 
 
+def test_a_hub_name_is_read_as_a_folder_is(tmp_path, reference, monkeypatch):
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot_download(name, allow_patterns):
+        asked.append(name)
+        if name == "nobody/nothing":
+            raise OSError("no such repository")
+        return str(write_folder(tmp_path, "torch safetensors", reference.params))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    loaded, read = load_roberta("roberta-base"), load_roberta(str(tmp_path))
+    assert asked == ["roberta-base"]
+    np.testing.assert_array_equal(loaded.output_bias, read.output_bias)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, read.params)
+    with pytest.raises(FileNotFoundError, match=r"'nobody/nothing' is neither.*no such repository"):
+        load_roberta("nobody/nothing")
+
+
 def test_weights_that_do_not_fit_are_named(tmp_path, reference):
     write_folder(tmp_path, "torch safetensors", reference.params)
     config = {**CONFIG.to_dict(), "model_type": "roberta", "num_hidden_layers": 3}

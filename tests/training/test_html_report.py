@@ -7,6 +7,7 @@ import html.parser
 import io
 import math
 import re
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -36,9 +37,9 @@ def example(assessment: Assessment, image_id: str) -> Example:
     return Example(image_id, picture, caption, references, scores, [("dog", picture), ("runs", picture)])
 
 
-def page_of(assessment: Assessment) -> str:
+def page_of(assessment: Assessment, rows: Sequence[Row] = ROWS) -> str:
     shown = [example(assessment, image_id) for image_id in list(assessment.references)[:2]]
-    return render("boxes", assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, ROWS)
+    return render("boxes", assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, rows)
 
 
 class Page(html.parser.HTMLParser):
@@ -115,6 +116,13 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
     assert len(page.all("svg")) == 2
 
 
+def test_the_protocol_says_what_stood_beside_the_images():
+    assessment = assessed()
+    assert "texts beside an image" not in Page(page_of(assessment)).text
+    assessment.protocol["context"] = "retrieved"
+    assert "texts beside an image: retrieved" in Page(page_of(assessment)).text
+
+
 def test_text_is_shown_as_it_is_and_never_run():
     captions = {**CAPTIONS, "1.png": DANGEROUS}
     references = {**REFERENCES, "1.png": [DANGEROUS, "half a pair \ud83d"]}
@@ -169,7 +177,8 @@ def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_pat
     if program is None:
         pytest.skip(f"needs a Chromium ({', '.join(NAMES)} on the path)")
     path, control = tmp_path / "report_val.html", tmp_path / "control.html"
-    path.write_text(page_of(assessed()))
+    hardly_learning = [Row(step, "train", {"loss": 6.782 - step / 1e5}) for step in range(0, 800, 100)]
+    path.write_text(page_of(assessed(), hardly_learning))
     control.write_text("<img src='https://localhost:9443/a.png' alt=''><script>console.error('woe')</script>")
     with Tab(program, tmp_path / "profile") as tab:
         tab.open(control.as_uri())
@@ -180,6 +189,9 @@ def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_pat
         for width, scheme in ((1280, "light"), (390, "dark")):
             tab.screenshot(tmp_path / f"{scheme}.png", width, 900, scheme)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+            # Nor does a label of a chart: there they are cut off.
+            cut = "[...document.querySelectorAll('svg text')].filter(t => t.getBBox().x < 0).map(t => t.textContent)"
+            assert tab.evaluate(cut) == []
         assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
         assert tab.evaluate("document.images.length") == 10
         assert (tab.requests, tab.messages) == ([], [])

@@ -13,7 +13,7 @@ from caption_jax.training.html_report.markup import Markup, join, tag
 from caption_jax.training.metrics_file import Row, series, smoothed
 
 _WIDTH, _HEIGHT = 460, 284
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 14, 40  # pixels around the area that lines are drawn in
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 14, 40  # pixels around the area of the lines: on a phone, text is larger
 _MOST_POINTS = 400  # of a line: more make the file larger, not the picture better
 _MOST_MARKS = 40
 

@@ -235,6 +235,7 @@ def _protocol(how: Mapping[str, Any]) -> Markup:
     shown = {
         "split": how["split"],
         "images": f"{how['images']:,}, {how['unreadable_images']:,} of them unreadable",
+        **({"context": f"texts beside an image: {how['context']}"} if "context" in how else {}),
         "weights": f"best of the run, step {how['step']:,}",
         "decoding": decode_settings(how["decode"]),
         "tokenization": how["tokenization"],
