@@ -191,6 +191,7 @@ def _set_up_platform() -> None:
         jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
         jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to seconds, too
     logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 

@@ -80,7 +80,7 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     from caption_jax.training.packing import batch_placer
     from caption_jax.training.program import make_program
     from caption_jax.training.sharding import make_mesh
-    from caption_jax.workdir import ModelSettings, RunDescription
+    from caption_jax.description import ModelSettings, RunDescription
     from input_pipeline.images import Preprocessing
 
     settings = ModelSettings(vocabulary, config.data.max_length, padding="same", norm_epsilon=1e-3)

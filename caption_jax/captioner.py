@@ -16,8 +16,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from caption_jax.checkpoints import read_weights
-from caption_jax.decoding import decode
 from caption_jax.description import RunDescription
+from caption_jax.programs import KeptProgram
 from caption_jax.workdir import read_description
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.tokenizer import BOS, EOS, PAD
@@ -58,25 +58,31 @@ class Captioner:
         batch_size: int = 16,
     ):
         self._description, self._variables, self._batch_size = description, variables, batch_size
-        model, settings = description.model(), decode_config or description.config.decode
-        words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+        settings = (decode_config or description.config.decode).to_dict()
 
         def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
-            images = description.preprocessing.normalise(pixels)
+            from caption_jax.decoding import decode  # Flax: not needed by a start that traces nothing
+
+            model, images = description.model(), description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
             if context is not None:
                 features = model.apply(variables, features, context, context != PAD, method="add_context")
-            return decode(model, variables, features, settings, **words)
+            words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+            decoded = decode(model, variables, features, settings, **words)
+            return decoded.tokens, decoded.log_prob
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
-            images = description.preprocessing.normalise(pixels)
+            model, images = description.model(), description.preprocessing.normalise(pixels)
             features = model.apply(variables, images, train=False, method="encode_images")
             return model.apply(variables, features, method="embed_images")
 
         def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
-            return model.apply(variables, ids, ids != PAD, train=False, method="embed_texts")
+            return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
-        self._run, self._embed_images, self._embed_texts = map(jax.jit, (run, embed_images, embed_texts))
+        about = description.about()
+        self._run = KeptProgram(run, "caption", {**about, "decode": settings})
+        self._embed_images = KeptProgram(embed_images, "embed_images", about)
+        self._embed_texts = KeptProgram(embed_texts, "embed_texts", about)
 
     def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
         """Captions images given as paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
@@ -161,8 +167,8 @@ class Captioner:
 
     def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]]) -> list[Caption]:
         context = self._batch_of(self._context_ids(texts), PAD) if any(texts) else None
-        decoded = jax.device_get(self._run(self._variables, self._batch_of(pixels), context))
-        rows = zip(decoded.tokens[: len(pixels)], decoded.log_prob[: len(pixels)], strict=True)
+        tokens, log_probs = jax.device_get(self._run(self._variables, self._batch_of(pixels), context))
+        rows = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
     def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from caption_jax.models.build import build_model
-from caption_jax.models.captioning import ImageCaptioningModel
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
+
+if TYPE_CHECKING:
+    from caption_jax.models.captioning import ImageCaptioningModel
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +55,8 @@ class RunDescription:
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """Builds the model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        from caption_jax.models.build import build_model  # Flax: not needed by a start that traces nothing
+
         return build_model(
             self.config.model,
             vocabulary_size=self.model_settings.vocabulary_size,
@@ -65,6 +68,16 @@ class RunDescription:
             text_encoder=self.model_settings.text_encoder,
             shared_space=self.model_settings.shared_space,
         )
+
+    def about(self) -> dict[str, Any]:
+        """All that decides what the model computes, beside its weights, for the key of a `KeptProgram`."""
+        return {
+            "model": self.config.model.to_dict(),
+            "dtype": self.config.dtype,
+            "settings": dataclasses.asdict(self.model_settings),
+            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "vocabulary": self.vocabulary.fingerprint(),
+        }
 
     @property
     def has_text_encoder(self) -> bool:

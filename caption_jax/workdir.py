@@ -19,7 +19,10 @@ from caption_jax.description import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers", "pillow")
+_PACKAGES = (
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers"),
+    *("pillow", "simplejpeg", "kornia-rs"),
+)
 
 # A run cannot go on under another value of these: its parameters, its token ids or its data order would not fit.
 _FIXED = (

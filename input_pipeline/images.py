@@ -1,9 +1,10 @@
 """From any image to one square of 8-bit RGB: the only preprocessing there is, in training, evaluation and use.
 
-An image may come as a file, as encoded bytes, as a PIL image or as an array. Large ones are first shrunk by a whole
-factor (2, 4 or 8, as far as the result stays above the wanted size) and then resampled with an antialiasing filter. A
-JPEG takes the factor inside its decoder, which is several times faster; everything else takes it as a box average. The
-two differ by rounding and by the JPEG decoder's treatment of colour: under 1 level of 255 on average for photographs.
+An image may come as a file, as encoded bytes, as a PIL image or as an array; `resampling.py` has the one rule by which
+their pixels become a square. JPEGs of the usual kinds are decoded by libjpeg-turbo through simplejpeg, at a half, a
+quarter or an eighth where that is enough; all else, and whatever that refuses, by Pillow. The same photograph as a JPEG
+and as an array differs by rounding and by what a JPEG's decoder leaves out otherwise than a box average: under 1 level
+of 255 on average.
 """
 
 from __future__ import annotations
@@ -12,35 +13,37 @@ import contextlib
 import dataclasses
 import io
 import json
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import simplejpeg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from input_pipeline.resampling import check_choices, to_square, whole_factor
+
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
-FITS = ("squash", "crop")
-INTERPOLATIONS = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "area": Image.Resampling.BOX,
-}
+PIXELS = 2  # version of what `decode_image` makes of a file; 1, until 2026-11, used Pillow for all of it
 MAX_PIXELS = 178_956_970  # more than any camera's; a small file that claims more is taken for a decompression bomb
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
+log = logging.getLogger(__name__)
+
 _ORIENTATION = 0x0112  # the EXIF tag that says how the camera was held
+# How an image of each orientation is turned upright: (transposed, rows reversed, columns reversed), in this order.
 _UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
 }
 
 
@@ -75,7 +78,7 @@ class Preprocessing:
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
 
     def __post_init__(self):
-        _check_choices(self.size, self.fit, self.interpolation)
+        check_choices(self.size, self.fit, self.interpolation)
         for key in ("mean", "std"):
             value = tuple(float(x) for x in np.asarray(getattr(self, key)).reshape(-1))
             if len(value) != 3:
@@ -98,13 +101,21 @@ class Preprocessing:
         return (images.astype(np.float32) - mean) * (1.0 / np.asarray(self.std, np.float32))
 
     def to_json(self) -> str:
-        """Returns the settings as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2)
+        """Returns the settings as a JSON object, and with them the version of the pixels they make."""
+        return json.dumps({**dataclasses.asdict(self), "pixels": PIXELS}, indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """Reads what `to_json` wrote."""
-        return cls(**json.loads(text))
+        """Reads what `to_json` wrote; logs a warning where that was of another version of the pixels."""
+        settings = json.loads(text)
+        if (then := settings.pop("pixels", 1)) != PIXELS:
+            log.warning(
+                "the run was trained on images read in another way (version %d) than they are read now (%d): pixels "
+                "differ by about a level of 255",
+                then,
+                PIXELS,
+            )
+        return cls(**settings)
 
 
 def decode_image(
@@ -126,30 +137,12 @@ def decode_image(
     Raises:
         ImageError: the image cannot be read, with its name and the reason.
     """
-    _check_choices(size, fit, interpolation)
+    check_choices(size, fit, interpolation)
     name = name or _name_of(image)
     with _opened(image, name) as opened:
-        box = _source_box(opened.size, fit)
-        factor = _whole_factor(box, size)
-        turn = _UPRIGHT.get(_orientation(opened))
-        if factor > 1 and opened is not image and opened.format == "JPEG":
-            width, height = opened.size
-            # The decoder takes the greatest factor that keeps it above this request: exactly ours.
-            opened.draft(None, (width // factor, height // factor))
-            taken = 1 if opened.size == (width, height) else factor
-        else:
-            taken = 1
-        rgb = _to_rgb(opened, name)
-        if taken != factor:
-            rgb = rgb.reduce(factor)
-        box = tuple(edge / factor for edge in box)
-        whole = (0, 0, size, size)
-        square = (
-            rgb if box == whole == (0, 0, *rgb.size) else rgb.resize((size, size), INTERPOLATIONS[interpolation], box)
-        )
-        if turn is not None:
-            square = square.transpose(turn)  # after resizing: the square is smaller, and both fits are symmetric
-        return np.asarray(square)  # a read-only view: batches copy it once
+        pixels = _shrunk(opened, whole_factor(*opened.size, size), name, ours=opened is not image)
+        square = to_square(pixels, size, fit, interpolation)
+        return _upright(square, opened)  # after resizing: the square is smaller, and both fits are symmetric
 
 
 def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -165,13 +158,12 @@ def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UIn
     """
     name = name or _name_of(image)
     with _opened(image, name) as opened:
-        turn = _UPRIGHT.get(_orientation(opened))
         scale = min(1.0, longest / max(opened.size))
         size = tuple(max(round(side * scale), 1) for side in opened.size)
         if opened is not image and opened.format == "JPEG":
             opened.draft(None, size)
         small = _to_rgb(opened, name).resize(size, Image.Resampling.BICUBIC)
-        return np.asarray(small if turn is None else small.transpose(turn))
+        return _upright(np.asarray(small), opened)
 
 
 @contextlib.contextmanager
@@ -189,15 +181,6 @@ def _opened(image: ImageLike, name: str) -> Iterator[Image.Image]:
     finally:
         if opened is not None and opened is not image:
             opened.close()
-
-
-def _check_choices(size: int, fit: str, interpolation: str) -> None:
-    if size < 1:
-        raise ValueError(f"image size must be at least 1, got {size}")
-    if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; choose one of {', '.join(FITS)}")
-    if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"unknown interpolation {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
 
 
 def _name_of(image: ImageLike) -> str:
@@ -251,20 +234,28 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(name, f"claims {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _source_box(extent: tuple[int, int], fit: str) -> tuple[float, float, float, float]:
-    """Returns the part of the image that is used, as (left, top, right, bottom) in pixels."""
-    width, height = extent
-    if fit == "squash":
-        return 0.0, 0.0, float(width), float(height)
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    return left, top, left + side, top + side
+def _shrunk(image: Image.Image, factor: int, name: str, ours: bool) -> UInt8[np.ndarray, "height width 3"]:
+    """The pixels of an image as RGB, shrunk by a whole factor; `ours` says that nobody else uses the object."""
+    width, height = image.size
+    if ours and image.format == "JPEG":
+        if image.mode in ("RGB", "L"):
+            wanted = {"min_width": -(-width // factor), "min_height": -(-height // factor)}
+            with contextlib.suppress(ValueError):  # what it refuses may still be read below, or is told about there
+                return simplejpeg.decode_jpeg(image.fp.getvalue(), **wanted)
+        # The decoder takes the greatest factor that keeps it above this request: exactly ours.
+        image.draft(None, (width // factor, height // factor))
+    rgb = _to_rgb(image, name)
+    if factor > 1 and rgb.size == (width, height):
+        rgb = rgb.reduce(factor)
+    return np.asarray(rgb)
 
 
-def _whole_factor(box: tuple[float, float, float, float], size: int) -> int:
-    """Returns the greatest of 1, 2, 4, 8 by which the box can shrink and still be as large as the result."""
-    side = min(box[2] - box[0], box[3] - box[1])
-    return next((factor for factor in (8, 4, 2) if side >= factor * size), 1)
+def _upright(pixels: UInt8[np.ndarray, "height width 3"], image: Image.Image) -> UInt8[np.ndarray, "rows columns 3"]:
+    """The pixels turned as the image's EXIF orientation asks."""
+    transposed, rows, columns = _UPRIGHT.get(_orientation(image), (False, False, False))
+    if transposed:
+        pixels = pixels.transpose(1, 0, 2)
+    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
 
 
 def _orientation(image: Image.Image) -> int:

@@ -7,6 +7,7 @@ the decoder's output layer carries no row it can never learn. Everything outside
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import tempfile
@@ -268,6 +269,12 @@ class Vocabulary:
         if not path.exists():
             raise FileNotFoundError(f"{path} not found: a workdir's vocabulary is written when training starts")
         return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
+
+    def fingerprint(self) -> str:
+        """A hash of the tokenizer and the mapping: the same for vocabularies that are equal."""
+        tokenizer = self.tokenizer
+        parts = [tokenizer.lowercase, tokenizer.add_prefix_space, tokenizer._backend.to_str(), self._to_full.tolist()]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Vocabulary):

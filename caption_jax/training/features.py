@@ -108,7 +108,7 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         "views": settings.views,
         "dtype": settings.dtype,
         "augment": drawn,
-        "preprocessing": dataclasses.asdict(description.preprocessing),
+        "preprocessing": json.loads(description.preprocessing.to_json()),
         "model": {
             "variant": config.model.encoder.variant,
             "padding": description.model_settings.padding,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import struct
 import warnings
@@ -15,7 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline.images import INTERPOLATIONS, ImageError, Preprocessing, decode_image, thumbnail
+from input_pipeline.images import ImageError, Preprocessing, decode_image, thumbnail
+from input_pipeline.resampling import INTERPOLATIONS, to_square, whole_factor
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -313,6 +315,35 @@ def test_normalise_is_the_same_in_numpy_and_jax():
     assert on_host.dtype == np.float32 and on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_device, on_host, rtol=1e-6)
     np.testing.assert_allclose(on_host[0, 0], [(0 - 127) / 128, (1 - 127) / 64, (2 - 127) / 32], rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (214, 320), (427, 640), (100, 90), (5, 300)])
+def test_bicubic_is_pillows_but_for_rounding(shape):
+    pixels = photograph(shape[1], shape[0]) if min(shape) > 48 else photograph(300, 48)[: shape[0]]
+    pillow = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
+    difference = np.abs(to_square(pixels, 224, "squash", "bicubic") - pillow)
+    assert difference.mean() < 0.1
+    assert difference.max() < 15
+
+
+@pytest.mark.parametrize(("sides", "factor"), [((640, 427), 2), ((640, 400), 1), ((448, 448), 2), ((4000, 1700), 8)])
+def test_a_result_has_fifteen_sixteenths_of_its_size_from_the_shrunken_image(sides, factor):
+    assert whole_factor(*sides, 224) == factor
+
+
+def test_a_grey_jpeg_and_one_with_rubbish_after_its_end():
+    grey = encoded(corners().convert("L"), "JPEG")
+    expected = np.asarray(corners().convert("L").convert("RGB").resize((32, 32))).astype(int)
+    assert np.abs(decode_image(grey, 32) - expected).mean() < 4
+    np.testing.assert_array_equal(decode_image(grey + b"rubbish", 32), decode_image(grey, 32))
+
+
+def test_pixels_of_an_older_version_are_told(caplog):
+    stored = json.loads(Preprocessing(8).to_json())
+    assert Preprocessing.from_json(json.dumps(stored)) == Preprocessing(8) and not caplog.text
+    del stored["pixels"]
+    assert Preprocessing.from_json(json.dumps(stored)) == Preprocessing(8)
+    assert "read in another way" in caplog.text
 
 
 def test_preprocessing_survives_json():

@@ -1,0 +1,136 @@
+"""Other libraries' ways from JPEG files to batches of squares, for `benchmarks.input_pipeline`.
+
+    python -m benchmarks.peers.image_loaders --kind=tf-crop --root=FOLDER --count=400 --size=224 --batch=32
+
+Serves one of `KINDS`; see `benchmarks.alternate.serve`. Each makes what our pipeline makes, an antialiased square of
+8-bit RGB, unless its name says `aliased`, with the settings under which it was fastest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.alternate import processor_seconds, serve
+
+FITS = ("squash", "crop")
+# torch's tensors and Pillow images, in this process and with 2 workers.
+TORCH = {f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)}
+KINDS = ("tf", "tf-aliased", *TORCH, "bare", "bare-decode")
+
+
+def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) -> Callable[[], int]:
+    """tf.data: "squash" decodes at a half where our rule does, "crop" decodes no more than the square."""
+    import tensorflow as tf
+
+    def load(path: Any) -> Any:
+        data = tf.io.read_file(path)
+        shape = tf.image.extract_jpeg_shape(data)
+        height, width = shape[0], shape[1]
+        side = tf.minimum(height, width)
+
+        def decode(ratio: int) -> Any:
+            return tf.image.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_FAST")
+
+        if fit == "crop":
+            window = [(height - side) // 2, (width - side) // 2, side, side]
+            image = tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
+        else:
+            image = tf.cond(16 * side >= 15 * 2 * size, lambda: decode(2), lambda: decode(1))
+        image = tf.image.resize(image, (size, size), antialias=antialias)  # bilinear: bicubic takes longer
+        return tf.cast(tf.round(image), tf.uint8)
+
+    files = tf.data.Dataset.from_tensor_slices(paths)
+    batches = files.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
+    return lambda: sum(len(images) for images in batches.as_numpy_iterator())
+
+
+def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str, workers: int) -> Callable[[], int]:
+    """torch's DataLoader with torchvision's decoder and transforms (tensors) or Pillow's."""
+    import torch
+    from PIL import Image
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms import v2
+
+    torch.set_num_threads(1)
+    resize = [v2.Resize((size, size))] if fit == "squash" else [v2.Resize(size), v2.CenterCrop(size)]
+    transform = v2.Compose([*resize, v2.PILToTensor()] if decoder == "pillow" else resize)
+
+    class Images(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(paths)
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            if decoder == "tensor":
+                return transform(decode_jpeg(read_file(paths[index]), mode=ImageReadMode.RGB))
+            with Image.open(paths[index]) as image:
+                image.draft("RGB", (size, size))
+                return transform(image.convert("RGB"))
+
+    def work() -> int:
+        return sum(len(images) for images in torch.utils.data.DataLoader(Images(), batch, num_workers=workers))
+
+    return work
+
+
+def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[], int]:
+    """A loop over the functions that our pipeline spends its time in: the decoder at our scale, and the resize."""
+    import simplejpeg
+
+    from input_pipeline.resampling import to_square, whole_factor
+
+    def work() -> int:
+        for path in paths:
+            data = Path(path).read_bytes()
+            height, width, *_ = simplejpeg.decode_jpeg_header(data)
+            factor = whole_factor(width, height, size)
+            pixels = simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
+            if resize:
+                to_square(pixels, size, fit, "bicubic")
+        return len(paths)
+
+    return work
+
+
+def loader(kind: str, paths: list[str], size: int, fit: str, batch: int) -> Callable[[], int]:
+    """A function that loads all images once and returns their number."""
+    if kind in TORCH:
+        return torch_loader(paths, size, fit, batch, *TORCH[kind])
+    if kind.startswith("tf"):
+        return tf_data(paths, size, fit, batch, antialias=kind == "tf")
+    return bare_loop(paths, size, fit, resize=kind == "bare")
+
+
+def main() -> None:
+    """Serves one kind."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--kind", choices=KINDS, required=True)
+    parser.add_argument("--fit", choices=FITS, default="squash")
+    parser.add_argument("--root", type=Path, required=True)
+    parser.add_argument("--count", type=int, default=400)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=32)
+    options = parser.parse_args()
+    paths = recycled(options.root, options.count)
+    work = loader(options.kind, paths, options.size, options.fit, options.batch)
+    if (found := work()) != len(paths):
+        raise AssertionError(f"{options.kind} made {found} images of {len(paths)}")
+    serve(work, warm_ups=1, clock=processor_seconds)
+
+
+def recycled(root: Path, count: int) -> list[str]:
+    """`count` paths of JPEG files in a folder, over and over.
+
+    Raises:
+        FileNotFoundError: there are none.
+    """
+    found = sorted(str(path) for path in root.glob("*.jpg"))
+    if not found:
+        raise FileNotFoundError(f"no .jpg files in {root}: name a folder of photographs with --root")
+    return [found[index % len(found)] for index in range(count)]
+
+
+if __name__ == "__main__":
+    main()
