@@ -88,7 +88,7 @@ def test_a_sharded_batch_stays_where_it_is(stride):
     assert "collective-permute" not in program
     assert program.count(" all-reduce(") == 1  # of the kernel's gradient, once, and not in its loop
     for one, eight in zip(alone, split(jax.device_put(x, rows), jax.device_put(kernel, whole)), strict=True):
-        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-4)  # of sums up to 200, in another order
 
 
 def test_an_accelerator_gets_its_own_convolution():

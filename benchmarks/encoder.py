@@ -1,0 +1,69 @@
+"""Images a second of the encoder's forward pass on a CPU, against PyTorch and against Keras on JAX.
+
+    python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--rounds=5]
+
+EfficientNet-B0 at 224 pixels up to its last features, norms on their stored statistics, float32. Needs the bench extra.
+Each contestant has a process of its own, and they take turns. The last line is JSON; its `ratio` is the worst cell's.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.alternate import alternate, contest, print_result, serve
+
+
+def our_encoder(batch: int) -> Callable[[], Any]:
+    """The forward pass of the encoder of a run."""
+    import jax
+    import numpy as np
+
+    from caption_jax.models.efficientnet import EfficientNet
+
+    model = EfficientNet("b0", padding="symmetric", norm_epsilon=1e-5)
+    images = jax.device_put(np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32))
+    variables = jax.jit(lambda key: model.init(key, images[:1], train=False))(jax.random.key(0))
+    forward = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
+    return lambda: jax.block_until_ready(forward(variables, images))
+
+
+def contestants(batch: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """The commands of ours and of the peers."""
+    work = ["--work=encoder", f"--batch={batch}"]
+    known = {
+        "torch": (["benchmarks.peers.torch_captioner", *work], {}),
+        "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
+        "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
+    }
+    ours = ["benchmarks.encoder", f"--serve={batch}"]
+    return {"ours": (ours, {}), **{name: known[name] for name in peers}}
+
+
+def main() -> None:
+    """Runs the benchmark, or serves our side of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batches", default="1,16")
+    parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--serve", type=int, default=0, help="be our contestant, with this batch")
+    options = parser.parse_args()
+    if options.serve:
+        serve(our_encoder(options.serve))
+        return
+    cells = {}
+    for batch in map(int, options.batches.split(",")):
+        with contest(contestants(batch, options.peers.split(","))) as sides:
+            seconds = alternate(sides, options.rounds)
+        rates = {name: batch / value for name, value in seconds.items()}
+        for name, rate in rates.items():
+            print(f"batch {batch:2}, {name:14} {rate:7.2f} images/s, {1e3 * seconds[name]:7.1f} ms", flush=True)
+            if name != "ours":
+                cell = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+                cells[f"batch {batch}, {name}"] = cell
+    print_result("encoder", cells, "images/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""The captioner of `configs/coco.py` in Keras, for its JAX backend: EfficientNetB0 and a decoder of Keras layers.
+
+    KERAS_BACKEND=jax python -m benchmarks.peers.keras_captioner --work=train_step --batch=16
+
+Serves a benchmark as a contestant (benchmarks/alternate.py); run by itself it waits for lines on its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import layers
+
+from benchmarks.alternate import serve
+
+
+class Positions(layers.Layer):
+    """Adds a learned vector to each position."""
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        """Makes the vectors."""
+        self.table = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
+
+    def call(self, x: Any) -> Any:
+        """Returns the sum."""
+        return x + self.table
+
+
+def captioner(
+    vocabulary: int, length: int, width: int = 512, depth: int = 6, heads: int = 8, hidden: int = 2048
+) -> keras.Model:
+    """Pixels of 0..255 and tokens to logits; pre-norm, with the output tied to the embedding."""
+    images, tokens = layers.Input((224, 224, 3)), layers.Input((length,), dtype="int32")
+    backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
+    grid = layers.Dense(width)(layers.Reshape((49, 1280))(backbone(images)))
+    memory = layers.Dropout(0.1)(layers.LayerNormalization()(Positions()(grid)))
+    embedding = layers.ReversibleEmbedding(vocabulary, width)
+    x = layers.Dropout(0.1)(layers.LayerNormalization()(Positions()(embedding(tokens))))
+    for _ in range(depth):
+        y = layers.LayerNormalization()(x)
+        x = x + layers.Dropout(0.1)(layers.MultiHeadAttention(heads, width // heads)(y, y, use_causal_mask=True))
+        y = layers.LayerNormalization()(x)
+        x = x + layers.Dropout(0.1)(layers.MultiHeadAttention(heads, width // heads)(y, memory))
+        y = layers.Dense(hidden, activation=lambda z: keras.ops.gelu(z, approximate=True))(
+            layers.LayerNormalization()(x)
+        )
+        x = x + layers.Dropout(0.1)(layers.Dense(width)(layers.Dropout(0.1)(y)))
+    return keras.Model([images, tokens], embedding(layers.LayerNormalization()(x), reverse=True))
+
+
+def train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
+    """One update of all parameters on random data."""
+    model = captioner(vocabulary, length - 1)
+    model.compile(
+        keras.optimizers.AdamW(1e-3, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        jit_compile=True,
+    )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (batch, 224, 224, 3)).astype(np.float32)
+    tokens = random.integers(3, vocabulary, (batch, length)).astype(np.int32)
+    return lambda: model.train_on_batch([images, tokens[:, :-1]], tokens[:, 1:])
+
+
+def encoder(batch: int) -> Callable[[], Any]:
+    """The encoder's forward pass, jitted."""
+    import jax
+
+    model = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
+    images = np.random.default_rng(0).uniform(0, 255, (batch, 224, 224, 3)).astype(np.float32)
+    trainable = [variable.value for variable in model.trainable_variables]
+    others = [variable.value for variable in model.non_trainable_variables]
+    forward = jax.jit(lambda trainable, others, x: model.stateless_call(trainable, others, x, training=False)[0])
+    return lambda: jax.block_until_ready(forward(trainable, others, images))
+
+
+def main() -> None:
+    """Serves the work that the flags name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int, default=10_000)
+    parser.add_argument("--length", type=int, default=40)
+    options = parser.parse_args()
+    if keras.backend.backend() != "jax":
+        parser.error("this peer is Keras on JAX: set KERAS_BACKEND=jax")
+    if options.work == "encoder":
+        serve(encoder(options.batch), warm_ups=1)
+    else:
+        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1)
+
+
+if __name__ == "__main__":
+    main()

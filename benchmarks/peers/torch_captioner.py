@@ -1,0 +1,115 @@
+"""The captioner of `configs/coco.py` in PyTorch: torchvision's EfficientNet-B0 and torch's own transformer decoder.
+
+    python -m benchmarks.peers.torch_captioner --work=train_step --batch=16 --compile=1
+
+Serves a benchmark as a contestant (benchmarks/alternate.py); run by itself it waits for lines on its input. Images are
+channels_last, attention is torch's fused one (no dropout on its weights, as in ours), AdamW is the fused one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+from benchmarks.alternate import serve
+
+
+class Captioner(nn.Module):
+    """Image encoder, projection of its grid, and a pre-norm decoder whose output is tied to its embedding."""
+
+    def __init__(
+        self, vocabulary: int, length: int, width: int = 512, layers: int = 6, heads: int = 8, hidden: int = 2048
+    ):
+        super().__init__()
+        self.backbone = torchvision.models.efficientnet_b0(stochastic_depth_prob=0.0).features
+        self.grid = nn.Linear(1280, width)
+        self.grid_position = nn.Parameter(torch.randn(49, width) * 0.02)
+        self.grid_norm = nn.LayerNorm(width)
+        self.memory_dropout = nn.Dropout(0.1)
+        self.embedding = nn.Embedding(vocabulary, width)
+        self.position = nn.Parameter(torch.randn(length, width) * 0.02)
+        self.embedding_norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(0.1)
+        layer = nn.TransformerDecoderLayer(
+            width, heads, hidden, 0.1, nn.GELU(approximate="tanh"), batch_first=True, norm_first=True
+        )
+        self.decoder = nn.TransformerDecoder(layer, layers, nn.LayerNorm(width))
+        for block in self.decoder.layers:
+            block.self_attn.dropout = block.multihead_attn.dropout = 0.0
+        self.output_bias = nn.Parameter(torch.zeros(vocabulary))
+        nn.init.normal_(self.embedding.weight, std=0.02)
+
+    def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Logits [batch, length, vocabulary] of normalised images [batch, 3, height, width] and tokens."""
+        grid = self.backbone(images).flatten(2).transpose(1, 2)
+        memory = self.memory_dropout(self.grid_norm(self.grid(grid) + self.grid_position))
+        length = tokens.shape[1]
+        x = self.dropout(self.embedding_norm(self.embedding(tokens) + self.position[:length]))
+        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        x = self.decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)
+        return F.linear(x, self.embedding.weight, self.output_bias)
+
+
+def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Callable[[], float]:
+    """One update of all parameters on random data: loss with smoothed labels, clipped gradients, AdamW."""
+    model = Captioner(vocabulary, length).train().to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
+    tokens = torch.randint(3, vocabulary, (batch, length))
+
+    def loss_of(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        pixels = ((images.float() - 127.5) / 127.5).permute(0, 3, 1, 2)  # a view: channels_last
+        logits = model(pixels, tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.1)
+
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+
+    def step() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(images, tokens)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
+    """The encoder's forward pass."""
+    model = torchvision.models.efficientnet_b0().features.eval().to(memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
+    forward = torch.compile(model) if compiled else model
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            return forward(images)
+
+    return run
+
+
+def main() -> None:
+    """Serves the work that the flags name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--vocabulary", type=int, default=10_000)
+    parser.add_argument("--length", type=int, default=40)
+    parser.add_argument("--compile", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.work == "encoder":
+        serve(encoder(options.batch, bool(options.compile)))
+    else:
+        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""Images a second of a full fine-tuning step on a CPU, against PyTorch and against Keras on JAX.
+
+    python -m benchmarks.train_step [--batch=16] [--captions=1] [--peers=torch,torch_compile,keras_jax] [--rounds=5]
+
+The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers, 512 wide, a caption of 40 tokens an
+image over a compact vocabulary of 10,000): every parameter trained, batch norm on the batch's statistics, dropout,
+smoothed labels, clipped gradients and AdamW, in float32 on random pixels and tokens; no augmentation and no average of
+the weights. Ours is the program that a run compiles (`caption_jax.training.program`). Needs the bench extra. Each
+contestant has a process of its own, and they take turns. The last line is JSON; its `ratio` is the worst of the peers'.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.alternate import alternate, contest, print_result, serve
+
+VOCABULARY, LENGTH = 10_000, 40
+
+
+def our_step(batch: int) -> Callable[[], Any]:
+    """One update by the program of a run, on random data."""
+    import jax
+    import numpy as np
+
+    from caption_jax.config import default_config
+    from caption_jax.training.experiment import init_variables
+    from caption_jax.training.program import make_program
+    from caption_jax.training.sharding import make_mesh, put_batch
+    from caption_jax.workdir import ModelSettings, RunDescription
+    from input_pipeline.images import Preprocessing
+
+    config = default_config()  # of the model: that of configs/coco.py
+    settings = ModelSettings(VOCABULARY, LENGTH, padding="symmetric", norm_epsilon=1e-5)
+    description = RunDescription(config, settings, Preprocessing(224), vocabulary=None)  # no words are read
+    mesh = make_mesh(config.mesh)
+    program = make_program(description, mesh, steps=10_000)
+    state, update = program.start(init_variables(description)), program.update(frozenset())
+    random = np.random.default_rng(0)
+    data = {
+        "image": random.integers(0, 256, (batch, 224, 224, 3), np.uint8),
+        "tokens": random.integers(3, VOCABULARY, (batch, 1, LENGTH), np.int32),
+        "mask": np.ones(batch, bool),
+    }
+    data = put_batch(data, mesh)
+
+    def step() -> float:
+        nonlocal state
+        state, metrics = update(state, data)
+        return float(jax.block_until_ready(metrics)["loss"])
+
+    return step
+
+
+def contestants(batch: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """The commands of ours and of the peers."""
+    work = ["--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    known = {
+        "torch": (["benchmarks.peers.torch_captioner", *work], {}),
+        "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
+        "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
+    }
+    return {
+        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}"], {}),
+        **{name: known[name] for name in peers},
+    }
+
+
+def main() -> None:
+    """Runs the benchmark, or serves our side of it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", action="store_true", help="be our contestant")
+    options = parser.parse_args()
+    if options.serve:
+        serve(our_step(options.batch))
+        return
+    with contest(contestants(options.batch, options.peers.split(","))) as sides:
+        seconds = alternate(sides, options.rounds)
+    rates = {name: options.batch / value for name, value in seconds.items()}
+    cells = {
+        name: {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+        for name, rate in rates.items()
+        if name != "ours"
+    }
+    for name, rate in rates.items():
+        print(f"{name:14} {rate:7.2f} images/s, {1e3 * seconds[name]:7.0f} ms a step")
+    print_result("train_step", cells, "images/s")
+
+
+if __name__ == "__main__":
+    main()
