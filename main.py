@@ -50,7 +50,7 @@ _TOP = flags.DEFINE_integer("top", 10, "search, neighbours: how many images to f
 _SEARCH = flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, misses some.")
 _TOPOLOGY = flags.DEFINE_string("topology", None, "plan: devices to plan for, such as v5e:16x16, v6e:4x4 or cpu:8.")
 _PROGRAMS = flags.DEFINE_list("programs", ["train", "decode"], "plan: some of train, decode, encoder.")
-_PHASE = flags.DEFINE_string("phase", "last", "plan: of unfreezing: first, last, or a step in it.")
+_PHASE = flags.DEFINE_string("phase", "last", "plan: of unfreezing: first, last, all, or a step in it.")
 _IMAGES_PER_CHIP = flags.DEFINE_integer("images_per_chip", 0, "plan: 0 for the config's batches.", lower_bound=0)
 _VOCABULARY = flags.DEFINE_integer("vocabulary", 0, "plan: tokens; 0 for what the workdir says, or all.", lower_bound=0)
 _COMPILATIONS = flags.DEFINE_integer(

@@ -53,13 +53,13 @@ class BatchNorm(nn.Module):
             return _affine(x, running_mean.value, running_var.value, scale, bias, self.epsilon).astype(self.dtype)
 
         groups = self._groups(x.shape[0])
-        grouped = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
-        mean, var = _moments(grouped, lax.stop_gradient(running_mean.value))
+        mean, var = _moments(x, lax.stop_gradient(running_mean.value), groups)
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
-                new = lax.stop_gradient(jnp.mean(new, axis=(0, 1, 2, 3)))
+                new = lax.stop_gradient(jnp.mean(new, axis=0))
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
-        return _affine(grouped, mean, var, scale, bias, self.epsilon).astype(self.dtype).reshape(x.shape)
+        mean, var = (_of_images(of_groups, x.shape[0]) for of_groups in (mean, var))
+        return _affine(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
 
     def _groups(self, batch: int) -> int:
         if self.group_size == 0 or self.is_initializing():
@@ -73,17 +73,33 @@ class BatchNorm(nn.Module):
 
 
 def _moments(
-    x: Float[Array, "groups images height width channels"], shift: Float[Array, " channels"]
-) -> tuple[Float[Array, "groups 1 1 1 channels"], Float[Array, "groups 1 1 1 channels"]]:
+    x: Float[Array, "batch height width channels"], shift: Float[Array, " channels"], groups: int
+) -> tuple[Float[Array, "groups channels"], Float[Array, "groups channels"]]:
     """Mean and biased variance of each group in one pass over `x`.
 
     Both are taken about `shift`, any value near the mean: the difference of two large numbers that makes the textbook
     one-pass variance inexact does not arise.
+
+    Sums over pixels come first and groups are made of these, so that `x` itself is never reshaped: an accelerator may
+    lay the images of a batch side by side in its vectors, where a group is no unit.
     """
     centred = x.astype(jnp.float32) - shift
-    mean = jnp.mean(centred, axis=(1, 2, 3), keepdims=True)
-    square = jnp.mean(centred * centred, axis=(1, 2, 3), keepdims=True)
+    mean, square = (_group_mean(values, groups) for values in (centred, centred * centred))
     return mean + shift, jnp.maximum(square - mean * mean, 0.0)
+
+
+def _group_mean(x: Float[Array, "batch height width channels"], groups: int) -> Float[Array, "groups channels"]:
+    if groups == 1:
+        return jnp.mean(x, axis=(0, 1, 2))[None]
+    of_images = jnp.mean(x, axis=(1, 2))
+    return jnp.mean(of_images.reshape(groups, -1, x.shape[-1]), axis=1)
+
+
+def _of_images(of_groups: Float[Array, "groups channels"], batch: int) -> Float[Array, "images 1 1 channels"]:
+    """The statistics that each image of the batch shares; one row where all share them."""
+    groups = of_groups.shape[0]
+    of_images = of_groups if groups == 1 else jnp.repeat(of_groups, batch // groups, axis=0)
+    return of_images[:, None, None, :]
 
 
 def _affine(x: Array, mean: Array, var: Array, scale: Array, bias: Array, epsilon: float) -> Array:

@@ -13,7 +13,7 @@ import numpy as np
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _CALLED = re.compile(
     r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)"
 )
@@ -163,13 +163,13 @@ def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
     for place, character in enumerate(rest):
         depth += {"(": 1, ")": -1}.get(character, 0)
         if depth == 0:
-            return tuple(re.findall(r"%([\w.\-]+)", rest[:place])), rest[place + 1 :]
+            return tuple(re.findall(r"%([\w.\-]+)", rest[:place]) or rest[:place].split(", ")), rest[place + 1 :]
     return (), rest
 
 
 def _called(instruction: Instruction) -> Iterator[str]:
     for names in _CALLED.findall(instruction.attributes):
-        yield from re.findall(r"%([\w.\-]+)", names)
+        yield from re.findall(r"[\w.\-]+", names)
 
 
 def _shape(type_text: str) -> tuple[int, ...]:

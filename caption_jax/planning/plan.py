@@ -35,7 +35,7 @@ class Request:
     Attributes:
         topology: such as "v5e:16x16".
         programs: which of `PROGRAMS`.
-        phase: of the unfreezing: "first", "last", or a step in it.
+        phase: of the unfreezing: "first", "last", or a step in it; or "all", as if nothing were ever frozen.
         images: on each chip; 0 for those of the config's batch.
         vocabulary: tokens that the decoder predicts; 0 for what is known or assumed.
         compilations: most of them that the search for the largest batch of the training step may take.
@@ -104,12 +104,15 @@ def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
     return phases(program.state.params, program.description.config.optimizer.rules)
 
 
-def _phase(program: Program, name: str) -> tuple[int, frozenset[str]]:
+def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
+    """The first step of a phase, None for one that the run never has, and the paths of its frozen parameters."""
     found = _phases(program)
+    if name == "all":
+        return None, frozenset()
     if name in ("first", "last"):
         return found[0 if name == "first" else -1]
     if not name.isdigit():
-        raise ValueError(f'--phase={name!r} is neither "first" nor "last" nor a step')
+        raise ValueError(f'--phase={name!r} is neither "first", "last", "all" nor a step')
     return [phase for phase in found if phase[0] <= int(name)][-1]
 
 
@@ -132,7 +135,7 @@ def _share(batch: int, mesh: jax.sharding.Mesh, program: str) -> int:
 def _measured(planned: Planned, images: int, program: Program, topology: Topology) -> dict[str, Any]:
     """Compiles one program and describes its costs; of one that does not fit, that it does not."""
     mesh = program.mesh
-    analytic = planned.count().total if planned.count else None
+    analytic = planned.count() if planned.count else None
     try:
         cost = measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
     except OutOfMemoryError as error:

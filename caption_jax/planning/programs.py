@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from caption_jax.decoding import decode
-from caption_jax.planning.flops import MatrixFlops, count_matrix_flops
+from caption_jax.planning.flops import count_matrix_flops
 from caption_jax.training.augment import augment
 from caption_jax.training.context import encode_images
 from caption_jax.training.optimizer import frozen_norms
@@ -39,7 +39,7 @@ class Planned:
 
     name: str
     lower: Callable[[int], jax.stages.Lowered]
-    count: Callable[[], MatrixFlops] | None
+    count: Callable[[], float] | None
 
 
 def planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, Planned]:
@@ -96,17 +96,17 @@ def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.sta
     return program.update(frozen).lower(program.state, train_batch(program, rows))
 
 
-def _count_train(program: Program, frozen: frozenset[str]) -> MatrixFlops:
-    """Of a batch of one image, without the contrastive loss, whose products grow with the batch."""
+def _count_train(program: Program, frozen: frozenset[str]) -> float:
+    """Without the contrastive loss, whose products grow with the batch."""
     description, config = program.description, program.description.config
-    model = description.model(frozen_norms(frozen))
+    model, rows = description.model(frozen_norms(frozen)), _fewest(program)
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, batch: dict) -> jax.Array:
         params = traverse_util.unflatten_dict({**fixed, **trained}, sep="/")
         key = jax.random.key(0)
         images, start_after = batch.get("features"), config.data.feature_cache.stage
         if images is None:
-            images = augment(key, batch["image"], config.augment, jnp.arange(1))
+            images = augment(key, batch["image"], config.augment, jnp.arange(rows))
             images = description.preprocessing.normalise(images)
         context = description.text_reader.ids_of(batch["context"]) if "context" in batch else None
         return model.apply(
@@ -121,9 +121,8 @@ def _count_train(program: Program, frozen: frozenset[str]) -> MatrixFlops:
             method=forward,
         )[0]
 
-    return count_matrix_flops(
-        run, *_split(program.state.params, frozen), program.state.batch_stats, train_batch(program, 1)
-    )
+    arrays = *_split(program.state.params, frozen), program.state.batch_stats, train_batch(program, rows)
+    return count_matrix_flops(run, *arrays).total / rows
 
 
 def _lower_decode(program: Program, rows: int) -> jax.stages.Lowered:
@@ -156,9 +155,15 @@ def _lower_encoder(program: Program, frozen: frozenset[str], rows: int) -> jax.s
     return jax.jit(step, **places).lower(trained, *others, pixels, features)
 
 
-def _count_encoder(program: Program, frozen: frozenset[str]) -> MatrixFlops:
+def _count_encoder(program: Program, frozen: frozenset[str]) -> float:
     run, *arrays = _encoder(program, frozen)
-    return count_matrix_flops(run, *arrays, _images(program, 1))
+    rows = _fewest(program)
+    return count_matrix_flops(run, *arrays, _images(program, rows)).total / rows
+
+
+def _fewest(program: Program) -> int:
+    """Images of the smallest batch that the model takes in training."""
+    return program.description.config.model.encoder.norm_group_size or 1
 
 
 def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, dict, PyTree]:

@@ -18,7 +18,8 @@ def print_plan(found: dict[str, Any]) -> None:
     for name, value in found["assumed"].items():
         print(f"  assumed {name.replace('_', ' ')}: {value}")
     starts = ", ".join(map(str, phase["starts"]))
-    print(f"  phase from step {phase['from_step']} (phases start at {starts})")
+    started = "with nothing frozen" if phase["from_step"] is None else f"from step {phase['from_step']}"
+    print(f"  phase {started} (the run's phases start at {starts})")
     print(f"  parameters: {_short(parameters['all'])}, {_short(parameters['trained'])} of them trained")
     for name, program in found["programs"].items():
         print(f"\n{name}: {program['images_per_chip']} images a chip")
