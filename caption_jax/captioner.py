@@ -17,7 +17,8 @@ from PIL import Image
 
 from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
-from caption_jax.workdir import RunDescription, read_description
+from caption_jax.description import RunDescription
+from caption_jax.workdir import read_description
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.tokenizer import BOS, EOS, PAD
 

@@ -38,7 +38,9 @@ def _data() -> ConfigDict:
     data.split_fractions = ConfigDict({"val": 0.0, "test": 0.0})  # seeded split by image, when there is nothing else
     data.tfds_name = "coco_captions"  # tfds source: builder name
     data.tfds_dir = ""  # where prepared TFDS data sets live; "" for TFDS's own default
-    data.on_error = "stop"  # "stop" or "skip" when images or captions are unusable; both print a report
+    # "stop" or "skip" when the data is opened and files are missing, captions empty, ..; both print a report. An image
+    # that turns out later to be unreadable is masked and reported, whatever stands here.
+    data.on_error = "stop"
     data.image_size = 224
     data.fit = "squash"  # how an image becomes square: "squash" or "crop" (shorter side resized, centre kept)
     data.interpolation = "bicubic"  # "bilinear", "bicubic" or "area"

@@ -4,6 +4,9 @@ The images of a training run form one endless sequence: epoch after epoch, each 
 batch b is the b-th run of `batch_size` images of that sequence, and process p of P takes the p-th of P equal parts of
 it. So what a step sees depends on neither the number of processes nor that of threads, and the whole state of an
 iterator is one number: the images consumed so far. A batch may span two epochs.
+
+`_Shuffled` puts the images in order, `_Part` takes this process's share, grain's threads call `_Loader` for an example
+of each, and `_Batches` fills arrays with them.
 """
 
 from __future__ import annotations
@@ -206,9 +209,11 @@ class TrainBatches(_Batches):
     ):
         loader = _Loader(split, inputs, vocabulary, data_config, seed, context)
         super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
-        self._seed = seed
         self._order = _Shuffled(len(split), seed)
-        self._context = {} if context is None else {"context": context.fingerprint()}
+        ids = "\n".join(repr(image_id) for image_id in split.image_ids)
+        self._sequence = {"seed": seed, "split": hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()}
+        if context is not None:
+            self._sequence["context"] = context.fingerprint()
         self._consumed = 0  # images, over all processes
 
     @property
@@ -228,9 +233,11 @@ class TrainBatches(_Batches):
     def get_state(self) -> dict[str, Any]:
         """Returns a small dictionary for JSON: where the sequence of images stands, and which sequence it is.
 
+        "split" is a hash of the image ids in order.
+
         It is the same on every process, and a run may go on with another number of processes or another batch size.
         """
-        return {"images": self._consumed, "seed": self._seed, "split": len(self.split), **self._context}
+        return {"images": self._consumed, **self._sequence}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Goes on where an iterator was when it gave this state; the next batch is the one it would have made.
@@ -238,9 +245,8 @@ class TrainBatches(_Batches):
         Raises:
             DataError: the state belongs to another sequence: other images, other context or another seed.
         """
-        mine = self.get_state()
-        keys = [key for key in ("seed", "split", "context") if state.get(key) != mine.get(key)]
-        differs = [f"{key}: {state.get(key)} then, {mine.get(key)} now" for key in keys]
+        keys = [key for key in ("seed", "split", "context") if state.get(key) != self._sequence.get(key)]
+        differs = [f"{key}: {state.get(key)} then, {self._sequence.get(key)} now" for key in keys]
         if differs:
             raise DataError(f"the saved place in the training data is of other data ({'; '.join(differs)})")
         self.close()

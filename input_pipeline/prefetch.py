@@ -24,10 +24,7 @@ def prefetch_to_device(iterator: Iterator, put: Callable[[Any], Any] | None = No
 
 
 class Prefetched:
-    """Iterator over batches made ahead; see `prefetch_to_device`.
-
-    Attributes:
-    """
+    """Iterator over batches made ahead; see `prefetch_to_device`. It has all attributes of the inner iterator."""
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
         if size < 0:

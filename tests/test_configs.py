@@ -150,7 +150,8 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
     """What a run stores, `evaluate` and `caption` read back: equal, locked, and of types that flags can override."""
     from etils import epath
 
-    from caption_jax.workdir import ModelSettings, RunDescription, write_description
+    from caption_jax.description import ModelSettings, RunDescription
+    from caption_jax.workdir import write_description
     from input_pipeline.images import Preprocessing
     from input_pipeline.tokenizer import Tokenizer, Vocabulary
 

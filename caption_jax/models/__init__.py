@@ -1,4 +1,4 @@
-"""The model's modules, in linen. Names load when they are used; nothing here imports another package of ours."""
+"""The model in linen modules, imported when first used. Nothing here imports another package of ours."""
 
 from __future__ import annotations
 

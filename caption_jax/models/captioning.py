@@ -51,6 +51,9 @@ class ImageCaptioningModel(nn.Module):
     ) -> Float[Array, "batch captions length vocabulary"]:
         """Teacher forcing: float32 scores of the token after each given token, one encoder pass for all captions.
 
+        Initialisation calls it, and whoever uses the model alone. Training goes through `training.step.forward`, which
+        does the same in parts because it needs the image features for a second loss.
+
         Args:
             images: normalised pixels, or the output of the encoder's stage `start_after`.
             tokens: captions without their last token, from <s> on.

@@ -1,4 +1,4 @@
-"""Weights trained elsewhere, read into our modules without the libraries that wrote them. Names load when used."""
+"""Weights trained elsewhere, read into our modules without the libraries that wrote them; imported when first used."""
 
 from __future__ import annotations
 

@@ -81,7 +81,7 @@ def find_candidates(
         for row in np.flatnonzero(out["mask"]):
             texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in out["tokens"][:, row])
             fit = ImageCandidates(texts, out["scores"][:, row], out["similarities"][:, row])
-            found[split.image_ids[int(out["index"][row])]] = fit
+            found[split[int(out["index"][row])].image_id] = fit
     return found
 
 

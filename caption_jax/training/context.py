@@ -7,11 +7,11 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from caption_jax.description import RunDescription
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.retrieval.neighbours import ImageId, read_neighbours
 from caption_jax.training.experiment import Experiment, check_context
-from caption_jax.workdir import RunDescription
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError
 from input_pipeline.tokenizer import PAD

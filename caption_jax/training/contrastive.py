@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from caption_jax.description import TextReader
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.training.sharding import batch_sharding, replicated
-from caption_jax.workdir import TextReader
 from input_pipeline.tokenizer import PAD
 
 _NEVER = -1e9  # in place of minus infinity, whose gradients are not numbers; similarities are at most 1 / temperature

@@ -103,7 +103,7 @@ class Evaluator:
             out = jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh)))
             sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
             for row in np.flatnonzero(out["mask"]):
-                image_id = self.split.image_ids[int(out["index"][row])]
+                image_id = self.split[int(out["index"][row])].image_id
                 tokens[image_id] = out["tokens"][row]
                 log_probs[image_id] = float(out["log_prob"][row])
                 if self._texts is not None:

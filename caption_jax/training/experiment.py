@@ -14,12 +14,13 @@ from ml_collections import ConfigDict
 
 from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import has_checkpoint
+from caption_jax.description import ModelSettings, RunDescription
 from caption_jax.models.build import roberta_sizes
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
+from caption_jax.training.augment import check_augment
 from caption_jax.training.sharding import make_mesh
 from caption_jax.training.transfer import transfer_weights
-from caption_jax.workdir import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
@@ -62,6 +63,8 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
         ValueError: the config contradicts itself, its data, or the run that the workdir holds.
     """
     mesh = make_mesh(config.mesh)
+    check_augment(config.augment)
+    _check_counts(config)
     _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
     _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
     _check_objective(config)
@@ -229,6 +232,10 @@ def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
 
 def _check_objective(config: ConfigDict) -> None:
     weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
+    if not 0 <= config.objective.label_smoothing < 1:
+        raise ValueError(
+            f"config.objective.label_smoothing is {config.objective.label_smoothing}; it has to be in [0, 1)"
+        )
     if not weight >= 0:
         raise ValueError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
     if config.decode.rerank_weight and not weight:
@@ -257,6 +264,13 @@ def check_context(config: ConfigDict) -> None:
             f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the folder of "
             "an index of the training split, with neighbours of the splits (docs/context.md)"
         )
+
+
+def _check_counts(config: ConfigDict) -> None:
+    for key in ("data.batch_size", "data.eval_batch_size", "optimizer.accumulation", "train.log_every"):
+        section, name = key.split(".")
+        if config[section][name] < 1:
+            raise ValueError(f"config.{key} is {config[section][name]}; it has to be 1 or more")
 
 
 def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:

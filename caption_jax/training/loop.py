@@ -39,7 +39,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Assessm
 
     Raises:
         ValueError: config, data and workdir do not fit each other; the message names the key or file.
-        NonFiniteLossError: the loss is no number any more. The last good checkpoint is safe.
+        NonFiniteLossError: the loss is NaN or infinite. The last good checkpoint is safe.
     """
     experiment = start_experiment(config, epath.Path(workdir).resolve())
     # Until the first step there is nothing to save: a signal just ends the process.
@@ -65,7 +65,7 @@ class Run:
             self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = _open_batches(experiment, self.state)
         if restored is not None:
-            self._take_up(restored)
+            self._resume(restored)
         self.monitor = Monitor(
             experiment.workdir,
             config,
@@ -125,7 +125,7 @@ class Run:
             self.state = placed.replace_from(restored.weights, restored.train)
         return restored
 
-    def _take_up(self, restored: Restored) -> None:
+    def _resume(self, restored: Restored) -> None:
         """Takes from a checkpoint what is not on the devices."""
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])

@@ -1,6 +1,6 @@
 """`metrics.jsonl`: every number a run has logged, one line for a step and split; the loss curve is drawn from it.
 
-    {"step": 50, "split": "train", "values": {"loss": 4.21, "accuracy": 0.31}}
+    {"step": 50, "split": "train", "values": {"loss": 4.21, "token_accuracy": 0.31}}
 
 A number that is not finite is written as null.
 """

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
@@ -136,6 +137,13 @@ def make_optimizer(
     if not groups:
         raise ValueError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
     groups = dict(sorted(groups.items()))
+    for start, paths in groups.items():
+        if start >= total_steps:
+            logging.warning(
+                "config.optimizer.rules: %d parameter arrays, such as %s, would train from step %d on, but the run has "
+                "%d steps: they stay frozen",
+                *(len(paths), paths[0], start, total_steps),
+            )
     method = _method(config)
     weight_decay = 0.0 if config.name == "adam" else float(config.weight_decay)
     clip_norm = float(config.clip_norm)

@@ -12,6 +12,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from caption_jax.decoding import decode
+from caption_jax.description import RunDescription, TextReader
 from caption_jax.models.captioning import ImageCaptioningModel
 from caption_jax.training.augment import augment
 from caption_jax.training.context import encode_images
@@ -19,7 +20,6 @@ from caption_jax.training.contrastive import ContrastiveObjective, Vectors
 from caption_jax.training.objective import token_cross_entropy
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
-from caption_jax.workdir import RunDescription, TextReader
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import PAD
 
@@ -50,6 +50,41 @@ class SliceGradient(NamedTuple):
     metrics: Metrics
 
 
+def forward(
+    model: ImageCaptioningModel,
+    images: jax.Array,
+    tokens: jax.Array,
+    contrastive: ContrastiveObjective | None,
+    context: jax.Array | None = None,
+    start_after: str = "",
+) -> tuple[jax.Array, Vectors | None]:
+    """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
+
+    Args:
+        model: the bound model.
+        images: normalised pixels [batch, height, width, 3], or the output of the encoder's stage `start_after`.
+        tokens: whole captions [batch, captions, length]. The decoder reads all but their last token, and nothing that
+            the text encoder made of them.
+        contrastive: None for captions alone.
+        context: other texts [batch, slots, length], in the text encoder's ids, for the decoder to attend to; None for
+            the image alone.
+        start_after: see `ImageCaptioningModel.encode_images`.
+
+    Returns:
+        Scores of each next token [batch, captions, length - 1, vocabulary], and images and texts in the shared space.
+    """
+    features = model.encode_images(images, train=True, start_after=start_after)
+    seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
+    logits = model.decode(tokens[..., :-1], seen, train=True).logits
+    return logits, None if contrastive is None else contrastive.vectors(model, features, tokens)
+
+
+def target_weights(batch: Batch) -> jax.Array:
+    """Weight of each predicted token [batch, captions, length - 1]: 0 for pads and padding rows, 1 for the others."""
+    real = batch["tokens"][..., 1:] != PAD
+    return (real & batch["mask"][:, None, None]).astype(jnp.float32)
+
+
 def make_train_step(
     model: ImageCaptioningModel,
     optimizer: optax.GradientTransformation,
@@ -62,8 +97,9 @@ def make_train_step(
     """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
 
     The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens,
-    so the update is that of the whole batch. Only parameters outside `frozen` (paths such as "decoder/embedding") are
-    differentiated, so nothing is computed backwards below the lowest of them.
+    so the update is that of the whole batch (but for dropout masks, and batch norms that train: they see a slice). Only
+    parameters outside `frozen` (paths such as "decoder/embedding") are differentiated, so nothing is computed backwards
+    below the lowest of them.
 
     With `contrastive`, its loss is added; one pass of the image encoder serves both. It is of the whole batch, so it
     goes with one slice only.
@@ -72,6 +108,9 @@ def make_train_step(
 
     A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave. Where
     it holds "context", captions of other images, `reader` gives them in the text encoder's ids.
+
+    The functions below are called from the last to the first: step, batch_gradient, slice_gradient, loss_of, and from
+    there `forward` and `token_cross_entropy`.
     """
 
     slices = config.optimizer.accumulation
@@ -102,6 +141,7 @@ def make_train_step(
         targets = batch["tokens"][..., 1:]
         captions = token_cross_entropy(logits, targets, target_weights(batch), config.objective.label_smoothing)
         loss = captions.loss_sum / part.total
+        # The metric "loss" is that of the tokens alone; what is added below has metrics of its own.
         metrics = {"loss": loss, "token_accuracy": captions.correct_sum / part.total}
         if contrastive is not None:
             pairs = contrastive.loss(vectors, batch)
@@ -129,6 +169,7 @@ def make_train_step(
             gradients, metrics = jax.tree.map(jnp.add, (so_far.gradients, so_far.metrics), (new.gradients, new.metrics))
             return SliceGradient(gradients, new.batch_stats, metrics), None
 
+        # A zero for each metric of `loss_of`; the contrastive ones cannot be summed over slices.
         nothing = {"loss": jnp.zeros(()), "token_accuracy": jnp.zeros(())}
         none_yet = SliceGradient(jax.tree.map(jnp.zeros_like, trainable), batch_stats, nothing)
         items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
@@ -162,35 +203,6 @@ def make_train_step(
     return step
 
 
-def forward(
-    model: ImageCaptioningModel,
-    images: jax.Array,
-    tokens: jax.Array,
-    contrastive: ContrastiveObjective | None,
-    context: jax.Array | None = None,
-    start_after: str = "",
-) -> tuple[jax.Array, Vectors | None]:
-    """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
-
-    Args:
-        model: the bound model.
-        images: normalised pixels [batch, height, width, 3], or the output of the encoder's stage `start_after`.
-        tokens: whole captions [batch, captions, length]. The decoder reads all but their last token, and nothing that
-            the text encoder made of them.
-        contrastive: None for captions alone.
-        context: other texts [batch, slots, length], in the text encoder's ids, for the decoder to attend to; None for
-            the image alone.
-        start_after: see `ImageCaptioningModel.encode_images`.
-
-    Returns:
-        Scores of each next token [batch, captions, length - 1, vocabulary], and images and texts in the shared space.
-    """
-    features = model.encode_images(images, train=True, start_after=start_after)
-    seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
-    logits = model.decode(tokens[..., :-1], seen, train=True).logits
-    return logits, None if contrastive is None else contrastive.vectors(model, features, tokens)
-
-
 def make_eval_step(
     model: ImageCaptioningModel, description: RunDescription
 ) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
@@ -222,12 +234,6 @@ def make_eval_step(
         }
 
     return step
-
-
-def target_weights(batch: Batch) -> jax.Array:
-    """Weight of each predicted token [batch, captions, length - 1]: 0 for pads and padding rows, 1 for the others."""
-    real = batch["tokens"][..., 1:] != PAD
-    return (real & batch["mask"][:, None, None]).astype(jnp.float32)
 
 
 def _slice_rows(array: jax.Array, slices: int) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Reasons to end a run before its last step: a signal, or a loss that is no number any more."""
+"""Reasons to end a run before its last step: a signal, or a loss that is NaN or infinite."""
 
 from __future__ import annotations
 

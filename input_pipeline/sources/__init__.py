@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from input_pipeline.records import DataError, Split, check_splits
+from input_pipeline.records import DataError, Report, Split, check_splits
 
 
 def open_splits(data_config: ConfigDict) -> dict[str, Split]:
@@ -30,7 +30,18 @@ def open_splits(data_config: ConfigDict) -> dict[str, Split]:
         from input_pipeline.sources.shapes import open_shapes as open_source
     else:
         raise ValueError(f"config.data.source is {source!r}; choose 'shapes', 'folder' or 'tfds'")
-    return check_splits(open_source(data_config))
+    splits = check_splits(open_source(data_config))
+    if "train" in splits:
+        splits["train"] = _with_captions(splits["train"], data_config.on_error)
+    return splits
+
+
+def _with_captions(train: Split, on_error: str) -> Split:
+    """The images of the training split that have captions: an empty one would teach to say nothing."""
+    report = Report(f"the split {train.name!r}")
+    report.extend("images without captions", (record.name for record in train if not record.captions))
+    report.finish(on_error, "Leave them out with --config.data.on_error=skip.")
+    return Split(train.name, [record for record in train if record.captions]) if report else train
 
 
 def get_split(splits: dict[str, Split], name: str) -> Split:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import os
@@ -34,9 +35,12 @@ def open_folder(data_config: ConfigDict) -> dict[str, Split]:
         raise DataError(f"{root}: no such folder. Set config.data.root to the folder that holds images and captions.")
     report = Report(str(root))
     images: dict[str | int, _Image] = {}
+    by_file = any(data_config.split_files.values())  # then nothing else that speaks of splits is listened to
     for entry in data_config.captions:
         split, path = _caption_file(entry, several=len(data_config.captions) > 1)
         for row in read_rows(root / path, data_config.split_field, report):
+            if by_file:
+                row, split = dataclasses.replace(row, split=""), ""
             _merge(images, row, split, report)
     _check_captions(images, report)
     _find_files(images, root / data_config.images, report)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from caption_jax.config import default_config
 from input_pipeline.records import DataError, Record, Split, check_splits
-from input_pipeline.sources import get_split, open_splits
+from input_pipeline.sources import get_split, open_splits, shapes
 
 CAPTIONS = {
     "a.jpg": ["A dog, running.", 'It says "woof".'],
@@ -162,6 +162,23 @@ def test_split_files(tmp_path):
     write(tmp_path / "val.txt", "c.jpg\n\n")
     splits = open_splits(config_for(tmp_path, "captions.csv", split_files={"train": "train.txt", "val": "val.txt"}))
     assert {name: split.image_ids for name, split in splits.items()} == {"train": ["a.jpg"], "val": ["c.jpg"]}
+
+
+def test_split_files_overrule_what_the_caption_files_say(tmp_path):
+    make_images(tmp_path / "images")
+    write(tmp_path / "captions.csv", "image,caption,split\na.jpg,one,val\na.jpg,two,train\nb.jpg,x,fold 3\n")
+    write(tmp_path / "train.txt", "a.jpg\nb.jpg\n")
+    splits = open_splits(config_for(tmp_path, "captions.csv", split_files={"train": "train.txt"}))
+    assert {name: split.image_ids for name, split in splits.items()} == {"train": ["a.jpg", "b.jpg"]}
+
+
+def test_training_images_without_captions_are_reported_whatever_the_source(tmp_path, monkeypatch, caplog):
+    records = [Record(tmp_path / "a.jpg", ("one",), 0), Record(tmp_path / "b.jpg", (), 1, "b of a data set")]
+    monkeypatch.setattr(shapes, "open_shapes", lambda data_config: {"train": Split("train", records)})
+    with pytest.raises(DataError, match="images without captions: 1\n    b of a data set"):
+        open_splits(config_for(tmp_path, source="shapes"))
+    assert open_splits(config_for(tmp_path, source="shapes", on_error="skip"))["train"].image_ids == [0]
+    assert "b of a data set" in caplog.text
 
 
 def test_split_column_and_field(tmp_path):

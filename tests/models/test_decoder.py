@@ -235,6 +235,15 @@ def test_dropout_only_in_training():
     assert not np.allclose(trained[0], trained[1]) and not np.allclose(trained[0], still)
 
 
+def test_dropout_rates_near_the_ends_are_no_surprise():
+    x, rngs = jnp.ones((8, 1024)), {"dropout": jax.random.key(0)}
+    assert 0 < float((Dropout(0.001).apply({}, x, train=True, rngs=rngs) == 0).mean()) < 0.01
+    assert bool(jnp.isfinite(Dropout(0.999).apply({}, x, train=True, rngs=rngs)).all())
+    for rate in (1.0, -0.1):
+        with pytest.raises(ValueError, match="dropout"):
+            Dropout(rate).apply({}, x, train=True, rngs=rngs)
+
+
 def test_dropout_keeps_the_mean_at_its_rate():
     x = jnp.ones((64, 1001))
     y = Dropout(0.25).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})

@@ -19,6 +19,7 @@ from resume_run import assert_same_state, saved_steps
 import caption_jax
 from caption_jax.checkpoints import read_weights
 from caption_jax.config import default_config
+from caption_jax.description import TextReader
 from caption_jax.evaluation import read_results
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
@@ -32,7 +33,7 @@ from caption_jax.training.rules import flatten
 from caption_jax.training.sharding import make_mesh, put_batch, replicated
 from caption_jax.training.state import create_state
 from caption_jax.training.step import make_train_step
-from caption_jax.workdir import TextReader, read_config
+from caption_jax.workdir import read_config
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
 from input_pipeline.tokenizer import PAD

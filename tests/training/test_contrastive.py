@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from small_run import shrink
 
 from caption_jax.config import default_config
+from caption_jax.description import TextReader
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.training.contrastive import ContrastiveObjective, Vectors, contrastive_loss
 from caption_jax.training.optimizer import make_optimizer, phases
@@ -21,7 +22,6 @@ from caption_jax.training.rules import flatten
 from caption_jax.training.sharding import make_mesh, put_batch, replicated
 from caption_jax.training.state import create_state
 from caption_jax.training.step import forward, make_train_step
-from caption_jax.workdir import TextReader
 from input_pipeline.images import Preprocessing
 
 # Compiled for the sake of a few runs.

@@ -174,6 +174,16 @@ def test_updates_equal_optax(name, clip_norm):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), ours, params)
 
 
+def test_a_rule_that_starts_after_the_last_step_is_named(caplog):
+    config = _config(rules=STAGED)
+    with caplog.at_level("WARNING"):
+        make_optimizer(config, _params(), 3)
+    assert "encoder/head/" in caplog.text and "from step 3 on" in caplog.text
+    caplog.clear()
+    make_optimizer(config, _params(), 4)
+    assert not caplog.text
+
+
 def test_the_norm_is_clipped_over_what_is_training_now():
     rules = (("decoder/.*", {"from_step": 1}), ("encoder/stem/.*", {}), ("encoder/(head|norm)/.*", {"lr": 0}))
     config = _config(name="sgd", b1=0.0, learning_rate=1.0, weight_decay=0.0, clip_norm=0.01, rules=rules)

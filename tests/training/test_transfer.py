@@ -15,10 +15,10 @@ from small_run import get_config, write_images
 
 from caption_jax import workdir as workdir_files
 from caption_jax.checkpoints import Checkpoints
+from caption_jax.description import ModelSettings, RunDescription
 from caption_jax.models.build import roberta_sizes
 from caption_jax.training.experiment import start_experiment
 from caption_jax.training.transfer import transfer_weights
-from caption_jax.workdir import ModelSettings, RunDescription
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
