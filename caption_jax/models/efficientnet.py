@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.models.depthwise import Padding, depthwise_conv, explicit_padding
+from caption_jax.models.pointwise import pointwise_conv
 
 
 @dataclass(frozen=True)
@@ -174,12 +175,13 @@ class BlockSettings:
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
-    def norm(self, name: str) -> BatchNorm:
-        """Returns a batch norm with these settings."""
+    def norm(self, name: str, *, linear: bool = False) -> BatchNorm:
+        """Returns a batch norm with these settings, and the activation behind it unless `linear`."""
         return BatchNorm(
             group_size=self.norm_group_size,
             momentum=self.norm_momentum,
             epsilon=self.norm_epsilon,
+            activation="linear" if linear else self.activation,
             frozen_norms=self.frozen_norms,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
@@ -208,7 +210,7 @@ class Stem(nn.Module):
             param_dtype=s.param_dtype,
             name="conv",
         )(x)
-        return _activation(s.activation)(s.norm("norm")(x, train=train))
+        return s.norm("norm")(x, train=train)
 
 
 class Pointwise(nn.Module):
@@ -222,11 +224,22 @@ class Pointwise(nn.Module):
     def __call__(self, x: Float[Array, "batch h w inputs"], *, train: bool) -> Float[Array, "batch h w channels"]:
         """Returns features at the same resolution."""
         s = self.settings
-        x = nn.Dense(
-            self.channels, use_bias=False, kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype, name="conv"
-        )(x)
-        x = s.norm("norm")(x, train=train)
-        return x if self.linear else _activation(s.activation)(x)
+        x = PointwiseConv(self.channels, s, name="conv")(x)
+        return s.norm("norm", linear=self.linear)(x, train=train)
+
+
+class PointwiseConv(nn.Module):
+    """Holds the kernel of a 1 x 1 convolution."""
+
+    channels: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w channels"]:
+        """Returns the convolution of `x`."""
+        s = self.settings
+        kernel = self.param("kernel", _fan_out, (x.shape[-1], self.channels), s.param_dtype)
+        return pointwise_conv(x.astype(s.dtype), kernel.astype(s.dtype))
 
 
 class Depthwise(nn.Module):
@@ -241,7 +254,7 @@ class Depthwise(nn.Module):
         """Returns features at 1 / stride of the resolution."""
         s = self.settings
         x = DepthwiseConv(self.kernel, self.stride, s, name="conv")(x)
-        return _activation(s.activation)(s.norm("norm")(x, train=train))
+        return s.norm("norm")(x, train=train)
 
 
 class DepthwiseConv(nn.Module):
