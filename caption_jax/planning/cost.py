@@ -27,7 +27,9 @@ class Cost:
         code: bytes of the program itself.
         flops: all operations that XLA counts, elementwise ones included.
         matrix_flops: those of convolutions and matrix products.
-        bytes: read and written by all operations, as XLA counts them: padding of layouts included.
+        bytes: read and written by all operations, as XLA counts them: padding of layouts included, and what never
+            leaves the chip.
+        on_chip: those of them in the chip's own vector memory.
         collectives: communication with other chips.
         seconds: it took to compile.
     """
@@ -40,6 +42,7 @@ class Cost:
     flops: float
     matrix_flops: int
     bytes: float
+    on_chip: int
     collectives: tuple[Collective, ...]
     seconds: float
 
@@ -47,6 +50,11 @@ class Cost:
     def memory(self) -> int:
         """Bytes that the program needs of the chip's memory."""
         return self.arguments + self.outputs + self.temporaries + self.code
+
+    @property
+    def memory_bytes(self) -> float:
+        """Bytes read from the chip's main memory and written to it."""
+        return max(self.bytes - self.on_chip, 0.0)
 
     @property
     def sent(self) -> float:
@@ -59,8 +67,9 @@ class Roofline:
     """The least time that each of a chip's limits leaves a program; the longest of them binds (Williams et al. 2009).
 
     Attributes:
-        seconds: by what takes them: "compute" (matrix FLOPs at the bfloat16 peak), "memory" (bytes at full bandwidth)
-            and "links" (bytes sent at half of the links' bandwidth, which is published for both directions together).
+        seconds: by what takes them: "compute" (matrix FLOPs at the bfloat16 peak), "memory" (bytes of main memory at
+            full bandwidth) and "links" (bytes sent at half of the links' bandwidth, which is published for both
+            directions together).
         images: of the batch on this chip.
     """
 
@@ -80,7 +89,7 @@ class Roofline:
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
     """Returns the roofline of a program on a kind of chip."""
-    seconds = {"compute": cost.matrix_flops / chip.peak, "memory": cost.bytes / chip.bandwidth}
+    seconds = {"compute": cost.matrix_flops / chip.peak, "memory": cost.memory_bytes / chip.bandwidth}
     if cost.sent:
         seconds["links"] = cost.sent / (chip.links / 2)
     return Roofline(seconds, cost.images)
@@ -115,6 +124,7 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
         flops=counted["flops"],
         matrix_flops=text.matrix_flops(),
         bytes=counted["bytes accessed"],
+        on_chip=text.on_chip_bytes(),
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,
     )

@@ -1,4 +1,4 @@
-"""Reads the text of a compiled XLA program: its collectives, and what its matrix units compute."""
+"""Reads the text of a compiled XLA program: collectives, what its matrix units compute, what stays on the chip."""
 
 from __future__ import annotations
 
@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
-_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
-_CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)"
-)
+_NOTHING_MOVES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -137,24 +135,50 @@ class CompiledText:
                 found.append(Collective(kind, max(taken, given), groups, instruction.source))
         return found
 
+    def on_chip_bytes(self) -> int:
+        """Bytes that operations read and write in the chip's vector memory, where a TPU's compiler keeps what fits.
+
+        Padding counts. What stands inside a loop is counted once.
+        """
+        total = 0
+        for computation in self._reached(r"body|condition|\w+_computations"):
+            types = self._types[computation]
+            for instruction in self._computations[computation]:
+                if instruction.opcode in _NOTHING_MOVES or instruction.opcode.endswith("-start"):
+                    continue
+                touched = [instruction.type]
+                if not instruction.opcode.endswith("-done"):  # which names the whole of what its start has given
+                    touched += [types.get(name, "") for name in instruction.operands]
+                total += sum(_bytes(one, on_chip=True) for one in touched)
+        return total
+
     def matrix_flops(self) -> int:
         """FLOPs of all convolutions and matrix products, a multiply-add being two; positions in padding not counted.
 
         What stands inside a loop is counted once.
         """
-        total, waiting, seen = 0, [self._entry], {self._entry}
-        while waiting:
-            computation = waiting.pop()
-            for instruction in self._computations.get(computation, ()):
+        total = 0
+        for computation in self._reached(r"calls|to_apply|body|condition|\w+_computations"):
+            for instruction in self._computations[computation]:
                 types = [self._types[computation].get(name, "") for name in instruction.operands]
                 if instruction.opcode == "convolution":
                     total += _convolution_flops(instruction, *map(_shape, types))
                 elif instruction.opcode == "dot":
                     total += _dot_flops(instruction, _shape(types[0]))
-                new = [name for name in _called(instruction) if name not in seen]
+        return total
+
+    def _reached(self, links: str) -> Iterator[str]:
+        """Names of the computations that the program gets to through these attributes, each once."""
+        called = re.compile(rf"\b(?:{links})=(\{{[^}}]*\}}|%?[\w.\-]+)")
+        waiting, seen = [self._entry], {self._entry}
+        while waiting:
+            computation = waiting.pop()
+            yield computation
+            for instruction in self._computations[computation]:
+                names = re.findall(r"[\w.\-]+", " ".join(called.findall(instruction.attributes)))
+                new = [name for name in names if name in self._computations and name not in seen]
                 seen.update(new)
                 waiting.extend(new)
-        return total
 
 
 def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
@@ -167,24 +191,34 @@ def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
     return (), rest
 
 
-def _called(instruction: Instruction) -> Iterator[str]:
-    for names in _CALLED.findall(instruction.attributes):
-        yield from re.findall(r"[\w.\-]+", names)
-
-
 def _shape(type_text: str) -> tuple[int, ...]:
     found = _ARRAY.search(type_text)
     return tuple(int(size) for size in found.group(2).split(",") if size) if found else ()
 
 
-def _bytes(type_text: str) -> int:
-    """Bytes of an array or of a tuple's arrays, padding of their layout left out."""
+def _bytes(type_text: str, on_chip: bool = False) -> int:
+    """Bytes of an array or of a tuple's arrays; with `on_chip` of those that lie in vector memory only, padded."""
     total = 0
-    for dtype, sizes in _ARRAY.findall(type_text):
+    for dtype, text, layout in _ARRAY.findall(type_text):
+        if on_chip and "S(1)" not in layout:
+            continue
+        sizes = [int(size) for size in text.split(",") if size]
+        if on_chip:
+            sizes = _padded(sizes, layout)
         digits = re.search(r"\d+", dtype)
         bits = _BITS[dtype] if dtype in _BITS else int(digits.group()) if digits else 0
-        total += math.prod(int(size) for size in sizes.split(",") if size) * bits // 8
+        total += math.prod(sizes) * bits // 8
     return total
+
+
+def _padded(sizes: list[int], layout: str) -> list[int]:
+    """Sizes filled up to whole tiles: "{0,1:T(8,128)}" is tiled along axis 0 by 128 and along axis 1 by 8."""
+    tile = re.search(r"T\(([\d,]+)\)", layout)
+    order = [int(axis) for axis in re.findall(r"\d+", layout.partition(":")[0])]
+    if tile:
+        for axis, length in zip(order, reversed(tile.group(1).split(",")), strict=False):
+            sizes[axis] = -(-sizes[axis] // int(length)) * int(length)
+    return sizes
 
 
 def _groups(instruction: Instruction, devices: int) -> Groups | None:

@@ -155,8 +155,9 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
             "matrix_flops": cost.matrix_flops / images,
             "analytic_matrix_flops": analytic,
             "bytes": cost.bytes / images,
+            "memory_bytes": cost.memory_bytes / images,
         },
-        "intensity": cost.matrix_flops / cost.bytes,
+        "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
         "collectives": _collectives(cost, mesh),
     }
     if topology.chip:

@@ -53,7 +53,7 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
     if image["analytic_matrix_flops"]:
         ratio = image["matrix_flops"] / image["analytic_matrix_flops"]
         rows.append(("  as the model is written", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
-    rows.append(("bytes an image", f"{_short(image['bytes'])}B"))
+    rows.append(("bytes an image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
     rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs a byte"))
     if "roofline" in program:
         limits = program["roofline"]

@@ -12,7 +12,7 @@ from caption_jax.planning.search import Tried, largest_batch
 CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
 
 
-def cost(matrix_flops=0, moved=0.0, collectives=()):
+def cost(matrix_flops=0, moved=0.0, collectives=(), on_chip=0):
     return Cost(
         images=10,
         arguments=1,
@@ -22,6 +22,7 @@ def cost(matrix_flops=0, moved=0.0, collectives=()):
         flops=0.0,
         matrix_flops=matrix_flops,
         bytes=moved,
+        on_chip=on_chip,
         collectives=collectives,
         seconds=0.0,
     )
@@ -33,6 +34,7 @@ def test_the_slowest_side_binds():
     assert (found.bound, found.images_per_second) == ("compute", 10 / 2)
     found = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
     assert (found.bound, found.images_per_second) == ("memory", 10 / 5)
+    assert roofline(cost(matrix_flops=4000, moved=500.0, on_chip=400), CHIP).bound == "compute"
     both = frozenset([frozenset(range(4))])
     reduction = Collective("all-reduce", bytes=400, groups=both, source="")
     found = roofline(cost(4000, 500.0, (reduction,)), CHIP)

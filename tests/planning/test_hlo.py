@@ -106,3 +106,11 @@ def test_products_count_twice_their_multiply_adds():
     shapes = jax.ShapeDtypeStruct((5, 4, 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 7), jnp.float32)
     lowered = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)).lower(*shapes)
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
+
+
+def test_what_stays_on_the_chip_is_counted_as_it_is_laid_out():
+    lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), kind=kLoop, calls=%inner
+  %c = bf16[100,30]{0,1:T(8,128)(2,1)} copy(%b)
+  %d = f32[5]{0:T(128)S(1)} fusion(%c), kind=kLoop, calls=%inner"""
+    tiles = 128 * 32 * 2
+    assert CompiledText(HEAD + ENTRY.format(line=lines)).on_chip_bytes() == tiles + tiles + 128 * 4
