@@ -223,7 +223,7 @@ def _set_up_platform() -> None:
         jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
         jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
-    logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)
+    logging.set_verbosity(logging.INFO if _MODE.value in ("train", "plan") else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 
 

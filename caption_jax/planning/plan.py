@@ -52,7 +52,8 @@ class Request:
 def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str, Any]:
     """Compiles a run's programs for a topology and says what they need; `docs/workdir.md` describes the result.
 
-    Writes it to `plan_<topology>.json` in the workdir, too.
+    Writes it to `plan_<topology>.json` in the workdir, too, as far as it is known after each program: compiling takes
+    minutes.
 
     Raises:
         ValueError: unknown topology, program or phase; a batch that does not divide over the mesh.
@@ -81,14 +82,18 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
     for name in request.programs:
         batch = config.data.eval_batch_size if name == "decode" else config.data.batch_size
         images = request.images or _share(batch, mesh, name)
-        logging.info("compiling %s for %s, %d images a chip", name, topology.name, images)
         found["programs"][name] = _measured(planned[name], images, program, topology)
+        _write(workdir, found)
     if "train" in found["programs"] and topology.chip and request.compilations:
         found["largest_batch"] = _search(planned["train"], found["programs"]["train"], program, topology, request)
-    workdir.mkdir(parents=True, exist_ok=True)
-    target = workdir / f"plan_{topology.name.replace(':', '_')}.json"
-    target.write_text(json.dumps(found, indent=2) + "\n")
+        _write(workdir, found)
     return found
+
+
+def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    target = workdir / f"plan_{found['topology'].replace(':', '_')}.json"
+    target.write_text(json.dumps(found, indent=2) + "\n")
 
 
 def _settled(config: ConfigDict, topology: Topology) -> ConfigDict:
@@ -137,7 +142,7 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
     mesh = program.mesh
     analytic = planned.count() if planned.count else None
     try:
-        cost = measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
+        cost = _cost(planned, images, program)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
     found: dict[str, Any] = {
@@ -173,6 +178,12 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
     return found
 
 
+def _cost(planned: Planned, images: int, program: Program) -> Cost:
+    mesh = program.mesh
+    logging.info("compiling %s for %d devices, %d images on each", planned.name, mesh.size, images)
+    return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
+
+
 def _collectives(cost: Cost, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
     """Collectives of one kind over the same axis, together; largest first."""
     groups: dict[tuple[str, str], list] = {}
@@ -195,13 +206,12 @@ def _collectives(cost: Cost, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
 def _search(
     planned: Planned, measured: dict[str, Any], program: Program, topology: Topology, request: Request
 ) -> dict[str, Any]:
-    mesh, limit = program.mesh, topology.chip.memory
+    limit = topology.chip.memory
     state = measured.get("memory", {}).get("arguments", 0)
 
     def memory_of(images: int) -> int | None:
-        logging.info("compiling %s for %s, %d images a chip", planned.name, topology.name, images)
         try:
-            return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size).memory
+            return _cost(planned, images, program).memory
         except OutOfMemoryError:
             return None
 
