@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 
 from caption_jax.planning.chips import Chip
-from caption_jax.planning.hlo import Collective, CompiledText
+from caption_jax.planning.hlo import Collective, CompiledText, Traffic
 
 
 class OutOfMemoryError(ValueError):
@@ -29,7 +29,7 @@ class Cost:
         matrix_flops: those of convolutions and matrix products.
         bytes: read and written by all operations, as XLA counts them: padding of layouts included, and what never
             leaves the chip.
-        on_chip: those of them in the chip's own vector memory.
+        traffic: by operation, of which the sum is near `bytes`.
         collectives: communication with other chips.
         seconds: it took to compile.
     """
@@ -42,7 +42,7 @@ class Cost:
     flops: float
     matrix_flops: int
     bytes: float
-    on_chip: int
+    traffic: tuple[Traffic, ...]
     collectives: tuple[Collective, ...]
     seconds: float
 
@@ -53,8 +53,13 @@ class Cost:
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes read from the chip's main memory and written to it."""
-        return max(self.bytes - self.on_chip, 0.0)
+        """Bytes read from the chip's main memory and written to it: not those in its own vector memory."""
+        return max(self.bytes - sum(one.on_chip for one in self.traffic), 0.0)
+
+    def bytes_of(self, part: str) -> float:
+        """The share of `bytes` that a module of the model has, by its name in the traced program."""
+        total = sum(one.bytes for one in self.traffic)
+        return self.bytes * sum(one.bytes for one in self.traffic if f"/{part}/" in one.source) / max(total, 1)
 
     @property
     def sent(self) -> float:
@@ -124,7 +129,7 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
         flops=counted["flops"],
         matrix_flops=text.matrix_flops(),
         bytes=counted["bytes accessed"],
-        on_chip=text.on_chip_bytes(),
+        traffic=tuple(text.traffic()),
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,
     )

@@ -14,6 +14,7 @@ _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
+_ON_CHIP = "S(1)"  # in a layout: the chip's own vector memory, where a TPU's compiler keeps what fits
 _NOTHING_MOVES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _COLLECTIVES = (
     "all-reduce",
@@ -88,6 +89,21 @@ class Collective:
         return "unknown"
 
 
+@dataclass(frozen=True)
+class Traffic:
+    """What one operation reads and writes.
+
+    Attributes:
+        source: operation of the traced program, its own or the one whose result it passes on.
+        bytes: in all.
+        on_chip: those in the chip's vector memory.
+    """
+
+    source: str
+    bytes: int
+    on_chip: int
+
+
 class CompiledText:
     """The computations of a compiled program, parsed.
 
@@ -135,22 +151,28 @@ class CompiledText:
                 found.append(Collective(kind, max(taken, given), groups, instruction.source))
         return found
 
-    def on_chip_bytes(self) -> int:
-        """Bytes that operations read and write in the chip's vector memory, where a TPU's compiler keeps what fits.
+    def traffic(self) -> list[Traffic]:
+        """What each operation reads and writes, padding of layouts included.
 
-        Padding counts. What stands inside a loop is counted once.
+        An upper bound for operations that touch a part of an array, such as a look-up in a table. What stands inside a
+        loop is counted once.
         """
-        total = 0
+        found = []
         for computation in self._reached(r"body|condition|\w+_computations"):
-            types = self._types[computation]
+            types, sources = self._types[computation], {}
             for instruction in self._computations[computation]:
+                inherited = next((sources[name] for name in instruction.operands if sources.get(name)), "")
+                source = sources[instruction.name] = instruction.source or inherited
                 if instruction.opcode in _NOTHING_MOVES or instruction.opcode.endswith("-start"):
                     continue
-                touched = [instruction.type]
-                if not instruction.opcode.endswith("-done"):  # which names the whole of what its start has given
-                    touched += [types.get(name, "") for name in instruction.operands]
-                total += sum(_bytes(one, on_chip=True) for one in touched)
-        return total
+                if instruction.opcode in ("copy-done", "slice-done"):  # from one memory into the other
+                    size = _padded_bytes(instruction.type)
+                    found.append(Traffic(source, 2 * size, size))
+                    continue
+                touched = [instruction.type, *(types.get(name, "") for name in instruction.operands)]
+                everything = sum(_padded_bytes(one) for one in touched)
+                found.append(Traffic(source, everything, sum(_padded_bytes(one, _ON_CHIP) for one in touched)))
+        return found
 
     def matrix_flops(self) -> int:
         """FLOPs of all convolutions and matrix products, a multiply-add being two; positions in padding not counted.
@@ -193,22 +215,28 @@ def _split_operands(rest: str) -> tuple[tuple[str, ...], str]:
 
 def _shape(type_text: str) -> tuple[int, ...]:
     found = _ARRAY.search(type_text)
-    return tuple(int(size) for size in found.group(2).split(",") if size) if found else ()
+    return tuple(_sizes(found.group(2))) if found else ()
 
 
-def _bytes(type_text: str, on_chip: bool = False) -> int:
-    """Bytes of an array or of a tuple's arrays; with `on_chip` of those that lie in vector memory only, padded."""
-    total = 0
-    for dtype, text, layout in _ARRAY.findall(type_text):
-        if on_chip and "S(1)" not in layout:
-            continue
-        sizes = [int(size) for size in text.split(",") if size]
-        if on_chip:
-            sizes = _padded(sizes, layout)
-        digits = re.search(r"\d+", dtype)
-        bits = _BITS[dtype] if dtype in _BITS else int(digits.group()) if digits else 0
-        total += math.prod(sizes) * bits // 8
-    return total
+def _bytes(type_text: str) -> int:
+    """Bytes of an array or of a tuple's arrays, padding of their layouts left out."""
+    return sum(_size(dtype, _sizes(sizes)) for dtype, sizes, _ in _ARRAY.findall(type_text))
+
+
+def _padded_bytes(type_text: str, place: str = "") -> int:
+    """The same with padding, of the arrays in one place of memory or, by default, in all."""
+    arrays = _ARRAY.findall(type_text)
+    return sum(_size(dtype, _padded(_sizes(sizes), layout)) for dtype, sizes, layout in arrays if place in layout)
+
+
+def _size(dtype: str, sizes: list[int]) -> int:
+    digits = re.search(r"\d+", dtype)
+    bits = _BITS[dtype] if dtype in _BITS else int(digits.group()) if digits else 0
+    return math.prod(sizes) * bits // 8
+
+
+def _sizes(text: str) -> list[int]:
+    return [int(size) for size in text.split(",") if size]
 
 
 def _padded(sizes: list[int], layout: str) -> list[int]:

@@ -161,6 +161,7 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
             "analytic_matrix_flops": analytic,
             "bytes": cost.bytes / images,
             "memory_bytes": cost.memory_bytes / images,
+            "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.state.params},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
         "collectives": _collectives(cost, mesh),

@@ -54,6 +54,9 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
         ratio = image["matrix_flops"] / image["analytic_matrix_flops"]
         rows.append(("  as the model is written", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
     rows.append(("bytes an image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
+    parts = {part: moved for part, moved in image["bytes_by_part"].items() if moved}
+    if len(parts) > 1:
+        rows.append(("  by part of the model", ", ".join(f"{part} {_short(moved)}B" for part, moved in parts.items())))
     rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs a byte"))
     if "roofline" in program:
         limits = program["roofline"]

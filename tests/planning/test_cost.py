@@ -6,13 +6,13 @@ import pytest
 
 from caption_jax.planning.chips import CHIPS, Chip
 from caption_jax.planning.cost import Cost, roofline
-from caption_jax.planning.hlo import Collective
+from caption_jax.planning.hlo import Collective, Traffic
 from caption_jax.planning.search import Tried, largest_batch
 
 CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
 
 
-def cost(matrix_flops=0, moved=0.0, collectives=(), on_chip=0):
+def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
     return Cost(
         images=10,
         arguments=1,
@@ -22,7 +22,7 @@ def cost(matrix_flops=0, moved=0.0, collectives=(), on_chip=0):
         flops=0.0,
         matrix_flops=matrix_flops,
         bytes=moved,
-        on_chip=on_chip,
+        traffic=traffic,
         collectives=collectives,
         seconds=0.0,
     )
@@ -34,12 +34,22 @@ def test_the_slowest_side_binds():
     assert (found.bound, found.images_per_second) == ("compute", 10 / 2)
     found = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
     assert (found.bound, found.images_per_second) == ("memory", 10 / 5)
-    assert roofline(cost(matrix_flops=4000, moved=500.0, on_chip=400), CHIP).bound == "compute"
+    assert roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP).bound == "compute"
     both = frozenset([frozenset(range(4))])
     reduction = Collective("all-reduce", bytes=400, groups=both, source="")
     found = roofline(cost(4000, 500.0, (reduction,)), CHIP)
     assert found.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the links' bandwidth
     assert (found.bound, found.images_per_second) == ("links", 10 / 30)
+
+
+def test_bytes_are_shared_out_by_the_modules_that_move_them():
+    sources = (
+        "jit(step)/jvp(Model)/decoder/layer_0/dot",
+        "jit(step)/transpose(jvp(Model))/image_encoder/stem/conv",
+        "",
+    )
+    found = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
+    assert [found.bytes_of(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
 
 
 def test_chips_say_what_their_makers_do():

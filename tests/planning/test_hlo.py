@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from caption_jax.planning.hlo import CompiledText
+from caption_jax.planning.hlo import CompiledText, Traffic
 
 MESH = {"data": 4, "model": 2}
 HEAD = "HloModule step\n\n"
@@ -108,9 +108,13 @@ def test_products_count_twice_their_multiply_adds():
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
 
 
-def test_what_stays_on_the_chip_is_counted_as_it_is_laid_out():
-    lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), kind=kLoop, calls=%inner
-  %c = bf16[100,30]{0,1:T(8,128)(2,1)} copy(%b)
-  %d = f32[5]{0:T(128)S(1)} fusion(%c), kind=kLoop, calls=%inner"""
-    tiles = 128 * 32 * 2
-    assert CompiledText(HEAD + ENTRY.format(line=lines)).on_chip_bytes() == tiles + tiles + 128 * 4
+def test_traffic_is_counted_as_arrays_are_laid_out():
+    lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), calls=%in, metadata={op_name="jit(f)/decoder/mul"}
+  %c = (bf16[100,30]{0,1:T(8,128)(2,1)}, bf16[100,30]{0,1:T(8,128)(2,1)S(1)}, u32[]) copy-start(%b)
+  %d = bf16[100,30]{0,1:T(8,128)(2,1)} copy-done(%c)
+  %e = f32[5]{0:T(128)S(1)} fusion(%d), calls=%in, metadata={op_name="jit(f)/encoder/add"}"""
+    first, copied, last = CompiledText(HEAD + ENTRY.format(line=lines)).traffic()
+    taken, tiles = 16 * 8 * 4, 128 * 32 * 2
+    assert first == Traffic("jit(f)/decoder/mul", taken + tiles, tiles)
+    assert copied == Traffic("jit(f)/decoder/mul", 2 * tiles, tiles)
+    assert last == Traffic("jit(f)/encoder/add", tiles + 128 * 4, 128 * 4)
