@@ -7,6 +7,7 @@
     python main.py --mode=index --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=search --workdir=/tmp/shapes --query='a dog on the beach'
     python main.py --mode=neighbours --workdir=/tmp/shapes --split=train
+    python main.py --mode=plan --config=configs/coco.py --workdir=/tmp/coco --topology=v5e:16x16
 
 Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
 workdir holds, unless another one is named.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
 _MODE = flags.DEFINE_enum(
-    "mode", "train", ["train", "evaluate", "tune", "caption", "index", "search", "neighbours"], "What to do."
+    "mode", "train", ["train", "evaluate", "tune", "caption", "index", "search", "neighbours", "plan"], "What to do."
 )
 _SPLIT = flags.DEFINE_string("split", "val", "evaluate, tune, index, neighbours: split to take the images of.")
 _IMAGES = flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
@@ -47,6 +48,14 @@ _MISSING = flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "index: what h
 _QUERY = flags.DEFINE_string("query", None, "search: words, or the path of an image.")
 _TOP = flags.DEFINE_integer("top", 10, "search, neighbours: how many images to find.", lower_bound=1)
 _SEARCH = flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, misses some.")
+_TOPOLOGY = flags.DEFINE_string("topology", None, "plan: devices to plan for, such as v5e:16x16, v6e:4x4 or cpu:8.")
+_PROGRAMS = flags.DEFINE_list("programs", ["train", "decode"], "plan: some of train, decode, encoder.")
+_PHASE = flags.DEFINE_string("phase", "last", "plan: of unfreezing: first, last, all, or a step in it.")
+_IMAGES_PER_CHIP = flags.DEFINE_integer("images_per_chip", 0, "plan: 0 for the config's batches.", lower_bound=0)
+_VOCABULARY = flags.DEFINE_integer("vocabulary", 0, "plan: tokens; 0 for what the workdir says, or all.", lower_bound=0)
+_COMPILATIONS = flags.DEFINE_integer(
+    "compilations", 3, "plan: most that the search for the largest batch takes; 0 for no search.", lower_bound=0
+)
 
 
 def main(argv: list[str]) -> int:
@@ -167,6 +176,24 @@ def _neighbours(_: list[str]) -> int:
     )
 
 
+def _plan(_: list[str]) -> int:
+    from etils import epath
+
+    from caption_jax.planning.plan import Request, plan
+    from caption_jax.planning.table import print_plan
+
+    request = Request(
+        _TOPOLOGY.value,
+        tuple(_PROGRAMS.value),
+        _PHASE.value,
+        images=_IMAGES_PER_CHIP.value,
+        vocabulary=_VOCABULARY.value,
+        compilations=_COMPILATIONS.value,
+    )
+    print_plan(plan(_CONFIG.value, epath.Path(_WORKDIR.value).resolve(), request))
+    return 0
+
+
 _MODES = {
     "train": _train,
     "evaluate": _evaluate,
@@ -175,6 +202,7 @@ _MODES = {
     "index": _index,
     "search": _search,
     "neighbours": _neighbours,
+    "plan": _plan,
 }
 
 
@@ -185,6 +213,10 @@ def _set_up_platform() -> None:
     from caption_jax.training.monitoring import quiet_libraries
 
     quiet_libraries()
+    if _MODE.value == "plan":
+        from caption_jax.planning.topology import prepare
+
+        prepare(_TOPOLOGY.value)
     several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
         names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # found without them on clusters
@@ -192,7 +224,7 @@ def _set_up_platform() -> None:
     if jax.config.jax_compilation_cache_dir is None:  # JAX_COMPILATION_CACHE_DIR names one for all runs
         jax.config.update("jax_compilation_cache_dir", os.path.join(_WORKDIR.value, "compile_cache"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to seconds, too
-    logging.set_verbosity(logging.INFO if _MODE.value == "train" else logging.WARNING)
+    logging.set_verbosity(logging.INFO if _MODE.value in ("train", "plan") else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 
 

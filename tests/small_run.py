@@ -27,6 +27,7 @@ COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), 
 MAIN_FLAGS = (
     *("config", "workdir", "mode", "split", "images", "context", "format", "checkpoint"),
     *("index", "captions", "missing", "query", "top", "search"),
+    *("topology", "programs", "phase", "images_per_chip", "vocabulary", "compilations"),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 SIDES = ("left", "right")

@@ -77,14 +77,13 @@ class BatchNorm(nn.Module):
             return _normalise(x, running_mean.value, inverse, scale, bias, self.activation).astype(self.dtype)
 
         groups = self._groups(x.shape[0])
-        grouped = x.reshape(groups, x.shape[0] // groups, *x.shape[1:])
         shift = lax.stop_gradient(running_mean.value)
-        out, mean, var = norm_activation(grouped, scale, bias, shift, self.epsilon, self.activation)
+        out, mean, var = norm_activation(x, scale, bias, shift, groups, self.epsilon, self.activation)
         if not self.is_initializing():
             for running, new in ((running_mean, mean), (running_var, var)):
-                new = lax.stop_gradient(jnp.mean(new, axis=(0, 1, 2, 3)))
+                new = lax.stop_gradient(jnp.mean(new, axis=0))
                 running.value = self.momentum * running.value + (1 - self.momentum) * new
-        return out.astype(self.dtype).reshape(x.shape)
+        return out.astype(self.dtype)
 
     def _groups(self, batch: int) -> int:
         if self.group_size == 0 or self.is_initializing():
@@ -97,20 +96,19 @@ class BatchNorm(nn.Module):
         return batch // self.group_size
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def norm_activation(
-    x: Float[Array, "groups images height width channels"],
+    x: Float[Array, "batch height width channels"],
     scale: Float[Array, " channels"],
     bias: Float[Array, " channels"],
     shift: Float[Array, " channels"],
+    groups: int,
     epsilon: float,
     activation: Activation,
 ) -> tuple[
-    Float[Array, "groups images height width channels"],
-    Float[Array, "groups 1 1 1 channels"],
-    Float[Array, "groups 1 1 1 channels"],
+    Float[Array, "batch height width channels"], Float[Array, "groups channels"], Float[Array, "groups channels"]
 ]:
-    """Normalises `x` by the statistics of its groups, then scales, shifts and activates it.
+    """Normalises `x` by the statistics of groups of consecutive images, then scales, shifts and activates it.
 
     Args:
         x: any float type; computed with in float32.
@@ -118,6 +116,7 @@ def norm_activation(
         bias: float32.
         shift: any values near the means, about which the sums are taken: the difference of two large numbers that makes
             the textbook one-pass variance inexact does not arise.
+        groups: of equal size.
         epsilon: added to the variance.
         activation: of the result.
 
@@ -125,49 +124,75 @@ def norm_activation(
         The result in the dtype of `x`, and means and biased variances in float32. Only the result has a gradient, and
         only in `x`, `scale` and `bias`.
     """
-    return _forward(x, scale, bias, shift, epsilon, activation)[0]
+    return _forward(x, scale, bias, shift, groups, epsilon, activation)[0]
 
 
-def _forward(x: Array, scale: Array, bias: Array, shift: Array, epsilon: float, activation: Activation):
-    mean, var = _moments(x, shift)
+def _forward(x: Array, scale: Array, bias: Array, shift: Array, groups: int, epsilon: float, activation: Activation):
+    mean, var = _moments(x, shift, groups)
     inverse = lax.rsqrt(var + epsilon)
-    out = _normalise(x, mean, inverse, scale, bias, activation).astype(x.dtype)
+    of_images = _of_images(mean, x), _of_images(inverse, x)
+    out = _normalise(x, *of_images, scale, bias, activation).astype(x.dtype)
     return (out, mean, var), (x, mean, inverse, scale, bias)
 
 
-def _backward(epsilon: float, activation: Activation, saved: tuple[Array, ...], gradients: tuple[Array, ...]):
+def _backward(
+    groups: int, epsilon: float, activation: Activation, saved: tuple[Array, ...], gradients: tuple[Array, ...]
+):
     x, mean, inverse, scale, bias = saved
-    count = x.size // (x.shape[0] * x.shape[-1])
+    count = x.size // (groups * x.shape[-1])
+    mean_of_images, inverse_of_images = _of_images(mean, x), _of_images(inverse, x)
 
     def slope(x: Array, gradient: Array) -> Array:
         """The gradient in the normalised, scaled and shifted values."""
         gradient = gradient.astype(jnp.float32)
         if activation == "linear":
             return gradient
-        return gradient * _DERIVATIVES[activation](_normalise(x, mean, inverse, scale, bias, "linear"))
+        values = _normalise(x, mean_of_images, inverse_of_images, scale, bias, "linear")
+        return gradient * _DERIVATIVES[activation](values)
 
     # A CPU's sums read what they add up from memory: it is better written there once.
     gradient = lax.platform_dependent(
         x, gradients[0], cpu=lambda *a: lax.optimization_barrier(slope(*a)), default=slope
     )
-    total = jnp.sum(gradient, axis=(1, 2, 3), keepdims=True)
-    moment = (jnp.sum(gradient * x.astype(jnp.float32), axis=(1, 2, 3), keepdims=True) - mean * total) * inverse
-    change = gradient - (total + (x.astype(jnp.float32) - mean) * (inverse * moment)) / count
-    sums = (jnp.sum(a, axis=(0, 1, 2, 3)) for a in (moment, total))
-    return (change * (inverse * scale)).astype(x.dtype), *sums, jnp.zeros_like(mean[0, 0, 0, 0])
+    total = _group_sum(gradient, groups)
+    moment = (_group_sum(gradient * x.astype(jnp.float32), groups) - mean * total) * inverse
+    along = (x.astype(jnp.float32) - mean_of_images) * _of_images(inverse * moment, x)
+    change = gradient - (_of_images(total, x) + along) / count
+    sums = (jnp.sum(of_groups, axis=0) for of_groups in (moment, total))
+    return (change * (inverse_of_images * scale)).astype(x.dtype), *sums, jnp.zeros_like(scale)
 
 
 norm_activation.defvjp(_forward, _backward)
 
 
 def _moments(
-    x: Float[Array, "groups images height width channels"], shift: Float[Array, " channels"]
-) -> tuple[Float[Array, "groups 1 1 1 channels"], Float[Array, "groups 1 1 1 channels"]]:
+    x: Float[Array, "batch height width channels"], shift: Float[Array, " channels"], groups: int
+) -> tuple[Float[Array, "groups channels"], Float[Array, "groups channels"]]:
     """Mean and biased variance of each group in one pass over `x`, both taken about `shift`."""
+    count = x.size // (groups * x.shape[-1])
     centred = x.astype(jnp.float32) - shift
-    mean = jnp.mean(centred, axis=(1, 2, 3), keepdims=True)
-    square = jnp.mean(centred * centred, axis=(1, 2, 3), keepdims=True)
+    mean, square = (_group_sum(values, groups) / count for values in (centred, centred * centred))
     return mean + shift, jnp.maximum(square - mean * mean, 0.0)
+
+
+def _group_sum(x: Float[Array, "batch height width channels"], groups: int) -> Float[Array, "groups channels"]:
+    """Sums over each group's pixels, taken image by image: `x` is never reshaped.
+
+    An accelerator may lay the images of a batch side by side in its vectors. A group is no unit there, and an axis of
+    groups would have the whole of `x` copied.
+    """
+    if groups == 1:
+        return jnp.sum(x, axis=(0, 1, 2))[None]
+    return jnp.sum(jnp.sum(x, axis=(1, 2)).reshape(groups, -1, x.shape[-1]), axis=1)
+
+
+def _of_images(
+    of_groups: Float[Array, "groups channels"], x: Float[Array, "batch height width channels"]
+) -> Float[Array, "images 1 1 channels"]:
+    """What the images of each group share, for each image of `x`; for all of them at once where there is one group."""
+    groups = of_groups.shape[0]
+    of_images = of_groups if groups == 1 else jnp.repeat(of_groups, x.shape[0] // groups, axis=0)
+    return of_images[:, None, None, :]
 
 
 def _normalise(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, activation: Activation) -> Array:

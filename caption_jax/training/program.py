@@ -43,6 +43,14 @@ class Program:
         """Where the arrays of the state lie."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
+    @property
+    def contrastive(self) -> ContrastiveObjective | None:
+        """The part of the objective that brings images and texts together; None where the run has none."""
+        description = self.description
+        if not description.has_shared_space:
+            return None
+        return ContrastiveObjective(description.config.objective.contrastive_weight, description.text_reader, self.mesh)
+
     def start(self, variables: PyTree) -> TrainState:
         """The state before the first step, on the devices."""
         averaged = self.description.config.optimizer.ema > 0
@@ -50,17 +58,14 @@ class Program:
 
     def update(self, frozen: frozenset[str]) -> Callable:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
-        description, contrastive = self.description, None
-        config = description.config
-        if description.has_shared_space:
-            contrastive = ContrastiveObjective(config.objective.contrastive_weight, description.text_reader, self.mesh)
+        description, config = self.description, self.description.config
         update = make_train_step(
             description.model(frozen_norms(frozen)),
             self.optimizer,
             description.preprocessing,
             config,
             frozen,
-            contrastive=contrastive,
+            contrastive=self.contrastive,
             reader=description.text_reader if config.model.context.slots else None,
         )
         return jax.jit(

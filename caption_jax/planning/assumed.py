@@ -1,0 +1,89 @@
+"""A run's description from its config alone: what only data and weights could tell is assumed, and said so."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from etils import epath
+from jaxtyping import Int
+from ml_collections import ConfigDict
+
+from caption_jax.description import ModelSettings, RunDescription
+from caption_jax.models.build import roberta_sizes
+from caption_jax.workdir import read_description
+from input_pipeline.images import Preprocessing
+from input_pipeline.tokenizer import BOS, EOS, PAD, UNK
+
+ROBERTA_TOKENS = 50265
+_ROBERTA_BASE = {
+    "vocab_size": ROBERTA_TOKENS,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+    "hidden_dropout_prob": 0.1,
+    "attention_probs_dropout_prob": 0.1,
+    "max_position_embeddings": 514,
+    "type_vocab_size": 1,
+    "layer_norm_eps": 1e-5,
+    "pad_token_id": PAD,
+}
+
+
+@dataclass(frozen=True)
+class AssumedVocabulary:
+    """Stands where a `Vocabulary` does, for programs that are compiled and never run: only its size is meant."""
+
+    size: int
+
+    def to_full(self, ids: Sequence[int]) -> Int[np.ndarray, " ids"]:
+        """Takes the tokens to be the first ones of the tokenizer."""
+        return np.asarray(ids, np.int32)
+
+    def encode(self, text: str, max_length: int) -> Int[np.ndarray, " length"]:
+        """Takes each word to be a token of its own."""
+        words = [UNK + 1 + place for place, _ in enumerate(text.split())]
+        ids = np.full(max_length, PAD, np.int32)
+        ids[: len(words) + 2] = [BOS, *words, EOS][:max_length]
+        return ids
+
+
+def describe(config: ConfigDict, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
+    """Describes the run of a config, from the workdir where it has been started, else from assumptions.
+
+    Args:
+        config: of the run, its `dtype` settled.
+        workdir: where a run may have left its description.
+        tokens: size of the vocabulary; 0 for what is known or assumed.
+
+    Returns:
+        The description, and what was assumed for it: by name, in words or numbers.
+
+    Raises:
+        ValueError: the size does not fit the config's own.
+    """
+    if not tokens and (workdir / "model.json").exists():
+        stored = read_description(workdir)
+        return RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary), {}
+    assumed: dict[str, Any] = {}
+    size = tokens or _upper_bound(config)
+    assumed["vocabulary"] = size
+    assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer: the run will have fewer"
+    text_encoder = None
+    shared_space = config.objective.contrastive_weight > 0
+    if shared_space or config.model.context.slots > 0:
+        if config.model.text_encoder.weights:
+            text_encoder = _ROBERTA_BASE
+            assumed["text_encoder"] = f"{config.model.text_encoder.weights} has the sizes of roberta-base"
+        else:
+            text_encoder = roberta_sizes(config.model.text_encoder, size, config.data.max_length)
+    settings = ModelSettings(size, config.data.max_length, "same", 1e-3, text_encoder, shared_space)
+    pixels = Preprocessing(config.data.image_size, config.data.fit, config.data.interpolation)
+    return RunDescription(config, settings, pixels, AssumedVocabulary(size)), assumed
+
+
+def _upper_bound(config: ConfigDict) -> int:
+    return config.data.vocabulary_size if config.data.tokenizer == "train" else ROBERTA_TOKENS

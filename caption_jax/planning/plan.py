@@ -1,0 +1,223 @@
+"""`--mode=plan`: what a run will need of a slice of chips, and how fast it can be there, before any chip is rented."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from caption_jax.planning.assumed import describe
+from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
+from caption_jax.planning.programs import Planned, planned_programs
+from caption_jax.planning.search import Tried, fits, largest_batch
+from caption_jax.planning.topology import Topology, parse_topology
+from caption_jax.training.optimizer import phases
+from caption_jax.training.program import Program, make_program
+from caption_jax.training.rules import flatten
+from caption_jax.training.sharding import make_mesh
+
+PROGRAMS = ("train", "decode", "encoder")
+_STEPS = 10_000  # of a run whose length depends on its data; only the learning rate does
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to plan.
+
+    Attributes:
+        topology: such as "v5e:16x16".
+        programs: which of `PROGRAMS`.
+        phase: of the unfreezing: "first", "last", or a step in it; or "all", as if nothing were ever frozen.
+        images: on each chip; 0 for those of the config's batch.
+        vocabulary: tokens that the decoder predicts; 0 for what is known or assumed.
+        compilations: most of them that the search for the largest batch of the training step may take.
+    """
+
+    topology: str
+    programs: Sequence[str] = ("train", "decode")
+    phase: str = "last"
+    images: int = 0
+    vocabulary: int = 0
+    compilations: int = 0
+
+
+def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str, Any]:
+    """Compiles a run's programs for a topology and says what they need; `docs/workdir.md` describes the result.
+
+    Writes it to `plan_<topology>.json` in the workdir, too, as far as it is known after each program: compiling takes
+    minutes.
+
+    Raises:
+        ValueError: unknown topology, program or phase; a batch that does not divide over the mesh.
+        ModuleNotFoundError: no compiler for TPUs is installed.
+    """
+    unknown = sorted(set(request.programs) - set(PROGRAMS))
+    if unknown:
+        raise ValueError(f"there is no program {', '.join(unknown)} to plan, only {', '.join(PROGRAMS)}")
+    topology = parse_topology(request.topology)
+    mesh = make_mesh(config.mesh, topology.devices())
+    description, assumed = describe(_settled(config, topology), workdir, request.vocabulary)
+    program = make_program(description, mesh, config.train.steps or _STEPS)
+    start, frozen = _phase(program, request.phase)
+    found: dict[str, Any] = {
+        "topology": topology.name,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
+        "dtype": description.config.dtype,
+        "assumed": assumed,
+        "phase": {"from_step": start, "starts": [first for first, _ in _phases(program)]},
+        "parameters": _parameters(program, frozen),
+        "programs": {},
+    }
+    planned = planned_programs(program, frozen)
+    for name in request.programs:
+        batch = config.data.eval_batch_size if name == "decode" else config.data.batch_size
+        images = request.images or _share(batch, mesh, name)
+        found["programs"][name] = _measured(planned[name], images, program, topology)
+        _write(workdir, found)
+    if "train" in found["programs"] and topology.chip and request.compilations:
+        found["largest_batch"] = _search(planned["train"], found["programs"]["train"], program, topology, request)
+        _write(workdir, found)
+    return found
+
+
+def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
+    workdir.mkdir(parents=True, exist_ok=True)
+    target = workdir / f"plan_{found['topology'].replace(':', '_')}.json"
+    target.write_text(json.dumps(found, indent=2) + "\n")
+
+
+def _settled(config: ConfigDict, topology: Topology) -> ConfigDict:
+    """The config with the data type that "auto" means on the topology."""
+    settled = config.copy_and_resolve_references()
+    if config.dtype == "auto":
+        with settled.unlocked():
+            settled.dtype = topology.dtype
+    return settled
+
+
+def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
+    return phases(program.state.params, program.description.config.optimizer.rules)
+
+
+def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
+    """The first step of a phase, None for one that the run never has, and the paths of its frozen parameters."""
+    found = _phases(program)
+    if name == "all":
+        return None, frozenset()
+    if name in ("first", "last"):
+        return found[0 if name == "first" else -1]
+    if not name.isdigit():
+        raise ValueError(f'--phase={name!r} is neither "first", "last", "all" nor a step')
+    return [phase for phase in found if phase[0] <= int(name)][-1]
+
+
+def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(program.state.params).items()}
+    return {"all": sum(sizes.values()), "trained": sum(size for path, size in sizes.items() if path not in frozen)}
+
+
+def _share(batch: int, mesh: jax.sharding.Mesh, program: str) -> int:
+    rows = mesh.shape["data"]
+    if batch % rows:
+        key = "eval_batch_size" if program == "decode" else "batch_size"
+        raise ValueError(
+            f"config.data.{key}={batch} images do not divide over {rows} devices; set it to a multiple, or give "
+            "--images_per_chip"
+        )
+    return batch // rows
+
+
+def _measured(planned: Planned, images: int, program: Program, topology: Topology) -> dict[str, Any]:
+    """Compiles one program and describes its costs; of one that does not fit, that it does not."""
+    mesh = program.mesh
+    analytic = planned.count() if planned.count else None
+    try:
+        cost = _cost(planned, images, program)
+    except OutOfMemoryError as error:
+        return {"images_per_chip": images, "fits": False, "error": str(error)}
+    found: dict[str, Any] = {
+        "images_per_chip": images,
+        "compile_seconds": round(cost.seconds, 1),
+        "memory": {
+            "arguments": cost.arguments,
+            "outputs": cost.outputs,
+            "temporaries": cost.temporaries,
+            "code": cost.code,
+            "total": cost.memory,
+        },
+        "per_image": {
+            "flops": cost.flops / images,
+            "matrix_flops": cost.matrix_flops / images,
+            "analytic_matrix_flops": analytic,
+            "bytes": cost.bytes / images,
+            "memory_bytes": cost.memory_bytes / images,
+            "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.state.params},
+        },
+        "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
+        "collectives": _collectives(cost, mesh),
+    }
+    if topology.chip:
+        limits = roofline(cost, topology.chip)
+        found["fits"] = cost.memory <= topology.chip.memory
+        found["memory"]["headroom"] = topology.chip.memory - cost.memory
+        found["roofline"] = {
+            "images_per_second_per_chip": limits.images_per_second,
+            "images_per_second": limits.images_per_second * mesh.shape["data"],
+            "bound": limits.bound,
+            "seconds": limits.seconds,
+        }
+    return found
+
+
+def _cost(planned: Planned, images: int, program: Program) -> Cost:
+    mesh = program.mesh
+    logging.info("compiling %s for %d devices, %d images on each", planned.name, mesh.size, images)
+    return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
+
+
+def _collectives(cost: Cost, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
+    """Collectives of one kind over the same axis, together; largest first."""
+    groups: dict[tuple[str, str], list] = {}
+    for collective in cost.collectives:
+        groups.setdefault((collective.kind, collective.axis(mesh.shape)), []).append(collective)
+    found = [
+        {
+            "kind": kind,
+            "axis": axis,
+            "count": len(members),
+            "bytes": sum(one.bytes for one in members),
+            "sent": sum(one.sent for one in members),
+            "sources": dict(Counter(one.source for one in members).most_common()),
+        }
+        for (kind, axis), members in groups.items()
+    ]
+    return sorted(found, key=lambda group: -group["bytes"])
+
+
+def _search(
+    planned: Planned, measured: dict[str, Any], program: Program, topology: Topology, request: Request
+) -> dict[str, Any]:
+    limit = topology.chip.memory
+    state = measured.get("memory", {}).get("arguments", 0)
+
+    def memory_of(images: int) -> int | None:
+        try:
+            return _cost(planned, images, program).memory
+        except OutOfMemoryError:
+            return None
+
+    first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
+    unit = program.description.config.model.encoder.norm_group_size or 8
+    tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
+    fitting = [one.images for one in tried if fits(one, limit)]
+    return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

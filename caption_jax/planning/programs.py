@@ -1,0 +1,191 @@
+"""The programs of a run, as the run itself compiles them, for devices that need not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from caption_jax.decoding import decode
+from caption_jax.planning.flops import count_matrix_flops
+from caption_jax.training.augment import augment
+from caption_jax.training.context import encode_images
+from caption_jax.training.optimizer import frozen_norms
+from caption_jax.training.program import Program
+from caption_jax.training.sharding import batch_sharding, replicated
+from caption_jax.training.step import forward
+
+PyTree = Any
+_ALL_CAPTIONS = 5  # taken for `data.captions_per_image` 0: as many as COCO and Flickr have
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One of a run's programs.
+
+    Attributes:
+        name: "train", the step that is repeated; "decode", images in and captions out; or "encoder", the part of the
+            training step that is the image encoder's, alone: gradients of its parameters from gradients of its
+            features.
+        lower: from the number of images in a batch, over all devices, to the program for the compiler.
+        count: the matrix FLOPs of one image, from the program as it is written; None where nothing says how often its
+            loop turns.
+    """
+
+    name: str
+    lower: Callable[[int], jax.stages.Lowered]
+    count: Callable[[], float] | None
+
+
+def planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, Planned]:
+    """The programs of a run in the phase in which the parameters at the paths `frozen` stay as they are."""
+    return {
+        "train": Planned("train", partial(_lower_train, program, frozen), partial(_count_train, program, frozen)),
+        "decode": Planned("decode", partial(_lower_decode, program), None),
+        "encoder": Planned(
+            "encoder", partial(_lower_encoder, program, frozen), partial(_count_encoder, program, frozen)
+        ),
+    }
+
+
+def train_batch(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of a training batch of so many images."""
+    description, data = program.description, program.description.config.data
+    captions, length = data.captions_per_image or _ALL_CAPTIONS, data.max_length
+    batch = {
+        "tokens": jax.ShapeDtypeStruct((rows, captions, length), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((rows,), jnp.bool_),
+        "index": jax.ShapeDtypeStruct((rows,), jnp.int32),
+        **_context(program, rows),
+    }
+    if not data.feature_cache.stage:
+        return batch | {"image": _images(program, rows)}
+    stored = partial(description.model().apply, method="encode_up_to")
+    pixels = jax.ShapeDtypeStruct((rows, data.image_size, data.image_size, 3), jnp.float32)
+    features = jax.eval_shape(lambda v, x: stored(v, data.feature_cache.stage, x), _variables(program), pixels)
+    return batch | {"features": jax.ShapeDtypeStruct(features.shape, jnp.dtype(data.feature_cache.dtype))}
+
+
+def _images(program: Program, rows: int) -> jax.ShapeDtypeStruct:
+    size = program.description.preprocessing.size
+    return jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8)
+
+
+def _context(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
+    config = program.description.config
+    shape = (rows, config.model.context.slots, config.data.max_length)
+    return {"context": jax.ShapeDtypeStruct(shape, jnp.int32)} if config.model.context.slots else {}
+
+
+def _variables(program: Program) -> PyTree:
+    return {"params": program.state.params, "batch_stats": program.state.batch_stats}
+
+
+def _split(params: PyTree, frozen: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters by path: those that are trained, and the others."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    return {k: v for k, v in flat.items() if k not in frozen}, {k: v for k, v in flat.items() if k in frozen}
+
+
+def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.stages.Lowered:
+    return program.update(frozen).lower(program.state, train_batch(program, rows))
+
+
+def _count_train(program: Program, frozen: frozenset[str]) -> float:
+    """Without the contrastive loss, whose products grow with the batch."""
+    description, config = program.description, program.description.config
+    model, rows = description.model(frozen_norms(frozen)), _fewest(program)
+
+    def run(trained: dict, fixed: dict, batch_stats: PyTree, batch: dict) -> jax.Array:
+        params = traverse_util.unflatten_dict({**fixed, **trained}, sep="/")
+        key = jax.random.key(0)
+        images, start_after = batch.get("features"), config.data.feature_cache.stage
+        if images is None:
+            images = augment(key, batch["image"], config.augment, jnp.arange(rows))
+            images = description.preprocessing.normalise(images)
+        context = description.text_reader.ids_of(batch["context"]) if "context" in batch else None
+        return model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            images,
+            batch["tokens"],
+            program.contrastive,
+            context,
+            start_after=start_after,
+            rngs={"dropout": key},
+            mutable=["batch_stats"],
+            method=forward,
+        )[0]
+
+    arrays = *_split(program.state.params, frozen), program.state.batch_stats, train_batch(program, rows)
+    return count_matrix_flops(run, *arrays).total / rows
+
+
+def _lower_decode(program: Program, rows: int) -> jax.stages.Lowered:
+    """As `make_eval_step` does it, without the loss of the references."""
+    description, mesh = program.description, program.mesh
+    model, settings = description.model(), description.config.decode.to_dict()
+
+    def captions(variables: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
+        images = description.preprocessing.normalise(batch["image"])
+        features = encode_images(model, variables, images, batch.get("context"), description)
+        words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+        return decode(model, variables, features, settings, image_ids=batch["index"], **words).tokens
+
+    batch = {"image": _images(program, rows), "index": jax.ShapeDtypeStruct((rows,), jnp.int32)}
+    step = jax.jit(captions, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    return step.lower(_variables(program), batch | _context(program, rows))
+
+
+def _lower_encoder(program: Program, frozen: frozenset[str], rows: int) -> jax.stages.Lowered:
+    run, trained, *others = _encoder(program, frozen)
+    pixels = _images(program, rows)
+    features = jax.eval_shape(run, trained, *others, pixels)[0]
+
+    def step(trained: dict, fixed: dict, batch_stats: PyTree, pixels: jax.Array, gradient: jax.Array) -> PyTree:
+        _, pullback, batch_stats = jax.vjp(lambda t: run(t, fixed, batch_stats, pixels), trained, has_aux=True)
+        return pullback(gradient)[0], batch_stats
+
+    whole, split = replicated(program.mesh), batch_sharding(program.mesh)
+    places = {"in_shardings": (whole, whole, whole, split, split), "out_shardings": whole}
+    return jax.jit(step, **places).lower(trained, *others, pixels, features)
+
+
+def _count_encoder(program: Program, frozen: frozenset[str]) -> float:
+    run, *arrays = _encoder(program, frozen)
+    rows = _fewest(program)
+    return count_matrix_flops(run, *arrays, _images(program, rows)).total / rows
+
+
+def _fewest(program: Program) -> int:
+    """Images of the smallest batch that the model takes in training."""
+    return program.description.config.model.encoder.norm_group_size or 1
+
+
+def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, dict, PyTree]:
+    """The backbone's training pass, its parameters that are trained, the others, and its running statistics.
+
+    The pass goes from these and pixels to features and new statistics.
+    """
+    description = program.description
+    model = description.model(frozen_norms(frozen))
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _variables(program))
+    params, statistics = (
+        {"image_encoder": {"backbone": shapes[kind]["image_encoder"]["backbone"]}} for kind in ("params", "batch_stats")
+    )
+
+    def run(trained: dict, fixed: dict, batch_stats: PyTree, pixels: jax.Array) -> tuple[jax.Array, PyTree]:
+        features, updated = model.apply(
+            {"params": traverse_util.unflatten_dict({**fixed, **trained}, sep="/"), "batch_stats": batch_stats},
+            description.preprocessing.normalise(pixels),
+            rngs={"dropout": jax.random.key(0)},
+            mutable=["batch_stats"],
+            method=lambda model, images: model.image_encoder.backbone(images, train=True),
+        )
+        return features, updated["batch_stats"]
+
+    return run, *_split(params, frozen), statistics

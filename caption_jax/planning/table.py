@@ -1,0 +1,80 @@
+"""A plan as text on the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def print_plan(found: dict[str, Any]) -> None:
+    """Prints what `plan` found."""
+    chip, phase, parameters = found["chip"], found["phase"], found["parameters"]
+    mesh = " x ".join(f"{size} {axis}" for axis, size in found["mesh"].items())
+    print(f"\n{found['topology']}: {found['chips']} devices ({mesh}), {found['dtype']}")
+    if chip:
+        rates = f"{_short(chip['bandwidth'])}B/s, {_short(chip['peak'])}FLOP/s, links {_short(chip['links'])}B/s"
+        print(f"  a chip: {_short(chip['memory'])}B of memory, {rates} ({chip['source']})")
+    for name, value in found["assumed"].items():
+        print(f"  assumed {name.replace('_', ' ')}: {value}")
+    starts = ", ".join(map(str, phase["starts"]))
+    started = "with nothing frozen" if phase["from_step"] is None else f"from step {phase['from_step']}"
+    print(f"  phase {started} (the run's phases start at {starts})")
+    print(f"  parameters: {_short(parameters['all'])}, {_short(parameters['trained'])} of them trained")
+    for name, program in found["programs"].items():
+        print(f"\n{name}: {program['images_per_chip']} images a chip")
+        if "error" in program:
+            print(f"  does not fit: {program['error']}")
+            continue
+        for label, value in _rows(program):
+            print(f"  {label:<28} {value}")
+        for group in program["collectives"]:
+            label = f"{group['count']} x {group['kind']} ({group['axis']})"
+            print(f"  {label:<28} {_short(group['bytes'])}B, {_short(group['sent'])}B sent by each chip")
+        if not program["collectives"]:
+            print("  no collectives")
+    if "largest_batch" in found:
+        tried = "; ".join(
+            f"{one['images']}: {'does not fit' if one['memory'] is None else _short(one['memory']) + 'B'}"
+            for one in found["largest_batch"]["tried"]
+        )
+        print(f"\nlargest batch that fits: {found['largest_batch']['images_per_chip']} images a chip ({tried})")
+
+
+def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
+    memory, image = program["memory"], program["per_image"]
+    parts = ("arguments", "outputs", "temporaries", "code")
+    rows = [
+        ("memory", f"{_short(memory['total'])}B: " + ", ".join(f"{part} {_short(memory[part])}B" for part in parts))
+    ]
+    if "headroom" in memory:
+        rows.append(("headroom", f"{_short(memory['headroom'])}B" + ("" if program["fits"] else ": does not fit")))
+    rows.append(("FLOPs an image", f"{_short(image['flops'])}, {_short(image['matrix_flops'])} in matrix products"))
+    if image["analytic_matrix_flops"]:
+        ratio = image["matrix_flops"] / image["analytic_matrix_flops"]
+        rows.append(("  as the model is written", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
+    rows.append(("bytes an image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
+    parts = {part: moved for part, moved in image["bytes_by_part"].items() if moved}
+    if len(parts) > 1:
+        rows.append(("  by part of the model", ", ".join(f"{part} {_short(moved)}B" for part, moved in parts.items())))
+    rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs a byte"))
+    if "roofline" in program:
+        limits = program["roofline"]
+        times = ", ".join(f"{side} {seconds * 1e3:.2f} ms" for side, seconds in limits["seconds"].items())
+        rows.append(("least time of a batch", f"{times}: bound by {limits['bound']}"))
+        rows.append(
+            (
+                "images/s at most",
+                f"{limits['images_per_second_per_chip']:,.0f} a chip, {limits['images_per_second']:,.0f} in all",
+            )
+        )
+    rows.append(("compiled in", f"{program['compile_seconds']:.0f} s"))
+    return rows
+
+
+def _short(number: float) -> str:
+    """Three digits and a unit: 1234567 is "1.23 M"."""
+    for size, unit in _UNITS:
+        if abs(number) >= size:
+            return f"{number / size:.3g} {unit}"
+    return f"{number:.3g} "

@@ -1,0 +1,78 @@
+"""The arithmetic of a roofline, and the search for the largest batch."""
+
+from __future__ import annotations
+
+import pytest
+
+from caption_jax.planning.chips import CHIPS, Chip
+from caption_jax.planning.cost import Cost, roofline
+from caption_jax.planning.hlo import Collective, Traffic
+from caption_jax.planning.search import Tried, largest_batch
+
+CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
+
+
+def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
+    return Cost(
+        images=10,
+        arguments=1,
+        outputs=2,
+        temporaries=3,
+        code=4,
+        flops=0.0,
+        matrix_flops=matrix_flops,
+        bytes=moved,
+        traffic=traffic,
+        collectives=collectives,
+        seconds=0.0,
+    )
+
+
+def test_the_slowest_side_binds():
+    assert cost().memory == 10
+    found = roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
+    assert (found.bound, found.images_per_second) == ("compute", 10 / 2)
+    found = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
+    assert (found.bound, found.images_per_second) == ("memory", 10 / 5)
+    assert roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP).bound == "compute"
+    both = frozenset([frozenset(range(4))])
+    reduction = Collective("all-reduce", bytes=400, groups=both, source="")
+    found = roofline(cost(4000, 500.0, (reduction,)), CHIP)
+    assert found.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the links' bandwidth
+    assert (found.bound, found.images_per_second) == ("links", 10 / 30)
+
+
+def test_bytes_are_shared_out_by_the_modules_that_move_them():
+    sources = (
+        "jit(step)/jvp(Model)/decoder/layer_0/dot",
+        "jit(step)/transpose(jvp(Model))/image_encoder/stem/conv",
+        "",
+    )
+    found = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
+    assert [found.bytes_of(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
+
+
+def test_chips_say_what_their_makers_do():
+    assert CHIPS["v5e"].balance == pytest.approx(240.5, abs=0.1)
+    assert all(chip.source.endswith(name) for name, chip in CHIPS.items())
+
+
+@pytest.mark.parametrize("start", [8, 64, 256, 1024])
+@pytest.mark.parametrize("memory", [lambda n: 50 + 3 * n, lambda n: 50 + n * n / 40, lambda n: 50 + n + 400 * (n > 80)])
+def test_the_search_ends_at_the_largest_batch_that_fits(start, memory):
+    calls = []
+
+    def memory_of(images):
+        calls.append(images)
+        return memory(images) if memory(images) < 2000 else None
+
+    found = largest_batch(memory_of, Tried(start, memory_of(start)), fixed=50, unit=8, limit=1000, compilations=20)
+    best = max(one.images for one in found if one.memory and one.memory <= 1000)
+    assert memory(best) <= 1000 < memory(best + 8)
+    assert [one.images for one in found] == calls and len(set(calls)) == len(calls)
+
+
+def test_the_search_compiles_no_more_than_it_may():
+    found = largest_batch(lambda n: n * n, Tried(64, None), fixed=0, unit=1, limit=1000, compilations=3)
+    assert [one.images for one in found] == [64, 32, 16, 24]
+    assert largest_batch(lambda n: n, Tried(8, 8), 0, 8, 7, compilations=3) == [Tried(8, 8)]

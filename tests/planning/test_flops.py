@@ -1,0 +1,68 @@
+"""FLOPs counted before compilation: of both passes, and only what has a gradient."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from caption_jax.models.efficientnet import EfficientNet
+from caption_jax.planning.flops import MatrixFlops, count_matrix_flops
+from caption_jax.planning.hlo import CompiledText
+
+
+def shape(*sizes):
+    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+
+
+def test_a_product_costs_as_much_again_for_each_gradient():
+    x, w = shape(5, 4), shape(4, 3)
+    once = 2 * 5 * 4 * 3
+    assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(once, once)
+    assert count_matrix_flops(lambda p: p["x"] @ p["w"], {"x": x, "w": w}) == MatrixFlops(once, 2 * once)
+    assert count_matrix_flops(lambda p, x, w: x @ w + p, shape(3), x, w) == MatrixFlops(once, 0)
+    assert count_matrix_flops(lambda w, x: lax.stop_gradient(w * 2).T @ x.T, w, shape(5, 4)).backward == 0
+
+
+def test_loops_and_branches_count():
+    w, x = shape(4, 4), shape(5, 4)
+    once = 2 * 5 * 4 * 4
+
+    def loop(w, x):
+        return lax.scan(lambda carry, _: (carry @ w, None), x, length=3)[0]
+
+    # The first turn's input has no gradient, but a loop's turns are all alike.
+    assert count_matrix_flops(loop, w, x) == MatrixFlops(3 * once, 6 * once)
+
+    def choice(w, x):
+        return lax.cond(x[0, 0] > 0, lambda w, x: (x @ w) @ w, lambda w, x: x, w, x)
+
+    assert count_matrix_flops(choice, w, x) == MatrixFlops(2 * once, 3 * once)
+
+
+def test_a_recomputed_pass_counts_once():
+    w, x = shape(4, 4), shape(5, 4)
+    plain = count_matrix_flops(lambda w, x: jnp.tanh(x @ w) @ w, w, x)
+    assert count_matrix_flops(jax.checkpoint(lambda w, x: jnp.tanh(x @ w) @ w), w, x) == plain
+
+
+def test_b0_has_the_published_multiply_adds():
+    """0.39 billion (table 2 of the paper) in the forward pass with its classifier, of 1.3 million."""
+    model = EfficientNet("b0")
+    images = jnp.zeros((1, 224, 224, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    found = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
+    assert found.forward / 2 == pytest.approx(0.39e9, rel=0.02)
+    assert 2.9 < found.total / found.forward < 3  # the pixels have no gradient
+
+
+def test_the_compiler_multiplies_no_more_than_the_model_says():
+    model = EfficientNet("micro")
+    images = jnp.zeros((2, 32, 32, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
+    found = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
+    lowered = (
+        jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, images).lower(lowering_platforms=("tpu",))
+    )
+    assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / found.forward <= 1  # padding is not counted

@@ -1,0 +1,120 @@
+"""What is read from a compiled program's text: collectives in every form, and FLOPs as XLA counts them."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from caption_jax.planning.hlo import CompiledText, Traffic
+
+MESH = {"data": 4, "model": 2}
+HEAD = "HloModule step\n\n"
+ENTRY = """ENTRY %main (a: f32[16,8]) -> f32[16,8] {{
+  %a = f32[16,8]{{1,0}} parameter(0)
+  {line}
+}}
+"""
+
+
+def collective(line: str, devices: int = 8):
+    (found,) = CompiledText(HEAD + ENTRY.format(line=line)).collectives(devices)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("groups", "axis"),
+    [
+        ("{{0,2,4,6},{1,3,5,7}}", "data"),
+        ("{{0,1},{2,3},{4,5},{6,7}}", "model"),
+        ("{}", "data, model"),
+        ("[4,2]<=[8]", "model"),
+        ("[2,4]<=[4,2]T(1,0)", "data"),
+        ("[1,8]<=[8]", "data, model"),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0'}", "data"),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_1'}", "data"),
+        ("mesh['axis_0'=4,'axis_1'=2] {'axis_0','axis_1'}", "data, model"),
+        ("{{0,3},{1,2},{4,7},{5,6}}", "unknown"),
+        ("mesh['axis_0'=8], device_ids=([8]<=[2,4]T(1,0)) {'axis_0'}", "unknown"),
+    ],
+)
+def test_the_axis_of_a_collective_is_told_from_its_groups(groups, axis):
+    found = collective(
+        f"%r = f32[16,8]{{1,0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add, "
+        'metadata={op_name="jit(step)/grad"}'
+    )
+    assert (found.kind, found.bytes, found.source) == ("all-reduce", 16 * 8 * 4, "jit(step)/grad")
+    assert found.axis(MESH) == axis
+
+
+def test_bytes_are_those_of_the_whole_array_and_rings_send_nothing_twice():
+    gathered = collective(
+        "%g = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4]", 4
+    )
+    assert (gathered.bytes, gathered.sent) == (64 * 8 * 2, 64 * 8 * 2 * 3 / 4)
+    scattered = collective("%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups=[1,4]<=[4]", 4)
+    assert (scattered.bytes, scattered.sent) == (16 * 8 * 4, 16 * 8 * 4 * 3 / 4)
+    reduced = collective(
+        "%r = (f32[16,8]{1,0:T(8,128)S(1)}, /*index=1*/f32[8]{0}) all-reduce(%a, %a), replica_groups={{0,1,2,3}}", 4
+    )
+    assert (reduced.bytes, reduced.sent) == (2 * 16 * 8 * 4, 2 * 2 * 16 * 8 * 4 * 3 / 4)
+
+
+def test_one_that_runs_beside_computation_counts_once():
+    lines = """%s = (f32[16,8]{1,0}, f32[64,8]{1,0}) all-gather-start(%a), channel_id=3, replica_groups=[1,4]<=[4]
+  %d = f32[64,8]{1,0} all-gather-done(%s)
+  %c = f32[64,8]{1,0} all-gather(%a), channel_id=3, replica_groups=[1,4]<=[4]"""
+    assert collective(lines, 4).bytes == 64 * 8 * 4
+
+
+def test_a_chain_of_permutations_runs_along_an_axis():
+    pairs = "{{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}}"
+    found = collective(f"%p = f32[16,8]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}")
+    assert found.axis(MESH) == "data"
+
+
+def test_a_program_of_several_devices_reduces_over_their_axis():
+    mesh = Mesh(jax.devices()[:8], ("data",))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    compiled = jax.jit(lambda x: jnp.sum(x, 0), in_shardings=rows).lower(jax.ShapeDtypeStruct((16, 5), jnp.float32))
+    (found,) = CompiledText(compiled.compile().as_text()).collectives(8)
+    assert (found.kind, found.bytes, found.axis({"data": 8})) == ("all-reduce", 20, "data")
+
+
+CONVOLUTIONS = {
+    "same": {"window_strides": (1, 1), "padding": "SAME"},
+    "strided": {"window_strides": (2, 2), "padding": ((1, 1), (0, 1))},
+    "cut": {"window_strides": (1, 2), "padding": ((-1, 0), (0, 2))},
+    "dilated": {"window_strides": (1, 1), "padding": "VALID", "rhs_dilation": (2, 1)},
+    "transposed": {"window_strides": (1, 1), "padding": ((1, 2), (2, 2)), "lhs_dilation": (2, 2)},
+    "grouped": {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4},
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_convolutions_count_what_xla_counts(name):
+    settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **CONVOLUTIONS[name]}
+    groups = settings.get("feature_group_count", 1)
+    shapes = jax.ShapeDtypeStruct((2, 9, 7, 8), jnp.float32), jax.ShapeDtypeStruct((3, 3, 8 // groups, 12), jnp.float32)
+    lowered = jax.jit(lambda x, k: lax.conv_general_dilated(x, k, **settings)).lower(*shapes)
+    assert CompiledText(lowered.as_text("hlo")).matrix_flops() == lowered.cost_analysis()["flops"] > 0
+
+
+def test_products_count_twice_their_multiply_adds():
+    shapes = jax.ShapeDtypeStruct((5, 4, 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 7), jnp.float32)
+    lowered = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)).lower(*shapes)
+    assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
+
+
+def test_traffic_is_counted_as_arrays_are_laid_out():
+    lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), calls=%in, metadata={op_name="jit(f)/decoder/mul"}
+  %c = (bf16[100,30]{0,1:T(8,128)(2,1)}, bf16[100,30]{0,1:T(8,128)(2,1)S(1)}, u32[]) copy-start(%b)
+  %d = bf16[100,30]{0,1:T(8,128)(2,1)} copy-done(%c)
+  %e = f32[5]{0:T(128)S(1)} fusion(%d), calls=%in, metadata={op_name="jit(f)/encoder/add"}"""
+    first, copied, last = CompiledText(HEAD + ENTRY.format(line=lines)).traffic()
+    taken, tiles = 16 * 8 * 4, 128 * 32 * 2
+    assert first == Traffic("jit(f)/decoder/mul", taken + tiles, tiles)
+    assert copied == Traffic("jit(f)/decoder/mul", 2 * tiles, tiles)
+    assert last == Traffic("jit(f)/encoder/add", tiles + 128 * 4, 128 * 4)

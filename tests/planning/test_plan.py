@@ -1,0 +1,110 @@
+"""A run planned for devices that are not there, without its data."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+
+import pytest
+from ml_collections import ConfigDict
+from small_run import ROOT, WITH_TEXT_ENCODER, get_config, quick_compilation, run_main
+
+from caption_jax.planning.plan import Request, plan
+from caption_jax.planning.table import print_plan
+
+CONFIG = f"--config={ROOT / 'tests' / 'small_run.py'}"
+FROZEN_FIRST = (
+    (r"image_encoder/.*norm/(scale|bias)", {"lr": 0.0}),
+    (r"(?!image_encoder/.*norm/(scale|bias)).*kernel", {"lr": 1.0, "from_step": 7}),
+    (r"(?!image_encoder/.*norm/(scale|bias))(?!.*kernel).*", {"lr": 1.0}),
+)
+
+
+def config_of(**changes) -> ConfigDict:
+    config = get_config()
+    with config.unlocked():
+        config.update_from_flattened_dict({"mesh.data": -1, **changes})
+    return config
+
+
+def planned(tmp_path, request, **changes):
+    with quick_compilation():
+        return plan(config_of(**changes), tmp_path, request)
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    from etils import epath
+
+    return epath.Path(tmp_path)
+
+
+def test_main_prints_and_writes_a_plan(tmp_path, capsys):
+    options = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *WITH_TEXT_ENCODER)
+    more = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
+    arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *options, *more)
+    assert run_main(*arguments) == 0
+    printed, found = capsys.readouterr().out, json.loads((tmp_path / "plan_cpu_8.json").read_text())
+    assert found["chips"] == 8 and found["mesh"] == {"data": 8, "model": 1} and found["dtype"] == "float32"
+    assert found["assumed"]["vocabulary"] == 290 and "assumed vocabulary: 290" in printed
+    train = found["programs"]["train"]
+    assert train["images_per_chip"] == 2 and train["memory"]["total"] > train["memory"]["arguments"] > 0
+    assert train["per_image"]["matrix_flops"] > 0
+    # Every device takes its part of gradients and metrics, and gathers all vectors of the contrastive objective.
+    assert {group["axis"] for group in train["collectives"]} == {"data"}
+    gathers = [group for group in train["collectives"] if group["kind"] == "all-gather"]
+    width = 16
+    assert gathers and sum(group["bytes"] for group in gathers) >= 16 * 2 * width * 4
+    reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
+    assert reductions["bytes"] >= 4 * found["parameters"]["trained"]
+    assert "all-gather (data)" in printed and "decode: 2 images a chip" in printed
+
+
+def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
+    changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
+    first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
+    early = planned(workdir, Request("cpu:1", (), "6", 2, 290), **changes)
+    late = planned(workdir, Request("cpu:1", ("encoder",), "7", 2, 290), **changes)
+    last = planned(workdir, Request("cpu:1", (), "last", 2, 290), **changes)
+    assert late["phase"]["starts"] == [0, 7]
+    assert first["parameters"] == early["parameters"] != late["parameters"] == last["parameters"]
+    flops = [found["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] for found in (first, late)]
+    assert flops[0] < 0.7 * flops[1]  # frozen convolutions have no gradients
+    everything = planned(workdir, Request("cpu:1", (), "all", 2, 290), **changes)
+    assert everything["parameters"]["trained"] == everything["parameters"]["all"] > last["parameters"]["trained"]
+    with pytest.raises(ValueError, match="--phase='end'"):
+        planned(workdir, Request("cpu:1", (), "end"), **changes)
+
+
+def test_a_workdir_that_was_trained_in_knows_its_vocabulary(small_workdir, workdir):
+    from etils import epath
+
+    found = planned(epath.Path(small_workdir), Request("cpu:1", (), images=2))
+    assert found["assumed"] == {}
+    assert planned(workdir, Request("cpu:1", (), images=2))["assumed"]["vocabulary"] == 300
+
+
+def test_what_does_not_go_together_is_refused(workdir):
+    with pytest.raises(ValueError, match="batch_size=4 images do not divide over 8 devices"):
+        planned(workdir, Request("cpu:8", ("train",)))
+    with pytest.raises(ValueError, match="no program eval to plan, only train, decode, encoder"):
+        planned(workdir, Request("cpu:8", ("eval",)))
+
+
+@pytest.mark.slow
+def test_a_tpu_that_is_not_there(workdir, capsys):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")
+    changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
+    request = Request("v5e:2x2", ("train",), images=16, vocabulary=290, compilations=1)
+    found = plan(config_of(**changes), workdir, request)
+    print_plan(found)
+    train = found["programs"]["train"]
+    assert found["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0
+    assert train["per_image"]["matrix_flops"] <= 1.05 * train["per_image"]["analytic_matrix_flops"]
+    assert train["roofline"]["bound"] in ("compute", "memory", "links")
+    # Statistics of groups cross no devices: what is left are the gradients, the metrics and the running statistics.
+    assert {(group["kind"], group["axis"]) for group in train["collectives"]} == {("all-reduce", "data")}
+    tried = found["largest_batch"]["tried"]
+    assert len(tried) == 2 and tried[1]["images"] > 16
+    assert "images/s at most" in capsys.readouterr().out
