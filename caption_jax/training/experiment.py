@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,8 @@ from input_pipeline.sources import get_split, open_splits
 from input_pipeline.tokenizer import PAD, Vocabulary, build_vocabulary
 
 PyTree = Any
+
+_INITIALISERS: dict[int, Callable] = {}  # by description, as long as it lives
 
 
 @dataclass(frozen=True)
@@ -131,17 +135,26 @@ def initial_variables(experiment: Experiment) -> PyTree:
 def init_variables(description: RunDescription) -> PyTree:
     """Random variables of the described model: `params` and `batch_stats`, float32."""
     init, *arguments = _init_call(description)
-    # Runs once, over small arrays: compiling it quickly matters more than running it fast.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return dict(jax.jit(init, compiler_options=options)(*arguments))
+    return dict(init(*arguments))
 
 
 def _init_call(description: RunDescription) -> tuple:
-    """The model's initialisation and its arguments."""
-    model, size = description.model(), description.preprocessing.size
+    """The model's initialisation, jitted, and its arguments."""
+    size = description.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
-    return functools.partial(model.init, train=False), jax.random.key(description.config.seed), images, tokens
+    return _initialiser(description), jax.random.key(description.config.seed), images, tokens
+
+
+def _initialiser(description: RunDescription) -> Callable:
+    """The same function each time, so that its shapes and its values are had from one tracing."""
+    if id(description) not in _INITIALISERS:
+        # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(functools.partial(description.model().init, train=False), compiler_options=options)
+        _INITIALISERS[id(description)] = init
+        weakref.finalize(description, _INITIALISERS.pop, id(description))
+    return _INITIALISERS[id(description)]
 
 
 def _describe(config: ConfigDict, train: Split) -> RunDescription:

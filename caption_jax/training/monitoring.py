@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging as standard_logging
-import os
 import re
 import shutil
 import sys
@@ -17,6 +16,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from caption_jax.training.clock import Clock, format_duration
+from caption_jax.training.event_files import EventFile
 from caption_jax.training.metrics_file import MetricsFile, Row
 
 
@@ -37,7 +37,7 @@ class Monitor:
         start_step: int = 0,
         stream: TextIO | None = None,
     ) -> None:
-        """Opens the files; imports TensorFlow, which takes seconds, in the main process.
+        """Opens the files, in the main process.
 
         Args:
             workdir: folder of the run, local or on a bucket.
@@ -54,7 +54,7 @@ class Monitor:
             return
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
-        self._events, self._log = _writers(workdir / "tensorboard")
+        self._events = EventFile(workdir / "tensorboard")
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
@@ -70,7 +70,7 @@ class Monitor:
         tagged = {f"{prefix}/{name}": number for name, number in numbers.items()}
         self._events.write_scalars(step, tagged)
         if self._line is None or prefix != "train":
-            self._log.write_scalars(step, tagged)
+            logging.info("[%d] %s", step, ", ".join(f"{name}={number:.6g}" for name, number in tagged.items()))
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Writes pictures, uint8 [height, width, 3] each, under their names."""
@@ -165,32 +165,3 @@ _LIBRARY_NOTES = _LibraryNotes()
 def quiet_libraries() -> None:
     """Keeps the log to what this project says, and to libraries' warnings: Orbax alone writes a page a checkpoint."""
     logging.get_absl_handler().addFilter(_LIBRARY_NOTES)  # the same filter again changes nothing
-
-
-def keep_tensorflow_off_accelerators() -> None:
-    """Imports TensorFlow and hides GPUs and TPUs from it, so that their memory stays JAX's.
-
-    Raises:
-        RuntimeError: TensorFlow has taken an accelerator already.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notes about CPU instructions
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError as error:  # its devices are set up; harmless unless it holds one of these
-            if tf.config.get_visible_devices(kind):
-                raise RuntimeError(
-                    f"TensorFlow holds a {kind} that JAX needs: call keep_tensorflow_off_accelerators() before "
-                    "anything else uses TensorFlow"
-                ) from error
-
-
-def _writers(folder: epath.Path) -> tuple[Any, Any]:
-    """Writers of event files (in a thread of its own) and of the log."""
-    keep_tensorflow_off_accelerators()
-    from clu import metric_writers
-
-    events = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
-    return events, metric_writers.LoggingWriter()

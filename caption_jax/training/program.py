@@ -54,7 +54,9 @@ class Program:
     def start(self, variables: PyTree) -> TrainState:
         """The state before the first step, on the devices."""
         averaged = self.description.config.optimizer.ema > 0
-        return jax.device_put(create_state(variables, self.optimizer, averaged), self.shardings)
+        # As one program: by itself each of hundreds of small arrays would take milliseconds.
+        create = jax.jit(lambda variables: create_state(variables, self.optimizer, averaged))
+        return jax.device_put(create(variables), self.shardings)
 
     def update(self, frozen: frozenset[str]) -> Callable:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
@@ -91,4 +93,4 @@ def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: in
         shapes,
         shardings_like(shapes, shapes.params, owners, mesh),
     )
-    return Program(description, mesh, optimizer, schedule, state)
+    return Program(description, mesh, optimizer, jax.jit(schedule), state)
