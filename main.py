@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from caption_jax.huge_pages import restart_with_huge_pages
+
 if TYPE_CHECKING:
     from caption_jax.training.assessment import Assessment
 
@@ -242,5 +244,6 @@ def _with_stored_config(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()  # before anything is imported that takes long
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, argv=_with_stored_config(sys.argv))

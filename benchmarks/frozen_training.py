@@ -1,6 +1,6 @@
 """Captions a second of training with a frozen image encoder, and how near its arithmetic is to the processor's limit.
 
-    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=64] [--captions=5] [--rounds=5]
+    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--rounds=5]
 
 keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, which runs EfficientNetB0 anew
 in each epoch, and the same given its features, against ours reading the feature cache: one decoder layer, 512 wide, 512
@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.alternate import alternate, contest, print_result, serve
 from benchmarks.peers.keras_published import Design
+from caption_jax.huge_pages import HUGE_PAGES
 
 MEAN, DEVIATION = 13.25, 3.84  # of the tokens that Flickr8k's captions are read up to, with a vocabulary of 4,000
 SIDE, CELLS, CHANNELS = 224, 49, 1280
@@ -205,7 +206,7 @@ def main() -> None:
     """Runs the benchmark, or serves a side of it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="keras,utilisation")
-    parser.add_argument("--batch", type=int, default=64, help="images of a step beside Keras")
+    parser.add_argument("--batch", type=int, default=32, help="images of a step beside Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", default="", help="be the contestant of that name")
@@ -218,7 +219,7 @@ def main() -> None:
     def commands(names: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
         module, quiet = (
             "benchmarks.frozen_training",
-            {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2"},
+            {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES},
         )
         return {name: ([module, f"--serve={name}", *sizes], quiet) for name in names}
 

@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
+from caption_jax.models.dense import Dense
 from caption_jax.models.packing import Packing
 
 # Finite, so that a row whose memory is wholly masked gives a mean rather than NaN.
@@ -76,9 +77,9 @@ def _mix_by_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
     return (weights[..., None].astype(jnp.float32) * values[:, :, None]).sum(3).astype(values.dtype)
 
 
-def _dense(features: int, scale: float, module: nn.Module, name: str) -> nn.Dense:
+def _dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
     init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-    return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+    return Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
 class SelfAttention(nn.Module):

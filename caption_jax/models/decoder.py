@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
+from caption_jax.models.dense import Dense
 from caption_jax.models.dropout import Dropout
 from caption_jax.models.packing import Packing
 
@@ -59,10 +60,10 @@ class FeedForward(nn.Module):
     ) -> Float[Array, "*batch width"]:
         """Applies to each position by itself; `ids` as in `Dropout`."""
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        x = ACTIVATIONS[self.activation](nn.Dense(self.hidden, name="expand", **dense)(x))
+        x = ACTIVATIONS[self.activation](Dense(self.hidden, name="expand", **dense)(x))
         x = Dropout(self.dropout)(x, train=train, ids=ids)
         init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
-        return nn.Dense(self.width, kernel_init=init, name="contract", **dense)(x)
+        return Dense(self.width, kernel_init=init, name="contract", **dense)(x)
 
 
 class DecoderLayer(nn.Module):

@@ -11,6 +11,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from caption_jax.models.dense import Dense
 from caption_jax.models.depthwise import Padding
 from caption_jax.models.efficientnet import EfficientNet
 
@@ -133,7 +134,7 @@ class GridMemory(nn.Module):
         """Returns the cells row by row."""
         batch, height, width, channels = features.shape
         cells = features.reshape(batch, height * width, channels)
-        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(cells)
+        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(cells)
         shape = (height * width, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
         return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x + position.astype(x.dtype))
@@ -154,5 +155,5 @@ class VectorMemory(nn.Module):
             pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
         else:
             pooled = features.reshape(features.shape[0], -1)
-        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(pooled)
+        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(pooled)
         return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)

@@ -85,7 +85,7 @@ def vocabulary_cross_entropy(
     return TokenLoss(*_vocabulary_cross_entropy(states, table, bias, targets, weights, float(label_smoothing)))
 
 
-_PIECE = 256  # tokens, over all groups
+_PIECE = 512  # tokens, over all groups
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
