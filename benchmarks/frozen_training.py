@@ -75,12 +75,12 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     """A function that makes one update with each batch, as a run does."""
     import jax
 
+    from caption_jax.description import ModelSettings, RunDescription
     from caption_jax.training.experiment import init_variables
     from caption_jax.training.optimizer import phases
     from caption_jax.training.packing import batch_placer
     from caption_jax.training.program import make_program
     from caption_jax.training.sharding import make_mesh
-    from caption_jax.description import ModelSettings, RunDescription
     from input_pipeline.images import Preprocessing
 
     settings = ModelSettings(vocabulary, config.data.max_length, padding="same", norm_epsilon=1e-3)

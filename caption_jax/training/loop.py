@@ -163,7 +163,8 @@ class Run:
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
-        self.monitor.scalars(step, values, "train")
+        with self.clock.paused():  # the first time, TensorFlow is imported for the event files
+            self.monitor.scalars(step, values, "train")
         self.monitor.progress(step, values["loss"], self.clock)
 
     def _evaluate(self, step: int) -> bool:

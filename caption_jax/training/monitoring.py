@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging as standard_logging
+import os
 import re
 import shutil
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from absl import logging
@@ -16,7 +18,6 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from caption_jax.training.clock import Clock, format_duration
-from caption_jax.training.event_files import EventFile
 from caption_jax.training.metrics_file import MetricsFile, Row
 
 
@@ -25,6 +26,9 @@ class Monitor:
 
     Event files go to `<workdir>/tensorboard` in a thread of their own; scalars go to `<workdir>/metrics.jsonl` and the
     log as well. On a terminal the progress line stands in for logged training scalars.
+
+    Event files are opened when there is something to write, which is when TensorFlow is imported: that takes seconds,
+    and a run's first steps need not wait for it.
     """
 
     def __init__(
@@ -37,7 +41,7 @@ class Monitor:
         start_step: int = 0,
         stream: TextIO | None = None,
     ) -> None:
-        """Opens the files, in the main process.
+        """Opens what needs no TensorFlow, in the main process.
 
         Args:
             workdir: folder of the run, local or on a bucket.
@@ -54,12 +58,13 @@ class Monitor:
             return
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
-        self._events = EventFile(workdir / "tensorboard")
+        self._folder = workdir / "tensorboard"
+        self._texts: dict[str, str] = {}  # of the first step, until the event files are open
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
             values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-            self.text(0, {"config": f"```\n{json.dumps(values, indent=2, default=str)}\n```"})
+            self._texts = {"config": f"```\n{json.dumps(values, indent=2, default=str)}\n```"}
 
     def scalars(self, step: int, values: Mapping[str, Any], prefix: str) -> None:
         """Writes numbers (Python's, NumPy's or JAX's scalars) of `prefix`, a split's name such as "train" or "val"."""
@@ -68,19 +73,19 @@ class Monitor:
         numbers = {name: float(value) for name, value in values.items()}
         self._metrics.append(Row(step, prefix, numbers))
         tagged = {f"{prefix}/{name}": number for name, number in numbers.items()}
-        self._events.write_scalars(step, tagged)
+        self._writers.events.write_scalars(step, tagged)
         if self._line is None or prefix != "train":
-            logging.info("[%d] %s", step, ", ".join(f"{name}={number:.6g}" for name, number in tagged.items()))
+            self._writers.log.write_scalars(step, tagged)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Writes pictures, uint8 [height, width, 3] each, under their names."""
         if self._active:
-            self._events.write_images(step, {name: np.asarray(picture) for name, picture in pictures.items()})
+            self._writers.events.write_images(step, {name: np.asarray(picture) for name, picture in pictures.items()})
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
         """Writes texts, Markdown, under their names."""
         if self._active:
-            self._events.write_texts(step, dict(texts))
+            self._writers.events.write_texts(step, dict(texts))
 
     def progress(self, step: int, loss: float, clock: Clock) -> None:
         """Shows how far the run is: one line, written over, on a terminal; a line of the log elsewhere."""
@@ -99,7 +104,15 @@ class Monitor:
         self._active = False
         if self._line is not None:
             self._line.close()
-        self._events.close()
+        if "_writers" in vars(self):  # not opened for the sake of closing
+            self._writers.events.close()
+
+    @functools.cached_property
+    def _writers(self) -> _Writers:
+        writers = _open_writers(self._folder)
+        if self._texts:
+            writers.events.write_texts(0, self._texts)
+        return writers
 
 
 def describe_progress(step: int, total_steps: int, loss: float, clock: Clock) -> str:
@@ -165,3 +178,38 @@ _LIBRARY_NOTES = _LibraryNotes()
 def quiet_libraries() -> None:
     """Keeps the log to what this project says, and to libraries' warnings: Orbax alone writes a page a checkpoint."""
     logging.get_absl_handler().addFilter(_LIBRARY_NOTES)  # the same filter again changes nothing
+
+
+def keep_tensorflow_off_accelerators() -> None:
+    """Imports TensorFlow and hides GPUs and TPUs from it, so that their memory stays JAX's.
+
+    Raises:
+        RuntimeError: TensorFlow has taken an accelerator already.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notes about CPU instructions
+    import tensorflow as tf
+
+    for kind in ("GPU", "TPU"):
+        try:
+            tf.config.set_visible_devices([], kind)
+        except RuntimeError as error:  # its devices are set up; harmless unless it holds one of these
+            if tf.config.get_visible_devices(kind):
+                raise RuntimeError(
+                    f"TensorFlow holds a {kind} that JAX needs: call keep_tensorflow_off_accelerators() before "
+                    "anything else uses TensorFlow"
+                ) from error
+
+
+class _Writers(NamedTuple):
+    """clu's writers: of event files, in a thread of its own, and of the log."""
+
+    events: Any
+    log: Any
+
+
+def _open_writers(folder: epath.Path) -> _Writers:
+    keep_tensorflow_off_accelerators()
+    from clu import metric_writers
+
+    events = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
+    return _Writers(events, metric_writers.LoggingWriter())

@@ -6,19 +6,18 @@ import io
 import json
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
 from absl import logging
 
 from caption_jax.training.clock import Clock
-from caption_jax.training.event_files import EventFile, _checksum
 from caption_jax.training.metrics_file import MetricsFile, Row, read_metrics
 from caption_jax.training.monitoring import (
     Monitor,
     ProgressLine,
     describe_progress,
+    keep_tensorflow_off_accelerators,
     quiet_libraries,
 )
 
@@ -125,7 +124,7 @@ def test_the_progress_line_never_wraps(monkeypatch):
         ("/lib/site-packages/orbax/checkpoint/manager.py", "INFO", False),
         ("/lib/site-packages/orbax/checkpoint/manager.py", "WARNING", True),
         ("/home/me/jax/caption_jax/training/loop.py", "INFO", True),
-        ("/lib/site-packages/tensorstore/log.py", "INFO", True),
+        ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
     ],
 )
 def test_the_log_is_ours_and_the_warnings_of_libraries(path, level, shown):
@@ -185,28 +184,24 @@ def test_the_metrics_file_gets_the_same_scalars(run_folder):
     assert "step 50/100 (50%)  loss 2.5000" in terminal.getvalue()
 
 
-def test_an_event_file_is_whole_while_the_run_goes_on(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+def test_tensorflow_is_told_to_leave_accelerators_alone(monkeypatch):
+    import tensorflow as tf
 
-    events = EventFile(tmp_path)
-    for step in range(300):
-        events.write_scalars(step, {"train/loss": step / 7, "train/accuracy": 0.5})
-    events.write_texts(300, {"captions": "# Two\n\ncaptions \u00e9"})
-    events.close()
-    read = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()  # checks the sums
-    assert [event.step for event in read.Tensors("train/loss")] == list(range(300))
-    assert read.Tensors("train/loss")[7].tensor_proto.float_val[0] == 1.0
-    assert read.Tensors("captions")[0].tensor_proto.string_val[0].decode().endswith("captions \u00e9")
+    hidden = []
+    monkeypatch.setattr(tf.config, "set_visible_devices", lambda devices, kind: hidden.append((devices, kind)))
+    keep_tensorflow_off_accelerators()
+    assert sorted(hidden) == [([], "GPU"), ([], "TPU")]
 
 
-def test_events_that_cannot_be_written_are_an_error(tmp_path):
-    events = EventFile(tmp_path / "events")
-    shutil.rmtree(tmp_path / "events")
-    (tmp_path / "events").write_text("no folder any more")
-    with pytest.raises(OSError, match="events"):
-        events.write_scalars(1, {"loss": 1.0})
-        events.close()
+def test_tensorflow_that_holds_an_accelerator_is_an_error(monkeypatch):
+    import tensorflow as tf
 
+    def too_late(devices, kind):
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
 
-def test_tensorboards_checksum_is_the_castagnoli_one():
-    assert _checksum(b"123456789") == ((0xE3069283 >> 15 | 0xE3069283 << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    monkeypatch.setattr(tf.config, "set_visible_devices", too_late)
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
+    keep_tensorflow_off_accelerators()  # set up, but without one
+    monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu:0"])
+    with pytest.raises(RuntimeError, match="holds a GPU"):
+        keep_tensorflow_off_accelerators()
