@@ -65,6 +65,8 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
     topology = parse_topology(request.topology)
     mesh = make_mesh(config.mesh, topology.devices())
     description, assumed = describe(_settled(config, topology), workdir, request.vocabulary)
+    if config.train.packing == "always" or (config.train.packing == "auto" and topology.chip is None):
+        assumed["packing"] = "none: pads are computed with, which the run leaves out"
     program = make_program(description, mesh, config.train.steps or _STEPS)
     start, frozen = _phase(program, request.phase)
     found: dict[str, Any] = {
