@@ -210,6 +210,9 @@ _MODES = {
 
 def _set_up_platform() -> None:
     """Joins the other processes where there are any, and keeps compiled programs for the next start."""
+    from caption_jax.processor import set_up_processor
+
+    set_up_processor()
     import jax
 
     from caption_jax.training.monitoring import quiet_libraries
