@@ -3,11 +3,11 @@
     python -m benchmarks.input_pipeline [--root=FOLDER] [--fits=squash] [--count=200] [--rounds=5]
 
 Needs the bench extra. FOLDER holds photographs (.jpg), by default those beside a development checkout; they are
-recycled up to `--count`. Each contestant has a process of its own, and they take turns. What counts is processor time, of all
-threads and of workers that are processes: on a busy machine it is steadier than the clock on the wall, and its inverse
-is what each further core would add. Peers make what we make, an antialiased square of 224; a peer with workers counts
-with the number at which it is best. The last line is JSON; its `ratio` is the worst cell's. The lines before it also
-show what makes other pixels, or none: tf.data without antialiasing, and the decoder without the resize.
+recycled up to `--count`. Each contestant has a process of its own, and they take turns. What counts is processor time,
+of all threads and of workers that are processes: on a busy machine it is steadier than the clock on the wall, and its
+inverse is what each further core would add. Peers make what we make, an antialiased square of 224; a peer with workers
+counts with the number at which it is best. The last line is JSON; its `ratio` is the worst cell's. The lines before it
+also show what makes other pixels, or none: tf.data without antialiasing, and the decoder without the resize.
 """
 
 from __future__ import annotations
