@@ -1,0 +1,140 @@
+"""Time from a command to its first result, with compiled programs at hand (warm) against an empty folder (cold).
+
+    python -m benchmarks.startup [--parts=caption,train] [--rounds=5] [--encoder=lite0]
+
+A model of the size of configs/flickr8k.py with random weights is trained for one step on drawn noise; then whole
+processes start in turns, cold ones with a new folder for compiled programs. `caption` runs `main.py --mode=caption` on
+one image to its end, `train` runs `main.py` in a new workdir until metrics.jsonl has its first step (of 4 images, so
+that it is the start that takes the time). Seconds are those of the clock on the wall; processor time stands beside
+them. The last line is JSON; its `ratio` is cold over warm, the worse of the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.alternate import print_result
+
+ROOT = Path(__file__).resolve().parents[1]
+WORDS = ("dog", "cat", "man", "woman", "child", "red", "blue", "green", "runs", "sits", "jumps", "over", "under", "on")
+PATIENCE = 600  # seconds: what takes longer has hung
+
+
+class Starts:
+    """Starts of main.py below one folder, which also holds the data and a trained workdir."""
+
+    def __init__(self, folder: Path, encoder: str):
+        self._folder, self._encoder = folder, encoder
+        self.warm = folder / "compiled"
+        self.image = write_images(folder / "data")
+        self.train(self.warm, folder / "trained", to_the_end=True)
+        self.caption(self.warm)
+
+    def caption(self, compiled: Path) -> tuple[float, float]:
+        """Seconds (wall, processor) of captioning one image."""
+        return self._run(["--mode=caption", f"--workdir={self._folder / 'trained'}", str(self.image)], compiled)
+
+    def train(self, compiled: Path, workdir: Path | None = None, to_the_end: bool = False) -> tuple[float, float]:
+        """Seconds (wall, processor) to the first training step, in a new workdir unless one is named."""
+        workdir = workdir or Path(tempfile.mkdtemp(dir=self._folder))
+        settings = {
+            "data.root": self._folder / "data",
+            "data.split_files.train": "",
+            "data.split_files.val": "",
+            "data.batch_size": 4,
+            "model.encoder.variant": self._encoder,
+            "model.encoder.weights": "",
+            "train.steps": 1,
+            "train.log_every": 1,
+        }
+        arguments = [f"--config={ROOT / 'configs' / 'flickr8k.py'}", f"--workdir={workdir}"]
+        arguments += [f"--config.{key}={value}" for key, value in settings.items()]
+        return self._run(arguments, compiled, None if to_the_end else workdir / "metrics.jsonl")
+
+    def _run(self, arguments: list[str], compiled: Path, result: Path | None = None) -> tuple[float, float]:
+        """Runs main.py to its end, or until a file has something in it."""
+        environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled)}
+        command = [sys.executable, str(ROOT / "main.py"), *arguments]
+        with tempfile.TemporaryFile() as told:
+            start = time.perf_counter()
+            process = subprocess.Popen(command, env=environment, stdout=told, stderr=told)
+            while result is not None and not (result.exists() and result.stat().st_size):
+                if process.poll() is not None or time.perf_counter() - start > PATIENCE:
+                    break
+                time.sleep(0.01)
+            else:
+                if result is not None:
+                    process.kill()
+            _, status, used = os.wait4(process.pid, 0)
+            seconds = time.perf_counter() - start
+            if status and not (result is not None and result.exists()):
+                told.seek(0)
+                raise RuntimeError(f"{' '.join(command)} failed:\n{told.read().decode(errors='replace')}")
+        return seconds, used.ru_utime + used.ru_stime
+
+
+def write_images(folder: Path, count: int = 32) -> Path:
+    """Noise, 224 x 224, with five captions an image; returns the first image."""
+    rng = np.random.default_rng(0)
+    (folder / "images").mkdir(parents=True)
+    with (folder / "captions.csv").open("w", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image", "caption"])
+        for number in range(count):
+            name = f"{number:02d}.jpg"
+            Image.fromarray(rng.integers(0, 256, (224, 224, 3), np.uint8)).save(folder / "images" / name)
+            rows.writerows([name, " ".join(rng.choice(WORDS, 10))] for _ in range(5))
+    return folder / "images" / "00.jpg"
+
+
+def measure(part: str, start: Callable[[Path], tuple[float, float]], starts: Starts, rounds: int) -> dict[str, float]:
+    """Median seconds of warm (`ours`) and cold (`peer`) starts in turns."""
+    found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        cold = Path(tempfile.mkdtemp())
+        try:
+            found["peer"].append(start(cold))
+        finally:
+            shutil.rmtree(cold)
+        found["ours"].append(start(starts.warm))
+    cell = {}
+    for side, name in (("ours", "warm"), ("peer", "cold")):
+        wall, processor = (statistics.median(column) for column in zip(*found[side], strict=True))
+        cell |= {side: wall, f"{side}_processor": processor}
+        print(f"{part:7} {name}: {wall:6.2f} s, processor {processor:6.2f} s", flush=True)
+    return {
+        **cell,
+        "ratio": cell["peer"] / cell["ours"],
+        "ratio_processor": cell["peer_processor"] / cell["ours_processor"],
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default="caption,train")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--encoder", default="lite0")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        starts = Starts(Path(folder), options.encoder)
+        known = {"caption": starts.caption, "train": starts.train}
+        cells = {part: measure(part, known[part], starts, options.rounds) for part in options.parts.split(",")}
+    print_result("startup", cells, "seconds")
+
+
+if __name__ == "__main__":
+    main()
