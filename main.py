@@ -180,6 +180,9 @@ _MODES = {
 
 def _set_up_platform() -> None:
     """Joins the other processes where there are any, and keeps compiled programs for the next start."""
+    # transformers imports PyTorch where it is installed, though its Flax models need none: seconds, and the end of a
+    # process that has imported TensorFlow before (both bring an LLVM).
+    os.environ.setdefault("USE_TORCH", "0")
     import jax
 
     from caption_jax.training.monitoring import quiet_libraries
