@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from caption_jax.huge_pages import restart_with_huge_pages
+from caption_jax.process import restart_with_huge_pages, set_up_process
 
 if TYPE_CHECKING:
     from caption_jax.training.assessment import Assessment
@@ -210,9 +210,7 @@ _MODES = {
 
 def _set_up_platform() -> None:
     """Joins the other processes where there are any, and keeps compiled programs for the next start."""
-    from caption_jax.processor import set_up_processor
-
-    set_up_processor()
+    set_up_process()
     import jax
 
     from caption_jax.training.monitoring import quiet_libraries

@@ -17,9 +17,9 @@ from benchmarks.alternate import alternate, contest, print_result, serve
 
 def our_encoder(batch: int) -> Callable[[], Any]:
     """The forward pass of the encoder of a run."""
-    from caption_jax.processor import set_up_processor
+    from caption_jax.process import set_up_process
 
-    set_up_processor()  # as main.py does
+    set_up_process()  # as main.py does
     import jax
     import numpy as np
 

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks.alternate import alternate, contest, print_result, serve
 from benchmarks.peers.keras_published import Design
-from caption_jax.huge_pages import HUGE_PAGES
+from caption_jax.process import HUGE_PAGES
 
 MEAN, DEVIATION = 13.25, 3.84  # of the tokens that Flickr8k's captions are read up to, with a vocabulary of 4,000
 SIDE, CELLS, CHANNELS = 224, 49, 1280

@@ -22,9 +22,9 @@ VOCABULARY, LENGTH = 10_000, 40
 
 def our_step(batch: int) -> Callable[[], Any]:
     """One update by the program of a run, on random data."""
-    from caption_jax.processor import set_up_processor
+    from caption_jax.process import set_up_process
 
-    set_up_processor()  # as main.py does
+    set_up_process()  # as main.py does
     import jax
     import numpy as np
 

@@ -13,13 +13,16 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 from small_run import ROOT, quick_compilation, shrink
+from transformers import RobertaConfig
 
 from caption_jax.checkpoints import read_weights
+from caption_jax.models import TextEncoder
 from caption_jax.training.experiment import init_variables
 from caption_jax.training.loop import train_and_evaluate
 from caption_jax.training.metrics_file import read_metrics
 from caption_jax.workdir import read_description
 from input_pipeline.sources import open_splits
+from input_pipeline.tokenizer import Tokenizer
 
 
 def coco_config(shared_data: Path) -> ConfigDict:
@@ -147,11 +150,6 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
 
 @pytest.mark.slow
 def test_a_text_encoder_of_roberta_bases_size_runs(shared_data):
-    from transformers import RobertaConfig
-
-    from caption_jax.models import TextEncoder
-    from input_pipeline.tokenizer import Tokenizer
-
     tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
     sizes = RobertaConfig(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5

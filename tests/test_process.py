@@ -10,7 +10,7 @@ import pytest
 
 PROGRAM = """
 import os, sys
-from caption_jax.huge_pages import restart_with_huge_pages
+from caption_jax.process import restart_with_huge_pages
 print("start", flush=True)
 restart_with_huge_pages()
 print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])

@@ -1,0 +1,39 @@
+"""Settings of the process, made through the environment before the libraries that read them are imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+# XLA takes a CPU program's temporary buffers, hundreds of megabytes, from malloc at each run and gives them back, and
+# glibc returns as much to the system at once: a page fault for every 4 KB at the next run. Since 2.35 it can ask for
+# pages of 2 MB; only the environment tells it to.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+
+# XLA's default of 256 bits leaves half of an AVX-512 unit idle; processors with narrower ones use what they have.
+_VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
+
+
+def restart_with_huge_pages() -> None:
+    """Starts this Python program anew, with the same arguments, where malloc is to use huge pages from now on.
+
+    Returns where that is so already, where GLIBC_TUNABLES says something else, and on other systems than Linux.
+    """
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+        return
+    os.environ.update(HUGE_PAGES)
+    sys.stdout.flush()
+    os.execv(sys.executable, sys.orig_argv)
+
+
+def set_up_process() -> None:
+    """Programs for the CPU use vectors of 512 bits, and transformers leaves PyTorch alone; what is set already stays.
+
+    To be called before JAX and transformers are imported. transformers would import PyTorch where it is installed,
+    though its Flax models need none: seconds, and the end of a process that has imported TensorFlow before (both bring
+    an LLVM).
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if _VECTOR_WIDTH not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
+    os.environ.setdefault("USE_TORCH", "0")
