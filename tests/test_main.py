@@ -18,6 +18,7 @@ from small_run import ROOT, quick_compilation, run_main
 import caption_jax
 from caption_jax.evaluation import read_results
 from caption_jax.training.metrics_file import read_metrics
+from caption_jax.workdir import RunDescription
 
 SMALL = ROOT / "tests" / "small_run.py"
 
@@ -109,6 +110,16 @@ def test_caption_takes_paths_patterns_and_folders(small_workdir, small_images, c
     captions = {}
     for path, caption in lines:
         assert captions.setdefault(path, caption) == caption and "box" in caption
+
+
+def test_a_second_start_of_caption_compiles_and_traces_nothing(small_workdir, small_images, compile_cache, monkeypatch):
+    caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
+    assert run_main(*caption) == 0
+    compiled = sorted(path.name for path in compile_cache.iterdir() if not path.name.endswith("-atime"))
+    assert any(re.fullmatch(r"caption-[0-9a-f]{32}\.stablehlo", name) for name in compiled)
+    monkeypatch.setattr(RunDescription, "model", lambda self: pytest.fail("the model was built to be traced"))
+    assert run_main(*caption) == 0
+    assert sorted(path.name for path in compile_cache.iterdir() if not path.name.endswith("-atime")) == compiled
 
 
 def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, capsys):

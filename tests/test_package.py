@@ -37,6 +37,8 @@ def imported_by(statement: str) -> set[str]:
         ("import caption_jax.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
         ("import caption_jax; caption_jax.load", {"optax", "clu", "tensorflow", "matplotlib"}),
         ("import caption_jax.models; caption_jax.models.ImageCaptioningModel", {"optax", "clu", "tensorflow", "orbax"}),
+        ("import caption_jax.captioner", {"flax", "optax", "clu", "tensorflow", "transformers", "grain", "matplotlib"}),
+        ("import caption_jax.training.loop", {"tensorflow", "transformers", "clu", "matplotlib", "pycocoevalcap"}),
         ("import caption_jax.training.metrics_file, caption_jax.training.clock", {"clu", "tensorflow"}),
     ],
 )
