@@ -1,6 +1,6 @@
 """Images a second of a full fine-tuning step on a CPU, against PyTorch and against Keras on JAX.
 
-    python -m benchmarks.train_step [--batch=16] [--captions=1] [--peers=torch,torch_compile,keras_jax] [--cores=2]
+    python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
 The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers, 512 wide, a caption of 40 tokens an
 image over a compact vocabulary of 10,000): every parameter trained, batch norm on the batch's statistics, dropout,
