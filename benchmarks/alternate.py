@@ -16,9 +16,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _READY = "ready"
+
+
+class Seconds(NamedTuple):
+    """What a piece of work took: by the clock, and of processor time: of all threads, waiting in a spin included, and of children that
+    have ended.
+    """
+
+    wall: float
+    processor: float
 
 
 class Contestant:
@@ -40,11 +49,11 @@ class Contestant:
         )
         self._expect(_READY)
 
-    def run(self) -> float:
-        """Does the work once; returns the seconds it took. Raises RuntimeError where the child has died."""
+    def run(self) -> Seconds:
+        """Does the work once. Raises RuntimeError where the child has died."""
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        return float(self._expect("seconds"))
+        return Seconds(*map(float, self._expect("seconds").split()))
 
     def close(self) -> None:
         """Ends the child."""
@@ -59,36 +68,50 @@ class Contestant:
         raise RuntimeError(f"{' '.join(self._process.args[1:])} ended with status {self._process.wait()}")
 
 
-def serve(work: Callable[[], Any], warm_ups: int = 2, clock: Callable[[], float] = time.perf_counter) -> None:
-    """The child's side: does `work`, which returns when it is done, once for every line of its input.
+def use_cores(count: int) -> None:
+    """Confines this process to so many cores; to be called before a library starts its threads."""
+    if count < len(os.sched_getaffinity(0)):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
-    Args:
-        work: what is timed.
-        warm_ups: times it is done before.
-        clock: gives seconds; `processor_seconds` for work that is counted by the core.
-    """
+
+def serve(work: Callable[[], Any], warm_ups: int = 2) -> None:
+    """The child's side: does `work`, which returns when it is done, once for every line of its input."""
     for _ in range(warm_ups):
         work()
     print(_READY, flush=True)
     for _ in sys.stdin:
-        start = clock()
+        wall, processor = time.perf_counter(), _processor_seconds()
         work()
-        print("seconds", clock() - start, flush=True)
+        print("seconds", time.perf_counter() - wall, _processor_seconds() - processor, flush=True)
 
 
-def processor_seconds() -> float:
-    """Processor time of this process, all its threads, and of its children that have ended."""
+def _processor_seconds() -> float:
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def alternate(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, float]:
-    """Median seconds of each contestant's work over `rounds` rounds in which all of them have a turn."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
+def alternate(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Seconds]:
+    """Medians of what each contestant's work took over `rounds` rounds in which all of them have a turn."""
+    times: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
             times[name].append(contestant.run())
-    return {name: statistics.median(measured) for name, measured in times.items()}
+    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in times.items()}
+
+
+def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, float]]:
+    """Cells for `print_result` of each contestant but "ours": images a second, and how much processor time is saved."""
+    ours = seconds["ours"]
+    return {
+        name: {
+            "ours": images / ours.wall,
+            "peer": images / peer.wall,
+            "ratio": peer.wall / ours.wall,
+            "processor_ratio": peer.processor / ours.processor,
+        }
+        for name, peer in seconds.items()
+        if name != "ours"
+    }
 
 
 @contextlib.contextmanager

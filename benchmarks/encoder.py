@@ -1,6 +1,6 @@
 """Images a second of the encoder's forward pass on a CPU, against PyTorch and against Keras on JAX.
 
-    python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--rounds=5]
+    python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
 EfficientNet-B0 at 224 pixels up to its last features, norms on their stored statistics, float32. Needs the bench extra.
 Each contestant has a process of its own, and they take turns. The last line is JSON; its `ratio` is the worst cell's.
@@ -12,7 +12,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, contest, print_result, serve
+from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
 
 
 def our_encoder(batch: int) -> Callable[[], Any]:
@@ -32,15 +32,16 @@ def our_encoder(batch: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(forward(variables, images))
 
 
-def contestants(batch: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
     """The commands of ours and of the peers."""
-    work = ["--work=encoder", f"--batch={batch}"]
+    core = f"--cores={cores}"
+    work = [core, "--work=encoder", f"--batch={batch}"]
     known = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
-    ours = ["benchmarks.encoder", f"--serve={batch}"]
+    ours = ["benchmarks.encoder", f"--serve={batch}", core]
     return {"ours": (ours, {}), **{name: known[name] for name in peers}}
 
 
@@ -49,22 +50,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
+    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--serve", type=int, default=0, help="be our contestant, with this batch")
     options = parser.parse_args()
     if options.serve:
+        use_cores(options.cores)
         serve(our_encoder(options.serve))
         return
     cells = {}
     for batch in map(int, options.batches.split(",")):
-        with contest(contestants(batch, options.peers.split(","))) as sides:
+        with contest(contestants(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
-        rates = {name: batch / value for name, value in seconds.items()}
-        for name, rate in rates.items():
-            print(f"batch {batch:2}, {name:14} {rate:7.2f} images/s, {1e3 * seconds[name]:7.1f} ms", flush=True)
-            if name != "ours":
-                cell = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
-                cells[f"batch {batch}, {name}"] = cell
+        for name, (wall, processor) in seconds.items():
+            print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; a batch: {1e3 * wall:7.1f} ms, "
+                  f"of processors {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
+        cells |= {f"batch {batch}, {name}": cell for name, cell in compare(seconds, batch).items()}
     print_result("encoder", cells, "images/s")
 
 

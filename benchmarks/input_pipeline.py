@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alternate import alternate, contest, print_result, processor_seconds, serve
+from benchmarks.alternate import alternate, contest, print_result, serve
 from benchmarks.peers.image_loaders import FITS, KINDS, TORCH, recycled
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini" / "images"
@@ -61,7 +61,7 @@ def measure(fit: str, options: argparse.Namespace) -> dict[str, float]:
     commands = {"ours": (["benchmarks.input_pipeline", "--serve", *task], {}), **peers}
     with contest({name: (arguments, quiet) for name, (arguments, _) in commands.items()}) as sides:
         seconds = alternate(sides, options.rounds)
-    return {name: options.count / value for name, value in seconds.items()}
+    return {name: options.count / taken.processor for name, taken in seconds.items()}
 
 
 def best_peers(rates: dict[str, float]) -> dict[str, float]:
@@ -87,7 +87,7 @@ def main() -> None:
     options = parser.parse_args()
     paths = recycled(options.root, options.count)
     if options.serve:
-        serve(our_pipeline(paths, options.size, options.fit, options.batch), clock=processor_seconds)
+        serve(our_pipeline(paths, options.size, options.fit, options.batch))
         return
     cells = {}
     for fit in options.fits.split(","):

@@ -1,6 +1,6 @@
 """Images a second of a full fine-tuning step on a CPU, against PyTorch and against Keras on JAX.
 
-    python -m benchmarks.train_step [--batch=16] [--captions=1] [--peers=torch,torch_compile,keras_jax] [--rounds=5]
+    python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
 The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers, 512 wide, a caption of 40 tokens an
 image over a compact vocabulary of 10,000): every parameter trained, batch norm on the batch's statistics, dropout,
@@ -15,7 +15,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, contest, print_result, serve
+from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
 
 VOCABULARY, LENGTH = 10_000, 40
 
@@ -57,16 +57,17 @@ def our_step(batch: int) -> Callable[[], Any]:
     return step
 
 
-def contestants(batch: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
     """The commands of ours and of the peers."""
-    work = ["--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    core = f"--cores={cores}"
+    work = [core, "--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
     known = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
     return {
-        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}"], {}),
+        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", core], {}),
         **{name: known[name] for name in peers},
     }
 
@@ -76,23 +77,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
+    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--serve", action="store_true", help="be our contestant")
     options = parser.parse_args()
     if options.serve:
+        use_cores(options.cores)
         serve(our_step(options.batch))
         return
-    with contest(contestants(options.batch, options.peers.split(","))) as sides:
+    with contest(contestants(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)
-    rates = {name: options.batch / value for name, value in seconds.items()}
-    cells = {
-        name: {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
-        for name, rate in rates.items()
-        if name != "ours"
-    }
-    for name, rate in rates.items():
-        print(f"{name:14} {rate:7.2f} images/s, {1e3 * seconds[name]:7.0f} ms a step")
-    print_result("train_step", cells, "images/s")
+    for name, (wall, processor) in seconds.items():
+        print(
+            f"{name:14} {options.batch / wall:7.2f} images/s; a step: {wall:6.3f} s, of processors {processor:6.3f} s"
+        )
+    print_result("train_step", compare(seconds, options.batch), "images/s")
 
 
 if __name__ == "__main__":

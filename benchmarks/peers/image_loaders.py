@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.alternate import processor_seconds, serve
+from benchmarks.alternate import serve
 
 FITS = ("squash", "crop")
 # torch's tensors and Pillow images, in this process and with 2 workers.
@@ -117,7 +117,7 @@ def main() -> None:
     work = loader(options.kind, paths, options.size, options.fit, options.batch)
     if (found := work()) != len(paths):
         raise AssertionError(f"{options.kind} made {found} images of {len(paths)}")
-    serve(work, warm_ups=1, clock=processor_seconds)
+    serve(work, warm_ups=1)
 
 
 def recycled(root: Path, count: int) -> list[str]:

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from benchmarks.alternate import serve
+from benchmarks.alternate import serve, use_cores
 
 
 class Positions(layers.Layer):
@@ -85,7 +85,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=40)
+    parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
+    use_cores(options.cores)
     if keras.backend.backend() != "jax":
         parser.error("this peer is Keras on JAX: set KERAS_BACKEND=jax")
     if options.work == "encoder":

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 import torchvision
 from torch import nn
 
-from benchmarks.alternate import serve
+from benchmarks.alternate import serve, use_cores
 
 
 class Captioner(nn.Module):
@@ -101,9 +101,10 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=40)
     parser.add_argument("--compile", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cores", type=int, default=2)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    use_cores(options.cores)
+    torch.set_num_threads(options.cores)
     torch.manual_seed(0)
     if options.work == "encoder":
         serve(encoder(options.batch, bool(options.compile)))

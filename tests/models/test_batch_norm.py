@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from caption_jax.models.batch_norm import BatchNorm
+from caption_jax.models.batch_norm import BatchNorm, norm_activation
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 3, 2, 5) * [1, 2, 3, 4, 5] + [5, 4, 3, 2, 1], jnp.float32)
 
@@ -133,3 +133,35 @@ def test_statistics_are_float32_under_bfloat16():
     exact, _ = train(BatchNorm())
     np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=0.03, atol=0.03)
     assert new["batch_stats"]["mean"].dtype == jnp.float32
+
+
+ACTIVATIONS = {"linear": lambda z: z, "swish": jax.nn.swish, "relu6": jax.nn.relu6}
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_an_activation_is_that_of_the_normalised_values(activation, train):
+    weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
+
+    def loss(norm, outside, params, x):
+        given = {"params": params, "batch_stats": variables()["batch_stats"]}
+        out = norm.apply(given, x, train=train, mutable=["batch_stats"])[0]
+        return jnp.sum(outside(out) * weights), outside(out)
+
+    def everything(norm, outside):
+        gradients, out = jax.jit(jax.grad(lambda *a: loss(norm, outside, *a), (0, 1), has_aux=True))(
+            variables()["params"], IMAGES
+        )
+        return out, gradients
+
+    fused = everything(BatchNorm(group_size=4, activation=activation), lambda out: out)
+    apart = everything(BatchNorm(group_size=4), ACTIVATIONS[activation])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fused, apart)
+
+
+def test_only_the_input_is_kept_for_the_backward_pass():
+    x = jnp.ones((1, 8, 6, 6, 16))
+    scale = jnp.ones(16)
+    _, pullback = jax.vjp(lambda x, scale: norm_activation(x, scale, scale, scale, 1e-3, "swish")[0], x, scale)
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) >= x.size]
+    assert len(kept) == 1
