@@ -1,6 +1,6 @@
 """Captions a second of training with a frozen image encoder, and how near its arithmetic is to the processor's limit.
 
-    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--rounds=5] [--clock=wall]
+    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
 keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, which runs EfficientNetB0 anew
 in each epoch, and the same given its features, against ours reading the feature cache: one decoder layer, 512 wide, 512
@@ -16,8 +16,8 @@ counted, neither norms, softmax, dropout nor the optimizer. The cell's ratio is 
 Captions have as many tokens as Flickr8k's (13.3 on average that are read to predict another, deviation 3.8), at random
 from the vocabulary. Ours is the program that a run compiles (`caption_jax.training.program`), and its batches are put
 on the device as those of a run. Float32. Each contestant has a process of its own, and they take turns. Needs the bench
-extra. `--clock=processor` counts seconds of processor time, all cores together, in place of wall time: on a machine with
-other work, that is what repeats. The last line is JSON; its `ratio` is the worst of the cells'.
+extra. `--clock=processor` counts seconds of processor time, all cores together, in place of wall time: on a machine
+with other work, that is what repeats. The last line is JSON; its `ratio` is the worst of the cells'.
 """
 
 from __future__ import annotations
