@@ -22,8 +22,9 @@ _READY = "ready"
 
 
 class Seconds(NamedTuple):
-    """What a piece of work took: by the clock, and of processor time: of all threads, waiting in a spin included, and of children that
-    have ended.
+    """What a piece of work took: by the clock, and in processor time.
+
+    The latter is of all threads, waiting in a spin included, and of child processes that have ended.
     """
 
     wall: float

@@ -1,6 +1,6 @@
 """Captions a second of training with a frozen image encoder, and how near its arithmetic is to the processor's limit.
 
-    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--rounds=5]
+    python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
 keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, which runs EfficientNetB0 anew
 in each epoch, and the same given its features, against ours reading the feature cache: one decoder layer, 512 wide, 512
@@ -16,7 +16,8 @@ counted, neither norms, softmax, dropout nor the optimizer. The cell's ratio is 
 Captions have as many tokens as Flickr8k's (13.3 on average that are read to predict another, deviation 3.8), at random
 from the vocabulary. Ours is the program that a run compiles (`caption_jax.training.program`), and its batches are put
 on the device as those of a run. Float32. Each contestant has a process of its own, and they take turns. Needs the bench
-extra. The last line is JSON; its `ratio` is the worst of the cells'.
+extra. `--clock=processor` counts seconds of processor time, all cores together, in place of wall time: on a machine
+with other work, that is what repeats. The last line is JSON; its `ratio` is the worst of the cells'.
 """
 
 from __future__ import annotations
@@ -168,11 +169,10 @@ def contestant(name: str, batch: int, captions: int) -> Callable[[], Any]:
     return train_step(design, inputs, tokens, features=source == "cached", updates=updates)
 
 
-def against_keras(batch: int, captions: int, rounds: int, commands: Callable) -> dict[str, dict[str, float]]:
+def against_keras(batch: int, captions: int, turns: Callable) -> dict[str, dict[str, float]]:
     """Cells of captions a second."""
     keras = [f"keras_{source}_{updates}" for source in ("recomputed", "cached") for updates in ("caption", "batch")]
-    with contest(commands(["ours", *keras])) as sides:
-        seconds = alternate(sides, rounds)
+    seconds = turns(["ours", *keras])
     speed = {name: batch * captions / taken for name, taken in seconds.items()}
     for name, value in speed.items():
         print(f"{name:24} {value:8.1f} captions/s", flush=True)
@@ -183,11 +183,10 @@ def against_keras(batch: int, captions: int, rounds: int, commands: Callable) ->
     return cells
 
 
-def utilisation(rounds: int, commands: Callable) -> dict[str, dict[str, float]]:
+def utilisation(turns: Callable) -> dict[str, dict[str, float]]:
     """The cell of the step of configs/flickr8k.py, in useful operations a second."""
     products = ["product_numpy", "product_jnp"]
-    with contest(commands(["flickr8k", *products])) as sides:
-        seconds = alternate(sides, rounds)
+    seconds = turns(["flickr8k", *products])
     batches = flickr8k_batches()
     useful = sum(useful_operations(flickr8k(), FLICKR_VOCABULARY, batch) for batch in batches)
     ours, peak = useful / seconds["flickr8k"], 2 * SIDE_OF_MATRICES**3 / min(seconds[name] for name in products)
@@ -209,6 +208,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images of a step beside Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="seconds that are counted")
     parser.add_argument("--serve", default="", help="be the contestant of that name")
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
@@ -216,18 +216,19 @@ def main() -> None:
         serve(contestant(options.serve, options.batch, options.captions))
         return
 
-    def commands(names: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-        module, quiet = (
-            "benchmarks.frozen_training",
-            {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES},
-        )
-        return {name: ([module, f"--serve={name}", *sizes], quiet) for name in names}
+    quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
+
+    def turns(names: list[str]) -> dict[str, float]:
+        """Median seconds of each, by the clock that was chosen."""
+        commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *sizes], quiet) for name in names}
+        with contest(commands) as sides:
+            return {name: getattr(taken, options.clock) for name, taken in alternate(sides, options.rounds).items()}
 
     cells: dict[str, dict[str, float]] = {}
     if "keras" in options.parts:
-        cells |= against_keras(options.batch, options.captions, options.rounds, commands)
+        cells |= against_keras(options.batch, options.captions, turns)
     if "utilisation" in options.parts:
-        cells |= utilisation(options.rounds, commands)
+        cells |= utilisation(turns)
     print_result("frozen_training", cells, "captions/s")
 
 
