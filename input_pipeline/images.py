@@ -111,7 +111,7 @@ class Preprocessing:
         if (then := settings.pop("pixels", 1)) != PIXELS:
             log.warning(
                 "the run was trained on images read in another way (version %d) than they are read now (%d): pixels "
-                "differ by about a level of 255",
+                "differ by one to three levels of 255 on average",
                 then,
                 PIXELS,
             )
