@@ -1,0 +1,114 @@
+"""Processor time an image of libraries that decode a JPEG or resize one, each in a bare loop of one thread.
+
+    python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
+
+The choice of `input_pipeline.images` and `input_pipeline.resampling`: simplejpeg and kornia-rs. Pillow stands beside
+them, and OpenCV and imagecodecs where they are installed. FOLDER holds photographs (.jpg), by default those beside a
+development checkout. Rounds alternate and the median counts. The last line is JSON; its `ratio` is the worst of the
+cells', a library's time over ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import io
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+from kornia_rs import imgproc
+from PIL import Image
+
+from benchmarks.alternate import print_result
+from benchmarks.input_pipeline import PHOTOGRAPHS
+from benchmarks.peers.image_loaders import recycled
+
+Work = Callable[[Any], Any]
+
+
+def decoders() -> dict[str, dict[str, Work]]:
+    """From encoded bytes to pixels: of the whole image, and at half its size. The first of each is ours."""
+
+    def pillow(data: bytes, half: bool) -> np.ndarray:
+        image = Image.open(io.BytesIO(data))
+        if half:
+            image.draft(None, (image.width // 2, image.height // 2))
+        return np.asarray(image.convert("RGB"))
+
+    def simple(data: bytes) -> np.ndarray:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(data)
+        return simplejpeg.decode_jpeg(data, min_width=-(-width // 2), min_height=-(-height // 2))
+
+    found = {
+        "decode": {"simplejpeg": simplejpeg.decode_jpeg, "Pillow": lambda data: pillow(data, False)},
+        "decode at a half": {"simplejpeg": simple, "Pillow": lambda data: pillow(data, True)},
+    }
+    if importlib.util.find_spec("cv2"):
+        import cv2
+
+        cv2.setNumThreads(1)
+        for kind, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at a half", cv2.IMREAD_REDUCED_COLOR_2)):
+            found[kind]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+    if importlib.util.find_spec("imagecodecs"):
+        import imagecodecs
+
+        found["decode"]["imagecodecs"] = imagecodecs.jpeg8_decode
+    return found
+
+
+def resizers(size: int) -> dict[str, Work]:
+    """From pixels to a square with antialiasing, bicubic but for OpenCV's mean over areas. The first is ours."""
+    square = (size, size)
+    found: dict[str, Work] = {
+        "kornia-rs": lambda pixels: imgproc.resize(pixels, square, "bicubic", antialias=True),
+        "Pillow": lambda pixels: np.asarray(Image.fromarray(pixels).resize(square, Image.Resampling.BICUBIC)),
+    }
+    if importlib.util.find_spec("cv2"):
+        import cv2
+
+        found["OpenCV, area"] = lambda pixels: cv2.resize(pixels, square, interpolation=cv2.INTER_AREA)
+    return found
+
+
+def measure(libraries: dict[str, Work], items: list[Any], rounds: int) -> dict[str, float]:
+    """Median milliseconds of processor time an item; the first round of each warms up."""
+    times: dict[str, list[float]] = {name: [] for name in libraries}
+    for _ in range(rounds + 1):
+        for name, work in libraries.items():
+            start = time.process_time()
+            for item in items:
+                work(item)
+            times[name].append(1000 * (time.process_time() - start) / len(items))
+    return {name: statistics.median(measured[1:]) for name, measured in times.items()}
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, default=PHOTOGRAPHS)
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    files = [Path(path).read_bytes() for path in sorted(set(recycled(options.root, 80)))]
+    whole = [simplejpeg.decode_jpeg(data) for data in files]
+    half = [decoders()["decode at a half"]["simplejpeg"](data) for data in files]
+    tasks = {kind: (libraries, files) for kind, libraries in decoders().items()}
+    tasks["resize the whole"] = (resizers(options.size), whole)
+    tasks["resize the half"] = (resizers(options.size), half)
+    cells = {}
+    for task, (libraries, items) in tasks.items():
+        found = measure(libraries, items, options.rounds)
+        print(f"{task:18}", ", ".join(f"{name} {value:.2f} ms" for name, value in found.items()), flush=True)
+        ours, *others = found.items()
+        for name, value in others:
+            cells[f"{task}: {name}"] = {"ours": ours[1], "peer": value, "ratio": value / ours[1]}
+    print_result("image_libraries", cells, "ms")
+
+
+if __name__ == "__main__":
+    main()
