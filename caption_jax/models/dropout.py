@@ -7,7 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.extend.random import threefry_2x32
+from jax.extend.random import threefry2x32_p
 from jaxtyping import Array, Float, Int
 
 
@@ -45,9 +45,11 @@ class Dropout(nn.Module):
         if ids is None:
             ids = jnp.arange(math.prod(batch)).reshape(batch)
         columns = jnp.arange(-(-width // 8), dtype=jnp.uint32)
-        counters = jnp.stack(jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), columns))
-        draws = threefry_2x32(jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32), counters)
-        first, second = jax.lax.bitcast_convert_type(draws, jnp.uint8).reshape(2, *batch, -1)
-        draws = jnp.concatenate([first, second], axis=-1)[..., :width]
+        counters = jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), columns)
+        key = jax.random.bits(self.make_rng("dropout"), (2,), jnp.uint32)
+        # The primitive, as `threefry_2x32` would have both counters in one array, and devices exchange halves of it.
+        words = threefry2x32_p.bind(*(jnp.full(counters[0].shape, word) for word in key), *counters)
+        octets = [jax.lax.bitcast_convert_type(word, jnp.uint8).reshape(*batch, -1) for word in words]
+        draws = jnp.concatenate(octets, axis=-1)[..., :width]
         scale = jnp.asarray(256 / (256 - dropped), x.dtype)
         return jnp.where(draws >= dropped, x * scale, jnp.zeros((), x.dtype))

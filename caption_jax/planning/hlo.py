@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -61,12 +63,14 @@ class Collective:
         groups: devices, numbered as in the mesh, that communicate with each other; None where the text names them in a
             form that is not known here.
         source: operation of the traced program.
+        by_rows: bytes of what it gives, by the length of the arrays' first axis.
     """
 
     kind: str
     bytes: int
     groups: Groups | None
     source: str
+    by_rows: Mapping[int, int] = dataclasses.field(default_factory=dict)
 
     @property
     def group_size(self) -> int:
@@ -148,7 +152,8 @@ class CompiledText:
                 if instruction.opcode.endswith("-start") and kind != "all-reduce":
                     given -= taken  # these give what they took as well
                 groups = _groups(instruction, devices)
-                found.append(Collective(kind, max(taken, given), groups, instruction.source))
+                by_rows = _bytes_by_rows(instruction.type)
+                found.append(Collective(kind, max(taken, given), groups, instruction.source, by_rows))
         return found
 
     def traffic(self) -> list[Traffic]:
@@ -221,6 +226,13 @@ def _shape(type_text: str) -> tuple[int, ...]:
 def _bytes(type_text: str) -> int:
     """Bytes of an array or of a tuple's arrays, padding of their layouts left out."""
     return sum(_size(dtype, _sizes(sizes)) for dtype, sizes, _ in _ARRAY.findall(type_text))
+
+
+def _bytes_by_rows(type_text: str) -> dict[int, int]:
+    found: Counter[int] = Counter()
+    for dtype, sizes, _ in _ARRAY.findall(type_text):
+        found[_sizes(sizes)[0] if sizes else 1] += _size(dtype, _sizes(sizes))
+    return dict(found)
 
 
 def _padded_bytes(type_text: str, place: str = "") -> int:

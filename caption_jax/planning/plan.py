@@ -166,7 +166,7 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
             "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.state.params},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
-        "collectives": _collectives(cost, mesh),
+        "collectives": _collectives(cost, mesh, images * mesh.shape["data"]),
     }
     if topology.chip:
         limits = roofline(cost, topology.chip)
@@ -187,8 +187,12 @@ def _cost(planned: Planned, images: int, program: Program) -> Cost:
     return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
 
 
-def _collectives(cost: Cost, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
-    """Collectives of one kind over the same axis, together; largest first."""
+def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[str, Any]]:
+    """Collectives of one kind over the same axis, together; largest first.
+
+    Arrays with a row for each image of the whole batch stand apart as gathered: the compiler also writes a gather as a
+    sum of arrays that are 0 but for each device's rows.
+    """
     groups: dict[tuple[str, str], list] = {}
     for collective in cost.collectives:
         groups.setdefault((collective.kind, collective.axis(mesh.shape)), []).append(collective)
@@ -198,6 +202,7 @@ def _collectives(cost: Cost, mesh: jax.sharding.Mesh) -> list[dict[str, Any]]:
             "axis": axis,
             "count": len(members),
             "bytes": sum(one.bytes for one in members),
+            "gathered": sum(min(one.by_rows.get(rows, 0), one.bytes) for one in members),
             "sent": sum(one.sent for one in members),
             "sources": dict(Counter(one.source for one in members).most_common()),
         }

@@ -30,7 +30,8 @@ def print_plan(found: dict[str, Any]) -> None:
             print(f"  {label:<28} {value}")
         for group in program["collectives"]:
             label = f"{group['count']} x {group['kind']} ({group['axis']})"
-            print(f"  {label:<28} {_short(group['bytes'])}B, {_short(group['sent'])}B sent by each chip")
+            gathered = f" ({_short(group['gathered'])}B: a row for each image)" if group["gathered"] else ""
+            print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent by each chip")
         if not program["collectives"]:
             print("  no collectives")
     if "largest_batch" in found:

@@ -60,6 +60,7 @@ def test_bytes_are_those_of_the_whole_array_and_rings_send_nothing_twice():
         "%r = (f32[16,8]{1,0:T(8,128)S(1)}, /*index=1*/f32[8]{0}) all-reduce(%a, %a), replica_groups={{0,1,2,3}}", 4
     )
     assert (reduced.bytes, reduced.sent) == (2 * 16 * 8 * 4, 2 * 2 * 16 * 8 * 4 * 3 / 4)
+    assert reduced.by_rows == {16: 16 * 8 * 4, 8: 8 * 4}
 
 
 def test_one_that_runs_beside_computation_counts_once():
