@@ -160,8 +160,8 @@ def test_an_activation_is_that_of_the_normalised_values(activation, train):
 
 
 def test_only_the_input_is_kept_for_the_backward_pass():
-    x = jnp.ones((1, 8, 6, 6, 16))
+    x = jnp.ones((8, 6, 6, 16))
     scale = jnp.ones(16)
-    _, pullback = jax.vjp(lambda x, scale: norm_activation(x, scale, scale, scale, 1e-3, "swish")[0], x, scale)
+    _, pullback = jax.vjp(lambda x, scale: norm_activation(x, scale, scale, scale, 2, 1e-3, "swish")[0], x, scale)
     kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) >= x.size]
     assert len(kept) == 1
