@@ -136,8 +136,10 @@ def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
 
 @pytest.mark.slow
 def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
-    """EfficientNet-B0 at 224 x 224 and the decoder of 6 layers, 512 wide; random weights."""
+    """EfficientNet-B0 at 224 x 224, the decoder of 6 layers, 512 wide, and a text encoder of roberta-base's; random."""
     config = coco_config(shared_data)
+    config.objective.contrastive_weight = 0.5
+    config.model.text_encoder.update({"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072})
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
     config.train.log_every = 1
     with quick_compilation():
@@ -146,6 +148,10 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
     shapes = {path: array.shape for path, array in weights_of(tmp_path / "run").items()}
     assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)
     assert sum(path.endswith("/conv/kernel") for path in shapes if "backbone" in path) > 40
+    layer = "params/text_encoder/roberta/encoder/layer/11"
+    assert shapes[f"{layer}/intermediate/dense/kernel"] == (768, 3072)
+    (first, *_, last) = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert math.isfinite(first.values["contrastive_loss"]) and "image_to_text_R@10" in last.values
 
 
 @pytest.mark.slow
