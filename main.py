@@ -245,6 +245,6 @@ def _with_stored_config(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before anything is imported that takes long
+    restart_with_huge_pages(__file__)  # before anything is imported that takes long
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(main, argv=_with_stored_config(sys.argv))

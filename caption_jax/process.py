@@ -14,12 +14,18 @@ HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
 
 
-def restart_with_huge_pages() -> None:
-    """Starts this Python program anew, with the same arguments, where malloc is to use huge pages from now on.
+def restart_with_huge_pages(script: str) -> None:
+    """Starts `python script ...` anew, with the same arguments, where malloc is to use huge pages from now on.
 
-    Returns where that is so already, where GLIBC_TUNABLES says something else, and on other systems than Linux.
+    Returns where that is so already, where GLIBC_TUNABLES says something else, on other systems than Linux, and where
+    this process is not that command: a notebook or a test that runs the script within itself must not be replaced.
+
+    Args:
+        script: path of the file that calls this.
     """
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
+        return
+    if os.path.realpath(script) not in map(os.path.realpath, sys.orig_argv):
         return
     os.environ.update(HUGE_PAGES)
     sys.stdout.flush()

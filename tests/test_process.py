@@ -1,4 +1,4 @@
-"""A program that asks for huge pages starts anew once, with its own arguments."""
+"""A command that asks for huge pages starts anew once, with its own arguments; whatever else runs it goes on."""
 
 from __future__ import annotations
 
@@ -12,17 +12,37 @@ PROGRAM = """
 import os, sys
 from caption_jax.process import restart_with_huge_pages
 print("start", flush=True)
-restart_with_huge_pages()
-print(sys.argv[1:], os.environ["GLIBC_TUNABLES"])
+restart_with_huge_pages(__file__)
+print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
+RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); print('goes on')"
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-@pytest.mark.parametrize(
-    "given, starts, settings", [({}, 2, "glibc.malloc.hugetlb=1"), ({"GLIBC_TUNABLES": "a.b=1"}, 1, "a.b=1")]
-)
-def test_it_starts_anew_unless_malloc_has_other_settings(given, starts, settings):
+def lines(tmp_path, *command: str, **given: str) -> list[str]:
+    (tmp_path / "program.py").write_text(PROGRAM)
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"} | given
-    command = [sys.executable, "-c", PROGRAM, "one argument", "--two"]
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60)
-    assert found.stdout.splitlines() == ["start"] * starts + [f"['one argument', '--two'] {settings}"]
+    found = subprocess.run(
+        [sys.executable, *command],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    return found.stdout.splitlines()
+
+
+def test_a_command_starts_anew(tmp_path):
+    found = lines(tmp_path, "program.py", "one argument", "--two")
+    assert found == ["start", "start", "['one argument', '--two'] glibc.malloc.hugetlb=1"]
+
+
+def test_settings_of_malloc_that_are_there_stay(tmp_path):
+    assert lines(tmp_path, "program.py", GLIBC_TUNABLES="a.b=1") == ["start", "[] a.b=1"]
+
+
+def test_what_runs_the_command_within_itself_is_not_replaced(tmp_path):
+    assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "goes on"
