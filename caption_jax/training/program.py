@@ -29,7 +29,7 @@ class Program:
         mesh: of the devices.
         optimizer: of all parameters.
         schedule: learning rate by step.
-        state: shapes, types and places of the state's arrays.
+        state: shapes, types and places of the state's arrays; no arrays, which are `Run.state`.
     """
 
     description: RunDescription

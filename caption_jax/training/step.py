@@ -80,6 +80,7 @@ def forward(
     features = model.encode_images(images, train=True, start_after=start_after)
     seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
     output = model.decode(tokens[..., :-1], seen, packing=packing, train=True)
+    # Packed: nothing reads output.logits, so XLA never computes them.
     scores = (output.logits,) if packing is None else (output.states, *model.output_layer())
     return scores, None if contrastive is None else contrastive.vectors(model, features, tokens)
 
@@ -188,6 +189,7 @@ def make_train_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        # Flat, by path ("decoder/embedding"), as `frozen` names them: only the trainable ones are differentiated.
         params = traverse_util.flatten_dict(state.params, sep="/")
         trainable = {path: value for path, value in params.items() if path not in frozen}
         fixed = {path: value for path, value in params.items() if path in frozen}
