@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,6 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Float32, Int32
-from ml_collections import ConfigDict
 from PIL import Image
 
 from caption_jax.checkpoints import read_weights
@@ -54,11 +53,11 @@ class Captioner:
         self,
         description: RunDescription,
         variables: PyTree,
-        decode_config: ConfigDict | None = None,
+        decode_config: Mapping[str, Any] | None = None,
         batch_size: int = 16,
     ):
         self._description, self._variables, self._batch_size = description, variables, batch_size
-        settings = (decode_config or description.config.decode).to_dict()
+        settings = dict(decode_config or description.config.decode)
 
         def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             from caption_jax.decoding import decode  # Flax: not needed by a start that traces nothing
@@ -201,7 +200,9 @@ class Captioner:
         return Caption(vocabulary.decode(tokens), log_prob, tuple(pieces))
 
 
-def load(workdir: str, which: str = "best", decode_config: ConfigDict | None = None, batch_size: int = 16) -> Captioner:
+def load(
+    workdir: str, which: str = "best", decode_config: Mapping[str, Any] | None = None, batch_size: int = 16
+) -> Captioner:
     """Loads the model that a training run left in `workdir`.
 
     Args:
