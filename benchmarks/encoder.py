@@ -13,13 +13,14 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from caption_jax.process import HUGE_PAGES
 
 
 def our_encoder(batch: int) -> Callable[[], Any]:
     """The forward pass of the encoder of a run."""
     from caption_jax.process import set_up_process
 
-    set_up_process()  # as main.py does
+    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
     import jax
     import numpy as np
 
@@ -42,7 +43,7 @@ def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[lis
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
     ours = ["benchmarks.encoder", f"--serve={batch}", core]
-    return {"ours": (ours, {}), **{name: known[name] for name in peers}}
+    return {"ours": (ours, HUGE_PAGES), **{name: known[name] for name in peers}}
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from caption_jax.models import efficientnet
+from caption_jax.models import efficientnet, variants
 from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.planning.cost import Cost, measure
 from caption_jax.planning.topology import parse_topology, prepare
@@ -48,7 +48,7 @@ class PlainBatchNorm(BatchNorm):
 def training_step(options: argparse.Namespace) -> jax.stages.Lowered:
     """From gradients of the features to those of the parameters, and new statistics; lowered for the chip."""
     model = efficientnet.EfficientNet(options.variant, norm_group_size=options.group, dtype=jnp.bfloat16)
-    size = efficientnet.variant_named(options.variant).resolution
+    size = variants.variant_named(options.variant).resolution
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.bfloat16)
 
     def run(params, statistics, images):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from caption_jax.process import HUGE_PAGES
 
 VOCABULARY, LENGTH = 10_000, 40
 
@@ -24,15 +25,15 @@ def our_step(batch: int) -> Callable[[], Any]:
     """One update by the program of a run, on random data."""
     from caption_jax.process import set_up_process
 
-    set_up_process()  # as main.py does
+    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
     import jax
     import numpy as np
 
     from caption_jax.config import default_config
+    from caption_jax.description import ModelSettings, RunDescription
     from caption_jax.training.experiment import init_variables
     from caption_jax.training.program import make_program
     from caption_jax.training.sharding import make_mesh, put_batch
-    from caption_jax.workdir import ModelSettings, RunDescription
     from input_pipeline.images import Preprocessing
 
     config = default_config()  # of the model: that of configs/coco.py
@@ -67,7 +68,7 @@ def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[lis
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
     return {
-        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", core], {}),
+        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", core], HUGE_PAGES),
         **{name: known[name] for name in peers},
     }
 

@@ -17,7 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from caption_jax.models.depthwise import Padding
-from caption_jax.models.efficientnet import EfficientNet, Variant, variant_named
+from caption_jax.models.efficientnet import EfficientNet
+from caption_jax.models.variants import Variant, variant_named
 from caption_jax.pretrained import naming
 from caption_jax.pretrained.errors import WeightsError
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights

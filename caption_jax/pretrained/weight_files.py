@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from caption_jax.models.efficientnet import Variant
+from caption_jax.models.variants import Variant
 from caption_jax.pretrained.errors import WeightsError
 from caption_jax.pretrained.naming import keras_modules
 from caption_jax.pretrained.torch_file import read_state_dict

@@ -23,7 +23,7 @@ from absl import logging
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
-from caption_jax.models.efficientnet import variant_named
+from caption_jax.models.variants import variant_named
 from caption_jax.training.augment import augment, is_identity
 from caption_jax.training.clock import format_duration
 from caption_jax.training.experiment import Experiment

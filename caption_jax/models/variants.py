@@ -1,0 +1,142 @@
+"""What makes one EfficientNet another: tables of blocks (Tan and Le, 2019), scaled in width and depth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of inverted-residual blocks, as in table 1 of the paper (before scaling)."""
+
+    expand: int
+    channels: int
+    blocks: int
+    stride: int
+    kernel: int
+
+
+PAPER_STAGES = (
+    Stage(1, 16, 1, 1, 3),
+    Stage(6, 24, 2, 2, 3),
+    Stage(6, 40, 2, 2, 5),
+    Stage(6, 80, 3, 2, 3),
+    Stage(6, 112, 3, 1, 5),
+    Stage(6, 192, 4, 2, 5),
+    Stage(6, 320, 1, 1, 3),
+)
+
+# Ours, for images of 64 to 96 pixels: a grid of an eighth of the image's side.
+TINY_STAGES = (
+    Stage(1, 16, 1, 1, 3),
+    Stage(3, 24, 1, 2, 3),
+    Stage(3, 40, 1, 2, 5),
+    Stage(3, 64, 1, 1, 3),
+)
+
+# Ours, for tests: every kind of block (with and without expansion, residual, both strides and kernels) and little else.
+MICRO_STAGES = (Stage(1, 8, 1, 1, 3), Stage(2, 8, 2, 2, 3), Stage(2, 16, 2, 2, 5))
+
+
+@dataclass(frozen=True)
+class Variant:
+    """The numbers that make one EfficientNet.
+
+    Attributes:
+        width: multiple of every channel count.
+        depth: multiple of every stage's number of blocks.
+        resolution: side of the images it was designed for, pixels.
+        squeeze_excite: whether blocks weigh their channels (B variants; the Lite ones leave it out).
+        activation: 'swish' or 'relu6'.
+        fix_stem_head: Lite's rule: stem, head and the depth of the first and last stage are not scaled.
+        stages: the block table before scaling.
+        stem: channels of the stem before scaling.
+        head: channels of the head before scaling.
+    """
+
+    width: float
+    depth: float
+    resolution: int
+    squeeze_excite: bool = True
+    activation: str = "swish"
+    fix_stem_head: bool = False
+    stages: tuple[Stage, ...] = PAPER_STAGES
+    stem: int = 32
+    head: int = 1280
+
+    @property
+    def stem_channels(self) -> int:
+        """Channels after the stem."""
+        return self.stem if self.fix_stem_head else _scaled_channels(self.stem, self.width)
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of the features."""
+        return self.head if self.fix_stem_head else _scaled_channels(self.head, self.width)
+
+    @cached_property
+    def scaled_stages(self) -> tuple[Stage, ...]:
+        """The block table with this variant's channel and block counts."""
+        scaled = []
+        for index, stage in enumerate(self.stages):
+            at_an_end = index in (0, len(self.stages) - 1)
+            blocks = stage.blocks if self.fix_stem_head and at_an_end else math.ceil(stage.blocks * self.depth)
+            channels = _scaled_channels(stage.channels, self.width)
+            scaled.append(Stage(stage.expand, channels, blocks, stage.stride, stage.kernel))
+        return tuple(scaled)
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the image's side to a cell of the features."""
+        return 2 * math.prod(stage.stride for stage in self.stages)
+
+    @property
+    def stage_names(self) -> tuple[str, ...]:
+        """The network's parts in order, named as in the paths of their parameters."""
+        return ("stem", *(f"stage_{number}" for number in range(1, len(self.stages) + 1)), "head")
+
+    def stages_up_to(self, name: str) -> tuple[str, ...]:
+        """The parts from the stem to the one called `name`; none for "". Raises ValueError that lists the names."""
+        if name and name not in self.stage_names:
+            raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(self.stage_names)}")
+        return self.stage_names[: self.stage_names.index(name) + 1] if name else ()
+
+
+def _lite(width: float, depth: float, resolution: int) -> Variant:
+    return Variant(width, depth, resolution, squeeze_excite=False, activation="relu6", fix_stem_head=True)
+
+
+VARIANTS: dict[str, Variant] = {
+    "b0": Variant(1.0, 1.0, 224),
+    "b1": Variant(1.0, 1.1, 240),
+    "b2": Variant(1.1, 1.2, 260),
+    "b3": Variant(1.2, 1.4, 300),
+    "b4": Variant(1.4, 1.8, 380),
+    "b5": Variant(1.6, 2.2, 456),
+    "b6": Variant(1.8, 2.6, 528),
+    "b7": Variant(2.0, 3.1, 600),
+    "lite0": _lite(1.0, 1.0, 224),
+    "lite1": _lite(1.0, 1.1, 240),
+    "lite2": _lite(1.1, 1.2, 260),
+    "lite3": _lite(1.2, 1.4, 280),
+    "lite4": _lite(1.4, 1.8, 300),
+    # Not from the paper; see the tables above.
+    "tiny": Variant(1.0, 1.0, 64, stages=TINY_STAGES, stem=16, head=128),
+    "micro": Variant(1.0, 1.0, 32, stages=MICRO_STAGES, stem=8, head=16),
+}
+
+
+def variant_named(name: str) -> Variant:
+    """Returns the variant called `name`. Raises ValueError that lists the names there are."""
+    if name not in VARIANTS:
+        raise ValueError(f"there is no EfficientNet variant {name!r}; choose one of {', '.join(VARIANTS)}")
+    return VARIANTS[name]
+
+
+def _scaled_channels(channels: int, width: float) -> int:
+    """The paper's rounding: to the nearest multiple of 8, but never down by more than a tenth."""
+    scaled = channels * width
+    rounded = max(8, int(scaled + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * scaled else rounded
