@@ -23,6 +23,7 @@ from caption_jax.evaluation import (
     protocol,
     score_images,
     seeded_halves,
+    write_results,
 )
 from caption_jax.training.candidates import ImageCandidates, find_candidates
 from caption_jax.training.context import open_context, usual_kind
@@ -38,6 +39,7 @@ SEED = 0  # of the halves
 
 # What the tuned captions are compared with.
 GIVEN, PENALTY = "beam search as given", "beam search, penalty tuned alike"
+_FILES = {PENALTY: "penalty", "tuned": "tuned"}  # captions that no single setting gives: in files of their own
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Tuning:
         given: the setting of the config, without ranking.
         metrics: name of a system -> metric -> value over all images.
         gains: name of a system -> metric -> what the captions tuned on the other halves gain over it.
+        captions: name of a system -> image id -> caption.
     """
 
     settings: list[Setting]
@@ -69,10 +72,14 @@ class Tuning:
     given: Setting
     metrics: dict[str, dict[str, float]]
     gains: dict[str, dict[str, Comparison]]
+    captions: dict[str, dict[Any, str]]
 
 
 def tune_split(experiment: Experiment, split_name: str, context: str = "") -> dict[str, Any]:
     """Tunes `rerank_weight` and `alpha` of beam search on a split; writes and returns tune_<split>.json.
+
+    The captions that it judges, each half's by what is best on the other, go to captions_<split>_tuned.json, and those
+    with the penalty alone tuned to captions_<split>_penalty.json.
 
     Args:
         experiment: the run.
@@ -106,8 +113,10 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     results = {"split": split_name, "step": weights.step, **_as_results(found), "protocol": how}
     results["override"] = _override(experiment, {**decode_config, **asdict(found.chosen)})
     if jax.process_index() == 0:
-        suffix = "" if kind == usual_kind(experiment) else f"_context_{kind}"
-        (experiment.workdir / f"tune_{split_name}{suffix}.json").write_text(json.dumps(results, indent=2) + "\n")
+        suffix = split_name if kind == usual_kind(experiment) else f"{split_name}_context_{kind}"
+        (experiment.workdir / f"tune_{suffix}.json").write_text(json.dumps(results, indent=2) + "\n")
+        for system, name in _FILES.items():
+            write_results(experiment.workdir / f"captions_{suffix}_{name}.json", found.captions[system])
     return results
 
 
@@ -152,6 +161,7 @@ def tune(
         given=given,
         metrics={name: of_system.corpus() for name, of_system in judged.items()},
         gains={name: compare(judged[name], judged["tuned"]) for name in (GIVEN, PENALTY)},
+        captions=systems,
     )
 
 

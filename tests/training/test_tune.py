@@ -7,12 +7,15 @@ import shlex
 
 import numpy as np
 import pytest
+from etils import epath
 from small_run import quick_compilation, run_main
 
 import caption_jax
-from caption_jax.evaluation import score
+from caption_jax.evaluation import read_results, score
 from caption_jax.training.candidates import ImageCandidates
+from caption_jax.training.experiment import open_experiment
 from caption_jax.training.tune import GIVEN, PENALTY, Setting, tune
+from caption_jax.workdir import read_config
 
 WORDS = ["a red dog runs on grass", "two cats sit by the door", "an old man rides a horse", "birds fly over blue water"]
 
@@ -66,6 +69,12 @@ def test_the_flags_it_prints_give_the_scores_it_prints(searchable_workdir, capsy
     assert len(cells) == len(found["settings"]) == 7 * 11
     assert max(cells.values()) == cells[tuple(found["chosen"].values())]
     assert found["protocol"]["decode"]["beams"] == 4 and "halves" in found["protocol"]
+    references = (
+        open_experiment(epath.Path(searchable_workdir), read_config(searchable_workdir)).split("train").references
+    )
+    for name, system in (("tuned", "tuned"), ("penalty", PENALTY)):
+        captions = read_results(searchable_workdir / f"captions_train_{name}.json")
+        assert score(references, captions)["CIDEr-D"] == pytest.approx(found["metrics"][system]["CIDEr-D"])
 
     def evaluated(*flags: str) -> float:
         assert run_main("--mode=evaluate", *where, *flags) == 0
