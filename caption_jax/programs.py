@@ -38,10 +38,12 @@ class KeptProgram:
         function: of arrays in dictionaries, lists, tuples and None, and with a result of such.
         name: of its files.
         about: for JSON: all that decides what `function` computes, beside its arguments and this project's sources.
+        options: of `jax.jit`: which arguments are donated, where they lie.
     """
 
-    def __init__(self, function: Callable, name: str, about: Any):
-        self._jitted, self._name, self._about = jax.jit(function), name, about
+    def __init__(self, function: Callable, name: str, about: Any, **options: Any):
+        self._name, self._about, self._options = name, about, options
+        self._jitted = jax.jit(function, **options)
         self._programs: dict[Any, Callable] = {}
 
     def __call__(self, *arguments: PyTree) -> PyTree:
@@ -58,7 +60,7 @@ class KeptProgram:
             return self._jitted
         file = epath.Path(folder) / f"{self._name}-{self._key(signature)}.stablehlo"
         try:
-            return jax.jit(export.deserialize(bytearray(file.read_bytes())).call)
+            return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
         except FileNotFoundError:
             pass
         except Exception as error:  # cut short or of another version: any type
@@ -71,7 +73,7 @@ class KeptProgram:
             part.replace(file)  # whole or not at all
         except OSError as error:
             log.warning("the program cannot be kept for the next start: %s", error)
-        return jax.jit(exported.call)
+        return jax.jit(exported.call, **self._options)
 
     def _key(self, signature: str) -> str:
         settings = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")}

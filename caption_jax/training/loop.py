@@ -140,7 +140,7 @@ class Run:
             start, end = max(start, step), min(end, self.steps)
             if start < end and not self._out_of_patience():
                 logging.info("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
-                yield end, self.program.update(frozen)
+                yield end, self.program.kept_update(frozen)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps

@@ -10,12 +10,13 @@ import jax
 import optax
 
 from caption_jax.description import RunDescription
+from caption_jax.programs import KeptProgram
 from caption_jax.training.contrastive import ContrastiveObjective
 from caption_jax.training.experiment import variable_shapes
 from caption_jax.training.optimizer import frozen_norms, make_optimizer
 from caption_jax.training.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.training.state import TrainState, create_state
-from caption_jax.training.step import make_train_step
+from caption_jax.training.step import Batch, Metrics, make_train_step
 
 PyTree = Any
 
@@ -27,6 +28,7 @@ class Program:
     Attributes:
         description: model, pixels and words.
         mesh: of the devices.
+        steps: of the whole run.
         optimizer: of all parameters.
         schedule: learning rate by step.
         state: shapes, types and places of the state's arrays; no arrays, which are `Run.state`.
@@ -34,6 +36,7 @@ class Program:
 
     description: RunDescription
     mesh: jax.sharding.Mesh
+    steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     state: TrainState
@@ -60,8 +63,47 @@ class Program:
 
     def update(self, frozen: frozenset[str]) -> Callable:
         """The jitted step under which the parameters at the paths `frozen` stay as they are."""
+        return jax.jit(
+            self._step(frozen),
+            donate_argnums=0,
+            in_shardings=(self.shardings, batch_sharding(self.mesh)),
+            out_shardings=(self.shardings, replicated(self.mesh)),
+        )
+
+    def kept_update(self, frozen: frozenset[str]) -> Callable:
+        """`update`, on one device as a `KeptProgram`: the next start does not trace it again."""
+        if self.mesh.size > 1:
+            return self.update(frozen)
+        step, (shardings, structure) = self._step(frozen), jax.tree.flatten(self.shardings)
+
+        def flat_step(leaves: list[jax.Array], batch: Batch) -> tuple[list[jax.Array], Metrics]:
+            state, metrics = step(structure.unflatten(leaves), batch)
+            return jax.tree.leaves(state), metrics
+
+        kept = KeptProgram(
+            flat_step,
+            "train_step",
+            {
+                **self.description.about(),
+                "config": self.description.config.to_dict(),
+                "steps": self.steps,
+                "frozen": sorted(frozen),
+                "state": str(structure),
+            },
+            donate_argnums=0,
+            in_shardings=(shardings, batch_sharding(self.mesh)),
+            out_shardings=(shardings, replicated(self.mesh)),
+        )
+
+        def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+            leaves, metrics = kept(jax.tree.leaves(state), batch)
+            return structure.unflatten(leaves), metrics
+
+        return update
+
+    def _step(self, frozen: frozenset[str]) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
         description, config = self.description, self.description.config
-        update = make_train_step(
+        return make_train_step(
             description.model(frozen_norms(frozen)),
             self.optimizer,
             description.preprocessing,
@@ -69,12 +111,6 @@ class Program:
             frozen,
             contrastive=self.contrastive,
             reader=description.text_reader if config.model.context.slots else None,
-        )
-        return jax.jit(
-            update,
-            donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(self.mesh)),
-            out_shardings=(self.shardings, replicated(self.mesh)),
         )
 
 
@@ -93,4 +129,4 @@ def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: in
         shapes,
         shardings_like(shapes, shapes.params, owners, mesh),
     )
-    return Program(description, mesh, optimizer, jax.jit(schedule), state)
+    return Program(description, mesh, steps, optimizer, jax.jit(schedule), state)
