@@ -15,7 +15,11 @@ from configs import flickr8k
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    config = flickr8k.get_config()
+    return with_text_encoder(flickr8k.get_config())
+
+
+def with_text_encoder(config: ConfigDict) -> ConfigDict:
+    """Adds a small text encoder and the contrastive loss to a config."""
     config.objective.contrastive_weight = 0.5
     # Its gradient is ten times as long as that of the captions: a limit of 1 would shorten theirs with it.
     config.optimizer.clip_norm = 10.0

