@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections import Counter
@@ -52,12 +53,14 @@ def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
 
 
 def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str = "id") -> dict[Hashable, list[str]]:
-    """Reads reference captions from COCO caption JSON or Karpathy's JSON.
+    """Reads reference captions from COCO caption JSON, Karpathy's JSON, or a CSV file with columns image and caption.
 
     Args:
         path: the file.
-        split: Karpathy's JSON: the split to take, such as "test"; "" for all.
-        ids: what to call an image: "id" (its number; in Karpathy's files `cocoid`, else `imgid`) or "file_name".
+        split: Karpathy's JSON: the split to take, such as "test"; CSV: a text file of image names, one a line. "" for
+            all.
+        ids: what to call an image: "id" (its number; in Karpathy's files `cocoid`, else `imgid`) or "file_name". A
+            CSV file knows names only.
 
     Returns:
         Image id -> its captions, for every image that has some.
@@ -67,6 +70,8 @@ def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str 
     """
     if ids not in ("id", "file_name"):
         raise ValueError(f'ids is {ids!r}; choose "id" or "file_name"')
+    if Path(path).suffix.lower() == ".csv":
+        return _csv(path, split)
     content = _load(path)
     try:
         if "annotations" in content:
@@ -98,6 +103,21 @@ def _karpathy(content: dict[str, Any], ids: str, split: str) -> dict[Hashable, l
             continue
         name = image["filename"] if ids == "file_name" else image.get("cocoid", image.get("imgid"))
         captions.setdefault(name, []).extend(sentence["raw"] for sentence in image["sentences"])
+    return captions
+
+
+def _csv(path: str | os.PathLike[str], split: str) -> dict[Hashable, list[str]]:
+    wanted = set(Path(split).read_text(encoding="utf-8").split("\n")) if split else None
+    captions: dict[Hashable, list[str]] = {}
+    with Path(path).open(encoding="utf-8-sig", newline="") as file:
+        rows = csv.DictReader(file)
+        if not {"image", "caption"} <= set(rows.fieldnames or ()):
+            raise ResultsError(f"{path}: the first line must name the columns image and caption: {rows.fieldnames}")
+        for row in rows:
+            if wanted is None or row["image"] in wanted:
+                captions.setdefault(row["image"], []).append(row["caption"] or "")
+    if not captions:
+        raise ResultsError(f"{path}: no image with captions" + (f" among those of {split}" if split else ""))
     return captions
 
 

@@ -79,6 +79,20 @@ def test_unknown_annotations_are_refused(tmp_path, content):
         read_annotations(written(tmp_path / "a.json", content))
 
 
+def test_csv_annotations(tmp_path):
+    path, names = tmp_path / "captions.csv", tmp_path / "dev.txt"
+    path.write_text('image,caption\na.jpg,"a dog, red"\nb.jpg,a cat\na.jpg,the dog\n')
+    names.write_text("a.jpg\n")
+    assert read_annotations(path) == {"a.jpg": ["a dog, red", "the dog"], "b.jpg": ["a cat"]}
+    assert read_annotations(path, split=str(names)) == {"a.jpg": ["a dog, red", "the dog"]}
+    names.write_text("c.jpg\n")
+    with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those of .*dev\.txt"):
+        read_annotations(path, split=str(names))
+    path.write_text("file,text\na.jpg,a dog\n")
+    with pytest.raises(ResultsError, match="columns image and caption"):
+        read_annotations(path)
+
+
 def test_a_wrong_image_set_is_refused_with_the_difference():
     check_image_set([1, 2], {2: "", 1: ""})
     with pytest.raises(ImageSetError) as caught:
