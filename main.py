@@ -60,6 +60,23 @@ _COMPILATIONS = flags.DEFINE_integer(
 )
 
 
+def command(argv: list[str]) -> int:
+    """`main`, for a command line: what the user can mend is told in a line; an error of the program has a traceback."""
+    try:
+        return main(argv)
+    except app.UsageError as error:
+        print(f"error: {error} (main.py --help lists all flags)", file=sys.stderr)
+        return 2
+    except Exception as error:
+        from caption_jax.user_errors import message_for_the_user
+
+        message = message_for_the_user(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return 1
+
+
 def main(argv: list[str]) -> int:
     """Runs one mode; its result is the process's exit status."""
     if _MODE.value not in ("caption", "index") and len(argv) > 1:
@@ -152,7 +169,7 @@ def _index(arguments: list[str]) -> int:
 def _search(_: list[str]) -> int:
     from caption_jax.retrieval.commands import index_folder, search_images
 
-    if not _QUERY.value:
+    if not (_QUERY.value or "").strip():
         raise app.UsageError("search for what? Give words or the path of an image with --query")
     folder = index_folder(_WORKDIR.value, _INDEX.value)
     return search_images(
@@ -247,4 +264,4 @@ def _with_stored_config(argv: list[str]) -> list[str]:
 if __name__ == "__main__":
     restart_with_huge_pages(__file__)  # before anything is imported that takes long
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv=_with_stored_config(sys.argv))
+    app.run(command, argv=_with_stored_config(sys.argv))

@@ -19,6 +19,7 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
+from caption_jax import user_errors
 from caption_jax.config import default_config
 from caption_jax.evaluation import java_metrics
 
@@ -106,11 +107,12 @@ def picture(colour: str = "red", side: str = "left") -> Image.Image:
 def run_main(*arguments: str | Path) -> int:
     """Runs main.py as a command would, but without Java; returns its exit status.
 
-    An error that would end it is raised here.
+    An error that would end it is raised here, also where a user would be told of it in a line.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
         # Java takes longer to start than all else that a test does.
+        patch.setattr(user_errors, "message_for_the_user", lambda error: None)
         patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
         try:
             with quick_compilation():

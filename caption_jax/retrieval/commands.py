@@ -23,6 +23,7 @@ from caption_jax.workdir import read_description
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
+from input_pipeline.tokenizer import UNK
 
 _PROGRESS_SECONDS = 10.0
 
@@ -40,8 +41,16 @@ def index_folder(workdir: str, given: str | None) -> Path:
 
 
 def named_images(arguments: Sequence[str]) -> list[Record]:
-    """The images that paths, globs and folders name."""
-    paths = map(os.path.abspath, find_images(arguments))
+    """The images that paths, globs and folders name.
+
+    Raises:
+        ValueError: they name none.
+    """
+    paths = [os.path.abspath(path) for path in find_images(arguments)]
+    if not paths:
+        raise ValueError(
+            f"no images to index: {list(arguments)} names no file, and no folder that holds {' '.join(IMAGE_SUFFIXES)}"
+        )
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
@@ -67,12 +76,13 @@ def index_images(
     """Brings the index in `folder` up to date; see `update_index`.
 
     Returns:
-        Exit status: 0, or 1 when an image could not be read, or 2 when there is none.
+        Exit status: 0, or 1 when an image could not be read.
+
+    Raises:
+        ValueError: there is no image, or the index was made with another model.
+        FileNotFoundError: there is no such run.
     """
     images = list(images)
-    if not images:
-        print(f"no images to index: name files or folders ({' '.join(IMAGE_SUFFIXES)}) or a --split", file=sys.stderr)
-        return 2
     captioner, description, model = _load(workdir, checkpoint, decode)
     dimension = captioner.embed_images([]).shape[1]
     with writing(folder, dimension, model) as index:
@@ -106,11 +116,11 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
         Exit status: 0, or 1 when the query is an image that cannot be read.
 
     Raises:
-        FileNotFoundError: there is no index.
+        FileNotFoundError: there is no such run, or no index.
         ValueError: the index was made with another model.
     """
+    captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
-    captioner, _, model = _load(workdir, checkpoint)
     index.check_model(model)
     if os.path.isfile(query) or query.lower().endswith(IMAGE_SUFFIXES):
         try:
@@ -120,6 +130,8 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
             return 1
     else:
         vectors = captioner.embed_texts([query])
+        if UNK in description.text_reader.encode([query]):
+            print(f"some of {query!r} is in no caption that the model was trained on", file=sys.stderr)
     scores, rows = (found[0].tolist() for found in Searcher(index.vectors, method).search(vectors, top))
     pass_any_file_name()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
@@ -145,11 +157,11 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
         Exit status: 0, or 1 when an image could not be read.
 
     Raises:
-        FileNotFoundError: there is no index.
+        FileNotFoundError: there is no such run, or no index.
         ValueError: the index was made with another model.
     """
-    index = ImageIndex(folder)
     captioner, description, model = _load(workdir, checkpoint)
+    index = ImageIndex(folder)
     index.check_model(model)
     errors: list[ImageError] = []
     found = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append)
@@ -182,10 +194,14 @@ class _Progress:
 
 def _report(index: ImageIndex, changes: Changes, missing: str) -> None:
     counts = f"{changes.added:,} added, {changes.renewed:,} renewed, {changes.unchanged:,} unchanged"
-    print(f"{index.folder}: {len(index):,} images ({counts})")
+    print(f"{index.folder}: {_images(len(index))} ({counts})")
     if changes.missing:
         done = "dropped" if missing == "drop" else "kept; --missing=drop takes them out"
         first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
-        print(f"{len(changes.missing):,} images are no longer there ({done}): {first}", file=sys.stderr)
+        print(f"no longer there: {_images(len(changes.missing))} ({done}): {first}", file=sys.stderr)
     if changes.failures:
-        print(f"{len(changes.failures):,} images could not be read: see the errors above", file=sys.stderr)
+        print(f"{_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)
+
+
+def _images(count: int) -> str:
+    return f"{count:,} image" + ("" if count == 1 else "s")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def test_adding_reads_what_is_new_and_tells_what_is_broken_or_gone(
     assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in an image format" in told.err
     (tmp_path / "photographs" / "red.png").unlink()
     assert run_main(*arguments, "--missing=drop", tmp_path / "photographs" / "blue.png") == 0
-    assert "1 images are no longer there (dropped)" in capsys.readouterr().err
+    assert "no longer there: 1 image (dropped): " in capsys.readouterr().err
     found = search(searchable_workdir, tmp_path / "index", "--query=a red box", capsys=capsys)
     assert {Path(path).stem for _, _, path, _ in found} == {"green", "blue", "yellow"}
     assert {caption for *_, caption in found} == {""}
@@ -106,16 +107,29 @@ def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir
     where = [f"--workdir={searchable_workdir}", f"--index={index}"]
     assert run_main("--mode=search", *where, "--query=none.jpg") == 1
     assert "error: none.jpg: no such file" in capsys.readouterr().err
-    assert run_main("--mode=index", *where, index) == 2
-    assert "no images to index" in capsys.readouterr().err
-    assert run_main("--mode=index", *where) == 1
+    with pytest.raises(ValueError, match=r"no images to index: \['nothing\*'\] names no file"):
+        run_main("--mode=index", *where, "nothing*")
+    assert run_main("--mode=index", *where) == 2
     assert "index what?" in capsys.readouterr().err
-    assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 1
+    assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 2
     assert "index either files or a split" in capsys.readouterr().err
-    assert run_main("--mode=search", *where) == 1
-    assert "search for what?" in capsys.readouterr().err
+    for query in ([], ["--query="], ["--query= "]):
+        assert run_main("--mode=search", *where, *query) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("error: search for what?")
     with pytest.raises(FileNotFoundError, match="there is no index in"):
         run_main("--mode=search", where[0], f"--index={index / 'other'}", "--query=box")
+    with pytest.raises(FileNotFoundError, match=re.escape(str(index / "no_run"))):
+        run_main("--mode=search", f"--workdir={index / 'no_run'}", f"--index={index / 'other'}", "--query=box")
+
+
+def test_a_query_of_unknown_words_is_answered_with_a_remark(searchable_workdir, index, capsys):
+    where = [f"--workdir={searchable_workdir}", f"--index={index}"]
+    for query, unknown in (("red box", False), ("red 狗", True)):
+        assert run_main("--mode=search", *where, f"--query={query}") == 0
+        told = capsys.readouterr()
+        assert len(told.out.splitlines()) == 4
+        assert (f"some of '{query}' is in no caption that the model was trained on" in told.err) == unknown
 
 
 def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):
