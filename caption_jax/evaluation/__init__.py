@@ -18,7 +18,7 @@ from caption_jax.evaluation.results import (
     write_results,
 )
 from caption_jax.evaluation.retrieval import retrieval_scores
-from caption_jax.evaluation.scores import ImageScores, protocol, score, score_images
+from caption_jax.evaluation.scores import ImageScores, mean_over_runs, protocol, score, score_images
 from caption_jax.evaluation.significance import Comparison, Interval, compare, intervals
 from caption_jax.evaluation.tuning import cross_tuned, seeded_halves
 
@@ -35,6 +35,7 @@ __all__ = [
     "diversity",
     "intervals",
     "java_scores",
+    "mean_over_runs",
     "protocol",
     "read_annotations",
     "read_results",

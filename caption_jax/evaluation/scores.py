@@ -39,6 +39,21 @@ class ImageScores:
         return {name: float(of_corpus.get(name, values.mean())) for name, values in self.values.items()}
 
 
+def mean_over_runs(runs: Sequence[ImageScores]) -> ImageScores:
+    """Scores of a system that was trained several times, with other seeds say: each image's mean over its captions.
+
+    Two systems are then compared image by image (`compare`) without the luck of a single run. BLEU's counts are summed,
+    as if each image stood in the corpus once a run.
+
+    Raises:
+        ValueError: there is no run, or they are not about the same images in the same order.
+    """
+    if not runs or any(run.image_ids != runs[0].image_ids for run in runs):
+        raise ValueError("the runs have to be about the same images in the same order, and there has to be one")
+    values = {name: np.mean([run.values[name] for run in runs], axis=0) for name in runs[0].values}
+    return ImageScores(runs[0].image_ids, values, np.sum([run.bleu_statistics for run in runs], axis=0))
+
+
 def score(
     references: Mapping[Hashable, Sequence[str]],
     hypotheses: Mapping[Hashable, str],

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from caption_jax.evaluation import compare, intervals, score, score_images
+from caption_jax.evaluation import compare, intervals, mean_over_runs, score, score_images
 
 WORDS = ["a", "dog", "cat", "man", "runs", "sits", "on", "the", "red", "grass"]
 
@@ -80,6 +80,26 @@ def test_p_values_are_not_small_by_themselves():
             compare(score_images(references, first), score_images(references, second), 200)["BLEU-2"].p_value
         )
     assert 1 <= sum(p < 0.2 for p in p_values) <= 17
+
+
+def test_runs_are_averaged_image_by_image():
+    references, _ = made_up(80, 0.7, 1)
+    runs = [made_up(80, 0.7, seed)[1] for seed in (1, 2, 3)]
+    scored = [score_images(references, run) for run in runs]
+    mean = mean_over_runs(scored).corpus()
+    for name in ("CIDEr-D", "ROUGE-L", "exact_match"):
+        assert mean[name] == pytest.approx(np.mean([one.corpus()[name] for one in scored]))
+    thrice = {(run, image): references[image] for run in range(3) for image in references}
+    said = {(run, image): caption for run, captions in enumerate(runs) for image, caption in captions.items()}
+    assert mean["BLEU-4"] == pytest.approx(score(thrice, said)["BLEU-4"])
+    better = mean_over_runs([score_images(references, made_up(80, 0.8, seed)[1]) for seed in (4, 5, 6)])
+    one = compare(scored[0], score_images(references, made_up(80, 0.8, 4)[1]))
+    several = compare(mean_over_runs(scored), better)
+    assert several["CIDEr-D"].high - several["CIDEr-D"].low < one["CIDEr-D"].high - one["CIDEr-D"].low
+    other = score_images(*made_up(79, 0.7, 1))
+    for wrong in ([], [scored[0], other]):
+        with pytest.raises(ValueError, match="same images"):
+            mean_over_runs(wrong)
 
 
 def test_wrong_arguments_are_refused():
