@@ -6,7 +6,8 @@ The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers,
 image over a compact vocabulary of 10,000): every parameter trained, batch norm on the batch's statistics, dropout,
 smoothed labels, clipped gradients and AdamW, in float32 on random pixels and tokens; no augmentation and no average of
 the weights. Ours is the program that a run compiles (`caption_jax.training.program`). Needs the bench extra. Each
-contestant has a process of its own, and they take turns. The last line is JSON; its `ratio` is the worst of the peers'.
+contestant has a process of its own, and they take turns: a step that does not count, and one that does. The last line
+is JSON; its `ratio` is the worst of the peers'.
 """
 
 from __future__ import annotations
@@ -84,7 +85,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(our_step(options.batch))
+        serve(our_step(options.batch), uncounted=1)
         return
     with contest(contestants(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)

@@ -7,8 +7,8 @@ FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_ima
 from configs/folder.py.
 
 Dev scores, best of twelve epochs (the ninth): CIDEr-D 0.475, BLEU-4 0.190 greedy, 0.512 and 0.216 with five beams. Wall
-time 66 minutes on two busy cores of an AMD EPYC (30 minutes of processor time), and 39 before for the features of the
-encoder. Curves, and what it reached from pixels: docs/results/flickr8k.md.
+time 27 minutes on two cores of an AMD EPYC that another run shared, three of them for the features of the encoder.
+Curves, and what it reached from pixels: docs/results/flickr8k.md.
 """
 
 from __future__ import annotations

@@ -91,9 +91,9 @@ def main() -> None:
     if keras.backend.backend() != "jax":
         parser.error("this peer is Keras on JAX: set KERAS_BACKEND=jax")
     if options.work == "encoder":
-        serve(encoder(options.batch), warm_ups=1)
+        serve(encoder(options.batch), warm_ups=1, uncounted=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1)
+        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1, uncounted=1)
 
 
 if __name__ == "__main__":

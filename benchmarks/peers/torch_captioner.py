@@ -107,9 +107,9 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)
     if options.work == "encoder":
-        serve(encoder(options.batch, bool(options.compile)))
+        serve(encoder(options.batch, bool(options.compile)), uncounted=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)))
+        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)), uncounted=1)
 
 
 if __name__ == "__main__":
