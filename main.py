@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from caption_jax.process import restart_with_huge_pages, set_up_process
+from caption_jax.process import end_at_once, restart_with_huge_pages, set_up_process
 
 if TYPE_CHECKING:
     from caption_jax.training.assessment import Assessment
@@ -63,7 +63,10 @@ _COMPILATIONS = flags.DEFINE_integer(
 def command(argv: list[str]) -> int:
     """`main`, for a command line: what the user can mend is told in a line; an error of the program has a traceback."""
     try:
-        return main(argv)
+        status = main(argv)
+        if _MODE.value in ("caption", "search"):  # short ones, which leave nothing to be written in the background
+            end_at_once(__file__, status)
+        return status
     except app.UsageError as error:
         print(f"error: {error} (main.py --help lists all flags)", file=sys.stderr)
         return 2
@@ -250,18 +253,25 @@ def _set_up_platform() -> None:
 
 def _with_stored_config(argv: list[str]) -> list[str]:
     """Adds --config=configs/workdir.py:WORKDIR for the modes that can use the config a run was trained with."""
-    given = {}
-    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = flag.lstrip("-").partition("=")
-        if flag.startswith("-"):
-            given[name] = value if equals else following  # both --workdir=W and --workdir W
+    given = _given(argv)
     if given.get("mode", "train") == "train" or "config" in given or "workdir" not in given:
         return argv
     stored = os.path.join(os.path.dirname(os.path.abspath(__file__)), "configs", "workdir.py")
     return [*argv[:1], f"--config={stored}:{given['workdir']}", *argv[1:]]
 
 
+def _given(argv: list[str]) -> dict[str, str]:
+    """Flags as they were typed, before absl reads them."""
+    given = {}
+    for flag, following in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-"):
+            given[name] = value if equals else following  # both --workdir=W and --workdir W
+    return given
+
+
 if __name__ == "__main__":
-    restart_with_huge_pages(__file__)  # before anything is imported that takes long
+    if _given(sys.argv).get("mode") not in ("caption", "search"):  # these are over before it pays
+        restart_with_huge_pages(__file__)  # before anything is imported that takes long
     flags.mark_flags_as_required(["config", "workdir"])
     app.run(command, argv=_with_stored_config(sys.argv))

@@ -147,11 +147,15 @@ def has_checkpoint(workdir: str | epath.Path) -> bool:
 
 
 def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> PyTree:
-    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    def place(saved: Any) -> Any:
+        if sharding is None:  # NumPy arrays are read in half the time, and put on one device all at once
+            return np.empty(saved.shape, saved.dtype)
+        return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
+
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
-        saved = checkpointer.metadata(folder).item_metadata["weights"].tree
-        template = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), saved)
-        return checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
+        template = jax.tree.map(place, checkpointer.metadata(folder).item_metadata["weights"].tree)
+        found = checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
+    return jax.device_put(found, jax.local_devices()[0]) if sharding is None else found
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:

@@ -23,13 +23,31 @@ def restart_with_huge_pages(script: str) -> None:
     Args:
         script: path of the file that calls this.
     """
-    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ:
-        return
-    if os.path.realpath(script) not in map(os.path.realpath, sys.orig_argv):
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or not _is_command(script):
         return
     os.environ.update(HUGE_PAGES)
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
+
+
+def end_at_once(script: str, status: int) -> None:
+    """Ends the process `python script ...` without taking it apart first, which takes JAX a third of a second.
+
+    For commands that have written all they had to write. Returns where this process is not that command.
+    """
+    if _is_command(script):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _is_command(script: str) -> bool:
+    for argument in sys.orig_argv[1:]:
+        if os.path.realpath(argument) == os.path.realpath(script):
+            return True
+        if argument in ("-c", "-m"):
+            return False
+    return False
 
 
 def set_up_process() -> None:

@@ -46,3 +46,18 @@ def test_settings_of_malloc_that_are_there_stay(tmp_path):
 
 def test_what_runs_the_command_within_itself_is_not_replaced(tmp_path):
     assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "goes on"
+
+
+def test_a_command_ends_at_once_and_loses_nothing(tmp_path):
+    program = (
+        "import atexit, sys\n"
+        "from caption_jax.process import end_at_once\n"
+        "atexit.register(print, 'taken apart')\n"
+        "sys.stdout.write('said')\n"
+        "end_at_once(__file__, 3)\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (3, "said")
+    within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
+    assert within.stdout.split() == ["saidgoes", "on", "taken", "apart"]

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from caption_jax.models.variants import variant_named
+from caption_jax.programs import KeptProgram
 from caption_jax.training.augment import augment, is_identity
 from caption_jax.training.clock import format_duration
 from caption_jax.training.experiment import Experiment
@@ -69,7 +70,10 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
         "features: %s of %d images x %d views, %s %s each: %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
     )
-    _compute_missing(experiment, files, jax.jit(forward), frozen, key)
+    about = {**experiment.description.about(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
+    one_device = experiment.mesh.local_mesh.size == 1
+    program = KeptProgram(forward, "features", about) if one_device else jax.jit(forward)
+    _compute_missing(experiment, files, program, frozen, key)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("features are computed")
     return StoredFeatures(files, split, config.seed)
