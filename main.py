@@ -86,7 +86,9 @@ def main(argv: list[str]) -> int:
         raise app.UsageError(f"mode {_MODE.value} takes no arguments, but got {argv[1:]}")
     _set_up_platform()
     try:
-        return _MODES[_MODE.value](argv[1:])
+        status = _MODES[_MODE.value](argv[1:])
+        sys.stdout.flush()
+        return status
     except BrokenPipeError:
         if _MODE.value == "train":
             raise
