@@ -71,8 +71,8 @@ class Program:
         )
 
     def kept_update(self, frozen: frozenset[str]) -> Callable:
-        """`update`, on one device as a `KeptProgram`: the next start does not trace it again."""
-        if self.mesh.size > 1:
+        """`update`, on one CPU as a `KeptProgram`, which the next start does not trace again; untried elsewhere."""
+        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
             return self.update(frozen)
         step, (shardings, structure) = self._step(frozen), jax.tree.flatten(self.shardings)
 
