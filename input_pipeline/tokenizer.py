@@ -113,7 +113,7 @@ class Tokenizer:
         try:
             vocab = hf_hub_download(name, _VOCAB)
             merges = hf_hub_download(name, _MERGES)
-        except Exception as error:
+        except Exception as error:  # the hub's client raises a dozen kinds
             raise ValueError(
                 f"data.tokenizer is {name!r}: that is no folder here, and {_VOCAB} and {_MERGES} could not be had from "
                 f"the hub under this name ({type(error).__name__}: {error})"

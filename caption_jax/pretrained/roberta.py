@@ -103,7 +103,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=[*_FILES, "model-*.safetensors"]))
-    except Exception as error:
+    except Exception as error:  # the hub's client raises a dozen kinds
         raise FileNotFoundError(
             f"{name!r} is neither a local folder nor a model that the Hugging Face hub gives here ({error}): "
             "point to a folder with config.json and model.safetensors or flax_model.msgpack"

@@ -79,7 +79,7 @@ def index_images(
         Exit status: 0, or 1 when an image could not be read.
 
     Raises:
-        ValueError: there is no image, or the index was made with another model.
+        ValueError: the index was made with another model.
         FileNotFoundError: there is no such run.
     """
     images = list(images)

@@ -109,6 +109,8 @@ def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir
     assert "error: none.jpg: no such file" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"no images to index: \['nothing\*'\] names no file"):
         run_main("--mode=index", *where, "nothing*")
+    with pytest.raises(ValueError, match=r"no images to index: .*no folder that holds \.jpg"):
+        run_main("--mode=index", *where, index)
     assert run_main("--mode=index", *where) == 2
     assert "index what?" in capsys.readouterr().err
     assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 2
