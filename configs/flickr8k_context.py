@@ -9,7 +9,7 @@ r"""Flickr8k with context: what flickr8k_search.py trains, with captions of simi
 
 SEARCH is the workdir of flickr8k_search.py, FOLDER that of flickr8k.py; docs/context.md says what context is.
 --config.init_from=SEARCH starts from that run's weights instead of ImageNet's alone: so it was tried, for five epochs,
-and context gained nothing (docs/results/flickr8k_search.md has the figures, and why).
+and context gained nothing (docs/results/flickr8k_search.md has the figures).
 """
 
 from __future__ import annotations
