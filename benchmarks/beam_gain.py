@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caption_jax.checkpoints import read_weights
 from caption_jax.decoding import decode
 from caption_jax.decoding.beam import EXPONENTS
 from caption_jax.evaluation import compare, cross_tuned, intervals, score, score_images
+from caption_jax.weights import load_weights
 from caption_jax.workdir import read_description
 from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_splits
@@ -34,7 +34,7 @@ class Decoder:
         self.description = read_description(workdir)
         data = self.description.config.copy_and_resolve_references().unlock().data
         data.root = root or data.root
-        weights = read_weights(workdir)
+        weights = load_weights(workdir)
         self.step, self.variables = weights.step, weights.variables
         self.split, self.model = open_splits(data)[split_name], self.description.model()
         self._batches = list(self._encode(data))

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from PIL import Image
 
-from caption_jax.checkpoints import read_weights
 from caption_jax.description import RunDescription
 from caption_jax.programs import KeptProgram
+from caption_jax.weights import load_weights
 from caption_jax.workdir import read_description
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.tokenizer import BOS, EOS, PAD
@@ -214,7 +214,7 @@ def load(
     Raises:
         FileNotFoundError: the folder is not a workdir, or holds no checkpoint.
     """
-    return Captioner(read_description(workdir), read_weights(workdir, which).variables, decode_config, batch_size)
+    return Captioner(read_description(workdir), load_weights(workdir, which).variables, decode_config, batch_size)
 
 
 def _check_list(method: str, items: Any) -> None:

@@ -11,7 +11,6 @@ Nothing here knows the optimizer or the model, so that reading weights for infer
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,15 +20,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from caption_jax.weights import Weights
+
 PyTree = Any
-
-
-@dataclass(frozen=True)
-class Weights:
-    """A model's variables (`params`, `batch_stats`) and the step they were taken at."""
-
-    variables: PyTree
-    step: int
 
 
 @dataclass(frozen=True)
@@ -111,12 +104,12 @@ class Checkpoints:
 def read_weights(
     source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
-    """Reads a model for inference from a run's workdir.
+    """Reads a model's weights from a run's workdir; for inference, `caption_jax.weights.load_weights` is quicker.
 
     Args:
         source: a workdir.
         which: "best" (by validation CIDEr-D; the last one if nothing was evaluated yet) or "last".
-        sharding: where the arrays go; by default the first local device.
+        sharding: where the arrays go; None for NumPy arrays.
 
     Raises:
         FileNotFoundError: there is no checkpoint.
@@ -131,16 +124,6 @@ def read_weights(
     raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
 
 
-def fingerprint(variables: PyTree) -> str:
-    """SHA-256, in hexadecimal, of the names, shapes, types and values of all arrays of a tree."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree.leaves_with_path(variables):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.shape} {array.dtype}\n".encode())
-        digest.update(array.view(np.uint8).data if array.ndim else array.tobytes())
-    return digest.hexdigest()
-
-
 def has_checkpoint(workdir: str | epath.Path) -> bool:
     """Whether a run in `workdir` has saved a state to go on from."""
     return bool(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints" / "last"))
@@ -148,14 +131,13 @@ def has_checkpoint(workdir: str | epath.Path) -> bool:
 
 def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> PyTree:
     def place(saved: Any) -> Any:
-        if sharding is None:  # NumPy arrays are read in half the time, and put on one device all at once
+        if sharding is None:
             return np.empty(saved.shape, saved.dtype)
         return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
         template = jax.tree.map(place, checkpointer.metadata(folder).item_metadata["weights"].tree)
-        found = checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
-    return jax.device_put(found, jax.local_devices()[0]) if sharding is None else found
+        return checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:

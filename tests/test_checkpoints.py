@@ -121,9 +121,6 @@ def test_the_best_weights_are_those_for_inference(tmp_path):
     assert (best.step, last.step) == (20, 30)
     assert_same(best.variables, make_state(20).weights())
     assert_same(last.variables, make_state(30).weights())
-    assert {a.sharding for a in jax.tree.leaves(best.variables)} == {
-        jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    }
 
 
 def test_without_an_evaluation_the_last_weights_serve(tmp_path):
@@ -164,8 +161,7 @@ def test_a_run_moves_to_another_number_of_devices(tmp_path):
         found, _ = restore(workdir, template(state, after))
         assert_same(found, state)
         jax.tree.map(lambda a, sharding: a.sharding.is_equivalent_to(sharding, a.ndim) or pytest.fail(), found, after)
-    sharded = read_weights(tmp_path / "2").variables["params"]["decoder"]["embedding"]["embedding"]
-    assert len(sharded.devices()) == 1
+    assert_same(read_weights(tmp_path / "2").variables, state.weights())
     placed = jax.device_put(state, split)
     embedding = placed.opt_state.moments["from_step_0"].mu["decoder"]["embedding"]["embedding"]
     assert embedding.addressable_shards[0].data.shape == (4, 8)  # moments are split as their parameters are

@@ -32,7 +32,7 @@ class ModelIdentity:
 
     Attributes:
         step: of training.
-        weights: their `caption_jax.checkpoints.fingerprint`.
+        weights: their `caption_jax.weights.fingerprint`.
     """
 
     step: int

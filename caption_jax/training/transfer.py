@@ -51,7 +51,7 @@ def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTr
             new[path] = jnp.asarray(value).at[rows[0]].set(jnp.asarray(given)[rows[1]])
             partly.append(f"{path} ({len(rows[0])} of {len(value)} rows)")
         elif given is not None and given.shape == value.shape:
-            new[path] = given
+            new[path] = jnp.asarray(given)
             taken.append(path)
         else:
             kept[path] = path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)"
