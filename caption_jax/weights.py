@@ -1,7 +1,7 @@
 """A trained model's weights for inference, read from Orbax's checkpoint once and from one plain file after that.
 
 Orbax and its hundreds of small arrays were a third of a start that captions one image. So `load_weights` leaves what
-it has read in `<workdir>/weights/<best or last>.safetensors`, with a note of the checkpoint that it is of. The file is a
+it has read in `<workdir>/weights/<best or last>.safetensors`, with a note of the checkpoint it is of. The file is a
 copy: it may be deleted at any time, and is made anew when there is another checkpoint.
 """
 
