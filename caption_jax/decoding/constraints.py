@@ -158,6 +158,16 @@ def no_repeat_ngram(size: int) -> Constraint:
     return apply
 
 
+def no_double() -> Constraint:
+    """No token stands directly after itself, as in "a large large dog"."""
+
+    def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
+        doubled = jnp.arange(log_probs.shape[-1]) == progress.last(1)
+        return _forbid(log_probs, doubled & (progress.step > 0))
+
+    return apply
+
+
 def repetition_penalty(penalty: float | jax.Array) -> Constraint:
     """Multiplies the log-probability of tokens that the caption already holds by `penalty`, 1 or more.
 

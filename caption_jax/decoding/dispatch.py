@@ -109,6 +109,8 @@ def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = Non
         found.append(on.min_length(settings["min_length"], eos_id=EOS_ID))
     if settings["no_repeat_ngram"]:
         found.append(on.no_repeat_ngram(settings["no_repeat_ngram"]))
+    if settings["no_double"]:
+        found.append(on.no_double())
     if settings["repetition_penalty"] < 1:
         raise ValueError(f"config.decode.repetition_penalty is {settings['repetition_penalty']}; it must be 1 or more")
     if settings["repetition_penalty"] > 1:

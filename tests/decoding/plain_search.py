@@ -65,6 +65,10 @@ def no_repeat(size: int) -> Rule:
     return forbid(repeats)
 
 
+def no_double() -> Rule:
+    return forbid(lambda said: any(one == next_one for one, next_one in itertools.pairwise(said)))
+
+
 def less_of_the_same(penalty: float) -> Rule:
     return lambda said, scores: [s * penalty if i in said and s > -math.inf else s for i, s in enumerate(scores)]
 

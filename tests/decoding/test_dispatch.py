@@ -61,6 +61,18 @@ def test_constraints_hold(method):
             assert caption[0] == 4 and caption[3] == EOS and len(set(caption.tolist())) == 4
 
 
+@pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
+def test_no_token_is_doubled(method):
+    config = {"method": method, "draws": 8, "min_length": 5}
+    doubled = {asked: 0 for asked in (False, True)}
+    for seed in range(4):
+        variables, memory = random_captioner(seed)
+        for asked in doubled:
+            tokens = np.asarray(decode(MODEL, variables, memory, {**config, "no_double": asked}).all_tokens)
+            doubled[asked] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
+    assert doubled[True] == 0 < doubled[False]
+
+
 def test_words_are_banned_as_they_stand_inside_a_sentence():
     asked = {**default_config().decode.to_dict(), "banned_words": ("be",), "banned_endings": ("a", "e b")}
     assert len(constraints_from(asked, Letters())) == 3
