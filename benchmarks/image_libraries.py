@@ -3,14 +3,16 @@
     python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
 
 The choice of `input_pipeline.images` and `input_pipeline.resampling`: simplejpeg and kornia-rs. Pillow stands beside
-them, and OpenCV and imagecodecs where they are installed. FOLDER holds photographs (.jpg), by default those beside a
-development checkout. Rounds alternate and the median counts. The last line is JSON; its `ratio` is the worst of the
-cells', a library's time over ours.
+them, and OpenCV and imagecodecs where they are installed; kornia-rs decodes, too, in Rust (zune-jpeg). At an eighth a
+decoder makes one pixel of each block: what that takes is the reading of its Huffman codes, which no scale saves.
+FOLDER holds photographs (.jpg), by default those beside a development checkout. Rounds alternate and the median counts.
+The last line is JSON; its `ratio` is the worst of the cells', a library's time over ours.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.util
 import io
 import statistics
@@ -22,6 +24,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from kornia_rs import imgproc
+from kornia_rs import io as io_of_kornia
 from PIL import Image
 
 from benchmarks.alternate import print_result
@@ -32,22 +35,27 @@ Work = Callable[[Any], Any]
 
 
 def decoders() -> dict[str, dict[str, Work]]:
-    """From encoded bytes to pixels: of the whole image, and at half its size. The first of each is ours."""
+    """From encoded bytes to pixels: of the whole image, and of it made smaller. The first of each is ours."""
 
-    def pillow(data: bytes, half: bool) -> np.ndarray:
+    def pillow(data: bytes, factor: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
-        if half:
-            image.draft(None, (image.width // 2, image.height // 2))
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))
         return np.asarray(image.convert("RGB"))
 
-    def simple(data: bytes) -> np.ndarray:
+    def simple(data: bytes, factor: int) -> np.ndarray:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
-        return simplejpeg.decode_jpeg(data, min_width=-(-width // 2), min_height=-(-height // 2))
+        return simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
 
-    found = {
-        "decode": {"simplejpeg": simplejpeg.decode_jpeg, "Pillow": lambda data: pillow(data, False)},
-        "decode at a half": {"simplejpeg": simple, "Pillow": lambda data: pillow(data, True)},
+    factors = {"decode": 1, "decode at a half": 2, "decode at an eighth": 8}
+    found: dict[str, dict[str, Work]] = {
+        kind: {
+            "simplejpeg": functools.partial(simple, factor=factor),
+            "Pillow": functools.partial(pillow, factor=factor),
+        }
+        for kind, factor in factors.items()
     }
+    found["decode"]["kornia-rs"] = io_of_kornia.decode_image_jpeg
     if importlib.util.find_spec("cv2"):
         import cv2
 
@@ -103,7 +111,7 @@ def main() -> None:
     cells = {}
     for task, (libraries, items) in tasks.items():
         found = measure(libraries, items, options.rounds)
-        print(f"{task:18}", ", ".join(f"{name} {value:.2f} ms" for name, value in found.items()), flush=True)
+        print(f"{task:19}", ", ".join(f"{name} {value:.2f} ms" for name, value in found.items()), flush=True)
         ours, *others = found.items()
         for name, value in others:
             cells[f"{task}: {name}"] = {"ours": ours[1], "peer": value, "ratio": value / ours[1]}
