@@ -147,6 +147,7 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
         cost = _cost(planned, images, program)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
+    rows = images * mesh.shape["data"]
     found: dict[str, Any] = {
         "images_per_chip": images,
         "compile_seconds": round(cost.seconds, 1),
@@ -166,7 +167,8 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
             "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.state.params},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
-        "collectives": _collectives(cost, mesh, images * mesh.shape["data"]),
+        "collectives": _collectives(cost, mesh, rows),
+        "rows_like_weights": any(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.state.params)),
     }
     if topology.chip:
         limits = roofline(cost, topology.chip)
@@ -191,7 +193,8 @@ def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[st
     """Collectives of one kind over the same axis, together; largest first.
 
     Arrays with a row for each image of the whole batch stand apart as gathered: the compiler also writes a gather as a
-    sum of arrays that are 0 but for each device's rows.
+    sum of arrays that are 0 but for each device's rows. (So do, by chance, weights with as many rows:
+    `rows_like_weights`.)
     """
     groups: dict[tuple[str, str], list] = {}
     for collective in cost.collectives:

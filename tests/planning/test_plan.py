@@ -57,6 +57,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert gathers and sum(group["bytes"] for group in gathers) >= 16 * 2 * width * 4
     reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
     assert reductions["bytes"] >= 4 * found["parameters"]["trained"]
+    assert train["rows_like_weights"] and "count as such" in printed  # 16 images, and a text encoder 16 wide
     assert "all-gather (data)" in printed and "decode: 2 images a chip" in printed
 
 
@@ -64,9 +65,9 @@ def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
     changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
     first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
     early = planned(workdir, Request("cpu:1", (), "6", 2, 290), **changes)
-    late = planned(workdir, Request("cpu:1", ("encoder",), "7", 2, 290), **changes)
+    late = planned(workdir, Request("cpu:1", ("encoder",), "7", 7, 290), **changes)
     last = planned(workdir, Request("cpu:1", (), "last", 2, 290), **changes)
-    assert late["phase"]["starts"] == [0, 7]
+    assert late["phase"]["starts"] == [0, 7] and not late["programs"]["encoder"]["rows_like_weights"]
     assert first["parameters"] == early["parameters"] != late["parameters"] == last["parameters"]
     flops = [found["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] for found in (first, late)]
     assert flops[0] < 0.7 * flops[1]  # frozen convolutions have no gradients
