@@ -3,8 +3,9 @@
     python -m benchmarks.beam_gain WORKDIR [--split=val] [--beams=5] [--out=FILE] [--config.data.root=FOLDER]
 
 The split is cut into two halves (every other image). For each half the penalty of the best CIDEr-D is chosen on the
-other half; the captions so chosen, over all images, are compared with greedy ones by a paired bootstrap. The images are
-encoded once; a penalty's exponent is an argument of the compiled search, so that all exponents cost one compilation.
+other half; the captions so chosen, over all images, are compared with greedy ones by a paired bootstrap. What else the
+run's config asks of captions holds for both. The images are encoded once; a penalty's exponent is an argument of the
+compiled search, so that all exponents cost one compilation.
 """
 
 from __future__ import annotations
@@ -51,18 +52,20 @@ class Decoder:
             yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]
 
     def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
-        """Image id -> caption."""
+        """Image id -> caption, by the decoding that the run's config asks for but for `settings`."""
+        settings = {**self.description.config.decode.to_dict(), **settings}
         fixed = {name: value for name, value in settings.items() if name != "alpha"}
         name = json.dumps(fixed)
         if name not in self._compiled:
 
             def run(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
-                return decode(self.model, variables, memory, {**fixed, "alpha": alpha}).tokens
+                vocabulary = self.description.vocabulary
+                return decode(self.model, variables, memory, {**fixed, "alpha": alpha}, vocabulary=vocabulary).tokens
 
             self._compiled[name] = jax.jit(run)
         found = {image_id: "" for image_id in self.split.image_ids}
         for memory, index in self._batches:
-            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(settings.get("alpha", 0.0))))
+            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(settings["alpha"])))
             for row, place in enumerate(index):
                 found[self.split.image_ids[int(place)]] = self.description.vocabulary.decode(tokens[row])
         return found
@@ -79,13 +82,12 @@ def main() -> None:
     options = parser.parse_args()
     decoder = Decoder(options.workdir, options.split, options.root)
     references = dict(decoder.split.references)
-    limit = decoder.description.config.decode.max_length
     settings = [
-        {"method": "beam", "beams": options.beams, "max_length": limit, "length_penalty": name, "alpha": alpha}
+        {"method": "beam", "beams": options.beams, "length_penalty": name, "alpha": alpha}
         for name, alphas in EXPONENTS.items()
         for alpha in alphas
     ]
-    greedy = decoder.captions({"method": "greedy", "max_length": limit})
+    greedy = decoder.captions({"method": "greedy"})
     found = []
     for setting in settings:
         found.append(decoder.captions(setting))
