@@ -4,8 +4,8 @@
 
 The split is cut into two halves (every other image). For each half the penalty of the best CIDEr-D is chosen on the
 other half; the captions so chosen, over all images, are compared with greedy ones by a paired bootstrap. What else the
-run's config asks of captions holds for both. The images are encoded once; a penalty's exponent is an argument of the
-compiled search, so that all exponents cost one compilation.
+run's config asks of captions holds for both, but for re-ranking. The images are encoded once; a penalty's exponent is
+an argument of the compiled search, so that all exponents cost one compilation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 from caption_jax.decoding import decode
 from caption_jax.decoding.beam import EXPONENTS
 from caption_jax.evaluation import compare, cross_tuned, intervals, score, score_images
-from caption_jax.weights import load_weights
+from caption_jax.loading import load_weights
 from caption_jax.workdir import read_description
 from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_splits
@@ -53,7 +53,7 @@ class Decoder:
 
     def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
         """Image id -> caption, by the decoding that the run's config asks for but for `settings`."""
-        settings = {**self.description.config.decode.to_dict(), **settings}
+        settings = {**self.description.config.decode.to_dict(), "rerank_weight": 0.0, **settings}
         fixed = {name: value for name, value in settings.items() if name != "alpha"}
         name = json.dumps(fixed)
         if name not in self._compiled:

@@ -15,9 +15,10 @@ counted, neither norms, softmax, dropout nor the optimizer. The cell's ratio is 
 
 Captions have as many tokens as Flickr8k's (13.3 on average that are read to predict another, deviation 3.8), at random
 from the vocabulary. Ours is the program that a run compiles (`caption_jax.training.program`), and its batches are put
-on the device as those of a run. Float32. Each contestant has a process of its own, and they take turns. Needs the bench
-extra. `--clock=processor` counts seconds of processor time, all cores together, in place of wall time: on a machine
-with other work, that is what repeats. The last line is JSON; its `ratio` is the worst of the cells'.
+on the device as those of a run. Float32. Each contestant has a process of its own, and they take turns, each of which
+begins with work that does not count. Needs the bench extra. `--clock=processor` counts seconds of processor time, all
+cores together, in place of wall time: on a machine with other work, that is what repeats. The last line is JSON; its
+`ratio` is the worst of the cells'.
 """
 
 from __future__ import annotations
@@ -213,7 +214,7 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
-        uncounted = 10 if options.serve.startswith("product_") else 1  # both go on without pauses in use
+        uncounted = 10 if options.serve.startswith("product_") else 1  # steps and products follow each other in use
         serve(contestant(options.serve, options.batch, options.captions), uncounted=uncounted)
         return
 

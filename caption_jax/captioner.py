@@ -15,8 +15,8 @@ from jaxtyping import Float32, Int32
 from PIL import Image
 
 from caption_jax.description import RunDescription
+from caption_jax.loading import load_weights
 from caption_jax.programs import KeptProgram
-from caption_jax.weights import load_weights
 from caption_jax.workdir import read_description
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.tokenizer import BOS, EOS, PAD

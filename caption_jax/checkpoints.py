@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from caption_jax.weights import Weights
+from caption_jax.weights import CHOICES, Weights
 
 PyTree = Any
 
@@ -104,7 +104,7 @@ class Checkpoints:
 def read_weights(
     source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
-    """Reads a model's weights from a run's workdir; for inference, `caption_jax.weights.load_weights` is quicker.
+    """Reads a model's weights from a run's workdir; for inference, `caption_jax.loading.load_weights` is quicker.
 
     Args:
         source: a workdir.
@@ -115,10 +115,10 @@ def read_weights(
         FileNotFoundError: there is no checkpoint.
         ValueError: `which` is neither of the two.
     """
-    if which not in ("best", "last"):
+    if which not in CHOICES:
         raise ValueError(f"which checkpoint? 'best' or 'last', not {which!r}")
     folder = epath.Path(source).resolve() / "checkpoints"
-    for name in ("best", "last") if which == "best" else ("last",):
+    for name in CHOICES[which]:
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
     raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")

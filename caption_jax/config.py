@@ -200,7 +200,7 @@ def _decode() -> ConfigDict:
     # beam, sample: candidates (all beams, all draws) are ranked by score + rerank_weight x cosine of caption and image;
     # 0 for no such ranking. Needs a model trained with objective.contrastive_weight; `--mode=tune` finds the value.
     decode.rerank_weight = 0.0
-    decode.no_double = False  # no token directly after itself, as in "a large large dog"
+    decode.double_tokens = "allow"  # a token directly after itself, as in "a large large dog": "allow" or "forbid"
     decode.no_repeat_ngram = 0  # no so many tokens in a row twice; 0 for no such rule
     decode.repetition_penalty = 1.0  # log-probabilities of tokens that are already there are multiplied by this
     decode.banned_words = ()  # words or phrases that no caption holds

@@ -1,12 +1,8 @@
-"""A trained model's weights for inference, read from Orbax's checkpoint once and from one plain file after that.
-
-Orbax and its hundreds of small arrays were a third of a start that captions one image. So `load_weights` leaves what
-it has read in `<workdir>/weights/<best or last>.safetensors`, with a note of the checkpoint it is of. The file is a
-copy: it may be deleted at any time, and is made anew when there is another checkpoint.
-"""
+"""A model's weights, and the plain file that holds a copy of them: named arrays, in the safetensors format."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import logging
@@ -22,6 +18,9 @@ from safetensors.numpy import save
 
 PyTree = Any
 
+# Folders of checkpoints, of which the first counts that holds one: the last serves as the best if none was evaluated.
+CHOICES = {"best": ("best", "last"), "last": ("last",)}
+
 log = logging.getLogger(__name__)
 
 
@@ -31,32 +30,6 @@ class Weights:
 
     variables: PyTree
     step: int
-
-
-def load_weights(workdir: str | os.PathLike[str], which: str = "best") -> Weights:
-    """Reads a model onto the first local device, from the plain file where it is of the newest checkpoint.
-
-    Args:
-        workdir: a run's workdir; one on a bucket has no plain file.
-        which: "best" (by validation CIDEr-D; the last one if nothing was evaluated yet) or "last".
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: `which` is neither of the two.
-    """
-    newest = _newest(Path(workdir, "checkpoints"), which)
-    file = Path(workdir, "weights", f"{which}.safetensors")
-    variables = _read(file, _note(newest)) if newest else None
-    if newest and variables:
-        step = int(newest.name)
-    else:
-        from caption_jax.checkpoints import read_weights  # Orbax: not needed by a start that finds the file
-
-        read = read_weights(workdir, which)
-        variables, step = read.variables, read.step
-        if newest and newest.name == str(step):  # or a run has just saved another one
-            _keep(file, variables, _note(newest))
-    return Weights(jax.device_put(variables, jax.local_devices()[0]), step)
 
 
 def fingerprint(variables: PyTree) -> str:
@@ -69,26 +42,13 @@ def fingerprint(variables: PyTree) -> str:
     return digest.hexdigest()
 
 
-def _newest(checkpoints: Path, which: str) -> Path | None:
-    """The folder of the newest checkpoint of a local workdir; whether it is whole is for Orbax to say."""
-    for name in ("best", "last") if which == "best" else ("last",):
-        if steps := [path for path in (checkpoints / name).glob("*") if path.name.isdigit()]:
-            return max(steps, key=lambda path: int(path.name))
-    return None
-
-
-def _note(checkpoint: Path) -> str:
-    """What tells a checkpoint from another one, of the same step too."""
-    return f"{checkpoint.parent.name}/{checkpoint.name} {checkpoint.stat().st_mtime_ns}"
-
-
-def _read(file: Path, note: str) -> PyTree | None:
-    """The variables in a plain file; None where there is none, or where it is of another checkpoint."""
+def read_plain_file(file: Path, note: str) -> PyTree | None:
+    """The variables in a file that was written with this note; None where there is none."""
     try:
         with safe_open(file, "numpy") as opened:
-            if (opened.metadata() or {}).get("checkpoint") != note:
+            if (opened.metadata() or {}).get("note") != note:
                 return None
-            return _nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
+            return nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
     except FileNotFoundError:
         return None
     except (SafetensorError, OSError) as error:
@@ -96,24 +56,27 @@ def _read(file: Path, note: str) -> PyTree | None:
         return None
 
 
-def _keep(file: Path, variables: PyTree, note: str) -> None:
-    """Writes the plain file, whole or not at all; a workdir that cannot be written to does without."""
+def write_plain_file(file: Path, variables: PyTree, note: str) -> None:
+    """Writes variables, whole or not at all; where that is not possible, says so and goes on."""
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(exist_ok=True)
-        part.write_bytes(save(_flat(variables), {"checkpoint": note}))
+        part.write_bytes(save(flat(variables), {"note": note}))  # save_file's would be for its owner's eyes only
         part.replace(file)
     except (SafetensorError, OSError) as error:
-        log.info("the weights cannot be kept in a plain file: %s", error)
+        log.warning("the weights cannot be kept in %s for the next start: %s", file, error)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
-def _flat(tree: PyTree) -> dict[str, np.ndarray]:
+def flat(tree: PyTree) -> dict[str, np.ndarray]:
     """Arrays in dictionaries of dictionaries, by names joined with slashes."""
-    return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
+    leaves = jax.tree.leaves_with_path(tree)
+    return {"/".join(key.key for key in path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
-def _nested(arrays: dict[str, np.ndarray]) -> PyTree:
-    """The reverse of `_flat`."""
+def nested(arrays: dict[str, np.ndarray]) -> PyTree:
+    """The reverse of `flat`, without dictionaries that hold nothing."""
     tree: PyTree = {}
     for name, array in arrays.items():
         *above, last = name.split("/")

@@ -61,6 +61,6 @@ def get_config() -> ConfigDict:
         (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),
     )
     config.train.epochs = 20
-    config.decode.no_double = True
     config.train.patience = 5
+    config.decode.double_tokens = "forbid"
     return config.lock()

@@ -6,8 +6,8 @@
 FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt. For a folder of your own start
 from configs/folder.py.
 
-Dev scores, best of twelve epochs (the eighth): CIDEr-D 0.476, BLEU-4 0.191 greedy, 0.509 and 0.211 with five beams. Wall
-time 18 minutes on two cores of an AMD EPYC, four of them for the features of the encoder.
+Dev scores, best of twelve epochs (the eighth): CIDEr-D 0.476, BLEU-4 0.191 greedy, 0.509 and 0.211 with five beams.
+Wall time 18 minutes on two cores of an AMD EPYC, four of them for the features of the encoder.
 Curves, and what it reached from pixels: docs/results/flickr8k.md.
 """
 
@@ -63,5 +63,5 @@ def get_config() -> ConfigDict:
     config.data.feature_cache.views = 4
     config.train.epochs = 12
     config.decode.max_length = 22
-    config.decode.no_double = True
+    config.decode.double_tokens = "forbid"
     return config.lock()

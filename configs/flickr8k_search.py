@@ -5,8 +5,9 @@
 
 FOLDER is that of flickr8k.py. The text encoder, two layers 256 wide, is trained from nothing together with the rest.
 
-Dev, seed 0: image to text R@10 0.653, text to image 0.582; captions as without it (CIDEr-D 0.482 greedy), and 0.513
-ranked by the image out of 15 beams. Two seeds, commands and intervals: docs/results/flickr8k_search.md.
+Dev, seed 0: image to text R@10 0.653, text to image 0.582; captions as without it (CIDEr-D 0.483 greedy), and 0.513
+ranked by the image out of 15 beams (with double_tokens="allow"). Two seeds, commands and intervals:
+docs/results/flickr8k_search.md.
 """
 
 from __future__ import annotations

@@ -158,8 +158,8 @@ def no_repeat_ngram(size: int) -> Constraint:
     return apply
 
 
-def no_double() -> Constraint:
-    """No token stands directly after itself, as in "a large large dog"."""
+def no_double_tokens() -> Constraint:
+    """No token stands directly after itself, as in "a large large dog"; words of several tokens may."""
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         doubled = jnp.arange(log_probs.shape[-1]) == progress.last(1)

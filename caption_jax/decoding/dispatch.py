@@ -104,13 +104,17 @@ def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = Non
     """The constraints that a config's `decode` part asks for; <s> and <pad> are always banned."""
     if settings["at_limit"] not in ("cut", "end"):
         raise ValueError(f'config.decode.at_limit is {settings["at_limit"]!r}; it must be "cut" or "end"')
+    if settings["double_tokens"] not in ("allow", "forbid"):
+        raise ValueError(
+            f'config.decode.double_tokens is {settings["double_tokens"]!r}; it must be "allow" or "forbid"'
+        )
     found = [on.banned_tokens([BOS_ID, PAD_ID])]
     if settings["min_length"] > 2:
         found.append(on.min_length(settings["min_length"], eos_id=EOS_ID))
     if settings["no_repeat_ngram"]:
         found.append(on.no_repeat_ngram(settings["no_repeat_ngram"]))
-    if settings["no_double"]:
-        found.append(on.no_double())
+    if settings["double_tokens"] == "forbid":
+        found.append(on.no_double_tokens())
     if settings["repetition_penalty"] < 1:
         raise ValueError(f"config.decode.repetition_penalty is {settings['repetition_penalty']}; it must be 1 or more")
     if settings["repetition_penalty"] > 1:

@@ -33,7 +33,7 @@ def print_plan(found: dict[str, Any]) -> None:
             gathered = f" ({_short(group['gathered'])}B: a row for each image)" if group["gathered"] else ""
             print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent by each chip")
         if program["rows_like_weights"] and any(group["gathered"] for group in program["collectives"]):
-            print("  weights with as many rows as the batch of all chips count as such: see another --images_per_chip")
+            print("  weights with as many rows as the batch of all chips count as such: try another --images_per_chip")
         if not program["collectives"]:
             print("  no collectives")
     if "largest_batch" in found:

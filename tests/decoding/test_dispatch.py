@@ -64,13 +64,13 @@ def test_constraints_hold(method):
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_no_token_is_doubled(method):
     config = {"method": method, "draws": 8, "min_length": 5}
-    doubled = {asked: 0 for asked in (False, True)}
+    doubled = {"allow": 0, "forbid": 0}
     for seed in range(4):
         variables, memory = random_captioner(seed)
         for asked in doubled:
-            tokens = np.asarray(decode(MODEL, variables, memory, {**config, "no_double": asked}).all_tokens)
+            tokens = np.asarray(decode(MODEL, variables, memory, {**config, "double_tokens": asked}).all_tokens)
             doubled[asked] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
-    assert doubled[True] == 0 < doubled[False]
+    assert doubled["forbid"] == 0 < doubled["allow"]
 
 
 def test_words_are_banned_as_they_stand_inside_a_sentence():
@@ -93,6 +93,7 @@ def test_words_are_banned_as_they_stand_inside_a_sentence():
         ({"method": "viterbi"}, "'viterbi'"),
         ({"beam": 3}, "unknown keys beam"),
         ({"at_limit": "stop"}, "at_limit"),
+        ({"double_tokens": "no"}, "double_tokens"),
         ({"repetition_penalty": 0.5}, "1 or more"),
         ({"banned_words": ("a",)}, "pass the vocabulary"),
     ],

@@ -65,7 +65,7 @@ def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
     changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
     first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
     early = planned(workdir, Request("cpu:1", (), "6", 2, 290), **changes)
-    late = planned(workdir, Request("cpu:1", ("encoder",), "7", 7, 290), **changes)
+    late = planned(workdir, Request("cpu:1", ("encoder",), "7", 7, 290), **changes)  # no weights have 7 rows
     last = planned(workdir, Request("cpu:1", (), "last", 2, 290), **changes)
     assert late["phase"]["starts"] == [0, 7] and not late["programs"]["encoder"]["rows_like_weights"]
     assert first["parameters"] == early["parameters"] != late["parameters"] == last["parameters"]

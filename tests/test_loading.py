@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -12,7 +13,8 @@ import pytest
 
 import caption_jax.checkpoints
 from caption_jax.checkpoints import Checkpoints
-from caption_jax.weights import Weights, fingerprint, load_weights
+from caption_jax.loading import load_weights
+from caption_jax.weights import Weights, fingerprint, read_plain_file, write_plain_file
 
 
 def variables(step: int) -> dict:
@@ -68,6 +70,7 @@ def test_a_newer_checkpoint_is_read(tmp_path):
     assert_of(load_weights(tmp_path), 4)
     save(tmp_path, 9)
     assert_of(load_weights(tmp_path), 9)
+    assert_of(load_weights(tmp_path, "last"), 9)
     save(tmp_path, 10, best=False)  # compared as numbers: "9" > "10"
     assert_of(load_weights(tmp_path), 9)
     assert_of(load_weights(tmp_path, "last"), 10)
@@ -111,12 +114,51 @@ def test_a_file_that_was_cut_short_is_made_again(tmp_path, caplog, size):
     assert file.read_bytes() == whole
 
 
-def test_a_workdir_that_cannot_be_written_to_serves(tmp_path):
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    save(tmp_path, 4)
+    save(tmp_path / "again", 4, value=7)
+    read = caption_jax.checkpoints.read_weights
+
+    def read_slowly(*arguments):
+        found = read(*arguments)
+        (tmp_path / "checkpoints").rename(tmp_path / "old")
+        (tmp_path / "again" / "checkpoints").rename(tmp_path / "checkpoints")
+        return found
+
+    monkeypatch.setattr(caption_jax.checkpoints, "read_weights", read_slowly)
+    assert_of(load_weights(tmp_path), 4)
+    monkeypatch.undo()
+    assert_of(load_weights(tmp_path), 4, value=7)
+
+
+def test_a_workdir_that_cannot_be_written_to_serves(tmp_path, caplog):
     save(tmp_path, 4)
     (tmp_path / "weights").write_text("where the folder would be")
-    assert_of(load_weights(tmp_path), 4)
-    assert_of(load_weights(tmp_path), 4)
+    with caplog.at_level(logging.WARNING):
+        assert_of(load_weights(tmp_path), 4)
+    assert "cannot be kept" in caplog.text
     assert sorted(os.listdir(tmp_path)) == ["checkpoints", "weights"]
+
+
+def test_a_disk_that_runs_full_leaves_nothing_behind(tmp_path, monkeypatch):
+    save(tmp_path, 4)
+
+    def write_a_part(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[:9])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", write_a_part)
+    assert_of(load_weights(tmp_path), 4)
+    assert os.listdir(tmp_path / "weights") == []
+
+
+def test_layouts_and_scalars_are_kept(tmp_path):
+    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    write_plain_file(tmp_path / "of" / "best", {"a": {"turned": turned, "one": np.float32(2)}}, "note")
+    found = read_plain_file(tmp_path / "of" / "best", "note")
+    assert found["a"]["turned"].tolist() == turned.tolist() and found["a"]["one"] == 2 and found["a"]["one"].shape == ()
+    assert read_plain_file(tmp_path / "of" / "best", "another note") is None
 
 
 def test_what_is_not_there_is_said(tmp_path):
