@@ -215,5 +215,6 @@ def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp
         ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True, check=False
     )
     assert (closed.returncode, len(closed.stdout)) == (141, 1) and "Traceback" not in closed.stderr
-    assert run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg").returncode == 1
+    refused = run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg")
+    assert refused.returncode == 2 and "takes no arguments" in refused.stderr and "Traceback" not in refused.stderr
     assert "--workdir" in run("--mode=evaluate").stderr
