@@ -8,8 +8,9 @@ r"""Flickr8k with context: what flickr8k_search.py trains, with captions of simi
     python main.py --mode=evaluate --workdir=WORKDIR [--context=none|shuffled]
 
 SEARCH is the workdir of flickr8k_search.py, FOLDER that of flickr8k.py; docs/context.md says what context is.
---config.init_from=SEARCH starts from that run's weights instead of ImageNet's alone: so it was tried, for five epochs,
-and context gained nothing (docs/results/flickr8k_search.md has the figures).
+Dev, seed 0: CIDEr-D 0.483 greedy with the context of the image, 0.460 without, 0.389 with another image's; a model that
+never had context reaches 0.483 as well. From SEARCH's weights (--config.init_from=SEARCH, five epochs) context changed
+nothing. docs/results/flickr8k_search.md has the figures.
 """
 
 from __future__ import annotations
