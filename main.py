@@ -70,7 +70,7 @@ def command(argv: list[str]) -> int:
     except app.UsageError as error:
         print(f"error: {error} (main.py --help lists all flags)", file=sys.stderr)
         return 2
-    except Exception as error:
+    except Exception as error:  # any kind: what is not for the user is raised again
         from caption_jax.user_errors import message_for_the_user
 
         message = message_for_the_user(error)

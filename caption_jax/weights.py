@@ -61,7 +61,7 @@ def write_plain_file(file: Path, variables: PyTree, note: str) -> None:
     part = file.with_name(f"{file.name}.{os.getpid()}.part")
     try:
         file.parent.mkdir(exist_ok=True)
-        part.write_bytes(save(flat(variables), {"note": note}))  # save_file's would be for its owner's eyes only
+        part.write_bytes(save(flat(variables), {"note": note}))  # only their owner can read what save_file makes
         part.replace(file)
     except (SafetensorError, OSError) as error:
         log.warning("the weights cannot be kept in %s for the next start: %s", file, error)

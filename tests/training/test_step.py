@@ -65,7 +65,7 @@ class Setup:
         owners = parameter_shardings(params, self.config.mesh.rules, self.mesh)
         return shardings_like(state, params, owners, self.mesh)
 
-    @functools.cache  # noqa: B019
+    @functools.cache  # noqa: B019, keeps a few trainers of one module alive, and saves compiling their steps again
     def step(self, frozen: frozenset[str]) -> Callable:
         model = model_of(self.config, frozen_norms(frozen))
         update = make_train_step(model, self.optimizer[0], PREPROCESSING, self.config, frozen)
