@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from caption_jax.process import end_at_once, restart_with_huge_pages, set_up_process
+from caption_jax.runtime.process import end_at_once, restart_with_huge_pages, set_up_process
 
 if TYPE_CHECKING:
-    from caption_jax.training.assessment import Assessment
+    from caption_jax.evaluation.assessment import Assessment
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
@@ -71,7 +71,7 @@ def command(argv: list[str]) -> int:
         print(f"error: {error} (main.py --help lists all flags)", file=sys.stderr)
         return 2
     except Exception as error:  # any kind: what is not for the user is raised again
-        from caption_jax.user_errors import message_for_the_user
+        from caption_jax.errors import message_for_the_user
 
         message = message_for_the_user(error)
         if message is None:
@@ -106,8 +106,8 @@ def _train(_: list[str]) -> int:
 def _evaluate(_: list[str]) -> int:
     from etils import epath
 
-    from caption_jax.training.experiment import open_experiment
-    from caption_jax.training.final_evaluation import evaluate_split
+    from caption_jax.evaluation.final_evaluation import evaluate_split
+    from caption_jax.runs.experiment import open_experiment
 
     experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
     _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, _kind_of_context()))
@@ -118,8 +118,8 @@ def _tune(_: list[str]) -> int:
     import jax
     from etils import epath
 
-    from caption_jax.training.experiment import open_experiment
-    from caption_jax.training.tune import print_tuning, tune_split
+    from caption_jax.evaluation.tuning import print_tuning, tune_split
+    from caption_jax.runs.experiment import open_experiment
 
     experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
     found = tune_split(experiment, _SPLIT.value, _kind_of_context())
@@ -139,15 +139,15 @@ def _print(found: Assessment | None) -> None:
     """Prints what an evaluation found, if there was one; of several processes the first does."""
     import jax
 
-    from caption_jax.training.report import print_evaluation
+    from caption_jax.evaluation.report.terminal import print_evaluation
 
     if found is not None and jax.process_index() == 0:
         print_evaluation(found)
 
 
 def _caption(arguments: list[str]) -> int:
-    from caption_jax.captioner import load
-    from caption_jax.captioning_files import caption_files
+    from caption_jax.inference.caption_files import caption_files
+    from caption_jax.inference.captioner import load
 
     captioner = load(_WORKDIR.value, _CHECKPOINT.value, _CONFIG.value.decode)
     return caption_files(captioner, arguments, _FORMAT.value, _CONTEXT.value or ())
@@ -235,7 +235,7 @@ def _set_up_platform() -> None:
     set_up_process()
     import jax
 
-    from caption_jax.training.monitoring import quiet_libraries
+    from caption_jax.telemetry.monitoring import quiet_libraries
 
     quiet_libraries()
     if _MODE.value == "plan":

@@ -21,9 +21,9 @@ import numpy as np
 
 from caption_jax.decoding import decode
 from caption_jax.decoding.beam import EXPONENTS
-from caption_jax.evaluation import compare, cross_tuned, intervals, score, score_images
-from caption_jax.loading import load_weights
-from caption_jax.workdir import read_description
+from caption_jax.metrics import compare, cross_tuned, intervals, score, score_images
+from caption_jax.runs.loading import load_weights
+from caption_jax.runs.workdir import read_description
 from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_splits
 

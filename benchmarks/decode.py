@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from caption_jax.decoding import beam_search
-from caption_jax.decoding.search import largest
-from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.decoding.beam_loop import largest
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 

@@ -14,18 +14,18 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
-from caption_jax.process import HUGE_PAGES
+from caption_jax.runtime.process import HUGE_PAGES
 
 
 def our_encoder(batch: int) -> Callable[[], Any]:
     """The forward pass of the encoder of a run."""
-    from caption_jax.process import set_up_process
+    from caption_jax.runtime.process import set_up_process
 
     set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
     import jax
     import numpy as np
 
-    from caption_jax.models.efficientnet import EfficientNet
+    from caption_jax.models.backbones.efficientnet import EfficientNet
 
     model = EfficientNet("b0", padding="symmetric", norm_epsilon=1e-5)
     images = jax.device_put(np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32))

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from caption_jax.models import efficientnet, variants
+from caption_jax.models.backbones import efficientnet
+from caption_jax.models.backbones import efficientnet_variants as variants
 from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.planning.cost import Cost, measure
 from caption_jax.planning.topology import parse_topology, prepare

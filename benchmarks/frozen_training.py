@@ -31,7 +31,7 @@ import numpy as np
 
 from benchmarks.alternate import alternate, contest, print_result, serve
 from benchmarks.peers.keras_published import Design
-from caption_jax.process import HUGE_PAGES
+from caption_jax.runtime.process import HUGE_PAGES
 
 MEAN, DEVIATION = 13.25, 3.84  # of the tokens that Flickr8k's captions are read up to, with a vocabulary of 4,000
 SIDE, CELLS, CHANNELS = 224, 49, 1280
@@ -78,12 +78,12 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     """A function that makes one update with each batch, as a run does."""
     import jax
 
-    from caption_jax.description import ModelSettings, RunDescription
-    from caption_jax.training.experiment import init_variables
+    from caption_jax.parameters.sharding import make_mesh
+    from caption_jax.runs.description import ModelSettings, RunDescription
+    from caption_jax.runs.experiment import init_variables
     from caption_jax.training.optimizer import phases
     from caption_jax.training.packing import batch_placer
     from caption_jax.training.program import make_program
-    from caption_jax.training.sharding import make_mesh
     from input_pipeline.images import Preprocessing
 
     settings = ModelSettings(vocabulary, config.data.max_length, padding="same", norm_epsilon=1e-3)

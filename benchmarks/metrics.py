@@ -30,8 +30,8 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-from caption_jax.evaluation import score
-from caption_jax.evaluation.ptb import forget, tokenize_all
+from caption_jax.metrics import score
+from caption_jax.metrics.ptb import forget, tokenize_all
 from input_pipeline.sources.shapes_dataset.scenes import scenes
 
 References = dict[int, list[str]]

@@ -17,24 +17,24 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
-from caption_jax.process import HUGE_PAGES
+from caption_jax.runtime.process import HUGE_PAGES
 
 VOCABULARY, LENGTH = 10_000, 40
 
 
 def our_step(batch: int) -> Callable[[], Any]:
     """One update by the program of a run, on random data."""
-    from caption_jax.process import set_up_process
+    from caption_jax.runtime.process import set_up_process
 
     set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
     import jax
     import numpy as np
 
     from caption_jax.config import default_config
-    from caption_jax.description import ModelSettings, RunDescription
-    from caption_jax.training.experiment import init_variables
+    from caption_jax.parameters.sharding import make_mesh, put_batch
+    from caption_jax.runs.description import ModelSettings, RunDescription
+    from caption_jax.runs.experiment import init_variables
     from caption_jax.training.program import make_program
-    from caption_jax.training.sharding import make_mesh, put_batch
     from input_pipeline.images import Preprocessing
 
     config = default_config()  # of the model: that of configs/coco.py

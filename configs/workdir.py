@@ -7,6 +7,6 @@ from ml_collections import ConfigDict
 
 def get_config(workdir: str) -> ConfigDict:
     """Returns the stored config of the run in `workdir`."""
-    from caption_jax.workdir import read_config
+    from caption_jax.runs.workdir import read_config
 
     return read_config(workdir)

@@ -74,7 +74,7 @@ class Split(Sequence[Record]):
 
     @property
     def references(self) -> dict[str | int, list[str]]:
-        """Image id -> its captions: what `caption_jax.evaluation.score` takes."""
+        """Image id -> its captions: what `caption_jax.metrics.score` takes."""
         return {record.image_id: list(record.captions) for record in self.records}
 
     def take(self, count: int) -> Split:

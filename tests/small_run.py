@@ -19,9 +19,9 @@ from absl import flags, logging
 from ml_collections import ConfigDict
 from PIL import Image
 
-from caption_jax import user_errors
+from caption_jax import errors as user_errors
 from caption_jax.config import default_config
-from caption_jax.evaluation import java_metrics
+from caption_jax.metrics import java_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), "yellow": (230, 210, 40)}

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 from small_run import ROOT, picture, run_main, write_images
 
-from caption_jax.evaluation import read_results
-from caption_jax.training.metrics_file import read_metrics
+from caption_jax.metrics import read_results
+from caption_jax.telemetry.metrics_file import read_metrics
 from input_pipeline.records import DataError
 
 

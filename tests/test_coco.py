@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 from small_run import ROOT, quick_compilation, shrink
 from transformers import RobertaConfig
 
-from caption_jax.checkpoints import read_weights
 from caption_jax.models import TextEncoder
-from caption_jax.training.experiment import init_variables
+from caption_jax.runs.checkpoints import read_weights
+from caption_jax.runs.experiment import init_variables
+from caption_jax.runs.workdir import read_description
+from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
-from caption_jax.training.metrics_file import read_metrics
-from caption_jax.workdir import read_description
 from input_pipeline.sources import open_splits
 from input_pipeline.tokenizer import Tokenizer
 

@@ -15,12 +15,12 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from small_run import ROOT
 
+from caption_jax.augment import is_identity
 from caption_jax.config import default_config
+from caption_jax.feature_cache.features import check_frozen
 from caption_jax.models.build import build_model, roberta_sizes
-from caption_jax.training.augment import is_identity
-from caption_jax.training.features import check_frozen
+from caption_jax.runs.workdir import differences, read_config
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
-from caption_jax.workdir import differences, read_config
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
 
@@ -124,8 +124,8 @@ def test_coco_releases_the_encoder_but_its_batch_norms():
 
 
 def test_the_roberta_decoder_has_robertas_shape_and_keeps_its_weights_slower():
-    from caption_jax.pretrained.decoder import check_shape
-    from caption_jax.training.rules import flatten
+    from caption_jax.parameters.rules import flatten
+    from caption_jax.pretrained.roberta_decoder import check_shape
 
     config = config_of("coco_roberta_decoder")
     published = {  # of roberta-base
@@ -148,8 +148,8 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
     """What a run stores, `evaluate` and `caption` read back: equal, locked, and of types that flags can override."""
     from etils import epath
 
-    from caption_jax.description import ModelSettings, RunDescription
-    from caption_jax.workdir import write_description
+    from caption_jax.runs.description import ModelSettings, RunDescription
+    from caption_jax.runs.workdir import write_description
     from input_pipeline.images import Preprocessing
     from input_pipeline.tokenizer import Tokenizer, Vocabulary
 

@@ -16,9 +16,9 @@ from PIL import Image
 from small_run import ROOT, quick_compilation, run_main
 
 import caption_jax
-from caption_jax.evaluation import read_results
-from caption_jax.training.metrics_file import read_metrics
-from caption_jax.workdir import RunDescription
+from caption_jax.metrics import read_results
+from caption_jax.runs.workdir import RunDescription
+from caption_jax.telemetry.metrics_file import read_metrics
 
 SMALL = ROOT / "tests" / "small_run.py"
 

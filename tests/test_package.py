@@ -33,13 +33,16 @@ def imported_by(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import caption_jax; dir(caption_jax)", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
-        ("import caption_jax.evaluation; caption_jax.score", {"jax", "flax", "tensorflow", "transformers"}),
-        ("import caption_jax.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
+        ("import caption_jax.metrics; caption_jax.score", {"jax", "flax", "tensorflow", "transformers"}),
+        ("import caption_jax.runs.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
         ("import caption_jax; caption_jax.load", {"optax", "clu", "tensorflow", "matplotlib", "orbax"}),
         ("import caption_jax.models; caption_jax.models.ImageCaptioningModel", {"optax", "clu", "tensorflow", "orbax"}),
-        ("import caption_jax.captioner", {"flax", "optax", "clu", "tensorflow", "transformers", "grain", "orbax"}),
+        (
+            "import caption_jax.inference.captioner",
+            {"flax", "optax", "clu", "tensorflow", "transformers", "grain", "orbax"},
+        ),
         ("import caption_jax.training.loop", {"tensorflow", "transformers", "clu", "matplotlib", "pycocoevalcap"}),
-        ("import caption_jax.training.metrics_file, caption_jax.training.clock", {"clu", "tensorflow"}),
+        ("import caption_jax.telemetry.metrics_file, caption_jax.telemetry.clock", {"clu", "tensorflow"}),
     ],
 )
 def test_imports_are_light(statement, absent):

@@ -24,11 +24,11 @@ from resume_run import (
     saved_steps,
 )
 
-from caption_jax.checkpoints import read_weights
-from caption_jax.training.experiment import start_experiment
+from caption_jax.runs.checkpoints import read_weights
+from caption_jax.runs.experiment import start_experiment
+from caption_jax.runs.workdir import read_description
+from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.training.loop import train_and_evaluate
-from caption_jax.training.stopping import NonFiniteLossError
-from caption_jax.workdir import read_description
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from caption_jax.decoding.beam_loop import Search, best_of
 from caption_jax.decoding.constraints import Constraint
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.predictor import Predictor
-from caption_jax.decoding.search import Search, best_of
 
 # Divisor of a score by name: of the length in tokens, </s> included, and the exponent.
 LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import Cache
-from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 
 PyTree = Any

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from caption_jax.decoding.decoded import Decoded, gather_rows
-from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 
 PyTree = Any

@@ -1,47 +1,19 @@
-"""Metrics for captions: plain Python and NumPy over strings, no JAX and no Java.
+"""Judging a run's captions: decode a split, score it, compare settings, report.
 
-    from caption_jax.evaluation import score
-    score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
-
-or `python -m caption_jax.evaluation results.json annotations.json [other_results.json]`.
+The scores themselves, functions of strings, are in `caption_jax.metrics`. They were here until version 0.2: these names
+still work, with a warning, for one release.
 """
 
-from caption_jax.evaluation.cider import DocumentFrequencies
-from caption_jax.evaluation.diversity import diversity
-from caption_jax.evaluation.java_metrics import java_scores
-from caption_jax.evaluation.results import (
-    ImageSetError,
-    ResultsError,
-    check_image_set,
-    read_annotations,
-    read_results,
-    write_results,
-)
-from caption_jax.evaluation.retrieval import retrieval_scores
-from caption_jax.evaluation.scores import ImageScores, mean_over_runs, protocol, score, score_images
-from caption_jax.evaluation.significance import Comparison, Interval, compare, intervals
-from caption_jax.evaluation.tuning import cross_tuned, seeded_halves
+from __future__ import annotations
 
-__all__ = [
-    "Comparison",
-    "DocumentFrequencies",
-    "ImageScores",
-    "ImageSetError",
-    "Interval",
-    "ResultsError",
-    "check_image_set",
-    "compare",
-    "cross_tuned",
-    "diversity",
-    "intervals",
-    "java_scores",
-    "mean_over_runs",
-    "protocol",
-    "read_annotations",
-    "read_results",
-    "retrieval_scores",
-    "score",
-    "score_images",
-    "seeded_halves",
-    "write_results",
-]
+import warnings
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    import caption_jax.metrics
+
+    if name.startswith("_") or name not in caption_jax.metrics.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"caption_jax.evaluation.{name} is now caption_jax.metrics.{name}", DeprecationWarning, stacklevel=2)
+    return getattr(caption_jax.metrics, name)

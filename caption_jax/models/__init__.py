@@ -1,36 +1,25 @@
-"""The model in linen modules, imported when first used. Nothing here imports another package of ours."""
+"""The model in linen modules, imported when first used. Nothing here imports another package of ours but `ops`."""
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from caption_jax.lazy_names import lazy_names
 
 _HOMES = {
     "BatchNorm": "batch_norm",
-    "ContextMemory": "context",
+    "ContextMemory": "context_memory",
     "Decoder": "decoder",
     "DecoderLayer": "decoder",
-    "EfficientNet": "efficientnet",
-    "ImageCaptioningModel": "captioning",
+    "EfficientNet": "backbones.efficientnet",
+    "ImageCaptioningModel": "captioning_model",
     "ImageEncoder": "image_encoder",
     "ImageFeatures": "image_encoder",
-    "SharedSpace": "shared_space",
+    "SharedSpace": "joint_embedding",
     "TextEncoder": "text_encoder",
     "TextFeatures": "text_encoder",
-    "VARIANTS": "efficientnet",
+    "VARIANTS": "backbones.efficientnet_variants",
     "build_model": "build",
-    "depthwise_conv": "depthwise",
     "roberta_sizes": "build",
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

@@ -11,8 +11,8 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
-from caption_jax.models.dense import Dense
 from caption_jax.models.packing import Packing
+from caption_jax.ops.dense import Dense
 
 # Finite, so that a row whose memory is wholly masked gives a mean rather than NaN.
 _MASKED = -1e30

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from ml_collections import ConfigDict
 
-from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
-from caption_jax.models.shared_space import SharedSpace
+from caption_jax.models.joint_embedding import SharedSpace
 
 
 def build_model(
@@ -106,7 +106,7 @@ def _text_modules(
 ) -> dict[str, nn.Module]:
     from transformers import RobertaConfig  # takes seconds, and most models have no text encoder
 
-    from caption_jax.models.context import ContextMemory
+    from caption_jax.models.context_memory import ContextMemory
     from caption_jax.models.text_encoder import TextEncoder
 
     space, context, width = model_config.shared_space, model_config.context, model_config.decoder.width

@@ -14,9 +14,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
-from caption_jax.models.dense import Dense
-from caption_jax.models.dropout import Dropout
 from caption_jax.models.packing import Packing
+from caption_jax.ops.dense import Dense
+from caption_jax.ops.dropout import Dropout
 
 INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
 

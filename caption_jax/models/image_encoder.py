@@ -11,9 +11,9 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from caption_jax.models.dense import Dense
-from caption_jax.models.depthwise import Padding
-from caption_jax.models.efficientnet import EfficientNet
+from caption_jax.models.backbones.efficientnet import EfficientNet
+from caption_jax.ops.dense import Dense
+from caption_jax.ops.depthwise import Padding
 
 
 @struct.dataclass

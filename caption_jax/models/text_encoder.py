@@ -26,8 +26,8 @@ class TextFeatures(flax.struct.PyTreeNode):
 class TextEncoder(nn.Module):
     """RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692; transformers' Flax module) and a pooled vector.
 
-    Parameters lie under `roberta/` (named as transformers names them) and `dense/`; `caption_jax.pretrained.roberta`
-    reads published weights into the first.
+    Parameters lie under `roberta/` (named as transformers names them) and `dense/`; published weights are read into the
+    first by `caption_jax.pretrained.roberta_weights`.
 
     Attributes:
         roberta_config: sizes, dropout rates and pad id.

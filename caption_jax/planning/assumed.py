@@ -11,9 +11,9 @@ from etils import epath
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
-from caption_jax.description import ModelSettings, RunDescription
 from caption_jax.models.build import roberta_sizes
-from caption_jax.workdir import read_description
+from caption_jax.runs.description import ModelSettings, RunDescription
+from caption_jax.runs.workdir import read_description
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import BOS, EOS, PAD, UNK
 

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from caption_jax.lazy_names import lazy_names
 
 _HOMES = {
-    "EncoderSettings": "encoder",
-    "PretrainedEncoder": "encoder",
-    "WeightsError": "errors",
-    "encoder_settings": "encoder",
-    "load_encoder_weights": "encoder",
+    "EncoderSettings": "efficientnet_weights",
+    "PretrainedEncoder": "efficientnet_weights",
+    "WeightsError": "weight_errors",
+    "encoder_settings": "efficientnet_weights",
+    "load_encoder_weights": "efficientnet_weights",
 }
 
 __all__ = sorted(_HOMES)
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+__getattr__, __dir__ = lazy_names(__name__, _HOMES)

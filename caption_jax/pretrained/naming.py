@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from caption_jax.models.variants import Variant
+from caption_jax.models.backbones.efficientnet_variants import Variant
 
 _TORCH_LEAVES = {
     "kernel": "weight",

@@ -10,17 +10,17 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from caption_jax.captioner import Captioner
-from caption_jax.captioning_files import find_images
-from caption_jax.description import RunDescription
-from caption_jax.loading import load_weights
-from caption_jax.output_lines import json_line, pass_any_file_name
-from caption_jax.retrieval.build import Changes, update_index
+from caption_jax.files import json_line, pass_any_file_name
+from caption_jax.inference.caption_files import find_images
+from caption_jax.inference.captioner import Captioner
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index_builder import Changes, update_index
 from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
 from caption_jax.retrieval.search import Searcher
-from caption_jax.weights import fingerprint
-from caption_jax.workdir import read_description
+from caption_jax.runs.description import RunDescription
+from caption_jax.runs.loading import load_weights
+from caption_jax.runs.weights import fingerprint
+from caption_jax.runs.workdir import read_description
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits

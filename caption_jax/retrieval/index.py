@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from caption_jax.output_lines import json_line
+from caption_jax.files import json_line
 
 VERSION = 1
 _FORMAT = "caption-jax image index"
@@ -32,7 +32,7 @@ class ModelIdentity:
 
     Attributes:
         step: of training.
-        weights: their `caption_jax.weights.fingerprint`.
+        weights: their `caption_jax.runs.weights.fingerprint`.
     """
 
     step: int

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from caption_jax.output_lines import json_line
-from caption_jax.retrieval.build import Embedder, Wanted, describe, read_chunks
+from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex, write_whole
+from caption_jax.retrieval.index_builder import Embedder, Wanted, describe, read_chunks
 from caption_jax.retrieval.search import Searcher
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Record

@@ -11,22 +11,22 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
-from caption_jax.checkpoints import Checkpoints, Restored
-from caption_jax.training.assessment import Assessment
-from caption_jax.training.clock import Clock
-from caption_jax.training.context import open_context, usual_kind
-from caption_jax.training.evaluate import Evaluator
-from caption_jax.training.experiment import Experiment, initial_variables, start_experiment
-from caption_jax.training.features import stored_features
-from caption_jax.training.final_evaluation import evaluate_best
-from caption_jax.training.monitoring import Monitor
+from caption_jax.evaluation.assessment import Assessment
+from caption_jax.evaluation.evaluator import Evaluator
+from caption_jax.evaluation.final_evaluation import evaluate_best
+from caption_jax.evaluation.sample_summaries import Samples
+from caption_jax.feature_cache.features import stored_features
+from caption_jax.retrieval.context_captions import open_context, usual_kind
+from caption_jax.runs.checkpoints import Checkpoints, Restored
+from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
+from caption_jax.telemetry.clock import Clock
+from caption_jax.telemetry.monitoring import Monitor
+from caption_jax.telemetry.tracing import Trace
 from caption_jax.training.optimizer import phases
 from caption_jax.training.packing import batch_placer
 from caption_jax.training.program import make_program
-from caption_jax.training.showing import Samples
 from caption_jax.training.state import TrainState
-from caption_jax.training.stopping import FiniteCheck, stop_on_signal
-from caption_jax.training.tracing import Trace
 from input_pipeline.batches import train_batches
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
@@ -194,7 +194,7 @@ class Run:
 
 def finish(run: Run) -> Assessment | None:
     """Judges the best weights on the validation split; writes the results, the report and the loss curve."""
-    from caption_jax.training.pictures import loss_curve  # matplotlib takes a second to import
+    from caption_jax.evaluation.report.plots import loss_curve  # matplotlib takes a second to import
 
     experiment = run.experiment
     if jax.process_index() == 0:

@@ -14,7 +14,7 @@ from absl import logging
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
-from caption_jax.training.rules import flatten, match_paths, unflatten
+from caption_jax.parameters.rules import flatten, match_paths, unflatten
 from caption_jax.training.schedules import Schedule, make_schedule
 
 PyTree = Any

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from caption_jax.training.sharding import put_batch
+from caption_jax.parameters.sharding import put_batch
 from input_pipeline.packing import packed_places
 
 Batch = dict[str, np.ndarray]

@@ -11,14 +11,14 @@ import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from caption_jax.augment import augment
 from caption_jax.decoding import decode
-from caption_jax.description import RunDescription, TextReader
-from caption_jax.models.captioning import ImageCaptioningModel
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.packing import Packing
-from caption_jax.training.augment import augment
-from caption_jax.training.context import encode_images
-from caption_jax.training.contrastive import ContrastiveObjective, Vectors
-from caption_jax.training.objective import token_cross_entropy, vocabulary_cross_entropy
+from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors
+from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
+from caption_jax.retrieval.context_captions import encode_images
+from caption_jax.runs.description import RunDescription, TextReader
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caption_jax.decoding.search import largest
+from caption_jax.decoding.beam_loop import largest
 
 
 @pytest.mark.parametrize("options", [20, 1280, 1299, 4001])  # few: plainly; many: by blocks, with and without a rest

@@ -1,31 +1,113 @@
-"""What is tuned on a half of the images is judged on the other."""
+"""`--mode=tune`: what it chooses, and that what it prints can be had by the flags that it prints."""
 
 from __future__ import annotations
 
-import random
+import json
+import shlex
 
-from caption_jax.evaluation import cross_tuned, seeded_halves
+import numpy as np
+import pytest
+from etils import epath
+from small_run import quick_compilation, run_main
+
+import caption_jax
+from caption_jax.evaluation.candidates import ImageCandidates
+from caption_jax.evaluation.tuning import GIVEN, PENALTY, Setting, tune
+from caption_jax.metrics import read_results, score
+from caption_jax.runs.experiment import open_experiment
+from caption_jax.runs.workdir import read_config
+
+WORDS = ["a red dog runs on grass", "two cats sit by the door", "an old man rides a horse", "birds fly over blue water"]
 
 
-def test_each_half_takes_what_is_best_on_the_other():
-    captions = [{i: f"{word} {i}" for i in range(4)} for word in ("first", "second", "third")]
-    halves = [0, 2], [1, 3]
-    found, chosen = cross_tuned(captions, halves, ([0.5, 0.1, 0.4], [0.1, 0.2, 0.9]))
-    assert chosen == (2, 0)
-    assert found == {0: "third 0", 1: "first 1", 2: "third 2", 3: "first 3"} and list(found) == [0, 1, 2, 3]
+def candidates_of(right_is_similar: bool) -> tuple[dict[int, list[str]], dict[int, ImageCandidates]]:
+    """Forty images: beam search prefers a wrong caption by 0.3; the right one is more, or less, like the image.
+
+    Under the second exponent every caption is wrong.
+    """
+    references = {number: [f"{WORDS[number % 4]} {number}", WORDS[number % 4]] for number in range(40)}
+    found = {}
+    for number in references:
+        right, wrong = WORDS[number % 4], WORDS[(number + 1) % 4]
+        fit = [0.1, 0.5] if right_is_similar else [0.5, 0.1]
+        scores = np.array([[-1.0, -1.3], [-1.0, -1.3]], np.float32)
+        found[number] = ImageCandidates(((wrong, right), (wrong, wrong)), scores, np.array([fit, fit], np.float32))
+    return references, found
 
 
-def test_of_equals_the_earlier_is_taken():
-    captions = [{0: "a", 1: "a"}, {0: "b", 1: "b"}]
-    assert cross_tuned(captions, ([0], [1]), ([0.3, 0.3], [0.0, 0.0])) == ({0: "a", 1: "a"}, (0, 0))
+def test_a_similarity_that_helps_is_given_weight():
+    references, candidates = candidates_of(right_is_similar=True)
+    found = tune(references, candidates, [0.0, 0.7], 0.0)
+    assert found.chosen == found.for_halves[0] == found.for_halves[1] == Setting(0.0, 1.0)  # 0.4 > 0.3 from 1 on
+    gain = found.gains[GIVEN]["CIDEr-D"]
+    assert gain.low > 0.5 and gain.p_value < 0.01 and found.gains[PENALTY]["CIDEr-D"] == gain
+    wrong = {number: candidates[number].texts[0][0] for number in references}
+    right = {number: candidates[number].texts[0][1] for number in references}
+    for setting, said in ((Setting(0.0, 0.0), wrong), (Setting(0.0, 0.5), wrong), (Setting(0.0, 2.0), right)):
+        expected = score(references, said)["CIDEr-D"]
+        assert found.scores[2, found.settings.index(setting)] == pytest.approx(expected)
+    assert found.metrics["tuned"] == pytest.approx(score(references, right))
 
 
-def test_halves_depend_on_the_seed_and_the_ids_only():
-    ids = [f"{number}.jpg" for number in range(101)]
-    first, second = seeded_halves(ids, seed=3)
-    assert (len(first), len(second)) == (50, 51) and set(first) | set(second) == set(ids)
-    assert first == sorted(first, key=ids.index), "in the order given"
-    shuffled = random.Random(0).sample(ids, len(ids))
-    assert set(seeded_halves(shuffled, seed=3)[0]) == set(first)
-    assert set(seeded_halves(ids, seed=4)[0]) != set(first)
-    assert 15 < len(set(first) & set(ids[::2])) < 35, "no pattern of the order"
+def test_a_similarity_that_misleads_is_given_none():
+    references, candidates = candidates_of(right_is_similar=False)
+    del candidates[3]  # could not be read
+    found = tune(references, candidates, [0.0, 0.7], 0.7)
+    assert found.chosen.rerank_weight == 0
+    assert found.gains[GIVEN]["CIDEr-D"].difference == 0 and found.gains[GIVEN]["CIDEr-D"].p_value == 1
+
+
+def test_the_flags_it_prints_give_the_scores_it_prints(searchable_workdir, capsys):
+    beam = ["--config.decode.beams=4", "--config.decode.max_length=5"]  # so few tokens that captions differ in merit
+    where = ["--split=train", f"--workdir={searchable_workdir}"]
+    assert run_main("--mode=tune", *where, *beam) == 0
+    told = capsys.readouterr().out
+    found = json.loads((searchable_workdir / "tune_train.json").read_text())
+    assert found["override"] in told and "p " in told and "train split: 8 images" in told
+    assert {"--config.decode.method=beam", *beam} < set(shlex.split(found["override"]))
+    cells = {(cell["alpha"], cell["rerank_weight"]): cell["CIDEr-D"] for cell in found["settings"]}
+    assert len(cells) == len(found["settings"]) == 7 * 11
+    assert max(cells.values()) == cells[tuple(found["chosen"].values())]
+    assert found["protocol"]["decode"]["beams"] == 4 and "halves" in found["protocol"]
+    references = (
+        open_experiment(epath.Path(searchable_workdir), read_config(searchable_workdir)).split("train").references
+    )
+    for name, system in (("tuned", "tuned"), ("penalty", PENALTY)):
+        captions = read_results(searchable_workdir / f"captions_train_{name}.json")
+        assert score(references, captions)["CIDEr-D"] == pytest.approx(found["metrics"][system]["CIDEr-D"])
+
+    def evaluated(*flags: str) -> float:
+        assert run_main("--mode=evaluate", *where, *flags) == 0
+        return json.loads((searchable_workdir / "eval_train.json").read_text())["metrics"]["CIDEr-D"]
+
+    plain = ["--config.decode.method=beam", *beam]
+    assert cells[0.0, 0.0] < cells[0.0, 100.0] <= max(cells.values())
+    assert evaluated(*shlex.split(found["override"])) == pytest.approx(max(cells.values()))
+    assert evaluated(*plain, "--config.decode.rerank_weight=100") == pytest.approx(cells[0.0, 100.0])
+    assert evaluated(*plain) == pytest.approx(cells[0.0, 0.0]) == pytest.approx(found["metrics"][GIVEN]["CIDEr-D"])
+
+
+def test_a_captioner_ranks_by_the_image_when_asked(searchable_workdir, distinct_images):
+    images = sorted((distinct_images / "images").glob("*.png"))
+    said = []
+    with quick_compilation():
+        for weight in (0.0, 1e4):
+            config = {"method": "beam", "beams": 4, "max_length": 10, "rerank_weight": weight}
+            captioner = caption_jax.load(str(searchable_workdir), decode_config=config)
+            said.append([caption.text for caption in captioner.caption(images)])
+        vectors = captioner.embed_images(images)
+        plain, ranked = ((vectors * captioner.embed_texts(texts)).sum(1) for texts in said)
+    assert said[0] != said[1]
+    assert (ranked >= plain - 1e-5).all()
+
+
+def test_it_refuses_the_test_split_and_models_without_texts(searchable_workdir, small_workdir):
+    with pytest.raises(ValueError, match="test split make its scores worthless"):
+        run_main("--mode=tune", f"--workdir={searchable_workdir}", "--split=test")
+    with pytest.raises(ValueError, match=r"decode\.beams=1"):
+        run_main("--mode=tune", f"--workdir={searchable_workdir}", "--config.decode.beams=1")
+    with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
+        run_main("--mode=tune", f"--workdir={small_workdir}")
+    rank = ["--config.decode.method=beam", "--config.decode.rerank_weight=1"]
+    with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
+        run_main("--mode=evaluate", f"--workdir={small_workdir}", *rank)

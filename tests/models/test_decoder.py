@@ -11,7 +11,7 @@ import pytest
 from random_weights import random_variables
 
 from caption_jax.models.decoder import Decoder, DecoderLayer, sinusoids
-from caption_jax.models.dropout import Dropout
+from caption_jax.ops.dropout import Dropout
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoder_layer_torch.npz"
 WIDTH, HEADS, HIDDEN = 8, 2, 12

@@ -11,8 +11,8 @@ import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from caption_jax.models.efficientnet import EfficientNet, drop_path
-from caption_jax.models.variants import VARIANTS, variant_named
+from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
+from caption_jax.models.backbones.efficientnet_variants import VARIANTS, variant_named
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
 QUICK = {"xla_backend_optimization_level": "0"}

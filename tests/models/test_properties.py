@@ -14,7 +14,7 @@ from transformers import RobertaConfig
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
 from caption_jax.models.text_encoder import TextEncoder
-from caption_jax.training.objective import token_cross_entropy
+from caption_jax.ops.cross_entropy import token_cross_entropy
 
 VOCABULARY, LENGTH, PAD = 23, 8, 1
 

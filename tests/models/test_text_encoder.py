@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from transformers import FlaxRobertaModel, RobertaConfig
 
 from caption_jax.models.text_encoder import TextEncoder
-from caption_jax.pretrained.roberta import load_roberta
+from caption_jax.pretrained.roberta_weights import load_roberta
 
 CONFIG = RobertaConfig(
     vocab_size=60,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from caption_jax.planning.batch_search import Tried, largest_batch
 from caption_jax.planning.chips import CHIPS, Chip
 from caption_jax.planning.cost import Cost, roofline
 from caption_jax.planning.hlo import Collective, Traffic
-from caption_jax.planning.search import Tried, largest_batch
 
 CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
 

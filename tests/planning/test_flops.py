@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from caption_jax.models.efficientnet import EfficientNet
+from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.planning.flops import MatrixFlops, count_matrix_flops
 from caption_jax.planning.hlo import CompiledText
 

@@ -14,7 +14,7 @@ import pytest
 import seeded_weights
 from safetensors.numpy import save_file
 
-from caption_jax.models.efficientnet import Classifier, EfficientNet
+from caption_jax.models.backbones.efficientnet import Classifier, EfficientNet
 from caption_jax.pretrained import PretrainedEncoder, WeightsError, encoder_settings, load_encoder_weights
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from caption_jax.captioner import Caption
+from caption_jax.inference.captioner import Caption
 from caption_jax.retrieval.index import ModelIdentity
 
 MODEL = ModelIdentity(930, "ab" * 32)

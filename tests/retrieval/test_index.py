@@ -11,10 +11,10 @@ import pytest
 from colour_model import MODEL, ColourModel, paint
 from PIL import Image
 
-from caption_jax.retrieval import build
 from caption_jax.retrieval import index as index_module
-from caption_jax.retrieval.build import update_index
+from caption_jax.retrieval import index_builder
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index_builder import update_index
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Record
 
@@ -159,7 +159,7 @@ def test_a_killed_run_leaves_an_index_that_can_be_used_and_gone_on_with(
 
 
 def test_what_a_killed_run_had_added_stays(tmp_path, photographs, monkeypatch):
-    monkeypatch.setattr(build, "_CHUNK", 2)
+    monkeypatch.setattr(index_builder, "_CHUNK", 2)
     files = sorted(photographs.iterdir())
 
     def die_at_the_end(done, total):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from colour_model import COLOURS, MODEL, ColourModel, paint
 
-from caption_jax.retrieval.build import update_index
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index_builder import update_index
 from caption_jax.retrieval.neighbours import Near, find_neighbours, read_neighbours, write_neighbours
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Record

@@ -14,12 +14,12 @@ from etils import epath
 from resume_run import assert_same_state, saved_steps
 
 import caption_jax
-from caption_jax.evaluation import retrieval_scores
-from caption_jax.training.experiment import start_experiment
+from caption_jax.evaluation.recall import split_retrieval
+from caption_jax.metrics import retrieval_scores
+from caption_jax.runs.experiment import start_experiment
+from caption_jax.runs.workdir import read_config, read_description
+from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
-from caption_jax.training.metrics_file import read_metrics
-from caption_jax.training.retrieval import split_retrieval
-from caption_jax.workdir import read_config, read_description
 from input_pipeline.records import Record, Split
 
 NAMES = {

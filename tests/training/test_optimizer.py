@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from caption_jax.config import default_config
+from caption_jax.parameters.rules import flatten
 from caption_jax.training.optimizer import (
     OPTIMIZERS,
     ParameterRule,
@@ -17,7 +18,6 @@ from caption_jax.training.optimizer import (
     match_rules,
     phases,
 )
-from caption_jax.training.rules import flatten
 from caption_jax.training.schedules import SCHEDULES, make_schedule
 
 STAGED = (

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from caption_jax.config import default_config
+from caption_jax.parameters.sharding import make_mesh
 from caption_jax.training.packing import batch_placer
-from caption_jax.training.sharding import make_mesh
 
 
 def placed(**changes):

@@ -8,11 +8,11 @@ import pytest
 from etils import epath
 from small_run import quick_compilation
 
+from caption_jax.parameters.sharding import put_batch
+from caption_jax.runs.experiment import init_variables, open_experiment
+from caption_jax.runs.workdir import read_config
 from caption_jax.training import program as module
-from caption_jax.training.experiment import init_variables, open_experiment
 from caption_jax.training.program import Program, make_program
-from caption_jax.training.sharding import put_batch
-from caption_jax.workdir import read_config
 
 FROZEN = frozenset({"decoder/embedding"})
 

@@ -1,0 +1,108 @@
+"""The candidates that beam search finds for the images of a split, under several length penalties at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Float32
+
+from caption_jax.decoding import decode, similarities
+from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
+from caption_jax.retrieval.context_captions import encode_images
+from caption_jax.runs.experiment import Experiment
+from input_pipeline.batches import eval_batches
+from input_pipeline.context import ContextCaptions
+from input_pipeline.records import Split
+
+PyTree = Any
+
+
+@dataclass(frozen=True)
+class ImageCandidates:
+    """The captions that beam search finds for an image: `texts[a][c]` is the c-th under the a-th exponent.
+
+    Attributes:
+        texts: captions.
+        scores: what beam search ranks them by; -inf for a place that holds none.
+        similarities: cosine of each and the image.
+    """
+
+    texts: tuple[tuple[str, ...], ...]
+    scores: Float32[np.ndarray, "exponents candidates"]
+    similarities: Float32[np.ndarray, "exponents candidates"]
+
+    def best(self, exponent: int, weight: float) -> str:
+        """The caption that decoding returns with that exponent (by its index) and `rerank_weight`."""
+        ranked = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
+        return self.texts[exponent][int(np.argmax(ranked))]
+
+
+def find_candidates(
+    experiment: Experiment,
+    split: Split,
+    variables: PyTree,
+    decode_config: Mapping[str, Any],
+    exponents: Sequence[float],
+    context: ContextCaptions | None = None,
+) -> dict[Any, ImageCandidates]:
+    """All beams of every image of a split that can be read, by image id; each image is read and encoded once.
+
+    Args:
+        experiment: a run whose model has a text encoder.
+        split: the images.
+        variables: of the model.
+        decode_config: beam search as `config.decode` describes it; `alpha` and the ranking are left out of account.
+        exponents: values of `alpha`.
+        context: what stands beside the images; None for nothing.
+    """
+    mesh, description = experiment.mesh, experiment.description
+    step = jax.jit(
+        _make_step(experiment, decode_config, exponents),
+        in_shardings=(None, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    batches = eval_batches(
+        split,
+        description.preprocessing,
+        description.vocabulary,
+        experiment.config.data,
+        context=context,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    found = {}
+    for batch in batches:
+        out = jax.device_get(step(variables, put_batch(batch, mesh)))
+        for row in np.flatnonzero(out["mask"]):
+            texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in out["tokens"][:, row])
+            fit = ImageCandidates(texts, out["scores"][:, row], out["similarities"][:, row])
+            found[split[int(out["index"][row])].image_id] = fit
+    return found
+
+
+def _make_step(
+    experiment: Experiment, decode_config: Mapping[str, Any], exponents: Sequence[float]
+) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """`(variables, batch) -> outputs`, each of the candidates' [exponents, batch, candidates, ...]."""
+    model, description = experiment.model(), experiment.description
+    settings = {**decode_config, "candidates": decode_config["beams"], "rerank_weight": 0.0}
+
+    def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        images = description.preprocessing.normalise(batch["image"])
+        features = encode_images(model, variables, images, batch.get("context"), description)
+
+        def search(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
+            asked = {**settings, "alpha": alpha}
+            decoded = decode(model, variables, features, asked, vocabulary=description.vocabulary)
+            fit = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
+            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": fit}
+
+        found = jax.lax.map(search, jnp.asarray(exponents, jnp.float32))  # one search is compiled for all of them
+        return {**found, "index": batch["index"], "mask": batch["mask"]}
+
+    return step

@@ -1,0 +1,1 @@
+"""Captions and vectors for images, from a trained run."""

@@ -1,0 +1,47 @@
+"""Metrics for captions: plain Python and NumPy over strings, no JAX and no Java.
+
+    from caption_jax.metrics import score
+    score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
+
+or `python -m caption_jax.metrics results.json annotations.json [other_results.json]`.
+"""
+
+from caption_jax.metrics.cider import DocumentFrequencies
+from caption_jax.metrics.cross_tuning import cross_tuned, seeded_halves
+from caption_jax.metrics.diversity import diversity
+from caption_jax.metrics.java_metrics import java_scores
+from caption_jax.metrics.results import (
+    ImageSetError,
+    ResultsError,
+    check_image_set,
+    read_annotations,
+    read_results,
+    write_results,
+)
+from caption_jax.metrics.retrieval_scores import retrieval_scores
+from caption_jax.metrics.scores import ImageScores, mean_over_runs, protocol, score, score_images
+from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
+
+__all__ = [
+    "Comparison",
+    "DocumentFrequencies",
+    "ImageScores",
+    "ImageSetError",
+    "Interval",
+    "ResultsError",
+    "check_image_set",
+    "compare",
+    "cross_tuned",
+    "diversity",
+    "intervals",
+    "java_scores",
+    "mean_over_runs",
+    "protocol",
+    "read_annotations",
+    "read_results",
+    "retrieval_scores",
+    "score",
+    "score_images",
+    "seeded_halves",
+    "write_results",
+]

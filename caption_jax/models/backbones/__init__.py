@@ -1,0 +1,1 @@
+"""Image backbones: from pixels to a grid of features."""

@@ -1,0 +1,302 @@
+"""EfficientNet (Tan and Le, 2019) B0-B7 and EfficientNet-Lite 0-4: one table of blocks, scaled in width and depth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Set
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, variant_named
+from caption_jax.models.batch_norm import BatchNorm
+from caption_jax.ops.depthwise import Padding, depthwise_conv, explicit_padding
+from caption_jax.ops.pointwise import pointwise_conv
+
+
+def _activation(name: str) -> Callable[[Array], Array]:
+    return {"swish": nn.swish, "relu6": nn.relu6}[name]
+
+
+@dataclass(frozen=True)
+class BlockSettings:
+    """What every block and convolution of one network has in common.
+
+    `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow,
+    'symmetric' and (mostly) 1e-5 for those trained in PyTorch.
+    """
+
+    norm_group_size: int = 0
+    norm_momentum: float = 0.99
+    norm_epsilon: float = 1e-3
+    frozen_norms: Set[str] = frozenset()
+    padding: Padding = "same"
+    activation: str = "swish"
+    squeeze_excite: bool = True
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def norm(self, name: str, *, linear: bool = False) -> BatchNorm:
+        """Returns a batch norm with these settings, and the activation behind it unless `linear`."""
+        return BatchNorm(
+            group_size=self.norm_group_size,
+            momentum=self.norm_momentum,
+            epsilon=self.norm_epsilon,
+            activation="linear" if linear else self.activation,
+            frozen_norms=self.frozen_norms,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name=name,
+        )
+
+
+class Stem(nn.Module):
+    """3 x 3 convolution with stride 2, norm, activation."""
+
+    channels: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns features at half the resolution."""
+        s = self.settings
+        x = nn.Conv(
+            self.channels,
+            (3, 3),
+            strides=2,
+            padding=explicit_padding(x.shape[1], x.shape[2], 3, 2, s.padding),
+            use_bias=False,
+            kernel_init=_fan_out,
+            dtype=s.dtype,
+            param_dtype=s.param_dtype,
+            name="conv",
+        )(x)
+        return s.norm("norm")(x, train=train)
+
+
+class Pointwise(nn.Module):
+    """1 x 1 convolution (a matrix product over channels), norm, and the activation unless `linear`."""
+
+    channels: int
+    settings: BlockSettings
+    linear: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w inputs"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns features at the same resolution."""
+        s = self.settings
+        x = PointwiseConv(self.channels, s, name="conv")(x)
+        return s.norm("norm", linear=self.linear)(x, train=train)
+
+
+class PointwiseConv(nn.Module):
+    """Holds the kernel of a 1 x 1 convolution."""
+
+    channels: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w channels"]:
+        """Returns the convolution of `x`."""
+        s = self.settings
+        kernel = self.param("kernel", _fan_out, (x.shape[-1], self.channels), s.param_dtype)
+        return pointwise_conv(x.astype(s.dtype), kernel.astype(s.dtype))
+
+
+class Depthwise(nn.Module):
+    """Depthwise convolution, norm, activation. Its kernel is [size, size, channels]."""
+
+    kernel: int
+    stride: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w c"]:
+        """Returns features at 1 / stride of the resolution."""
+        s = self.settings
+        x = DepthwiseConv(self.kernel, self.stride, s, name="conv")(x)
+        return s.norm("norm")(x, train=train)
+
+
+class DepthwiseConv(nn.Module):
+    """Holds the kernel of a depthwise convolution."""
+
+    kernel: int
+    stride: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch h w c"]:
+        """Returns the convolution of `x`."""
+        s = self.settings
+        shape = (self.kernel, self.kernel, x.shape[-1])
+        kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0) / self.kernel), shape, s.param_dtype)
+        return depthwise_conv(x.astype(s.dtype), kernel.astype(s.dtype), stride=self.stride, padding=s.padding)
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs each channel by a function of the image's mean activations (Hu et al., 2018)."""
+
+    squeezed: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
+        """Returns `x` with its channels weighed."""
+        s = self.settings
+        dense = dict(kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype)
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(s.dtype)
+        hidden = _activation(s.activation)(nn.Dense(self.squeezed, name="reduce", **dense)(pooled))
+        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
+        return x * weights[:, None, None, :]
+
+
+class Block(nn.Module):
+    """Inverted residual (Sandler et al., 2018): expand, depthwise, squeeze, project, and add where it fits."""
+
+    stage: Stage
+    stride: int
+    drop_path: float
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns the block's features. Needs the rng 'dropout' in training where drop_path is set."""
+        s, stage, entering = self.settings, self.stage, x
+        inputs = x.shape[-1]
+        norms = ["depthwise", "project"]
+        if stage.expand != 1:
+            norms.append("expand")
+            x = Pointwise(inputs * stage.expand, s, name="expand")(x, train=train)
+        x = Depthwise(stage.kernel, self.stride, s, name="depthwise")(x, train=train)
+        if s.squeeze_excite:
+            x = SqueezeExcite(max(1, inputs // 4), s, name="squeeze")(x)
+        x = Pointwise(stage.channels, s, linear=True, name="project")(x, train=train)
+        if self.stride != 1 or inputs != stage.channels:
+            return x
+        if train and self.drop_path > 0 and not self._is_frozen(norms):
+            x = drop_path(self.make_rng("dropout"), x, self.drop_path)
+        return x + entering
+
+    def _is_frozen(self, norms: list[str]) -> bool:
+        path = "/".join(self.path)
+        return all(f"{path}/{norm}/norm" in self.settings.frozen_norms for norm in norms)
+
+
+class StageBlocks(nn.Module):
+    """The blocks of a stage; the first one carries the stride and the change of channels."""
+
+    stage: Stage
+    drop_paths: tuple[float, ...]
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
+        """Returns the stage's features."""
+        for index, rate in enumerate(self.drop_paths):
+            stride = self.stage.stride if index == 0 else 1
+            x = Block(self.stage, stride, rate, self.settings, name=f"block_{index}")(x, train=train)
+        return x
+
+
+class EfficientNet(nn.Module):
+    """EfficientNet up to its last activation map: no pooling, dropout or classifier.
+
+    Parameter paths: `stem/{conv,norm}/...`, `head/{conv,norm}/...`, and for block 0 of stage 1
+    `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}` and
+    `stage_1/block_0/squeeze/{reduce,expand}/{kernel,bias}`.
+
+    Attributes:
+        variant: a key of `VARIANTS`.
+        norm_group_size: images that share batch-norm statistics in training; 0 for the whole batch.
+        norm_momentum: share of the running statistics that a step keeps.
+        drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it grows
+            linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
+        frozen_norms: paths of norms that keep to stored statistics (see `BatchNorm`).
+        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
+        norm_epsilon: epsilon of the batch norms.
+        dtype: compute dtype; statistics are float32 whatever it is.
+        param_dtype: dtype of the parameters.
+    """
+
+    variant: str = "b0"
+    norm_group_size: int = 0
+    norm_momentum: float = 0.99
+    drop_path: float = 0.0
+    frozen_norms: Set[str] = frozenset()
+    padding: Padding = "same"
+    norm_epsilon: float = 1e-3
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width inputs"],
+        *,
+        train: bool,
+        start_after: str = "",
+        stop_after: str = "",
+    ) -> Float[Array, "batch h w channels"]:
+        """Returns features of normalised images: [batch, height / 32, width / 32, 1280] for B0.
+
+        Args:
+            images: normalised pixels, or what the stage `start_after` gave for them.
+            train: whether norms take the batch's statistics and stochastic depth is on.
+            start_after: run only what follows this stage ("stem", "stage_1", .., "head").
+            stop_after: run up to this stage only, and return what it gives.
+
+        Raises:
+            ValueError: there is no such stage.
+        """
+        variant = variant_named(self.variant)
+        settings = BlockSettings(
+            self.norm_group_size,
+            self.norm_momentum,
+            self.norm_epsilon,
+            self.frozen_norms,
+            self.padding,
+            variant.activation,
+            variant.squeeze_excite,
+            self.dtype,
+            self.param_dtype,
+        )
+        stages: list[nn.Module] = [Stem(variant.stem_channels, settings, name="stem")]
+        rates = self._drop_paths(variant)
+        for index, stage in enumerate(variant.scaled_stages, start=1):
+            mine, rates = rates[: stage.blocks], rates[stage.blocks :]
+            stages.append(StageBlocks(stage, mine, settings, name=f"stage_{index}"))
+        stages.append(Pointwise(variant.head_channels, settings, name="head"))
+        x = images.astype(self.dtype)
+        first, end = len(variant.stages_up_to(start_after)), len(variant.stages_up_to(stop_after)) or len(stages)
+        for stage in stages[first:end]:
+            x = stage(x, train=train)
+        return x
+
+    def _drop_paths(self, variant: Variant) -> tuple[float, ...]:
+        blocks = sum(stage.blocks for stage in variant.scaled_stages)
+        return tuple(self.drop_path * index / max(blocks - 1, 1) for index in range(blocks))
+
+
+class Classifier(nn.Module):
+    """Mean over cells, then a dense layer: the head that ImageNet weights carry, to check that they were read right."""
+
+    classes: int = 1000
+
+    @nn.compact
+    def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch classes"]:
+        """Returns logits."""
+        return nn.Dense(self.classes, name="dense")(jnp.mean(features, axis=(1, 2)))
+
+
+def drop_path(key: Array, x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
+    """Zeroes a share `rate` of the images' branches and scales the others up, so that the mean stays."""
+    keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

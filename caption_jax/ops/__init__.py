@@ -1,0 +1,1 @@
+"""Operations of the models: a plain reference first, then what each platform runs."""

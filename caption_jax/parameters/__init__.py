@@ -1,0 +1,1 @@
+"""Parameters by path: rules, freezing and sharding."""

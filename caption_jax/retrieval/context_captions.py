@@ -1,0 +1,96 @@
+"""Context in training and evaluation: captions of the training images that an index holds nearest to each image."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtyping import Array, Float, Int
+
+from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.retrieval.neighbours import ImageId, read_neighbours
+from caption_jax.runs.description import RunDescription
+from caption_jax.runs.experiment import Experiment, check_context
+from input_pipeline.context import ContextCaptions
+from input_pipeline.records import DataError
+from input_pipeline.tokenizer import PAD
+
+PyTree = Any
+KINDS = ("retrieved", "none", "shuffled")
+
+
+def usual_kind(experiment: Experiment) -> str:
+    """The context that a run is trained and judged with: "retrieved", or "none" where the model takes none."""
+    return "retrieved" if experiment.config.model.context.slots else "none"
+
+
+def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
+    """What a protocol says of the context; nothing where the model takes none."""
+    return {"context": kind} if experiment.config.model.context.slots else {}
+
+
+def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextCaptions | None:
+    """The context of the images of a split, from the neighbours stored in `config.data.context`.
+
+    Args:
+        experiment: the run.
+        split_name: the split.
+        kind: "retrieved"; "none"; or "shuffled", for a look at what captions owe to the context: each image has that of
+            the next one.
+
+    Returns:
+        None for "none".
+
+    Raises:
+        FileNotFoundError: there are no neighbours of that split.
+        DataError: they are of another index, or of other images.
+        ValueError: an unknown kind, or one that the run's model does not take.
+    """
+    config = experiment.config
+    slots, folder = config.model.context.slots, config.data.context
+    if kind not in KINDS:
+        raise ValueError(f"context is {kind!r}; it must be one of {', '.join(KINDS)}")
+    if kind == "none":
+        return None
+    if not slots:
+        raise ValueError(f"context is {kind!r}, but this run's model takes none (config.model.context.slots=0)")
+    check_context(config)
+    neighbours = read_neighbours(folder, split_name, at_least=slots)
+    ids = experiment.split(split_name).image_ids
+    if missing := [image_id for image_id in ids if image_id not in neighbours]:
+        raise DataError(
+            f"config.data.context={folder} has no neighbours of image {missing[0]} of the split {split_name!r}: they "
+            f"are of other images; find those of these with --mode=neighbours --split={split_name}"
+        )
+    near = {image_id: neighbours[image_id] for image_id in ids}
+    return ContextCaptions(
+        _moved_on(near) if kind == "shuffled" else near,
+        experiment.split("train"),
+        slots,
+        experiment.description.vocabulary,
+        experiment.description.model_settings.max_length,
+        config.model.context.dropout,
+    )
+
+
+def encode_images(
+    model: ImageCaptioningModel,
+    variables: PyTree,
+    images: Float[Array, "batch height width 3"],
+    context: Int[Array, "batch slots length"] | None,
+    description: RunDescription,
+) -> ImageFeatures:
+    """Features of normalised images for decoding, and of their context, as a batch holds it, where there is any."""
+    features = model.apply(variables, images, train=False, method="encode_images")
+    if context is None:
+        return features
+    ids = description.text_reader.ids_of(context)
+    return model.apply(variables, features, ids, ids != PAD, method="add_context")
+
+
+def _moved_on(neighbours: Mapping[ImageId, Sequence[ImageId]]) -> dict[ImageId, list[ImageId]]:
+    """Gives each image the neighbours of the next one, without itself."""
+    given = [*neighbours.values()]
+    pairs = zip(neighbours, [*given[1:], *given[:1]], strict=True)
+    return {image_id: [other for other in near if other != image_id] for image_id, near in pairs}

@@ -1,0 +1,297 @@
+"""Puts a run together from its config: devices, data, words, pixels, model and pretrained weights."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+from etils import epath
+from ml_collections import ConfigDict
+
+from caption_jax.runs import workdir as workdir_files
+from caption_jax.runs.checkpoints import has_checkpoint
+from caption_jax.runs.description import ModelSettings, RunDescription
+from caption_jax.models.build import roberta_sizes
+from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
+from caption_jax.augment import check_augment
+from caption_jax.parameters.sharding import make_mesh
+from caption_jax.runs.transfer import transfer_weights
+from input_pipeline.images import Preprocessing
+from input_pipeline.records import Split
+from input_pipeline.sources import get_split, open_splits
+from input_pipeline.tokenizer import PAD, Vocabulary, build_vocabulary
+
+PyTree = Any
+
+_INITIALISERS: dict[int, Callable] = {}  # by description, as long as it lives
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run's fixed parts. `workdir` holds what `description` says."""
+
+    workdir: epath.Path
+    description: RunDescription
+    mesh: jax.sharding.Mesh
+    splits: dict[str, Split]
+
+    @property
+    def config(self) -> ConfigDict:
+        """The run's config."""
+        return self.description.config
+
+    def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
+        """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        return self.description.model(frozen_norms)
+
+    def split(self, name: str) -> Split:
+        """The split of that name.
+
+        Raises:
+            DataError: the data has no such split.
+        """
+        return get_split(self.splits, name)
+
+
+def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
+    """Prepares a training run in a new workdir, or takes up the one that is there.
+
+    Raises:
+        ValueError: the config contradicts itself, its data, or the run that the workdir holds.
+    """
+    mesh = make_mesh(config.mesh)
+    check_augment(config.augment)
+    _check_counts(config)
+    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
+    _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
+    _check_objective(config)
+    check_context(config)
+    splits = open_splits(config.data)
+    if "train" not in splits:
+        raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
+    if has_checkpoint(workdir):
+        description = _take_up(config, workdir)
+    else:  # new, or killed so early that nothing of it is worth keeping
+        description = _describe(config, splits["train"])
+        if jax.process_index() == 0:
+            workdir_files.write_description(workdir, description)
+    return Experiment(workdir, description, mesh, splits)
+
+
+def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
+    """Opens a finished (or running) run to evaluate it, with `config` in place of the stored one.
+
+    Raises:
+        FileNotFoundError: the folder is not a run's workdir.
+        ValueError: the batches do not divide over the devices that there are now.
+    """
+    stored = workdir_files.read_description(workdir)
+    mesh = make_mesh(config.mesh)
+    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
+    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
+    return Experiment(workdir, description, mesh, open_splits(config.data))
+
+
+def variable_shapes(description: RunDescription) -> PyTree:
+    """Shapes and types of the model's variables, without making them."""
+    return dict(jax.eval_shape(*_init_call(description)))
+
+
+def initial_variables(experiment: Experiment) -> PyTree:
+    """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
+    config, vocabulary = experiment.config, experiment.description.vocabulary
+    variables = init_variables(experiment.description)
+    if config.model.encoder.weights:
+        pretrained = load_encoder_weights(config.model.encoder.weights, config.model.encoder.variant)
+        for collection, tree in pretrained.variables.items():
+            variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
+        logging.info("image encoder: weights from %s", pretrained.source)
+    if experiment.description.has_text_encoder and config.model.text_encoder.weights:
+        from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
+
+        text = load_roberta(config.model.text_encoder.weights)
+        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
+        logging.info("text encoder: weights from %s", text.source)
+    if config.model.decoder.weights:
+        from caption_jax.pretrained.roberta_decoder import start_from_roberta
+
+        rows = vocabulary.to_full(range(vocabulary.size))
+        decoder = start_from_roberta(variables["params"]["decoder"], config.model.decoder.weights, rows)
+        variables["params"]["decoder"] = decoder
+    if config.init_from:
+        variables = transfer_weights(variables, config.init_from, vocabulary)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, vocabulary.size)
+    return variables
+
+
+def init_variables(description: RunDescription) -> PyTree:
+    """Random variables of the described model: `params` and `batch_stats`, float32."""
+    init, *arguments = _init_call(description)
+    return dict(init(*arguments))
+
+
+def _init_call(description: RunDescription) -> tuple:
+    """The model's initialisation, jitted, and its arguments."""
+    size = description.preprocessing.size
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
+    return _initialiser(description), jax.random.key(description.config.seed), images, tokens
+
+
+def _initialiser(description: RunDescription) -> Callable:
+    """The same function each time, so that its shapes and its values are had from one tracing."""
+    if id(description) not in _INITIALISERS:
+        # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        init = jax.jit(functools.partial(description.model().init, train=False), compiler_options=options)
+        _INITIALISERS[id(description)] = init
+        weakref.finalize(description, _INITIALISERS.pop, id(description))
+    return _INITIALISERS[id(description)]
+
+
+def _describe(config: ConfigDict, train: Split) -> RunDescription:
+    settings = _encoder_settings(config)
+    data = config.data
+    vocabulary = build_vocabulary(data, train.captions)
+    shared_space, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
+    text_encoder = text_encoder_sizes(config, vocabulary) if shared_space or context else None
+    if config.model.decoder.weights:
+        _check_decoder_weights(config, vocabulary)
+    model_settings = ModelSettings(
+        vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder, shared_space
+    )
+    mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
+    preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
+    return RunDescription(config, model_settings, preprocessing, vocabulary)
+
+
+def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Sizes of the text encoder that the config names, checked against the words that it will read.
+
+    Raises:
+        ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
+        FileNotFoundError: there is no such RoBERTa.
+    """
+    name, data = config.model.text_encoder.weights, config.data
+    if not name:
+        return roberta_sizes(config.model.text_encoder, vocabulary.size, data.max_length)
+    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+
+    sizes = load_roberta_sizes(name)
+    _check_tokenizer("config.model.text_encoder.weights", name, sizes, config, vocabulary)
+    longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
+    if data.max_length > longest:
+        raise ValueError(
+            f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
+            f"{longest} tokens"
+        )
+    return sizes
+
+
+def _check_decoder_weights(config: ConfigDict, vocabulary: Vocabulary) -> None:
+    from caption_jax.pretrained.roberta_decoder import check_shape
+    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+
+    name = config.model.decoder.weights
+    sizes = load_roberta_sizes(name)
+    check_shape(sizes, config.model.decoder, config.data.max_length)
+    _check_tokenizer("config.model.decoder.weights", name, sizes, config, vocabulary)
+
+
+def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], config: ConfigDict, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
+    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], config.data.tokenizer
+    if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
+        raise ValueError(
+            f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
+            f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
+            "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
+            f'with {key}=""'
+        )
+
+
+def _encoder_settings(config: ConfigDict) -> EncoderSettings:
+    """Padding, epsilon and input scaling of the weights that the image encoder starts from."""
+    encoder = config.model.encoder
+    if config.init_from:
+        source = workdir_files.read_description(config.init_from)
+        if source.config.model.encoder.variant == encoder.variant:  # then its weights are taken, whatever others exist
+            settings, pixels = source.model_settings, source.preprocessing
+            return EncoderSettings(
+                settings.padding, settings.norm_epsilon, pixels.mean, pixels.std, source=config.init_from
+            )
+    return encoder_settings(encoder.weights, encoder.variant)
+
+
+def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
+    stored = workdir_files.read_description(workdir)
+    changes = workdir_files.differences(stored.config, config)
+    for key, (old, new) in changes.items():
+        logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)
+    workdir_files.check_resumable(changes, workdir)
+    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
+    if changes and jax.process_index() == 0:
+        workdir_files.write_config(workdir, config)
+    return description
+
+
+def _check_objective(config: ConfigDict) -> None:
+    weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
+    if not 0 <= config.objective.label_smoothing < 1:
+        raise ValueError(
+            f"config.objective.label_smoothing is {config.objective.label_smoothing}; it has to be in [0, 1)"
+        )
+    if not weight >= 0:
+        raise ValueError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
+    if config.decode.rerank_weight and not weight:
+        raise ValueError(
+            f"config.decode.rerank_weight={config.decode.rerank_weight} compares captions with images, which needs a "
+            "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
+        )
+    if weight and slices > 1:
+        raise ValueError(
+            f"config.optimizer.accumulation={slices} with config.objective.contrastive_weight={weight}: each slice of "
+            "the batch would be told apart from its own images only, which is another, easier loss than that of the "
+            "whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a smaller "
+            "config.data.batch_size where memory is short"
+        )
+
+
+def check_context(config: ConfigDict) -> None:
+    """Raises ValueError where `config.model.context` and `config.data.context` do not go together."""
+    slots, dropout = config.model.context.slots, config.model.context.dropout
+    if slots < 0:
+        raise ValueError(f"config.model.context.slots is {slots}; it has to be 0 (for no context) or more")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"config.model.context.dropout is {dropout}; it has to be in [0, 1)")
+    if slots and not config.data.context:
+        raise ValueError(
+            f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the folder of "
+            "an index of the training split, with neighbours of the splits (docs/context.md)"
+        )
+
+
+def _check_counts(config: ConfigDict) -> None:
+    for key in ("data.batch_size", "data.eval_batch_size", "optimizer.accumulation", "train.log_every"):
+        section, name = key.split(".")
+        if config[section][name] < 1:
+            raise ValueError(f"config.{key} is {config[section][name]}; it has to be 1 or more")
+
+
+def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:
+    devices = mesh.shape["data"]
+    for key, size in sizes.items():
+        if size % (devices * slices):
+            raise ValueError(
+                f"config.{key}={size} must be a multiple of {devices * slices} ({devices} devices"
+                + (f" x {slices} accumulated slices" if slices > 1 else "")
+                + f"): set it to {max(size // (devices * slices), 1) * devices * slices}"
+            )

@@ -1,0 +1,1 @@
+"""The process: its environment, signals and compiled programs."""

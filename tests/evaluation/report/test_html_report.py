@@ -1,0 +1,201 @@
+"""The HTML report: one file with everything in it, whatever the captions say."""
+
+from __future__ import annotations
+
+import base64
+import html.parser
+import io
+import math
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from browser import NAMES, Tab, find_browser
+from PIL import Image
+from small_assessment import CAPTIONS, REFERENCES, assessed
+
+from caption_jax.evaluation.assessment import Assessment
+from caption_jax.evaluation.report.html.charts import training_charts
+from caption_jax.evaluation.report.html.examples import Example, Picture, choose
+from caption_jax.evaluation.report.html.page import render
+from caption_jax.metrics import score_images
+from caption_jax.telemetry.metrics_file import Row
+
+DANGEROUS = "<script>alert('x')</script> \"quoted\" & <img src=https://example.org/a.png>"
+ROWS = [
+    *(Row(step, "train", {"loss": math.nan if step == 50 else 100 / step}) for step in range(10, 101, 10)),
+    *(Row(step, "val", {"loss": 50 / step, "CIDEr-D": step / 100}) for step in (50, 100)),
+]
+
+
+def example(assessment: Assessment, image_id: str) -> Example:
+    picture = Picture.of(np.full((30, 40, 3), 99, np.uint8))
+    row = list(assessment.references).index(image_id)
+    scores = {name: float(values[row]) for name, values in assessment.images.values.items()}
+    caption, references = assessment.evaluation.captions[image_id], assessment.references[image_id]
+    return Example(image_id, picture, caption, references, scores, [("dog", picture), ("runs", picture)])
+
+
+def page_of(assessment: Assessment, rows: Sequence[Row] = ROWS) -> str:
+    shown = [example(assessment, image_id) for image_id in list(assessment.references)[:2]]
+    return render("boxes", assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, rows)
+
+
+class Page(html.parser.HTMLParser):
+    """Elements and text of a page; an element that is not closed where it should be is an error."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[str] = []
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self._open
+
+    def handle_starttag(self, name: str, attributes: list) -> None:
+        self.elements.append((name, dict(attributes)))
+        if name not in ("meta", "img"):
+            self._open.append(name)
+
+    def handle_endtag(self, name: str) -> None:
+        assert self._open.pop() == name
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    def all(self, name: str) -> list[dict[str, str]]:
+        return [attributes for found, attributes in self.elements if found == name]
+
+    @property
+    def text(self) -> str:
+        return " ".join(self.texts)
+
+
+def check_self_contained(text: str) -> Page:
+    """What holds of every report, whatever is in it."""
+    page = Page(text)
+    for name, attributes in page.elements:
+        assert name not in ("script", "link", "iframe", "object", "embed", "form", "base"), name
+        loaded = [
+            attributes[key] for key in ("src", "srcset", "href", "xlink:href", "data", "poster") if key in attributes
+        ]
+        assert all(value.startswith("data:") for value in loaded)
+        assert not [key for key in attributes if key.startswith("on") or key == "style"]
+    (style,) = re.findall(r"<style>(.*?)</style>", text, flags=re.DOTALL)
+    assert "url(" not in style and "@import" not in style
+    assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
+    for image in page.all("img"):
+        kind, _, data = image["src"].partition(",")
+        assert kind == "data:image/jpeg;base64" and image["alt"]
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
+            assert picture.size == (int(image["width"]), int(image["height"]))
+            picture.load()
+    return page
+
+
+def test_the_page_holds_scores_captions_protocol_and_pictures():
+    assessment = assessed()
+    page = check_self_contained(page_of(assessment))
+    assert len(page.all("img")) == 4 + 2 * (1 + 2)  # cards, then each image and its words once
+    for said in (
+        "a dog runs on the grass",
+        "a pair of cats on a mat",
+        "beam alpha=0.0 beams=3",
+        "1,200",
+        "PTB",
+        "jax",
+    ):
+        assert said in page.text, said
+    interval = assessment.intervals["CIDEr-D"]
+    assert f"{interval.low:.4f} – {interval.high:.4f}" in page.text
+    assert "absent: left to evaluate mode" in page.text
+    assert "3.png : the file is empty" in page.text
+    assert f"{assessment.diversity['novel']:.4f}" in page.text
+    assert len(page.all("svg")) == 2
+
+
+def test_the_protocol_says_what_stood_beside_the_images():
+    assessment = assessed()
+    assert "texts beside an image" not in Page(page_of(assessment)).text
+    assessment.protocol["context"] = "retrieved"
+    assert "texts beside an image: retrieved" in Page(page_of(assessment)).text
+
+
+def test_text_is_shown_as_it_is_and_never_run():
+    captions = {**CAPTIONS, "1.png": DANGEROUS}
+    references = {**REFERENCES, "1.png": [DANGEROUS, "half a pair \ud83d"]}
+    text = page_of(assessed(captions, references))
+    page = check_self_contained(text)
+    assert page.texts.count(DANGEROUS) == 2 + 2 + 1  # captions and references of two cards, heading of the words
+    assert page.all("img")[0]["alt"] == DANGEROUS
+    text.encode("utf-8")
+
+
+def test_best_and_worst_do_not_overlap_and_the_random_ones_stay_the_same():
+    references = {i: [f"a {'very ' * i}long caption number {i}"] for i in range(40)}
+    captions = {i: texts[0] if i % 3 else "a caption" for i, texts in references.items()}
+    scores = score_images(references, captions)
+    readable = set(range(1, 40))
+    groups = choose(scores, readable)
+    assert {name: len(ids) for name, ids in groups.items()} == {"best": 8, "worst": 8, "random": 8}
+    assert not set(groups["best"]) & set(groups["worst"]) and 0 not in {*groups["worst"], *groups["random"]}
+    cider = dict(zip(scores.image_ids, scores.values["CIDEr-D"], strict=True))
+    rest = [cider[i] for i in readable - set(groups["best"]) - set(groups["worst"])]
+    assert min(cider[i] for i in groups["best"]) >= max(rest) and max(cider[i] for i in groups["worst"]) <= min(rest)
+    assert cider[groups["best"][0]] == max(cider.values())
+    assert groups == choose(scores, readable) and len(set(groups["random"])) == 8
+    assert choose(scores, {3, 4})["best"] != choose(scores, {3, 4})["worst"]
+    assert choose(scores, set()) == {"best": [], "worst": [], "random": []}
+
+
+def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
+    page = Page(training_charts(ROWS))
+    descriptions = [svg["aria-label"] for svg in page.all("svg")]
+    assert "train 1.000 at step 100, val 0.500 at step 100" in descriptions[0]
+    assert "best CIDEr-D of val 1.000 at step 100" in descriptions[1]
+    width, height = map(float, page.all("svg")[0]["viewbox"].split()[2:])
+    for line in page.all("polyline"):
+        points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
+        assert len(points) >= 2 and all(0 <= x <= width and 0 <= y <= height for x, y in points)
+    # A score that rises is drawn higher up, where y is less.
+    score = page.all("polyline")[-1]["points"].split()
+    assert float(score[0].split(",")[1]) > float(score[-1].split(",")[1])
+
+
+def test_a_long_run_makes_no_large_page_and_an_empty_one_no_chart():
+    rows = [Row(step, "train", {"loss": 5 + math.sin(step)}) for step in range(1, 20_001)]
+    assert len(training_charts(rows)) < 40_000
+    assert training_charts([]) == ""
+    assert "polyline" in training_charts([Row(1, "train", {"loss": 2.0}), Row(1, "val", {"CIDEr-D": 0.0})])
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_path):
+    program = find_browser()
+    if program is None:
+        pytest.skip(f"needs a Chromium ({', '.join(NAMES)} on the path)")
+    path, control = tmp_path / "report_val.html", tmp_path / "control.html"
+    hardly_learning = [Row(step, "train", {"loss": 6.782 - step / 1e5}) for step in range(0, 800, 100)]
+    path.write_text(page_of(assessed(), hardly_learning))
+    control.write_text("<img src='https://localhost:9443/a.png' alt=''><script>console.error('woe')</script>")
+    with Tab(program, tmp_path / "profile") as tab:
+        tab.open(control.as_uri())
+        assert tab.requests == ["https://localhost:9443/a.png"] and "woe" in tab.messages  # the means to see it work
+        tab.requests.clear()
+        tab.messages.clear()
+        tab.open(path.as_uri())
+        for width, scheme in ((1280, "light"), (390, "dark")):
+            tab.screenshot(tmp_path / f"{scheme}.png", width, 900, scheme)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
+            # Nor does a label of a chart: there they are cut off.
+            cut = "[...document.querySelectorAll('svg text')].filter(t => t.getBBox().x < 0).map(t => t.textContent)"
+            assert tab.evaluate(cut) == []
+        assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+        assert tab.evaluate("document.images.length") == 10
+        assert (tab.requests, tab.messages) == ([], [])
+    backgrounds = [
+        Image.open(tmp_path / f"{scheme}.png").convert("RGB").getpixel((2, 2)) for scheme in ("light", "dark")
+    ]
+    assert min(backgrounds[0]) > 200 and max(backgrounds[1]) < 60

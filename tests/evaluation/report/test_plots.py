@@ -1,0 +1,136 @@
+"""Pictures hold what they should show, at the place where a person looks for it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from caption_jax.evaluation.report.plots import attention_overlay, caption_grid, loss_curve
+from caption_jax.telemetry.metrics_file import MetricsFile, Row
+
+RED, GREEN = (220, 30, 30), (30, 180, 30)
+
+
+def plain(*colours: tuple[int, int, int], size: int = 32) -> np.ndarray:
+    return np.stack([np.full((size, size, 3), colour, np.uint8) for colour in colours])
+
+
+def ink(picture: np.ndarray) -> int:
+    """Number of pixels that are not white."""
+    return int((picture < 250).any(axis=-1).sum())
+
+
+def test_the_grid_shows_the_images_in_order_with_text_below():
+    grid = caption_grid(plain(RED, GREEN), ["a red square", "a green square"], ["red", "green"], columns=2, cell=100)
+    assert grid.dtype == np.uint8
+    width = grid.shape[1]
+    assert tuple(grid[60, width // 4]) == RED
+    assert tuple(grid[60, 3 * width // 4]) == GREEN
+    assert ink(grid[120:]) > 100  # captions, below the images
+
+
+def test_rows_are_added_as_needed_and_one_image_is_enough():
+    wide = caption_grid(plain(*[RED] * 4), ["a"] * 4, ["b"] * 4, columns=4, cell=80)
+    tall = caption_grid(plain(*[RED] * 4), ["a"] * 4, ["b"] * 4, columns=2, cell=80)
+    single = caption_grid(plain(RED), ["a"], [["b", "c"]], columns=4, cell=80)
+    assert wide.shape[0] < tall.shape[0] and wide.shape[1] > tall.shape[1]
+    assert single.shape[1] < tall.shape[1]
+
+
+def test_long_captions_are_wrapped_inside_their_cell():
+    text = "a very long caption about a red square " * 8
+    one = caption_grid(plain(RED), [text], ["red"], cell=128)
+    assert ink(one[:, -8:]) == 0  # nothing runs into the margin
+    assert one.shape[1] == caption_grid(plain(RED), ["a"], ["red"], cell=128).shape[1]
+
+
+def test_captions_are_text_not_formulas_and_odd_letters_do_no_harm():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        dollars = caption_grid(plain(RED), ["costs $5_{x}$ or $1"], ["\\frac{ $"], cell=128)
+        caption_grid(plain(RED), ["漢字 🙂"], [""], cell=128)
+    formula = caption_grid(plain(RED), ["costs 5x or $1"], ["\\frac{ $"], cell=128)
+    assert not np.array_equal(dollars, formula)
+
+
+def test_captions_must_match_the_images():
+    with pytest.raises(ValueError, match="as many as images"):
+        caption_grid(plain(RED, RED), ["one"], ["one", "two"])
+    with pytest.raises(ValueError, match="at least one"):
+        caption_grid(plain(RED)[:0], [], [])
+
+
+def panels(picture: np.ndarray, count: int, cell: int) -> list[np.ndarray]:
+    """The image parts of a row of panels."""
+    gap = (picture.shape[1] - count * cell) // (count + 1)
+    return [picture[gap : gap + cell, gap + i * (cell + gap) :][:, :cell].astype(float) for i in range(count)]
+
+
+def test_attention_lights_the_cell_that_it_went_to():
+    attention = np.zeros((2, 16))
+    attention[0, 0] = 1.0  # top left
+    attention[1, 7] = 0.1  # second row, last column; weak attention is scaled up
+    picture = attention_overlay(plain((250, 250, 250), size=64)[0], ["dog", "ball"], attention, cell=120)
+    bare, first, second = panels(picture, 3, 120)
+    assert bare.min() > 240
+    for panel, (row, column) in ((first, (0, 0)), (second, (1, 3))):
+        cells = panel.reshape(4, 30, 4, 30, 3).mean(axis=(1, 3, 4))
+        assert np.unravel_index(cells.argmax(), cells.shape) == (row, column)
+        assert cells[3, 1] < 90 < 180 < cells.max()
+
+
+def test_a_vector_slot_is_told_apart_from_the_grid():
+    attention = np.zeros((1, 5))
+    attention[0, 3], attention[0, 4] = 0.25, 0.75
+    image = plain((250, 250, 250), size=64)[0]
+    with_vector = attention_overlay(image, ["dog"], attention, cell=120)
+    grid_only = attention_overlay(image, ["dog"], attention[:, :4], cell=120)
+    np.testing.assert_array_equal(panels(with_vector, 2, 120)[1], panels(grid_only, 2, 120)[1])
+    assert ink(with_vector[140:]) > ink(grid_only[140:])  # the share beside the word
+
+
+def test_oblong_grids_empty_captions_and_single_slots():
+    image = plain(RED)[0]
+    assert attention_overlay(image, ["a"], np.ones((1, 6)), grid=(2, 3)).ndim == 3
+    assert attention_overlay(image, ["a"], np.ones((1, 1))).ndim == 3
+    assert attention_overlay(image, [], np.zeros((0,))).ndim == 3
+
+
+def test_attention_that_fits_no_grid_is_refused():
+    image = plain(RED)[0]
+    with pytest.raises(ValueError, match="7 slots"):
+        attention_overlay(image, ["a"], np.ones((1, 7)))
+    with pytest.raises(ValueError, match="2 words"):
+        attention_overlay(image, ["a", "b"], np.ones((1, 4)))
+
+
+def write_run(path, *, scored: bool) -> None:
+    file = MetricsFile(path)
+    for step in range(10, 101, 10):
+        file.append(Row(step, "train", {"loss": math.nan if step == 50 else 10 / step}))
+    if scored:
+        file.append(Row(50, "val", {"CIDEr-D": 0.3, "loss": 1.0}))
+        file.append(Row(100, "val", {"CIDEr-D": 0.6, "loss": 0.9}))
+
+
+def test_the_loss_curve_has_a_panel_for_scores_where_there_are_any(tmp_path):
+    sizes = {}
+    for scored in (False, True):
+        write_run(tmp_path / f"{scored}.jsonl", scored=scored)
+        loss_curve(tmp_path / f"{scored}.jsonl", tmp_path / f"{scored}.png")
+        with Image.open(tmp_path / f"{scored}.png") as picture:
+            sizes[scored] = picture.size
+            assert ink(np.asarray(picture)) > 500
+    assert sizes[True][1] > sizes[False][1]
+
+
+def test_the_loss_curve_of_a_run_without_numbers_is_empty_not_an_error(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("")
+    loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss_curve.png")
+    assert (tmp_path / "loss_curve.png").stat().st_size > 0
+    with pytest.raises(FileNotFoundError):
+        loss_curve(tmp_path / "absent.jsonl", tmp_path / "loss_curve.png")

@@ -1,0 +1,44 @@
+"""An evaluation of three images and what there is to say of it, without a model."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caption_jax.evaluation.assessment import Assessment, assess
+from caption_jax.evaluation.evaluator import Evaluation
+
+REFERENCES = {
+    "1.png": ["A dog runs on the grass.", "a brown dog runs"],
+    "2.png": ["two cats sit on a mat", "a pair of cats on a mat"],
+    "3.png": ["a man rides a horse", "somebody on a horse"],
+}
+CAPTIONS = {"1.png": "a dog runs on the grass", "2.png": "a cat with a", "3.png": ""}
+
+
+def assessed(
+    captions: dict[str, str] = CAPTIONS, references: dict[str, list[str]] = REFERENCES, *, java: bool = False
+) -> Assessment:
+    """What is said of three captions, the third of an image that could not be read."""
+    readable = list(captions)[:2]
+    how = {
+        "split": "val",
+        "images": len(captions),
+        "unreadable_images": 1,
+        "image_input": "real",
+        "tokenization": "PTB",
+        "metrics": "own",
+        "document_frequencies": "the scored references",
+        "decode": {"method": "beam", "beams": 3},
+        "step": 1200,
+        "device": "1 x cpu",
+        "wall_seconds": 3.2,
+    }
+    found = Evaluation(
+        metrics={"CIDEr-D": 1.5, "BLEU-4": 0.25, "loss": 2.5},
+        captions=captions,
+        tokens={image_id: np.array([5, 6, 2]) for image_id in readable},
+        log_probs=dict.fromkeys(readable, -1.0),
+        unreadable={"3.png": "the file is empty"},
+        protocol=how,
+    )
+    return assess(found, references, ["a dog runs on the grass"], java=java)

@@ -1,0 +1,50 @@
+"""What an evaluation leaves in numbers."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from small_assessment import CAPTIONS, REFERENCES, assessed
+
+from caption_jax.evaluation.assessment import as_results
+from caption_jax.evaluation.report.terminal import print_evaluation
+from caption_jax.metrics import diversity, java_metrics, score
+
+
+def test_results_hold_scores_intervals_and_every_image():
+    results = json.loads(json.dumps(as_results(assessed()), allow_nan=False))
+    expected = score(REFERENCES, CAPTIONS)
+    assert set(results["intervals"]) == set(expected)
+    for name, (low, high) in results["intervals"].items():
+        assert low <= expected[name] <= high
+    first, second, third = results["images"]
+    assert (first["image_id"], first["caption"], first["exact_match"]) == ("1.png", "a dog runs on the grass", 1.0)
+    assert first["CIDEr-D"] > second["CIDEr-D"] and first["log_prob"] == -1.0
+    assert (third["caption"], third["log_prob"], third["ROUGE-L"]) == ("", None, 0.0)
+    assert results["diversity"] == diversity(CAPTIONS, ["a dog runs on the grass"])
+    assert results["protocol"]["versions"]["jax"] and "1000 bootstrap samples" in results["protocol"]["intervals"]
+
+
+def test_java_is_asked_in_evaluate_mode_only(monkeypatch):
+    assert assessed().absent == dict.fromkeys(("METEOR", "SPICE"), "left to evaluate mode")
+
+    class Meteor:
+        def compute_score(self, references, results):
+            return 0.25, [0.25]
+
+    monkeypatch.setattr(java_metrics, "absent", lambda: {"SPICE": "no parser"})
+    monkeypatch.setattr(java_metrics, "_scorer", lambda name: Meteor())
+    asked = assessed(java=True)
+    assert asked.metrics["METEOR"] == 0.25 and asked.absent == {"SPICE": "no parser"}
+    assert as_results(asked)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(asked)["intervals"]
+
+
+def test_the_terminal_shows_the_same(capsys):
+    found = assessed()
+    print_evaluation(found)
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    interval = found.intervals["CIDEr-D"]
+    assert f"[{interval.low:.4f}, {interval.high:.4f}]" in lines["CIDEr-D"]
+    assert float(lines["novel"].split()[1]) == pytest.approx(found.diversity["novel"], abs=1e-4)
+    assert "absent: left to evaluate mode" in lines["METEOR"] and "the file is empty" in lines["3.png:"]

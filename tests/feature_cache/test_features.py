@@ -1,0 +1,240 @@
+"""Training from the feature cache: the same updates, features that fit, nothing computed twice or taken half done."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import logging
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from ml_collections import ConfigDict
+from resume_run import rows
+
+from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
+from caption_jax.parameters.rules import flatten
+from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.training.loop import Run
+from caption_jax.training.state import TrainState
+from input_pipeline import inputs
+from input_pipeline.batches import train_batches
+from input_pipeline.inputs import FeatureFiles, StoredFeatures
+
+STEPS = 6
+BELOW = r"image_encoder/backbone/(stem|stage_[12])/.*"
+RULES = ((BELOW, {"lr": 0.0}), (f"(?!{BELOW}).*", {"lr": 1.0}))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> Path:
+    """Seven images, all of them for training."""
+    folder = tmp_path_factory.mktemp("seven")
+    (folder / "images").mkdir()
+    with (folder / "captions.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["image", "caption"])
+        for number in range(7):
+            colour, side = list(small_run.COLOURS)[number % 4], ("left", "right")[number % 2]
+            small_run.picture(colour, side).save(folder / "images" / f"{number}.png")
+            table.writerows([[f"{number}.png", f"a {colour} box"], [f"{number}.png", f"on the {side}, a box"]])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def variables(images, compile_cache, tmp_path_factory) -> dict:
+    """Fresh ones of the model."""
+    with small_run.quick_compilation():
+        return initial_variables(experiment_of(make_config(images), tmp_path_factory.mktemp("fresh")))
+
+
+def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cache) -> ConfigDict:
+    """Plain gradient steps, so that parameters differ as gradients do; norms above the cut are trained."""
+    config = small_run.get_config()
+    config.data.root = str(root)
+    config.data.feature_cache.update({"stage": stage, **cache})
+    if augment:
+        config.augment.update({"flip": True, "min_crop_scale": 0.4, "brightness": 0.2})
+    config.optimizer.update({"name": "sgd", "learning_rate": 0.1, "rules": RULES})
+    config.train.update({"steps": STEPS, "log_every": 1, "checkpoint_every": 3})
+    return config
+
+
+def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainState:
+    """Trains, or goes on."""
+    with small_run.quick_compilation(), contextlib.closing(Run(experiment_of(config, workdir))) as run:
+        run.train(lambda step: step == stop_after)
+    return jax.device_get(run.state)
+
+
+def features_of(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
+    with small_run.quick_compilation():
+        return stored_features(experiment_of(config, workdir), variables)
+
+
+def experiment_of(config: ConfigDict, workdir: Path) -> Experiment:
+    return start_experiment(config, epath.Path(workdir))
+
+
+def furthest(one: TrainState, two: TrainState) -> float:
+    """The largest difference of parameters and statistics."""
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), one.weights(), two.weights())))
+
+
+def blocks(folder: Path) -> dict[str, int]:
+    """When each block below `folder` was written."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
+
+
+def test_training_from_the_cache_is_the_training_without(variables, images, tmp_path):
+    plain = train(make_config(images, stage=""), tmp_path / "plain")
+    exact = train(make_config(images, dtype="float32"), tmp_path / "exact")
+    assert furthest(exact, plain) < 1e-5
+    rounded = train(make_config(images), tmp_path / "rounded")  # float16 keeps 11 bits, a part in 2,000
+    assert 0 < furthest(rounded, plain) < 2e-3
+
+    before, after = flatten(variables), flatten(exact.weights())
+    moved = {path for path, value in after.items() if np.abs(value - before[path]).max() > 1e-4}
+    upper = "image_encoder/backbone/stage_3/block_0"
+    assert {f"params/{upper}/expand/conv/kernel", f"batch_stats/{upper}/expand/norm/mean"} < moved
+    assert {"params/image_encoder/backbone/head/norm/scale", "params/decoder/embedding"} < moved
+    for path, value in after.items():
+        if "/stem/" in path or "/stage_1/" in path or "/stage_2/" in path:
+            np.testing.assert_array_equal(value, before[path], err_msg=path)
+
+
+def test_a_stopped_run_goes_on_with_the_same_bits_and_the_features_it_has(compile_cache, images, tmp_path):
+    config = make_config(images, augment=True, views=3)
+    whole, halves = tmp_path / "whole", tmp_path / "halves"
+    undisturbed = train(config, whole)
+    train(config, halves, stop_after=4)
+    written = blocks(halves)
+    resumed = train(config, halves)
+    jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
+    assert rows(halves) == rows(whole)
+    assert blocks(halves) == written and len(written) == 1
+    assert len(list((halves / "features").iterdir())) == 1
+
+
+def test_a_computation_that_was_cut_off_goes_on_after_its_whole_blocks(variables, images, tmp_path, monkeypatch):
+    config = make_config(images, augment=True, views=2, folder=str(tmp_path / "cut_off"))
+    monkeypatch.setattr(inputs, "BLOCK_BYTES", 2 * 2 * 8 * 8 * 8 * 2)  # two images
+    write, calls = FeatureFiles.write, []
+
+    def fail_at_the_third(files, block, *content):
+        calls.append(block)
+        if len(calls) == 3:
+            files.folder.joinpath(f"block_{block:05d}.npy.17.part").write_bytes(b"\x93NUMPY")
+            raise KeyboardInterrupt
+        write(files, block, *content)
+
+    monkeypatch.setattr(FeatureFiles, "write", fail_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        features_of(config, tmp_path / "run", variables)
+    (folder,) = (tmp_path / "cut_off").iterdir()
+    before = blocks(folder)
+    assert calls == [0, 1, 2] and list(before) == ["block_00000.npy", "block_00001.npy"]
+
+    features = features_of(config, tmp_path / "run", variables)
+    assert calls[3:] == [2, 3]
+    assert before.items() < blocks(folder).items()
+    config.data.feature_cache.folder = str(tmp_path / "at_once")
+    at_once = features_of(config, tmp_path / "other", variables)
+    views = [[source.load(index, epoch) for index in range(7) for epoch in (0, 1)] for source in (features, at_once)]
+    np.testing.assert_array_equal(*views)
+    assert len(np.unique(np.reshape(views[0], (14, -1)), axis=0)) == 14  # no image like another, no view like another
+
+
+def test_an_image_that_cannot_be_read_is_reported_and_left_out(variables, images, tmp_path, caplog):
+    folder = shutil.copytree(images, tmp_path / "damaged")
+    broken = folder / "images" / "3.png"
+    broken.write_bytes(b"no image")
+    config = make_config(folder)
+    experiment = experiment_of(config, tmp_path / "run")
+    for features in (None, features_of(config, tmp_path / "run", variables)):
+        description = experiment.description
+        batches = train_batches(
+            experiment.split("train"),
+            description.preprocessing,
+            description.vocabulary,
+            config.data,
+            0,
+            features=features,
+        )
+        with caplog.at_level(logging.WARNING, logger="input_pipeline"):
+            made = [next(batches) for _ in range(7)]
+        batches.close()
+        for batch in made:
+            np.testing.assert_array_equal(batch["mask"], batch["index"] != 3)
+        assert list(batches.problems) == [str(broken)]
+        assert "features" not in made[0] or np.isfinite([batch["features"] for batch in made]).all()
+    assert caplog.text.count(f"Unreadable image left out: {broken}: not in an image format") == 2
+
+
+def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, images, tmp_path):
+    config = make_config(images, stage="stage_3")
+    with pytest.raises(ValueError) as error:
+        features_of(config, tmp_path, variables)
+    for words in ("stage='stage_3'", "backbone/stage_3/", repr(RULES[1][0]), "'lr': 0.0"):
+        assert words in str(error.value)
+    tree = {"image_encoder": {"backbone": {"stem": {"conv": {"kernel": 0}}}}, "decoder": {"embedding": 0}}
+    config.optimizer.rules = (("image_encoder/.*", {"from_step": 5}), ("decoder/.*", {}))
+    with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # later in the run, too
+        check_frozen(tree, config)
+    config.optimizer.rules = (("image_encoder/.*", {"lr": 0.0}), ("decoder/.*", {}))
+    check_frozen(tree, config)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stage": "stage_4"}, r"feature_cache.stage: there is no stage 'stage_4'; choose one of stem, .*, head"),
+        ({"views": 0}, "views is 0"),
+        ({"views": 2}, "views is 2, but config.augment makes all views of an image the same"),
+        ({"dtype": "float64"}, "dtype is 'float64'"),
+        ({"folder": "gs://bucket/features"}, "set config.data.feature_cache.folder to a local folder"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused(variables, images, tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
+        features_of(make_config(images, **settings), tmp_path, variables)
+
+
+def test_the_key_names_all_that_features_depend_on(images, tmp_path):
+    folder = shutil.copytree(images, tmp_path / "images")
+    frozen = {"params": {"kernel": np.array([1.0, 0.0])}, "batch_stats": {"mean": np.zeros(2)}}
+    seen = []
+
+    def key(weights=frozen, augment=False, **changes) -> str:
+        config = make_config(folder, augment=augment)
+        config.update_from_flattened_dict(changes)
+        return json.dumps(cache_key(experiment_of(config, tmp_path / str(len(seen))), weights))
+
+    def differs(*arguments, **changes) -> None:
+        seen.append(key(*arguments, **changes))
+        assert len(set(seen)) == len(seen), changes
+
+    differs()
+    assert key({**frozen, "params": {"kernel": np.array([1.0, -0.0])}}) == seen[0]  # as after an update of 0
+    assert key(**{"seed": 1, "optimizer.learning_rate": 1.0, "data.captions_per_image": 1}) == seen[0]
+    differs({**frozen, "params": {"kernel": np.array([1.0, 1e-9])}})
+    differs({**frozen, "batch_stats": {"mean": np.ones(2)}})
+    differs(augment=True)
+    differs(augment=True, seed=1)
+    differs(augment=True, **{"augment.min_crop_scale": 0.5})
+    differs(augment=True, **{"data.feature_cache.views": 2})
+    differs(**{"data.feature_cache.dtype": "float32"})
+    differs(**{"data.feature_cache.stage": "stage_1"})
+    differs(**{"data.image_size": 40})
+    differs(**{"data.interpolation": "area"})
+    (folder / "images" / "2.png").write_bytes((folder / "images" / "1.png").read_bytes())
+    differs()
+    with (folder / "captions.csv").open("a") as file:
+        file.write("new.png,a new one\n")
+    (folder / "images" / "new.png").write_bytes((folder / "images" / "1.png").read_bytes())
+    differs()

@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import pytest
+
+from caption_jax.metrics import diversity
+
+
+def test_counts():
+    captions = {1: "A dog runs.", 2: "a dog runs", 3: "a cat sits on a", 4: ""}
+    found = diversity(captions, training_captions=["A dog runs!", "two cats"])
+    assert found == {
+        "distinct-1": 6 / 11,  # a dog runs cat sits on
+        "distinct-2": 6 / 8,  # a dog, dog runs, a cat, cat sits, sits on, on a
+        "vocabulary": 6.0,
+        "unique": 3 / 4,
+        "novel": 2 / 4,
+        "mean_length": 11 / 4,
+        "function_word_ending": 1 / 4,
+    }
+
+
+def test_without_training_captions_nothing_is_said_of_novelty():
+    assert "novel" not in diversity({1: "a dog"})
+
+
+def test_empty_captions_count_as_nothing():
+    assert diversity({1: "", 2: "."})["distinct-1"] == 0
+    with pytest.raises(ValueError, match="no captions"):
+        diversity({})
+
+
+@pytest.mark.parametrize("ending", ["with", "of the", "next to a", "and"])
+def test_function_words_at_the_end(ending):
+    assert diversity({1: f"a man riding {ending}."})["function_word_ending"] == 1
+    assert diversity({1: f"{ending} a man riding."})["function_word_ending"] == 0

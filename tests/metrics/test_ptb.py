@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from fuzz_strings import fuzz
+from harder_strings import KINDS, harder
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference_tokenizer import find_jar, read_captions, reference_tokens
+
+from caption_jax.metrics.ptb import PUNCTUATION, tokenize, tokenize_all
+from caption_jax.metrics.ptb.tokens import split
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "ptb_tokens.json"
+needs_java = pytest.mark.skipif(find_jar() is None, reason="needs Java and pycocoevalcap's tokenizer")
+
+
+def differences(lines: list[str], expected: list[str]) -> list[tuple[str, str, str]]:
+    found = tokenize_all(lines)
+    return [row for row in zip(lines, expected, found, strict=True) if row[1] != row[2]]
+
+
+def test_it_equals_the_frozen_output_of_the_reference():
+    pairs = json.loads(GOLDEN.read_text(encoding="utf-8"))
+    assert len(pairs) > 1000
+    assert not differences([line for line, _ in pairs], [tokens for _, tokens in pairs])
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("A man, (in red) isn't riding.", "a man -lrb- in red -rrb- is n't riding"),
+        ("Cannot   we?!  ...", "can not we ?!"),
+        ("a T-shirt at 5 p.m. on St. John's day", "a t-shirt at 5 p.m. on st. john 's day"),
+        ("“quoted” ‘words’ — 1½ miles", "quoted words 1 1/2 miles"),
+        ("", ""),
+        (" . ", ""),
+    ],
+)
+def test_examples(caption, tokens):
+    assert tokenize(caption) == tokens
+
+
+def test_a_letter_before_the_end_of_a_line_depends_on_the_next_line():
+    assert tokenize("he has a plan b.") == "he has a plan b."
+    assert tokenize_all(["he has a plan b.", "The dog", "no.", "5 dogs"]) == [
+        "he has a plan b",
+        "the dog",
+        "no.",
+        "5 dogs",
+    ]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(alphabet="abcM s.,'’\"-()<>/&;:5½é😀@# \u00a0\t", max_size=24))
+def test_remembered_chunks_give_what_whole_lines_give(line):
+    assert tokenize(line) == " ".join(token for token in split(line) if token not in PUNCTUATION)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(max_size=30))
+def test_any_text_gives_tokens(text):
+    tokens = tokenize(text)
+    assert tokens == " ".join(tokens.split(" ")) and "\n" not in tokens
+    assert not PUNCTUATION & set(tokens.split(" "))
+
+
+@needs_java
+@pytest.mark.slow
+def test_all_captions_equal_the_reference(shared_data):
+    captions = read_captions(shared_data)
+    assert len(captions) == 35400
+    assert not differences(captions, reference_tokens(captions))
+
+
+@needs_java
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2])
+def test_fuzz_equals_the_reference(shared_data, seed):
+    lines = fuzz(20_000, read_captions(shared_data), seed)
+    different = differences(lines, reference_tokens(lines))
+    assert len(different) <= len(lines) // 1000, different[:20]
+
+
+@needs_java
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_harder_strings_nearly_equal_the_reference(kind):
+    lines = harder(kind, 15_000)
+    different = differences(lines, reference_tokens(lines))
+    print(f"{kind}: {len(different)} of {len(lines)} differ: {different[:12]}")  # for docs/metrics.md
+    assert len(different) <= len(lines) // 1000

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from caption_jax.metrics import (
+    ImageSetError,
+    ResultsError,
+    check_image_set,
+    read_annotations,
+    read_results,
+    write_results,
+)
+
+COCO = {
+    "images": [{"id": 7, "file_name": "seven.jpg"}, {"id": 8, "file_name": "eight.jpg"}],
+    "annotations": [
+        {"id": 1, "image_id": 8, "caption": "a cat"},
+        {"id": 2, "image_id": 7, "caption": "a dog"},
+        {"id": 3, "image_id": 8, "caption": "the cat"},
+    ],
+}
+KARPATHY = {
+    "images": [
+        {"cocoid": 7, "filename": "seven.jpg", "split": "test", "sentences": [{"raw": "a dog"}]},
+        {"cocoid": 8, "filename": "eight.jpg", "split": "train", "sentences": [{"raw": "a cat"}, {"raw": "the cat"}]},
+    ]
+}
+
+
+def written(path, content):
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def test_results_are_read_as_written(tmp_path):
+    captions = {3: "a café ☕", 1: "", "name.jpg": 'with "quotes"'}
+    write_results(tmp_path / "captions.json", captions)
+    assert json.loads((tmp_path / "captions.json").read_text())[0] == {"image_id": 3, "caption": "a café ☕"}
+    assert list(read_results(tmp_path / "captions.json").items()) == list(captions.items())
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.json"]
+
+
+def test_duplicates_are_refused_and_named(tmp_path):
+    rows = [{"image_id": i // 2, "caption": "x"} for i in range(30)]
+    with pytest.raises(ResultsError, match=r"r\.json: 15 images have more than one caption: 0, 1, .*, 9 and 5 more"):
+        read_results(written(tmp_path / "r.json", rows))
+
+
+@pytest.mark.parametrize(
+    "content", [{"a": 1}, [1], [{"image_id": 1}], [{"caption": "x"}], [{"image_id": None, "caption": "x"}]]
+)
+def test_other_forms_are_refused(tmp_path, content):
+    with pytest.raises(ResultsError, match=r"r\.json"):
+        read_results(written(tmp_path / "r.json", content))
+    (tmp_path / "r.json").write_text("not json")
+    with pytest.raises(ResultsError, match=r"r\.json: not JSON"):
+        read_results(tmp_path / "r.json")
+
+
+def test_coco_annotations(tmp_path):
+    path = written(tmp_path / "a.json", COCO)
+    assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
+    assert read_annotations(path, ids="file_name") == {"eight.jpg": ["a cat", "the cat"], "seven.jpg": ["a dog"]}
+
+
+def test_karpathy_annotations(tmp_path):
+    path = written(tmp_path / "a.json", KARPATHY)
+    assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
+    assert read_annotations(path, split="test", ids="file_name") == {"seven.jpg": ["a dog"]}
+    with pytest.raises(ResultsError, match="no image with captions in split 'val'"):
+        read_annotations(path, split="val")
+
+
+@pytest.mark.parametrize("content", [[], {}, {"annotations": [{}]}, {"images": [{"id": 1}]}])
+def test_unknown_annotations_are_refused(tmp_path, content):
+    with pytest.raises(ResultsError, match=r"a\.json"):
+        read_annotations(written(tmp_path / "a.json", content))
+
+
+def test_csv_annotations(tmp_path):
+    path, names = tmp_path / "captions.csv", tmp_path / "dev.txt"
+    path.write_text('image,caption\na.jpg,"a dog, red"\nb.jpg,a cat\na.jpg,the dog\n')
+    names.write_text("a.jpg\n")
+    assert read_annotations(path) == {"a.jpg": ["a dog, red", "the dog"], "b.jpg": ["a cat"]}
+    assert read_annotations(path, split=str(names)) == {"a.jpg": ["a dog, red", "the dog"]}
+    names.write_text("c.jpg\n")
+    with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those of .*dev\.txt"):
+        read_annotations(path, split=str(names))
+    path.write_text("file,text\na.jpg,a dog\n")
+    with pytest.raises(ResultsError, match="columns image and caption"):
+        read_annotations(path)
+
+
+def test_a_wrong_image_set_is_refused_with_the_difference():
+    check_image_set([1, 2], {2: "", 1: ""})
+    with pytest.raises(ImageSetError) as caught:
+        check_image_set(range(20), [*range(5), "5", 99])
+    message = str(caught.value)
+    assert "have 20 images, the results 7" in message
+    assert "15 without a result: 5, 6, 7, 8, 9, 10, 11, 12, 13, 14 and 5 more" in message
+    assert "2 without references: '5', 99" in message
+    assert "a number in one and text in the other" in message

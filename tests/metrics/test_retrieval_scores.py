@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from caption_jax.metrics import retrieval_scores
+
+
+def brute_force(similarity, image_of_text, at=(1, 5, 10)):
+    images, texts = similarity.shape
+    image_ranks, text_ranks = [], []
+    for text in range(texts):
+        own = similarity[image_of_text[text], text]
+        image_ranks.append(1 + sum(similarity[i, text] >= own for i in range(images) if i != image_of_text[text]))
+    for image in range(images):
+        best = max(similarity[image, t] for t in range(texts) if image_of_text[t] == image)
+        text_ranks.append(1 + sum(similarity[image, t] >= best for t in range(texts) if image_of_text[t] != image))
+    found = {}
+    for name, ranks in (("image_to_text", text_ranks), ("text_to_image", image_ranks)):
+        found |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
+        found[f"{name}_median_rank"] = np.median(ranks)
+    return found
+
+
+@pytest.mark.parametrize("levels", [0, 5])
+def test_equals_brute_force(levels):
+    rng = np.random.default_rng(levels)
+    image_of_text = rng.permutation(np.repeat(np.arange(13), 3))
+    similarity = rng.standard_normal((13, 39))
+    if levels:
+        similarity = np.round(similarity * levels / 3)  # many ties
+    assert retrieval_scores(similarity, image_of_text) == pytest.approx(brute_force(similarity, image_of_text))
+
+
+def test_perfect_and_constant():
+    image_of_text = np.repeat(np.arange(20), 2)
+    perfect = retrieval_scores((image_of_text == np.arange(20)[:, None]).astype(float), image_of_text)
+    assert perfect["image_to_text_R@1"] == perfect["text_to_image_R@1"] == 1
+    assert perfect["image_to_text_median_rank"] == perfect["text_to_image_median_rank"] == 1
+    constant = retrieval_scores(np.zeros((20, 40)), image_of_text)
+    assert constant["text_to_image_R@10"] == 0 and constant["text_to_image_median_rank"] == 20
+
+
+def test_what_cannot_be_ranked_is_refused():
+    with pytest.raises(ValueError, match="shapes are"):
+        retrieval_scores(np.zeros((2, 3)), np.array([0, 1]))
+    with pytest.raises(ValueError, match="1 images have no text, the first is number 1"):
+        retrieval_scores(np.zeros((2, 2)), np.array([0, 0]))
+    with pytest.raises(ValueError, match="outside 0"):
+        retrieval_scores(np.zeros((2, 3)), np.array([0, 1, 2]))
+    with pytest.raises(ValueError, match="not numbers"):
+        retrieval_scores(np.full((1, 1), np.nan), np.array([0]))

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from caption_jax.metrics import ImageSetError, protocol, score
+
+REFERENCES = {
+    1: ["A dog runs on the grass.", "a brown dog runs"],
+    2: ["two cats sit on a mat", "Two cats."],
+    "three": ["a man's hat"],
+}
+
+
+def test_a_perfect_result():
+    found = score(REFERENCES, {1: "a brown dog runs", 2: "two cats sit on a mat!", "three": "A man's hat"})
+    assert found["exact_match"] == 1
+    assert found["BLEU-4"] == pytest.approx(1, abs=1e-3)
+    assert found["ROUGE-L"] == pytest.approx(1)
+    assert found["CIDEr-D"] > 2
+
+
+def test_names_and_ranges():
+    found = score(REFERENCES, {1: "a dog", 2: "", "three": "man"})
+    assert list(found)[:6] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+    assert all(isinstance(value, float) for value in found.values())
+    assert 0 < found["BLEU-1"] < 1 and 0 < found["ROUGE-L"] < 1 and found["exact_match"] == 0
+
+
+def test_order_of_images_does_not_matter():
+    hypotheses = {"three": "a hat", 2: "two cats", 1: "a dog runs"}
+    assert score(REFERENCES, hypotheses) == score(REFERENCES, dict(reversed(hypotheses.items())))
+
+
+def test_what_cannot_be_scored_is_refused():
+    with pytest.raises(ImageSetError, match="1 without a result: 'three'"):
+        score(REFERENCES, {1: "", 2: ""})
+    with pytest.raises(ValueError, match="no images"):
+        score({}, {})
+    with pytest.raises(ValueError, match="no reference caption, the first is 5"):
+        score({5: []}, {5: "a"})
+
+
+def test_the_protocol_names_the_tokenization():
+    assert set(protocol()) >= {"tokenization", "metrics"}
+
+
+def test_it_needs_neither_jax_nor_java():
+    code = (
+        "import sys, subprocess; subprocess.Popen = None\n"
+        "from caption_jax.metrics import score; score({1: ['a dog']}, {1: 'a dog'})\n"
+        "sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'tensorflow', 'ml_collections')))"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])

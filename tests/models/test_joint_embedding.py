@@ -1,0 +1,77 @@
+"""The space that images and texts share: unit vectors, a bounded temperature, and nothing where nobody asks for it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import random_variables
+
+from caption_jax.config import default_config
+from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.joint_embedding import SharedSpace
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+TOKENS = jnp.array([[[0, 5, 6, 7]], [[0, 8, 3, 1]]])
+
+
+def make(with_texts: bool):
+    config = default_config().model
+    config.encoder.variant = "micro"
+    config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
+    config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
+    text = roberta_sizes(config.text_encoder, 12, 6) if with_texts else None
+    return build_model(config, vocabulary_size=12, max_length=6, text_encoder=text)
+
+
+def test_the_temperature_stops_at_its_clamp_and_can_come_back():
+    space = SharedSpace(4, temperature=0.1, min_temperature=0.05)
+
+    def scale(log_scale):
+        return space.apply({"params": {"log_scale": log_scale}}, method="scale")
+
+    assert float(scale(jnp.log(10.0))) == pytest.approx(10)
+    assert float(scale(jnp.float32(5.0))) == pytest.approx(20)
+    further, back = (jax.grad(lambda x, sign=sign: sign * scale(x))(jnp.float32(5.0)) for sign in (-1.0, 1.0))
+    assert float(further) == 0 and float(back) == pytest.approx(20)
+    with pytest.raises(ValueError, match=r"shared_space\.temperature is 0\.01"):
+        SharedSpace(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
+
+
+def test_without_a_use_for_texts_the_model_is_the_same_but_for_their_parts():
+    plain, searchable = make(with_texts=False), make(with_texts=True)
+    plain_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (plain, searchable))
+    assert set(plain_variables["params"]) == {"image_encoder", "decoder"}
+    assert "pooled" not in plain_variables["params"]["image_encoder"]
+    assert set(variables["params"]) == {"image_encoder", "decoder", "text_encoder", "shared_space"}
+    with pytest.raises(ValueError, match="without a space that images and texts share"):
+        plain.apply(plain_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
+
+    # The same parameters in both, and one space: the captions are scored alike.
+    shared = jax.tree.map(lambda a: a, variables)
+    shared["params"]["decoder"] = plain_variables["params"]["decoder"]
+    for part in plain_variables["params"]["image_encoder"]:
+        shared["params"]["image_encoder"][part] = plain_variables["params"]["image_encoder"][part]
+    shared["batch_stats"] = plain_variables["batch_stats"]
+    logits = jax.jit(lambda v: plain.apply(v, IMAGES, TOKENS))(plain_variables)
+    np.testing.assert_array_equal(jax.jit(lambda v: searchable.apply(v, IMAGES, TOKENS))(shared), logits)
+
+
+def test_vectors_have_length_one_and_pads_do_not_matter():
+    model = make(with_texts=True)
+    variables = random_variables(model, IMAGES, TOKENS)
+
+    @jax.jit
+    def run(texts):
+        features = model.apply(variables, IMAGES, method="encode_images")
+        images = model.apply(variables, features, method="embed_images")
+        return images, model.apply(variables, texts, texts != 1, method="embed_texts")
+
+    images, texts = run(TOKENS[:, 0])
+    longer = run(jnp.pad(TOKENS[:, 0], ((0, 0), (0, 2)), constant_values=1))[1]
+    for found in (images, texts):
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
+        assert np.abs(found[0] - found[1]).max() > 1e-3
+    np.testing.assert_allclose(longer, texts, atol=1e-5)

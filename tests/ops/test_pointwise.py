@@ -1,0 +1,27 @@
+"""The 1 x 1 convolution and its derivative against the plain product."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caption_jax.ops.pointwise import pointwise_conv
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)])
+def test_equals_the_product_and_its_gradients(dtype, tolerance):
+    random = np.random.RandomState(0)
+    x, kernel, weights = (jnp.asarray(random.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
+
+    def both(op):
+        out, pullback = jax.vjp(op, x, kernel)
+        return out, *pullback(weights)
+
+    for mine, plain in zip(jax.jit(both, static_argnums=0)(pointwise_conv), both(jnp.dot), strict=True):
+        assert mine.dtype == dtype
+        scale = float(jnp.abs(plain).max())
+        np.testing.assert_allclose(
+            mine.astype(jnp.float32), plain.astype(jnp.float32), rtol=tolerance, atol=tolerance * scale
+        )

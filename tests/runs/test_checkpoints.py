@@ -1,0 +1,188 @@
+"""What is written is what is read back: all of it or nothing, on whatever devices there are."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from caption_jax.runs.checkpoints import Checkpoints, has_checkpoint, read_weights
+from caption_jax.config import default_config
+from caption_jax.training.optimizer import make_optimizer
+from caption_jax.parameters.sharding import make_mesh, parameter_shardings, shardings_like
+from caption_jax.training.state import TrainState, create_state
+
+RECORDS = {"iterator": {"images": 96, "seed": 0}, "progress": {"best": 0.25, "best_step": 10}, "clock": {}}
+
+
+def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
+    """A state whose every number says which step it is of."""
+    random = np.random.default_rng(step)
+    params = {
+        "decoder": {"embedding": {"embedding": random.normal(size=(16, width))}, "norm": {"scale": np.ones(width)}},
+        "image_encoder": {"kernel": random.normal(size=(3, 3, 4, width))},
+    }
+    params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
+    variables = {"params": params, "batch_stats": {"image_encoder": {"mean": jnp.full(width, step, jnp.float32)}}}
+    optimizer, _ = make_optimizer(default_config().optimizer, params, 100)
+    state = create_state(variables, optimizer, averaged)
+    numbered = jax.tree.map(lambda a: a + jnp.asarray(step, a.dtype) / 8, (state.opt_state, state.ema))
+    return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=numbered[0], ema=numbered[1])
+
+
+def template(state: TrainState, shardings=None) -> TrainState:
+    shardings = shardings or jax.tree.map(lambda a: a.sharding, state)
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
+
+
+def save(checkpoints: Checkpoints, state: TrainState, records: dict = RECORDS) -> None:
+    checkpoints.save(int(state.step), state.weights(), state.remainder(), records)
+
+
+def restore(workdir: Path, wanted: TrainState) -> tuple[TrainState, dict] | None:
+    checkpoints = Checkpoints(workdir)
+    try:
+        found = checkpoints.restore(wanted.weights(), wanted.remainder())
+    finally:
+        checkpoints.close()
+    return found and (wanted.replace_from(found.weights, found.train), found.records)
+
+
+def filled(workdir: Path, *states: TrainState) -> Path:
+    checkpoints = Checkpoints(workdir)
+    for state in states:
+        save(checkpoints, state)
+    checkpoints.close()
+    return workdir
+
+
+def assert_same(one, two) -> None:
+    assert jax.tree.structure(one) == jax.tree.structure(two)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+        assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+
+
+def grid(data: int, model: int = 1) -> jax.sharding.Mesh:
+    return make_mesh(ConfigDict({"data": data, "model": model}), jax.devices()[: data * model])
+
+
+def spread(state: TrainState, mesh: jax.sharding.Mesh, rules=()):
+    return shardings_like(state, state.params, parameter_shardings(state.params, rules, mesh), mesh)
+
+
+@pytest.mark.parametrize("averaged", [True, False])
+def test_a_state_comes_back_bit_for_bit(tmp_path, averaged):
+    assert not has_checkpoint(tmp_path)
+    assert restore(tmp_path, template(make_state(1, averaged=averaged))) is None
+    state = make_state(24, averaged=averaged)
+    filled(tmp_path, make_state(12, averaged=averaged), state)
+    assert has_checkpoint(tmp_path)
+    found, records = restore(tmp_path, template(make_state(1, averaged=averaged)))
+    assert_same(found, state)
+    assert records == RECORDS
+
+
+def test_what_a_run_does_after_saving_is_not_in_the_checkpoint(tmp_path):
+    checkpoints, state = Checkpoints(tmp_path), make_state(5)
+    expected, records = jax.tree.map(np.array, state), json.loads(json.dumps(RECORDS))
+    update = jax.jit(lambda s: jax.tree.map(lambda a: a + jnp.ones((), a.dtype), s), donate_argnums=0)
+    save(checkpoints, state, records)
+    for _ in range(3):
+        state = update(state)
+        records["progress"]["best"] = 0.99
+    checkpoints.close()
+    found, stored = restore(tmp_path, template(make_state(1)))
+    assert_same(found, expected)
+    assert stored == RECORDS
+
+
+def test_the_newest_two_are_kept(tmp_path):
+    filled(tmp_path, *(make_state(step) for step in (1, 2, 3, 4)))
+    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints" / "last").iterdir())
+    assert kept == [3, 4]
+    assert read_weights(tmp_path, "last").step == 4
+
+
+def test_the_best_weights_are_those_for_inference(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20, 30):
+        state = make_state(step)
+        if step < 30:
+            checkpoints.save_best(step, state.weights(), {"CIDEr-D": step / 100})
+        save(checkpoints, state)
+    checkpoints.close()
+    best, last = read_weights(tmp_path), read_weights(tmp_path, "last")
+    assert (best.step, last.step) == (20, 30)
+    assert_same(best.variables, make_state(20).weights())
+    assert_same(last.variables, make_state(30).weights())
+
+
+def test_without_an_evaluation_the_last_weights_serve(tmp_path):
+    assert read_weights(filled(tmp_path, make_state(7))).step == 7
+
+
+def test_a_kill_between_the_best_weights_and_their_state_takes_both_back(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20):
+        checkpoints.save_best(step, make_state(step).weights(), {"CIDEr-D": step / 100})
+        save(checkpoints, make_state(step))
+    checkpoints.save_best(30, make_state(30).weights(), {"CIDEr-D": 0.3})
+    checkpoints.close()
+    assert read_weights(tmp_path).step == 30
+    found, _ = restore(tmp_path, template(make_state(1)))
+    assert int(found.step) == 20
+    best = read_weights(tmp_path)
+    assert best.step == 20
+    assert_same(best.variables, make_state(20).weights())
+
+
+def test_what_a_kill_left_unfinished_is_passed_over(tmp_path):
+    filled(tmp_path, make_state(3))
+    last = tmp_path / "checkpoints" / "last"
+    shutil.copytree(last / "3", last / "6.orbax-checkpoint-tmp")
+    (last / "6.orbax-checkpoint-tmp" / "records" / "metadata").unlink()
+    assert read_weights(tmp_path, "last").step == 3
+    found, _ = restore(tmp_path, template(make_state(1)))
+    assert int(found.step) == 3
+    assert sorted(folder.name for folder in last.iterdir()) == ["3"]
+
+
+def test_a_run_moves_to_another_number_of_devices(tmp_path):
+    state, rules = make_state(9), (("decoder/embedding/embedding", ("model", None)),)
+    one, eight, split = (spread(state, grid(1)), spread(state, grid(8)), spread(state, grid(2, 4), rules))
+    for number, (before, after) in enumerate([(one, eight), (eight, split), (split, one)]):
+        workdir = filled(tmp_path / str(number), jax.device_put(state, before))
+        found, _ = restore(workdir, template(state, after))
+        assert_same(found, state)
+        jax.tree.map(lambda a, sharding: a.sharding.is_equivalent_to(sharding, a.ndim) or pytest.fail(), found, after)
+    assert_same(read_weights(tmp_path / "2").variables, state.weights())
+    placed = jax.device_put(state, split)
+    embedding = placed.opt_state.moments["from_step_0"].mu["decoder"]["embedding"]["embedding"]
+    assert embedding.addressable_shards[0].data.shape == (4, 8)  # moments are split as their parameters are
+
+
+def test_a_checkpoint_of_another_model_says_what_to_do(tmp_path):
+    filled(tmp_path, make_state(4))
+    with pytest.raises(ValueError, match=rf"step 4 in .*does not fit.*\n?.*--config.init_from={tmp_path}.*") as error:
+        restore(tmp_path, template(make_state(4, width=16)))
+    assert "16" in str(error.value) and "8" in str(error.value)
+    with pytest.raises(ValueError, match="does not fit"):
+        restore(tmp_path, template(make_state(4, averaged=False)))
+    assert read_weights(tmp_path).step == 4
+
+
+def test_errors_name_the_folder(tmp_path):
+    for folder in (tmp_path, tmp_path / "absent"):
+        with pytest.raises(
+            FileNotFoundError, match=f"no checkpoint in {folder}/checkpoints: is {folder} the --workdir"
+        ):
+            read_weights(folder)
+        assert not (folder / "checkpoints").exists()
+    with pytest.raises(ValueError, match="'newest'"):
+        read_weights(tmp_path, "newest")

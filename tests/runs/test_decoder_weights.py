@@ -1,0 +1,110 @@
+"""A run whose decoder and text encoder start from one RoBERTa."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+from transformers import FlaxRobertaForMaskedLM, RobertaConfig
+
+from caption_jax.runs.experiment import initial_variables, start_experiment
+from input_pipeline.tokenizer import Tokenizer
+
+# Learned on more than the captions hold, so that the compact vocabulary has holes.
+TEXTS = ["a red box on the left", "a zebra crossing"] * 3
+
+
+@pytest.fixture(scope="module", params=["msgpack", "safetensors"])
+def roberta(request, tmp_path_factory) -> tuple[Path, FlaxRobertaForMaskedLM]:
+    """A folder with a random RoBERTa, its output layer and its tokenizer, and what was written there."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = Tokenizer.train(TEXTS, 400)
+    tokenizer.save(folder)
+    sizes = RobertaConfig(
+        vocab_size=tokenizer.size,
+        hidden_size=8,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=14,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
+    model = FlaxRobertaForMaskedLM(sizes, seed=3)
+    random = np.random.default_rng(0)
+    model.params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), model.params)
+    model.save_pretrained(folder, safe_serialization=request.param == "safetensors")
+    return folder, model
+
+
+def config_of(folder: Path, small_images: Path) -> ConfigDict:
+    config = small_run.get_config()
+    config.data.root = str(small_images)
+    config.data.tokenizer = str(folder)
+    decoder = {"weights": str(folder), "layers": 1, "width": 8, "heads": 2, "feed_forward": 12}
+    config.model.decoder.update({**decoder, "norm": "post", "norm_epsilon": 1e-5, "activation": "gelu"})
+    config.model.text_encoder.weights = str(folder)
+    config.objective.contrastive_weight = 0.5
+    return config
+
+
+def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_images, tmp_path, caplog):
+    folder, model = roberta
+    experiment = start_experiment(config_of(folder, small_images), epath.Path(tmp_path))
+    description = experiment.description
+    with small_run.quick_compilation(), caplog.at_level(logging.INFO):
+        variables = initial_variables(experiment)
+
+    ids = np.array([[0, 9, 300, 30, 2], [0, 5, 2, 1, 1]])
+    features = description.model().apply(variables, ids, ids != 1, method="encode_texts")
+    expected = model.module.apply(
+        {"params": model.params}, ids, ids != 1, np.zeros_like(ids), positions(ids), None, output_hidden_states=True
+    ).hidden_states[-1]
+    np.testing.assert_allclose(features.tokens[ids != 1], expected[ids != 1], atol=1e-5)
+
+    found = traverse_util.flatten_dict(jax.device_get(variables["params"]["decoder"]), sep="/")
+    theirs = model.params["roberta"]
+    rows = description.vocabulary.to_full(range(description.vocabulary.size))
+    assert len(rows) < model.config.vocab_size
+    np.testing.assert_array_equal(found["embedding"], theirs["embeddings"]["word_embeddings"]["embedding"][rows])
+    np.testing.assert_array_equal(found["output_bias"], model.params["lm_head"]["bias"][rows])
+    attention = theirs["encoder"]["layer"]["0"]["attention"]
+    for number, part in enumerate(("query", "key", "value")):
+        columns = slice(8 * number, 8 * number + 8)
+        kernel, bias = (found[f"layer_0/self_attention/qkv/{leaf}"] for leaf in ("kernel", "bias"))
+        np.testing.assert_array_equal(kernel[:, columns], attention["self"][part]["kernel"])
+        np.testing.assert_array_equal(bias[columns], attention["self"][part]["bias"])
+    np.testing.assert_array_equal(found["layer_0/self_attention_norm/scale"], attention["output"]["LayerNorm"]["scale"])
+    fed = theirs["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
+    np.testing.assert_array_equal(found["layer_0/feed_forward/expand/kernel"], fed)
+    assert (found["layer_0/cross_attention_norm/scale"] == 1).all()
+
+    assert "decoder: the first 1 of 2 layers of" in caplog.text
+    told = {what: names.split(", ") for what, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
+    assert sorted(told["copied"] + told["fresh"]) == sorted(found), "each of them once"
+    assert set(told["fresh"]) == {path for path in found if "cross_attention" in path}
+
+
+def positions(ids: np.ndarray) -> np.ndarray:
+    mask = ids != 1
+    return np.cumsum(mask, axis=1) * mask + 1
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_written(roberta, small_images, tmp_path):
+    config = config_of(roberta[0], small_images)
+    config.model.decoder.width = 16
+    with pytest.raises(ValueError, match=r"config\.model\.decoder, width=8, not 16"):
+        start_experiment(config, epath.Path(tmp_path / "run"))
+    config = config_of(roberta[0], small_images)
+    config.data.tokenizer, config.objective.contrastive_weight = "train", 0.0
+    with pytest.raises(ValueError, match=r"decoder\.weights=.* trained on \d+ tokens.*own tokenizer in config\.data"):
+        start_experiment(config, epath.Path(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()

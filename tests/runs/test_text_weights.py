@@ -1,0 +1,102 @@
+"""A text encoder that starts from a RoBERTa: it reads its own tokenizer's ids, and is refused with any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from flax import traverse_util
+from ml_collections import ConfigDict
+from transformers import FlaxRobertaModel, RobertaConfig
+
+from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from input_pipeline.tokenizer import Tokenizer
+
+# Learned on more than the captions hold, so that the tokenizer knows words which they lack.
+TEXTS = ["a red box on the left", "a zebra crossing"] * 3
+
+
+@pytest.fixture(scope="module")
+def roberta(tmp_path_factory) -> Path:
+    """A folder with a random RoBERTa and its tokenizer."""
+    folder = tmp_path_factory.mktemp("roberta")
+    tokenizer = Tokenizer.train(TEXTS, 400)
+    tokenizer.save(folder)
+    sizes = RobertaConfig(
+        vocab_size=tokenizer.size,
+        hidden_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=8,
+        max_position_embeddings=14,
+        type_vocab_size=1,
+    )
+    FlaxRobertaModel(sizes, seed=3, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+def config_of(roberta: Path, small_images: Path) -> ConfigDict:
+    config = small_run.get_config()
+    config.data.root = str(small_images)
+    config.data.tokenizer = str(roberta)
+    config.objective.contrastive_weight = 0.5
+    config.model.text_encoder.weights = str(roberta)
+    return config
+
+
+def start(config: ConfigDict, workdir: Path) -> Experiment:
+    return start_experiment(config, epath.Path(workdir))
+
+
+def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tmp_path):
+    experiment = start(config_of(roberta, small_images), tmp_path)
+    description = experiment.description
+    with small_run.quick_compilation():
+        found = initial_variables(experiment)["params"]["text_encoder"]["roberta"]
+    expected = FlaxRobertaModel.from_pretrained(roberta, add_pooling_layer=False).params
+    flat = traverse_util.flatten_dict(jax.device_get(found), sep="/")
+    for path, value in traverse_util.flatten_dict(jax.device_get(expected), sep="/").items():
+        np.testing.assert_array_equal(flat[path], value, err_msg=path)
+
+    tokenizer, reader = description.vocabulary.tokenizer, description.text_reader
+    assert description.vocabulary.size < tokenizer.size
+    (ids,) = reader.encode(["a zebra"])
+    assert ids[ids != 1].tolist() == tokenizer.encode("a zebra"), "no word is unknown because the captions lack it"
+    captions = ["a green box on the right", "on the left"]
+    compact = description.vocabulary.encode_batch(captions, 10)
+    np.testing.assert_array_equal(reader.ids_of(compact), reader.encode(captions))
+    assert not np.array_equal(compact, reader.encode(captions))
+
+
+def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
+    config = config_of(roberta, small_images)
+    config.data.tokenizer = "train"
+    with pytest.raises(
+        ValueError, match=r"(?s)model\.text_encoder\.weights=.*trained on \d+ tokens.*data\.tokenizer=train"
+    ):
+        start(config, tmp_path)
+    Tokenizer.train(TEXTS[:1] * 2, 300).save(tmp_path / "other")
+    config.data.tokenizer = str(tmp_path / "other")
+    with pytest.raises(ValueError, match=r"own tokenizer in config\.data\.tokenizer"):
+        start(config, tmp_path)
+
+
+def test_captions_longer_than_its_positions_are_refused(roberta, small_images, tmp_path):
+    config = config_of(roberta, small_images)
+    config.data.max_length = 13
+    with pytest.raises(ValueError, match=r"data\.max_length=13, but .* has positions for 12 tokens"):
+        start(config, tmp_path)
+
+
+def test_without_weights_it_reads_the_vocabulary(small_images, tmp_path):
+    config = small_run.get_config()
+    config.data.root = str(small_images)
+    config.objective.contrastive_weight = 0.5
+    description = start(config, tmp_path).description
+    assert description.model_settings.text_encoder["vocab_size"] == description.vocabulary.size
+    encoded = description.text_reader.encode(["a red box", "a zebra"])
+    np.testing.assert_array_equal(encoded, description.vocabulary.encode_batch(["a red box", "a zebra"], 10))

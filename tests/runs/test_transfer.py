@@ -1,0 +1,221 @@
+"""config.init_from: a run starts from another one's weights, which may know other words."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from etils import epath
+from flax import traverse_util
+from small_run import get_config, write_images
+
+from caption_jax.runs import workdir as workdir_files
+from caption_jax.runs.checkpoints import Checkpoints
+from caption_jax.runs.description import ModelSettings, RunDescription
+from caption_jax.models.build import roberta_sizes
+from caption_jax.runs.experiment import start_experiment
+from caption_jax.runs.transfer import transfer_weights
+from input_pipeline.images import Preprocessing
+from input_pipeline.tokenizer import Tokenizer, Vocabulary
+
+CAPTIONS = ["a red box on the left"] * 2 + ["a green box on the right"] * 2
+OTHERS = ["a green kettle under the tree"] * 2 + ["a small box"] * 2
+
+
+def vocabulary_of(captions: list[str]) -> Vocabulary:
+    tokenizer = Tokenizer.train(captions, 300)
+    return Vocabulary(tokenizer, {token for ids in tokenizer.encode_batch(captions) for token in ids})
+
+
+ROWS = vocabulary_of(CAPTIONS).size
+
+
+def description(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder) -> RunDescription:
+    config = get_config()
+    config.model.decoder.update({"feed_forward": ROWS, **decoder})
+    vocabulary = vocabulary_of(captions)
+    model_settings = ModelSettings(vocabulary.size, max_length, "symmetric", 1e-5)
+    return RunDescription(config, model_settings, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary)
+
+
+def filled(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
+    """Variables of the run's model, by path, with random numbers in place of an initialisation (which compiles)."""
+    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.model_settings.max_length - 1), np.int32)
+    shapes = jax.eval_shape(run.model().init, jax.random.key(0), images, tokens)
+    random = np.random.default_rng(seed)
+    flat = traverse_util.flatten_dict(dict(shapes), sep="/")
+    return {path: random.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
+
+
+def nested(flat: dict[str, np.ndarray]) -> dict:
+    return traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
+    """A workdir with a checkpoint, and what is in it."""
+    folder = tmp_path_factory.mktemp("source")
+    return folder, write_run(folder, description(), seed=1)
+
+
+def write_run(folder: Path, run: RunDescription, seed: int) -> dict[str, np.ndarray]:
+    """Makes `folder` the workdir of a run with random weights, and returns them."""
+    weights = filled(run, seed)
+    workdir_files.write_description(epath.Path(folder), run)
+    checkpoints = Checkpoints(folder)
+    checkpoints.save(3, jax.tree.map(jax.numpy.asarray, nested(weights)), {"step": jax.numpy.int32(3)}, {})
+    checkpoints.close()
+    return weights
+
+
+def transferred(source: Path, run: RunDescription) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Variables before and after."""
+    fresh = filled(run, seed=2)
+    found = transfer_weights(nested(fresh), str(source), run.vocabulary)
+    return fresh, {path: np.asarray(value) for path, value in traverse_util.flatten_dict(found, sep="/").items()}
+
+
+def test_the_same_model_and_vocabulary_take_everything(source):
+    folder, weights = source
+    _, found = transferred(folder, description())
+    assert found.keys() == weights.keys()
+    for path in weights:
+        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+
+
+def test_another_vocabulary_takes_the_rows_of_shared_tokens(source, caplog):
+    folder, weights = source
+    run = description(OTHERS)
+    old, new = description().vocabulary.tokens, run.vocabulary.tokens
+    shared = set(old) & set(new)
+    assert len({"<s>", "</s>"} & shared) == 2 and len(shared) < len(new) and list(old) != list(new)
+    with caplog.at_level(logging.INFO, logger="absl"):
+        fresh, found = transferred(folder, run)
+    for path in ("params/decoder/embedding", "params/decoder/output_bias"):
+        for row, token in enumerate(new):
+            expected = weights[path][old.index(token)] if token in shared else fresh[path][row]
+            np.testing.assert_array_equal(found[path][row], expected, err_msg=f"{path}, {token}")
+        assert f"{path} ({len(shared)} of {len(new)} rows)" in caplog.text
+    for path in set(found) - {"params/decoder/embedding", "params/decoder/output_bias"}:
+        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+
+
+def test_rows_are_matched_by_name_not_by_size(source):
+    """A kernel with as many rows as the vocabulary has tokens is no table of tokens."""
+    folder, weights = source
+    assert any(array.shape[0] == ROWS for path, array in weights.items() if path.endswith("kernel"))
+    size = description().vocabulary.size
+    tokenizer = description().vocabulary.tokenizer
+    # As many tokens as before, but others: one more byte in place of a word.
+    kept = sorted(int(i) for i in description().vocabulary.to_full(range(4, size)))[:-1]
+    unused = next(i for i in range(5, tokenizer.size) if i not in kept)
+    run = dataclasses.replace(description(), vocabulary=Vocabulary(tokenizer, [*kept, unused]))
+    assert run.vocabulary.size == size and run.vocabulary.tokens != description().vocabulary.tokens
+    _, found = transferred(folder, run)
+    changed = {path for path in weights if not np.array_equal(found[path], weights[path])}
+    assert changed == {"params/decoder/embedding", "params/decoder/output_bias"}
+
+
+def test_longer_captions_keep_the_positions_that_both_have(source):
+    folder, weights = source
+    fresh, found = transferred(folder, description(max_length=14))
+    path = "params/decoder/position"
+    assert len(found[path]) == 14
+    np.testing.assert_array_equal(found[path][:10], weights[path])
+    np.testing.assert_array_equal(found[path][10:], fresh[path][10:])
+
+
+def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source, caplog):
+    folder, weights = source
+    with caplog.at_level(logging.INFO, logger="absl"):
+        fresh, found = transferred(folder, description(feed_forward=64))
+    for path in found:
+        takes = found[path].shape == weights[path].shape
+        np.testing.assert_array_equal(found[path], weights[path] if takes else fresh[path], err_msg=path)
+    path = "params/decoder/layer_0/feed_forward/expand/kernel"
+    assert f"{path} (shape (16, {ROWS}) there, (16, 64) here)" in caplog.text
+
+
+def test_another_model_is_refused(source):
+    folder, _ = source
+    run = description(width=24, feed_forward=64)
+    run.config.model.encoder.variant = "tiny"
+    with pytest.raises(ValueError, match=r"init_from=.* is a run of another model: .*image_encoder/backbone/"):
+        transferred(folder, run)
+
+
+def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*is not the workdir of a training run"):
+        transferred(tmp_path, description())
+
+
+def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
+    """Whatever weights the config names: those of the run that it starts from replace them."""
+    config = get_config()
+    config.data.root = str(write_images(tmp_path / "data"))
+    fresh = start_experiment(config, epath.Path(tmp_path / "fresh")).description
+    config.init_from = str(source[0])
+    tuned = start_experiment(config, epath.Path(tmp_path / "tuned")).description
+    assert (tuned.model_settings.padding, tuned.model_settings.norm_epsilon) == ("symmetric", 1e-5)
+    assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
+    assert tuned.preprocessing.size == config.data.image_size
+    config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
+    other = start_experiment(config, epath.Path(tmp_path / "other")).description
+    assert other.model_settings.padding == fresh.model_settings.padding == "same"
+    assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
+
+
+def with_text_encoder(run: RunDescription) -> RunDescription:
+    config = run.config.copy_and_resolve_references()
+    config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
+    sizes = roberta_sizes(config.model.text_encoder, run.vocabulary.size, run.model_settings.max_length)
+    settings = dataclasses.replace(run.model_settings, text_encoder=sizes)
+    return dataclasses.replace(run, config=config, model_settings=settings)
+
+
+def test_a_text_encoder_is_taken_token_by_token_too(tmp_path):
+    run = with_text_encoder(description())
+    weights = write_run(tmp_path, run, seed=1)
+    other = with_text_encoder(description(OTHERS, max_length=14))
+    fresh, found = transferred(tmp_path, other)
+    old, new = run.vocabulary.tokens, other.vocabulary.tokens
+    embeddings = "params/text_encoder/roberta/embeddings"
+    words, positions = f"{embeddings}/word_embeddings/embedding", f"{embeddings}/position_embeddings/embedding"
+    for row, token in enumerate(new):
+        expected = weights[words][old.index(token)] if token in old else fresh[words][row]
+        np.testing.assert_array_equal(found[words][row], expected, err_msg=token)
+    np.testing.assert_array_equal(found[positions][:12], weights[positions])
+    np.testing.assert_array_equal(found[positions][12:], fresh[positions][12:])
+    for path in ("params/shared_space/log_scale", "params/text_encoder/dense/kernel"):
+        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+
+
+def test_rows_of_full_ids_are_not_those_of_the_vocabulary(tmp_path):
+    """A RoBERTa's embedding has a row for each of the tokenizer's tokens, whatever the captions use of them."""
+
+    def full(run: RunDescription) -> RunDescription:
+        run = with_text_encoder(run)
+        return dataclasses.replace(
+            run,
+            model_settings=dataclasses.replace(
+                run.model_settings, text_encoder={**run.model_settings.text_encoder, "vocab_size": 300}
+            ),
+        )
+
+    weights = write_run(tmp_path, full(description()), seed=1)
+    _, found = transferred(tmp_path, full(description(OTHERS)))
+    path = "params/text_encoder/roberta/embeddings/word_embeddings/embedding"
+    np.testing.assert_array_equal(found[path], weights[path])
+
+
+def test_a_run_without_text_encoder_gives_the_rest(source, caplog):
+    folder, weights = source
+    with caplog.at_level(logging.INFO, logger="absl"):
+        fresh, found = transferred(folder, with_text_encoder(description()))
+    assert "params/shared_space/log_scale" in caplog.text
+    for path in found:
+        np.testing.assert_array_equal(found[path], weights.get(path, fresh[path]), err_msg=path)

@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from caption_jax import augment as augment_module
+from caption_jax.augment import augment, resample
+from caption_jax.config import default_config
+from caption_jax.parameters.sharding import batch_sharding, make_mesh, put_batch
+
+EVERYTHING = {
+    "flip": True,
+    "min_crop_scale": 0.4,
+    "max_aspect": 1.4,
+    "brightness": 0.3,
+    "contrast": 0.3,
+    "saturation": 0.3,
+}
+
+
+def _config(**settings) -> ConfigDict:
+    config = default_config().augment
+    config.update(settings)
+    return config
+
+
+def _images(count: int = 8, size: int = 24) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
+
+
+def _smooth_images(count: int, size: int) -> np.ndarray:
+    y, x = np.mgrid[:size, :size] / size
+    return np.broadcast_to(np.stack([255 * x, 255 * y, 127 * (x + y)], -1), (count, size, size, 3)).astype(np.float32)
+
+
+def _augment(key, images, config: ConfigDict, rows=None) -> np.ndarray:
+    return np.asarray(jax.jit(lambda key, images, rows: augment(key, images, config, rows))(key, images, rows))
+
+
+def test_with_everything_off_pixels_stay_as_they_are():
+    images = _images()
+    out = _augment(jax.random.key(0), images, _config())
+    assert out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, images.astype(np.float32))
+
+
+def test_flip_mirrors_about_half_of_the_images_exactly():
+    images = _images(64, 6)
+    out = _augment(jax.random.key(1), images, _config(flip=True))
+    kept = np.array([np.array_equal(a, b) for a, b in zip(out, images, strict=True)])
+    mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, images, strict=True)])
+    assert np.all(kept ^ mirrored)
+    assert 16 < mirrored.sum() < 48
+
+
+def test_a_mirrored_crop_is_the_mirror_image_of_the_crop():
+    images = jnp.asarray(_images(4))
+    vertical = (jnp.full(4, 0.1), jnp.full(4, 0.7))
+    crop = resample(images.astype(jnp.float32), vertical, (jnp.full(4, 0.2), jnp.full(4, 0.5)))
+    mirrored = resample(images.astype(jnp.float32), vertical, (jnp.full(4, 0.7), jnp.full(4, -0.5)))
+    np.testing.assert_allclose(mirrored, crop[:, :, ::-1], atol=1e-2)
+
+
+def test_the_whole_image_as_a_crop_is_the_image():
+    images = jnp.asarray(_images(2), jnp.float32)
+    out = resample(images, (jnp.zeros(2), jnp.ones(2)), (jnp.zeros(2), jnp.ones(2)))
+    np.testing.assert_allclose(out, images, atol=1e-2)
+
+
+def test_a_crop_is_the_bilinear_enlargement_that_jax_image_makes():
+    images = _images(1, 20)
+    out = resample(jnp.asarray(images, jnp.float32), (jnp.array([0.2]), jnp.array([0.5])), (jnp.zeros(1), jnp.ones(1)))
+    scale = jnp.array([1 / 0.5, 1.0])
+    shift = -jnp.array([0.2 * 20, 0.0]) * scale
+    expected = jax.image.scale_and_translate(images[0].astype(np.float32), (20, 20, 3), (0, 1), scale, shift, "linear")
+    np.testing.assert_allclose(out[0], expected, atol=1e-2)
+
+
+def test_gathering_and_matrix_products_agree():
+    images = jnp.asarray(_images(5, 17), jnp.float32)
+    draw = jax.random.uniform(jax.random.key(0), (4, 5))
+    rows = augment_module._taps(draw[0] * 0.5, draw[1] * 0.5, 17)
+    columns = augment_module._taps(draw[2] * 0.5 + 0.5, -draw[3] * 0.5, 17)
+    gathered = augment_module._resample_gather(images, rows, columns)
+    with jax.default_matmul_precision("highest"):
+        multiplied = augment_module._resample_matmul(images, rows, columns)
+    np.testing.assert_allclose(gathered, multiplied, atol=1e-2)
+
+
+def test_crops_keep_to_their_area_and_aspect():
+    size, config = 64, _config(min_crop_scale=0.5, max_aspect=1.25)
+    images = _smooth_images(200, size)  # red is the column, green the row: their spread is the crop's extent
+    out = _augment(jax.random.key(3), images, config)
+    spread = np.ptp(out, axis=(1, 2)) / np.ptp(images[0], axis=(0, 1))
+    width, height = np.minimum(spread[:, 0], 1), np.minimum(spread[:, 1], 1)
+    assert (width * height).min() > 0.44 and (width * height).max() <= 1
+    assert (width * height).max() > 0.9 > (width * height).min() + 0.3
+    assert (width / height).max() < 1.3 and (width / height).min() > 1 / 1.3
+    assert np.ptp(out.mean((1, 2))[:, 0]) > 20  # crops lie in different places
+
+
+def test_a_flat_image_stays_flat_under_every_crop():
+    images = np.full((16, 12, 12, 3), 200, np.uint8)
+    out = _augment(jax.random.key(0), images, _config(min_crop_scale=0.1, max_aspect=3.0, flip=True))
+    np.testing.assert_allclose(out, 200, atol=1e-3)
+
+
+def test_brightness_scales_each_image_by_its_own_factor():
+    images = np.full((64, 4, 4, 3), 100, np.uint8)
+    factors = _augment(jax.random.key(0), images, _config(brightness=0.2))[:, 0, 0, 0] / 100
+    assert factors.min() >= 0.8 and factors.max() <= 1.2
+    assert np.ptp(factors) > 0.3 and len(np.unique(factors)) > 60
+
+
+def test_contrast_moves_pixels_about_the_mean_grey():
+    grey = np.repeat(_images(16, 8)[..., :1] // 2 + 64, 3, -1)
+    out = _augment(jax.random.key(0), grey, _config(contrast=0.4))
+    np.testing.assert_allclose(out.mean((1, 2, 3)), grey.mean((1, 2, 3)), rtol=1e-4)
+    ratio = out.std((1, 2, 3)) / grey.std((1, 2, 3))
+    assert ratio.min() >= 0.6 and ratio.max() <= 1.4 and np.ptp(ratio) > 0.4
+
+
+def test_saturation_keeps_greys_and_the_brightness_of_colours():
+    grey = np.repeat(_images(8)[..., :1], 3, -1)
+    np.testing.assert_allclose(_augment(jax.random.key(0), grey, _config(saturation=0.5)), grey, atol=1e-3)
+    colours = _images(8) // 2 + 64
+    out = _augment(jax.random.key(0), colours, _config(saturation=0.5))
+    shares = np.array([0.299, 0.587, 0.114])
+    np.testing.assert_allclose(out @ shares, colours @ shares, atol=1e-2)
+    assert np.abs(out - colours).max() > 5
+
+
+def test_pixels_stay_within_their_range():
+    out = _augment(jax.random.key(0), _images(32), _config(brightness=1.0, contrast=1.0, saturation=1.0))
+    assert float(out.min()) >= 0 and float(out.max()) <= 255
+
+
+def test_an_image_s_augmentation_depends_on_key_and_row_only():
+    images, config, key = _images(), _config(**EVERYTHING), jax.random.key(5)
+    whole = _augment(key, images, config)
+    part = _augment(key, images[3:5], config, rows=jnp.array([3, 4]))
+    np.testing.assert_allclose(part, whole[3:5], atol=1e-3)
+    others = np.concatenate([images[:1], 255 - images[1:]])
+    np.testing.assert_allclose(_augment(key, others, config)[0], whole[0], atol=1e-3)
+    assert np.abs(_augment(jax.random.key(6), images, config) - whole).max() > 1
+    twins = _augment(key, np.stack([images[0]] * 2), config)
+    assert np.abs(twins[0] - twins[1]).max() > 1
+
+
+def test_eight_devices_augment_as_one_does_and_exchange_nothing():
+    images, key = _images(16), jax.random.key(2)
+    mesh = make_mesh(default_config().mesh)
+    assert mesh.shape["data"] == 8
+    step = jax.jit(lambda key, x: augment(key, x, _config(**EVERYTHING)))
+    placed = put_batch(images, mesh)
+    sharded = step(key, placed)
+    assert sharded.sharding.is_equivalent_to(batch_sharding(mesh), 4)
+    np.testing.assert_allclose(sharded, step(key, images), atol=1e-3)
+    program = step.lower(key, placed).compile().as_text()
+    assert not any(word in program for word in ("all-gather", "all-reduce", "all-to-all", "collective-permute"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [({"min_crop_scale": 0.0}, "min_crop_scale"), ({"max_aspect": 0.5}, "max_aspect"), ({"contrast": 1.5}, "contrast")],
+)
+def test_settings_out_of_range_are_named(settings, key):
+    with pytest.raises(ValueError, match=key):
+        augment(jax.random.key(0), _images(1), _config(**settings))
