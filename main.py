@@ -61,7 +61,7 @@ _COMPILATIONS = flags.DEFINE_integer(
 
 
 def command(argv: list[str]) -> int:
-    """`main`, for a command line: what the user can mend is told in a line; an error of the program has a traceback."""
+    """`main` for a command line: a `UserError` is printed as one line; an error of the program keeps its traceback."""
     try:
         status = main(argv)
         if _MODE.value in ("caption", "search"):  # short ones, which leave nothing to be written in the background
@@ -70,7 +70,7 @@ def command(argv: list[str]) -> int:
     except app.UsageError as error:
         print(f"error: {error} (main.py --help lists all flags)", file=sys.stderr)
         return 2
-    except Exception as error:  # any kind: what is not for the user is raised again
+    except Exception as error:  # a library may have raised its own from a UserError
         from caption_jax.errors import message_for_the_user
 
         message = message_for_the_user(error)

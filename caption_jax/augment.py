@@ -7,6 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
+
 # Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in PIL's grey images.
 _GREY = (0.299, 0.587, 0.114)
 
@@ -54,12 +56,12 @@ def augment(
 def check_augment(config: ConfigDict) -> None:
     """Raises a ValueError that names the key where a setting of `config.augment` is out of range."""
     if not 0 < config.min_crop_scale <= 1:
-        raise ValueError(f"augment.min_crop_scale is {config.min_crop_scale}; it has to be in (0, 1], 1 for no crop")
+        raise ConfigError(f"augment.min_crop_scale is {config.min_crop_scale}; it has to be in (0, 1], 1 for no crop")
     if not config.max_aspect >= 1:
-        raise ValueError(f"augment.max_aspect is {config.max_aspect}; it has to be 1 (aspect kept) or more")
+        raise ConfigError(f"augment.max_aspect is {config.max_aspect}; it has to be 1 (aspect kept) or more")
     for name in ("brightness", "contrast", "saturation"):
         if not 0 <= config[name] <= 1:
-            raise ValueError(f"augment.{name} is {config[name]}; it has to be in [0, 1], 0 for none")
+            raise ConfigError(f"augment.{name} is {config[name]}; it has to be in [0, 1], 0 for none")
 
 
 def is_identity(config: ConfigDict) -> bool:

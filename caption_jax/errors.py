@@ -1,32 +1,50 @@
-"""Errors that speak to whoever typed the command: a line on the error stream instead of a traceback."""
+"""The kinds of error that speak to the user, and the line that a command prints of one.
+
+`input_pipeline.errors` has the base class `UserError` and the kinds that concern data.
+"""
 
 from __future__ import annotations
 
-import traceback
-from pathlib import Path
+from input_pipeline.errors import ConfigError, DataError, MissingFileError, UserError
 
-_ROOT = Path(__file__).resolve().parents[1]
-_OURS = ("caption_jax", "input_pipeline", "configs", "main.py")
+__all__ = [
+    "ConfigError",
+    "DataError",
+    "LockedError",
+    "MissingFileError",
+    "MissingPackageError",
+    "UserError",
+    "WeightsError",
+    "WorkdirError",
+    "message_for_the_user",
+]
+
+
+class WorkdirError(UserError, ValueError):
+    """What a run or an index has stored is damaged, or belongs to another model, config or version."""
+
+
+class WeightsError(UserError, ValueError):
+    """Weights trained elsewhere that cannot be used; the message names the file and the key at fault."""
+
+
+class LockedError(UserError, BlockingIOError):
+    """Another process is writing to the same files."""
+
+
+class MissingPackageError(UserError, ModuleNotFoundError):
+    """An optional package is not installed; the message says how to install it."""
 
 
 def message_for_the_user(error: BaseException) -> str | None:
-    """What to say of an error where this project raised it, by a `raise` of its own, about a value, a file or a run.
+    """The message of a `UserError`, also of one that another error was raised `from`, as libraries do.
 
-    Such a message says what to change, and a traceback would hide it. A library may have raised it anew in between. All
-    else is a mistake of the program, or a library's own: None, for its traceback is needed.
+    Returns:
+        None for anything else: a mistake of the program or of a library, whose traceback is needed.
     """
-    if _is_ours(error):
-        return str(error)
-    if error.__cause__ is not None and _is_ours(error.__cause__):
-        return str(error.__cause__)
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return str(cause)
+        cause = cause.__cause__
     return None
-
-
-def _is_ours(error: BaseException) -> bool:
-    if not isinstance(error, ValueError | OSError | RuntimeError) or error.__traceback__ is None:
-        return False
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    path = Path(last.filename).resolve()
-    if not path.is_relative_to(_ROOT) or path.relative_to(_ROOT).parts[0] not in _OURS:
-        return False
-    return (last.line or "").startswith("raise ")

@@ -24,6 +24,7 @@ import simplejpeg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
+from input_pipeline.errors import ConfigError, UserError
 from input_pipeline.resampling import check_choices, to_square, whole_factor
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -47,7 +48,7 @@ _UPRIGHT = {
 }
 
 
-class ImageError(ValueError):
+class ImageError(UserError, ValueError):
     """An image that cannot be used. Says which one (`name`) and why (`reason`)."""
 
     def __init__(self, name: str, reason: str):
@@ -82,10 +83,10 @@ class Preprocessing:
         for key in ("mean", "std"):
             value = tuple(float(x) for x in np.asarray(getattr(self, key)).reshape(-1))
             if len(value) != 3:
-                raise ValueError(f"preprocessing {key} must have three numbers, one a channel; got {value}")
+                raise ConfigError(f"preprocessing {key} must have three numbers, one a channel; got {value}")
             object.__setattr__(self, key, value)
         if min(self.std) <= 0:
-            raise ValueError(f"preprocessing std must be positive, got {self.std}")
+            raise ConfigError(f"preprocessing std must be positive, got {self.std}")
 
     def load(self, image: ImageLike, *, name: str | None = None) -> UInt8[np.ndarray, "size size 3"]:
         """Decodes and resizes one image.

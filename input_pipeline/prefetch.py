@@ -8,6 +8,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from input_pipeline.errors import ConfigError
+
 _END = object()
 
 
@@ -28,7 +30,7 @@ class Prefetched:
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
         if size < 0:
-            raise ValueError(f"config.data.prefetch must be 0 or more batches, got {size}")
+            raise ConfigError(f"config.data.prefetch must be 0 or more batches, got {size}")
         self._iterator = iterator
         self._put = put
         self._size = size

@@ -7,14 +7,12 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from input_pipeline.errors import ConfigError, DataError
+
 SPLITS = ("train", "val", "test")
 SHOWN = 10  # problems of a kind that a report names; the rest are counted
 
 log = logging.getLogger(__name__)
-
-
-class DataError(ValueError):
-    """Images or captions that cannot be used as they are; the message names them and says what to do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -136,7 +134,7 @@ class Report:
             ValueError: `on_error` is something else again.
         """
         if on_error not in ("stop", "skip"):
-            raise ValueError(f"config.data.on_error is {on_error!r}; choose 'stop' or 'skip'")
+            raise ConfigError(f"config.data.on_error is {on_error!r}; choose 'stop' or 'skip'")
         if not self.problems:
             return
         if on_error == "stop":

@@ -13,6 +13,8 @@ from jaxtyping import UInt8
 from kornia_rs import imgproc
 from PIL import Image
 
+from input_pipeline.errors import ConfigError
+
 FITS = ("squash", "crop")
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -26,11 +28,11 @@ _LEAST = 15 / 16  # of the wanted size: what a whole factor has to leave
 def check_choices(size: int, fit: str, interpolation: str) -> None:
     """Raises ValueError, with the choices, for one that there is not."""
     if size < 1:
-        raise ValueError(f"image size must be at least 1, got {size}")
+        raise ConfigError(f"image size must be at least 1, got {size}")
     if fit not in FITS:
-        raise ValueError(f"unknown fit {fit!r}; choose one of {', '.join(FITS)}")
+        raise ConfigError(f"unknown fit {fit!r}; choose one of {', '.join(FITS)}")
     if interpolation not in INTERPOLATIONS:
-        raise ValueError(f"unknown interpolation {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
+        raise ConfigError(f"unknown interpolation {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
 
 
 def whole_factor(width: int, height: int, size: int) -> int:

@@ -21,6 +21,8 @@ from ml_collections import ConfigDict
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from input_pipeline.errors import ConfigError, DataError, MissingFileError
+
 BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 MASK = "<mask>"
@@ -49,7 +51,7 @@ class Tokenizer:
         self._backend.decoder = decoders.ByteLevel()
         found = tuple(self._backend.token_to_id(token) for token in SPECIALS)
         if found != (BOS, PAD, EOS, UNK):
-            raise ValueError(
+            raise ConfigError(
                 f"the tokenizer's vocabulary gives {', '.join(SPECIALS)} the ids {found}; RoBERTa's layout "
                 "(0, 1, 2, 3) is needed: use a RoBERTa tokenizer, or data.tokenizer='train'"
             )
@@ -65,10 +67,10 @@ class Tokenizer:
         """
         lowest = len(SPECIALS) + 1 + 256
         if size < lowest:
-            raise ValueError(f"data.vocabulary_size is {size}; the bytes and special tokens alone need {lowest}")
+            raise ConfigError(f"data.vocabulary_size is {size}; the bytes and special tokens alone need {lowest}")
         texts = [normalise(caption, lowercase) for caption in captions]
         if not any(texts):
-            raise ValueError("cannot train a tokenizer: there is no training caption with text in it")
+            raise DataError("cannot train a tokenizer: there is no training caption with text in it")
         learner = Backend(models.BPE())
         learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         trainer = trainers.BpeTrainer(
@@ -96,7 +98,7 @@ class Tokenizer:
         folder = epath.Path(path)
         for name in (_VOCAB, _MERGES):
             if not (folder / name).exists():
-                raise FileNotFoundError(
+                raise MissingFileError(
                     f"{folder / name} not found: the folder that data.tokenizer names holds {_VOCAB} and {_MERGES}"
                 )
         vocab = json.loads((folder / _VOCAB).read_text())
@@ -114,7 +116,7 @@ class Tokenizer:
             vocab = hf_hub_download(name, _VOCAB)
             merges = hf_hub_download(name, _MERGES)
         except Exception as error:  # the hub's client raises a dozen kinds
-            raise ValueError(
+            raise ConfigError(
                 f"data.tokenizer is {name!r}: that is no folder here, and {_VOCAB} and {_MERGES} could not be had from "
                 f"the hub under this name ({type(error).__name__}: {error})"
             ) from error
@@ -267,7 +269,7 @@ class Vocabulary:
         """
         path = epath.Path(folder) / _COMPACT
         if not path.exists():
-            raise FileNotFoundError(f"{path} not found: a workdir's vocabulary is written when training starts")
+            raise MissingFileError(f"{path} not found: a workdir's vocabulary is written when training starts")
         return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
 
     def fingerprint(self) -> str:

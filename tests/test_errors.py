@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import pickle
 import subprocess
 import sys
 
 import pytest
 from small_run import ROOT
 
+from caption_jax import errors
 from caption_jax.config import default_config
 from caption_jax.errors import message_for_the_user
-from caption_jax.metrics import read_results
+from caption_jax.metrics import ImageSetError, read_results
+from caption_jax.models.backbones.efficientnet_variants import variant_named
 from caption_jax.runs.description import compute_dtype
+from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.training.optimizer import make_optimizer
 
 
@@ -21,7 +25,7 @@ def caught(call) -> Exception:
     return found.value
 
 
-def test_what_the_project_raises_is_for_the_user(tmp_path):
+def test_a_user_error_gives_its_message(tmp_path):
     config = default_config().optimizer
     with config.unlocked():
         config.name = "nothing"
@@ -35,19 +39,38 @@ def test_a_library_may_pass_it_on():
     ours = caught(lambda: compute_dtype("nothing"))
 
     def pass_on():
-        raise OSError("there is no config") from ours
+        try:
+            raise OSError("there is no config") from ours
+        except OSError as error:
+            raise RuntimeError("a worker failed") from error
 
     assert message_for_the_user(caught(pass_on)) == str(ours)
 
 
-def test_what_python_a_library_or_a_mistake_raises_is_not(tmp_path):
-    def raise_here():
-        raise ValueError("a test's own")
-
-    assert message_for_the_user(caught(raise_here)) is None
+def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path):
     assert message_for_the_user(caught(lambda: read_results(tmp_path / "none.json"))) is None  # pathlib's
     assert message_for_the_user(caught(lambda: default_config().nothing)) is None
-    assert message_for_the_user(ValueError("never raised")) is None
+    assert message_for_the_user(caught(lambda: variant_named("b99"))) is None  # called wrongly: a plain ValueError
+
+
+@pytest.mark.parametrize(
+    ("kind", "builtin"),
+    [
+        (errors.ConfigError, ValueError),
+        (errors.DataError, ValueError),
+        (errors.WorkdirError, ValueError),
+        (errors.WeightsError, ValueError),
+        (errors.MissingFileError, FileNotFoundError),
+        (errors.MissingPackageError, ModuleNotFoundError),
+        (errors.LockedError, BlockingIOError),
+        (NonFiniteLossError, RuntimeError),
+        (ImageSetError, ValueError),
+    ],
+)
+def test_each_kind_is_the_builtin_error_that_callers_catch(kind, builtin):
+    error = pickle.loads(pickle.dumps(kind("a/b.json is missing")))  # as from a worker process
+    assert isinstance(error, builtin) and isinstance(error, errors.UserError)
+    assert str(error) == "a/b.json is missing"
 
 
 def test_a_command_ends_in_one_line(tmp_path):

@@ -15,6 +15,7 @@ from caption_jax.decoding.constraints import Constraint
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.predictor import Predictor
+from caption_jax.errors import ConfigError
 
 # Divisor of a score by name: of the length in tokens, </s> included, and the exponent.
 LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -126,17 +127,17 @@ def beam_search(
 
 def _check(beams: int, candidates: int, groups: int, length_penalty: str) -> None:
     if min(beams, candidates, groups) < 1:
-        raise ValueError(f"beams={beams}, candidates={candidates} and groups={groups} must all be at least 1")
+        raise ConfigError(f"beams={beams}, candidates={candidates} and groups={groups} must all be at least 1")
     if beams % groups:
-        raise ValueError(f"groups={groups} must divide beams={beams}")
+        raise ConfigError(f"groups={groups} must divide beams={beams}")
     if candidates > 1 and candidates % groups:
-        raise ValueError(
+        raise ConfigError(
             f"candidates={candidates} must be 1 or a multiple of groups={groups}: each group gives as many"
         )
     if candidates > beams:
-        raise ValueError(f"candidates={candidates} cannot be more than beams={beams}: raise beams")
+        raise ConfigError(f"candidates={candidates} cannot be more than beams={beams}: raise beams")
     if length_penalty not in LENGTH_PENALTIES:
-        raise ValueError(f"length_penalty is {length_penalty!r}; it must be one of {', '.join(LENGTH_PENALTIES)}")
+        raise ConfigError(f"length_penalty is {length_penalty!r}; it must be one of {', '.join(LENGTH_PENALTIES)}")
 
 
 def _penalty(name: str, alpha: float | jax.Array, length: jax.Array) -> jax.Array:

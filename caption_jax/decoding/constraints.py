@@ -21,6 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from caption_jax.errors import ConfigError
+
 LogProbs = Float[Array, "batch rows vocabulary"]
 
 
@@ -140,7 +142,7 @@ def required_prefix(ids: Int[Array, "*images length"] | Sequence[int]) -> Constr
 def no_repeat_ngram(size: int) -> Constraint:
     """No caption holds the same `size` tokens in a row twice (Paulus et al., 2017, https://arxiv.org/abs/1705.04304)."""
     if size < 1:
-        raise ValueError(f"no_repeat_ngram of size {size}; the size must be at least 1")
+        raise ConfigError(f"no_repeat_ngram of size {size}; the size must be at least 1")
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         length = progress.tokens.shape[-1]

@@ -16,6 +16,7 @@ from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.reranking import TextIds, rerank, similarities, to_be_ranked
 from caption_jax.decoding.sampling import sample
+from caption_jax.errors import ConfigError
 
 # Runs that were started before a key existed take it from here.
 DEFAULTS: dict[str, Any] = default_config().decode.to_dict()
@@ -65,7 +66,7 @@ def decode(
     """
     unknown = sorted(set(decode_config) - set(DEFAULTS))
     if unknown:
-        raise ValueError(f"config.decode has unknown keys {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
+        raise ConfigError(f"config.decode has unknown keys {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
     settings = {**DEFAULTS, **decode_config}
     weight, count = settings["rerank_weight"], 0
     if weight:
@@ -97,15 +98,15 @@ def _by_method(settings: Mapping[str, Any], model: Any, variables: Any, features
     if settings["method"] == "sample":
         names = ("draws", "temperature", "top_k", "top_p")
         return sample(model, variables, features, **{name: settings[name] for name in names}, **shared)
-    raise ValueError(f'config.decode.method is {settings["method"]!r}; it must be "greedy", "beam" or "sample"')
+    raise ConfigError(f'config.decode.method is {settings["method"]!r}; it must be "greedy", "beam" or "sample"')
 
 
 def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = None) -> list[Constraint]:
     """The constraints that a config's `decode` part asks for; <s> and <pad> are always banned."""
     if settings["at_limit"] not in ("cut", "end"):
-        raise ValueError(f'config.decode.at_limit is {settings["at_limit"]!r}; it must be "cut" or "end"')
+        raise ConfigError(f'config.decode.at_limit is {settings["at_limit"]!r}; it must be "cut" or "end"')
     if settings["double_tokens"] not in ("allow", "forbid"):
-        raise ValueError(
+        raise ConfigError(
             f'config.decode.double_tokens is {settings["double_tokens"]!r}; it must be "allow" or "forbid"'
         )
     found = [on.banned_tokens([BOS_ID, PAD_ID])]
@@ -116,7 +117,7 @@ def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = Non
     if settings["double_tokens"] == "forbid":
         found.append(on.no_double_tokens())
     if settings["repetition_penalty"] < 1:
-        raise ValueError(f"config.decode.repetition_penalty is {settings['repetition_penalty']}; it must be 1 or more")
+        raise ConfigError(f"config.decode.repetition_penalty is {settings['repetition_penalty']}; it must be 1 or more")
     if settings["repetition_penalty"] > 1:
         found.append(on.repetition_penalty(settings["repetition_penalty"]))
     if settings["banned_words"]:
@@ -139,7 +140,7 @@ def _inside(words: str, vocabulary: Words | None) -> list[int]:
 
 def _ids(text: str, vocabulary: Words | None) -> list[int]:
     if vocabulary is None:
-        raise ValueError(
+        raise ConfigError(
             "config.decode names words (banned_words, banned_endings or prefix): pass the vocabulary to decode()"
         )
     ids = [int(i) for i in vocabulary.encode(text, 4 * len(text) + 2)]

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from caption_jax.errors import ConfigError
 from caption_jax.models.cache import Cache
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
@@ -47,7 +48,7 @@ class Predictor:
             )
         sizes = {member.decoder.vocabulary_size for member in model}
         if len(sizes) != 1:
-            raise ValueError(f"the models of an ensemble must share a vocabulary; theirs have {sorted(sizes)} tokens")
+            raise ConfigError(f"the models of an ensemble must share a vocabulary; theirs have {sorted(sizes)} tokens")
         self._members = tuple(zip(model, variables, features, strict=True))
         self._memory_mask = memory_mask
         self.vocabulary_size = sizes.pop()
@@ -99,5 +100,5 @@ class Predictor:
             for model, variables, features in self._members
         ]
         if len({m.shape for m in maps}) > 1:
-            raise ValueError("attention of an ensemble needs models whose memories have the same number of slots")
+            raise ConfigError("attention of an ensemble needs models whose memories have the same number of slots")
         return jnp.where((tokens != pad_id)[..., None], sum(maps) / len(maps), 0.0)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from caption_jax.decoding.decoded import Decoded, gather_rows
+from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 
@@ -78,25 +79,25 @@ def to_be_ranked(settings: Mapping[str, Any], model: Any, text_ids: TextIds | No
     weight, method = settings["rerank_weight"], settings["method"]
     asked = f"config.decode.rerank_weight={weight}"
     if weight < 0:
-        raise ValueError(f"{asked}; it has to be 0 (for none) or more")
+        raise ConfigError(f"{asked}; it has to be 0 (for none) or more")
     if not isinstance(model, ImageCaptioningModel):
-        raise ValueError(f"{asked} ranks the captions of one model; for an ensemble set it to 0")
+        raise ConfigError(f"{asked} ranks the captions of one model; for an ensemble set it to 0")
     if model.shared_space is None or text_ids is None:
-        raise ValueError(
+        raise ConfigError(
             f"{asked} compares captions with images, and this model has no space that they share: train one with "
             "config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does, or set rerank_weight to 0"
         )
     number = {"beam": "beams", "sample": "draws"}.get(method)
     if number is None or settings[number] < 2:
         given = f'method="{method}"' + (f" and {number}={settings[number]}" if number else "")
-        raise ValueError(
+        raise ConfigError(
             f"{asked} chooses among candidates, and config.decode.{given} gives one: set method to beam with beams, or "
             "to sample with draws, above 1"
         )
     if method == "sample":
         return dict(settings), settings["draws"]
     if settings["candidates"] > settings["beams"]:
-        raise ValueError(
+        raise ConfigError(
             f"candidates={settings['candidates']} cannot be more than beams={settings['beams']}: raise beams"
         )
     return {**settings, "candidates": settings["beams"]}, settings["candidates"]

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from caption_jax.errors import ConfigError
 from caption_jax.evaluation.recall import TextVectors, split_retrieval
 from caption_jax.metrics import protocol, score
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
@@ -67,7 +68,7 @@ class Evaluator:
         self, experiment: Experiment, split_name: str, limit: int = 0, images: str = "real", context: str = ""
     ):
         if images not in ("real", "blank", "shuffled"):
-            raise ValueError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
+            raise ConfigError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self.split = _spread(experiment.split(split_name), limit)
         usual = usual_kind(experiment)

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from caption_jax.decoding.beam import EXPONENTS
+from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.evaluation.candidates import ImageCandidates, find_candidates
 from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.metrics import (
@@ -191,19 +192,19 @@ def _means(
 def _beam_search(experiment: Experiment, split_name: str) -> dict[str, Any]:
     """The beam search to tune, after checks."""
     if split_name == "test":
-        raise ValueError(
+        raise ConfigError(
             "settings that are chosen on the test split make its scores worthless: tune on another, with --split=val"
         )
     if experiment.model().shared_space is None:
-        raise ValueError(
+        raise WorkdirError(
             "this run's model has no space that images and texts share, so captions cannot be ranked by the image: "
             "train one with config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
         )
     settings = {**experiment.config.decode.to_dict(), "method": "beam", "rerank_weight": 0.0}
     if settings["beams"] < 2:
-        raise ValueError(f"config.decode.beams={settings['beams']} gives one candidate: set it to 2 or more")
+        raise ConfigError(f"config.decode.beams={settings['beams']} gives one candidate: set it to 2 or more")
     if settings["length_penalty"] not in EXPONENTS:
-        raise ValueError(
+        raise ConfigError(
             f"config.decode.length_penalty is {settings['length_penalty']!r}; it must be one of {', '.join(EXPONENTS)}"
         )
     return settings

@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from caption_jax.augment import augment, is_identity
+from caption_jax.errors import ConfigError
 from caption_jax.models.backbones.efficientnet_variants import variant_named
 from caption_jax.parameters.rules import flatten, match_paths, unflatten
 from caption_jax.parameters.sharding import put_batch, replicated
@@ -88,7 +89,7 @@ def check_frozen(params: PyTree, config: ConfigDict) -> None:
     if trained:
         which = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
         patterns = sorted({rules[which[path]][0] for path in trained})
-        raise ValueError(
+        raise ConfigError(
             f"config.data.feature_cache.stage={config.data.feature_cache.stage!r} stores what the image encoder gives "
             f"up to there, but config.optimizer.rules trains {len(trained)} parameters of that part, such as "
             f"{trained[0]!r}, by the rule {' and '.join(map(repr, patterns))}: freeze them ('lr': 0.0) for the whole "
@@ -129,16 +130,16 @@ def _check(config: ConfigDict) -> None:
     try:
         variant_named(config.model.encoder.variant).stages_up_to(settings.stage)
     except ValueError as error:
-        raise ValueError(f"config.data.feature_cache.stage: {error}") from error
+        raise ConfigError(f"config.data.feature_cache.stage: {error}") from error
     if settings.views < 1:
-        raise ValueError(f"config.data.feature_cache.views is {settings.views}; it has to be 1 or more")
+        raise ConfigError(f"config.data.feature_cache.views is {settings.views}; it has to be 1 or more")
     if settings.views > 1 and is_identity(config.augment):
-        raise ValueError(
+        raise ConfigError(
             f"config.data.feature_cache.views is {settings.views}, but config.augment makes all views of an image the "
             "same: set views to 1, or crop, flip or jitter"
         )
     if settings.dtype not in ("float16", "float32"):
-        raise ValueError(f"config.data.feature_cache.dtype is {settings.dtype!r}; it has to be 'float16' or 'float32'")
+        raise ConfigError(f"config.data.feature_cache.dtype is {settings.dtype!r}; it has to be 'float16' or 'float32'")
 
 
 def _is_below(path: str, config: ConfigDict) -> bool:
@@ -189,7 +190,7 @@ def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) ->
     settings = experiment.config.data.feature_cache
     parent = str(settings.folder or experiment.workdir / "features")
     if "://" in parent:
-        raise ValueError(
+        raise ConfigError(
             f"features are mapped into memory, which {parent} cannot be: set config.data.feature_cache.folder to a "
             "local folder"
         )
@@ -291,7 +292,7 @@ class _Block:
         elif np.isfinite(values).all():
             self.features[number - self.rows.start] = values
         else:
-            raise ValueError(
+            raise ConfigError(
                 f"features of image {number} are not finite as {self.features.dtype}: set "
                 "config.data.feature_cache.dtype=float32, or look at the encoder's weights"
             )
@@ -304,7 +305,7 @@ def _make_room(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
     needed = min(missing * files.block_images, files.images) * files.image_bytes
     free = shutil.disk_usage(files.folder).free
     if needed > free:
-        raise ValueError(
+        raise ConfigError(
             f"the features need {needed / 1e9:.2f} GB more and {files.folder} has {free / 1e9:.2f} GB free: lower "
             "config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another disk"
         )

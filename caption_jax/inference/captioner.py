@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from PIL import Image
 
+from caption_jax.errors import ConfigError
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_description
@@ -176,7 +177,7 @@ class Captioner:
         for beside in texts:
             _check_list("context", beside)
             if len(beside) > slots:
-                raise ValueError(
+                raise ConfigError(
                     f"{len(beside)} texts beside an image; this run's model takes {slots} (config.model.context.slots)"
                 )
         reader = self._description.text_reader

@@ -11,9 +11,10 @@ from typing import Any
 from caption_jax.metrics import java_metrics
 from caption_jax.metrics.cider import DocumentFrequencies
 from caption_jax.metrics.diversity import diversity
-from caption_jax.metrics.results import check_image_set, read_annotations, read_results
+from caption_jax.metrics.results import ImageSetError, check_image_set, read_annotations, read_results
 from caption_jax.metrics.scores import protocol, score_images
 from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
+from input_pipeline.errors import UserError
 
 _EXAMPLE = """
 example:
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         report = _report(options)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(_as_text(report))
@@ -72,8 +73,8 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
     for path, captions in zip(paths, results, strict=True):
         try:
             check_image_set(references, captions)
-        except ValueError as error:
-            raise ValueError(f"{path} does not fit {options.annotations}: {error}") from error
+        except ImageSetError as error:
+            raise ImageSetError(f"{path} does not fit {options.annotations}: {error}") from error
     frequencies = DocumentFrequencies.load(options.frequencies) if options.frequencies else None
     training = None
     if options.training:

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 
 from caption_jax.metrics.bleu import find
 from caption_jax.metrics.ngrams import LONGEST, CountedCaptions, NGramCounts
+from input_pipeline.errors import DataError
 
 _SIGMA = 6.0  # width of the penalty on differences in length, in words
 
@@ -63,7 +64,7 @@ class DocumentFrequencies:
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            raise ValueError(f"{path} is not a whole file of document frequencies: {error}") from error
+            raise DataError(f"{path} is not a whole file of document frequencies: {error}") from error
         return cls(header["images"], counts)
 
 

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Hashable, Iterable, Mapping
 
 from caption_jax.metrics.ptb import tokenize_all
+from input_pipeline.errors import DataError
 
 # A caption that ends in one of these was cut off, or learned from a reward that does not see endings.
 _ENDINGS = """
@@ -34,7 +35,7 @@ def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[st
         ValueError: there are no captions.
     """
     if not hypotheses:
-        raise ValueError("there are no captions to describe")
+        raise DataError("there are no captions to describe")
     captions = tokenize_all(list(hypotheses.values()))
     words = [caption.split() for caption in captions]
     pairs = [pair for caption in words for pair in itertools.pairwise(caption)]

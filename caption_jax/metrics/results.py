@@ -10,14 +10,16 @@ from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.errors import DataError
+
 _SHOWN = 10  # ids that a message names before it only counts
 
 
-class ResultsError(ValueError):
+class ResultsError(DataError):
     """A file that does not have the form it should; the message names the file and what is wrong."""
 
 
-class ImageSetError(ValueError):
+class ImageSetError(DataError):
     """Results and references are not about the same images; the message lists the difference."""
 
 

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from input_pipeline.errors import DataError
+
 
 def retrieval_scores(
     similarity: Float[np.ndarray, "images texts"],
@@ -52,10 +54,10 @@ def _check(similarity: np.ndarray, image_of_text: np.ndarray) -> None:
         shapes = f"{similarity.shape} and {image_of_text.shape}"
         raise ValueError(f"similarity must be [images, texts] and image_of_text [texts]; their shapes are {shapes}")
     if not similarity.size:
-        raise ValueError("there is nothing to rank")
+        raise DataError("there is nothing to rank")
     without = np.setdiff1d(np.arange(similarity.shape[0]), image_of_text)
     if len(without):
-        raise ValueError(f"{len(without)} images have no text, the first is number {without[0]}")
+        raise DataError(f"{len(without)} images have no text, the first is number {without[0]}")
     if image_of_text.min() < 0 or image_of_text.max() >= similarity.shape[0]:
         raise ValueError(f"image_of_text names images outside 0 .. {similarity.shape[0] - 1}")
     if np.isnan(similarity).any():

@@ -14,6 +14,7 @@ from caption_jax.metrics.ngrams import LONGEST, count_ngrams
 from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.metrics.results import check_image_set
 from caption_jax.metrics.rouge import rouge_l
+from input_pipeline.errors import DataError
 
 _BLEU = tuple(f"BLEU-{n}" for n in range(1, LONGEST + 1))
 
@@ -112,10 +113,10 @@ def tokenize_pair(
     """
     check_image_set(references, hypotheses)
     if not references:
-        raise ValueError("there are no images to score")
+        raise DataError("there are no images to score")
     bare = [image_id for image_id, captions in references.items() if not captions]
     if bare:
-        raise ValueError(f"{len(bare)} images have no reference caption, the first is {bare[0]!r}")
+        raise DataError(f"{len(bare)} images have no reference caption, the first is {bare[0]!r}")
     tokens = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
     tokenized = {image_id: [next(tokens) for _ in captions] for image_id, captions in references.items()}
     candidates = tokenize_all([hypotheses[image_id] for image_id in references])

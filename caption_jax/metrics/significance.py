@@ -10,6 +10,7 @@ from jaxtyping import Float
 
 from caption_jax.metrics.bleu import bleu
 from caption_jax.metrics.scores import ImageScores
+from input_pipeline.errors import ConfigError
 
 _AT_ONCE = 200  # samples drawn together; bounds the memory
 
@@ -119,7 +120,7 @@ def _draws(images: int, samples: int, seed: int) -> Iterator[Float[np.ndarray, "
 
 def _counts(samples: int) -> Iterator[int]:
     if samples < 1:
-        raise ValueError(f"samples is {samples}; at least 1 is needed")
+        raise ConfigError(f"samples is {samples}; at least 1 is needed")
     for start in range(0, samples, _AT_ONCE):
         yield min(_AT_ONCE, samples - start)
 
@@ -128,6 +129,6 @@ def _range(
     drawn: Float[np.ndarray, "samples metrics"], confidence: float
 ) -> tuple[Float[np.ndarray, " metrics"], Float[np.ndarray, " metrics"]]:
     if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it lies between 0 and 1")
+        raise ConfigError(f"confidence is {confidence}; it lies between 0 and 1")
     low, high = np.quantile(drawn, [(1 - confidence) / 2, (1 + confidence) / 2], axis=0)
     return low, high

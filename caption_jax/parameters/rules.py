@@ -9,6 +9,8 @@ from typing import Any
 
 from flax import traverse_util
 
+from caption_jax.errors import ConfigError
+
 PyTree = Any
 
 _SHOWN = 10
@@ -49,7 +51,7 @@ def match_paths(paths: Iterable[str], patterns: Sequence[str], key: str, *, ever
     if every:
         problems += _unmatched([path for path, found in matches.items() if not found], patterns)
     if problems:
-        raise ValueError(f"config.{key} and the model's parameters do not fit:\n" + "\n".join(problems))
+        raise ConfigError(f"config.{key} and the model's parameters do not fit:\n" + "\n".join(problems))
     return {path: found[0] for path, found in matches.items() if found}
 
 
@@ -57,7 +59,7 @@ def _compile(pattern: str, key: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ValueError(f"config.{key}: {pattern!r} is not a regular expression ({error})") from error
+        raise ConfigError(f"config.{key}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def _idle_pattern(pattern: str, expression: re.Pattern, paths: list[str]) -> str:

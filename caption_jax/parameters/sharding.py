@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
 from caption_jax.parameters.rules import flatten, match_paths, unflatten
 
 PyTree = Any
@@ -36,12 +37,12 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     data, model = _axis_sizes(config, count)
     if processes > 1:
         if data * model != count:
-            raise ValueError(
+            raise ConfigError(
                 f"mesh.data={data} x mesh.model={model} is {data * model} devices, but {processes} processes have "
                 f"{count}; set mesh.data=-1 to use them all"
             )
         if (count // processes) % model:
-            raise ValueError(
+            raise ConfigError(
                 f"mesh.model={model} does not divide the {count // processes} devices of a process; parameters can be "
                 "sharded within a process only, so that each process reads its own rows"
             )
@@ -131,7 +132,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     def put(array: Any) -> jax.Array:
         array = np.asarray(array)
         if array.ndim == 0 or array.shape[0] % local_parts:
-            raise ValueError(
+            raise ConfigError(
                 f"an array of shape {array.shape} cannot be split over the {local_parts} data devices of this process; "
                 f"data.batch_size (and data.eval_batch_size) have to be multiples of {mesh.shape['data']}"
             )
@@ -144,20 +145,20 @@ def _axis_sizes(config: ConfigDict, count: int) -> tuple[int, int]:
     sizes = {"data": config.data, "model": config.model}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-            raise ValueError(
+            raise ConfigError(
                 f"mesh.{name} is {size!r}; it has to be a number of devices, or -1 for as many as there are"
             )
     open_axes = [name for name, size in sizes.items() if size == -1]
     if len(open_axes) == 2:
-        raise ValueError("mesh.data and mesh.model are both -1; only one of them can be as many as there are")
+        raise ConfigError("mesh.data and mesh.model are both -1; only one of them can be as many as there are")
     if open_axes:
         (other,) = set(sizes) - set(open_axes)
         if count % sizes[other]:
-            raise ValueError(f"mesh.{other}={sizes[other]} does not divide the {count} devices there are")
+            raise ConfigError(f"mesh.{other}={sizes[other]} does not divide the {count} devices there are")
         sizes[open_axes[0]] = count // sizes[other]
     data, model = sizes["data"], sizes["model"]
     if data * model > count:
-        raise ValueError(f"mesh.data={data} x mesh.model={model} needs {data * model} devices; there are {count}")
+        raise ConfigError(f"mesh.data={data} x mesh.model={model} needs {data * model} devices; there are {count}")
     return data, model
 
 
@@ -167,16 +168,16 @@ def _partition(
     where = f"config.mesh.rules: {pattern!r} splits {path!r} of shape {shape} by {tuple(axes)}"
     names = [axis or None for axis in axes]
     if isinstance(axes, str) or len(names) != len(shape):
-        raise ValueError(f"{where}; give one axis name or None for each of its {len(shape)} dimensions")
+        raise ConfigError(f"{where}; give one axis name or None for each of its {len(shape)} dimensions")
     for dimension, (size, name) in enumerate(zip(shape, names, strict=True)):
         if name is None:
             continue
         if name not in mesh.shape:
-            raise ValueError(f"{where}; the mesh has no axis {name!r}, only {', '.join(mesh.axis_names)}")
+            raise ConfigError(f"{where}; the mesh has no axis {name!r}, only {', '.join(mesh.axis_names)}")
         if names.count(name) > 1:
-            raise ValueError(f"{where}; an axis of the mesh can split one dimension only")
+            raise ConfigError(f"{where}; an axis of the mesh can split one dimension only")
         if size % mesh.shape[name]:
-            raise ValueError(
+            raise ConfigError(
                 f"{where}; its dimension {dimension} of {size} does not divide over the {mesh.shape[name]} devices of "
                 f"mesh.{name}"
             )

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import jax
 
+from caption_jax.errors import UserError
 from caption_jax.planning.chips import Chip
 from caption_jax.planning.hlo import Collective, CompiledText, Traffic
 
 
-class OutOfMemoryError(ValueError):
+class OutOfMemoryError(UserError, ValueError):
     """The compiler found no way to fit a program into a chip's memory."""
 
 

@@ -14,6 +14,7 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
 from caption_jax.parameters.rules import flatten
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.planning.assumed import describe
@@ -61,7 +62,7 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
     if unknown:
-        raise ValueError(f"there is no program {', '.join(unknown)} to plan, only {', '.join(PROGRAMS)}")
+        raise ConfigError(f"there is no program {', '.join(unknown)} to plan, only {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
     mesh = make_mesh(config.mesh, topology.devices())
     description, assumed = describe(_settled(config, topology), workdir, request.vocabulary)
@@ -119,7 +120,7 @@ def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
     if name in ("first", "last"):
         return found[0 if name == "first" else -1]
     if not name.isdigit():
-        raise ValueError(f'--phase={name!r} is neither "first", "last", "all" nor a step')
+        raise ConfigError(f'--phase={name!r} is neither "first", "last", "all" nor a step')
     return [phase for phase in found if phase[0] <= int(name)][-1]
 
 
@@ -132,7 +133,7 @@ def _share(batch: int, mesh: jax.sharding.Mesh, program: str) -> int:
     rows = mesh.shape["data"]
     if batch % rows:
         key = "eval_batch_size" if program == "decode" else "batch_size"
-        raise ValueError(
+        raise ConfigError(
             f"config.data.{key}={batch} images do not divide over {rows} devices; set it to a multiple, or give "
             "--images_per_chip"
         )

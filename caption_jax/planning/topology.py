@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import jax
 
+from caption_jax.errors import ConfigError, MissingPackageError
 from caption_jax.planning.chips import CHIPS, Chip
 
 _CPU = "cpu"
@@ -57,7 +58,7 @@ class Topology:
     def _cpus(self) -> list[jax.Device]:
         found = jax.devices(_CPU)
         if len(found) < self.size:
-            raise ValueError(
+            raise ConfigError(
                 f"--topology={self.name} needs {self.size} CPU devices, but JAX has started with {len(found)}: set "
                 f"XLA_FLAGS=--xla_force_host_platform_device_count={self.size}"
             )
@@ -65,7 +66,7 @@ class Topology:
 
     def _tpus(self) -> list[jax.Device]:
         if importlib.util.find_spec("libtpu") is None:
-            raise ModuleNotFoundError(
+            raise MissingPackageError(
                 f"--topology={self.name} needs the TPU's compiler, which is not installed: pip install -e '.[tpu]'"
             )
         from jax.experimental import topologies
@@ -78,7 +79,7 @@ class Topology:
         try:
             found = topologies.get_topology_desc(self.name, platform="tpu", **options)
         except jax.errors.JaxRuntimeError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"--topology={self.name}: the TPU's compiler refuses this slice ({str(error).splitlines()[0]}); "
                 f"{examples()} are some that there are"
             ) from error
@@ -92,14 +93,14 @@ def parse_topology(name: str) -> Topology:
         ValueError: no such name. Says which there are.
     """
     if not name:
-        raise ValueError(f"--topology names the devices to plan for: {examples()}")
+        raise ConfigError(f"--topology names the devices to plan for: {examples()}")
     kind, _, shape = name.partition(":")
     if kind not in (_CPU, *CHIPS):
-        raise ValueError(f"--topology={name!r}: there is no {kind!r}, only {', '.join((_CPU, *CHIPS))}: {examples()}")
+        raise ConfigError(f"--topology={name!r}: there is no {kind!r}, only {', '.join((_CPU, *CHIPS))}: {examples()}")
     dimensions = 1 if kind == _CPU else CHIPS[kind].dimensions
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
         form = "a number of devices" if kind == _CPU else f"a slice of {dimensions} dimensions"
-        raise ValueError(f"--topology={name!r}: after '{kind}:' comes {form}: {examples()}")
+        raise ConfigError(f"--topology={name!r}: after '{kind}:' comes {form}: {examples()}")
     return Topology(name, CHIPS.get(kind), tuple(map(int, shape.split("x"))))
 
 

@@ -16,11 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
+from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.backbones.efficientnet_variants import Variant, variant_named
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
-from caption_jax.pretrained.weight_errors import WeightsError
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
 
 Triple = tuple[float, float, float]

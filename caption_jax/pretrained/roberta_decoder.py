@@ -16,8 +16,8 @@ from absl import logging
 from flax import traverse_util
 from jaxtyping import Int
 
+from caption_jax.errors import WeightsError
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta
-from caption_jax.pretrained.weight_errors import WeightsError
 
 PyTree = Any
 

@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from safetensors import safe_open
 from transformers import RobertaConfig
 
+from caption_jax.errors import MissingFileError, WeightsError
 from caption_jax.models.text_encoder import TextEncoder
 
 _FILES = ("config.json", "model.safetensors", "model.safetensors.index.json", "flax_model.msgpack")
@@ -91,10 +92,10 @@ def _folder(name: str) -> Path:
 def _read_config(folder: Path) -> RobertaConfig:
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise FileNotFoundError(f"{folder} has no config.json: a RoBERTa folder holds config.json and its weights")
+        raise MissingFileError(f"{folder} has no config.json: a RoBERTa folder holds config.json and its weights")
     settings = json.loads(config_file.read_text())
     if settings.get("model_type") != "roberta":
-        raise ValueError(f"{config_file} describes a model of type {settings.get('model_type')!r}, not a roberta")
+        raise WeightsError(f"{config_file} describes a model of type {settings.get('model_type')!r}, not a roberta")
     return RobertaConfig.from_dict(settings)
 
 
@@ -104,7 +105,7 @@ def _from_hub(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=[*_FILES, "model-*.safetensors"]))
     except Exception as error:  # the hub's client raises a dozen kinds
-        raise FileNotFoundError(
+        raise MissingFileError(
             f"{name!r} is neither a local folder nor a model that the Hugging Face hub gives here ({error}): "
             "point to a folder with config.json and model.safetensors or flax_model.msgpack"
         ) from error
@@ -122,9 +123,7 @@ def _read_weights(folder: Path) -> tuple[dict[str, np.ndarray], Path]:
         tree = flax.serialization.msgpack_restore(flax_file.read_bytes())
         flat = traverse_util.flatten_dict(tree, sep="/")
         return {path.removeprefix("roberta/"): np.asarray(value) for path, value in flat.items()}, flax_file
-    raise FileNotFoundError(
-        f"{folder} holds no weights that can be read here: one of {', '.join(_FILES[1:])} is needed"
-    )
+    raise MissingFileError(f"{folder} holds no weights that can be read here: one of {', '.join(_FILES[1:])} is needed")
 
 
 def _read_safetensors(files: list[Path]) -> dict[str, np.ndarray]:
@@ -169,12 +168,12 @@ def _fit(weights: dict[str, np.ndarray], config: RobertaConfig, source: Path) ->
         if path.split("/")[0] not in _OTHER_PARTS and not path.endswith("position_ids")
     )
     if missing or unknown:
-        raise ValueError(
+        raise WeightsError(
             f"{source} does not fit its config.json: {len(missing)} arrays missing {missing[:5]}, "
             f"{len(unknown)} unknown {unknown[:5]}"
         )
     for path, shape in wanted.items():
         if weights[path].shape != shape:
-            raise ValueError(f"{source}: {path} has shape {weights[path].shape}, but config.json makes it {shape}")
+            raise WeightsError(f"{source}: {path} has shape {weights[path].shape}, but config.json makes it {shape}")
     taken = {path: np.asarray(weights[path], np.float32) for path in wanted}
     return traverse_util.unflatten_dict(taken, sep="/")

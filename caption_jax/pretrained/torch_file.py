@@ -21,7 +21,7 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from caption_jax.pretrained.weight_errors import WeightsError
+from caption_jax.errors import WeightsError
 
 _DTYPES = {
     "DoubleStorage": np.float64,

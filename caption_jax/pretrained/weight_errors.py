@@ -1,7 +1,5 @@
-"""The one error of this package."""
+"""The error of this package, under its former name."""
 
-from __future__ import annotations
+from caption_jax.errors import WeightsError
 
-
-class WeightsError(ValueError):
-    """Weights that cannot be used; the message names the file and the key at fault, and what to do."""
+__all__ = ["WeightsError"]

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
 from caption_jax.pretrained.naming import keras_modules
 from caption_jax.pretrained.torch_file import read_state_dict
-from caption_jax.pretrained.weight_errors import WeightsError
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 KERAS_ENDINGS = (".h5", ".keras")

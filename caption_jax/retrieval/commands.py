@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
 from caption_jax.files import json_line, pass_any_file_name
 from caption_jax.inference.caption_files import find_images
 from caption_jax.inference.captioner import Captioner
@@ -37,7 +38,7 @@ def index_folder(workdir: str, given: str | None) -> Path:
     """
     folder = given or os.path.join(workdir, "index")
     if "://" in folder:
-        raise ValueError(f"an index has to be on a local disk, not in {folder}: name a folder with --index")
+        raise ConfigError(f"an index has to be on a local disk, not in {folder}: name a folder with --index")
     return Path(folder)
 
 
@@ -49,7 +50,7 @@ def named_images(arguments: Sequence[str]) -> list[Record]:
     """
     paths = [os.path.abspath(path) for path in find_images(arguments)]
     if not paths:
-        raise ValueError(
+        raise ConfigError(
             f"no images to index: {list(arguments)} names no file, and no folder that holds {' '.join(IMAGE_SUFFIXES)}"
         )
     return [Record(Path(path), (), path, name=path) for path in paths]

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Int
 
+from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.retrieval.neighbours import ImageId, read_neighbours
@@ -50,11 +51,11 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
     config = experiment.config
     slots, folder = config.model.context.slots, config.data.context
     if kind not in KINDS:
-        raise ValueError(f"context is {kind!r}; it must be one of {', '.join(KINDS)}")
+        raise ConfigError(f"context is {kind!r}; it must be one of {', '.join(KINDS)}")
     if kind == "none":
         return None
     if not slots:
-        raise ValueError(f"context is {kind!r}, but this run's model takes none (config.model.context.slots=0)")
+        raise ConfigError(f"context is {kind!r}, but this run's model takes none (config.model.context.slots=0)")
     check_context(config)
     neighbours = read_neighbours(folder, split_name, at_least=slots)
     ids = experiment.split(split_name).image_ids

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
+from caption_jax.errors import LockedError, MissingFileError, WorkdirError
 from caption_jax.files import json_line
 
 VERSION = 1
@@ -152,7 +153,7 @@ class ImageIndex:
     def check_model(self, model: ModelIdentity) -> None:
         """Raises ValueError, which names both, if the index was made with another model than `model`."""
         if model != self.model:
-            raise ValueError(
+            raise WorkdirError(
                 f"the index in {self.folder} was made with another model ({self.model}) than the one that is used now "
                 f"({model}): name the workdir and --checkpoint that it was made with, or make an index of this model "
                 "in another folder with --index"
@@ -213,12 +214,12 @@ class ImageIndex:
         try:
             found = json.loads(path.read_text())
         except FileNotFoundError:
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"{path} is missing: there is no index in {self.folder}. Make one with --mode=index, or name its "
                 "folder with --index"
             ) from None
         if (found.get("format"), found.get("version")) != (_FORMAT, VERSION):
-            raise ValueError(
+            raise WorkdirError(
                 f"{path} is of format {found.get('format')!r}, version {found.get('version')}; this program reads "
                 f"{_FORMAT!r}, version {VERSION}: make the index anew"
             )
@@ -229,7 +230,7 @@ class ImageIndex:
             file = self.folder / name
             has = file.stat().st_size if file.exists() else 0
             if has < size:
-                raise ValueError(f"{file} has {has} bytes of {size}: the index is damaged, make it anew")
+                raise WorkdirError(f"{file} has {has} bytes of {size}: the index is damaged, make it anew")
         return header
 
     def _write_header(self, header: _Header) -> None:
@@ -256,9 +257,7 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # ends with the process, however that ends
         except BlockingIOError:
-            raise BlockingIOError(
-                f"another process is writing to the index in {folder}: wait until it is done"
-            ) from None
+            raise LockedError(f"another process is writing to the index in {folder}: wait until it is done") from None
         if not (folder / "index.json").exists():
             header = _Header(dimension, 0, 0, 0, model)
             for name in (header.vectors, header.entries):

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 from jaxtyping import Float32, UInt8
 
+from caption_jax.errors import ConfigError
 from caption_jax.inference.captioner import Caption
 from caption_jax.retrieval.index import Entry, ImageIndex
 from input_pipeline.images import ImageError, Preprocessing
@@ -81,7 +82,7 @@ def update_index(
     """
     for name, value, choices in (("captions", captions, CAPTIONS), ("missing", missing, MISSING)):
         if value not in choices:
-            raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     wanted, stale, changes = _compare(index, images)
     if missing == "drop":
         gone = set(changes.missing)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
+from caption_jax.errors import MissingFileError
 from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex, write_whole
 from caption_jax.retrieval.index_builder import Embedder, Wanted, describe, read_chunks
@@ -137,7 +138,7 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
     try:
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} is missing: {remedy}") from None
+        raise MissingFileError(f"{path} is missing: {remedy}") from None
     header = json.loads(first)
     if (header.get("format"), header.get("version")) != (_FORMAT, VERSION):
         raise DataError(f"{path} is not of the format {_FORMAT!r}, version {VERSION}: {remedy}")

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int, Int32
 
+from caption_jax.errors import ConfigError
+
 METHODS = ("exact", "approx")
 _BLOCK_ROWS = 65536
 _GROUP_ROWS = 64
@@ -41,7 +43,7 @@ class Searcher:
 
     def __init__(self, vectors: Float32[np.ndarray, "images dimension"], method: str = "exact"):
         if method not in METHODS:
-            raise ValueError(f"unknown search method {method!r}; choose one of {', '.join(METHODS)}")
+            raise ConfigError(f"unknown search method {method!r}; choose one of {', '.join(METHODS)}")
         starts = range(0, len(vectors), _BLOCK_ROWS)
         self._count, self._dimension, self._method = *vectors.shape, method
         self._blocks = [jax.device_put(vectors[start : start + _BLOCK_ROWS], may_alias=True) for start in starts]

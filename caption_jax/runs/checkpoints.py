@@ -10,6 +10,7 @@ Nothing here knows the optimizer or the model, so that reading weights for infer
 
 from __future__ import annotations
 
+from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class Checkpoints:
         try:
             read = self._last.restore(step, args=ocp.args.Composite(records=ocp.args.JsonRestore(), **template))
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise WorkdirError(
                 f"the checkpoint of step {step} in {self._last.directory} does not fit this config's parameters: "
                 f"start in a new workdir with --config.init_from={self._last.directory.parent.parent}, or undo the "
                 f"change of the config. The first difference: {str(error)[:1000]}"
@@ -116,12 +117,12 @@ def read_weights(
         ValueError: `which` is neither of the two.
     """
     if which not in CHOICES:
-        raise ValueError(f"which checkpoint? 'best' or 'last', not {which!r}")
+        raise ConfigError(f"which checkpoint? 'best' or 'last', not {which!r}")
     folder = epath.Path(source).resolve() / "checkpoints"
     for name in CHOICES[which]:
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
-    raise FileNotFoundError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
+    raise MissingFileError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")
 
 
 def has_checkpoint(workdir: str | epath.Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caption_jax.errors import ConfigError, WorkdirError
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ class RunDescription:
     def check_shared_space(self) -> None:
         """Raises ValueError, with what to train, where the model has no space that images and texts share."""
         if not self.has_shared_space:
-            raise ValueError(
+            raise WorkdirError(
                 "this run was trained without a space that its images and texts share: train one with "
                 "--config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
             )
@@ -105,7 +106,7 @@ class RunDescription:
             ValueError: the model has no text encoder.
         """
         if not self.has_text_encoder:
-            raise ValueError(
+            raise WorkdirError(
                 "this run was trained without a text encoder: train one with --config.objective.contrastive_weight or "
                 "--config.model.context.slots above 0"
             )
@@ -154,5 +155,5 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):
-        raise ValueError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
+        raise ConfigError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
     return jnp.dtype(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caption_jax.errors import ConfigError
 import functools
 import weakref
 from collections.abc import Callable
@@ -75,7 +76,7 @@ def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
     check_context(config)
     splits = open_splits(config.data)
     if "train" not in splits:
-        raise ValueError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
+        raise ConfigError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
     if has_checkpoint(workdir):
         description = _take_up(config, workdir)
     else:  # new, or killed so early that nothing of it is worth keeping
@@ -189,7 +190,7 @@ def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, 
     _check_tokenizer("config.model.text_encoder.weights", name, sizes, config, vocabulary)
     longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if data.max_length > longest:
-        raise ValueError(
+        raise ConfigError(
             f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
             f"{longest} tokens"
         )
@@ -210,7 +211,7 @@ def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], config: ConfigD
     """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
     rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], config.data.tokenizer
     if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
-        raise ValueError(
+        raise ConfigError(
             f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
             f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
             "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
@@ -246,18 +247,18 @@ def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
 def _check_objective(config: ConfigDict) -> None:
     weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
     if not 0 <= config.objective.label_smoothing < 1:
-        raise ValueError(
+        raise ConfigError(
             f"config.objective.label_smoothing is {config.objective.label_smoothing}; it has to be in [0, 1)"
         )
     if not weight >= 0:
-        raise ValueError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
+        raise ConfigError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
     if config.decode.rerank_weight and not weight:
-        raise ValueError(
+        raise ConfigError(
             f"config.decode.rerank_weight={config.decode.rerank_weight} compares captions with images, which needs a "
             "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
         )
     if weight and slices > 1:
-        raise ValueError(
+        raise ConfigError(
             f"config.optimizer.accumulation={slices} with config.objective.contrastive_weight={weight}: each slice of "
             "the batch would be told apart from its own images only, which is another, easier loss than that of the "
             "whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a smaller "
@@ -269,11 +270,11 @@ def check_context(config: ConfigDict) -> None:
     """Raises ValueError where `config.model.context` and `config.data.context` do not go together."""
     slots, dropout = config.model.context.slots, config.model.context.dropout
     if slots < 0:
-        raise ValueError(f"config.model.context.slots is {slots}; it has to be 0 (for no context) or more")
+        raise ConfigError(f"config.model.context.slots is {slots}; it has to be 0 (for no context) or more")
     if not 0 <= dropout < 1:
-        raise ValueError(f"config.model.context.dropout is {dropout}; it has to be in [0, 1)")
+        raise ConfigError(f"config.model.context.dropout is {dropout}; it has to be in [0, 1)")
     if slots and not config.data.context:
-        raise ValueError(
+        raise ConfigError(
             f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the folder of "
             "an index of the training split, with neighbours of the splits (docs/context.md)"
         )
@@ -283,14 +284,14 @@ def _check_counts(config: ConfigDict) -> None:
     for key in ("data.batch_size", "data.eval_batch_size", "optimizer.accumulation", "train.log_every"):
         section, name = key.split(".")
         if config[section][name] < 1:
-            raise ValueError(f"config.{key} is {config[section][name]}; it has to be 1 or more")
+            raise ConfigError(f"config.{key} is {config[section][name]}; it has to be 1 or more")
 
 
 def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:
     devices = mesh.shape["data"]
     for key, size in sizes.items():
         if size % (devices * slices):
-            raise ValueError(
+            raise ConfigError(
                 f"config.{key}={size} must be a multiple of {devices * slices} ({devices} devices"
                 + (f" x {slices} accumulated slices" if slices > 1 else "")
                 + f"): set it to {max(size // (devices * slices), 1) * devices * slices}"

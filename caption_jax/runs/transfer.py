@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from caption_jax.errors import ConfigError
 from typing import Any
 
 import jax
@@ -56,7 +57,7 @@ def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTr
         else:
             kept[path] = path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)"
     if not any(_fits(part, new, kept) for part in _PARTS):
-        raise ValueError(
+        raise ConfigError(
             f"config.init_from={source} is a run of another model: neither its image encoder nor its decoder's layers "
             f"fit config.model. Among what does not fit: {'; '.join(list(kept.values())[:5])}"
         )

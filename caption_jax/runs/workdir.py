@@ -5,6 +5,7 @@ docs/workdir.md lists every file. Paths may be local or on a bucket (`gs://...`)
 
 from __future__ import annotations
 
+from caption_jax.errors import MissingFileError, WorkdirError
 import dataclasses
 import importlib.metadata
 import json
@@ -95,7 +96,7 @@ def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Pa
     fixed |= {k: v for k, v in changes.items() if k == _DECIDES_ON_SHARED_SPACE and not all(v)}
     if fixed:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
-        raise ValueError(
+        raise WorkdirError(
             f"{workdir} holds a run that cannot go on with these changes:\n{lines}\n"
             f"Undo them, or train in another workdir with --config.init_from={workdir} to start from its weights."
         )
@@ -144,5 +145,5 @@ def _read_json(path: epath.Path) -> Any:
 
 def _read_text(path: epath.Path) -> str:
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing: {path.parent} is not the workdir of a training run")
+        raise MissingFileError(f"{path} is missing: {path.parent} is not the workdir of a training run")
     return path.read_text()

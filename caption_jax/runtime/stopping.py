@@ -12,6 +12,7 @@ from typing import NamedTuple
 import jax
 from jax.experimental import multihost_utils
 
+from caption_jax.errors import UserError
 from input_pipeline.records import Split
 
 
@@ -43,7 +44,7 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
             signal.signal(number, handler)
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """The loss or the parameters became NaN or infinite."""
 
 

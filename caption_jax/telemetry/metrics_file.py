@@ -16,6 +16,8 @@ import numpy as np
 from etils import epath
 from jaxtyping import Float
 
+from caption_jax.errors import WorkdirError
+
 
 @dataclass(frozen=True)
 class Row:
@@ -87,4 +89,4 @@ def _parse(path: epath.PathLike, number: int, line: str) -> Row:
         values = {str(k): math.nan if v is None else float(v) for k, v in row["values"].items()}
         return Row(int(row["step"]), str(row["split"]), values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}, line {number} is no row of metrics ({error}); mend or delete that line") from error
+        raise WorkdirError(f"{path}, line {number} is no row of metrics ({error}); mend or delete that line") from error

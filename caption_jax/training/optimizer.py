@@ -14,6 +14,7 @@ from absl import logging
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
 from caption_jax.parameters.rules import flatten, match_paths, unflatten
 from caption_jax.training.schedules import Schedule, make_schedule
 
@@ -135,7 +136,7 @@ def make_optimizer(
         if rule.lr > 0:
             groups.setdefault(rule.from_step, []).append(path)
     if not groups:
-        raise ValueError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
+        raise ConfigError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
     groups = dict(sorted(groups.items()))
     for start, paths in groups.items():
         if start >= total_steps:
@@ -212,17 +213,17 @@ def _parse(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
         pattern, settings = rule
         settings = dict(settings.items())
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"config.optimizer.rules: {rule!r} is not a pair of a pattern and a dictionary") from error
+        raise ConfigError(f"config.optimizer.rules: {rule!r} is not a pair of a pattern and a dictionary") from error
     known = [field.name for field in dataclasses.fields(ParameterRule)]
     for name, value in settings.items():
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)} (lr 0 freezes)"
-            raise ValueError(f"config.optimizer.rules: {pattern!r} sets {name!r}{hint}")
+            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name!r}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ValueError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it has to be 0 or more")
+            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it has to be 0 or more")
     if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
-        raise ValueError(
+        raise ConfigError(
             f"config.optimizer.rules: {pattern!r} sets from_step to {settings['from_step']}, no whole number"
         )
     return pattern, ParameterRule(**settings)
@@ -230,13 +231,13 @@ def _parse(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
 
 def _check(config: ConfigDict) -> None:
     if config.name not in OPTIMIZERS:
-        raise ValueError(f"optimizer.name is {config.name!r}; it has to be one of {', '.join(OPTIMIZERS)}")
+        raise ConfigError(f"optimizer.name is {config.name!r}; it has to be one of {', '.join(OPTIMIZERS)}")
     for name in ("learning_rate", "weight_decay", "clip_norm"):
         if not config[name] >= 0:
-            raise ValueError(f"optimizer.{name} is {config[name]}; it has to be 0 or more")
+            raise ConfigError(f"optimizer.{name} is {config[name]}; it has to be 0 or more")
     for name in ("b1", "b2", "ema"):
         if not 0 <= config[name] < 1:
-            raise ValueError(f"optimizer.{name} is {config[name]}; it has to be in [0, 1)")
+            raise ConfigError(f"optimizer.{name} is {config[name]}; it has to be in [0, 1)")
 
 
 def _method(config: ConfigDict) -> optax.GradientTransformation:

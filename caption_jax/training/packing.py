@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
 from caption_jax.parameters.sharding import put_batch
 from input_pipeline.packing import packed_places
 
@@ -33,12 +34,12 @@ def batch_placer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Batch
 def _packs(config: ConfigDict, mesh: jax.sharding.Mesh) -> bool:
     choice, processes, slices = config.train.packing, jax.process_count(), config.optimizer.accumulation
     if choice not in ("auto", "always", "never"):
-        raise ValueError(f'config.train.packing is {choice!r}; it must be "auto", "always" or "never"')
+        raise ConfigError(f'config.train.packing is {choice!r}; it must be "auto", "always" or "never"')
     if choice == "never":
         return False
     if processes > 1 or slices > 1:  # their parts of a batch would differ in size
         if choice == "always":
-            raise ValueError(
+            raise ConfigError(
                 f'config.train.packing="always" cannot be had in {processes} processes with '
                 f'config.optimizer.accumulation={slices}: set it to "never", or run one process without accumulation'
             )

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError
+
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
@@ -33,11 +35,13 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
         ValueError: unknown schedule, or a setting out of its range.
     """
     if config.schedule not in SCHEDULES:
-        raise ValueError(f"optimizer.schedule is {config.schedule!r}; it has to be one of {', '.join(SCHEDULES)}")
+        raise ConfigError(f"optimizer.schedule is {config.schedule!r}; it has to be one of {', '.join(SCHEDULES)}")
     if config.warmup_steps < 0 or total_steps < 1:
-        raise ValueError(f"{config.warmup_steps} warm-up steps of {total_steps}: optimizer.warmup_steps has to be >= 0")
+        raise ConfigError(
+            f"{config.warmup_steps} warm-up steps of {total_steps}: optimizer.warmup_steps has to be >= 0"
+        )
     if not 0 <= config.final_fraction <= 1:
-        raise ValueError(f"optimizer.final_fraction is {config.final_fraction}; it has to be in [0, 1]")
+        raise ConfigError(f"optimizer.final_fraction is {config.final_fraction}; it has to be in [0, 1]")
     # Plain numbers, so that a change of the config cannot reach a compiled step halfway.
     name, peak, final = str(config.schedule), float(config.learning_rate), float(config.final_fraction)
     warmup = int(config.warmup_steps)

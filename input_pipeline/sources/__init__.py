@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
+from input_pipeline.errors import ConfigError
 from input_pipeline.records import DataError, Report, Split, check_splits
 
 
@@ -29,7 +30,7 @@ def open_splits(data_config: ConfigDict) -> dict[str, Split]:
     elif source == "shapes":
         from input_pipeline.sources.shapes import open_shapes as open_source
     else:
-        raise ValueError(f"config.data.source is {source!r}; choose 'shapes', 'folder' or 'tfds'")
+        raise ConfigError(f"config.data.source is {source!r}; choose 'shapes', 'folder' or 'tfds'")
     splits = check_splits(open_source(data_config))
     if "train" in splits:
         splits["train"] = _with_captions(splits["train"], data_config.on_error)

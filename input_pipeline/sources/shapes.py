@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from input_pipeline.errors import ConfigError
 from input_pipeline.records import SPLITS, Record, Split, check_splits
 
 log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _prepared_builder(size: str, tfds_dir: str | None) -> Any:
     from input_pipeline.sources.shapes_dataset.builder import CaptionShapes
 
     if size not in CaptionShapes.builder_configs:
-        raise ValueError(f"config.data.shapes is {size!r}; choose one of {sorted(CaptionShapes.builder_configs)}")
+        raise ConfigError(f"config.data.shapes is {size!r}; choose one of {sorted(CaptionShapes.builder_configs)}")
     make = functools.partial(CaptionShapes, config=size, file_format="array_record")
     builder = make(data_dir=tfds_dir)
     if not builder.data_path.exists():
