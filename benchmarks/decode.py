@@ -32,8 +32,9 @@ from caption_jax.decoding.beam_loop import largest
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
-SLOTS, EOS = 49, 2
+SLOTS = 49
 
 
 @dataclass(frozen=True)
@@ -116,9 +117,9 @@ class Peer:
             "num_beams": work.beams,
             "max_new_tokens": work.tokens,
             "decoder_start_token_id": 0,
-            "bos_token_id": 0,
+            "bos_token_id": BOS,
             "eos_token_id": None,
-            "pad_token_id": 1,
+            "pad_token_id": PAD,
             "do_sample": False,
             "use_cache": True,
         }

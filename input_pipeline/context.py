@@ -12,7 +12,7 @@ from jaxtyping import Int32
 from input_pipeline.captions import EncodedCaptions, EncodesCaptions
 from input_pipeline.inputs import in_turn
 from input_pipeline.records import DataError, Split
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 ImageId = str | int
 

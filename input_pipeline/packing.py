@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Int32
 
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 _UNIT = 128  # tokens
 _SIZES = 32  # the most sizes that batches can have: a step is compiled for each one that occurs

@@ -22,10 +22,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
-
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
-MASK = "<mask>"
+from input_pipeline.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNK
 
 _WORD_START = "\u0120"  # how byte-level BPE writes the space before a word
 _VOCAB, _MERGES, _SETTINGS, _COMPACT = "vocab.json", "merges.txt", "tokenizer_settings.json", "vocabulary.json"

@@ -21,6 +21,7 @@ from caption_jax.feature_cache.features import check_frozen
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.runs.workdir import differences, read_config
 from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
+from input_pipeline.special_tokens import PAD
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
 
@@ -40,7 +41,7 @@ def shapes_of(name: str) -> dict:
     length = config.data.max_length
     searchable = config.objective.contrastive_weight > 0
     has_texts = searchable or config.model.context.slots
-    text = roberta_sizes(config.model.text_encoder, 5000, length) if has_texts else None
+    text = roberta_sizes(config.model.text_encoder, 5000, length, PAD) if has_texts else None
     model = build_model(config.model, 5000, length, text_encoder=text, shared_space=searchable)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)

@@ -16,6 +16,7 @@ from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.predictor import Predictor
 from caption_jax.errors import ConfigError
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
 # Divisor of a score by name: of the length in tokens, </s> included, and the exponent.
 LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
@@ -42,9 +43,9 @@ def beam_search(
     constraints: Sequence[Constraint] = (),
     memory_mask: Bool[Array, "batch memory"] | None = None,
     return_attention: bool = False,
-    bos_id: int = 0,
-    eos_id: int = 2,
-    pad_id: int = 1,
+    bos_id: int = BOS,
+    eos_id: int = EOS,
+    pad_id: int = PAD,
 ) -> Decoded:
     """Searches for the captions of the highest score, keeping the `beams` best beginnings at each step.
 

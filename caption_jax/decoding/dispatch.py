@@ -17,11 +17,10 @@ from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.reranking import TextIds, rerank, similarities, to_be_ranked
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
 # Runs that were started before a key existed take it from here.
 DEFAULTS: dict[str, Any] = default_config().decode.to_dict()
-
-BOS_ID, PAD_ID, EOS_ID = 0, 1, 2
 
 
 class Words(Protocol):
@@ -76,16 +75,16 @@ def decode(
         "constraints": [*constraints_from(settings, vocabulary), *constraints],
         "memory_mask": memory_mask,
         "return_attention": return_attention,
-        "bos_id": BOS_ID,
-        "eos_id": EOS_ID,
-        "pad_id": PAD_ID,
+        "bos_id": BOS,
+        "eos_id": EOS,
+        "pad_id": PAD,
     }
     if settings["method"] == "sample":
         shared |= {"key": jax.random.key(settings["seed"]) if key is None else key, "image_ids": image_ids}
     decoded = _by_method(settings, model, variables, features, shared)
     if not weight:
         return decoded
-    fit = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS_ID, pad_id=PAD_ID)
+    fit = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
     return rerank(decoded, fit, weight, count)
 
 
@@ -109,9 +108,9 @@ def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = Non
         raise ConfigError(
             f'config.decode.double_tokens is {settings["double_tokens"]!r}; it must be "allow" or "forbid"'
         )
-    found = [on.banned_tokens([BOS_ID, PAD_ID])]
+    found = [on.banned_tokens([BOS, PAD])]
     if settings["min_length"] > 2:
-        found.append(on.min_length(settings["min_length"], eos_id=EOS_ID))
+        found.append(on.min_length(settings["min_length"], eos_id=EOS))
     if settings["no_repeat_ngram"]:
         found.append(on.no_repeat_ngram(settings["no_repeat_ngram"]))
     if settings["double_tokens"] == "forbid":
@@ -124,11 +123,11 @@ def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = Non
         found.append(on.banned_phrases([_inside(word, vocabulary) for word in settings["banned_words"]]))
     if settings["banned_endings"]:
         stopped = [word + stop for word in settings["banned_endings"] for stop in ("", ".", " .")]
-        found.append(on.banned_endings([_inside(word, vocabulary) for word in stopped], eos_id=EOS_ID))
+        found.append(on.banned_endings([_inside(word, vocabulary) for word in stopped], eos_id=EOS))
     if settings["prefix"]:
         found.append(on.required_prefix(_ids(settings["prefix"], vocabulary)))
     if settings["at_limit"] == "end":
-        found.append(on.max_length(eos_id=EOS_ID))
+        found.append(on.max_length(eos_id=EOS))
     return found
 
 
@@ -144,4 +143,4 @@ def _ids(text: str, vocabulary: Words | None) -> list[int]:
             "config.decode names words (banned_words, banned_endings or prefix): pass the vocabulary to decode()"
         )
     ids = [int(i) for i in vocabulary.encode(text, 4 * len(text) + 2)]
-    return [i for i in ids if i not in (BOS_ID, PAD_ID, EOS_ID)]
+    return [i for i in ids if i not in (BOS, PAD, EOS)]

@@ -13,6 +13,7 @@ from caption_jax.decoding.decoded import Decoded, gather_rows
 from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
+from input_pipeline.special_tokens import BOS, PAD
 
 PyTree = Any
 # From the decoder's token ids, of any shape, to those of the text encoder.
@@ -26,8 +27,8 @@ def similarities(
     tokens: Int[Array, "batch candidates length"],
     text_ids: TextIds,
     *,
-    bos_id: int = 0,
-    pad_id: int = 1,
+    bos_id: int = BOS,
+    pad_id: int = PAD,
 ) -> Float[Array, "batch candidates"]:
     """Cosine, from -1 to 1, of each candidate's vector and its image's in the space that images and texts share.
 

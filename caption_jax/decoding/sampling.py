@@ -13,6 +13,7 @@ from caption_jax.decoding.constraints import Constraint, LogProbs
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.predictor import Predictor
 from caption_jax.decoding.rollout import roll_out
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
 def sample(
@@ -30,9 +31,9 @@ def sample(
     constraints: Sequence[Constraint] = (),
     memory_mask: Bool[Array, "batch memory"] | None = None,
     return_attention: bool = False,
-    bos_id: int = 0,
-    eos_id: int = 2,
-    pad_id: int = 1,
+    bos_id: int = BOS,
+    eos_id: int = EOS,
+    pad_id: int = PAD,
 ) -> Decoded:
     """Draws captions token by token from the model's own probabilities, sharpened or cut as asked.
 

@@ -13,7 +13,7 @@ from caption_jax.metrics import retrieval_scores
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.runs.experiment import Experiment
 from input_pipeline.records import Split
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 PyTree = Any
 

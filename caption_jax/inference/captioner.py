@@ -20,7 +20,7 @@ from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.cached_program import KeptProgram
 from input_pipeline.images import ImageError, ImageLike
-from input_pipeline.tokenizer import BOS, EOS, PAD
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
 PyTree = Any
 

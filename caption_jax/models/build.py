@@ -77,15 +77,15 @@ def build_model(
     )
 
 
-def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int) -> dict[str, Any]:
+def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
     """Sizes of a text encoder that is trained from nothing, for `build_model`.
 
     Args:
         text_config: the `model.text_encoder` part of a config.
-        vocabulary_size: ids that it reads; 1 is the pad's, as in all of RoBERTa.
+        vocabulary_size: ids that it reads.
         max_length: tokens of the longest text, <s> and </s> included.
+        pad_id: the pad's among them.
     """
-    pad = 1
     return {
         "vocab_size": vocabulary_size,
         "hidden_size": text_config.width,
@@ -94,10 +94,10 @@ def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int
         "intermediate_size": text_config.feed_forward,
         "hidden_dropout_prob": text_config.dropout,
         "attention_probs_dropout_prob": text_config.dropout,
-        "max_position_embeddings": max_length + pad + 1,  # RoBERTa's positions start after the pad's
+        "max_position_embeddings": max_length + pad_id + 1,  # RoBERTa's positions start after the pad's
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
-        "pad_token_id": pad,
+        "pad_token_id": pad_id,
     }
 
 

@@ -14,7 +14,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.runs.description import TextReader
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 _NEVER = -1e9  # in place of minus infinity, whose gradients are not numbers; similarities are at most 1 / temperature
 

@@ -15,7 +15,7 @@ from caption_jax.models.build import roberta_sizes
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.workdir import read_description
 from input_pipeline.images import Preprocessing
-from input_pipeline.tokenizer import BOS, EOS, PAD, UNK
+from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 
 ROBERTA_TOKENS = 50265
 _ROBERTA_BASE = {
@@ -79,7 +79,7 @@ def describe(config: ConfigDict, workdir: epath.Path, tokens: int = 0) -> tuple[
             text_encoder = _ROBERTA_BASE
             assumed["text_encoder"] = f"{config.model.text_encoder.weights} has the sizes of roberta-base"
         else:
-            text_encoder = roberta_sizes(config.model.text_encoder, size, config.data.max_length)
+            text_encoder = roberta_sizes(config.model.text_encoder, size, config.data.max_length, PAD)
     settings = ModelSettings(size, config.data.max_length, "same", 1e-3, text_encoder, shared_space)
     pixels = Preprocessing(config.data.image_size, config.data.fit, config.data.interpolation)
     return RunDescription(config, settings, pixels, AssumedVocabulary(size)), assumed

@@ -25,7 +25,7 @@ from caption_jax.runs.workdir import read_description
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.tokenizer import UNK
+from input_pipeline.special_tokens import UNK
 
 _PROGRESS_SECONDS = 10.0
 

@@ -15,7 +15,7 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import Experiment, check_context
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 PyTree = Any
 KINDS = ("retrieved", "none", "shuffled")

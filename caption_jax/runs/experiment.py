@@ -27,7 +27,8 @@ from caption_jax.runs.transfer import transfer_weights
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.tokenizer import PAD, Vocabulary, build_vocabulary
+from input_pipeline.special_tokens import PAD
+from input_pipeline.tokenizer import Vocabulary, build_vocabulary
 
 PyTree = Any
 
@@ -183,7 +184,7 @@ def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, 
     """
     name, data = config.model.text_encoder.weights, config.data
     if not name:
-        return roberta_sizes(config.model.text_encoder, vocabulary.size, data.max_length)
+        return roberta_sizes(config.model.text_encoder, vocabulary.size, data.max_length, PAD)
     from caption_jax.pretrained.roberta_weights import load_roberta_sizes
 
     sizes = load_roberta_sizes(name)

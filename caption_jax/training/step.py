@@ -22,7 +22,7 @@ from caption_jax.runs.description import RunDescription, TextReader
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 PyTree = Any
 Batch = dict[str, jax.Array]

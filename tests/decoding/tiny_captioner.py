@@ -12,8 +12,8 @@ import numpy as np
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
-BOS, PAD, EOS = 0, 1, 2
 WORDS = (3, 4, 5)
 VOCABULARY, LENGTH, WIDTH, SLOTS = 6, 4, 8, 3  # LENGTH: tokens after <s>
 

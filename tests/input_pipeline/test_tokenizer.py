@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caption_jax.config import default_config
-from input_pipeline.tokenizer import BOS, EOS, PAD, UNK, Tokenizer, Vocabulary, build_vocabulary
+from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
+from input_pipeline.tokenizer import Tokenizer, Vocabulary, build_vocabulary
 
 CAPTIONS = [
     "A dog runs.",

@@ -15,8 +15,9 @@ from caption_jax.config import default_config
 from caption_jax.decoding import decode
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
+from input_pipeline.special_tokens import PAD
 
-PAD, VOCABULARY, LENGTH, SLOTS = 1, 12, 6, 3
+VOCABULARY, LENGTH, SLOTS = 12, 6, 3
 IMAGES = jnp.zeros((2, 32, 32, 3))  # only their shape is looked at: the tests start from features
 FEATURES = ImageFeatures(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32), None)
 TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
@@ -32,7 +33,7 @@ def built(form: str = "vector", shared_space: bool = False):
     config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
     config.context.update({"slots": SLOTS, "form": form})
-    text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH)
+    text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH, PAD)
     model = build_model(config, VOCABULARY, LENGTH, text_encoder=text, shared_space=shared_space)
     return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
 

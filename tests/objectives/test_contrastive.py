@@ -23,6 +23,7 @@ from caption_jax.training.optimizer import make_optimizer, phases
 from caption_jax.training.state import create_state
 from caption_jax.training.step import forward, make_train_step
 from input_pipeline.images import Preprocessing
+from input_pipeline.special_tokens import PAD
 
 # Compiled for the sake of a few runs.
 QUICKLY = {
@@ -157,7 +158,7 @@ def small_captioner():
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.shared_space.width = WIDTH
-    model = build_model(config.model, 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6))
+    model = build_model(config.model, 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6, PAD))
     random = np.random.default_rng(0)
     images = random.normal(size=(4, 32, 32, 3)).astype(np.float32)
     tokens = random.integers(4, 12, size=(4, 2, 6)).astype(np.int32)

@@ -36,7 +36,7 @@ from caption_jax.training.state import create_state
 from caption_jax.training.step import make_train_step
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
-from input_pipeline.tokenizer import PAD
+from input_pipeline.special_tokens import PAD
 
 # Compiled for the sake of a few runs.
 QUICKLY = {
@@ -208,7 +208,7 @@ def small_captioner():
     config.model.context.update({"slots": SLOTS, "form": "tokens"})
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
-    sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH)
+    sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
     model = build_model(config.model, VOCABULARY, LENGTH, text_encoder=sizes, shared_space=False)
     random = np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)

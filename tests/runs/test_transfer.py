@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from input_pipeline.special_tokens import PAD
 import dataclasses
 import logging
 from pathlib import Path
@@ -172,7 +173,7 @@ def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
 def with_text_encoder(run: RunDescription) -> RunDescription:
     config = run.config.copy_and_resolve_references()
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    sizes = roberta_sizes(config.model.text_encoder, run.vocabulary.size, run.model_settings.max_length)
+    sizes = roberta_sizes(config.model.text_encoder, run.vocabulary.size, run.model_settings.max_length, PAD)
     settings = dataclasses.replace(run.model_settings, text_encoder=sizes)
     return dataclasses.replace(run, config=config, model_settings=settings)
 

@@ -21,7 +21,7 @@ from caption_jax.runs.experiment import Experiment
 from input_pipeline.context import ContextCaptions
 from input_pipeline.images import thumbnail
 from input_pipeline.records import Record, Split
-from input_pipeline.tokenizer import BOS, PAD
+from input_pipeline.special_tokens import BOS, PAD
 
 PyTree = Any
 
