@@ -235,7 +235,7 @@ def _set_up_platform() -> None:
     set_up_process()
     import jax
 
-    from caption_jax.telemetry.monitoring import quiet_libraries
+    from caption_jax.runtime.libraries import quiet_libraries
 
     quiet_libraries()
     if _MODE.value == "plan":

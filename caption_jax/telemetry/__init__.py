@@ -1,1 +1,1 @@
-"""What a run tells while it trains: logs, metrics files, TensorBoard, profiles."""
+"""What a run reports while it trains: logs, metrics files, TensorBoard, progress, profiles."""

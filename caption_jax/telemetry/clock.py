@@ -1,4 +1,4 @@
-"""How fast a run goes, how much of its time it waits for input, and when it will end."""
+"""Training throughput, the fraction of time spent waiting for input, and the time to completion."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Weight of the newest lap in the smoothed seconds per step behind the time of arrival.
+# Weight of the newest lap in the moving average of seconds per step from which the ETA is computed.
 _SMOOTHING = 0.3
 
 
 class Clock:
     """Measures training in laps: from one call of `tick` to the next, each made where a step's loss has been fetched.
 
-    JAX returns from a step before the device has done it, so only the time between two fetched losses says how long
-    steps take. Evaluations and checkpoints run inside `with clock.paused():`: they count for the wall time and the time
-    of arrival, not for the speed. All times are seconds.
+    JAX returns from a step before the device has finished it, so only the time between two fetched losses tells how
+    long steps take. Evaluations and checkpoints run inside `with clock.paused():`; they count towards the wall time and
+    the ETA, not towards the throughput. All times are in seconds.
 
         clock = Clock(total_steps=1000, images_per_step=32, devices=jax.device_count())
         clock.start(0)
@@ -31,13 +31,16 @@ class Clock:
     def __init__(
         self, total_steps: int, images_per_step: int, devices: int = 1, *, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Makes a clock that stands at step 0.
+        """Starts a clock at step 0.
 
         Args:
             total_steps: the step at which the run ends.
-            images_per_step: images of one step over all devices and processes.
-            devices: devices over all processes.
-            now: the time in seconds; monotonic.
+            images_per_step: global batch size, over all devices and processes.
+            devices: number of devices over all processes.
+            now: returns a monotonic time in seconds.
+
+        Raises:
+            ValueError: `images_per_step` or `devices` is not positive.
         """
         if images_per_step < 1 or devices < 1:
             raise ValueError(f"images_per_step and devices must be positive, not {images_per_step} and {devices}")
@@ -45,16 +48,16 @@ class Clock:
         self.images_per_step = images_per_step
         self.devices = devices
         self._now = now
-        self._earlier_wall = 0.0  # of the runs before this one in the same workdir
-        self._born = now()
+        self._earlier_wall = 0.0  # of earlier processes of the same run
+        self._created = now()
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Starts measuring speed, at `step`; what came before (compiling, restoring) is wall time only."""
+        """Starts measuring throughput at `step`; time before (compiling, restoring) counts as wall time only."""
         self.step = step
         self._lap_started = self._now()
         self._lap_waited = self._lap_paused = 0.0
-        self._running_total = self._paused_total = 0.0  # of finished laps; of everything since the start
+        self._running_total = self._paused_total = 0.0  # of finished laps; of all pauses since the start
         self._laps = 0
         self._seconds_per_step: float | None = None
         self.rates: dict[str, float] = {}  # what the last tick returned
@@ -70,7 +73,7 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not training: evaluation, checkpoints. Fetch the loss first, or pending steps count here."""
+        """Time inside is evaluation or checkpointing. Fetch the loss first, or pending steps count here."""
         start = self._now()
         try:
             yield
@@ -83,9 +86,9 @@ class Clock:
         """Ends a lap at `step`, whose loss has been fetched, and starts the next one.
 
         Returns:
-            `images_per_second`, `images_per_second_per_device`, `input_wait` (share of the lap's time spent waiting for
-            input, 0 to 1), `eta_seconds` and `wall_seconds`; {} when no step was made or no time has passed since the
-            last tick.
+            `images_per_second`, `images_per_second_per_device`, `input_wait` (fraction of the lap's time spent waiting
+            for input), `eta_seconds` and `wall_seconds`; {} when no step was made or no time has passed since the last
+            tick.
         """
         now = self._now()
         running = now - self._lap_started - self._lap_paused
@@ -101,12 +104,12 @@ class Clock:
             "images_per_second_per_device": images / self.devices,
             "input_wait": min(waited / running, 1.0),
             "eta_seconds": self.eta_seconds or 0.0,
-            "wall_seconds": self._earlier_wall + now - self._born,
+            "wall_seconds": self._earlier_wall + now - self._created,
         }
         return dict(self.rates)
 
     def _smooth(self, seconds_per_step: float) -> None:
-        # The first lap holds the compilation: the second one replaces what it said.
+        # The first lap includes compilation, so the second one replaces it instead of being averaged with it.
         if self._laps < 2 or self._seconds_per_step is None:
             self._seconds_per_step = seconds_per_step
         else:
@@ -115,7 +118,7 @@ class Clock:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the last step, evaluations so far projected onwards; None before the first tick."""
+        """Seconds to the last step, assuming that pauses continue at the rate so far; None before the first tick."""
         if self._seconds_per_step is None:
             return None
         overhead = 1.0 + self._paused_total / self._running_total
@@ -123,20 +126,20 @@ class Clock:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the run began, those before it was stopped and taken up again included."""
-        return self._earlier_wall + self._now() - self._born
+        """Seconds that the run has taken, in this process and in those before it was resumed."""
+        return self._earlier_wall + self._now() - self._created
 
     def dump(self) -> dict[str, float]:
-        """What a checkpoint keeps: `{"wall_seconds": ...}`."""
+        """State for a checkpoint: `{"wall_seconds": ...}`."""
         return {"wall_seconds": self.wall_seconds}
 
     def load(self, saved: dict[str, float]) -> None:
-        """Adds the wall time that `dump` gave in an earlier process."""
+        """Restores what `dump` returned in an earlier process: its wall time is added to this one's."""
         self._earlier_wall = float(saved["wall_seconds"])
 
 
 def format_duration(seconds: float) -> str:
-    """Returns 75 as "1:15" and 3675 as "1:01:15"; days in front where there are any."""
+    """Formats 75 as "1:15", 3675 as "1:01:15" and 90061 as "1d 01:01:01"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     days, hour = divmod(hours, 24)

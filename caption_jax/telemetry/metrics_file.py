@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: every number a run has logged, one line for a step and split; the loss curve is drawn from it.
+"""`metrics.jsonl`: every number that a run has logged, one line per step and split.
 
     {"step": 50, "split": "train", "values": {"loss": 4.21, "token_accuracy": 0.31}}
 
@@ -21,7 +21,7 @@ from caption_jax.errors import WorkdirError
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured on one split at one step."""
+    """Values measured on one split at one step."""
 
     step: int
     split: str
@@ -35,10 +35,10 @@ class Row:
 
 
 class MetricsFile:
-    """Appends rows; a run that goes on at a step first drops the rows that lie after it."""
+    """Appends rows; a run that resumes from a step first drops the rows after it."""
 
     def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
-        """Opens the file for a run that goes on from `start_step` (0: a new one), and drops what it will do again."""
+        """Opens the file of a run that resumes from `start_step` (0 for a new run), and drops rows of later steps."""
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
@@ -47,20 +47,20 @@ class MetricsFile:
         if text != self._path.read_text():
             part = self._path.with_name(self._path.name + ".part")
             part.write_text(text)
-            part.replace(self._path)  # whole or not at all, whenever the run is killed
+            part.replace(self._path)  # atomic, should the run be killed
 
     def append(self, row: Row) -> None:
-        """Writes one row so that it outlives the process."""
+        """Writes one row and closes the file, so that the row survives if the process is killed."""
         with self._path.open("a") as file:
             file.write(row.to_line())
 
 
 def read_metrics(path: epath.PathLike) -> list[Row]:
-    """Reads all rows, in the order written. A last line that a killed process left unfinished is passed over.
+    """Reads all rows, in the order written. A last line that a killed process left incomplete is ignored.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is no row; the message names it.
+        ValueError: a line is not a row; the message names it.
     """
     lines = epath.Path(path).read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
@@ -69,16 +69,16 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
 
 
 def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "points 2"]]:
-    """Split -> the (step, value) points of a number, finite ones only, by step; splits without any are left out."""
-    found: dict[str, list[tuple[int, float]]] = {}
+    """Finite values of one metric: split -> (step, value) points in order of step; splits without any are omitted."""
+    points: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if math.isfinite(row.values.get(name, math.nan)):
-            found.setdefault(row.split, []).append((row.step, row.values[name]))
-    return {split: np.array(sorted(points)) for split, points in found.items()}
+            points.setdefault(row.split, []).append((row.step, row.values[name]))
+    return {split: np.array(sorted(values)) for split, values in points.items()}
 
 
 def smoothed(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Mean over a window of a fortieth of the points, shorter at both ends so that it never leans on padding."""
+    """Centred moving average over a fortieth of the points; the window shrinks at both ends instead of being padded."""
     reach = len(values) // 80
     return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
 

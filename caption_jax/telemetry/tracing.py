@@ -1,4 +1,4 @@
-"""A profile of chosen steps, for TensorBoard's profile tab."""
+"""Profiling of selected training steps, for TensorBoard's profile tab."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Trace:
     """Traces `config.train.profile.steps` steps after the first `start`, as many of them as the run makes.
 
     Args:
-        folder: where the trace goes.
+        folder: directory that the trace is written to.
         profile: `config.train.profile`.
     """
 
@@ -22,16 +22,16 @@ class Trace:
         self._running = False
 
     def before_step(self, made: int, state: object) -> None:
-        """Starts or ends the trace where it is time; `made` steps have been made and led to `state`."""
+        """Starts or ends the trace if it is due, after `made` steps that led to `state`."""
         if made in self._steps and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
         elif made not in self._steps and self._running:
-            jax.block_until_ready(state)  # the last steps may still be under way
+            jax.block_until_ready(state)  # the last steps may still be running
             self.close()
 
     def close(self) -> None:
-        """Ends the trace if the run is over before it."""
+        """Ends the trace if the run ends before it does."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

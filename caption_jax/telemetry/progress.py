@@ -1,0 +1,66 @@
+"""A run's progress for whoever watches it: one line, redrawn in place on a terminal."""
+
+from __future__ import annotations
+
+import logging as standard_logging
+import shutil
+from typing import TextIO
+
+from absl import logging
+
+from caption_jax.telemetry.clock import Clock, format_duration
+
+
+def describe_progress(step: int, total_steps: int, loss: float, clock: Clock) -> str:
+    """Returns for example "step 1200/3750 (32%)  loss 2.3451  412 images/s  input wait 3%  ETA 4:32"."""
+    parts = [f"step {step}/{total_steps} ({100 * step // max(total_steps, 1)}%)", f"loss {loss:.4f}"]
+    if clock.rates:
+        parts.append(f"{clock.rates['images_per_second']:.3g} images/s")
+        parts.append(f"input wait {clock.rates['input_wait']:.0%}")
+    if clock.eta_seconds is not None:
+        parts.append(f"ETA {format_duration(clock.eta_seconds)}")
+    return "  ".join(parts)
+
+
+class ProgressLine(standard_logging.Filter):
+    """A terminal line that is redrawn in place; log messages erase it first, and the next `draw` puts it below them.
+
+    It learns of log messages as a filter on the log's handlers, until it is closed.
+
+    Args:
+        stream: the terminal.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._drawn = False
+        self._handlers = [logging.get_absl_handler(), *standard_logging.getLogger().handlers]
+        for handler in self._handlers:
+            handler.addFilter(self)
+
+    def draw(self, text: str) -> None:
+        """Replaces the line by `text`, cut to the terminal's width."""
+        width = shutil.get_terminal_size().columns - 1
+        self._write(f"\r\x1b[K{text[:width]}")
+        self._drawn = True
+
+    def filter(self, record: standard_logging.LogRecord) -> bool:
+        """Erases the line before a log message is written; lets every record through."""
+        del record
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+        return True
+
+    def close(self) -> None:
+        """Leaves the last state on the terminal and moves to the next line."""
+        if self._drawn:
+            self._write("\n")
+            self._drawn = False
+        for handler in self._handlers:
+            handler.removeFilter(self)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

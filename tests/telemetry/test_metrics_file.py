@@ -1,0 +1,63 @@
+"""metrics.jsonl survives kills and resumed runs."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from caption_jax.telemetry.metrics_file import MetricsFile, Row, read_metrics
+
+
+def steps_and_splits(path) -> list[tuple[int, str]]:
+    return [(row.step, row.split) for row in read_metrics(path)]
+
+
+def test_rows_come_back_as_written(tmp_path):
+    path = tmp_path / "run" / "metrics.jsonl"
+    file = MetricsFile(path)
+    file.append(Row(50, "train", {"loss": 4.25}))
+    file.append(Row(50, "val", {"CIDEr-D": 0.1, "loss": math.nan}))
+    first, second = read_metrics(path)
+    assert first == Row(50, "train", {"loss": 4.25})
+    assert second.values["CIDEr-D"] == 0.1
+    assert math.isnan(second.values["loss"])
+    assert json.loads(path.read_text().splitlines()[1])["values"]["loss"] is None  # NaN is no JSON
+
+
+def test_going_on_from_a_step_drops_what_will_be_done_again(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    file = MetricsFile(path)
+    for step in (50, 100, 150):
+        file.append(Row(step, "train", {"loss": 1.0}))
+    file.append(Row(100, "val", {"CIDEr-D": 0.5}))
+    resumed = MetricsFile(path, start_step=100)
+    resumed.append(Row(150, "train", {"loss": 2.0}))
+    assert steps_and_splits(path) == [(50, "train"), (100, "train"), (100, "val"), (150, "train")]
+    assert read_metrics(path)[-1].values["loss"] == 2.0
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_new_run_in_a_folder_without_checkpoints_starts_a_new_curve(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path).append(Row(50, "train", {"loss": 1.0}))
+    MetricsFile(path, start_step=0)
+    assert read_metrics(path) == []
+
+
+def test_a_line_cut_off_by_a_kill_does_no_harm(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    MetricsFile(path).append(Row(50, "train", {"loss": 1.0}))
+    with path.open("a") as file:
+        file.write('{"step": 100, "split": "tra')
+    assert steps_and_splits(path) == [(50, "train")]
+    MetricsFile(path, start_step=50).append(Row(100, "train", {"loss": 2.0}))
+    assert steps_and_splits(path) == [(50, "train"), (100, "train")]
+
+
+def test_a_damaged_line_is_named(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train", "values": {}}\nhello\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
