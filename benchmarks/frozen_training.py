@@ -78,10 +78,10 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     """A function that makes one update with each batch, as a run does."""
     import jax
 
+    from caption_jax.parameters.freezing import phases
     from caption_jax.parameters.sharding import make_mesh
     from caption_jax.runs.description import ModelSettings, RunDescription
     from caption_jax.runs.experiment import init_variables
-    from caption_jax.training.optimizer import phases
     from caption_jax.training.packing import batch_placer
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing

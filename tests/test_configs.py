@@ -19,8 +19,10 @@ from caption_jax.augment import is_identity
 from caption_jax.config import default_config
 from caption_jax.feature_cache.features import check_frozen
 from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.parameters.freezing import frozen_norms, phases
+from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import differences, read_config
-from caption_jax.training.optimizer import frozen_norms, make_optimizer, match_rules, phases
+from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
@@ -125,7 +127,7 @@ def test_coco_releases_the_encoder_but_its_batch_norms():
 
 
 def test_the_roberta_decoder_has_robertas_shape_and_keeps_its_weights_slower():
-    from caption_jax.parameters.rules import flatten
+    from caption_jax.parameters.paths import flatten
     from caption_jax.pretrained.roberta_decoder import check_shape
 
     config = config_of("coco_roberta_decoder")

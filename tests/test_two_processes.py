@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from resume_run import QUICKLY, Runs, has_trained, log_of, results_of, rows, saved_steps
 
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
 
 FLAGS = (

@@ -26,12 +26,12 @@ from ml_collections import ConfigDict
 from caption_jax.augment import augment, is_identity
 from caption_jax.errors import ConfigError
 from caption_jax.models.backbones.efficientnet_variants import variant_named
-from caption_jax.parameters.rules import flatten, match_paths, unflatten
+from caption_jax.parameters.paths import flatten, match_paths, unflatten
+from caption_jax.parameters.rules import match_rules
 from caption_jax.parameters.sharding import put_batch, replicated
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import KeptProgram
 from caption_jax.telemetry.clock import format_duration
-from caption_jax.training.optimizer import match_rules
 from input_pipeline.images import ImageError
 from input_pipeline.inputs import FeatureFiles, Inputs, Pixels, StoredFeatures, fingerprint
 from input_pipeline.prefetch import prefetch_to_device

@@ -1,99 +1,67 @@
-"""Regular-expression rules over parameter paths such as "decoder/layer_0/self_attention/qkv/kernel"."""
+"""Rules of the optimizer: what `config.optimizer.rules` sets for each parameter."""
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from flax import traverse_util
-
 from caption_jax.errors import ConfigError
+from caption_jax.parameters.paths import flatten, match_paths, unflatten
 
 PyTree = Any
-
-_SHOWN = 10
-
-
-def flatten(tree: PyTree) -> dict[str, Any]:
-    """Returns `{path: leaf}` of a nested dictionary, paths joined by "/"."""
-    return traverse_util.flatten_dict(tree, sep="/")
+Rules = Sequence[tuple[str, Any]]
 
 
-def unflatten(flat: dict[str, Any]) -> PyTree:
-    """The inverse of `flatten`."""
-    return traverse_util.unflatten_dict(flat, sep="/")
+@dataclasses.dataclass(frozen=True)
+class ParameterRule:
+    """What a rule of `config.optimizer.rules` sets for the parameters it matches.
+
+    Attributes:
+        lr: multiple of the learning rate; 0 freezes for the whole run.
+        decay: multiple of `weight_decay`. Biases, norm scales and other vectors are never decayed, see `is_decayed`.
+        from_step: the parameter is frozen until this many updates have been made.
+    """
+
+    lr: float = 1.0
+    decay: float = 1.0
+    from_step: int = 0
 
 
-def match_paths(paths: Iterable[str], patterns: Sequence[str], key: str, *, every: bool) -> dict[str, int]:
-    """Finds the one pattern that matches each path as a whole (`re.fullmatch`).
+def match_rules(params: PyTree, rules: Rules) -> PyTree:
+    """Returns the tree of `params` with the `ParameterRule` of each parameter as its leaves.
 
     Args:
-        paths: parameter paths.
-        patterns: regular expressions.
-        key: config key the patterns came from, for the errors.
-        every: whether a path that nothing matches is an error; otherwise it is left out of the result.
-
-    Returns:
-        The number of the matching pattern, by path.
+        params: nested dictionary of parameters (or of their shapes).
+        rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with some of the keys "lr",
+            "decay" and "from_step". An expression has to match the whole path ("decoder/embedding").
 
     Raises:
-        ValueError: a path matches several patterns, or none where `every`; a pattern matches nothing or is no regular
-            expression. The message names the paths and patterns, and near misses where there are any.
+        ValueError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown
+            key. The message names them, and near misses.
     """
-    paths = list(paths)
-    expressions = [_compile(pattern, key) for pattern in patterns]
-    matches = {path: [i for i, e in enumerate(expressions) if e.fullmatch(path)] for path in paths}
-    used = {i for found in matches.values() for i in found}
-    problems = [_idle_pattern(patterns[i], expressions[i], paths) for i in range(len(patterns)) if i not in used]
-    problems += _ambiguous({path: found for path, found in matches.items() if len(found) > 1}, patterns)
-    if every:
-        problems += _unmatched([path for path, found in matches.items() if not found], patterns)
-    if problems:
-        raise ConfigError(f"config.{key} and the model's parameters do not fit:\n" + "\n".join(problems))
-    return {path: found[0] for path, found in matches.items() if found}
+    parsed = [_parse(rule) for rule in rules]
+    matched = match_paths(flatten(params), [pattern for pattern, _ in parsed], "optimizer.rules", every=True)
+    return unflatten({path: parsed[index][1] for path, index in matched.items()})
 
 
-def _compile(pattern: str, key: str) -> re.Pattern:
+def _parse(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
     try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ConfigError(f"config.{key}: {pattern!r} is not a regular expression ({error})") from error
-
-
-def _idle_pattern(pattern: str, expression: re.Pattern, paths: list[str]) -> str:
-    inside = [path for path in paths if expression.search(path)]
-    if inside:
-        hint = f"it matches only a part of {_listed(inside, 3)}; a pattern has to match the whole path: try adding '.*'"
-    else:
-        # Compared with each path and each of its leading parts, as a pattern often names a module.
-        bare = re.sub(r"\\(.)|[.*+?^$()\[\]{}|]", r"\1", pattern).strip("/")
-        parts = {"/".join(path.split("/")[:n]) for path in paths for n in range(1, path.count("/") + 2)}
-        near = difflib.get_close_matches(bare, sorted(parts), n=3, cutoff=0.5)
-        hint = f"near it: {_listed(near, 3)}" if near else f"the parameters are {_listed(paths, _SHOWN)}"
-    return f"  {pattern!r} matches no parameter; {hint}."
-
-
-def _ambiguous(matches: dict[str, list[int]], patterns: Sequence[str]) -> list[str]:
-    by_rules: dict[tuple[int, ...], list[str]] = {}
-    for path, found in matches.items():
-        by_rules.setdefault(tuple(found), []).append(path)
-    return [
-        f"  {' and '.join(repr(patterns[i]) for i in found)} all match {_listed(paths, _SHOWN)}; each parameter needs "
-        "exactly one rule: narrow one of them, e.g. with a leading '(?!image_encoder/)'."
-        for found, paths in by_rules.items()
-    ]
-
-
-def _unmatched(paths: list[str], patterns: Sequence[str]) -> list[str]:
-    if not paths:
-        return []
-    near = difflib.get_close_matches(paths[0], list(patterns), n=1, cutoff=0.4)
-    hint = f" The nearest pattern is {near[0]!r}." if near else ""
-    return [f"  no rule matches {_listed(paths, _SHOWN)}; add a rule for them.{hint}"]
-
-
-def _listed(items: Sequence[str], most: int) -> str:
-    shown = ", ".join(repr(item) for item in items[:most])
-    return shown if len(items) <= most else f"{shown} and {len(items) - most} more"
+        pattern, settings = rule
+        settings = dict(settings.items())
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ConfigError(f"config.optimizer.rules: {rule!r} is not a pair of a pattern and a dictionary") from error
+    known = [field.name for field in dataclasses.fields(ParameterRule)]
+    for name, value in settings.items():
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)} (lr 0 freezes)"
+            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name!r}{hint}")
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it has to be 0 or more")
+    if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
+        raise ConfigError(
+            f"config.optimizer.rules: {pattern!r} sets from_step to {settings['from_step']}, no whole number"
+        )
+    return pattern, ParameterRule(**settings)

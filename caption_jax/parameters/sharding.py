@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
-from caption_jax.parameters.rules import flatten, match_paths, unflatten
+from caption_jax.parameters.paths import flatten, match_paths, unflatten
 
 PyTree = Any
 

@@ -15,14 +15,14 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.freezing import phases
+from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.planning.assumed import describe
 from caption_jax.planning.batch_search import Tried, fits, largest_batch
 from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
 from caption_jax.planning.programs import Planned, planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
-from caption_jax.training.optimizer import phases
 from caption_jax.training.program import Program, make_program
 
 PROGRAMS = ("train", "decode", "encoder")

@@ -13,10 +13,10 @@ from flax import traverse_util
 
 from caption_jax.augment import augment
 from caption_jax.decoding import decode
+from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.flops import count_matrix_flops
 from caption_jax.retrieval.context_captions import encode_images
-from caption_jax.training.optimizer import frozen_norms
 from caption_jax.training.program import Program
 from caption_jax.training.step import forward
 

@@ -16,6 +16,7 @@ from caption_jax.evaluation.evaluator import Evaluator
 from caption_jax.evaluation.final_evaluation import evaluate_best
 from caption_jax.evaluation.sample_summaries import Samples
 from caption_jax.feature_cache.features import stored_features
+from caption_jax.parameters.freezing import phases
 from caption_jax.retrieval.context_captions import open_context, usual_kind
 from caption_jax.runs.checkpoints import Checkpoints, Restored
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
@@ -23,7 +24,6 @@ from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.tracing import Trace
-from caption_jax.training.optimizer import phases
 from caption_jax.training.packing import batch_placer
 from caption_jax.training.program import make_program
 from caption_jax.training.state import TrainState

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,28 +13,13 @@ from jaxtyping import Array, Float, Int
 from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
-from caption_jax.parameters.rules import flatten, match_paths, unflatten
+from caption_jax.parameters.paths import flatten, unflatten
+from caption_jax.parameters.rules import match_rules
 from caption_jax.training.schedules import Schedule, make_schedule
 
 PyTree = Any
-Rules = Sequence[tuple[str, Any]]
 
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "adafactor")
-
-
-@dataclasses.dataclass(frozen=True)
-class ParameterRule:
-    """What a rule of `config.optimizer.rules` sets for the parameters it matches.
-
-    Attributes:
-        lr: multiple of the learning rate; 0 freezes for the whole run.
-        decay: multiple of `weight_decay`. Biases, norm scales and other vectors are never decayed, see `is_decayed`.
-        from_step: the parameter is frozen until this many updates have been made.
-    """
-
-    lr: float = 1.0
-    decay: float = 1.0
-    from_step: int = 0
 
 
 class OptimizerState(NamedTuple):
@@ -51,46 +34,6 @@ class OptimizerState(NamedTuple):
 
     count: Int[Array, ""]
     moments: dict[str, PyTree]
-
-
-def match_rules(params: PyTree, rules: Rules) -> PyTree:
-    """Returns the tree of `params` with the `ParameterRule` of each parameter as its leaves.
-
-    Args:
-        params: nested dictionary of parameters (or of their shapes).
-        rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with some of the keys "lr",
-            "decay" and "from_step". An expression has to match the whole path ("decoder/embedding").
-
-    Raises:
-        ValueError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown
-            key. The message names them, and near misses.
-    """
-    return unflatten(_flat_rules(params, rules))
-
-
-def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
-    """Returns the stages of unfreezing: `(first step, paths of the parameters frozen from then on)`, in order.
-
-    The first stage begins at step 0. There is one more for each `from_step` among the rules that unfreezes anything.
-
-    Raises:
-        ValueError: as `match_rules`.
-    """
-    flat = _flat_rules(params, rules)
-    starts = sorted({0} | {rule.from_step for rule in flat.values() if rule.lr > 0})
-    return [
-        (start, frozenset(path for path, rule in flat.items() if rule.lr == 0 or rule.from_step > start))
-        for start in starts
-    ]
-
-
-def frozen_norms(frozen: Collection[str]) -> frozenset[str]:
-    """Returns the paths of the norms (modules with a `scale` and a `bias`) whose parameters are all frozen.
-
-    Such a batch norm should run on its stored statistics: fresh ones would change what its fixed scale was learnt for.
-    """
-    modules = {path.rpartition("/")[0] for path in frozen if path.rpartition("/")[2] == "scale"}
-    return frozenset(module for module in modules if f"{module}/bias" in frozen)
 
 
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
@@ -129,7 +72,7 @@ def make_optimizer(
         ValueError: as `match_rules` and `make_schedule`; unknown method; a value out of range; nothing to train.
     """
     _check(config)
-    rules = _flat_rules(params, config.rules)
+    rules = flatten(match_rules(params, config.rules))
     schedule = make_schedule(config, total_steps)
     groups: dict[int, list[str]] = {}
     for path, rule in rules.items():
@@ -200,33 +143,6 @@ def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] |
     step = jnp.asarray(step, jnp.float32)
     share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda average, value: average + (share * (value - average)).astype(average.dtype), ema, params)
-
-
-def _flat_rules(params: PyTree, rules: Rules) -> dict[str, ParameterRule]:
-    rules = [_parse(rule) for rule in rules]
-    matched = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
-    return {path: rules[index][1] for path, index in matched.items()}
-
-
-def _parse(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
-    try:
-        pattern, settings = rule
-        settings = dict(settings.items())
-    except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"config.optimizer.rules: {rule!r} is not a pair of a pattern and a dictionary") from error
-    known = [field.name for field in dataclasses.fields(ParameterRule)]
-    for name, value in settings.items():
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(known)} (lr 0 freezes)"
-            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name!r}{hint}")
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it has to be 0 or more")
-    if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
-        raise ConfigError(
-            f"config.optimizer.rules: {pattern!r} sets from_step to {settings['from_step']}, no whole number"
-        )
-    return pattern, ParameterRule(**settings)
 
 
 def _check(config: ConfigDict) -> None:

@@ -10,11 +10,12 @@ import jax
 import optax
 
 from caption_jax.objectives.contrastive import ContrastiveObjective
+from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import variable_shapes
 from caption_jax.runtime.cached_program import KeptProgram
-from caption_jax.training.optimizer import frozen_norms, make_optimizer
+from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import Batch, Metrics, make_train_step
 

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from resume_run import rows
 
 from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.paths import flatten
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.training.loop import Run
 from caption_jax.training.state import TrainState

@@ -16,10 +16,11 @@ from small_run import shrink
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors, contrastive_loss
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.freezing import phases
+from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.runs.description import TextReader
-from caption_jax.training.optimizer import make_optimizer, phases
+from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
 from caption_jax.training.step import forward, make_train_step
 from input_pipeline.images import Preprocessing

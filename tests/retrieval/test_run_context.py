@@ -21,7 +21,7 @@ from caption_jax.config import default_config
 from caption_jax.metrics import read_results
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.retrieval.context_captions import open_context
 from caption_jax.retrieval.neighbours import read_neighbours

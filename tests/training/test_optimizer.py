@@ -8,16 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 
 from caption_jax.config import default_config
-from caption_jax.parameters.rules import flatten
-from caption_jax.training.optimizer import (
-    OPTIMIZERS,
-    ParameterRule,
-    ema_update,
-    frozen_norms,
-    make_optimizer,
-    match_rules,
-    phases,
-)
+from caption_jax.parameters.paths import flatten
+from caption_jax.training.optimizer import OPTIMIZERS, ema_update, make_optimizer
 from caption_jax.training.schedules import SCHEDULES, make_schedule
 
 STAGED = (
@@ -63,59 +55,6 @@ def _run(config: ConfigDict, steps: int, params: dict | None = None, gradients=_
         updates, state = update(gradients(step), state, params)
         params = optax.apply_updates(params, updates)
     return params, state
-
-
-# --- rules -----------------------------------------------------------------------------------------------------------
-
-
-def test_each_parameter_takes_the_settings_of_its_rule():
-    matched = match_rules(_params(), STAGED)
-    assert matched["encoder"]["norm"]["scale"] == ParameterRule(lr=0)
-    assert matched["encoder"]["head"]["bias"] == ParameterRule(lr=0.1, from_step=3)
-    assert jax.tree.structure(matched) == jax.tree.structure(_params())
-
-
-def test_rules_work_from_a_locked_config():
-    config = default_config()
-    config.optimizer.rules = STAGED
-    assert flatten(match_rules(_params(), config.optimizer.rules)) == flatten(match_rules(_params(), STAGED))
-
-
-@pytest.mark.parametrize(
-    ("rules", "words"),
-    [
-        ((("encoder/.*", {}),), ["no rule matches", "'decoder/out/kernel'"]),
-        (((".*", {}), ("decoder/.*", {})), ["'.*' and 'decoder/.*'", "'decoder/norm/bias'", "exactly one"]),
-        (((".*", {}), ("encodr/head/.*", {})), ["'encodr/head/.*' matches no parameter", "'encoder/head'"]),
-        (
-            (("decoder/.*", {}), ("encoder", {})),
-            ["'encoder' matches no parameter; it matches only a part of", "adding '.*'"],
-        ),
-        (((".*", {"form_step": 3}),), ["'form_step'", "did you mean 'from_step'"]),
-        (((".*", {"freeze": True}),), ["'freeze'", "lr 0 freezes"]),
-        (((".*", {"lr": -1.0}),), ["lr to -1.0"]),
-        (((".*", {"from_step": 2.5}),), ["from_step to 2.5"]),
-        ((("(", {}),), ["'('", "not a regular expression"]),
-        ((".*",), ["'.*'", "pair"]),
-    ],
-)
-def test_rules_that_do_not_fit_are_named(rules, words):
-    with pytest.raises(ValueError) as error:
-        match_rules(_params(), rules)
-    for word in words:
-        assert word in str(error.value)
-
-
-def test_phases_say_what_is_frozen_from_when():
-    stem, head = "encoder/stem/kernel", {"encoder/head/kernel", "encoder/head/bias"}
-    norm = {"encoder/norm/scale", "encoder/norm/bias"}
-    assert phases(_params(), STAGED) == [(0, frozenset({stem} | norm | head)), (3, frozenset({stem} | norm))]
-    assert phases(_params(), ((".*", {}),)) == [(0, frozenset())]
-
-
-def test_a_norm_is_frozen_when_scale_and_bias_are():
-    assert frozen_norms(phases(_params(), STAGED)[0][1]) == {"encoder/norm"}
-    assert frozen_norms({"encoder/norm/scale", "encoder/head/bias", "encoder/head/kernel"}) == frozenset()
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------

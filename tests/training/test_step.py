@@ -15,7 +15,8 @@ from small_run import shrink
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
-from caption_jax.parameters.rules import flatten
+from caption_jax.parameters.freezing import frozen_norms, phases
+from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import (
     batch_sharding,
     make_mesh,
@@ -24,7 +25,7 @@ from caption_jax.parameters.sharding import (
     replicated,
     shardings_like,
 )
-from caption_jax.training.optimizer import frozen_norms, make_optimizer, phases
+from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import make_train_step
 from input_pipeline.images import Preprocessing

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from caption_jax.config import default_config
+from caption_jax.parameters.paths import flatten
+from caption_jax.parameters.rules import ParameterRule, match_rules
+
+PARAMS = {
+    "encoder": {
+        "stem": {"kernel": np.zeros((3, 4))},
+        "norm": {"scale": np.zeros(4), "bias": np.zeros(4)},
+        "head": {"kernel": np.zeros((4, 5)), "bias": np.zeros(5)},
+    },
+    "decoder": {"out": {"kernel": np.zeros((5, 6))}, "norm": {"scale": np.zeros(6), "bias": np.zeros(6)}},
+}
+STAGED = (
+    (r"encoder/(stem|norm)/.*", {"lr": 0}),
+    (r"encoder/head/.*", {"lr": 0.1, "from_step": 3}),
+    (r"decoder/.*", {}),
+)
+
+
+def test_each_parameter_takes_the_settings_of_its_rule():
+    matched = match_rules(PARAMS, STAGED)
+    assert matched["encoder"]["norm"]["scale"] == ParameterRule(lr=0)
+    assert matched["encoder"]["head"]["bias"] == ParameterRule(lr=0.1, from_step=3)
+    assert jax.tree.structure(matched) == jax.tree.structure(PARAMS)
+
+
+def test_rules_work_from_a_locked_config():
+    config = default_config()
+    config.optimizer.rules = STAGED
+    assert flatten(match_rules(PARAMS, config.optimizer.rules)) == flatten(match_rules(PARAMS, STAGED))
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ((("encoder/.*", {}),), ["no rule matches", "'decoder/out/kernel'"]),
+        (((".*", {}), ("decoder/.*", {})), ["'.*' and 'decoder/.*'", "'decoder/norm/bias'", "exactly one"]),
+        (((".*", {}), ("encodr/head/.*", {})), ["'encodr/head/.*' matches no parameter", "'encoder/head'"]),
+        (
+            (("decoder/.*", {}), ("encoder", {})),
+            ["'encoder' matches no parameter; it matches only a part of", "adding '.*'"],
+        ),
+        (((".*", {"form_step": 3}),), ["'form_step'", "did you mean 'from_step'"]),
+        (((".*", {"freeze": True}),), ["'freeze'", "lr 0 freezes"]),
+        (((".*", {"lr": -1.0}),), ["lr to -1.0"]),
+        (((".*", {"from_step": 2.5}),), ["from_step to 2.5"]),
+        ((("(", {}),), ["'('", "not a regular expression"]),
+        ((".*",), ["'.*'", "pair"]),
+    ],
+)
+def test_rules_that_do_not_fit_are_named(rules, words):
+    with pytest.raises(ValueError) as error:
+        match_rules(PARAMS, rules)
+    for word in words:
+        assert word in str(error.value)
