@@ -48,7 +48,7 @@ def test_a_library_may_pass_it_on():
 
 
 def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path):
-    assert message_for_the_user(caught(lambda: read_results(tmp_path / "none.json"))) is None  # pathlib's
+    assert message_for_the_user(caught(lambda: (tmp_path / "none.json").read_text())) is None
     assert message_for_the_user(caught(lambda: default_config().nothing)) is None
     assert message_for_the_user(caught(lambda: variant_named("b99"))) is None  # called wrongly: a plain ValueError
 

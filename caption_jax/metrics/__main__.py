@@ -22,9 +22,9 @@ example:
   python -m caption_jax.metrics mine.json dataset_coco.json theirs.json --split=test --json=comparison.json
   python -m caption_jax.metrics mine.json captions.csv theirs.json --split=dev_images.txt
 
-Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations are COCO caption JSON,
-Karpathy's dataset_*.json, or CSV with the columns image and caption. Where the results name images by file name
-instead of number, so do the annotations.
+Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations are what training reads: COCO
+caption JSON, Karpathy's dataset_*.json, JSON lines, CSV with the columns image and caption, or token.txt; results may
+be any of these, too. Where the results name images by file name instead of number, so do the annotations.
 """
 
 
@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("results", help="results to judge")
     parser.add_argument("annotations", help="reference captions")
     parser.add_argument("other_results", nargs="?", help="results to compare with: the difference is other - results")
-    parser.add_argument("--split", default="", help="Karpathy's JSON: the split to take; CSV: a file of image names")
+    parser.add_argument("--split", default="", help="split of the annotations to take, or a file of image names")
     parser.add_argument("--frequencies", help="saved document frequencies for CIDEr-D (default: of the annotations)")
     parser.add_argument("--training", help="annotations of the training images, to count novel captions")
     parser.add_argument("--samples", type=int, default=1000, help="bootstrap and randomization samples (%(default)s)")

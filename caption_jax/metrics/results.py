@@ -1,15 +1,13 @@
-"""Result and annotation files: COCO results JSON, COCO caption JSON, Karpathy's `dataset_*.json`."""
+"""Files of results and of reference captions, in the forms that training reads."""
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections import Counter
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
-from typing import Any
 
+from input_pipeline.annotations import Row, read_rows, read_text
 from input_pipeline.errors import DataError
 
 _SHOWN = 10  # ids that a message names before it only counts
@@ -33,94 +31,82 @@ def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
-    """Reads COCO results JSON.
+    """Reads one caption for each image: COCO results JSON, or any other form that `read_annotations` reads.
 
     Returns:
-        Image id -> caption, in the order of the file.
+        Image id, or file name where the file has no ids, -> caption, in the order of the file.
 
     Raises:
-        ResultsError: the file is not of that form, or an image occurs twice (the first ten are named).
+        MissingFileError: there is no such file.
+        ResultsError: the file is not of such a form, or an image occurs twice (the first ten are named).
     """
-    rows = _load(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ResultsError(f'{path}: COCO results are a list of {{"image_id": .., "caption": ..}} objects')
-    for position, row in enumerate(rows):
-        if not isinstance(row.get("image_id"), int | str) or not isinstance(row.get("caption"), str):
-            raise ResultsError(f'{path}: entry {position} lacks "image_id" or "caption": {json.dumps(row)[:100]}')
-    counts = Counter(row["image_id"] for row in rows)
-    twice = [image_id for image_id, count in counts.items() if count > 1]
+    captions: dict[Hashable, list[str]] = {}
+    for row in _rows(path):
+        captions.setdefault(row.image_id, []).extend(row.captions)
+    twice = [image_id for image_id, texts in captions.items() if len(texts) > 1]
     if twice:
         raise ResultsError(f"{path}: {len(twice)} images have more than one caption: {_listed(twice)}")
-    return {row["image_id"]: row["caption"] for row in rows}
+    return {image_id: text for image_id, texts in captions.items() for text in texts}
 
 
 def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str = "id") -> dict[Hashable, list[str]]:
-    """Reads reference captions from COCO caption JSON, Karpathy's JSON, or a CSV file with columns image and caption.
+    """Reads reference captions in any form that training reads.
+
+    These are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (also with tabs or semicolons) and Flickr8k's
+    token.txt; `input_pipeline.annotations.ACCEPTED` shows them.
 
     Args:
         path: the file.
-        split: Karpathy's JSON: the split to take, such as "test"; CSV: a text file of image names, one a line. "" for
-            all.
+        split: the split to take, such as "test", as the file spells it; or a text file of image names, one a line. ""
+            for all.
         ids: what to call an image: "id" (its number; in Karpathy's files `cocoid`, else `imgid`) or "file_name". A
-            CSV file knows names only.
+            file that has no ids knows names only.
 
     Returns:
         Image id -> its captions, for every image that has some.
 
     Raises:
-        ResultsError: the file is of neither form, or has no image of the split.
+        MissingFileError: there is no such file.
+        ResultsError: the file is in none of the forms, or has no image of the split.
     """
     if ids not in ("id", "file_name"):
         raise ValueError(f'ids is {ids!r}; choose "id" or "file_name"')
-    if Path(path).suffix.lower() == ".csv":
-        return _csv(path, split)
-    content = _load(path)
-    try:
-        if "annotations" in content:
-            captions = _coco(content, ids)
-        elif "images" in content:
-            captions = _karpathy(content, ids, split)
-        else:
-            raise KeyError("annotations")
-    except (KeyError, TypeError) as error:
-        raise ResultsError(f"{path}: neither COCO caption JSON nor Karpathy's JSON (missing: {error})") from error
+    rows = _rows(path)
+    if split:
+        rows = _of_split(path, rows, split)
+    captions: dict[Hashable, list[str]] = {}
+    for row in rows:
+        number = row.image_id if row.number is None else row.number
+        name = (row.image or row.image_id) if ids == "file_name" else number
+        if row.captions:
+            captions.setdefault(name, []).extend(row.captions)
     if not captions:
         raise ResultsError(f"{path}: no image with captions" + (f" in split {split!r}" if split else ""))
     return captions
 
 
-def _coco(content: dict[str, Any], ids: str) -> dict[Hashable, list[str]]:
-    names = {image["id"]: image[ids] for image in content["images"]} if ids == "file_name" else {}
-    captions: dict[Hashable, list[str]] = {}
-    for annotation in content["annotations"]:
-        image_id = annotation["image_id"]
-        captions.setdefault(names.get(image_id, image_id), []).append(annotation["caption"])
-    return captions
+def _rows(path: str | os.PathLike[str]) -> list[Row]:
+    """All rows of a file; what cannot be used in it is an error, since a score over the rest would mislead."""
+    problems: list[str] = []
+    try:
+        rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), names_needed=False))
+    except DataError as error:
+        raise ResultsError(str(error)) from error
+    if problems:
+        shown = [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])]
+        raise ResultsError("\n  ".join([f"{path}: {len(problems)} entries cannot be used:", *shown]))
+    return rows
 
 
-def _karpathy(content: dict[str, Any], ids: str, split: str) -> dict[Hashable, list[str]]:
-    captions: dict[Hashable, list[str]] = {}
-    for image in content["images"]:
-        if split and image["split"] != split:
-            continue
-        name = image["filename"] if ids == "file_name" else image.get("cocoid", image.get("imgid"))
-        captions.setdefault(name, []).extend(sentence["raw"] for sentence in image["sentences"])
-    return captions
-
-
-def _csv(path: str | os.PathLike[str], split: str) -> dict[Hashable, list[str]]:
-    wanted = set(Path(split).read_text(encoding="utf-8").split("\n")) if split else None
-    captions: dict[Hashable, list[str]] = {}
-    with Path(path).open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.DictReader(file)
-        if not {"image", "caption"} <= set(rows.fieldnames or ()):
-            raise ResultsError(f"{path}: the first line must name the columns image and caption: {rows.fieldnames}")
-        for row in rows:
-            if wanted is None or row["image"] in wanted:
-                captions.setdefault(row["image"], []).append(row["caption"] or "")
-    if not captions:
-        raise ResultsError(f"{path}: no image with captions" + (f" among those of {split}" if split else ""))
-    return captions
+def _of_split(path: str | os.PathLike[str], rows: list[Row], split: str) -> list[Row]:
+    found = [row for row in rows if row.split == split]
+    if found or not Path(split).is_file():
+        return found
+    names = {line.strip() for line in read_text(Path(split)).splitlines()}
+    found = [row for row in rows if row.image in names]
+    if not found:
+        raise ResultsError(f"{path}: no image with captions among those of {split}")
+    return found
 
 
 def check_image_set(references: Collection[Hashable], hypotheses: Collection[Hashable]) -> None:
@@ -147,10 +133,3 @@ def check_image_set(references: Collection[Hashable], hypotheses: Collection[Has
 def _listed(image_ids: list[Hashable]) -> str:
     shown = ", ".join(repr(image_id) for image_id in image_ids[:_SHOWN])
     return shown + (f" and {len(image_ids) - _SHOWN} more" if len(image_ids) > _SHOWN else "")
-
-
-def _load(path: str | os.PathLike[str]) -> Any:
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ResultsError(f"{path}: not JSON ({error})") from error

@@ -7,13 +7,14 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from input_pipeline.records import SPLITS, DataError, Record, Report, Split
-from input_pipeline.sources.formats import Row, read_rows
+from input_pipeline.annotations import Row, read_rows
+from input_pipeline.errors import DataError, MissingFileError
+from input_pipeline.records import SPLITS, Record, Report, Split
 from input_pipeline.sources.split_names import SPLIT_NAMES
 
 log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ def open_folder(data_config: ConfigDict) -> dict[str, Split]:
     by_file = any(data_config.split_files.values())  # then nothing else that speaks of splits is listened to
     for entry in data_config.captions:
         split, path = _caption_file(entry, several=len(data_config.captions) > 1)
-        for row in read_rows(root / path, data_config.split_field, report):
+        for row in _rows(root / path, data_config.split_field, report):
             if by_file:
                 row, split = dataclasses.replace(row, split=""), ""
             _merge(images, row, split, report)
@@ -82,6 +83,15 @@ def _caption_file(entry: str, several: bool) -> tuple[str, str]:
     words = re.split(r"[^a-z]+", Path(entry).stem.lower())
     named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
     return (named.pop() if len(named) == 1 else ""), entry
+
+
+def _rows(path: Path, split_field: str, report: Report) -> Iterator[Row]:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder; config.data.captions names caption files.")
+    try:
+        return read_rows(path, report.add, split_field=split_field)
+    except MissingFileError:
+        raise DataError(f"{path}: no such file. Set config.data.root and config.data.captions.") from None
 
 
 def _merge(images: dict[str | int, _Image], row: Row, hint: str, report: Report) -> None:

@@ -54,9 +54,11 @@ def test_duplicates_are_refused_and_named(tmp_path):
 def test_other_forms_are_refused(tmp_path, content):
     with pytest.raises(ResultsError, match=r"r\.json"):
         read_results(written(tmp_path / "r.json", content))
-    (tmp_path / "r.json").write_text("not json")
-    with pytest.raises(ResultsError, match=r"r\.json: not JSON"):
+    (tmp_path / "r.json").write_text('[{"image_id": 1, "caption"')
+    with pytest.raises(ResultsError, match=r"r\.json, line 1: not valid JSON"):
         read_results(tmp_path / "r.json")
+    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
+        read_results(tmp_path / "none.json")
 
 
 def test_coco_annotations(tmp_path):
@@ -89,7 +91,53 @@ def test_csv_annotations(tmp_path):
     with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those of .*dev\.txt"):
         read_annotations(path, split=str(names))
     path.write_text("file,text\na.jpg,a dog\n")
-    with pytest.raises(ResultsError, match="columns image and caption"):
+    with pytest.raises(ResultsError, match="starts with 'file,text', which is no known form"):
+        read_annotations(path)
+
+
+TEXTS = {"a.jpg": ["a dog runs"], "b.jpg": ["a cat"]}
+FORMS = {
+    "columns.csv": "Image,Caption\na.jpg,a dog runs\nb.jpg,a cat\n",
+    "semicolons.csv": "file_name;text\na.jpg;a dog runs\nb.jpg;a cat\n",
+    "tabs.tsv": "image\tcaption\na.jpg\ta dog runs\nb.jpg\ta cat\n",
+    "token.txt": "a.jpg#0\ta dog runs\nb.jpg#0\ta cat\n",
+    "lines.jsonl": '{"image": "a.jpg", "captions": ["a dog runs"]}\n{"image": "b.jpg", "caption": "a cat"}\n',
+    "lines.csv": '{"image_id": "a.jpg", "caption": "a dog runs"}\n{"image_id": "b.jpg", "caption": "a cat"}\n',
+    "list.json": '\ufeff[{"image_id": "a.jpg", "caption": ["a dog runs"]}, {"image": "b.jpg", "caption": "a cat"}]',
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_references_and_results_come_in_the_forms_of_training(name, tmp_path):
+    (tmp_path / name).write_text(FORMS[name], encoding="utf-8")
+    assert read_annotations(tmp_path / name, ids="file_name") == TEXTS
+    assert read_results(tmp_path / name) == {image: text for image, (text,) in TEXTS.items()}
+
+
+def test_splits_by_field_or_by_a_file_of_names(tmp_path):
+    path, names = tmp_path / "captions.csv", tmp_path / "dev.txt"
+    path.write_text("image,caption,split\na.jpg,a dog,dev\nb.jpg,a cat,train\n")
+    names.write_text("b.jpg\n")
+    assert read_annotations(path, split="dev") == {"a.jpg": ["a dog"]}
+    assert read_annotations(path, split=str(names)) == {"b.jpg": ["a cat"]}
+
+
+def test_ids_suffice_for_scores(tmp_path):
+    by_id = {"annotations": COCO["annotations"]}
+    assert read_annotations(written(tmp_path / "a.json", by_id)) == {8: ["a cat", "the cat"], 7: ["a dog"]}
+    without_coco_ids = {"images": [{"imgid": 3, "filename": "a.jpg", "sentences": [{"raw": "a dog"}]}]}
+    path = written(tmp_path / "k.json", without_coco_ids)
+    assert read_annotations(path) == {3: ["a dog"]} and read_annotations(path, ids="file_name") == {"a.jpg": ["a dog"]}
+
+
+def test_the_order_of_coco_annotations_is_kept(tmp_path):  # the seeded intervals depend on it
+    assert list(read_annotations(written(tmp_path / "a.json", COCO))) == [8, 7]
+
+
+def test_what_cannot_be_read_is_not_left_out_of_a_score(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("image,caption\na.jpg,a dog, red\nb.jpg,a cat\n")
+    with pytest.raises(ResultsError, match=r"captions\.csv: 1 entries cannot be used:\n.*line 2: 3 fields, not 2"):
         read_annotations(path)
 
 
