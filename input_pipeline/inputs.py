@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Split
 
@@ -104,8 +104,9 @@ class FeatureFiles:
 
     def write(self, block: int, features: np.ndarray, problems: dict[int, str]) -> None:
         """Stores a block: [images, views, *shape], and why some of its images (by number) have no features."""
-        _write_whole(self._path(block, "json"), lambda file: file.write(json.dumps(problems, indent=2).encode()))
-        _write_whole(self._path(block, "npy"), lambda file: np.save(file, features.astype(self.dtype, copy=False)))
+        write_atomically(self._path(block, "json"), json.dumps(problems, indent=2))
+        # Last: a block that has it is complete.
+        write_atomically(self._path(block, "npy"), lambda file: np.save(file, features.astype(self.dtype, copy=False)))
 
     def read(self, block: int) -> tuple[np.ndarray, dict[int, str]]:
         """Returns what `write` stored, the array mapped into memory.
@@ -193,13 +194,3 @@ def _file_state(path: Path) -> str:
     except OSError:
         return "unreadable"
     return f"{state.st_size} {state.st_mtime_ns}"
-
-
-def _write_whole(path: Path, write) -> None:
-    """Whole or not at all, whenever the process is killed; no other process writes to the same unfinished file."""
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -22,6 +22,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
+from input_pipeline.files import write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNK
 
 _WORD_START = "\u0120"  # how byte-level BPE writes the space before a word
@@ -159,9 +160,9 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as local:  # the library knows local disks only
             for path in self._backend.model.save(local):
-                (folder / Path(path).name).write_text(Path(path).read_text(encoding="utf-8"))
+                write_atomically(folder / Path(path).name, Path(path).read_bytes())
         settings = {"lowercase": self.lowercase, "add_prefix_space": self.add_prefix_space}
-        (folder / _SETTINGS).write_text(json.dumps(settings) + "\n")
+        write_atomically(folder / _SETTINGS, json.dumps(settings) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -251,11 +252,9 @@ class Vocabulary:
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer and the mapping into `folder`, for `Vocabulary.load`."""
         self.tokenizer.save(folder)
-        # The mapping goes last and at once: a folder that has it is complete.
-        target = epath.Path(folder) / _COMPACT
-        partial = target.with_name(f"{_COMPACT}.{os.getpid()}.partial")
-        partial.write_text(json.dumps({"full_ids": self._to_full[len(SPECIALS) :].tolist()}) + "\n")
-        partial.replace(target)
+        # The mapping goes last: a folder that has it is complete.
+        full_ids = self._to_full[len(SPECIALS) :].tolist()
+        write_atomically(epath.Path(folder) / _COMPACT, json.dumps({"full_ids": full_ids}) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Vocabulary:

@@ -22,6 +22,15 @@ def shared_data() -> Path:
     return root
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """A path `gs://bucket` of a bucket in memory."""
+    import memory_bucket
+
+    yield memory_bucket.make_bucket(monkeypatch)
+    memory_bucket.forget()
+
+
 @pytest.fixture(scope="session")
 def compile_cache(tmp_path_factory) -> Path:
     """Programs compiled by one test serve the others that ask for this, in this process as in those it starts.

@@ -13,6 +13,7 @@ from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
+from input_pipeline.files import write_atomically
 
 
 def evaluate_split(experiment: Experiment, split: str, images: str = "real", context: str = "") -> Assessment:
@@ -38,7 +39,7 @@ def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, 
     assessment = assess(found, evaluator.split.references, captions, java=java and main_process)
     if main_process:
         workdir = experiment.workdir
-        (workdir / f"eval_{suffix}.json").write_text(json.dumps(as_results(assessment), indent=2) + "\n")
+        write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", found.captions)
         if not evaluator.unusual:
             write_report(experiment, evaluator.split, assessment, weights.variables, evaluator.context)

@@ -32,6 +32,7 @@ from caption_jax.retrieval.context_captions import open_context, usual_kind
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.workdir import differences, read_config
+from input_pipeline.files import write_atomically
 
 # Beam scores are nats, of the whole caption or (under a length penalty) of a token or so, and the similarities of an
 # image's candidates differ by some hundredths: the weight's size depends on both.
@@ -115,7 +116,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     results["override"] = _override(experiment, {**decode_config, **asdict(found.chosen)})
     if jax.process_index() == 0:
         suffix = split_name if kind == usual_kind(experiment) else f"{split_name}_context_{kind}"
-        (experiment.workdir / f"tune_{suffix}.json").write_text(json.dumps(results, indent=2) + "\n")
+        write_atomically(experiment.workdir / f"tune_{suffix}.json", json.dumps(results, indent=2) + "\n")
         for system, name in _FILES.items():
             write_results(experiment.workdir / f"captions_{suffix}_{name}.json", found.captions[system])
     return results

@@ -32,6 +32,7 @@ from caption_jax.parameters.sharding import put_batch, replicated
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import KeptProgram
 from caption_jax.telemetry.clock import format_duration
+from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError
 from input_pipeline.inputs import FeatureFiles, Inputs, Pixels, StoredFeatures, fingerprint
 from input_pipeline.prefetch import prefetch_to_device
@@ -310,7 +311,7 @@ def _make_room(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
             "config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another disk"
         )
     if jax.process_index() == 0:
-        (files.folder / "key.json").write_text(json.dumps(key, indent=2) + "\n")
+        write_atomically(files.folder / "key.json", json.dumps(key, indent=2) + "\n")
 
 
 class _Progress:

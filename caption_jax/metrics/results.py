@@ -9,6 +9,7 @@ from pathlib import Path
 
 from input_pipeline.annotations import Row, read_rows, read_text
 from input_pipeline.errors import DataError
+from input_pipeline.files import write_atomically
 
 _SHOWN = 10  # ids that a message names before it only counts
 
@@ -24,10 +25,7 @@ class ImageSetError(DataError):
 def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]) -> None:
     """Writes captions in COCO results form, `[{"image_id": .., "caption": ..}, ...]`, in the order given."""
     rows = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
-    target = path if hasattr(path, "write_text") else Path(path)  # a path on a bucket stays what it is
-    partial = target.with_name(f".{target.name}.{os.getpid()}")
-    partial.write_text(json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
-    partial.replace(target)
+    write_atomically(path, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:

@@ -24,6 +24,7 @@ from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
 from caption_jax.planning.programs import Planned, planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.training.program import Program, make_program
+from input_pipeline.files import write_atomically
 
 PROGRAMS = ("train", "decode", "encoder")
 _STEPS = 10_000  # of a run whose length depends on its data; only the learning rate does
@@ -96,7 +97,7 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
 def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     target = workdir / f"plan_{found['topology'].replace(':', '_')}.json"
-    target.write_text(json.dumps(found, indent=2) + "\n")
+    write_atomically(target, json.dumps(found, indent=2) + "\n")
 
 
 def _settled(config: ConfigDict, topology: Topology) -> ConfigDict:

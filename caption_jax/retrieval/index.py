@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32
 
 from caption_jax.errors import LockedError, MissingFileError, WorkdirError
 from caption_jax.files import json_line
+from input_pipeline.files import write_atomically
 
 VERSION = 1
 _FORMAT = "caption-jax image index"
@@ -234,7 +235,7 @@ class ImageIndex:
         return header
 
     def _write_header(self, header: _Header) -> None:
-        write_whole(self.folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
+        write_atomically(self.folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         self._header = header
 
 
@@ -262,7 +263,7 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
             header = _Header(dimension, 0, 0, 0, model)
             for name in (header.vectors, header.entries):
                 (folder / name).touch()
-            write_whole(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
+            write_atomically(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         index = ImageIndex(folder)
         index.check_model(model)
         index._clean()
@@ -275,11 +276,3 @@ def _write(file: Any, parts: Iterable[bytes]) -> int:
     file.flush()
     os.fsync(file.fileno())
     return size
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that is there whole, on the very disk, or not at all."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        _write(file, [text.encode()])
-    part.replace(path)

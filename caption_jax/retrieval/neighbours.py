@@ -13,9 +13,10 @@ from jaxtyping import Float32
 
 from caption_jax.errors import MissingFileError
 from caption_jax.files import json_line
-from caption_jax.retrieval.index import Entry, ImageIndex, write_whole
+from caption_jax.retrieval.index import Entry, ImageIndex
 from caption_jax.retrieval.index_builder import Embedder, Wanted, describe, read_chunks
 from caption_jax.retrieval.search import Searcher
+from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Record
 
@@ -117,7 +118,7 @@ def write_neighbours(index: ImageIndex, split: str, count: int, found: Sequence[
     header = {"format": _FORMAT, "version": VERSION, "split": split, "images": len(found), "neighbours": count}
     lines = [header | {"index": _state(index)}, *map(dataclasses.asdict, found)]
     path = _path(index.folder, split)
-    write_whole(path, "".join(json_line(line) + "\n" for line in lines))
+    write_atomically(path, "".join(json_line(line) + "\n" for line in lines))
     return path
 
 

@@ -5,7 +5,6 @@ docs/workdir.md lists every file. Paths may be local or on a bucket (`gs://...`)
 
 from __future__ import annotations
 
-from caption_jax.errors import MissingFileError, WorkdirError
 import dataclasses
 import importlib.metadata
 import json
@@ -16,7 +15,9 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from caption_jax.config import default_config
+from caption_jax.errors import MissingFileError, WorkdirError
 from caption_jax.runs.description import ModelSettings, RunDescription
+from input_pipeline.files import write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
@@ -50,7 +51,7 @@ def write_description(workdir: epath.Path, description: RunDescription) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     write_config(workdir, description.config)
     _write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
-    _write_text(workdir / "preprocessing.json", description.preprocessing.to_json())
+    write_atomically(workdir / "preprocessing.json", description.preprocessing.to_json() + "\n")
     description.vocabulary.save(workdir / "tokenizer")
 
 
@@ -130,13 +131,7 @@ def versions() -> dict[str, str]:
 
 
 def _write_json(path: epath.Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=2, ensure_ascii=False))
-
-
-def _write_text(path: epath.Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text + "\n")
-    part.replace(path)  # whole or not at all, whenever the run is killed
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _read_json(path: epath.Path) -> Any:

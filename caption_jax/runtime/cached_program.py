@@ -13,7 +13,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from typing import Any
 import jax
 from etils import epath
 from jax import export
+
+from input_pipeline.files import write_atomically
 
 PyTree = Any
 
@@ -66,11 +67,9 @@ class KeptProgram:
         except Exception as error:  # cut short or of another version: any type
             log.warning("%s cannot be read and is made again (%s)", file, error)
         exported = export.export(self._jitted)(*arguments)
-        part = file.with_name(f"{file.name}.{os.getpid()}.part")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            part.write_bytes(bytes(exported.serialize()))
-            part.replace(file)  # whole or not at all
+            write_atomically(file, bytes(exported.serialize()))
         except OSError as error:
             log.warning("the program cannot be kept for the next start: %s", error)
         return jax.jit(exported.call, **self._options)

@@ -17,6 +17,7 @@ from etils import epath
 from jaxtyping import Float
 
 from caption_jax.errors import WorkdirError
+from input_pipeline.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,7 @@ class MetricsFile:
             return
         text = "".join(row.to_line() for row in read_metrics(self._path) if row.step <= start_step)
         if text != self._path.read_text():
-            part = self._path.with_name(self._path.name + ".part")
-            part.write_text(text)
-            part.replace(self._path)  # atomic, should the run be killed
+            write_atomically(self._path, text)
 
     def append(self, row: Row) -> None:
         """Writes one row and closes the file, so that the row survives if the process is killed."""

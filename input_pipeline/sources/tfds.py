@@ -6,13 +6,13 @@ import functools
 import json
 import logging
 import os
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
 from ml_collections import ConfigDict
 
+from input_pipeline.files import write_atomically
 from input_pipeline.records import SPLITS, DataError, Record, Split
 from input_pipeline.sources.split_names import SPLIT_NAMES
 
@@ -152,10 +152,8 @@ def _read_index(builder: Any, split: str, count: int) -> list[list[Any]] | None:
 
 def _write_index(builder: Any, split: str, index: list[list[Any]]) -> None:
     path = _index_path(builder, split)
-    aside = path.parent / f".{path.name}.{uuid.uuid4().hex}"
     try:
-        aside.write_text(json.dumps({"stamp": _stamp(builder, split), "images": index}))
-        aside.replace(path)  # whole or not at all: other processes may be reading it
+        write_atomically(path, json.dumps({"stamp": _stamp(builder, split), "images": index}))
     except OSError as error:
         log.info("%s cannot be written (%s); the captions are read from the records at each start", path, error)
 

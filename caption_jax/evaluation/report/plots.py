@@ -21,6 +21,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from caption_jax.telemetry.metrics_file import read_metrics, series, smoothed
+from input_pipeline.files import write_atomically
 
 Picture = UInt8[np.ndarray, "height width 3"]
 
@@ -162,7 +163,7 @@ def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
     (lower or [upper])[-1].set_xlabel("step")
     buffer = io.BytesIO()
     Image.fromarray(_to_array(figure)).save(buffer, "PNG")
-    epath.Path(path).write_bytes(buffer.getvalue())
+    write_atomically(path, buffer.getvalue())
 
 
 def _draw_losses(axes: Axes, losses: dict[str, np.ndarray]) -> None:

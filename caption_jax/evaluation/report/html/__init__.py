@@ -12,6 +12,7 @@ from caption_jax.evaluation.report.html.page import render
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.metrics_file import read_metrics
 from input_pipeline.context import ContextCaptions
+from input_pipeline.files import write_atomically
 from input_pipeline.records import Split
 
 
@@ -35,5 +36,5 @@ def write_report(
     rows = read_metrics(metrics) if metrics.exists() else []
     examples = make_examples(experiment, split, assessment, variables, context)
     path = experiment.workdir / f"report_{assessment.protocol['split']}.html"
-    path.write_bytes(render(experiment.workdir.name, assessment, examples, rows).encode("utf-8"))
+    write_atomically(path, render(experiment.workdir.name, assessment, examples, rows))
     return path
