@@ -11,6 +11,7 @@ A captioner from the workdir of a training run:
 
 from __future__ import annotations
 
+from caption_jax import moved_modules
 from caption_jax.lazy_names import lazy_names
 
 _HOMES = {
@@ -29,3 +30,5 @@ _HOMES = {
 
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+moved_modules.install()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from caption_jax.lazy_names import lazy_names
+import importlib
+import warnings
+from typing import Any
 
 _HOMES = {
     "BatchNorm": "batch_norm",
@@ -22,4 +24,19 @@ _HOMES = {
 }
 
 __all__ = sorted(_HOMES)
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "depthwise_conv":  # its name until version 0.2
+        from caption_jax.ops.depthwise import depthwise_conv
+
+        message = "caption_jax.models.depthwise_conv is now caption_jax.ops.depthwise.depthwise_conv"
+        warnings.warn(message, DeprecationWarning, stacklevel=2)
+        return depthwise_conv
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
