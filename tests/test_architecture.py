@@ -1,0 +1,183 @@
+"""What a stranger can rely on: dependencies one way, and files and functions that are read in one sitting."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("caption_jax", "input_pipeline")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60  # without the docstring
+
+# Packages that can be lifted out and used alone, and what else of ours they may import.
+LIFTABLE = {
+    "caption_jax.ops": (),
+    "caption_jax.models": ("caption_jax.ops",),
+    "caption_jax.metrics": ("input_pipeline.annotations", "input_pipeline.errors", "input_pipeline.files"),
+    "input_pipeline": (),
+}
+
+# What stands against the rules for now, each with the change that ends it.
+IMPORTS_TO_GO = {
+    ("caption_jax.evaluation.evaluator", "caption_jax.training.step"): "the evaluation step moves to evaluation/",
+}
+LONG_FUNCTIONS_TO_GO = {
+    "caption_jax.training.step.make_train_step": "objectives take the loss terms out of the step",
+}
+SHARED_NAMES_TO_GO = {
+    "packing": "rows of packed tokens with segment ids take the place of both",
+}
+PLATFORM_BRANCHES_TO_GO = {
+    "caption_jax.models.attention": "its products move to ops/",
+    "caption_jax.models.batch_norm": "its statistics move to ops/",
+}
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name -> file of every module of both packages."""
+    found = {}
+    for package in PACKAGES:
+        for path in sorted((ROOT / package).rglob("*.py")):
+            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MODULES.items()}
+
+
+def imports(name: str, *, inside_functions: bool) -> set[str]:
+    """Modules of ours that a module imports; those for type checkers alone do not count."""
+    return set(_imports(ast.iter_child_nodes(TREES[name]), inside_functions)) - {name}
+
+
+def _imports(nodes: Iterator[ast.AST], inside_functions: bool) -> Iterator[str]:
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (_module(alias.name) for alias in node.names if _is_ours(alias.name))
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if _is_ours(node.module):
+                yield from (_module(f"{node.module}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from _imports(iter(node.orelse), inside_functions)
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from _imports(ast.iter_child_nodes(node), inside_functions)
+
+
+def _is_ours(name: str) -> bool:
+    return name.split(".")[0] in PACKAGES
+
+
+def _module(name: str) -> str:
+    """The module that a dotted name is, or is defined in."""
+    while name not in MODULES:
+        name = name.rpartition(".")[0]
+    return name
+
+
+def package_of(module: str) -> str:
+    """`caption_jax.runs` for `caption_jax.runs.workdir`; a module directly below `caption_jax` stands for itself."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "input_pipeline" else ".".join(parts[:2])
+
+
+def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
+    """The nodes of one cycle in order, the first one again at the end; empty where there is none."""
+    done: set[str] = set()
+
+    def search(path: list[str]) -> list[str]:
+        for following in sorted(graph.get(path[-1], ())):
+            if following in path:
+                return [*path[path.index(following) :], following]
+            if following not in done and (found := search([*path, following])):
+                return found
+        done.add(path[-1])
+        return []
+
+    return next((found for start in sorted(graph) if start not in done and (found := search([start]))), [])
+
+
+def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Qualified name and lines, without the docstring, of every function at any depth."""
+    for node in ast.iter_child_nodes(tree):
+        name = f"{prefix}.{node.name}" if hasattr(node, "name") and isinstance(node.name, str) else prefix
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            lines = node.end_lineno - node.lineno + 1
+            if ast.get_docstring(node):
+                lines -= node.body[0].end_lineno - node.body[0].lineno + 1
+            yield name, lines
+        yield from functions(node, name)
+
+
+def test_no_module_is_imported_by_what_it_imports():
+    assert not cycle_in({name: imports(name, inside_functions=False) for name in MODULES})
+
+
+def test_packages_depend_on_each_other_one_way():
+    graph: dict[str, set[str]] = defaultdict(set)
+    for name in MODULES:
+        for imported in imports(name, inside_functions=True):
+            if (name, imported) not in IMPORTS_TO_GO and package_of(name) != package_of(imported):
+                graph[package_of(name)].add(package_of(imported))
+    assert not cycle_in(graph)
+
+
+@pytest.mark.parametrize("package", LIFTABLE)
+def test_liftable_packages_import_only_what_they_may(package):
+    allowed = (package, *LIFTABLE[package])
+    wrong = {
+        f"{name} imports {imported}"
+        for name in MODULES
+        if _is_below(name, package)
+        for imported in imports(name, inside_functions=True)
+        if not any(_is_below(imported, other) for other in allowed)
+    }
+    assert not wrong
+
+
+def _is_below(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
+
+
+def test_each_folder_is_a_package_that_git_keeps():
+    folders = {path.parent for path in MODULES.values()}
+    assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()]
+    ignoring = subprocess.run(["git", "check-ignore", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not ignoring.stdout  # such as by a line for the workdirs of runs
+
+
+def test_no_two_files_share_a_name():
+    homes = defaultdict(list)
+    for name, path in MODULES.items():
+        exempt = path.stem.startswith("__") or _is_below(name, "caption_jax.cli") or "pretrained" in path.parts
+        if _is_below(name, "caption_jax") and not exempt:
+            homes[path.stem].append(name)
+    assert not {stem: names for stem, names in homes.items() if len(names) > 1 and stem not in SHARED_NAMES_TO_GO}
+
+
+def test_files_are_read_in_one_sitting():
+    files = [*MODULES.values(), ROOT / "main.py", *(ROOT / "configs").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
+    assert not {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES}
+
+
+def test_functions_are_read_in_one_sitting():
+    lengths = dict(found for name, tree in TREES.items() for found in functions(tree, name))
+    too_long = {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
+    assert not {name: lines for name, lines in too_long.items() if name not in LONG_FUNCTIONS_TO_GO}
+
+
+def test_the_model_has_no_platform_branches():
+    branching = [
+        name
+        for name, path in MODULES.items()
+        if _is_below(name, "caption_jax.models") and "platform_dependent" in path.read_text(encoding="utf-8")
+    ]
+    assert not set(branching) - set(PLATFORM_BRANCHES_TO_GO)
