@@ -10,7 +10,6 @@ Nothing here knows the optimizer or the model, so that reading weights for infer
 
 from __future__ import annotations
 
-from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 from caption_jax.runs.weights import CHOICES, Weights
 
 PyTree = Any

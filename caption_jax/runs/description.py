@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from caption_jax.errors import ConfigError, WorkdirError
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Int
 from ml_collections import ConfigDict
 
+from caption_jax.errors import ConfigError, WorkdirError
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from caption_jax.errors import ConfigError
 import functools
 import weakref
 from collections.abc import Callable
@@ -15,14 +14,15 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from caption_jax.augment import check_augment
+from caption_jax.errors import ConfigError
+from caption_jax.models.build import roberta_sizes
+from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.parameters.sharding import make_mesh
+from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.models.build import roberta_sizes
-from caption_jax.models.captioning_model import ImageCaptioningModel
-from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
-from caption_jax.augment import check_augment
-from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs.transfer import transfer_weights
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from caption_jax.errors import ConfigError
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ import numpy as np
 from absl import logging
 from flax import traverse_util
 
+from caption_jax.errors import ConfigError
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.checkpoints import read_weights
 from input_pipeline.tokenizer import Vocabulary

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from caption_jax.runs.checkpoints import Checkpoints, has_checkpoint, read_weights
 from caption_jax.config import default_config
-from caption_jax.training.optimizer import make_optimizer
 from caption_jax.parameters.sharding import make_mesh, parameter_shardings, shardings_like
+from caption_jax.runs.checkpoints import Checkpoints, has_checkpoint, read_weights
+from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 
 RECORDS = {"iterator": {"images": 96, "seed": 0}, "progress": {"best": 0.25, "best_step": 10}, "clock": {}}

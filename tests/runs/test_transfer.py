@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from input_pipeline.special_tokens import PAD
 import dataclasses
 import logging
 from pathlib import Path
@@ -14,13 +13,14 @@ from etils import epath
 from flax import traverse_util
 from small_run import get_config, write_images
 
+from caption_jax.models.build import roberta_sizes
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.checkpoints import Checkpoints
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.models.build import roberta_sizes
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.transfer import transfer_weights
 from input_pipeline.images import Preprocessing
+from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
 CAPTIONS = ["a red box on the left"] * 2 + ["a green box on the right"] * 2
