@@ -9,10 +9,12 @@ import jax
 from caption_jax.evaluation.assessment import Assessment, as_results, assess
 from caption_jax.evaluation.evaluator import Evaluator
 from caption_jax.evaluation.report.html import write_report
+from caption_jax.evaluation.report.html.examples import make_examples
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
+from caption_jax.telemetry.metrics_file import read_metrics
 from input_pipeline.files import write_atomically
 
 
@@ -42,5 +44,10 @@ def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, 
         write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", found.captions)
         if not evaluator.unusual:
-            write_report(experiment, evaluator.split, assessment, weights.variables, evaluator.context)
+            examples = make_examples(
+                evaluator.split, assessment, experiment.description, weights.variables, evaluator.context
+            )
+            metrics = workdir / "metrics.jsonl"
+            rows = read_metrics(metrics) if metrics.exists() else []
+            write_report(workdir / f"report_{suffix}.html", workdir.name, assessment, examples, rows)
     return assessment

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a model at an evaluation: pictures with captions, and where the decoder looked."""
+"""Pictures for TensorBoard at each evaluation: images with captions, and the decoder's attention word by word."""
 
 from __future__ import annotations
 
@@ -7,37 +7,43 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, Int, Int32
 
 from caption_jax.decoding import Decoded, decode
+from caption_jax.evaluation.word_attention import attention_per_word, stack_context
 from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.monitoring import Monitor
 from input_pipeline.context import ContextCaptions
 from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
-from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
 
+_ATTENTION_IMAGES = 4  # of the samples, those that attention is drawn for
+
 
 class Samples:
-    """The first `config.train.sample_images` images of a split, drawn with captions and attention at each evaluation.
+    """Draws the first `config.train.sample_images` images of a split with captions and attention, at each evaluation.
 
-    The images are read, and the decoder that returns attention is compiled, once.
+    The images are read and the decoder is compiled once. Where several processes train, nothing is drawn.
+
+    Args:
+        experiment: the run.
+        split: the images.
+        context: the captions that the model reads with each image; None for none.
     """
 
     def __init__(self, experiment: Experiment, split: Split, context: ContextCaptions | None = None):
         self._vocabulary = experiment.description.vocabulary
-        several = jax.process_count() > 1  # a drawing is not worth a program that all processes must join
+        several = jax.process_count() > 1  # drawings are not worth a program that all processes would have to join
         count = 0 if several else min(experiment.config.train.sample_images, len(split))
-        self._images, records = _readable(experiment, split.records[:count])
+        self._images, records = _load_readable(experiment, split.records[:count])
         self._references = [record.captions[0] if record.captions else "" for record in records]
-        self._context = context_rows(context, records)
+        self._context = stack_context(context, records)
         self._decode = _decoder_with_attention(experiment)
 
     def show(self, monitor: Monitor, weights: PyTree, step: int) -> None:
-        """Draws the images with generated and reference captions, and where the decoder looked for some words."""
+        """Captions the images with `weights` and sends the pictures to the monitor."""
         if not self._references:
             return
         from caption_jax.evaluation.report.plots import (  # matplotlib: a second to import
@@ -48,44 +54,30 @@ class Samples:
         decoded = jax.device_get(self._decode(weights, self._images, self._context))
         captions = [self._vocabulary.decode(row) for row in decoded.tokens]
         pictures = {"samples": caption_grid(self._images, captions, self._references)}
-        for i in range(min(4, len(captions))):
-            words, maps = word_maps(self._vocabulary, decoded.tokens[i], decoded.attention[i])
+        for i in range(min(_ATTENTION_IMAGES, len(captions))):
+            words, attention = attention_per_word(self._vocabulary, decoded.tokens[i], decoded.attention[i])
             if words:
-                pictures[f"attention_{i}"] = attention_overlay(self._images[i], words, maps)
+                pictures[f"attention_{i}"] = attention_overlay(self._images[i], words, attention)
         monitor.pictures(step, pictures)
 
 
-def word_maps(
-    vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length slots"]
-) -> tuple[list[str], Float[np.ndarray, "words slots"]]:
-    """Words of a caption and, for each, the attention over image slots as it was predicted (mean of its tokens)."""
-    spans = vocabulary.words_with_spans(tokens)
-    return [word for word, _, _ in spans], np.array([attention[start:end].mean(axis=0) for _, start, end in spans])
-
-
-def context_rows(
-    context: ContextCaptions | None, records: Sequence[Record]
-) -> Int32[np.ndarray, "images slots length"] | None:
-    """The context of some images, as a batch holds it; None where there is none."""
-    if context is None or not records:
-        return None
-    return np.stack([context.load(record.image_id) for record in records])
-
-
-def _readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
+def _load_readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
     """Pixels [images, size, size, 3] of the records whose image can be read, and these records."""
-    images, kept = [], []
+    images, readable = [], []
     for record in records:
         try:
             images.append(experiment.description.preprocessing.load(record.source(), name=record.name))
         except (ImageError, OSError):
-            continue  # named by the evaluation of the same images
-        kept.append(record)
-    return np.array(images), kept
+            continue  # the evaluation of the same images reports it
+        readable.append(record)
+    return np.array(images), readable
 
 
 def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray, np.ndarray | None], Decoded]:
-    """Decodes pixels and their context, and tells where in the image each token looked."""
+    """A jitted greedy decoder of (variables, pixels, context) that also returns each token's attention over the image.
+
+    The attention covers the image's slots only, not those of the context.
+    """
     model, description = experiment.model(), experiment.description
     settings = {**experiment.config.decode, "method": "greedy", "rerank_weight": 0.0}
     vocabulary = description.vocabulary

@@ -8,25 +8,33 @@ from typing import Any
 from caption_jax.config import default_config
 from caption_jax.evaluation.assessment import Assessment
 
-# Settings that results name whatever their values.
-_TOLD = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
+# By method, the settings that are shown even at their defaults.
+_ALWAYS_SHOWN = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
 
 
-def print_evaluation(found: Assessment, samples: int = 8) -> None:
-    """Prints the protocol, the scores with their intervals, what the captions are like, and some of them."""
-    how, evaluation = found.protocol, found.evaluation
-    shown = how["image_input"] + (f", context {how['context']}" if "context" in how else "")
-    print(f"\n{how['split']} split: {how['images']} images ({shown}), step {how['step']}, {how['device']}")
-    print(f"tokenization: {how['tokenization']}; decoding: {decode_settings(how['decode'])}")
-    print(f"intervals: {how['intervals']}\n")
-    width = max(map(len, [*found.metrics, *found.absent, *found.diversity]))
-    for name, value in found.metrics.items():
-        interval = found.intervals.get(name)
+def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
+    """Prints the protocol, scores with confidence intervals, diversity, unreadable images and sample captions.
+
+    Args:
+        assessment: the evaluation.
+        samples: number of captions to print, from the start of the split.
+    """
+    protocol, evaluation = assessment.protocol, assessment.evaluation
+    model_input = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
+    print(
+        f"\n{protocol['split']} split: {protocol['images']} images ({model_input}), step {protocol['step']}, "
+        f"{protocol['device']}"
+    )
+    print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
+    print(f"intervals: {protocol['intervals']}\n")
+    width = max(map(len, [*assessment.metrics, *assessment.absent, *assessment.diversity]))
+    for name, value in assessment.metrics.items():
+        interval = assessment.intervals.get(name)
         print(f"  {name:<{width}} {value:9.4f}" + (f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
-    for name, reason in found.absent.items():
+    for name, reason in assessment.absent.items():
         print(f"  {name:<{width}}    absent: {reason}")
     print()
-    for name, value in found.diversity.items():
+    for name, value in assessment.diversity.items():
         print(f"  {name:<{width}} {value:9.4f}")
     if evaluation.unreadable:
         print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")
@@ -38,10 +46,15 @@ def print_evaluation(found: Assessment, samples: int = 8) -> None:
 
 
 def decode_settings(decode: dict[str, Any]) -> str:
-    """The method, what it always depends on, and the other settings that are not at their defaults."""
-    usual = default_config().decode.to_dict()
-    told = ("max_length", *_TOLD.get(decode["method"], ()))
-    names = [name for name in usual if name in told or decode.get(name, usual[name]) != usual[name]]
-    return " ".join(
-        [decode["method"], *(f"{name}={decode.get(name, usual[name])}" for name in names if name != "method")]
-    )
+    """Summarises `config.decode`: the method, its main settings, and every other setting that is not at its default.
+
+    For example "beam alpha=0.0 beams=3 length_penalty=power max_length=40".
+
+    Args:
+        decode: the settings by name; those that an older run lacks count as defaults.
+    """
+    defaults = default_config().decode.to_dict()
+    settings = {**defaults, **decode}
+    always = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
+    names = [name for name in defaults if name in always or settings[name] != defaults[name]]
+    return " ".join([decode["method"], *(f"{name}={settings[name]}" for name in names if name != "method")])

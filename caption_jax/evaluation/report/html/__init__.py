@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
 from caption_jax.evaluation.assessment import Assessment
-from caption_jax.evaluation.report.html.examples import make_examples
-from caption_jax.evaluation.report.html.page import render
-from caption_jax.runs.experiment import Experiment
-from caption_jax.telemetry.metrics_file import read_metrics
-from input_pipeline.context import ContextCaptions
+from caption_jax.evaluation.report.html.examples import Example
+from caption_jax.telemetry.metrics_file import Row
 from input_pipeline.files import write_atomically
-from input_pipeline.records import Split
 
 
 def write_report(
-    experiment: Experiment,
-    split: Split,
+    path: epath.PathLike,
+    run_name: str,
     assessment: Assessment,
-    variables: Any,
-    context: ContextCaptions | None = None,
-) -> epath.Path:
-    """Writes report_<split>.html to the run's workdir and returns its path.
+    examples: Mapping[str, Sequence[Example]],
+    rows: Sequence[Row] = (),
+) -> None:
+    """Writes the report as one HTML file.
 
     Args:
-        experiment: the run.
-        split: the images that were judged.
-        assessment: what was found.
-        variables: the weights that were judged, to see where the decoder looked.
-        context: what stood beside the images.
+        path: the file, local or on a bucket.
+        run_name: the report's title.
+        assessment: scores, captions and protocol of a split.
+        examples: the images to show, from `make_examples`: groups of "best", "worst" and "random" ones.
+        rows: the run's logged metrics, for the training curves; without any there are no curves.
     """
-    metrics = experiment.workdir / "metrics.jsonl"
-    rows = read_metrics(metrics) if metrics.exists() else []
-    examples = make_examples(experiment, split, assessment, variables, context)
-    path = experiment.workdir / f"report_{assessment.protocol['split']}.html"
-    write_atomically(path, render(experiment.workdir.name, assessment, examples, rows))
-    return path
+    from caption_jax.evaluation.report.html.page import render
+
+    write_atomically(path, render(run_name, assessment, examples, rows))

@@ -200,14 +200,14 @@ def _card(example: Example) -> Markup:
 
 def _looked(examples: Mapping[str, Sequence[Example]]) -> Markup | str:
     """Word by word, where the decoder looked; each image once."""
-    found = {example.image_id: example for group in examples.values() for example in group if example.looked}
+    found = {example.image_id: example for group in examples.values() for example in group if example.attention}
     if not found:
         return ""
     strips = []
     for example in found.values():
         panels = [
             tag("figure", _image(picture, f"Lit up where the model looked for “{word}”"), tag("figcaption", word))
-            for word, picture in example.looked
+            for word, picture in example.attention
         ]
         panels.insert(
             0, tag("figure", _image(example.picture, example.references[0]), tag("figcaption", "(the image)"))
