@@ -131,7 +131,7 @@ class Report:
 
         Raises:
             DataError: there are problems and `on_error` is "stop".
-            ValueError: `on_error` is something else again.
+            ConfigError: `on_error` is something else again.
         """
         if on_error not in ("stop", "skip"):
             raise ConfigError(f"config.data.on_error is {on_error!r}; choose 'stop' or 'skip'")

@@ -26,7 +26,7 @@ _LEAST = 15 / 16  # of the wanted size: what a whole factor has to leave
 
 
 def check_choices(size: int, fit: str, interpolation: str) -> None:
-    """Raises ValueError, with the choices, for one that there is not."""
+    """Raises ConfigError, with the choices, for one that there is not."""
     if size < 1:
         raise ConfigError(f"image size must be at least 1, got {size}")
     if fit not in FITS:

@@ -82,7 +82,7 @@ def beam_search(
         pad_id: id that fills up ended captions.
 
     Raises:
-        ValueError: numbers that do not go together, or an unknown penalty.
+        ConfigError: numbers that do not go together, or an unknown penalty.
 
     Example:
         First token: "a" 0.6, "one" 0.4. After "a": "cat" 0.4, "dog" 0.3, </s> 0.3; after "one": "cat" 0.9, </s> 0.1.

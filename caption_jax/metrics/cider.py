@@ -52,7 +52,7 @@ class DocumentFrequencies:
         """Reads what `save` wrote.
 
         Raises:
-            ValueError: the file is something else, or was cut off.
+            DataError: the file is something else, or was cut off.
         """
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:

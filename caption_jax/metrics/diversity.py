@@ -32,7 +32,7 @@ def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[st
         no training caption; "mean_length": words a caption; "function_word_ending": share that ends in a function word.
 
     Raises:
-        ValueError: there are no captions.
+        DataError: there are no captions.
     """
     if not hypotheses:
         raise DataError("there are no captions to describe")

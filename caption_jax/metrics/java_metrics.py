@@ -42,7 +42,7 @@ def java_scores(
         Metric name -> value for those that ran, and metric name -> reason for those that are absent.
 
     Raises:
-        ImageSetError, ValueError: as `score`.
+        ImageSetError, DataError: as `score`.
     """
     missing = absent()
     tokens, candidates = tokenize_pair(references, hypotheses)

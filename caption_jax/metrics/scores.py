@@ -73,7 +73,7 @@ def score(
 
     Raises:
         ImageSetError: the two are not about the same images; the difference is listed.
-        ValueError: there are no images, or an image has no reference.
+        DataError: there are no images, or an image has no reference.
     """
     return score_images(references, hypotheses, frequencies).corpus()
 
@@ -109,7 +109,7 @@ def tokenize_pair(
 
     Raises:
         ImageSetError: the two are not about the same images; the difference is listed.
-        ValueError: there are no images, or an image has no reference.
+        DataError: there are no images, or an image has no reference.
     """
     check_image_set(references, hypotheses)
     if not references:

@@ -30,7 +30,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
         devices: the devices to use; all of them if not given. A single process may leave some idle, with a warning.
 
     Raises:
-        ValueError: the axes do not divide the devices, or a model axis would span processes.
+        ConfigError: the axes do not divide the devices, or a model axis would span processes.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     count, processes = len(devices), len({device.process_index for device in devices})
@@ -77,8 +77,8 @@ def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str 
         mesh: the mesh.
 
     Raises:
-        ValueError: several rules match a parameter, a rule matches none, its axes do not fit the parameter's dimensions
-            or are unknown, or the devices of an axis do not divide a dimension. Names the parameter.
+        ConfigError: several rules match a parameter, a rule matches none, its axes do not fit the parameter's
+            dimensions or are unknown, or the devices of an axis do not divide a dimension. Names the parameter.
     """
     flat = flatten(params)
     matched = match_paths(flat, [pattern for pattern, _ in rules], "mesh.rules", every=False)
@@ -124,7 +124,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
         mesh: the mesh.
 
     Raises:
-        ValueError: the rows do not divide over this process's part of the data axis.
+        ConfigError: the rows do not divide over this process's part of the data axis.
     """
     sharding = batch_sharding(mesh)
     local_parts = mesh.local_mesh.shape["data"]

@@ -50,8 +50,8 @@ class Topology:
         """Devices that programs can be compiled for, and nothing else if they are a TPU's.
 
         Raises:
-            ModuleNotFoundError: a TPU's compiler is not installed. Says how to install it.
-            ValueError: the compiler knows no such slice; or JAX has started with fewer CPU devices.
+            MissingPackageError: a TPU's compiler is not installed. Says how to install it.
+            ConfigError: the compiler knows no such slice; or JAX has started with fewer CPU devices.
         """
         return self._cpus() if self.chip is None else self._tpus()
 
@@ -90,7 +90,7 @@ def parse_topology(name: str) -> Topology:
     """The topology called `name`: a chip or "cpu", a colon, and a slice's shape or a number of CPU devices.
 
     Raises:
-        ValueError: no such name. Says which there are.
+        ConfigError: no such name. Says which there are.
     """
     if not name:
         raise ConfigError(f"--topology names the devices to plan for: {examples()}")
@@ -108,7 +108,7 @@ def prepare(name: str | None) -> None:
     """Readies JAX, before it has started, to plan for a topology: no accelerator is taken, CPU devices are simulated.
 
     Raises:
-        ValueError: no such name.
+        ConfigError: no such name.
     """
     topology = parse_topology(name or "")
     jax.config.update("jax_platforms", _CPU)

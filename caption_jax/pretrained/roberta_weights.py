@@ -68,8 +68,8 @@ def load_roberta(name: str) -> PretrainedText:
     when offline.
 
     Raises:
-        FileNotFoundError: no such folder or hub name, or no weights in it.
-        ValueError: the config is no RoBERTa, or the weights do not fit it; missing ones are named.
+        MissingFileError: no such folder or hub name, or no weights in it.
+        WeightsError: the config is no RoBERTa, or the weights do not fit it; missing ones are named.
     """
     folder = _folder(name)
     config = _read_config(folder)

@@ -101,8 +101,8 @@ class ImageIndex:
         folder: that holds it.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: it is damaged, or of another version of this program.
+        MissingFileError: there is none.
+        WorkdirError: it is damaged, or of another version of this program.
     """
 
     def __init__(self, folder: str | os.PathLike):
@@ -152,7 +152,7 @@ class ImageIndex:
             yield from itertools.islice(file, len(self))
 
     def check_model(self, model: ModelIdentity) -> None:
-        """Raises ValueError, which names both, if the index was made with another model than `model`."""
+        """Raises WorkdirError, which names both, if the index was made with another model than `model`."""
         if model != self.model:
             raise WorkdirError(
                 f"the index in {self.folder} was made with another model ({self.model}) than the one that is used now "
@@ -249,8 +249,8 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
         model: that makes them.
 
     Raises:
-        BlockingIOError: another process is writing to it.
-        ValueError: the index was made with another model, or is damaged.
+        LockedError: another process is writing to it.
+        WorkdirError: the index was made with another model, or is damaged.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
         at_least: so many have to have been asked for, an image.
 
     Raises:
-        FileNotFoundError: there is no index, or nothing stored for the split.
+        MissingFileError: there is no index, or nothing stored for the split.
         DataError: the index is another one now, or too few were asked for.
     """
     index, path = ImageIndex(folder), _path(Path(folder), split)

@@ -59,7 +59,7 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: a line is not a row; the message names it.
+        WorkdirError: a line is not a row; the message names it.
     """
     lines = epath.Path(path).read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
