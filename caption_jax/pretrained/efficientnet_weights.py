@@ -85,8 +85,6 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
     WeightsError for a key that is missing, left over or of another shape, naming it; for a timm file whose kind of
     padding nothing tells; for anything that cannot be found or read.
     """
-    if not weights:
-        raise WeightsError("config.model.encoder.weights is empty: there is nothing to load")
     named = variant_named(variant)
     path, tensors, names = _open(weights, variant)
     settings = _settings_of(path, tensors, names, variant, named)

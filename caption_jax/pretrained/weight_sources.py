@@ -25,8 +25,10 @@ def locate(weights: str, endings: tuple[str, ...], choices: str) -> Path:
         choices: what the value could have been, for the error.
 
     Raises:
-        WeightsError: it is none of these, or the hub does not have it.
+        WeightsError: it is empty or none of these, or the hub does not have it.
     """
+    if not weights:
+        raise WeightsError(f"{KEY} is empty: there is nothing to load")
     path = Path(weights).expanduser()
     if path.is_dir():
         return _in_folder(path)
