@@ -1,0 +1,1 @@
+"""Image backbones as a run uses them: the keys of `config.model.encoder`, the module, the weights it starts from."""

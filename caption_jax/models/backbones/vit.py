@@ -1,0 +1,206 @@
+"""Vision Transformer (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929), also SigLIP's image tower.
+
+The tower (Zhai et al., 2023, https://arxiv.org/abs/2303.15343) has no class token and approximates the GELU by a tanh.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Set
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from caption_jax.models.backbones.vit_sizes import SIZES, Size
+
+
+class VisionTransformer(nn.Module):
+    """A ViT up to its last layer norm: no pooling and no classifier.
+
+    Parameter paths: `embed/{patches/kernel,patches/bias,class_token,position}`, `norm/{scale,bias}`, and for block 0
+    `block_0/{attention_norm,feed_forward_norm}/{scale,bias}`, `block_0/attention/{qkv,out}/{kernel,bias}` and
+    `block_0/feed_forward/{expand,contract}/{kernel,bias}`.
+
+    Attributes:
+        size: a key of `SIZES`.
+        class_token, gelu, norm_epsilon: see `ViTSettings`.
+        drop_path: probability that an image skips a branch of the last block (stochastic depth, Huang et al., 2016); it
+            grows linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
+        frozen_norms: paths of layer norms whose parameters are not trained.
+        dtype: compute dtype; norm statistics and softmax are float32 whatever it is.
+        param_dtype: dtype of the parameters.
+    """
+
+    size: str = "s16"
+    class_token: bool = True
+    gelu: Literal["exact", "tanh"] = "exact"
+    norm_epsilon: float = 1e-6
+    drop_path: float = 0.0
+    frozen_norms: Set[str] = frozenset()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        images: Float[Array, "batch height width inputs"] | Float[Array, "batch tokens width"],
+        *,
+        train: bool,
+        start_after: str = "",
+        stop_after: str = "",
+    ) -> Float[Array, "batch h w width"] | Float[Array, "batch tokens width"]:
+        """Returns features of normalised square images: [batch, height / 16, width / 16, 384] for S/16.
+
+        Args:
+            images: normalised pixels, or the output of the stage `start_after`.
+            train: whether stochastic depth is on; it reads the random stream "dropout".
+            start_after: run only what follows this stage ("embed", "block_0", .., "norm").
+            stop_after: run up to this stage only, and return its output: the tokens, except after "norm".
+
+        Raises:
+            ValueError: there is no such stage, or the images cannot be cut into patches.
+        """
+        size = SIZES[self.size]
+        stages = size.stage_names[_end(size, start_after) : _end(size, stop_after) or None]
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        x = images.astype(self.dtype)
+        if "embed" in stages:
+            x = Embedding(size.width, size.patch, self.class_token, **dtypes, name="embed")(x)
+        for index in range(size.blocks):
+            rate = self.drop_path * index / (size.blocks - 1)
+            block = Block(
+                size.heads, self.gelu, self.norm_epsilon, rate, self.frozen_norms, **dtypes, name=f"block_{index}"
+            )
+            x = block(x, train=train) if f"block_{index}" in stages else x
+        if "norm" not in stages:
+            return x
+        x = nn.LayerNorm(self.norm_epsilon, **dtypes, name="norm")(x)
+        patches = x[:, 1:] if self.class_token else x
+        side = math.isqrt(patches.shape[1])
+        return patches.reshape(x.shape[0], side, side, size.width)
+
+
+class Embedding(nn.Module):
+    """Patches through a dense layer, a class token in front, and learned positions.
+
+    Attributes:
+        width: of a token.
+        patch: side of a patch, pixels.
+        class_token: whether there is a class token.
+    """
+
+    width: int
+    patch: int
+    class_token: bool
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens width"]:
+        """Returns the class token, then the patches row by row.
+
+        Raises:
+            ValueError: the images are not square, or their side is no multiple of the patch's.
+        """
+        batch, height, width, channels = images.shape
+        if height != width or height % self.patch:
+            raise ValueError(
+                f"a ViT with patches of {self.patch} pixels takes square images whose side is a multiple of that, not "
+                f"{height} x {width}: set config.data.image_size to such a number"
+            )
+        side = height // self.patch
+        patches = images.reshape(batch, side, self.patch, side, self.patch, channels).swapaxes(2, 3)
+        x = _dense(self, self.width, "patches")(patches.reshape(batch, side * side, -1))
+        if self.class_token:
+            token = self.param("class_token", nn.initializers.zeros, (self.width,), self.param_dtype)
+            token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
+            x = jnp.concatenate([token, x], axis=1)
+        position = self.param("position", nn.initializers.normal(0.02), x.shape[1:], self.param_dtype)
+        return x + position.astype(self.dtype)
+
+
+class Block(nn.Module):
+    """Self-attention and a feed-forward, each on normalised tokens and added to what it read.
+
+    Attributes:
+        heads: of the attention.
+        gelu: see `ViTSettings`.
+        norm_epsilon: epsilon of the layer norms.
+        drop_path: probability that an image skips a branch in training.
+        frozen_norms: see `VisionTransformer`.
+    """
+
+    heads: int
+    gelu: Literal["exact", "tanh"]
+    norm_epsilon: float
+    drop_path: float = 0.0
+    frozen_norms: Set[str] = frozenset()
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"], *, train: bool) -> Float[Array, "batch tokens width"]:
+        """Returns new tokens. Needs the rng 'dropout' in training where drop_path is set."""
+        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        frozen = {f"{'/'.join(self.path)}/{norm}" for norm in ("attention_norm", "feed_forward_norm")}
+        rate = 0.0 if frozen <= self.frozen_norms else self.drop_path
+        # The same for all numbers of an image: its branch is dropped, or scaled up so that the mean stays.
+        drop = nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not train)
+        y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="attention_norm")(x)
+        x = x + drop(SelfAttention(self.heads, **dtypes, name="attention")(y))
+        y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="feed_forward_norm")(x)
+        return x + drop(FeedForward(self.gelu, **dtypes, name="feed_forward")(y))
+
+
+class SelfAttention(nn.Module):
+    """Attention of all tokens of an image to all of them (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762).
+
+    Attributes:
+        heads: number of heads; divides the width.
+    """
+
+    heads: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Returns the mixed values of all heads, through a dense layer."""
+        batch, tokens, width = x.shape
+        qkv = _dense(self, 3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return _dense(self, width, "out")(mixed.reshape(x.shape))
+
+
+class FeedForward(nn.Module):
+    """Two dense layers, four times as wide between them, with a GELU (Hendrycks and Gimpel, 2016).
+
+    Attributes:
+        gelu: see `ViTSettings`.
+    """
+
+    gelu: Literal["exact", "tanh"]
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
+        """Applies to each token."""
+        hidden = _dense(self, 4 * x.shape[-1], "expand")(x)
+        return _dense(self, x.shape[-1], "contract")(nn.gelu(hidden, approximate=self.gelu == "tanh"))
+
+
+def _dense(module: Embedding | SelfAttention | FeedForward, features: int, name: str) -> nn.Dense:
+    init = nn.initializers.xavier_uniform()
+    return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+
+
+def _end(size: Size, stage: str) -> int:
+    """How many stages there are up to that one; 0 for "". Raises ValueError that lists the names."""
+    if stage and stage not in size.stage_names:
+        raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(size.stage_names)}")
+    return size.stage_names.index(stage) + 1 if stage else 0

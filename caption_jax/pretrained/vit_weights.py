@@ -1,0 +1,301 @@
+"""ViT weights of timm and transformers, SigLIP's image towers included, with the settings that go with them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from jaxtyping import Float
+
+from caption_jax.errors import WeightsError
+from caption_jax.models.backbones.vit import VisionTransformer
+from caption_jax.models.backbones.vit_sizes import SIZES, Triple, ViTSettings
+from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
+from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locate, sibling_json
+
+HALVES = (0.5, 0.5, 0.5)
+_SIZE_KEY = "config.model.encoder.size"
+_GELU: dict[str, Literal["exact", "tanh"]] = {
+    "gelu": "exact",
+    "gelu_tanh": "tanh",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+# timm's names of models, with the data they were trained on behind a point, that take pixels scaled to -1..1.
+_TIMM_HALVES = r"vit_(small|base)_patch16_(siglip_)?(gap_)?\d+(\.(augreg|orig|sam_in1k|webli|v2_webli)\w*)?"
+
+
+@dataclass(frozen=True)
+class PretrainedViT:
+    """Weights, and the settings that go with them.
+
+    Attributes:
+        settings: what the network must share with the one that they were trained in.
+        variables: `params` of `VisionTransformer`, as float32 numpy arrays, and empty `batch_stats`.
+    """
+
+    settings: ViTSettings
+    variables: dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Naming:
+    """One library's names of the parts of a ViT.
+
+    Attributes:
+        library: whose names they are.
+        prefixes: where the tower may be in a checkpoint; what has another prefix belongs to other parts of the model.
+        modules: our module paths to theirs, those of a block under "block"; three of theirs are stacked.
+        class_token, position: keys of these parameters.
+        block: their path of a block; {} is its number.
+        ignored: regular expression of keys, behind the prefix, that the features do not depend on.
+    """
+
+    library: Literal["timm", "transformers, ViT", "transformers, SigLIP"]
+    prefixes: tuple[str, ...]
+    modules: Mapping[str, str | tuple[str, str, str]]
+    position: str
+    block: str
+    ignored: str
+    class_token: str = ""
+
+    def keys(self, path: str) -> tuple[str, ...]:
+        """Their keys of our parameter `path` ("block_0/attention/qkv/kernel")."""
+        if path in ("embed/class_token", "embed/position"):
+            return (self.class_token if path == "embed/class_token" else self.position,)
+        module, leaf = path.rsplit("/", 1)
+        number = re.match(r"block_(\d+)/", module)
+        theirs = self.modules[re.sub(r"block_\d+/", "block/", module)]
+        start = self.block.format(number[1]) if number else ""
+        suffix = ".bias" if leaf == "bias" else ".weight"
+        return tuple(start + name + suffix for name in ([theirs] if isinstance(theirs, str) else theirs))
+
+
+_TIMM = _Naming(
+    library="timm",
+    prefixes=("",),
+    modules={
+        "embed/patches": "patch_embed.proj",
+        "block/attention_norm": "norm1",
+        "block/attention/qkv": "attn.qkv",
+        "block/attention/out": "attn.proj",
+        "block/feed_forward_norm": "norm2",
+        "block/feed_forward/expand": "mlp.fc1",
+        "block/feed_forward/contract": "mlp.fc2",
+        "norm": "norm",
+    },
+    class_token="cls_token",
+    position="pos_embed",
+    block="blocks.{}.",
+    ignored=r"(head|attn_pool|pre_logits)\..*",
+)
+_VIT = _Naming(
+    library="transformers, ViT",
+    prefixes=("", "vit."),
+    modules={
+        "embed/patches": "embeddings.patch_embeddings.projection",
+        "block/attention_norm": "layernorm_before",
+        "block/attention/qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
+        "block/attention/out": "attention.output.dense",
+        "block/feed_forward_norm": "layernorm_after",
+        "block/feed_forward/expand": "intermediate.dense",
+        "block/feed_forward/contract": "output.dense",
+        "norm": "layernorm",
+    },
+    class_token="embeddings.cls_token",
+    position="embeddings.position_embeddings",
+    block="encoder.layer.{}.",
+    ignored=r"(pooler|classifier)\..*|embeddings\.mask_token",
+)
+_SIGLIP = _Naming(
+    library="transformers, SigLIP",
+    prefixes=("vision_model.", ""),
+    modules={
+        "embed/patches": "embeddings.patch_embedding",
+        "block/attention_norm": "layer_norm1",
+        "block/attention/qkv": tuple(f"self_attn.{name}_proj" for name in "qkv"),
+        "block/attention/out": "self_attn.out_proj",
+        "block/feed_forward_norm": "layer_norm2",
+        "block/feed_forward/expand": "mlp.fc1",
+        "block/feed_forward/contract": "mlp.fc2",
+        "norm": "post_layernorm",
+    },
+    position="embeddings.position_embedding.weight",
+    block="encoder.layers.{}.",
+    ignored=r"(head|classifier)\..*|embeddings\.position_ids",
+)
+
+
+def vit_settings(weights: str, size: str) -> ViTSettings:
+    """Returns the settings of `weights` without reading the weights themselves (see `load_vit_weights`)."""
+    return _settings(*_open(weights), size)
+
+
+def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
+    """Reads weights into the names and layouts of `VisionTransformer`.
+
+    Args:
+        weights: a file `.safetensors`, `.bin` or `.pth`; a folder with such a file, as transformers or timm saved it;
+            or a name on the Hugging Face hub ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
+            'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights are believed about
+            epsilon, activation and input scaling.
+        size: a key of `SIZES`.
+        image_size: pixels of the side of the images; position embeddings for another size are resized as timm does.
+
+    Raises:
+        WeightsError: a key that is missing, left over or of another shape (named); another number of heads or another
+            activation than we have; nothing that tells how pixels were scaled; anything that cannot be found or read.
+    """
+    path, tensors, naming = _open(weights)
+    settings = _settings(path, tensors, naming, size)
+    tokens = math.prod(tensors[naming.position].shape[:-1]) if naming.position in tensors else 0
+    side = math.isqrt(max(tokens - settings.class_token, 1))
+    shapes = _shapes(size, settings.class_token, side * SIZES[size].patch)
+    keys = {ours: naming.keys(ours) for ours in shapes}
+    needed = {key for theirs in keys.values() for key in theirs}
+    extra = {key for key in tensors.keys() - needed if not re.fullmatch(naming.ignored, key)}
+    check_keys(path, needed - tensors.keys(), extra, network=f"ViT {size!r} ({naming.library})", key=_SIZE_KEY)
+    flat = {
+        ours: _read(path, {key: tensors[key] for key in keys[ours]}, ours, shape, size)
+        for ours, shape in shapes.items()
+    }
+    flat["embed/position"] = resize_positions(
+        flat["embed/position"], image_size // SIZES[size].patch, prefix=int(settings.class_token)
+    )
+    return PretrainedViT(settings, {"params": traverse_util.unflatten_dict(flat, sep="/"), "batch_stats": {}})
+
+
+def resize_positions(
+    position: Float[np.ndarray, "tokens width"], side: int, *, prefix: int
+) -> Float[np.ndarray, "new_tokens width"]:
+    """Position embeddings of a square grid for one of `side` x `side` patches, by bicubic interpolation, antialiased.
+
+    This is what timm does. transformers does the same without antialiasing.
+
+    Args:
+        position: of `prefix` tokens that have no position in the image, then of the patches row by row.
+        side: patches per side of the new grid.
+        prefix: 1 with a class token, 0 without.
+    """
+    old = math.isqrt(position.shape[0] - prefix)
+    if old == side:
+        return position
+    grid = position[prefix:].reshape(old, old, -1)
+    resized = np.asarray(jax.image.resize(grid, (side, side, grid.shape[-1]), "cubic", antialias=True))
+    return np.concatenate([position[:prefix], resized.reshape(side * side, -1)])
+
+
+@functools.cache
+def _shapes(size: str, class_token: bool, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Shapes of every parameter, by path."""
+    model = VisionTransformer(size, class_token)
+    images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
+    params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
+    return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
+
+
+def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
+    """The file, the tensors of the tower without the prefix, and whose names these are."""
+    choices = (
+        "neither a file or folder here, nor a hub name such as 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k' or "
+        "'google/siglip-base-patch16-224'"
+    )
+    path = locate(weights, TORCH_NAMED_ENDINGS, choices)
+    tensors = open_weights(path)
+    for naming in (_TIMM, _VIT, _SIGLIP):
+        for prefix in naming.prefixes:
+            if f"{prefix}{naming.modules['embed/patches']}.weight" in tensors:
+                tower = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
+                return path, tower, naming
+    known = ", ".join(f"{naming.library} ({naming.modules['embed/patches']!r})" for naming in (_TIMM, _VIT, _SIGLIP))
+    raise WeightsError(f"{path}: these are no ViT's names: looked for {known}; it has {listed_keys(tensors)}")
+
+
+def _settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: str) -> ViTSettings:
+    config = sibling_json(path, "config.json")
+    if naming is _TIMM:
+        # timm has the exact GELU for SigLIP's B/16 too, which was trained with its approximation.
+        stated, epsilon = config.get("model_args", {}), 1e-6
+        heads, activation = stated.get("num_heads"), stated.get("act_layer", "gelu")
+        mean, std = _timm_pixels(path, config)
+    else:
+        stated = config.get("vision_config", config)
+        heads, epsilon = stated.get("num_attention_heads"), stated.get("layer_norm_eps", 1e-6)
+        activation = stated.get("hidden_act", "gelu" if naming is _VIT else "gelu_pytorch_tanh")
+        mean, std = _transformers_pixels(path, naming)
+    if heads not in (None, SIZES[size].heads):
+        raise WeightsError(
+            f"{path}: config.json says {heads} heads, ViT {size!r} has {SIZES[size].heads}. Is {_SIZE_KEY} the one "
+            "these weights were made for?"
+        )
+    if activation not in _GELU:
+        raise WeightsError(
+            f"{path}: config.json names the activation {activation!r}; there are {', '.join(_GELU)} here"
+        )
+    return ViTSettings(
+        class_token=bool(naming.class_token) and naming.class_token in tensors,
+        gelu=_GELU[activation],
+        norm_epsilon=float(epsilon),
+        mean=tuple(255.0 * value for value in mean),
+        std=tuple(255.0 * value for value in std),
+        source=f"{path} ({naming.library})",
+    )
+
+
+def _timm_pixels(path: Path, config: Mapping[str, Any]) -> tuple[Triple, Triple]:
+    """Mean and deviation of pixels in 0..1."""
+    pixels = config.get("pretrained_cfg", config)
+    if "mean" in pixels and "std" in pixels:
+        return tuple(pixels["mean"]), tuple(pixels["std"])
+    if re.fullmatch(_TIMM_HALVES, path.stem):
+        return HALVES, HALVES
+    raise WeightsError(
+        f"{path}: timm's names, but nothing tells how the pixels were scaled: put timm's config.json next to the file, "
+        "or give the file timm's name of the model (vit_small_patch16_224.augreg_in21k_ft_in1k...)"
+    )
+
+
+def _transformers_pixels(path: Path, naming: _Naming) -> tuple[Triple, Triple]:
+    pixels = sibling_json(path, "preprocessor_config.json")
+    if "image_mean" in pixels and "image_std" in pixels:
+        return tuple(pixels["image_mean"]), tuple(pixels["image_std"])
+    if naming is _SIGLIP:
+        return HALVES, HALVES
+    raise WeightsError(
+        f"{path}: nothing tells how the pixels were scaled: put the checkpoint's preprocessor_config.json next to the "
+        "file"
+    )
+
+
+def _read(path: Path, tensors: Mapping[str, Tensor], ours: str, shape: tuple[int, ...], size: str) -> np.ndarray:
+    """Their tensors as our parameter."""
+    try:
+        array = np.concatenate([_arrange(tensor.read(), ours) for tensor in tensors.values()], axis=-1)
+    except ValueError:  # another number of axes
+        array = None
+    if array is None or array.shape != shape:
+        names = " and ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in tensors.items())
+        raise WeightsError(
+            f"{path}: {names} does not fit {ours} {shape} of ViT {size!r}. Is {_SIZE_KEY} the one these weights were "
+            "made for?"
+        )
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _arrange(array: np.ndarray, ours: str) -> np.ndarray:
+    if ours == "embed/patches/kernel":  # from [width, 3, height, width of the patch]
+        return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
+    if ours == "embed/class_token":
+        return array.reshape(-1)
+    if ours == "embed/position":
+        return array.reshape(-1, array.shape[-1])
+    return array.T if ours.endswith("/kernel") else array

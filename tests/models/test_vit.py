@@ -1,0 +1,171 @@
+"""ViT: sizes from the paper, stages, stochastic depth, one device against eight."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from random_weights import random_variables
+
+from caption_jax.models.backbones.vit import VisionTransformer
+from caption_jax.models.backbones.vit_sizes import SIZES
+
+IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
+QUICK = {"xla_backend_optimization_level": "0"}
+
+
+@functools.cache
+def variables(class_token=True):
+    return random_variables(VisionTransformer("micro", class_token), IMAGES, train=False, scale=0.1)
+
+
+@functools.cache
+def compiled_run(train, **settings):
+    model = VisionTransformer("micro", **settings)
+
+    def apply(variables, images, key):
+        return model.apply(variables, images, train=train, rngs={"dropout": key})
+
+    given = variables(settings.get("class_token", True))
+    return jax.jit(apply).lower(given, IMAGES, jax.random.key(0)).compile(QUICK)
+
+
+def run(train=False, key=0, images=IMAGES, **settings):
+    return np.asarray(
+        compiled_run(train, **settings)(variables(settings.get("class_token", True)), images, jax.random.key(key))
+    )
+
+
+def shapes(model, size):
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
+
+
+# Parameters of the classifiers as published, less the 1000-way classifier's.
+@pytest.mark.parametrize(("size", "parameters"), [("s16", 22_050_664 - 385_000), ("b16", 86_567_656 - 769_000)])
+def test_parameters_are_as_many_as_published(size, parameters):
+    features, tree = shapes(VisionTransformer(size), 224)
+    assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == parameters
+    assert features.shape == (2, 14, 14, SIZES[size].width)
+    assert set(tree["params"]) == set(SIZES[size].stage_names)
+
+
+def test_parameter_paths_are_what_rules_are_written_against():
+    paths = set(traverse_util.flatten_dict(variables()["params"], sep="/"))
+    assert {
+        "embed/patches/kernel",
+        "embed/class_token",
+        "embed/position",
+        "block_0/attention_norm/scale",
+        "block_0/attention/qkv/kernel",
+        "block_0/attention/out/bias",
+        "block_1/feed_forward_norm/bias",
+        "block_1/feed_forward/expand/kernel",
+        "block_1/feed_forward/contract/bias",
+        "norm/scale",
+    } <= paths
+    without = set(traverse_util.flatten_dict(variables(class_token=False)["params"], sep="/"))
+    assert paths - without == {"embed/class_token"}
+
+
+def test_a_cell_is_its_patch():
+    # Attention mixes all patches, so after the embedding alone a change stays where it is.
+    def embed(images):
+        return VisionTransformer("micro").apply(variables(), images, train=False, stop_after="embed")
+
+    changed = embed(IMAGES.at[:, 8:16, 24:32].add(1.0)) - embed(IMAGES)
+    assert np.flatnonzero(np.abs(changed).max((0, 2))).tolist() == [1 + 1 * 4 + 3]
+    # The features are those of the patches: the last norm is per token, so a shift of one token reaches one cell.
+    tokens = jnp.zeros((1, 17, 32)).at[:, 1 + 2 * 4 + 1].set(jnp.arange(32.0))
+    cells = VisionTransformer("micro").apply(variables(), tokens, train=False, start_after="block_1")
+    odd = np.abs(cells - cells[:, :1, :1]).max(-1)[0] > 0
+    assert np.argwhere(odd).tolist() == [[2, 1]]
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+@pytest.mark.parametrize("stage", ["embed", "block_0", "block_1", "norm"])
+def test_a_network_cut_in_two_is_the_network(stage, class_token):
+    model, names = VisionTransformer("micro", class_token), SIZES["micro"].stage_names
+    params = variables(class_token)["params"]
+    below = {"params": {name: params[name] for name in names[: names.index(stage) + 1]}}
+    above = {"params": {name: params[name] for name in names[names.index(stage) + 1 :]}}
+
+    def halves(images):
+        middle = model.apply(below, images, train=False, stop_after=stage)
+        return model.apply(above, middle, train=False, start_after=stage)
+
+    np.testing.assert_allclose(jax.jit(halves)(IMAGES), run(class_token=class_token), rtol=1e-5, atol=1e-5)
+
+
+def test_stochastic_depth_works_in_training_alone():
+    plain = run()
+    np.testing.assert_array_equal(run(train=True), plain)
+    np.testing.assert_array_equal(run(drop_path=0.5), plain)
+    first = run(train=True, drop_path=0.5)
+    assert not np.allclose(first, run(train=True, drop_path=0.5, key=1))
+    # The first block is never skipped, the last one's two branches are dropped or doubled: images come in four kinds.
+    same = run(train=True, drop_path=0.5, images=jnp.broadcast_to(IMAGES[:1], IMAGES.shape))
+    assert 2 <= len(np.unique(same[:, 0, 0, 0].round(4))) <= 4
+
+
+def test_blocks_with_frozen_norms_are_never_skipped():
+    frozen = frozenset({"block_1/attention_norm", "block_1/feed_forward_norm"})
+    np.testing.assert_array_equal(run(train=True, drop_path=0.9, frozen_norms=frozen), run())
+    half = frozenset({"block_1/attention_norm"})
+    assert not np.allclose(run(train=True, drop_path=0.9, frozen_norms=half), run())
+
+
+def test_bfloat16_is_near_float32():
+    rough = run(dtype=jnp.bfloat16)
+    assert rough.dtype == jnp.bfloat16
+    assert np.abs(rough.astype(np.float32) - run()).max() < 0.05 * np.abs(run()).max()
+
+
+def test_every_parameter_has_a_gradient():
+    def loss(params):
+        return jnp.sum(VisionTransformer("micro").apply({"params": params}, IMAGES, train=True) ** 3)
+
+    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(variables()["params"]), sep="/")
+    assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
+
+
+def test_eight_devices_do_what_one_does():
+    model = VisionTransformer("micro", drop_path=0.5)
+    mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
+
+    def step(params, images):
+        def loss(params):
+            return jnp.mean(
+                model.apply({"params": params}, images, train=True, rngs={"dropout": jax.random.key(0)}) ** 3
+            )
+
+        return jax.value_and_grad(loss)(params)
+
+    params = variables()["params"]
+    loss, gradients = jax.jit(step).lower(params, IMAGES).compile(QUICK)(params, IMAGES)
+    rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
+    split = jax.jit(step).lower(params, rows).compile(QUICK)
+    assert "all-gather" not in split.as_text()
+    loss8, gradients8 = split(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
+
+
+def test_the_choice_of_gelu_counts():
+    assert not np.array_equal(run(gelu="tanh"), run())
+
+
+def test_images_that_have_no_whole_patches_name_the_key():
+    for shape in ((1, 30, 30, 3), (1, 32, 24, 3)):
+        with pytest.raises(ValueError, match=r"config\.data\.image_size"):
+            VisionTransformer("micro").init(jax.random.key(0), jnp.zeros(shape), train=False)
+
+
+def test_an_unknown_stage_lists_the_known():
+    with pytest.raises(ValueError, match=r"'stage_1'; choose one of embed, block_0, block_1, norm"):
+        VisionTransformer("micro").apply(variables(), IMAGES, train=False, stop_after="stage_1")

@@ -1,0 +1,218 @@
+"""ViT weights of other libraries give the features that those libraries compute."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+import vit_peers
+from safetensors.numpy import save_file
+from seeded_weights import relative_error, seeded_images, seeded_weights
+
+from caption_jax.backbones.vit_backbone import ViT
+from caption_jax.pretrained import WeightsError
+from caption_jax.pretrained.vit_weights import load_vit_weights, resize_positions, vit_settings
+
+HALVES = (127.5, 127.5, 127.5)
+IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+
+
+def features(weights: str, size: str, images: np.ndarray) -> np.ndarray:
+    backbone = ViT(size=size, weights=weights)
+    pretrained = backbone.load(images.shape[1])
+    assert pretrained.settings == backbone.settings()
+    apply = jax.jit(functools.partial(backbone.build(pretrained.settings).apply, train=False))
+    # These programs run once: the time goes into compiling them.
+    quick = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
+    return np.asarray(quick(pretrained.variables, images))
+
+
+def golden(library: str):
+    return np.load(vit_peers.GOLDEN / f"{library}.npz")
+
+
+def golden_weights(library: str) -> dict[str, np.ndarray]:
+    shapes = json.loads(str(golden(library)["shapes"]))
+    return seeded_weights({key: tuple(shape) for key, shape in shapes.items()})
+
+
+@pytest.fixture(params=vit_peers.LIBRARIES)
+def library(request) -> str:
+    return request.param
+
+
+def save(library: str, weights: dict[str, np.ndarray], folder, size: str = "micro") -> str:
+    """A folder as the library would save it."""
+    folder.mkdir(exist_ok=True)
+    save_file(weights, folder / "model.safetensors")
+    heads = vit_peers.SIZES[size][2]
+    if library.startswith("timm"):
+        config = {"architecture": "vit", "pretrained_cfg": {"mean": [0.5] * 3, "std": [0.5] * 3}}
+    elif library == "transformers_vit":
+        config = {"model_type": "vit", "layer_norm_eps": 1e-12, "hidden_act": "gelu", "num_attention_heads": heads}
+    else:
+        config = {"model_type": "siglip", "vision_config": {"num_attention_heads": heads}}
+    (folder / "config.json").write_text(json.dumps(config))
+    if library.startswith("transformers"):
+        pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+        (folder / "preprocessor_config.json").write_text(json.dumps(pixels))
+    return str(folder)
+
+
+def test_features_are_the_librarys(library, tmp_path):
+    weights = save(library, golden_weights(library), tmp_path)
+    ours = features(weights, "micro", seeded_images(vit_peers.MICRO_SIDE))
+    theirs = golden(library)["features"]
+    assert ours.shape == theirs.shape == (2, 4, 4, 32)
+    assert relative_error(ours, theirs) < 1e-5
+
+
+@pytest.mark.parametrize("side", vit_peers.OTHER_SIDES)
+@pytest.mark.parametrize("library", ["timm", "timm_siglip"], indirect=True)
+def test_features_of_other_sizes_are_the_librarys(library, side, tmp_path):
+    weights = save(library, golden_weights(library), tmp_path)
+    ours = features(weights, "micro", seeded_images(side))
+    theirs = golden(library)[f"side_{side}"]
+    assert ours.shape == theirs.shape == (2, side // 8, side // 8, 32)
+    assert relative_error(ours, theirs) < 1e-5
+
+
+@pytest.mark.torch
+def test_golden_is_what_the_library_computes(library):
+    pytest.importorskip("torch")
+    pytest.importorskip(library.split("_")[0])
+    module, stored = vit_peers.build(library, "micro"), golden(library)
+    assert vit_peers.shapes_of(module) == {key: value.shape for key, value in golden_weights(library).items()}
+    vit_peers.load_seeded(module)
+    theirs = vit_peers.features_of(library, module, seeded_images(vit_peers.MICRO_SIDE))
+    assert relative_error(theirs, stored["features"]) < 1e-5
+    for side in vit_peers.OTHER_SIDES if library.startswith("timm") else ():
+        theirs = vit_peers.resized_features_of(library, side)
+        assert relative_error(theirs, stored[f"side_{side}"]) < 1e-5
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("size", ["s16", "b16"])
+def test_whole_networks_as_the_library_saves_them(library, size, tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip(library.split("_")[0])
+    module = vit_peers.build(library, size)
+    vit_peers.load_seeded(module)
+    if library.startswith("timm"):
+        name = f"vit_{'small' if size == 's16' else 'base'}_patch16_224"
+        torch.save(module.state_dict(), tmp_path / f"{name}.pth")
+        weights = str(tmp_path / f"{name}.pth")
+    else:
+        module.save_pretrained(tmp_path, safe_serialization=size == "s16")
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(IMAGENET))
+        weights = str(tmp_path)
+    images = seeded_images(224)
+    theirs = vit_peers.features_of(library, module, images)
+    assert relative_error(features(weights, size, images), theirs) < 1e-4
+
+
+def test_the_tower_of_a_whole_siglip_is_read(tmp_path):
+    weights = golden_weights("transformers_siglip")
+    others = {"text_model.final_layer_norm.weight": np.ones(4, np.float32), "logit_scale": np.ones(1, np.float32)}
+    both = load_vit_weights(save("transformers_siglip", weights | others, tmp_path / "both"), "micro", 32)
+    alone = load_vit_weights(save("transformers_siglip", weights, tmp_path / "alone"), "micro", 32)
+    jax.tree.map(np.testing.assert_array_equal, both.variables, alone.variables)
+
+
+def test_settings_follow_the_source(tmp_path):
+    vit = vit_settings(save("transformers_vit", golden_weights("transformers_vit"), tmp_path / "a"), "micro")
+    assert (vit.class_token, vit.gelu, vit.norm_epsilon, vit.mean) == (True, "exact", 1e-12, HALVES)
+    (tmp_path / "a" / "preprocessor_config.json").write_text(json.dumps(IMAGENET))
+    vit = vit_settings(str(tmp_path / "a"), "micro")
+    assert vit.mean == pytest.approx((123.675, 116.28, 103.53))
+    assert vit.std == pytest.approx((58.395, 57.12, 57.375))
+
+    siglip = vit_settings(save("transformers_siglip", golden_weights("transformers_siglip"), tmp_path / "b"), "micro")
+    assert (siglip.class_token, siglip.gelu, siglip.norm_epsilon, siglip.std) == (False, "tanh", 1e-6, HALVES)
+
+    timm = vit_settings(save("timm", golden_weights("timm"), tmp_path / "c"), "micro")
+    assert (timm.class_token, timm.gelu, timm.norm_epsilon, timm.mean) == (True, "exact", 1e-6, HALVES)
+    assert str(tmp_path / "c") in timm.source
+    config = {"model_args": {"act_layer": "gelu_tanh"}, "pretrained_cfg": {"mean": [0.0] * 3, "std": [1.0] * 3}}
+    (tmp_path / "c" / "config.json").write_text(json.dumps(config))
+    timm = vit_settings(str(tmp_path / "c"), "micro")
+    assert (timm.gelu, timm.mean, timm.std) == ("tanh", (0.0, 0.0, 0.0), (255.0, 255.0, 255.0))
+
+
+@pytest.mark.parametrize(
+    ("library", "file", "config", "message"),
+    [
+        ("transformers_vit", "config.json", {"num_attention_heads": 4}, r"4 heads.*'micro' has 2.*encoder\.size"),
+        ("transformers_vit", "config.json", {"hidden_act": "quick_gelu"}, r"activation 'quick_gelu'"),
+        (
+            "timm",
+            "config.json",
+            {"pretrained_cfg": {}},
+            r"how the pixels were scaled.*timm's config\.json",
+        ),
+        ("transformers_vit", "preprocessor_config.json", {}, r"how the pixels were scaled.*preprocessor_config\.json"),
+    ],
+    indirect=["library"],
+)
+def test_what_the_json_files_have_to_tell(library, file, config, message, tmp_path):
+    weights = save(library, golden_weights(library), tmp_path)
+    (tmp_path / file).write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=message):
+        vit_settings(weights, "micro")
+
+
+def test_timms_file_names_tell_how_pixels_are_scaled(tmp_path):
+    for name in ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_siglip_256.webli"):
+        save_file(golden_weights("timm"), tmp_path / f"{name}.safetensors")
+        assert vit_settings(str(tmp_path / f"{name}.safetensors"), "micro").mean == HALVES
+    save_file(golden_weights("timm"), tmp_path / "vit_small_patch16_224.dino.safetensors")
+    with pytest.raises(WeightsError, match="how the pixels were scaled"):
+        vit_settings(str(tmp_path / "vit_small_patch16_224.dino.safetensors"), "micro")
+
+
+def test_keys_that_do_not_fit_are_named(tmp_path):
+    weights = golden_weights("timm")
+
+    def load(changed, size="micro"):
+        return load_vit_weights(save("timm", changed, tmp_path), size, 32)
+
+    with pytest.raises(WeightsError, match=r"1 keys missing: 'blocks\.1\.attn\.qkv\.bias'"):
+        load({key: value for key, value in weights.items() if key != "blocks.1.attn.qkv.bias"})
+    with pytest.raises(WeightsError, match=r"1 keys left over: 'blocks\.0\.ls1\.gamma'"):
+        load(weights | {"blocks.0.ls1.gamma": np.ones(32, np.float32)})
+    with pytest.raises(WeightsError, match=r"1 keys missing: 'pos_embed'"):
+        load({key: value for key, value in weights.items() if key != "pos_embed"})
+    with pytest.raises(WeightsError, match=r"'patch_embed\.proj\.weight' \(32, 192\).*patches/kernel \(192, 32\)"):
+        load(weights | {"patch_embed.proj.weight": np.ones((32, 192), np.float32)})
+    with pytest.raises(WeightsError, match=r"'pos_embed' \(1, 13, 32\)"):
+        load(weights | {"pos_embed": np.ones((1, 13, 32), np.float32)})
+    with pytest.raises(WeightsError, match=r"config\.model\.encoder\.size"):
+        load(weights, "s16")
+    with pytest.raises(WeightsError, match=r"'encoder\.weight'"):
+        load({"encoder.weight": np.ones(3, np.float32)})
+
+
+def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
+    import huggingface_hub
+
+    folder = save("transformers_siglip", golden_weights("transformers_siglip"), tmp_path)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, allow_patterns: folder)
+    assert not vit_settings("google/siglip-base-patch16-224", "micro").class_token
+    with pytest.raises(WeightsError, match=r"config\.model\.encoder\.weights is 'imagenet'.*timm/vit_small"):
+        vit_settings("imagenet", "micro")
+    with pytest.raises(WeightsError, match=r"config\.model\.encoder\.weights is empty"):
+        ViT().load(224)
+
+
+def test_positions_of_the_same_grid_are_kept_and_those_of_others_stay_smooth():
+    rows, columns = np.mgrid[:6, :6].astype(np.float32)
+    position = np.concatenate([[[100.0, 100.0]], np.stack([rows.ravel(), columns.ravel()], -1)]).astype(np.float32)
+    np.testing.assert_array_equal(resize_positions(position, 6, prefix=1), position)
+    larger = resize_positions(position, 12, prefix=1)
+    np.testing.assert_array_equal(larger[0], position[0])
+    inner = larger[1:].reshape(12, 12, 2)[3:-3, 3:-3]
+    np.testing.assert_allclose(inner[..., 0], np.broadcast_to((np.arange(3, 9) - 0.5)[:, None] / 2, (6, 6)), atol=1e-5)
+    np.testing.assert_allclose(inner[..., 1], inner[..., 0].T, atol=1e-5)
