@@ -14,10 +14,10 @@ from transformers import RobertaConfig
 from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
 
 from caption_jax.config import default_config
+from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
 from caption_jax.pretrained.roberta_decoder import check_shape, decoder_arrays
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_sizes
-from caption_jax.pretrained.weight_errors import WeightsError
 
 # A random RobertaForMaskedLM, saved by torch: 2 layers, 16 wide, 4 heads, 40 tokens.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"

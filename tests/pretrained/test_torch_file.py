@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caption_jax.errors import WeightsError
 from caption_jax.pretrained.torch_file import read_state_dict
-from caption_jax.pretrained.weight_errors import WeightsError
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "pth"
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)

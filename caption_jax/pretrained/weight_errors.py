@@ -1,5 +1,0 @@
-"""The error of this package, under its former name."""
-
-from caption_jax.errors import WeightsError
-
-__all__ = ["WeightsError"]
