@@ -26,6 +26,7 @@ from caption_jax.runtime.process import end_at_once, restart_with_huge_pages, se
 
 if TYPE_CHECKING:
     from caption_jax.evaluation.assessment import Assessment
+    from caption_jax.specs import RunSpec
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
@@ -96,10 +97,17 @@ def main(argv: list[str]) -> int:
         return 141  # who read our lines (`| head`) has seen enough: what a shell says of a closed pipe
 
 
+def _spec() -> RunSpec:
+    """The config, validated; the one place where it becomes a spec."""
+    from caption_jax.specs import RunSpec
+
+    return RunSpec.from_config(_CONFIG.value)
+
+
 def _train(_: list[str]) -> int:
     from caption_jax.training.loop import train_and_evaluate
 
-    _print(train_and_evaluate(_CONFIG.value, _WORKDIR.value))
+    _print(train_and_evaluate(_spec(), _WORKDIR.value))
     return 0
 
 
@@ -109,7 +117,7 @@ def _evaluate(_: list[str]) -> int:
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.runs.experiment import open_experiment
 
-    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
+    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _spec())
     _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, _kind_of_context()))
     return 0
 
@@ -121,7 +129,7 @@ def _tune(_: list[str]) -> int:
     from caption_jax.evaluation.tuning import print_tuning, tune_split
     from caption_jax.runs.experiment import open_experiment
 
-    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _CONFIG.value)
+    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _spec())
     found = tune_split(experiment, _SPLIT.value, _kind_of_context())
     if jax.process_index() == 0:
         print_tuning(found)
@@ -149,7 +157,7 @@ def _caption(arguments: list[str]) -> int:
     from caption_jax.inference.caption_files import caption_files
     from caption_jax.inference.captioner import load
 
-    captioner = load(_WORKDIR.value, _CHECKPOINT.value, _CONFIG.value.decode)
+    captioner = load(_WORKDIR.value, _CHECKPOINT.value, _spec().decode)
     return caption_files(captioner, arguments, _FORMAT.value, _CONTEXT.value or ())
 
 
@@ -163,9 +171,9 @@ def _index(arguments: list[str]) -> int:
     return index_images(
         _WORKDIR.value,
         index_folder(_WORKDIR.value, _INDEX.value),
-        named_images(arguments) if arguments else split_images(_CONFIG.value, _SPLIT.value),
+        named_images(arguments) if arguments else split_images(_spec().data, _SPLIT.value),
         checkpoint=_CHECKPOINT.value,
-        decode=_CONFIG.value.decode,
+        decode=_spec().decode,
         captions=_CAPTIONS.value,
         missing=_MISSING.value,
     )
@@ -194,7 +202,7 @@ def _neighbours(_: list[str]) -> int:
     return store_neighbours(
         _WORKDIR.value,
         index_folder(_WORKDIR.value, _INDEX.value),
-        split_images(_CONFIG.value, _SPLIT.value),
+        split_images(_spec().data, _SPLIT.value),
         checkpoint=_CHECKPOINT.value,
         count=_TOP.value,
     )
@@ -214,7 +222,7 @@ def _plan(_: list[str]) -> int:
         vocabulary=_VOCABULARY.value,
         compilations=_COMPILATIONS.value,
     )
-    print_plan(plan(_CONFIG.value, epath.Path(_WORKDIR.value).resolve(), request))
+    print_plan(plan(_spec(), epath.Path(_WORKDIR.value).resolve(), request))
     return 0
 
 

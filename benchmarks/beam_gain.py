@@ -11,6 +11,7 @@ an argument of the compiled search, so that all exponents cost one compilation.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ class Decoder:
 
     def __init__(self, workdir: str, split_name: str, root: str):
         self.description = read_description(workdir)
-        data = self.description.config.copy_and_resolve_references().unlock().data
-        data.root = root or data.root
+        data = self.description.spec.data
+        data = dataclasses.replace(data, root=root or data.root)
         weights = load_weights(workdir)
         self.step, self.variables = weights.step, weights.variables
         self.split, self.model = open_splits(data)[split_name], self.description.model()
@@ -53,19 +54,21 @@ class Decoder:
 
     def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
         """Image id -> caption, by the decoding that the run's config asks for but for `settings`."""
-        settings = {**self.description.config.decode.to_dict(), "rerank_weight": 0.0, **settings}
-        fixed = {name: value for name, value in settings.items() if name != "alpha"}
-        name = json.dumps(fixed)
+        spec = dataclasses.replace(self.description.spec.decode, rerank_weight=0.0, **settings)
+        fixed = dataclasses.replace(spec, alpha=0.0)
+        name = repr(fixed)
         if name not in self._compiled:
 
             def run(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
                 vocabulary = self.description.vocabulary
-                return decode(self.model, variables, memory, {**fixed, "alpha": alpha}, vocabulary=vocabulary).tokens
+                return decode(
+                    self.model, variables, memory, dataclasses.replace(fixed, alpha=alpha), vocabulary=vocabulary
+                ).tokens
 
             self._compiled[name] = jax.jit(run)
         found = {image_id: "" for image_id in self.split.image_ids}
         for memory, index in self._batches:
-            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(settings["alpha"])))
+            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(spec.alpha)))
             for row, place in enumerate(index):
                 found[self.split.image_ids[int(place)]] = self.description.vocabulary.decode(tokens[row])
         return found

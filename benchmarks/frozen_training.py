@@ -32,6 +32,7 @@ import numpy as np
 from benchmarks.alternate import alternate, contest, print_result, serve
 from benchmarks.peers.keras_published import Design
 from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.specs import RunSpec
 
 MEAN, DEVIATION = 13.25, 3.84  # of the tokens that Flickr8k's captions are read up to, with a vocabulary of 4,000
 SIDE, CELLS, CHANNELS = 224, 49, 1280
@@ -58,7 +59,7 @@ def published_size() -> Any:
     config.data.feature_cache.stage = "head"
     config.model.decoder.update(layers=1, heads=2, width=design.width, feed_forward=design.feed_forward)
     config.optimizer.rules = _FROZEN
-    return config
+    return RunSpec.from_config(config)
 
 
 def flickr8k() -> Any:
@@ -68,7 +69,7 @@ def flickr8k() -> Any:
     with flickr8k.get_config().unlocked() as config:
         config.data.feature_cache.stage = "stage_7"
         config.optimizer.rules = _FROZEN
-    return config
+    return RunSpec.from_config(config)
 
 
 _FROZEN = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))

@@ -34,13 +34,15 @@ def our_step(batch: int) -> Callable[[], Any]:
     from caption_jax.parameters.sharding import make_mesh, put_batch
     from caption_jax.runs.description import ModelSettings, RunDescription
     from caption_jax.runs.experiment import init_variables
+    from caption_jax.specs import RunSpec
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
     config = default_config()  # of the model: that of configs/coco.py
     settings = ModelSettings(VOCABULARY, LENGTH, padding="symmetric", norm_epsilon=1e-5)
-    description = RunDescription(config, settings, Preprocessing(224), vocabulary=None)  # no words are read
-    mesh = make_mesh(config.mesh)
+    spec = RunSpec.from_config(config)
+    description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)  # no words are read
+    mesh = make_mesh(spec.mesh)
     program = make_program(description, mesh, steps=10_000)
     state, update = program.start(init_variables(description)), program.update(frozenset())
     random = np.random.default_rng(0)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
-from ml_collections import ConfigDict
 
-from caption_jax.errors import ConfigError
+from caption_jax.specs import AugmentSpec
 
 # Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in PIL's grey images.
 _GREY = (0.299, 0.587, 0.114)
@@ -16,7 +15,7 @@ _GREY = (0.299, 0.587, 0.114)
 def augment(
     key: Array,
     images: UInt8[Array, "batch height width 3"],
-    config: ConfigDict,
+    spec: AugmentSpec,
     rows: Int[Array, " batch"] | None = None,
 ) -> Float[Array, "batch height width 3"]:
     """Augments each image on its own; the result is float32 in 0..255.
@@ -33,47 +32,25 @@ def augment(
     Args:
         key: typed or raw PRNG key of this step.
         images: pixels in 0..255, uint8 or float.
-        config: `config.augment` of a run.
+        spec: `augment` of a run's spec.
         rows: number of each image within the whole batch, where `images` is a slice of it; 0, 1, .. if not given.
-
-    Raises:
-        ValueError: a setting is out of its range.
     """
-    check_augment(config)
     rows = jnp.arange(images.shape[0]) if rows is None else rows
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     crop_keys, flip_keys, colour_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
-    flips = jax.vmap(jax.random.bernoulli)(flip_keys) if config.flip else jnp.zeros(len(rows), bool)
-    jittered = config.brightness or config.contrast or config.saturation
-    pixels = _jitter(colour_keys, images, config) if jittered else images.astype(jnp.float32)
-    if config.min_crop_scale < 1 or config.max_aspect > 1:
-        pixels = _random_crop(crop_keys, pixels, flips, config)
-    elif config.flip:
+    flips = jax.vmap(jax.random.bernoulli)(flip_keys) if spec.flip else jnp.zeros(len(rows), bool)
+    pixels = _jitter(colour_keys, images, spec) if spec.jitters else images.astype(jnp.float32)
+    if spec.crops:
+        pixels = _random_crop(crop_keys, pixels, flips, spec)
+    elif spec.flip:
         pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return jnp.clip(pixels, 0, 255) if jittered else pixels
+    return jnp.clip(pixels, 0, 255) if spec.jitters else pixels
 
 
-def check_augment(config: ConfigDict) -> None:
-    """Raises a ValueError that names the key where a setting of `config.augment` is out of range."""
-    if not 0 < config.min_crop_scale <= 1:
-        raise ConfigError(f"augment.min_crop_scale is {config.min_crop_scale}; it has to be in (0, 1], 1 for no crop")
-    if not config.max_aspect >= 1:
-        raise ConfigError(f"augment.max_aspect is {config.max_aspect}; it has to be 1 (aspect kept) or more")
-    for name in ("brightness", "contrast", "saturation"):
-        if not 0 <= config[name] <= 1:
-            raise ConfigError(f"augment.{name} is {config[name]}; it has to be in [0, 1], 0 for none")
-
-
-def is_identity(config: ConfigDict) -> bool:
-    """Whether `config.augment` leaves images as they are."""
-    jittered = config.brightness or config.contrast or config.saturation
-    return not (config.flip or jittered or config.min_crop_scale < 1 or config.max_aspect > 1)
-
-
-def _random_crop(keys, pixels, flips, config):
+def _random_crop(keys, pixels, flips, spec):
     draw = jax.vmap(lambda k: jax.random.uniform(k, (4,)))(keys)
-    area = config.min_crop_scale + (1 - config.min_crop_scale) * draw[:, 0]
-    root_aspect = jnp.exp((draw[:, 1] - 0.5) * jnp.log(config.max_aspect))
+    area = spec.min_crop_scale + (1 - spec.min_crop_scale) * draw[:, 0]
+    root_aspect = jnp.exp((draw[:, 1] - 0.5) * jnp.log(spec.max_aspect))
     height = jnp.minimum(jnp.sqrt(area) / root_aspect, 1.0)  # as shares of the image's sides
     width = jnp.minimum(jnp.sqrt(area) * root_aspect, 1.0)
     top, left = (1 - height) * draw[:, 2], (1 - width) * draw[:, 3]
@@ -134,16 +111,16 @@ def _resample_matmul(pixels, rows, columns):
     return jnp.einsum("btw,bswc->bstc", across, pixels)
 
 
-def _jitter(keys, images, config):
+def _jitter(keys, images, spec):
     """Scaled pixels, not yet clipped: each a sum of its own image's colours, which interpolation leaves as it is."""
-    limits = jnp.array([config.brightness, config.contrast, config.saturation], jnp.float32)
+    limits = jnp.array([spec.brightness, spec.contrast, spec.saturation], jnp.float32)
     factors = jax.vmap(lambda k: jax.random.uniform(k, (3,), minval=-1, maxval=1))(keys) * limits + 1
     brightness, contrast, saturation = (factors[:, i, None, None, None] for i in range(3))
     pixels = images.astype(jnp.float32) * brightness
-    if config.contrast:
+    if spec.contrast:
         centre = _grey(_mean_colour(images)) * brightness
         pixels = centre + contrast * (pixels - centre)
-    if config.saturation:
+    if spec.saturation:
         grey = _grey(pixels)
         pixels = grey + saturation * (pixels - grey)
     return pixels

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 def get_config(workdir: str) -> ConfigDict:
     """Returns the stored config of the run in `workdir`."""
-    from caption_jax.runs.workdir import read_config
+    from caption_jax.config import config_of
+    from caption_jax.runs.workdir import read_spec
 
-    return read_config(workdir)
+    return config_of(read_spec(workdir))

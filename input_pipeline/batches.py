@@ -22,10 +22,10 @@ from typing import Any
 import grain
 import numpy as np
 from jaxtyping import Int32
-from ml_collections import ConfigDict
 
 from input_pipeline.captions import EncodedCaptions, EncodesCaptions
 from input_pipeline.context import ContextCaptions
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.inputs import Inputs, Pixels, StoredFeatures, in_turn
 from input_pipeline.records import SHOWN, DataError, Split
@@ -56,7 +56,7 @@ def train_batches(
     split: Split,
     preprocessing: Preprocessing,
     vocabulary: EncodesCaptions,
-    data_config: ConfigDict,
+    spec: DataSpec,
     seed: int,
     *,
     features: StoredFeatures | None = None,
@@ -79,7 +79,7 @@ def train_batches(
         split: the training split.
         preprocessing: brings an image to its square.
         vocabulary: encodes captions.
-        data_config: `config.data`.
+        spec: `config.data`.
         seed: of the order of images and captions.
         features: of the images of `split`, to take the place of pixels.
         context: of the images of `split`.
@@ -90,14 +90,14 @@ def train_batches(
         DataError: the split is empty, or the batch size is no multiple of the processes.
     """
     inputs = features or Pixels(split, preprocessing)
-    return TrainBatches(split, inputs, vocabulary, data_config, seed, context, process_index, process_count)
+    return TrainBatches(split, inputs, vocabulary, spec, seed, context, process_index, process_count)
 
 
 def eval_batches(
     split: Split,
     preprocessing: Preprocessing,
     vocabulary: EncodesCaptions,
-    data_config: ConfigDict,
+    spec: DataSpec,
     *,
     context: ContextCaptions | None = None,
     process_index: int = 0,
@@ -110,7 +110,7 @@ def eval_batches(
     the p-th part of each. An unreadable image has mask False and its own index.
     """
     inputs = Pixels(split, preprocessing)
-    return EvalBatches(split, inputs, vocabulary, data_config, context, process_index, process_count)
+    return EvalBatches(split, inputs, vocabulary, spec, context, process_index, process_count)
 
 
 class _Batches:
@@ -201,14 +201,14 @@ class TrainBatches(_Batches):
         split: Split,
         inputs: Inputs,
         vocabulary: EncodesCaptions,
-        data_config: ConfigDict,
+        spec: DataSpec,
         seed: int,
         context: ContextCaptions | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, inputs, vocabulary, data_config, seed, context)
-        super().__init__(loader, data_config.batch_size, process_index, process_count, data_config.workers)
+        loader = _Loader(split, inputs, vocabulary, spec, seed, context)
+        super().__init__(loader, spec.batch_size, process_index, process_count, spec.workers)
         self._order = _Shuffled(len(split), seed)
         ids = "\n".join(repr(image_id) for image_id in split.image_ids)
         self._sequence = {"seed": seed, "split": hashlib.blake2b(ids.encode(), digest_size=8).hexdigest()}
@@ -261,13 +261,13 @@ class EvalBatches(_Batches):
         split: Split,
         inputs: Inputs,
         vocabulary: EncodesCaptions,
-        data_config: ConfigDict,
+        spec: DataSpec,
         context: ContextCaptions | None = None,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        loader = _Loader(split, inputs, vocabulary, data_config, None, context)
-        super().__init__(loader, data_config.eval_batch_size, process_index, process_count, data_config.workers)
+        loader = _Loader(split, inputs, vocabulary, spec, None, context)
+        super().__init__(loader, spec.eval_batch_size, process_index, process_count, spec.workers)
         self._batch = 0
 
     def __len__(self) -> int:
@@ -341,7 +341,7 @@ class _Loader:
         split: Split,
         inputs: Inputs,
         vocabulary: EncodesCaptions,
-        data_config: ConfigDict,
+        spec: DataSpec,
         seed: int | None,
         context: ContextCaptions | None,
     ):
@@ -349,9 +349,9 @@ class _Loader:
         self.inputs = inputs
         self.context = context
         self._seed = seed
-        self._captions = EncodedCaptions(split, vocabulary, data_config.max_length)
-        self._count = data_config.captions_per_image or max((1, *(len(r.captions) for r in split)))
-        empty = np.asarray(vocabulary.encode("", data_config.max_length), np.int32)
+        self._captions = EncodedCaptions(split, vocabulary, spec.max_length)
+        self._count = spec.captions_per_image or max((1, *(len(r.captions) for r in split)))
+        empty = np.asarray(vocabulary.encode("", spec.max_length), np.int32)
         self.blank = np.tile(empty, (self._count, 1))
 
     def __call__(self, place: tuple[int, int]) -> Example:

@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from etils import epath
 from jaxtyping import Int
-from ml_collections import ConfigDict
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.files import write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNK
@@ -287,22 +287,22 @@ class Vocabulary:
     __hash__ = None
 
 
-def build_vocabulary(data_config: ConfigDict, train_captions: Iterable[str]) -> Vocabulary:
+def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabulary:
     """The vocabulary of a run, from `config.data` and the captions of the training split.
 
     Args:
-        data_config: `tokenizer` ("train", a folder or a hub name), `vocabulary_size`, `lowercase` and
+        spec: `tokenizer` ("train", a folder or a hub name), `vocabulary_size`, `lowercase` and
             `compact_vocabulary`.
         train_captions: every training caption.
     """
     captions = list(train_captions)
-    if data_config.tokenizer == "train":
-        tokenizer = Tokenizer.train(captions, data_config.vocabulary_size, data_config.lowercase)
-    elif Path(data_config.tokenizer).is_dir():
-        tokenizer = Tokenizer.from_folder(data_config.tokenizer, lowercase=data_config.lowercase)
+    if spec.tokenizer == "train":
+        tokenizer = Tokenizer.train(captions, spec.vocabulary_size, spec.lowercase)
+    elif Path(spec.tokenizer).is_dir():
+        tokenizer = Tokenizer.from_folder(spec.tokenizer, lowercase=spec.lowercase)
     else:
-        tokenizer = Tokenizer.from_hub(data_config.tokenizer, lowercase=data_config.lowercase)
-    if not data_config.compact_vocabulary:
+        tokenizer = Tokenizer.from_hub(spec.tokenizer, lowercase=spec.lowercase)
+    if not spec.compact_vocabulary:
         return Vocabulary(tokenizer, range(tokenizer.size))
     occurring: set[int] = set()
     occurring.update(*tokenizer.encode_batch(captions))

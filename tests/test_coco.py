@@ -19,6 +19,7 @@ from caption_jax.models import TextEncoder
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import init_variables
 from caption_jax.runs.workdir import read_description
+from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.sources import open_splits
@@ -79,7 +80,7 @@ def assert_it_ran(workdir: Path, steps: int) -> None:
 def from_json(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
     workdir, config = tmp_path_factory.mktemp("coco") / "json", small(coco_config(shared_data))
     with quick_compilation():
-        train_and_evaluate(config, workdir)
+        train_and_evaluate(RunSpec.from_config(config), workdir)
     return workdir, config
 
 
@@ -126,7 +127,7 @@ def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
         name: split.references for name, split in folder.items()
     }
     with quick_compilation():
-        train_and_evaluate(copied, tmp_path / "run")
+        train_and_evaluate(RunSpec.from_config(copied), tmp_path / "run")
     assert_it_ran(tmp_path / "run", steps=4)
     expected, found = weights_of(workdir), weights_of(tmp_path / "run")
     assert expected.keys() == found.keys()
@@ -143,7 +144,7 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
     config.train.log_every = 1
     with quick_compilation():
-        train_and_evaluate(config, tmp_path / "run")
+        train_and_evaluate(RunSpec.from_config(config), tmp_path / "run")
     assert_it_ran(tmp_path / "run", steps=2)
     shapes = {path: array.shape for path, array in weights_of(tmp_path / "run").items()}
     assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)

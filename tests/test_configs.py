@@ -15,13 +15,13 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from small_run import ROOT
 
-from caption_jax.augment import is_identity
-from caption_jax.config import default_config
+from caption_jax.config import config_of, default_config
 from caption_jax.feature_cache.features import check_frozen
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
-from caption_jax.runs.workdir import differences, read_config
+from caption_jax.runs.workdir import read_spec
+from caption_jax.specs import RunSpec, differences
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
@@ -29,17 +29,20 @@ CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.s
 
 
 @functools.cache
-def config_of(name: str) -> ConfigDict:
+def named_config(name: str) -> ConfigDict:
     spec = importlib.util.spec_from_file_location(f"tested_{name}", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.get_config()
+    config = module.get_config()
+    if config.model.context.slots:
+        config.data.context = "index"  # which whoever uses it has to name
+    return config
 
 
 @functools.cache
 def shapes_of(name: str) -> dict:
     """Shapes of all parameters of the config's model at its real size; nothing is computed or compiled."""
-    config = config_of(name)
+    config = named_config(name)
     length = config.data.max_length
     searchable = config.objective.contrastive_weight > 0
     has_texts = searchable or config.model.context.slots
@@ -57,19 +60,19 @@ def test_the_configs_are_those_the_documents_name():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_it_sets_known_keys_only_and_keeps_their_types(name):
-    config, default = config_of(name), default_config()
+    config, default = named_config(name), default_config()
     assert config.is_locked
-    flat = {path: value for path, (_, value) in differences(default, config).items()}
+    flat = {path: new for path, (_, new) in differences(RunSpec(), RunSpec.from_config(config)).items()}
     for path, value in flat.items():
         was = functools.reduce(lambda node, key: node[key], path.split("."), default)
-        assert isinstance(value, list if isinstance(was, tuple) else type(was)), path
+        assert isinstance(value, type(was)), path
     with pytest.raises(AttributeError):
         config.data.bach_size = 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_rules_fit_its_model(name):
-    config, params = config_of(name), shapes_of(name)
+    config, params = named_config(name), shapes_of(name)
     settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
     trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
@@ -84,7 +87,7 @@ def test_its_rules_fit_its_model(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_its_numbers_fit_each_other(name):
-    config = config_of(name)
+    config = named_config(name)
     assert config.decode.max_length <= config.data.max_length
     assert config.data.batch_size % config.optimizer.accumulation == 0
     group = config.model.encoder.norm_group_size
@@ -94,7 +97,7 @@ def test_its_numbers_fit_each_other(name):
 
 @pytest.mark.parametrize("name", ["flickr8k", "folder", "coco"])
 def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
-    config = config_of(name)
+    config = named_config(name)
     assert not config.objective.contrastive_weight
     patterns = [pattern for pattern, _ in config.optimizer.rules]
     text = ("text_encoder/dense/kernel", "shared_space/log_scale", "context/norm/bias")
@@ -103,7 +106,7 @@ def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
 
 
 def test_flickr8k_trains_from_stored_features_all_but_the_encoder():
-    config = config_of("flickr8k")
+    config = named_config("flickr8k")
     ((_, frozen),) = phases(shapes_of("flickr8k"), config.optimizer.rules)
     assert frozen == {path for path in flat_paths("flickr8k") if path.startswith("image_encoder/backbone/")}
     assert config.data.feature_cache.stage == "stage_7"
@@ -112,13 +115,13 @@ def test_flickr8k_trains_from_stored_features_all_but_the_encoder():
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_what_its_feature_cache_stores_stays_frozen(name):
-    config = config_of(name)
-    check_frozen(shapes_of(name), config)
-    assert config.data.feature_cache.views == 1 or not is_identity(config.augment)
+    config = named_config(name)
+    check_frozen(shapes_of(name), RunSpec.from_config(config))
+    assert config.data.feature_cache.views == 1 or not RunSpec.from_config(config).augment.is_identity
 
 
 def test_coco_releases_the_encoder_but_its_batch_norms():
-    (_, before), (start, after) = phases(shapes_of("coco"), config_of("coco").optimizer.rules)
+    (_, before), (start, after) = phases(shapes_of("coco"), named_config("coco").optimizer.rules)
     assert start > 0
     backbone = {path for path in flat_paths("coco") if path.startswith("image_encoder/backbone/")}
     assert before == backbone
@@ -130,7 +133,7 @@ def test_the_roberta_decoder_has_robertas_shape_and_keeps_its_weights_slower():
     from caption_jax.parameters.paths import flatten
     from caption_jax.pretrained.roberta_decoder import check_shape
 
-    config = config_of("coco_roberta_decoder")
+    config = named_config("coco_roberta_decoder")
     published = {  # of roberta-base
         **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12},
         **{"hidden_act": "gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 514, "pad_token_id": 1},
@@ -156,21 +159,22 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
     from input_pipeline.images import Preprocessing
     from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
-    config = config_of("flickr8k")
+    config = named_config("flickr8k")
     tokenizer = Tokenizer.train(["a dog", "a dog"], 300)
     model_settings = ModelSettings(5, 22, "same", 1e-3)
     write_description(
-        epath.Path(tmp_path), RunDescription(config, model_settings, Preprocessing(), Vocabulary(tokenizer, [5]))
+        epath.Path(tmp_path),
+        RunDescription(RunSpec.from_config(config), model_settings, Preprocessing(), Vocabulary(tokenizer, [5])),
     )
-    stored = read_config(tmp_path)
-    assert differences(config, stored) == {}
+    assert read_spec(tmp_path) == RunSpec.from_config(config)
+    stored = config_of(read_spec(tmp_path))
     assert stored.is_locked
     assert isinstance(stored.data.captions, tuple) and isinstance(stored.optimizer.rules, tuple)
     assert stored.optimizer.rules == config.optimizer.rules
 
 
 def test_a_config_stored_before_a_key_was_added_has_its_default(tmp_path: Path):
-    values = config_of("shapes").to_dict()
+    values = named_config("shapes").to_dict()
     del values["train"]["patience"], values["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert differences(config_of("shapes"), read_config(tmp_path)) == {}
+    assert read_spec(tmp_path) == RunSpec.from_config(named_config("shapes"))

@@ -28,6 +28,7 @@ from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.stopping import NonFiniteLossError
+from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate
 
 
@@ -118,7 +119,7 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_been_interrupted(sma
     shutil.rmtree(trained / "checkpoints" / "last" / str(end))
     assert saved_steps(trained, "best")[-1] > middle  # of the future, for a run that goes on from the middle
     with small_run.quick_compilation():  # as the whole run was
-        train_and_evaluate(config, trained)
+        train_and_evaluate(RunSpec.from_config(config), trained)
     assert saved_steps(trained) == [middle, end]
     assert_same_state(trained, small_workdir)
 
@@ -129,7 +130,7 @@ def test_a_loss_that_is_no_number_ends_the_run_after_the_last_good_checkpoint(tr
     config.train.update({"steps": done + 9, "checkpoint_every": 1, "eval_every": 1})
     config.train.profile.update({"start": done, "steps": 100})
     with pytest.raises(NonFiniteLossError, match=rf"step {done + 1}: .*Images of the step: \['?0") as error:
-        train_and_evaluate(config, trained)
+        train_and_evaluate(RunSpec.from_config(config), trained)
     assert "config.optimizer.learning_rate" in str(error.value)
     assert saved_steps(trained)[-1] == read_weights(trained, "last").step == done
     for which in ("best", "last"):
@@ -143,15 +144,15 @@ def test_a_run_that_stopped_early_stays_stopped(config, compile_cache, tmp_path)
     config.optimizer.learning_rate = 0.0
     config.model.encoder.norm_momentum = 1.0  # nothing changes, so no score is better than the first
     config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
-    found = train_and_evaluate(config, tmp_path)
+    found = train_and_evaluate(RunSpec.from_config(config), tmp_path)
     assert found.protocol["step"] == 2
     assert saved_steps(tmp_path) == [2, 6]
     before = rows(tmp_path)
-    train_and_evaluate(config, tmp_path)
+    train_and_evaluate(RunSpec.from_config(config), tmp_path)
     assert rows(tmp_path) == before and saved_steps(tmp_path) == [2, 6]
 
     config.train.patience = 3
-    train_and_evaluate(config, tmp_path)
+    train_and_evaluate(RunSpec.from_config(config), tmp_path)
     assert saved_steps(tmp_path) == [6, 8]
 
 
@@ -159,13 +160,13 @@ def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
     config.seed = 1
     config.model.decoder.width = 32
     with pytest.raises(ValueError) as error:
-        train_and_evaluate(config, trained)
+        train_and_evaluate(RunSpec.from_config(config), trained)
     for words in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained}"):
         assert words in str(error.value)
     config.seed, config.model.decoder.width = 0, 16
     config.optimizer.ema = 0.5
     with pytest.raises(ValueError, match="does not fit this config's parameters") as error:
-        train_and_evaluate(config, trained)
+        train_and_evaluate(RunSpec.from_config(config), trained)
     assert f"--config.init_from={trained}" in str(error.value)
     assert read_weights(trained).step == saved_steps(trained)[-1]
 
@@ -173,7 +174,7 @@ def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
 def test_a_folder_without_a_checkpoint_starts_afresh_under_any_config(config, tmp_path):
     for name in ("model.json", "config.json"):
         (tmp_path / name).write_text("{")  # of a run that was killed as it began, or failed and was then mended
-    experiment = start_experiment(config, tmp_path)
+    experiment = start_experiment(RunSpec.from_config(config), tmp_path)
     description = read_description(tmp_path)
-    assert description.config.to_dict() == config.to_dict()
+    assert description.spec == RunSpec.from_config(config)
     assert description.model_settings == experiment.description.model_settings

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
 from jaxtyping import Array, Bool, Int, Key
 
-from caption_jax.config import default_config
 from caption_jax.decoding import constraints as on
 from caption_jax.decoding.beam import beam_search
 from caption_jax.decoding.constraints import Constraint
@@ -17,10 +16,8 @@ from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.reranking import TextIds, rerank, similarities, to_be_ranked
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
+from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, EOS, PAD
-
-# Runs that were started before a key existed take it from here.
-DEFAULTS: dict[str, Any] = default_config().decode.to_dict()
 
 
 class Words(Protocol):
@@ -34,7 +31,7 @@ def decode(
     model: Any,
     variables: Any,
     features: Any,
-    decode_config: Mapping[str, Any],
+    spec: DecodeSpec,
     *,
     vocabulary: Words | None = None,
     key: Key[Array, ""] | None = None,
@@ -50,7 +47,7 @@ def decode(
         model: the captioner, or a sequence of them: an ensemble averaged in probability.
         variables: its variables (of an ensemble: a sequence, one a model).
         features: of the images, from `ImageCaptioningModel.encode_images`, or a bare memory (or a sequence).
-        decode_config: the `decode` part of a config; keys that it lacks have their defaults.
+        spec: `decode` of a run's spec.
         vocabulary: needed where the config names words.
         key: randomness of sampling; made from the config's seed by default.
         image_ids: a number an image, for sampling that does not depend on the batch; its place in it by default.
@@ -61,72 +58,58 @@ def decode(
             ranks candidates by the image (`rerank_weight`).
 
     Raises:
-        ValueError: an unknown method or key, words without a vocabulary, or a ranking that the model cannot do.
+        ValueError: words without a vocabulary, or a ranking that the model cannot do.
     """
-    unknown = sorted(set(decode_config) - set(DEFAULTS))
-    if unknown:
-        raise ConfigError(f"config.decode has unknown keys {', '.join(unknown)}; it has {', '.join(DEFAULTS)}")
-    settings = {**DEFAULTS, **decode_config}
-    weight, count = settings["rerank_weight"], 0
+    weight, count = spec.rerank_weight, 0
     if weight:
-        settings, count = to_be_ranked(settings, model, text_ids)
+        spec, count = to_be_ranked(spec, model, text_ids)
     shared = {
-        "max_length": settings["max_length"],
-        "constraints": [*constraints_from(settings, vocabulary), *constraints],
+        "max_length": spec.max_length,
+        "constraints": [*constraints_from(spec, vocabulary), *constraints],
         "memory_mask": memory_mask,
         "return_attention": return_attention,
         "bos_id": BOS,
         "eos_id": EOS,
         "pad_id": PAD,
     }
-    if settings["method"] == "sample":
-        shared |= {"key": jax.random.key(settings["seed"]) if key is None else key, "image_ids": image_ids}
-    decoded = _by_method(settings, model, variables, features, shared)
+    if spec.method == "sample":
+        shared |= {"key": jax.random.key(spec.seed) if key is None else key, "image_ids": image_ids}
+    decoded = _by_method(spec, model, variables, features, shared)
     if not weight:
         return decoded
     fit = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
     return rerank(decoded, fit, weight, count)
 
 
-def _by_method(settings: Mapping[str, Any], model: Any, variables: Any, features: Any, shared: dict) -> Decoded:
-    if settings["method"] == "greedy":
+def _by_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, shared: dict) -> Decoded:
+    if spec.method == "greedy":
         return greedy(model, variables, features, **shared)
-    if settings["method"] == "beam":
+    if spec.method == "beam":
         names = ("beams", "candidates", "length_penalty", "alpha", "groups", "diversity")
-        return beam_search(model, variables, features, **{name: settings[name] for name in names}, **shared)
-    if settings["method"] == "sample":
-        names = ("draws", "temperature", "top_k", "top_p")
-        return sample(model, variables, features, **{name: settings[name] for name in names}, **shared)
-    raise ConfigError(f'config.decode.method is {settings["method"]!r}; it must be "greedy", "beam" or "sample"')
+        return beam_search(model, variables, features, **{name: getattr(spec, name) for name in names}, **shared)
+    names = ("draws", "temperature", "top_k", "top_p")
+    return sample(model, variables, features, **{name: getattr(spec, name) for name in names}, **shared)
 
 
-def constraints_from(settings: Mapping[str, Any], vocabulary: Words | None = None) -> list[Constraint]:
+def constraints_from(spec: DecodeSpec, vocabulary: Words | None = None) -> list[Constraint]:
     """The constraints that a config's `decode` part asks for; <s> and <pad> are always banned."""
-    if settings["at_limit"] not in ("cut", "end"):
-        raise ConfigError(f'config.decode.at_limit is {settings["at_limit"]!r}; it must be "cut" or "end"')
-    if settings["double_tokens"] not in ("allow", "forbid"):
-        raise ConfigError(
-            f'config.decode.double_tokens is {settings["double_tokens"]!r}; it must be "allow" or "forbid"'
-        )
     found = [on.banned_tokens([BOS, PAD])]
-    if settings["min_length"] > 2:
-        found.append(on.min_length(settings["min_length"], eos_id=EOS))
-    if settings["no_repeat_ngram"]:
-        found.append(on.no_repeat_ngram(settings["no_repeat_ngram"]))
-    if settings["double_tokens"] == "forbid":
+    if spec.min_length > 2:
+        found.append(on.min_length(spec.min_length, eos_id=EOS))
+    if spec.no_repeat_ngram:
+        found.append(on.no_repeat_ngram(spec.no_repeat_ngram))
+    if spec.double_tokens == "forbid":
         found.append(on.no_double_tokens())
-    if settings["repetition_penalty"] < 1:
-        raise ConfigError(f"config.decode.repetition_penalty is {settings['repetition_penalty']}; it must be 1 or more")
-    if settings["repetition_penalty"] > 1:
-        found.append(on.repetition_penalty(settings["repetition_penalty"]))
-    if settings["banned_words"]:
-        found.append(on.banned_phrases([_inside(word, vocabulary) for word in settings["banned_words"]]))
-    if settings["banned_endings"]:
-        stopped = [word + stop for word in settings["banned_endings"] for stop in ("", ".", " .")]
+    if spec.repetition_penalty > 1:
+        found.append(on.repetition_penalty(spec.repetition_penalty))
+    if spec.banned_words:
+        found.append(on.banned_phrases([_inside(word, vocabulary) for word in spec.banned_words]))
+    if spec.banned_endings:
+        stopped = [word + stop for word in spec.banned_endings for stop in ("", ".", " .")]
         found.append(on.banned_endings([_inside(word, vocabulary) for word in stopped], eos_id=EOS))
-    if settings["prefix"]:
-        found.append(on.required_prefix(_ids(settings["prefix"], vocabulary)))
-    if settings["at_limit"] == "end":
+    if spec.prefix:
+        found.append(on.required_prefix(_ids(spec.prefix, vocabulary)))
+    if spec.at_limit == "end":
         found.append(on.max_length(eos_id=EOS))
     return found
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from caption_jax.decoding.decoded import Decoded, gather_rows
 from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, PAD
 
 PyTree = Any
@@ -66,18 +68,18 @@ def rerank(
     return ranked.replace(all_scores=gather_rows(score, order))
 
 
-def to_be_ranked(settings: Mapping[str, Any], model: Any, text_ids: TextIds | None) -> tuple[dict[str, Any], int]:
+def to_be_ranked(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
     """The settings that give all candidates there are to rank, and how many of them are wanted in the end.
 
     Args:
-        settings: the `decode` part of a config, complete, with a `rerank_weight` other than 0.
+        spec: with a `rerank_weight` other than 0.
         model: the captioner.
         text_ids: see `similarities`; None where the model has no text encoder.
 
     Raises:
         ValueError: the model cannot compare images with texts, or the settings give no candidates to choose from.
     """
-    weight, method = settings["rerank_weight"], settings["method"]
+    weight, method = spec.rerank_weight, spec.method
     asked = f"config.decode.rerank_weight={weight}"
     if weight < 0:
         raise ConfigError(f"{asked}; it has to be 0 (for none) or more")
@@ -89,16 +91,14 @@ def to_be_ranked(settings: Mapping[str, Any], model: Any, text_ids: TextIds | No
             "config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does, or set rerank_weight to 0"
         )
     number = {"beam": "beams", "sample": "draws"}.get(method)
-    if number is None or settings[number] < 2:
-        given = f'method="{method}"' + (f" and {number}={settings[number]}" if number else "")
+    if number is None or getattr(spec, number) < 2:
+        given = f'method="{method}"' + (f" and {number}={getattr(spec, number)}" if number else "")
         raise ConfigError(
             f"{asked} chooses among candidates, and config.decode.{given} gives one: set method to beam with beams, or "
             "to sample with draws, above 1"
         )
     if method == "sample":
-        return dict(settings), settings["draws"]
-    if settings["candidates"] > settings["beams"]:
-        raise ConfigError(
-            f"candidates={settings['candidates']} cannot be more than beams={settings['beams']}: raise beams"
-        )
-    return {**settings, "candidates": settings["beams"]}, settings["candidates"]
+        return spec, spec.draws
+    if spec.candidates > spec.beams:
+        raise ConfigError(f"candidates={spec.candidates} cannot be more than beams={spec.beams}: raise beams")
+    return dataclasses.replace(spec, candidates=spec.beams), spec.candidates

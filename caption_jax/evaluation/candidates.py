@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from caption_jax.decoding import decode, similarities
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.experiment import Experiment
+from caption_jax.specs import DecodeSpec
 from input_pipeline.batches import eval_batches
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import Split
@@ -46,7 +48,7 @@ def find_candidates(
     experiment: Experiment,
     split: Split,
     variables: PyTree,
-    decode_config: Mapping[str, Any],
+    decode_spec: DecodeSpec,
     exponents: Sequence[float],
     context: ContextCaptions | None = None,
 ) -> dict[Any, ImageCandidates]:
@@ -56,13 +58,13 @@ def find_candidates(
         experiment: a run whose model has a text encoder.
         split: the images.
         variables: of the model.
-        decode_config: beam search as `config.decode` describes it; `alpha` and the ranking are left out of account.
+        decode_spec: of a beam search; `alpha` and the ranking are left out of account.
         exponents: values of `alpha`.
         context: what stands beside the images; None for nothing.
     """
     mesh, description = experiment.mesh, experiment.description
     step = jax.jit(
-        _make_step(experiment, decode_config, exponents),
+        _make_step(experiment, decode_spec, exponents),
         in_shardings=(None, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -70,7 +72,7 @@ def find_candidates(
         split,
         description.preprocessing,
         description.vocabulary,
-        experiment.config.data,
+        experiment.spec.data,
         context=context,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -86,18 +88,18 @@ def find_candidates(
 
 
 def _make_step(
-    experiment: Experiment, decode_config: Mapping[str, Any], exponents: Sequence[float]
+    experiment: Experiment, decode_spec: DecodeSpec, exponents: Sequence[float]
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]]:
     """`(variables, batch) -> outputs`, each of the candidates' [exponents, batch, candidates, ...]."""
     model, description = experiment.model(), experiment.description
-    settings = {**decode_config, "candidates": decode_config["beams"], "rerank_weight": 0.0}
+    spec = dataclasses.replace(decode_spec, candidates=decode_spec.beams, rerank_weight=0.0)
 
     def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         images = description.preprocessing.normalise(batch["image"])
         features = encode_images(model, variables, images, batch.get("context"), description)
 
         def search(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
-            asked = {**settings, "alpha": alpha}
+            asked = dataclasses.replace(spec, alpha=alpha)
             decoded = decode(model, variables, features, asked, vocabulary=description.vocabulary)
             fit = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
             return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": fit}

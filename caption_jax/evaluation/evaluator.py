@@ -18,6 +18,7 @@ from caption_jax.metrics import protocol, score
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, open_context, usual_kind
 from caption_jax.runs.experiment import Experiment
+from caption_jax.specs import as_mapping
 from caption_jax.training.step import make_eval_step
 from input_pipeline.batches import eval_batches
 from input_pipeline.records import Split
@@ -89,7 +90,7 @@ class Evaluator:
             self.split,
             description.preprocessing,
             description.vocabulary,
-            self._experiment.config.data,
+            self._experiment.spec.data,
             context=self.context,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
@@ -141,7 +142,7 @@ class Evaluator:
             "image_input": self._images,
             **context_protocol(self._experiment, self._context_kind),
             **protocol(),
-            "decode": self._experiment.config.decode.to_dict(),
+            "decode": as_mapping(self._experiment.spec.decode),
             "step": step,
             "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "wall_seconds": round(seconds, 1),

@@ -27,7 +27,7 @@ class TextVectors:
 
     def __init__(self, experiment: Experiment):
         model, mesh = experiment.model(), experiment.mesh
-        self._mesh, self._size = mesh, experiment.config.data.eval_batch_size
+        self._mesh, self._size = mesh, experiment.spec.data.eval_batch_size
         self._reader = experiment.description.text_reader
 
         def embed(variables: PyTree, ids: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -36,7 +37,7 @@ class Samples:
     def __init__(self, experiment: Experiment, split: Split, context: ContextCaptions | None = None):
         self._vocabulary = experiment.description.vocabulary
         several = jax.process_count() > 1  # drawings are not worth a program that all processes would have to join
-        count = 0 if several else min(experiment.config.train.sample_images, len(split))
+        count = 0 if several else min(experiment.spec.train.sample_images, len(split))
         self._images, records = _load_readable(experiment, split.records[:count])
         self._references = [record.captions[0] if record.captions else "" for record in records]
         self._context = stack_context(context, records)
@@ -79,14 +80,14 @@ def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndar
     The attention covers the image's slots only, not those of the context.
     """
     model, description = experiment.model(), experiment.description
-    settings = {**experiment.config.decode, "method": "greedy", "rerank_weight": 0.0}
+    spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0)
     vocabulary = description.vocabulary
 
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:
         images = description.preprocessing.normalise(pixels)
         features = encode_images(model, variables, images, context, description)
-        decoded = decode(model, variables, features, settings, vocabulary=vocabulary, return_attention=True)
+        decoded = decode(model, variables, features, spec, vocabulary=vocabulary, return_attention=True)
         return decoded.replace(all_attention=decoded.all_attention[..., : features.image_slots])
 
     return run

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -31,7 +31,8 @@ from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import open_context, usual_kind
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
-from caption_jax.runs.workdir import differences, read_config
+from caption_jax.runs.workdir import read_spec
+from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.files import write_atomically
 
 # Beam scores are nats, of the whole caption or (under a length penalty) of a token or so, and the similarities of an
@@ -93,27 +94,27 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
             asks for no beams.
     """
     started = time.time()
-    decode_config = _beam_search(experiment, split_name)
+    decode_spec = _beam_search(experiment, split_name)
     split = experiment.split(split_name)
-    exponents = sorted({*EXPONENTS[decode_config["length_penalty"]], decode_config["alpha"]})
+    exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
     weights = read_weights(experiment.workdir, "best", replicated(experiment.mesh))
     kind = context or usual_kind(experiment)
     beside = open_context(experiment, split_name, kind)
-    candidates = find_candidates(experiment, split, weights.variables, decode_config, exponents, beside)
-    found = tune(split.references, candidates, exponents, decode_config["alpha"])
+    candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, beside)
+    found = tune(split.references, candidates, exponents, decode_spec.alpha)
     how = {
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),
         "halves": f"by a hash of image id and seed {SEED}; each half decoded as is best on the other",
         "intervals": "95 % of 10000 paired bootstrap samples; p-values of 10000 random swaps",
-        **({"context": kind} if experiment.config.model.context.slots else {}),
+        **({"context": kind} if experiment.spec.model.context.slots else {}),
         **protocol(),
-        "decode": decode_config,
+        "decode": as_mapping(decode_spec),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
         "wall_seconds": round(time.time() - started, 1),
     }
     results = {"split": split_name, "step": weights.step, **_as_results(found), "protocol": how}
-    results["override"] = _override(experiment, {**decode_config, **asdict(found.chosen)})
+    results["override"] = _override(experiment, replace(decode_spec, **asdict(found.chosen)))
     if jax.process_index() == 0:
         suffix = split_name if kind == usual_kind(experiment) else f"{split_name}_context_{kind}"
         write_atomically(experiment.workdir / f"tune_{suffix}.json", json.dumps(results, indent=2) + "\n")
@@ -190,7 +191,7 @@ def _means(
     return [float(np.mean([per_image[i][said[i]] for i in image_ids])) for said in captions]
 
 
-def _beam_search(experiment: Experiment, split_name: str) -> dict[str, Any]:
+def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
     """The beam search to tune, after checks."""
     if split_name == "test":
         raise ConfigError(
@@ -201,24 +202,22 @@ def _beam_search(experiment: Experiment, split_name: str) -> dict[str, Any]:
             "this run's model has no space that images and texts share, so captions cannot be ranked by the image: "
             "train one with config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
         )
-    settings = {**experiment.config.decode.to_dict(), "method": "beam", "rerank_weight": 0.0}
-    if settings["beams"] < 2:
-        raise ConfigError(f"config.decode.beams={settings['beams']} gives one candidate: set it to 2 or more")
-    if settings["length_penalty"] not in EXPONENTS:
+    spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0)
+    if spec.beams < 2:
+        raise ConfigError(f"config.decode.beams={spec.beams} gives one candidate: set it to 2 or more")
+    if spec.length_penalty not in EXPONENTS:
         raise ConfigError(
-            f"config.decode.length_penalty is {settings['length_penalty']!r}; it must be one of {', '.join(EXPONENTS)}"
+            f"config.decode.length_penalty is {spec.length_penalty!r}; it must be one of {', '.join(EXPONENTS)}"
         )
-    return settings
+    return spec
 
 
-def _override(experiment: Experiment, chosen: Mapping[str, Any]) -> str:
+def _override(experiment: Experiment, chosen: DecodeSpec) -> str:
     """The flags that give the stored config these decode settings."""
-    stored, wanted = read_config(experiment.workdir), experiment.config.copy_and_resolve_references()
-    with wanted.unlocked():
-        wanted.decode.update(chosen)
-    changed = {key.removeprefix("decode.") for key in differences(stored, wanted) if key.startswith("decode.")}
+    stored, wanted = as_mapping(read_spec(experiment.workdir).decode), as_mapping(chosen)
+    changed = {name for name, value in wanted.items() if value != stored[name]}
     names = ["method", *sorted(changed - {"method"} | {"beams", "alpha", "rerank_weight"})]
-    return " ".join(shlex.quote(f"--config.decode.{name}={chosen[name]}") for name in names)
+    return " ".join(shlex.quote(f"--config.decode.{name}={wanted[name]}") for name in names)
 
 
 def _as_results(found: Tuning) -> dict[str, Any]:

@@ -21,16 +21,16 @@ import jax
 import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 
-from caption_jax.augment import augment, is_identity
+from caption_jax.augment import augment
 from caption_jax.errors import ConfigError
-from caption_jax.models.backbones.efficientnet_variants import variant_named
+from caption_jax.models.backbones.protocol import stages_up_to
 from caption_jax.parameters.paths import flatten, match_paths, unflatten
 from caption_jax.parameters.rules import match_rules
 from caption_jax.parameters.sharding import put_batch, replicated
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import format_duration
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError
@@ -45,7 +45,7 @@ _LOG_SECONDS = 10.0
 
 
 def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures | None:
-    """Returns the features that `config.data.feature_cache` asks for, after computing those that are missing.
+    """Returns the features that `spec.data.feature_cache` asks for, after computing those that are missing.
 
     Args:
         experiment: the run.
@@ -58,16 +58,15 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
         ValueError: a setting is out of range; a parameter that the features depend on is to be trained (names the
             rule); there is too little room on the disk.
     """
-    config = experiment.config
-    if not config.data.feature_cache.stage:
+    spec = experiment.spec
+    if not spec.data.feature_cache.stage:
         return None
-    _check(config)
-    check_frozen(variables["params"], config)
+    check_frozen(variables["params"], spec)
     split, frozen = experiment.split("train"), _frozen_part(variables, experiment)
     forward = _make_forward(experiment)
     key = cache_key(experiment, frozen)
     files = _files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
-    stage, size = config.data.feature_cache.stage, files.images * files.image_bytes
+    stage, size = spec.data.feature_cache.stage, files.images * files.image_bytes
     logging.info(
         "features: %s of %d images x %d views, %s %s each: %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
@@ -78,21 +77,21 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
     _compute_missing(experiment, files, program, frozen, key)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("features are computed")
-    return StoredFeatures(files, split, config.seed)
+    return StoredFeatures(files, split, spec.seed)
 
 
-def check_frozen(params: PyTree, config: ConfigDict) -> None:
+def check_frozen(params: PyTree, spec: RunSpec) -> None:
     """Raises ValueError where a rule trains, at any time of the run, a parameter that cached features depend on."""
-    rules = config.optimizer.rules
-    inside = [path for path in flatten(params) if _is_below(path, config)]
+    rules = spec.optimizer.rules
+    inside = [path for path in flatten(params) if _is_below(path, spec)]
     settings = flatten(match_rules(params, rules))
     trained = [path for path in inside if settings[path].lr > 0]
     if trained:
         which = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
         patterns = sorted({rules[which[path]][0] for path in trained})
         raise ConfigError(
-            f"config.data.feature_cache.stage={config.data.feature_cache.stage!r} stores what the image encoder gives "
-            f"up to there, but config.optimizer.rules trains {len(trained)} parameters of that part, such as "
+            f"config.data.feature_cache.stage={spec.data.feature_cache.stage!r} stores what the image encoder gives "
+            f"up to there, but spec.optimizer.rules trains {len(trained)} parameters of that part, such as "
             f"{trained[0]!r}, by the rule {' and '.join(map(repr, patterns))}: freeze them ('lr': 0.0) for the whole "
             "run, or name an earlier stage"
         )
@@ -105,9 +104,9 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         experiment: the run.
         frozen: `params` and `batch_stats` of the part of the model that computes them.
     """
-    config, description = experiment.config, experiment.description
-    settings, split = config.data.feature_cache, experiment.split("train")
-    drawn = None if is_identity(config.augment) else {"seed": config.seed, **config.augment.to_dict()}
+    spec, description = experiment.spec, experiment.description
+    settings, split = spec.data.feature_cache, experiment.split("train")
+    drawn = None if spec.augment.is_identity else {"seed": spec.seed, **as_mapping(spec.augment)}
     return {
         "format": 1,
         "stage": settings.stage,
@@ -116,7 +115,7 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         "augment": drawn,
         "preprocessing": json.loads(description.preprocessing.to_json()),
         "model": {
-            "variant": config.model.encoder.variant,
+            "variant": spec.model.encoder.variant,
             "padding": description.model_settings.padding,
             "norm_epsilon": description.model_settings.norm_epsilon,
             "dtype": str(description.model().image_encoder.dtype),
@@ -126,25 +125,8 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
     }
 
 
-def _check(config: ConfigDict) -> None:
-    settings = config.data.feature_cache
-    try:
-        variant_named(config.model.encoder.variant).stages_up_to(settings.stage)
-    except ValueError as error:
-        raise ConfigError(f"config.data.feature_cache.stage: {error}") from error
-    if settings.views < 1:
-        raise ConfigError(f"config.data.feature_cache.views is {settings.views}; it has to be 1 or more")
-    if settings.views > 1 and is_identity(config.augment):
-        raise ConfigError(
-            f"config.data.feature_cache.views is {settings.views}, but config.augment makes all views of an image the "
-            "same: set views to 1, or crop, flip or jitter"
-        )
-    if settings.dtype not in ("float16", "float32"):
-        raise ConfigError(f"config.data.feature_cache.dtype is {settings.dtype!r}; it has to be 'float16' or 'float32'")
-
-
-def _is_below(path: str, config: ConfigDict) -> bool:
-    stages = variant_named(config.model.encoder.variant).stages_up_to(config.data.feature_cache.stage)
+def _is_below(path: str, spec: RunSpec) -> bool:
+    stages = stages_up_to(spec.model.encoder.stage_names, spec.data.feature_cache.stage)
     return any(path.startswith(f"{_BACKBONE}/{stage}/") for stage in stages)
 
 
@@ -153,7 +135,7 @@ def _frozen_part(variables: PyTree, experiment: Experiment) -> PyTree:
     part = {}
     for collection in ("params", "batch_stats"):
         flat = flatten(variables[collection])
-        part[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_below(path, experiment.config)})
+        part[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_below(path, experiment.spec)})
     return jax.device_get(jax.device_put(part, replicated(experiment.mesh)))
 
 
@@ -167,12 +149,12 @@ def _hash_of(variables: PyTree) -> str:
 
 def _make_forward(experiment: Experiment) -> Callable:
     """`(variables, images, rows, view) -> features`, of uint8 images whose numbers in the split are `rows`."""
-    config, preprocessing = experiment.config, experiment.description.preprocessing
-    model, settings = experiment.model(), config.data.feature_cache
+    spec, preprocessing = experiment.spec, experiment.description.preprocessing
+    model, settings = experiment.model(), spec.data.feature_cache
 
     def forward(variables: PyTree, images: jax.Array, rows: jax.Array, view: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _VIEWS), view)
-        pixels = preprocessing.normalise(augment(key, images, config.augment, rows))
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), _VIEWS), view)
+        pixels = preprocessing.normalise(augment(key, images, spec.augment, rows))
         features = model.apply(variables, settings.stage, pixels, method="encode_up_to")
         return features.astype(settings.dtype)
 
@@ -181,14 +163,14 @@ def _make_forward(experiment: Experiment) -> Callable:
 
 def _forward_arguments(experiment: Experiment) -> tuple:
     """Shapes of what the forward takes beside the variables."""
-    rows, size = experiment.config.data.eval_batch_size, experiment.description.preprocessing.size
+    rows, size = experiment.spec.data.eval_batch_size, experiment.description.preprocessing.size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
     return images, jax.ShapeDtypeStruct((rows,), np.int32), jax.ShapeDtypeStruct((), np.int32)
 
 
 def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) -> FeatureFiles:
     """Where the features of that key are or will be."""
-    settings = experiment.config.data.feature_cache
+    settings = experiment.spec.data.feature_cache
     parent = str(settings.folder or experiment.workdir / "features")
     if "://" in parent:
         raise ConfigError(
@@ -226,7 +208,7 @@ def _compute_missing(
     numbers = [number for block in missing for number in files.rows(block)]
     progress = _Progress(len(numbers), files.views)
     block: _Block | None = None
-    decoded = prefetch_to_device(_decode(experiment, numbers), lambda d: _put(d, mesh), experiment.config.data.prefetch)
+    decoded = prefetch_to_device(_decode(experiment, numbers), lambda d: _put(d, mesh), experiment.spec.data.prefetch)
     with decoded:
         for batch in decoded:
             views = [forward(variables, batch.images, batch.rows, np.int32(view)) for view in range(files.views)]
@@ -246,7 +228,7 @@ def _put(decoded: _Decoded, mesh: jax.sharding.Mesh) -> _Decoded:
 
 def _decode(experiment: Experiment, numbers: Sequence[int]) -> Iterator[_Decoded]:
     """Batches of the images of those numbers; the last one is filled up with black images."""
-    data = experiment.config.data
+    data = experiment.spec.data
     pixels = Pixels(experiment.split("train"), experiment.description.preprocessing)
     with ThreadPoolExecutor(max(data.workers, 1)) as pool:
         for start in range(0, len(numbers), data.eval_batch_size):

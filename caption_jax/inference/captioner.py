@@ -19,6 +19,7 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
@@ -46,7 +47,7 @@ class Captioner:
     Args:
         description: what the workdir says of the model.
         variables: `params` and `batch_stats`.
-        decode_config: decoding settings; those of the run's config by default.
+        decode: decoding settings; those of the run by default.
         batch_size: images that are captioned at once.
     """
 
@@ -54,11 +55,11 @@ class Captioner:
         self,
         description: RunDescription,
         variables: PyTree,
-        decode_config: Mapping[str, Any] | None = None,
+        decode: DecodeSpec | None = None,
         batch_size: int = 16,
     ):
         self._description, self._variables, self._batch_size = description, variables, batch_size
-        settings = dict(decode_config or description.config.decode)
+        decode_spec = decode or description.spec.decode
 
         def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             from caption_jax.decoding import decode  # Flax: not needed by a start that traces nothing
@@ -68,7 +69,7 @@ class Captioner:
             if context is not None:
                 features = model.apply(variables, features, context, context != PAD, method="add_context")
             words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-            decoded = decode(model, variables, features, settings, **words)
+            decoded = decode(model, variables, features, decode_spec, **words)
             return decoded.tokens, decoded.log_prob
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
@@ -80,7 +81,7 @@ class Captioner:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
         about = description.about()
-        self._run = KeptProgram(run, "caption", {**about, "decode": settings})
+        self._run = KeptProgram(run, "caption", {**about, "decode": as_mapping(decode_spec)})
         self._embed_images = KeptProgram(embed_images, "embed_images", about)
         self._embed_texts = KeptProgram(embed_texts, "embed_texts", about)
 
@@ -153,7 +154,7 @@ class Captioner:
     def _embed(
         self, run: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> Float32[np.ndarray, "items width"]:
-        found = [np.zeros((0, self._description.config.model.shared_space.width), np.float32)]
+        found = [np.zeros((0, self._description.spec.model.shared_space.width), np.float32)]
         for chunk in _chunks(items, self._batch_size):
             vectors = run(self._variables, self._batch_of(load(chunk)))
             found.append(np.asarray(vectors)[: len(chunk)])
@@ -173,7 +174,7 @@ class Captioner:
 
     def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:
         """Texts beside each image in the text encoder's ids; a slot without a text holds pads alone."""
-        slots = self._description.config.model.context.slots
+        slots = self._description.spec.model.context.slots
         for beside in texts:
             _check_list("context", beside)
             if len(beside) > slots:
@@ -202,7 +203,7 @@ class Captioner:
 
 
 def load(
-    workdir: str, which: str = "best", decode_config: Mapping[str, Any] | None = None, batch_size: int = 16
+    workdir: str, which: str = "best", decode_config: DecodeSpec | Mapping[str, Any] | None = None, batch_size: int = 16
 ) -> Captioner:
     """Loads the model that a training run left in `workdir`.
 
@@ -215,7 +216,10 @@ def load(
     Raises:
         FileNotFoundError: the folder is not a workdir, or holds no checkpoint.
     """
-    return Captioner(read_description(workdir), load_weights(workdir, which).variables, decode_config, batch_size)
+    description = read_description(workdir)
+    if isinstance(decode_config, Mapping):
+        decode_config = build_spec(DecodeSpec, decode_config, "decode")
+    return Captioner(description, load_weights(workdir, which).variables, decode_config, batch_size)
 
 
 def _check_list(method: str, items: Any) -> None:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype
-from ml_collections import ConfigDict
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.models.joint_embedding import SharedSpace
 
+if TYPE_CHECKING:
+    from caption_jax.specs import ModelSpec, TextEncoderSpec
+
 
 def build_model(
-    model_config: ConfigDict,
+    spec: ModelSpec,
     vocabulary_size: int,
     max_length: int,
     dtype: Dtype = jnp.float32,
@@ -31,7 +33,7 @@ def build_model(
     """Builds the captioner of `config.model`; parameters are float32, whatever `dtype` it computes in.
 
     Args:
-        model_config: the `model` part of a config.
+        spec: `model` of a run's spec.
         vocabulary_size: tokens that the decoder predicts.
         max_length: tokens of the longest caption, <s> and </s> included.
         dtype: of computation; norm statistics, softmax and logits are float32.
@@ -42,15 +44,15 @@ def build_model(
             has a text encoder, and slots for context where the config asks for some. None for neither.
         shared_space: whether a text encoder comes with a space that images and texts share.
     """
-    encoder, decoder = model_config.encoder, model_config.decoder
+    encoder, decoder = spec.encoder, spec.decoder
     return ImageCaptioningModel(
         image_encoder=ImageEncoder(
             variant=encoder.variant,
             width=decoder.width,
-            image_memory=model_config.image_memory,
-            vector=model_config.vector,
+            image_memory=spec.image_memory,
+            vector=spec.vector,
             always_vector=text_encoder is not None and shared_space,
-            memory_dropout=model_config.memory_dropout,
+            memory_dropout=spec.memory_dropout,
             norm_group_size=encoder.norm_group_size,
             norm_momentum=encoder.norm_momentum,
             drop_path=encoder.drop_path,
@@ -73,27 +75,27 @@ def build_model(
             max_length=max_length,
             dtype=dtype,
         ),
-        **({} if text_encoder is None else _text_modules(model_config, text_encoder, shared_space, dtype)),
+        **({} if text_encoder is None else _text_modules(spec, text_encoder, shared_space, dtype)),
     )
 
 
-def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
+def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
     """Sizes of a text encoder that is trained from nothing, for `build_model`.
 
     Args:
-        text_config: the `model.text_encoder` part of a config.
+        spec: `model.text_encoder` of a run's spec.
         vocabulary_size: ids that it reads.
         max_length: tokens of the longest text, <s> and </s> included.
         pad_id: the pad's among them.
     """
     return {
         "vocab_size": vocabulary_size,
-        "hidden_size": text_config.width,
-        "num_hidden_layers": text_config.layers,
-        "num_attention_heads": text_config.heads,
-        "intermediate_size": text_config.feed_forward,
-        "hidden_dropout_prob": text_config.dropout,
-        "attention_probs_dropout_prob": text_config.dropout,
+        "hidden_size": spec.width,
+        "num_hidden_layers": spec.layers,
+        "num_attention_heads": spec.heads,
+        "intermediate_size": spec.feed_forward,
+        "hidden_dropout_prob": spec.dropout,
+        "attention_probs_dropout_prob": spec.dropout,
         "max_position_embeddings": max_length + pad_id + 1,  # RoBERTa's positions start after the pad's
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
@@ -101,16 +103,14 @@ def roberta_sizes(text_config: ConfigDict, vocabulary_size: int, max_length: int
     }
 
 
-def _text_modules(
-    model_config: ConfigDict, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype
-) -> dict[str, nn.Module]:
+def _text_modules(spec: ModelSpec, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype) -> dict[str, nn.Module]:
     from transformers import RobertaConfig  # takes seconds, and most models have no text encoder
 
     from caption_jax.models.context_memory import ContextMemory
     from caption_jax.models.text_encoder import TextEncoder
 
-    space, context, width = model_config.shared_space, model_config.context, model_config.decoder.width
-    encoder = TextEncoder(RobertaConfig(**sizes), width, remat=model_config.text_encoder.remat, dtype=dtype)
+    space, context, width = spec.shared_space, spec.context, spec.decoder.width
+    encoder = TextEncoder(RobertaConfig(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
     found: dict[str, nn.Module] = {"text_encoder": encoder}
     if shared_space:
         found["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from etils import epath
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
 from caption_jax.models.build import roberta_sizes
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.workdir import read_description
+from caption_jax.specs import RunSpec
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 
@@ -51,11 +51,11 @@ class AssumedVocabulary:
         return ids
 
 
-def describe(config: ConfigDict, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
+def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
     """Describes the run of a config, from the workdir where it has been started, else from assumptions.
 
     Args:
-        config: of the run, its `dtype` settled.
+        spec: of the run, its `dtype` settled.
         workdir: where a run may have left its description.
         tokens: size of the vocabulary; 0 for what is known or assumed.
 
@@ -67,23 +67,23 @@ def describe(config: ConfigDict, workdir: epath.Path, tokens: int = 0) -> tuple[
     """
     if not tokens and (workdir / "model.json").exists():
         stored = read_description(workdir)
-        return RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary), {}
+        return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary), {}
     assumed: dict[str, Any] = {}
-    size = tokens or _upper_bound(config)
+    size = tokens or _upper_bound(spec)
     assumed["vocabulary"] = size
     assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer: the run will have fewer"
     text_encoder = None
-    shared_space = config.objective.contrastive_weight > 0
-    if shared_space or config.model.context.slots > 0:
-        if config.model.text_encoder.weights:
+    shared_space = spec.objective.contrastive_weight > 0
+    if shared_space or spec.model.context.slots > 0:
+        if spec.model.text_encoder.weights:
             text_encoder = _ROBERTA_BASE
-            assumed["text_encoder"] = f"{config.model.text_encoder.weights} has the sizes of roberta-base"
+            assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the sizes of roberta-base"
         else:
-            text_encoder = roberta_sizes(config.model.text_encoder, size, config.data.max_length, PAD)
-    settings = ModelSettings(size, config.data.max_length, "same", 1e-3, text_encoder, shared_space)
-    pixels = Preprocessing(config.data.image_size, config.data.fit, config.data.interpolation)
-    return RunDescription(config, settings, pixels, AssumedVocabulary(size)), assumed
+            text_encoder = roberta_sizes(spec.model.text_encoder, size, spec.data.max_length, PAD)
+    settings = ModelSettings(size, spec.data.max_length, "same", 1e-3, text_encoder, shared_space)
+    pixels = Preprocessing(spec.data.image_size, spec.data.fit, spec.data.interpolation)
+    return RunDescription(spec, settings, pixels, AssumedVocabulary(size)), assumed
 
 
-def _upper_bound(config: ConfigDict) -> int:
-    return config.data.vocabulary_size if config.data.tokenizer == "train" else ROBERTA_TOKENS
+def _upper_bound(spec: RunSpec) -> int:
+    return spec.data.vocabulary_size if spec.data.tokenizer == "train" else ROBERTA_TOKENS

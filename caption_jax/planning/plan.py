@@ -12,7 +12,6 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.freezing import phases
@@ -23,6 +22,7 @@ from caption_jax.planning.batch_search import Tried, fits, largest_batch
 from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
 from caption_jax.planning.programs import Planned, planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
+from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program, make_program
 from input_pipeline.files import write_atomically
 
@@ -51,7 +51,7 @@ class Request:
     compilations: int = 0
 
 
-def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str, Any]:
+def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]:
     """Compiles a run's programs for a topology and says what they need; `docs/workdir.md` describes the result.
 
     Writes it to `plan_<topology>.json` in the workdir, too, as far as it is known after each program: compiling takes
@@ -65,18 +65,18 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
     if unknown:
         raise ConfigError(f"there is no program {', '.join(unknown)} to plan, only {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
-    mesh = make_mesh(config.mesh, topology.devices())
-    description, assumed = describe(_settled(config, topology), workdir, request.vocabulary)
-    if config.train.packing == "always" or (config.train.packing == "auto" and topology.chip is None):
+    mesh = make_mesh(spec.mesh, topology.devices())
+    description, assumed = describe(_settled(spec, topology), workdir, request.vocabulary)
+    if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
         assumed["packing"] = "none: pads are computed with, which the run leaves out"
-    program = make_program(description, mesh, config.train.steps or _STEPS)
+    program = make_program(description, mesh, spec.train.steps or _STEPS)
     start, frozen = _phase(program, request.phase)
     found: dict[str, Any] = {
         "topology": topology.name,
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
-        "dtype": description.config.dtype,
+        "dtype": description.spec.dtype,
         "assumed": assumed,
         "phase": {"from_step": start, "starts": [first for first, _ in _phases(program)]},
         "parameters": _parameters(program, frozen),
@@ -84,7 +84,7 @@ def plan(config: ConfigDict, workdir: epath.Path, request: Request) -> dict[str,
     }
     planned = planned_programs(program, frozen)
     for name in request.programs:
-        batch = config.data.eval_batch_size if name == "decode" else config.data.batch_size
+        batch = spec.data.eval_batch_size if name == "decode" else spec.data.batch_size
         images = request.images or _share(batch, mesh, name)
         found["programs"][name] = _measured(planned[name], images, program, topology)
         _write(workdir, found)
@@ -100,17 +100,13 @@ def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
     write_atomically(target, json.dumps(found, indent=2) + "\n")
 
 
-def _settled(config: ConfigDict, topology: Topology) -> ConfigDict:
-    """The config with the data type that "auto" means on the topology."""
-    settled = config.copy_and_resolve_references()
-    if config.dtype == "auto":
-        with settled.unlocked():
-            settled.dtype = topology.dtype
-    return settled
+def _settled(spec: RunSpec, topology: Topology) -> RunSpec:
+    """The spec with the data type that "auto" means on the topology."""
+    return dataclasses.replace(spec, dtype=topology.dtype) if spec.dtype == "auto" else spec
 
 
 def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
-    return phases(program.state.params, program.description.config.optimizer.rules)
+    return phases(program.state.params, program.description.spec.optimizer.rules)
 
 
 def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
@@ -229,7 +225,7 @@ def _search(
             return None
 
     first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
-    unit = program.description.config.model.encoder.norm_group_size or 8
+    unit = program.description.spec.model.encoder.norm_group_size or 8
     tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
     fitting = [one.images for one in tried if fits(one, limit)]
     return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

@@ -55,7 +55,7 @@ def planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, Plan
 
 def train_batch(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of a training batch of so many images."""
-    description, data = program.description, program.description.config.data
+    description, data = program.description, program.description.spec.data
     captions, length = data.captions_per_image or _ALL_CAPTIONS, data.max_length
     batch = {
         "tokens": jax.ShapeDtypeStruct((rows, captions, length), jnp.int32),
@@ -77,9 +77,9 @@ def _images(program: Program, rows: int) -> jax.ShapeDtypeStruct:
 
 
 def _context(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    config = program.description.config
-    shape = (rows, config.model.context.slots, config.data.max_length)
-    return {"context": jax.ShapeDtypeStruct(shape, jnp.int32)} if config.model.context.slots else {}
+    spec = program.description.spec
+    shape = (rows, spec.model.context.slots, spec.data.max_length)
+    return {"context": jax.ShapeDtypeStruct(shape, jnp.int32)} if spec.model.context.slots else {}
 
 
 def _variables(program: Program) -> PyTree:
@@ -98,15 +98,15 @@ def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.sta
 
 def _count_train(program: Program, frozen: frozenset[str]) -> float:
     """Without the contrastive loss, whose products grow with the batch."""
-    description, config = program.description, program.description.config
+    description, spec = program.description, program.description.spec
     model, rows = description.model(frozen_norms(frozen)), _fewest(program)
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, batch: dict) -> jax.Array:
         params = traverse_util.unflatten_dict({**fixed, **trained}, sep="/")
         key = jax.random.key(0)
-        images, start_after = batch.get("features"), config.data.feature_cache.stage
+        images, start_after = batch.get("features"), spec.data.feature_cache.stage
         if images is None:
-            images = augment(key, batch["image"], config.augment, jnp.arange(rows))
+            images = augment(key, batch["image"], spec.augment, jnp.arange(rows))
             images = description.preprocessing.normalise(images)
         context = description.text_reader.ids_of(batch["context"]) if "context" in batch else None
         return model.apply(
@@ -128,7 +128,7 @@ def _count_train(program: Program, frozen: frozenset[str]) -> float:
 def _lower_decode(program: Program, rows: int) -> jax.stages.Lowered:
     """As `make_eval_step` does it, without the loss of the references."""
     description, mesh = program.description, program.mesh
-    model, settings = description.model(), description.config.decode.to_dict()
+    model, settings = description.model(), description.spec.decode
 
     def captions(variables: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
         images = description.preprocessing.normalise(batch["image"])
@@ -163,7 +163,7 @@ def _count_encoder(program: Program, frozen: frozenset[str]) -> float:
 
 def _fewest(program: Program) -> int:
     """Images of the smallest batch that the model takes in training."""
-    return program.description.config.model.encoder.norm_group_size or 1
+    return program.description.spec.model.encoder.norm_group_size or 1
 
 
 def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, dict, PyTree]:

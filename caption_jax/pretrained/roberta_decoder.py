@@ -18,6 +18,7 @@ from jaxtyping import Int
 
 from caption_jax.errors import WeightsError
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta
+from caption_jax.specs import DecoderSpec
 
 PyTree = Any
 
@@ -34,12 +35,12 @@ _PARTS = {
 }
 
 
-def check_shape(sizes: Mapping[str, Any], decoder: Mapping[str, Any], max_length: int) -> None:
+def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int) -> None:
     """Whether a decoder can start from a RoBERTa.
 
     Args:
         sizes: of the RoBERTa, from `load_roberta_sizes`.
-        decoder: the `model.decoder` part of a config.
+        decoder: `model.decoder` of a run's spec.
         max_length: tokens of the longest caption.
 
     Raises:
@@ -48,7 +49,7 @@ def check_shape(sizes: Mapping[str, Any], decoder: Mapping[str, Any], max_length
     activation = _ACTIVATIONS.get(sizes["hidden_act"])
     if activation is None:
         raise WeightsError(
-            f"config.model.decoder.weights={decoder['weights']} has the activation {sizes['hidden_act']!r}, which this "
+            f"config.model.decoder.weights={decoder.weights} has the activation {sizes['hidden_act']!r}, which this "
             f"decoder lacks: take a RoBERTa with {', '.join(_ACTIVATIONS)}"
         )
     wanted = {
@@ -60,18 +61,22 @@ def check_shape(sizes: Mapping[str, Any], decoder: Mapping[str, Any], max_length
         "activation": activation,
         "positions": "learned",
     }
-    remedies = [f"{key}={value}, not {decoder[key]}" for key, value in wanted.items() if not _same(decoder[key], value)]
-    if decoder["layers"] > sizes["num_hidden_layers"]:
-        remedies.append(f"layers={sizes['num_hidden_layers']} at most, not {decoder['layers']}")
+    remedies = [
+        f"{key}={value}, not {getattr(decoder, key)}"
+        for key, value in wanted.items()
+        if not _same(getattr(decoder, key), value)
+    ]
+    if decoder.layers > sizes["num_hidden_layers"]:
+        remedies.append(f"layers={sizes['num_hidden_layers']} at most, not {decoder.layers}")
     if remedies:
         raise WeightsError(
-            f"a decoder that starts from config.model.decoder.weights={decoder['weights']} needs, in "
+            f"a decoder that starts from config.model.decoder.weights={decoder.weights} needs, in "
             f"config.model.decoder, {'; '.join(remedies)} (configs/coco_roberta_decoder.py has roberta-base's shape)"
         )
     longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if max_length > longest:
         raise WeightsError(
-            f"config.data.max_length={max_length}, but config.model.decoder.weights={decoder['weights']} has positions "
+            f"config.data.max_length={max_length}, but config.model.decoder.weights={decoder.weights} has positions "
             f"for {longest} tokens"
         )
 

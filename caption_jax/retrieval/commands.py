@@ -8,8 +8,6 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from caption_jax.errors import ConfigError
 from caption_jax.files import json_line, pass_any_file_name
 from caption_jax.inference.caption_files import find_images
@@ -22,6 +20,7 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.weights import fingerprint
 from caption_jax.runs.workdir import read_description
+from caption_jax.specs import DataSpec, DecodeSpec
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
@@ -56,13 +55,13 @@ def named_images(arguments: Sequence[str]) -> list[Record]:
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
-def split_images(config: ConfigDict, split: str) -> Split:
+def split_images(data: DataSpec, split: str) -> Split:
     """The images of one split of a config's data.
 
     Raises:
         DataError: there is no such split.
     """
-    return get_split(open_splits(config.data), split)
+    return get_split(open_splits(data), split)
 
 
 def index_images(
@@ -71,7 +70,7 @@ def index_images(
     images: Iterable[Record],
     *,
     checkpoint: str,
-    decode: ConfigDict,
+    decode: DecodeSpec,
     captions: str,
     missing: str,
 ) -> int:
@@ -175,7 +174,7 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
 
 
 def _load(
-    workdir: str, checkpoint: str, decode: ConfigDict | None = None
+    workdir: str, checkpoint: str, decode: DecodeSpec | None = None
 ) -> tuple[Captioner, RunDescription, ModelIdentity]:
     description, weights = read_description(workdir), load_weights(workdir, checkpoint)
     captioner = Captioner(description, weights.variables, decode)

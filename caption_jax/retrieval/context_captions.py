@@ -12,7 +12,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.retrieval.neighbours import ImageId, read_neighbours
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.experiment import Experiment, check_context
+from caption_jax.runs.experiment import Experiment
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError
 from input_pipeline.special_tokens import PAD
@@ -23,12 +23,12 @@ KINDS = ("retrieved", "none", "shuffled")
 
 def usual_kind(experiment: Experiment) -> str:
     """The context that a run is trained and judged with: "retrieved", or "none" where the model takes none."""
-    return "retrieved" if experiment.config.model.context.slots else "none"
+    return "retrieved" if experiment.spec.model.context.slots else "none"
 
 
 def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
     """What a protocol says of the context; nothing where the model takes none."""
-    return {"context": kind} if experiment.config.model.context.slots else {}
+    return {"context": kind} if experiment.spec.model.context.slots else {}
 
 
 def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextCaptions | None:
@@ -48,15 +48,14 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         DataError: they are of another index, or of other images.
         ValueError: an unknown kind, or one that the run's model does not take.
     """
-    config = experiment.config
-    slots, folder = config.model.context.slots, config.data.context
+    spec = experiment.spec
+    slots, folder = spec.model.context.slots, spec.data.context
     if kind not in KINDS:
         raise ConfigError(f"context is {kind!r}; it must be one of {', '.join(KINDS)}")
     if kind == "none":
         return None
     if not slots:
         raise ConfigError(f"context is {kind!r}, but this run's model takes none (config.model.context.slots=0)")
-    check_context(config)
     neighbours = read_neighbours(folder, split_name, at_least=slots)
     ids = experiment.split(split_name).image_ids
     if missing := [image_id for image_id in ids if image_id not in neighbours]:
@@ -71,7 +70,7 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         slots,
         experiment.description.vocabulary,
         experiment.description.model_settings.max_length,
-        config.model.context.dropout,
+        spec.model.context.dropout,
     )
 
 

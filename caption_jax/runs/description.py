@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
-from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
@@ -43,13 +43,13 @@ class RunDescription:
     `workdir.write_description` and `workdir.read_description` keep it in the workdir.
 
     Attributes:
-        config: every key.
+        spec: every key of its config.
         model_settings: what the model's shape depends on beside the config.
         preprocessing: from an image to the encoder's input.
         vocabulary: from words to token ids and back.
     """
 
-    config: ConfigDict
+    spec: RunSpec
     model_settings: ModelSettings
     preprocessing: Preprocessing
     vocabulary: Vocabulary
@@ -59,10 +59,10 @@ class RunDescription:
         from caption_jax.models.build import build_model  # Flax: not needed by a start that traces nothing
 
         return build_model(
-            self.config.model,
+            self.spec.model,
             vocabulary_size=self.model_settings.vocabulary_size,
             max_length=self.model_settings.max_length,
-            dtype=compute_dtype(self.config.dtype),
+            dtype=compute_dtype(self.spec.dtype),
             frozen_norms=frozen_norms,
             padding=self.model_settings.padding,
             norm_epsilon=self.model_settings.norm_epsilon,
@@ -73,8 +73,8 @@ class RunDescription:
     def about(self) -> dict[str, Any]:
         """All that decides what the model computes, beside its weights, for the key of a `KeptProgram`."""
         return {
-            "model": self.config.model.to_dict(),
-            "dtype": self.config.dtype,
+            "model": as_mapping(self.spec.model),
+            "dtype": self.spec.dtype,
             "settings": dataclasses.asdict(self.model_settings),
             "preprocessing": dataclasses.asdict(self.preprocessing),
             "vocabulary": self.vocabulary.fingerprint(),

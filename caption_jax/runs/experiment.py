@@ -12,9 +12,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
 
-from caption_jax.augment import check_augment
 from caption_jax.errors import ConfigError
 from caption_jax.models.build import roberta_sizes
 from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -24,6 +22,7 @@ from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.transfer import transfer_weights
+from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
@@ -45,13 +44,17 @@ class Experiment:
     splits: dict[str, Split]
 
     @property
-    def config(self) -> ConfigDict:
-        """The run's config."""
-        return self.description.config
+    def spec(self) -> RunSpec:
+        """The run's config, validated."""
+        return self.description.spec
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
         return self.description.model(frozen_norms)
+
+    def resolved(self) -> RunSpec:
+        """The spec with what depends on the training data filled in."""
+        return resolve(self.spec, DatasetFacts(len(self.split("train"))))
 
     def split(self, name: str) -> Split:
         """The split of that name.
@@ -62,43 +65,41 @@ class Experiment:
         return get_split(self.splits, name)
 
 
-def start_experiment(config: ConfigDict, workdir: epath.Path) -> Experiment:
+def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     """Prepares a training run in a new workdir, or takes up the one that is there.
 
     Raises:
-        ValueError: the config contradicts itself, its data, or the run that the workdir holds.
+        ConfigError: the config contradicts its data, or the run that the workdir holds.
     """
-    mesh = make_mesh(config.mesh)
-    check_augment(config.augment)
-    _check_counts(config)
-    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
-    _check_batches(mesh, {"data.batch_size": config.data.batch_size}, config.optimizer.accumulation)
-    _check_objective(config)
-    check_context(config)
-    splits = open_splits(config.data)
+    mesh = make_mesh(spec.mesh)
+    _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
+    _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.accumulation)
+    splits = open_splits(spec.data)
     if "train" not in splits:
         raise ConfigError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
-    if has_checkpoint(workdir):
-        description = _take_up(config, workdir)
-    else:  # new, or killed so early that nothing of it is worth keeping
-        description = _describe(config, splits["train"])
-        if jax.process_index() == 0:
-            workdir_files.write_description(workdir, description)
-    return Experiment(workdir, description, mesh, splits)
+    resuming = has_checkpoint(workdir)  # or it was killed so early that nothing of it is worth keeping
+    description = _resume(spec, workdir) if resuming else _describe(spec, splits["train"])
+    experiment = Experiment(workdir, description, mesh, splits)
+    if jax.process_index() == 0:
+        if resuming:
+            workdir_files.write_spec(workdir, spec, experiment.resolved())
+        else:
+            workdir_files.write_description(workdir, description, experiment.resolved())
+    return experiment
 
 
-def open_experiment(workdir: epath.Path, config: ConfigDict) -> Experiment:
-    """Opens a finished (or running) run to evaluate it, with `config` in place of the stored one.
+def open_experiment(workdir: epath.Path, spec: RunSpec) -> Experiment:
+    """Opens a finished (or running) run to evaluate it, with `spec` in place of the stored one.
 
     Raises:
         FileNotFoundError: the folder is not a run's workdir.
         ValueError: the batches do not divide over the devices that there are now.
     """
     stored = workdir_files.read_description(workdir)
-    mesh = make_mesh(config.mesh)
-    _check_batches(mesh, {"data.eval_batch_size": config.data.eval_batch_size})
-    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
-    return Experiment(workdir, description, mesh, open_splits(config.data))
+    mesh = make_mesh(spec.mesh)
+    _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
+    description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
+    return Experiment(workdir, description, mesh, open_splits(spec.data))
 
 
 def variable_shapes(description: RunDescription) -> PyTree:
@@ -108,27 +109,27 @@ def variable_shapes(description: RunDescription) -> PyTree:
 
 def initial_variables(experiment: Experiment) -> PyTree:
     """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
-    config, vocabulary = experiment.config, experiment.description.vocabulary
+    spec, vocabulary = experiment.spec, experiment.description.vocabulary
     variables = init_variables(experiment.description)
-    if config.model.encoder.weights:
-        pretrained = load_encoder_weights(config.model.encoder.weights, config.model.encoder.variant)
+    if spec.model.encoder.weights:
+        pretrained = load_encoder_weights(spec.model.encoder.weights, spec.model.encoder.variant)
         for collection, tree in pretrained.variables.items():
             variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
         logging.info("image encoder: weights from %s", pretrained.source)
-    if experiment.description.has_text_encoder and config.model.text_encoder.weights:
+    if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
         from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
 
-        text = load_roberta(config.model.text_encoder.weights)
+        text = load_roberta(spec.model.text_encoder.weights)
         variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
         logging.info("text encoder: weights from %s", text.source)
-    if config.model.decoder.weights:
+    if spec.model.decoder.weights:
         from caption_jax.pretrained.roberta_decoder import start_from_roberta
 
         rows = vocabulary.to_full(range(vocabulary.size))
-        decoder = start_from_roberta(variables["params"]["decoder"], config.model.decoder.weights, rows)
+        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
         variables["params"]["decoder"] = decoder
-    if config.init_from:
-        variables = transfer_weights(variables, config.init_from, vocabulary)
+    if spec.init_from:
+        variables = transfer_weights(variables, spec.init_from, vocabulary)
     count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
     logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, vocabulary.size)
     return variables
@@ -145,7 +146,7 @@ def _init_call(description: RunDescription) -> tuple:
     size = description.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
-    return _initialiser(description), jax.random.key(description.config.seed), images, tokens
+    return _initialiser(description), jax.random.key(description.spec.seed), images, tokens
 
 
 def _initialiser(description: RunDescription) -> Callable:
@@ -159,36 +160,36 @@ def _initialiser(description: RunDescription) -> Callable:
     return _INITIALISERS[id(description)]
 
 
-def _describe(config: ConfigDict, train: Split) -> RunDescription:
-    settings = _encoder_settings(config)
-    data = config.data
+def _describe(spec: RunSpec, train: Split) -> RunDescription:
+    settings = _encoder_settings(spec)
+    data = spec.data
     vocabulary = build_vocabulary(data, train.captions)
-    shared_space, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
-    text_encoder = text_encoder_sizes(config, vocabulary) if shared_space or context else None
-    if config.model.decoder.weights:
-        _check_decoder_weights(config, vocabulary)
+    shared_space, context = spec.objective.contrastive_weight > 0, spec.model.context.slots > 0
+    text_encoder = text_encoder_sizes(spec, vocabulary) if shared_space or context else None
+    if spec.model.decoder.weights:
+        _check_decoder_weights(spec, vocabulary)
     model_settings = ModelSettings(
         vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder, shared_space
     )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
-    return RunDescription(config, model_settings, preprocessing, vocabulary)
+    return RunDescription(spec, model_settings, preprocessing, vocabulary)
 
 
-def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, Any]:
+def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
     """Sizes of the text encoder that the config names, checked against the words that it will read.
 
     Raises:
         ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
         FileNotFoundError: there is no such RoBERTa.
     """
-    name, data = config.model.text_encoder.weights, config.data
+    name, data = spec.model.text_encoder.weights, spec.data
     if not name:
-        return roberta_sizes(config.model.text_encoder, vocabulary.size, data.max_length, PAD)
+        return roberta_sizes(spec.model.text_encoder, vocabulary.size, data.max_length, PAD)
     from caption_jax.pretrained.roberta_weights import load_roberta_sizes
 
     sizes = load_roberta_sizes(name)
-    _check_tokenizer("config.model.text_encoder.weights", name, sizes, config, vocabulary)
+    _check_tokenizer("config.model.text_encoder.weights", name, sizes, spec, vocabulary)
     longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if data.max_length > longest:
         raise ConfigError(
@@ -198,19 +199,19 @@ def text_encoder_sizes(config: ConfigDict, vocabulary: Vocabulary) -> dict[str, 
     return sizes
 
 
-def _check_decoder_weights(config: ConfigDict, vocabulary: Vocabulary) -> None:
+def _check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
     from caption_jax.pretrained.roberta_decoder import check_shape
     from caption_jax.pretrained.roberta_weights import load_roberta_sizes
 
-    name = config.model.decoder.weights
+    name = spec.model.decoder.weights
     sizes = load_roberta_sizes(name)
-    check_shape(sizes, config.model.decoder, config.data.max_length)
-    _check_tokenizer("config.model.decoder.weights", name, sizes, config, vocabulary)
+    check_shape(sizes, spec.model.decoder, spec.data.max_length)
+    _check_tokenizer("config.model.decoder.weights", name, sizes, spec, vocabulary)
 
 
-def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], config: ConfigDict, vocabulary: Vocabulary) -> None:
+def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], spec: RunSpec, vocabulary: Vocabulary) -> None:
     """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
-    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], config.data.tokenizer
+    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], spec.data.tokenizer
     if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
         raise ConfigError(
             f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
@@ -220,72 +221,26 @@ def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], config: ConfigD
         )
 
 
-def _encoder_settings(config: ConfigDict) -> EncoderSettings:
+def _encoder_settings(spec: RunSpec) -> EncoderSettings:
     """Padding, epsilon and input scaling of the weights that the image encoder starts from."""
-    encoder = config.model.encoder
-    if config.init_from:
-        source = workdir_files.read_description(config.init_from)
-        if source.config.model.encoder.variant == encoder.variant:  # then its weights are taken, whatever others exist
+    encoder = spec.model.encoder
+    if spec.init_from:
+        source = workdir_files.read_description(spec.init_from)
+        if source.spec.model.encoder.variant == encoder.variant:  # then its weights are taken, whatever others exist
             settings, pixels = source.model_settings, source.preprocessing
             return EncoderSettings(
-                settings.padding, settings.norm_epsilon, pixels.mean, pixels.std, source=config.init_from
+                settings.padding, settings.norm_epsilon, pixels.mean, pixels.std, source=spec.init_from
             )
     return encoder_settings(encoder.weights, encoder.variant)
 
 
-def _take_up(config: ConfigDict, workdir: epath.Path) -> RunDescription:
+def _resume(spec: RunSpec, workdir: epath.Path) -> RunDescription:
     stored = workdir_files.read_description(workdir)
-    changes = workdir_files.differences(stored.config, config)
+    changes = differences(stored.spec, spec)
     for key, (old, new) in changes.items():
         logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)
     workdir_files.check_resumable(changes, workdir)
-    description = RunDescription(config, stored.model_settings, stored.preprocessing, stored.vocabulary)
-    if changes and jax.process_index() == 0:
-        workdir_files.write_config(workdir, config)
-    return description
-
-
-def _check_objective(config: ConfigDict) -> None:
-    weight, slices = config.objective.contrastive_weight, config.optimizer.accumulation
-    if not 0 <= config.objective.label_smoothing < 1:
-        raise ConfigError(
-            f"config.objective.label_smoothing is {config.objective.label_smoothing}; it has to be in [0, 1)"
-        )
-    if not weight >= 0:
-        raise ConfigError(f"config.objective.contrastive_weight is {weight}; it has to be 0 (for none) or more")
-    if config.decode.rerank_weight and not weight:
-        raise ConfigError(
-            f"config.decode.rerank_weight={config.decode.rerank_weight} compares captions with images, which needs a "
-            "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
-        )
-    if weight and slices > 1:
-        raise ConfigError(
-            f"config.optimizer.accumulation={slices} with config.objective.contrastive_weight={weight}: each slice of "
-            "the batch would be told apart from its own images only, which is another, easier loss than that of the "
-            "whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a smaller "
-            "config.data.batch_size where memory is short"
-        )
-
-
-def check_context(config: ConfigDict) -> None:
-    """Raises ValueError where `config.model.context` and `config.data.context` do not go together."""
-    slots, dropout = config.model.context.slots, config.model.context.dropout
-    if slots < 0:
-        raise ConfigError(f"config.model.context.slots is {slots}; it has to be 0 (for no context) or more")
-    if not 0 <= dropout < 1:
-        raise ConfigError(f"config.model.context.dropout is {dropout}; it has to be in [0, 1)")
-    if slots and not config.data.context:
-        raise ConfigError(
-            f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the folder of "
-            "an index of the training split, with neighbours of the splits (docs/context.md)"
-        )
-
-
-def _check_counts(config: ConfigDict) -> None:
-    for key in ("data.batch_size", "data.eval_batch_size", "optimizer.accumulation", "train.log_every"):
-        section, name = key.split(".")
-        if config[section][name] < 1:
-            raise ConfigError(f"config.{key} is {config[section][name]}; it has to be 1 or more")
+    return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
 
 
 def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:

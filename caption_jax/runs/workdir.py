@@ -12,14 +12,15 @@ import platform
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
-from caption_jax.config import default_config
-from caption_jax.errors import MissingFileError, WorkdirError
+from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 from caption_jax.runs.description import ModelSettings, RunDescription
+from caption_jax.specs import RunSpec, as_mapping, differences
 from input_pipeline.files import write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
+
+VERSION = 2  # of config.json
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers"),
@@ -46,18 +47,27 @@ _FIXED = (
 _DECIDES_ON_SHARED_SPACE = "objective.contrastive_weight"  # by being 0 or above: the same
 
 
-def write_description(workdir: epath.Path, description: RunDescription) -> None:
-    """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/."""
+def write_description(workdir: epath.Path, description: RunDescription, resolved: RunSpec | None = None) -> None:
+    """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/; see `write_spec`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_config(workdir, description.config)
+    write_spec(workdir, description.spec, resolved)
     _write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
     write_atomically(workdir / "preprocessing.json", description.preprocessing.to_json() + "\n")
     description.vocabulary.save(workdir / "tokenizer")
 
 
-def write_config(workdir: epath.Path, config: ConfigDict) -> None:
-    """Writes config.json, and versions.json of what it now runs with."""
-    _write_json(workdir / "config.json", config.to_dict())
+def write_spec(workdir: epath.Path, spec: RunSpec, resolved: RunSpec | None = None) -> None:
+    """Writes config.json, and versions.json of what it now runs with.
+
+    Args:
+        workdir: of the run.
+        spec: as configured.
+        resolved: the same with what depends on the data filled in, for whoever reads the file.
+    """
+    content: dict[str, Any] = {"version": VERSION, "spec": as_mapping(spec)}
+    if resolved is not None:
+        content["resolved"] = {key: new for key, (_, new) in differences(spec, resolved).items()}
+    _write_json(workdir / "config.json", content)
     _write_json(workdir / "versions.json", versions())
 
 
@@ -65,30 +75,36 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
     """Reads what `write_description` wrote.
 
     Raises:
-        FileNotFoundError: the folder is not a run's workdir.
+        MissingFileError: the folder is not a run's workdir.
+        WorkdirError: a newer release wrote it.
     """
     workdir = epath.Path(workdir)
     return RunDescription(
-        config=read_config(workdir),
+        spec=read_spec(workdir),
         model_settings=ModelSettings(**_read_json(workdir / "model.json")),
         preprocessing=Preprocessing.from_json(_read_text(workdir / "preprocessing.json")),
         vocabulary=Vocabulary.load(workdir / "tokenizer"),
     )
 
 
-def read_config(workdir: str | epath.Path) -> ConfigDict:
-    """The config a run was last started with, locked; keys that were added since have their defaults."""
-    config = default_config()
-    with config.unlocked():
-        config.update(_tuples(_read_json(epath.Path(workdir) / "config.json")))
-    return config
+def read_spec(workdir: str | epath.Path) -> RunSpec:
+    """The spec a run was last started with; keys that were added since have their defaults.
 
-
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, as "a.b.c" -> (old, new); a key that one side lacks counts as None there."""
-    old_flat, new_flat = _flatten(old.to_dict()), _flatten(new.to_dict())
-    keys = sorted(old_flat.keys() | new_flat.keys())
-    return {k: (old_flat.get(k), new_flat.get(k)) for k in keys if old_flat.get(k) != new_flat.get(k)}
+    Raises:
+        MissingFileError: the folder is not a run's workdir.
+        WorkdirError: a newer release wrote it, or a value in it is not usable any more; the message names the file.
+    """
+    path = epath.Path(workdir) / "config.json"
+    content = _read_json(path)
+    version = content.get("version", 1)
+    if version > VERSION:
+        raise WorkdirError(
+            f"{path} has format {version}, of a newer release of this project; this one reads up to {VERSION}"
+        )
+    try:
+        return RunSpec.from_config(content if version == 1 else content["spec"])  # the first kept the bare keys
+    except ConfigError as error:
+        raise WorkdirError(f"{path}: {error}") from error
 
 
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
@@ -101,22 +117,6 @@ def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Pa
             f"{workdir} holds a run that cannot go on with these changes:\n{lines}\n"
             f"Undo them, or train in another workdir with --config.init_from={workdir} to start from its weights."
         )
-
-
-def _tuples(tree: Any) -> Any:
-    """JSON's lists as the tuples they were; the command line can override no list."""
-    if isinstance(tree, dict):
-        return {key: _tuples(value) for key, value in tree.items()}
-    return tuple(map(_tuples, tree)) if isinstance(tree, list) else tree
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix: json.loads(json.dumps(tree))}  # tuples and lists compare as equals
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat.update(_flatten(value, f"{prefix}.{key}" if prefix else key))
-    return flat
 
 
 def versions() -> dict[str, str]:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
 
 from caption_jax.runtime.libraries import keep_tensorflow_off_accelerators, quiet_libraries
 from caption_jax.telemetry.clock import Clock
@@ -33,7 +32,7 @@ class Monitor:
     def __init__(
         self,
         workdir: epath.PathLike,
-        config: ConfigDict | Mapping[str, Any] | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
         is_main_process: bool = True,
         total_steps: int = 0,
@@ -62,8 +61,7 @@ class Monitor:
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
-            values = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
-            self._texts = {"config": f"```\n{json.dumps(values, indent=2, default=str)}\n```"}
+            self._texts = {"config": f"```\n{json.dumps(dict(config), indent=2, default=str)}\n```"}
 
     def scalars(self, step: int, values: Mapping[str, Any], prefix: str) -> None:
         """Records numbers under their names.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
+
+from caption_jax.specs import ProfileSpec
 
 
 class Trace:
@@ -16,7 +17,7 @@ class Trace:
         profile: `config.train.profile`.
     """
 
-    def __init__(self, folder: epath.Path, profile: ConfigDict):
+    def __init__(self, folder: epath.Path, profile: ProfileSpec):
         self._folder = folder
         self._steps = range(profile.start, profile.start + profile.steps)
         self._running = False

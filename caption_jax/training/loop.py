@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
-from ml_collections import ConfigDict
 
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.evaluator import Evaluator
@@ -21,6 +20,7 @@ from caption_jax.retrieval.context_captions import open_context, usual_kind
 from caption_jax.runs.checkpoints import Checkpoints, Restored
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
+from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.tracing import Trace
@@ -31,8 +31,8 @@ from input_pipeline.batches import train_batches
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
-def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Assessment | None:
-    """Trains from `config`, or goes on with the run that `workdir` holds, and scores the best weights.
+def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment | None:
+    """Trains as `spec` says, or goes on with the run that `workdir` holds, and scores the best weights.
 
     Returns:
         The final evaluation of the validation split; None when the data has none, or when a signal ended the run early.
@@ -41,7 +41,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | epath.Path) -> Assessm
         ValueError: config, data and workdir do not fit each other; the message names the key or file.
         NonFiniteLossError: the loss is NaN or infinite. The last good checkpoint is safe.
     """
-    experiment = start_experiment(config, epath.Path(workdir).resolve())
+    experiment = start_experiment(spec, epath.Path(workdir).resolve())
     # Until the first step there is nothing to save: a signal just ends the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as asked_to_stop:
         finished = run.train(asked_to_stop)
@@ -52,23 +52,22 @@ class Run:
     """One process's part in a training run. `train` is the loop; the rest are the things it does now and then."""
 
     def __init__(self, experiment: Experiment):
-        config = experiment.config
-        self.experiment, self.config = experiment, config
-        self.steps, self.eval_every, self.checkpoint_every = _intervals(config, len(experiment.split("train")))
+        spec = experiment.resolved()
+        self.experiment, self.spec, self.steps = experiment, spec, spec.train.steps
         self.program = make_program(experiment.description, experiment.mesh, self.steps)
         self.checkpoints = Checkpoints(experiment.workdir)
-        self.clock = Clock(self.steps, config.data.batch_size, experiment.mesh.size)
+        self.clock = Clock(self.steps, spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         restored = self._start_or_go_on()
         if "val" in experiment.splits:
-            self.evaluator = Evaluator(experiment, "val", config.train.eval_images)
+            self.evaluator = Evaluator(experiment, "val", spec.train.eval_images)
             self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = _open_batches(experiment, self.state)
         if restored is not None:
             self._resume(restored)
         self.monitor = Monitor(
             experiment.workdir,
-            config,
+            as_mapping(spec),
             is_main_process=jax.process_index() == 0,
             total_steps=self.steps,
             start_step=int(self.state.step),
@@ -78,7 +77,7 @@ class Run:
         """Runs to the last step, to early stopping, or until asked to stop; says whether the run is complete."""
         step = int(self.state.step)  # updates made so far
         finite = FiniteCheck(self.experiment.split("train"))
-        trace = Trace(self.experiment.workdir / "profile", self.config.train.profile)
+        trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
         with self.batches, contextlib.closing(trace):
             for end, update in self._phases(step):
@@ -89,14 +88,19 @@ class Run:
                     self.state, metrics = update(self.state, batch)
                     step += 1
                     finite.push(step, metrics, batch["index"])
-                    if self._is_due(step, self.config.train.log_every):
+                    if self._is_due(step, self.spec.train.log_every):
                         self._log(step, metrics)
                     improved = False
-                    if self._is_due(step, self.eval_every):
+                    if self._is_due(step, self.spec.train.eval_every):
                         finite.flush()
                         improved = self._evaluate(step)
                     stop = asked_to_stop(step)
-                    if improved or stop or self._is_due(step, self.checkpoint_every) or self._out_of_patience():
+                    if (
+                        improved
+                        or stop
+                        or self._is_due(step, self.spec.train.checkpoint_every)
+                        or self._out_of_patience()
+                    ):
                         finite.flush()
                         self._save(step)
                     if stop:
@@ -134,7 +138,7 @@ class Run:
 
     def _phases(self, step: int) -> Iterator[tuple[int, Callable]]:
         """(last step, jitted update) of each stretch, from `step` on, in which the same parameters are frozen."""
-        starts = phases(self.state.params, self.config.optimizer.rules)
+        starts = phases(self.state.params, self.spec.optimizer.rules)
         ends = [start for start, _ in starts[1:]] + [self.steps]
         for (start, frozen), end in zip(starts, ends, strict=True):
             start, end = max(start, step), min(end, self.steps)
@@ -146,7 +150,7 @@ class Run:
         return step % every == 0 or step == self.steps
 
     def _out_of_patience(self) -> bool:
-        patience = self.config.train.patience
+        patience = self.spec.train.patience
         return bool(patience) and self.progress["evaluations_without_gain"] >= patience
 
     def _save(self, step: int) -> None:
@@ -180,15 +184,17 @@ class Run:
             found = self.evaluator(weights, step)
             self.monitor.scalars(step, found.metrics, "val")
             self.samples.show(self.monitor, weights, step)
-            value, best = found.metrics["CIDEr-D"], self.progress["best"]
-            logging.info("step %d: validation CIDEr-D %.4f, BLEU-4 %.4f", step, value, found.metrics["BLEU-4"])
+            name = self.spec.train.best_metric
+            value, best = found.metrics[name], self.progress["best"]
+            shown = ", ".join(f"{key} {found.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
+            logging.info("step %d: validation %s", step, shown)
             if best is None or value > best:
                 self.progress = {"best": value, "best_step": step, "evaluations_without_gain": 0}
                 self.checkpoints.save_best(step, weights, found.metrics)
                 return True
             self.progress["evaluations_without_gain"] += 1
             if self._out_of_patience():
-                logging.info("no better CIDEr-D in %d evaluations: stopping", self.config.train.patience)
+                logging.info("no better %s in %d evaluations: stopping", name, self.spec.train.patience)
             return False
 
 
@@ -206,24 +212,17 @@ def finish(run: Run) -> Assessment | None:
 
 def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """The training batches, made ahead and put on the devices by a thread."""
-    config, description = experiment.config, experiment.description
+    spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", usual_kind(experiment))
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,
         description.vocabulary,
-        config.data,
-        config.seed,
+        spec.data,
+        spec.seed,
         features=stored_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
         context=context,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return prefetch_to_device(batches, batch_placer(config, experiment.mesh), config.data.prefetch)
-
-
-def _intervals(config: ConfigDict, images: int) -> tuple[int, int, int]:
-    """Numbers of steps: of the run, between evaluations, between checkpoints."""
-    epoch = max(images // config.data.batch_size, 1)
-    steps = config.train.steps or max(round(config.train.epochs * epoch), 1)
-    return steps, config.train.eval_every or epoch, config.train.checkpoint_every or epoch
+    return prefetch_to_device(batches, batch_placer(spec, experiment.mesh), spec.data.prefetch)

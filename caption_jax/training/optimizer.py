@@ -149,11 +149,11 @@ def _check(config: ConfigDict) -> None:
     if config.name not in OPTIMIZERS:
         raise ConfigError(f"optimizer.name is {config.name!r}; it has to be one of {', '.join(OPTIMIZERS)}")
     for name in ("learning_rate", "weight_decay", "clip_norm"):
-        if not config[name] >= 0:
-            raise ConfigError(f"optimizer.{name} is {config[name]}; it has to be 0 or more")
+        if not getattr(config, name) >= 0:
+            raise ConfigError(f"optimizer.{name} is {getattr(config, name)}; it has to be 0 or more")
     for name in ("b1", "b2", "ema"):
-        if not 0 <= config[name] < 1:
-            raise ConfigError(f"optimizer.{name} is {config[name]}; it has to be in [0, 1)")
+        if not 0 <= getattr(config, name) < 1:
+            raise ConfigError(f"optimizer.{name} is {getattr(config, name)}; it has to be in [0, 1)")
 
 
 def _method(config: ConfigDict) -> optax.GradientTransformation:

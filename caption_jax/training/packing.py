@@ -6,22 +6,22 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.sharding import put_batch
+from caption_jax.specs import RunSpec
 from input_pipeline.packing import packed_places
 
 Batch = dict[str, np.ndarray]
 
 
-def batch_placer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
+def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     """Returns what puts a training batch on the devices, with "places" of its tokens where `config.train.packing` says.
 
     Raises:
         ValueError: packing is no known choice, or cannot be had.
     """
-    if not _packs(config, mesh):
+    if not _packs(spec, mesh):
         return lambda batch: put_batch(batch, mesh)
     groups = mesh.shape["data"]
 
@@ -31,10 +31,8 @@ def batch_placer(config: ConfigDict, mesh: jax.sharding.Mesh) -> Callable[[Batch
     return place
 
 
-def _packs(config: ConfigDict, mesh: jax.sharding.Mesh) -> bool:
-    choice, processes, slices = config.train.packing, jax.process_count(), config.optimizer.accumulation
-    if choice not in ("auto", "always", "never"):
-        raise ConfigError(f'config.train.packing is {choice!r}; it must be "auto", "always" or "never"')
+def _packs(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
+    choice, processes, slices = spec.train.packing, jax.process_count(), spec.optimizer.accumulation
     if choice == "never":
         return False
     if processes > 1 or slices > 1:  # their parts of a batch would differ in size

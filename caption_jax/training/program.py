@@ -15,6 +15,7 @@ from caption_jax.parameters.sharding import batch_sharding, parameter_shardings,
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import variable_shapes
 from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import Batch, Metrics, make_train_step
@@ -53,11 +54,11 @@ class Program:
         description = self.description
         if not description.has_shared_space:
             return None
-        return ContrastiveObjective(description.config.objective.contrastive_weight, description.text_reader, self.mesh)
+        return ContrastiveObjective(description.spec.objective.contrastive_weight, description.text_reader, self.mesh)
 
     def start(self, variables: PyTree) -> TrainState:
         """The state before the first step, on the devices."""
-        averaged = self.description.config.optimizer.ema > 0
+        averaged = self.description.spec.optimizer.ema > 0
         # As one program: by itself each of hundreds of small arrays would take milliseconds.
         create = jax.jit(lambda variables: create_state(variables, self.optimizer, averaged))
         return jax.device_put(create(variables), self.shardings)
@@ -86,7 +87,7 @@ class Program:
             "train_step",
             {
                 **self.description.about(),
-                "config": self.description.config.to_dict(),
+                "spec": as_mapping(self.description.spec),
                 "steps": self.steps,
                 "frozen": sorted(frozen),
                 "state": str(structure),
@@ -103,15 +104,15 @@ class Program:
         return update
 
     def _step(self, frozen: frozenset[str]) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        description, config = self.description, self.description.config
+        description, spec = self.description, self.description.spec
         return make_train_step(
             description.model(frozen_norms(frozen)),
             self.optimizer,
             description.preprocessing,
-            config,
+            spec,
             frozen,
             contrastive=self.contrastive,
-            reader=description.text_reader if config.model.context.slots else None,
+            reader=description.text_reader if spec.model.context.slots else None,
         )
 
 
@@ -121,10 +122,10 @@ def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: in
     Raises:
         ValueError: the config's rules for the optimizer or the mesh do not fit the model's parameters.
     """
-    config, variables = description.config, variable_shapes(description)
-    optimizer, schedule = make_optimizer(config.optimizer, variables["params"], steps)
-    shapes = jax.eval_shape(lambda tree: create_state(tree, optimizer, averaged=config.optimizer.ema > 0), variables)
-    owners = parameter_shardings(shapes.params, config.mesh.rules, mesh)
+    spec, variables = description.spec, variable_shapes(description)
+    optimizer, schedule = make_optimizer(spec.optimizer, variables["params"], steps)
+    shapes = jax.eval_shape(lambda tree: create_state(tree, optimizer, averaged=spec.optimizer.ema > 0), variables)
+    owners = parameter_shardings(shapes.params, spec.mesh.rules, mesh)
     state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,

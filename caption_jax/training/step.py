@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
-from ml_collections import ConfigDict
 
 from caption_jax.augment import augment
 from caption_jax.decoding import decode
@@ -19,6 +18,7 @@ from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors
 from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
 from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.description import RunDescription, TextReader
+from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
@@ -95,7 +95,7 @@ def make_train_step(
     model: ImageCaptioningModel,
     optimizer: optax.GradientTransformation,
     preprocessing: Preprocessing,
-    config: ConfigDict,
+    spec: RunSpec,
     frozen: frozenset[str],
     contrastive: ContrastiveObjective | None = None,
     reader: TextReader | None = None,
@@ -110,7 +110,7 @@ def make_train_step(
     With `contrastive`, its loss is added; one pass of the image encoder serves both. It is of the whole batch, so it
     goes with one slice only.
 
-    All randomness of a step comes from (config.seed, step); augmentation is the same however the batch is sliced.
+    All randomness of a step comes from (seed, step); augmentation is the same however the batch is sliced.
 
     A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave. Where
     it holds "context", captions of other images, `reader` gives them in the text encoder's ids. Where it holds "places"
@@ -120,14 +120,14 @@ def make_train_step(
     there `forward` and a cross-entropy.
     """
 
-    slices = config.optimizer.accumulation
+    slices = spec.optimizer.accumulation
 
     def encoder_input(batch: Batch, part: Slice) -> tuple[jax.Array, str]:
         """What goes into the image encoder, and the stage after which it goes there ("" for pixels)."""
         if "features" in batch:  # of views that were augmented when they were stored
-            return batch["features"], config.data.feature_cache.stage
+            return batch["features"], spec.data.feature_cache.stage
         rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
-        images = augment(jax.random.fold_in(part.key, 0), batch["image"], config.augment, rows)
+        images = augment(jax.random.fold_in(part.key, 0), batch["image"], spec.augment, rows)
         return preprocessing.normalise(images), ""
 
     def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
@@ -151,7 +151,7 @@ def make_train_step(
             method=forward,
         )
         cross_entropy = token_cross_entropy if packing is None else vocabulary_cross_entropy
-        captions = cross_entropy(*scores, targets, weights, config.objective.label_smoothing)
+        captions = cross_entropy(*scores, targets, weights, spec.objective.label_smoothing)
         loss = captions.loss_sum / part.total
         # The metric "loss" is that of the tokens alone; what is added below has metrics of its own.
         metrics = {"loss": loss, "token_accuracy": captions.correct_sum / part.total}
@@ -188,7 +188,7 @@ def make_train_step(
         return jax.lax.scan(add_slice, none_yet, items)[0]
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        step_key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
         # Flat, by path ("decoder/embedding"), as `frozen` names them: only the trainable ones are differentiated.
         params = traverse_util.flatten_dict(state.params, sep="/")
         trainable = {path: value for path, value in params.items() if path not in frozen}
@@ -202,7 +202,7 @@ def make_train_step(
         full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
         updates, opt_state = optimizer.update(full, state.opt_state, state.params)
         new_params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else ema_update(state.ema, new_params, config.optimizer.ema, state.step)
+        ema = None if state.ema is None else ema_update(state.ema, new_params, spec.optimizer.ema, state.step)
         metrics |= {
             "gradient_norm": optax.tree.norm(gradients),
             "parameter_norm": optax.tree.norm(new_params),
@@ -225,7 +225,7 @@ def make_eval_step(
     `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
     they share with texts, where the model has one; `index` and `mask` as in the batch.
     """
-    settings = description.config.decode
+    settings = description.spec.decode
     words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
 
     def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:

@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
-
-from input_pipeline.errors import ConfigError
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.records import DataError, Report, Split, check_splits
 
 
-def open_splits(data_config: ConfigDict) -> dict[str, Split]:
+def open_splits(spec: DataSpec) -> dict[str, Split]:
     """Opens the data set of a config.
 
     Args:
-        data_config: `config.data`.
+        spec: `config.data`.
 
     Returns:
         Split name ("train", "val", "test", as far as there are) -> split. No image id is in two of them.
 
     Raises:
         DataError: the data cannot be used as they are, or two splits share an image.
-        ValueError: `config.data.source` is unknown.
     """
-    source = data_config.source
+    source = spec.source
     # Imported when asked for: the TFDS sources take seconds to import, a folder needs none of that.
     if source == "folder":
         from input_pipeline.sources.folder import open_folder as open_source
     elif source == "tfds":
         from input_pipeline.sources.tfds import open_config as open_source
-    elif source == "shapes":
-        from input_pipeline.sources.shapes import open_shapes as open_source
     else:
-        raise ConfigError(f"config.data.source is {source!r}; choose 'shapes', 'folder' or 'tfds'")
-    splits = check_splits(open_source(data_config))
+        from input_pipeline.sources.shapes import open_shapes as open_source
+    splits = check_splits(open_source(spec))
     if "train" in splits:
-        splits["train"] = _with_captions(splits["train"], data_config.on_error)
+        splits["train"] = _with_captions(splits["train"], spec.on_error)
     return splits
 
 

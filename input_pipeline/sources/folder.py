@@ -10,9 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from input_pipeline.annotations import Row, read_rows
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.records import SPLITS, Record, Report, Split
 from input_pipeline.sources.split_names import SPLIT_NAMES
@@ -20,7 +19,7 @@ from input_pipeline.sources.split_names import SPLIT_NAMES
 log = logging.getLogger(__name__)
 
 
-def open_folder(data_config: ConfigDict) -> dict[str, Split]:
+def open_folder(spec: DataSpec) -> dict[str, Split]:
     """Opens images and captions on disk, and says what is wrong with them.
 
     The split of an image comes from the first of these that is there: `split_files`, a split field in the caption
@@ -31,29 +30,29 @@ def open_folder(data_config: ConfigDict) -> dict[str, Split]:
     Raises:
         DataError: a file is missing or in no known form; or there are problems and `on_error` is "stop".
     """
-    root = Path(data_config.root or ".")
+    root = Path(spec.root or ".")
     if not root.is_dir():
         raise DataError(f"{root}: no such folder. Set config.data.root to the folder that holds images and captions.")
     report = Report(str(root))
     images: dict[str | int, _Image] = {}
-    by_file = any(data_config.split_files.values())  # then nothing else that speaks of splits is listened to
-    for entry in data_config.captions:
-        split, path = _caption_file(entry, several=len(data_config.captions) > 1)
-        for row in _rows(root / path, data_config.split_field, report):
+    by_file = any(dataclasses.asdict(spec.split_files).values())  # which overrule all else
+    for entry in spec.captions:
+        split, path = _caption_file(entry, several=len(spec.captions) > 1)
+        for row in _rows(root / path, spec.split_field, report):
             if by_file:
                 row, split = dataclasses.replace(row, split=""), ""
             _merge(images, row, split, report)
     _check_captions(images, report)
-    _find_files(images, root / data_config.images, report)
-    _assign_splits(images, data_config, root, report)
+    _find_files(images, root / spec.images, report)
+    _assign_splits(images, spec, root, report)
     report.finish(
-        data_config.on_error,
+        spec.on_error,
         "Mend the files, or leave these out with --config.data.on_error=skip. Paths of images are looked up in "
-        f"{root / data_config.images} (config.data.images) and its subfolders.",
+        f"{root / spec.images} (config.data.images) and its subfolders.",
     )
     splits = _to_splits(images)
     if not splits:
-        raise DataError(f"{root}: no usable image with a caption was found in {', '.join(data_config.captions)}")
+        raise DataError(f"{root}: no usable image with a caption was found in {', '.join(spec.captions)}")
     return splits
 
 
@@ -167,14 +166,14 @@ def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -
             report.add("missing images", image.name)
 
 
-def _assign_splits(images: dict[str | int, _Image], config: ConfigDict, root: Path, report: Report) -> None:
-    files = {split: name for split, name in config.split_files.items() if name}
-    fractions = {split: float(share) for split, share in config.split_fractions.items() if share}
+def _assign_splits(images: dict[str | int, _Image], spec: DataSpec, root: Path, report: Report) -> None:
+    files = {split: name for split, name in dataclasses.asdict(spec.split_files).items() if name}
+    fractions = {split: share for split, share in dataclasses.asdict(spec.split_fractions).items() if share}
     if files:
         source = "config.data.split_files"
         _split_by_files(images, {split: root / name for split, name in files.items()}, report)
-    elif config.split_field or any(image.split for image in images.values()):
-        source = f"the field {config.split_field or 'split'!r} of the caption files"
+    elif spec.split_field or any(image.split for image in images.values()):
+        source = f"the field {spec.split_field or 'split'!r} of the caption files"
         unsaid = [image for image in images.values() if not image.split]
         report.extend("images without a split", (image.name for image in unsaid))
         for image in unsaid:
@@ -215,8 +214,6 @@ def _split_by_files(images: dict[str | int, _Image], files: dict[str, Path], rep
 
 def _split_by_fractions(images: list[_Image], fractions: dict[str, float]) -> None:
     """Deals images out by a hash of their id, so that the split depends neither on order nor on the machine."""
-    if sum(fractions.values()) >= 1 or any(share < 0 for share in fractions.values()):
-        raise DataError(f"config.data.split_fractions {fractions} must be positive and leave something to train on")
     dealt = sorted(images, key=lambda image: hashlib.blake2b(repr(image.image_id).encode()).digest())
     for image in dealt:
         image.split = "train"

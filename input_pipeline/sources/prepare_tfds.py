@@ -8,6 +8,7 @@ A few large files suit network disks, object stores and TPU hosts; they are read
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from typing import Any
 from absl import app, flags
 from ml_collections import config_flags
 
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.records import DataError, Split
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.tfds import open_tfds
@@ -110,10 +112,9 @@ def _main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
     logging.basicConfig(level=logging.INFO)
-    data_config = _CONFIG.value.data
-    data_config.source = "folder"
-    splits = open_splits(data_config)
-    folder = prepare(splits, data_config.tfds_name, data_config.tfds_dir)
+    spec = dataclasses.replace(DataSpec.of(_CONFIG.value.data), source="folder")
+    splits = open_splits(spec)
+    folder = prepare(splits, spec.tfds_name, spec.tfds_dir)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
     print(f"Wrote {folder}: {sizes} images.")
 

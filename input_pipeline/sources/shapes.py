@@ -13,19 +13,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
 from input_pipeline.records import SPLITS, Record, Split, check_splits
 
 log = logging.getLogger(__name__)
 
 
-def open_shapes(data_config: ConfigDict) -> dict[str, Split]:
+def open_shapes(spec: DataSpec) -> dict[str, Split]:
     """Opens the shapes data set, and makes it first where `tfds_dir` has none (about ten seconds).
 
     Args:
-        data_config: `config.data`; `shapes` names the size ("full" or "tiny") and `tfds_dir` where it lives.
+        spec: `config.data`; `shapes` names the size ("full" or "tiny") and `tfds_dir` where it lives.
 
     Returns:
         The splits "train", "val" and "test", with int image ids that are unique over all three.
@@ -36,7 +35,7 @@ def open_shapes(data_config: ConfigDict) -> dict[str, Split]:
     import tensorflow_datasets as tfds  # imported late: a second that only this source should cost
 
     tfds.disable_progress_bar()
-    builder = _prepared_builder(data_config.shapes, data_config.tfds_dir or None)
+    builder = _prepared_builder(spec.shapes, spec.tfds_dir or None)
     keep_encoded = {"image": tfds.decode.SkipDecoding()}
     return check_splits(
         {

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
-from ml_collections import ConfigDict
 
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.files import write_atomically
 from input_pipeline.records import SPLITS, DataError, Record, Split
 from input_pipeline.sources.split_names import SPLIT_NAMES
@@ -24,9 +24,9 @@ _CHUNK = 256  # records read at once while captions are collected
 log = logging.getLogger(__name__)
 
 
-def open_config(data_config: ConfigDict) -> dict[str, Split]:
+def open_config(spec: DataSpec) -> dict[str, Split]:
     """Opens the TFDS data set that `config.data.tfds_name` and `tfds_dir` name; see `open_tfds`."""
-    return open_tfds(data_config.tfds_name, data_config.tfds_dir)
+    return open_tfds(spec.tfds_name, spec.tfds_dir)
 
 
 def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[str, Split]:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from tiny_captioner import EOS, MODEL, random_captioner
 
-from caption_jax.config import default_config
 from caption_jax.decoding import beam_search, decode, sample
 from caption_jax.decoding.constraints import banned_tokens
 from caption_jax.decoding.dispatch import constraints_from
+from caption_jax.specs import DecodeSpec, build_spec
 
 NO_SPECIALS = [banned_tokens([0, 1])]
 
@@ -24,18 +24,10 @@ class Letters:
         return np.array([*ids, EOS] + [1] * (max_length - len(ids) - 1))
 
 
-def test_the_default_config_is_complete():
-    variables, memory = random_captioner(0)
-    config = default_config().decode
-    np.testing.assert_array_equal(
-        decode(MODEL, variables, memory, config).tokens, decode(MODEL, variables, memory, {}).tokens
-    )
-
-
 def test_beam_settings_reach_the_search():
     variables, memory = random_captioner(6)
     options = {"beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
-    found = decode(MODEL, variables, memory, {"method": "beam", **options})
+    found = decode(MODEL, variables, memory, DecodeSpec(**{"method": "beam", **options}))
     expected = beam_search(MODEL, variables, memory, max_length=40, constraints=NO_SPECIALS, **options)
     np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
     np.testing.assert_allclose(found.all_scores, expected.all_scores, atol=1e-6)
@@ -46,7 +38,7 @@ def test_sampling_settings_reach_the_draws():
 
     variables, memory = random_captioner(6)
     options = {"draws": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
-    found = decode(MODEL, variables, memory, {"method": "sample", "seed": 3, **options})
+    found = decode(MODEL, variables, memory, DecodeSpec(**{"method": "sample", "seed": 3, **options}))
     key = jax.random.key(3)
     expected = sample(MODEL, variables, memory, key, max_length=40, constraints=NO_SPECIALS, **options)
     np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
@@ -57,7 +49,7 @@ def test_constraints_hold(method):
     config = {"method": method, "beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
     for seed in range(4):
         variables, memory = random_captioner(seed)
-        for caption in np.asarray(decode(MODEL, variables, memory, config, vocabulary=Letters()).tokens):
+        for caption in np.asarray(decode(MODEL, variables, memory, DecodeSpec(**config), vocabulary=Letters()).tokens):
             assert caption[0] == 4 and caption[3] == EOS and len(set(caption.tolist())) == 4
 
 
@@ -68,18 +60,21 @@ def test_no_token_is_doubled(method):
     for seed in range(4):
         variables, memory = random_captioner(seed)
         for asked in doubled:
-            tokens = np.asarray(decode(MODEL, variables, memory, {**config, "double_tokens": asked}).all_tokens)
+            spec = DecodeSpec(**{**config, "double_tokens": asked})
+            tokens = np.asarray(decode(MODEL, variables, memory, spec).all_tokens)
             doubled[asked] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
     assert doubled["forbid"] == 0 < doubled["allow"]
 
 
 def test_words_are_banned_as_they_stand_inside_a_sentence():
-    asked = {**default_config().decode.to_dict(), "banned_words": ("be",), "banned_endings": ("a", "e b")}
-    assert len(constraints_from(asked, Letters())) == 3
+    asked = {"banned_words": ("be",), "banned_endings": ("a", "e b")}
+    assert len(constraints_from(DecodeSpec(**asked), Letters())) == 3
     variables, memory = random_captioner(0)
     config = {"method": "beam", "beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
-    free = np.asarray(decode(MODEL, variables, memory, {**config, "banned_words": (), "banned_endings": ()}).all_tokens)
-    bound = decode(MODEL, variables, memory, config, vocabulary=Letters()).all_tokens.reshape(-1, 4).tolist()
+    free = DecodeSpec(**{**config, "banned_words": (), "banned_endings": ()})
+    free = np.asarray(decode(MODEL, variables, memory, free).all_tokens)
+    bound = decode(MODEL, variables, memory, DecodeSpec(**config), vocabulary=Letters())
+    bound = bound.all_tokens.reshape(-1, 4).tolist()
     assert not np.array_equal(free.reshape(-1, 4), bound)
     for caption in bound:
         words = [token for token in caption if token in (3, 4, 5)]
@@ -91,7 +86,7 @@ def test_words_are_banned_as_they_stand_inside_a_sentence():
     ("config", "message"),
     [
         ({"method": "viterbi"}, "'viterbi'"),
-        ({"beam": 3}, "unknown keys beam"),
+        ({"beam": 3}, "no key 'beam'; did you mean 'beams'"),
         ({"at_limit": "stop"}, "at_limit"),
         ({"double_tokens": "no"}, "double_tokens"),
         ({"repetition_penalty": 0.5}, "1 or more"),
@@ -100,4 +95,4 @@ def test_words_are_banned_as_they_stand_inside_a_sentence():
 )
 def test_configs_that_cannot_work_are_named(config, message):
     with pytest.raises(ValueError, match=message):
-        decode(MODEL, *random_captioner(0), config)
+        decode(MODEL, *random_captioner(0), build_spec(DecodeSpec, config, "decode"))

@@ -11,6 +11,7 @@ from tiny_captioner import BOS, EOS, LENGTH, MODEL, PAD, VOCABULARY, next_log_pr
 
 from caption_jax.decoding import decode, greedy
 from caption_jax.decoding.constraints import banned_tokens, max_length, min_length
+from caption_jax.specs import DecodeSpec
 
 WORDS_ONLY = [banned_tokens([BOS, PAD])]
 
@@ -70,9 +71,9 @@ def test_the_limit_counts_start_and_end():
     variables["params"]["decoder"]["output_bias"][EOS] -= 50
     assert greedy(MODEL, variables, memory, max_length=4).tokens.shape == (2, 3)
     assert greedy(MODEL, variables, memory, max_length=99).tokens.shape == (2, LENGTH)
-    cut = decode(MODEL, variables, memory, {"max_length": 4})
+    cut = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4}))
     assert EOS not in np.asarray(cut.tokens) and PAD not in np.asarray(cut.tokens)
-    ended = decode(MODEL, variables, memory, {"max_length": 4, "at_limit": "end"})
+    ended = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4, "at_limit": "end"}))
     assert (np.asarray(ended.tokens)[:, -1] == EOS).all()
 
 
@@ -99,7 +100,8 @@ class TestIndependence:
 
     def decoder(self, config):
         def run(variables, memory, ids, mask=None):
-            return decode(MODEL, variables, memory, {**config, "max_length": 5}, image_ids=ids, memory_mask=mask)
+            spec = DecodeSpec(**{**config, "max_length": 5})
+            return decode(MODEL, variables, memory, spec, image_ids=ids, memory_mask=mask)
 
         return jax.jit(run)
 
@@ -154,8 +156,8 @@ def test_an_ensemble_averages_probabilities():
 def test_an_ensemble_of_one_model_twice_is_that_model():
     variables, memory = random_captioner(3)
     config = {"method": "beam", "beams": 3, "alpha": 1.0, "max_length": 5}
-    alone = decode(MODEL, variables, memory, config)
-    twice = decode([MODEL] * 2, [variables] * 2, [memory] * 2, config)
+    alone = decode(MODEL, variables, memory, DecodeSpec(**config))
+    twice = decode([MODEL] * 2, [variables] * 2, [memory] * 2, DecodeSpec(**config))
     np.testing.assert_array_equal(alone.tokens, twice.tokens)
     np.testing.assert_allclose(alone.score, twice.score, atol=1e-5)
 
@@ -174,7 +176,7 @@ def test_attention_is_where_the_model_looked(method):
     variables, memory = random_captioner(5)
     mask = jnp.array([[True, True, False], [True, True, True]])
     config = {"method": method, "beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
-    decoded = decode(MODEL, variables, memory, config, memory_mask=mask, return_attention=True)
+    decoded = decode(MODEL, variables, memory, DecodeSpec(**config), memory_mask=mask, return_attention=True)
     real = np.asarray(decoded.all_tokens) != PAD
     np.testing.assert_allclose(decoded.all_attention.sum(-1), real, atol=1e-5)
     assert (np.asarray(decoded.attention)[0, :, 2] == 0).all() and (np.asarray(decoded.attention)[1, 0] > 0).all()

@@ -16,6 +16,7 @@ from caption_jax.config import default_config
 from caption_jax.decoding import Decoded, decode, rerank
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import PAD
 
 IMAGES, VOCABULARY, LENGTH, WIDTH, SLOTS = 8, 9, 6, 16, 3
@@ -46,7 +47,7 @@ def captioner():
 
 def run(settings, **options) -> Decoded:
     model, variables, features = captioner()
-    decoder = jax.jit(lambda v, f: decode(model, v, f, settings, text_ids=text_ids, **options))
+    decoder = jax.jit(lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=text_ids, **options))
     return jax.device_get(decoder(variables, features))
 
 
@@ -122,7 +123,9 @@ def test_eight_devices_rank_as_one_does():
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     settings = {**BEAM, "candidates": 2, "rerank_weight": 8.0}
     decoder = jax.jit(
-        lambda v, f: decode(model, v, f, settings, text_ids=text_ids), in_shardings=(whole, rows), out_shardings=whole
+        lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=text_ids),
+        in_shardings=(whole, rows),
+        out_shardings=whole,
     )
     spread, alone = decoder(variables, features), ranked()
     np.testing.assert_array_equal(spread.tokens, alone.tokens)
@@ -142,7 +145,7 @@ def test_eight_devices_rank_as_one_does():
 def test_rankings_that_cannot_be_are_named(settings, message):
     model, variables, features = captioner()
     with pytest.raises(ValueError, match=message):
-        decode(model, variables, features, {"rerank_weight": 1.0, **settings}, text_ids=text_ids)
+        decode(model, variables, features, DecodeSpec(**{"rerank_weight": 1.0, **settings}), text_ids=text_ids)
 
 
 def test_a_model_without_a_shared_space_is_told_how_to_get_one():
@@ -150,6 +153,6 @@ def test_a_model_without_a_shared_space_is_told_how_to_get_one():
     variables, memory = random_captioner(0)
     for model, ids in ((MODEL, text_ids), (captioner()[0], None)):
         with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
-            decode(model, variables, memory, asked, text_ids=ids)
+            decode(model, variables, memory, DecodeSpec(**asked), text_ids=ids)
     with pytest.raises(ValueError, match="for an ensemble set it to 0"):
-        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, asked, text_ids=text_ids)
+        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**asked), text_ids=text_ids)

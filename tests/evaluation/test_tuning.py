@@ -15,7 +15,7 @@ from caption_jax.evaluation.candidates import ImageCandidates
 from caption_jax.evaluation.tuning import GIVEN, PENALTY, Setting, tune
 from caption_jax.metrics import read_results, score
 from caption_jax.runs.experiment import open_experiment
-from caption_jax.runs.workdir import read_config
+from caption_jax.runs.workdir import read_spec
 
 WORDS = ["a red dog runs on grass", "two cats sit by the door", "an old man rides a horse", "birds fly over blue water"]
 
@@ -70,7 +70,7 @@ def test_the_flags_it_prints_give_the_scores_it_prints(searchable_workdir, capsy
     assert max(cells.values()) == cells[tuple(found["chosen"].values())]
     assert found["protocol"]["decode"]["beams"] == 4 and "halves" in found["protocol"]
     references = (
-        open_experiment(epath.Path(searchable_workdir), read_config(searchable_workdir)).split("train").references
+        open_experiment(epath.Path(searchable_workdir), read_spec(searchable_workdir)).split("train").references
     )
     for name, system in (("tuned", "tuned"), ("penalty", PENALTY)):
         captions = read_results(searchable_workdir / f"captions_train_{name}.json")

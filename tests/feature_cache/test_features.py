@@ -20,6 +20,7 @@ from resume_run import rows
 from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.specs import RunSpec
 from caption_jax.training.loop import Run
 from caption_jax.training.state import TrainState
 from input_pipeline import inputs
@@ -78,7 +79,7 @@ def features_of(config: ConfigDict, workdir: Path, variables: dict) -> StoredFea
 
 
 def experiment_of(config: ConfigDict, workdir: Path) -> Experiment:
-    return start_experiment(config, epath.Path(workdir))
+    return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
 def furthest(one: TrainState, two: TrainState) -> float:
@@ -185,9 +186,9 @@ def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, image
     tree = {"image_encoder": {"backbone": {"stem": {"conv": {"kernel": 0}}}}, "decoder": {"embedding": 0}}
     config.optimizer.rules = (("image_encoder/.*", {"from_step": 5}), ("decoder/.*", {}))
     with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # later in the run, too
-        check_frozen(tree, config)
+        check_frozen(tree, RunSpec.from_config(config))
     config.optimizer.rules = (("image_encoder/.*", {"lr": 0.0}), ("decoder/.*", {}))
-    check_frozen(tree, config)
+    check_frozen(tree, RunSpec.from_config(config))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from caption_jax.config import default_config
+from caption_jax.specs import DataSpec, build_spec
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Record, Split
 
@@ -50,7 +51,7 @@ def data_config(batch_size: int = 4, captions_per_image: int = 1, workers: int =
     data.workers = workers
     data.max_length = 8
     data.update(changes)
-    return data
+    return build_spec(DataSpec, data, "data")
 
 
 def assert_same_batch(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> None:

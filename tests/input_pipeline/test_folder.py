@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from PIL import Image
 
 from caption_jax.config import default_config
+from caption_jax.specs import DataSpec, build_spec
+from input_pipeline.errors import ConfigError
 from input_pipeline.records import DataError, Record, Split, check_splits
 from input_pipeline.sources import get_split, open_splits, shapes
 
@@ -37,7 +40,7 @@ def config_for(root: Path, *captions: str, **changes):
             data[key].update(value)
         else:
             data[key] = value
-    return data
+    return build_spec(DataSpec, data, "data")
 
 
 def write(path: Path, content) -> str:
@@ -242,7 +245,7 @@ def test_split_by_fraction_depends_on_the_image_alone(tmp_path):
     assert {name: len(split) for name, split in one.items()} == {"train": 35, "val": 10, "test": 5}
     assert {k: set(s.image_ids) for k, s in one.items()} == {k: set(s.image_ids) for k, s in two.items()}
     assert set().union(*(split.image_ids for split in one.values())) == set(names)
-    with pytest.raises(DataError, match="split_fractions"):
+    with pytest.raises(ConfigError, match="split_fractions"):
         open_splits(config_for(tmp_path, "one.csv", split_fractions={"val": 0.6, "test": 0.5}))
 
 
@@ -301,8 +304,7 @@ def test_problems_are_reported_and_stop_the_run(tmp_path):
 
 
 def test_problems_are_left_out_on_request(tmp_path, caplog):
-    data = problem_folder(tmp_path)
-    data.on_error = "skip"
+    data = dataclasses.replace(problem_folder(tmp_path), on_error="skip")
     with caplog.at_level(logging.WARNING):
         splits = open_splits(data)
     assert {name: split.references for name, split in splits.items()} == {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import io
 import itertools
 import json
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from caption_jax.config import default_config
+from caption_jax.specs import DataSpec, build_spec
 from input_pipeline.sources.shapes import open_shapes
 from input_pipeline.sources.shapes_dataset.builder import CaptionShapes, split_scenes
 from input_pipeline.sources.shapes_dataset.drawing import draw, png
@@ -24,7 +26,7 @@ FULL = CaptionShapes.builder_configs["full"]
 def data_config(folder: Path):
     data = default_config().data
     data.tfds_dir, data.shapes = str(folder), "tiny"
-    return data
+    return build_spec(DataSpec, data, "data")
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +96,7 @@ def test_two_processes_may_make_it_at_once(tmp_path):
 
 
 def test_unknown_size_is_named(folder):
-    data = data_config(folder)
-    data.shapes = "huge"
+    data = dataclasses.replace(data_config(folder), shapes="huge")
     with pytest.raises(ValueError, match=r"data\.shapes is 'huge'.*full.*tiny"):
         open_shapes(data)
 

@@ -15,6 +15,7 @@ from caption_jax.config import default_config
 from caption_jax.decoding import decode
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import PAD
 
 VOCABULARY, LENGTH, SLOTS = 12, 6, 3
@@ -130,7 +131,7 @@ def test_every_way_of_decoding_reads_the_context_from_the_cache(method):
     @jax.jit
     def run(context):
         features = model.apply(variables, FEATURES, context, context != PAD, method="add_context")
-        decoded = decode(model, variables, features, settings, key=jax.random.key(0))
+        decoded = decode(model, variables, features, DecodeSpec(**settings), key=jax.random.key(0))
         tokens = jnp.pad(decoded.all_tokens, ((0, 0), (0, 0), (1, 0)))[..., :-1]  # from <s>, which is 0, on
         taught = jax.nn.log_softmax(model.apply(variables, tokens, features, method="decode").logits)
         said = jnp.take_along_axis(taught, decoded.all_tokens[..., None], axis=-1)[..., 0]

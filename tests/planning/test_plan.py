@@ -11,6 +11,7 @@ from small_run import ROOT, WITH_TEXT_ENCODER, get_config, quick_compilation, ru
 
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
+from caption_jax.specs import RunSpec
 
 CONFIG = f"--config={ROOT / 'tests' / 'small_run.py'}"
 FROZEN_FIRST = (
@@ -29,7 +30,7 @@ def config_of(**changes) -> ConfigDict:
 
 def planned(tmp_path, request, **changes):
     with quick_compilation():
-        return plan(config_of(**changes), tmp_path, request)
+        return plan(RunSpec.from_config(config_of(**changes)), tmp_path, request)
 
 
 @pytest.fixture
@@ -98,7 +99,7 @@ def test_a_tpu_that_is_not_there(workdir, capsys):
         pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")
     changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
     request = Request("v5e:2x2", ("train",), images=16, vocabulary=290, compilations=1)
-    found = plan(config_of(**changes), workdir, request)
+    found = plan(RunSpec.from_config(config_of(**changes)), workdir, request)
     print_plan(found)
     train = found["programs"]["train"]
     assert found["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0

@@ -28,7 +28,8 @@ from caption_jax.retrieval.neighbours import read_neighbours
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.description import TextReader
 from caption_jax.runs.experiment import Experiment, open_experiment, start_experiment
-from caption_jax.runs.workdir import read_config
+from caption_jax.runs.workdir import read_spec
+from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from caption_jax.training.optimizer import make_optimizer
@@ -77,12 +78,12 @@ def workdir(index, distinct_images, tmp_path_factory) -> Path:
     """A run that was trained with context."""
     folder = tmp_path_factory.mktemp("runs") / "context"
     with small_run.quick_compilation():
-        train_and_evaluate(make_config(index, distinct_images), folder)
+        train_and_evaluate(RunSpec.from_config(make_config(index, distinct_images)), folder)
     return folder
 
 
 def experiment_of(workdir: Path) -> Experiment:
-    return open_experiment(epath.Path(workdir), read_config(workdir))
+    return open_experiment(epath.Path(workdir), read_spec(workdir))
 
 
 def test_no_image_is_among_its_own_neighbours(workdir, index, distinct_images):
@@ -113,7 +114,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(workdir, tmp_path):
     shutil.rmtree(copy / "checkpoints" / "last" / str(saved_steps(copy)[-1]))
     assert saved_steps(copy) == [25]
     with small_run.quick_compilation():
-        train_and_evaluate(read_config(copy), copy)
+        train_and_evaluate(read_spec(copy), copy)
     assert_same_state(copy, workdir)
 
 
@@ -183,7 +184,7 @@ def test_settings_that_do_not_fit_are_refused(index, distinct_images, tmp_path, 
     config = make_config(index, distinct_images)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
-        start_experiment(config, epath.Path(tmp_path))
+        start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
 def test_neighbours_of_other_images_are_refused(workdir, index, tmp_path):
@@ -191,7 +192,7 @@ def test_neighbours_of_other_images_are_refused(workdir, index, tmp_path):
     lines = (folder / "neighbours-val.jsonl").read_text().split("\n")
     (folder / "neighbours-val.jsonl").write_text("\n".join(line for line in lines if '"id": "09.png"' not in line))
     experiment = experiment_of(workdir)
-    experiment.config.data.context = str(folder)
+    experiment.spec.data.context = str(folder)
     with pytest.raises(DataError, match=r"no neighbours of image 09\.png of the split 'val'"):
         open_context(experiment, "val", "retrieved")
 
@@ -221,7 +222,7 @@ def small_captioner():
 def test_an_images_own_captions_change_no_logit_of_it(workdir):
     """The decoder's inputs held fixed: of the captions that are stored, only those of neighbours reach it."""
     experiment = experiment_of(workdir)
-    split, config = experiment.split("train"), experiment.config
+    split, config = experiment.split("train"), experiment.spec
     context = open_context(experiment, "train", "retrieved")
     changed_id = split[3].image_id
     records = [

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from transformers import FlaxRobertaForMaskedLM, RobertaConfig
 
 from caption_jax.runs.experiment import initial_variables, start_experiment
+from caption_jax.specs import RunSpec
 from input_pipeline.tokenizer import Tokenizer
 
 # Learned on more than the captions hold, so that the compact vocabulary has holes.
@@ -58,7 +59,7 @@ def config_of(folder: Path, small_images: Path) -> ConfigDict:
 
 def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_images, tmp_path, caplog):
     folder, model = roberta
-    experiment = start_experiment(config_of(folder, small_images), epath.Path(tmp_path))
+    experiment = start_experiment(RunSpec.from_config(config_of(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
     with small_run.quick_compilation(), caplog.at_level(logging.INFO):
         variables = initial_variables(experiment)
@@ -102,9 +103,9 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(roberta, small_
     config = config_of(roberta[0], small_images)
     config.model.decoder.width = 16
     with pytest.raises(ValueError, match=r"config\.model\.decoder, width=8, not 16"):
-        start_experiment(config, epath.Path(tmp_path / "run"))
+        start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     config = config_of(roberta[0], small_images)
     config.data.tokenizer, config.objective.contrastive_weight = "train", 0.0
     with pytest.raises(ValueError, match=r"decoder\.weights=.* trained on \d+ tokens.*own tokenizer in config\.data"):
-        start_experiment(config, epath.Path(tmp_path / "run"))
+        start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

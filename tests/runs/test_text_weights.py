@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from transformers import FlaxRobertaModel, RobertaConfig
 
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.specs import RunSpec
 from input_pipeline.tokenizer import Tokenizer
 
 # Learned on more than the captions hold, so that the tokenizer knows words which they lack.
@@ -49,7 +50,7 @@ def config_of(roberta: Path, small_images: Path) -> ConfigDict:
 
 
 def start(config: ConfigDict, workdir: Path) -> Experiment:
-    return start_experiment(config, epath.Path(workdir))
+    return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
 def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tmp_path):

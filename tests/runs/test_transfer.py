@@ -19,6 +19,7 @@ from caption_jax.runs.checkpoints import Checkpoints
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.transfer import transfer_weights
+from caption_jax.specs import RunSpec, TextEncoderSpec
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
@@ -40,7 +41,9 @@ def description(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder)
     config.model.decoder.update({"feed_forward": ROWS, **decoder})
     vocabulary = vocabulary_of(captions)
     model_settings = ModelSettings(vocabulary.size, max_length, "symmetric", 1e-5)
-    return RunDescription(config, model_settings, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary)
+    return RunDescription(
+        RunSpec.from_config(config), model_settings, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary
+    )
 
 
 def filled(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
@@ -144,7 +147,9 @@ def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source,
 def test_another_model_is_refused(source):
     folder, _ = source
     run = description(width=24, feed_forward=64)
-    run.config.model.encoder.variant = "tiny"
+    encoder = dataclasses.replace(run.spec.model.encoder, variant="tiny")
+    model = dataclasses.replace(run.spec.model, encoder=encoder)
+    run = dataclasses.replace(run, spec=dataclasses.replace(run.spec, model=model))
     with pytest.raises(ValueError, match=r"init_from=.* is a run of another model: .*image_encoder/backbone/"):
         transferred(folder, run)
 
@@ -158,24 +163,24 @@ def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
     """Whatever weights the config names: those of the run that it starts from replace them."""
     config = get_config()
     config.data.root = str(write_images(tmp_path / "data"))
-    fresh = start_experiment(config, epath.Path(tmp_path / "fresh")).description
+    fresh = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "fresh")).description
     config.init_from = str(source[0])
-    tuned = start_experiment(config, epath.Path(tmp_path / "tuned")).description
+    tuned = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "tuned")).description
     assert (tuned.model_settings.padding, tuned.model_settings.norm_epsilon) == ("symmetric", 1e-5)
     assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
     assert tuned.preprocessing.size == config.data.image_size
     config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
-    other = start_experiment(config, epath.Path(tmp_path / "other")).description
+    other = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "other")).description
     assert other.model_settings.padding == fresh.model_settings.padding == "same"
     assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
 
 
 def with_text_encoder(run: RunDescription) -> RunDescription:
-    config = run.config.copy_and_resolve_references()
-    config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    sizes = roberta_sizes(config.model.text_encoder, run.vocabulary.size, run.model_settings.max_length, PAD)
+    text = TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=8)
+    spec = dataclasses.replace(run.spec, model=dataclasses.replace(run.spec.model, text_encoder=text))
+    sizes = roberta_sizes(text, run.vocabulary.size, run.model_settings.max_length, PAD)
     settings = dataclasses.replace(run.model_settings, text_encoder=sizes)
-    return dataclasses.replace(run, config=config, model_settings=settings)
+    return dataclasses.replace(run, spec=spec, model_settings=settings)
 
 
 def test_a_text_encoder_is_taken_token_by_token_too(tmp_path):

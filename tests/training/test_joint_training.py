@@ -14,10 +14,12 @@ from etils import epath
 from resume_run import assert_same_state, saved_steps
 
 import caption_jax
+from caption_jax.config import config_of
 from caption_jax.evaluation.recall import split_retrieval
 from caption_jax.metrics import retrieval_scores
 from caption_jax.runs.experiment import start_experiment
-from caption_jax.runs.workdir import read_config, read_description
+from caption_jax.runs.workdir import read_description, read_spec
+from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.records import Record, Split
@@ -70,20 +72,20 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(searchable_workdir, tmp
     workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "last" / str(saved_steps(workdir)[-1]))
     with small_run.quick_compilation():
-        train_and_evaluate(read_config(workdir), workdir)
+        train_and_evaluate(read_spec(workdir), workdir)
     assert_same_state(workdir, searchable_workdir)
 
 
 def test_the_text_encoder_cannot_be_dropped_or_added_on_the_way(searchable_workdir, small_workdir):
     for workdir, other in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
-        config = read_config(workdir)
+        config = config_of(read_spec(workdir))
         config.objective.contrastive_weight = other
         with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {other}"):
-            start_experiment(config, epath.Path(workdir))
-    config = read_config(searchable_workdir)
+            start_experiment(RunSpec.from_config(config), epath.Path(workdir))
+    config = config_of(read_spec(searchable_workdir))
     config.objective.contrastive_weight = 0.25  # another weight will do
     unchanged = (searchable_workdir / "config.json").read_text()
-    assert start_experiment(config, epath.Path(searchable_workdir)).description.has_shared_space
+    assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_shared_space
     (searchable_workdir / "config.json").write_text(unchanged)
 
 
@@ -92,7 +94,7 @@ def test_slices_of_a_batch_are_refused(tmp_path):
     config.objective.contrastive_weight = 0.5
     config.optimizer.accumulation = 2
     with pytest.raises(ValueError, match=r"optimizer\.accumulation=2 with config\.objective\.contrastive_weight=0\.5"):
-        start_experiment(config, epath.Path(tmp_path))
+        start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
 def test_a_run_without_text_encoder_says_what_to_train(small_workdir, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from caption_jax.config import default_config
 from caption_jax.parameters.sharding import make_mesh
+from caption_jax.specs import RunSpec
 from caption_jax.training.packing import batch_placer
 
 
@@ -17,7 +18,7 @@ def placed(**changes):
     tokens = np.ones((8, 5, 40), np.int32)
     tokens[..., :10] = 7
     batch = {"tokens": tokens, "mask": np.arange(8) != 3}
-    return batch_placer(config, make_mesh(config.mesh, jax.devices()[:2]))(batch)
+    return batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
 
 
 def test_on_a_cpu_tokens_alone_are_places_of_each_device():

@@ -10,7 +10,7 @@ from small_run import quick_compilation
 
 from caption_jax.parameters.sharding import put_batch
 from caption_jax.runs.experiment import init_variables, open_experiment
-from caption_jax.runs.workdir import read_config
+from caption_jax.runs.workdir import read_spec
 from caption_jax.training import program as module
 from caption_jax.training.program import Program, make_program
 
@@ -39,7 +39,7 @@ def traces(monkeypatch, tmp_path):
 
 
 def program_on_one_device(workdir) -> Program:
-    experiment = open_experiment(epath.Path(workdir), read_config(workdir))
+    experiment = open_experiment(epath.Path(workdir), read_spec(workdir))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), experiment.mesh.axis_names)
     return make_program(experiment.description, mesh, steps=10)
 
@@ -93,7 +93,7 @@ def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypat
     elif change == "steps":
         steps = 11
     else:
-        description.config.objective.label_smoothing = 0.2
+        description.spec.objective.label_smoothing = 0.2
     other = make_program(description, program.mesh, steps)
     assert int(other.kept_update(frozen)(state, batch)[1]["rows"]) == 4
     assert len(traces) == 2

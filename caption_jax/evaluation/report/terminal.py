@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from caption_jax.config import default_config
 from caption_jax.evaluation.assessment import Assessment
+from caption_jax.specs import DecodeSpec, as_mapping
 
 # By method, the settings that are shown even at their defaults.
 _ALWAYS_SHOWN = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
@@ -53,7 +53,7 @@ def decode_settings(decode: dict[str, Any]) -> str:
     Args:
         decode: the settings by name; those that an older run lacks count as defaults.
     """
-    defaults = default_config().decode.to_dict()
+    defaults = as_mapping(DecodeSpec())
     settings = {**defaults, **decode}
     always = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
     names = [name for name in defaults if name in always or settings[name] != defaults[name]]

@@ -139,7 +139,7 @@ def _word_panels(
 ) -> dict[Any, list[tuple[str, Picture]]]:
     """Image id -> a title and a picture per word of its caption, lit up where the decoder attended."""
     # Drawings are not worth a program that all processes would have to join, and a lone vector has no grid to show.
-    if jax.process_count() > 1 or description.config.model.image_memory == "vector" or not records:
+    if jax.process_count() > 1 or description.spec.model.image_memory == "vector" or not records:
         return {}
     preprocessing, vocabulary = description.preprocessing, description.vocabulary
     pixels = np.stack([preprocessing.load(record.source(), name=record.name) for record in records])

@@ -1,0 +1,35 @@
+"""A run's config as frozen dataclasses: every key with its default, its meaning and its checks."""
+
+from caption_jax.specs.augment_spec import AugmentSpec
+from caption_jax.specs.conversion import as_mapping, build_spec, differences
+from caption_jax.specs.decode_spec import DecodeSpec
+from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, ProfileSpec, TrainSpec
+from caption_jax.specs.model_spec import ContextSpec, DecoderSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
+from caption_jax.specs.resolve import DatasetFacts, resolve
+from caption_jax.specs.run_spec import RunSpec
+from input_pipeline.data_spec import DataSpec, FeatureCacheSpec, SplitFiles, SplitFractions
+
+__all__ = [
+    "AugmentSpec",
+    "ContextSpec",
+    "DataSpec",
+    "DatasetFacts",
+    "DecodeSpec",
+    "DecoderSpec",
+    "FeatureCacheSpec",
+    "JointEmbeddingSpec",
+    "MeshSpec",
+    "ModelSpec",
+    "ObjectiveSpec",
+    "OptimizerSpec",
+    "ProfileSpec",
+    "RunSpec",
+    "SplitFiles",
+    "SplitFractions",
+    "TextEncoderSpec",
+    "TrainSpec",
+    "as_mapping",
+    "build_spec",
+    "differences",
+    "resolve",
+]
