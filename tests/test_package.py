@@ -41,12 +41,39 @@ def imported_by(statement: str) -> set[str]:
             "import caption_jax.inference.captioner",
             {"flax", "optax", "clu", "tensorflow", "transformers", "grain", "orbax"},
         ),
-        ("import caption_jax.training.loop", {"tensorflow", "transformers", "clu", "matplotlib", "pycocoevalcap"}),
+        (
+            "import caption_jax.training.loop",
+            {"tensorflow", "transformers", "clu", "matplotlib", "jinja2", "pycocoevalcap"},
+        ),
+        (
+            "from caption_jax.evaluation import final_evaluation, tuning; "
+            "from caption_jax.evaluation.report import terminal; "
+            "from caption_jax.evaluation.report.html import examples",
+            {"tensorflow", "clu", "matplotlib", "jinja2"},
+        ),
         ("import caption_jax.telemetry.metrics_file, caption_jax.telemetry.clock", {"clu", "tensorflow"}),
     ],
 )
 def test_imports_are_light(statement, absent):
     assert not imported_by(statement) & absent
+
+
+def test_a_wheel_holds_every_file_of_the_package():
+    """Setuptools adds modules by itself and other files only where pyproject.toml names them."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    packaged = {
+        path
+        for package, patterns in declared.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    files = {
+        path
+        for package in ("caption_jax", "input_pipeline")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc")
+    }
+    assert files == packaged and ROOT / "caption_jax/evaluation/report/html/templates/report.html.j2" in packaged
 
 
 def test_every_public_name_is_there():

@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Sequence
 
+import jinja2
 import numpy as np
 import pytest
 from browser import NAMES, Tab, find_browser
@@ -16,13 +17,13 @@ from PIL import Image
 from small_assessment import CAPTIONS, REFERENCES, assessed
 
 from caption_jax.evaluation.assessment import Assessment
-from caption_jax.evaluation.report.html.charts import training_charts
+from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import Example, Picture, choose
 from caption_jax.evaluation.report.html.page import render
 from caption_jax.metrics import score_images
 from caption_jax.telemetry.metrics_file import Row
 
-DANGEROUS = "<script>alert('x')</script> \"quoted\" & <img src=https://example.org/a.png>"
+DANGEROUS = "<script>alert('x')</script> \"quoted\" & <img src=https://example.org/a.png> {{ 7 * 7 }}"
 ROWS = [
     *(Row(step, "train", {"loss": math.nan if step == 50 else 100 / step}) for step in range(10, 101, 10)),
     *(Row(step, "val", {"loss": 50 / step, "CIDEr-D": step / 100}) for step in (50, 100)),
@@ -37,9 +38,9 @@ def example(assessment: Assessment, image_id: str) -> Example:
     return Example(image_id, picture, caption, references, scores, [("dog", picture), ("runs", picture)])
 
 
-def page_of(assessment: Assessment, rows: Sequence[Row] = ROWS) -> str:
+def page_of(assessment: Assessment, rows: Sequence[Row] = ROWS, run_name: str = "boxes") -> str:
     shown = [example(assessment, image_id) for image_id in list(assessment.references)[:2]]
-    return render("boxes", assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, rows)
+    return render(run_name, assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, rows)
 
 
 class Page(html.parser.HTMLParser):
@@ -151,7 +152,7 @@ def test_best_and_worst_do_not_overlap_and_the_random_ones_stay_the_same():
 
 
 def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
-    page = Page(training_charts(ROWS))
+    page = Page(page_of(assessed(), ROWS))
     descriptions = [svg["aria-label"] for svg in page.all("svg")]
     assert "train 1.000 at step 100, val 0.500 at step 100" in descriptions[0]
     assert "best CIDEr-D of val 1.000 at step 100" in descriptions[1]
@@ -166,9 +167,41 @@ def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
 
 def test_a_long_run_makes_no_large_page_and_an_empty_one_no_chart():
     rows = [Row(step, "train", {"loss": 5 + math.sin(step)}) for step in range(1, 20_001)]
-    assert len(training_charts(rows)) < 40_000
-    assert training_charts([]) == ""
-    assert "polyline" in training_charts([Row(1, "train", {"loss": 2.0}), Row(1, "val", {"CIDEr-D": 0.0})])
+    without_charts = page_of(assessed(), [])
+    assert "<svg" not in without_charts and "Training" not in without_charts
+    assert len(page_of(assessed(), rows)) - len(without_charts) < 40_000
+    single_step = [Row(1, "train", {"loss": 2.0}), Row(1, "val", {"CIDEr-D": 0.0})]
+    assert page_of(assessed(), single_step).count("<svg") == 2
+
+
+def test_names_of_the_run_and_of_its_splits_are_text_too():
+    rows = [Row(step, DANGEROUS, {"loss": 2.0 / step, "CIDEr-D": 0.5}) for step in (1, 2)]
+    assessment = assessed()
+    assessment.protocol["context"] = DANGEROUS
+    assessment.evaluation.unreadable[DANGEROUS] = DANGEROUS
+    page = check_self_contained(page_of(assessment, rows, run_name=DANGEROUS))
+    assert page.texts.count(DANGEROUS) == 1 + 1 + 2  # heading, image id, and a legend in each chart
+    assert all(DANGEROUS in svg["aria-label"] for svg in page.all("svg"))
+    assert f"texts beside an image: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
+
+
+def test_a_protocol_without_what_the_page_shows_is_an_error():
+    assessment = assessed()
+    del assessment.protocol["tokenization"]
+    with pytest.raises(jinja2.UndefinedError, match="tokenization"):
+        page_of(assessment)
+
+
+def test_a_report_that_fails_leaves_the_one_before(tmp_path):
+    path = tmp_path / "report_val.html"
+    write_report(path, "boxes", assessed(), {"best": [], "worst": [], "random": []}, ROWS)
+    before = path.read_text(encoding="utf-8")
+    check_self_contained(before)
+    broken = assessed()
+    del broken.protocol["device"]
+    with pytest.raises(jinja2.UndefinedError):
+        write_report(path, "boxes", broken, {"best": [], "worst": [], "random": []}, ROWS)
+    assert path.read_text(encoding="utf-8") == before and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.slow

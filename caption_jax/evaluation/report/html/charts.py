@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: crisp at every size, in the page's own colours, no script."""
+"""The layout of the report's line charts: ticks, labels and polylines in the coordinates of an SVG picture."""
 
 from __future__ import annotations
 
@@ -9,119 +9,151 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from caption_jax.evaluation.report.html.markup import Markup, join, tag
 from caption_jax.telemetry.metrics_file import Row, series, smoothed
 
-_WIDTH, _HEIGHT = 460, 284
-_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 12, 14, 40  # pixels around the area of the lines: on a phone, text is larger
-_MOST_POINTS = 400  # of a line: more make the file larger, not the picture better
-_MOST_MARKS = 40
+Points = Float[np.ndarray, "points 2"]
+
+_MAX_POINTS = 400  # per polyline: more make the file larger, not the picture better
+_MAX_MARKS = 40
+_TICKS = 5
 
 
 @dataclass(frozen=True)
-class Line:
-    """A line of a chart: its (step, value) points, its name in the legend ("" for none), its class in the style."""
+class Frame:
+    """The plot area of a chart and the ranges of steps and values that it covers. Lengths are SVG user units.
 
-    points: Float[np.ndarray, "points 2"]
+    The margins leave room for labels at the font size that the style sheet sets for a phone, which is the largest.
+    """
+
+    steps: tuple[float, float]
+    values: tuple[float, float]
+    width: int = 460
+    height: int = 284
+    left: int = 60
+    right: int = 448
+    top: int = 14
+    bottom: int = 244
+
+    def x(self, step: float) -> float:
+        """Horizontal coordinate of a step."""
+        fraction = (step - self.steps[0]) / (self.steps[1] - self.steps[0])
+        return round(self.left + fraction * (self.right - self.left), 1)
+
+    def y(self, value: float) -> float:
+        """Vertical coordinate of a value, which grows downwards; values far above the range are clipped."""
+        fraction = (value - self.values[0]) / (self.values[1] - self.values[0])
+        return round(self.bottom - min(fraction, 1.05) * (self.bottom - self.top), 1)
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A labelled position on an axis."""
+
+    position: float
+    label: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A polyline of a chart.
+
+    Attributes:
+        points: (step, value) pairs in order of step.
+        name: in the legend; "" for none.
+        style: CSS class: "train", "val", or "raw" for a thin background line that does not affect the axes.
+    """
+
+    points: Points
     name: str
     style: str
 
 
-def training_charts(rows: Sequence[Row]) -> Markup:
-    """The loss, and the validation's CIDEr-D where there is any; nothing where a run has logged nothing."""
-    losses, scores = series(rows, "loss"), series(rows, "CIDEr-D")
-    charts = []
-    if losses:
-        lines = [line for split, points in losses.items() for line in _loss_lines(split, points)]
-        charts.append(_figure("Loss", "nats a token", lines, _ends("loss", losses)))
-    if scores:
-        lines = [Line(points, split, "val") for split, points in scores.items()]
-        best = [(split, *points[points[:, 1].argmax()]) for split, points in scores.items()]
-        said = "; ".join(f"best CIDEr-D of {split} {value:.3f} at step {step:,.0f}" for split, step, value in best)
-        charts.append(_figure("CIDEr-D", "higher is better", lines, said, floor=0.0))
-    return join(charts)
+@dataclass(frozen=True)
+class Polyline:
+    """A curve as it is drawn: SVG coordinates, and whether each point gets a mark."""
 
-
-def _loss_lines(split: str, points: np.ndarray) -> list[Line]:
-    if split != "train":
-        return [Line(points, split, "val")]
-    smooth = np.stack([points[:, 0], smoothed(points[:, 1])], axis=1)
-    return [Line(points, "", "raw"), Line(smooth, split, "train")]
-
-
-def _ends(name: str, found: dict[str, np.ndarray]) -> str:
-    last = (f"{split} {points[-1, 1]:.3f} at step {points[-1, 0]:,.0f}" for split, points in found.items())
-    return f"last {name}: {', '.join(last)}"
-
-
-def _figure(title: str, unit: str, lines: Sequence[Line], said: str, floor: float | None = None) -> Markup:
-    """A chart with its heading, its legend, and in words what it shows."""
-    named = [line for line in lines if line.name]
-    legend = [tag("span", tag("i", class_=f"key {line.style}"), line.name, class_="legend") for line in named]
-    return tag(
-        "figure",
-        tag("figcaption", tag("h3", title, " ", tag("small", unit)), tag("p", *legend)),
-        _svg(lines, f"{title} over training steps; {said}.", floor),
-        tag("p", f"{said[0].upper()}{said[1:]}.", class_="note"),
-        class_="chart",
-    )
-
-
-def _svg(lines: Sequence[Line], description: str, floor: float | None) -> Markup:
-    points = np.concatenate([line.points for line in lines if line.style != "raw"])
-    steps = _ticks(0.0, float(points[:, 0].max()), 5)
-    low = float(points[:, 1].min()) if floor is None else floor
-    values = _ticks(low, float(points[:, 1].max()), 5)
-    frame = _Frame((steps[0], max(steps[-1], 1.0)), (values[0], values[-1]))
-    content = [tag("title", description), *_grid(frame, steps, values)]
-    for line in lines:
-        content += _drawn(frame, line)
-    return tag("svg", *content, viewBox=f"0 0 {_WIDTH} {_HEIGHT}", role="img", aria_label=description)
+    coordinates: Sequence[tuple[float, float]]
+    style: str
+    marked: bool
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Where a (step, value) point lies in the picture."""
+class Chart:
+    """Everything that the template needs to draw a chart.
 
-    steps: tuple[float, float]
-    values: tuple[float, float]
+    Attributes:
+        title: heading.
+        unit: of the values.
+        summary: what the curves show, as a phrase.
+        legend: (name, CSS class) of each named curve.
+        frame: the plot area.
+        value_ticks: along the vertical axis.
+        step_ticks: along the horizontal axis.
+        polylines: the curves.
+    """
 
-    def x(self, step: float) -> float:
-        share = (step - self.steps[0]) / (self.steps[1] - self.steps[0])
-        return round(_LEFT + share * (_WIDTH - _LEFT - _RIGHT), 1)
-
-    def y(self, value: float) -> float:
-        share = (value - self.values[0]) / (self.values[1] - self.values[0])
-        return round(_HEIGHT - _BOTTOM - min(share, 1.05) * (_HEIGHT - _BOTTOM - _TOP), 1)
-
-
-def _grid(frame: _Frame, steps: Sequence[float], values: Sequence[float]) -> list[Markup]:
-    right, bottom = _WIDTH - _RIGHT, _HEIGHT - _BOTTOM
-    drawn = []
-    for value in values:
-        y = frame.y(value)
-        drawn.append(tag("line", x1=_LEFT, x2=right, y1=y, y2=y, class_="grid"))
-        drawn.append(tag("text", f"{value:g}", x=_LEFT - 7, y=y + 4, text_anchor="end"))
-    for step in steps:
-        anchor = "end" if step == steps[-1] else "middle"
-        drawn.append(tag("text", _short(step), x=frame.x(step), y=bottom + 17, text_anchor=anchor))
-    drawn.append(tag("text", "step", x=(_LEFT + right) / 2, y=_HEIGHT - 3, text_anchor="middle"))
-    return drawn
+    title: str
+    unit: str
+    summary: str
+    legend: Sequence[tuple[str, str]]
+    frame: Frame
+    value_ticks: Sequence[Tick]
+    step_ticks: Sequence[Tick]
+    polylines: Sequence[Polyline]
 
 
-def _drawn(frame: _Frame, line: Line) -> list[Markup]:
-    kept = np.unique(np.linspace(0, len(line.points) - 1, _MOST_POINTS).round().astype(int))
-    places = [(frame.x(step), frame.y(value)) for step, value in line.points[kept]]
-    path = tag("polyline", points=" ".join(f"{x},{y}" for x, y in places), class_=f"line {line.style}")
-    if line.style != "val" or len(places) > _MOST_MARKS:
-        return [path]
-    return [path, *(tag("circle", cx=x, cy=y, r=3, class_=f"mark {line.style}") for x, y in places)]
+def training_charts(rows: Sequence[Row]) -> list[Chart]:
+    """Charts of the loss and of the validation's CIDEr-D, each only if the run has logged it."""
+    losses, scores = series(rows, "loss"), series(rows, "CIDEr-D")
+    charts = []
+    if losses:
+        curves = [curve for split, points in losses.items() for curve in _loss_curves(split, points)]
+        last = (f"{split} {points[-1, 1]:.3f} at step {points[-1, 0]:,.0f}" for split, points in losses.items())
+        charts.append(_chart("Loss", "nats a token", curves, f"last loss: {', '.join(last)}"))
+    if scores:
+        curves = [Curve(points, split, "val") for split, points in scores.items()]
+        best = [(split, *points[points[:, 1].argmax()]) for split, points in scores.items()]
+        summary = "; ".join(f"best CIDEr-D of {split} {value:.3f} at step {step:,.0f}" for split, step, value in best)
+        charts.append(_chart("CIDEr-D", "higher is better", curves, summary, minimum=0.0))
+    return charts
 
 
-def _ticks(low: float, high: float, wanted: int) -> list[float]:
-    """Round numbers, about as many as wanted, from at or below `low` to at or above `high`."""
+def _loss_curves(split: str, points: Points) -> list[Curve]:
+    if split != "train":
+        return [Curve(points, split, "val")]
+    smooth = np.stack([points[:, 0], smoothed(points[:, 1])], axis=1)
+    return [Curve(points, "", "raw"), Curve(smooth, split, "train")]
+
+
+def _chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum: float | None = None) -> Chart:
+    """Lays out a chart whose values start at `minimum`, by default at the least value."""
+    points = np.concatenate([curve.points for curve in curves if curve.style != "raw"])
+    steps = _round_numbers(0.0, float(points[:, 0].max()))
+    least = float(points[:, 1].min()) if minimum is None else minimum
+    values = _round_numbers(least, float(points[:, 1].max()))
+    frame = Frame((steps[0], max(steps[-1], 1.0)), (values[0], values[-1]))
+    return Chart(
+        title=title,
+        unit=unit,
+        summary=summary,
+        legend=[(curve.name, curve.style) for curve in curves if curve.name],
+        frame=frame,
+        value_ticks=[Tick(frame.y(value), f"{value:g}") for value in values],
+        step_ticks=[Tick(frame.x(step), _short(step)) for step in steps],
+        polylines=[_polyline(frame, curve) for curve in curves],
+    )
+
+
+def _polyline(frame: Frame, curve: Curve) -> Polyline:
+    kept = np.unique(np.linspace(0, len(curve.points) - 1, _MAX_POINTS).round().astype(int))
+    coordinates = [(frame.x(step), frame.y(value)) for step, value in curve.points[kept]]
+    return Polyline(coordinates, curve.style, marked=curve.style == "val" and len(coordinates) <= _MAX_MARKS)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Evenly spaced round numbers, about five, that cover the range from `low` to `high`."""
     span = high - low if high > low else max(abs(high), 1.0)
-    rough = span / wanted
+    rough = span / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(max(high, low + step) / step - 1e-9)
