@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Int
 
 from caption_jax.errors import ConfigError
+from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.evaluation.recall import TextVectors, split_retrieval
 from caption_jax.metrics import protocol, score
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, open_context, usual_kind
 from caption_jax.runs.experiment import Experiment
 from caption_jax.specs import as_mapping
-from caption_jax.training.step import make_eval_step
 from input_pipeline.batches import eval_batches
 from input_pipeline.records import Split
 

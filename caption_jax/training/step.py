@@ -1,4 +1,4 @@
-"""The jitted steps: one update, and one batch of an evaluation. Both are pure; the loop does all input and output."""
+"""One update as a pure function of state and batch; the loop does all input and output."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import optax
 from flax import traverse_util
 
 from caption_jax.augment import augment
-from caption_jax.decoding import decode
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.packing import Packing
 from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors
+from caption_jax.objectives.forward_pass import target_weights
 from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
-from caption_jax.retrieval.context_captions import encode_images
-from caption_jax.runs.description import RunDescription, TextReader
+from caption_jax.runs.description import TextReader
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
@@ -83,12 +82,6 @@ def forward(
     # Packed: nothing reads output.logits, so XLA never computes them.
     scores = (output.logits,) if packing is None else (output.states, *model.output_layer())
     return scores, None if contrastive is None else contrastive.vectors(model, features, tokens)
-
-
-def target_weights(batch: Batch) -> jax.Array:
-    """Weight of each predicted token [batch, captions, length - 1]: 0 for pads and padding rows, 1 for the others."""
-    real = batch["tokens"][..., 1:] != PAD
-    return (real & batch["mask"][:, None, None]).astype(jnp.float32)
 
 
 def make_train_step(
@@ -212,39 +205,6 @@ def make_train_step(
             step=state.step + 1, params=new_params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
         )
         return new_state, metrics
-
-    return step
-
-
-def make_eval_step(
-    model: ImageCaptioningModel, description: RunDescription
-) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
-    """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
-
-    Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
-    `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
-    they share with texts, where the model has one; `index` and `mask` as in the batch.
-    """
-    settings = description.spec.decode
-    words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-
-    def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
-        images = description.preprocessing.normalise(batch["image"])
-        features = encode_images(model, variables, images, batch.get("context"), description)
-        taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
-        loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
-        shared = model.shared_space is not None
-        return {
-            **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),
-            "tokens": decoded.tokens,
-            "log_prob": decoded.log_prob,
-            "loss_sum": loss.loss_sum,
-            "correct_sum": loss.correct_sum,
-            "weight_sum": loss.weight_sum,
-            "index": batch["index"],
-            "mask": batch["mask"],
-        }
 
     return step
 

@@ -1,0 +1,51 @@
+"""One batch of an evaluation as a pure function of variables and batch: captions, and the loss of the references."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from caption_jax.decoding import decode
+from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.objectives.forward_pass import target_weights
+from caption_jax.ops.cross_entropy import token_cross_entropy
+from caption_jax.retrieval.context_captions import encode_images
+from caption_jax.runs.description import RunDescription
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+def make_eval_step(
+    model: ImageCaptioningModel, description: RunDescription
+) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
+    """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
+
+    Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
+    `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
+    they share with texts, where the model has one; `index` and `mask` as in the batch.
+    """
+    settings = description.spec.decode
+    words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+
+    def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+        images = description.preprocessing.normalise(batch["image"])
+        features = encode_images(model, variables, images, batch.get("context"), description)
+        taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
+        loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
+        decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
+        shared = model.shared_space is not None
+        return {
+            **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),
+            "tokens": decoded.tokens,
+            "log_prob": decoded.log_prob,
+            "loss_sum": loss.loss_sum,
+            "correct_sum": loss.correct_sum,
+            "weight_sum": loss.weight_sum,
+            "index": batch["index"],
+            "mask": batch["mask"],
+        }
+
+    return step
