@@ -56,5 +56,5 @@ def decode_settings(decode: dict[str, Any]) -> str:
     defaults = as_mapping(DecodeSpec())
     settings = {**defaults, **decode}
     always = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
-    names = [name for name in defaults if name in always or settings[name] != defaults[name]]
+    names = [name for name in sorted(defaults) if name in always or settings[name] != defaults[name]]
     return " ".join([decode["method"], *(f"{name}={settings[name]}" for name in names if name != "method")])
