@@ -16,6 +16,7 @@ from caption_jax.metrics import ImageSetError, read_results
 from caption_jax.models.backbones.efficientnet_variants import variant_named
 from caption_jax.runs.description import compute_dtype
 from caption_jax.runtime.stopping import NonFiniteLossError
+from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import make_optimizer
 
 
@@ -45,6 +46,13 @@ def test_a_library_may_pass_it_on():
             raise RuntimeError("a worker failed") from error
 
     assert message_for_the_user(caught(pass_on)) == str(ours)
+
+
+def test_a_check_of_a_backbone_names_the_key():
+    config = default_config()
+    config.model.encoder.variant = "b99"
+    with pytest.raises(errors.ConfigError, match=r"config\.model\.encoder: there is no EfficientNet variant 'b99'"):
+        RunSpec.from_config(config)
 
 
 def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from caption_jax.specs.extensions import NAME, build_extension, import_path, near
-from input_pipeline.errors import ConfigError
+from input_pipeline.errors import ConfigError, UserError
 
 
 def build_spec(cls: type, values: Mapping[str, Any], key: str = "") -> Any:
@@ -27,7 +27,13 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "") -> Any:
         if name not in fields:
             where = f"config.{key}" if key else "the config"
             raise ConfigError(f"{where} has no key {name!r}{near(name, list(fields))}")
-    return cls(**{name: _field_value(cls, fields[name], value, _join(key, name)) for name, value in values.items()})
+    arguments = {name: _field_value(cls, fields[name], value, _join(key, name)) for name, value in values.items()}
+    try:
+        return cls(**arguments)
+    except UserError:
+        raise
+    except ValueError as error:  # an extension's own check, which need not know our kinds of error
+        raise ConfigError(f"config.{key}: {error}") from error
 
 
 def as_mapping(spec: Any) -> dict[str, Any]:
