@@ -52,7 +52,7 @@ class Example:
     problem: str = ""
 
 
-def train_batches(
+def train_batches(  # noqa: PLR0913 - by keyword: what only some runs have
     split: Split,
     preprocessing: Preprocessing,
     vocabulary: EncodesCaptions,

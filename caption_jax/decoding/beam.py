@@ -28,7 +28,7 @@ LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
 EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
 
 
-def beam_search(
+def beam_search(  # noqa: PLR0913 - by keyword: the search's settings, and what all methods take
     model: Any,
     variables: Any,
     features: Any,

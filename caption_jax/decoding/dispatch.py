@@ -27,7 +27,7 @@ class Words(Protocol):
         """Ids <s> ... </s>, filled up with <pad>."""
 
 
-def decode(
+def decode(  # noqa: PLR0913 - by keyword: what a caller may know beyond the config
     model: Any,
     variables: Any,
     features: Any,

@@ -14,7 +14,7 @@ from caption_jax.decoding.rollout import roll_out
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
-def greedy(
+def greedy(  # noqa: PLR0913 - by keyword: what all decoding methods take
     model: Any,
     variables: Any,
     features: Any,

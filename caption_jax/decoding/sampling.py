@@ -16,7 +16,7 @@ from caption_jax.decoding.rollout import roll_out
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
-def sample(
+def sample(  # noqa: PLR0913 - by keyword: the sampler's settings, and what all methods take
     model: Any,
     variables: Any,
     features: Any,
