@@ -61,7 +61,8 @@ class Tokenizer:
         """Trains a BPE of at most `size` tokens (specials and the 256 bytes included) on `captions`.
 
         Raises:
-            ValueError: if there are no captions, or `size` leaves no room for a merge.
+            ConfigError: `size` leaves no room for a merge.
+            DataError: there are no captions.
         """
         lowest = len(SPECIALS) + 1 + 256
         if size < lowest:
@@ -91,7 +92,7 @@ class Tokenizer:
         """Reads `vocab.json` and `merges.txt` (RoBERTa's layout) from a folder.
 
         Raises:
-            FileNotFoundError: if one of the two files is not there; it is named.
+            MissingFileError: if one of the two files is not there; it is named.
         """
         folder = epath.Path(path)
         for name in (_VOCAB, _MERGES):
@@ -261,7 +262,7 @@ class Vocabulary:
         """Reads what `save` wrote.
 
         Raises:
-            FileNotFoundError: if `folder` holds no vocabulary.
+            MissingFileError: if `folder` holds no vocabulary.
         """
         path = epath.Path(folder) / _COMPACT
         if not path.exists():

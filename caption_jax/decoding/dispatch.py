@@ -58,7 +58,7 @@ def decode(  # noqa: PLR0913 - by keyword: what a caller may know beyond the con
             ranks candidates by the image (`rerank_weight`).
 
     Raises:
-        ValueError: words without a vocabulary, or a ranking that the model cannot do.
+        ConfigError: words without a vocabulary, or a ranking that the model cannot do.
     """
     weight, count = spec.rerank_weight, 0
     if weight:

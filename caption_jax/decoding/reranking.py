@@ -77,7 +77,7 @@ def to_be_ranked(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tupl
         text_ids: see `similarities`; None where the model has no text encoder.
 
     Raises:
-        ValueError: the model cannot compare images with texts, or the settings give no candidates to choose from.
+        ConfigError: the model cannot compare images with texts, or the settings give no candidates to choose from.
     """
     weight, method = spec.rerank_weight, spec.method
     asked = f"config.decode.rerank_weight={weight}"

@@ -90,8 +90,8 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
         context: see `open_context`; "" for the kind that the run is trained with, another stands in the file's name.
 
     Raises:
-        ValueError: the split is the test split, the model has no space that images and texts share, or `config.decode`
-            asks for no beams.
+        ConfigError: the split is the test split, or `config.decode` asks for no beams.
+        WorkdirError: the model has no space that images and texts share.
     """
     started = time.time()
     decode_spec = _beam_search(experiment, split_name)

@@ -29,7 +29,8 @@ def retrieval_scores(
         "image_to_text_R@1", ..., "image_to_text_median_rank" (1 is best), and the same for "text_to_image".
 
     Raises:
-        ValueError: shapes that do not fit, an image without a text, or a similarity that is not a number.
+        DataError: an image has no text.
+        ValueError: shapes that do not fit, or a similarity that is not a number.
     """
     similarity, image_of_text = np.asarray(similarity), np.asarray(image_of_text)
     _check(similarity, image_of_text)

@@ -17,7 +17,7 @@ def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
     The first stage begins at step 0. There is one more for each `from_step` among the rules that unfreezes anything.
 
     Raises:
-        ValueError: as `match_rules`.
+        ConfigError: as `match_rules`.
     """
     flat = flatten(match_rules(params, rules))
     starts = sorted({0} | {rule.from_step for rule in flat.values() if rule.lr > 0})

@@ -44,9 +44,9 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         None for "none".
 
     Raises:
-        FileNotFoundError: there are no neighbours of that split.
+        MissingFileError: there are no neighbours of that split.
         DataError: they are of another index, or of other images.
-        ValueError: an unknown kind, or one that the run's model does not take.
+        ConfigError: an unknown kind, or one that the run's model does not take.
     """
     spec = experiment.spec
     slots, folder = spec.model.context.slots, spec.data.context

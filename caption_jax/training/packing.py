@@ -19,7 +19,7 @@ def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], di
     """Returns what puts a training batch on the devices, with "places" of its tokens where `config.train.packing` says.
 
     Raises:
-        ValueError: packing is no known choice, or cannot be had.
+        ConfigError: packing is no known choice, or cannot be had.
     """
     if not _packs(spec, mesh):
         return lambda batch: put_batch(batch, mesh)

@@ -30,7 +30,7 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
         The splits "train", "val" and "test", with int image ids that are unique over all three.
 
     Raises:
-        ValueError: if `shapes` names no known size.
+        ConfigError: if `shapes` names no known size.
     """
     import tensorflow_datasets as tfds  # imported late: a second that only this source should cost
 

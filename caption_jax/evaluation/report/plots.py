@@ -116,7 +116,7 @@ def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
 
     Raises:
         FileNotFoundError: there is no such metrics file.
-        ValueError: a line of it is damaged.
+        WorkdirError: a line of it is damaged.
     """
     rows = read_metrics(metrics)
     scores = series(rows, "CIDEr-D")
