@@ -112,24 +112,23 @@ def _train(_: list[str]) -> int:
 
 
 def _evaluate(_: list[str]) -> int:
-    from etils import epath
-
     from caption_jax.evaluation.final_evaluation import evaluate_split
+    from caption_jax.files import absolute
     from caption_jax.runs.experiment import open_experiment
 
-    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _spec())
+    experiment = open_experiment(absolute(_WORKDIR.value), _spec())
     _print(evaluate_split(experiment, _SPLIT.value, _IMAGES.value, _kind_of_context()))
     return 0
 
 
 def _tune(_: list[str]) -> int:
     import jax
-    from etils import epath
 
     from caption_jax.evaluation.tuning import print_tuning, tune_split
+    from caption_jax.files import absolute
     from caption_jax.runs.experiment import open_experiment
 
-    experiment = open_experiment(epath.Path(_WORKDIR.value).resolve(), _spec())
+    experiment = open_experiment(absolute(_WORKDIR.value), _spec())
     found = tune_split(experiment, _SPLIT.value, _kind_of_context())
     if jax.process_index() == 0:
         print_tuning(found)
@@ -209,8 +208,7 @@ def _neighbours(_: list[str]) -> int:
 
 
 def _plan(_: list[str]) -> int:
-    from etils import epath
-
+    from caption_jax.files import absolute
     from caption_jax.planning.plan import Request, plan
     from caption_jax.planning.table import print_plan
 
@@ -222,7 +220,7 @@ def _plan(_: list[str]) -> int:
         vocabulary=_VOCABULARY.value,
         compilations=_COMPILATIONS.value,
     )
-    print_plan(plan(_spec(), epath.Path(_WORKDIR.value).resolve(), request))
+    print_plan(plan(_spec(), absolute(_WORKDIR.value), request))
     return 0
 
 

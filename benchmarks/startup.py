@@ -3,7 +3,7 @@
     python -m benchmarks.startup [--parts=caption,train] [--rounds=5] [--encoder=lite0]
 
 A model of the size of configs/flickr8k.py with random weights is trained for one step on drawn noise, and captions one
-image, which leaves its weights in a plain file; then whole processes start in turns, cold ones with a new folder for
+image; then whole processes start in turns, cold ones with a new folder for
 compiled programs. `caption` runs `main.py --mode=caption` on one image to its end, `train` runs `main.py` in a new
 workdir until metrics.jsonl has its first step (of 4 images out of 8, so that it is the start that takes the time).
 Seconds are those of the clock on the wall; processor time stands beside them. The last line is JSON; its `ratio` is

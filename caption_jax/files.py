@@ -1,11 +1,21 @@
-"""Lines of output that name files, whatever bytes the names are made of."""
+"""Names of files: paths made absolute, and lines of output, whatever bytes the names are made of."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from typing import Any
+
+from etils import epath
+
+from input_pipeline.files import is_on_bucket
+
+
+def absolute(path: str | os.PathLike[str]) -> epath.Path:
+    """An absolute path; one on a bucket is already, and `resolve` would make a local one of it."""
+    return epath.Path(path) if is_on_bucket(path) else epath.Path(path).resolve()
 
 
 def pass_any_file_name() -> None:

@@ -26,6 +26,8 @@ from resume_run import (
 
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import start_experiment
+from caption_jax.runs.loading import read_model
+from caption_jax.runs.weights import fingerprint, flat, nested
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
@@ -122,6 +124,46 @@ def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_been_interrupted(sma
         train_and_evaluate(RunSpec.from_config(config), trained)
     assert saved_steps(trained) == [middle, end]
     assert_same_state(trained, small_workdir)
+    assert_model_is_best_checkpoint(trained)
+
+
+def assert_model_is_best_checkpoint(workdir: Path) -> None:
+    loaded, best = read_model(workdir), read_weights(workdir)
+    assert loaded.weights.step == best.step
+    assert fingerprint(loaded.weights.variables) == fingerprint(nested(flat(best.variables)))
+    assert (workdir / f"model-{best.step}" / "model.safetensors").exists()
+
+
+def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
+    assert_model_is_best_checkpoint(small_workdir)
+
+
+def test_a_run_of_an_older_release_gets_its_model_when_it_is_started_again(trained, config):
+    shutil.rmtree(next(trained.glob("model-*")))
+    (trained / "best_model.json").unlink()
+    with small_run.quick_compilation():
+        train_and_evaluate(RunSpec.from_config(config), trained)
+    assert_model_is_best_checkpoint(trained)
+
+
+@pytest.mark.slow
+def test_without_an_evaluation_the_last_model_is_loaded(config, tmp_path, compile_cache, small_images):
+    data = Path(shutil.copytree(small_images, tmp_path / "data"))
+    (data / "captions.csv").write_text((data / "captions.csv").read_text().replace(",val", ",train"))
+    config.data.root = str(data)
+    config.train.update({"steps": 4, "checkpoint_every": 3})
+    assert train_and_evaluate(RunSpec.from_config(config), tmp_path / "run") is None
+    assert read_model(tmp_path / "run").weights.step == 4
+    assert {path.name for path in (tmp_path / "run").glob("model-*")} == {"model-3", "model-4"}
+
+
+def test_a_run_from_scratch_does_not_take_the_place_of_a_model(trained, config):
+    shutil.rmtree(trained / "checkpoints")
+    config.train.log_every = 7
+    before = (trained / "config.json").read_text()
+    with pytest.raises(ValueError, match="no checkpoint to go on from"):
+        train_and_evaluate(RunSpec.from_config(config), trained)
+    assert (trained / "config.json").read_text() == before
 
 
 def test_a_loss_that_is_no_number_ends_the_run_after_the_last_good_checkpoint(trained, config):

@@ -15,6 +15,7 @@ from resume_run import QUICKLY, Runs, has_trained, log_of, results_of, rows, sav
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
+from caption_jax.runs.loading import read_model
 
 FLAGS = (
     "--config.mesh.data=2",
@@ -68,6 +69,10 @@ def test_two_processes_train_as_one_does(runs, tmp_path, kind):
     for path in ours:
         np.testing.assert_allclose(theirs[path], ours[path], rtol=0, atol=tolerance, err_msg=path)
     assert saved_steps(two) == saved_steps(one)
+    model, best = read_model(two).weights, read_weights(two)
+    assert model.step == best.step
+    for path, value in flatten(best.variables).items():
+        np.testing.assert_array_equal(flatten(model.variables)[path], value, err_msg=path)
     assert results_of(two)["captions"] == results_of(one)["captions"]
     assert len(results_of(two)["captions"]) == 2
     assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(kind)] * 2

@@ -16,8 +16,7 @@ from PIL import Image
 
 from caption_jax.errors import ConfigError
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.loading import load_weights
-from caption_jax.runs.workdir import read_description
+from caption_jax.runs.loading import load_model
 from caption_jax.runtime.cached_program import KeptProgram
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from input_pipeline.images import ImageError, ImageLike
@@ -208,18 +207,19 @@ def load(
     """Loads the model that a training run left in `workdir`.
 
     Args:
-        workdir: the run's workdir, local or on a bucket.
-        which: "best" by validation CIDEr-D, or "last".
+        workdir: the run's workdir, or a folder `model-<step>` of one, wherever that is now; local or on a bucket.
+        which: "best" by validation CIDEr-D, or "last", which takes longer.
         decode_config: other decoding settings than the run's (keys as in `config.decode`).
         batch_size: images that are captioned at once.
 
     Raises:
-        FileNotFoundError: the folder is not a workdir, or holds no checkpoint.
+        FileNotFoundError: the folder is not a workdir, or holds no model; or a file of the model is missing.
+        ValueError: a file of the model is not as it was written; it is named.
     """
-    description = read_description(workdir)
     if isinstance(decode_config, Mapping):
         decode_config = build_spec(DecodeSpec, decode_config, "decode")
-    return Captioner(description, load_weights(workdir, which).variables, decode_config, batch_size)
+    model = load_model(workdir, which)
+    return Captioner(model.description, model.weights.variables, decode_config, batch_size)
 
 
 def _check_list(method: str, items: Any) -> None:

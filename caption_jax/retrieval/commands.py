@@ -17,9 +17,8 @@ from caption_jax.retrieval.index_builder import Changes, update_index
 from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
 from caption_jax.retrieval.search import Searcher
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.loading import load_weights
+from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
-from caption_jax.runs.workdir import read_description
 from caption_jax.specs import DataSpec, DecodeSpec
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 from input_pipeline.records import Record, Split
@@ -176,7 +175,8 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
 def _load(
     workdir: str, checkpoint: str, decode: DecodeSpec | None = None
 ) -> tuple[Captioner, RunDescription, ModelIdentity]:
-    description, weights = read_description(workdir), load_weights(workdir, checkpoint)
+    model = load_model(workdir, checkpoint)
+    description, weights = model.description, model.weights
     captioner = Captioner(description, weights.variables, decode)
     return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
 

@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
+from caption_jax.files import absolute
 from caption_jax.runs.weights import CHOICES, Weights
 
 PyTree = Any
@@ -45,7 +46,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | epath.Path):
-        folder = epath.Path(workdir).resolve() / "checkpoints"
+        folder = absolute(workdir) / "checkpoints"
         self._last = _manager(folder / "last", keep=2)
         self._best = _manager(folder / "best", keep=2)
 
@@ -91,6 +92,10 @@ class Checkpoints:
         self._forget_best_from(step + 1)
         return Restored(read["weights"], read["train"], read["records"], step)
 
+    def is_saved(self, step: int) -> bool:
+        """Whether the state after `step` steps is safely written and still kept; any thread may ask."""
+        return step in ocp.utils.checkpoint_steps(self._last.directory)
+
     def wait(self) -> None:
         """Returns when everything that `save` began is safely written."""
         self._last.wait_until_finished()
@@ -105,7 +110,7 @@ class Checkpoints:
 def read_weights(
     source: str | epath.Path, which: str = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
-    """Reads a model's weights from a run's workdir; for inference, `caption_jax.runs.loading.load_weights` is quicker.
+    """Reads a model's weights from a run's checkpoints; for inference, `loading.load_model` is quicker.
 
     Args:
         source: a workdir.
@@ -118,7 +123,7 @@ def read_weights(
     """
     if which not in CHOICES:
         raise ConfigError(f"which checkpoint? 'best' or 'last', not {which!r}")
-    folder = epath.Path(source).resolve() / "checkpoints"
+    folder = absolute(source) / "checkpoints"
     for name in CHOICES[which]:
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))

@@ -19,6 +19,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.runs import workdir as workdir_files
+from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.transfer import transfer_weights
@@ -78,6 +79,8 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     if "train" not in splits:
         raise ConfigError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
     resuming = has_checkpoint(workdir)  # or it was killed so early that nothing of it is worth keeping
+    if not resuming:
+        check_no_model(workdir)
     description = _resume(spec, workdir) if resuming else _describe(spec, splits["train"])
     experiment = Experiment(workdir, description, mesh, splits)
     if jax.process_index() == 0:

@@ -1,57 +1,91 @@
-"""A trained model's weights for inference, read from Orbax's checkpoint once and from one plain file after that.
-
-Orbax and its hundreds of small arrays were a third of a start that captions one image. So `load_weights` leaves what
-it has read in `<workdir>/weights/<best or last>.safetensors`, with a note of the checkpoint that it is of. The file is
-a copy: it may be deleted at any time, and is made anew when there is another checkpoint.
-"""
+"""A trained model for inference: from a workdir, by the pointer to its best model, or from a model's own folder."""
 
 from __future__ import annotations
 
+import logging
 import os
-from pathlib import Path
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import jax
+from etils import epath
 
-from caption_jax.runs.weights import CHOICES, Weights, flat, nested, read_plain_file, write_plain_file
+from caption_jax.errors import ConfigError, UserError
+from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_pointer
+from caption_jax.runs.description import RunDescription
+from caption_jax.runs.weights import CHOICES, Weights, flat, nested
+from caption_jax.runs.workdir import read_description
+
+log = logging.getLogger(__name__)
 
 
-class _Checkpoint(NamedTuple):
-    step: int
-    note: str  # tells it from any other, of the same step too
+@dataclass(frozen=True)
+class Model:
+    """A run's description and the weights of one of its steps."""
+
+    description: RunDescription
+    weights: Weights
 
 
-def load_weights(workdir: str | os.PathLike[str], which: str = "best") -> Weights:
-    """Reads a model onto the first local device, from the plain file where it is of the newest checkpoint.
+def load_model(source: str | os.PathLike[str], which: str = "best") -> Model:
+    """Loads a model onto the first local device; see `read_model`."""
+    model = read_model(source, which)
+    variables = jax.device_put(model.weights.variables, jax.local_devices()[0])
+    return Model(model.description, Weights(variables, model.weights.step))
+
+
+def load_weights(source: str | os.PathLike[str], which: str = "best") -> Weights:
+    """The weights alone of what `load_model` loads."""
+    return load_model(source, which).weights
+
+
+def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
+    """Reads a model into NumPy arrays.
 
     Args:
-        workdir: a run's workdir; one on a bucket has no plain file.
-        which: "best" (by validation CIDEr-D; the last one if nothing was evaluated yet) or "last".
+        source: a run's workdir, or a folder `model-<step>` of one, wherever that is now; local or on a bucket.
+        which: "best" (by the run's validation metric; the last one if nothing has been evaluated yet) or "last", which
+            takes longer: it is read from the checkpoint to resume from. A model's own folder holds one, the "best".
 
     Raises:
-        FileNotFoundError: there is no checkpoint.
-        ValueError: `which` is neither of the two.
+        MissingFileError: there is no such run, or it has saved nothing yet; or a file of the model is missing.
+        WorkdirError: a file of the model is not as it was written.
+        ConfigError: `which` is neither of the two, or "last" of a model's own folder.
     """
-    file, newest = Path(workdir, "weights", f"{which}.safetensors"), _newest(Path(workdir, "checkpoints"), which)
-    if newest and (variables := read_plain_file(file, newest.note)):
-        step = newest.step
-    else:
-        from caption_jax.runs.checkpoints import read_weights  # Orbax: not needed by a start that finds the file
+    folder = epath.Path(source)
+    if which not in CHOICES:
+        raise ConfigError(f"which checkpoint? 'best' or 'last', not {which!r}")
+    if (folder / MANIFEST).exists():
+        if which == "last":
+            raise ConfigError(f"{source} is a single model: the last checkpoint is in the workdir of its run")
+        return Model(*read_artifact(folder))
+    if which == "best" and (best := _read_best(folder)):
+        return best
+    return _read_checkpoint(folder, which)
 
-        read = read_weights(workdir, which)
-        variables, step = nested(flat(read.variables)), read.step  # the tree that the file gives
-        if newest and newest.step == step:  # or a run has just saved another one
-            write_plain_file(file, variables, newest.note)
-    return Weights(jax.device_put(variables, jax.local_devices()[0]), step)
 
-
-def _newest(checkpoints: Path, which: str) -> _Checkpoint | None:
-    """The newest checkpoint of a local workdir, as it is now; whether it is whole is for Orbax to say."""
-    for name in CHOICES.get(which, ()):
-        if steps := [int(path.name) for path in (checkpoints / name).glob("*") if path.name.isdigit()]:
-            folder = checkpoints / name / str(max(steps))
-            try:
-                return _Checkpoint(max(steps), f"{name}/{folder.name} {folder.stat().st_mtime_ns}")
-            except FileNotFoundError:  # a run that goes on has just deleted it
-                return None
+def _read_best(workdir: epath.Path) -> Model | None:
+    """The model that the workdir's pointer names; None without a pointer."""
+    pointer = read_pointer(workdir)
+    while pointer is not None:
+        try:
+            return Model(*read_artifact(workdir / pointer.folder, pointer.manifest))
+        except UserError:
+            newer = read_pointer(workdir)
+            if newer == pointer:
+                raise
+            pointer = newer  # the run has moved on twice since, and deleted what was being read
     return None
+
+
+def _read_checkpoint(workdir: epath.Path, which: str) -> Model:
+    from caption_jax.runs.checkpoints import read_weights  # Orbax: not needed by a start that reads an artifact
+
+    description = read_description(workdir)
+    weights = read_weights(workdir, which)
+    if which == "best":
+        log.warning(
+            "%s has no %s, as runs of older releases: reading its checkpoints, which takes longer. Its training "
+            "command, given once more, writes one",
+            *(workdir, POINTER),
+        )
+    return Model(description, Weights(nested(flat(weights.variables)), weights.step))  # the tree of an artifact

@@ -11,8 +11,7 @@ from absl import logging
 from flax import traverse_util
 
 from caption_jax.errors import ConfigError
-from caption_jax.runs import workdir as workdir_files
-from caption_jax.runs.checkpoints import read_weights
+from caption_jax.runs.loading import read_model
 from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
@@ -34,15 +33,16 @@ def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTr
 
     Args:
         fresh: initial variables of the new model.
-        source: workdir of the run to start from.
+        source: workdir of the run to start from, or a model's own folder.
         vocabulary: of the new model.
 
     Raises:
         FileNotFoundError: `source` is no workdir, or has no checkpoint.
         ValueError: it is another model: neither its image encoder nor its decoder's layers fit as a whole.
     """
-    old_vocabulary = workdir_files.read_description(source).vocabulary
-    old = traverse_util.flatten_dict(read_weights(source).variables, sep="/")
+    model = read_model(source)
+    old_vocabulary = model.description.vocabulary
+    old = traverse_util.flatten_dict(model.weights.variables, sep="/")
     new = traverse_util.flatten_dict(fresh, sep="/")
     taken, partly, kept = [], [], {}
     for path, value in new.items():

@@ -1,27 +1,25 @@
-"""A model's weights, and the plain file that holds a copy of them: named arrays, in the safetensors format."""
+"""A model's weights on the host: as nested dictionaries, and as the bytes of a safetensors file of named arrays."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
-import logging
-import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
+from etils import epath
+from safetensors import safe_open
+from safetensors.numpy import load, save
+
+from input_pipeline.files import is_on_bucket
 
 PyTree = Any
 
 # Folders of checkpoints, of which the first counts that holds one: the last serves as the best if none was evaluated.
 CHOICES = {"best": ("best", "last"), "last": ("last",)}
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -42,31 +40,54 @@ def fingerprint(variables: PyTree) -> str:
     return digest.hexdigest()
 
 
-def read_plain_file(file: Path, note: str) -> PyTree | None:
-    """The variables in a file that was written with this note; None where there is none."""
-    try:
+def host_copy(variables: PyTree) -> PyTree:
+    """NumPy copies of arrays, which stay as they are when the device reuses its buffers.
+
+    An array may be sharded, as long as the devices of this process hold all of it between them: so `make_mesh` lays out
+    parameters, also where there are several processes. Nothing is sent from one to another.
+    """
+    return jax.tree.map(_whole, variables)
+
+
+def _whole(array: jax.Array | np.ndarray) -> np.ndarray:
+    if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
+        return np.array(array)
+    whole, filled = np.empty(array.shape, array.dtype), np.zeros(array.shape, bool)
+    for shard in array.addressable_shards:
+        whole[shard.index], filled[shard.index] = shard.data, True
+    if not filled.all():
+        raise RuntimeError(f"this process holds only a part of an array of shape {array.shape}: {array.sharding}")
+    return whole
+
+
+def to_safetensors(variables: PyTree) -> bytes:
+    """The content of a safetensors file: one array per leaf, named by its path with slashes."""
+    return save(flat(variables))
+
+
+def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
+    """Reads what `to_safetensors` returned; of a local file, it is hashed while its arrays are copied.
+
+    Returns:
+        The variables, and the SHA-256 of the file in hexadecimal.
+
+    Raises:
+        OSError: the file cannot be read.
+        safetensors.SafetensorError: it is of another format or incomplete.
+    """
+    if is_on_bucket(file):
+        content = file.read_bytes()
+        return nested(load(content)), hashlib.sha256(content).hexdigest()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        digest = pool.submit(_sha256, file)
         with safe_open(file, "numpy") as opened:
-            if (opened.metadata() or {}).get("note") != note:
-                return None
-            return nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
-    except FileNotFoundError:
-        return None
-    except (SafetensorError, OSError) as error:
-        log.warning("%s cannot be read and is made again (%s)", file, error)
-        return None
+            variables = nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
+        return variables, digest.result()
 
 
-def write_plain_file(file: Path, variables: PyTree, note: str) -> None:
-    """Writes variables, whole or not at all; where that is not possible, says so and goes on."""
-    part = file.with_name(f"{file.name}.{os.getpid()}.part")
-    try:
-        file.parent.mkdir(exist_ok=True)
-        part.write_bytes(save(flat(variables), {"note": note}))  # only their owner can read what save_file makes
-        part.replace(file)
-    except (SafetensorError, OSError) as error:
-        log.warning("the weights cannot be kept in %s for the next start: %s", file, error)
-        with contextlib.suppress(OSError):
-            part.unlink()
+def _sha256(file: epath.Path) -> str:
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def flat(tree: PyTree) -> dict[str, np.ndarray]:

@@ -15,10 +15,14 @@ from caption_jax.evaluation.evaluator import Evaluator
 from caption_jax.evaluation.final_evaluation import evaluate_best
 from caption_jax.evaluation.sample_summaries import Samples
 from caption_jax.feature_cache.features import stored_features
+from caption_jax.files import absolute
 from caption_jax.parameters.freezing import phases
+from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import open_context, usual_kind
-from caption_jax.runs.checkpoints import Checkpoints, Restored
+from caption_jax.runs.artifact_writer import ArtifactWriter
+from caption_jax.runs.checkpoints import Checkpoints, Restored, read_weights
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
@@ -41,7 +45,7 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment |
         ValueError: config, data and workdir do not fit each other; the message names the key or file.
         NonFiniteLossError: the loss is NaN or infinite. The last good checkpoint is safe.
     """
-    experiment = start_experiment(spec, epath.Path(workdir).resolve())
+    experiment = start_experiment(spec, absolute(workdir))
     # Until the first step there is nothing to save: a signal just ends the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as asked_to_stop:
         finished = run.train(asked_to_stop)
@@ -56,6 +60,7 @@ class Run:
         self.experiment, self.spec, self.steps = experiment, spec, spec.train.steps
         self.program = make_program(experiment.description, experiment.mesh, self.steps)
         self.checkpoints = Checkpoints(experiment.workdir)
+        self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         restored = self._start_or_go_on()
@@ -110,10 +115,10 @@ class Run:
 
     def close(self) -> None:
         """Lets writes in the background finish."""
-        try:
-            self.checkpoints.close()
-        finally:
-            self.monitor.close()
+        with contextlib.ExitStack() as stack:  # in reverse order, also after an error
+            stack.callback(self.monitor.close)
+            stack.callback(self.artifacts.close)
+            stack.callback(self.checkpoints.close)
 
     def _start_or_go_on(self) -> Restored | None:
         """Makes the state of the first step, or reads the newest checkpoint. All of it lies on the devices, sharded.
@@ -124,6 +129,7 @@ class Run:
         placed = self.program.state
         restored = self.checkpoints.restore(placed.weights(), placed.remainder())
         if restored is None:
+            self.artifacts.forget_after(0)
             self.state = self.program.start(initial_variables(self.experiment))
         else:
             self.state = placed.replace_from(restored.weights, restored.train)
@@ -134,7 +140,15 @@ class Run:
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
         self.progress = restored.records["progress"]
+        best_step = restored.step if self.progress["best"] is None else self.progress["best_step"]
+        self.artifacts.resume(restored.step, best_step, self._best_weights)
         logging.info("going on from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
+
+    def _best_weights(self) -> Weights:
+        """The best weights that a resumed run has in its checkpoints; the last ones if nothing has been evaluated."""
+        if self.progress["best"] is None:
+            return Weights(self.state.weights(), int(self.state.step))
+        return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
     def _phases(self, step: int) -> Iterator[tuple[int, Callable]]:
         """(last step, jitted update) of each stretch, from `step` on, in which the same parameters are frozen."""
@@ -160,7 +174,10 @@ class Run:
                 "clock": self.clock.dump(),
                 "progress": self.progress,
             }
-            self.checkpoints.save(step, self.state.weights(), self.state.remainder(), records)
+            weights = self.state.weights()
+            self.checkpoints.save(step, weights, self.state.remainder(), records)
+            if self.progress["best"] is None:  # until an evaluation finds one, the last model serves as the best
+                self.artifacts.write(step, weights)
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
         values = {name: float(value) for name, value in metrics.items()}
@@ -191,6 +208,7 @@ class Run:
             if best is None or value > best:
                 self.progress = {"best": value, "best_step": step, "evaluations_without_gain": 0}
                 self.checkpoints.save_best(step, weights, found.metrics)
+                self.artifacts.write(step, weights)
                 return True
             self.progress["evaluations_without_gain"] += 1
             if self._out_of_patience():

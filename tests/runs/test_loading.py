@@ -1,169 +1,192 @@
-"""Weights for inference: those of the newest checkpoint, whichever file they are read from."""
+"""A model for inference: the best one of a workdir, wherever its folder is, and checkpoints where there is none."""
 
 from __future__ import annotations
 
-import errno
+import json
 import logging
 import os
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from etils import epath
+from small_models import assert_of, save_checkpoint, small_description, write_model
 
 import caption_jax.runs.checkpoints
-from caption_jax.runs.checkpoints import Checkpoints
-from caption_jax.runs.loading import load_weights
-from caption_jax.runs.weights import Weights, fingerprint, read_plain_file, write_plain_file
-
-
-def variables(step: int) -> dict:
-    """Variables whose every number says which step they are of."""
-    kernel, count = np.full((2, 3), step, np.float32), np.asarray(step, np.int32)
-    return {"params": {"decoder": {"kernel": kernel, "count": count}}, "batch_stats": {"norm": {"mean": kernel[0] / 8}}}
-
-
-def save(workdir: Path, step: int, best: bool = True, value: int | None = None) -> None:
-    weights = jax.device_put(variables(step if value is None else value))
-    checkpoints = Checkpoints(workdir)
-    if best:
-        checkpoints.save_best(step, weights, {"CIDEr-D": 0.5})
-    checkpoints.save(step, weights, {"rest": jax.numpy.zeros(2)}, {})
-    checkpoints.close()
-
-
-def assert_of(weights: Weights, step: int, value: int | None = None) -> None:
-    expected = variables(step if value is None else value)
-    assert weights.step == step
-    assert jax.tree.structure(weights.variables) == jax.tree.structure(expected)
-    for leaf, wanted in zip(jax.tree.leaves(weights.variables), jax.tree.leaves(expected), strict=True):
-        assert leaf.sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        assert leaf.dtype == wanted.dtype and np.array_equal(leaf, wanted)
+from caption_jax.errors import ConfigError, MissingFileError, WorkdirError, message_for_the_user
+from caption_jax.runs import loading
+from caption_jax.runs.artifact import read_artifact, write_artifact
+from caption_jax.runs.loading import load_model, read_model
+from caption_jax.runs.weights import Weights
 
 
 @pytest.fixture
 def without_orbax(monkeypatch):
-    """Switches off the reading of checkpoints, to show that a reading does without."""
+    def fail(*_):
+        raise AssertionError("read from the checkpoint")
 
-    def switch_off() -> None:
-        def fail(*_):
-            raise AssertionError("read from the checkpoint")
-
-        monkeypatch.setattr(caption_jax.runs.checkpoints, "read_weights", fail)
-
-    return switch_off
+    monkeypatch.setattr(caption_jax.runs.checkpoints, "read_weights", fail)
 
 
-def test_the_second_reading_is_from_the_plain_file(tmp_path, without_orbax):
-    save(tmp_path, 4)
-    first = load_weights(str(tmp_path))
-    without_orbax()
-    second = load_weights(str(tmp_path))
-    assert_of(first, 4)
-    assert_of(second, 4)
-    assert fingerprint(first.variables) == fingerprint(second.variables)
-    assert [path.name for path in (tmp_path / "weights").iterdir()] == ["best.safetensors"]
+def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, without_orbax):
+    write_model(tmp_path, 4)
+    write_model(tmp_path, 9, best=False)
+    model = load_model(str(tmp_path))
+    assert_of(model.weights, 4)
+    for leaf in jax.tree.leaves(model.weights.variables):
+        assert leaf.sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    wanted = small_description()
+    assert model.description.vocabulary == wanted.vocabulary
+    assert model.description.model_settings == wanted.model_settings
+    assert model.description.preprocessing == wanted.preprocessing
+    write_model(tmp_path, 10)
+    assert_of(load_model(tmp_path).weights, 10)
 
 
-def test_a_newer_checkpoint_is_read(tmp_path):
-    save(tmp_path, 4)
-    assert_of(load_weights(tmp_path), 4)
-    save(tmp_path, 9)
-    assert_of(load_weights(tmp_path), 9)
-    assert_of(load_weights(tmp_path, "last"), 9)
-    save(tmp_path, 10, best=False)  # compared as numbers: "9" > "10"
-    assert_of(load_weights(tmp_path), 9)
-    assert_of(load_weights(tmp_path, "last"), 10)
+def test_a_model_moves_anywhere(tmp_path, without_orbax, monkeypatch):
+    write_model(tmp_path / "run", 4)
+    shutil.move(tmp_path / "run" / "model-4", tmp_path / "red boxes")
+    assert_of(load_model(tmp_path / "red boxes").weights, 4)
+    monkeypatch.chdir(tmp_path / "red boxes")
+    assert_of(load_model(".").weights, 4)
 
 
-def test_another_checkpoint_of_the_same_step_is_read(tmp_path):
-    save(tmp_path, 4)
-    assert_of(load_weights(tmp_path), 4)
-    save(tmp_path / "again", 4, value=7)
-    (tmp_path / "checkpoints").rename(tmp_path / "old")
-    (tmp_path / "again" / "checkpoints").rename(tmp_path / "checkpoints")
-    assert_of(load_weights(tmp_path), 4, value=7)
+def test_a_model_on_a_bucket(bucket, without_orbax):
+    write_model(bucket / "run", 4)
+    write_model(bucket / "run", 9)
+    assert_of(load_model("gs://bucket/run").weights, 9)
+    assert_of(load_model(bucket / "run" / "model-4").weights, 4)
+    (bucket / "run" / "model-9" / "model.safetensors").write_bytes(b"\0" * 8)
+    with pytest.raises(WorkdirError, match=r"gs://bucket/run/model-9/model.safetensors is not as it was written"):
+        load_model("gs://bucket/run")
 
 
-def test_the_best_is_the_last_until_there_is_one(tmp_path, without_orbax):
-    save(tmp_path, 3, best=False)
-    assert_of(load_weights(tmp_path), 3)
-    save(tmp_path, 5)
-    assert_of(load_weights(tmp_path), 5)
-    without_orbax()
-    assert_of(load_weights(tmp_path), 5)
+def flip(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(bytes(content))
 
 
-def test_what_a_kill_left_unfinished_is_passed_over(tmp_path):
-    save(tmp_path, 4)
-    (tmp_path / "checkpoints" / "best" / "8.orbax-checkpoint-tmp").mkdir()
-    assert_of(load_weights(tmp_path), 4)
-    assert_of(load_weights(tmp_path), 4)
+FILES = [
+    "model.safetensors",
+    "config.json",
+    "model.json",
+    "preprocessing.json",
+    "tokenizer/vocab.json",
+    "manifest.json",
+]
 
 
-@pytest.mark.parametrize("size", [0, 5, 100, -1])
-def test_a_file_that_was_cut_short_is_made_again(tmp_path, caplog, size):
-    save(tmp_path, 4)
-    load_weights(tmp_path)
-    file = tmp_path / "weights" / "best.safetensors"
-    whole = file.read_bytes()
-    file.write_bytes(whole[:size])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("harm", [flip, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink])
+def test_a_file_that_is_not_as_it_was_written_is_named_with_what_to_do(tmp_path, name, harm):
+    write_model(tmp_path, 4)
+    harm(tmp_path / "model-4" / name)
+    with pytest.raises((WorkdirError, MissingFileError)) as error:
+        load_model(tmp_path)
+    message = message_for_the_user(error.value)
+    assert message.startswith(f"{tmp_path}/model-4/{name} is ") and "\n" not in message
+    assert "copy the folder again" in message and "--checkpoint=last" in message
+
+
+def test_files_that_the_model_did_not_come_with_do_not_matter(tmp_path):
+    write_model(tmp_path, 4)
+    (tmp_path / "model-4" / "compile_cache").mkdir()
+    (tmp_path / "model-4" / "notes.txt").write_text("the good one")
+    assert_of(load_model(tmp_path / "model-4").weights, 4)
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path):
+    write_model(tmp_path, 4)
+    shutil.rmtree(tmp_path / "model-4")
+    with pytest.raises(FileNotFoundError, match=r"model-4/manifest.json is missing"):
+        load_model(tmp_path)
+
+
+def test_a_model_of_a_later_release_is_refused(tmp_path):
+    write_model(tmp_path, 4)
+    manifest = tmp_path / "model-4" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
+    with pytest.raises(WorkdirError, match=r"version 2; this release reads .* version 1: use the release"):
+        load_model(tmp_path / "model-4")
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"folder": "../else", "manifest_sha256": "00"}'])
+def test_a_damaged_pointer_is_named_with_what_to_do(tmp_path, content):
+    write_model(tmp_path, 4)
+    (tmp_path / "best_model.json").write_text(content)
+    with pytest.raises(WorkdirError, match=r"best_model.json .*delete it.* to read .*checkpoints"):
+        load_model(tmp_path)
+
+
+def test_a_model_that_the_run_deletes_while_it_is_read_gives_way_to_the_next(tmp_path, monkeypatch):
+    write_model(tmp_path, 4)
+
+    def read_too_late(folder, *arguments):
+        monkeypatch.setattr(loading, "read_artifact", read_artifact)
+        folder.rmtree()
+        write_model(tmp_path, 9)
+        return read_artifact(folder, *arguments)
+
+    monkeypatch.setattr(loading, "read_artifact", read_too_late)
+    assert_of(load_model(tmp_path).weights, 9)
+
+
+def test_the_last_checkpoint_is_loaded_when_asked_for(tmp_path, caplog):
+    save_checkpoint(tmp_path, 4)
+    write_model(tmp_path, 4)
+    save_checkpoint(tmp_path, 10, best=False)
     with caplog.at_level(logging.WARNING):
-        assert_of(load_weights(tmp_path), 4)
-    assert str(file) in caplog.text
-    assert file.read_bytes() == whole
+        assert_of(load_model(tmp_path).weights, 4)
+        assert_of(load_model(tmp_path, "last").weights, 10)
+    assert not caplog.messages
+    with pytest.raises(ConfigError, match="model-4 is a single model: the last checkpoint is in the workdir"):
+        load_model(tmp_path / "model-4", "last")
 
 
-def test_a_checkpoint_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
-    save(tmp_path, 4)
-    save(tmp_path / "again", 4, value=7)
-    read = caption_jax.runs.checkpoints.read_weights
-
-    def read_slowly(*arguments):
-        found = read(*arguments)
-        (tmp_path / "checkpoints").rename(tmp_path / "old")
-        (tmp_path / "again" / "checkpoints").rename(tmp_path / "checkpoints")
-        return found
-
-    monkeypatch.setattr(caption_jax.runs.checkpoints, "read_weights", read_slowly)
-    assert_of(load_weights(tmp_path), 4)
-    monkeypatch.undo()
-    assert_of(load_weights(tmp_path), 4, value=7)
-
-
-def test_a_workdir_that_cannot_be_written_to_serves(tmp_path, caplog):
-    save(tmp_path, 4)
-    (tmp_path / "weights").write_text("where the folder would be")
+def test_workdirs_of_older_releases_load_with_one_warning(tmp_path, caplog):
+    save_checkpoint(tmp_path, 3, best=False)
+    assert_of(load_model(tmp_path).weights, 3)  # nothing evaluated yet
+    save_checkpoint(tmp_path, 9)
+    save_checkpoint(tmp_path, 10, best=False)  # compared as numbers: "9" > "10"
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "best.safetensors").write_bytes(b"what those releases left for the next start")
+    (tmp_path / "checkpoints" / "best" / "12.orbax-checkpoint-tmp").mkdir()
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert_of(load_weights(tmp_path), 4)
-    assert "cannot be kept" in caplog.text
-    assert sorted(os.listdir(tmp_path)) == ["checkpoints", "weights"]
-
-
-def test_a_disk_that_runs_full_leaves_nothing_behind(tmp_path, monkeypatch):
-    save(tmp_path, 4)
-
-    def write_a_part(path: Path, content: bytes) -> None:
-        with path.open("wb") as file:
-            file.write(content[:9])
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(Path, "write_bytes", write_a_part)
-    assert_of(load_weights(tmp_path), 4)
-    assert os.listdir(tmp_path / "weights") == []
+        model = load_model(tmp_path)
+    assert_of(model.weights, 9)
+    assert model.description.vocabulary == small_description().vocabulary
+    (message,) = caplog.messages
+    assert str(tmp_path) in message and "older releases" in message and "\n" not in message
 
 
 def test_layouts_and_scalars_are_kept(tmp_path):
     turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    write_plain_file(tmp_path / "of" / "best", {"a": {"turned": turned, "one": np.float32(2)}}, "note")
-    found = read_plain_file(tmp_path / "of" / "best", "note")
-    assert found["a"]["turned"].tolist() == turned.tolist() and found["a"]["one"] == 2 and found["a"]["one"].shape == ()
-    assert read_plain_file(tmp_path / "of" / "best", "another note") is None
+    tree = {"a": {"turned": turned, "one": np.float32(2)}, "b": {"empty": np.zeros((0, 3), np.int32)}}
+    write_artifact(epath.Path(tmp_path), small_description(), Weights(tree, 1))
+    read = read_model(tmp_path / "model-1").weights.variables
+    assert read["a"]["turned"].tolist() == turned.tolist()
+    assert read["a"]["one"] == 2 and read["a"]["one"].shape == ()
+    assert read["b"]["empty"].shape == (0, 3) and read["b"]["empty"].dtype == np.int32
 
 
-def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint in"):
-        load_weights(tmp_path)
-    save(tmp_path, 4)
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* is not the workdir of a training run"):
+        load_model(tmp_path)
     with pytest.raises(ValueError, match="'best' or 'last', not 'newest'"):
-        load_weights(tmp_path, "newest")
+        load_model(tmp_path, "newest")
+
+
+def test_others_can_read_the_model(tmp_path):
+    write_model(tmp_path, 4)
+    modes = {path.stat().st_mode & 0o444 for path in (tmp_path / "model-4").rglob("*") if path.is_file()}
+    assert modes == {0o666 & ~_umask() & 0o444}
+
+
+def _umask() -> int:
+    now = os.umask(0)
+    os.umask(now)
+    return now

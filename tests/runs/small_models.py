@@ -1,0 +1,62 @@
+"""Small models for what reads and writes them: the description of a run, and variables that tell their step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+import numpy as np
+from etils import epath
+from small_run import get_config
+
+from caption_jax.runs.artifact import Pointer, write_artifact, write_pointer
+from caption_jax.runs.checkpoints import Checkpoints
+from caption_jax.runs.description import ModelSettings, RunDescription
+from caption_jax.runs.weights import Weights
+from caption_jax.runs.workdir import write_description
+from caption_jax.specs import RunSpec
+from input_pipeline.images import Preprocessing
+from input_pipeline.tokenizer import Tokenizer, Vocabulary
+
+CAPTIONS = ["a red box on the left"] * 2 + ["a green box on the right"] * 2
+
+
+def small_description(captions: list[str] = CAPTIONS) -> RunDescription:
+    tokenizer = Tokenizer.train(captions, 300)
+    vocabulary = Vocabulary(tokenizer, range(tokenizer.size))
+    settings = ModelSettings(vocabulary.size, 10, "symmetric", 1e-5)
+    preprocessing = Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6))
+    return RunDescription(RunSpec.from_config(get_config()), settings, preprocessing, vocabulary)
+
+
+def variables(step: int) -> dict:
+    """Variables whose every number says which step they are of."""
+    kernel, count = np.full((2, 3), step, np.float32), np.asarray(step, np.int32)
+    return {"params": {"decoder": {"kernel": kernel, "count": count}}, "batch_stats": {"norm": {"mean": kernel[0] / 8}}}
+
+
+def write_model(workdir: Path | epath.Path, step: int, *, best: bool = True) -> Pointer:
+    """Writes the model of a step; if it is the best one, the workdir points to it."""
+    pointer = write_artifact(epath.Path(workdir), small_description(), Weights(variables(step), step))
+    if best:
+        write_pointer(epath.Path(workdir), pointer)
+    return pointer
+
+
+def save_checkpoint(workdir: Path, step: int, *, best: bool = True) -> None:
+    """Saves what a run of an older release had saved: its description and checkpoints."""
+    write_description(epath.Path(workdir), small_description())
+    weights, checkpoints = jax.device_put(variables(step)), Checkpoints(workdir)
+    if best:
+        checkpoints.save_best(step, weights, {"CIDEr-D": 0.5})
+    checkpoints.save(step, weights, {"rest": jax.numpy.zeros(2)}, {})
+    checkpoints.close()
+
+
+def assert_of(weights: Weights, step: int) -> None:
+    """Asserts that weights are the `variables` of a step."""
+    expected = variables(step)
+    assert weights.step == step
+    assert jax.tree.structure(weights.variables) == jax.tree.structure(expected)
+    for leaf, wanted in zip(jax.tree.leaves(weights.variables), jax.tree.leaves(expected), strict=True):
+        assert leaf.dtype == wanted.dtype and leaf.shape == wanted.shape and np.array_equal(leaf, wanted)
