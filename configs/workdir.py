@@ -1,13 +1,5 @@
 """The config of a run that was trained before: --config=configs/workdir.py:WORKDIR (what evaluate and caption use)."""
 
-from __future__ import annotations
+from caption_jax.cli.stored_config import get_config
 
-from ml_collections import ConfigDict
-
-
-def get_config(workdir: str) -> ConfigDict:
-    """Returns the stored config of the run in `workdir`."""
-    from caption_jax.config import config_of
-    from caption_jax.runs.workdir import read_spec
-
-    return config_of(read_spec(workdir))
+__all__ = ["get_config"]

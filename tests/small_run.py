@@ -28,7 +28,7 @@ COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), 
 MAIN_FLAGS = (
     *("config", "workdir", "mode", "split", "images", "context", "format", "checkpoint"),
     *("index", "captions", "missing", "query", "top", "search"),
-    *("topology", "programs", "phase", "images_per_chip", "vocabulary", "compilations"),
+    *("topology", "programs", "phase", "images_per_chip", "vocabulary", "compilations", "data", "dry_run"),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 SIDES = ("left", "right")
@@ -104,19 +104,23 @@ def picture(colour: str = "red", side: str = "left") -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run_main(*arguments: str | Path) -> int:
+def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
     """Runs main.py as a command would, but without Java; returns its exit status.
 
     An error that would end it is raised here, also where a user would be told of it in a line.
+
+    Args:
+        arguments: of the command.
+        script: another file that starts the same command line.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         # Java takes longer to start than all else that a test does.
         patch.setattr(user_errors, "message_for_the_user", lambda error: None)
         patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
         try:
             with quick_compilation():
-                runpy.run_path(str(ROOT / "main.py"), run_name="__main__")
+                runpy.run_path(str(script), run_name="__main__")
         except SystemExit as stop:
             return int(stop.code or 0)
         finally:  # a process defines a flag once, and config flags define one for each key that is overridden

@@ -72,6 +72,21 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     Raises:
         ConfigError: the config contradicts its data, or the run that the workdir holds.
     """
+    experiment = prepare_experiment(spec, workdir)
+    if jax.process_index() == 0:
+        if has_checkpoint(workdir):
+            workdir_files.write_spec(workdir, spec, experiment.resolved())
+        else:
+            workdir_files.write_description(workdir, experiment.description, experiment.resolved())
+    return experiment
+
+
+def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
+    """What `start_experiment` returns, without writing anything into the workdir.
+
+    Raises:
+        ConfigError: see `start_experiment`.
+    """
     mesh = make_mesh(spec.mesh)
     _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.accumulation)
@@ -82,13 +97,7 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     if not resuming:
         check_no_model(workdir)
     description = _resume(spec, workdir) if resuming else _describe(spec, splits["train"])
-    experiment = Experiment(workdir, description, mesh, splits)
-    if jax.process_index() == 0:
-        if resuming:
-            workdir_files.write_spec(workdir, spec, experiment.resolved())
-        else:
-            workdir_files.write_description(workdir, description, experiment.resolved())
-    return experiment
+    return Experiment(workdir, description, mesh, splits)
 
 
 def open_experiment(workdir: epath.Path, spec: RunSpec) -> Experiment:

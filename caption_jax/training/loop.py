@@ -67,7 +67,7 @@ class Run:
         if "val" in experiment.splits:
             self.evaluator = Evaluator(experiment, "val", spec.train.eval_images)
             self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
-        self.batches = _open_batches(experiment, self.state)
+        self.batches = open_batches(experiment, self.state)
         if restored is not None:
             self._resume(restored)
         self.monitor = Monitor(
@@ -228,7 +228,7 @@ def finish(run: Run) -> Assessment | None:
     return evaluate_best(experiment, run.evaluator.over_all(), "val", java=False)
 
 
-def _open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
+def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """The training batches, made ahead and put on the devices by a thread."""
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", usual_kind(experiment))

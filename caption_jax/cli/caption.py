@@ -1,0 +1,15 @@
+"""`--mode=caption`: captions image files."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from caption_jax.cli.command_flags import spec_of
+from caption_jax.inference.caption_files import caption_files
+from caption_jax.inference.captioner import load
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Prints a line per image; the exit status says whether all of them could be read."""
+    captioner = load(options.workdir, options.checkpoint, spec_of(options).decode)
+    return caption_files(captioner, arguments, options.format, options.context or ())

@@ -1,0 +1,27 @@
+"""`--mode=index`: puts images into an index that can be searched."""
+
+from __future__ import annotations
+
+from absl import app, flags
+
+from caption_jax.cli.command_flags import spec_of
+from caption_jax.retrieval.commands import index_folder, index_images, named_images, split_images
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Indexes files, or the images of a split; the exit status says whether all of them could be read."""
+    names_split = options["split"].present
+    if arguments and names_split:
+        raise app.UsageError(f"index either files or a split, not both --split={options.split} and {arguments}")
+    if not arguments and not names_split:
+        raise app.UsageError("index what? Name files and folders, or a split of the data with --split")
+    spec = spec_of(options)
+    return index_images(
+        options.workdir,
+        index_folder(options.workdir, options.index),
+        named_images(arguments) if arguments else split_images(spec.data, options.split),
+        checkpoint=options.checkpoint,
+        decode=spec.decode,
+        captions=options.captions,
+        missing=options.missing,
+    )

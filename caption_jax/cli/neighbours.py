@@ -1,0 +1,19 @@
+"""`--mode=neighbours`: stores, for each image of a split, the indexed images nearest to it."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from caption_jax.cli.command_flags import spec_of
+from caption_jax.retrieval.commands import index_folder, split_images, store_neighbours
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Writes the neighbours into the folder of the index; returns the exit status."""
+    return store_neighbours(
+        options.workdir,
+        index_folder(options.workdir, options.index),
+        split_images(spec_of(options).data, options.split),
+        checkpoint=options.checkpoint,
+        count=options.top,
+    )

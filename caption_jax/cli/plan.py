@@ -1,0 +1,24 @@
+"""`--mode=plan`: what a run would need on devices that need not be there."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from caption_jax.cli.command_flags import spec_of
+from caption_jax.files import absolute
+from caption_jax.planning.plan import Request, plan
+from caption_jax.planning.table import print_plan
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Prints memory, time and the largest batch; returns the exit status."""
+    request = Request(
+        options.topology,
+        tuple(options.programs),
+        options.phase,
+        images=options.images_per_chip,
+        vocabulary=options.vocabulary,
+        compilations=options.compilations,
+    )
+    print_plan(plan(spec_of(options), absolute(options.workdir), request))
+    return 0

@@ -1,0 +1,13 @@
+"""The config of a run that was trained before, as a config file: `--config=configs/workdir.py:WORKDIR`."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config(workdir: str) -> ConfigDict:
+    """Returns the stored config of the run in `workdir`."""
+    from caption_jax.config import config_of
+    from caption_jax.runs.workdir import read_spec
+
+    return config_of(read_spec(workdir))

@@ -1,0 +1,22 @@
+"""`--mode=train`: trains a run, or resumes the one that the workdir holds."""
+
+from __future__ import annotations
+
+from absl import flags
+
+from caption_jax.cli.command_flags import spec_of
+from caption_jax.cli.evaluate import print_assessment
+from caption_jax.training.dry_run import dry_run, print_dry_run
+from caption_jax.training.loop import train_and_evaluate
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Trains to the last step, prints the evaluation of the best weights, returns the exit status.
+
+    With `--dry_run` it prints the spec and the loss of the first step instead.
+    """
+    if options.dry_run:
+        print_dry_run(dry_run(spec_of(options), options.workdir))
+        return 0
+    print_assessment(train_and_evaluate(spec_of(options), options.workdir))
+    return 0

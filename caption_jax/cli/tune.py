@@ -1,0 +1,20 @@
+"""`--mode=tune`: finds the best settings of beam search on a split."""
+
+from __future__ import annotations
+
+import jax
+from absl import flags
+
+from caption_jax.cli.command_flags import kind_of_context, spec_of
+from caption_jax.evaluation.tuning import print_tuning, tune_split
+from caption_jax.files import absolute
+from caption_jax.runs.experiment import open_experiment
+
+
+def run(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Prints what each setting scores; returns the exit status."""
+    experiment = open_experiment(absolute(options.workdir), spec_of(options))
+    tuned = tune_split(experiment, options.split, kind_of_context(options))
+    if jax.process_index() == 0:
+        print_tuning(tuned)
+    return 0

@@ -1,0 +1,91 @@
+"""One step of a run that leaves nothing behind: what `--dry_run` shows before hours are spent."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+
+import jax
+from etils import epath
+
+from caption_jax.files import absolute
+from caption_jax.parameters.freezing import phases
+from caption_jax.runs.checkpoints import has_checkpoint
+from caption_jax.runs.experiment import Experiment, initial_variables, prepare_experiment
+from caption_jax.specs import RunSpec, as_mapping
+from caption_jax.specs.conversion import flatten
+from caption_jax.training.loop import open_batches
+from caption_jax.training.program import make_program
+from input_pipeline.data_spec import FeatureCacheSpec
+
+
+@dataclass(frozen=True)
+class DryRun:
+    """What the first step of a run shows.
+
+    Attributes:
+        spec: the config with what depends on the data filled in.
+        images: split name -> number of images.
+        parameters: number of the model's parameters.
+        tokens: of the vocabulary.
+        metrics: of the step: "loss" and what else the objective reports.
+        resumes: whether the workdir holds a run that training would resume; the step is the first one all the same.
+    """
+
+    spec: RunSpec
+    images: dict[str, int]
+    parameters: int
+    tokens: int
+    metrics: dict[str, float]
+    resumes: bool
+
+
+def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
+    """Reads the data and makes the first update on the first batch; writes nothing into the workdir.
+
+    The step reads pixels also where the config asks for stored features, which would first have to be computed for all
+    images.
+
+    Raises:
+        ConfigError: config, data and workdir contradict each other, as `train_and_evaluate` would say.
+    """
+    experiment = prepare_experiment(spec, absolute(workdir))
+    resolved = experiment.resolved()
+    program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
+    state = program.start(initial_variables(experiment))
+    _, frozen = phases(state.params, resolved.optimizer.rules)[0]
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    with open_batches(_without_feature_cache(experiment), state) as batches:
+        _, metrics = program.update(frozen)(state, next(batches))
+    return DryRun(
+        resolved,
+        {name: len(split) for name, split in experiment.splits.items()},
+        parameters,
+        experiment.description.vocabulary.size,
+        {name: float(value) for name, value in metrics.items()},
+        has_checkpoint(experiment.workdir),
+    )
+
+
+def print_dry_run(found: DryRun) -> None:
+    """Prints the spec, a line per key, and what the step gave; of several processes the first does."""
+    if jax.process_index():
+        return
+    for key, value in flatten(as_mapping(found.spec)).items():
+        print(f"config.{key} = {json.dumps(value)}")
+    print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in found.images.items()))
+    print(f"model: {found.parameters:,} parameters, vocabulary of {found.tokens:,} tokens")
+    if found.spec.data.feature_cache.stage:
+        print("the step reads pixels; without --dry_run, the features of all images are stored first")
+    others = [f"{name} {value:.4f}" for name, value in found.metrics.items() if name != "loss"]
+    print(", ".join([f"step 1: loss {found.metrics['loss']:.4f}", *others]))
+    if found.resumes:
+        print("the workdir holds a run: without --dry_run, training resumes it from its last checkpoint")
+
+
+def _without_feature_cache(experiment: Experiment) -> Experiment:
+    description = experiment.description
+    data = dataclasses.replace(description.spec.data, feature_cache=FeatureCacheSpec())
+    spec = dataclasses.replace(description.spec, data=data)
+    return dataclasses.replace(experiment, description=dataclasses.replace(description, spec=spec))

@@ -1,0 +1,79 @@
+"""The command line as such: the installed command, a dry run, and flags that do not go together."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+
+import pytest
+from small_run import ROOT, run_main
+
+from caption_jax.cli import command_flags
+
+SMALL = ROOT / "tests" / "small_run.py"
+
+
+@pytest.fixture
+def installed_command(tmp_path):
+    """What pip writes for the entry point of pyproject.toml."""
+    entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["caption-jax"]
+    module, function = entry.split(":")
+    script = tmp_path / "bin" / "caption-jax"
+    script.parent.mkdir()
+    script.write_text(f"import sys\nfrom {module} import {function}\nsys.exit({function}())\n")
+    return script
+
+
+def test_the_installed_command_reads_the_config_of_the_workdir(installed_command, small_workdir, small_images, capsys):
+    caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
+    assert run_main(*caption, script=installed_command) == 0
+    installed = capsys.readouterr().out
+    assert "box" in installed
+    assert run_main(*caption) == 0
+    assert capsys.readouterr().out == installed
+
+
+def test_help_of_both_commands_lists_every_flag_once(installed_command, capsys):
+    for script in (ROOT / "main.py", installed_command):
+        assert run_main("--help", script=script) == 1  # absl's status
+        shown = capsys.readouterr().out
+        for name in ("config", "workdir", "split", "dry_run", "compilations"):
+            assert len(re.findall(rf"^  --(\[no\])?{name}:", shown, flags=re.MULTILINE)) == 1
+        assert shown.lstrip().startswith("Train, evaluate and use image captioners.")
+        assert "--alsologtostderr" not in shown  # flags of libraries are for --helpfull
+
+
+def test_flags_are_read_as_they_were_typed():
+    typed = command_flags.typed(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
+    assert typed == {"mode": "evaluate", "workdir": "a=b"}
+
+
+def test_a_dry_run_shows_the_resolved_config_and_a_loss_and_leaves_nothing(tmp_path, small_images, capsys):
+    workdir = tmp_path / "run"
+    data = [f"--config.data.root={small_images}", "--config.train.steps=0", "--config.train.epochs=3"]
+    assert run_main(f"--config={SMALL}", f"--workdir={workdir}", *data, "--dry_run") == 0
+    shown = capsys.readouterr().out
+    assert "config.train.steps = 6\n" in shown and 'config.data.source = "folder"\n' in shown
+    assert "images: train 8, val 2, test 2" in shown
+    loss, tokens = re.search(r"step 1: loss (\d+\.\d+)", shown), re.search(r"vocabulary of (\d+) tokens", shown)
+    assert float(loss[1]) == pytest.approx(math.log(int(tokens[1])), rel=0.5)  # of an untrained model
+    assert not workdir.exists()
+
+
+def test_a_dry_run_of_a_run_that_is_there_changes_nothing(small_workdir, small_images, capsys):
+    def files():
+        return {path: path.stat().st_mtime_ns for path in small_workdir.rglob("*")}
+
+    before = files()
+    train = [f"--config={SMALL}", f"--workdir={small_workdir}", f"--config.data.root={small_images}"]
+    assert run_main(*train, "--dry_run") == 0
+    assert "training resumes it" in capsys.readouterr().out
+    with pytest.raises(ValueError, match=r"cannot go on with these changes:\n  seed: 0 -> 1"):
+        run_main(*train, "--config.seed=1", "--dry_run")
+    assert files() == before
+
+
+def test_a_dry_run_is_of_training(small_workdir, capsys):
+    assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--dry_run") == 2
+    assert "--dry_run" in capsys.readouterr().err
