@@ -20,6 +20,7 @@ from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.runs.description import TextReader
+from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
 from caption_jax.training.step import forward, make_train_step
@@ -222,7 +223,9 @@ def test_a_whole_step_is_the_same_on_eight_devices():
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
         contrastive = ContrastiveObjective(1.0, TextReader(FakeVocabulary(), False, 6), mesh)
-        update = make_train_step(model, optimizer, Preprocessing(32), config, frozenset(), contrastive)
+        update = make_train_step(
+            model, optimizer, Preprocessing(32), RunSpec.from_config(config), frozenset(), contrastive
+        )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICKLY)
         gathered = GATHERED.findall(compiled.as_text())
@@ -251,7 +254,7 @@ def test_rules_freeze_the_text_tower_as_a_whole_or_in_part(part):
     ((_, frozen),) = phases(variables["params"], config.optimizer.rules)
     mesh = make_mesh(ConfigDict({"data": 1, "model": 1}), jax.devices()[:1])
     contrastive = ContrastiveObjective(1.0, TextReader(FakeVocabulary(), False, 6), mesh)
-    update = make_train_step(model, optimizer, Preprocessing(32), config, frozen, contrastive)
+    update = make_train_step(model, optimizer, Preprocessing(32), RunSpec.from_config(config), frozen, contrastive)
     batch = {
         "image": np.random.default_rng(1).integers(0, 255, (4, 32, 32, 3)).astype(np.uint8),
         "tokens": tokens,

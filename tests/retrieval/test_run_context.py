@@ -192,7 +192,10 @@ def test_neighbours_of_other_images_are_refused(workdir, index, tmp_path):
     lines = (folder / "neighbours-val.jsonl").read_text().split("\n")
     (folder / "neighbours-val.jsonl").write_text("\n".join(line for line in lines if '"id": "09.png"' not in line))
     experiment = experiment_of(workdir)
-    experiment.spec.data.context = str(folder)
+    spec = experiment.spec
+    spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, context=str(folder)))
+    description = dataclasses.replace(experiment.description, spec=spec)
+    experiment = dataclasses.replace(experiment, description=description)
     with pytest.raises(DataError, match=r"no neighbours of image 09\.png of the split 'val'"):
         open_context(experiment, "val", "retrieved")
 
@@ -278,7 +281,12 @@ def test_a_whole_step_is_the_same_on_eight_devices(slices):
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
         update = make_train_step(
-            model, optimizer, Preprocessing(32), config, frozenset(), reader=TextReader(None, False, LENGTH)
+            model,
+            optimizer,
+            Preprocessing(32),
+            RunSpec.from_config(config),
+            frozenset(),
+            reader=TextReader(None, False, LENGTH),
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICKLY)

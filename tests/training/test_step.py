@@ -25,6 +25,7 @@ from caption_jax.parameters.sharding import (
     replicated,
     shardings_like,
 )
+from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import make_train_step
@@ -69,7 +70,7 @@ class Setup:
     @functools.cache  # noqa: B019, keeps a few trainers of one module alive, and saves compiling their steps again
     def step(self, frozen: frozenset[str]) -> Callable:
         model = model_of(self.config, frozen_norms(frozen))
-        update = make_train_step(model, self.optimizer[0], PREPROCESSING, self.config, frozen)
+        update = make_train_step(model, self.optimizer[0], PREPROCESSING, RunSpec.from_config(self.config), frozen)
         return jax.jit(
             update,
             in_shardings=(self.shardings, batch_sharding(self.mesh)),
