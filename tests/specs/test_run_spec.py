@@ -1,0 +1,140 @@
+"""Specs: every key of a config once, checked where the config becomes a spec, and the same again after JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+from etils import epath
+
+from caption_jax.config import config_of, default_config
+from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.runs.workdir import read_spec, write_spec
+from caption_jax.specs import DatasetFacts, DecodeSpec, RunSpec, as_mapping, build_spec, differences, resolve
+
+
+@dataclasses.dataclass(frozen=True)
+class Repetition:
+    """An extension, as a user's own file would define one."""
+
+    weight: float = 1.0
+    window: int = 3
+    words: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}; it has to be 1 or more")
+
+
+NAME = f"{__name__}:Repetition"
+
+
+def with_term(**values) -> RunSpec:
+    config = default_config()
+    config.objective.terms = {"repetition": {"name": NAME, **values}}
+    return RunSpec.from_config(config)
+
+
+def test_the_default_config_is_the_default_spec():
+    assert RunSpec.from_config(default_config()) == RunSpec()
+    assert config_of(RunSpec()).to_dict() == default_config().to_dict()
+
+
+def test_a_spec_survives_json_and_flags_can_override_what_comes_back():
+    config = default_config()
+    config.optimizer.rules = ((r"decoder/.*", {"lr": 0.5}), (r"(?!decoder/).*", {"lr": 0.0, "from_step": 3}))
+    config.decode.banned_words = ("a", "b c")
+    config.model.encoder.variant = "lite0"
+    spec = RunSpec.from_config(config)
+    again = RunSpec.from_config(json.loads(json.dumps(as_mapping(spec))))
+    assert again == spec and again.optimizer.rules == config.optimizer.rules
+    restored = config_of(again)
+    restored.optimizer.learning_rate = 0.5
+    assert differences(spec, RunSpec.from_config(restored)) == {"optimizer.learning_rate": (1e-3, 0.5)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.batch_size": 0}, r"config\.data\.batch_size is 0; it has to be 1 or more"),
+        ({"data.source": "web"}, r"config\.data\.source is 'web'"),
+        ({"augment.min_crop_scale": 0.0}, r"augment\.min_crop_scale is 0\.0"),
+        ({"model.decoder.heads": 7}, r"width=512 must be a multiple of its heads=7"),
+        ({"model.encoder.variant": "b9"}, r"config\.model\.encoder.*no EfficientNet variant 'b9'"),
+        ({"model.context.slots": 2}, r"set config\.data\.context"),
+        ({"optimizer.ema": 1.0}, r"optimizer\.ema is 1\.0"),
+        ({"optimizer.accumulation": 5}, r"batch_size=32 must be a multiple of 5 .* set it to 30"),
+        ({"objective.contrastive_weight": 1.0, "optimizer.accumulation": 2}, r"accumulation=2 with .*_weight=1\.0"),
+        ({"decode.rerank_weight": 1.0}, r"config\.decode\.rerank_weight=1\.0 compares captions with images"),
+        ({"decode.method": "viterbi"}, r"config\.decode\.method is 'viterbi'"),
+        ({"data.feature_cache.stage": "stage_9"}, r"feature_cache\.stage: there is no stage 'stage_9'.*stage_7"),
+        ({"data.feature_cache.stage": "stem", "data.feature_cache.views": 2}, r"views is 2, but config\.augment"),
+        ({"dtype": "float16"}, r"config\.dtype is 'float16'"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(changes, message):
+    config = default_config()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ConfigError, match=message):
+        RunSpec.from_config(config)
+
+
+def test_unknown_keys_and_wrong_types_are_named():
+    with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'beams'\?"):
+        build_spec(DecodeSpec, {"beam": 3}, "decode")
+    with pytest.raises(ConfigError, match=r"config\.decode\.beams is '3'; it has to be of type int"):
+        build_spec(DecodeSpec, {"beams": "3"}, "decode")
+    assert build_spec(DecodeSpec, {"alpha": 1}, "decode").alpha == 1.0
+
+
+def test_an_extension_is_built_from_its_own_fields_and_stored_by_name(tmp_path):
+    spec = with_term(window=5, words=["the", "a"])
+    assert spec.objective.terms == {"repetition": Repetition(window=5, words=("the", "a"))}
+    write_spec(epath.Path(tmp_path), spec)
+    assert read_spec(tmp_path) == spec
+    changed = with_term(window=6, words=["the", "a"])
+    assert differences(spec, changed) == {"objective.terms.repetition.window": (5, 6)}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"windw": 2}, r"config\.objective\.terms\.repetition has no key 'windw'; did you mean 'window'\?"),
+        ({"window": 0}, r"config\.objective\.terms\.repetition.*window is 0"),
+        ({"name": "json:JSONDecoder"}, "is not a frozen dataclass"),
+        ({"name": "json:Nothing"}, "the module json has no 'Nothing'"),
+        ({"name": "no_such_module:Nothing"}, "No module named 'no_such_module'"),
+        ({"name": "Repetition"}, 'has to be an import path, "package.module:Class"'),
+        ({"name": ""}, "has no name"),
+    ],
+)
+def test_what_is_wrong_with_an_extension_is_said_with_its_key(values, message):
+    with pytest.raises(ConfigError, match=message):
+        with_term(**values)
+
+
+@pytest.mark.parametrize(("images", "steps", "every"), [(100, 60, 3), (20, 20, 1), (6_000, 3_740, 187)])
+def test_epochs_become_steps_of_whole_batches(images, steps, every):
+    spec = dataclasses.replace(RunSpec(), train=dataclasses.replace(RunSpec().train, epochs=20))
+    train = resolve(spec, DatasetFacts(images)).train
+    assert (train.steps, train.eval_every, train.checkpoint_every) == (steps, every, every)
+
+
+def test_numbers_that_are_given_stay():
+    given = dataclasses.replace(RunSpec().train, steps=7, eval_every=2, checkpoint_every=3)
+    assert resolve(dataclasses.replace(RunSpec(), train=given), DatasetFacts(1000)).train == given
+
+
+def test_a_config_of_the_first_format_is_read_and_one_of_a_newer_release_is_refused(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"seed": 3, "model": {"encoder": {"variant": "lite0"}}, "decode": {"beams": 2}}))
+    spec = read_spec(tmp_path)
+    assert (spec.seed, spec.model.encoder.variant, spec.decode.beams) == (3, "lite0", 2)
+    assert spec.train == RunSpec().train
+    path.write_text(json.dumps({"version": 99, "spec": {}}))
+    with pytest.raises(WorkdirError, match=r"config\.json has format 99, of a newer release"):
+        read_spec(tmp_path)
+    path.write_text(json.dumps({"version": 2, "spec": {"decode": {"method": "viterbi"}}}))
+    with pytest.raises(WorkdirError, match=r"config\.json: config\.decode\.method is 'viterbi'"):
+        read_spec(tmp_path)
