@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from caption_jax.decoding import beam_search
-from caption_jax.decoding.beam_loop import largest
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
+from caption_jax.ops.top_k import top_k
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 SLOTS = 49
@@ -193,7 +193,7 @@ def parts(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
     def softmax(logits: jax.Array) -> jax.Array:
         def one(_, carry):
             log_probs = carry - jax.nn.logsumexp(carry, axis=-1, keepdims=True)
-            return carry.at[..., 0].add(largest(log_probs, work.beams)[0].sum(-1))
+            return carry.at[..., 0].add(top_k(log_probs, work.beams)[0].sum(-1))
 
         return jax.lax.fori_loop(0, work.tokens, one, logits)[..., 0]
 

@@ -10,45 +10,29 @@ bfloat16 and counted by XLA. The last line is JSON; a ratio above 1 means that o
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from caption_jax.models.backbones import efficientnet
 from caption_jax.models.backbones import efficientnet_variants as variants
-from caption_jax.models.batch_norm import BatchNorm
+from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.norm_activation import norm_activation_reference
 from caption_jax.planning.cost import Cost, measure
 from caption_jax.planning.topology import parse_topology, prepare
 
 _TOPOLOGY = "v5e:1x1"
 
 
-class PlainBatchNorm(BatchNorm):
-    """The peer's: statistics over an axis of groups, then scale, shift and activation, all left to autodiff."""
-
-    @nn.compact
-    def __call__(self, x, *, train):
-        """Returns `x` normalised and activated; statistics are those of the batch."""
-        channels = x.shape[-1]
-        scale = self.param("scale", nn.initializers.ones, (channels,), jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, (channels,), jnp.float32)
-        running = [self.variable("batch_stats", name, jnp.ones, (channels,), jnp.float32) for name in ("mean", "var")]
-        groups = 1 if self.is_initializing() or not self.group_size else x.shape[0] // self.group_size
-        grouped = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
-        mean = grouped.mean((1, 2, 3), keepdims=True)
-        var = jnp.square(grouped - mean).mean((1, 2, 3), keepdims=True)
-        for variable, new in zip(running, (mean, var), strict=True):
-            variable.value = self.momentum * variable.value + (1 - self.momentum) * new.mean((0, 1, 2, 3))
-        out = ((grouped - mean) * jax.lax.rsqrt(var + self.epsilon) * scale + bias).astype(self.dtype).reshape(x.shape)
-        return {"linear": lambda z: z, "swish": nn.swish, "relu6": nn.relu6}[self.activation](out)
+# The peer: statistics over an axis of groups, then scale, shift and activation, all left to autodiff.
+PLAIN_NORMS = dataclasses.replace(FAST, norm_activation=norm_activation_reference)
 
 
-def training_step(options: argparse.Namespace) -> jax.stages.Lowered:
+def training_step(options: argparse.Namespace, ops: Ops) -> jax.stages.Lowered:
     """From gradients of the features to those of the parameters, and new statistics; lowered for the chip."""
-    model = efficientnet.EfficientNet(options.variant, norm_group_size=options.group, dtype=jnp.bfloat16)
+    model = efficientnet.EfficientNet(options.variant, norm_group_size=options.group, dtype=jnp.bfloat16, ops=ops)
     size = variants.variant_named(options.variant).resolution
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.bfloat16)
 
@@ -80,11 +64,10 @@ def main() -> None:
     parser.add_argument("--stop", default="", help="last stage, such as stage_2; all by default")
     options = parser.parse_args()
     prepare(_TOPOLOGY)
-    costs: dict[str, Cost] = {"ours": measure(training_step(options), options.images, 1)}
-    _show("ours", costs["ours"])
-    with mock.patch.object(efficientnet, "BatchNorm", PlainBatchNorm):
-        costs["peer"] = measure(training_step(options), options.images, 1)
-    _show("peer", costs["peer"])
+    costs: dict[str, Cost] = {}
+    for name, ops in (("ours", FAST), ("peer", PLAIN_NORMS)):
+        costs[name] = measure(training_step(options, ops), options.images, 1)
+        _show(name, costs[name])
     found = {name: cost.bytes / cost.images / 1e6 for name, cost in costs.items()}
     line = {"name": "encoder_bytes", "ratio": found["peer"] / found["ours"], **found, "unit": "MB an image"}
     print(json.dumps(line | {"device": "TPU v5e, compiled for and not run", "cells": vars(options)}))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from caption_jax.ops.forms import FAST, Ops
 from caption_jax.specs import AugmentSpec
 
 # Shares of red, green and blue in the brightness of a pixel (ITU-R BT.601), as in PIL's grey images.
@@ -17,6 +18,7 @@ def augment(
     images: UInt8[Array, "batch height width 3"],
     spec: AugmentSpec,
     rows: Int[Array, " batch"] | None = None,
+    ops: Ops = FAST,
 ) -> Float[Array, "batch height width 3"]:
     """Augments each image on its own; the result is float32 in 0..255.
 
@@ -34,6 +36,7 @@ def augment(
         images: pixels in 0..255, uint8 or float.
         spec: `augment` of a run's spec.
         rows: number of each image within the whole batch, where `images` is a slice of it; 0, 1, .. if not given.
+        ops: form of the resampling.
     """
     rows = jnp.arange(images.shape[0]) if rows is None else rows
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
@@ -41,13 +44,13 @@ def augment(
     flips = jax.vmap(jax.random.bernoulli)(flip_keys) if spec.flip else jnp.zeros(len(rows), bool)
     pixels = _jitter(colour_keys, images, spec) if spec.jitters else images.astype(jnp.float32)
     if spec.crops:
-        pixels = _random_crop(crop_keys, pixels, flips, spec)
+        pixels = _random_crop(crop_keys, pixels, flips, spec, ops)
     elif spec.flip:
         pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
     return jnp.clip(pixels, 0, 255) if spec.jitters else pixels
 
 
-def _random_crop(keys, pixels, flips, spec):
+def _random_crop(keys, pixels, flips, spec, ops):
     draw = jax.vmap(lambda k: jax.random.uniform(k, (4,)))(keys)
     area = spec.min_crop_scale + (1 - spec.min_crop_scale) * draw[:, 0]
     root_aspect = jnp.exp((draw[:, 1] - 0.5) * jnp.log(spec.max_aspect))
@@ -56,59 +59,7 @@ def _random_crop(keys, pixels, flips, spec):
     top, left = (1 - height) * draw[:, 2], (1 - width) * draw[:, 3]
     # A mirrored crop reads its columns from right to left: no pass of its own over the image.
     left, width = jnp.where(flips, left + width, left), jnp.where(flips, -width, width)
-    return resample(pixels, (top, height), (left, width))
-
-
-def resample(
-    pixels: Float[Array, "batch height width channels"],
-    vertical: tuple[Float[Array, " batch"], Float[Array, " batch"]],
-    horizontal: tuple[Float[Array, " batch"], Float[Array, " batch"]],
-) -> Float[Array, "batch height width channels"]:
-    """Enlarges a window of each image to the image's own size, bilinearly with half-pixel centres and held edges.
-
-    Args:
-        pixels: the images.
-        vertical: start and extent of the window as shares of the height; a negative extent reads backwards.
-        horizontal: the same for the width.
-    """
-    rows = _taps(*vertical, pixels.shape[1])
-    columns = _taps(*horizontal, pixels.shape[2])
-    # Two taps an output pixel: gathered on CPU; matrix units prefer two small products.
-    return jax.lax.platform_dependent(pixels, rows, columns, cpu=_resample_gather, default=_resample_matmul)
-
-
-def _taps(start, extent, size):
-    """Lower source index [batch, size] of each output pixel, and the share [batch, size] of the pixel after it."""
-    centres = (jnp.arange(size, dtype=jnp.float32) + 0.5) / size
-    source = jnp.clip((start[:, None] + extent[:, None] * centres) * size - 0.5, 0, size - 1)
-    lower = jnp.clip(jnp.floor(source), 0, max(size - 2, 0))
-    return lower.astype(jnp.int32), source - lower
-
-
-def _resample_gather(pixels, rows, columns):
-    def along(image, taps, axis):
-        lower, share = taps
-        share = share.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        upper = jnp.minimum(lower + 1, image.shape[axis] - 1)
-        # Indices are in bounds by construction; checking each of them costs more than the interpolation itself.
-        index = (slice(None),) * axis
-        low = image.at[(*index, lower)].get(mode="promise_in_bounds")
-        high = image.at[(*index, upper)].get(mode="promise_in_bounds")
-        return low * (1 - share) + high * share
-
-    return jax.vmap(lambda image, r, c: along(along(image, r, 0), c, 1))(pixels, rows, columns)
-
-
-def _resample_matmul(pixels, rows, columns):
-    def matrix(taps, size):
-        lower, share = taps
-        distance = jnp.arange(size) - (lower + share)[..., None]
-        return jnp.maximum(1 - jnp.abs(distance), 0)
-
-    down = matrix(rows, pixels.shape[1])
-    across = matrix(columns, pixels.shape[2])
-    pixels = jnp.einsum("bsh,bhwc->bswc", down, pixels)
-    return jnp.einsum("btw,bswc->bstc", across, pixels)
+    return ops.resample(pixels, (top, height), (left, width))
 
 
 def _jitter(keys, images, spec):

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from caption_jax import augment as augment_module
-from caption_jax.augment import augment, resample
+from caption_jax.augment import augment
 from caption_jax.config import default_config
 from caption_jax.parameters.sharding import batch_sharding, make_mesh, put_batch
 
@@ -54,40 +53,6 @@ def test_flip_mirrors_about_half_of_the_images_exactly():
     mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, images, strict=True)])
     assert np.all(kept ^ mirrored)
     assert 16 < mirrored.sum() < 48
-
-
-def test_a_mirrored_crop_is_the_mirror_image_of_the_crop():
-    images = jnp.asarray(_images(4))
-    vertical = (jnp.full(4, 0.1), jnp.full(4, 0.7))
-    crop = resample(images.astype(jnp.float32), vertical, (jnp.full(4, 0.2), jnp.full(4, 0.5)))
-    mirrored = resample(images.astype(jnp.float32), vertical, (jnp.full(4, 0.7), jnp.full(4, -0.5)))
-    np.testing.assert_allclose(mirrored, crop[:, :, ::-1], atol=1e-2)
-
-
-def test_the_whole_image_as_a_crop_is_the_image():
-    images = jnp.asarray(_images(2), jnp.float32)
-    out = resample(images, (jnp.zeros(2), jnp.ones(2)), (jnp.zeros(2), jnp.ones(2)))
-    np.testing.assert_allclose(out, images, atol=1e-2)
-
-
-def test_a_crop_is_the_bilinear_enlargement_that_jax_image_makes():
-    images = _images(1, 20)
-    out = resample(jnp.asarray(images, jnp.float32), (jnp.array([0.2]), jnp.array([0.5])), (jnp.zeros(1), jnp.ones(1)))
-    scale = jnp.array([1 / 0.5, 1.0])
-    shift = -jnp.array([0.2 * 20, 0.0]) * scale
-    expected = jax.image.scale_and_translate(images[0].astype(np.float32), (20, 20, 3), (0, 1), scale, shift, "linear")
-    np.testing.assert_allclose(out[0], expected, atol=1e-2)
-
-
-def test_gathering_and_matrix_products_agree():
-    images = jnp.asarray(_images(5, 17), jnp.float32)
-    draw = jax.random.uniform(jax.random.key(0), (4, 5))
-    rows = augment_module._taps(draw[0] * 0.5, draw[1] * 0.5, 17)
-    columns = augment_module._taps(draw[2] * 0.5 + 0.5, -draw[3] * 0.5, 17)
-    gathered = augment_module._resample_gather(images, rows, columns)
-    with jax.default_matmul_precision("highest"):
-        multiplied = augment_module._resample_matmul(images, rows, columns)
-    np.testing.assert_allclose(gathered, multiplied, atol=1e-2)
 
 
 def test_crops_keep_to_their_area_and_aspect():

@@ -14,6 +14,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.models.cache import Cache
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.ops.forms import Ops
 
 PyTree = Any
 Features = ImageFeatures | Float[Array, "batch memory width"]
@@ -56,6 +57,11 @@ class Predictor:
     def limit(self, max_length: int) -> int:
         """Most tokens after <s>, given a limit that counts <s>: what the decoders have positions for, at most."""
         return min(max_length, *(model.decoder.max_length for model, _, _ in self._members)) - 1
+
+    @property
+    def ops(self) -> Ops:
+        """Form of the operations, that of the first model."""
+        return self._members[0][0].ops
 
     @property
     def batch(self) -> int:

@@ -10,7 +10,6 @@ import jax
 from caption_jax.decoding import decode
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import target_weights
-from caption_jax.ops.cross_entropy import token_cross_entropy
 from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.description import RunDescription
 
@@ -34,7 +33,7 @@ def make_eval_step(
         images = description.preprocessing.normalise(batch["image"])
         features = encode_images(model, variables, images, batch.get("context"), description)
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
-        loss = token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
+        loss = model.ops.token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
         decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
         shared = model.shared_space is not None
         return {

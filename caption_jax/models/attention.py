@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
+from caption_jax.models.layers import Dense
 from caption_jax.models.packing import Packing
-from caption_jax.ops.dense import Dense
-
-# Finite, so that a row whose memory is wholly masked gives a mean rather than NaN.
-_MASKED = -1e30
-
-
-# On a CPU, products this small are faster as multiplications and sums in one loop than as calls for each head. (Their
-# gradient is many times slower so, hence in decoding only.)
-_FEW_TARGETS = range(2, 17)
-
-
-def attend(
-    queries: Float[Array, "groups targets heads depth"],
-    keys: Float[Array, "groups heads depth sources"],
-    values: Float[Array, "groups heads sources depth"],
-    mask: Bool[Array, " ..."] | None,
-    *,
-    decoding: bool = False,
-) -> tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]:
-    """Scaled dot-product attention (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762), softmax in float32.
-
-    Args:
-        queries: projected queries.
-        keys: projected keys.
-        values: projected values.
-        mask: True where a target may look, broadcast to [groups, heads, targets, sources]; None for everywhere.
-        decoding: choose what is fastest for few targets and no gradient.
-
-    Returns:
-        The mixed values, heads joined, in the dtype of `values`; and the weights in float32.
-    """
-    queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
-    if decoding and queries.shape[2] in _FEW_TARGETS:
-        scores, mix = _on_cpu(_scores_by_sum, _scores, queries, keys), (_mix_by_sum, _mix)
-    else:
-        scores, mix = _scores(queries, keys), (_mix, _mix)
-    if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
-    weights = jax.nn.softmax(scores, axis=-1)
-    mixed = _on_cpu(*mix, weights.astype(values.dtype), values).swapaxes(1, 2)
-    return mixed.reshape(*mixed.shape[:2], -1), weights
-
-
-def _on_cpu(there: Callable, elsewhere: Callable, *arrays: jax.Array) -> jax.Array:
-    if there is elsewhere:
-        return there(*arrays)
-    return jax.lax.platform_dependent(*arrays, cpu=there, default=elsewhere)
-
-
-def _scores(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    return jnp.einsum("ghqd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
-
-
-def _scores_by_sum(queries: jax.Array, keys: jax.Array) -> jax.Array:
-    return (queries[..., None].astype(jnp.float32) * keys[:, :, None]).sum(3)
-
-
-def _mix(weights: jax.Array, values: jax.Array) -> jax.Array:
-    return jnp.einsum("ghqn,ghnd->ghqd", weights, values)
-
-
-def _mix_by_sum(weights: jax.Array, values: jax.Array) -> jax.Array:
-    return (weights[..., None].astype(jnp.float32) * values[:, :, None]).sum(3).astype(values.dtype)
+from caption_jax.ops.forms import FAST, Ops
 
 
 def _dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
     init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
-    return Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+    settings = {"dtype": module.dtype, "param_dtype": module.param_dtype, "ops": module.ops}
+    return Dense(features, kernel_init=init, name=name, **settings)
 
 
 class SelfAttention(nn.Module):
@@ -89,6 +26,9 @@ class SelfAttention(nn.Module):
         width: of inputs and outputs.
         heads: number of heads; divides `width`.
         output_scale: variance scale of the initial output projection.
+        dtype: of computation.
+        param_dtype: of the parameters.
+        ops: form of the operations.
     """
 
     width: int
@@ -96,6 +36,7 @@ class SelfAttention(nn.Module):
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
 
     def setup(self):
         """Creates the submodules."""
@@ -129,7 +70,7 @@ class SelfAttention(nn.Module):
         else:
             cache = cache.write(keys, values, position * members)
             keys, values = cache.keys, cache.values
-        mixed, _ = attend(queries, keys, values, visible[:, None], decoding=cache is not None)
+        mixed, _ = self.ops.attend(queries, keys, values, visible[:, None], decoding=cache is not None)
         mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
         mixed = mixed.reshape(batch, rows, length, self.width)
         return self.out(mixed if packing is None else packing.pack(mixed)), cache
@@ -144,6 +85,9 @@ class CrossAttention(nn.Module):
         width: of inputs, memory and outputs.
         heads: number of heads; divides `width`.
         output_scale: variance scale of the initial output projection.
+        dtype: of computation.
+        param_dtype: of the parameters.
+        ops: form of the operations.
     """
 
     width: int
@@ -151,6 +95,7 @@ class CrossAttention(nn.Module):
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
 
     def setup(self):
         """Creates the submodules."""
@@ -183,7 +128,7 @@ class CrossAttention(nn.Module):
         batch, rows, length, _ = queries.shape
         queries = queries.reshape(batch, rows * length, self.heads, self.width // self.heads)
         mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        mixed, weights = attend(queries, keys, values, mask, decoding=decoding)
+        mixed, weights = self.ops.attend(queries, keys, values, mask, decoding=decoding)
         weights = weights.reshape(batch, self.heads, rows, length, -1).swapaxes(1, 2)
         mixed = mixed.reshape(batch, rows, length, self.width)
         return self.out(mixed if packing is None else packing.pack(mixed)), weights

@@ -13,6 +13,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.ops.forms import FORMS
 
 if TYPE_CHECKING:
     from caption_jax.specs import ModelSpec, TextEncoderSpec
@@ -37,14 +38,16 @@ def build_model(
         vocabulary_size: tokens that the decoder predicts.
         max_length: tokens of the longest caption, <s> and </s> included.
         dtype: of computation; norm statistics, softmax and logits are float32.
-        frozen_norms: paths of batch norms that run on their stored statistics in training too.
+        frozen_norms: paths ('image_encoder/backbone/stem/norm') of batch norms that run on their stored statistics in
+            training too; those of other modules are ignored.
         padding: of the image encoder's convolutions, as its weights want it: "same" or "symmetric".
         norm_epsilon: of its batch norms, as its weights want it.
         text_encoder: sizes of a RoBERTa, as transformers' RobertaConfig names them (`roberta_sizes`): then the model
             has a text encoder, and slots for context where the config asks for some. None for neither.
         shared_space: whether a text encoder comes with a space that images and texts share.
     """
-    encoder, decoder = spec.encoder, spec.decoder
+    encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
+    backbone = "image_encoder/backbone/"
     return ImageCaptioningModel(
         image_encoder=ImageEncoder(
             variant=encoder.variant,
@@ -58,8 +61,9 @@ def build_model(
             drop_path=encoder.drop_path,
             padding=padding,
             norm_epsilon=norm_epsilon,
-            frozen_norms=frozen_norms,
+            frozen_norms=frozenset(p.removeprefix(backbone) for p in frozen_norms if p.startswith(backbone)),
             dtype=dtype,
+            ops=ops,
         ),
         decoder=Decoder(
             vocabulary_size=vocabulary_size,
@@ -68,12 +72,14 @@ def build_model(
             heads=decoder.heads,
             feed_forward=decoder.feed_forward,
             dropout=decoder.dropout,
+            dropout_bits=decoder.dropout_bits,
             norm=decoder.norm,
             norm_epsilon=decoder.norm_epsilon,
             activation=decoder.activation,
             positions=decoder.positions,
             max_length=max_length,
             dtype=dtype,
+            ops=ops,
         ),
         **({} if text_encoder is None else _text_modules(spec, text_encoder, shared_space, dtype)),
     )

@@ -14,6 +14,7 @@ from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
 from caption_jax.models.joint_embedding import SharedSpace
 from caption_jax.models.packing import Packing
+from caption_jax.ops.forms import Ops
 
 if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
     from caption_jax.models.context_memory import ContextMemory
@@ -41,6 +42,11 @@ class ImageCaptioningModel(nn.Module):
     text_encoder: TextEncoder | None = None
     shared_space: SharedSpace | None = None
     context: ContextMemory | None = None
+
+    @property
+    def ops(self) -> Ops:
+        """Form of the operations, for what is computed around the model: its loss, augmentation, a search."""
+        return self.decoder.ops
 
     def __call__(
         self,

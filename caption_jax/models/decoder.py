@@ -14,9 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
+from caption_jax.models.layers import Dense, Dropout
 from caption_jax.models.packing import Packing
-from caption_jax.ops.dense import Dense
-from caption_jax.ops.dropout import Dropout
+from caption_jax.ops.dropout import Bits
+from caption_jax.ops.forms import FAST, Ops
 
 INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
 
@@ -49,19 +50,21 @@ class FeedForward(nn.Module):
     width: int
     hidden: int
     dropout: float
+    dropout_bits: Bits = 8
     activation: str = "gelu_tanh"
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
     ) -> Float[Array, "*batch width"]:
         """Applies to each position by itself; `ids` as in `Dropout`."""
-        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         x = ACTIVATIONS[self.activation](Dense(self.hidden, name="expand", **dense)(x))
-        x = Dropout(self.dropout)(x, train=train, ids=ids)
+        x = Dropout(self.dropout, self.dropout_bits, self.ops)(x, train=train, ids=ids)
         init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
         return Dense(self.width, kernel_init=init, name="contract", **dense)(x)
 
@@ -74,23 +77,29 @@ class DecoderLayer(nn.Module):
         heads: attention heads; divides `width`.
         feed_forward: hidden width of the feed-forward network.
         dropout: rate on the output of each of the three parts and inside the last.
+        dropout_bits: see `Dropout`.
         norm: "pre" (normalise what enters a part; Xiong et al., 2020, https://arxiv.org/abs/2002.04745) or "post"
             (normalise after the residual; Vaswani et al., 2017).
         norm_epsilon: added to the variance by the norms.
         activation: of the feed-forward network, "gelu" or "gelu_tanh".
         output_scale: variance scale of the initial last weights of each part.
+        dtype: of computation.
+        param_dtype: of the parameters.
+        ops: form of the operations.
     """
 
     width: int
     heads: int
     feed_forward: int
     dropout: float = 0.0
+    dropout_bits: Bits = 8
     norm: str = "pre"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"
     output_scale: float = 1.0
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
 
     def setup(self):
         """Creates the submodules."""
@@ -102,21 +111,23 @@ class DecoderLayer(nn.Module):
             names = ", ".join(ACTIVATIONS)
             raise ValueError(f"config.model.decoder.activation is {self.activation!r}; it must be one of {names}")
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        self.self_attention = SelfAttention(self.width, self.heads, self.output_scale, **dtypes)
-        self.cross_attention = CrossAttention(self.width, self.heads, self.output_scale, **dtypes)
+        self.self_attention = SelfAttention(self.width, self.heads, self.output_scale, **dtypes, ops=self.ops)
+        self.cross_attention = CrossAttention(self.width, self.heads, self.output_scale, **dtypes, ops=self.ops)
         self.feed_forward_network = FeedForward(
             self.width,
             self.feed_forward,
             self.dropout,
+            self.dropout_bits,
             self.activation,
             self.output_scale,
-            name="feed_forward",
             **dtypes,
+            ops=self.ops,
+            name="feed_forward",
         )
         self.self_attention_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
         self.cross_attention_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
         self.feed_forward_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
-        self.residual_dropout = Dropout(self.dropout)
+        self.residual_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
 
     def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
         """Keys [batch, heads, depth, memory] and values [batch, heads, memory, depth] of the cross-attention."""
@@ -142,29 +153,27 @@ class DecoderLayer(nn.Module):
         of the `Cache` it belongs to.
         """
         keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
-        attention = None
-
-        def look_back(x):
-            nonlocal cache
-            y, cache = self.self_attention(x, cache, position, visible, packing)
-            return y
-
-        def look_at_memory(x):
-            nonlocal attention
-            decoding = cache is not None
-            y, attention = self.cross_attention(x, keys, values, memory_mask, decoding=decoding, packing=packing)
-            return y
-
+        decoding = cache is not None
         dropout = {"train": train, "ids": None if packing is None else packing.ids}
-        x = self._residual(x, look_back, self.self_attention_norm, dropout)
-        x = self._residual(x, look_at_memory, self.cross_attention_norm, dropout)
-        x = self._residual(x, lambda x: self.feed_forward_network(x, **dropout), self.feed_forward_norm, dropout)
+
+        y = self._before(self.self_attention_norm, x)
+        y, cache = self.self_attention(y, cache, position, visible, packing)
+        x = self._after(self.self_attention_norm, x + self.residual_dropout(y, **dropout))
+
+        y = self._before(self.cross_attention_norm, x)
+        y, attention = self.cross_attention(y, keys, values, memory_mask, decoding=decoding, packing=packing)
+        x = self._after(self.cross_attention_norm, x + self.residual_dropout(y, **dropout))
+
+        y = self._before(self.feed_forward_norm, x)
+        y = self.feed_forward_network(y, **dropout)
+        x = self._after(self.feed_forward_norm, x + self.residual_dropout(y, **dropout))
         return x, cache, attention
 
-    def _residual(self, x, part, norm, dropout):
-        if self.norm == "pre":
-            return x + self.residual_dropout(part(norm(x)), **dropout)
-        return norm(x + self.residual_dropout(part(x), **dropout))
+    def _before(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+        return norm(x) if self.norm == "pre" else x
+
+    def _after(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+        return norm(x) if self.norm == "post" else x
 
 
 class Decoder(nn.Module):
@@ -177,11 +186,15 @@ class Decoder(nn.Module):
         heads: attention heads; divides `width`.
         feed_forward: hidden width of the feed-forward networks.
         dropout: rate after the embedding and in the layers.
+        dropout_bits: see `Dropout`.
         norm: "pre" or "post".
         norm_epsilon: added to the variance by the norms.
         activation: of the feed-forward networks, "gelu" or "gelu_tanh".
         positions: "learned" or "sinusoidal".
         max_length: most tokens of a caption.
+        dtype: of computation.
+        param_dtype: of the parameters.
+        ops: form of the operations.
     """
 
     vocabulary_size: int
@@ -190,6 +203,7 @@ class Decoder(nn.Module):
     heads: int
     feed_forward: int
     dropout: float = 0.0
+    dropout_bits: Bits = 8
     norm: str = "pre"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"
@@ -197,6 +211,7 @@ class Decoder(nn.Module):
     max_length: int = 40
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
 
     def setup(self):
         """Creates the submodules."""
@@ -221,17 +236,19 @@ class Decoder(nn.Module):
                 self.heads,
                 self.feed_forward,
                 self.dropout,
+                self.dropout_bits,
                 self.norm,
                 self.norm_epsilon,
                 self.activation,
                 output_scale,
-                name=f"layer_{index}",
                 **dtypes,
+                ops=self.ops,
+                name=f"layer_{index}",
             )
             for index in range(self.layers)
         ]
         self.final_norm = nn.LayerNorm(self.norm_epsilon, **dtypes) if self.norm == "pre" else None
-        self.embedding_dropout = Dropout(self.dropout)
+        self.embedding_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
 
     def __call__(
         self,

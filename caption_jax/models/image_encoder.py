@@ -12,8 +12,9 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from caption_jax.models.backbones.efficientnet import EfficientNet
-from caption_jax.ops.dense import Dense
+from caption_jax.models.layers import Dense
 from caption_jax.ops.depthwise import Padding
+from caption_jax.ops.forms import FAST, Ops
 
 
 @struct.dataclass
@@ -52,6 +53,7 @@ class ImageEncoder(nn.Module):
         norm_group_size, norm_momentum, drop_path, padding, norm_epsilon, frozen_norms: see `EfficientNet`.
         dtype: compute dtype.
         param_dtype: dtype of the parameters.
+        ops: form of the operations.
     """
 
     variant: str = "b0"
@@ -68,6 +70,7 @@ class ImageEncoder(nn.Module):
     frozen_norms: Set[str] = frozenset()
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    ops: Ops = FAST
 
     def setup(self) -> None:
         """Makes the submodules. Raises ValueError for an unknown choice."""
@@ -85,12 +88,13 @@ class ImageEncoder(nn.Module):
             norm_epsilon=self.norm_epsilon,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            ops=self.ops,
         )
-        dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        settings = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         if self.image_memory != "vector":
-            self.grid = GridMemory(self.width, **dtypes)
+            self.grid = GridMemory(self.width, **settings)
         if self.image_memory != "grid" or self.always_vector:
-            self.pooled = VectorMemory(self.width, self.vector, **dtypes)
+            self.pooled = VectorMemory(self.width, self.vector, **settings)
         self.dropout = nn.Dropout(self.memory_dropout)
 
     def __call__(
@@ -128,13 +132,14 @@ class GridMemory(nn.Module):
     width: int
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch cells width"]:
         """Returns the cells row by row."""
         batch, height, width, channels = features.shape
         cells = features.reshape(batch, height * width, channels)
-        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(cells)
+        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(cells)
         shape = (height * width, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
         return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x + position.astype(x.dtype))
@@ -147,6 +152,7 @@ class VectorMemory(nn.Module):
     pooling: Literal["mean", "flatten"] = "mean"
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch width"]:
@@ -155,5 +161,5 @@ class VectorMemory(nn.Module):
             pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
         else:
             pooled = features.reshape(features.shape[0], -1)
-        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(pooled)
+        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(pooled)
         return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)

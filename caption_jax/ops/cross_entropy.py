@@ -1,4 +1,4 @@
-"""The captioning objective: cross-entropy of the next token."""
+"""Cross-entropy of the next token, from its logits or from the states that the output layer makes logits of."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TokenLoss(NamedTuple):
     correct_sum: Float[Array, ""]
 
 
-def token_cross_entropy(
+def token_cross_entropy_reference(
     logits: Float[Array, "*tokens vocabulary"],
     targets: Int[Array, "*tokens"],
     weights: Float[Array, "*tokens"],
@@ -43,7 +43,7 @@ def token_cross_entropy(
     the logits only: targets and weights are data.
 
     Args:
-        logits: any float type; read in place, without a float32 copy.
+        logits: any float type; the arithmetic is float32.
         targets: token ids in [0, V).
         weights: weight of each token, 0 for padding; bool and integer types serve as well.
         label_smoothing: s, in [0, 1).
@@ -51,18 +51,19 @@ def token_cross_entropy(
     Raises:
         ValueError: the shapes do not agree, or `label_smoothing` is outside [0, 1).
     """
-    if not 0.0 <= label_smoothing < 1.0:
-        raise ValueError(f"objective.label_smoothing is {label_smoothing}; it has to be in [0, 1)")
-    if logits.shape[:-1] != targets.shape or targets.shape != weights.shape:
-        raise ValueError(
-            f"logits {logits.shape} need targets and weights of shape {logits.shape[:-1]}; "
-            f"they are {targets.shape} and {weights.shape}"
-        )
-    weights = weights.astype(jnp.float32)
-    return TokenLoss(*_cross_entropy(logits, targets, weights, float(label_smoothing)))
+    _check(logits, targets, weights, label_smoothing)
+    weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
+    counted = jnp.where(weights[..., None] != 0, logits, 0).astype(jnp.float32)
+    log_probs = jax.nn.log_softmax(counted, axis=-1)
+    target_log_prob = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+    loss = -(1 - label_smoothing) * target_log_prob
+    if label_smoothing:
+        loss -= label_smoothing * log_probs.mean(-1)
+    correct = jnp.argmax(logits, axis=-1) == targets
+    return TokenLoss((loss * weights).sum(), weights.sum(), (correct * weights).sum())
 
 
-def vocabulary_cross_entropy(
+def vocabulary_cross_entropy_reference(
     states: Float[Array, "*groups tokens width"],
     table: Float[Array, "vocabulary width"],
     bias: Float[Array, " vocabulary"],
@@ -70,90 +71,43 @@ def vocabulary_cross_entropy(
     weights: Float[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
-    """`token_cross_entropy` of the logits `states @ table.T + bias`, of which only a few rows exist at a time.
-
-    Each piece makes its part of the loss and of the gradients while the processor's cache holds it, and is gone. A
-    target is right where no logit is larger than its own.
+    """`token_cross_entropy_reference` of the logits `states @ table.T + bias`.
 
     Args:
-        states: of the decoder; pieces are of the axis `tokens`.
+        states: of the decoder.
         table: the output layer's.
         bias: the output layer's.
-        targets, weights, label_smoothing: as in `token_cross_entropy`.
+        targets: as in `token_cross_entropy_reference`.
+        weights: as there.
+        label_smoothing: as there.
     """
-    weights = weights.astype(jnp.float32)
-    return TokenLoss(*_vocabulary_cross_entropy(states, table, bias, targets, weights, float(label_smoothing)))
+    logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+    return token_cross_entropy_reference(logits, targets, weights, label_smoothing)
 
 
-_PIECE = 512  # tokens, over all groups
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing):
-    return _vocabulary_forward(states, table, bias, targets, weights, smoothing)[0]
-
-
-def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
-    vocabulary, width = table.shape
-    shape = states.shape
-
-    def piece(gradients, part):
-        states, targets, weights = part
-        logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
-        largest = jnp.max(logits, axis=-1)
-        shares = jnp.exp(logits - largest[..., None])
-        total = jnp.sum(shares, axis=-1)
-        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        loss = largest + jnp.log(total) - (1.0 - smoothing) * target_logit
-        if smoothing:
-            loss -= smoothing * jnp.mean(logits, axis=-1)
-        is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-        labels = jnp.where(is_target, np.float32(1.0 - smoothing), 0.0) + np.float32(smoothing / vocabulary)
-        counts = (weights != 0)[..., None]
-        slope = jnp.where(counts, weights[..., None] * (shares / total[..., None] - labels), 0.0)
-        narrow = slope.astype(states.dtype)
-        to_table, to_bias = gradients
-        # The smaller factor is the one that is turned round.
-        to_table += jnp.einsum("...d,...v->dv", states, narrow, preferred_element_type=jnp.float32)
-        to_bias += jnp.sum(slope, axis=range(slope.ndim - 1))
-        sums = (
-            jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
-            jnp.sum(weights),
-            jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
+def _check(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoothing: float) -> None:
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"objective.label_smoothing is {label_smoothing}; it has to be in [0, 1)")
+    if logits.shape[:-1] != targets.shape or targets.shape != weights.shape:
+        raise ValueError(
+            f"logits {logits.shape} need targets and weights of shape {logits.shape[:-1]}; "
+            f"they are {targets.shape} and {weights.shape}"
         )
-        to_states = jnp.einsum("...v,vd->...d", narrow, table, preferred_element_type=jnp.float32).astype(states.dtype)
-        return (to_table, to_bias), (sums, to_states)
-
-    parts = [_pieces(array, targets.ndim - 1) for array in (states, targets, weights)]
-    nothing = (jnp.zeros((width, vocabulary)), jnp.zeros(vocabulary))
-    (to_table, to_bias), (sums, to_states) = jax.lax.scan(piece, nothing, parts)
-    to_states = jnp.moveaxis(to_states, 0, targets.ndim - 1).reshape(*shape[:-2], -1, width)[..., : shape[-2], :]
-    return tuple(jnp.sum(each) for each in sums), (to_states, to_table.T, to_bias)
 
 
-def _pieces(array: jax.Array, axis: int) -> jax.Array:
-    """[.., tokens, ..] -> [pieces, .., tokens of a piece, ..], filled up with zeros."""
-    tokens = array.shape[axis]
-    rows = max(_PIECE // math.prod(array.shape[:axis]), 1)
-    count = -(-tokens // rows)
-    array = jnp.pad(array, [(0, count * rows - tokens) if at == axis else (0, 0) for at in range(array.ndim)])
-    return jnp.moveaxis(array.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :]), axis, 0)
+def token_cross_entropy(
+    logits: Float[Array, "*tokens vocabulary"],
+    targets: Int[Array, "*tokens"],
+    weights: Float[Array, "*tokens"],
+    label_smoothing: float = 0.0,
+) -> TokenLoss:
+    """`token_cross_entropy_reference` whose gradient is written straight into one array of the logits' type.
 
-
-def _vocabulary_backward(smoothing, gradients, cotangents):
-    to_states, to_table, to_bias = gradients
-    scale = cotangents[0]
-    # Gradients come in the types of what they are of.
-    return (
-        (scale * to_states).astype(to_states.dtype),
-        (scale * to_table).astype(to_states.dtype),
-        scale * to_bias,
-        None,
-        None,
-    )
-
-
-_vocabulary_cross_entropy.defvjp(_vocabulary_forward, _vocabulary_backward)
+    The logits are read in place, without a float32 copy.
+    """
+    _check(logits, targets, weights, label_smoothing)
+    weights = weights.astype(jnp.float32)
+    return TokenLoss(*_cross_entropy(logits, targets, weights, float(label_smoothing)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -190,3 +144,91 @@ def _backward(smoothing, residuals, cotangents):
 
 
 _cross_entropy.defvjp(_forward, _backward)
+
+
+_CHUNK = 512  # tokens, over all groups
+
+
+def vocabulary_cross_entropy(
+    states: Float[Array, "*groups tokens width"],
+    table: Float[Array, "vocabulary width"],
+    bias: Float[Array, " vocabulary"],
+    targets: Int[Array, "*groups tokens"],
+    weights: Float[Array, "*groups tokens"],
+    label_smoothing: float = 0.0,
+) -> TokenLoss:
+    """`vocabulary_cross_entropy_reference`, of whose logits only a few rows exist at a time.
+
+    Each chunk of tokens makes its part of the loss and of the gradients while the processor's cache holds its logits.
+    Chunks are taken along the axis `tokens`. A target is right where no logit is larger than its own.
+    """
+    weights = weights.astype(jnp.float32)
+    return TokenLoss(*_vocabulary_cross_entropy(states, table, bias, targets, weights, float(label_smoothing)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing):
+    return _vocabulary_forward(states, table, bias, targets, weights, smoothing)[0]
+
+
+def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
+    vocabulary, width = table.shape
+    shape = states.shape
+
+    def chunk(gradients, part):
+        states, targets, weights = part
+        logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+        largest = jnp.max(logits, axis=-1)
+        exponentials = jnp.exp(logits - largest[..., None])
+        total = jnp.sum(exponentials, axis=-1)
+        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        loss = largest + jnp.log(total) - (1.0 - smoothing) * target_logit
+        if smoothing:
+            loss -= smoothing * jnp.mean(logits, axis=-1)
+        is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+        labels = jnp.where(is_target, np.float32(1.0 - smoothing), 0.0) + np.float32(smoothing / vocabulary)
+        counts = (weights != 0)[..., None]
+        to_logits = jnp.where(counts, weights[..., None] * (exponentials / total[..., None] - labels), 0.0)
+        narrow = to_logits.astype(states.dtype)
+        to_table, to_bias = gradients
+        # The smaller factor is the one that is transposed.
+        to_table += jnp.einsum("...d,...v->dv", states, narrow, preferred_element_type=jnp.float32)
+        to_bias += jnp.sum(to_logits, axis=range(to_logits.ndim - 1))
+        sums = (
+            jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
+            jnp.sum(weights),
+            jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
+        )
+        to_states = jnp.einsum("...v,vd->...d", narrow, table, preferred_element_type=jnp.float32).astype(states.dtype)
+        return (to_table, to_bias), (sums, to_states)
+
+    parts = [_chunks(array, targets.ndim - 1) for array in (states, targets, weights)]
+    nothing = (jnp.zeros((width, vocabulary)), jnp.zeros(vocabulary))
+    (to_table, to_bias), (sums, to_states) = jax.lax.scan(chunk, nothing, parts)
+    to_states = jnp.moveaxis(to_states, 0, targets.ndim - 1).reshape(*shape[:-2], -1, width)[..., : shape[-2], :]
+    return tuple(jnp.sum(each) for each in sums), (to_states, to_table.T, to_bias)
+
+
+def _chunks(array: jax.Array, axis: int) -> jax.Array:
+    """[.., tokens, ..] -> [chunks, .., tokens of a chunk, ..], filled up with zeros."""
+    tokens = array.shape[axis]
+    rows = max(_CHUNK // math.prod(array.shape[:axis]), 1)
+    count = -(-tokens // rows)
+    array = jnp.pad(array, [(0, count * rows - tokens) if at == axis else (0, 0) for at in range(array.ndim)])
+    return jnp.moveaxis(array.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :]), axis, 0)
+
+
+def _vocabulary_backward(smoothing, gradients, cotangents):
+    to_states, to_table, to_bias = gradients
+    scale = cotangents[0]
+    # Each gradient has the dtype of its argument.
+    return (
+        (scale * to_states).astype(to_states.dtype),
+        (scale * to_table).astype(to_states.dtype),
+        scale * to_bias,
+        None,
+        None,
+    )
+
+
+_vocabulary_cross_entropy.defvjp(_vocabulary_forward, _vocabulary_backward)

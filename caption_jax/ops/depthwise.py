@@ -1,12 +1,7 @@
-"""Depthwise 2-D convolution as one op with its own derivative, lowered per platform.
+"""Depthwise 2-D convolution: every channel with its own kernel.
 
-XLA's grouped convolution is the right form on an accelerator. On a CPU it is tens of times slower than what it
-computes: a sum of shifted copies of the image, each multiplied by one row of weights. So the CPU gets that sum, in the
-forward pass and in both gradients, and everything else gets `lax.conv_general_dilated`; `lax.platform_dependent`
-chooses when a program is lowered, so that a TPU program compiled on a CPU holds the TPU form.
-
-No form reads across images, so a batch that is sharded over devices stays where it is: only the weight gradient, which
-is a sum over the batch, needs a reduction.
+No form reads across images, so a batch that is sharded over devices stays where it is: only the kernel's gradient, a
+sum over the batch, needs a reduction.
 """
 
 from __future__ import annotations
@@ -23,10 +18,6 @@ from caption_jax.ops.materialise import materialised
 
 Padding = Literal["same", "symmetric"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
-
-# Cells a side of the tiles in `_kernel_gradient`. XLA fuses a copy into what reads it at up to 15 places, and a loop
-# that computes 15 moving addresses is four times slower than one over a copy: so a tile has at least 16 cells.
-_TILE = 4
 
 
 def explicit_padding(height: int, width: int, kernel: int, stride: int, padding: Padding) -> Pads:
@@ -48,7 +39,7 @@ def explicit_padding(height: int, width: int, kernel: int, stride: int, padding:
     return one(height), one(width)
 
 
-def depthwise_conv(
+def depthwise_conv_reference(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "size size channels"],
     *,
@@ -57,45 +48,40 @@ def depthwise_conv(
 ) -> Float[Array, "batch out_height out_width channels"]:
     """Convolves every channel with its own square kernel (cross-correlation, as in every deep-learning library).
 
-    Sums are taken in float32; the result has the dtype of `x`. Raises ValueError for a kernel that does not fit.
+    Args:
+        x: images.
+        kernel: of each channel, cast to the dtype of `x`, as the result has it.
+        stride: of both axes.
+        padding: see `explicit_padding`.
+
+    Raises:
+        ValueError: a kernel that does not fit the channels, or an unknown padding.
     """
+    return _grouped(x, kernel.astype(x.dtype), stride=stride, pads=_pads(x, kernel, stride, padding))
+
+
+def depthwise_conv(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "size size channels"],
+    *,
+    stride: int = 1,
+    padding: Padding = "same",
+) -> Float[Array, "batch out_height out_width channels"]:
+    """`depthwise_conv_reference`; on a CPU, forwards and backwards, sums of shifted copies of the image.
+
+    XLA's grouped convolution is the right form on an accelerator. On a CPU it takes many times as long as what it
+    computes: a sum of shifted copies of the image, each multiplied by one row of weights. Sums are float32.
+    """
+    return _depthwise(x, kernel.astype(x.dtype), stride, _pads(x, kernel, stride, padding))
+
+
+def _pads(x: Array, kernel: Array, stride: int, padding: Padding) -> Pads:
     if kernel.ndim != 3 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
         raise ValueError(f"a depthwise kernel for {x.shape[-1]} channels is [k, k, {x.shape[-1]}], not {kernel.shape}")
-    pads = explicit_padding(x.shape[1], x.shape[2], kernel.shape[0], stride, padding)
-    return _depthwise(x, kernel.astype(x.dtype), stride, pads)
+    return explicit_padding(x.shape[1], x.shape[2], kernel.shape[0], stride, padding)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_shifted_sum, stride=stride, pads=pads),
-        default=partial(_native, stride=stride, pads=pads),
-    )
-
-
-def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    def on_cpu(x: Array, kernel: Array) -> Array:
-        return materialised(partial(_shifted_sum, stride=stride, pads=pads), x, kernel, witness=kernel)
-
-    out = lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_native, stride=stride, pads=pads))
-    return out, (x, kernel)
-
-
-def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(
-        *saved,
-        gradient,
-        cpu=partial(_shifted_gradients, stride=stride, pads=pads),
-        default=partial(_native_gradients, stride=stride, pads=pads),
-    )
-
-
-_depthwise.defvjp(_forward, _backward)
-
-
-def _native(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+def _grouped(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -106,8 +92,38 @@ def _native(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
     )
 
 
-def _native_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads) -> tuple[Array, Array]:
-    _, pullback = jax.vjp(partial(_native, stride=stride, pads=pads), x, kernel)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_shifted_sum, stride=stride, pads=pads),
+        default=partial(_grouped, stride=stride, pads=pads),
+    )
+
+
+def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
+    def on_cpu(x: Array, kernel: Array) -> Array:
+        return materialised(partial(_shifted_sum, stride=stride, pads=pads), x, kernel, witness=kernel)
+
+    out = lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_grouped, stride=stride, pads=pads))
+    return out, (x, kernel)
+
+
+def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(
+        *saved,
+        gradient,
+        cpu=partial(_shifted_gradients, stride=stride, pads=pads),
+        default=partial(_grouped_gradients, stride=stride, pads=pads),
+    )
+
+
+_depthwise.defvjp(_forward, _backward)
+
+
+def _grouped_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads) -> tuple[Array, Array]:
+    _, pullback = jax.vjp(partial(_grouped, stride=stride, pads=pads), x, kernel)
     return pullback(gradient)
 
 
@@ -171,6 +187,11 @@ def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stri
     return merged[:, :height, :width]
 
 
+# Cells per side of the tiles below. XLA fuses a copy into what reads it at up to 15 places, and a loop that computes 15
+# moving addresses is much slower than one over a copy: so a tile has at least 16 cells.
+_TILE = 4
+
+
 def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pads) -> Array:
     """The sum over images and cells of (input under a tap) x (gradient), for every tap and channel.
 
@@ -189,10 +210,10 @@ def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pa
     def add_tile(step: Array, total: Array) -> Array:
         row, column = step // across * _TILE, step % across * _TILE
         pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, side, side, channels))
-        slopes = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE, _TILE, channels))
-        pixels, slopes = pixels.astype(jnp.float32), slopes.astype(jnp.float32)
+        gradients = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE, _TILE, channels))
+        pixels, gradients = pixels.astype(jnp.float32), gradients.astype(jnp.float32)
         return total + sum(
-            pixels[:, stride * i : stride * i + size, stride * j : stride * j + size] * slopes[:, i, None, j, None]
+            pixels[:, stride * i : stride * i + size, stride * j : stride * j + size] * gradients[:, i, None, j, None]
             for i in range(_TILE)
             for j in range(_TILE)
         )

@@ -106,7 +106,7 @@ def _count_train(program: Program, frozen: frozenset[str]) -> float:
         key = jax.random.key(0)
         images, start_after = batch.get("features"), spec.data.feature_cache.stage
         if images is None:
-            images = augment(key, batch["image"], spec.augment, jnp.arange(rows))
+            images = augment(key, batch["image"], spec.augment, jnp.arange(rows), model.ops)
             images = description.preprocessing.normalise(images)
         context = description.text_reader.ids_of(batch["context"]) if "context" in batch else None
         return model.apply(

@@ -25,12 +25,15 @@ class DecoderSpec:
     heads: int = 8
     feed_forward: int = 2048
     dropout: float = 0.1
+    dropout_bits: int = 8  # random bits per element: 8 (rates in multiples of 1/256) or 16 (exact within 2 ** -17)
     norm: str = "pre"  # "pre" or "post"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (its approximation)
     positions: str = "learned"  # "learned" or "sinusoidal"
 
     def __post_init__(self):
+        if self.dropout_bits not in (8, 16):
+            raise ConfigError(f"config.model.decoder.dropout_bits is {self.dropout_bits}; it must be 8 or 16")
         if self.norm not in ("pre", "post"):
             raise ConfigError(f'config.model.decoder.norm is {self.norm!r}; it must be "pre" or "post"')
         if self.width % self.heads:
@@ -97,6 +100,8 @@ class ContextSpec:
 class ModelSpec:
     """The captioner."""
 
+    # What it is computed by: the "fast" operations, or the plain "reference" of each (caption_jax/ops).
+    ops: str = "fast"
     image_memory: str = "grid"  # what the decoder attends to: "grid", "vector" or "both"
     vector: str = "mean"  # how the image vector is pooled: "mean" or "flatten"
     memory_dropout: float = 0.1
@@ -107,6 +112,8 @@ class ModelSpec:
     context: ContextSpec = ContextSpec()
 
     def __post_init__(self):
+        if self.ops not in ("fast", "reference"):
+            raise ConfigError(f'config.model.ops is {self.ops!r}; it must be "fast" or "reference"')
         if self.image_memory not in ("grid", "vector", "both"):
             raise ConfigError(
                 f"config.model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'"

@@ -15,7 +15,6 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.packing import Packing
 from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors
 from caption_jax.objectives.forward_pass import target_weights
-from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
 from caption_jax.runs.description import TextReader
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
@@ -120,7 +119,7 @@ def make_train_step(
         if "features" in batch:  # of views that were augmented when they were stored
             return batch["features"], spec.data.feature_cache.stage
         rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
-        images = augment(jax.random.fold_in(part.key, 0), batch["image"], spec.augment, rows)
+        images = augment(jax.random.fold_in(part.key, 0), batch["image"], spec.augment, rows, model.ops)
         return preprocessing.normalise(images), ""
 
     def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
@@ -143,7 +142,7 @@ def make_train_step(
             mutable=["batch_stats"],
             method=forward,
         )
-        cross_entropy = token_cross_entropy if packing is None else vocabulary_cross_entropy
+        cross_entropy = model.ops.token_cross_entropy if packing is None else model.ops.vocabulary_cross_entropy
         captions = cross_entropy(*scores, targets, weights, spec.objective.label_smoothing)
         loss = captions.loss_sum / part.total
         # The metric "loss" is that of the tokens alone; what is added below has metrics of its own.

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caption_jax.ops.dense import Dense
+from caption_jax.models.layers import Dense
 
 
 @pytest.mark.parametrize("shape, features", [((6, 3), 5), ((2, 4, 7), 3), ((2, 2, 3, 4), 4)])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caption_jax.ops.pointwise import pointwise_conv
+from caption_jax.ops.pointwise import pointwise_conv, pointwise_conv_reference
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)])
@@ -19,9 +19,11 @@ def test_equals_the_product_and_its_gradients(dtype, tolerance):
         out, pullback = jax.vjp(op, x, kernel)
         return out, *pullback(weights)
 
-    for mine, plain in zip(jax.jit(both, static_argnums=0)(pointwise_conv), both(jnp.dot), strict=True):
-        assert mine.dtype == dtype
+    for ours, plain in zip(
+        jax.jit(both, static_argnums=0)(pointwise_conv), both(pointwise_conv_reference), strict=True
+    ):
+        assert ours.dtype == dtype
         scale = float(jnp.abs(plain).max())
         np.testing.assert_allclose(
-            mine.astype(jnp.float32), plain.astype(jnp.float32), rtol=tolerance, atol=tolerance * scale
+            ours.astype(jnp.float32), plain.astype(jnp.float32), rtol=tolerance, atol=tolerance * scale
         )

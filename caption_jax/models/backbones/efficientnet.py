@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 
 from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, variant_named
 from caption_jax.models.batch_norm import BatchNorm
-from caption_jax.ops.depthwise import Padding, depthwise_conv, explicit_padding
-from caption_jax.ops.pointwise import pointwise_conv
+from caption_jax.ops.depthwise import Padding, explicit_padding
+from caption_jax.ops.forms import FAST, Ops
 
 
 def _activation(name: str) -> Callable[[Array], Array]:
@@ -27,7 +27,8 @@ class BlockSettings:
     """What every block and convolution of one network has in common.
 
     `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow,
-    'symmetric' and (mostly) 1e-5 for those trained in PyTorch.
+    'symmetric' and (mostly) 1e-5 for those trained in PyTorch. `frozen_norms` are paths from the module that has these
+    settings on.
     """
 
     norm_group_size: int = 0
@@ -39,6 +40,15 @@ class BlockSettings:
     squeeze_excite: bool = True
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    ops: Ops = FAST
+
+    def within(self, name: str) -> BlockSettings:
+        """Returns the settings of the submodule `name`: of the frozen norms those in it."""
+        inside = f"{name}/"
+        return replace(
+            self,
+            frozen_norms=frozenset(path.removeprefix(inside) for path in self.frozen_norms if path.startswith(inside)),
+        )
 
     def norm(self, name: str, *, linear: bool = False) -> BatchNorm:
         """Returns a batch norm with these settings, and the activation behind it unless `linear`."""
@@ -47,9 +57,10 @@ class BlockSettings:
             momentum=self.norm_momentum,
             epsilon=self.norm_epsilon,
             activation="linear" if linear else self.activation,
-            frozen_norms=self.frozen_norms,
+            frozen=name in self.frozen_norms,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
+            ops=self.ops,
             name=name,
         )
 
@@ -104,7 +115,7 @@ class PointwiseConv(nn.Module):
         """Returns the convolution of `x`."""
         s = self.settings
         kernel = self.param("kernel", _fan_out, (x.shape[-1], self.channels), s.param_dtype)
-        return pointwise_conv(x.astype(s.dtype), kernel.astype(s.dtype))
+        return s.ops.pointwise_conv(x.astype(s.dtype), kernel.astype(s.dtype))
 
 
 class Depthwise(nn.Module):
@@ -135,7 +146,7 @@ class DepthwiseConv(nn.Module):
         s = self.settings
         shape = (self.kernel, self.kernel, x.shape[-1])
         kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0) / self.kernel), shape, s.param_dtype)
-        return depthwise_conv(x.astype(s.dtype), kernel.astype(s.dtype), stride=self.stride, padding=s.padding)
+        return s.ops.depthwise_conv(x.astype(s.dtype), kernel.astype(s.dtype), stride=self.stride, padding=s.padding)
 
 
 class SqueezeExcite(nn.Module):
@@ -168,23 +179,21 @@ class Block(nn.Module):
         """Returns the block's features. Needs the rng 'dropout' in training where drop_path is set."""
         s, stage, entering = self.settings, self.stage, x
         inputs = x.shape[-1]
-        norms = ["depthwise", "project"]
         if stage.expand != 1:
-            norms.append("expand")
-            x = Pointwise(inputs * stage.expand, s, name="expand")(x, train=train)
-        x = Depthwise(stage.kernel, self.stride, s, name="depthwise")(x, train=train)
+            x = Pointwise(inputs * stage.expand, s.within("expand"), name="expand")(x, train=train)
+        x = Depthwise(stage.kernel, self.stride, s.within("depthwise"), name="depthwise")(x, train=train)
         if s.squeeze_excite:
             x = SqueezeExcite(max(1, inputs // 4), s, name="squeeze")(x)
-        x = Pointwise(stage.channels, s, linear=True, name="project")(x, train=train)
+        x = Pointwise(stage.channels, s.within("project"), linear=True, name="project")(x, train=train)
         if self.stride != 1 or inputs != stage.channels:
             return x
-        if train and self.drop_path > 0 and not self._is_frozen(norms):
+        if train and self.drop_path > 0 and not self._is_frozen():
             x = drop_path(self.make_rng("dropout"), x, self.drop_path)
         return x + entering
 
-    def _is_frozen(self, norms: list[str]) -> bool:
-        path = "/".join(self.path)
-        return all(f"{path}/{norm}/norm" in self.settings.frozen_norms for norm in norms)
+    def _is_frozen(self) -> bool:
+        parts = {"expand", "depthwise", "project"} if self.stage.expand != 1 else {"depthwise", "project"}
+        return {f"{part}/norm" for part in parts} <= self.settings.frozen_norms
 
 
 class StageBlocks(nn.Module):
@@ -199,7 +208,8 @@ class StageBlocks(nn.Module):
         """Returns the stage's features."""
         for index, rate in enumerate(self.drop_paths):
             stride = self.stage.stride if index == 0 else 1
-            x = Block(self.stage, stride, rate, self.settings, name=f"block_{index}")(x, train=train)
+            name = f"block_{index}"
+            x = Block(self.stage, stride, rate, self.settings.within(name), name=name)(x, train=train)
         return x
 
 
@@ -213,14 +223,16 @@ class EfficientNet(nn.Module):
     Attributes:
         variant: a key of `VARIANTS`.
         norm_group_size: images that share batch-norm statistics in training; 0 for the whole batch.
-        norm_momentum: share of the running statistics that a step keeps.
+        norm_momentum: fraction of the running statistics that a step keeps.
         drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it grows
             linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
-        frozen_norms: paths of norms that keep to stored statistics (see `BatchNorm`).
+        frozen_norms: paths within this module ('stem/norm', 'stage_1/block_0/expand/norm') of norms that keep to
+            their stored statistics in training.
         padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
         norm_epsilon: epsilon of the batch norms.
         dtype: compute dtype; statistics are float32 whatever it is.
         param_dtype: dtype of the parameters.
+        ops: form of the operations.
     """
 
     variant: str = "b0"
@@ -232,6 +244,7 @@ class EfficientNet(nn.Module):
     norm_epsilon: float = 1e-3
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    ops: Ops = FAST
 
     @nn.compact
     def __call__(
@@ -264,13 +277,14 @@ class EfficientNet(nn.Module):
             variant.squeeze_excite,
             self.dtype,
             self.param_dtype,
+            self.ops,
         )
-        stages: list[nn.Module] = [Stem(variant.stem_channels, settings, name="stem")]
+        stages: list[nn.Module] = [Stem(variant.stem_channels, settings.within("stem"), name="stem")]
         rates = self._drop_paths(variant)
         for index, stage in enumerate(variant.scaled_stages, start=1):
-            mine, rates = rates[: stage.blocks], rates[stage.blocks :]
-            stages.append(StageBlocks(stage, mine, settings, name=f"stage_{index}"))
-        stages.append(Pointwise(variant.head_channels, settings, name="head"))
+            name, stage_rates, rates = f"stage_{index}", rates[: stage.blocks], rates[stage.blocks :]
+            stages.append(StageBlocks(stage, stage_rates, settings.within(name), name=name))
+        stages.append(Pointwise(variant.head_channels, settings.within("head"), name="head"))
         x = images.astype(self.dtype)
         first, end = len(variant.stages_up_to(start_after)), len(variant.stages_up_to(stop_after)) or len(stages)
         for stage in stages[first:end]:

@@ -30,7 +30,7 @@ class VisionTransformer(nn.Module):
         class_token, gelu, norm_epsilon: see `ViTSettings`.
         drop_path: probability that an image skips a branch of the last block (stochastic depth, Huang et al., 2016); it
             grows linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
-        frozen_norms: paths of layer norms whose parameters are not trained.
+        frozen_norms: paths within this module ('block_0/attention_norm') of norms whose parameters are not trained.
         dtype: compute dtype; norm statistics and softmax are float32 whatever it is.
         param_dtype: dtype of the parameters.
     """
@@ -71,11 +71,10 @@ class VisionTransformer(nn.Module):
         if "embed" in stages:
             x = Embedding(size.width, size.patch, self.class_token, **dtypes, name="embed")(x)
         for index in range(size.blocks):
-            rate = self.drop_path * index / (size.blocks - 1)
-            block = Block(
-                size.heads, self.gelu, self.norm_epsilon, rate, self.frozen_norms, **dtypes, name=f"block_{index}"
-            )
-            x = block(x, train=train) if f"block_{index}" in stages else x
+            name, rate = f"block_{index}", self.drop_path * index / (size.blocks - 1)
+            frozen = {f"{name}/attention_norm", f"{name}/feed_forward_norm"} <= self.frozen_norms
+            block = Block(size.heads, self.gelu, self.norm_epsilon, 0.0 if frozen else rate, **dtypes, name=name)
+            x = block(x, train=train) if name in stages else x
         if "norm" not in stages:
             return x
         x = nn.LayerNorm(self.norm_epsilon, **dtypes, name="norm")(x)
@@ -131,14 +130,12 @@ class Block(nn.Module):
         gelu: see `ViTSettings`.
         norm_epsilon: epsilon of the layer norms.
         drop_path: probability that an image skips a branch in training.
-        frozen_norms: see `VisionTransformer`.
     """
 
     heads: int
     gelu: Literal["exact", "tanh"]
     norm_epsilon: float
     drop_path: float = 0.0
-    frozen_norms: Set[str] = frozenset()
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 
@@ -146,10 +143,8 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"], *, train: bool) -> Float[Array, "batch tokens width"]:
         """Returns new tokens. Needs the rng 'dropout' in training where drop_path is set."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        frozen = {f"{'/'.join(self.path)}/{norm}" for norm in ("attention_norm", "feed_forward_norm")}
-        rate = 0.0 if frozen <= self.frozen_norms else self.drop_path
         # The same for all numbers of an image: its branch is dropped, or scaled up so that the mean stays.
-        drop = nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not train)
+        drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
         y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="attention_norm")(x)
         x = x + drop(SelfAttention(self.heads, **dtypes, name="attention")(y))
         y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="feed_forward_norm")(x)

@@ -1,0 +1,88 @@
+"""The two forms of all operations, fast and reference, as tables of functions; a model carries one of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from caption_jax.ops import (
+    attend,
+    cross_entropy,
+    dense,
+    depthwise,
+    dropout,
+    norm_activation,
+    pointwise,
+    resample,
+    top_k,
+)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Ops:
+    """One form of every operation. Modules take it as an attribute, so a trace sees it as it sees a module's sizes.
+
+    Attributes:
+        name: "fast" or "reference".
+        dense: see `dense.dense_reference`; of the others likewise.
+        pointwise_conv: 1 x 1 convolution.
+        depthwise_conv: depthwise convolution.
+        norm_activation: batch norm by the batch's statistics, and an activation.
+        stored_norm_activation: batch norm by stored statistics, and an activation.
+        dropout: dropout.
+        attend: scaled dot-product attention.
+        token_cross_entropy: loss of logits.
+        vocabulary_cross_entropy: loss of states and an output layer.
+        resample: bilinear enlargement, for augmentation.
+        top_k: the k largest of many values, for beam search.
+    """
+
+    name: str
+    dense: Callable[..., Any]
+    pointwise_conv: Callable[..., Any]
+    depthwise_conv: Callable[..., Any]
+    norm_activation: Callable[..., Any]
+    stored_norm_activation: Callable[..., Any]
+    dropout: Callable[..., Any]
+    attend: Callable[..., Any]
+    token_cross_entropy: Callable[..., Any]
+    vocabulary_cross_entropy: Callable[..., Any]
+    resample: Callable[..., Any]
+    top_k: Callable[..., Any]
+
+    def __repr__(self) -> str:
+        return f"<{self.name} ops>"
+
+
+FAST = Ops(
+    name="fast",
+    dense=dense.dense,
+    pointwise_conv=pointwise.pointwise_conv,
+    depthwise_conv=depthwise.depthwise_conv,
+    norm_activation=norm_activation.norm_activation,
+    stored_norm_activation=norm_activation.stored_norm_activation,
+    dropout=dropout.dropout,
+    attend=attend.attend,
+    token_cross_entropy=cross_entropy.token_cross_entropy,
+    vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy,
+    resample=resample.resample,
+    top_k=top_k.top_k,
+)
+
+REFERENCE = Ops(
+    name="reference",
+    dense=dense.dense_reference,
+    pointwise_conv=pointwise.pointwise_conv_reference,
+    depthwise_conv=depthwise.depthwise_conv_reference,
+    norm_activation=norm_activation.norm_activation_reference,
+    stored_norm_activation=norm_activation.stored_norm_activation_reference,
+    dropout=dropout.dropout_reference,
+    attend=attend.attend_reference,
+    token_cross_entropy=cross_entropy.token_cross_entropy_reference,
+    vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy_reference,
+    resample=resample.resample_reference,
+    top_k=top_k.top_k_reference,
+)
+
+FORMS = {form.name: form for form in (FAST, REFERENCE)}

@@ -1,0 +1,67 @@
+"""A batch norm and its activation as one operation, against the plain formula."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caption_jax.ops.norm_activation import (
+    norm_activation,
+    norm_activation_reference,
+    stored_norm_activation,
+    stored_norm_activation_reference,
+)
+
+
+def arguments(dtype):
+    random = np.random.default_rng(0)
+    x = jnp.asarray(3 * random.normal(size=(8, 3, 2, 5)) + 2, dtype)
+    return x, *(jnp.asarray(random.normal(size=5), jnp.float32) for _ in range(3))
+
+
+@pytest.mark.parametrize("activation", ["linear", "swish", "relu6"])
+@pytest.mark.parametrize("groups", [1, 4])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_values_statistics_and_gradients_are_those_of_the_reference(activation, groups, dtype, tolerance):
+    x, scale, bias, shift = arguments(dtype)
+    weights = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+
+    def outcome(op):
+        def loss(x, scale, bias):
+            out, *statistics = op(x, scale, bias, shift, groups, 1e-3, activation)
+            return jnp.sum(out * weights), (out, statistics)
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, scale, bias)
+
+    def close(ours, plain):
+        assert ours.dtype == plain.dtype
+        ours, plain = np.float32(ours), np.float32(plain)
+        np.testing.assert_allclose(ours, plain, rtol=tolerance, atol=tolerance * np.abs(plain).max())
+
+    jax.tree.map(close, outcome(norm_activation), outcome(norm_activation_reference))
+
+
+@pytest.mark.parametrize("activation", ["linear", "swish", "relu6"])
+def test_stored_statistics_give_what_the_reference_gives(activation):
+    x, scale, bias, mean = arguments(jnp.float32)
+    var, weights = jnp.square(mean) + 0.1, jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
+
+    def outcome(op):
+        def loss(x, scale, bias):
+            out = op(x, mean, var, scale, bias, 1e-3, activation)
+            return jnp.sum(out * weights), out
+
+        return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, scale, bias)
+
+    close = lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)  # noqa: E731
+    jax.tree.map(close, outcome(stored_norm_activation), outcome(stored_norm_activation_reference))
+
+
+def test_only_the_input_is_kept_for_the_backward_pass():
+    x = jnp.ones((8, 6, 6, 16))
+    scale = jnp.ones(16)
+    _, pullback = jax.vjp(lambda x, scale: norm_activation(x, scale, scale, scale, 2, 1e-3, "swish")[0], x, scale)
+    kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) >= x.size]
+    assert len(kept) == 1

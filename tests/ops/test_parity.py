@@ -1,0 +1,128 @@
+"""The complete model on reference and on fast operations: the same losses, gradients and captions."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+from random_weights import random_variables
+
+from caption_jax.augment import augment
+from caption_jax.decoding import decode
+from caption_jax.errors import ConfigError
+from caption_jax.models.backbones.efficientnet_backbone import EfficientNetBackbone
+from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
+
+VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # as many tokens as it takes for a search by blocks
+QUICK = {"xla_backend_optimization_level": "0"}
+RANDOM = np.random.default_rng(0)
+IMAGES = RANDOM.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
+TOKENS = np.full((BATCH, CAPTIONS, LENGTH), 1, np.int32)
+for caption in TOKENS.reshape(-1, LENGTH):
+    words = RANDOM.integers(3, LENGTH - 2)
+    caption[: words + 2] = [0, *RANDOM.integers(4, VOCABULARY, words), 2]
+
+
+def model_on(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
+    spec = ModelSpec(
+        ops=ops,
+        encoder=EfficientNetBackbone("micro", norm_group_size=2, drop_path=0.3),
+        decoder=DecoderSpec(layers=2, width=16, heads=2, feed_forward=32, dropout_bits=dropout_bits),
+        text_encoder=TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=16),
+        shared_space=JointEmbeddingSpec(width=8),
+    )
+    text = roberta_sizes(spec.text_encoder, VOCABULARY, LENGTH, pad_id=1)
+    return build_model(spec, VOCABULARY, LENGTH, dtype, text_encoder=text)
+
+
+@functools.cache
+def variables():
+    return random_variables(model_on("fast"), IMAGES[:1], TOKENS[:1, :1])
+
+
+def objective(model):
+    """Both losses of captions, and how images and their captions fit in the shared space."""
+    features = model.encode_images(IMAGES, train=True)
+    output = model.decode(TOKENS[..., :-1], features, train=True)
+    targets = TOKENS[..., 1:]
+    weights = targets != 1
+    of_logits = model.ops.token_cross_entropy(output.logits, targets, weights, 0.1)
+    of_states = model.ops.vocabulary_cross_entropy(output.states, *model.output_layer(), targets, weights, 0.1)
+    texts = TOKENS[:, 0]
+    fit = model.embed_images(features) * model.embed_texts(texts, texts != 1, train=True) * model.similarity_scale()
+    return (of_logits.loss_sum + of_states.loss_sum) / (2 * weights.sum()) - fit.sum() / BATCH
+
+
+def loss_and_gradients(model):
+    def loss(params):
+        given = {"params": params, "batch_stats": variables()["batch_stats"]}
+        rngs = {"dropout": jax.random.key(2)}
+        value, updated = model.apply(given, rngs=rngs, mutable=["batch_stats"], method=objective)
+        return value, updated["batch_stats"]
+
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+    (value, statistics), gradients = step(variables()["params"])
+    flat = lambda tree: traverse_util.flatten_dict(jax.device_get(tree), sep="/")  # noqa: E731
+    return float(value), flat(gradients), flat(statistics)
+
+
+# The absolute tolerance is for gradients that would be 0 but for rounding: a batch norm subtracts the bias before it.
+TOLERANCES = {
+    jnp.float32: {"loss": 1e-6, "relative": 1e-5, "absolute": 1e-6},
+    jnp.bfloat16: {"loss": 5e-3, "relative": 0.1, "absolute": 1e-2},
+}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [
+        (jnp.float32, 8),
+        pytest.param(jnp.float32, 16, marks=pytest.mark.slow),
+        pytest.param(jnp.bfloat16, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits):
+    plain, fast = (loss_and_gradients(model_on(ops, dtype, bits)) for ops in ("reference", "fast"))
+    within = TOLERANCES[dtype]
+    assert fast[0] == pytest.approx(plain[0], rel=within["loss"])
+    assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "shared_space"}
+    for ours, theirs in zip(fast[1:], plain[1:], strict=True):
+        assert ours.keys() == theirs.keys()
+        for path in ours:
+            difference, norm = np.linalg.norm(ours[path] - theirs[path]), np.linalg.norm(theirs[path])
+            assert difference <= within["relative"] * norm + within["absolute"], path
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam"])
+def test_captions_agree(method):
+    def captions(ops):
+        model, spec = model_on(ops), DecodeSpec(method=method, max_length=LENGTH, candidates=3, alpha=0.7)
+
+        @jax.jit
+        def run(variables, images):
+            features = model.apply(variables, images, method="encode_images")
+            return decode(model, variables, features, spec)
+
+        return run(variables(), IMAGES)
+
+    fast, plain = captions("fast"), captions("reference")
+    np.testing.assert_array_equal(fast.all_tokens, plain.all_tokens)
+    np.testing.assert_allclose(fast.all_scores, plain.all_scores, rtol=1e-5)
+    assert len(np.unique(fast.all_tokens.reshape(-1, fast.all_tokens.shape[-1]), axis=0)) > 1
+
+
+def test_augmentation_agrees():
+    spec = AugmentSpec(flip=True, min_crop_scale=0.4, max_aspect=1.4, brightness=0.3)
+    pixels = RANDOM.integers(0, 256, (BATCH, 24, 24, 3), np.uint8)
+    fast, plain = (augment(jax.random.key(0), pixels, spec, ops=model_on(name).ops) for name in ("fast", "reference"))
+    np.testing.assert_allclose(fast, plain, atol=1e-2)
+
+
+def test_an_unknown_choice_is_named():
+    with pytest.raises(ConfigError, match=r"config\.model\.ops is 'slow'"):
+        ModelSpec(ops="slow")
