@@ -3,6 +3,7 @@
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes
     python main.py --config=configs/shapes.py --workdir=/tmp/shapes --dry_run
     python main.py --mode=evaluate --workdir=/tmp/shapes --split=test
+    python main.py --mode=evaluate --workdir=/tmp/shapes --data=FOLDER
     python main.py --mode=tune --workdir=/tmp/shapes --split=val
     python main.py --mode=caption --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=index --workdir=/tmp/shapes photo.jpg folder/ 'more/*.png'

@@ -3,6 +3,7 @@
     caption-jax --config=configs/shapes.py --workdir=runs/shapes
     caption-jax --config=configs/shapes.py --workdir=runs/shapes --dry_run
     caption-jax --mode=evaluate --workdir=runs/shapes --split=test
+    caption-jax --mode=evaluate --workdir=runs/shapes --data=FOLDER
     caption-jax --mode=tune --workdir=runs/shapes --split=val
     caption-jax --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     caption-jax --mode=index --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
@@ -80,6 +81,8 @@ def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError(f"mode {options.mode} takes no arguments, but got {arguments}")
     if options.mode != "train" and options.dry_run:
         raise app.UsageError(f"--dry_run is of mode train, not of mode {options.mode}")
+    if options.mode != "evaluate" and options.data is not None:
+        raise app.UsageError(f"--data is of mode evaluate, not of mode {options.mode}")
     set_up_platform(options)
     mode = importlib.import_module(f"caption_jax.cli.{options.mode}")  # only now: JAX starts on the platform as set up
     try:

@@ -31,6 +31,12 @@ def define() -> None:
 
 def _define_for_splits() -> None:
     flags.DEFINE_string("split", "val", "evaluate, tune, index, neighbours: split to take the images of.")
+    flags.DEFINE_string(
+        "data",
+        None,
+        "evaluate: another data set than the run's own, a folder of images and a caption file such as captions.csv; "
+        "all of its images, unless --split names a split that it has.",
+    )
     flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
     flags.DEFINE_multi_string(
         "context",

@@ -8,6 +8,7 @@ from absl import flags
 from caption_jax.cli.command_flags import kind_of_context, spec_of
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_split
+from caption_jax.evaluation.other_data import check_context, open_other_data
 from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.files import absolute
 from caption_jax.runs.experiment import open_experiment
@@ -15,8 +16,17 @@ from caption_jax.runs.experiment import open_experiment
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results into the workdir, prints them, returns the exit status."""
-    experiment = open_experiment(absolute(options.workdir), spec_of(options))
-    print_assessment(evaluate_split(experiment, options.split, options.images, kind_of_context(options)))
+    workdir, spec, context = absolute(options.workdir), spec_of(options), kind_of_context(options)
+    if not options.data:
+        experiment = open_experiment(workdir, spec)
+        print_assessment(evaluate_split(experiment, options.split, options.images, context))
+        return 0
+    check_context(spec.model.context.slots, context)
+    other = open_other_data(options.data, spec.data, options.split if options["split"].present else "")
+    if jax.process_index() == 0:
+        print(f"captions: {other.captions}")
+    experiment = open_experiment(workdir, spec, {other.split.name: other.split})
+    print_assessment(evaluate_split(experiment, other.split.name, options.images, context, other))
     return 0
 
 

@@ -54,9 +54,14 @@ class Assessment:
                 "caption": found.captions[image_id],
                 "log_prob": found.log_probs.get(image_id),
                 **{name: round(float(values[row]), 6) for name, values in self.images.values.items()},
+                **{name: _rounded(values.get(image_id)) for name, values in found.per_image.items()},
             }
             for row, image_id in enumerate(self.images.image_ids)
         ]
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(float(value), 6)
 
 
 def assess(

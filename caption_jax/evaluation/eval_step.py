@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from caption_jax.decoding import decode
+from caption_jax.evaluation.evaluator import EvalBatch, Evaluator
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import target_weights
 from caption_jax.retrieval.context_captions import encode_images
@@ -18,26 +19,31 @@ Batch = dict[str, jax.Array]
 
 
 def make_eval_step(
-    model: ImageCaptioningModel, description: RunDescription
-) -> Callable[[PyTree, Batch], dict[str, jax.Array]]:
+    model: ImageCaptioningModel, description: RunDescription, evaluators: Sequence[tuple[Evaluator, Any]] = ()
+) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
     """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
 
     Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
-    `weight_sum` over the reference tokens (no label smoothing); `vector` [batch, width] of the images in the space that
-    they share with texts, where the model has one; `index` and `mask` as in the batch.
+    `weight_sum` over the reference tokens (no label smoothing); `evaluators`, what each evaluator adds, in their order;
+    `index` and `mask` as in the batch.
+
+    Args:
+        model: the captioner.
+        description: of the run.
+        evaluators: with what each has prepared.
     """
     settings = description.spec.decode
     words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
 
-    def step(variables: PyTree, batch: Batch) -> dict[str, jax.Array]:
+    def step(variables: PyTree, batch: Batch) -> dict[str, PyTree]:
         images = description.preprocessing.normalise(batch["image"])
         features = encode_images(model, variables, images, batch.get("context"), description)
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = model.ops.token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
         decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
-        shared = model.shared_space is not None
+        seen = EvalBatch(model, variables, images, features, batch, decoded)
         return {
-            **({"vector": model.apply(variables, features, method="embed_images")} if shared else {}),
+            "evaluators": [evaluator.outputs(state, seen) for evaluator, state in evaluators],
             "tokens": decoded.tokens,
             "log_prob": decoded.log_prob,
             "loss_sum": loss.loss_sum,

@@ -7,31 +7,37 @@ import json
 import jax
 
 from caption_jax.evaluation.assessment import Assessment, as_results, assess
-from caption_jax.evaluation.evaluator import Evaluator
-from caption_jax.evaluation.report.html import write_report
-from caption_jax.evaluation.report.html.examples import make_examples
+from caption_jax.evaluation.evaluator import FinalEvaluation
+from caption_jax.evaluation.other_data import OtherData
+from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
-from caption_jax.telemetry.metrics_file import read_metrics
 from input_pipeline.files import write_atomically
 
 
-def evaluate_split(experiment: Experiment, split: str, images: str = "real", context: str = "") -> Assessment:
+def evaluate_split(
+    experiment: Experiment, split: str, images: str = "real", context: str = "", other_data: OtherData | None = None
+) -> Assessment:
     """Judges a run's best weights on a split; writes eval_<split>.json, captions_<split>.json and report_<split>.html.
+
+    Of other data than the run's own they are called eval_<data>_<split>.json, and so on.
 
     Args:
         experiment: the run.
         split: name of the split.
-        images: see `Evaluator`.
-        context: see `Evaluator`. What comes of unusual images or context has a name of its own and no HTML report.
+        images: see `SplitEvaluator`.
+        context: see `SplitEvaluator`. What comes of unusual images or context has a name of its own and no HTML report.
+        other_data: where the split is of another data set, that.
     """
-    evaluator = Evaluator(experiment, split, images=images, context=context)
-    return evaluate_best(experiment, evaluator, "_".join([split, *evaluator.unusual]))
+    data = {} if other_data is None else {"data": f"{other_data.name} ({other_data.captions.name})"}
+    evaluator = SplitEvaluator(experiment, split, images=images, context=context, data=data)
+    names = [split] if other_data is None else [other_data.name, split]
+    return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.unusual]))
 
 
-def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, java: bool = True) -> Assessment:
+def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True) -> Assessment:
     """Judges a run's best weights with `evaluator`; `suffix` stands in the names of the files written."""
     weights = read_weights(experiment.workdir, "best", replicated(experiment.mesh))
     found = evaluator(weights.variables, weights.step)
@@ -43,11 +49,15 @@ def evaluate_best(experiment: Experiment, evaluator: Evaluator, suffix: str, *, 
         workdir = experiment.workdir
         write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", found.captions)
-        if not evaluator.unusual:
-            examples = make_examples(
-                evaluator.split, assessment, experiment.description, weights.variables, evaluator.context
+        evaluator.write(
+            FinalEvaluation(
+                experiment,
+                suffix,
+                assessment,
+                evaluator.split,
+                weights.variables,
+                evaluator.context,
+                evaluator.unusual,
             )
-            metrics = workdir / "metrics.jsonl"
-            rows = read_metrics(metrics) if metrics.exists() else []
-            write_report(workdir / f"report_{suffix}.html", workdir.name, assessment, examples, rows)
+        )
     return assessment

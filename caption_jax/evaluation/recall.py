@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float32
 
+from caption_jax.evaluation.evaluator import EvalBatch, Evaluator, Result, SplitOutputs
 from caption_jax.metrics import retrieval_scores
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.runs.experiment import Experiment
@@ -46,6 +48,30 @@ class TextVectors:
             mine = np.split(whole, jax.process_count())[jax.process_index()]
             found.append(np.asarray(self._run(variables, put_batch(mine, self._mesh)))[: len(chunk)])
         return np.concatenate(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalRecall(Evaluator):
+    """Recall@k and median rank between the images of a split and their captions, in the joint embedding."""
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of `retrieval_scores`."""
+        return tuple(retrieval_scores(np.ones((1, 1)), np.zeros(1, int)))
+
+    def prepare(self, experiment: Experiment) -> TextVectors:
+        """The text side of the joint embedding, compiled when it is first used."""
+        return TextVectors(experiment)
+
+    def outputs(self, state: TextVectors, batch: EvalBatch) -> dict[str, jax.Array]:
+        """`image` [batch, width]: unit vectors of the images."""
+        return {"image": batch.model.apply(batch.variables, batch.features, method="embed_images")}
+
+    def summarise(self, state: TextVectors, variables: PyTree, outputs: SplitOutputs) -> Result:
+        """Ranks all images of the split for each caption, and all captions for each image."""
+        if not outputs.split.captions:
+            return Result()
+        texts = state(variables, outputs.split.captions)
+        return Result(split_retrieval(outputs.split, outputs.arrays["image"], texts))
 
 
 def split_retrieval(

@@ -100,8 +100,13 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     return Experiment(workdir, description, mesh, splits)
 
 
-def open_experiment(workdir: epath.Path, spec: RunSpec) -> Experiment:
+def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None) -> Experiment:
     """Opens a finished (or running) run to evaluate it, with `spec` in place of the stored one.
+
+    Args:
+        workdir: of the run.
+        spec: the config.
+        splits: the data; None for what the config names.
 
     Raises:
         FileNotFoundError: the folder is not a run's workdir.
@@ -111,7 +116,7 @@ def open_experiment(workdir: epath.Path, spec: RunSpec) -> Experiment:
     mesh = make_mesh(spec.mesh)
     _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
-    return Experiment(workdir, description, mesh, open_splits(spec.data))
+    return Experiment(workdir, description, mesh, open_splits(spec.data) if splits is None else splits)
 
 
 def variable_shapes(description: RunDescription) -> PyTree:

@@ -15,7 +15,7 @@ from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.experiment import Experiment, initial_variables, prepare_experiment
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
-from caption_jax.training.loop import open_batches
+from caption_jax.training.loop import open_batches, validation_evaluator
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec
 
@@ -52,6 +52,8 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     """
     experiment = prepare_experiment(spec, absolute(workdir))
     resolved = experiment.resolved()
+    if "val" in experiment.splits:
+        validation_evaluator(experiment)
     program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
     state = program.start(initial_variables(experiment))
     _, frozen = phases(state.params, resolved.optimizer.rules)[0]

@@ -11,9 +11,9 @@ from absl import logging
 from etils import epath
 
 from caption_jax.evaluation.assessment import Assessment
-from caption_jax.evaluation.evaluator import Evaluator
 from caption_jax.evaluation.final_evaluation import evaluate_best
 from caption_jax.evaluation.sample_summaries import Samples
+from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import stored_features
 from caption_jax.files import absolute
 from caption_jax.parameters.freezing import phases
@@ -63,9 +63,10 @@ class Run:
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
+        if "val" in experiment.splits:  # before anything takes long: it checks the evaluators that the config names
+            self.evaluator = validation_evaluator(experiment)
         restored = self._start_or_go_on()
         if "val" in experiment.splits:
-            self.evaluator = Evaluator(experiment, "val", spec.train.eval_images)
             self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
         if restored is not None:
@@ -214,6 +215,18 @@ class Run:
             if self._out_of_patience():
                 logging.info("no better %s in %d evaluations: stopping", name, self.spec.train.patience)
             return False
+
+
+def validation_evaluator(experiment: Experiment) -> SplitEvaluator:
+    """The evaluator that an experiment's training calls now and then.
+
+    Raises:
+        ConfigError: an evaluator does not fit the run, or none reports `config.train.best_metric`.
+    """
+    train = experiment.spec.train
+    evaluator = SplitEvaluator(experiment, "val", train.eval_images)
+    evaluator.check_metric(train.best_metric)
+    return evaluator
 
 
 def finish(run: Run) -> Assessment | None:

@@ -21,8 +21,9 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
     """
     protocol, evaluation = assessment.protocol, assessment.evaluation
     model_input = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
+    data = f" of {protocol['data']}" if "data" in protocol else ""
     print(
-        f"\n{protocol['split']} split: {protocol['images']} images ({model_input}), step {protocol['step']}, "
+        f"\n{protocol['split']} split{data}: {protocol['images']} images ({model_input}), step {protocol['step']}, "
         f"{protocol['device']}"
     )
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")

@@ -1,0 +1,25 @@
+"""The evaluator of captions: their scores against the references, and the references' own loss."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from caption_jax.evaluation.evaluator import Evaluator, Result, SplitOutputs
+from caption_jax.metrics import protocol, score
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionScores(Evaluator):
+    """`caption_jax.metrics.score` of the decoded captions, and "loss" and "token_accuracy" of the references."""
+
+    def metric_names(self) -> tuple[str, ...]:
+        """Those of `score`, then those of the references."""
+        return (*score({0: ["a dog"]}, {0: "a dog"}), "loss", "token_accuracy")
+
+    def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:
+        """Scores the captions; an image that could not be read counts as an empty caption."""
+        scores = score(outputs.split.references, outputs.captions)
+        return Result({**scores, **outputs.reference_metrics}, protocol=protocol())

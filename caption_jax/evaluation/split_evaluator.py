@@ -1,0 +1,252 @@
+"""Evaluating a split: decode every image once, and hand captions and arrays to all evaluators."""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from caption_jax.errors import ConfigError
+from caption_jax.evaluation.caption_scores import CaptionScores
+from caption_jax.evaluation.eval_step import make_eval_step
+from caption_jax.evaluation.evaluator import Evaluation, Evaluator, FinalEvaluation, Result, SplitOutputs
+from caption_jax.evaluation.recall import RetrievalRecall
+from caption_jax.evaluation.report.html_report import HtmlReport
+from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
+from caption_jax.retrieval.context_captions import context_protocol, open_context, usual_kind
+from caption_jax.runs.experiment import Experiment
+from caption_jax.specs import as_mapping
+from caption_jax.specs.extensions import NAME, import_path
+from input_pipeline.batches import eval_batches
+from input_pipeline.records import Split
+
+PyTree = Any
+
+
+class Prepared(NamedTuple):
+    """An evaluator of a run: its label in the config ("" for a built-in one), and what it has prepared."""
+
+    label: str
+    evaluator: Evaluator
+    state: Any
+
+    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Values under the names that they have outside of the evaluator."""
+        return {f"{self.label}/{name}" if self.label else name: value for name, value in values.items()}
+
+
+@dataclass
+class _Collected:
+    """What the batches of a split have given so far, by image id."""
+
+    tokens: dict[Any, np.ndarray] = field(default_factory=dict)
+    log_probs: dict[Any, float] = field(default_factory=dict)
+    arrays: list[dict[str, dict[Any, np.ndarray]]] = field(default_factory=list)  # of each evaluator
+    sums: np.ndarray = field(default_factory=lambda: np.zeros(3))  # loss, correct tokens, all tokens
+
+    def add(self, split: Split, out: dict[str, PyTree]) -> None:
+        """Takes up the rows of a batch that are no padding and whose image could be read."""
+        self.sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
+        if not self.arrays:
+            self.arrays = [{name: {} for name in arrays} for arrays in out["evaluators"]]
+        for row in np.flatnonzero(out["mask"]):
+            image_id = split[int(out["index"][row])].image_id
+            self.tokens[image_id] = out["tokens"][row]
+            self.log_probs[image_id] = float(out["log_prob"][row])
+            for of_evaluator, arrays in zip(self.arrays, out["evaluators"], strict=True):
+                for name, array in arrays.items():
+                    of_evaluator[name][image_id] = array[row]
+
+    def shuffled(self) -> _Collected:
+        """The same with each image having what the next one has."""
+        arrays = [{name: _moved_on(by_image) for name, by_image in each.items()} for each in self.arrays]
+        return _Collected(_moved_on(self.tokens), _moved_on(self.log_probs), arrays, self.sums)
+
+    def reference_metrics(self) -> dict[str, float]:
+        """Loss and token accuracy of the references, teacher forced."""
+        loss, correct, weight = self.sums
+        return {"loss": float(loss / max(weight, 1)), "token_accuracy": float(correct / max(weight, 1))}
+
+
+class SplitEvaluator:
+    """Evaluates variables on one split; compiled once, used as often as wanted.
+
+    Args:
+        experiment: the run.
+        split_name: "train", "val", "test", or whatever the data has.
+        limit: score only so many images, evenly spread; 0 for all.
+        images: "real", or for a look at what the captions owe to the image: "blank" (mid-grey) or "shuffled" (each
+            image's caption judged against the references of another).
+        context: see `open_context`; "" for the kind that the run is trained with.
+        data: what the protocol says of the data set; None for the run's own.
+
+    Attributes:
+        split: the images.
+        context: what stands beside them; None for nothing.
+        unusual: what images and context are called where they are not the usual ones.
+
+    Raises:
+        ConfigError: an evaluator that the config names does not fit the run.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        split_name: str,
+        limit: int = 0,
+        images: str = "real",
+        context: str = "",
+        data: Mapping[str, str] | None = None,
+    ):
+        if images not in ("real", "blank", "shuffled"):
+            raise ConfigError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
+        self._experiment, self._split_name, self._images = experiment, split_name, images
+        self._data = data or {}
+        self.split = _spread(experiment.split(split_name), limit)
+        usual = usual_kind(experiment)
+        self._context_kind = context or usual
+        self.context = open_context(experiment, split_name, self._context_kind)
+        self.unusual = [] if images == "real" else [images]
+        self.unusual += [] if self._context_kind == usual else [f"context_{context}"]
+        self._evaluators = prepare_evaluators(experiment)
+        mesh = experiment.mesh
+        step = make_eval_step(
+            experiment.model(),
+            experiment.description,
+            [(prepared.evaluator, prepared.state) for prepared in self._evaluators],
+        )
+        self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+
+    def check_metric(self, name: str) -> None:
+        """Raises ConfigError, with the names there are, unless an evaluator reports the metric `name`."""
+        names = [
+            name
+            for prepared in self._evaluators
+            for name in prepared.named(dict.fromkeys(prepared.evaluator.metric_names()))
+        ]
+        if name not in names:
+            raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
+
+    def __call__(self, variables: PyTree, step: int) -> Evaluation:
+        """Decodes and scores every image of the split; the last batch is padded and masked, never dropped."""
+        started = time.time()
+        description = self._experiment.description
+        batches = eval_batches(
+            self.split,
+            description.preprocessing,
+            description.vocabulary,
+            self._experiment.spec.data,
+            context=self.context,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        collected = _Collected()
+        for batch in batches:
+            if self._images == "blank":
+                batch = {**batch, "image": np.full_like(batch["image"], 128)}
+            collected.add(self.split, jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh))))
+        if self._images == "shuffled":
+            collected = collected.shuffled()
+        return self._summarise(collected, variables, step, started, dict(batches.problems))
+
+    def over_all(self) -> SplitEvaluator:
+        """This evaluator over the whole split; they share what is compiled."""
+        whole = copy.copy(self)
+        whole.split = self._experiment.split(self._split_name)
+        return whole
+
+    def write(self, final: FinalEvaluation) -> None:
+        """Lets every evaluator write its files."""
+        for prepared in self._evaluators:
+            prepared.evaluator.write(final)
+
+    def _summarise(
+        self, collected: _Collected, variables: PyTree, step: int, started: float, problems: dict
+    ) -> Evaluation:
+        decode, tokens = self._experiment.description.vocabulary.decode, collected.tokens
+        missing = [record for record in self.split if record.image_id not in tokens]
+        unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
+        captions = {image_id: decode(tokens.get(image_id, ())) for image_id in self.split.image_ids}
+        loss = collected.reference_metrics()
+        metrics: dict[str, float] = {}
+        per_image: dict[str, Mapping[Any, float]] = {}
+        results: list[tuple[Prepared, Result]] = []
+        for number, prepared in enumerate(self._evaluators):
+            arrays = collected.arrays[number] if collected.arrays else {}
+            outputs = SplitOutputs(self.split, captions, arrays, loss)
+            result = prepared.evaluator.summarise(prepared.state, variables, outputs)
+            metrics |= prepared.named(result.metrics)
+            per_image |= prepared.named(result.per_image)
+            results.append((prepared, result))
+        how = self._protocol(results, unreadable, step, time.time() - started)
+        return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, how, per_image)
+
+    def _protocol(
+        self, results: list[tuple[Prepared, Result]], unreadable: dict, step: int, seconds: float
+    ) -> dict[str, Any]:
+        mesh = self._experiment.mesh
+        built_in = [result.protocol for prepared, result in results if not prepared.label]
+        named = {
+            prepared.label: {
+                NAME: import_path(type(prepared.evaluator)),
+                **as_mapping(prepared.evaluator),
+                **result.protocol,
+            }
+            for prepared, result in results
+            if prepared.label
+        }
+        return {
+            "split": self._split_name,
+            **self._data,
+            "images": len(self.split),
+            "captions": len(self.split.captions),
+            "unreadable_images": len(unreadable),
+            "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
+            "image_input": self._images,
+            **context_protocol(self._experiment, self._context_kind),
+            **{key: value for part in built_in for key, value in part.items()},
+            **({"evaluators": named} if named else {}),
+            "decode": as_mapping(self._experiment.spec.decode),
+            "step": step,
+            "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
+            "wall_seconds": round(seconds, 1),
+        }
+
+
+def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
+    """The built-in evaluators that apply to a run, then those of `config.evaluators`.
+
+    Raises:
+        ConfigError: one of the latter is no evaluator, or does not fit the run.
+    """
+    built_in: list[Evaluator] = [CaptionScores()]
+    if experiment.description.has_shared_space:
+        built_in.append(RetrievalRecall())
+    evaluators = [("", evaluator) for evaluator in (*built_in, HtmlReport())]
+    for label, evaluator in experiment.spec.evaluators.items():
+        if not isinstance(evaluator, Evaluator):
+            raise ConfigError(
+                f"config.evaluators.{label}.name={import_path(type(evaluator))} is not an evaluator: it has to derive "
+                f"from {import_path(Evaluator)}"
+            )
+        evaluators.append((label, evaluator))
+    return [Prepared(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
+
+
+def _moved_on(by_image: dict[Any, Any]) -> dict[Any, Any]:
+    """Gives each image what the next one has."""
+    values = list(by_image.values())
+    return dict(zip(by_image, [*values[1:], *values[:1]], strict=True))
+
+
+def _spread(split: Split, limit: int) -> Split:
+    """At most `limit` records of the split, evenly spread over it."""
+    if not limit or limit >= len(split):
+        return split
+    chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
+    return Split(split.name, [split.records[i] for i in chosen])

@@ -1,0 +1,73 @@
+"""`--mode=evaluate --data=FOLDER`: a run scored on images that it has nothing to do with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from small_run import picture, run_main
+
+from caption_jax.errors import ConfigError, DataError, MissingFileError
+from caption_jax.evaluation.other_data import check_context
+from caption_jax.metrics import read_results
+
+EVALUATE = "--mode=evaluate"
+
+
+@pytest.fixture
+def holiday(tmp_path):
+    """Three photographs of a holiday, in the folder itself, with the captions of Flickr8k's form."""
+    folder = tmp_path / "holiday"
+    folder.mkdir()
+    lines = []
+    for name, colour, side in (("a.png", "red", "left"), ("b.png", "blue", "right"), ("c.png", "green", "left")):
+        picture(colour, side).save(folder / name)
+        lines += [f"{name}#0\tA {colour} box on the {side}.", f"{name}#1\tone {colour} box"]
+    (folder / "token.txt").write_text("\n".join(lines))
+    return folder
+
+
+def test_all_images_of_the_folder_are_scored_under_its_name(small_workdir, holiday, capsys):
+    assert run_main(EVALUATE, f"--workdir={small_workdir}", f"--data={holiday}") == 0
+    shown = capsys.readouterr().out
+    assert f"captions: {holiday / 'token.txt'}" in shown
+    assert "all split of holiday (token.txt): 3 images (real)" in shown
+    found = json.loads((small_workdir / "eval_holiday_all.json").read_text())
+    assert found["split"] == "all" and found["protocol"]["data"] == "holiday (token.txt)"
+    assert found["protocol"]["images"] == 3 and found["protocol"]["captions"] == 6
+    assert "novel" not in found["diversity"]  # the training captions are not those of this folder
+    captions = read_results(small_workdir / "captions_holiday_all.json")
+    assert list(captions) == ["a.png", "b.png", "c.png"] and all("box" in caption for caption in captions.values())
+    assert "holiday (token.txt)" in (small_workdir / "report_holiday_all.html").read_text()
+
+
+def test_a_split_of_the_folder_gives_the_scores_of_the_same_images_of_the_run(small_workdir, small_images, tmp_path):
+    other = shutil.copytree(small_images, tmp_path / "copy")
+    for images in ("real", "blank"):
+        evaluate = [EVALUATE, f"--workdir={small_workdir}", "--split=test", f"--images={images}"]
+        assert run_main(*evaluate) == run_main(*evaluate, f"--data={other}") == 0
+    for name in ("test", "test_blank"):
+        own = json.loads((small_workdir / f"eval_{name}.json").read_text())
+        copied = json.loads((small_workdir / f"eval_copy_{name}.json").read_text())
+        assert own["metrics"] == copied["metrics"] and own["images"] == copied["images"]
+
+
+def test_what_the_folder_lacks_is_named(small_workdir, holiday, tmp_path):
+    evaluate = [EVALUATE, f"--workdir={small_workdir}"]
+    with pytest.raises(DataError, match="there is no split 'val'; the data set has train"):
+        run_main(*evaluate, f"--data={holiday}", "--split=val")
+    (holiday / "token.txt").rename(holiday / "words.txt")
+    with pytest.raises(MissingFileError, match=r"no caption file of a usual name: captions\.csv"):
+        run_main(*evaluate, f"--data={holiday}")
+    with pytest.raises(MissingFileError, match="none: no such folder"):
+        run_main(*evaluate, f"--data={tmp_path / 'none'}")
+
+
+def test_other_data_go_with_evaluate_alone_and_without_context(small_workdir, holiday, capsys):
+    assert run_main("--mode=tune", f"--workdir={small_workdir}", f"--data={holiday}") == 2
+    assert "--data" in capsys.readouterr().err
+    check_context(0, "")
+    check_context(2, "none")
+    with pytest.raises(ConfigError, match="--context=none"):
+        check_context(2, "")
