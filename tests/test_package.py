@@ -33,6 +33,7 @@ def imported_by(statement: str) -> set[str]:
     ("statement", "absent"),
     [
         ("import caption_jax; dir(caption_jax)", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
+        ("import caption_jax.cli.command", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
         ("import caption_jax.metrics; caption_jax.score", {"jax", "flax", "tensorflow", "transformers"}),
         ("import caption_jax.runs.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
         ("import caption_jax; caption_jax.load", {"optax", "clu", "tensorflow", "matplotlib", "orbax"}),
