@@ -28,6 +28,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caption_jax.decoding import beam_search
+from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
@@ -71,7 +72,7 @@ class Ours:
         decoder = Decoder(
             size.vocabulary, size.layers, size.width, size.heads, size.feed_forward, max_length=work.tokens + 1
         )
-        self.model = ImageCaptioningModel(ImageEncoder(variant=size.variant, width=size.width), decoder)
+        self.model = ImageCaptioningModel(ImageEncoder(EfficientNet(size.variant), width=size.width), decoder)
         self.work, self.memory = work, jnp.asarray(_memory(size, work))
         tokens = jnp.zeros((1, 1, work.tokens), jnp.int32)
         init = jax.jit(lambda key: self.model.init(key, tokens, self.memory[:1], method="decode"))

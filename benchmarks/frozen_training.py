@@ -87,7 +87,7 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    settings = ModelSettings(vocabulary, config.data.max_length, padding="same", norm_epsilon=1e-3)
+    settings = ModelSettings(vocabulary, config.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
     description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no words are read
     mesh = make_mesh(config.mesh)
     program, place = make_program(description, mesh, steps=10_000), batch_placer(config, mesh)

@@ -39,7 +39,7 @@ def our_step(batch: int) -> Callable[[], Any]:
     from input_pipeline.images import Preprocessing
 
     config = default_config()  # of the model: that of configs/coco.py
-    settings = ModelSettings(VOCABULARY, LENGTH, padding="symmetric", norm_epsilon=1e-5)
+    settings = ModelSettings(VOCABULARY, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     spec = RunSpec.from_config(config)
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)  # no words are read
     mesh = make_mesh(spec.mesh)

@@ -21,7 +21,7 @@ from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import read_spec
-from caption_jax.specs import RunSpec, differences
+from caption_jax.specs import ModelSpec, RunSpec, build_spec, differences
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
@@ -47,7 +47,7 @@ def shapes_of(name: str) -> dict:
     searchable = config.objective.contrastive_weight > 0
     has_texts = searchable or config.model.context.slots
     text = roberta_sizes(config.model.text_encoder, 5000, length, PAD) if has_texts else None
-    model = build_model(config.model, 5000, length, text_encoder=text, shared_space=searchable)
+    model = build_model(build_spec(ModelSpec, config.model), 5000, length, text_encoder=text, shared_space=searchable)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
@@ -161,7 +161,7 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
 
     config = named_config("flickr8k")
     tokenizer = Tokenizer.train(["a dog", "a dog"], 300)
-    model_settings = ModelSettings(5, 22, "same", 1e-3)
+    model_settings = ModelSettings(5, 22, {"padding": "same", "norm_epsilon": 1e-3})
     write_description(
         epath.Path(tmp_path),
         RunDescription(RunSpec.from_config(config), model_settings, Preprocessing(), Vocabulary(tokenizer, [5])),

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from caption_jax.backbones.protocol import stored_settings
 from caption_jax.models.backbones.vit_sizes import SIZES, ViTSettings
 from input_pipeline.errors import ConfigError
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     from caption_jax.models.backbones.vit import VisionTransformer
+    from caption_jax.ops.forms import Ops
     from caption_jax.pretrained.vit_weights import PretrainedViT
 
 
@@ -35,6 +37,8 @@ class ViT:
     Raises:
         ConfigError: an unknown size, or a rate outside [0, 1).
     """
+
+    settings_class: ClassVar[type] = ViTSettings
 
     size: str = "s16"  # "s16" or "b16": ViT-S or ViT-B with patches of 16 x 16 pixels
     weights: str = ""
@@ -56,6 +60,11 @@ class ViT:
         """Pixels of the image's side per cell of the features."""
         return SIZES[self.size].patch
 
+    @property
+    def batch_multiple(self) -> int:
+        """Images do not depend on each other."""
+        return 1
+
     def settings(self) -> ViTSettings:
         """Settings that come with the weights, without reading the weights themselves. Raises WeightsError."""
         if not self.weights:
@@ -71,9 +80,17 @@ class ViT:
         return load_vit_weights(self.weights, self.size, image_size)
 
     def build(
-        self, settings: ViTSettings, *, frozen_norms: Set[str] = frozenset(), dtype: DTypeLike = "float32"
+        self,
+        settings: ViTSettings,
+        *,
+        frozen_norms: Set[str] = frozenset(),
+        dtype: DTypeLike = "float32",
+        ops: Ops | None = None,
     ) -> VisionTransformer:
-        """The linen module. A block whose layer norms are all in `frozen_norms` is never skipped by `drop_path`."""
+        """The linen module. A block whose layer norms are all in `frozen_norms` is never skipped by `drop_path`.
+
+        Its operations have one form, whatever `ops` is.
+        """
         from caption_jax.models.backbones.vit import VisionTransformer
 
         return VisionTransformer(
@@ -85,3 +102,11 @@ class ViT:
             frozen_norms=frozen_norms,
             dtype=dtype,
         )
+
+    def fits(self, other: Any) -> bool:
+        """Whether `other` is a ViT of the same size."""
+        return isinstance(other, ViT) and other.size == self.size
+
+    def network_key(self, settings: ViTSettings) -> dict[str, Any]:
+        """Size, class token, GELU and epsilon."""
+        return {"size": self.size, **stored_settings(settings)}

@@ -23,14 +23,16 @@ from absl import logging
 from jax.experimental import multihost_utils
 
 from caption_jax.augment import augment
+from caption_jax.backbones.protocol import stages_up_to
 from caption_jax.errors import ConfigError
-from caption_jax.models.backbones.protocol import stages_up_to
 from caption_jax.parameters.paths import flatten, match_paths, unflatten
 from caption_jax.parameters.rules import match_rules
 from caption_jax.parameters.sharding import put_batch, replicated
+from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import KeptProgram
 from caption_jax.specs import RunSpec, as_mapping
+from caption_jax.specs.extensions import NAME
 from caption_jax.telemetry.clock import format_duration
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError
@@ -115,14 +117,18 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         "augment": drawn,
         "preprocessing": json.loads(description.preprocessing.to_json()),
         "model": {
-            "variant": spec.model.encoder.variant,
-            "padding": description.model_settings.padding,
-            "norm_epsilon": description.model_settings.norm_epsilon,
+            **_network_key(description),
             "dtype": str(description.model().image_encoder.dtype),
             "weights": _hash_of(frozen),
         },
         "images": {"split": split.name, "count": len(split), "fingerprint": fingerprint(split)},
     }
+
+
+def _network_key(description: RunDescription) -> dict[str, Any]:
+    encoder = description.spec.model.encoder
+    name = as_mapping(description.spec.model)["encoder"].get(NAME)  # the default backbone has none
+    return {**({NAME: name} if name else {}), **encoder.network_key(description.backbone_settings)}
 
 
 def _is_below(path: str, spec: RunSpec) -> bool:

@@ -18,6 +18,8 @@ from caption_jax.ops.forms import FORMS
 if TYPE_CHECKING:
     from caption_jax.specs import ModelSpec, TextEncoderSpec
 
+_BACKBONE = "image_encoder/backbone/"
+
 
 def build_model(
     spec: ModelSpec,
@@ -26,8 +28,7 @@ def build_model(
     dtype: Dtype = jnp.float32,
     *,
     frozen_norms: frozenset[str] = frozenset(),
-    padding: str = "same",
-    norm_epsilon: float = 1e-3,
+    backbone_settings: Any = None,
     text_encoder: Mapping[str, Any] | None = None,
     shared_space: bool = True,
 ) -> ImageCaptioningModel:
@@ -38,30 +39,28 @@ def build_model(
         vocabulary_size: tokens that the decoder predicts.
         max_length: tokens of the longest caption, <s> and </s> included.
         dtype: of computation; norm statistics, softmax and logits are float32.
-        frozen_norms: paths ('image_encoder/backbone/stem/norm') of batch norms that run on their stored statistics in
-            training too; those of other modules are ignored.
-        padding: of the image encoder's convolutions, as its weights want it: "same" or "symmetric".
-        norm_epsilon: of its batch norms, as its weights want it.
+        frozen_norms: paths ("image_encoder/backbone/stem/norm") of norms whose scale and bias are frozen. The backbone
+            decides what follows: its batch norms run on their stored statistics in training too.
+        backbone_settings: what the image backbone must share with the network that its weights were trained in; None
+            for the settings of random weights.
         text_encoder: sizes of a RoBERTa, as transformers' RobertaConfig names them (`roberta_sizes`): then the model
             has a text encoder, and slots for context where the config asks for some. None for neither.
         shared_space: whether a text encoder comes with a space that images and texts share.
     """
     encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
-    backbone = "image_encoder/backbone/"
     return ImageCaptioningModel(
         image_encoder=ImageEncoder(
-            variant=encoder.variant,
+            backbone=encoder.build(
+                encoder.settings_class() if backbone_settings is None else backbone_settings,
+                frozen_norms=frozenset(p.removeprefix(_BACKBONE) for p in frozen_norms if p.startswith(_BACKBONE)),
+                dtype=dtype,
+                ops=ops,
+            ),
             width=decoder.width,
             image_memory=spec.image_memory,
             vector=spec.vector,
             always_vector=text_encoder is not None and shared_space,
             memory_dropout=spec.memory_dropout,
-            norm_group_size=encoder.norm_group_size,
-            norm_momentum=encoder.norm_momentum,
-            drop_path=encoder.drop_path,
-            padding=padding,
-            norm_epsilon=norm_epsilon,
-            frozen_norms=frozenset(p.removeprefix(backbone) for p in frozen_norms if p.startswith(backbone)),
             dtype=dtype,
             ops=ops,
         ),

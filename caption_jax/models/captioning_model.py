@@ -84,9 +84,7 @@ class ImageCaptioningModel(nn.Module):
         """
         return self.image_encoder(images, train=train, start_after=start_after)
 
-    def encode_up_to(
-        self, stage: str, images: Float[Array, "batch height width 3"]
-    ) -> Float[Array, "batch h w channels"]:
+    def encode_up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
         """What the image encoder's `stage` gives for normalised pixels: its parameters up to there are enough."""
         return self.image_encoder.up_to(stage, images)
 

@@ -1,8 +1,7 @@
-"""From images to what the decoder attends to: EfficientNet's grid of features, one vector an image, or both."""
+"""From images to what the decoder attends to: a backbone's grid of features, one vector an image, or both."""
 
 from __future__ import annotations
 
-from collections.abc import Set
 from typing import Literal
 
 import jax.numpy as jnp
@@ -11,9 +10,7 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.layers import Dense
-from caption_jax.ops.depthwise import Padding
 from caption_jax.ops.forms import FAST, Ops
 
 
@@ -41,33 +38,27 @@ class ImageFeatures:
 
 
 class ImageEncoder(nn.Module):
-    """EfficientNet (submodule `backbone`) and its projection to the model's width.
+    """A backbone, and the projection of its features to the model's width.
 
     Attributes:
-        variant: EfficientNet variant.
+        backbone: from normalised images to features [batch, h, w, channels]; called with `train`, `start_after` and
+            `stop_after` as `EfficientNet` is.
         width: the model's width.
         image_memory: 'grid' (a slot for each cell, with a learned position), 'vector' (one slot) or 'both'.
         vector: how the vector is made before its dense layer: the 'mean' over cells, or all cells 'flatten'ed.
         always_vector: make the vector also where the memory is the grid alone, for a use beside the decoder.
         memory_dropout: dropout on the memory.
-        norm_group_size, norm_momentum, drop_path, padding, norm_epsilon, frozen_norms: see `EfficientNet`.
         dtype: compute dtype.
         param_dtype: dtype of the parameters.
         ops: form of the operations.
     """
 
-    variant: str = "b0"
+    backbone: nn.Module
     width: int = 512
     image_memory: Literal["grid", "vector", "both"] = "grid"
     vector: Literal["mean", "flatten"] = "mean"
     always_vector: bool = False
     memory_dropout: float = 0.0
-    norm_group_size: int = 0
-    norm_momentum: float = 0.99
-    drop_path: float = 0.0
-    padding: Padding = "same"
-    norm_epsilon: float = 1e-3
-    frozen_norms: Set[str] = frozenset()
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     ops: Ops = FAST
@@ -78,18 +69,6 @@ class ImageEncoder(nn.Module):
             raise ValueError(f"model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'")
         if self.vector not in ("mean", "flatten"):
             raise ValueError(f"model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
-        self.backbone = EfficientNet(
-            variant=self.variant,
-            norm_group_size=self.norm_group_size,
-            norm_momentum=self.norm_momentum,
-            drop_path=self.drop_path,
-            frozen_norms=self.frozen_norms,
-            padding=self.padding,
-            norm_epsilon=self.norm_epsilon,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-            ops=self.ops,
-        )
         settings = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         if self.image_memory != "vector":
             self.grid = GridMemory(self.width, **settings)
@@ -109,7 +88,7 @@ class ImageEncoder(nn.Module):
         """
         return self.project(self.backbone(images, train=train, start_after=start_after), train=train)
 
-    def up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch h w channels"]:
+    def up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
         """Returns what the backbone's `stage` gives for normalised images, norms on their stored statistics."""
         return self.backbone(images, train=False, stop_after=stage)
 

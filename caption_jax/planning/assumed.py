@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 from jaxtyping import Int
 
+from caption_jax.backbones.protocol import stored_settings
 from caption_jax.models.build import roberta_sizes
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.workdir import read_description
@@ -80,7 +81,8 @@ def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDe
             assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the sizes of roberta-base"
         else:
             text_encoder = roberta_sizes(spec.model.text_encoder, size, spec.data.max_length, PAD)
-    settings = ModelSettings(size, spec.data.max_length, "same", 1e-3, text_encoder, shared_space)
+    backbone = stored_settings(spec.model.encoder.settings_class())
+    settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, shared_space)
     pixels = Preprocessing(spec.data.image_size, spec.data.fit, spec.data.interpolation)
     return RunDescription(spec, settings, pixels, AssumedVocabulary(size)), assumed
 

@@ -225,7 +225,8 @@ def _search(
             return None
 
     first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
-    unit = program.description.spec.model.encoder.norm_group_size or 8
+    multiple = program.description.spec.model.encoder.batch_multiple
+    unit = multiple if multiple > 1 else 8
     tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
     fitting = [one.images for one in tried if fits(one, limit)]
     return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

@@ -163,7 +163,7 @@ def _count_encoder(program: Program, frozen: frozenset[str]) -> float:
 
 def _fewest(program: Program) -> int:
     """Images of the smallest batch that the model takes in training."""
-    return program.description.spec.model.encoder.norm_group_size or 1
+    return program.description.spec.model.encoder.batch_multiple
 
 
 def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, dict, PyTree]:
@@ -175,7 +175,8 @@ def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, 
     model = description.model(frozen_norms(frozen))
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), _variables(program))
     params, statistics = (
-        {"image_encoder": {"backbone": shapes[kind]["image_encoder"]["backbone"]}} for kind in ("params", "batch_stats")
+        {"image_encoder": {"backbone": shapes[kind].get("image_encoder", {}).get("backbone", {})}}
+        for kind in ("params", "batch_stats")
     )
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, pixels: jax.Array) -> tuple[jax.Array, PyTree]:

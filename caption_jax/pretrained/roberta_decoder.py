@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,7 +18,9 @@ from jaxtyping import Int
 
 from caption_jax.errors import WeightsError
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta
-from caption_jax.specs import DecoderSpec
+
+if TYPE_CHECKING:
+    from caption_jax.specs import DecoderSpec
 
 PyTree = Any
 

@@ -46,6 +46,11 @@ class PretrainedViT:
     settings: ViTSettings
     variables: dict[str, dict[str, Any]]
 
+    @property
+    def source(self) -> str:
+        """Origin of the weights, for the log."""
+        return self.settings.source
+
 
 @dataclass(frozen=True)
 class _Naming:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
+from caption_jax.backbones.protocol import restored_settings
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
@@ -24,16 +25,22 @@ if TYPE_CHECKING:
 class ModelSettings:
     """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights.
 
-    `text_encoder` holds the sizes of its RoBERTa, None where the model has no text encoder; `shared_space` says whether
-    that comes with a space for images and texts.
+    `backbone` holds the settings of the image backbone's weights (`stored_settings`); `text_encoder` the sizes of its
+    RoBERTa, None where the model has no text encoder; `shared_space` says whether that comes with a space for images
+    and texts.
     """
 
     vocabulary_size: int
     max_length: int
-    padding: str
-    norm_epsilon: float
+    backbone: Mapping[str, Any]
     text_encoder: dict[str, Any] | None = None
     shared_space: bool = True
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> ModelSettings:
+        """Those that a run stored. Before version 0.2 every backbone was an EfficientNet, and its settings lay open."""
+        backbone = {key: content[key] for key in ("padding", "norm_epsilon") if key in content}
+        return cls(**{"backbone": backbone, **{key: content[key] for key in content.keys() - backbone.keys()}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +61,15 @@ class RunDescription:
     preprocessing: Preprocessing
     vocabulary: Vocabulary
 
+    @property
+    def backbone_settings(self) -> Any:
+        """What the image backbone shares with the network that its weights were trained in (`Settings`)."""
+        pixels = self.preprocessing
+        encoder, stored = self.spec.model.encoder, self.model_settings.backbone
+        return restored_settings(encoder, stored, pixels.mean, pixels.std, source="the run's model.json")
+
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
-        """Builds the model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        """Builds the model; see `build_model` for `frozen_norms`."""
         from caption_jax.models.build import build_model  # Flax: not needed by a start that traces nothing
 
         return build_model(
@@ -64,8 +78,7 @@ class RunDescription:
             max_length=self.model_settings.max_length,
             dtype=compute_dtype(self.spec.dtype),
             frozen_norms=frozen_norms,
-            padding=self.model_settings.padding,
-            norm_epsilon=self.model_settings.norm_epsilon,
+            backbone_settings=self.backbone_settings,
             text_encoder=self.model_settings.text_encoder,
             shared_space=self.model_settings.shared_space,
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import weakref
 from collections.abc import Callable
@@ -13,11 +14,11 @@ import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
+from caption_jax.backbones.protocol import Settings, stored_settings
 from caption_jax.errors import ConfigError
 from caption_jax.models.build import roberta_sizes
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
-from caption_jax.pretrained import EncoderSettings, encoder_settings, load_encoder_weights
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
@@ -50,7 +51,7 @@ class Experiment:
         return self.description.spec
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
-        """The model; batch norms named in `frozen_norms` run on their stored statistics in training too."""
+        """The model; see `build_model` for `frozen_norms`."""
         return self.description.model(frozen_norms)
 
     def resolved(self) -> RunSpec:
@@ -121,7 +122,7 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
 
 def variable_shapes(description: RunDescription) -> PyTree:
     """Shapes and types of the model's variables, without making them."""
-    return dict(jax.eval_shape(*_init_call(description)))
+    return {"batch_stats": {}, **jax.eval_shape(*_init_call(description))}
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
@@ -129,9 +130,10 @@ def initial_variables(experiment: Experiment) -> PyTree:
     spec, vocabulary = experiment.spec, experiment.description.vocabulary
     variables = init_variables(experiment.description)
     if spec.model.encoder.weights:
-        pretrained = load_encoder_weights(spec.model.encoder.weights, spec.model.encoder.variant)
+        pretrained = spec.model.encoder.load(experiment.description.preprocessing.size)
         for collection, tree in pretrained.variables.items():
-            variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
+            if tree:
+                variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
         logging.info("image encoder: weights from %s", pretrained.source)
     if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
         from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
@@ -153,9 +155,9 @@ def initial_variables(experiment: Experiment) -> PyTree:
 
 
 def init_variables(description: RunDescription) -> PyTree:
-    """Random variables of the described model: `params` and `batch_stats`, float32."""
+    """Random variables of the described model: `params` and `batch_stats` (maybe none), float32."""
     init, *arguments = _init_call(description)
-    return dict(init(*arguments))
+    return {"batch_stats": {}, **init(*arguments)}
 
 
 def _init_call(description: RunDescription) -> tuple:
@@ -178,7 +180,7 @@ def _initialiser(description: RunDescription) -> Callable:
 
 
 def _describe(spec: RunSpec, train: Split) -> RunDescription:
-    settings = _encoder_settings(spec)
+    settings = _backbone_settings(spec)
     data = spec.data
     vocabulary = build_vocabulary(data, train.captions)
     shared_space, context = spec.objective.contrastive_weight > 0, spec.model.context.slots > 0
@@ -186,7 +188,7 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
     if spec.model.decoder.weights:
         _check_decoder_weights(spec, vocabulary)
     model_settings = ModelSettings(
-        vocabulary.size, data.max_length, settings.padding, settings.norm_epsilon, text_encoder, shared_space
+        vocabulary.size, data.max_length, stored_settings(settings), text_encoder, shared_space
     )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
@@ -238,17 +240,14 @@ def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], spec: RunSpec, 
         )
 
 
-def _encoder_settings(spec: RunSpec) -> EncoderSettings:
-    """Padding, epsilon and input scaling of the weights that the image encoder starts from."""
+def _backbone_settings(spec: RunSpec) -> Settings:
+    """Settings of the weights that the image backbone starts from."""
     encoder = spec.model.encoder
     if spec.init_from:
         source = workdir_files.read_description(spec.init_from)
-        if source.spec.model.encoder.variant == encoder.variant:  # then its weights are taken, whatever others exist
-            settings, pixels = source.model_settings, source.preprocessing
-            return EncoderSettings(
-                settings.padding, settings.norm_epsilon, pixels.mean, pixels.std, source=spec.init_from
-            )
-    return encoder_settings(encoder.weights, encoder.variant)
+        if encoder.fits(source.spec.model.encoder):  # then its weights are taken, whatever others exist
+            return dataclasses.replace(source.backbone_settings, source=spec.init_from)
+    return encoder.settings()
 
 
 def _resume(spec: RunSpec, workdir: epath.Path) -> RunDescription:

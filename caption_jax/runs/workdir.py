@@ -81,7 +81,7 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
     workdir = epath.Path(workdir)
     return RunDescription(
         spec=read_spec(workdir),
-        model_settings=ModelSettings(**_read_json(workdir / "model.json")),
+        model_settings=ModelSettings.from_json(_read_json(workdir / "model.json")),
         preprocessing=Preprocessing.from_json(_read_text(workdir / "preprocessing.json")),
         vocabulary=Vocabulary.load(workdir / "tokenizer"),
     )

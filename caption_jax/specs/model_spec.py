@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from caption_jax.models.backbones.efficientnet_backbone import EfficientNetBackbone
+from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.specs.extensions import extension
 from input_pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
-    from caption_jax.models.backbones.protocol import Backbone
+    from caption_jax.backbones.protocol import Backbone
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
@@ -18,7 +19,7 @@ WORDS = (3, 4, 5)
 VOCABULARY, LENGTH, WIDTH, SLOTS = 6, 4, 8, 3  # LENGTH: tokens after <s>
 
 MODEL = ImageCaptioningModel(
-    image_encoder=ImageEncoder(variant="micro", width=WIDTH),
+    image_encoder=ImageEncoder(EfficientNet("micro"), width=WIDTH),
     decoder=Decoder(VOCABULARY, layers=1, width=WIDTH, heads=2, feed_forward=8, max_length=LENGTH + 1),
 )
 

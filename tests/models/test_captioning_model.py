@@ -10,6 +10,7 @@ from random_weights import random_variables
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
+from caption_jax.specs import ModelSpec, build_spec
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
 TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
@@ -20,7 +21,7 @@ def make(dtype=jnp.float32, **settings):
     config.encoder.variant = "micro"
     config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
     config.update(settings)
-    model = build_model(config, vocabulary_size=12, max_length=6, dtype=dtype)
+    model = build_model(build_spec(ModelSpec, config), vocabulary_size=12, max_length=6, dtype=dtype)
     return model, random_variables(model, IMAGES, TOKENS, scale=0.3)
 
 

@@ -15,7 +15,7 @@ from caption_jax.config import default_config
 from caption_jax.decoding import decode
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
-from caption_jax.specs import DecodeSpec
+from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
 VOCABULARY, LENGTH, SLOTS = 12, 6, 3
@@ -35,7 +35,7 @@ def built(form: str = "vector", shared_space: bool = False):
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
     config.context.update({"slots": SLOTS, "form": form})
     text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH, PAD)
-    model = build_model(config, VOCABULARY, LENGTH, text_encoder=text, shared_space=shared_space)
+    model = build_model(build_spec(ModelSpec, config), VOCABULARY, LENGTH, text_encoder=text, shared_space=shared_space)
     return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
 
 

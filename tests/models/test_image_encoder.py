@@ -9,13 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.image_encoder import ImageEncoder
 
 FEATURES = jnp.asarray(np.random.RandomState(0).randn(2, 3, 4, 16), jnp.float32)
 
 
 def project(features=FEATURES, train=False, **settings):
-    encoder = ImageEncoder("micro", width=8, **settings)
+    encoder = ImageEncoder(EfficientNet("micro"), width=8, **settings)
 
     def run(features):
         variables = encoder.init(jax.random.key(0), FEATURES, train=False, method="project")
@@ -60,7 +61,7 @@ def test_memory_dropout_works_in_training_alone():
 
 
 def test_the_whole_encoder_on_images():
-    encoder = ImageEncoder("micro", width=8, image_memory="both", norm_group_size=2)
+    encoder = ImageEncoder(EfficientNet("micro", norm_group_size=2), width=8, image_memory="both")
     images = jax.ShapeDtypeStruct((4, 32, 48, 3), jnp.float32)
     init = functools.partial(encoder.init_with_output, train=False)
     out, variables = jax.eval_shape(init, jax.random.key(0), images)

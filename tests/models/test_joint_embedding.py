@@ -11,6 +11,7 @@ from random_weights import random_variables
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.specs import ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
 IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
@@ -23,7 +24,7 @@ def make(with_texts: bool):
     config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     text = roberta_sizes(config.text_encoder, 12, 6, PAD) if with_texts else None
-    return build_model(config, vocabulary_size=12, max_length=6, text_encoder=text)
+    return build_model(build_spec(ModelSpec, config), vocabulary_size=12, max_length=6, text_encoder=text)
 
 
 def test_the_temperature_stops_at_its_clamp_and_can_come_back():

@@ -15,6 +15,7 @@ from caption_jax.config import default_config
 from caption_jax.models.build import build_model
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.cross_entropy import token_cross_entropy
+from caption_jax.specs import ModelSpec, build_spec
 
 VOCABULARY, LENGTH, PAD = 23, 8, 1
 
@@ -26,7 +27,7 @@ class Captioner:
         config = default_config().model
         config.encoder.variant = "micro"
         config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24, "norm": norm})
-        self.model = build_model(config, VOCABULARY, max_length=3 * LENGTH)
+        self.model = build_model(build_spec(ModelSpec, config), VOCABULARY, max_length=3 * LENGTH)
         generator = np.random.default_rng(0)
         self.images = jnp.asarray(generator.normal(size=(2, 32, 32, 3)), jnp.float32)
         self.tokens = jnp.asarray(generator.integers(4, VOCABULARY, size=(2, 3, LENGTH))).at[..., 0].set(0)

@@ -20,7 +20,7 @@ from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.runs.description import TextReader
-from caption_jax.specs import RunSpec
+from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
 from caption_jax.training.step import forward, make_train_step
@@ -160,7 +160,9 @@ def small_captioner():
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.shared_space.width = WIDTH
-    model = build_model(config.model, 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6, PAD))
+    model = build_model(
+        build_spec(ModelSpec, config.model), 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6, PAD)
+    )
     random = np.random.default_rng(0)
     images = random.normal(size=(4, 32, 32, 3)).astype(np.float32)
     tokens = random.integers(4, 12, size=(4, 2, 6)).astype(np.int32)
@@ -210,7 +212,8 @@ def test_a_whole_step_is_the_same_on_eight_devices():
     config.dtype = "float32"
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     model, variables, _, _ = small_captioner()
-    model = model.clone(image_encoder=model.image_encoder.clone(norm_group_size=2))
+    encoder = model.image_encoder
+    model = model.clone(image_encoder=encoder.clone(backbone=encoder.backbone.clone(norm_group_size=2)))
     optimizer, _ = make_optimizer(config.optimizer, variables["params"], 10)
     random = np.random.default_rng(1)
     batch = {

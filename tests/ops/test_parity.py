@@ -12,9 +12,9 @@ from flax import traverse_util
 from random_weights import random_variables
 
 from caption_jax.augment import augment
+from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.decoding import decode
 from caption_jax.errors import ConfigError
-from caption_jax.models.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
 

@@ -29,7 +29,7 @@ from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.description import TextReader
 from caption_jax.runs.experiment import Experiment, open_experiment, start_experiment
 from caption_jax.runs.workdir import read_spec
-from caption_jax.specs import RunSpec
+from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from caption_jax.training.optimizer import make_optimizer
@@ -213,7 +213,7 @@ def small_captioner():
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
     sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
-    model = build_model(config.model, VOCABULARY, LENGTH, text_encoder=sizes, shared_space=False)
+    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes, shared_space=False)
     random = np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, tokens)

@@ -24,7 +24,7 @@ CAPTIONS = ["a red box on the left"] * 2 + ["a green box on the right"] * 2
 def small_description(captions: list[str] = CAPTIONS) -> RunDescription:
     tokenizer = Tokenizer.train(captions, 300)
     vocabulary = Vocabulary(tokenizer, range(tokenizer.size))
-    settings = ModelSettings(vocabulary.size, 10, "symmetric", 1e-5)
+    settings = ModelSettings(vocabulary.size, 10, {"padding": "symmetric", "norm_epsilon": 1e-5})
     preprocessing = Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6))
     return RunDescription(RunSpec.from_config(get_config()), settings, preprocessing, vocabulary)
 

@@ -40,7 +40,7 @@ def description(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder)
     config = get_config()
     config.model.decoder.update({"feed_forward": ROWS, **decoder})
     vocabulary = vocabulary_of(captions)
-    model_settings = ModelSettings(vocabulary.size, max_length, "symmetric", 1e-5)
+    model_settings = ModelSettings(vocabulary.size, max_length, {"padding": "symmetric", "norm_epsilon": 1e-5})
     return RunDescription(
         RunSpec.from_config(config), model_settings, Preprocessing(size=32, mean=(1, 2, 3), std=(4, 5, 6)), vocabulary
     )
@@ -166,12 +166,12 @@ def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
     fresh = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "fresh")).description
     config.init_from = str(source[0])
     tuned = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "tuned")).description
-    assert (tuned.model_settings.padding, tuned.model_settings.norm_epsilon) == ("symmetric", 1e-5)
+    assert tuned.model_settings.backbone == {"padding": "symmetric", "norm_epsilon": 1e-5}
     assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
     assert tuned.preprocessing.size == config.data.image_size
     config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
     other = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "other")).description
-    assert other.model_settings.padding == fresh.model_settings.padding == "same"
+    assert other.model_settings.backbone == fresh.model_settings.backbone == {"padding": "same", "norm_epsilon": 1e-3}
     assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
 
 

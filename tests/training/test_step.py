@@ -25,7 +25,7 @@ from caption_jax.parameters.sharding import (
     replicated,
     shardings_like,
 )
-from caption_jax.specs import RunSpec
+from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import make_train_step
@@ -129,7 +129,7 @@ def still_config(accumulation: int) -> ConfigDict:
 
 
 def model_of(config: ConfigDict, frozen: frozenset[str] = frozenset()):
-    return build_model(config.model, VOCABULARY, LENGTH, jnp.float32, frozen_norms=frozen)
+    return build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, jnp.float32, frozen_norms=frozen)
 
 
 @functools.cache

@@ -5,6 +5,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
+
+Triple = tuple[float, float, float]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
@@ -102,6 +108,25 @@ class Variant:
         if name and name not in self.stage_names:
             raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(self.stage_names)}")
         return self.stage_names[: self.stage_names.index(name) + 1] if name else ()
+
+
+@dataclass(frozen=True)
+class EfficientNetSettings:
+    """What a network must share with the one that its weights were trained in; the defaults are for random weights.
+
+    Attributes:
+        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
+        norm_epsilon: epsilon of the batch norms.
+        mean: of the red, green and blue channel, in 0..255.
+        std: likewise; the network's input is (pixel - mean) / std.
+        source: origin of the settings, for the log.
+    """
+
+    padding: Literal["same", "symmetric"] = "same"
+    norm_epsilon: float = 1e-3
+    mean: Triple = tuple(255 * value for value in IMAGENET_MEAN)
+    std: Triple = tuple(255 * value for value in IMAGENET_STD)
+    source: str = "random weights"
 
 
 def _lite(width: float, depth: float, resolution: int) -> Variant:
