@@ -1,0 +1,77 @@
+"""EfficientNet as a run's backbone: its settings in a workdir, and what earlier releases stored of them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import jax.numpy as jnp
+import pytest
+from etils import epath
+from small_models import small_description
+
+from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
+from caption_jax.backbones.protocol import restored_settings, stages_up_to, stored_settings
+from caption_jax.backbones.vit_backbone import ViT
+from caption_jax.models.backbones.efficientnet import EfficientNet
+from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings
+from caption_jax.models.backbones.vit_sizes import ViTSettings
+from caption_jax.ops.forms import REFERENCE
+from caption_jax.runs.workdir import read_description, write_description
+
+TORCH = EfficientNetSettings("symmetric", 1e-5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "a file")
+
+
+def test_fields_and_settings_reach_the_module():
+    backbone = EfficientNetBackbone("micro", norm_group_size=2, norm_momentum=0.5, drop_path=0.25)
+    frozen = frozenset({"stem/norm"})
+    assert backbone.build(TORCH, frozen_norms=frozen, dtype=jnp.bfloat16, ops=REFERENCE) == EfficientNet(
+        "micro", 2, 0.5, 0.25, frozen, "symmetric", 1e-5, dtype=jnp.bfloat16, ops=REFERENCE
+    )
+    assert backbone.batch_multiple == 2 and EfficientNetBackbone().batch_multiple == 1
+
+
+@pytest.mark.parametrize(("backbone", "settings"), [(EfficientNetBackbone(), TORCH), (ViT(), ViTSettings(gelu="tanh"))])
+def test_settings_survive_being_stored(backbone, settings):
+    stored = json.loads(json.dumps(stored_settings(settings)))
+    assert restored_settings(backbone, stored, settings.mean, settings.std, settings.source) == settings
+
+
+def test_a_workdir_of_an_earlier_release_is_read(tmp_path):
+    """There, padding and epsilon were fields of model.json itself."""
+    workdir, description = epath.Path(tmp_path), small_description()
+    write_description(workdir, description)
+    content = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({**content.pop("backbone"), **content}))
+    read = read_description(workdir)
+    assert read.model_settings == description.model_settings
+    assert (read.backbone_settings.padding, read.backbone_settings.norm_epsilon) == ("symmetric", 1e-5)
+    assert read.backbone_settings.mean == (1.0, 2.0, 3.0)
+
+
+def test_features_that_earlier_releases_cached_have_the_same_key():
+    wanted = {"variant": "b0", "padding": "symmetric", "norm_epsilon": 1e-5}
+    assert EfficientNetBackbone(drop_path=0.5, norm_momentum=0.9).network_key(TORCH) == wanted
+
+
+def test_only_the_same_network_takes_the_weights_of_another_run():
+    assert EfficientNetBackbone(drop_path=0.5).fits(EfficientNetBackbone(weights="a file"))
+    assert not EfficientNetBackbone().fits(EfficientNetBackbone("b1"))
+    assert not EfficientNetBackbone().fits(ViT()) and not ViT().fits(EfficientNetBackbone())
+    assert ViT(drop_path=0.5).fits(ViT()) and not ViT().fits(ViT("b16"))
+
+
+def test_stages_up_to_one_of_them():
+    names = EfficientNetBackbone("micro").stage_names
+    assert stages_up_to(names, "stage_1") == ("stem", "stage_1") and stages_up_to(names, "") == ()
+    with pytest.raises(ValueError, match="no stage 'stage_9'; choose one of stem, stage_1"):
+        stages_up_to(names, "stage_9")
+
+
+def test_a_config_is_checked_without_flax():
+    code = "import sys; from caption_jax.specs import RunSpec; RunSpec().model.encoder.settings(); "
+    run = subprocess.run(
+        [sys.executable, "-c", f"{code}print('flax' in sys.modules)"], capture_output=True, text=True, check=True
+    )
+    assert run.stdout.strip() == "False"
