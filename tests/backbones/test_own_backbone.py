@@ -1,0 +1,65 @@
+"""The backbone that docs/extending.md shows, as a user would copy it."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from random_weights import random_variables
+from small_run import ROOT, get_config
+
+from caption_jax.errors import ConfigError
+from caption_jax.models.build import build_model
+from caption_jax.specs import RunSpec
+
+IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.float32)
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    section = (ROOT / "docs" / "extending.md").read_text().split("## Backbones")[1].split("\n## ")[0]
+    files = re.findall(r"`(own/\w+\.py)`:\n\n```python\n(.*?)```", section, flags=re.DOTALL)
+    assert [name for name, _ in files] == ["own/backbone.py", "own/network.py"]
+    (tmp_path / "own").mkdir()
+    for name, code in files:
+        (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    config = get_config()
+    config.model.encoder = {"name": "own.backbone:Patches", "width": 24}
+    yield config
+    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
+        del sys.modules[name]
+
+
+def test_its_features_are_what_the_decoder_attends_to(config):
+    model = build_model(RunSpec.from_config(config).model, vocabulary_size=9, max_length=6)
+    tokens = jnp.zeros((2, 1, 5), jnp.int32)
+    variables = random_variables(model, IMAGES, tokens)
+    assert set(variables["params"]["image_encoder"]["backbone"]) == {"embed", "mix"}
+
+    @jax.jit
+    def run(variables):
+        stored = model.apply(variables, "embed", IMAGES, method="encode_up_to")
+        from_stored = model.apply(variables, stored, tokens, start_after="embed")
+        return stored, from_stored, model.apply(variables, IMAGES, tokens)
+
+    stored, from_stored, logits = run.lower(variables).compile({"xla_backend_optimization_level": "0"})(variables)
+    assert logits.shape == (2, 1, 5, 9) and not np.allclose(logits[0], logits[1])
+    assert stored.shape == (2, 2, 2, 24)
+    np.testing.assert_allclose(from_stored, logits, rtol=1e-5)
+
+
+def test_its_own_check_names_the_key(config):
+    config.model.encoder = {"name": "own.backbone:Patches", "weights": "a file"}
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder: weights is 'a file'"):
+        RunSpec.from_config(config)
+
+
+def test_its_stages_are_those_of_the_feature_cache(config):
+    config.data.feature_cache.stage = "stage_1"
+    with pytest.raises(ConfigError, match=r"no stage 'stage_1'; choose one of embed, mix"):
+        RunSpec.from_config(config)
