@@ -22,6 +22,7 @@ import numpy as np
 
 from caption_jax.decoding import decode
 from caption_jax.decoding.beam import EXPONENTS
+from caption_jax.inference.captioning import encode_for_decoding
 from caption_jax.metrics import compare, cross_tuned, intervals, score, score_images
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_description
@@ -47,7 +48,7 @@ class Decoder:
 
         @jax.jit
         def encode(variables: Any, pixels: jax.Array) -> jax.Array:
-            return self.model.apply(variables, preprocessing.normalise(pixels), method="encode_images").memory
+            return encode_for_decoding(self.model, variables, pixels, None, self.description).memory
 
         for batch in eval_batches(self.split, preprocessing, self.description.vocabulary, data):
             yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]

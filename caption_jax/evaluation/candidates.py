@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from caption_jax.decoding import decode, similarities
+from caption_jax.decoding import similarities
+from caption_jax.inference.captioning import decode_features, encode_batch
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
-from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.experiment import Experiment
 from caption_jax.specs import DecodeSpec
 from input_pipeline.batches import eval_batches
@@ -95,12 +95,11 @@ def _make_step(
     spec = dataclasses.replace(decode_spec, candidates=decode_spec.beams, rerank_weight=0.0)
 
     def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        images = description.preprocessing.normalise(batch["image"])
-        features = encode_images(model, variables, images, batch.get("context"), description)
+        features = encode_batch(model, variables, batch, description)
 
         def search(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
             asked = dataclasses.replace(spec, alpha=alpha)
-            decoded = decode(model, variables, features, asked, vocabulary=description.vocabulary)
+            decoded = decode_features(model, variables, features, description, asked)
             fit = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
             return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": fit}
 

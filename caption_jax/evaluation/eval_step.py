@@ -7,11 +7,10 @@ from typing import Any
 
 import jax
 
-from caption_jax.decoding import decode
 from caption_jax.evaluation.evaluator import EvalBatch, Evaluator
+from caption_jax.inference.captioning import caption_batch
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import target_weights
-from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.runs.description import RunDescription
 
 PyTree = Any
@@ -33,14 +32,12 @@ def make_eval_step(
         evaluators: with what each has prepared.
     """
     settings = description.spec.decode
-    words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
 
     def step(variables: PyTree, batch: Batch) -> dict[str, PyTree]:
-        images = description.preprocessing.normalise(batch["image"])
-        features = encode_images(model, variables, images, batch.get("context"), description)
+        features, decoded = caption_batch(model, variables, batch, description, settings)
         taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
         loss = model.ops.token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        decoded = decode(model, variables, features, settings, image_ids=batch["index"], **words)
+        images = description.preprocessing.normalise(batch["image"])
         seen = EvalBatch(model, variables, images, features, batch, decoded)
         return {
             "evaluators": [evaluator.outputs(state, seen) for evaluator, state in evaluators],

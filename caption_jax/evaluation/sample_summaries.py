@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from caption_jax.decoding import Decoded, decode
+from caption_jax.decoding import Decoded
 from caption_jax.evaluation.word_attention import attention_per_word, stack_context
-from caption_jax.retrieval.context_captions import encode_images
+from caption_jax.inference.captioning import caption_batch
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.monitoring import Monitor
 from input_pipeline.context import ContextCaptions
@@ -81,13 +81,11 @@ def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndar
     """
     model, description = experiment.model(), experiment.description
     spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0)
-    vocabulary = description.vocabulary
 
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:
-        images = description.preprocessing.normalise(pixels)
-        features = encode_images(model, variables, images, context, description)
-        decoded = decode(model, variables, features, spec, vocabulary=vocabulary, return_attention=True)
+        batch = {"image": pixels, "context": context}
+        features, decoded = caption_batch(model, variables, batch, description, spec, return_attention=True)
         return decoded.replace(all_attention=decoded.all_attention[..., : features.image_slots])
 
     return run

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 
 from caption_jax.decoding.predictor import Predictor
-from caption_jax.retrieval.context_captions import encode_images
+from caption_jax.inference.captioning import encode_batch
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import Record
@@ -42,8 +42,7 @@ def teacher_forced_attention(
 
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None) -> jax.Array:
-        images = description.preprocessing.normalise(pixels)
-        features = encode_images(model, variables, images, context, description)
+        features = encode_batch(model, variables, {"image": pixels, "context": context}, description)
         attention = Predictor(model, variables, features).attention(tokens[:, None], BOS, PAD)[:, 0]
         return attention[..., : features.image_slots]
 

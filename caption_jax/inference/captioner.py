@@ -15,6 +15,7 @@ from jaxtyping import Float32, Int32
 from PIL import Image
 
 from caption_jax.errors import ConfigError
+from caption_jax.inference.captioning import decode_features, encode_for_decoding
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runtime.cached_program import KeptProgram
@@ -61,19 +62,14 @@ class Captioner:
         decode_spec = decode or description.spec.decode
 
         def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
-            from caption_jax.decoding import decode  # Flax: not needed by a start that traces nothing
-
-            model, images = description.model(), description.preprocessing.normalise(pixels)
-            features = model.apply(variables, images, train=False, method="encode_images")
-            if context is not None:
-                features = model.apply(variables, features, context, context != PAD, method="add_context")
-            words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-            decoded = decode(model, variables, features, decode_spec, **words)
+            model = description.model()
+            features = encode_for_decoding(model, variables, pixels, context, description)
+            decoded = decode_features(model, variables, features, description, decode_spec)
             return decoded.tokens, decoded.log_prob
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
-            model, images = description.model(), description.preprocessing.normalise(pixels)
-            features = model.apply(variables, images, train=False, method="encode_images")
+            model = description.model()
+            features = encode_for_decoding(model, variables, pixels, None, description)
             return model.apply(variables, features, method="embed_images")
 
         def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:

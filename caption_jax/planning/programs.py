@@ -12,11 +12,10 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from caption_jax.augment import augment
-from caption_jax.decoding import decode
+from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.flops import count_matrix_flops
-from caption_jax.retrieval.context_captions import encode_images
 from caption_jax.training.program import Program
 from caption_jax.training.step import forward
 
@@ -131,10 +130,7 @@ def _lower_decode(program: Program, rows: int) -> jax.stages.Lowered:
     model, settings = description.model(), description.spec.decode
 
     def captions(variables: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
-        images = description.preprocessing.normalise(batch["image"])
-        features = encode_images(model, variables, images, batch.get("context"), description)
-        words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-        return decode(model, variables, features, settings, image_ids=batch["index"], **words).tokens
+        return caption_batch(model, variables, batch, description, settings)[1].tokens
 
     batch = {"image": _images(program, rows), "index": jax.ShapeDtypeStruct((rows,), jnp.int32)}
     step = jax.jit(captions, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))

@@ -3,21 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-from jaxtyping import Array, Float, Int
 
 from caption_jax.errors import ConfigError
-from caption_jax.models.captioning_model import ImageCaptioningModel
-from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.retrieval.neighbours import ImageId, read_neighbours
-from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import Experiment
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError
-from input_pipeline.special_tokens import PAD
 
-PyTree = Any
 KINDS = ("retrieved", "none", "shuffled")
 
 
@@ -72,21 +64,6 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         experiment.description.model_settings.max_length,
         spec.model.context.dropout,
     )
-
-
-def encode_images(
-    model: ImageCaptioningModel,
-    variables: PyTree,
-    images: Float[Array, "batch height width 3"],
-    context: Int[Array, "batch slots length"] | None,
-    description: RunDescription,
-) -> ImageFeatures:
-    """Features of normalised images for decoding, and of their context, as a batch holds it, where there is any."""
-    features = model.apply(variables, images, train=False, method="encode_images")
-    if context is None:
-        return features
-    ids = description.text_reader.ids_of(context)
-    return model.apply(variables, features, ids, ids != PAD, method="add_context")
 
 
 def _moved_on(neighbours: Mapping[ImageId, Sequence[ImageId]]) -> dict[ImageId, list[ImageId]]:
