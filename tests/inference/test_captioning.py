@@ -40,7 +40,8 @@ def small_description() -> RunDescription:
     vocabulary = Vocabulary(tokenizer, known)
     assert vocabulary.size < tokenizer.size
     sizes = roberta_sizes(spec.model.text_encoder, tokenizer.size, LENGTH, PAD)
-    settings = ModelSettings(vocabulary.size, LENGTH, "symmetric", 1e-5, sizes, shared_space=False)
+    backbone = {"padding": "symmetric", "norm_epsilon": 1e-5}
+    settings = ModelSettings(vocabulary.size, LENGTH, backbone, sizes, shared_space=False)
     return RunDescription(spec, settings, Preprocessing(size=32), vocabulary)
 
 
