@@ -96,6 +96,17 @@ def test_evaluate_decodes_as_asked_and_says_so(small_workdir, capsys):
     assert how in report
 
 
+def test_a_model_that_was_moved_takes_the_place_of_its_workdir(small_workdir, small_images, tmp_path, capsys):
+    model = shutil.copytree(next(small_workdir.glob("model-*")), tmp_path / "boxes")
+    lines = []
+    for folder in (small_workdir, model):
+        assert run_main("--mode=caption", f"--workdir={folder}", small_images / "images" / "10.png") == 0
+        lines.append(capsys.readouterr().out)
+    assert lines[0] == lines[1] and "box" in lines[0]
+    assert run_main("--mode=evaluate", f"--workdir={model}") == 0
+    assert read_results(model / "captions_val.json") == read_results(small_workdir / "captions_val.json")
+
+
 def test_evaluate_names_the_splits_there_are(small_workdir):
     with pytest.raises(ValueError, match=r"no split 'dev'; the data set has train \(8\), val \(2\), test \(2\)"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")

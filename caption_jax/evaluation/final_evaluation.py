@@ -12,8 +12,8 @@ from caption_jax.evaluation.other_data import OtherData
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
-from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
+from caption_jax.runs.loading import load_weights
 from input_pipeline.files import write_atomically
 
 
@@ -39,7 +39,7 @@ def evaluate_split(
 
 def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True) -> Assessment:
     """Judges a run's best weights with `evaluator`; `suffix` stands in the names of the files written."""
-    weights = read_weights(experiment.workdir, "best", replicated(experiment.mesh))
+    weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
     found = evaluator(weights.variables, weights.step)
     main_process = jax.process_index() == 0
     training = experiment.splits.get("train")

@@ -29,8 +29,8 @@ from caption_jax.metrics import (
 )
 from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import open_context, usual_kind
-from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment
+from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.files import write_atomically
@@ -97,7 +97,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     decode_spec = _beam_search(experiment, split_name)
     split = experiment.split(split_name)
     exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
-    weights = read_weights(experiment.workdir, "best", replicated(experiment.mesh))
+    weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
     kind = context or usual_kind(experiment)
     beside = open_context(experiment, split_name, kind)
     candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, beside)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 from etils import epath
@@ -14,6 +15,8 @@ from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_poi
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.weights import CHOICES, Weights, flat, nested
 from caption_jax.runs.workdir import read_description
+
+PyTree = Any
 
 log = logging.getLogger(__name__)
 
@@ -26,16 +29,26 @@ class Model:
     weights: Weights
 
 
-def load_model(source: str | os.PathLike[str], which: str = "best") -> Model:
-    """Loads a model onto the first local device; see `read_model`."""
+def load_model(
+    source: str | os.PathLike[str], which: str = "best", sharding: jax.sharding.Sharding | None = None
+) -> Model:
+    """Loads a model onto devices.
+
+    Args:
+        source: see `read_model`.
+        which: see `read_model`.
+        sharding: where the arrays go; all processes that take part in it call this. By default the first local device.
+    """
     model = read_model(source, which)
-    variables = jax.device_put(model.weights.variables, jax.local_devices()[0])
-    return Model(model.description, Weights(variables, model.weights.step))
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return Model(model.description, Weights(_placed(model.weights.variables, sharding), model.weights.step))
 
 
-def load_weights(source: str | os.PathLike[str], which: str = "best") -> Weights:
+def load_weights(
+    source: str | os.PathLike[str], which: str = "best", sharding: jax.sharding.Sharding | None = None
+) -> Weights:
     """The weights alone of what `load_model` loads."""
-    return load_model(source, which).weights
+    return load_model(source, which, sharding).weights
 
 
 def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
@@ -61,6 +74,12 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
     if which == "best" and (best := _read_best(folder)):
         return best
     return _read_checkpoint(folder, which)
+
+
+def _placed(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    if sharding.is_fully_addressable:
+        return jax.device_put(variables, sharding)
+    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), variables)
 
 
 def _read_best(workdir: epath.Path) -> Model | None:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from absl import logging
 from etils import epath
+from jax.experimental import multihost_utils
 
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_best
@@ -234,6 +235,8 @@ def finish(run: Run) -> Assessment | None:
     from caption_jax.evaluation.report.plots import loss_curve  # matplotlib takes a second to import
 
     experiment = run.experiment
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("best model written")  # by the first process; all of them read it
     if jax.process_index() == 0:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if "val" not in experiment.splits:
