@@ -98,7 +98,7 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     def steps() -> None:
         nonlocal state
         for batch in batches:
-            state, metrics = update(state, place(batch))
+            state, metrics = update(state, place(batch), program.constants)
         if not np.isfinite(float(jax.block_until_ready(metrics)["loss"])):
             raise AssertionError("the loss is not finite")
 

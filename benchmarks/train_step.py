@@ -55,7 +55,7 @@ def our_step(batch: int) -> Callable[[], Any]:
 
     def step() -> float:
         nonlocal state
-        state, metrics = update(state, data)
+        state, metrics = update(state, data, program.constants)
         return float(jax.block_until_ready(metrics)["loss"])
 
     return step

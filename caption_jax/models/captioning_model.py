@@ -58,8 +58,8 @@ class ImageCaptioningModel(nn.Module):
     ) -> Float[Array, "batch captions length vocabulary"]:
         """Teacher forcing: float32 scores of the token after each given token, one encoder pass for all captions.
 
-        Initialisation calls it, and whoever uses the model alone. Training goes through `training.step.forward`, which
-        does the same in parts because it needs the image features for a second loss.
+        Initialisation calls it, and whoever uses the model alone. Training goes through
+        `objectives.forward_pass.ForwardPass`, which does the same in parts, as the terms of the loss need them.
 
         Args:
             images: normalised pixels, or the output of the encoder's stage `start_after`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +11,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
-from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.objectives.forward_pass import ForwardPass
+from caption_jax.objectives.objective import Batch, Objective, PyTree, Ratio, Terms
 from caption_jax.parameters.sharding import batch_sharding, replicated
-from caption_jax.runs.description import TextReader
 from input_pipeline.special_tokens import PAD
 
 _NEVER = -1e9  # in place of minus infinity, whose gradients are not numbers; similarities are at most 1 / temperature
@@ -28,46 +28,57 @@ class Vectors(NamedTuple):
 
 
 class ContrastiveLoss(NamedTuple):
-    """What a batch gave.
+    """Means over the images of a batch, to be divided.
 
     Attributes:
-        loss: f32 scalar, nats, mean over all pairs of an image and a caption of it, and over both directions.
-        image_to_text: share of images that have a caption of theirs closest.
-        text_to_image: share of captions that have their image closest.
+        loss: nats, mean over all pairs of an image and a caption of it, and over both directions.
+        image_to_text: fraction of images that have a caption of theirs closest.
+        text_to_image: fraction of captions that have their image closest.
     """
 
-    loss: Float[Array, ""]
-    image_to_text: Float[Array, ""]
-    text_to_image: Float[Array, ""]
+    loss: Ratio
+    image_to_text: Ratio
+    text_to_image: Ratio
 
 
 @dataclass(frozen=True)
-class ContrastiveObjective:
-    """The contrastive part of a run's objective.
+class Contrastive(Objective):
+    """Brings images and their captions together in the joint embedding.
 
     Attributes:
-        weight: of its loss, beside that of the captions' tokens.
-        reader: from captions to the text encoder's ids.
-        mesh: where the batch lies.
+        weight: in the loss.
     """
 
-    weight: float
-    reader: TextReader
-    mesh: Mesh
+    weight: float = 1.0
+    batch_fields: ClassVar[tuple[str, ...]] = ("tokens", "mask", "index")
+    accumulates: ClassVar[bool] = False  # a microbatch has fewer negatives: another, easier loss
 
-    def vectors(
-        self, model: ImageCaptioningModel, features: ImageFeatures, tokens: Int[Array, "batch captions length"]
-    ) -> Vectors:
-        """Puts a training batch in the shared space; `model` is bound to its variables."""
-        ids = self.reader.ids_of(tokens)
-        texts = ids.reshape(-1, ids.shape[-1])
-        found = model.embed_texts(texts, texts != PAD, train=True)
-        return Vectors(model.embed_images(features), found.reshape(*tokens.shape[:2], -1), model.similarity_scale())
-
-    def loss(self, vectors: Vectors, batch: dict[str, jax.Array]) -> ContrastiveLoss:
+    def __call__(
+        self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
+    ) -> Terms:
         """The loss over the whole batch, whichever devices its rows lie on; rows outside the mask take no part."""
-        owner = jnp.where(batch["mask"], batch["index"], -1)
-        return contrastive_loss(vectors, owner, self.mesh)
+        vectors = joint_vectors(model, forward, batch["tokens"])
+        pairs = contrastive_loss(vectors, jnp.where(batch["mask"], batch["index"], -1), forward.mesh)
+        return Terms(
+            losses={"contrastive_loss": pairs.loss},
+            metrics={
+                "temperature": Ratio(1 / vectors.scale, jnp.ones(())),
+                "image_to_text_accuracy": pairs.image_to_text,
+                "text_to_image_accuracy": pairs.text_to_image,
+            },
+        )
+
+
+def joint_vectors(
+    model: ImageCaptioningModel, forward: ForwardPass, tokens: Int[Array, "batch captions length"]
+) -> Vectors:
+    """Images and captions of a training batch in the joint embedding."""
+    ids = forward.text_ids(tokens)
+    texts = ids.reshape(-1, ids.shape[-1])
+    embedded = model.embed_texts(texts, texts != PAD, train=True)
+    return Vectors(
+        model.embed_images(forward.images), embedded.reshape(*tokens.shape[:2], -1), model.similarity_scale()
+    )
 
 
 def contrastive_loss(vectors: Vectors, owner: Int[Array, " batch"], mesh: Mesh | None = None) -> ContrastiveLoss:
@@ -99,10 +110,9 @@ def contrastive_loss(vectors: Vectors, owner: Int[Array, " batch"], mesh: Mesh |
     to_images = jnp.where(others[:, None, :], scale * _products("nkd,md->nkm", texts, all_images), _NEVER)
     image_losses = jax.nn.softplus(jax.nn.logsumexp(to_texts, axis=(1, 2))[:, None] - own)
     text_losses = jax.nn.softplus(jax.nn.logsumexp(to_images, axis=2) - own)
-    total = jnp.maximum(counts.sum(), 1.0)
 
-    def mean(of_rows: Float[Array, " batch"]) -> Float[Array, ""]:
-        return jnp.sum(of_rows * counts) / total
+    def mean(of_rows: Float[Array, " batch"]) -> Ratio:
+        return Ratio(jnp.sum(of_rows * counts), counts.sum())
 
     return ContrastiveLoss(
         mean(jnp.mean(image_losses + text_losses, axis=1) / 2),

@@ -14,9 +14,10 @@ from absl import logging
 from etils import epath
 
 from caption_jax.errors import ConfigError
+from caption_jax.objectives.constants import stored_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.paths import flatten
-from caption_jax.parameters.sharding import make_mesh
+from caption_jax.parameters.sharding import make_mesh, replicated
 from caption_jax.planning.assumed import describe
 from caption_jax.planning.batch_search import Tried, fits, largest_batch
 from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
@@ -26,6 +27,7 @@ from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program, make_program
 from input_pipeline.files import write_atomically
 
+PyTree = Any
 PROGRAMS = ("train", "decode", "encoder")
 _STEPS = 10_000  # of a run whose length depends on its data; only the learning rate does
 
@@ -70,6 +72,7 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
         assumed["packing"] = "none: pads are computed with, which the run leaves out"
     program = make_program(description, mesh, spec.train.steps or _STEPS)
+    program = dataclasses.replace(program, constants=_constants(program, workdir))
     start, frozen = _phase(program, request.phase)
     found: dict[str, Any] = {
         "topology": topology.name,
@@ -92,6 +95,14 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
         found["largest_batch"] = _search(planned["train"], found["programs"]["train"], program, topology, request)
         _write(workdir, found)
     return found
+
+
+def _constants(program: Program, workdir: epath.Path) -> PyTree:
+    """Shapes of the objectives' constants, as far as the run has been started and has stored them."""
+    return jax.tree.map(
+        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(program.mesh)),
+        stored_constants(program.objectives, workdir),
+    )
 
 
 def _write(workdir: epath.Path, found: dict[str, Any]) -> None:

@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from caption_jax.augment import augment
 from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.flops import count_matrix_flops
 from caption_jax.training.program import Program
-from caption_jax.training.step import forward
+from caption_jax.training.step import Fixed, Microbatch, split_params
 
 PyTree = Any
 _ALL_CAPTIONS = 5  # taken for `data.captions_per_image` 0: as many as COCO and Flickr have
@@ -85,42 +84,19 @@ def _variables(program: Program) -> PyTree:
     return {"params": program.state.params, "batch_stats": program.state.batch_stats}
 
 
-def _split(params: PyTree, frozen: frozenset[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters by path: those that are trained, and the others."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    return {k: v for k, v in flat.items() if k not in frozen}, {k: v for k, v in flat.items() if k in frozen}
-
-
 def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.stages.Lowered:
-    return program.update(frozen).lower(program.state, train_batch(program, rows))
+    return program.update(frozen).lower(program.state, train_batch(program, rows), program.constants)
 
 
 def _count_train(program: Program, frozen: frozenset[str]) -> float:
-    """Without the contrastive loss, whose products grow with the batch."""
-    description, spec = program.description, program.description.spec
-    model, rows = description.model(frozen_norms(frozen)), _fewest(program)
+    """Of the fewest images: products of a contrastive loss grow with the batch."""
+    step, rows = program.train_step(frozen), _fewest(program)
 
-    def run(trained: dict, fixed: dict, batch_stats: PyTree, batch: dict) -> jax.Array:
-        params = traverse_util.unflatten_dict({**fixed, **trained}, sep="/")
-        key = jax.random.key(0)
-        images, start_after = batch.get("features"), spec.data.feature_cache.stage
-        if images is None:
-            images = augment(key, batch["image"], spec.augment, jnp.arange(rows), model.ops)
-            images = description.preprocessing.normalise(images)
-        context = description.text_reader.ids_of(batch["context"]) if "context" in batch else None
-        return model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            batch["tokens"],
-            program.contrastive,
-            context,
-            start_after=start_after,
-            rngs={"dropout": key},
-            mutable=["batch_stats"],
-            method=forward,
-        )[0]
+    def run(trained: dict, fixed: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
+        return step.terms(trained, Fixed(fixed, constants), batch_stats, Microbatch(batch, 0, jax.random.key(0)))[0]
 
-    arrays = *_split(program.state.params, frozen), program.state.batch_stats, train_batch(program, rows)
+    trained, fixed = split_params(program.state.params, frozen)
+    arrays = trained, fixed, program.state.batch_stats, program.constants, train_batch(program, rows)
     return count_matrix_flops(run, *arrays).total / rows
 
 
@@ -185,4 +161,4 @@ def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, 
         )
         return features, updated["batch_stats"]
 
-    return run, *_split(params, frozen), statistics
+    return run, *split_params(params, frozen), statistics

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
+import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -79,6 +80,11 @@ class KeptProgram:
         device = jax.devices()[0]
         parts = [_sources(), self._about, signature, settings, device.platform, device.device_kind]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def source_of(cls: type) -> str:
+    """A hash of the file that defines a class, for `about`: an extension need not be of this project's sources."""
+    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -50,6 +50,7 @@ class RunSpec:
             raise ConfigError(f'config.dtype is {self.dtype!r}; it must be "auto", "bfloat16" or "float32"')
         self._check_batches()
         self._check_contrastive()
+        self._check_terms()
         self._check_context()
         self._check_feature_cache()
 
@@ -85,6 +86,16 @@ class RunSpec:
                 "that of the whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a "
                 "smaller config.data.batch_size where memory is short"
             )
+
+    def _check_terms(self) -> None:
+        microbatches = self.optimizer.accumulation
+        for label, objective in self.objective.terms.items():
+            if microbatches > 1 and not getattr(objective, "accumulates", True):
+                raise ConfigError(
+                    f"config.optimizer.accumulation={microbatches} with config.objective.terms.{label}: it compares "
+                    "the rows of a batch with each other, so microbatches would add up to another loss than that of "
+                    "the whole batch. Set accumulation to 1"
+                )
 
     def _check_context(self) -> None:
         slots = self.model.context.slots

@@ -10,6 +10,7 @@ import jax
 from etils import epath
 
 from caption_jax.files import absolute
+from caption_jax.objectives.constants import prepare_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.experiment import Experiment, initial_variables, prepare_experiment
@@ -55,11 +56,12 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     if "val" in experiment.splits:
         validation_evaluator(experiment)
     program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
+    program = program.with_constants(prepare_constants(program.objectives, experiment))
     state = program.start(initial_variables(experiment))
     _, frozen = phases(state.params, resolved.optimizer.rules)[0]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     with open_batches(_without_feature_cache(experiment), state) as batches:
-        _, metrics = program.update(frozen)(state, next(batches))
+        _, metrics = program.update(frozen)(state, next(batches), program.constants)
     return DryRun(
         resolved,
         {name: len(split) for name, split in experiment.splits.items()},

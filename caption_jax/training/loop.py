@@ -17,6 +17,7 @@ from caption_jax.evaluation.sample_summaries import Samples
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import stored_features
 from caption_jax.files import absolute
+from caption_jax.objectives.constants import check_same_constants, fingerprints, prepare_constants, store_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import open_context, usual_kind
@@ -59,7 +60,12 @@ class Run:
     def __init__(self, experiment: Experiment):
         spec = experiment.resolved()
         self.experiment, self.spec, self.steps = experiment, spec, spec.train.steps
-        self.program = make_program(experiment.description, experiment.mesh, self.steps)
+        program = make_program(experiment.description, experiment.mesh, self.steps)
+        constants = prepare_constants(program.objectives, experiment)
+        self.program = program.with_constants(constants)
+        self.constant_fingerprints = fingerprints(constants)
+        if jax.process_index() == 0:
+            store_constants(program.objectives, constants, experiment.workdir)
         self.checkpoints = Checkpoints(experiment.workdir)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, spec.data.batch_size, experiment.mesh.size)
@@ -92,7 +98,7 @@ class Run:
                     trace.before_step(step, self.state)
                     with self.clock.waiting():
                         batch = next(self.batches)
-                    self.state, metrics = update(self.state, batch)
+                    self.state, metrics = update(self.state, batch, self.program.constants)
                     step += 1
                     finite.push(step, metrics, batch["index"])
                     if self._is_due(step, self.spec.train.log_every):
@@ -139,6 +145,7 @@ class Run:
 
     def _resume(self, restored: Restored) -> None:
         """Takes from a checkpoint what is not on the devices."""
+        check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
         self.progress = restored.records["progress"]
@@ -175,6 +182,7 @@ class Run:
                 "iterator": self.batches.get_state(),
                 "clock": self.clock.dump(),
                 "progress": self.progress,
+                "constants": self.constant_fingerprints,
             }
             weights = self.state.weights()
             self.checkpoints.save(step, weights, self.state.remainder(), records)

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
 import optax
 
-from caption_jax.objectives.contrastive import ContrastiveObjective
+from caption_jax.objectives.objective import Objective
+from caption_jax.objectives.total_objective import objectives_of
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import variable_shapes
-from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.runtime.cached_program import KeptProgram, source_of
 from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
-from caption_jax.training.step import Batch, Metrics, make_train_step
+from caption_jax.training.step import Batch, Metrics, TrainStep
 
 PyTree = Any
 
@@ -34,6 +35,7 @@ class Program:
         optimizer: of all parameters.
         schedule: learning rate by step.
         state: shapes, types and places of the state's arrays; no arrays, which are `Run.state`.
+        constants: of the objectives, by label, on the devices.
     """
 
     description: RunDescription
@@ -42,6 +44,7 @@ class Program:
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
     state: TrainState
+    constants: Mapping[str, PyTree] = field(default_factory=dict)
 
     @property
     def shardings(self) -> PyTree:
@@ -49,12 +52,13 @@ class Program:
         return jax.tree.map(lambda leaf: leaf.sharding, self.state)
 
     @property
-    def contrastive(self) -> ContrastiveObjective | None:
-        """The part of the objective that brings images and texts together; None where the run has none."""
-        description = self.description
-        if not description.has_shared_space:
-            return None
-        return ContrastiveObjective(description.spec.objective.contrastive_weight, description.text_reader, self.mesh)
+    def objectives(self) -> dict[str, Objective]:
+        """The terms of the loss, by label."""
+        return objectives_of(self.description.spec.objective, joint_embedding=self.description.has_shared_space)
+
+    def with_constants(self, constants: Mapping[str, PyTree]) -> Program:
+        """The program with constants of its objectives, which every device gets in full."""
+        return replace(self, constants=jax.device_put(constants, replicated(self.mesh)))
 
     def start(self, variables: PyTree) -> TrainState:
         """The state before the first step, on the devices."""
@@ -64,11 +68,14 @@ class Program:
         return jax.device_put(create(variables), self.shardings)
 
     def update(self, frozen: frozenset[str]) -> Callable:
-        """The jitted step under which the parameters at the paths `frozen` stay as they are."""
+        """The jitted `TrainStep` under which the parameters at the paths `frozen` stay as they are.
+
+        It takes the state, a batch and `constants`.
+        """
         return jax.jit(
-            self._step(frozen),
+            self.train_step(frozen),
             donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(self.mesh)),
+            in_shardings=(self.shardings, batch_sharding(self.mesh), replicated(self.mesh)),
             out_shardings=(self.shardings, replicated(self.mesh)),
         )
 
@@ -76,10 +83,10 @@ class Program:
         """`update`, on one CPU as a `KeptProgram`, which the next start does not trace again; untried elsewhere."""
         if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
             return self.update(frozen)
-        step, (shardings, structure) = self._step(frozen), jax.tree.flatten(self.shardings)
+        step, (shardings, structure) = self.train_step(frozen), jax.tree.flatten(self.shardings)
 
-        def flat_step(leaves: list[jax.Array], batch: Batch) -> tuple[list[jax.Array], Metrics]:
-            state, metrics = step(structure.unflatten(leaves), batch)
+        def flat_step(leaves: list[jax.Array], batch: Batch, constants: PyTree) -> tuple[list[jax.Array], Metrics]:
+            state, metrics = step(structure.unflatten(leaves), batch, constants)
             return jax.tree.leaves(state), metrics
 
         kept = KeptProgram(
@@ -91,28 +98,31 @@ class Program:
                 "steps": self.steps,
                 "frozen": sorted(frozen),
                 "state": str(structure),
+                "extensions": [source_of(type(term)) for term in self.description.spec.objective.terms.values()],
             },
             donate_argnums=0,
-            in_shardings=(shardings, batch_sharding(self.mesh)),
+            in_shardings=(shardings, batch_sharding(self.mesh), replicated(self.mesh)),
             out_shardings=(shardings, replicated(self.mesh)),
         )
 
-        def update(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-            leaves, metrics = kept(jax.tree.leaves(state), batch)
+        def update(state: TrainState, batch: Batch, constants: PyTree) -> tuple[TrainState, Metrics]:
+            leaves, metrics = kept(jax.tree.leaves(state), batch, constants)
             return structure.unflatten(leaves), metrics
 
         return update
 
-    def _step(self, frozen: frozenset[str]) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-        description, spec = self.description, self.description.spec
-        return make_train_step(
+    def train_step(self, frozen: frozenset[str]) -> TrainStep:
+        """The step before it is jitted."""
+        description = self.description
+        return TrainStep(
             description.model(frozen_norms(frozen)),
             self.optimizer,
             description.preprocessing,
-            spec,
+            description.spec,
             frozen,
-            contrastive=self.contrastive,
-            reader=description.text_reader if spec.model.context.slots else None,
+            self.objectives,
+            text_ids=description.text_ids,
+            mesh=self.mesh,
         )
 
 

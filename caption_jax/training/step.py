@@ -1,213 +1,253 @@
-"""One update as a pure function of state and batch; the loop does all input and output."""
+"""One update as a pure function of state and batch; the loop does all input and output.
+
+`TrainStep.__call__` reads from first to last: gradient of the objectives' terms, optimizer, moving average, metrics.
+What is differentiated is `TrainStep.terms`: augment and normalise, encode, decode, objectives.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import traverse_util
+from jax.sharding import Mesh
 
 from caption_jax.augment import augment
 from caption_jax.models.captioning_model import ImageCaptioningModel
-from caption_jax.models.packing import Packing
-from caption_jax.objectives.contrastive import ContrastiveObjective, Vectors
-from caption_jax.objectives.forward_pass import target_weights
-from caption_jax.runs.description import TextReader
+from caption_jax.objectives.forward_pass import ForwardPass, target_weights
+from caption_jax.objectives.objective import Objective, Terms
+from caption_jax.objectives.total_objective import Denominators, check_batch, counts, mean_metrics, total_loss
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
-from input_pipeline.special_tokens import PAD
 
 PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
+Parameters = dict[str, jax.Array]  # by path, such as "decoder/embedding"
 
 
-class Slice(NamedTuple):
-    """Which part of a step's batch a gradient is of.
+class Microbatch(NamedTuple):
+    """The rows of a batch that are computed at a time.
 
     Attributes:
-        index: of the slice; its row r is row r * slices + index of the batch.
+        batch: these rows; row r is row r * grad_accum_steps + index of the whole batch.
+        index: number of the microbatch.
         key: of the step.
-        total: tokens that count in the whole batch, what the loss is divided by.
     """
 
+    batch: Batch
     index: int | jax.Array
     key: jax.Array
-    total: jax.Array
+
+    @property
+    def augmentation_key(self) -> jax.Array:
+        """The same for all microbatches: augmentation does not depend on how a batch is split."""
+        return jax.random.fold_in(self.key, 0)
+
+    @property
+    def dropout_key(self) -> jax.Array:
+        """Of this microbatch alone."""
+        return jax.random.fold_in(self.key, self.index + 1)
 
 
-class SliceGradient(NamedTuple):
-    """What the slices of a batch add up to: gradients by path, batch-norm statistics, and metrics of the objective."""
+class Fixed(NamedTuple):
+    """What a gradient is not of: frozen parameters, and the objectives' constants by label."""
 
-    gradients: dict[str, jax.Array]
+    params: Parameters
+    constants: Mapping[str, PyTree]
+
+
+class Gradient(NamedTuple):
+    """Of the loss, by path; with the statistics of batch norms and the terms that the same pass computed."""
+
+    gradients: Parameters
     batch_stats: PyTree
-    metrics: Metrics
+    terms: dict[str, Terms]
 
 
-def forward(
-    model: ImageCaptioningModel,
-    images: jax.Array,
-    tokens: jax.Array,
-    contrastive: ContrastiveObjective | None,
-    context: jax.Array | None = None,
-    packing: Packing | None = None,
-    start_after: str = "",
-) -> tuple[tuple[jax.Array, ...], Vectors | None]:
-    """The training pass of a model bound to its variables, for `model.apply(..., method=forward)`.
+@dataclass(frozen=True, eq=False)
+class TrainStep:
+    """`(state, batch, constants) -> (state, metrics)`, ready for `jax.jit`.
 
-    Args:
-        model: the bound model.
-        images: normalised pixels [batch, height, width, 3], or the output of the encoder's stage `start_after`.
-        tokens: whole captions [batch, captions, length]. The decoder reads all but their last token, and nothing that
-            the text encoder made of them.
-        contrastive: None for captions alone.
-        context: other texts [batch, slots, length], in the text encoder's ids, for the decoder to attend to; None for
-            the image alone.
-        packing: of all tokens but each caption's last; None to compute for pads too.
-        start_after: see `ImageCaptioningModel.encode_images`.
-
-    Returns:
-        What the loss is of: scores of each next token [batch, captions, length - 1, vocabulary], or, packed, the
-        decoder's states and its output layer; and images and texts in the shared space.
-    """
-    features = model.encode_images(images, train=True, start_after=start_after)
-    seen = features if context is None else model.add_context(features, context, context != PAD, train=True)
-    output = model.decode(tokens[..., :-1], seen, packing=packing, train=True)
-    # Packed: nothing reads output.logits, so XLA never computes them.
-    scores = (output.logits,) if packing is None else (output.states, *model.output_layer())
-    return scores, None if contrastive is None else contrastive.vectors(model, features, tokens)
-
-
-def make_train_step(
-    model: ImageCaptioningModel,
-    optimizer: optax.GradientTransformation,
-    preprocessing: Preprocessing,
-    spec: RunSpec,
-    frozen: frozenset[str],
-    contrastive: ContrastiveObjective | None = None,
-    reader: TextReader | None = None,
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `(state, batch) -> (state, metrics)`, ready for `jax.jit`.
-
-    The batch is split into `config.optimizer.accumulation` slices; their gradients are summed and weighted by tokens,
-    so the update is that of the whole batch (but for dropout masks, and batch norms that train: they see a slice). Only
-    parameters outside `frozen` (paths such as "decoder/embedding") are differentiated, so nothing is computed backwards
+    The batch is split into `config.optimizer.accumulation` microbatches. Their gradients are summed, each term divided
+    by its count in the whole batch, so the update is that of the whole batch (but for dropout masks, and batch norms
+    that train: they see a microbatch). Only trainable parameters are differentiated, so nothing is computed backwards
     below the lowest of them.
 
-    With `contrastive`, its loss is added; one pass of the image encoder serves both. It is of the whole batch, so it
-    goes with one slice only.
+    All randomness of a step comes from (seed, step); augmentation is the same however the batch is split.
 
-    All randomness of a step comes from (seed, step); augmentation is the same however the batch is sliced.
+    A batch holds "image", pixels, or "features": the output of the encoder's stage `config.data.feature_cache.stage`.
+    `ForwardPass` and the objectives read its other fields.
 
-    A batch holds "image", pixels, or "features": what the encoder's stage `config.data.feature_cache.stage` gave. Where
-    it holds "context", captions of other images, `reader` gives them in the text encoder's ids. Where it holds "places"
-    (`input_pipeline.packing`), the decoder computes nothing for pads; the result is the same.
-
-    The functions below are called from the last to the first: step, batch_gradient, slice_gradient, loss_of, and from
-    there `forward` and a cross-entropy.
+    Attributes:
+        model: its batch norms with frozen parameters run on stored statistics.
+        optimizer: of all parameters.
+        preprocessing: from uint8 pixels to the encoder's input.
+        spec: of the run.
+        frozen: paths of the parameters that stay as they are.
+        objectives: terms of the loss, by label.
+        text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
+        mesh: devices that the batch is spread over; None for one.
     """
 
-    slices = spec.optimizer.accumulation
+    model: ImageCaptioningModel
+    optimizer: optax.GradientTransformation
+    preprocessing: Preprocessing
+    spec: RunSpec
+    frozen: frozenset[str]
+    objectives: Mapping[str, Objective]
+    text_ids: Callable[[jax.Array], jax.Array] | None = None
+    mesh: Mesh | None = field(default=None, repr=False)
 
-    def encoder_input(batch: Batch, part: Slice) -> tuple[jax.Array, str]:
-        """What goes into the image encoder, and the stage after which it goes there ("" for pixels)."""
-        if "features" in batch:  # of views that were augmented when they were stored
-            return batch["features"], spec.data.feature_cache.stage
-        rows = jnp.arange(batch["image"].shape[0]) * slices + part.index
-        images = augment(jax.random.fold_in(part.key, 0), batch["image"], spec.augment, rows, model.ops)
-        return preprocessing.normalise(images), ""
+    def __call__(
+        self, state: TrainState, batch: Batch, constants: Mapping[str, PyTree] | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """One update.
 
-    def loss_of(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice):
-        params = traverse_util.unflatten_dict({**fixed, **trainable}, sep="/")
-        images, start_after = encoder_input(batch, part)
-        context = reader.ids_of(batch["context"]) if "context" in batch else None
-        targets, weights, packing = batch["tokens"][..., 1:], target_weights(batch), None
-        if "places" in batch:
-            packing = Packing.of(batch["places"], targets.shape)
-            targets, weights = packing.pack(targets), packing.pack(weights)
-        (scores, vectors), updated = model.apply(
-            {"params": params, "batch_stats": batch_stats},
-            images,
-            batch["tokens"],
-            contrastive,
-            context,
-            packing,
-            start_after=start_after,
-            rngs={"dropout": jax.random.fold_in(part.key, part.index + 1)},
-            mutable=["batch_stats"],
-            method=forward,
-        )
-        cross_entropy = model.ops.token_cross_entropy if packing is None else model.ops.vocabulary_cross_entropy
-        captions = cross_entropy(*scores, targets, weights, spec.objective.label_smoothing)
-        loss = captions.loss_sum / part.total
-        # The metric "loss" is that of the tokens alone; what is added below has metrics of its own.
-        metrics = {"loss": loss, "token_accuracy": captions.correct_sum / part.total}
-        if contrastive is not None:
-            pairs = contrastive.loss(vectors, batch)
-            loss += contrastive.weight * pairs.loss
-            metrics |= {
-                "contrastive_loss": pairs.loss,
-                "temperature": 1 / vectors.scale,
-                "image_to_text_accuracy": pairs.image_to_text,
-                "text_to_image_accuracy": pairs.text_to_image,
-            }
-        return loss, (updated["batch_stats"], metrics)
+        Args:
+            state: before it.
+            batch: whole, over all devices.
+            constants: of the objectives, by label.
 
-    def slice_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, part: Slice) -> SliceGradient:
-        gradient = jax.value_and_grad(loss_of, has_aux=True)
-        (_, (batch_stats, metrics)), gradients = gradient(trainable, fixed, batch_stats, batch, part)
-        return SliceGradient(gradients, batch_stats, metrics)
-
-    def batch_gradient(trainable: dict, fixed: dict, batch_stats: PyTree, batch: Batch, whole: Slice) -> SliceGradient:
-        if slices == 1:
-            return slice_gradient(trainable, fixed, batch_stats, batch, whole)
-
-        def add_slice(so_far: SliceGradient, item: tuple[jax.Array, Batch]) -> tuple[SliceGradient, None]:
-            index, slice_batch = item
-            new = slice_gradient(trainable, fixed, so_far.batch_stats, slice_batch, whole._replace(index=index))
-            gradients, metrics = jax.tree.map(jnp.add, (so_far.gradients, so_far.metrics), (new.gradients, new.metrics))
-            return SliceGradient(gradients, new.batch_stats, metrics), None
-
-        # A zero for each metric of `loss_of`; the contrastive ones cannot be summed over slices.
-        nothing = {"loss": jnp.zeros(()), "token_accuracy": jnp.zeros(())}
-        none_yet = SliceGradient(jax.tree.map(jnp.zeros_like, trainable), batch_stats, nothing)
-        items = (jnp.arange(slices), jax.tree.map(lambda a: _slice_rows(a, slices), batch))
-        return jax.lax.scan(add_slice, none_yet, items)[0]
-
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        step_key = jax.random.fold_in(jax.random.key(spec.seed), state.step)
-        # Flat, by path ("decoder/embedding"), as `frozen` names them: only the trainable ones are differentiated.
-        params = traverse_util.flatten_dict(state.params, sep="/")
-        trainable = {path: value for path, value in params.items() if path not in frozen}
-        fixed = {path: value for path, value in params.items() if path in frozen}
-        tokens = target_weights(batch).sum()
-        whole = Slice(0, step_key, jnp.maximum(tokens, 1.0))
-        gradients, batch_stats, metrics = batch_gradient(trainable, fixed, state.batch_stats, batch, whole)
-        # One optimizer, with one layout of its state, serves all stages of unfreezing: it takes a gradient for every
-        # parameter, and moves none that is frozen.
-        zeros = {path: jnp.zeros_like(value) for path, value in fixed.items()}
-        full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
-        updates, opt_state = optimizer.update(full, state.opt_state, state.params)
-        new_params = optax.apply_updates(state.params, updates)
-        ema = None if state.ema is None else ema_update(state.ema, new_params, spec.optimizer.ema, state.step)
-        metrics |= {
-            "gradient_norm": optax.tree.norm(gradients),
-            "parameter_norm": optax.tree.norm(new_params),
-            "tokens": tokens,
+        Raises:
+            ConfigError: the batch lacks a field that an objective reads.
+        """
+        check_batch(self.objectives, batch)
+        step_key = jax.random.fold_in(jax.random.key(self.spec.seed), state.step)
+        trainable, frozen = split_params(state.params, self.frozen)
+        found = self._gradient(trainable, Fixed(frozen, constants or {}), state.batch_stats, batch, step_key)
+        params, opt_state = self._optimize(state, found.gradients, frozen)
+        ema = None if state.ema is None else ema_update(state.ema, params, self.spec.optimizer.ema, state.step)
+        metrics = {
+            **mean_metrics(found.terms),
+            "gradient_norm": optax.tree.norm(found.gradients),
+            "parameter_norm": optax.tree.norm(params),
+            "tokens": target_weights(batch).sum(),
         }
         new_state = state.replace(
-            step=state.step + 1, params=new_params, batch_stats=batch_stats, opt_state=opt_state, ema=ema
+            step=state.step + 1, params=params, batch_stats=found.batch_stats, opt_state=opt_state, ema=ema
         )
         return new_state, metrics
 
-    return step
+    def terms(
+        self, trainable: Parameters, fixed: Fixed, batch_stats: PyTree, microbatch: Microbatch
+    ) -> tuple[dict[str, Terms], PyTree]:
+        """The objectives' terms of a microbatch by label, and the statistics of batch norms after it."""
+        images, start_after = self._encoder_input(microbatch)
+        params = traverse_util.unflatten_dict({**fixed.params, **trainable}, sep="/")
+
+        def objective_terms(model: ImageCaptioningModel) -> dict[str, Terms]:
+            forward = ForwardPass(
+                model,
+                images,
+                microbatch.batch,
+                start_after=start_after,
+                text_ids=self.text_ids,
+                mesh=self.mesh,
+            )
+            return {
+                label: objective(
+                    model,
+                    forward,
+                    microbatch.batch,
+                    fixed.constants.get(label, {}),
+                    jax.random.fold_in(microbatch.dropout_key, zlib.crc32(label.encode())),
+                )
+                for label, objective in self.objectives.items()
+            }
+
+        terms, updated = self.model.apply(
+            {"params": params, "batch_stats": batch_stats},
+            rngs={"dropout": microbatch.dropout_key},
+            mutable=["batch_stats"],
+            method=objective_terms,
+        )
+        return terms, updated["batch_stats"]
+
+    def _encoder_input(self, microbatch: Microbatch) -> tuple[jax.Array, str]:
+        """Normalised pixels or stored features, and the encoder's stage that they are the output of ("" for pixels)."""
+        batch = microbatch.batch
+        if "features" in batch:  # of views that were augmented when they were stored
+            return batch["features"], self.spec.data.feature_cache.stage
+        rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.accumulation + microbatch.index
+        images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, rows, self.model.ops)
+        return self.preprocessing.normalise(images), ""
+
+    def _gradient(
+        self, trainable: Parameters, fixed: Fixed, batch_stats: PyTree, batch: Batch, step_key: jax.Array
+    ) -> Gradient:
+        """The gradient over the whole batch."""
+        grad_accum_steps = self.spec.optimizer.accumulation
+        if grad_accum_steps == 1:
+            return self._microbatch_gradient(trainable, fixed, batch_stats, Microbatch(batch, 0, step_key))
+        rows = jax.tree.map(lambda array: _split_rows(array, grad_accum_steps), batch)
+        items = (jnp.arange(grad_accum_steps), rows)
+
+        def microbatch_counts(item: tuple[jax.Array, Batch]) -> Denominators:
+            index, rows = item
+            return counts(self.terms(trainable, fixed, batch_stats, Microbatch(rows, index, step_key))[0])
+
+        # Of the terms XLA computes what their counts depend on: masks, and nothing of the model.
+        denominators = jax.tree.map(jnp.sum, jax.lax.map(microbatch_counts, items))
+
+        def add_microbatch(
+            sums: tuple[Parameters, PyTree], item: tuple[jax.Array, Batch]
+        ) -> tuple[tuple[Parameters, PyTree], dict[str, Terms]]:
+            gradients, batch_stats = sums
+            index, rows = item
+            new = self._microbatch_gradient(
+                trainable, fixed, batch_stats, Microbatch(rows, index, step_key), denominators
+            )
+            return (jax.tree.map(jnp.add, gradients, new.gradients), new.batch_stats), new.terms
+
+        start = (jax.tree.map(jnp.zeros_like, trainable), batch_stats)
+        (gradients, batch_stats), terms = jax.lax.scan(add_microbatch, start, items)
+        return Gradient(gradients, batch_stats, jax.tree.map(lambda each: each.sum(0), terms))
+
+    def _microbatch_gradient(
+        self,
+        trainable: Parameters,
+        fixed: Fixed,
+        batch_stats: PyTree,
+        microbatch: Microbatch,
+        denominators: Denominators | None = None,
+    ) -> Gradient:
+        """A microbatch's part of the gradient; `denominators` are the whole batch's, None for those of these rows."""
+
+        def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, Terms]]]:
+            terms, updated = self.terms(trainable, fixed, batch_stats, microbatch)
+            divided_by = counts(terms) if denominators is None else denominators
+            return total_loss(self.objectives, terms, divided_by), (updated, terms)
+
+        gradients, (updated, terms) = jax.grad(loss, has_aux=True)(trainable)
+        return Gradient(gradients, updated, terms)
+
+    def _optimize(self, state: TrainState, gradients: Parameters, frozen: Parameters) -> tuple[PyTree, optax.OptState]:
+        """New parameters, and the optimizer's new state.
+
+        One optimizer, with one layout of its state, serves all stages of unfreezing: it takes a gradient for every
+        parameter, and moves none that is frozen.
+        """
+        zeros = {path: jnp.zeros_like(value) for path, value in frozen.items()}
+        full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
+        updates, opt_state = self.optimizer.update(full, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
 
 
-def _slice_rows(array: jax.Array, slices: int) -> jax.Array:
-    """[batch, ...] -> [slices, batch / slices, ...], each device keeping its own rows."""
-    return array.reshape(array.shape[0] // slices, slices, *array.shape[1:]).swapaxes(0, 1)
+def split_params(params: PyTree, frozen: frozenset[str]) -> tuple[Parameters, Parameters]:
+    """Parameters by path: those that are trained, and those at the paths `frozen`."""
+    flat = traverse_util.flatten_dict(params, sep="/")
+    trainable = {path: value for path, value in flat.items() if path not in frozen}
+    return trainable, {path: value for path, value in flat.items() if path in frozen}
+
+
+def _split_rows(array: jax.Array, parts: int) -> jax.Array:
+    """[batch, ...] -> [parts, batch / parts, ...], each device keeping its own rows."""
+    return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)

@@ -21,6 +21,7 @@ from caption_jax.config import default_config
 from caption_jax.metrics import read_results
 from caption_jax.models.build import build_model, roberta_sizes
 from caption_jax.models.image_encoder import ImageFeatures
+from caption_jax.objectives.total_objective import objectives_of
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.retrieval.context_captions import open_context
@@ -34,7 +35,7 @@ from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
-from caption_jax.training.step import make_train_step
+from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
@@ -280,13 +281,15 @@ def test_a_whole_step_is_the_same_on_eight_devices(slices):
     ends = []
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
-        update = make_train_step(
+        objectives = objectives_of(RunSpec.from_config(config).objective, joint_embedding=False)
+        update = TrainStep(
             model,
             optimizer,
             Preprocessing(32),
             RunSpec.from_config(config),
             frozenset(),
-            reader=TextReader(None, False, LENGTH),
+            objectives,
+            text_ids=TextReader(None, False, LENGTH).ids_of,
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICKLY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -20,18 +22,18 @@ FROZEN = frozenset({"decoder/embedding"})
 @pytest.fixture
 def traces(monkeypatch, tmp_path):
     """How often a step has been traced, with an empty folder for programs."""
-    found, make = [], module.make_train_step
+    found, make = [], module.TrainStep
 
     def counted(*arguments, **settings):
         step = make(*arguments, **settings)
 
-        def traced(state, batch):
+        def traced(state, batch, constants):
             found.append(None)
-            return step(state, batch)
+            return step(state, batch, constants)
 
         return traced
 
-    monkeypatch.setattr(module, "make_train_step", counted)
+    monkeypatch.setattr(module, "TrainStep", counted)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     yield found
@@ -56,7 +58,7 @@ def two_steps(program: Program, update) -> tuple[dict, dict]:
     }
     state = program.start(init_variables(program.description))
     for _ in range(2):
-        state, metrics = update(state, put_batch(batch, program.mesh))
+        state, metrics = update(state, put_batch(batch, program.mesh), {})
     return jax.device_get((state.params, metrics))
 
 
@@ -76,26 +78,27 @@ def test_another_start_takes_the_step_up_and_does_the_same(small_workdir, traces
 @pytest.mark.parametrize("change", ["frozen", "steps", "config"])
 def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypatch, change):
     def make_short_step(*arguments, **settings):
-        def step(state, batch):
+        def step(state, batch, constants):
             traces.append(None)
             return state, {"rows": batch["mask"].sum()}
 
         return step
 
-    monkeypatch.setattr(module, "make_train_step", make_short_step)
+    monkeypatch.setattr(module, "TrainStep", make_short_step)
     program = program_on_one_device(small_workdir)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.state)
     batch = put_batch({"mask": np.ones(4, bool)}, program.mesh)
-    program.kept_update(FROZEN)(state, batch)
+    program.kept_update(FROZEN)(state, batch, {})
     frozen, steps, description = FROZEN, 10, program.description
     if change == "frozen":
         frozen = frozenset()
     elif change == "steps":
         steps = 11
     else:
-        description.spec.objective.label_smoothing = 0.2
+        objective = dataclasses.replace(description.spec.objective, label_smoothing=0.2)
+        description = dataclasses.replace(description, spec=dataclasses.replace(description.spec, objective=objective))
     other = make_program(description, program.mesh, steps)
-    assert int(other.kept_update(frozen)(state, batch)[1]["rows"]) == 4
+    assert int(other.kept_update(frozen)(state, batch, {})[1]["rows"]) == 4
     assert len(traces) == 2
-    other.kept_update(frozen)(state, batch)
+    other.kept_update(frozen)(state, batch, {})
     assert len(traces) == 2

@@ -15,6 +15,7 @@ from small_run import shrink
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
+from caption_jax.objectives.total_objective import objectives_of
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import (
@@ -28,7 +29,7 @@ from caption_jax.parameters.sharding import (
 from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
-from caption_jax.training.step import make_train_step
+from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
 from input_pipeline.packing import packed_places
 
@@ -70,7 +71,9 @@ class Setup:
     @functools.cache  # noqa: B019, keeps a few trainers of one module alive, and saves compiling their steps again
     def step(self, frozen: frozenset[str]) -> Callable:
         model = model_of(self.config, frozen_norms(frozen))
-        update = make_train_step(model, self.optimizer[0], PREPROCESSING, RunSpec.from_config(self.config), frozen)
+        spec = RunSpec.from_config(self.config)
+        objectives = objectives_of(spec.objective, joint_embedding=False)
+        update = TrainStep(model, self.optimizer[0], PREPROCESSING, spec, frozen, objectives)
         return jax.jit(
             update,
             in_shardings=(self.shardings, batch_sharding(self.mesh)),

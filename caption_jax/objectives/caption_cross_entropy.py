@@ -1,0 +1,38 @@
+"""The captioning objective: cross-entropy of the next token under teacher forcing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+
+from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.objectives.forward_pass import ForwardPass
+from caption_jax.objectives.objective import Batch, Objective, PyTree, Ratio, Terms
+
+
+@dataclass(frozen=True)
+class CaptionCrossEntropy(Objective):
+    """Mean over the captions' tokens, in nats, of the cross-entropy with smoothed labels.
+
+    Attributes:
+        weight: in the loss.
+        label_smoothing: see `token_cross_entropy`.
+    """
+
+    weight: float = 1.0
+    label_smoothing: float = 0.0
+
+    def __call__(
+        self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
+    ) -> Terms:
+        """The loss, and how many tokens are the most probable ones."""
+        targets = (forward.targets, forward.weights, self.label_smoothing)
+        if forward.packing is None:
+            tokens = model.ops.token_cross_entropy(forward.decoded.logits, *targets)
+        else:
+            tokens = model.ops.vocabulary_cross_entropy(forward.decoded.states, *model.output_layer(), *targets)
+        return Terms(
+            losses={"loss": Ratio(tokens.loss_sum, tokens.weight_sum)},
+            metrics={"token_accuracy": Ratio(tokens.correct_sum, tokens.weight_sum)},
+        )

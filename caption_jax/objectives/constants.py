@@ -1,0 +1,112 @@
+"""What objectives prepare from the training split, stored with the run: `<workdir>/objectives/<label>.npz`."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from caption_jax.errors import WorkdirError
+from caption_jax.objectives.objective import Objective
+from caption_jax.parameters.paths import flatten, unflatten
+from caption_jax.runs.checkpoints import has_checkpoint
+from caption_jax.runs.experiment import Experiment
+from caption_jax.specs.extensions import import_path
+from input_pipeline.files import write_atomically
+
+PyTree = Any
+_ABOUT = "about"  # entry of the file: which objective the arrays are of, in JSON
+
+
+def prepare_constants(objectives: Mapping[str, Objective], experiment: Experiment) -> dict[str, PyTree]:
+    """Constants of the objectives that have any, by label.
+
+    A run that is resumed reads those that it has stored, unless fields of their objective have changed since.
+
+    Args:
+        objectives: by label.
+        experiment: the run.
+    """
+    constants, resuming = {}, has_checkpoint(experiment.workdir)
+    for label, objective in objectives.items():
+        stored = _read(_path(experiment.workdir, label)) if resuming else None
+        if stored is not None and stored[0] == _about(objective):
+            constants[label] = stored[1]
+        elif prepared := objective.prepare(experiment.split("train"), experiment.description.vocabulary):
+            constants[label] = {name: np.asarray(array) for name, array in flatten(prepared).items()}
+    return {label: unflatten(arrays) for label, arrays in constants.items()}
+
+
+def store_constants(objectives: Mapping[str, Objective], constants: Mapping[str, PyTree], workdir: epath.Path) -> None:
+    """Writes constants, by label, into the workdir of their run."""
+    for label, tree in constants.items():
+        path = _path(workdir, label)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _npz(_about(objectives[label]), flatten(tree)))
+
+
+def stored_constants(objectives: Mapping[str, Objective], workdir: epath.Path) -> dict[str, PyTree]:
+    """Those that a run in the workdir has stored for these objectives, by label."""
+    read = {label: _read(_path(workdir, label)) for label in objectives}
+    return {label: unflatten(found[1]) for label, found in read.items() if found is not None}
+
+
+def fingerprints(constants: Mapping[str, PyTree]) -> dict[str, str]:
+    """A hash of each objective's constants, by label."""
+    return {label: _fingerprint(flatten(tree)) for label, tree in constants.items()}
+
+
+def check_same_constants(saved: Mapping[str, str], now: Mapping[str, str], workdir: epath.Path) -> None:
+    """Raises WorkdirError where constants differ from those that a checkpoint was trained with.
+
+    Args:
+        saved: `fingerprints` of the checkpoint.
+        now: those of the run as it goes on.
+        workdir: of the run, for the message.
+    """
+    for label, fingerprint in now.items():
+        if saved.get(label, fingerprint) != fingerprint:
+            raise WorkdirError(
+                f"the constants of config.objective.terms.{label} are not those that the run in {workdir} was trained "
+                "with: its fields, the training captions or its code have changed. Undo that, or train in another "
+                f"workdir with --config.init_from={workdir} to start from its weights."
+            )
+
+
+def _path(workdir: epath.Path, label: str) -> epath.Path:
+    return workdir / "objectives" / f"{label}.npz"
+
+
+def _about(objective: Objective) -> dict[str, Any]:
+    """The objective's class and fields; its weight has no part in the constants."""
+    fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
+    fields.pop("weight")
+    return json.loads(json.dumps({"name": import_path(type(objective)), **fields}, default=repr))
+
+
+def _npz(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **{_ABOUT: np.array(json.dumps(about))}, **{f"array/{name}": a for name, a in arrays.items()})
+    return buffer.getvalue()
+
+
+def _read(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    if not path.exists():
+        return None
+    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
+        arrays = {name.removeprefix("array/"): file[name] for name in file.files if name != _ABOUT}
+        return json.loads(str(file[_ABOUT])), arrays
+
+
+def _fingerprint(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.sha256()
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.shape} {array.dtype}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
