@@ -1,0 +1,126 @@
+"""Unlikelihood training: its definition, and a run that names it in its config."""
+
+from __future__ import annotations
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small_run
+
+from caption_jax.errors import ConfigError
+from caption_jax.models.packing import Packing
+from caption_jax.objectives.unlikelihood import Unlikelihood, candidates
+from caption_jax.specs import RunSpec
+from caption_jax.telemetry.metrics_file import read_metrics
+from caption_jax.training.loop import train_and_evaluate
+from input_pipeline.packing import packed_places
+from input_pipeline.special_tokens import PAD
+
+ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY = 4, 2, 7, 5, 9
+NAME = "caption_jax.objectives.unlikelihood:Unlikelihood"
+
+
+def batch() -> dict[str, np.ndarray]:
+    """Captions of few different words, so that many are repeated."""
+    random = np.random.default_rng(0)
+    tokens = np.full((ROWS, CAPTIONS, TARGETS + 1), PAD, np.int32)
+    for caption in tokens.reshape(-1, TARGETS + 1):
+        words = random.integers(2, TARGETS)
+        caption[: words + 2] = [0, *random.integers(4, VOCABULARY, words), 2]
+    mask = np.ones(ROWS, bool)
+    mask[1] = False
+    return {"tokens": tokens, "mask": mask}
+
+
+def layer(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """States of the decoder, table and bias of its output layer."""
+    random = np.random.default_rng(seed)
+    shapes = ((ROWS, CAPTIONS, TARGETS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
+    return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+
+
+def plain_loss(states, table, bias) -> tuple[float, float]:
+    """The definition, token by token."""
+    data, loss, repetition, count = batch(), 0.0, 0.0, 0
+    for row, caption in np.ndindex(ROWS, CAPTIONS):
+        targets = data["tokens"][row, caption, 1:]
+        for place in range(TARGETS):
+            if targets[place] == PAD or not data["mask"][row]:
+                continue
+            logits = table @ states[row, caption, place] + bias
+            probabilities = np.exp(logits) / np.exp(logits).sum()
+            negatives = set(targets[:place].tolist()) - {int(targets[place])}
+            loss -= sum(np.log(1 - probabilities[token]) for token in negatives)
+            repetition += sum(probabilities[token] for token in negatives)
+            count += 1
+    return loss / count, repetition / count
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def mean_loss(states, table, bias, packed: bool):
+    """What the objective computes for a decoder with these states."""
+    data = batch()
+    weights = ((data["tokens"][..., 1:] != PAD) & data["mask"][:, None, None]).astype(np.float32)
+    packing = None
+    if packed:
+        packing = Packing.of(jnp.asarray(packed_places(data["tokens"], data["mask"], 1)), weights.shape)
+        states, weights = packing.pack(states), packing.pack(jnp.asarray(weights))
+    forward = SimpleNamespace(
+        packing=packing,
+        weights=weights,
+        to_captions=packing.unpack if packed else lambda x: x,
+        decoded=SimpleNamespace(states=states, logits=jnp.einsum("...d,vd->...v", states, table) + bias),
+    )
+    model = SimpleNamespace(output_layer=lambda: (table, bias))
+    terms = Unlikelihood(0.5)(model, forward, data, {}, jax.random.key(0))
+    return terms.losses["loss"].mean(), terms.metrics["repetition_probability"].mean()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_loss_is_that_of_the_definition(packed):
+    expected = plain_loss(*(array.astype(np.float64) for array in layer()))
+    np.testing.assert_allclose(mean_loss(*layer(), packed), expected, rtol=1e-5)
+    assert expected[1] > 0.1
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradient_is_that_of_the_definition(packed):
+    gradients = jax.grad(lambda *arrays: mean_loss(*arrays, packed)[0], (0, 1, 2))(*layer())
+    random = np.random.default_rng(2)
+    for index, gradient in enumerate(gradients):
+        direction, step = random.normal(size=gradient.shape), 1e-5
+        moved = [[array.astype(np.float64) for array in layer()] for _ in range(2)]
+        moved[0][index] += step * direction
+        moved[1][index] -= step * direction
+        expected = (plain_loss(*moved[0])[0] - plain_loss(*moved[1])[0]) / (2 * step)
+        assert np.vdot(gradient, direction) == pytest.approx(expected, rel=1e-3)
+
+
+def test_candidates_are_distinct_earlier_tokens_other_than_the_target():
+    found = np.asarray(candidates(jnp.array([5, 6, 5, 5, 7])))
+    places = [np.flatnonzero(row).tolist() for row in found]
+    assert places == [[], [0], [1], [1], [0, 1]]
+
+
+def test_a_weight_that_rewards_repetition_is_refused():
+    with pytest.raises(ConfigError, match="weight of an unlikelihood term is 0"):
+        Unlikelihood(0.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.accumulation": 2}])
+def test_a_run_that_names_it_learns_under_it(settings, small_images, tmp_path):
+    config = small_run.get_config().unlock()
+    config.data.root = str(small_images)
+    config.update_from_flattened_dict({"train.steps": 12, "train.log_every": 1, **settings})
+    config.objective.terms = {"unlikelihood": {"name": NAME, "weight": 0.5}}
+    with small_run.quick_compilation():
+        train_and_evaluate(RunSpec.from_config(config), tmp_path)
+    rows = [row.values for row in read_metrics(tmp_path / "metrics.jsonl") if row.split == "train"]
+    assert len(rows) == 12
+    assert all(row["unlikelihood/loss"] >= row["unlikelihood/repetition_probability"] > 0 for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
