@@ -19,7 +19,7 @@ def is_on_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
-    """Writes a file in place of the one that is there; whoever reads it gets one of the two, also after a kill.
+    """Replaces a file at once: whoever reads it gets the old content or the new one, also after a kill.
 
     On a local disk the content goes to a temporary file of a name of its own in the same folder (so several processes
     may write one file), is flushed to the disk and renamed. A bucket has no rename, but shows an object when all of it

@@ -13,15 +13,15 @@ from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
 
 def caption_files(captioner: Captioner, arguments: Sequence[str], form: str, context: Sequence[str] = ()) -> int:
-    """Captions paths, globs and folders; prints a line an image as soon as its batch is done.
+    """Captions paths, globs and folders; prints a line per image as soon as its batch is done.
 
     Files that cannot be read are reported on the error stream and the rest go on.
 
     Args:
         captioner: the model.
         arguments: paths, glob patterns or folders (searched to the bottom for image files).
-        form: "text" for `path<TAB>caption`, "jsonl" for one JSON object a line.
-        context: texts that stand beside every image, for a model that takes them.
+        form: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
+        context: texts that go with every image, for a model that takes them.
 
     Returns:
         Exit status: 0 when every image got a caption, 1 when some did not, 2 when no argument names an image.

@@ -81,11 +81,11 @@ class Captioner:
         self._embed_texts = KeptProgram(embed_texts, "embed_texts", about)
 
     def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
-        """Captions images given as paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
+        """Captions images: paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
 
         Args:
             images: the images.
-            context: for each image the texts that stand beside it, such as `["title of its page"]`, or `[]`; for models
+            context: for each image the texts that go with it, such as `["title of its page"]`, or `[]`; for models
                 that were trained with context. An empty text is none.
 
         Raises:
@@ -96,19 +96,19 @@ class Captioner:
         _check_list("caption", images)
         if context is not None and len(context) != len(images):
             raise ValueError(f"{len(images)} images need as many lists of texts as context, not {len(context)}")
-        found = []
+        captions = []
         for result in self.caption_each(images, context):
             if isinstance(result, ImageError):
                 raise result
-            found.append(result)
-        return found
+            captions.append(result)
+        return captions
 
     def caption_each(
         self, images: Iterable[ImageLike], context: Iterable[Sequence[str]] | None = None
     ) -> Iterator[Caption | ImageError]:
         """Yields, in order, the caption of each image or the error that says why it has none; see `caption`."""
-        beside = itertools.repeat(()) if context is None else context
-        for chunk in _chunks(zip(images, beside, strict=context is not None), self._batch_size):
+        texts_per_image = itertools.repeat(()) if context is None else context
+        for chunk in _chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
                 loaded = list(pool.map(self._load, (image for image, _ in chunk)))
             readable = [not isinstance(image, ImageError) for image in loaded]
@@ -119,7 +119,7 @@ class Captioner:
                 yield image if isinstance(image, ImageError) else next(captions)
 
     def embed_images(self, images: Sequence[ImageLike]) -> Float32[np.ndarray, "images width"]:
-        """Unit vectors of images, given as to `caption`; their product with those of texts is their similarity.
+        """Unit vectors of images, as `caption` takes them; their product with those of texts is their similarity.
 
         Raises:
             ImageError: an image cannot be read; it names the image.
@@ -149,11 +149,11 @@ class Captioner:
     def _embed(
         self, run: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> Float32[np.ndarray, "items width"]:
-        found = [np.zeros((0, self._description.spec.model.shared_space.width), np.float32)]
+        batches = [np.zeros((0, self._description.spec.model.shared_space.width), np.float32)]
         for chunk in _chunks(items, self._batch_size):
             vectors = run(self._variables, self._batch_of(load(chunk)))
-            found.append(np.asarray(vectors)[: len(chunk)])
-        return np.concatenate(found)
+            batches.append(np.asarray(vectors)[: len(chunk)])
+        return np.concatenate(batches)
 
     def _load(self, image: ImageLike) -> np.ndarray | ImageError:
         try:
@@ -168,19 +168,20 @@ class Captioner:
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
     def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:
-        """Texts beside each image in the text encoder's ids; a slot without a text holds pads alone."""
+        """Texts of each image in the text encoder's ids; a slot without a text holds <pad> alone."""
         slots = self._description.spec.model.context.slots
-        for beside in texts:
-            _check_list("context", beside)
-            if len(beside) > slots:
+        for texts_of_image in texts:
+            _check_list("context", texts_of_image)
+            if len(texts_of_image) > slots:
                 raise ConfigError(
-                    f"{len(beside)} texts beside an image; this run's model takes {slots} (config.model.context.slots)"
+                    f"{len(texts_of_image)} texts beside an image; this run's model takes {slots} "
+                    "(config.model.context.slots)"
                 )
         reader = self._description.text_reader
         ids = np.full((len(texts), slots, reader.max_length), PAD, np.int32)
-        for row, beside in zip(ids, texts, strict=True):
-            said = [text for text in beside if text.strip()]
-            row[: len(said)] = reader.encode(said)
+        for row, texts_of_image in zip(ids, texts, strict=True):
+            non_empty = [text for text in texts_of_image if text.strip()]
+            row[: len(non_empty)] = reader.encode(non_empty)
         return ids
 
     def _batch_of(self, arrays: Sequence[np.ndarray], filler: int = 0) -> np.ndarray:
@@ -192,8 +193,8 @@ class Captioner:
 
     def _to_caption(self, tokens: list[int], log_prob: float) -> Caption:
         vocabulary = self._description.vocabulary
-        said = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
-        pieces = vocabulary.pieces(token for token in said if token not in (BOS, PAD))
+        until_end = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
+        pieces = vocabulary.pieces(token for token in until_end if token not in (BOS, PAD))
         return Caption(vocabulary.decode(tokens), log_prob, tuple(pieces))
 
 

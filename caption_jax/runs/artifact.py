@@ -66,7 +66,7 @@ def step_of(pointer: Pointer) -> int:
 
 
 def write_artifact(workdir: epath.Path, description: RunDescription, weights: Weights) -> Pointer:
-    """Writes the model of a step in place of what may be left of one.
+    """Writes the model of a step; deletes what a killed run may have left of it.
 
     Args:
         workdir: of the run.
@@ -160,7 +160,7 @@ def read_pointer(workdir: epath.Path) -> Pointer | None:
 
 
 def check_no_model(workdir: epath.Path) -> None:
-    """Raises WorkdirError where a run that starts from scratch would take the place of a model."""
+    """Raises WorkdirError where a run from scratch would replace the model of another one."""
     pointer = read_pointer(workdir)
     if pointer is not None:
         raise WorkdirError(
