@@ -1,0 +1,119 @@
+"""Objectives that a config names: their constants, and what is refused."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+import small_run
+from etils import epath
+from token_frequencies import NAME, FrequentTokens, SpreadOfImages
+
+from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.objectives.constants import (
+    check_same_constants,
+    fingerprints,
+    prepare_constants,
+    store_constants,
+    stored_constants,
+)
+from caption_jax.objectives.objective import Ratio, Terms
+from caption_jax.objectives.total_objective import check_batch, mean_metrics, objectives_of, total_loss
+from caption_jax.specs import ObjectiveSpec, RunSpec
+from caption_jax.telemetry.metrics_file import read_metrics
+from caption_jax.training.loop import train_and_evaluate
+
+
+class Words:
+    size = 9
+
+    def encode(self, text: str, max_length: int) -> np.ndarray:
+        return np.array([0, *(4 + len(word) for word in text.split()), 2])
+
+
+def run_in(workdir, *captions: str, resuming: bool = False) -> SimpleNamespace:
+    """An experiment on one image with these captions."""
+    if resuming:
+        (workdir / "checkpoints" / "last" / "3").mkdir(parents=True, exist_ok=True)
+    split = [SimpleNamespace(captions=captions)]
+    return SimpleNamespace(
+        workdir=epath.Path(workdir), split=lambda name: split, description=SimpleNamespace(vocabulary=Words())
+    )
+
+
+def test_constants_are_made_once_and_read_by_the_run_that_is_resumed(tmp_path):
+    objectives = {"rare": FrequentTokens(1.0)}
+    first = prepare_constants(objectives, run_in(tmp_path, "a dog"))
+    assert first["rare"]["tokens"]["frequency"].sum() == 1
+    store_constants(objectives, first, epath.Path(tmp_path))
+    resumed = prepare_constants({"rare": FrequentTokens(0.5)}, run_in(tmp_path, "a fly is", resuming=True))
+    jax.tree.map(np.testing.assert_array_equal, resumed, first)
+    jax.tree.map(np.testing.assert_array_equal, stored_constants(objectives, epath.Path(tmp_path)), first)
+    check_same_constants(fingerprints(first), fingerprints(resumed), tmp_path)
+
+
+def test_a_new_run_does_not_read_what_another_left_behind(tmp_path):
+    objectives = {"rare": FrequentTokens(1.0)}
+    store_constants(objectives, prepare_constants(objectives, run_in(tmp_path, "a dog")), epath.Path(tmp_path))
+    again = prepare_constants(objectives, run_in(tmp_path, "a a a dog"))
+    assert again["rare"]["tokens"]["frequency"][5] == 0.5  # of <s>, four words and </s>
+
+
+def test_a_run_is_not_resumed_with_other_constants(tmp_path):
+    objectives = {"rare": FrequentTokens(1.0)}
+    first = prepare_constants(objectives, run_in(tmp_path, "a dog"))
+    store_constants(objectives, first, epath.Path(tmp_path))
+    changed = prepare_constants({"rare": FrequentTokens(1.0, power=0.5)}, run_in(tmp_path, "a dog", resuming=True))
+    with pytest.raises(WorkdirError, match=r"constants of config.objective.terms.rare"):
+        check_same_constants(fingerprints(first), fingerprints(changed), tmp_path)
+    check_same_constants({}, fingerprints(changed), tmp_path)  # saved before the term was added
+
+
+def test_terms_are_divided_by_the_counts_of_the_whole_batch():
+    objectives = {"captions": FrequentTokens(1.0), "own": FrequentTokens(0.5)}
+    ratio = Ratio(np.float32(6), np.float32(4))
+    terms = {label: Terms({"loss": ratio}, {"nothing": Ratio(np.float32(0), np.float32(0))}) for label in objectives}
+    whole = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
+    assert float(total_loss(objectives, terms, whole)) == 6 / 12 + 0.5 * 6 / 8
+    means = mean_metrics(terms)
+    assert means == {"loss": 1.5, "nothing": 0, "own/loss": 1.5, "own/nothing": 0}
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ConfigError, match="label is taken"):
+        objectives_of(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)
+    with pytest.raises(ConfigError, match="OptimizerSpec is no objective"):
+        objectives_of(ObjectiveSpec(terms={"own": RunSpec().optimizer}), joint_embedding=False)
+    with pytest.raises(ConfigError, match="'spread' reads depth, but this run's batches hold mask, tokens only"):
+        check_batch({"spread": SpreadOfImages()}, {"tokens": 0, "mask": 0})
+
+
+def test_a_term_of_the_whole_batch_is_not_accumulated():
+    config = small_run.get_config().unlock()
+    config.objective.terms = {"spread": {"name": "token_frequencies:SpreadOfImages"}}
+    RunSpec.from_config(config)
+    config.optimizer.accumulation = 2
+    with pytest.raises(ConfigError, match=r"accumulation=2 with config.objective.terms.spread: it compares"):
+        RunSpec.from_config(config)
+
+
+@pytest.mark.slow
+def test_a_run_with_constants_is_resumed(small_images, tmp_path):
+    config = small_run.get_config().unlock()
+    config.data.root = str(small_images)
+    config.update_from_flattened_dict({"train.steps": 4, "train.log_every": 1, "train.packing": "never"})
+    config.objective.terms = {"rare": {"name": NAME, "weight": 0.5}}
+    with small_run.quick_compilation():
+        train_and_evaluate(RunSpec.from_config(config), tmp_path)
+        assert (tmp_path / "objectives" / "rare.npz").exists()
+        config.train.steps = 6
+        train_and_evaluate(RunSpec.from_config(config), tmp_path)
+        config.train.steps = 8
+        config.objective.terms.rare.power = 0.5
+        with pytest.raises(WorkdirError, match=r"constants of config.objective.terms.rare"):
+            train_and_evaluate(RunSpec.from_config(config), tmp_path)
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row.split == "train"]
+    assert [row.step for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(0 < row.values["rare/loss"] < 1 for row in rows)

@@ -1,0 +1,40 @@
+"""An objective with constants: tokens that are frequent in the training captions are made less likely."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caption_jax.objectives.objective import Objective, Ratio, Terms
+
+NAME = "token_frequencies:FrequentTokens"
+
+
+@dataclasses.dataclass(frozen=True)
+class FrequentTokens(Objective):
+    weight: float = 1.0
+    power: float = 1.0
+
+    def prepare(self, train, vocabulary):
+        tokens = np.concatenate([vocabulary.encode(text, 10) for record in train for text in record.captions])
+        counts = np.bincount(tokens, minlength=vocabulary.size).astype(np.float32)
+        return {"tokens": {"frequency": (counts / counts.sum()) ** self.power}}
+
+    def __call__(self, model, forward, batch, constants, key):
+        expected = jax.nn.softmax(forward.decoded.logits) @ constants["tokens"]["frequency"]
+        return Terms({"loss": Ratio((expected * forward.weights).sum(), forward.weights.sum())}, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class SpreadOfImages(Objective):
+    """Compares the rows of a batch."""
+
+    weight: float = 1.0
+    accumulates = False
+    batch_fields = ("mask", "depth")
+
+    def __call__(self, model, forward, batch, constants, key):
+        return Terms({"loss": Ratio(jnp.var(forward.images.vector), jnp.ones(()))}, {})
