@@ -4,11 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from caption_jax.augment import augment
-from caption_jax.config import default_config
 from caption_jax.parameters.sharding import batch_sharding, make_mesh, put_batch
+from caption_jax.specs import AugmentSpec, MeshSpec
 
 EVERYTHING = {
     "flip": True,
@@ -20,10 +19,8 @@ EVERYTHING = {
 }
 
 
-def _config(**settings) -> ConfigDict:
-    config = default_config().augment
-    config.update(settings)
-    return config
+def _config(**settings) -> AugmentSpec:
+    return AugmentSpec(**settings)
 
 
 def _images(count: int = 8, size: int = 24) -> np.ndarray:
@@ -35,7 +32,7 @@ def _smooth_images(count: int, size: int) -> np.ndarray:
     return np.broadcast_to(np.stack([255 * x, 255 * y, 127 * (x + y)], -1), (count, size, size, 3)).astype(np.float32)
 
 
-def _augment(key, images, config: ConfigDict, rows=None) -> np.ndarray:
+def _augment(key, images, config: AugmentSpec, rows=None) -> np.ndarray:
     return np.asarray(jax.jit(lambda key, images, rows: augment(key, images, config, rows))(key, images, rows))
 
 
@@ -117,7 +114,7 @@ def test_an_image_s_augmentation_depends_on_key_and_row_only():
 
 def test_eight_devices_augment_as_one_does_and_exchange_nothing():
     images, key = _images(16), jax.random.key(2)
-    mesh = make_mesh(default_config().mesh)
+    mesh = make_mesh(MeshSpec())
     assert mesh.shape["data"] == 8
     step = jax.jit(lambda key, x: augment(key, x, _config(**EVERYTHING)))
     placed = put_batch(images, mesh)
@@ -134,4 +131,4 @@ def test_eight_devices_augment_as_one_does_and_exchange_nothing():
 )
 def test_settings_out_of_range_are_named(settings, key):
     with pytest.raises(ValueError, match=key):
-        augment(jax.random.key(0), _images(1), _config(**settings))
+        _config(**settings)
