@@ -1,33 +1,44 @@
-"""Which tokens of a batch are no pads, for steps that compute nothing for pads."""
+"""Captions laid end to end in rows, for steps that compute nothing for the pads between them."""
 
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from input_pipeline.special_tokens import PAD
 
 _UNIT = 128  # tokens
-_SIZES = 32  # the most sizes that batches can have: a step is compiled for each one that occurs
+_SIZES = 32  # most lengths that rows can have: a step is compiled for each one that occurs
 
 
-def packed_places(tokens: Int32[np.ndarray, "batch captions length"], mask: np.ndarray, groups: int) -> np.ndarray:
-    """Places of the tokens that a decoder reads to predict another: all but pads, </s> and what unreadable images have.
+def pack_captions(
+    tokens: Int32[np.ndarray, "batch captions length"], mask: Bool[np.ndarray, " batch"], rows: int
+) -> dict[str, Int32[np.ndarray, "rows packed"]]:
+    """Packs what a decoder reads and predicts: of each caption all tokens but </s>, and all but <s>.
+
+    A row holds the captions of batch / `rows` consecutive images. Pads are left out, and so are images that could not
+    be read. The length of the rows is rounded up so that few lengths occur.
 
     Args:
         tokens: captions, from <s> to </s>, then pads.
-        mask: bool [batch], False where the image could not be read.
-        groups: parts of the batch, of as many images each, that are packed by themselves.
+        mask: False for an image that could not be read.
+        rows: number of rows; divides the batch.
 
     Returns:
-        int32 [groups, packed]: numbers among the tokens [batch / groups, captions, length - 1] of a group, in order;
-        their count stands in places that are left over. `packed` is rounded up so that few sizes occur.
+        "inputs" and "targets", token ids; "segment_ids", the number of each token's caption in its row, from 1 on, and
+        0 for the padding at the end of a row; "positions", that of each token in its caption, from 0 on.
     """
-    real = ((tokens[..., 1:] != PAD) & mask[:, None, None]).reshape(groups, -1)
+    inputs, targets = (part.reshape(rows, -1) for part in (tokens[..., :-1], tokens[..., 1:]))
+    real = (targets != PAD) & np.repeat(mask.reshape(rows, -1), targets.size // mask.size, axis=1)
     most, count = real.shape[1], max(int(real.sum(1).max()), 1)
     unit = _UNIT * -(-most // (_UNIT * _SIZES))
-    places = np.full((groups, min(-(-count // unit) * unit, most)), most, np.int32)
-    for group, row in enumerate(real):
-        found = np.flatnonzero(row)
-        places[group, : len(found)] = found
-    return places
+    shape = rows, min(-(-count // unit) * unit, most)
+    packed = {"inputs": np.full(shape, PAD, np.int32), "targets": np.full(shape, PAD, np.int32)}
+    packed |= {"segment_ids": np.zeros(shape, np.int32), "positions": np.zeros(shape, np.int32)}
+    for row in range(rows):
+        slots = np.flatnonzero(real[row])
+        filled = row, slice(len(slots))
+        packed["inputs"][filled], packed["targets"][filled] = inputs[row, slots], targets[row, slots]
+        packed["segment_ids"][filled], packed["positions"][filled] = np.divmod(slots, tokens.shape[-1] - 1)
+        packed["segment_ids"][filled] += 1
+    return packed

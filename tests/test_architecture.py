@@ -23,11 +23,6 @@ LIFTABLE = {
     "input_pipeline": (),
 }
 
-# What stands against the rules for now, each with the change that ends it.
-SHARED_NAMES_TO_GO = {
-    "packing": "rows of packed tokens with segment ids take the place of both",
-}
-
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of both packages."""
@@ -149,7 +144,7 @@ def test_no_two_files_share_a_name():
         exempt = path.stem.startswith("__") or _is_below(name, "caption_jax.cli") or "pretrained" in path.parts
         if _is_below(name, "caption_jax") and not exempt:
             homes[path.stem].append(name)
-    assert not {stem: names for stem, names in homes.items() if len(names) > 1 and stem not in SHARED_NAMES_TO_GO}
+    assert not {stem: names for stem, names in homes.items() if len(names) > 1}
 
 
 def test_files_are_read_in_one_sitting():

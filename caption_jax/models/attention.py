@@ -9,8 +9,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
 from caption_jax.models.layers import Dense
-from caption_jax.models.packing import Packing
 from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.segments import Segments
 
 
 def _dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
@@ -45,41 +45,48 @@ class SelfAttention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*tokens width"],
+        x: Float[Array, "*rows tokens width"],
+        segments: Segments,
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
-        packing: Packing | None = None,
-    ) -> tuple[Float[Array, "*tokens width"], LayerCache | None]:
+    ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None]:
         """Attends, and returns the cache with the new keys and values written at `position`.
 
-        `visible` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token sees
-        itself and the tokens before it. Tokens are [batch, rows, length], or as `packing` has them.
+        `visible` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token looks at
+        itself and the tokens before it in its caption, which `segments` tells apart.
         """
-        joined = self.qkv(x) if packing is None else packing.unpack(self.qkv(x))
-        batch, rows, length, _ = joined.shape
-        # Without a cache each caption is a group of its own; with one, those that share a pool are, step-major.
-        pools = batch * rows if cache is None else cache.keys.shape[0]
-        joined = joined.reshape(pools, -1, length, 3, self.heads, self.width // self.heads)
-        members = joined.shape[1]
-        joined = joined.swapaxes(1, 2).reshape(pools, length * members, *joined.shape[3:])
-        queries, keys, values = joined[:, :, 0], joined[:, :, 1], joined[:, :, 2]
+        qkv = self.qkv(x)
+        qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, self.width // self.heads)
         if cache is None:
-            keys, values = keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2)
-            visible = jnp.tril(jnp.ones((1, length, length), bool))
+            mixed = self.ops.caption_attention(qkv, segments)
         else:
-            cache = cache.write(keys, values, position * members)
-            keys, values = cache.keys, cache.values
-        mixed, _ = self.ops.attend(queries, keys, values, visible[:, None], decoding=cache is not None)
+            mixed, cache = self._attend_to_cache(qkv, cache, position, visible)
+        return self.out(mixed), cache
+
+    def _attend_to_cache(
+        self,
+        qkv: Float[Array, "batch rows length 3 heads depth"],
+        cache: LayerCache,
+        position: Int[Array, ""],
+        visible: Bool[Array, "pools targets slots"],
+    ) -> tuple[Float[Array, "batch rows length width"], LayerCache]:
+        batch, rows, length, *features = qkv.shape
+        pools = cache.keys.shape[0]  # rows that share a pool are a group, step-major as its slots are
+        members = batch * rows // pools
+        qkv = qkv.reshape(pools, members, length, *features).swapaxes(1, 2)
+        qkv = qkv.reshape(pools, length * members, *features)
+        queries, keys, values = (qkv[:, :, part] for part in range(3))
+        cache = cache.write(keys, values, position * members)
+        mixed, _ = self.ops.attend(queries, cache.keys, cache.values, visible[:, None], decoding=True)
         mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
-        mixed = mixed.reshape(batch, rows, length, self.width)
-        return self.out(mixed if packing is None else packing.pack(mixed)), cache
+        return mixed.reshape(batch, rows, length, self.width), cache
 
 
 class CrossAttention(nn.Module):
     """Attention of all captions of an image to the image's one memory.
 
-    The rows of an image are laid side by side as targets, so the memory and its keys and values exist once.
+    The memory and its keys and values exist once per image.
 
     Attributes:
         width: of inputs, memory and outputs.
@@ -112,23 +119,15 @@ class CrossAttention(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*tokens width"],
+        x: Float[Array, "*rows tokens width"],
         keys: Float[Array, "batch heads depth slots"],
         values: Float[Array, "batch heads slots depth"],
-        memory_mask: Bool[Array, "batch slots"] | None = None,
+        memory_mask: Bool[Array, "batch slots"] | None,
+        segments: Segments,
         *,
         decoding: bool = False,
-        packing: Packing | None = None,
-    ) -> tuple[Float[Array, "*tokens width"], Float[Array, "batch rows heads length slots"]]:
-        """Attends to projected memory; returns the outputs and the float32 weights.
-
-        Tokens are [batch, rows, length], or as `packing` has them.
-        """
-        queries = self.query(x) if packing is None else packing.unpack(self.query(x))
-        batch, rows, length, _ = queries.shape
-        queries = queries.reshape(batch, rows * length, self.heads, self.width // self.heads)
-        mask = None if memory_mask is None else memory_mask[:, None, None, :]
-        mixed, weights = self.ops.attend(queries, keys, values, mask, decoding=decoding)
-        weights = weights.reshape(batch, self.heads, rows, length, -1).swapaxes(1, 2)
-        mixed = mixed.reshape(batch, rows, length, self.width)
-        return self.out(mixed if packing is None else packing.pack(mixed)), weights
+    ) -> tuple[Float[Array, "*rows tokens width"], Float[Array, "*rows heads tokens slots"]]:
+        """Attends to projected memory; returns the outputs and the float32 weights."""
+        queries = self.query(x).reshape(*x.shape[:-1], self.heads, self.width // self.heads)
+        mixed, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)
+        return self.out(mixed), weights

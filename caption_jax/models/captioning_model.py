@@ -13,8 +13,8 @@ from caption_jax.models.cache import Cache
 from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
 from caption_jax.models.joint_embedding import SharedSpace
-from caption_jax.models.packing import Packing
 from caption_jax.ops.forms import Ops
+from caption_jax.ops.segments import Segments
 
 if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
     from caption_jax.models.context_memory import ContextMemory
@@ -153,12 +153,12 @@ class ImageCaptioningModel(nn.Module):
 
     def decode(
         self,
-        tokens: Int[Array, "batch captions length"],
+        tokens: Int[Array, "*rows tokens"],
         features: ImageFeatures | Float[Array, "batch memory width"] | None = None,
         *,
+        segments: Segments | None = None,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: Cache | None = None,
-        packing: Packing | None = None,
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
@@ -170,9 +170,9 @@ class ImageCaptioningModel(nn.Module):
         return self.decoder(
             tokens,
             memory,
+            segments=segments,
             memory_mask=memory_mask,
             cache=cache,
-            packing=packing,
             train=train,
             return_attention=return_attention,
         )

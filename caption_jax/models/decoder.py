@@ -15,9 +15,9 @@ from jaxtyping import Array, Bool, Float, Int
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
 from caption_jax.models.layers import Dense, Dropout
-from caption_jax.models.packing import Packing
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.segments import Segments
 
 INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
 
@@ -29,7 +29,7 @@ ACTIVATIONS = {
 
 
 class DecoderOutput(flax.struct.PyTreeNode):
-    """What a pass of the decoder gives.
+    """Results of a pass of the decoder.
 
     Attributes:
         logits: scores of the next token, float32.
@@ -38,10 +38,10 @@ class DecoderOutput(flax.struct.PyTreeNode):
         attention: cross-attention weights, float32, or None where not asked for.
     """
 
-    logits: Float[Array, "*tokens vocabulary"]
-    states: Float[Array, "*tokens width"]
+    logits: Float[Array, "*rows tokens vocabulary"]
+    states: Float[Array, "*rows tokens width"]
     cache: Cache | None
-    attention: Float[Array, "layers batch rows heads length memory"] | None
+    attention: Float[Array, "layers *rows heads tokens memory"] | None
 
 
 class FeedForward(nn.Module):
@@ -135,33 +135,35 @@ class DecoderLayer(nn.Module):
 
     def __call__(
         self,
-        x: Float[Array, "*tokens width"],
+        x: Float[Array, "*rows tokens width"],
         memory: Float[Array, "batch memory width"] | None = None,
         *,
+        segments: Segments | None = None,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: LayerCache | None = None,
         position: Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
-        packing: Packing | None = None,
         train: bool = False,
-    ) -> tuple[Float[Array, "*tokens width"], LayerCache | None, Float[Array, "batch rows heads length memory"]]:
+    ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None, Float[Array, "*rows heads tokens memory"]]:
         """Returns the new tokens, the new cache and the cross-attention weights.
 
-        Tokens are [batch, rows, length], or as `packing` has them.
+        `segments` says which caption each token belongs to; without any, each row is a caption: [batch, captions,
+        tokens, width].
 
         With a `cache` (which holds the projected memory; `memory` is then not read), `position` and `visible` are those
         of the `Cache` it belongs to.
         """
         keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
         decoding = cache is not None
-        dropout = {"train": train, "ids": None if packing is None else packing.ids}
+        segments = Segments.one_per_row(x.shape[:-1]) if segments is None else segments
+        dropout = {"train": train, "ids": segments.token_ids}
 
         y = self._before(self.self_attention_norm, x)
-        y, cache = self.self_attention(y, cache, position, visible, packing)
+        y, cache = self.self_attention(y, segments, cache, position, visible)
         x = self._after(self.self_attention_norm, x + self.residual_dropout(y, **dropout))
 
         y = self._before(self.cross_attention_norm, x)
-        y, attention = self.cross_attention(y, keys, values, memory_mask, decoding=decoding, packing=packing)
+        y, attention = self.cross_attention(y, keys, values, memory_mask, segments, decoding=decoding)
         x = self._after(self.cross_attention_norm, x + self.residual_dropout(y, **dropout))
 
         y = self._before(self.feed_forward_norm, x)
@@ -252,63 +254,60 @@ class Decoder(nn.Module):
 
     def __call__(
         self,
-        tokens: Int[Array, "batch rows length"],
+        tokens: Int[Array, "*rows tokens"],
         memory: Float[Array, "batch memory width"] | None = None,
         *,
+        segments: Segments | None = None,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: Cache | None = None,
-        packing: Packing | None = None,
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
         """Scores the token after each given token.
 
-        The captions ("rows") of an image share its memory. The logits of a row at t depend on its tokens up to t and on
-        the memory only, so pads at the end of a caption change nothing before them.
+        The captions of an image share its memory. The logits of a caption at t depend on its tokens up to t and on the
+        memory only, so pads at the end of a caption change nothing before them.
 
         Args:
-            tokens: token ids, starting with <s>; with a cache the next `length` tokens from `cache.position` on.
+            tokens: token ids of captions, starting with <s>; with a cache the next tokens from `cache.position` on.
             memory: what to attend to; not read when there is a cache, which holds it projected.
+            segments: of packed tokens; None for one caption per row, [batch, captions, length], as with a cache.
             memory_mask: True for slots of the memory that count; None for all. With a cache, that of the cache holds.
             cache: from `start_cache` or the last call.
-            packing: of `tokens`; then logits and states are packed too, and nothing is computed for pads. Without a
-                cache only.
             train: dropout on.
             return_attention: also return the cross-attention weights.
 
         Raises:
             ValueError: more tokens than `max_length`, or neither memory nor cache.
         """
-        if tokens.shape[-1] > self.max_length:
-            raise ValueError(f"{tokens.shape[-1]} tokens, but this decoder was built for max_length={self.max_length}")
+        start = 0 if cache is None else cache.position
+        segments = Segments.one_per_row(tokens.shape, start) if segments is None else segments
+        if segments.length > self.max_length:
+            raise ValueError(f"{segments.length} tokens, but this decoder was built for max_length={self.max_length}")
         if memory is None and cache is None:
             raise ValueError("the decoder needs a memory to attend to, or a cache made from one")
-        length = tokens.shape[-1]
-        start = 0 if cache is None else cache.position
-        visible = ids = None
+        visible = None
         if cache is not None:
-            memory_mask, visible = cache.memory_mask, cache.visible_slots(length)
-        places = start + jnp.arange(length)
-        if packing is not None:
-            tokens, places, ids = packing.pack(tokens), packing.positions, packing.ids
-        x = self.embedding_dropout(self._embed(tokens, places), train=train, ids=ids)
+            memory_mask, visible = cache.memory_mask, cache.visible_slots(segments.length)
+        x = self._embed(tokens, segments.positions)
+        x = self.embedding_dropout(x, train=train, ids=segments.token_ids)
         caches, weights = [], []
         for index, layer in enumerate(self.stack):
             layer_cache = None if cache is None else cache.layers[index]
             x, layer_cache, attention = layer(
                 x,
                 memory,
+                segments=segments,
                 memory_mask=memory_mask,
                 cache=layer_cache,
                 position=start,
                 visible=visible,
-                packing=packing,
                 train=train,
             )
             caches.append(layer_cache)
             weights.append(attention)
         if cache is not None:
-            cache = cache.replace(layers=tuple(caches), position=cache.position + length)
+            cache = cache.replace(layers=tuple(caches), position=cache.position + segments.length)
         states = (x if self.final_norm is None else self.final_norm(x)).astype(self.dtype)
         return DecoderOutput(self._logits(states), states, cache, jnp.stack(weights) if return_attention else None)
 
@@ -339,13 +338,13 @@ class Decoder(nn.Module):
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
 
-    def _embed(self, tokens: Int[Array, "*tokens"], places: Int[Array, "*#tokens"]) -> jax.Array:
+    def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> jax.Array:
         if self.positions == "learned":
-            positions = self.position
+            table = self.position
         else:  # as strong as new embeddings are
-            positions = 2**0.5 * INITIAL_DEVIATION * jnp.asarray(sinusoids(self.max_length, self.width))
+            table = 2**0.5 * INITIAL_DEVIATION * jnp.asarray(sinusoids(self.max_length, self.width))
         x = jnp.take(self.embedding, tokens, axis=0)
-        return self.embedding_norm(x + jnp.take(positions, places, axis=0, mode="clip"))
+        return self.embedding_norm(x + jnp.take(table, positions, axis=0, mode="clip"))
 
     def _logits(self, states: jax.Array) -> jax.Array:
         table, bias = self.output_layer()

@@ -17,7 +17,7 @@ class CaptionCrossEntropy(Objective):
 
     Attributes:
         weight: in the loss.
-        label_smoothing: see `token_cross_entropy`.
+        label_smoothing: see `token_cross_entropy_reference`.
     """
 
     weight: float = 1.0
@@ -28,10 +28,7 @@ class CaptionCrossEntropy(Objective):
     ) -> Terms:
         """The loss, and how many tokens are the most probable ones."""
         targets = (forward.targets, forward.weights, self.label_smoothing)
-        if forward.packing is None:
-            tokens = model.ops.token_cross_entropy(forward.decoded.logits, *targets)
-        else:
-            tokens = model.ops.vocabulary_cross_entropy(forward.decoded.states, *model.output_layer(), *targets)
+        tokens = model.ops.vocabulary_cross_entropy(forward.decoded.states, *model.output_layer(), *targets)
         return Terms(
             losses={"loss": Ratio(tokens.loss_sum, tokens.weight_sum)},
             metrics={"token_accuracy": Ratio(tokens.correct_sum, tokens.weight_sum)},

@@ -88,7 +88,7 @@ def _log_normaliser(
     Its gradient computes the exponentials again instead of keeping an array of the vocabulary's size. Where the batch
     is packed, its logits exist a chunk at a time.
     """
-    if forward.packing is None:
+    if not forward.segments.is_packed:
         return jax.checkpoint(lambda logits: jax.nn.logsumexp(logits, axis=-1))(forward.decoded.logits)
 
     @jax.checkpoint

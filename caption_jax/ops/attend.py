@@ -14,7 +14,7 @@ Values = Float[Array, "groups heads sources depth"]
 Mask = Bool[Array, "#groups #heads #targets sources"]
 Attended = tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]
 
-_MASKED = -1e30  # finite, so that a target that may look nowhere gets a mean rather than NaN
+MASKED = -1e30  # finite, so that a target that may look nowhere gets a mean rather than NaN
 
 
 def attend_reference(
@@ -35,7 +35,7 @@ def attend_reference(
     del decoding
     queries = queries * queries.shape[-1] ** -0.5
     scores = jnp.einsum("gqhd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
-    weights = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, _MASKED), axis=-1)
+    weights = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
     mixed = jnp.einsum("ghqn,ghnd->gqhd", weights.astype(values.dtype), values)
     return mixed.reshape(*mixed.shape[:2], -1), weights
 
@@ -56,7 +56,7 @@ def attend(queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, d
     else:
         scores, mix = _scores(queries, keys), (_mix, _mix)
     if mask is not None:
-        scores = jnp.where(mask, scores, _MASKED)
+        scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
     mixed = _on_cpu(*mix, weights.astype(values.dtype), values).swapaxes(1, 2)
     return mixed.reshape(*mixed.shape[:2], -1), weights

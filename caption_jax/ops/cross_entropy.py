@@ -107,7 +107,8 @@ def token_cross_entropy(
     """
     _check(logits, targets, weights, label_smoothing)
     weights = weights.astype(jnp.float32)
-    return TokenLoss(*_cross_entropy(logits, targets, weights, float(label_smoothing)))
+    loss_sum, correct_sum = _cross_entropy(logits, targets, weights, float(label_smoothing))
+    return TokenLoss(loss_sum, weights.sum(), correct_sum)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -125,7 +126,6 @@ def _forward(logits, targets, weights, smoothing):
     correct = jnp.argmax(logits, axis=-1) == targets
     sums = (
         jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
-        jnp.sum(weights),
         jnp.sum(jnp.where(correct, weights, 0.0)),
     )
     return sums, (logits, targets, weights, log_normaliser)
@@ -157,21 +157,42 @@ def vocabulary_cross_entropy(
     weights: Float[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
-    """`vocabulary_cross_entropy_reference`, of whose logits only a few rows exist at a time.
+    """`vocabulary_cross_entropy_reference`; on a CPU, only a few rows of the logits exist at a time.
 
-    Each chunk of tokens makes its part of the loss and of the gradients while the processor's cache holds its logits.
-    Chunks are taken along the axis `tokens`. A target is right where no logit is larger than its own.
+    There each chunk of tokens makes its part of the loss and of the gradients while the processor's cache holds its
+    logits. Chunks are taken along the axis `tokens`, as a mesh shards the others. A target is right where no logit is
+    larger than its own. Elsewhere it is `token_cross_entropy` of all logits.
     """
     weights = weights.astype(jnp.float32)
-    return TokenLoss(*_vocabulary_cross_entropy(states, table, bias, targets, weights, float(label_smoothing)))
+    smoothing = float(label_smoothing)
+    loss_sum, correct_sum = _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing)
+    return TokenLoss(loss_sum, weights.sum(), correct_sum)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing):
-    return _vocabulary_forward(states, table, bias, targets, weights, smoothing)[0]
+    logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+    return _cross_entropy(logits, targets, weights, smoothing)
 
 
 def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
+    """The sums, and the gradients of the first one."""
+    forms = {"cpu": _in_chunks, "default": _at_once}
+    forms = {name: functools.partial(form, smoothing=smoothing) for name, form in forms.items()}
+    return jax.lax.platform_dependent(states, table, bias, targets, weights, **forms)
+
+
+def _at_once(states, table, bias, targets, weights, smoothing):
+    def loss(states, table, bias):
+        logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+        loss_sum, correct_sum = _cross_entropy(logits, targets, weights, smoothing)
+        return loss_sum, (loss_sum, correct_sum)
+
+    (to_states, to_table, to_bias), sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(states, table, bias)
+    return sums, (to_states, to_table.astype(jnp.float32), to_bias)
+
+
+def _in_chunks(states, table, bias, targets, weights, smoothing):
     vocabulary, width = table.shape
     shape = states.shape
 
@@ -196,7 +217,6 @@ def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
         to_bias += jnp.sum(to_logits, axis=range(to_logits.ndim - 1))
         sums = (
             jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
-            jnp.sum(weights),
             jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
         )
         to_states = jnp.einsum("...v,vd->...d", narrow, table, preferred_element_type=jnp.float32).astype(states.dtype)
@@ -212,7 +232,7 @@ def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
 def _chunks(array: jax.Array, axis: int) -> jax.Array:
     """[.., tokens, ..] -> [chunks, .., tokens of a chunk, ..], filled up with zeros."""
     tokens = array.shape[axis]
-    rows = max(_CHUNK // math.prod(array.shape[:axis]), 1)
+    rows = min(max(_CHUNK // math.prod(array.shape[:axis]), 1), tokens)
     count = -(-tokens // rows)
     array = jnp.pad(array, [(0, count * rows - tokens) if at == axis else (0, 0) for at in range(array.ndim)])
     return jnp.moveaxis(array.reshape(*array.shape[:axis], count, rows, *array.shape[axis + 1 :]), axis, 0)

@@ -8,6 +8,7 @@ from typing import Any
 
 from caption_jax.ops import (
     attend,
+    caption_attention,
     cross_entropy,
     dense,
     depthwise,
@@ -32,6 +33,8 @@ class Ops:
         stored_norm_activation: batch norm by stored statistics, and an activation.
         dropout: dropout.
         attend: scaled dot-product attention.
+        caption_attention: causal self-attention of captions in packed rows.
+        memory_attention: attention of captions in packed rows to their images' memory.
         token_cross_entropy: loss of logits.
         vocabulary_cross_entropy: loss of states and an output layer.
         resample: bilinear enlargement, for augmentation.
@@ -46,6 +49,8 @@ class Ops:
     stored_norm_activation: Callable[..., Any]
     dropout: Callable[..., Any]
     attend: Callable[..., Any]
+    caption_attention: Callable[..., Any]
+    memory_attention: Callable[..., Any]
     token_cross_entropy: Callable[..., Any]
     vocabulary_cross_entropy: Callable[..., Any]
     resample: Callable[..., Any]
@@ -64,6 +69,8 @@ FAST = Ops(
     stored_norm_activation=norm_activation.stored_norm_activation,
     dropout=dropout.dropout,
     attend=attend.attend,
+    caption_attention=caption_attention.caption_attention,
+    memory_attention=caption_attention.memory_attention,
     token_cross_entropy=cross_entropy.token_cross_entropy,
     vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy,
     resample=resample.resample,
@@ -79,6 +86,8 @@ REFERENCE = Ops(
     stored_norm_activation=norm_activation.stored_norm_activation_reference,
     dropout=dropout.dropout_reference,
     attend=attend.attend_reference,
+    caption_attention=caption_attention.caption_attention_reference,
+    memory_attention=caption_attention.memory_attention_reference,
     token_cross_entropy=cross_entropy.token_cross_entropy_reference,
     vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy_reference,
     resample=resample.resample_reference,

@@ -54,15 +54,28 @@ def count_matrix_flops(forward: Callable, trained: PyTree, *others: PyTree) -> M
 
 
 def _of_program(program: core.Jaxpr, with_gradient: Sequence[bool]) -> tuple[MatrixFlops, list[bool]]:
-    """FLOPs of a traced program, and which of its results have a gradient, given which of its arguments have one."""
+    """FLOPs of a traced program, and which of its results have a gradient, given which of its arguments have one.
+
+    What no result depends on does not count: a compiler drops it.
+    """
     known = {var for var, has_gradient in zip(program.invars, with_gradient, strict=True) if has_gradient}
     total = MatrixFlops()
-    for equation in program.eqns:
+    for equation in _needed(program):
         given = [not isinstance(var, core.Literal) and var in known for var in equation.invars]
         flops, results = _of_equation(equation, given)
         total += flops
         known.update(var for var, has_gradient in zip(equation.outvars, results, strict=True) if has_gradient)
     return total, [not isinstance(var, core.Literal) and var in known for var in program.outvars]
+
+
+def _needed(program: core.Jaxpr) -> list[core.JaxprEqn]:
+    """The equations that a result depends on, in order."""
+    read, equations = {var for var in program.outvars if not isinstance(var, core.Literal)}, []
+    for equation in reversed(program.eqns):
+        if read.intersection(equation.outvars):
+            equations.append(equation)
+            read.update(var for var in equation.invars if not isinstance(var, core.Literal))
+    return equations[::-1]
 
 
 def _of_equation(equation: core.JaxprEqn, given: list[bool]) -> tuple[MatrixFlops, list[bool]]:

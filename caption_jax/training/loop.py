@@ -30,7 +30,7 @@ from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.tracing import Trace
-from caption_jax.training.packing import batch_placer
+from caption_jax.training.batch_placer import batch_placer
 from caption_jax.training.program import make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches

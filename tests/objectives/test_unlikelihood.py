@@ -12,12 +12,12 @@ import pytest
 import small_run
 
 from caption_jax.errors import ConfigError
-from caption_jax.models.packing import Packing
+from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.objectives.unlikelihood import Unlikelihood, candidates
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
-from input_pipeline.packing import packed_places
+from input_pipeline.packing import pack_captions
 from input_pipeline.special_tokens import PAD
 
 ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY = 4, 2, 7, 5, 9
@@ -64,15 +64,16 @@ def plain_loss(states, table, bias) -> tuple[float, float]:
 def mean_loss(states, table, bias, packed: bool):
     """What the objective computes for a decoder with these states."""
     data = batch()
-    weights = ((data["tokens"][..., 1:] != PAD) & data["mask"][:, None, None]).astype(np.float32)
-    packing = None
-    if packed:
-        packing = Packing.of(jnp.asarray(packed_places(data["tokens"], data["mask"], 1)), weights.shape)
-        states, weights = packing.pack(states), packing.pack(jnp.asarray(weights))
+    rows = CaptionRows.of({**data, **(pack_captions(**data, rows=1) if packed else {})})
+    states = rows.segments.to_rows(states.reshape(ROWS * CAPTIONS, TARGETS, WIDTH))
+
+    def to_captions(x):
+        return rows.segments.to_captions(x).reshape(ROWS, CAPTIONS, TARGETS, *x.shape[len(rows.weights.shape) :])
+
     forward = SimpleNamespace(
-        packing=packing,
-        weights=weights,
-        to_captions=packing.unpack if packed else lambda x: x,
+        segments=rows.segments,
+        weights=rows.weights,
+        to_captions=to_captions,
         decoded=SimpleNamespace(states=states, logits=jnp.einsum("...d,vd->...v", states, table) + bias),
     )
     model = SimpleNamespace(output_layer=lambda: (table, bias))

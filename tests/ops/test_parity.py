@@ -16,7 +16,9 @@ from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.decoding import decode
 from caption_jax.errors import ConfigError
 from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
+from input_pipeline.packing import pack_captions
 
 VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # as many tokens as it takes for a search by blocks
 QUICK = {"xla_backend_optimization_level": "0"}
@@ -45,24 +47,30 @@ def variables():
     return random_variables(model_on("fast"), IMAGES[:1], TOKENS[:1, :1])
 
 
-def objective(model):
+def objective(model, rows):
     """Both losses of captions, and how images and their captions fit in the shared space."""
     features = model.encode_images(IMAGES, train=True)
-    output = model.decode(TOKENS[..., :-1], features, train=True)
-    targets = TOKENS[..., 1:]
-    weights = targets != 1
-    of_logits = model.ops.token_cross_entropy(output.logits, targets, weights, 0.1)
-    of_states = model.ops.vocabulary_cross_entropy(output.states, *model.output_layer(), targets, weights, 0.1)
+    output = model.decode(rows.inputs, features, segments=rows.segments, train=True)
+    of_logits = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
+    states = output.states, *model.output_layer()
+    of_states = model.ops.vocabulary_cross_entropy(*states, rows.targets, rows.weights, 0.1)
     texts = TOKENS[:, 0]
     fit = model.embed_images(features) * model.embed_texts(texts, texts != 1, train=True) * model.similarity_scale()
-    return (of_logits.loss_sum + of_states.loss_sum) / (2 * weights.sum()) - fit.sum() / BATCH
+    return (of_logits.loss_sum + of_states.loss_sum) / (2 * rows.weights.sum()) - fit.sum() / BATCH
 
 
-def loss_and_gradients(model):
+def caption_rows(packed):
+    batch = {"tokens": TOKENS, "mask": np.ones(BATCH, bool)}
+    return CaptionRows.of(jax.tree.map(jnp.asarray, batch | (pack_captions(**batch, rows=1) if packed else {})))
+
+
+def loss_and_gradients(model, packed):
+    rows = caption_rows(packed)
+
     def loss(params):
         given = {"params": params, "batch_stats": variables()["batch_stats"]}
         rngs = {"dropout": jax.random.key(2)}
-        value, updated = model.apply(given, rngs=rngs, mutable=["batch_stats"], method=objective)
+        value, updated = model.apply(given, rows, rngs=rngs, mutable=["batch_stats"], method=objective)
         return value, updated["batch_stats"]
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
@@ -79,15 +87,15 @@ TOLERANCES = {
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits"),
+    ("dtype", "bits", "packed"),
     [
-        (jnp.float32, 8),
-        pytest.param(jnp.float32, 16, marks=pytest.mark.slow),
-        pytest.param(jnp.bfloat16, 8, marks=pytest.mark.slow),
+        (jnp.float32, 8, True),
+        pytest.param(jnp.float32, 16, False, marks=pytest.mark.slow),
+        pytest.param(jnp.bfloat16, 8, False, marks=pytest.mark.slow),
     ],
 )
-def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits):
-    plain, fast = (loss_and_gradients(model_on(ops, dtype, bits)) for ops in ("reference", "fast"))
+def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, packed):
+    plain, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
     within = TOLERANCES[dtype]
     assert fast[0] == pytest.approx(plain[0], rel=within["loss"])
     assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "shared_space"}

@@ -66,3 +66,13 @@ def test_the_compiler_multiplies_no_more_than_the_model_says():
         jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, images).lower(lowering_platforms=("tpu",))
     )
     assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / found.forward <= 1  # padding is not counted
+
+
+def test_a_product_that_no_result_needs_does_not_count():
+    w, x = shape(4, 4), shape(5, 4)
+
+    def unused(w, x):
+        _ = x @ w @ w
+        return x @ w
+
+    assert count_matrix_flops(unused, w, x) == count_matrix_flops(lambda w, x: x @ w, w, x)

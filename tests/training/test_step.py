@@ -31,7 +31,7 @@ from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
-from input_pipeline.packing import packed_places
+from input_pipeline.packing import pack_captions
 
 VOCABULARY, LENGTH, SIDE, ROWS = 24, 8, 32, 16
 PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
@@ -190,7 +190,7 @@ def curve(setup: Setup, steps: int = 20, packed: bool = False) -> tuple[list[flo
     for number in range(steps):
         batch = make_batch(number % 5, masked=(3, 7))
         if packed:
-            batch["places"] = packed_places(batch["tokens"], batch["mask"], setup.mesh.shape["data"])
+            batch |= pack_captions(batch["tokens"], batch["mask"], setup.mesh.shape["data"])
         state, metrics = setup.run(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, state

@@ -1,4 +1,4 @@
-"""Whether a run's steps leave out pads, and batches for steps that do."""
+"""From batches of the loader to the devices: packed into rows without pads where the run's steps take those."""
 
 from __future__ import annotations
 
@@ -10,23 +10,25 @@ import numpy as np
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.sharding import put_batch
 from caption_jax.specs import RunSpec
-from input_pipeline.packing import packed_places
+from input_pipeline.packing import pack_captions
 
 Batch = dict[str, np.ndarray]
 
 
 def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
-    """Returns what puts a training batch on the devices, with "places" of its tokens where `config.train.packing` says.
+    """Returns what puts a training batch on the devices, its captions packed where `config.train.packing` says so.
+
+    There is a row for each device that holds a part of the batch, so that no token leaves its device.
 
     Raises:
         ConfigError: packing is no known choice, or cannot be had.
     """
     if not _packs(spec, mesh):
         return lambda batch: put_batch(batch, mesh)
-    groups = mesh.shape["data"]
+    rows = mesh.shape["data"]
 
     def place(batch: Batch) -> dict[str, jax.Array]:
-        return put_batch({**batch, "places": packed_places(batch["tokens"], batch["mask"], groups)}, mesh)
+        return put_batch({**batch, **pack_captions(batch["tokens"], batch["mask"], rows)}, mesh)
 
     return place
 

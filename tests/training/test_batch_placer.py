@@ -9,7 +9,7 @@ import pytest
 from caption_jax.config import default_config
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.specs import RunSpec
-from caption_jax.training.packing import batch_placer
+from caption_jax.training.batch_placer import batch_placer
 
 
 def placed(**changes):
@@ -21,15 +21,17 @@ def placed(**changes):
     return batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
 
 
-def test_on_a_cpu_tokens_alone_are_places_of_each_device():
-    places = placed()["places"]
-    assert places.shape == (2, 256) and len(places.devices()) == 2
-    assert [int((row < 4 * 5 * 39).sum()) for row in places] == [3 * 5 * 9, 4 * 5 * 9]
+def test_on_a_cpu_each_device_has_a_row_of_tokens_without_pads():
+    batch = placed()
+    ids = batch["segment_ids"]
+    assert batch["inputs"].shape == batch["targets"].shape == batch["positions"].shape == ids.shape == (2, 256)
+    assert len(ids.devices()) == 2
+    assert [int((row > 0).sum()) for row in ids] == [3 * 5 * 9, 4 * 5 * 9]
 
 
 def test_a_run_can_keep_pads_and_slices_do():
-    assert "places" not in placed(**{"train.packing": "never"})
-    assert "places" not in placed(**{"optimizer.accumulation": 2})
+    assert "segment_ids" not in placed(**{"train.packing": "never"})
+    assert "segment_ids" not in placed(**{"optimizer.accumulation": 2})
 
 
 @pytest.mark.parametrize("changes", [{"train.packing": "sometimes"}, {"train.packing": "always"}])

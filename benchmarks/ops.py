@@ -1,0 +1,174 @@
+"""Time of each operation of `caption_jax.ops` on a CPU, against the plain reference that its file begins with.
+
+    python -m benchmarks.ops [--ops=dense,dropout] [--cores=2] [--rounds=5]
+
+Sizes are those of training on Flickr8k (packed tokens, 512 wide) and of EfficientNet-B0 at 224 pixels; what training
+differentiates is timed with its gradients. The two forms have a process of their own each, and they take turns: two
+passes that do not count, and one that does. Dropout's peer is `jax.random.bernoulli`, as in `nn.Dropout`, as its
+reference draws the same bits; a second cell compares its masks of 16 bits with those of 8. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from caption_jax.runtime.process import HUGE_PAGES
+
+TOKENS, WIDTH, HEADS, VOCABULARY = 3_584, 512, 8, 10_000
+IMAGES, CAPTIONS, LENGTH, SLOTS = 32, 5, 35, 49  # captions have up to 35 tokens, 22 on average
+FORMS = ("ours", "reference")
+NAMES = (
+    *("dense", "pointwise_conv", "depthwise_conv", "norm_activation", "stored_norm_activation"),
+    *("dropout", "dropout_16_bits", "attend", "caption_attention", "memory_attention"),
+    *("token_cross_entropy", "vocabulary_cross_entropy", "resample", "top_k"),
+)
+
+
+def normal(*shape: int) -> Any:
+    """The same random numbers for both forms."""
+    import numpy as np
+
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def segments() -> Any:
+    """A row in which 160 captions leave no pad."""
+    import numpy as np
+
+    from caption_jax.ops.segments import Segments
+
+    captions = IMAGES * CAPTIONS
+    lengths = np.full(captions, TOKENS // captions) + (np.arange(captions) < TOKENS % captions)
+    ids = np.repeat(np.arange(1, captions + 1, dtype=np.int32), lengths)
+    positions = np.concatenate([np.arange(length, dtype=np.int32) for length in lengths])
+    return Segments.packed(ids[None], positions[None], captions, LENGTH)
+
+
+def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
+    """Operations that training differentiates: functions to one array, and their arguments."""
+    import numpy as np
+
+    head = WIDTH // HEADS
+    targets = np.random.default_rng(1).integers(0, VOCABULARY, TOKENS)
+    weights, channels = np.ones(TOKENS, np.float32), (np.ones(32, np.float32),) * 3
+    norm = functools.partial(ops.norm_activation, groups=1, epsilon=1e-3, activation="swish")
+
+    def token_loss(logits):
+        return ops.token_cross_entropy(logits, targets[:624], weights[:624], 0.1).loss_sum
+
+    def vocabulary_loss(states, table, bias):
+        return ops.vocabulary_cross_entropy(states, table, bias, targets, weights, 0.1).loss_sum
+
+    def memory_attention(queries, keys, values):
+        return ops.memory_attention(queries, keys, values, None, segments())[0]
+
+    return {
+        "dense": (ops.dense, (normal(TOKENS, WIDTH), normal(WIDTH, 4 * WIDTH))),
+        "pointwise_conv": (ops.pointwise_conv, (normal(16, 28, 28, 240), normal(240, 40))),
+        "depthwise_conv": (ops.depthwise_conv, (normal(16, 56, 56, 144), normal(3, 3, 144))),
+        "norm_activation": (lambda *arrays: norm(*arrays)[0], (normal(16, 112, 112, 32), *channels)),
+        "caption_attention": (lambda qkv: ops.caption_attention(qkv, segments()), (normal(TOKENS, 3, HEADS, head),)),
+        "memory_attention": (
+            memory_attention,
+            (normal(TOKENS, HEADS, head), normal(IMAGES, HEADS, head, SLOTS), normal(IMAGES, HEADS, SLOTS, head)),
+        ),
+        "token_cross_entropy": (token_loss, (normal(624, VOCABULARY),)),
+        "vocabulary_cross_entropy": (
+            vocabulary_loss,
+            (normal(TOKENS, WIDTH), normal(VOCABULARY, WIDTH), normal(VOCABULARY)),
+        ),
+    }
+
+
+def applied(ops: Any, form: str) -> dict[str, tuple[Callable, tuple]]:
+    """Operations that are timed without a gradient; those of a step of decoding twenty times in a row."""
+    import jax
+    import jax.numpy as jnp
+
+    key, fractions = jax.random.key(0), (jnp.full(IMAGES, 0.1), jnp.full(IMAGES, 0.7))
+    channels = [jnp.full(32, value) for value in (0.0, 1.0, 1.0, 0.0)]
+
+    def stored_norm(x):
+        return ops.stored_norm_activation(x, *channels, 1e-3, "swish")
+
+    def dropout(x):
+        if form == "ours":
+            return ops.dropout(key, x, 0.1)
+        return jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x / 0.9, 0)
+
+    def top_k(values):
+        return jax.lax.fori_loop(0, 20, lambda _, x: x.at[:, 0].add(ops.top_k(x, 5)[0].sum(-1)), values)
+
+    def attend(queries, keys, values):
+        def step(_, queries):
+            return ops.attend(queries, keys, values, None, decoding=True)[0].reshape(queries.shape)
+
+        return jax.lax.fori_loop(0, 20, step, queries)
+
+    tokens = normal(TOKENS, 4 * WIDTH)
+    return {
+        "stored_norm_activation": (stored_norm, (normal(16, 112, 112, 32),)),
+        "dropout": (dropout, (tokens,)),
+        "dropout_16_bits": (lambda x: ops.dropout(key, x, 0.1, None, 16 if form == "ours" else 8), (tokens,)),
+        "attend": (attend, (normal(16, 5, HEADS, 64), normal(16, HEADS, 64, 100), normal(16, HEADS, 100, 64))),
+        "resample": (lambda pixels: ops.resample(pixels, fractions, fractions), (normal(IMAGES, 224, 224, 3),)),
+        "top_k": (top_k, (normal(80, VOCABULARY),)),
+    }
+
+
+def work(name: str, form: str) -> Callable[[], Any]:
+    """One pass of an operation in one of its forms."""
+    from caption_jax.runtime.process import set_up_process
+
+    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
+    import jax
+    import jax.numpy as jnp
+
+    from caption_jax.ops.forms import FAST, REFERENCE
+
+    ops = FAST if form == "ours" or name.startswith("dropout") else REFERENCE
+    differentiated = trained(ops)
+    function, arrays = differentiated.get(name) or applied(ops, form)[name]
+    arrays = jax.device_put(arrays)
+    if name in differentiated:
+        cotangent = jax.device_put(normal(*jax.eval_shape(function, *arrays).shape))
+        places = tuple(range(len(arrays)))
+        run = jax.jit(jax.value_and_grad(lambda *arrays: jnp.vdot(function(*arrays), cotangent), places))
+    else:
+        run = jax.jit(function)
+    return lambda: jax.block_until_ready(run(*arrays))
+
+
+def main() -> None:
+    """Runs the benchmark, or serves one form of one operation."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--ops", default=",".join(NAMES))
+    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", nargs=2, metavar=("OP", "FORM"), help="be a contestant")
+    options = parser.parse_args()
+    if options.serve:
+        use_cores(options.cores)
+        serve(work(*options.serve), uncounted=2)
+        return
+    cells = {}
+    for name in options.ops.split(","):
+        commands = {
+            form: (["benchmarks.ops", f"--cores={options.cores}", "--serve", name, form], HUGE_PAGES) for form in FORMS
+        }
+        with contest(commands) as sides:
+            seconds = alternate(sides, options.rounds)
+        cells[name] = compare(seconds, 1)["reference"]
+        ours, reference = (1e3 * seconds[form].processor for form in FORMS)
+        times = f"{ours:8.1f} ms of processors, reference {reference:8.1f} ms"
+        ratios = f"ratio {cells[name]['processor_ratio']:.2f}, by the clock {cells[name]['ratio']:.2f}"
+        print(f"{name:24} {times}, {ratios}", flush=True)
+    print_result("ops", cells, "passes/s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Captions packed into rows: every token once, with its caption and position, and no pads in between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from input_pipeline.packing import pack_captions
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_rows_hold_the_captions_of_readable_images_in_order(rows):
+    tokens = np.ones((4, 2, 9), np.int32)
+    for number, caption in enumerate(tokens.reshape(-1, 9)):
+        words = number % 6
+        caption[: words + 2] = [0, *range(10 * number + 3, 10 * number + 3 + words), 2]
+    packed = pack_captions(tokens, np.array([True, True, False, True]), rows)
+    per_row = 8 // rows
+    for row in range(rows):
+        read = []
+        for number in range(per_row * row, per_row * (row + 1)):
+            caption = tokens.reshape(-1, 9)[number]
+            if number not in (4, 5):
+                read += [
+                    (int(caption[at]), int(caption[at + 1]), number - per_row * row + 1, at)
+                    for at in range(8)
+                    if caption[at + 1] != 1
+                ]
+        columns = [packed[name][row] for name in ("inputs", "targets", "segment_ids", "positions")]
+        assert list(zip(*(column[: len(read)].tolist() for column in columns), strict=True)) == read
+        assert not columns[2][len(read) :].any()
+
+
+def test_few_lengths_occur():
+    random = np.random.default_rng(3)
+    lengths = set()
+    for _ in range(200):
+        tokens = np.ones((64, 5, 23), np.int32)
+        tokens[np.arange(23) < random.integers(2, 23, (64, 5))[..., None]] = 7
+        lengths.add(pack_captions(tokens, np.ones(64, bool), 1)["inputs"].shape[1])
+    assert len(lengths) < 8 and max(lengths) < 0.65 * 64 * 5 * 22

@@ -1,0 +1,53 @@
+"""The decoder on packed rows: the same scores as on one caption per row, dropout included."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from random_weights import random_variables
+
+from caption_jax.models.decoder import Decoder
+from caption_jax.objectives.forward_pass import CaptionRows
+from input_pipeline.packing import pack_captions
+
+BATCH, CAPTIONS, LENGTH, WIDTH, VOCABULARY = 4, 4, 25, 24, 30
+
+
+def make_tokens(seed: int = 0) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    tokens = np.ones((BATCH, CAPTIONS, LENGTH + 1), np.int32)
+    for caption in tokens.reshape(-1, LENGTH + 1):
+        words = random.integers(1, LENGTH - 1)
+        caption[: words + 2] = [0, *random.integers(4, VOCABULARY, words), 2]
+    return tokens
+
+
+@functools.cache
+def outcome(rows: int):
+    """Scores by caption, how many count, and gradients; packed where there are `rows`."""
+    tokens, mask = make_tokens(), np.array([True, True, False, True])
+    batch = {"tokens": tokens, "mask": mask, **(pack_captions(tokens, mask, rows) if rows else {})}
+    memory = np.random.default_rng(2).normal(size=(BATCH, 6, WIDTH)).astype(np.float32)
+    decoder = Decoder(VOCABULARY, 1, WIDTH, 3, 48, dropout=0.3, max_length=LENGTH)
+    variables = random_variables(decoder, tokens[..., :-1], memory)
+
+    def run(variables, batch):
+        rows = CaptionRows.of(batch)
+        rngs = {"dropout": jax.random.key(1)}
+        output = decoder.apply(variables, rows.inputs, memory, segments=rows.segments, train=True, rngs=rngs)
+        scores = rows.segments.to_captions(output.logits * rows.weights[..., None])
+        return (scores**2).sum(), (scores, rows.weights.sum())
+
+    (_, found), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(variables, batch)
+    return *found, gradient
+
+
+@pytest.mark.parametrize("rows", [1, 2, BATCH])
+def test_scores_and_gradients_are_those_of_one_caption_per_row(rows):
+    (ours, count, gradient), (plain, plain_count, plain_gradient) = outcome(rows), outcome(0)
+    assert 0 < count == plain_count
+    np.testing.assert_allclose(ours, plain, atol=1e-4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), gradient, plain_gradient)
