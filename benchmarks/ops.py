@@ -49,7 +49,11 @@ def segments() -> Any:
 
 
 def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
-    """Operations that training differentiates: functions to one array, and their arguments."""
+    """Operations that training differentiates: functions to one array, and their arguments.
+
+    The products of `dense` and `pointwise_conv` stand among activations: what their gradient costs depends on those.
+    """
+    import jax
     import numpy as np
 
     head = WIDTH // HEADS
@@ -66,9 +70,15 @@ def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
     def memory_attention(queries, keys, values):
         return ops.memory_attention(queries, keys, values, None, segments())[0]
 
+    def feed_forward(x, expand, contract):
+        return ops.dense(jax.nn.gelu(ops.dense(x, expand)), contract)
+
+    def expanded(x, kernel, scale):
+        return jax.nn.swish(ops.pointwise_conv(x, kernel) * scale)
+
     return {
-        "dense": (ops.dense, (normal(TOKENS, WIDTH), normal(WIDTH, 4 * WIDTH))),
-        "pointwise_conv": (ops.pointwise_conv, (normal(16, 28, 28, 240), normal(240, 40))),
+        "dense": (feed_forward, (normal(TOKENS, WIDTH), normal(WIDTH, 4 * WIDTH), normal(4 * WIDTH, WIDTH))),
+        "pointwise_conv": (expanded, (normal(16, 28, 28, 40), normal(40, 240), normal(240))),
         "depthwise_conv": (ops.depthwise_conv, (normal(16, 56, 56, 144), normal(3, 3, 144))),
         "norm_activation": (lambda *arrays: norm(*arrays)[0], (normal(16, 112, 112, 32), *channels)),
         "caption_attention": (lambda qkv: ops.caption_attention(qkv, segments()), (normal(TOKENS, 3, HEADS, head),)),

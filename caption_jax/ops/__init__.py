@@ -5,6 +5,6 @@ runs in its place, with the same arguments and results, and the measurement that
 forms: a model carries one of its tables, `FAST` unless `config.model.ops` is "reference".
 
 The platform is chosen when a program is lowered (`jax.lax.platform_dependent`), not when it is traced: a TPU program
-compiled on a CPU holds the TPU's form. Times are processor time on two cores of a CPU, as printed by
-`python -m benchmarks.ops`.
+compiled on a CPU holds the TPU's form. Measurements are ratios of processor time to the reference's on two cores of a
+CPU, with the gradient where training needs one, as printed by `python -m benchmarks.ops` (docs/performance.md).
 """

