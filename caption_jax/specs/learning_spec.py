@@ -98,6 +98,8 @@ class TrainSpec:
     profile: ProfileSpec = ProfileSpec()
 
     def __post_init__(self):
+        if self.steps < 0:
+            raise ConfigError(f"config.train.steps is {self.steps}; it has to be 0 (for train.epochs) or more")
         if self.log_every < 1:
             raise ConfigError(f"config.train.log_every is {self.log_every}; it has to be 1 or more")
         if self.packing not in ("auto", "always", "never"):

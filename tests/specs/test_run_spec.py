@@ -64,6 +64,7 @@ def test_a_spec_survives_json_and_flags_can_override_what_comes_back():
         ({"model.encoder.variant": "b9"}, r"config\.model\.encoder.*no EfficientNet variant 'b9'"),
         ({"model.context.slots": 2}, r"set config\.data\.context"),
         ({"optimizer.ema": 1.0}, r"optimizer\.ema is 1\.0"),
+        ({"train.steps": -1}, r"train\.steps is -1"),
         ({"optimizer.accumulation": 5}, r"batch_size=32 must be a multiple of 5 .* set it to 30"),
         ({"objective.contrastive_weight": 1.0, "optimizer.accumulation": 2}, r"accumulation=2 with .*_weight=1\.0"),
         ({"decode.rerank_weight": 1.0}, r"config\.decode\.rerank_weight=1\.0 compares captions with images"),
