@@ -9,24 +9,23 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.paths import flatten, match_paths, unflatten
+from caption_jax.specs import MeshSpec
 
 PyTree = Any
 
 AXES = ("data", "model")
 
 
-def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of a run, with axes "data" (the batch) and "model" (parameters that are sharded by rule).
 
     Devices are ordered by process, so the rows of a global batch lie in the order of the processes that read them.
 
     Args:
-        config: `config.mesh` of a run: `data` and `model`, the devices along each axis; one of them may be -1, for as
-            many as there are.
+        spec: the devices along the axes `data` and `model`; one of them may be -1, for as many as there are.
         devices: the devices to use; all of them if not given. A single process may leave some idle, with a warning.
 
     Raises:
@@ -34,7 +33,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     count, processes = len(devices), len({device.process_index for device in devices})
-    data, model = _axis_sizes(config, count)
+    data, model = _axis_sizes(spec, count)
     if processes > 1:
         if data * model != count:
             raise ConfigError(
@@ -105,7 +104,7 @@ def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) 
     owners = {tuple(path.split("/")): value for path, value in flatten(params).items()}
     targets = {tuple(path.split("/")): value for path, value in flatten(shardings).items()}
 
-    def place(key_path: tuple, leaf: Any) -> NamedSharding:
+    def sharding_of(key_path: tuple, leaf: Any) -> NamedSharding:
         names = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in key_path)
         for start in range(len(names)):
             owner = owners.get(names[start:])
@@ -113,7 +112,7 @@ def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) 
                 return targets[names[start:]]
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return jax.tree_util.tree_map_with_path(sharding_of, tree)
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
@@ -141,8 +140,8 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, batch)
 
 
-def _axis_sizes(config: ConfigDict, count: int) -> tuple[int, int]:
-    sizes = {"data": config.data, "model": config.model}
+def _axis_sizes(spec: MeshSpec, count: int) -> tuple[int, int]:
+    sizes = {"data": spec.data, "model": spec.model}
     for name, size in sizes.items():
         if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
             raise ConfigError(
