@@ -14,9 +14,9 @@ PyTree = Any
 Rules = Sequence[tuple[str, Any]]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, order=True)
 class ParameterRule:
-    """What a rule of `config.optimizer.rules` sets for the parameters it matches.
+    """What a rule of `config.optimizer.rules` sets for the parameters it matches; ordered, to be a key of a pytree.
 
     Attributes:
         lr: multiple of the learning rate; 0 freezes for the whole run.
@@ -38,7 +38,7 @@ def match_rules(params: PyTree, rules: Rules) -> PyTree:
             "decay" and "from_step". An expression has to match the whole path ("decoder/embedding").
 
     Raises:
-        ValueError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown
+        ConfigError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown
             key. The message names them, and near misses.
     """
     parsed = [_parse(rule) for rule in rules]

@@ -26,7 +26,7 @@ from input_pipeline.files import write_atomically
 
 PyTree = Any
 
-_TRACED_BY = ("jax", "jaxlib", "flax")
+_TRACED_BY = ("jax", "jaxlib", "flax", "optax")
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def source_of(cls: type) -> str:
 
 @functools.cache
 def _sources() -> str:
-    """A hash of what traces: this project's modules, and the versions of JAX and Flax."""
+    """A hash of what traces: this project's modules, and the versions of JAX, Flax and Optax."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in ("caption_jax", "input_pipeline"):

@@ -1,39 +1,54 @@
-"""The optimizer: rules for each parameter, staged unfreezing, clipping, and the moving average of parameters."""
+"""The optimizer of a run, built from optax: rules per parameter, staged unfreezing, clipping; the moving average."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from absl import logging
-from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
+from jaxtyping import Array, Int
 
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.paths import flatten, unflatten
-from caption_jax.parameters.rules import match_rules
+from caption_jax.parameters.rules import ParameterRule, match_rules
+from caption_jax.specs import OptimizerSpec
 from caption_jax.training.schedules import Schedule, make_schedule
 
 PyTree = Any
 
-OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "adafactor")
 
-
-class OptimizerState(NamedTuple):
-    """State of the optimizer.
+class FromStepState(NamedTuple):
+    """State of `from_step`.
 
     Attributes:
         count: updates made, int32 scalar.
-        moments: optax's state for each group of parameters that start to train at the same step, by
-            "from_step_<n>". Their trees hold these parameters only, under the same paths as in the model, so a frozen
-            parameter takes no memory.
+        inner_state: of the wrapped transformation, as it began until it starts.
     """
 
     count: Int[Array, ""]
-    moments: dict[str, PyTree]
+    inner_state: PyTree
+
+
+def from_step(start: int, inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Starts `inner` after `start` updates, as if training began there: until then updates are 0 and its state stays.
+
+    It selects where `optax.conditionally_mask` branches: on GPUs the host waits for the predicate of a branch.
+    """
+
+    def init(params: PyTree) -> FromStepState:
+        return FromStepState(jnp.zeros((), jnp.int32), inner.init(params))
+
+    def update(gradients: PyTree, state: FromStepState, params: PyTree = None) -> tuple[PyTree, FromStepState]:
+        updates, moved = inner.update(gradients, state.inner_state, params)
+        if start > 0:
+            active = state.count >= start
+            updates = jax.tree.map(lambda update: jnp.where(active, update, 0), updates)
+            moved = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state.inner_state)
+        return updates, FromStepState(state.count + 1, moved)
+
+    return optax.GradientTransformation(init, update)
 
 
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
@@ -42,26 +57,30 @@ def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
 
 
 def make_optimizer(
-    config: ConfigDict, params: PyTree, total_steps: int
+    spec: OptimizerSpec, params: PyTree, total_steps: int
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Builds the optimizer of a run and its learning-rate schedule.
 
     An update is, in this order:
 
-    1. gradients of frozen parameters are dropped, those of parameters not yet unfrozen taken as 0;
-    2. the others are scaled so that their common norm is at most `clip_norm` (Pascanu et al. 2013);
+    1. gradients of parameters that are not yet unfrozen are taken as 0;
+    2. those of all parameters that are trained are scaled so that their common norm is at most `clip_norm` (Pascanu et
+       al. 2013); 0 leaves them as they are;
     3. the named method turns them into a direction. Its moments start when a parameter is unfrozen: until then they
        stay as they began, and Adam's bias correction counts from there;
     4. `weight_decay` times the parameter is added (decoupled, Loshchilov and Hutter 2019), times the rule's `decay`, on
        the parameters of `is_decayed` only;
     5. the result is multiplied by minus the learning rate times the rule's `lr`.
 
+    Parameters that a rule freezes (`lr` 0) have updates of 0 and no moments. Parameters under equal rules form one
+    group of `optax.partition`.
+
     Methods: "adamw"; "adam" (the same without step 4); "lion" (Chen et al. 2023); "sgd" with momentum `b1`; "adafactor"
     (Shazeer and Stern 2018: factored second moments, updates clipped to an RMS of 1, neither momentum nor relative
     step sizes; `b1` and `b2` play no part).
 
     Args:
-        config: `config.optimizer` of a run.
+        spec: of the optimizer.
         params: nested dictionary of parameters or of their shapes.
         total_steps: updates of the whole run, for the schedule.
 
@@ -69,62 +88,30 @@ def make_optimizer(
         The optax transformation, whose `update` needs `params`, and `step -> learning rate`.
 
     Raises:
-        ValueError: as `match_rules` and `make_schedule`; unknown method; a value out of range; nothing to train.
+        ConfigError: as `match_rules`; nothing to train.
     """
-    _check(config)
-    rules = flatten(match_rules(params, config.rules))
-    schedule = make_schedule(config, total_steps)
-    groups: dict[int, list[str]] = {}
-    for path, rule in rules.items():
-        if rule.lr > 0:
-            groups.setdefault(rule.from_step, []).append(path)
-    if not groups:
-        raise ConfigError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
-    groups = dict(sorted(groups.items()))
-    for start, paths in groups.items():
-        if start >= total_steps:
-            logging.warning(
-                "config.optimizer.rules: %d parameter arrays, such as %s, would train from step %d on, but the run has "
-                "%d steps: they stay frozen",
-                *(len(paths), paths[0], start, total_steps),
-            )
-    method = _method(config)
-    weight_decay = 0.0 if config.name == "adam" else float(config.weight_decay)
-    clip_norm = float(config.clip_norm)
+    rules = match_rules(params, spec.rules)
+    _check_starts(rules, total_steps)
+    schedule = make_schedule(spec, total_steps)
+    trained = jax.tree.map(lambda rule: rule.lr > 0, rules)
+    decayed = unflatten({path: is_decayed(path, value.shape) for path, value in flatten(params).items()})
 
-    def init(params: PyTree) -> OptimizerState:
-        flat = flatten(params)
-        moments = {_group_name(start): method.init(_select(flat, paths)) for start, paths in groups.items()}
-        return OptimizerState(jnp.zeros((), jnp.int32), moments)
+    def update_under(rule: ParameterRule) -> optax.GradientTransformation:
+        if rule.lr == 0:
+            return optax.set_to_zero()
+        weight_decay = 0.0 if spec.name == "adam" else float(spec.weight_decay * rule.decay)
+        direction = optax.chain(_method(spec), optax.add_decayed_weights(weight_decay, mask=decayed))
+        learning_rate = optax.scale_by_learning_rate(lambda step: rule.lr * schedule(step))
+        return optax.chain(from_step(rule.from_step, direction), learning_rate)
 
-    def update(gradients: PyTree, state: OptimizerState, params: PyTree) -> tuple[PyTree, OptimizerState]:
-        flat_gradients, flat_params = flatten(gradients), flatten(params)
-        active = {start: state.count >= start for start in groups if start > 0}
-        scale = 1.0
-        if clip_norm > 0:
-            norm = _global_norm(flat_gradients, groups, active)
-            scale = jnp.where(norm > clip_norm, clip_norm / norm, 1.0)
-        learning_rate = schedule(state.count)
-        updates = {path: jnp.zeros_like(value) for path, value in flat_params.items()}
-        moments = {}
-        for start, paths in groups.items():
-            name = _group_name(start)
-            clipped = _select({path: flat_gradients[path] * scale for path in paths}, paths)
-            directions, moved = method.update(clipped, state.moments[name], _select(flat_params, paths))
-            for path, direction in flatten(directions).items():
-                rule = rules[path]
-                if weight_decay and rule.decay and is_decayed(path, direction.shape):
-                    direction = direction + weight_decay * rule.decay * flat_params[path]
-                change = (-rule.lr * learning_rate * direction).astype(flat_params[path].dtype)
-                updates[path] = jnp.where(active[start], change, 0) if start else change
-            if start:
-                moved = jax.tree.map(
-                    lambda new, old, on=active[start]: jnp.where(on, new, old), moved, state.moments[name]
-                )
-            moments[name] = moved
-        return unflatten(updates), OptimizerState(state.count + 1, moments)
-
-    return optax.GradientTransformation(init, update), schedule
+    distinct = sorted(set(jax.tree.leaves(rules)))
+    clip = optax.clip_by_global_norm(float(spec.clip_norm)) if spec.clip_norm > 0 else optax.identity()
+    optimizer = optax.named_chain(
+        ("active", optax.partition({rule: from_step(rule.from_step, optax.identity()) for rule in distinct}, rules)),
+        ("clip", optax.masked(clip, trained)),
+        ("update", optax.partition({rule: update_under(rule) for rule in distinct}, rules)),
+    )
+    return optimizer, schedule
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] | int) -> PyTree:
@@ -141,42 +128,34 @@ def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] |
         step: number of updates made before this one.
     """
     step = jnp.asarray(step, jnp.float32)
-    share = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
-    return jax.tree.map(lambda average, value: average + (share * (value - average)).astype(average.dtype), ema, params)
+    weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
+    return jax.tree.map(
+        lambda average, value: average + (weight * (value - average)).astype(average.dtype), ema, params
+    )
 
 
-def _check(config: ConfigDict) -> None:
-    if config.name not in OPTIMIZERS:
-        raise ConfigError(f"optimizer.name is {config.name!r}; it has to be one of {', '.join(OPTIMIZERS)}")
-    for name in ("learning_rate", "weight_decay", "clip_norm"):
-        if not getattr(config, name) >= 0:
-            raise ConfigError(f"optimizer.{name} is {getattr(config, name)}; it has to be 0 or more")
-    for name in ("b1", "b2", "ema"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ConfigError(f"optimizer.{name} is {getattr(config, name)}; it has to be in [0, 1)")
+def _check_starts(rules: PyTree, total_steps: int) -> None:
+    """Raises ConfigError where nothing is trained; warns of parameters that would start after the last step."""
+    groups: dict[int, list[str]] = {}
+    for path, rule in flatten(rules).items():
+        if rule.lr > 0:
+            groups.setdefault(rule.from_step, []).append(path)
+    if not groups:
+        raise ConfigError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
+    for start, paths in sorted(groups.items()):
+        if start >= total_steps:
+            logging.warning(
+                "config.optimizer.rules: %d parameter arrays, such as %s, would train from step %d on, but the run has "
+                "%d steps: they stay frozen",
+                *(len(paths), paths[0], start, total_steps),
+            )
 
 
-def _method(config: ConfigDict) -> optax.GradientTransformation:
-    if config.name in ("adamw", "adam"):
-        return optax.scale_by_adam(b1=config.b1, b2=config.b2)
-    if config.name == "lion":
-        return optax.scale_by_lion(b1=config.b1, b2=config.b2)
-    if config.name == "sgd":
-        return optax.trace(decay=config.b1)
+def _method(spec: OptimizerSpec) -> optax.GradientTransformation:
+    if spec.name in ("adamw", "adam"):
+        return optax.scale_by_adam(b1=spec.b1, b2=spec.b2)
+    if spec.name == "lion":
+        return optax.scale_by_lion(b1=spec.b1, b2=spec.b2)
+    if spec.name == "sgd":
+        return optax.trace(decay=spec.b1)
     return optax.chain(optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0))
-
-
-def _global_norm(gradients: dict[str, Array], groups: dict[int, list[str]], active: dict) -> Float[Array, ""]:
-    total = jnp.zeros(())
-    for start, paths in groups.items():
-        squares = sum(jnp.sum(jnp.square(gradients[path].astype(jnp.float32))) for path in paths)
-        total += jnp.where(active[start], squares, 0.0) if start else squares
-    return jnp.sqrt(total)
-
-
-def _select(flat: dict[str, Any], paths: Sequence[str]) -> PyTree:
-    return unflatten({path: flat[path] for path in paths})
-
-
-def _group_name(start: int) -> str:
-    return f"from_step_{start}"

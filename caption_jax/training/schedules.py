@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float, Int
-from ml_collections import ConfigDict
 
-from caption_jax.errors import ConfigError
+from caption_jax.specs import OptimizerSpec
 
 Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
-SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
 
-
-def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
-    """Returns `step -> learning rate`, for the update made when `step` updates lie behind.
+def make_schedule(spec: OptimizerSpec, total_steps: int) -> Schedule:
+    """Returns `step -> learning rate`, for the update made when `step` updates have been made.
 
     With t = step + 1, w = `warmup_steps`, T = `total_steps` and f = `final_fraction`, the learning rate is
     `learning_rate` times
@@ -28,36 +26,19 @@ def make_schedule(config: ConfigDict, total_steps: int) -> Schedule:
     - "rsqrt": sqrt(max(w, 1) / t) (Vaswani et al. 2017, section 5.3); T and f play no part.
 
     Args:
-        config: `config.optimizer` of a run.
+        spec: of the optimizer.
         total_steps: T, the updates of the whole run.
-
-    Raises:
-        ValueError: unknown schedule, or a setting out of its range.
     """
-    if config.schedule not in SCHEDULES:
-        raise ConfigError(f"optimizer.schedule is {config.schedule!r}; it has to be one of {', '.join(SCHEDULES)}")
-    if config.warmup_steps < 0 or total_steps < 1:
-        raise ConfigError(
-            f"{config.warmup_steps} warm-up steps of {total_steps}: optimizer.warmup_steps has to be >= 0"
-        )
-    if not 0 <= config.final_fraction <= 1:
-        raise ConfigError(f"optimizer.final_fraction is {config.final_fraction}; it has to be in [0, 1]")
-    # Plain numbers, so that a change of the config cannot reach a compiled step halfway.
-    name, peak, final = str(config.schedule), float(config.learning_rate), float(config.final_fraction)
-    warmup = int(config.warmup_steps)
-    falling_steps = max(total_steps - warmup, 1)
-
-    def schedule(step: Int[Array, ""] | int) -> Float[Array, ""]:
-        t = jnp.asarray(step, jnp.float32) + 1
-        progress = jnp.clip((t - warmup) / falling_steps, 0, 1)
-        if name == "cosine":
-            share = final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * progress))
-        elif name == "linear":
-            share = 1 - (1 - final) * progress
-        elif name == "rsqrt":
-            share = jnp.sqrt(max(warmup, 1) / jnp.maximum(t, max(warmup, 1)))
-        else:
-            share = jnp.ones_like(t)
-        return peak * share * jnp.minimum(t / max(warmup, 1), 1)
-
-    return schedule
+    name, peak, final = spec.schedule, float(spec.learning_rate), float(spec.final_fraction)
+    warmup, falling_steps = spec.warmup_steps, max(total_steps - spec.warmup_steps, 1)
+    after_warmup = {  # as functions of t - w
+        "constant": optax.constant_schedule(peak),
+        "linear": optax.linear_schedule(peak, peak * final, falling_steps),
+        "cosine": optax.cosine_decay_schedule(peak, falling_steps, alpha=final),
+        "rsqrt": lambda steps: peak * jnp.sqrt(max(warmup, 1) / (steps + float(warmup))),
+    }[name]
+    if not warmup:
+        return lambda step: after_warmup(step + 1)
+    # optax.linear_schedule rises from 0 as 1 - (1 - t / w): rounding would show in the first of many warm-up steps.
+    by_t = optax.join_schedules([lambda t: peak * (t / warmup), after_warmup], [warmup])
+    return lambda step: by_t(step + 1)

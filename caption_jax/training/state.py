@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from caption_jax.training.saved_optimizer import from_saved, to_saved
+
 PyTree = Any
 
 
@@ -34,9 +36,9 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
     def remainder(self) -> PyTree:
-        """What a checkpoint must hold beside `weights` for the run to go on."""
+        """What a checkpoint must hold besides `weights` for the run to resume."""
         raw = {} if self.ema is None else {"params": self.params}
-        return {"step": self.step, "opt_state": self.opt_state, **raw}
+        return {"step": self.step, "opt_state": to_saved(self.opt_state), **raw}
 
     def replace_from(self, weights: PyTree, remainder: PyTree) -> TrainState:
         """The inverse of `weights` and `remainder`."""
@@ -45,7 +47,7 @@ class TrainState(flax.struct.PyTreeNode):
             step=remainder["step"],
             params=remainder["params"] if averaged else weights["params"],
             batch_stats=weights["batch_stats"],
-            opt_state=remainder["opt_state"],
+            opt_state=from_saved(remainder["opt_state"], like=self.opt_state),
             ema=weights["params"] if averaged else None,
         )
 

@@ -11,9 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from ml_collections import ConfigDict
 
-from caption_jax.config import default_config
 from caption_jax.parameters.sharding import (
     batch_sharding,
     make_mesh,
@@ -22,7 +20,9 @@ from caption_jax.parameters.sharding import (
     replicated,
     shardings_like,
 )
+from caption_jax.specs import MeshSpec, OptimizerSpec
 from caption_jax.training.optimizer import make_optimizer
+from caption_jax.training.saved_optimizer import to_saved
 
 PARAMS = {
     "decoder": {
@@ -34,7 +34,7 @@ PARAMS = {
 
 
 def _mesh(data: int = -1, model: int = 1, devices=None):
-    return make_mesh(ConfigDict({"data": data, "model": model, "rules": ()}), devices)
+    return make_mesh(MeshSpec(data, model), devices)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_devices_form_the_grid_that_is_asked_for(data, model, shape):
 
 
 def test_the_default_config_uses_every_device():
-    assert make_mesh(default_config().mesh).size == len(jax.devices())
+    assert make_mesh(MeshSpec()).size == len(jax.devices())
 
 
 def test_idle_devices_are_mentioned(caplog):
@@ -105,15 +105,16 @@ def test_rules_that_do_not_fit_name_the_parameter(rules, words):
 def test_moments_live_where_their_parameters_do():
     mesh = _mesh(4, 2)
     shardings = parameter_shardings(PARAMS, (("decoder/embedding/.*", ("model", None)),), mesh)
-    optimizer, _ = make_optimizer(default_config().optimizer, PARAMS, 10)
+    optimizer, _ = make_optimizer(OptimizerSpec(), PARAMS, 10)
     state = jax.eval_shape(optimizer.init, PARAMS)
     placed = shardings_like({"opt_state": state, "ema": PARAMS}, PARAMS, shardings, mesh)
-    adam = placed["opt_state"].moments["from_step_0"]
+    saved = to_saved(placed["opt_state"])
+    adam = saved.moments["from_step_0"]
     assert adam.mu["decoder"]["embedding"]["embedding"].spec == PartitionSpec("model", None)
     assert placed["ema"]["decoder"]["embedding"]["embedding"].spec == PartitionSpec("model", None)
-    assert adam.nu["encoder"]["kernel"] == replicated(mesh) == placed["opt_state"].count
+    assert adam.nu["encoder"]["kernel"] == replicated(mesh) == saved.count
     made = jax.jit(optimizer.init, out_shardings=placed["opt_state"])(PARAMS)
-    nu = made.moments["from_step_0"].nu["decoder"]["embedding"]["embedding"]
+    nu = to_saved(made).moments["from_step_0"].nu["decoder"]["embedding"]["embedding"]
     assert nu.addressable_shards[0].data.shape == (6, 6)
 
 
@@ -136,17 +137,17 @@ _ONE_OF_TWO = """
 import sys
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
+from caption_jax.specs import MeshSpec
 port, rank = sys.argv[1], int(sys.argv[2])
 jax.distributed.initialize(f"localhost:{port}", 2, rank)
-mesh = make_mesh(ConfigDict({"data": -1, "model": 2}))
+mesh = make_mesh(MeshSpec(-1, 2))
 rows = np.arange(8, dtype=np.float32).reshape(8, 1)
 batch = put_batch({"x": rows[rank * 4 : rank * 4 + 4]}, mesh)
 weights = np.arange(8, dtype=np.float32).reshape(8, 1) ** 2
 total = jax.jit(lambda b: (b["x"] * weights).sum(), out_shardings=replicated(mesh))(batch)
 try:
-    make_mesh(ConfigDict({"data": 1, "model": 8}))
+    make_mesh(MeshSpec(1, 8))
 except ValueError as error:
     print(f"refused {error}")  # in one piece: the connections of the other devices print, too
 print(f"result {batch['x'].shape} {dict(mesh.shape)} {float(total)}")
