@@ -22,6 +22,7 @@ from caption_jax.runs.workdir import read_description
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.sources import open_splits
 from input_pipeline.tokenizer import Tokenizer
 
@@ -93,7 +94,7 @@ def test_it_trains_and_evaluates_on_cocos_json(from_json):
     assert first.values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
     assert 500 < vocabulary.size < 2000  # what 360 captions use of RoBERTa's 50,265 tokens
     assert vocabulary.to_full(vocabulary.encode("a man", 6)).tolist()[-2:] == [1, 1]
-    text = open_splits(config.data)["train"][0].captions[0]
+    text = open_splits(DataSpec.of(config.data))["train"][0].captions[0]
     assert vocabulary.decode(vocabulary.encode(text, 40)) == text.lower().strip()
 
 
@@ -116,7 +117,7 @@ def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
     from input_pipeline.sources.prepare_tfds import prepare
 
     workdir, config = from_json
-    folder = open_splits(config.data)
+    folder = open_splits(DataSpec.of(config.data))
     prepare(folder, "coco_mini", tmp_path / "tfds")
     copied = small(coco_config(shared_data))
     copied.data.source = "tfds"

@@ -17,7 +17,6 @@ from caption_jax.models.backbones.efficientnet_variants import variant_named
 from caption_jax.runs.description import compute_dtype
 from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
-from caption_jax.training.optimizer import make_optimizer
 
 
 def caught(call) -> Exception:
@@ -27,10 +26,9 @@ def caught(call) -> Exception:
 
 
 def test_a_user_error_gives_its_message(tmp_path):
-    config = default_config().optimizer
-    with config.unlocked():
-        config.name = "nothing"
-    assert "'nothing'" in message_for_the_user(caught(lambda: make_optimizer(config, {}, 10)))
+    config = default_config()
+    config.optimizer.name = "nothing"
+    assert "'nothing'" in message_for_the_user(caught(lambda: RunSpec.from_config(config)))
     (tmp_path / "results.json").write_text("{")
     error = caught(lambda: read_results(tmp_path / "results.json"))  # that another error led to
     assert message_for_the_user(error) == str(error)
