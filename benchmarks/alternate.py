@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 _READY = "ready"
@@ -34,12 +35,15 @@ class Seconds(NamedTuple):
 class Contestant:
     """A child process that does the same work each time it is asked to."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str] | None = None):
+    def __init__(
+        self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
+    ):
         """Starts `python -m ARGUMENTS`, which has to call `serve`, and waits until it is ready.
 
         Args:
             arguments: module and flags.
             environment: variables beside those of this process.
+            folder: working directory, which modules are found in first; that of this process by default.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -47,6 +51,7 @@ class Contestant:
             stdout=subprocess.PIPE,
             text=True,
             env={**os.environ, **(environment or {})},
+            cwd=folder,
         )
         self._expect(_READY)
 

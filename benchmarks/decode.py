@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.alternate import serve
 from caption_jax.decoding import beam_search
 from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -223,7 +224,12 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", default="", choices=["", *SIZES], help="be our contestant, with the first batch")
     options = parser.parse_args()
+    if options.serve:
+        batch = int(options.batches.split(",")[0])
+        serve(Ours(SIZES[options.serve], Work(batch, options.beams, options.tokens)).run, uncounted=1)
+        return
     cells: dict[str, dict[str, float]] = {}
     for name in options.sizes.split(","):
         for batch in map(int, options.batches.split(",")):

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from benchmarks.alternate import print_result
+from benchmarks.alternate import print_result, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("dog", "cat", "man", "woman", "child", "red", "blue", "green", "runs", "sits", "jumps", "over", "under", "on")
@@ -130,7 +130,13 @@ def main() -> None:
     parser.add_argument("--parts", default="caption,train")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--encoder", default="lite0")
+    parser.add_argument("--serve", default="", choices=["", "caption", "train"], help="be a warm contestant")
     options = parser.parse_args()
+    if options.serve:
+        with tempfile.TemporaryDirectory() as folder:
+            starts = Starts(Path(folder), options.encoder)
+            serve(lambda: getattr(starts, options.serve)(starts.warm))
+        return
     with tempfile.TemporaryDirectory() as folder:
         starts = Starts(Path(folder), options.encoder)
         known = {"caption": starts.caption, "train": starts.train}

@@ -1,0 +1,84 @@
+"""Speed of this revision against another one's, from a checkout of it: what a refactoring must not change.
+
+    git worktree add ../base REVISION
+    python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--rounds=7]
+
+Each part is the contestant of the benchmark of that name, run from either tree in a process of its own; the two
+processes take turns, and the median counts. No peers, so the bench extra isn't needed. A cell's ratio is the base's
+seconds over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.alternate import Contestant, Seconds, alternate, print_result
+from caption_jax.runtime.process import HUGE_PAGES
+
+ROOT = Path(__file__).resolve().parents[1]
+PARTS = {
+    "train_step": {"batch 16": ["benchmarks.train_step", "--serve"]},
+    "encoder": {f"batch {batch}": ["benchmarks.encoder", f"--serve={batch}"] for batch in (1, 16)},
+    "frozen_training": {name: ["benchmarks.frozen_training", f"--serve={name}"] for name in ("ours", "flickr8k")},
+    "decode": {
+        f"{size}, batch {batch}": ["benchmarks.decode", f"--serve={size}", f"--batches={batch}"]
+        for size in ("flickr8k", "coco")
+        for batch in (1, 16)
+    },
+    "startup": {part: ["benchmarks.startup", f"--serve={part}"] for part in ("caption", "train")},
+}
+
+
+def in_turns(arguments: list[str], base: Path, rounds: int) -> dict[str, Seconds]:
+    """Median seconds of the same contestant in both trees.
+
+    Each has compiled programs of its own (`JAX_COMPILATION_CACHE_DIR`).
+    """
+    sides = {}
+    with tempfile.TemporaryDirectory() as compiled:
+        try:
+            for name, tree in {"ours": ROOT, "base": base}.items():
+                environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{name}"}
+                sides[name] = Contestant(arguments, environment, tree)
+            return alternate(sides, rounds)
+        finally:
+            for side in sides.values():
+                side.close()
+
+
+def cell(seconds: Mapping[str, Seconds]) -> dict[str, float]:
+    """A cell for `print_result`, in milliseconds."""
+    ours, base = seconds["ours"], seconds["base"]
+    return {
+        "ours": 1e3 * ours.wall,
+        "peer": 1e3 * base.wall,
+        "ratio": base.wall / ours.wall,
+        "processor_ratio": base.processor / ours.processor,
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base", type=Path, required=True, help="checkout of the revision to compare with")
+    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args()
+    cells = {}
+    for part in options.parts.split(","):
+        for name, arguments in PARTS[part].items():
+            found = cell(in_turns(arguments, options.base.resolve(), options.rounds))
+            cells[f"{part}, {name}"] = found
+            print(
+                f"{part + ', ' + name:32} ours {found['ours']:8.1f} ms, base {found['peer']:8.1f} ms; "
+                f"ratio {found['ratio']:.3f}, of processor time {found['processor_ratio']:.3f}",
+                flush=True,
+            )
+    print_result("revisions", cells, "ms")
+
+
+if __name__ == "__main__":
+    main()
