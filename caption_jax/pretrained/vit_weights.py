@@ -85,19 +85,26 @@ class _Naming:
         return tuple(start + name + suffix for name in ([theirs] if isinstance(theirs, str) else theirs))
 
 
+# Our modules, and what timm, transformers' ViT and transformers' SigLIP call them.
+_MODULES: dict[str, tuple[str | tuple[str, str, str], ...]] = {
+    "embed/patches": ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
+    "block/attention_norm": ("norm1", "layernorm_before", "layer_norm1"),
+    "block/attention/qkv": (
+        "attn.qkv",
+        ("attention.attention.query", "attention.attention.key", "attention.attention.value"),
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ),
+    "block/attention/out": ("attn.proj", "attention.output.dense", "self_attn.out_proj"),
+    "block/feed_forward_norm": ("norm2", "layernorm_after", "layer_norm2"),
+    "block/feed_forward/expand": ("mlp.fc1", "intermediate.dense", "mlp.fc1"),
+    "block/feed_forward/contract": ("mlp.fc2", "output.dense", "mlp.fc2"),
+    "norm": ("norm", "layernorm", "post_layernorm"),
+}
+_IN_TIMM, _IN_VIT, _IN_SIGLIP = ({ours: names[column] for ours, names in _MODULES.items()} for column in range(3))
 _TIMM = _Naming(
     library="timm",
     prefixes=("",),
-    modules={
-        "embed/patches": "patch_embed.proj",
-        "block/attention_norm": "norm1",
-        "block/attention/qkv": "attn.qkv",
-        "block/attention/out": "attn.proj",
-        "block/feed_forward_norm": "norm2",
-        "block/feed_forward/expand": "mlp.fc1",
-        "block/feed_forward/contract": "mlp.fc2",
-        "norm": "norm",
-    },
+    modules=_IN_TIMM,
     class_token="cls_token",
     position="pos_embed",
     block="blocks.{}.",
@@ -106,16 +113,7 @@ _TIMM = _Naming(
 _VIT = _Naming(
     library="transformers, ViT",
     prefixes=("", "vit."),
-    modules={
-        "embed/patches": "embeddings.patch_embeddings.projection",
-        "block/attention_norm": "layernorm_before",
-        "block/attention/qkv": tuple(f"attention.attention.{name}" for name in ("query", "key", "value")),
-        "block/attention/out": "attention.output.dense",
-        "block/feed_forward_norm": "layernorm_after",
-        "block/feed_forward/expand": "intermediate.dense",
-        "block/feed_forward/contract": "output.dense",
-        "norm": "layernorm",
-    },
+    modules=_IN_VIT,
     class_token="embeddings.cls_token",
     position="embeddings.position_embeddings",
     block="encoder.layer.{}.",
@@ -124,16 +122,7 @@ _VIT = _Naming(
 _SIGLIP = _Naming(
     library="transformers, SigLIP",
     prefixes=("vision_model.", ""),
-    modules={
-        "embed/patches": "embeddings.patch_embedding",
-        "block/attention_norm": "layer_norm1",
-        "block/attention/qkv": tuple(f"self_attn.{name}_proj" for name in "qkv"),
-        "block/attention/out": "self_attn.out_proj",
-        "block/feed_forward_norm": "layer_norm2",
-        "block/feed_forward/expand": "mlp.fc1",
-        "block/feed_forward/contract": "mlp.fc2",
-        "norm": "post_layernorm",
-    },
+    modules=_IN_SIGLIP,
     position="embeddings.position_embedding.weight",
     block="encoder.layers.{}.",
     ignored=r"(head|classifier)\..*|embeddings\.position_ids",

@@ -1,22 +1,8 @@
 from __future__ import annotations
 
-import numpy as np
+from staged_rules import PARAMS, STAGED
 
 from caption_jax.parameters.freezing import frozen_norms, phases
-
-PARAMS = {
-    "encoder": {
-        "stem": {"kernel": np.zeros((3, 4))},
-        "norm": {"scale": np.zeros(4), "bias": np.zeros(4)},
-        "head": {"kernel": np.zeros((4, 5)), "bias": np.zeros(5)},
-    },
-    "decoder": {"out": {"kernel": np.zeros((5, 6))}, "norm": {"scale": np.zeros(6), "bias": np.zeros(6)}},
-}
-STAGED = (
-    (r"encoder/(stem|norm)/.*", {"lr": 0}),
-    (r"encoder/head/.*", {"lr": 0.1, "from_step": 3}),
-    (r"decoder/.*", {}),
-)
 
 
 def test_phases_say_what_is_frozen_from_when():

@@ -1,26 +1,12 @@
 from __future__ import annotations
 
 import jax
-import numpy as np
 import pytest
+from staged_rules import PARAMS, STAGED
 
 from caption_jax.config import default_config
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.rules import ParameterRule, match_rules
-
-PARAMS = {
-    "encoder": {
-        "stem": {"kernel": np.zeros((3, 4))},
-        "norm": {"scale": np.zeros(4), "bias": np.zeros(4)},
-        "head": {"kernel": np.zeros((4, 5)), "bias": np.zeros(5)},
-    },
-    "decoder": {"out": {"kernel": np.zeros((5, 6))}, "norm": {"scale": np.zeros(6), "bias": np.zeros(6)}},
-}
-STAGED = (
-    (r"encoder/(stem|norm)/.*", {"lr": 0}),
-    (r"encoder/head/.*", {"lr": 0.1, "from_step": 3}),
-    (r"decoder/.*", {}),
-)
 
 
 def test_each_parameter_takes_the_settings_of_its_rule():

@@ -13,47 +13,24 @@ import small_run
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
-from transformers import FlaxRobertaForMaskedLM, RobertaConfig
+from small_roberta import roberta_config, write_roberta
+from transformers import FlaxRobertaForMaskedLM
 
 from caption_jax.runs.experiment import initial_variables, start_experiment
 from caption_jax.specs import RunSpec
-from input_pipeline.tokenizer import Tokenizer
-
-# Learned on more than the captions hold, so that the compact vocabulary has holes.
-TEXTS = ["a red box on the left", "a zebra crossing"] * 3
 
 
 @pytest.fixture(scope="module", params=["msgpack", "safetensors"])
 def roberta(request, tmp_path_factory) -> tuple[Path, FlaxRobertaForMaskedLM]:
     """A folder with a random RoBERTa, its output layer and its tokenizer, and what was written there."""
     folder = tmp_path_factory.mktemp("roberta")
-    tokenizer = Tokenizer.train(TEXTS, 400)
-    tokenizer.save(folder)
-    sizes = RobertaConfig(
-        vocab_size=tokenizer.size,
-        hidden_size=8,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=12,
-        max_position_embeddings=14,
-        type_vocab_size=1,
-        layer_norm_eps=1e-5,
-    )
-    model = FlaxRobertaForMaskedLM(sizes, seed=3)
-    random = np.random.default_rng(0)
-    model.params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), model.params)
-    model.save_pretrained(folder, safe_serialization=request.param == "safetensors")
-    return folder, model
+    return folder, write_roberta(folder, FlaxRobertaForMaskedLM, safetensors=request.param == "safetensors")
 
 
 def config_of(folder: Path, small_images: Path) -> ConfigDict:
-    config = small_run.get_config()
-    config.data.root = str(small_images)
-    config.data.tokenizer = str(folder)
+    config = roberta_config(folder, small_images)
     decoder = {"weights": str(folder), "layers": 1, "width": 8, "heads": 2, "feed_forward": 12}
     config.model.decoder.update({**decoder, "norm": "post", "norm_epsilon": 1e-5, "activation": "gelu"})
-    config.model.text_encoder.weights = str(folder)
-    config.objective.contrastive_weight = 0.5
     return config
 
 

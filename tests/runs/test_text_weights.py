@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import jax
@@ -11,42 +12,20 @@ import small_run
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
-from transformers import FlaxRobertaModel, RobertaConfig
+from small_roberta import TEXTS, roberta_config, write_roberta
+from transformers import FlaxRobertaModel
 
 from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
 from caption_jax.specs import RunSpec
 from input_pipeline.tokenizer import Tokenizer
-
-# Learned on more than the captions hold, so that the tokenizer knows words which they lack.
-TEXTS = ["a red box on the left", "a zebra crossing"] * 3
 
 
 @pytest.fixture(scope="module")
 def roberta(tmp_path_factory) -> Path:
     """A folder with a random RoBERTa and its tokenizer."""
     folder = tmp_path_factory.mktemp("roberta")
-    tokenizer = Tokenizer.train(TEXTS, 400)
-    tokenizer.save(folder)
-    sizes = RobertaConfig(
-        vocab_size=tokenizer.size,
-        hidden_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=8,
-        max_position_embeddings=14,
-        type_vocab_size=1,
-    )
-    FlaxRobertaModel(sizes, seed=3, add_pooling_layer=False).save_pretrained(folder)
+    write_roberta(folder, functools.partial(FlaxRobertaModel, add_pooling_layer=False))
     return folder
-
-
-def config_of(roberta: Path, small_images: Path) -> ConfigDict:
-    config = small_run.get_config()
-    config.data.root = str(small_images)
-    config.data.tokenizer = str(roberta)
-    config.objective.contrastive_weight = 0.5
-    config.model.text_encoder.weights = str(roberta)
-    return config
 
 
 def start(config: ConfigDict, workdir: Path) -> Experiment:
@@ -54,7 +33,7 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
 
 
 def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tmp_path):
-    experiment = start(config_of(roberta, small_images), tmp_path)
+    experiment = start(roberta_config(roberta, small_images), tmp_path)
     description = experiment.description
     with small_run.quick_compilation():
         found = initial_variables(experiment)["params"]["text_encoder"]["roberta"]
@@ -74,7 +53,7 @@ def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tm
 
 
 def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
-    config = config_of(roberta, small_images)
+    config = roberta_config(roberta, small_images)
     config.data.tokenizer = "train"
     with pytest.raises(
         ValueError, match=r"(?s)model\.text_encoder\.weights=.*trained on \d+ tokens.*data\.tokenizer=train"
@@ -87,7 +66,7 @@ def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
 
 
 def test_captions_longer_than_its_positions_are_refused(roberta, small_images, tmp_path):
-    config = config_of(roberta, small_images)
+    config = roberta_config(roberta, small_images)
     config.data.max_length = 13
     with pytest.raises(ValueError, match=r"data\.max_length=13, but .* has positions for 12 tokens"):
         start(config, tmp_path)
