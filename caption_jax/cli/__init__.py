@@ -1,1 +1,4 @@
-"""The command line: `python main.py` and the installed command `caption-jax`. `command.py` is where it starts."""
+"""The command line: `python main.py` and the installed command `caption-jax` start in `command.py`.
+
+Mode X is `caption_jax/cli/X.py`: `--mode=train`, the default, calls `run` of `train.py`, and so on.
+"""

@@ -1,31 +1,28 @@
-"""Train, evaluate and use image captioners.
-
-    caption-jax --config=configs/shapes.py --workdir=runs/shapes
-    caption-jax --config=configs/shapes.py --workdir=runs/shapes --dry_run
-    caption-jax --mode=evaluate --workdir=runs/shapes --split=test
-    caption-jax --mode=evaluate --workdir=runs/shapes --data=FOLDER
-    caption-jax --mode=tune --workdir=runs/shapes --split=val
-    caption-jax --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
-    caption-jax --mode=index --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
-    caption-jax --mode=search --workdir=runs/shapes --query='a dog on the beach'
-    caption-jax --mode=neighbours --workdir=runs/shapes --split=train
-    caption-jax --mode=plan --config=configs/coco.py --workdir=runs/coco --topology=v5e:16x16
-
-Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
-workdir holds, unless another one is named.
-"""
+"""From the arguments of a command to the exit status of its mode. main.py has an example of each mode."""
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import sys
 
 from absl import app, flags
 
+from caption_jax import errors
 from caption_jax.cli import command_flags, stored_config
 from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.runtime.process import end_at_once, restart_with_huge_pages
+
+_HELP = """Train, evaluate and use image captioners.
+
+    caption-jax --config=configs/shapes.py --workdir=runs/shapes
+    caption-jax --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
+    caption-jax --mode=MODE --workdir=runs/shapes ...
+
+Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
+workdir holds, unless another one is named.
+"""
 
 # Over before huge pages pay for a restart, and with nothing left to be written in the background.
 _SHORT_MODES = ("caption", "search")
@@ -37,7 +34,7 @@ flags.disclaim_key_flags()  # they are those of main.py or of the installed scri
 def main() -> None:
     """The installed command `caption-jax`."""
     script = sys.modules["__main__"]
-    script.__doc__ = script.__doc__ or __doc__  # what `--help` prints above the flags
+    script.__doc__ = script.__doc__ or _HELP  # what `--help` prints above the flags
     run(sys.argv[0])
 
 
@@ -51,39 +48,41 @@ def run(script: str) -> None:
     if typed.get("mode") not in _SHORT_MODES:
         restart_with_huge_pages(script)  # before anything is imported that takes long
     command_flags.define()
-    app.run(lambda argv: _run_command(script, argv), argv=_with_stored_config(sys.argv, typed))
+    app.run(functools.partial(_run_with_flags, script), argv=_with_stored_config(sys.argv, typed))
 
 
-def _run_command(script: str, argv: list[str]) -> int:
-    """`_run_mode` for a shell: a `UserError` is printed as one line; an error of the program keeps its traceback."""
-    options = flags.FLAGS
+def _with_stored_config(argv: list[str], typed: dict[str, str]) -> list[str]:
+    """Adds the config of the run in the workdir for the modes that can use the config a run was trained with."""
+    if typed.get("mode", "train") == "train" or "config" in typed or "workdir" not in typed:
+        return argv
+    return [*argv[:1], f"--config={stored_config.__file__}:{typed['workdir']}", *argv[1:]]
+
+
+def _run_with_flags(script: str, argv: list[str]) -> int:
+    """The command, once absl has parsed its flags; returns its exit status."""
+    options, arguments = flags.FLAGS, argv[1:]
     try:
-        status = _run_mode(options, argv[1:])
-        if options.mode in _SHORT_MODES:
-            end_at_once(script, status)
-        return status
-    except app.UsageError as error:
-        print(f"error: {error} ({os.path.basename(script)} --help lists all flags)", file=sys.stderr)
-        return 2
-    except Exception as error:  # a library may have raised its own from a UserError
-        from caption_jax.errors import message_for_the_user
-
-        message = message_for_the_user(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr)
-        return 1
+        _check(options, arguments)
+        set_up_platform(options)
+        status = _run_mode(options, arguments)
+    except Exception as error:
+        status = _print_error(error, script)
+    if options.mode in _SHORT_MODES:
+        end_at_once(script, status)
+    return status
 
 
-def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Runs one mode; its result is the process's exit status."""
+def _check(options: flags.FlagValues, arguments: list[str]) -> None:
     if options.mode not in _MODES_WITH_ARGUMENTS and arguments:
         raise app.UsageError(f"mode {options.mode} takes no arguments, but got {arguments}")
     if options.mode != "train" and options.dry_run:
         raise app.UsageError(f"--dry_run is of mode train, not of mode {options.mode}")
     if options.mode != "evaluate" and options.data is not None:
         raise app.UsageError(f"--data is of mode evaluate, not of mode {options.mode}")
-    set_up_platform(options)
+
+
+def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
+    """Calls `run` of the mode's module: mode X is `caption_jax/cli/X.py`."""
     mode = importlib.import_module(f"caption_jax.cli.{options.mode}")  # only now: JAX starts on the platform as set up
     try:
         status = mode.run(options, arguments)
@@ -96,8 +95,13 @@ def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
         return 141  # who read our lines (`| head`) has seen enough: what a shell says of a closed pipe
 
 
-def _with_stored_config(argv: list[str], typed: dict[str, str]) -> list[str]:
-    """Adds the config of the run in the workdir for the modes that can use the config a run was trained with."""
-    if typed.get("mode", "train") == "train" or "config" in typed or "workdir" not in typed:
-        return argv
-    return [*argv[:1], f"--config={stored_config.__file__}:{typed['workdir']}", *argv[1:]]
+def _print_error(error: Exception, script: str) -> int:
+    """Prints what the user did wrong in one line, and returns the exit status; raises an error of the program again."""
+    if isinstance(error, app.UsageError):
+        print(f"error: {error} ({os.path.basename(script)} --help lists all flags)", file=sys.stderr)
+        return 2
+    message = errors.message_for_the_user(error)  # a library may have raised its own from a UserError
+    if message is None:
+        raise error
+    print(f"error: {message}", file=sys.stderr)
+    return 1

@@ -19,7 +19,13 @@ def define() -> None:
     """Defines the flags; a process does it once."""
     config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
     flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
-    flags.DEFINE_enum("mode", "train", MODES, "What to do.")
+    flags.DEFINE_enum(
+        "mode",
+        "train",
+        MODES,
+        "What to do: train a run or resume it, evaluate it on a split, tune its beam search, caption images, index "
+        "images, search an index, store the neighbours of a split's images, plan a run for devices that are not there.",
+    )
     flags.DEFINE_boolean(
         "dry_run", False, "train: read the data, print the resolved config, run one step, write nothing."
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import re
 import tomllib
@@ -42,6 +43,13 @@ def test_help_of_both_commands_lists_every_flag_once(installed_command, capsys):
             assert len(re.findall(rf"^  --(\[no\])?{name}:", shown, flags=re.MULTILINE)) == 1
         assert shown.lstrip().startswith("Train, evaluate and use image captioners.")
         assert "--alsologtostderr" not in shown  # flags of libraries are for --helpfull
+
+
+def test_mode_x_is_the_file_x_and_has_an_example():
+    usage = ast.get_docstring(ast.parse((ROOT / "main.py").read_text()))
+    for mode in command_flags.MODES:
+        assert (ROOT / "caption_jax" / "cli" / f"{mode}.py").is_file()
+        assert f"--mode={mode} " in usage or mode == "train"  # the default
 
 
 def test_flags_are_read_as_they_were_typed():
