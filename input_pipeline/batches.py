@@ -5,6 +5,24 @@ batch b is the b-th run of `batch_size` images of that sequence, and process p o
 it. So what a step sees depends on neither the number of processes nor that of threads, and the whole state of an
 iterator is one number: the images consumed so far. A batch may span two epochs.
 
+A `Batch` is a dictionary, with b = batch_size / P images (`eval_batch_size` in evaluations), K = `captions_per_image`
+(0: the most that any image has) and L = `max_length` tokens, of
+
+    image        uint8 [b, size, size, 3]: pixels; or, with a feature cache, in their place
+    features     float16 or float32 [b, *shape]: output of a stage of the encoder, of the view that the epoch takes
+    tokens       int32 [b, K, L]: captions, from <s> to </s>, then pads. Fewer than K of an image repeat
+    context      int32 [b, slots, L]: captions of other images, as `tokens`; a slot without one holds pads alone.
+                 Only where `config.model.context.slots` is above 0
+    mask         bool [b]: False where the image could not be read, and for padding
+    index        int32 [b]: number of the image in its split; -1 for padding
+
+and of training batches that are packed (`packing.py`), in rows of several captions without the pads, also
+
+    inputs       int32 [rows, packed]: tokens that the decoder reads
+    targets      int32 [rows, packed]: the token that follows each of them
+    segment_ids  int32 [rows, packed]: number of the token's caption in its row, from 1 on; 0 for padding
+    positions    int32 [rows, packed]: number of the token in its caption, from 0 on
+
 `_Shuffled` puts the images in order, `_Part` takes this process's share, grain's threads call `_Loader` for an example
 of each, and `_Batches` fills arrays with them.
 """
@@ -30,7 +48,7 @@ from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.inputs import Inputs, Pixels, StoredFeatures, in_turn
 from input_pipeline.records import SHOWN, DataError, Split
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, np.ndarray]  # the arrays listed above
 
 # A run with this many unreadable images and not one good one has the wrong images.
 HOPELESS = 32
@@ -66,14 +84,7 @@ def train_batches(  # noqa: PLR0913 - by keyword: what only some runs have
 ) -> TrainBatches:
     """Returns the endless training batches of one process.
 
-    A batch holds, with b = batch_size / process_count and K = `captions_per_image` (0: the most that any image has):
-        image: uint8 [b, size, size, 3]; or, where `features` are given, in its place
-        features: [b, *shape] of the view that the epoch takes.
-        tokens: int32 [b, K, max_length], from <s> to </s>, then pads. An image with fewer than K captions repeats them.
-        context: int32 [b, slots, max_length], where `context` is given: captions of other images, as `tokens`. Slots
-            without a caption hold pads alone.
-        mask: bool [b]; False where the image could not be read, which is logged by name.
-        index: int32 [b], into `split`.
+    Images that cannot be read are logged by name. The module's docstring lists the arrays of a batch.
 
     Args:
         split: the training split.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import json
 import logging
+import re
 import threading
 
 import hypothesis
@@ -15,6 +17,8 @@ from hypothesis import strategies as st
 from synthetic_splits import PREPROCESSING, Letters, assert_same_batch, data_config, make_split
 
 from input_pipeline.batches import choose_captions, eval_batches, train_batches
+from input_pipeline.context import ContextCaptions
+from input_pipeline.packing import pack_captions
 from input_pipeline.records import DataError, Split
 from input_pipeline.sources import open_splits
 
@@ -44,6 +48,18 @@ def test_a_batch_holds_images_with_their_own_captions():
             assert {text.split("/")[0] for text in texts} == {str(index)}
             assert len(set(texts)) == 2
     batches.close()
+
+
+def test_the_arrays_of_a_batch_are_listed_with_their_dtypes():
+    listed = dict(re.findall(r"^    (\w+) +(\w+) .*\]: ", inspect.getmodule(train_batches).__doc__, flags=re.MULTILINE))
+    split = make_split(9)
+    context = ContextCaptions(dict.fromkeys(split.image_ids, ()), split, 2, Letters(), 8)
+    made = train(split, data_config(batch_size=4), context=context)
+    (batch,) = take(made, 1)
+    made.close()
+    batch |= pack_captions(batch["tokens"], batch["mask"], rows=2)
+    assert set(listed) == {*batch, "features"}
+    assert {name: str(array.dtype) for name, array in batch.items()}.items() <= listed.items()
 
 
 def test_each_epoch_is_another_order_of_all_images():
