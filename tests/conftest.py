@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,18 @@ def bucket(monkeypatch):
 
     yield memory_bucket.make_bucket(monkeypatch)
     memory_bucket.forget()
+
+
+@pytest.fixture
+def own_files(tmp_path, monkeypatch) -> list[str]:
+    """The files that docs/extending.md shows, importable as `own.<name>`; their paths."""
+    import doc_examples
+
+    names = doc_examples.write_own_files(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield names
+    for module in [module for module in sys.modules if module.partition(".")[0] == "own"]:
+        del sys.modules[module]
 
 
 @pytest.fixture(scope="session")

@@ -1,1 +1,3 @@
-"""Image backbones as a run uses them: the keys of `config.model.encoder`, the module, the weights it starts from."""
+"""Image encoders as a config names them: `config.model.encoder` is one of these dataclasses, which reads its weights
+and builds its network. The networks, called backbones, are the linen modules in `caption_jax/models/backbones/`.
+"""

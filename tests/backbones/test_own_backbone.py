@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from random_weights import random_variables
-from small_run import ROOT, get_config
+from small_run import get_config
 
 from caption_jax.errors import ConfigError
 from caption_jax.models.build import build_model
@@ -20,19 +18,10 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.f
 
 
 @pytest.fixture
-def config(tmp_path, monkeypatch):
-    section = (ROOT / "docs" / "extending.md").read_text().split("## Backbones")[1].split("\n## ")[0]
-    files = re.findall(r"`(own/\w+\.py)`:\n\n```python\n(.*?)```", section, flags=re.DOTALL)
-    assert [name for name, _ in files] == ["own/backbone.py", "own/network.py"]
-    (tmp_path / "own").mkdir()
-    for name, code in files:
-        (tmp_path / name).write_text(code)
-    monkeypatch.syspath_prepend(tmp_path)
+def config(own_files) -> ConfigDict:
     config = get_config()
     config.model.encoder = {"name": "own.backbone:Patches", "width": 24}
-    yield config
-    for name in [name for name in sys.modules if name.partition(".")[0] == "own"]:
-        del sys.modules[name]
+    return config
 
 
 def test_its_features_are_what_the_decoder_attends_to(config):
