@@ -82,7 +82,7 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     from caption_jax.parameters.freezing import phases
     from caption_jax.parameters.sharding import make_mesh
     from caption_jax.runs.description import ModelSettings, RunDescription
-    from caption_jax.runs.experiment import init_variables
+    from caption_jax.runs.initial_variables import init_variables
     from caption_jax.training.batch_placer import batch_placer
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing

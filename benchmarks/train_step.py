@@ -33,7 +33,7 @@ def our_step(batch: int) -> Callable[[], Any]:
     from caption_jax.config import default_config
     from caption_jax.parameters.sharding import make_mesh, put_batch
     from caption_jax.runs.description import ModelSettings, RunDescription
-    from caption_jax.runs.experiment import init_variables
+    from caption_jax.runs.initial_variables import init_variables
     from caption_jax.specs import RunSpec
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing

@@ -17,7 +17,7 @@ from transformers import RobertaConfig
 
 from caption_jax.models import TextEncoder
 from caption_jax.runs.checkpoints import read_weights
-from caption_jax.runs.experiment import init_variables
+from caption_jax.runs.initial_variables import init_variables
 from caption_jax.runs.workdir import read_description
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics

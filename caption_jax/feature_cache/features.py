@@ -30,7 +30,7 @@ from caption_jax.parameters.rules import match_rules
 from caption_jax.parameters.sharding import put_batch, replicated
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import Experiment
-from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.extensions import NAME
 from caption_jax.telemetry.clock import format_duration
@@ -73,9 +73,9 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
         "features: %s of %d images x %d views, %s %s each: %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
     )
-    about = {**experiment.description.about(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
+    about = {**experiment.description.cache_key(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
     one_device = experiment.mesh.local_mesh.size == 1
-    program = KeptProgram(forward, "features", about) if one_device else jax.jit(forward)
+    program = CachedProgram(forward, "features", about) if one_device else jax.jit(forward)
     _compute_missing(experiment, files, program, frozen, key)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("features are computed")

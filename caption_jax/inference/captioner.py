@@ -18,7 +18,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.inference.captioning import decode_features, encode_for_decoding
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
-from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from input_pipeline.images import ImageError, ImageLike
 from input_pipeline.special_tokens import BOS, EOS, PAD
@@ -75,10 +75,10 @@ class Captioner:
         def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
-        about = description.about()
-        self._run = KeptProgram(run, "caption", {**about, "decode": as_mapping(decode_spec)})
-        self._embed_images = KeptProgram(embed_images, "embed_images", about)
-        self._embed_texts = KeptProgram(embed_texts, "embed_texts", about)
+        about = description.cache_key()
+        self._run = CachedProgram(run, "caption", {**about, "decode": as_mapping(decode_spec)})
+        self._embed_images = CachedProgram(embed_images, "embed_images", about)
+        self._embed_texts = CachedProgram(embed_texts, "embed_texts", about)
 
     def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
         """Captions images: paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].

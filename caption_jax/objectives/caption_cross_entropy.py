@@ -8,7 +8,7 @@ import jax
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass
-from caption_jax.objectives.objective import Batch, Objective, PyTree, Ratio, Terms
+from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,11 @@ class CaptionCrossEntropy(Objective):
 
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
-    ) -> Terms:
+    ) -> ObjectiveOutput:
         """The loss, and how many tokens are the most probable ones."""
         targets = (forward.targets, forward.weights, self.label_smoothing)
         tokens = model.ops.vocabulary_cross_entropy(forward.decoded.states, *model.output_layer(), *targets)
-        return Terms(
+        return ObjectiveOutput(
             losses={"loss": Ratio(tokens.loss_sum, tokens.weight_sum)},
             metrics={"token_accuracy": Ratio(tokens.correct_sum, tokens.weight_sum)},
         )

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass
-from caption_jax.objectives.objective import Batch, Objective, PyTree, Ratio, Terms
+from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from input_pipeline.special_tokens import PAD
 
@@ -55,11 +55,11 @@ class Contrastive(Objective):
 
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
-    ) -> Terms:
+    ) -> ObjectiveOutput:
         """The loss over the whole batch, whichever devices its rows lie on; rows outside the mask take no part."""
         vectors = joint_vectors(model, forward, batch["tokens"])
         pairs = contrastive_loss(vectors, jnp.where(batch["mask"], batch["index"], -1), forward.mesh)
-        return Terms(
+        return ObjectiveOutput(
             losses={"contrastive_loss": pairs.loss},
             metrics={
                 "temperature": Ratio(1 / vectors.scale, jnp.ones(())),

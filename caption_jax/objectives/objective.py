@@ -38,7 +38,7 @@ class Ratio(NamedTuple):
         return self.total / nonzero(self.count)
 
 
-class Terms(NamedTuple):
+class ObjectiveOutput(NamedTuple):
     """What an objective computes for a microbatch, by name; metrics of training list an extension's as "label/name".
 
     Attributes:
@@ -82,7 +82,7 @@ class Objective(Protocol):
 
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
-    ) -> Terms:
+    ) -> ObjectiveOutput:
         """Computes the terms over the rows of `batch`, inside the jitted step.
 
         Args:

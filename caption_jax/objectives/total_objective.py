@@ -9,7 +9,7 @@ import jax
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.caption_cross_entropy import CaptionCrossEntropy
 from caption_jax.objectives.contrastive import Contrastive
-from caption_jax.objectives.objective import Batch, Objective, Terms, nonzero
+from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, nonzero
 from caption_jax.specs import ObjectiveSpec
 
 CAPTIONS, CONTRASTIVE = "captions", "contrastive"
@@ -52,26 +52,29 @@ def check_batch(objectives: Mapping[str, Objective], batch: Batch) -> None:
             )
 
 
-def counts(terms: Mapping[str, Terms]) -> Denominators:
+def counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
     """The counts of all losses."""
-    return {label: {name: ratio.count for name, ratio in term.losses.items()} for label, term in terms.items()}
+    return {label: {name: ratio.count for name, ratio in output.losses.items()} for label, output in outputs.items()}
 
 
 def total_loss(
-    objectives: Mapping[str, Objective], terms: Mapping[str, Terms], denominators: Denominators
+    objectives: Mapping[str, Objective], outputs: Mapping[str, ObjectiveOutput], denominators: Denominators
 ) -> jax.Array:
     """The weighted sum of all losses; a microbatch's part of it, where the denominators are of the whole batch."""
     return sum(
         objectives[label].weight * ratio.total / nonzero(jax.lax.stop_gradient(denominators[label][name]))
-        for label, term in terms.items()
-        for name, ratio in term.losses.items()
+        for label, output in outputs.items()
+        for name, ratio in output.losses.items()
     )
 
 
-def mean_metrics(terms: Mapping[str, Terms]) -> dict[str, jax.Array]:
-    """Means of all losses (each without its weight) and metrics; before the names of an extension's goes its label."""
+def mean_metrics(outputs: Mapping[str, ObjectiveOutput]) -> dict[str, jax.Array]:
+    """Means of all losses, each without its weight, and of all metrics.
+
+    Names from the objectives that the config adds are prefixed with "label/". "loss" is the captions' cross-entropy.
+    """
     return {
         name if label in (CAPTIONS, CONTRASTIVE) else f"{label}/{name}": ratio.mean()
-        for label, term in terms.items()
-        for name, ratio in {**term.losses, **term.metrics}.items()
+        for label, output in outputs.items()
+        for name, ratio in {**output.losses, **output.metrics}.items()
     }

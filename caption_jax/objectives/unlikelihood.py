@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.errors import ConfigError
-from caption_jax.objectives.objective import Batch, Objective, PyTree, Ratio, Terms
+from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
 
 if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -49,7 +49,7 @@ class Unlikelihood(Objective):
 
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
-    ) -> Terms:
+    ) -> ObjectiveOutput:
         """The loss, from the log-probability of each token of a caption at each position of it.
 
         These few logits are products of the decoder's states with rows of the output layer; of the vocabulary's others
@@ -65,7 +65,7 @@ class Unlikelihood(Objective):
         counted = candidates(targets) & (weights[..., None] > 0)
         probabilities = jnp.exp(jnp.where(counted, logits - normaliser[..., None], -jnp.inf))
         loss = -jnp.log(jnp.maximum(1 - probabilities, _LEAST))
-        return Terms(
+        return ObjectiveOutput(
             losses={"loss": Ratio(loss.sum(), weights.sum())},
             metrics={"repetition_probability": Ratio(probabilities.sum(), weights.sum())},
         )

@@ -117,7 +117,7 @@ def _settled(spec: RunSpec, topology: Topology) -> RunSpec:
 
 
 def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
-    return phases(program.state.params, program.description.spec.optimizer.rules)
+    return phases(program.abstract_state.params, program.description.spec.optimizer.rules)
 
 
 def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
@@ -133,7 +133,7 @@ def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
 
 
 def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
-    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(program.state.params).items()}
+    sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(program.abstract_state.params).items()}
     return {"all": sum(sizes.values()), "trained": sum(size for path, size in sizes.items() if path not in frozen)}
 
 
@@ -173,11 +173,11 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
             "analytic_matrix_flops": analytic,
             "bytes": cost.bytes / images,
             "memory_bytes": cost.memory_bytes / images,
-            "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.state.params},
+            "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.abstract_state.params},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
         "collectives": _collectives(cost, mesh, rows),
-        "rows_like_weights": any(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.state.params)),
+        "rows_like_weights": any(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.abstract_state.params)),
     }
     if topology.chip:
         limits = roofline(cost, topology.chip)

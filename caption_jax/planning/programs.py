@@ -16,7 +16,7 @@ from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.flops import count_matrix_flops
 from caption_jax.training.program import Program
-from caption_jax.training.step import Fixed, Microbatch, split_params
+from caption_jax.training.step import Microbatch, NonDifferentiated, split_params
 
 PyTree = Any
 _ALL_CAPTIONS = 5  # taken for `data.captions_per_image` 0: as many as COCO and Flickr have
@@ -81,11 +81,11 @@ def _context(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _variables(program: Program) -> PyTree:
-    return {"params": program.state.params, "batch_stats": program.state.batch_stats}
+    return {"params": program.abstract_state.params, "batch_stats": program.abstract_state.batch_stats}
 
 
 def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.stages.Lowered:
-    return program.update(frozen).lower(program.state, train_batch(program, rows), program.constants)
+    return program.update(frozen).lower(program.abstract_state, train_batch(program, rows), program.constants)
 
 
 def _count_train(program: Program, frozen: frozenset[str]) -> float:
@@ -93,10 +93,11 @@ def _count_train(program: Program, frozen: frozenset[str]) -> float:
     step, rows = program.train_step(frozen), _fewest(program)
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
-        return step.terms(trained, Fixed(fixed, constants), batch_stats, Microbatch(batch, 0, jax.random.key(0)))[0]
+        microbatch = Microbatch(batch, 0, jax.random.key(0))
+        return step.objective_outputs(trained, NonDifferentiated(fixed, constants), batch_stats, microbatch)[0]
 
-    trained, fixed = split_params(program.state.params, frozen)
-    arrays = trained, fixed, program.state.batch_stats, program.constants, train_batch(program, rows)
+    trained, fixed = split_params(program.abstract_state.params, frozen)
+    arrays = trained, fixed, program.abstract_state.batch_stats, program.constants, train_batch(program, rows)
     return count_matrix_flops(run, *arrays).total / rows
 
 

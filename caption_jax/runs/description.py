@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -83,8 +84,15 @@ class RunDescription:
             shared_space=self.model_settings.shared_space,
         )
 
-    def about(self) -> dict[str, Any]:
-        """All that decides what the model computes, beside its weights, for the key of a `KeptProgram`."""
+    @functools.cached_property
+    def jitted_init(self) -> Callable:
+        """The model's `init`, jitted once, so that its shapes and its values come from one trace."""
+        # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+        return jax.jit(functools.partial(self.model().init, train=False), compiler_options=options)
+
+    def cache_key(self) -> dict[str, Any]:
+        """All that decides what the model computes except its weights, for the key of a `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
             "dtype": self.spec.dtype,

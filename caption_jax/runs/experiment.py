@@ -1,39 +1,28 @@
-"""Puts a run together from its config: devices, data, words, pixels, model and pretrained weights."""
+"""Puts a run together from its config and its data: devices, splits, vocabulary, preprocessing and model."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import logging
 from etils import epath
 
 from caption_jax.backbones.protocol import Settings, stored_settings
 from caption_jax.errors import ConfigError
-from caption_jax.models.build import roberta_sizes
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.runs.transfer import transfer_weights
+from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_sizes
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.special_tokens import PAD
-from input_pipeline.tokenizer import Vocabulary, build_vocabulary
-
-PyTree = Any
-
-_INITIALISERS: dict[int, Callable] = {}  # by description, as long as it lives
+from input_pipeline.tokenizer import build_vocabulary
 
 
 @dataclass(frozen=True)
@@ -120,65 +109,6 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
     return Experiment(workdir, description, mesh, open_splits(spec.data) if splits is None else splits)
 
 
-def variable_shapes(description: RunDescription) -> PyTree:
-    """Shapes and types of the model's variables, without making them."""
-    return {"batch_stats": {}, **jax.eval_shape(*_init_call(description))}
-
-
-def initial_variables(experiment: Experiment) -> PyTree:
-    """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
-    spec, vocabulary = experiment.spec, experiment.description.vocabulary
-    variables = init_variables(experiment.description)
-    if spec.model.encoder.weights:
-        pretrained = spec.model.encoder.load(experiment.description.preprocessing.size)
-        for collection, tree in pretrained.variables.items():
-            if tree:
-                variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
-        logging.info("image encoder: weights from %s", pretrained.source)
-    if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
-        from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
-
-        text = load_roberta(spec.model.text_encoder.weights)
-        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
-        logging.info("text encoder: weights from %s", text.source)
-    if spec.model.decoder.weights:
-        from caption_jax.pretrained.roberta_decoder import start_from_roberta
-
-        rows = vocabulary.to_full(range(vocabulary.size))
-        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
-        variables["params"]["decoder"] = decoder
-    if spec.init_from:
-        variables = transfer_weights(variables, spec.init_from, vocabulary)
-    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
-    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, vocabulary.size)
-    return variables
-
-
-def init_variables(description: RunDescription) -> PyTree:
-    """Random variables of the described model: `params` and `batch_stats` (maybe none), float32."""
-    init, *arguments = _init_call(description)
-    return {"batch_stats": {}, **init(*arguments)}
-
-
-def _init_call(description: RunDescription) -> tuple:
-    """The model's initialisation, jitted, and its arguments."""
-    size = description.preprocessing.size
-    images = jnp.zeros((1, size, size, 3), jnp.float32)
-    tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
-    return _initialiser(description), jax.random.key(description.spec.seed), images, tokens
-
-
-def _initialiser(description: RunDescription) -> Callable:
-    """The same function each time, so that its shapes and its values are had from one tracing."""
-    if id(description) not in _INITIALISERS:
-        # Runs once, over small arrays: compiling it quickly matters more than running it fast.
-        options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-        init = jax.jit(functools.partial(description.model().init, train=False), compiler_options=options)
-        _INITIALISERS[id(description)] = init
-        weakref.finalize(description, _INITIALISERS.pop, id(description))
-    return _INITIALISERS[id(description)]
-
-
 def _describe(spec: RunSpec, train: Split) -> RunDescription:
     settings = _backbone_settings(spec)
     data = spec.data
@@ -186,58 +116,13 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
     shared_space, context = spec.objective.contrastive_weight > 0, spec.model.context.slots > 0
     text_encoder = text_encoder_sizes(spec, vocabulary) if shared_space or context else None
     if spec.model.decoder.weights:
-        _check_decoder_weights(spec, vocabulary)
+        check_decoder_weights(spec, vocabulary)
     model_settings = ModelSettings(
         vocabulary.size, data.max_length, stored_settings(settings), text_encoder, shared_space
     )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
     preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
     return RunDescription(spec, model_settings, preprocessing, vocabulary)
-
-
-def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Sizes of the text encoder that the config names, checked against the words that it will read.
-
-    Raises:
-        ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
-        FileNotFoundError: there is no such RoBERTa.
-    """
-    name, data = spec.model.text_encoder.weights, spec.data
-    if not name:
-        return roberta_sizes(spec.model.text_encoder, vocabulary.size, data.max_length, PAD)
-    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
-
-    sizes = load_roberta_sizes(name)
-    _check_tokenizer("config.model.text_encoder.weights", name, sizes, spec, vocabulary)
-    longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
-    if data.max_length > longest:
-        raise ConfigError(
-            f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
-            f"{longest} tokens"
-        )
-    return sizes
-
-
-def _check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
-    from caption_jax.pretrained.roberta_decoder import check_shape
-    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
-
-    name = spec.model.decoder.weights
-    sizes = load_roberta_sizes(name)
-    check_shape(sizes, spec.model.decoder, spec.data.max_length)
-    _check_tokenizer("config.model.decoder.weights", name, sizes, spec, vocabulary)
-
-
-def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], spec: RunSpec, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
-    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], spec.data.tokenizer
-    if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
-        raise ConfigError(
-            f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
-            f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
-            "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
-            f'with {key}=""'
-        )
 
 
 def _backbone_settings(spec: RunSpec) -> Settings:

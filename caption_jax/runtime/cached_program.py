@@ -1,7 +1,7 @@
-"""Programs that the next start takes up without tracing them again.
+"""Programs that the next start reads from disk instead of tracing them again.
 
 JAX's compilation cache saves compiling, not the tracing that leads there: of a model this size, seconds of Python. So
-a `KeptProgram` leaves its StableHLO in the folder of that cache, `<name>-<hash>.stablehlo`. The hash is over all that
+a `CachedProgram` leaves its StableHLO in the folder of that cache, `<name>-<hash>.stablehlo`. The hash is over all that
 it is made of: this project's sources, the versions of what traces it, the description of what the function closes over,
 and the shapes of its arguments. Like the compiled programs beside it, a file there is code that is run.
 """
@@ -31,20 +31,20 @@ _TRACED_BY = ("jax", "jaxlib", "flax", "optax")
 log = logging.getLogger(__name__)
 
 
-class KeptProgram:
-    """A jitted function on one device, kept as StableHLO where JAX keeps compiled programs.
+class CachedProgram:
+    """A jitted function on one device, cached as StableHLO where JAX caches compiled programs.
 
     Without a folder for compiled programs (`jax_compilation_cache_dir`) it is `jax.jit` of the function.
 
     Args:
         function: of arrays in dictionaries, lists, tuples and None, and with a result of such.
         name: of its files.
-        about: for JSON: all that decides what `function` computes, beside its arguments and this project's sources.
-        options: of `jax.jit`: which arguments are donated, where they lie.
+        cache_key: for JSON: all that decides what `function` computes, except its arguments and this project's sources.
+        options: of `jax.jit`: donated arguments, shardings.
     """
 
-    def __init__(self, function: Callable, name: str, about: Any, **options: Any):
-        self._name, self._about, self._options = name, about, options
+    def __init__(self, function: Callable, name: str, cache_key: Any, **options: Any):
+        self._name, self._cache_key, self._options = name, cache_key, options
         self._jitted = jax.jit(function, **options)
         self._programs: dict[Any, Callable] = {}
 
@@ -78,12 +78,50 @@ class KeptProgram:
     def _key(self, signature: str) -> str:
         settings = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")}
         device = jax.devices()[0]
-        parts = [_sources(), self._about, signature, settings, device.platform, device.device_kind]
+        parts = [_sources(), self._cache_key, signature, settings, device.platform, device.device_kind]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def cached_update(
+    update: Callable, name: str, cache_key: Any, *, state: PyTree, inputs: tuple[PyTree, ...], outputs: PyTree
+) -> Callable:
+    """A `CachedProgram` of `update(state, *inputs) -> (state, outputs)` that donates the state.
+
+    StableHLO files know dictionaries, lists and tuples only. A state of any other classes goes in and out as the list
+    of its leaves.
+
+    Args:
+        update: the function; the state that it returns has the structure of the one that it takes.
+        name: of its files.
+        cache_key: see `CachedProgram`.
+        state: shardings of the state's arrays, in its structure.
+        inputs: shardings of the other arguments.
+        outputs: sharding of the other result.
+    """
+    shardings, structure = jax.tree.flatten(state)
+
+    def update_leaves(leaves: list[jax.Array], *arguments: PyTree) -> tuple[list[jax.Array], PyTree]:
+        new_state, result = update(structure.unflatten(leaves), *arguments)
+        return jax.tree.leaves(new_state), result
+
+    program = CachedProgram(
+        update_leaves,
+        name,
+        {**cache_key, "state": str(structure)},
+        donate_argnums=0,
+        in_shardings=(shardings, *inputs),
+        out_shardings=(shardings, outputs),
+    )
+
+    def run(state: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
+        leaves, result = program(jax.tree.leaves(state), *arguments)
+        return structure.unflatten(leaves), result
+
+    return run
+
+
 def source_of(cls: type) -> str:
-    """A hash of the file that defines a class, for `about`: an extension need not be of this project's sources."""
+    """A hash of the file that defines a class, for a cache key: an extension need not be of this project's sources."""
     return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
 
 

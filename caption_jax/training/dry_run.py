@@ -13,7 +13,8 @@ from caption_jax.files import absolute
 from caption_jax.objectives.constants import prepare_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.runs.checkpoints import has_checkpoint
-from caption_jax.runs.experiment import Experiment, initial_variables, prepare_experiment
+from caption_jax.runs.experiment import Experiment, prepare_experiment
+from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
 from caption_jax.training.loop import open_batches, validation_evaluator
@@ -53,8 +54,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     """
     experiment = prepare_experiment(spec, absolute(workdir))
     resolved = experiment.resolved()
-    if "val" in experiment.splits:
-        validation_evaluator(experiment)
+    validation_evaluator(experiment)
     program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
     program = program.with_constants(prepare_constants(program.objectives, experiment))
     state = program.start(initial_variables(experiment))

@@ -23,7 +23,8 @@ from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import open_context, usual_kind
 from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.checkpoints import Checkpoints, Restored, read_weights
-from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.runs.experiment import Experiment, start_experiment
+from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
@@ -31,7 +32,7 @@ from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.tracing import Trace
 from caption_jax.training.batch_placer import batch_placer
-from caption_jax.training.program import make_program
+from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
@@ -55,32 +56,35 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment |
 
 
 class Run:
-    """One process's part in a training run. `train` is the loop; the rest are the things it does now and then."""
+    """One process's part in a training run. `train` is the loop; the other methods are periodic work around it.
+
+    Attributes:
+        experiment: the run's fixed parts.
+        spec: its config with what depends on the data filled in, such as the number of steps.
+        program: what is compiled.
+        state: the arrays that are trained.
+        batches: an endless iterator over batches on the devices.
+    """
 
     def __init__(self, experiment: Experiment):
-        spec = experiment.resolved()
-        self.experiment, self.spec, self.steps = experiment, spec, spec.train.steps
-        program = make_program(experiment.description, experiment.mesh, self.steps)
-        constants = prepare_constants(program.objectives, experiment)
-        self.program = program.with_constants(constants)
-        self.constant_fingerprints = fingerprints(constants)
-        if jax.process_index() == 0:
-            store_constants(program.objectives, constants, experiment.workdir)
+        self.experiment, self.spec = experiment, experiment.resolved()
+        self.steps = self.spec.train.steps
         self.checkpoints = Checkpoints(experiment.workdir)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
-        self.clock = Clock(self.steps, spec.data.batch_size, experiment.mesh.size)
+        self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
-        if "val" in experiment.splits:  # before anything takes long: it checks the evaluators that the config names
-            self.evaluator = validation_evaluator(experiment)
-        restored = self._start_or_go_on()
-        if "val" in experiment.splits:
+        self.evaluator = validation_evaluator(experiment)  # checks what the config names before anything takes long
+        self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
+        self.state, restored = self._first_state()
+        self.samples = None
+        if self.evaluator is not None:
             self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
         if restored is not None:
             self._resume(restored)
         self.monitor = Monitor(
             experiment.workdir,
-            as_mapping(spec),
+            as_mapping(self.spec),
             is_main_process=jax.process_index() == 0,
             total_steps=self.steps,
             start_step=int(self.state.step),
@@ -93,12 +97,12 @@ class Run:
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
         with self.batches, contextlib.closing(trace):
-            for end, update in self._phases(step):
+            for end, train_step in self._freezing_phases(step):
                 while step < end and not self._out_of_patience():
                     trace.before_step(step, self.state)
                     with self.clock.waiting():
                         batch = next(self.batches)
-                    self.state, metrics = update(self.state, batch, self.program.constants)
+                    self.state, metrics = train_step(self.state, batch, self.program.constants)
                     step += 1
                     finite.push(step, metrics, batch["index"])
                     if self._is_due(step, self.spec.train.log_every):
@@ -128,23 +132,17 @@ class Run:
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
 
-    def _start_or_go_on(self) -> Restored | None:
-        """Makes the state of the first step, or reads the newest checkpoint. All of it lies on the devices, sharded.
-
-        Returns:
-            The checkpoint.
-        """
-        placed = self.program.state
-        restored = self.checkpoints.restore(placed.weights(), placed.remainder())
-        if restored is None:
-            self.artifacts.forget_after(0)
-            self.state = self.program.start(initial_variables(self.experiment))
-        else:
-            self.state = placed.replace_from(restored.weights, restored.train)
-        return restored
+    def _first_state(self) -> tuple[TrainState, Restored | None]:
+        """The initial state, or that of the newest checkpoint with the rest of it; sharded over the devices."""
+        abstract = self.program.abstract_state
+        restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
+        if restored is not None:
+            return abstract.from_checkpoint(restored.weights, restored.train), restored
+        self.artifacts.forget_after(0)
+        return self.program.start(initial_variables(self.experiment)), None
 
     def _resume(self, restored: Restored) -> None:
-        """Takes from a checkpoint what is not on the devices."""
+        """Restores what a checkpoint holds beside the state: data iterator, clock, early stopping, artifacts."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
@@ -159,15 +157,15 @@ class Run:
             return Weights(self.state.weights(), int(self.state.step))
         return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
-    def _phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        """(last step, jitted update) of each stretch, from `step` on, in which the same parameters are frozen."""
+    def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
+        """(last step, compiled training step) of each phase, from `step` on; between phases parameters are unfrozen."""
         starts = phases(self.state.params, self.spec.optimizer.rules)
         ends = [start for start, _ in starts[1:]] + [self.steps]
         for (start, frozen), end in zip(starts, ends, strict=True):
             start, end = max(start, step), min(end, self.steps)
             if start < end and not self._out_of_patience():
                 logging.info("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
-                yield end, self.program.kept_update(frozen)
+                yield end, self.program.cached_update(frozen)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
@@ -185,7 +183,7 @@ class Run:
                 "constants": self.constant_fingerprints,
             }
             weights = self.state.weights()
-            self.checkpoints.save(step, weights, self.state.remainder(), records)
+            self.checkpoints.save(step, weights, self.state.resume_only(), records)
             if self.progress["best"] is None:  # until an evaluation finds one, the last model serves as the best
                 self.artifacts.write(step, weights)
 
@@ -204,7 +202,7 @@ class Run:
         Returns:
             Whether they are.
         """
-        if "val" not in self.experiment.splits:
+        if self.evaluator is None:
             return False
         with self.clock.paused():
             weights = self.state.weights()
@@ -226,12 +224,27 @@ class Run:
             return False
 
 
-def validation_evaluator(experiment: Experiment) -> SplitEvaluator:
-    """The evaluator that an experiment's training calls now and then.
+def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Program, dict[str, str]]:
+    """The program of a run, with its objectives' constants on the devices and stored in the workdir.
+
+    Returns:
+        The program; fingerprints of the constants, which a resumed run compares.
+    """
+    program = make_program(experiment.description, experiment.mesh, steps)
+    constants = prepare_constants(program.objectives, experiment)
+    if jax.process_index() == 0:
+        store_constants(program.objectives, constants, experiment.workdir)
+    return program.with_constants(constants), fingerprints(constants)
+
+
+def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
+    """The evaluator that training calls every `config.train.eval_every` steps; None for data without that split.
 
     Raises:
         ConfigError: an evaluator does not fit the run, or none reports `config.train.best_metric`.
     """
+    if "val" not in experiment.splits:
+        return None
     train = experiment.spec.train
     evaluator = SplitEvaluator(experiment, "val", train.eval_images)
     evaluator.check_metric(train.best_metric)
@@ -247,13 +260,13 @@ def finish(run: Run) -> Assessment | None:
         multihost_utils.sync_global_devices("best model written")  # by the first process; all of them read it
     if jax.process_index() == 0:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
-    if "val" not in experiment.splits:
+    if run.evaluator is None:
         return None
     return evaluate_best(experiment, run.evaluator.over_all(), "val", java=False)
 
 
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
-    """The training batches, made ahead and put on the devices by a thread."""
+    """The training batches, prepared and put on the devices ahead of time by a thread."""
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", usual_kind(experiment))
     batches = train_batches(

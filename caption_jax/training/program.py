@@ -1,4 +1,4 @@
-"""What a run computes, apart from its data: where the state lies on the devices, and the jitted updates."""
+"""What a run computes, apart from its data: the shardings of its state, and its jitted updates."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from caption_jax.objectives.total_objective import objectives_of
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.experiment import variable_shapes
-from caption_jax.runtime.cached_program import KeptProgram, source_of
+from caption_jax.runs.initial_variables import variable_shapes
+from caption_jax.runtime.cached_program import cached_update, source_of
 from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
-from caption_jax.training.step import Batch, Metrics, TrainStep
+from caption_jax.training.step import TrainStep
 
 PyTree = Any
 
 
 @dataclass(frozen=True)
 class Program:
-    """A run's state and updates, on a mesh of devices that need not be there.
+    """A run's state and updates, on a mesh that may be abstract (for planning without the hardware).
 
     Attributes:
-        description: model, pixels and words.
-        mesh: of the devices.
-        steps: of the whole run.
-        optimizer: of all parameters.
+        description: what model, pixels and words are.
+        mesh: devices, or their description.
+        steps: updates of the whole run, for the learning-rate schedule.
+        optimizer: a transformation of gradients for all parameters.
         schedule: learning rate by step.
-        state: shapes, types and places of the state's arrays; no arrays, which are `Run.state`.
-        constants: of the objectives, by label, on the devices.
+        abstract_state: shapes, dtypes and shardings of the state's arrays. The arrays themselves are `Run.state`.
+        constants: arrays that objectives precomputed from the training split, by label, on the devices.
     """
 
     description: RunDescription
@@ -43,13 +43,13 @@ class Program:
     steps: int
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    state: TrainState
+    abstract_state: TrainState
     constants: Mapping[str, PyTree] = field(default_factory=dict)
 
     @property
     def shardings(self) -> PyTree:
-        """Where the arrays of the state lie."""
-        return jax.tree.map(lambda leaf: leaf.sharding, self.state)
+        """The shardings of the state's arrays."""
+        return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -68,48 +68,39 @@ class Program:
         return jax.device_put(create(variables), self.shardings)
 
     def update(self, frozen: frozenset[str]) -> Callable:
-        """The jitted `TrainStep` under which the parameters at the paths `frozen` stay as they are.
-
-        It takes the state, a batch and `constants`.
-        """
+        """The jitted `TrainStep` that does not train the parameters at the paths `frozen`."""
         return jax.jit(
             self.train_step(frozen),
             donate_argnums=0,
-            in_shardings=(self.shardings, batch_sharding(self.mesh), replicated(self.mesh)),
+            in_shardings=(self.shardings, *self._input_shardings),
             out_shardings=(self.shardings, replicated(self.mesh)),
         )
 
-    def kept_update(self, frozen: frozenset[str]) -> Callable:
-        """`update`, on one CPU as a `KeptProgram`, which the next start does not trace again; untried elsewhere."""
+    def cached_update(self, frozen: frozenset[str]) -> Callable:
+        """`update`, on a single CPU cached on disk, so that the next start doesn't trace it; untested elsewhere."""
         if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
             return self.update(frozen)
-        step, (shardings, structure) = self.train_step(frozen), jax.tree.flatten(self.shardings)
-
-        def flat_step(leaves: list[jax.Array], batch: Batch, constants: PyTree) -> tuple[list[jax.Array], Metrics]:
-            state, metrics = step(structure.unflatten(leaves), batch, constants)
-            return jax.tree.leaves(state), metrics
-
-        kept = KeptProgram(
-            flat_step,
+        spec = self.description.spec
+        cache_key = {
+            **self.description.cache_key(),
+            "spec": as_mapping(spec),
+            "steps": self.steps,
+            "frozen": sorted(frozen),
+            "extensions": [source_of(type(objective)) for objective in spec.objective.terms.values()],
+        }
+        return cached_update(
+            self.train_step(frozen),
             "train_step",
-            {
-                **self.description.about(),
-                "spec": as_mapping(self.description.spec),
-                "steps": self.steps,
-                "frozen": sorted(frozen),
-                "state": str(structure),
-                "extensions": [source_of(type(term)) for term in self.description.spec.objective.terms.values()],
-            },
-            donate_argnums=0,
-            in_shardings=(shardings, batch_sharding(self.mesh), replicated(self.mesh)),
-            out_shardings=(shardings, replicated(self.mesh)),
+            cache_key,
+            state=self.shardings,
+            inputs=self._input_shardings,
+            outputs=replicated(self.mesh),
         )
 
-        def update(state: TrainState, batch: Batch, constants: PyTree) -> tuple[TrainState, Metrics]:
-            leaves, metrics = kept(jax.tree.leaves(state), batch, constants)
-            return structure.unflatten(leaves), metrics
-
-        return update
+    @property
+    def _input_shardings(self) -> tuple[jax.sharding.Sharding, jax.sharding.Sharding]:
+        """Of the batch, and of the objectives' constants."""
+        return batch_sharding(self.mesh), replicated(self.mesh)
 
     def train_step(self, frozen: frozenset[str]) -> TrainStep:
         """The step before it is jitted."""
@@ -136,9 +127,9 @@ def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: in
     optimizer, schedule = make_optimizer(spec.optimizer, variables["params"], steps)
     shapes = jax.eval_shape(lambda tree: create_state(tree, optimizer, averaged=spec.optimizer.ema > 0), variables)
     owners = parameter_shardings(shapes.params, spec.mesh.rules, mesh)
-    state = jax.tree.map(
+    abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings_like(shapes, shapes.params, owners, mesh),
     )
-    return Program(description, mesh, steps, optimizer, jax.jit(schedule), state)
+    return Program(description, mesh, steps, optimizer, jax.jit(schedule), abstract_state)

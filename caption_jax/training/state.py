@@ -35,19 +35,19 @@ class TrainState(flax.struct.PyTreeNode):
         """The variables that evaluation and inference use: averaged parameters where there are any."""
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
-    def remainder(self) -> PyTree:
-        """What a checkpoint must hold besides `weights` for the run to resume."""
+    def resume_only(self) -> PyTree:
+        """The arrays that only a resumed run needs, beside `weights`."""
         raw = {} if self.ema is None else {"params": self.params}
         return {"step": self.step, "opt_state": to_saved(self.opt_state), **raw}
 
-    def replace_from(self, weights: PyTree, remainder: PyTree) -> TrainState:
-        """The inverse of `weights` and `remainder`."""
+    def from_checkpoint(self, weights: PyTree, resume_only: PyTree) -> TrainState:
+        """The inverse of `weights` and `resume_only`; `self` may be abstract."""
         averaged = self.ema is not None
         return self.replace(
-            step=remainder["step"],
-            params=remainder["params"] if averaged else weights["params"],
+            step=resume_only["step"],
+            params=resume_only["params"] if averaged else weights["params"],
             batch_stats=weights["batch_stats"],
-            opt_state=from_saved(remainder["opt_state"], like=self.opt_state),
+            opt_state=from_saved(resume_only["opt_state"], like=self.opt_state),
             ema=weights["params"] if averaged else None,
         )
 

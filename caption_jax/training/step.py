@@ -1,7 +1,7 @@
 """One update as a pure function of state and batch; the loop does all input and output.
 
-`TrainStep.__call__` reads from first to last: gradient of the objectives' terms, optimizer, moving average, metrics.
-What is differentiated is `TrainStep.terms`: augment and normalise, encode, decode, objectives.
+`TrainStep.__call__` reads from first to last: gradient of the total loss, optimizer, moving average, metrics. The
+forward pass that is differentiated is `TrainStep.objective_outputs`: augment and normalise, encode, decode, objectives.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from caption_jax.augment import augment
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass, target_weights
-from caption_jax.objectives.objective import Objective, Terms
+from caption_jax.objectives.objective import Objective, ObjectiveOutput
 from caption_jax.objectives.total_objective import Denominators, check_batch, counts, mean_metrics, total_loss
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
@@ -31,45 +31,6 @@ PyTree = Any
 Batch = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
 Parameters = dict[str, jax.Array]  # by path, such as "decoder/embedding"
-
-
-class Microbatch(NamedTuple):
-    """The rows of a batch that are computed at a time.
-
-    Attributes:
-        batch: these rows; row r is row r * grad_accum_steps + index of the whole batch.
-        index: number of the microbatch.
-        key: of the step.
-    """
-
-    batch: Batch
-    index: int | jax.Array
-    key: jax.Array
-
-    @property
-    def augmentation_key(self) -> jax.Array:
-        """The same for all microbatches: augmentation does not depend on how a batch is split."""
-        return jax.random.fold_in(self.key, 0)
-
-    @property
-    def dropout_key(self) -> jax.Array:
-        """Of this microbatch alone."""
-        return jax.random.fold_in(self.key, self.index + 1)
-
-
-class Fixed(NamedTuple):
-    """What a gradient is not of: frozen parameters, and the objectives' constants by label."""
-
-    params: Parameters
-    constants: Mapping[str, PyTree]
-
-
-class Gradient(NamedTuple):
-    """Of the loss, by path; with the statistics of batch norms and the terms that the same pass computed."""
-
-    gradients: Parameters
-    batch_stats: PyTree
-    terms: dict[str, Terms]
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,10 +49,10 @@ class TrainStep:
 
     Attributes:
         model: its batch norms with frozen parameters run on stored statistics.
-        optimizer: of all parameters.
+        optimizer: a transformation of gradients for all parameters.
         preprocessing: from uint8 pixels to the encoder's input.
-        spec: of the run.
-        frozen: paths of the parameters that stay as they are.
+        spec: the run's config; what depends on the number of images is not read here.
+        frozen: paths of the parameters that are not trained.
         objectives: terms of the loss, by label.
         text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
         mesh: devices that the batch is spread over; None for one.
@@ -112,9 +73,9 @@ class TrainStep:
         """One update.
 
         Args:
-            state: before it.
-            batch: whole, over all devices.
-            constants: of the objectives, by label.
+            state: the state before it.
+            batch: the global batch; see `input_pipeline.batches` for its fields.
+            constants: arrays that objectives precomputed from the training split, by label.
 
         Raises:
             ConfigError: the batch lacks a field that an objective reads.
@@ -122,28 +83,31 @@ class TrainStep:
         check_batch(self.objectives, batch)
         step_key = jax.random.fold_in(jax.random.key(self.spec.seed), state.step)
         trainable, frozen = split_params(state.params, self.frozen)
-        found = self._gradient(trainable, Fixed(frozen, constants or {}), state.batch_stats, batch, step_key)
-        params, opt_state = self._optimize(state, found.gradients, frozen)
+        result = self._gradient(
+            trainable, NonDifferentiated(frozen, constants or {}), state.batch_stats, batch, step_key
+        )
+        params, opt_state = self._optimize(state, result.gradients, frozen)
         ema = None if state.ema is None else ema_update(state.ema, params, self.spec.optimizer.ema, state.step)
         metrics = {
-            **mean_metrics(found.terms),
-            "gradient_norm": optax.tree.norm(found.gradients),
+            **mean_metrics(result.outputs),
+            "gradient_norm": optax.tree.norm(result.gradients),
             "parameter_norm": optax.tree.norm(params),
             "tokens": target_weights(batch).sum(),
         }
         new_state = state.replace(
-            step=state.step + 1, params=params, batch_stats=found.batch_stats, opt_state=opt_state, ema=ema
+            step=state.step + 1, params=params, batch_stats=result.batch_stats, opt_state=opt_state, ema=ema
         )
         return new_state, metrics
 
-    def terms(
-        self, trainable: Parameters, fixed: Fixed, batch_stats: PyTree, microbatch: Microbatch
-    ) -> tuple[dict[str, Terms], PyTree]:
-        """The objectives' terms of a microbatch by label, and the statistics of batch norms after it."""
+    def objective_outputs(
+        self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, microbatch: Microbatch
+    ) -> tuple[dict[str, ObjectiveOutput], PyTree]:
+        """The forward pass: the objectives' outputs for a microbatch, by label, and the new batch-norm statistics."""
         images, start_after = self._encoder_input(microbatch)
-        params = traverse_util.unflatten_dict({**fixed.params, **trainable}, sep="/")
+        params = traverse_util.unflatten_dict({**constant.frozen, **trainable}, sep="/")
 
-        def objective_terms(model: ImageCaptioningModel) -> dict[str, Terms]:
+        # `apply` binds the model to its variables and calls this with it: objectives may call any of its methods.
+        def all_objectives(model: ImageCaptioningModel) -> dict[str, ObjectiveOutput]:
             forward = ForwardPass(
                 model,
                 images,
@@ -157,19 +121,19 @@ class TrainStep:
                     model,
                     forward,
                     microbatch.batch,
-                    fixed.constants.get(label, {}),
+                    constant.constants.get(label, {}),
                     jax.random.fold_in(microbatch.dropout_key, zlib.crc32(label.encode())),
                 )
                 for label, objective in self.objectives.items()
             }
 
-        terms, updated = self.model.apply(
+        outputs, updated = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
             rngs={"dropout": microbatch.dropout_key},
             mutable=["batch_stats"],
-            method=objective_terms,
+            method=all_objectives,
         )
-        return terms, updated["batch_stats"]
+        return outputs, updated["batch_stats"]
 
     def _encoder_input(self, microbatch: Microbatch) -> tuple[jax.Array, str]:
         """Normalised pixels or stored features, and the encoder's stage that they are the output of ("" for pixels)."""
@@ -181,53 +145,59 @@ class TrainStep:
         return self.preprocessing.normalise(images), ""
 
     def _gradient(
-        self, trainable: Parameters, fixed: Fixed, batch_stats: PyTree, batch: Batch, step_key: jax.Array
-    ) -> Gradient:
-        """The gradient over the whole batch."""
+        self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, batch: Batch, step_key: jax.Array
+    ) -> GradientResult:
+        """The gradient of the total loss over the whole batch, microbatch by microbatch."""
         grad_accum_steps = self.spec.optimizer.accumulation
         if grad_accum_steps == 1:
-            return self._microbatch_gradient(trainable, fixed, batch_stats, Microbatch(batch, 0, step_key))
+            return self._microbatch_gradient(trainable, constant, batch_stats, Microbatch(batch, 0, step_key))
         rows = jax.tree.map(lambda array: _split_rows(array, grad_accum_steps), batch)
         items = (jnp.arange(grad_accum_steps), rows)
 
         def microbatch_counts(item: tuple[jax.Array, Batch]) -> Denominators:
             index, rows = item
-            return counts(self.terms(trainable, fixed, batch_stats, Microbatch(rows, index, step_key))[0])
+            outputs, _ = self.objective_outputs(trainable, constant, batch_stats, Microbatch(rows, index, step_key))
+            return counts(outputs)
 
-        # Of the terms XLA computes what their counts depend on: masks, and nothing of the model.
+        # Each microbatch's terms are divided by counts over the whole batch, so those come first. XLA removes the
+        # model's forward pass from this, as nothing but counts is read: what is left are sums of masks.
         denominators = jax.tree.map(jnp.sum, jax.lax.map(microbatch_counts, items))
 
         def add_microbatch(
             sums: tuple[Parameters, PyTree], item: tuple[jax.Array, Batch]
-        ) -> tuple[tuple[Parameters, PyTree], dict[str, Terms]]:
+        ) -> tuple[tuple[Parameters, PyTree], dict[str, ObjectiveOutput]]:
             gradients, batch_stats = sums
             index, rows = item
             new = self._microbatch_gradient(
-                trainable, fixed, batch_stats, Microbatch(rows, index, step_key), denominators
+                trainable, constant, batch_stats, Microbatch(rows, index, step_key), denominators
             )
-            return (jax.tree.map(jnp.add, gradients, new.gradients), new.batch_stats), new.terms
+            return (jax.tree.map(jnp.add, gradients, new.gradients), new.batch_stats), new.outputs
 
         start = (jax.tree.map(jnp.zeros_like, trainable), batch_stats)
-        (gradients, batch_stats), terms = jax.lax.scan(add_microbatch, start, items)
-        return Gradient(gradients, batch_stats, jax.tree.map(lambda each: each.sum(0), terms))
+        (gradients, batch_stats), outputs = jax.lax.scan(add_microbatch, start, items)
+        return GradientResult(gradients, batch_stats, jax.tree.map(lambda each: each.sum(0), outputs))
 
     def _microbatch_gradient(
         self,
         trainable: Parameters,
-        fixed: Fixed,
+        constant: NonDifferentiated,
         batch_stats: PyTree,
         microbatch: Microbatch,
         denominators: Denominators | None = None,
-    ) -> Gradient:
-        """A microbatch's part of the gradient; `denominators` are the whole batch's, None for those of these rows."""
+    ) -> GradientResult:
+        """A microbatch's contribution to the gradient.
 
-        def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, Terms]]]:
-            terms, updated = self.terms(trainable, fixed, batch_stats, microbatch)
-            divided_by = counts(terms) if denominators is None else denominators
-            return total_loss(self.objectives, terms, divided_by), (updated, terms)
+        `denominators` are the counts of the whole batch, or None where these rows are the whole batch. The value of the
+        total loss is not kept: the metrics report each of its terms.
+        """
 
-        gradients, (updated, terms) = jax.grad(loss, has_aux=True)(trainable)
-        return Gradient(gradients, updated, terms)
+        def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, ObjectiveOutput]]]:
+            outputs, updated = self.objective_outputs(trainable, constant, batch_stats, microbatch)
+            divided_by = counts(outputs) if denominators is None else denominators
+            return total_loss(self.objectives, outputs, divided_by), (updated, outputs)
+
+        gradients, (updated, outputs) = jax.grad(loss, has_aux=True)(trainable)
+        return GradientResult(gradients, updated, outputs)
 
     def _optimize(self, state: TrainState, gradients: Parameters, frozen: Parameters) -> tuple[PyTree, optax.OptState]:
         """New parameters, and the optimizer's new state.
@@ -239,6 +209,50 @@ class TrainStep:
         full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
         updates, opt_state = self.optimizer.update(full, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
+
+
+class Microbatch(NamedTuple):
+    """A slice of the batch that is processed in one forward and backward pass.
+
+    Attributes:
+        batch: its rows; row r is row r * grad_accum_steps + index of the whole batch.
+        index: number of the microbatch.
+        key: the step's PRNG key.
+    """
+
+    batch: Batch
+    index: int | jax.Array
+    key: jax.Array
+
+    @property
+    def augmentation_key(self) -> jax.Array:
+        """The same for all microbatches: augmentation does not depend on how a batch is split."""
+        return jax.random.fold_in(self.key, 0)
+
+    @property
+    def dropout_key(self) -> jax.Array:
+        """A key for this microbatch only."""
+        return jax.random.fold_in(self.key, self.index + 1)
+
+
+class NonDifferentiated(NamedTuple):
+    """Inputs of the forward pass held constant during differentiation.
+
+    Attributes:
+        frozen: parameters that are not trained at this step, by path.
+        constants: arrays that objectives precomputed from the training split, by label.
+    """
+
+    frozen: Parameters
+    constants: Mapping[str, PyTree]
+
+
+class GradientResult(NamedTuple):
+    """Gradients by parameter path, with the batch-norm statistics and objectives' outputs of the same forward pass."""
+
+    gradients: Parameters
+    batch_stats: PyTree
+    outputs: dict[str, ObjectiveOutput]
 
 
 def split_params(params: PyTree, frozen: frozenset[str]) -> tuple[Parameters, Parameters]:

@@ -17,7 +17,8 @@ from caption_jax.feature_cache.features import cache_key
 from caption_jax.parameters.paths import flatten
 from caption_jax.planning.plan import Request, plan
 from caption_jax.runs.checkpoints import read_weights
-from caption_jax.runs.experiment import Experiment, init_variables, start_experiment, variable_shapes
+from caption_jax.runs.experiment import Experiment, start_experiment
+from caption_jax.runs.initial_variables import init_variables, variable_shapes
 from caption_jax.runs.workdir import read_description
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate

@@ -19,7 +19,8 @@ from resume_run import rows
 
 from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
 from caption_jax.parameters.paths import flatten
-from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.runs.experiment import Experiment, start_experiment
+from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import Run
 from caption_jax.training.state import TrainState

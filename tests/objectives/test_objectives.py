@@ -19,7 +19,7 @@ from caption_jax.objectives.constants import (
     store_constants,
     stored_constants,
 )
-from caption_jax.objectives.objective import Ratio, Terms
+from caption_jax.objectives.objective import ObjectiveOutput, Ratio
 from caption_jax.objectives.total_objective import check_batch, mean_metrics, objectives_of, total_loss
 from caption_jax.specs import ObjectiveSpec, RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
@@ -74,7 +74,10 @@ def test_a_run_is_not_resumed_with_other_constants(tmp_path):
 def test_terms_are_divided_by_the_counts_of_the_whole_batch():
     objectives = {"captions": FrequentTokens(1.0), "own": FrequentTokens(0.5)}
     ratio = Ratio(np.float32(6), np.float32(4))
-    terms = {label: Terms({"loss": ratio}, {"nothing": Ratio(np.float32(0), np.float32(0))}) for label in objectives}
+    terms = {
+        label: ObjectiveOutput({"loss": ratio}, {"nothing": Ratio(np.float32(0), np.float32(0))})
+        for label in objectives
+    }
     whole = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
     assert float(total_loss(objectives, terms, whole)) == 6 / 12 + 0.5 * 6 / 8
     means = mean_metrics(terms)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caption_jax.objectives.objective import Objective, Ratio, Terms
+from caption_jax.objectives.objective import Objective, ObjectiveOutput, Ratio
 
 NAME = "token_frequencies:FrequentTokens"
 
@@ -25,7 +25,7 @@ class FrequentTokens(Objective):
 
     def __call__(self, model, forward, batch, constants, key):
         expected = jax.nn.softmax(forward.decoded.logits) @ constants["tokens"]["frequency"]
-        return Terms({"loss": Ratio((expected * forward.weights).sum(), forward.weights.sum())}, {})
+        return ObjectiveOutput({"loss": Ratio((expected * forward.weights).sum(), forward.weights.sum())}, {})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,4 +37,4 @@ class SpreadOfImages(Objective):
     batch_fields = ("mask", "depth")
 
     def __call__(self, model, forward, batch, constants, key):
-        return Terms({"loss": Ratio(jnp.var(forward.images.vector), jnp.ones(()))}, {})
+        return ObjectiveOutput({"loss": Ratio(jnp.var(forward.images.vector), jnp.ones(()))}, {})

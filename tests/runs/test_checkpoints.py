@@ -43,16 +43,16 @@ def template(state: TrainState, shardings=None) -> TrainState:
 
 
 def save(checkpoints: Checkpoints, state: TrainState, records: dict = RECORDS) -> None:
-    checkpoints.save(int(state.step), state.weights(), state.remainder(), records)
+    checkpoints.save(int(state.step), state.weights(), state.resume_only(), records)
 
 
 def restore(workdir: Path, wanted: TrainState) -> tuple[TrainState, dict] | None:
     checkpoints = Checkpoints(workdir)
     try:
-        found = checkpoints.restore(wanted.weights(), wanted.remainder())
+        found = checkpoints.restore(wanted.weights(), wanted.resume_only())
     finally:
         checkpoints.close()
-    return found and (wanted.replace_from(found.weights, found.train), found.records)
+    return found and (wanted.from_checkpoint(found.weights, found.train), found.records)
 
 
 def filled(workdir: Path, *states: TrainState) -> Path:

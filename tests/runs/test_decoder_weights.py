@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from small_roberta import roberta_config, write_roberta
 from transformers import FlaxRobertaForMaskedLM
 
-from caption_jax.runs.experiment import initial_variables, start_experiment
+from caption_jax.runs.experiment import start_experiment
+from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec
 
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from small_roberta import TEXTS, roberta_config, write_roberta
 from transformers import FlaxRobertaModel
 
-from caption_jax.runs.experiment import Experiment, initial_variables, start_experiment
+from caption_jax.runs.experiment import Experiment, start_experiment
+from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec
 from input_pipeline.tokenizer import Tokenizer
 

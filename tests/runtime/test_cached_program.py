@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from caption_jax.runtime.cached_program import KeptProgram
+from caption_jax.runtime.cached_program import CachedProgram
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def kept(folder) -> list[str]:
 
 def test_another_start_traces_nothing(folder):
     first, second = Counted(), Counted()
-    expected = KeptProgram(first, "count", {"layers": 3})(*ARGUMENTS)
-    found = KeptProgram(second, "count", {"layers": 3})(*ARGUMENTS)
+    expected = CachedProgram(first, "count", {"layers": 3})(*ARGUMENTS)
+    found = CachedProgram(second, "count", {"layers": 3})(*ARGUMENTS)
     assert (first.traced, second.traced) == (1, 0)
     np.testing.assert_array_equal(found[0], [0, 2, 4])
     assert found[1] == expected[1] == 6
@@ -56,26 +56,26 @@ def test_another_start_traces_nothing(folder):
     ],
 )
 def test_what_differs_is_traced_anew(folder, about, arguments):
-    KeptProgram(Counted(), "count", {"layers": 3})(*ARGUMENTS)
+    CachedProgram(Counted(), "count", {"layers": 3})(*ARGUMENTS)
     other = Counted()
-    found = KeptProgram(other, "count", about)(*arguments)
+    found = CachedProgram(other, "count", about)(*arguments)
     assert other.traced == 1 and len(kept(folder)) == 2
     np.testing.assert_array_equal(found[1], Counted()(*arguments)[1])
 
 
 def test_a_file_cut_short_is_made_again(folder, caplog):
-    KeptProgram(Counted(), "count", {})(*ARGUMENTS)
+    CachedProgram(Counted(), "count", {})(*ARGUMENTS)
     (file,) = folder.glob("*.stablehlo")
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
     again = Counted()
-    assert KeptProgram(again, "count", {})(*ARGUMENTS)[1] == 6
+    assert CachedProgram(again, "count", {})(*ARGUMENTS)[1] == 6
     assert again.traced == 1 and "made again" in caplog.text
     third = Counted()
-    assert KeptProgram(third, "count", {})(*ARGUMENTS)[1] == 6 and third.traced == 0
+    assert CachedProgram(third, "count", {})(*ARGUMENTS)[1] == 6 and third.traced == 0
 
 
 def test_without_a_folder_nothing_is_kept(folder):
     jax.config.update("jax_compilation_cache_dir", None)
-    assert KeptProgram(Counted(), "count", {})(*ARGUMENTS)[1] == 6
+    assert CachedProgram(Counted(), "count", {})(*ARGUMENTS)[1] == 6
     assert kept(folder) == []

@@ -11,7 +11,8 @@ from etils import epath
 from small_run import quick_compilation
 
 from caption_jax.parameters.sharding import put_batch
-from caption_jax.runs.experiment import init_variables, open_experiment
+from caption_jax.runs.experiment import open_experiment
+from caption_jax.runs.initial_variables import init_variables
 from caption_jax.runs.workdir import read_spec
 from caption_jax.training import program as module
 from caption_jax.training.program import Program, make_program
@@ -65,9 +66,9 @@ def two_steps(program: Program, update) -> tuple[dict, dict]:
 def test_another_start_takes_the_step_up_and_does_the_same(small_workdir, traces):
     with quick_compilation():
         first, again = (program_on_one_device(small_workdir) for _ in range(2))
-        kept = two_steps(first, first.kept_update(FROZEN))
+        kept = two_steps(first, first.cached_update(FROZEN))
         assert len(traces) == 1
-        taken_up = two_steps(again, again.kept_update(FROZEN))
+        taken_up = two_steps(again, again.cached_update(FROZEN))
         assert len(traces) == 1
         jax.tree.map(np.testing.assert_array_equal, taken_up, kept)
         jitted = two_steps(first, first.update(FROZEN))
@@ -86,9 +87,9 @@ def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypat
 
     monkeypatch.setattr(module, "TrainStep", make_short_step)
     program = program_on_one_device(small_workdir)
-    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.state)
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.abstract_state)
     batch = put_batch({"mask": np.ones(4, bool)}, program.mesh)
-    program.kept_update(FROZEN)(state, batch, {})
+    program.cached_update(FROZEN)(state, batch, {})
     frozen, steps, description = FROZEN, 10, program.description
     if change == "frozen":
         frozen = frozenset()
@@ -98,7 +99,7 @@ def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypat
         objective = dataclasses.replace(description.spec.objective, label_smoothing=0.2)
         description = dataclasses.replace(description, spec=dataclasses.replace(description.spec, objective=objective))
     other = make_program(description, program.mesh, steps)
-    assert int(other.kept_update(frozen)(state, batch, {})[1]["rows"]) == 4
+    assert int(other.cached_update(frozen)(state, batch, {})[1]["rows"]) == 4
     assert len(traces) == 2
-    other.kept_update(frozen)(state, batch, {})
+    other.cached_update(frozen)(state, batch, {})
     assert len(traces) == 2

@@ -76,10 +76,10 @@ def resumed(run: Run, workdir: Path) -> TrainState:
     )
     checkpoints = Checkpoints(workdir)
     try:
-        restored = checkpoints.restore(shapes.weights(), shapes.remainder())
+        restored = checkpoints.restore(shapes.weights(), shapes.resume_only())
     finally:
         checkpoints.close()
-    return shapes.replace_from(restored.weights, restored.train)
+    return shapes.from_checkpoint(restored.weights, restored.train)
 
 
 def save(workdir: Path, state: TrainState, train: dict) -> None:
@@ -92,7 +92,7 @@ def save(workdir: Path, state: TrainState, train: dict) -> None:
 def test_a_checkpoint_resumes_bit_for_bit(tmp_path, name, steps):
     run = Run(name=name)
     state = run.train(run.start(), steps)
-    save(tmp_path, state, state.remainder())
+    save(tmp_path, state, state.resume_only())
     jax.tree.map(
         np.testing.assert_array_equal, run.train(resumed(run, tmp_path), 8 - steps), run.train(state, 8 - steps)
     )
@@ -123,7 +123,7 @@ def test_a_checkpoint_of_the_first_release_resumes(tmp_path):
 def test_a_run_resumes_under_other_multiples(tmp_path):
     run = Run()
     state = run.train(run.start(), 5)
-    save(tmp_path, state, state.remainder())
+    save(tmp_path, state, state.resume_only())
     slower = Run(rules=(*RULES[:3], (r"decoder/.*", {"lr": 0.5, "decay": 2.0})), weight_decay=0.0)
     before = jax.device_get(state.params)
     moved, moved_slower = (
@@ -135,5 +135,5 @@ def test_a_run_resumes_under_other_multiples(tmp_path):
 
 def test_a_checkpoint_holds_no_moments_of_frozen_parameters():
     state = Run().start()
-    held = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.remainder())]
+    held = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.resume_only())]
     assert any("head" in path for path in held) and not any("stem" in path for path in held)

@@ -1,0 +1,63 @@
+"""The variables that training starts from: random ones, then pretrained weights, then those of another run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from caption_jax.runs.description import RunDescription
+from caption_jax.runs.experiment import Experiment
+from caption_jax.runs.transfer import transfer_weights
+
+PyTree = Any
+
+
+def variable_shapes(description: RunDescription) -> PyTree:
+    """Shapes and types of the model's variables, without making them."""
+    return {"batch_stats": {}, **jax.eval_shape(*_init_call(description))}
+
+
+def initial_variables(experiment: Experiment) -> PyTree:
+    """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
+    spec, vocabulary = experiment.spec, experiment.description.vocabulary
+    variables = init_variables(experiment.description)
+    if spec.model.encoder.weights:
+        pretrained = spec.model.encoder.load(experiment.description.preprocessing.size)
+        for collection, tree in pretrained.variables.items():
+            if tree:
+                variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
+        logging.info("image encoder: weights from %s", pretrained.source)
+    if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
+        from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
+
+        text = load_roberta(spec.model.text_encoder.weights)
+        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
+        logging.info("text encoder: weights from %s", text.source)
+    if spec.model.decoder.weights:
+        from caption_jax.pretrained.roberta_decoder import start_from_roberta
+
+        rows = vocabulary.to_full(range(vocabulary.size))
+        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
+        variables["params"]["decoder"] = decoder
+    if spec.init_from:
+        variables = transfer_weights(variables, spec.init_from, vocabulary)
+    count = sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))
+    logging.info("model: %.2f million parameters, vocabulary of %d tokens", count / 1e6, vocabulary.size)
+    return variables
+
+
+def init_variables(description: RunDescription) -> PyTree:
+    """Random variables of the described model: `params` and `batch_stats` (maybe none), float32."""
+    init, *arguments = _init_call(description)
+    return {"batch_stats": {}, **init(*arguments)}
+
+
+def _init_call(description: RunDescription) -> tuple:
+    """The model's initialisation, jitted, and its arguments."""
+    size = description.preprocessing.size
+    images = jnp.zeros((1, size, size, 3), jnp.float32)
+    tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)
+    return description.jitted_init, jax.random.key(description.spec.seed), images, tokens

@@ -1,0 +1,61 @@
+"""Whether the RoBERTa checkpoints that a config names fit its data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from caption_jax.errors import ConfigError
+from caption_jax.models.build import roberta_sizes
+from caption_jax.specs import RunSpec
+from input_pipeline.special_tokens import PAD
+from input_pipeline.tokenizer import Vocabulary
+
+
+def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
+    """Sizes of the text encoder that the config names, checked against the words that it will read.
+
+    Raises:
+        ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
+        FileNotFoundError: there is no such RoBERTa.
+    """
+    name, data = spec.model.text_encoder.weights, spec.data
+    if not name:
+        return roberta_sizes(spec.model.text_encoder, vocabulary.size, data.max_length, PAD)
+    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+
+    sizes = load_roberta_sizes(name)
+    _check_tokenizer("config.model.text_encoder.weights", name, sizes, spec, vocabulary)
+    longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
+    if data.max_length > longest:
+        raise ConfigError(
+            f"config.data.max_length={data.max_length}, but config.model.text_encoder.weights={name} has positions for "
+            f"{longest} tokens"
+        )
+    return sizes
+
+
+def check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
+    """Checks the RoBERTa that `config.model.decoder.weights` names: its shape, and the tokens that it was trained on.
+
+    Raises:
+        ConfigError: it does not fit the decoder or the tokenizer.
+    """
+    from caption_jax.pretrained.roberta_decoder import check_shape
+    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+
+    name = spec.model.decoder.weights
+    sizes = load_roberta_sizes(name)
+    check_shape(sizes, spec.model.decoder, spec.data.max_length)
+    _check_tokenizer("config.model.decoder.weights", name, sizes, spec, vocabulary)
+
+
+def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], spec: RunSpec, vocabulary: Vocabulary) -> None:
+    """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
+    rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], spec.data.tokenizer
+    if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
+        raise ConfigError(
+            f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
+            f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
+            "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
+            f'with {key}=""'
+        )
