@@ -1,21 +1,24 @@
 """Speed of this revision against another one's, from a checkout of it: what a refactoring must not change.
 
     git worktree add ../base REVISION
-    python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--rounds=7]
+    python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--starts=3] [--rounds=5]
 
 Each part is the contestant of the benchmark of that name, run from either tree in a process of its own; the two
-processes take turns, and the median counts. No peers, so the bench extra isn't needed. A cell's ratio is the base's
-seconds over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
+processes take turns. A process can be slow as long as it lives, by where its memory lies, so each pair is started
+`--starts` times, and the median of all turns counts. No peers, so the bench extra isn't needed. A cell's ratio is the
+base's seconds over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.alternate import Contestant, Seconds, alternate, print_result
+from benchmarks.alternate import Contestant, Seconds, print_result
 from caption_jax.runtime.process import HUGE_PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -32,21 +35,24 @@ PARTS = {
 }
 
 
-def in_turns(arguments: list[str], base: Path, rounds: int) -> dict[str, Seconds]:
+def in_turns(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
     """Median seconds of the same contestant in both trees.
 
     Each has compiled programs of its own (`JAX_COMPILATION_CACHE_DIR`).
     """
-    sides = {}
+    found: dict[str, list[Seconds]] = {"ours": [], "base": []}
     with tempfile.TemporaryDirectory() as compiled:
-        try:
-            for name, tree in {"ours": ROOT, "base": base}.items():
-                environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{name}"}
-                sides[name] = Contestant(arguments, environment, tree)
-            return alternate(sides, rounds)
-        finally:
-            for side in sides.values():
-                side.close()
+        for _ in range(starts):
+            with contextlib.ExitStack() as stack:
+                sides = {}
+                for name, tree in {"ours": ROOT, "base": base}.items():
+                    environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{name}"}
+                    sides[name] = Contestant(arguments, environment, tree)
+                    stack.callback(sides[name].close)
+                for _ in range(rounds):
+                    for name, side in sides.items():
+                        found[name].append(side.run())
+    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in found.items()}
 
 
 def cell(seconds: Mapping[str, Seconds]) -> dict[str, float]:
@@ -65,12 +71,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True, help="checkout of the revision to compare with")
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--starts", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     cells = {}
     for part in options.parts.split(","):
         for name, arguments in PARTS[part].items():
-            found = cell(in_turns(arguments, options.base.resolve(), options.rounds))
+            found = cell(in_turns(arguments, options.base.resolve(), options.starts, options.rounds))
             cells[f"{part}, {name}"] = found
             print(
                 f"{part + ', ' + name:32} ours {found['ours']:8.1f} ms, base {found['peer']:8.1f} ms; "
