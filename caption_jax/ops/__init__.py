@@ -17,12 +17,12 @@ All code of `caption_jax/` that asks what it runs on (tests/test_architecture.py
     ops/norm_activation.py      on a CPU, the gradient before the activation is written to memory once
     ops/pointwise.py            on a CPU, gradients of flattened arrays
     ops/resample.py             gathered on a CPU, two matrix products elsewhere
-    runs/description.py         `config.dtype` "auto": float32 on a CPU, bfloat16 elsewhere
-    runs/experiment.py          on a CPU, XLA compiles the initialiser without optimisation
+    runs/description.py         `config.dtype` "auto": float32 on a CPU, bfloat16 elsewhere; on a CPU, XLA compiles the
+                                initialiser without optimisation
     runtime/cached_program.py   the platform is part of the key of a traced program that the next start reads
     runtime/process.py          on Linux, a restart with huge pages for malloc; vectors of 512 bits for XLA:CPU
     training/batch_placer.py    `config.train.packing` "auto": captions packed into rows without pads on a CPU
-    training/program.py         on one CPU, the update is such a traced program
+    training/program.py         on one CPU, the update is such a cached program
 
 Shaped by measurements on a CPU, but the same on every platform: `ops/caption_attention.py`, `ops/dropout.py`,
 `ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`; the sums of `augment.py`; the products of
