@@ -27,8 +27,10 @@ class CaptionCrossEntropy(Objective):
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:
         """The loss, and how many tokens are the most probable ones."""
-        targets = (forward.targets, forward.weights, self.label_smoothing)
-        tokens = model.ops.vocabulary_cross_entropy(forward.decoded.states, *model.output_layer(), *targets)
+        table, bias = model.output_layer()  # logits are states @ table.T + bias, on a CPU a few rows at a time
+        tokens = model.ops.vocabulary_cross_entropy(
+            forward.decoded.states, table, bias, forward.targets, forward.weights, self.label_smoothing
+        )
         return ObjectiveOutput(
             losses={"loss": Ratio(tokens.loss_sum, tokens.weight_sum)},
             metrics={"token_accuracy": Ratio(tokens.correct_sum, tokens.weight_sum)},

@@ -67,7 +67,7 @@ class ForwardPass:
         batch: "tokens" [batch, captions, length] and "mask"; "context" and packed rows where the run has them.
         start_after: see `ImageCaptioningModel.encode_images`.
         text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
-        mesh: devices that the batch is spread over; None for one.
+        mesh: devices that the batch is spread over, which the contrastive objective gathers from; None for one.
 
     Attributes:
         images: features of the images alone.

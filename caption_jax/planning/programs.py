@@ -90,7 +90,7 @@ def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.sta
 
 def _count_train(program: Program, frozen: frozenset[str]) -> float:
     """Of the fewest images: products of a contrastive loss grow with the batch."""
-    step, rows = program.train_step(frozen), _fewest(program)
+    step, rows = program.uncompiled_step(frozen), _fewest(program)
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
         microbatch = Microbatch(batch, 0, jax.random.key(0))

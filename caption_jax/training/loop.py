@@ -188,7 +188,7 @@ class Run:
                 self.artifacts.write(step, weights)
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
+        values = {name: float(value) for name, value in metrics.items()}  # "loss": the captions' term, not the total
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)

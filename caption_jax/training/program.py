@@ -70,7 +70,7 @@ class Program:
     def update(self, frozen: frozenset[str]) -> Callable:
         """The jitted `TrainStep` that does not train the parameters at the paths `frozen`."""
         return jax.jit(
-            self.train_step(frozen),
+            self.uncompiled_step(frozen),
             donate_argnums=0,
             in_shardings=(self.shardings, *self._input_shardings),
             out_shardings=(self.shardings, replicated(self.mesh)),
@@ -89,7 +89,7 @@ class Program:
             "extensions": [source_of(type(objective)) for objective in spec.objective.terms.values()],
         }
         return cached_update(
-            self.train_step(frozen),
+            self.uncompiled_step(frozen),
             "train_step",
             cache_key,
             state=self.shardings,
@@ -102,8 +102,8 @@ class Program:
         """Of the batch, and of the objectives' constants."""
         return batch_sharding(self.mesh), replicated(self.mesh)
 
-    def train_step(self, frozen: frozenset[str]) -> TrainStep:
-        """The step before it is jitted."""
+    def uncompiled_step(self, frozen: frozenset[str]) -> TrainStep:
+        """The training step, as a function that is not jitted yet."""
         description = self.description
         return TrainStep(
             description.model(frozen_norms(frozen)),

@@ -33,6 +33,50 @@ Metrics = dict[str, jax.Array]
 Parameters = dict[str, jax.Array]  # by path, such as "decoder/embedding"
 
 
+class Microbatch(NamedTuple):
+    """A slice of the batch that is processed in one forward and backward pass.
+
+    Attributes:
+        batch: its rows; row r is row r * grad_accum_steps + index of the whole batch.
+        index: number of the microbatch.
+        key: the step's PRNG key.
+    """
+
+    batch: Batch
+    index: int | jax.Array
+    key: jax.Array
+
+    @property
+    def augmentation_key(self) -> jax.Array:
+        """The same for all microbatches: augmentation does not depend on how a batch is split."""
+        return jax.random.fold_in(self.key, 0)
+
+    @property
+    def dropout_key(self) -> jax.Array:
+        """A key for this microbatch only."""
+        return jax.random.fold_in(self.key, self.index + 1)
+
+
+class NonDifferentiated(NamedTuple):
+    """Inputs of the forward pass held constant during differentiation.
+
+    Attributes:
+        frozen: parameters that are not trained at this step, by path.
+        constants: arrays that objectives precomputed from the training split, by label.
+    """
+
+    frozen: Parameters
+    constants: Mapping[str, PyTree]
+
+
+class GradientResult(NamedTuple):
+    """Gradients by parameter path, with the batch-norm statistics and objectives' outputs of the same forward pass."""
+
+    gradients: Parameters
+    batch_stats: PyTree
+    outputs: dict[str, ObjectiveOutput]
+
+
 @dataclass(frozen=True, eq=False)
 class TrainStep:
     """`(state, batch, constants) -> (state, metrics)`, ready for `jax.jit`.
@@ -55,7 +99,7 @@ class TrainStep:
         frozen: paths of the parameters that are not trained.
         objectives: terms of the loss, by label.
         text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
-        mesh: devices that the batch is spread over; None for one.
+        mesh: devices that the batch is spread over, which the contrastive objective gathers from; None for one.
     """
 
     model: ImageCaptioningModel
@@ -140,6 +184,7 @@ class TrainStep:
         batch = microbatch.batch
         if "features" in batch:  # of views that were augmented when they were stored
             return batch["features"], self.spec.data.feature_cache.stage
+        # The numbers of these rows in the whole batch, as `_split_rows` took them.
         rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.accumulation + microbatch.index
         images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, rows, self.model.ops)
         return self.preprocessing.normalise(images), ""
@@ -209,50 +254,6 @@ class TrainStep:
         full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
         updates, opt_state = self.optimizer.update(full, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
-
-
-class Microbatch(NamedTuple):
-    """A slice of the batch that is processed in one forward and backward pass.
-
-    Attributes:
-        batch: its rows; row r is row r * grad_accum_steps + index of the whole batch.
-        index: number of the microbatch.
-        key: the step's PRNG key.
-    """
-
-    batch: Batch
-    index: int | jax.Array
-    key: jax.Array
-
-    @property
-    def augmentation_key(self) -> jax.Array:
-        """The same for all microbatches: augmentation does not depend on how a batch is split."""
-        return jax.random.fold_in(self.key, 0)
-
-    @property
-    def dropout_key(self) -> jax.Array:
-        """A key for this microbatch only."""
-        return jax.random.fold_in(self.key, self.index + 1)
-
-
-class NonDifferentiated(NamedTuple):
-    """Inputs of the forward pass held constant during differentiation.
-
-    Attributes:
-        frozen: parameters that are not trained at this step, by path.
-        constants: arrays that objectives precomputed from the training split, by label.
-    """
-
-    frozen: Parameters
-    constants: Mapping[str, PyTree]
-
-
-class GradientResult(NamedTuple):
-    """Gradients by parameter path, with the batch-norm statistics and objectives' outputs of the same forward pass."""
-
-    gradients: Parameters
-    batch_stats: PyTree
-    outputs: dict[str, ObjectiveOutput]
 
 
 def split_params(params: PyTree, frozen: frozenset[str]) -> tuple[Parameters, Parameters]:
