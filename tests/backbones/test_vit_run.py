@@ -6,6 +6,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from etils import epath
@@ -19,7 +20,7 @@ from caption_jax.planning.plan import Request, plan
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import init_variables, variable_shapes
-from caption_jax.runs.workdir import read_description
+from caption_jax.runs.workdir import read_description, write_description
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate
 
@@ -39,7 +40,67 @@ def vit_config(root: Path | str, **encoder) -> ConfigDict:
 
 
 @pytest.fixture(scope="module")
-def run(small_images, compile_cache, tmp_path_factory) -> Path:
+def experiment(small_images, tmp_path_factory) -> Experiment:
+    """A run before its first step."""
+    config = vit_config(small_images, drop_path=0.2)
+    return start_experiment(RunSpec.from_config(config), epath.Path(tmp_path_factory.mktemp("vit")))
+
+
+def test_the_run_keeps_the_settings_of_its_network(experiment, tmp_path):
+    write_description(epath.Path(tmp_path), experiment.description)
+    stored = json.loads((tmp_path / "model.json").read_text())["backbone"]
+    assert stored == {"class_token": True, "gelu": "exact", "norm_epsilon": 1e-6}
+    pixels = json.loads((tmp_path / "preprocessing.json").read_text())
+    assert pixels["mean"] == pixels["std"] == [127.5] * 3
+    settings = {"backbone": {**stored, "class_token": False}}
+    assert "class_token" in variable_shapes(read_description(tmp_path))["params"]["image_encoder"]["backbone"]["embed"]
+    siglip = with_model_settings(experiment, settings).description
+    assert "class_token" not in variable_shapes(siglip)["params"]["image_encoder"]["backbone"]["embed"]
+
+
+def with_model_settings(experiment: Experiment, settings: dict) -> Experiment:
+    model_settings = dataclasses.replace(experiment.description.model_settings, **settings)
+    return dataclasses.replace(
+        experiment, description=dataclasses.replace(experiment.description, model_settings=model_settings)
+    )
+
+
+def network_key(experiment: Experiment) -> dict:
+    """What the cached tokens depend on, apart from the weights."""
+    return {name: value for name, value in cache_key(experiment, {})["model"].items() if name != "weights"}
+
+
+def test_cached_tokens_of_other_settings_do_not_fit(experiment, small_images, tmp_path):
+    key = network_key(experiment)
+    assert key["name"] == "caption_jax.backbones.vit_backbone:ViT" and key["size"] == "micro"
+    plain = RunSpec.from_config(vit_config(small_images))  # without stochastic depth
+    assert network_key(start_experiment(plain, epath.Path(tmp_path))) == key
+    stored = experiment.description.model_settings.backbone
+    assert network_key(with_model_settings(experiment, {"backbone": {**stored, "gelu": "tanh"}})) != key
+
+
+def test_the_decoder_reads_cached_tokens_as_it_reads_the_image(experiment):
+    model, images = experiment.description.model(), np.random.default_rng(0).normal(size=(2, 32, 32, 3))
+    tokens = np.zeros((2, 1, 5), np.int32)
+
+    @jax.jit
+    def logits(variables, images):
+        cached = model.apply(variables, "block_0", images, method="encode_up_to")
+        return (
+            cached,
+            model.apply(variables, cached, tokens, start_after="block_0"),
+            model.apply(variables, images, tokens),
+        )
+
+    with quick_compilation():
+        cached, from_cached, expected = logits(init_variables(experiment.description), images.astype(np.float32))
+    assert cached.shape == (2, 1 + 4 * 4, 32)  # the class token and the patches
+    assert not np.allclose(expected[0], expected[1])
+    np.testing.assert_allclose(from_cached, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def trained(small_images, compile_cache, tmp_path_factory) -> Path:
     """The workdir of a trained one."""
     workdir = tmp_path_factory.mktemp("vit")
     with quick_compilation():
@@ -47,52 +108,30 @@ def run(small_images, compile_cache, tmp_path_factory) -> Path:
     return workdir
 
 
-def test_training_from_cached_tokens_moves_what_follows_them(run):
-    description = read_description(run)
-    before, after = flatten(init_variables(description)), flatten(read_weights(str(run), "last").variables)
+@pytest.mark.slow
+def test_training_from_cached_tokens_moves_what_follows_them(trained, experiment):
+    description = read_description(trained)
+    before, after = flatten(init_variables(description)), flatten(read_weights(str(trained), "last").variables)
     assert before.keys() == after.keys()
     moved = {path for path, value in after.items() if np.abs(value - before[path]).max() > 0}
     backbone = "params/image_encoder/backbone"
     assert {f"{backbone}/block_1/attention/qkv/kernel", f"{backbone}/norm/scale"} < moved
     assert not [path for path in moved if "/embed/" in path or "/block_0/" in path]
-    (features,) = (run / "features").glob("*/*.npy")
-    assert np.load(features).shape[-2:] == (1 + 4 * 4, 32)  # the class token and the patches
+    (features,) = (trained / "features").glob("*/*.npy")
+    assert np.load(features).shape[-2:] == (1 + 4 * 4, 32)
+    stored = json.loads((features.parent / "key.json").read_text())["model"]
+    assert network_key(experiment).items() < stored.items()
 
 
-def test_it_captions_an_image_of_a_file(run, tmp_path):
+@pytest.mark.slow
+def test_it_captions_an_image_of_a_file(trained, tmp_path):
     picture("red").save(tmp_path / "red.png")
     with quick_compilation():
-        (caption,) = caption_jax.load(run).caption([tmp_path / "red.png"])
+        (caption,) = caption_jax.load(trained).caption([tmp_path / "red.png"])
     assert caption.tokens and caption.text and np.isfinite(caption.log_prob) and caption.log_prob < 0
 
 
-def test_the_run_keeps_the_settings_of_its_network(run):
-    stored = json.loads((run / "model.json").read_text())["backbone"]
-    assert stored == {"class_token": True, "gelu": "exact", "norm_epsilon": 1e-6}
-    pixels = json.loads((run / "preprocessing.json").read_text())
-    assert pixels["mean"] == pixels["std"] == [127.5] * 3
-    description = read_description(run)
-    settings = dataclasses.replace(description.model_settings, backbone={**stored, "class_token": False})
-    siglip = dataclasses.replace(description, model_settings=settings)
-    assert "class_token" not in variable_shapes(siglip)["params"]["image_encoder"]["backbone"]["embed"]
-
-
-def test_cached_tokens_of_other_settings_do_not_fit(run, small_images, tmp_path):
-    experiment = start_experiment(RunSpec.from_config(vit_config(small_images)), epath.Path(tmp_path))
-    (folder,) = (run / "features").iterdir()
-    stored = json.loads((folder / "key.json").read_text())["model"]
-    assert stored["name"] == "caption_jax.backbones.vit_backbone:ViT" and stored["size"] == "micro"
-
-    def key(experiment: Experiment) -> dict:
-        return {name: value for name, value in cache_key(experiment, {})["model"].items() if name != "weights"}
-
-    assert key(experiment).items() < stored.items()
-    settings = experiment.description.model_settings
-    settings = dataclasses.replace(settings, backbone={**settings.backbone, "gelu": "tanh"})
-    other = dataclasses.replace(experiment.description, model_settings=settings)
-    assert key(dataclasses.replace(experiment, description=other)) != key(experiment)
-
-
+@pytest.mark.slow
 def test_it_is_planned_for_chips_that_are_not_there(compile_cache, tmp_path):
     config = vit_config("nowhere")
     config.mesh.data = -1
