@@ -9,6 +9,7 @@ from ml_collections import config_flags
 
 if TYPE_CHECKING:
     from caption_jax.specs import RunSpec
+    from caption_jax.specs.extensions import IfUnavailable
 
 MODES = ("train", "evaluate", "tune", "caption", "index", "search", "neighbours", "plan")
 
@@ -85,11 +86,17 @@ def typed(argv: list[str]) -> dict[str, str]:
     return found
 
 
-def spec_of(options: flags.FlagValues) -> RunSpec:
-    """The config, validated; the one place where it becomes a spec."""
+def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "refuse") -> RunSpec:
+    """The config, validated; the one place where it becomes a spec.
+
+    Args:
+        options: all flags.
+        if_unavailable: "keep" for a mode that needs neither objectives nor evaluators, whether they can be loaded or
+            not.
+    """
     from caption_jax.specs import RunSpec
 
-    return RunSpec.from_config(options.config)
+    return RunSpec.from_config(options.config, if_unavailable)
 
 
 def kind_of_context(options: flags.FlagValues) -> str:

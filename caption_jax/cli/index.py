@@ -15,7 +15,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError(f"index either files or a split, not both --split={options.split} and {arguments}")
     if not arguments and not names_split:
         raise app.UsageError("index what? Name files and folders, or a split of the data with --split")
-    spec = spec_of(options)
+    spec = spec_of(options, "keep")
     return index_images(
         options.workdir,
         index_folder(options.workdir, options.index),

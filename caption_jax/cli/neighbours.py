@@ -13,7 +13,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     return store_neighbours(
         options.workdir,
         index_folder(options.workdir, options.index),
-        split_images(spec_of(options).data, options.split),
+        split_images(spec_of(options, "keep").data, options.split),
         checkpoint=options.checkpoint,
         count=options.top,
     )

@@ -77,6 +77,7 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     Raises:
         ConfigError: see `start_experiment`.
     """
+    spec.check_available()
     mesh = make_mesh(spec.mesh)
     _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.accumulation)
@@ -102,6 +103,7 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
         FileNotFoundError: the folder is not a run's workdir.
         ValueError: the batches do not divide over the devices that there are now.
     """
+    spec.check_available()
     stored = workdir_files.read_description(workdir)
     mesh = make_mesh(spec.mesh)
     _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})

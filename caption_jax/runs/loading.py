@@ -64,12 +64,18 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
         WorkdirError: a file of the model is not as it was written.
         ConfigError: `which` is neither of the two, or "last" of a model's own folder.
     """
-    folder = epath.Path(source)
     if which not in CHOICES:
         raise ConfigError(f"which checkpoint? 'best' or 'last', not {which!r}")
+    model = _read(epath.Path(source), which)
+    for extension in model.description.spec.unavailable:
+        log.warning("%s; captioning does without it", extension)
+    return model
+
+
+def _read(folder: epath.Path, which: str) -> Model:
     if (folder / MANIFEST).exists():
         if which == "last":
-            raise ConfigError(f"{source} is a single model: the last checkpoint is in the workdir of its run")
+            raise ConfigError(f"{folder} is a single model: the last checkpoint is in the workdir of its run")
         return Model(*read_artifact(folder))
     if which == "best" and (best := _read_best(folder)):
         return best

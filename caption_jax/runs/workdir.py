@@ -90,6 +90,9 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
 def read_spec(workdir: str | epath.Path) -> RunSpec:
     """The spec a run was last started with; keys that were added since have their defaults.
 
+    Objectives and evaluators that cannot be loaded any more do not keep a run from being read: captioning needs none,
+    and what does need them refuses the spec (`RunSpec.check_available`).
+
     Raises:
         MissingFileError: the folder is not a run's workdir.
         WorkdirError: a newer release wrote it, or a value in it is not usable any more; the message names the file.
@@ -102,7 +105,8 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
             f"{path} has format {version}, of a newer release of this project; this one reads up to {VERSION}"
         )
     try:
-        return RunSpec.from_config(content if version == 1 else content["spec"])  # the first kept the bare keys
+        values = content if version == 1 else content["spec"]  # the first kept the bare keys
+        return RunSpec.from_config(values, if_unavailable="keep")
     except ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from error
 

@@ -7,27 +7,44 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from caption_jax.specs.extensions import NAME, build_extension, import_path, near
+from caption_jax.specs.extensions import (
+    NAME,
+    IfUnavailable,
+    UnavailableExtension,
+    build_extension,
+    build_if_available,
+    import_path,
+    is_mapping,
+    near,
+)
 from input_pipeline.errors import ConfigError, UserError
 
 
-def build_spec(cls: type, values: Mapping[str, Any], key: str = "") -> Any:
+def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailable: IfUnavailable = "refuse") -> Any:
     """A spec from nested mappings; a key that is absent has its default.
 
     Args:
         cls: a dataclass of specs.
         values: by key; lists stand for tuples.
         key: path of these values in the config, for the errors.
+        if_unavailable: what becomes of an objective or an evaluator that cannot be loaded: "refuse" it, or "keep" an
+            `UnavailableExtension` in its place.
 
     Raises:
         ConfigError: an unknown key, a value of another type than the default's, or what the spec's own checks raise.
     """
+    where = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not is_mapping(values):
+        raise ConfigError(f"{where} is {values!r}; it has to be a dictionary with keys of {', '.join(fields)}")
     for name in values:
         if name not in fields:
-            where = f"config.{key}" if key else "the config"
             raise ConfigError(f"{where} has no key {name!r}{near(name, list(fields))}")
-    arguments = {name: _field_value(cls, fields[name], value, _join(key, name)) for name, value in values.items()}
+    if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
+        raise ConfigError(f"{where} has to set {', '.join(missing)}, which {cls.__name__} has no default for")
+    arguments = {
+        name: _field_value(cls, fields[name], value, _join(key, name), if_unavailable) for name, value in values.items()
+    }
     try:
         return cls(**arguments)
     except UserError:
@@ -46,7 +63,10 @@ def as_mapping(spec: Any) -> dict[str, Any]:
             result[field.name] = {**named, **as_mapping(value)}
         elif "extensions" in field.metadata:
             result[field.name] = {
-                label: {NAME: import_path(type(item)), **as_mapping(item)} for label, item in value.items()
+                label: dict(item.values)
+                if isinstance(item, UnavailableExtension)
+                else {NAME: import_path(type(item)), **as_mapping(item)}
+                for label, item in value.items()
             }
         else:
             result[field.name] = as_mapping(value) if dataclasses.is_dataclass(value) else _plain(value)
@@ -73,14 +93,18 @@ def differences(ours: Any, other: Any) -> dict[str, tuple[Any, Any]]:
     }
 
 
-def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str) -> Any:
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_unavailable: IfUnavailable) -> Any:
     if "extension" in field.metadata:
         return build_extension(value, key, build_spec, field.metadata["extension"])
     if "extensions" in field.metadata:
-        return {label: build_extension(item, _join(key, label), build_spec, None) for label, item in value.items()}
+        return _labelled_extensions(value, key, if_unavailable)
     default = field.default if field.default is not dataclasses.MISSING else None
     if dataclasses.is_dataclass(default):
-        return build_spec(type(default), value, key)
+        return build_spec(type(default), value, key, if_unavailable)
     wanted = type(default) if default is not None else typing.get_origin(typing.get_type_hints(cls)[field.name])
     value = _plain(value)
     if wanted is float and isinstance(value, int) and not isinstance(value, bool):
@@ -90,9 +114,16 @@ def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str) -> A
     return value
 
 
+def _labelled_extensions(values: Mapping[str, Any], key: str, if_unavailable: IfUnavailable) -> dict[str, Any]:
+    if not is_mapping(values):
+        raise ConfigError(f"config.{key} is {values!r}; it has to be a dictionary of extensions by label")
+    build = build_if_available if if_unavailable == "keep" else build_extension
+    return {label: build(_plain(item), _join(key, label), build_spec) for label, item in values.items()}
+
+
 def _plain(value: Any) -> Any:
     """Tuples for lists and dictionaries for mappings, all the way down."""
-    if isinstance(value, Mapping):
+    if is_mapping(value):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
 

@@ -9,7 +9,7 @@ from typing import Any
 from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import build_spec
 from caption_jax.specs.decode_spec import DecodeSpec
-from caption_jax.specs.extensions import extensions
+from caption_jax.specs.extensions import IfUnavailable, UnavailableExtension, extensions
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, TrainSpec
 from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
@@ -36,14 +36,19 @@ class RunSpec:
     mesh: MeshSpec = MeshSpec()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> RunSpec:
+    def from_config(cls, config: Mapping[str, Any], if_unavailable: IfUnavailable = "refuse") -> RunSpec:
         """The spec of a ConfigDict, or of nested dictionaries with the same keys.
+
+        Args:
+            config: the keys that differ from their defaults, or all.
+            if_unavailable: what becomes of objectives and evaluators that cannot be loaded; see `build_spec`. What
+                trains or evaluates refuses a spec that keeps them (`check_available`).
 
         Raises:
             ConfigError: a value out of its range, keys that contradict each other, an extension that cannot be loaded;
                 the message names the key.
         """
-        return build_spec(cls, config)
+        return build_spec(cls, config, if_unavailable=if_unavailable)
 
     def __post_init__(self):
         if self.dtype not in ("auto", "float32", "bfloat16"):
@@ -53,6 +58,17 @@ class RunSpec:
         self._check_terms()
         self._check_context()
         self._check_feature_cache()
+
+    @property
+    def unavailable(self) -> tuple[UnavailableExtension, ...]:
+        """The objectives and evaluators that could not be loaded."""
+        named = (*self.objective.terms.values(), *self.evaluators.values())
+        return tuple(one for one in named if isinstance(one, UnavailableExtension))
+
+    def check_available(self) -> None:
+        """Raises ConfigError, which names the key and the module, where an objective or evaluator is unavailable."""
+        for extension in self.unavailable:
+            raise ConfigError(f"{extension}: training and evaluation need it; put it back, or take the key out")
 
     @property
     def has_joint_embedding(self) -> bool:

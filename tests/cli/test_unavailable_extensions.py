@@ -1,0 +1,123 @@
+"""A run whose config names an objective or an evaluator that can no longer be imported."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from small_run import ROOT, picture, run_main
+
+import caption_jax
+from caption_jax.config import config_of
+from caption_jax.errors import ConfigError
+from caption_jax.runs.artifact import POINTER
+from caption_jax.runs.experiment import open_experiment
+from caption_jax.runs.workdir import read_spec
+from caption_jax.specs import RunSpec, as_mapping
+from caption_jax.training.loop import train_and_evaluate
+
+GONE = (
+    r"config\.(objective\.terms\.rare|evaluators\.own)\.name=a_module_that_is_gone:\w+: No module named 'a_module_that_"
+)
+TERM = {"name": "a_module_that_is_gone:Rare", "weight": 0.5, "words": ["a", "the"]}
+
+
+@pytest.fixture(scope="module")
+def workdir(searchable_workdir, tmp_path_factory):
+    """A searchable run that was trained with one term more, and one evaluator more."""
+    workdir = tmp_path_factory.mktemp("unavailable") / "run"
+    shutil.copytree(searchable_workdir, workdir)
+    (workdir / POINTER).unlink()  # the artifact's own files may not be altered
+    stored = json.loads((workdir / "config.json").read_text())
+    stored["spec"]["objective"]["terms"] = {"rare": TERM}
+    stored["spec"]["evaluators"] = {"own": {"name": "a_module_that_is_gone:Score"}}
+    (workdir / "config.json").write_text(json.dumps(stored))
+    return workdir
+
+
+@pytest.fixture
+def image(tmp_path):
+    picture("red").save(tmp_path / "red.png")
+    return tmp_path / "red.png"
+
+
+def test_it_captions_with_a_warning(workdir, image, capsys, caplog):
+    with caplog.at_level(logging.WARNING):
+        assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
+    assert "box" in capsys.readouterr().out
+    warnings = [record.getMessage() for record in caplog.records if "captioning does without it" in record.getMessage()]
+    assert len(warnings) == 2 and not [text for text in warnings if "\n" in text]
+    assert "config.objective.terms.rare.name=a_module_that_is_gone:Rare" in warnings[0]
+    assert "config.evaluators.own.name=a_module_that_is_gone:Score" in warnings[1]
+
+
+def test_it_is_indexed_and_searched(workdir, image, tmp_path, capsys):
+    index = f"--index={tmp_path / 'index'}"
+    assert run_main("--mode=index", f"--workdir={workdir}", index, image) == 0
+    assert run_main("--mode=index", f"--workdir={workdir}", index, "--split=train") == 0
+    capsys.readouterr()
+    assert run_main("--mode=search", f"--workdir={workdir}", index, "--query=a red box", "--top=2") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert run_main("--mode=neighbours", f"--workdir={workdir}", index, "--split=val") == 0
+
+
+@pytest.mark.parametrize("mode", ["evaluate", "tune", "plan"])
+def test_a_mode_that_needs_it_refuses_the_run(workdir, mode):
+    with pytest.raises(ConfigError, match=GONE):
+        run_main(f"--mode={mode}", f"--workdir={workdir}", "--topology=cpu:1")
+
+
+def test_the_command_says_so_in_a_line(workdir):
+    command = [sys.executable, "main.py", "--mode=evaluate", f"--workdir={workdir}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and re.match(f"error: {GONE}", line)
+
+
+def test_what_reads_the_spec_by_itself_is_refused_too(workdir):
+    spec = read_spec(workdir)
+    with pytest.raises(
+        ConfigError, match=rf"{GONE}is_gone': training and evaluation need it; put it back, or take the key"
+    ):
+        open_experiment(workdir, spec)
+    with pytest.raises(ConfigError, match=GONE):
+        train_and_evaluate(spec, workdir)
+
+
+def test_the_config_is_kept_as_it_was(workdir):
+    spec = read_spec(workdir)
+    stored = json.loads(json.dumps(as_mapping(spec)))
+    assert stored["objective"]["terms"] == {"rare": TERM}
+    assert RunSpec.from_config(config_of(spec), "keep") == RunSpec.from_config(stored, "keep") == spec
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("from json import no_such_name", "cannot import name 'no_such_name'"),
+        ("", "has no 'Broken'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("class Broken: pass", "not a frozen dataclass"),
+    ],
+)
+def test_whatever_keeps_it_from_being_loaded_keeps_no_one_from_captioning(tmp_path, monkeypatch, text, reason):
+    (tmp_path / "broken_extension.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_extension", raising=False)
+    values = {"evaluators": {"own": {"name": "broken_extension:Broken"}}}
+    (extension,) = RunSpec.from_config(values, "keep").unavailable
+    assert str(extension).startswith("config.evaluators.own.name=broken_extension:Broken") and reason in str(extension)
+
+
+def test_a_backbone_is_needed_to_caption(workdir, tmp_path):
+    shutil.copytree(workdir, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored["spec"]["model"]["encoder"] = {"name": "a_module_that_is_gone:Network"}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=r"config\.model\.encoder\.name=a_module_that_is_gone:Network: No module"):
+        caption_jax.load(str(tmp_path / "run"))
