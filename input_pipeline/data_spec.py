@@ -7,8 +7,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import at_least, check_fields, interval, one_of, texts
+from input_pipeline.special_tokens import FEWEST_TOKENS
 
 SOURCES = ("shapes", "folder", "tfds")
+FITS = ("squash", "crop")
+INTERPOLATIONS = ("bilinear", "bicubic", "area")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,15 @@ class SplitFractions:
     val: float = 0.0
     test: float = 0.0
 
+    def __post_init__(self):
+        fraction = interval("[0, 1)", "0 for none")
+        check_fields(self, "config.data.split_fractions", val=fraction, test=fraction)
+        if self.val + self.test >= 1:
+            raise ConfigError(
+                f"config.data.split_fractions.val={self.val} and test={self.test} have to leave something to train on: "
+                "their sum has to be below 1"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCacheSpec:
@@ -38,12 +51,7 @@ class FeatureCacheSpec:
     folder: str = ""  # local folder, the same for all processes; "" for features/ in the workdir
 
     def __post_init__(self):
-        if not self.stage:
-            return
-        if self.views < 1:
-            raise ConfigError(f"config.data.feature_cache.views is {self.views}; it has to be 1 or more")
-        if self.dtype not in ("float16", "float32"):
-            raise ConfigError(f"config.data.feature_cache.dtype is {self.dtype!r}; it has to be 'float16' or 'float32'")
+        check_fields(self, "config.data.feature_cache", views=at_least(1), dtype=one_of("float16", "float32"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,17 +95,21 @@ class DataSpec:
         return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
 
     def __post_init__(self):
-        if self.source not in SOURCES:
-            raise ConfigError(f"config.data.source is {self.source!r}; choose 'shapes', 'folder' or 'tfds'")
-        for name in ("batch_size", "eval_batch_size"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"config.data.{name} is {getattr(self, name)}; it has to be 1 or more")
-        if self.prefetch < 0:
-            raise ConfigError(f"config.data.prefetch must be 0 or more batches, got {self.prefetch}")
-        if self.on_error not in ("stop", "skip"):
-            raise ConfigError(f"config.data.on_error is {self.on_error!r}; choose 'stop' or 'skip'")
-        fractions = {name: value for name, value in dataclasses.asdict(self.split_fractions).items() if value}
-        if sum(fractions.values()) >= 1 or any(value < 0 for value in fractions.values()):
-            raise ConfigError(
-                f"config.data.split_fractions {fractions} must be positive and leave something to train on"
-            )
+        check_fields(
+            self,
+            "config.data",
+            source=one_of(*SOURCES),
+            shapes=one_of("full", "tiny"),
+            captions=texts("files"),
+            on_error=one_of("stop", "skip"),
+            image_size=at_least(1),
+            fit=one_of(*FITS),
+            interpolation=one_of(*INTERPOLATIONS),
+            vocabulary_size=at_least(FEWEST_TOKENS if self.tokenizer == "train" else 0),
+            max_length=at_least(3, "<s>, a token and </s>"),
+            captions_per_image=at_least(0, "for all"),
+            batch_size=at_least(1),
+            eval_batch_size=at_least(1),
+            workers=at_least(0, "for none"),
+            prefetch=at_least(0, "for none"),
+        )

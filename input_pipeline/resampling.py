@@ -13,9 +13,9 @@ from jaxtyping import UInt8
 from kornia_rs import imgproc
 from PIL import Image
 
+from input_pipeline.data_spec import FITS
 from input_pipeline.errors import ConfigError
 
-FITS = ("squash", "crop")
 INTERPOLATIONS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,

@@ -23,7 +23,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.files import write_atomically
-from input_pipeline.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNK
+from input_pipeline.special_tokens import BOS, EOS, FEWEST_TOKENS, MASK, PAD, SPECIALS, UNK
 
 _WORD_START = "\u0120"  # how byte-level BPE writes the space before a word
 _VOCAB, _MERGES, _SETTINGS, _COMPACT = "vocab.json", "merges.txt", "tokenizer_settings.json", "vocabulary.json"
@@ -64,9 +64,10 @@ class Tokenizer:
             ConfigError: `size` leaves no room for a merge.
             DataError: there are no captions.
         """
-        lowest = len(SPECIALS) + 1 + 256
-        if size < lowest:
-            raise ConfigError(f"data.vocabulary_size is {size}; the bytes and special tokens alone need {lowest}")
+        if size < FEWEST_TOKENS:
+            raise ConfigError(
+                f"config.data.vocabulary_size is {size}; the bytes and special tokens alone need {FEWEST_TOKENS}"
+            )
         texts = [normalise(caption, lowercase) for caption in captions]
         if not any(texts):
             raise DataError("cannot train a tokenizer: there is no training caption with text in it")

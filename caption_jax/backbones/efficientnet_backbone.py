@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings, variant_named
+from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import at_least, check_fields, interval
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -21,7 +24,7 @@ class EfficientNetBackbone:
     """EfficientNet B0-B7 or Lite0-4, with or without ImageNet weights: the keys of `config.model.encoder`.
 
     Raises:
-        ValueError: an unknown variant.
+        ValueError: an unknown variant, or a number out of its range.
     """
 
     settings_class: ClassVar[type] = EfficientNetSettings
@@ -34,6 +37,13 @@ class EfficientNetBackbone:
 
     def __post_init__(self):
         variant_named(self.variant)
+        check_fields(
+            self,
+            "config.model.encoder",
+            norm_group_size=at_least(0, "for the whole batch"),
+            norm_momentum=interval("[0, 1]"),
+            drop_path=interval("[0, 1)", "0 for none"),
+        )
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -44,6 +54,15 @@ class EfficientNetBackbone:
     def batch_multiple(self) -> int:
         """A training batch consists of whole groups of images that share statistics."""
         return self.norm_group_size or 1
+
+    def check_batch(self, images: int, trained_norms: Set[str]) -> None:
+        """Raises ConfigError where groups of images that share statistics do not make up the batch."""
+        if self.norm_group_size and trained_norms and images % self.norm_group_size:
+            raise ConfigError(
+                f"config.model.encoder.norm_group_size={self.norm_group_size} does not divide the {images} images of a "
+                f"training step: set it to a divisor of {images} such as {math.gcd(self.norm_group_size, images)}, or "
+                "to 0 for statistics over the whole batch"
+            )
 
     def settings(self) -> EfficientNetSettings:
         """Padding, epsilon and pixel scaling of the weights, without reading the arrays. Raises WeightsError."""

@@ -72,6 +72,24 @@ class Backbone(Protocol):
     @property
     def batch_multiple(self) -> int: ...  # noqa: D102
 
+    def check_image_size(self, image_size: int) -> None:
+        """Checks the side of the images, in pixels, where the config is read. A backbone for any size can leave it out.
+
+        Raises:
+            ValueError: the network does not take images of that size; the message names ones that it takes.
+        """
+
+    def check_batch(self, images: int, trained_norms: Set[str]) -> None:
+        """Checks a training batch before the first step. A backbone for any number of images can leave it out.
+
+        Args:
+            images: of a microbatch, over all devices.
+            trained_norms: paths within the module of submodules whose `scale` and `bias` are trained at some step.
+
+        Raises:
+            ValueError: the network cannot be trained on so many; the message names the field and what to set it to.
+        """
+
     def settings(self) -> Settings:
         """The settings of `weights`, without reading the arrays.
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from caption_jax.backbones.protocol import stored_settings
 from caption_jax.models.backbones.vit_sizes import SIZES, ViTSettings
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import check_fields, interval
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -47,8 +48,7 @@ class ViT:
     def __post_init__(self):
         if self.size not in SIZES:
             raise ConfigError(f"config.model.encoder.size is {self.size!r}; choose one of {', '.join(SIZES)}")
-        if not 0 <= self.drop_path < 1:
-            raise ConfigError(f"config.model.encoder.drop_path is {self.drop_path}; it has to be in [0, 1)")
+        check_fields(self, "config.model.encoder", drop_path=interval("[0, 1)", "0 for none"))
 
     @property
     def stage_names(self) -> tuple[str, ...]:
@@ -64,6 +64,15 @@ class ViT:
     def batch_multiple(self) -> int:
         """Images do not depend on each other."""
         return 1
+
+    def check_image_size(self, image_size: int) -> None:
+        """Raises ConfigError where images cannot be cut into whole patches."""
+        if image_size % self.stride:
+            nearest = max(round(image_size / self.stride), 1) * self.stride
+            raise ConfigError(
+                f"config.data.image_size is {image_size}; it has to be a multiple of the {self.stride} pixels of a "
+                f"patch of config.model.encoder's ViT, such as {nearest}"
+            )
 
     def settings(self) -> ViTSettings:
         """Settings that come with the weights, without reading the weights themselves. Raises WeightsError."""

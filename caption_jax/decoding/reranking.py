@@ -79,10 +79,7 @@ def to_be_ranked(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tupl
     Raises:
         ConfigError: the model cannot compare images with texts, or the settings give no candidates to choose from.
     """
-    weight, method = spec.rerank_weight, spec.method
-    asked = f"config.decode.rerank_weight={weight}"
-    if weight < 0:
-        raise ConfigError(f"{asked}; it has to be 0 (for none) or more")
+    asked = f"config.decode.rerank_weight={spec.rerank_weight}"
     if not isinstance(model, ImageCaptioningModel):
         raise ConfigError(f"{asked} ranks the captions of one model; for an ensemble set it to 0")
     if model.shared_space is None or text_ids is None:
@@ -90,15 +87,7 @@ def to_be_ranked(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tupl
             f"{asked} compares captions with images, and this model has no space that they share: train one with "
             "config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does, or set rerank_weight to 0"
         )
-    number = {"beam": "beams", "sample": "draws"}.get(method)
-    if number is None or getattr(spec, number) < 2:
-        given = f'method="{method}"' + (f" and {number}={getattr(spec, number)}" if number else "")
-        raise ConfigError(
-            f"{asked} chooses among candidates, and config.decode.{given} gives one: set method to beam with beams, or "
-            "to sample with draws, above 1"
-        )
-    if method == "sample":
+    spec.check_ranking()
+    if spec.method == "sample":
         return spec, spec.draws
-    if spec.candidates > spec.beams:
-        raise ConfigError(f"candidates={spec.candidates} cannot be more than beams={spec.beams}: raise beams")
     return dataclasses.replace(spec, candidates=spec.beams), spec.candidates

@@ -10,6 +10,7 @@ from typing import Any
 from flax import traverse_util
 
 from caption_jax.errors import ConfigError
+from caption_jax.specs.rule_syntax import compile_pattern
 
 PyTree = Any
 
@@ -40,7 +41,7 @@ def match_paths(paths: Iterable[str], patterns: Sequence[str], key: str, *, ever
             expression. The message names the paths and patterns, and near misses where there are any.
     """
     paths = list(paths)
-    expressions = [_compile(pattern, key) for pattern in patterns]
+    expressions = [compile_pattern(pattern, key) for pattern in patterns]
     matches = {path: [i for i, e in enumerate(expressions) if e.fullmatch(path)] for path in paths}
     used = {i for indices in matches.values() for i in indices}
     problems = [_idle_pattern(patterns[i], expressions[i], paths) for i in range(len(patterns)) if i not in used]
@@ -50,13 +51,6 @@ def match_paths(paths: Iterable[str], patterns: Sequence[str], key: str, *, ever
     if problems:
         raise ConfigError(f"config.{key} and the model's parameters do not fit:\n" + "\n".join(problems))
     return {path: indices[0] for path, indices in matches.items() if indices}
-
-
-def _compile(pattern: str, key: str) -> re.Pattern:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ConfigError(f"config.{key}: {pattern!r} is not a regular expression ({error})") from error
 
 
 def _idle_pattern(pattern: str, expression: re.Pattern, paths: list[str]) -> str:

@@ -142,14 +142,7 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 def _axis_sizes(spec: MeshSpec, count: int) -> tuple[int, int]:
     sizes = {"data": spec.data, "model": spec.model}
-    for name, size in sizes.items():
-        if isinstance(size, bool) or not isinstance(size, int) or (size < 1 and size != -1):
-            raise ConfigError(
-                f"mesh.{name} is {size!r}; it has to be a number of devices, or -1 for as many as there are"
-            )
     open_axes = [name for name, size in sizes.items() if size == -1]
-    if len(open_axes) == 2:
-        raise ConfigError("mesh.data and mesh.model are both -1; only one of them can be as many as there are")
     if open_axes:
         (other,) = set(sizes) - set(open_axes)
         if count % sizes[other]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import at_least, check_fields, interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,15 @@ class AugmentSpec:
     saturation: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.min_crop_scale <= 1:
-            raise ConfigError(f"augment.min_crop_scale is {self.min_crop_scale}; it has to be in (0, 1], 1 for no crop")
-        if not self.max_aspect >= 1:
-            raise ConfigError(f"augment.max_aspect is {self.max_aspect}; it has to be 1 (aspect kept) or more")
-        for name in ("brightness", "contrast", "saturation"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"augment.{name} is {getattr(self, name)}; it has to be in [0, 1], 0 for none")
+        check_fields(
+            self,
+            "config.augment",
+            min_crop_scale=interval("(0, 1]", "1 for no crop"),
+            max_aspect=at_least(1, "aspect kept"),
+            brightness=interval("[0, 1]", "0 for none"),
+            contrast=interval("[0, 1]", "0 for none"),
+            saturation=interval("[0, 1]", "0 for none"),
+        )
 
     @property
     def jitters(self) -> bool:

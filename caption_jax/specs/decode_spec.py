@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import SEED, above, at_least, check_fields, interval, one_of, texts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,11 +41,58 @@ class DecodeSpec:
     prefix: str = ""  # text that every caption begins with
 
     def __post_init__(self):
-        if self.method not in ("greedy", "beam", "sample"):
-            raise ConfigError(f'config.decode.method is {self.method!r}; it must be "greedy", "beam" or "sample"')
-        if self.at_limit not in ("cut", "end"):
-            raise ConfigError(f'config.decode.at_limit is {self.at_limit!r}; it must be "cut" or "end"')
-        if self.double_tokens not in ("allow", "forbid"):
-            raise ConfigError(f'config.decode.double_tokens is {self.double_tokens!r}; it must be "allow" or "forbid"')
-        if self.repetition_penalty < 1:
-            raise ConfigError(f"config.decode.repetition_penalty is {self.repetition_penalty}; it must be 1 or more")
+        check_fields(
+            self,
+            "config.decode",
+            method=one_of("greedy", "beam", "sample"),
+            max_length=at_least(2, "<s> and a token"),
+            min_length=at_least(0, "for any"),
+            at_limit=one_of("cut", "end"),
+            beams=at_least(1),
+            candidates=at_least(1),
+            length_penalty=one_of("power", "gnmt"),
+            alpha=interval("[-10, 10]", "0 for no length penalty"),
+            groups=at_least(1),
+            diversity=at_least(0, "for none"),
+            draws=at_least(1),
+            temperature=above(0),
+            top_k=at_least(0, "for all"),
+            top_p=interval("(0, 1]", "1 for all"),
+            seed=SEED,
+            rerank_weight=at_least(0, "for none"),
+            double_tokens=one_of("allow", "forbid"),
+            no_repeat_ngram=at_least(0, "for no such rule"),
+            repetition_penalty=at_least(1),
+            banned_words=texts("words or phrases"),
+            banned_endings=texts("words or phrases"),
+        )
+        if self.min_length > self.max_length:
+            raise ConfigError(
+                f"config.decode.min_length={self.min_length} is more than config.decode.max_length={self.max_length}: "
+                "lower the former, or raise the latter"
+            )
+        if self.method == "beam":
+            self._check_beams()
+
+    def check_ranking(self) -> None:
+        """Raises ConfigError where `rerank_weight` is to choose among the candidates of a method that gives one."""
+        number = {"beam": "beams", "sample": "draws"}.get(self.method)
+        if number is None or getattr(self, number) < 2:
+            single = f'method="{self.method}"' + (f" and {number}={getattr(self, number)}" if number else "")
+            raise ConfigError(
+                f"config.decode.rerank_weight={self.rerank_weight} chooses among candidates, and "
+                f"config.decode.{single} gives one: set method to beam with beams, or to sample with draws, above 1"
+            )
+
+    def _check_beams(self) -> None:
+        if self.beams % self.groups:
+            raise ConfigError(f"config.decode.groups={self.groups} must divide config.decode.beams={self.beams}")
+        if self.candidates > 1 and self.candidates % self.groups:
+            raise ConfigError(
+                f"config.decode.candidates={self.candidates} must be 1 or a multiple of config.decode.groups="
+                f"{self.groups}: each group gives as many"
+            )
+        if self.candidates > self.beams:
+            raise ConfigError(
+                f"config.decode.candidates={self.candidates} cannot be more than beams={self.beams}: raise beams"
+            )

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from caption_jax.specs.extensions import extensions
+from caption_jax.specs.rule_syntax import check_partition_rule, parse_parameter_rule
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import above, at_least, check_fields, interval, number, one_of
 
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "adafactor")
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
@@ -25,12 +27,12 @@ class ObjectiveSpec:
     terms: Mapping[str, Any] = extensions()
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError(f"config.objective.label_smoothing is {self.label_smoothing}; it has to be in [0, 1)")
-        if not self.contrastive_weight >= 0:
-            raise ConfigError(
-                f"config.objective.contrastive_weight is {self.contrastive_weight}; it has to be 0 (for none) or more"
-            )
+        check_fields(
+            self,
+            "config.objective",
+            label_smoothing=interval("[0, 1)", "0 for none"),
+            contrastive_weight=at_least(0, "for none"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +55,23 @@ class OptimizerSpec:
     rules: tuple[tuple[str, Mapping[str, float]], ...] = ((".*", {"lr": 1.0, "decay": 1.0, "from_step": 0}),)
 
     def __post_init__(self):
-        if self.name not in OPTIMIZERS:
-            raise ConfigError(f"optimizer.name is {self.name!r}; it has to be one of {', '.join(OPTIMIZERS)}")
-        for name in ("learning_rate", "weight_decay", "clip_norm"):
-            if not getattr(self, name) >= 0:
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}; it has to be 0 or more")
-        for name in ("b1", "b2", "ema"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"optimizer.{name} is {getattr(self, name)}; it has to be in [0, 1)")
-        if self.schedule not in SCHEDULES:
-            raise ConfigError(f"optimizer.schedule is {self.schedule!r}; it has to be one of {', '.join(SCHEDULES)}")
-        if self.warmup_steps < 0:
-            raise ConfigError(f"optimizer.warmup_steps is {self.warmup_steps}; it has to be 0 or more")
-        if not 0 <= self.final_fraction <= 1:
-            raise ConfigError(f"optimizer.final_fraction is {self.final_fraction}; it has to be in [0, 1]")
-        if self.accumulation < 1:
-            raise ConfigError(f"config.optimizer.accumulation is {self.accumulation}; it has to be 1 or more")
+        check_fields(
+            self,
+            "config.optimizer",
+            name=one_of(*OPTIMIZERS),
+            learning_rate=at_least(0),
+            schedule=one_of(*SCHEDULES),
+            warmup_steps=at_least(0, "for none"),
+            final_fraction=interval("[0, 1]"),
+            b1=interval("[0, 1)"),
+            b2=interval("[0, 1)"),
+            weight_decay=at_least(0, "for none"),
+            clip_norm=at_least(0, "for none"),
+            accumulation=at_least(1),
+            ema=interval("[0, 1)", "0 for none"),
+        )
+        for rule in self.rules:
+            parse_parameter_rule(rule)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,9 @@ class ProfileSpec:
 
     start: int = 0
     steps: int = 0
+
+    def __post_init__(self):
+        check_fields(self, "config.train.profile", start=at_least(0), steps=at_least(0, "for none"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,12 +104,19 @@ class TrainSpec:
     profile: ProfileSpec = ProfileSpec()
 
     def __post_init__(self):
-        if self.steps < 0:
-            raise ConfigError(f"config.train.steps is {self.steps}; it has to be 0 (for train.epochs) or more")
-        if self.log_every < 1:
-            raise ConfigError(f"config.train.log_every is {self.log_every}; it has to be 1 or more")
-        if self.packing not in ("auto", "always", "never"):
-            raise ConfigError(f'config.train.packing is {self.packing!r}; it must be "auto", "always" or "never"')
+        check_fields(
+            self,
+            "config.train",
+            epochs=above(0),
+            steps=at_least(0, "for train.epochs"),
+            log_every=at_least(1),
+            eval_every=at_least(0, "for once an epoch"),
+            checkpoint_every=at_least(0, "for once an epoch"),
+            patience=at_least(0, "for never"),
+            eval_images=at_least(0, "for all"),
+            sample_images=at_least(0, "for none"),
+            packing=one_of("auto", "always", "never"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,3 +127,13 @@ class MeshSpec:
     model: int = 1
     # (pattern, axis names, one per dimension) for parameters that are sharded.
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
+
+    def __post_init__(self):
+        devices = number("a number of devices, or -1 for as many as there are", lambda count: count >= 1 or count == -1)
+        check_fields(self, "config.mesh", data=devices, model=devices)
+        if self.data == self.model == -1:
+            raise ConfigError(
+                "config.mesh.data and config.mesh.model are both -1; only one of them can be as many as there are"
+            )
+        for rule in self.rules:
+            check_partition_rule(rule)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.specs.extensions import extension
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import above, at_least, check_fields, interval, one_of
 
 if TYPE_CHECKING:
     from caption_jax.backbones.protocol import Backbone
@@ -32,20 +33,22 @@ class DecoderSpec:
     positions: str = "learned"  # "learned" or "sinusoidal"
 
     def __post_init__(self):
-        if self.dropout_bits not in (8, 16):
-            raise ConfigError(f"config.model.decoder.dropout_bits is {self.dropout_bits}; it must be 8 or 16")
-        if self.norm not in ("pre", "post"):
-            raise ConfigError(f'config.model.decoder.norm is {self.norm!r}; it must be "pre" or "post"')
+        check_fields(
+            self,
+            "config.model.decoder",
+            layers=at_least(1),
+            width=at_least(1),
+            heads=at_least(1),
+            feed_forward=at_least(1),
+            dropout=interval("[0, 1)", "0 for none"),
+            dropout_bits=one_of(8, 16),
+            norm=one_of("pre", "post"),
+            norm_epsilon=above(0),
+            activation=one_of("gelu", "gelu_tanh"),
+            positions=one_of("learned", "sinusoidal"),
+        )
         if self.width % self.heads:
             raise ConfigError(f"config.model.decoder.width={self.width} must be a multiple of its heads={self.heads}")
-        if self.activation not in ("gelu", "gelu_tanh"):
-            raise ConfigError(
-                f"config.model.decoder.activation is {self.activation!r}; it must be one of gelu, gelu_tanh"
-            )
-        if self.positions not in ("learned", "sinusoidal"):
-            raise ConfigError(
-                f'config.model.decoder.positions is {self.positions!r}; it must be "learned" or "sinusoidal"'
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,21 @@ class TextEncoderSpec:
     dropout: float = 0.1
     remat: bool = False  # recompute its layers in the backward pass instead of keeping their activations
 
+    def __post_init__(self):
+        check_fields(
+            self,
+            "config.model.text_encoder",
+            layers=at_least(1),
+            width=at_least(1),
+            heads=at_least(1),
+            feed_forward=at_least(1),
+            dropout=interval("[0, 1)", "0 for none"),
+        )
+        if not self.weights and self.width % self.heads:
+            raise ConfigError(
+                f"config.model.text_encoder.width={self.width} must be a multiple of its heads={self.heads}"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class JointEmbeddingSpec:
@@ -72,10 +90,13 @@ class JointEmbeddingSpec:
     min_temperature: float = 0.01
 
     def __post_init__(self):
-        if not 0 < self.min_temperature <= self.temperature:
+        check_fields(
+            self, "config.model.shared_space", width=at_least(1), temperature=above(0), min_temperature=above(0)
+        )
+        if self.min_temperature > self.temperature:
             raise ConfigError(
-                f"model.shared_space.temperature is {self.temperature}: it must be at least "
-                f"model.shared_space.min_temperature={self.min_temperature}, and both above 0"
+                f"config.model.shared_space.temperature is {self.temperature}; it has to be at least "
+                f"config.model.shared_space.min_temperature={self.min_temperature}"
             )
 
 
@@ -88,12 +109,13 @@ class ContextSpec:
     dropout: float = 0.2  # fraction of the training images that get no context in an epoch
 
     def __post_init__(self):
-        if self.slots < 0:
-            raise ConfigError(f"config.model.context.slots is {self.slots}; it has to be 0 (for no context) or more")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"config.model.context.dropout is {self.dropout}; it has to be in [0, 1)")
-        if self.form not in ("vector", "tokens"):
-            raise ConfigError(f"config.model.context.form is {self.form!r}; it must be 'vector' or 'tokens'")
+        check_fields(
+            self,
+            "config.model.context",
+            slots=at_least(0, "for no context"),
+            form=one_of("vector", "tokens"),
+            dropout=interval("[0, 1)", "0 for none"),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +134,11 @@ class ModelSpec:
     context: ContextSpec = ContextSpec()
 
     def __post_init__(self):
-        if self.ops not in ("fast", "reference"):
-            raise ConfigError(f'config.model.ops is {self.ops!r}; it must be "fast" or "reference"')
-        if self.image_memory not in ("grid", "vector", "both"):
-            raise ConfigError(
-                f"config.model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'"
-            )
-        if self.vector not in ("mean", "flatten"):
-            raise ConfigError(f"config.model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
-        for key, rate in (("memory_dropout", self.memory_dropout), ("decoder.dropout", self.decoder.dropout)):
-            if not 0 <= rate < 1:
-                raise ConfigError(f"a dropout rate in config.model is {rate} ({key}); it has to be in [0, 1)")
+        check_fields(
+            self,
+            "config.model",
+            ops=one_of("fast", "reference"),
+            image_memory=one_of("grid", "vector", "both"),
+            vector=one_of("mean", "flatten"),
+            memory_dropout=interval("[0, 1)", "0 for none"),
+        )

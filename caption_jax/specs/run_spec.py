@@ -14,6 +14,7 @@ from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSp
 from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import SEED, check_fields, one_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +52,7 @@ class RunSpec:
         return build_spec(cls, config, if_unavailable=if_unavailable)
 
     def __post_init__(self):
-        if self.dtype not in ("auto", "float32", "bfloat16"):
-            raise ConfigError(f'config.dtype is {self.dtype!r}; it must be "auto", "bfloat16" or "float32"')
+        check_fields(self, "config", seed=SEED, dtype=one_of("auto", "bfloat16", "float32"))
         self._check_batches()
         self._check_contrastive()
         self._check_terms()
@@ -95,6 +95,8 @@ class RunSpec:
                 f"config.decode.rerank_weight={self.decode.rerank_weight} compares captions with images, which needs a "
                 "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
             )
+        if self.decode.rerank_weight:
+            self.decode.check_ranking()
         if weight and microbatches > 1:
             raise ConfigError(
                 f"config.optimizer.accumulation={microbatches} with config.objective.contrastive_weight={weight}: each "

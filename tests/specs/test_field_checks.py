@@ -1,0 +1,273 @@
+"""Values that no run can use: each is refused where the config is read, by its key."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from caption_jax.config import default_config
+from caption_jax.errors import ConfigError
+from caption_jax.specs import DataSpec, DecodeSpec, RunSpec, as_mapping
+from caption_jax.specs.conversion import flatten
+from input_pipeline import data_spec
+from input_pipeline.resampling import INTERPOLATIONS
+from input_pipeline.sources.shapes_dataset.builder import CaptionShapes
+
+NAN, INFINITE = math.nan, math.inf
+RATE, FRACTION = "has to be in [0, 1)", "has to be in [0, 1]"
+ONE, ZERO = "has to be 1 or more", "or more"
+VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
+
+REFUSED = [
+    ("seed", 2**63, "64 bits"),
+    ("dtype", "float16", "'auto', 'bfloat16' or 'float32'"),
+    ("data.source", "web", "'shapes', 'folder' or 'tfds'"),
+    ("data.shapes", "huge", "'full' or 'tiny'"),
+    ("data.captions", (1,), "a list of files"),
+    ("data.on_error", "go on", "'stop' or 'skip'"),
+    ("data.image_size", 0, ONE),
+    ("data.fit", "x", "'squash' or 'crop'"),
+    ("data.interpolation", "x", "'bilinear', 'bicubic' or 'area'"),
+    ("data.vocabulary_size", 260, "261 or more"),
+    ("data.max_length", 2, "3 (<s>, a token and </s>) or more"),
+    ("data.captions_per_image", -1, "0 (for all) or more"),
+    ("data.batch_size", 0, ONE),
+    ("data.eval_batch_size", 0, ONE),
+    ("data.workers", -1, "0 (for none) or more"),
+    ("data.prefetch", -1, "0 (for none) or more"),
+    ("data.split_fractions.val", -0.1, RATE),
+    ("data.split_fractions.test", 1.0, RATE),
+    ("data.feature_cache.views", 0, ONE),
+    ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
+    ("augment.min_crop_scale", 0.0, "in (0, 1], 1 for no crop"),
+    ("augment.max_aspect", 0.9, "1 (aspect kept) or more"),
+    ("augment.max_aspect", INFINITE, "1 (aspect kept) or more"),
+    ("augment.brightness", 1.1, FRACTION),
+    ("augment.contrast", -0.1, FRACTION),
+    ("augment.saturation", NAN, FRACTION),
+    ("model.ops", "slow", "'fast' or 'reference'"),
+    ("model.image_memory", "none", "'grid', 'vector' or 'both'"),
+    ("model.vector", "max", "'mean' or 'flatten'"),
+    ("model.memory_dropout", 1.0, RATE),
+    ("model.encoder.norm_group_size", -1, "0 (for the whole batch) or more"),
+    ("model.encoder.norm_momentum", 1.5, FRACTION),
+    ("model.encoder.drop_path", 1.5, RATE),
+    ("model.decoder.layers", 0, ONE),
+    ("model.decoder.width", 0, ONE),
+    ("model.decoder.heads", 0, ONE),
+    ("model.decoder.feed_forward", 0, ONE),
+    ("model.decoder.dropout", 1.0, RATE),
+    ("model.decoder.dropout_bits", 32, "8 or 16"),
+    ("model.decoder.norm", "mid", "'pre' or 'post'"),
+    ("model.decoder.norm_epsilon", 0.0, "above 0"),
+    ("model.decoder.activation", "relu", "'gelu' or 'gelu_tanh'"),
+    ("model.decoder.positions", "rotary", "'learned' or 'sinusoidal'"),
+    ("model.text_encoder.layers", 0, ONE),
+    ("model.text_encoder.width", -4, ONE),
+    ("model.text_encoder.heads", 0, ONE),
+    ("model.text_encoder.feed_forward", 0, ONE),
+    ("model.text_encoder.dropout", 1.0, RATE),
+    ("model.shared_space.width", 0, ONE),
+    ("model.shared_space.temperature", NAN, "above 0"),
+    ("model.shared_space.min_temperature", 0.0, "above 0"),
+    ("model.context.slots", -1, "0 (for no context) or more"),
+    ("model.context.form", "text", "'vector' or 'tokens'"),
+    ("model.context.dropout", 1.0, RATE),
+    ("objective.label_smoothing", 1.0, RATE),
+    ("objective.contrastive_weight", INFINITE, "0 (for none) or more"),
+    ("optimizer.name", "adamv", "'adamw', 'adam', 'lion', 'sgd' or 'adafactor'"),
+    ("optimizer.learning_rate", NAN, ZERO),
+    ("optimizer.schedule", "step", "'cosine', 'rsqrt', 'linear' or 'constant'"),
+    ("optimizer.warmup_steps", -1, "0 (for none) or more"),
+    ("optimizer.final_fraction", 1.5, FRACTION),
+    ("optimizer.b1", 1.0, RATE),
+    ("optimizer.b2", -0.5, RATE),
+    ("optimizer.weight_decay", -0.1, "0 (for none) or more"),
+    ("optimizer.clip_norm", -1.0, "0 (for none) or more"),
+    ("optimizer.accumulation", 0, ONE),
+    ("optimizer.ema", 1.0, RATE),
+    ("train.epochs", 0.0, "above 0"),
+    ("train.steps", -1, "0 (for train.epochs) or more"),
+    ("train.log_every", 0, ONE),
+    ("train.eval_every", -1, "0 (for once an epoch) or more"),
+    ("train.checkpoint_every", -1, "0 (for once an epoch) or more"),
+    ("train.patience", -1, "0 (for never) or more"),
+    ("train.eval_images", -1, "0 (for all) or more"),
+    ("train.sample_images", -1, "0 (for none) or more"),
+    ("train.packing", "often", "'auto', 'always' or 'never'"),
+    ("train.profile.start", -1, ZERO),
+    ("train.profile.steps", -1, "0 (for none) or more"),
+    ("decode.method", "viterbi", "'greedy', 'beam' or 'sample'"),
+    ("decode.max_length", 1, "2 (<s> and a token) or more"),
+    ("decode.min_length", -1, "0 (for any) or more"),
+    ("decode.at_limit", "stop", "'cut' or 'end'"),
+    ("decode.beams", 0, ONE),
+    ("decode.candidates", 0, ONE),
+    ("decode.length_penalty", "none", "'power' or 'gnmt'"),
+    ("decode.alpha", 100.0, "in [-10, 10]"),
+    ("decode.groups", 0, ONE),
+    ("decode.diversity", -0.5, "0 (for none) or more"),
+    ("decode.draws", 0, ONE),
+    ("decode.temperature", 0.0, "above 0"),
+    ("decode.top_k", -1, "0 (for all) or more"),
+    ("decode.top_p", 0.0, "in (0, 1], 1 for all"),
+    ("decode.seed", 2**63, "64 bits"),
+    ("decode.rerank_weight", -1.0, "0 (for none) or more"),
+    ("decode.double_tokens", "never", "'allow' or 'forbid'"),
+    ("decode.no_repeat_ngram", -1, "0 (for no such rule) or more"),
+    ("decode.repetition_penalty", 0.9, ONE),
+    ("decode.banned_words", ("a", ""), "a list of words or phrases"),
+    ("decode.banned_endings", (3,), "a list of words or phrases"),
+    ("mesh.data", 0, "-1 for as many as there are"),
+    ("mesh.model", -2, "-1 for as many as there are"),
+]
+# Strings that are free: a name that means nothing is an error of the file, the hub or the run that it is looked up in.
+FREE = {
+    *("init_from", "train.best_metric", "decode.prefix", "data.tokenizer", "data.root", "data.images", "data.context"),
+    *("data.split_field", "data.tfds_name", "data.tfds_dir", "data.feature_cache.stage", "data.feature_cache.folder"),
+    *(f"data.split_files.{split}" for split in ("train", "val", "test")),
+    *(f"model.{part}.weights" for part in ("encoder", "decoder", "text_encoder")),
+    "model.encoder.variant",  # checked, in words of its own
+}
+
+
+def config_of(**changes: Any) -> ConfigDict:
+    config = default_config().unlock()
+    for key, value in changes.items():  # not by `update`, which would convert what is of another type
+        *sections, name = key.split(".")
+        section = config
+        for part in sections:
+            section = section[part]
+        with section.ignore_type():
+            section[name] = value
+    return config
+
+
+def leaves() -> Iterator[tuple[str, Any]]:
+    """Keys and defaults of the config's numbers and strings."""
+    return ((key, value) for key, value in flatten(as_mapping(RunSpec())).items() if not isinstance(value, bool))
+
+
+@pytest.mark.parametrize(("key", "value", "wanted"), REFUSED)
+def test_a_value_out_of_range_is_refused_by_its_key(key, value, wanted):
+    with pytest.raises(ConfigError) as refused:
+        RunSpec.from_config(config_of(**{key: value}))
+    (message,) = str(refused.value).splitlines()
+    assert message.startswith(f"config.{key} is {value!r}; it has to be ") and wanted in message
+
+
+def test_the_table_is_complete():
+    assert {key for key, default in leaves() if isinstance(default, int | float | str)} <= {
+        *(key for key, _, _ in REFUSED),
+        *FREE,
+    }
+
+
+def test_every_number_has_a_range():
+    numbers = {key: default for key, default in leaves() if isinstance(default, int | float)}
+    assert len(numbers) > 60
+    for key, default in numbers.items():  # no exceptions: a seed has to fit 64 bits
+        for absurd in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
+            with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it has to be")):
+                RunSpec.from_config(config_of(**{key: absurd}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.split_fractions.val": 0.5, "data.split_fractions.test": 0.5}, r"val=0\.5 and test=0\.5 have to leave"),
+        ({"model.decoder.heads": 7}, r"model\.decoder\.width=512 must be a multiple of its heads=7"),
+        ({"model.text_encoder.heads": 3}, r"model\.text_encoder\.width=256 must be a multiple of its heads=3"),
+        ({"model.shared_space.temperature": 0.001}, r"at least config\.model\.shared_space\.min_temperature=0\.01"),
+        ({"model.encoder": {**VIT, "drop_path": NAN}}, r"model\.encoder\.drop_path is nan; it has to be in \[0, 1\)"),
+        ({"decode.min_length": 41}, r"decode\.min_length=41 is more than config\.decode\.max_length=40"),
+        ({"decode.method": "beam", "decode.groups": 2}, r"decode\.groups=2 must divide config\.decode\.beams=5"),
+        ({"decode.method": "beam", "decode.candidates": 6}, r"decode\.candidates=6 cannot be more than .*beams=5"),
+        (
+            {"decode.method": "beam", "decode.beams": 6, "decode.groups": 2, "decode.candidates": 3},
+            r"decode\.candidates=3 must be 1 or a multiple of config\.decode\.groups=2",
+        ),
+        (
+            {"decode.rerank_weight": 1.0, "objective.contrastive_weight": 1.0},
+            r'rerank_weight=1\.0 chooses among candidates, and config\.decode\.method="greedy" gives one',
+        ),
+        ({"mesh.data": -1, "mesh.model": -1}, r"config\.mesh\.data and config\.mesh\.model are both -1"),
+        ({"mesh.rules": (("decoder/.*",),)}, r"config\.mesh\.rules: \('decoder/\.\*',\) is not a pair"),
+        ({"mesh.rules": (("decoder/.*", "data"),)}, r"config\.mesh\.rules: .* is not a pair"),
+        ({"mesh.rules": (("(", ("data",)),)}, r"config\.mesh\.rules: '\(' is not a regular expression"),
+        ({"optimizer.rules": (".*",)}, r"config\.optimizer\.rules: '\.\*' is not a pair"),
+        ({"optimizer.rules": (("(", {}),)}, r"config\.optimizer\.rules: '\(' is not a regular expression"),
+        ({"optimizer.rules": ((".*", {"lr": NAN}),)}, r"config\.optimizer\.rules: '\.\*' sets lr to nan"),
+        ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets 'rate'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_a_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as refused:
+        RunSpec.from_config(config_of(**changes))
+    assert len(str(refused.value).splitlines()) == 1 and "config." in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"decode": 3}, r"config\.decode is 3; it has to be a dictionary with keys of method, "),
+        ({"evaluators": ["own"]}, r"config\.evaluators is .*; it has to be a dictionary of extensions by label"),
+        ({"evaluators": {"own": "a:B"}}, r"config\.evaluators\.own is 'a:B'; give it a dictionary"),
+        ({"model": {"encoder": "b0"}}, r"config\.model\.encoder is 'b0'; give it a dictionary"),
+    ],
+)
+def test_a_value_in_place_of_a_section_is_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        RunSpec.from_config(values)
+
+
+@dataclasses.dataclass(frozen=True)
+class WithoutDefault:
+    weight: float
+
+
+def test_a_field_that_has_to_be_set_is_named():
+    values = {"evaluators": {"own": {"name": f"{__name__}:WithoutDefault"}}}
+    with pytest.raises(
+        ConfigError, match=r"config\.evaluators\.own has to set weight, which WithoutDefault has no def"
+    ):
+        RunSpec.from_config(values)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"data.workers": 0, "data.prefetch": 0, "data.captions_per_image": 0},
+        {"optimizer.learning_rate": 0.0, "optimizer.clip_norm": 0.0, "model.encoder.norm_momentum": 1.0},
+        {"mesh.data": 1, "mesh.model": -1},
+        {"seed": -1, "decode.alpha": -0.5, "decode.top_p": 0.01},
+        {"data.tokenizer": "roberta-base", "data.vocabulary_size": 0},
+        {"model.text_encoder.weights": "roberta-base", "model.text_encoder.heads": 3},
+        {"decode.method": "greedy", "decode.groups": 2, "decode.candidates": 9},
+    ],
+)
+def test_values_with_a_meaning_of_their_own_are_taken(changes):
+    spec = RunSpec.from_config(config_of(**changes))
+    flat = flatten(as_mapping(spec))
+    assert {key: flat[key] for key in changes} == changes
+
+
+def test_settings_may_be_traced_inside_a_program():
+    @jax.jit
+    def doubled(alpha):
+        return 2 * dataclasses.replace(DecodeSpec(), alpha=alpha, temperature=alpha, top_p=alpha).alpha
+
+    assert doubled(0.5) == 1
+
+
+def test_choices_are_those_of_what_carries_them_out():
+    assert set(data_spec.INTERPOLATIONS) == set(INTERPOLATIONS)
+    for shapes in CaptionShapes.builder_configs:
+        assert DataSpec(shapes=shapes).shapes == shapes
