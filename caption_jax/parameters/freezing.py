@@ -27,6 +27,16 @@ def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
     ]
 
 
+def trained_norms(params: PyTree, rules: Rules, steps: int) -> frozenset[str]:
+    """Returns the paths of the norms whose parameters are not all frozen for the whole of a run of `steps` updates.
+
+    Raises:
+        ConfigError: as `match_rules`.
+    """
+    *_, (_, frozen) = (phase for phase in phases(params, rules) if phase[0] < steps or phase[0] == 0)
+    return frozen_norms(flatten(params)) - frozen_norms(frozen)
+
+
 def frozen_norms(frozen: Collection[str]) -> frozenset[str]:
     """Returns the paths of the norms (modules with a `scale` and a `bias`) whose parameters are all frozen.
 

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from caption_jax.backbones.backbone_checks import check_image_size
 from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import build_spec
 from caption_jax.specs.decode_spec import DecodeSpec
@@ -53,6 +54,7 @@ class RunSpec:
 
     def __post_init__(self):
         check_fields(self, "config", seed=SEED, dtype=one_of("auto", "bfloat16", "float32"))
+        check_image_size(self.model.encoder, self.data.image_size)
         self._check_batches()
         self._check_contrastive()
         self._check_terms()

@@ -15,6 +15,7 @@ from caption_jax.parameters.freezing import phases
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.experiment import Experiment, prepare_experiment
 from caption_jax.runs.initial_variables import initial_variables
+from caption_jax.runs.step_images import check_step_images
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
 from caption_jax.training.loop import open_batches, validation_evaluator
@@ -56,6 +57,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     resolved = experiment.resolved()
     validation_evaluator(experiment)
     program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
+    check_step_images(resolved, program.abstract_state.params)
     program = program.with_constants(prepare_constants(program.objectives, experiment))
     state = program.start(initial_variables(experiment))
     _, frozen = phases(state.params, resolved.optimizer.rules)[0]

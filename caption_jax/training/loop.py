@@ -25,6 +25,7 @@ from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.checkpoints import Checkpoints, Restored, read_weights
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
+from caption_jax.runs.step_images import check_step_images
 from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
@@ -231,6 +232,7 @@ def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Pro
         The program; fingerprints of the constants, which a resumed run compares.
     """
     program = make_program(experiment.description, experiment.mesh, steps)
+    check_step_images(experiment.resolved(), program.abstract_state.params)
     constants = prepare_constants(program.objectives, experiment)
     if jax.process_index() == 0:
         store_constants(program.objectives, constants, experiment.workdir)

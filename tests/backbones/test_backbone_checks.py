@@ -1,0 +1,107 @@
+"""Images that a backbone cannot take: refused before anything is computed, in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import ClassVar
+
+import pytest
+from etils import epath
+from small_models import small_description
+from small_run import get_config
+
+from caption_jax.backbones.backbone_checks import check_batch, check_image_size
+from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
+from caption_jax.backbones.vit_backbone import ViT
+from caption_jax.errors import ConfigError
+from caption_jax.runs.checkpoints import has_checkpoint
+from caption_jax.runs.initial_variables import variable_shapes
+from caption_jax.runs.step_images import check_step_images
+from caption_jax.specs import RunSpec
+from caption_jax.training.dry_run import dry_run
+from caption_jax.training.loop import train_and_evaluate
+
+NORMS = frozenset({"stem/norm"})
+BACKBONE, STEM = r"image_encoder/backbone/.*", r"image_encoder/backbone/stem/.*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+    """A user's own backbone: its checks raise what Python has."""
+
+    settings_class: ClassVar[type] = object
+    stage_names: ClassVar[tuple[str, ...]] = ()
+
+    def check_image_size(self, image_size):
+        if image_size != 30:
+            raise ValueError(f"image_size is {image_size}; set it to 30")
+
+    def check_batch(self, images, trained_norms):
+        if images % 2:
+            raise ValueError(f"{images} images are odd")
+
+
+def spec_of(root="nowhere", **changes) -> RunSpec:
+    config = get_config().unlock()
+    config.data.root = str(root)
+    config.update_from_flattened_dict(changes)
+    return RunSpec.from_config(config)
+
+
+def test_a_vit_takes_whole_patches():
+    config = get_config().unlock()
+    config.model.encoder = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
+    config.data.image_size = 30
+    with pytest.raises(ConfigError, match=r"data\.image_size is 30; it has to be a multiple of the 8 .*such as 32$"):
+        RunSpec.from_config(config)
+    config.data.image_size = 40
+    assert RunSpec.from_config(config).data.image_size == 40
+    with pytest.raises(ConfigError, match=r"such as 16$"):
+        check_image_size(ViT(), 3)
+
+
+def test_a_check_of_a_users_own_names_the_key_and_may_be_left_out():
+    config = get_config().unlock()
+    config.model.encoder = {"name": f"{__name__}:Pairs"}
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder: image_size is 32; set it to 30"):
+        RunSpec.from_config(config)
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder: 3 images are odd"):
+        check_batch(Pairs(), 3, NORMS)
+    check_batch(ViT(), 3, NORMS)
+    check_image_size(EfficientNetBackbone(), 3)
+
+
+def test_groups_of_trained_norms_divide_the_batch():
+    backbone = EfficientNetBackbone("micro", norm_group_size=6)
+    check_batch(backbone, 12, NORMS)
+    check_batch(backbone, 4, frozenset())
+    check_batch(EfficientNetBackbone("micro"), 5, NORMS)
+    with pytest.raises(ConfigError, match=r"norm_group_size=6 does not divide the 4 images .* such as 2, or to 0"):
+        check_batch(backbone, 4, NORMS)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.encoder.norm_group_size": 3}, r"model\.encoder\.norm_group_size=3 does not divide the 4 images"),
+        ({"model.encoder.norm_group_size": 4, "optimizer.accumulation": 2}, "norm_group_size=4 does not divide the 2"),
+    ],
+)
+def test_a_run_whose_groups_do_not_divide_its_batch_does_not_start(small_images, tmp_path, changes, message):
+    for start in (dry_run, train_and_evaluate):
+        with pytest.raises(ConfigError, match=message):
+            start(spec_of(small_images, **changes), tmp_path)
+    assert not has_checkpoint(epath.Path(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("stem", "refused"),
+    [({"lr": 0.0}, False), ({"lr": 1.0, "from_step": 500}, False), ({"lr": 1.0, "from_step": 100}, True)],
+)
+def test_norms_that_are_never_trained_need_no_groups(stem, refused):
+    rules = ((STEM, stem), (rf"(?!{STEM}){BACKBONE}", {"lr": 0.0}), (rf"(?!{BACKBONE}).*", {"lr": 1.0}))
+    spec = spec_of(**{"optimizer.rules": rules, "model.encoder.norm_group_size": 3, "train.steps": 200})
+    params = variable_shapes(small_description())["params"]
+    with pytest.raises(ConfigError, match="norm_group_size=3") if refused else contextlib.nullcontext():
+        check_step_images(spec, params)
