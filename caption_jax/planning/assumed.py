@@ -51,6 +51,10 @@ class AssumedVocabulary:
         ids[: len(words) + 2] = [BOS, *words, EOS][:max_length]
         return ids
 
+    def encode_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts length"]:
+        """`encode` of several texts."""
+        return np.stack([self.encode(text, max_length) for text in texts])
+
 
 def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
     """Describes the run of a config, from the workdir where it has been started, else from assumptions.

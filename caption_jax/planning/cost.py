@@ -127,9 +127,9 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=counted["flops"],
+        flops=counted.get("flops", 0.0),  # absent from a program that computes nothing
         matrix_flops=text.matrix_flops(),
-        bytes=counted["bytes accessed"],
+        bytes=counted.get("bytes accessed", 0.0),
         traffic=tuple(text.traffic()),
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,

@@ -14,15 +14,16 @@ from absl import logging
 from etils import epath
 
 from caption_jax.errors import ConfigError
-from caption_jax.objectives.constants import stored_constants
-from caption_jax.parameters.freezing import phases
+from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, replicated
 from caption_jax.planning.assumed import describe
 from caption_jax.planning.batch_search import Tried, fits, largest_batch
+from caption_jax.planning.constant_shapes import constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
 from caption_jax.planning.programs import Planned, planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
+from caption_jax.runs.step_images import check_images
 from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program, make_program
 from input_pipeline.files import write_atomically
@@ -60,7 +61,8 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     minutes.
 
     Raises:
-        ValueError: unknown topology, program or phase; a batch that does not divide over the mesh.
+        ValueError: unknown topology, program or phase; a batch that does not divide over the mesh, or that the image
+            backbone cannot be trained on; an objective whose constants are not known.
         ModuleNotFoundError: no compiler for TPUs is installed.
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
@@ -72,7 +74,10 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
         assumed["packing"] = "none: pads are computed with, which the run leaves out"
     program = make_program(description, mesh, spec.train.steps or _STEPS)
-    program = dataclasses.replace(program, constants=_constants(program, workdir))
+    if "train" in request.programs:
+        program = dataclasses.replace(program, constants=_constants(program, workdir))
+    if program.constants and "vocabulary" in assumed:
+        assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
     start, frozen = _phase(program, request.phase)
     found: dict[str, Any] = {
         "topology": topology.name,
@@ -86,10 +91,11 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
         "programs": {},
     }
     planned = planned_programs(program, frozen)
-    for name in request.programs:
-        batch = spec.data.eval_batch_size if name == "decode" else spec.data.batch_size
-        images = request.images or _share(batch, mesh, name)
-        found["programs"][name] = _measured(planned[name], images, program, topology)
+    images = {name: request.images or _share(spec, mesh, name) for name in request.programs}
+    for name, share in images.items():
+        _check_images(program, name, share * mesh.shape["data"], frozen)
+    for name, share in images.items():
+        found["programs"][name] = _measured(planned[name], share, program, topology)
         _write(workdir, found)
     if "train" in found["programs"] and topology.chip and request.compilations:
         found["largest_batch"] = _search(planned["train"], found["programs"]["train"], program, topology, request)
@@ -98,11 +104,23 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
 
 
 def _constants(program: Program, workdir: epath.Path) -> PyTree:
-    """Shapes of the objectives' constants, as far as the run has been started and has stored them."""
+    """Shapes of the objectives' constants, each of which every device has in full."""
+    whole = replicated(program.mesh)
     return jax.tree.map(
-        lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=replicated(program.mesh)),
-        stored_constants(program.objectives, workdir),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        constant_shapes(program.objectives, program.description, workdir),
     )
+
+
+def _check_images(program: Program, name: str, images: int, frozen: frozenset[str]) -> None:
+    """Raises ConfigError where a batch is one that the training step, or the encoder alone, does not take."""
+    if name == "decode":
+        return
+    spec = program.description.spec
+    if name == "encoder":  # planned for the whole batch at once
+        spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, accumulation=1))
+    norms = frozen_norms(flatten(program.abstract_state.params)) - frozen_norms(frozen)
+    check_images(spec, images, norms)
 
 
 def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
@@ -137,10 +155,10 @@ def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
     return {"all": sum(sizes.values()), "trained": sum(size for path, size in sizes.items() if path not in frozen)}
 
 
-def _share(batch: int, mesh: jax.sharding.Mesh, program: str) -> int:
-    rows = mesh.shape["data"]
+def _share(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> int:
+    key = "eval_batch_size" if program == "decode" else "batch_size"
+    rows, batch = mesh.shape["data"], getattr(spec.data, key)
     if batch % rows:
-        key = "eval_batch_size" if program == "decode" else "batch_size"
         raise ConfigError(
             f"config.data.{key}={batch} images do not divide over {rows} devices; set it to a multiple, or give "
             "--images_per_chip"
@@ -236,8 +254,9 @@ def _search(
             return None
 
     first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
-    multiple = program.description.spec.model.encoder.batch_multiple
-    unit = multiple if multiple > 1 else 8
+    spec = program.description.spec
+    multiple = spec.model.encoder.batch_multiple
+    unit = multiple * spec.optimizer.accumulation if multiple > 1 else math.lcm(8, spec.optimizer.accumulation)
     tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
     fitting = [one.images for one in tried if fits(one, limit)]
     return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

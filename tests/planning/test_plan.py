@@ -93,6 +93,69 @@ def test_what_does_not_go_together_is_refused(workdir):
         planned(workdir, Request("cpu:8", ("eval",)))
 
 
+def test_a_batch_that_the_backbone_cannot_be_trained_on_is_refused_before_anything_is_compiled(workdir):
+    groups = {"model.encoder.norm_group_size": 6, "mesh.data": 1}
+    for programs in (("decode", "train"), ("encoder",)):
+        with pytest.raises(ValueError, match="norm_group_size=6 does not divide the 4 images"):
+            planned(workdir, Request("cpu:1", programs, images=4), **groups)
+    with pytest.raises(ValueError, match="norm_group_size=6 does not divide the 3 images"):
+        planned(workdir, Request("cpu:1", ("train",), images=6), **groups, **{"optimizer.accumulation": 2})
+    with pytest.raises(ValueError, match="5 images in a step are no multiple of 2 accumulated"):
+        planned(workdir, Request("cpu:1", ("train",), images=5), **{"optimizer.accumulation": 2, "mesh.data": 1})
+    assert not list(workdir.iterdir())
+    frozen = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
+    found = planned(workdir, Request("cpu:1", ("encoder",), images=4), **groups, **{"optimizer.rules": frozen})
+    assert found["programs"]["encoder"]["per_image"]["matrix_flops"] == 0  # no gradient is asked for
+
+
+def config_with_constants(**changes) -> ConfigDict:
+    config = config_of(**{"mesh.data": 1, **changes})
+    with config.unlocked():
+        config.objective.terms = ConfigDict({"rare": {"name": "token_frequencies:FrequentTokens"}})
+    return config
+
+
+def test_constants_of_an_objective_are_planned_from_the_data(workdir, small_images):
+    config = config_with_constants(**{"data.root": str(small_images)})
+    request = Request("cpu:1", ("train",), images=2, vocabulary=290)
+    with quick_compilation():
+        with_constants = plan(RunSpec.from_config(config), workdir, request)
+        without = planned(workdir, request, **{"mesh.data": 1})
+    assert with_constants["assumed"]["constants"] == "of rare: made with the assumed vocabulary"
+    assert "constants" not in without["assumed"]
+    arguments = [found["programs"]["train"]["memory"]["arguments"] for found in (with_constants, without)]
+    assert arguments[0] - arguments[1] == 4 * 290  # a frequency for each token
+
+
+def test_constants_that_cannot_be_made_are_named_with_what_to_do(workdir):
+    config = config_with_constants(**{"data.root": "nowhere"})
+    message = r"^config\.objective\.terms\.rare makes constants .* \(nowhere: no such folder.*\): start the run once"
+    with pytest.raises(ValueError, match=message) as refused:
+        plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
+    assert "\n" not in str(refused.value)
+    assert plan(RunSpec.from_config(config), workdir, Request("cpu:1", ()))["programs"] == {}
+
+
+def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
+    import shutil
+
+    import numpy as np
+    from etils import epath
+    from token_frequencies import FrequentTokens
+
+    from caption_jax.objectives.constants import store_constants
+    from caption_jax.runs.workdir import read_description
+
+    workdir = epath.Path(shutil.copytree(small_workdir, tmp_path / "run"))
+    size = read_description(workdir).vocabulary.size
+    constants = {"rare": {"tokens": {"frequency": np.full(size, 1 / size, np.float32)}}}
+    store_constants({"rare": FrequentTokens()}, constants, workdir)
+    config = config_with_constants(**{"data.root": "nowhere"})
+    with quick_compilation():
+        found = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
+    assert found["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in found["assumed"]
+
+
 @pytest.mark.slow
 def test_a_tpu_that_is_not_there(workdir, capsys):
     if importlib.util.find_spec("libtpu") is None:
