@@ -14,6 +14,7 @@ from jaxtyping import Int
 
 from caption_jax.backbones.protocol import restored_settings
 from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.runtime.extension_sources import source_of
 from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
@@ -95,6 +96,7 @@ class RunDescription:
         """All that decides what the model computes except its weights, for the key of a `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
+            "backbone_source": source_of(type(self.spec.model.encoder)),
             "dtype": self.spec.dtype,
             "settings": dataclasses.asdict(self.model_settings),
             "preprocessing": dataclasses.asdict(self.preprocessing),

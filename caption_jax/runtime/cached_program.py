@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.metadata
-import inspect
 import json
 import logging
 from collections.abc import Callable
@@ -22,6 +21,7 @@ import jax
 from etils import epath
 from jax import export
 
+from caption_jax.runtime.extension_sources import PACKAGES
 from input_pipeline.files import write_atomically
 
 PyTree = Any
@@ -120,17 +120,12 @@ def cached_update(
     return run
 
 
-def source_of(cls: type) -> str:
-    """A hash of the file that defines a class, for a cache key: an extension need not be of this project's sources."""
-    return hashlib.sha256(Path(inspect.getfile(cls)).read_bytes()).hexdigest()
-
-
 @functools.cache
 def _sources() -> str:
     """A hash of what traces: this project's modules, and the versions of JAX, Flax and Optax."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
-    for package in ("caption_jax", "input_pipeline"):
+    for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\n".encode())
             digest.update(path.read_bytes())

@@ -15,7 +15,8 @@ from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.initial_variables import variable_shapes
-from caption_jax.runtime.cached_program import cached_update, source_of
+from caption_jax.runtime.cached_program import cached_update
+from caption_jax.runtime.extension_sources import source_of
 from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
