@@ -13,9 +13,8 @@ import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
 from small_run import ROOT, quick_compilation, shrink
-from transformers import RobertaConfig
 
-from caption_jax.models import TextEncoder
+from caption_jax.models import RobertaSizes, TextEncoder
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.initial_variables import init_variables
 from caption_jax.runs.workdir import read_description
@@ -159,7 +158,7 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
 @pytest.mark.slow
 def test_a_text_encoder_of_roberta_bases_size_runs(shared_data):
     tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
-    sizes = RobertaConfig(
+    sizes = RobertaSizes(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
     )
     assert (sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads) == (12, 768, 12)

@@ -37,6 +37,10 @@ def imported_by(statement: str) -> set[str]:
         ("import caption_jax.metrics; caption_jax.score", {"jax", "flax", "tensorflow", "transformers"}),
         ("import caption_jax.runs.checkpoints", {"optax", "clu", "tensorflow", "transformers"}),
         ("import caption_jax; caption_jax.load", {"optax", "clu", "tensorflow", "matplotlib", "orbax"}),
+        (
+            "import caption_jax.models.text_encoder, caption_jax.pretrained.roberta_weights",
+            {"transformers", "torch", "huggingface_hub", "optax", "clu", "tensorflow", "orbax"},
+        ),
         ("import caption_jax.models; caption_jax.models.ImageCaptioningModel", {"optax", "clu", "tensorflow", "orbax"}),
         (
             "import caption_jax.inference.captioner",

@@ -15,6 +15,8 @@ _HOMES = {
     "ImageCaptioningModel": "captioning_model",
     "ImageEncoder": "image_encoder",
     "ImageFeatures": "image_encoder",
+    "Roberta": "roberta",
+    "RobertaSizes": "roberta",
     "SharedSpace": "joint_embedding",
     "TextEncoder": "text_encoder",
     "TextFeatures": "text_encoder",

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.models.roberta import RobertaSizes
+from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.forms import FORMS
 
 if TYPE_CHECKING:
@@ -43,8 +46,8 @@ def build_model(
             decides what follows: its batch norms run on their stored statistics in training too.
         backbone_settings: what the image backbone must share with the network that its weights were trained in; None
             for the settings of random weights.
-        text_encoder: sizes of a RoBERTa, as transformers' RobertaConfig names them (`roberta_sizes`): then the model
-            has a text encoder, and slots for context where the config asks for some. None for neither.
+        text_encoder: fields of `RobertaSizes` (`roberta_sizes`): then the model has a text encoder, and slots for
+            context where the config asks for some. None for neither.
         shared_space: whether a text encoder comes with a space that images and texts share.
     """
     encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
@@ -109,13 +112,8 @@ def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, 
 
 
 def _text_modules(spec: ModelSpec, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype) -> dict[str, nn.Module]:
-    from transformers import RobertaConfig  # takes seconds, and most models have no text encoder
-
-    from caption_jax.models.context_memory import ContextMemory
-    from caption_jax.models.text_encoder import TextEncoder
-
     space, context, width = spec.shared_space, spec.context, spec.decoder.width
-    encoder = TextEncoder(RobertaConfig(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
+    encoder = TextEncoder(RobertaSizes(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
     found: dict[str, nn.Module] = {"text_encoder": encoder}
     if shared_space:
         found["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import Cache
+from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
 from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.models.text_encoder import TextEncoder, TextFeatures
 from caption_jax.ops.forms import Ops
 from caption_jax.ops.segments import Segments
-
-if TYPE_CHECKING:  # transformers takes seconds to import; most models have no text encoder
-    from caption_jax.models.context_memory import ContextMemory
-    from caption_jax.models.text_encoder import TextEncoder, TextFeatures
 
 
 class ImageCaptioningModel(nn.Module):

@@ -1,4 +1,4 @@
-"""Texts beside the image as part of what the decoder attends to. Importing this imports transformers (seconds)."""
+"""Texts beside the image as part of what the decoder attends to."""
 
 from __future__ import annotations
 

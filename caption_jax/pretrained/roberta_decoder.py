@@ -100,7 +100,7 @@ def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vo
             raise WeightsError(f"{text.source}: decoder/{path} has shape {flat[path].shape}, not {value.shape}")
         flat[path] = jnp.asarray(value)
     fresh = [path for path in flat if path not in copied]
-    logging.info("decoder: the first %d of %d layers of %s", layers, text.config.num_hidden_layers, text.source)
+    logging.info("decoder: the first %d of %d layers of %s", layers, text.sizes.num_hidden_layers, text.source)
     for what, paths in (("copied", copied), ("fresh", fresh)):
         logging.info("decoder: %d arrays %s: %s", len(paths), what, ", ".join(sorted(paths)))
     return traverse_util.unflatten_dict(flat, sep="/")
@@ -115,7 +115,7 @@ def decoder_arrays(
     output layer too. RoBERTa's positions start behind the pad's.
     """
     flat = traverse_util.flatten_dict(text.params, sep="/")
-    first = text.config.pad_token_id + 1
+    first = text.sizes.pad_token_id + 1
     positions = flat["embeddings/position_embeddings/embedding"][first : first + length]
     found = {
         "embedding": flat["embeddings/word_embeddings/embedding"][full_ids],

@@ -31,7 +31,7 @@ def initial_variables(experiment: Experiment) -> PyTree:
                 variables[collection]["image_encoder"]["backbone"] = jax.tree.map(jnp.asarray, tree)
         logging.info("image encoder: weights from %s", pretrained.source)
     if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
-        from caption_jax.pretrained.roberta_weights import load_roberta  # imports transformers, which takes seconds
+        from caption_jax.pretrained.roberta_weights import load_roberta
 
         text = load_roberta(spec.model.text_encoder.weights)
         variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)

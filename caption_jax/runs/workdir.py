@@ -23,7 +23,7 @@ from input_pipeline.tokenizer import Vocabulary
 VERSION = 2  # of config.json
 
 _PACKAGES = (
-    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers", "grain", "tokenizers"),
+    *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
     *("pillow", "simplejpeg", "kornia-rs"),
 )
 

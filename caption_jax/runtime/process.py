@@ -51,13 +51,7 @@ def _is_command(script: str) -> bool:
 
 
 def set_up_process() -> None:
-    """Programs for the CPU use vectors of 512 bits, and transformers leaves PyTorch alone; what is set already stays.
-
-    To be called before JAX and transformers are imported. transformers would import PyTorch where it is installed,
-    though its Flax models need none: seconds, and the end of a process that has imported TensorFlow before (both bring
-    an LLVM).
-    """
+    """Programs for the CPU use vectors of 512 bits, unless the flag is set already. Call it before JAX is imported."""
     flags = os.environ.get("XLA_FLAGS", "")
     if _VECTOR_WIDTH not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()
-    os.environ.setdefault("USE_TORCH", "0")

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_weights import random_variables
-from transformers import RobertaConfig
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
+from caption_jax.models.roberta import RobertaSizes
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.cross_entropy import token_cross_entropy
 from caption_jax.specs import ModelSpec, build_spec
@@ -88,7 +88,7 @@ def test_later_tokens_change_nothing_before_them(captioner, mode):
 
 def test_no_target_reaches_the_step_that_predicts_it(captioner):
     """Also with a text encoder in the model that reads these very captions."""
-    roberta = RobertaConfig(
+    roberta = RobertaSizes(
         vocab_size=VOCABULARY,
         hidden_size=8,
         num_hidden_layers=1,

@@ -1,23 +1,28 @@
-"""TextEncoder against transformers' own model, and weights in every published form."""
+"""TextEncoder, and weights in every published form."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
-import flax.serialization
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from safetensors.numpy import save_file
-from transformers import FlaxRobertaModel, RobertaConfig
+from roberta_folder import FORMS, torch_state, write_folder
+from roberta_peers import BIN_SIZES
+from safetensors.numpy import load_file, save_file
+from seeded_weights import seeded_array
 
+from caption_jax.errors import WeightsError
+from caption_jax.models.roberta import Roberta, RobertaSizes
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.pretrained.roberta_weights import load_roberta
 
-CONFIG = RobertaConfig(
+SIZES = RobertaSizes(
     vocab_size=60,
     hidden_size=16,
     num_hidden_layers=2,
@@ -33,28 +38,28 @@ OUTPUT_BIAS = np.linspace(-1, 1, 60, dtype=np.float32)
 
 
 @pytest.fixture(scope="module")
-def reference() -> FlaxRobertaModel:
-    return FlaxRobertaModel(CONFIG, seed=3, add_pooling_layer=False)
+def params() -> dict:
+    return jax.jit(Roberta(SIZES).init)(jax.random.key(3), IDS, MASK)["params"]
 
 
 def encoder_variables(params, width=8):
-    encoder = TextEncoder(CONFIG, width)
-    variables = encoder.init(jax.random.key(0), IDS, MASK)
+    encoder = TextEncoder(SIZES, width)
+    variables = jax.jit(encoder.init)(jax.random.key(0), IDS, MASK)
     return encoder, {"params": {**variables["params"], "roberta": params}}
 
 
-def test_equals_transformers(reference):
-    encoder, variables = encoder_variables(reference.params)
+def test_the_vector_is_the_mean_of_robertas_states(params):
+    encoder, variables = encoder_variables(params)
     features = encoder.apply(variables, IDS, MASK)
-    expected = reference(IDS, MASK).last_hidden_state
-    np.testing.assert_allclose(features.tokens, expected, atol=1e-6)
+    expected = Roberta(SIZES).apply({"params": params}, IDS, MASK)
+    np.testing.assert_array_equal(features.tokens, expected)
     kernel = variables["params"]["dense"]["kernel"]
     mean = np.stack([np.asarray(row)[np.asarray(mask)].mean(0) for row, mask in zip(expected, MASK, strict=True)])
     np.testing.assert_allclose(features.vector, mean @ kernel, atol=1e-5)
 
 
-def test_pads_change_nothing(reference):
-    encoder, variables = encoder_variables(reference.params)
+def test_pads_change_nothing(params):
+    encoder, variables = encoder_variables(params)
     features = encoder.apply(variables, IDS, MASK)
     longer = jnp.pad(IDS, ((0, 0), (0, 4)), constant_values=1)
     junk = jnp.where(jnp.pad(MASK, ((0, 0), (0, 4))), longer, 17)  # the mask decides, not the id
@@ -64,77 +69,43 @@ def test_pads_change_nothing(reference):
         np.testing.assert_allclose(padded.tokens[:, :7][MASK], features.tokens[MASK], atol=1e-5)
 
 
-def test_remat_gives_the_same_gradient(reference):
+def test_remat_gives_the_same_gradient(params):
     def gradient(remat):
-        encoder = TextEncoder(CONFIG, 8, remat=remat)
-        _, variables = encoder_variables(reference.params)
-        return jax.grad(lambda v: (encoder.apply(v, IDS, MASK).vector ** 2).sum())(variables)
+        encoder = TextEncoder(SIZES, 8, remat=remat)
+        _, variables = encoder_variables(params)
+        return jax.jit(jax.grad(lambda v: (encoder.apply(v, IDS, MASK).vector ** 2).sum()))(variables)
 
     plain, recomputed = gradient(False), gradient(True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), plain, recomputed)
 
 
-def test_dropout_only_in_training(reference):
-    encoder, variables = encoder_variables(reference.params)
+def test_dropout_only_in_training(params):
+    encoder, variables = encoder_variables(params)
     first, second = (
         encoder.apply(variables, IDS, MASK, train=True, rngs={"dropout": jax.random.key(k)}).vector for k in (0, 1)
     )
     assert not np.allclose(first, second)
 
 
-def test_too_long_a_text_is_refused(reference):
-    encoder, variables = encoder_variables(reference.params)
+def test_too_long_a_text_is_refused(params):
+    encoder, variables = encoder_variables(params)
     ids = jnp.full((1, 19), 5)
     with pytest.raises(ValueError, match="positions for 18"):
         encoder.apply(variables, ids, ids != 1)
 
 
-def write_folder(folder: Path, form: str, params) -> Path:
-    flat = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(params, sep=".").items()}
-    (folder / "config.json").write_text(json.dumps({**CONFIG.to_dict(), "model_type": "roberta"}))
-    if form == "msgpack":
-        tree = {"roberta": jax.tree.map(np.asarray, params), "lm_head": {"bias": OUTPUT_BIAS}}
-        (folder / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
-    elif form == "flax safetensors":
-        save_file({f"roberta.{name}": value for name, value in flat.items()}, folder / "model.safetensors")
-    else:
-        tensors = {f"roberta.{n}": v for n, v in map(torch_layout, flat.items())}
-        tensors |= {
-            "lm_head.bias": OUTPUT_BIAS,
-            "roberta.embeddings.position_ids": np.arange(20)[None],
-            "roberta.pooler.dense.weight": np.zeros((16, 16), np.float32),
-        }
-        names = sorted(tensors)
-        files = {"model.safetensors": names}
-        if form == "sharded torch safetensors":
-            files = {"model-1.safetensors": names[::2], "model-2.safetensors": names[1::2]}
-            index = {"weight_map": {name: file for file, names in files.items() for name in names}}
-            (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-        for file, names in files.items():
-            save_file({name: np.ascontiguousarray(tensors[name]) for name in names}, folder / file)
-    return folder
-
-
-def torch_layout(item: tuple[str, np.ndarray]) -> tuple[str, np.ndarray]:
-    path, leaf = item[0].rsplit(".", 1)
-    value = item[1].T if leaf == "kernel" else item[1]
-    return f"{path}.{'bias' if leaf == 'bias' else 'weight'}", value
-
-
-@pytest.mark.parametrize("form", ["msgpack", "flax safetensors", "torch safetensors", "sharded torch safetensors"])
-def test_reads_every_published_form(tmp_path, reference, form):
-    loaded = load_roberta(str(write_folder(tmp_path, form, reference.params)))
-    assert loaded.config.hidden_size == 16
+@pytest.mark.parametrize("form", FORMS)
+def test_reads_every_published_form(tmp_path, params, form):
+    loaded = load_roberta(str(write_folder(tmp_path, form, SIZES, params, OUTPUT_BIAS)))
+    assert loaded.sizes == SIZES
     if form == "flax safetensors":  # has an encoder only
         assert loaded.output_bias is None
     else:
         np.testing.assert_array_equal(loaded.output_bias, OUTPUT_BIAS)
-    encoder, variables = encoder_variables(loaded.params)
-    expected = reference(IDS, MASK).last_hidden_state
-    np.testing.assert_allclose(encoder.apply(variables, IDS, MASK).tokens, expected, atol=1e-6)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.device_get(params))
 
 
-def test_a_hub_name_is_read_as_a_folder_is(tmp_path, reference, monkeypatch):
+def test_a_hub_name_is_read_as_a_folder_is(tmp_path, params, monkeypatch):
     import huggingface_hub
 
     asked = []
@@ -143,7 +114,7 @@ def test_a_hub_name_is_read_as_a_folder_is(tmp_path, reference, monkeypatch):
         asked.append(name)
         if name == "nobody/nothing":
             raise OSError("no such repository")
-        return str(write_folder(tmp_path, "torch safetensors", reference.params))
+        return str(write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     loaded, read = load_roberta("roberta-base"), load_roberta(str(tmp_path))
@@ -154,13 +125,13 @@ def test_a_hub_name_is_read_as_a_folder_is(tmp_path, reference, monkeypatch):
         load_roberta("nobody/nothing")
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path, reference):
-    write_folder(tmp_path, "torch safetensors", reference.params)
-    config = {**CONFIG.to_dict(), "model_type": "roberta", "num_hidden_layers": 3}
+def test_weights_that_do_not_fit_are_named(tmp_path, params):
+    write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
+    config = {**dataclasses.asdict(SIZES), "model_type": "roberta", "num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="encoder/layer/2/attention"):
         load_roberta(str(tmp_path))
-    config = {**CONFIG.to_dict(), "model_type": "roberta", "vocab_size": 61}
+    config = {**dataclasses.asdict(SIZES), "model_type": "roberta", "vocab_size": 61}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"word_embeddings.*\(60, 16\).*\(61, 16\)"):
         load_roberta(str(tmp_path))
@@ -170,9 +141,14 @@ def test_a_folder_without_weights_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(FileNotFoundError, match=r"flax_model\.msgpack"):
         load_roberta(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    with pytest.raises(ValueError, match="bert"):
-        load_roberta(str(tmp_path))
+    for config, message in (
+        ({"model_type": "bert"}, "bert"),
+        ({"model_type": "roberta", "is_decoder": True}, "is_decoder=true"),
+        ({"model_type": "roberta", "hidden_act": "mish"}, r"config\.json: .*hidden_act is 'mish'"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(WeightsError, match=message):
+            load_roberta(str(tmp_path))
 
 
 # A RobertaForMaskedLM of torch with random weights, saved by its own save_pretrained, and its hidden states.
@@ -181,11 +157,74 @@ GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"
 
 def test_reads_a_folder_saved_by_torch():
     loaded, golden = load_roberta(str(GOLDEN)), np.load(GOLDEN / "expected.npz")
-    encoder = TextEncoder(loaded.config, 8)
+    encoder = TextEncoder(loaded.sizes, 8)
     ids, mask = golden["ids"], golden["ids"] != 1
     params = encoder.init(jax.random.key(0), ids, mask)["params"]
     features = encoder.apply({"params": {**params, "roberta": loaded.params}}, ids, mask)
     np.testing.assert_allclose(features.tokens[mask], golden["hidden"][mask], atol=1e-5)
+
+
+def test_reads_a_bin_without_torch():
+    """The file holds `seeded_weights` as `roberta_peers.py` saved them, in PyTorch's form of before 2020."""
+    loaded = load_roberta(str(GOLDEN.parent / "roberta_bin"))
+    assert loaded.sizes == RobertaSizes(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
+    state = torch_state(traverse_util.flatten_dict(loaded.params, sep="."))
+    assert len(state) == 21
+    for name, value in state.items():
+        np.testing.assert_array_equal(value, seeded_array(name, value.shape), err_msg=name)
+    np.testing.assert_array_equal(loaded.output_bias, seeded_array("lm_head.bias", (12,)))
+
+
+def test_names_of_before_2019_and_half_precision_are_read(tmp_path, params):
+    write_folder(tmp_path, "torch safetensors", SIZES, params)
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    tensors = {}
+    for name, value in load_file(tmp_path / "model.safetensors").items():
+        end = next((end for end in old if name.endswith(end)), "")
+        tensors[name.removesuffix(end) + old.get(end, "")] = value.astype(ml_dtypes.bfloat16)
+    save_file(tensors, tmp_path / "model.safetensors")
+    loaded = load_roberta(str(tmp_path))
+    for read, written in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, np.asarray(written).astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+@pytest.mark.torch
+def test_reads_a_folder_that_the_installed_transformers_saves(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    torch.manual_seed(0)
+    model = RobertaForMaskedLM(RobertaConfig(**dataclasses.asdict(SIZES))).eval()
+    torch.nn.init.normal_(model.lm_head.bias)
+    model.save_pretrained(tmp_path)
+    loaded = load_roberta(str(tmp_path))
+    assert loaded.sizes == SIZES
+    np.testing.assert_array_equal(loaded.output_bias, model.lm_head.bias.detach())
+    hidden = jax.jit(Roberta(SIZES).apply)({"params": loaded.params}, IDS, MASK)
+    with torch.no_grad():
+        expected = model.roberta(torch.tensor(np.array(IDS)), torch.tensor(np.array(MASK))).last_hidden_state
+    np.testing.assert_allclose(hidden[MASK], expected[np.array(MASK)], atol=1e-5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("shards", [1, 2])
+def test_reads_a_bin_as_torch_saves_it_now(tmp_path, params, shards):
+    torch = pytest.importorskip("torch")
+    write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
+    tensors = load_file(tmp_path / "model.safetensors")
+    (tmp_path / "model.safetensors").unlink()
+    files = {f"pytorch_model-{n}.bin": sorted(tensors)[n::shards] for n in range(shards)}
+    if shards == 1:
+        files = {"pytorch_model.bin": sorted(tensors)}
+    for file, names in files.items():
+        torch.save({name: torch.tensor(tensors[name]) for name in names}, tmp_path / file)
+    weight_map = {name: file for file, names in files.items() for name in names}
+    if shards > 1:
+        (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    loaded = load_roberta(str(tmp_path))
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.device_get(params))
+    np.testing.assert_array_equal(loaded.output_bias, OUTPUT_BIAS)
 
 
 @pytest.mark.torch

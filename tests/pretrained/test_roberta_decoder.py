@@ -10,12 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
-from transformers import RobertaConfig
-from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
 
 from caption_jax.config import default_config
 from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
+from caption_jax.models.roberta import Attention, Embeddings, Layer
 from caption_jax.pretrained.roberta_decoder import check_shape, decoder_arrays
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_sizes
 
@@ -28,14 +27,14 @@ MEMORY = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
 
 def decoder_of(text: PretrainedText, **other) -> tuple[Decoder, dict]:
     """The decoder, its parts that are not RoBERTa's random but for a cross-attention that says nothing."""
-    config = text.config
-    shape = {"heads": config.num_attention_heads, "feed_forward": config.intermediate_size, **other}
+    sizes = text.sizes
+    shape = {"heads": sizes.num_attention_heads, "feed_forward": sizes.intermediate_size, **other}
     decoder = Decoder(
         len(FULL_IDS),
-        layers=config.num_hidden_layers,
-        width=config.hidden_size,
+        layers=sizes.num_hidden_layers,
+        width=sizes.hidden_size,
         norm="post",
-        norm_epsilon=config.layer_norm_eps,
+        norm_epsilon=sizes.layer_norm_eps,
         activation="gelu",
         max_length=8,
         **shape,
@@ -46,27 +45,34 @@ def decoder_of(text: PretrainedText, **other) -> tuple[Decoder, dict]:
     return decoder, traverse_util.unflatten_dict(flat | decoder_arrays(text, decoder.layers, 8, FULL_IDS), sep="/")
 
 
-def under_a_causal_mask(text: PretrainedText, **options):
-    """What transformers' own module gives for the tokens; its positions, unlike those of its cache, are right."""
-    config = RobertaConfig.from_dict({**text.config.to_dict(), "is_decoder": True})
+def under_a_causal_mask(text: PretrainedText) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """RoBERTa's layers over the tokens, each of which sees those up to itself.
+
+    Returns:
+        The embeddings, what the first layer's attention makes of them, and the last layer's output.
+    """
     ids = FULL_IDS[TOKENS]
-    positions = np.broadcast_to(np.arange(ids.shape[1]) + config.pad_token_id + 1, ids.shape)
-    module = FlaxRobertaModule(config, add_pooling_layer=False)
-    return module.apply({"params": text.params}, ids, np.ones_like(ids), np.zeros_like(ids), positions, None, **options)
+    positions = np.broadcast_to(np.arange(ids.shape[1]) + text.sizes.pad_token_id + 1, ids.shape)
+    visible = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
+    embedded = x = Embeddings(text.sizes).apply({"params": text.params["embeddings"]}, ids, positions, False)
+    layers = text.params["encoder"]["layer"]
+    attended = Attention(text.sizes).apply({"params": layers["0"]["attention"]}, x, visible, False)
+    for number in range(text.sizes.num_hidden_layers):
+        x = Layer(text.sizes).apply({"params": layers[str(number)]}, x, visible, False)
+    return embedded, attended, x
 
 
 def test_its_beginning_is_that_of_roberta():
     """Up to where the cross-attention comes in, which RoBERTa has none of."""
     text = load_roberta(str(GOLDEN))
-    text = dataclasses.replace(text, config=RobertaConfig.from_dict({**text.config.to_dict(), "layer_norm_eps": 1e-5}))
+    text = dataclasses.replace(text, sizes=dataclasses.replace(text.sizes, layer_norm_eps=1e-5))
     decoder, params = decoder_of(text)
     _, ours = decoder.apply({"params": params}, TOKENS[:, None], MEMORY, capture_intermediates=True)
-    _, theirs = under_a_causal_mask(text, capture_intermediates=True)
-    ours, theirs = ours["intermediates"], theirs["intermediates"]
+    ours, (expected, attended, _) = ours["intermediates"], under_a_causal_mask(text)
     embedded = ours["embedding_norm"]["__call__"][0][:, 0]
-    np.testing.assert_allclose(embedded, theirs["embeddings"]["__call__"][0], atol=1e-5)
+    np.testing.assert_allclose(embedded, expected, atol=1e-5)
     looked_back = ours["layer_0"]["self_attention_norm"]["__call__"][0][:, 0]
-    np.testing.assert_allclose(looked_back, theirs["encoder"]["layer"]["0"]["attention"]["__call__"][0][0], atol=1e-5)
+    np.testing.assert_allclose(looked_back, attended, atol=1e-5)
     assert np.abs(looked_back - embedded).max() > 0.1
 
 
@@ -75,11 +81,11 @@ def test_with_nothing_to_look_at_it_is_roberta(sentences):
     """All layers and the output, where the fresh norms of the cross-attention find nothing to normalise."""
     text = load_roberta(str(GOLDEN))
     for layer in text.params["encoder"]["layer"].values():
-        width = text.config.hidden_size
+        width = text.sizes.hidden_size
         layer["attention"]["output"]["LayerNorm"] = {"scale": np.ones(width), "bias": np.zeros(width)}
     decoder, params = decoder_of(text)
     logits = decoder.apply({"params": params}, TOKENS[:sentences, None], MEMORY[:sentences]).logits[:, 0]
-    hidden = under_a_causal_mask(text)[0][:sentences]
+    hidden = under_a_causal_mask(text)[-1][:sentences]
     words = text.params["embeddings"]["word_embeddings"]["embedding"]
     np.testing.assert_allclose(logits, hidden @ words[FULL_IDS].T + text.output_bias[FULL_IDS], atol=1e-5)
     assert np.abs(text.output_bias).max() > 0.01

@@ -1,29 +1,28 @@
-"""A small RoBERTa in a folder, as transformers saves one, and the config of a run that starts from it."""
+"""A small RoBERTa in a folder, and the config of a run that starts from it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import numpy as np
 import small_run
 from ml_collections import ConfigDict
-from transformers import FlaxPreTrainedModel, RobertaConfig
+from roberta_folder import write_folder
 
+from caption_jax.models.roberta import Roberta, RobertaSizes
+from caption_jax.pretrained.roberta_weights import PretrainedText
 from input_pipeline.tokenizer import Tokenizer
 
 # Learned on more than the captions hold, so that the compact vocabulary has holes.
 TEXTS = ["a red box on the left", "a zebra crossing"] * 3
 
 
-def write_roberta(
-    folder: Path, model_class: Callable[..., FlaxPreTrainedModel], *, safetensors: bool = False
-) -> FlaxPreTrainedModel:
-    """Writes random weights of `model_class` and a tokenizer into `folder`; returns the model."""
+def write_roberta(folder: Path, form: str) -> PretrainedText:
+    """Writes random weights, with the output bias, and a tokenizer into `folder`; `form` as for `write_folder`."""
     tokenizer = Tokenizer.train(TEXTS, 400)
     tokenizer.save(folder)
-    sizes = RobertaConfig(
+    sizes = RobertaSizes(
         vocab_size=tokenizer.size,
         hidden_size=8,
         num_hidden_layers=2,
@@ -33,11 +32,12 @@ def write_roberta(
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     )
-    model = model_class(sizes, seed=3)
-    random = np.random.default_rng(0)
-    model.params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), model.params)
-    model.save_pretrained(folder, safe_serialization=safetensors)
-    return model
+    ids, random = np.zeros((1, 1), np.int32), np.random.default_rng(0)
+    shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), ids, ids == 0)["params"]
+    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
+    output_bias = random.normal(size=sizes.vocab_size).astype(np.float32)
+    write_folder(folder, form, sizes, params, output_bias)
+    return PretrainedText(sizes, params, str(folder), output_bias)
 
 
 def roberta_config(folder: Path, images: Path) -> ConfigDict:

@@ -14,18 +14,19 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 from small_roberta import roberta_config, write_roberta
-from transformers import FlaxRobertaForMaskedLM
 
+from caption_jax.models.roberta import Roberta
+from caption_jax.pretrained.roberta_weights import PretrainedText
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec
 
 
-@pytest.fixture(scope="module", params=["msgpack", "safetensors"])
-def roberta(request, tmp_path_factory) -> tuple[Path, FlaxRobertaForMaskedLM]:
-    """A folder with a random RoBERTa, its output layer and its tokenizer, and what was written there."""
+@pytest.fixture(scope="module", params=["msgpack", "torch safetensors"])
+def roberta(request, tmp_path_factory) -> tuple[Path, PretrainedText]:
+    """A folder with a random RoBERTa, its output bias and its tokenizer, and what was written there."""
     folder = tmp_path_factory.mktemp("roberta")
-    return folder, write_roberta(folder, FlaxRobertaForMaskedLM, safetensors=request.param == "safetensors")
+    return folder, write_roberta(folder, request.param)
 
 
 def config_of(folder: Path, small_images: Path) -> ConfigDict:
@@ -36,7 +37,7 @@ def config_of(folder: Path, small_images: Path) -> ConfigDict:
 
 
 def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_images, tmp_path, caplog):
-    folder, model = roberta
+    folder, text = roberta
     experiment = start_experiment(RunSpec.from_config(config_of(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
     with small_run.quick_compilation(), caplog.at_level(logging.INFO):
@@ -44,17 +45,15 @@ def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_imag
 
     ids = np.array([[0, 9, 300, 30, 2], [0, 5, 2, 1, 1]])
     features = description.model().apply(variables, ids, ids != 1, method="encode_texts")
-    expected = model.module.apply(
-        {"params": model.params}, ids, ids != 1, np.zeros_like(ids), positions(ids), None, output_hidden_states=True
-    ).hidden_states[-1]
+    expected = Roberta(text.sizes).apply({"params": text.params}, ids, ids != 1)
     np.testing.assert_allclose(features.tokens[ids != 1], expected[ids != 1], atol=1e-5)
 
     found = traverse_util.flatten_dict(jax.device_get(variables["params"]["decoder"]), sep="/")
-    theirs = model.params["roberta"]
+    theirs = text.params
     rows = description.vocabulary.to_full(range(description.vocabulary.size))
-    assert len(rows) < model.config.vocab_size
+    assert len(rows) < text.sizes.vocab_size
     np.testing.assert_array_equal(found["embedding"], theirs["embeddings"]["word_embeddings"]["embedding"][rows])
-    np.testing.assert_array_equal(found["output_bias"], model.params["lm_head"]["bias"][rows])
+    np.testing.assert_array_equal(found["output_bias"], text.output_bias[rows])
     attention = theirs["encoder"]["layer"]["0"]["attention"]
     for number, part in enumerate(("query", "key", "value")):
         columns = slice(8 * number, 8 * number + 8)
@@ -70,11 +69,6 @@ def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_imag
     told = {what: names.split(", ") for what, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
     assert sorted(told["copied"] + told["fresh"]) == sorted(found), "each of them once"
     assert set(told["fresh"]) == {path for path in found if "cross_attention" in path}
-
-
-def positions(ids: np.ndarray) -> np.ndarray:
-    mask = ids != 1
-    return np.cumsum(mask, axis=1) * mask + 1
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_written(roberta, small_images, tmp_path):

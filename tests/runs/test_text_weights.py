@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 
 import jax
@@ -13,8 +12,8 @@ from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
 from small_roberta import TEXTS, roberta_config, write_roberta
-from transformers import FlaxRobertaModel
 
+from caption_jax.pretrained.roberta_weights import load_roberta
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.specs import RunSpec
@@ -25,7 +24,7 @@ from input_pipeline.tokenizer import Tokenizer
 def roberta(tmp_path_factory) -> Path:
     """A folder with a random RoBERTa and its tokenizer."""
     folder = tmp_path_factory.mktemp("roberta")
-    write_roberta(folder, functools.partial(FlaxRobertaModel, add_pooling_layer=False))
+    write_roberta(folder, "msgpack")
     return folder
 
 
@@ -38,7 +37,7 @@ def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tm
     description = experiment.description
     with small_run.quick_compilation():
         found = initial_variables(experiment)["params"]["text_encoder"]["roberta"]
-    expected = FlaxRobertaModel.from_pretrained(roberta, add_pooling_layer=False).params
+    expected = load_roberta(str(roberta)).params
     flat = traverse_util.flatten_dict(jax.device_get(found), sep="/")
     for path, value in traverse_util.flatten_dict(jax.device_get(expected), sep="/").items():
         np.testing.assert_array_equal(flat[path], value, err_msg=path)

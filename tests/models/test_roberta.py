@@ -1,0 +1,146 @@
+"""Our RoBERTa against transformers' Flax and PyTorch modules."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import roberta_peers as peers
+from flax import traverse_util
+from roberta_folder import torch_state
+from seeded_weights import seeded_weights
+from small_run import quick_compilation
+
+from caption_jax.models.roberta import Roberta, RobertaSizes, position_ids
+
+every_size = pytest.mark.parametrize("name", peers.SIZES)
+
+
+def flat(tree) -> dict[str, np.ndarray]:
+    return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
+
+
+def seeded(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+    shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
+    return traverse_util.unflatten_dict(seeded_weights(shapes), sep="/")
+
+
+def hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def loss(params):
+        hidden = apply({"params": params})
+        return (hidden * peers.cotangent_of(hidden, mask)).sum(), hidden
+
+    with quick_compilation():
+        gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
+    return np.asarray(hidden), flat(gradient)
+
+
+@every_size
+def test_equals_the_golden_file(name):
+    golden, sizes = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SIZES[name]
+    ids, mask = peers.texts_of(sizes)
+    roberta = Roberta(RobertaSizes(**sizes))
+    params = seeded(roberta, ids, mask)
+    hidden, gradient = hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
+    np.testing.assert_allclose(hidden[mask], golden[f"{name}/hidden"][mask], atol=1e-5)
+    thinned = np.concatenate([np.ravel(gradient[path])[::11] for path in sorted(gradient)])
+    np.testing.assert_allclose(thinned, golden[f"{name}/gradient"], atol=1e-5, rtol=1e-5)
+
+
+def assert_equals_flax_roberta(name: str, *, train: bool) -> None:
+    sizes = peers.SIZES[name]
+    ids, mask = peers.texts_of(sizes)
+    ours, theirs, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    params, rngs = seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
+    hidden, gradient = hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
+    expected, reference = hidden_and_gradient(
+        lambda v: theirs.apply(v, *inputs, deterministic=not train, rngs=rngs)[0], params, mask
+    )
+    np.testing.assert_allclose(hidden[mask], expected[mask], atol=1e-5)
+    for path, value in reference.items():
+        np.testing.assert_allclose(gradient[path], value, atol=1e-5, rtol=1e-5, err_msg=path)
+
+
+@pytest.fixture(scope="module")
+def flax_roberta() -> None:
+    pytest.importorskip("transformers.models.roberta.modeling_flax_roberta", reason="transformers 5 has no Flax models")
+
+
+@every_size
+@pytest.mark.usefixtures("flax_roberta")
+def test_equals_flax_roberta(name):
+    assert_equals_flax_roberta(name, train=False)
+
+
+@pytest.mark.usefixtures("flax_roberta")
+def test_starts_and_drops_out_as_flax_roberta_does():
+    """The same parameters from the same key, and the same masks of dropout: runs that were started on it resume."""
+    name = "two layers"
+    sizes = peers.SIZES[name]
+    ours, theirs, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    with quick_compilation():
+        fresh = flat(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
+        reference = flat(jax.jit(lambda key: theirs.init(key, *inputs))(jax.random.key(3)))
+    assert fresh.keys() == reference.keys()
+    for path, value in reference.items():
+        np.testing.assert_array_equal(fresh[path], value, err_msg=path)
+    assert_equals_flax_roberta(name, train=True)
+
+
+@pytest.mark.torch
+@every_size
+def test_equals_torch_roberta(name):
+    pytest.importorskip("torch")
+    sizes = peers.SIZES[name]
+    ids, mask = peers.texts_of(sizes)
+    roberta = Roberta(RobertaSizes(**sizes))
+    params = seeded(roberta, ids, mask)
+    state = torch_state(traverse_util.flatten_dict(params, sep="."))
+    assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
+    whole = mask.copy()
+    whole[3] = False  # PyTorch's positions follow the ids, in which a gap counts as a pad
+    hidden = jax.jit(roberta.apply)({"params": params}, ids, mask)
+    np.testing.assert_allclose(hidden[whole], peers.torch_hidden(sizes, state)[whole], atol=1e-5)
+
+
+def test_the_defaults_are_those_of_config_json():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.RobertaConfig()
+    for field in dataclasses.fields(RobertaSizes):
+        assert getattr(config, field.name) == field.default, field.name
+
+
+def test_positions_count_the_real_tokens():
+    mask = jnp.array([[True, True, False, True], [True, False, False, False]])
+    assert position_ids(mask, 1).tolist() == [[2, 3, 1, 4], [2, 1, 1, 1]]
+    assert position_ids(mask, 3).tolist() == [[4, 5, 3, 6], [4, 3, 3, 3]]
+
+
+def test_bfloat16_computes_near_float32_on_float32_parameters():
+    sizes = RobertaSizes(**peers.SIZES["two layers"])
+    ids, mask = peers.texts_of(peers.SIZES["two layers"])
+    half, params = Roberta(sizes, dtype=jnp.bfloat16), seeded(Roberta(sizes), ids, mask)
+    fresh = jax.eval_shape(half.init, jax.random.key(0), ids, mask)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
+    hidden = jax.jit(half.apply)({"params": params}, ids, mask)
+    assert hidden.dtype == jnp.bfloat16
+    expected = jax.jit(Roberta(sizes).apply)({"params": params}, ids, mask)
+    np.testing.assert_allclose(hidden[mask], expected[mask], atol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"num_attention_heads": 5}, "hidden_size=16 must be a multiple of its num_attention_heads=5"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; it must be one of gelu, gelu_new"),
+    ],
+)
+def test_sizes_that_make_no_roberta_are_refused(other, message):
+    with pytest.raises(ValueError, match=message):
+        RobertaSizes(**{**peers.SIZES["two layers"], **other})
