@@ -96,9 +96,8 @@ def test_two_processes_may_make_it_at_once(tmp_path):
 
 
 def test_unknown_size_is_named(folder):
-    data = dataclasses.replace(data_config(folder), shapes="huge")
     with pytest.raises(ValueError, match=r"data\.shapes is 'huge'.*full.*tiny"):
-        open_shapes(data)
+        dataclasses.replace(data_config(folder), shapes="huge")
 
 
 def test_no_scene_is_in_two_splits(all_scenes):
