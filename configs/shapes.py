@@ -5,7 +5,8 @@
 
 Two cores of an AMD EPYC, float32: both commands, after an installation, in six minutes beside other work, 387 images a
 second at the end. Greedy decoding, 300 test images: CIDEr-D 6.279, BLEU-4 0.999, exact match 0.997; shown blank images
-(--images=blank): exact match 0.000.
+(--images=blank): exact match 0.000. Processors round differently: two cores of an Intel Xeon chose step 744 instead of
+1116 as the best, with CIDEr-D 6.159 and exact match 0.973.
 """
 
 from __future__ import annotations

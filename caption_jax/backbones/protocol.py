@@ -34,6 +34,9 @@ class Settings(Protocol):
     source: str
 
 
+# Properties of the protocols are described among their class's attributes, hence D102 at each.
+
+
 class Pretrained(Protocol):
     """Weights, read into the names and layouts of the module.
 

@@ -65,7 +65,7 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
         _check(options, arguments)
         set_up_platform(options)
         status = _run_mode(options, arguments)
-    except Exception as error:
+    except Exception as error:  # any type: `_print_error` raises again what is not the user's to fix
         status = _print_error(error, script)
     if options.mode in _SHORT_MODES:
         end_at_once(script, status)

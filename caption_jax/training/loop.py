@@ -143,7 +143,7 @@ class Run:
         return self.program.start(initial_variables(self.experiment)), None
 
     def _resume(self, restored: Restored) -> None:
-        """Restores what a checkpoint holds beside the state: data iterator, clock, early stopping, artifacts."""
+        """Restores what a checkpoint holds besides the state: data iterator, clock, early stopping, artifacts."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])

@@ -36,7 +36,7 @@ class TrainState(flax.struct.PyTreeNode):
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
     def resume_only(self) -> PyTree:
-        """The arrays that only a resumed run needs, beside `weights`."""
+        """The arrays that only a resumed run needs, besides `weights`."""
         raw = {} if self.ema is None else {"params": self.params}
         return {"step": self.step, "opt_state": to_saved(self.opt_state), **raw}
 
