@@ -3,7 +3,7 @@
     def __post_init__(self):
         check_fields(self, "config.train", steps=at_least(0, "for epochs"), packing=one_of("auto", "never"))
 
-raises `ConfigError("config.train.steps is -1; it has to be 0 (for epochs) or more")`.
+raises `ConfigError("config.train.steps is -1; it must be 0 (for epochs) or more")`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def check_fields(spec: Any, key: str, **allowed: Allowed) -> None:
     for name, values in allowed.items():
         value = getattr(spec, name)
         if not values.holds(value):
-            raise ConfigError(f"{key}.{name} is {value!r}; it has to be {values.wanted}")
+            raise ConfigError(f"{key}.{name} is {value!r}; it must be {values.wanted}")
 
 
 def number(wanted: str, holds: Callable[[float], bool]) -> Allowed:

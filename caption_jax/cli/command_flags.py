@@ -86,7 +86,7 @@ def typed(argv: list[str]) -> dict[str, str]:
     return found
 
 
-def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "refuse") -> RunSpec:
+def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:
     """The config, validated; the one place where it becomes a spec.
 
     Args:

@@ -1,4 +1,4 @@
-"""A run's config as frozen dataclasses: every key with its default, its meaning and its checks."""
+"""Frozen dataclasses of a run's config: each key with its default, meaning and validation."""
 
 from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import as_mapping, build_spec, differences

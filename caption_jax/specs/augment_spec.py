@@ -1,4 +1,4 @@
-"""`config.augment`: random crops, mirroring and colour jitter."""
+"""`config.augment`: random crops, horizontal flips and color jitter."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from input_pipeline.spec_checks import at_least, check_fields, interval
 
 @dataclasses.dataclass(frozen=True)
 class AugmentSpec:
-    """What happens to the pixels of a training image."""
+    """Augmentation of training images."""
 
-    flip: bool = False  # mirror half of the images
-    min_crop_scale: float = 1.0  # smallest area of a random crop, as a fraction of the image; 1 for none
-    max_aspect: float = 1.0  # largest aspect ratio of that crop
-    brightness: float = 0.0  # colour jitter: largest relative change
+    flip: bool = False  # flip horizontally with probability 0.5
+    min_crop_scale: float = 1.0  # minimum area of a random crop, as a fraction of the image; 1 for no crop
+    max_aspect: float = 1.0  # maximum aspect ratio of the crop
+    brightness: float = 0.0  # color jitter: maximum relative change
     contrast: float = 0.0
     saturation: float = 0.0
 
@@ -31,15 +31,15 @@ class AugmentSpec:
 
     @property
     def jitters(self) -> bool:
-        """Whether colours change."""
+        """Whether colors are jittered."""
         return bool(self.brightness or self.contrast or self.saturation)
 
     @property
     def crops(self) -> bool:
-        """Whether windows are cut out."""
+        """Whether images are randomly cropped."""
         return self.min_crop_scale < 1 or self.max_aspect > 1
 
     @property
     def is_identity(self) -> bool:
-        """Whether images stay as they are."""
+        """Whether augmentation leaves images unchanged."""
         return not (self.flip or self.jitters or self.crops)

@@ -1,4 +1,4 @@
-"""Specs from mappings (a ConfigDict, or JSON) and back, by the fields and defaults of the dataclasses alone."""
+"""Conversion of specs from and to mappings (ConfigDict or JSON), driven by the fields of the dataclasses."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from caption_jax.specs.extensions import (
     build_if_available,
     import_path,
     is_mapping,
-    near,
+    suggestion,
 )
 from input_pipeline.errors import ConfigError, UserError
 
 
-def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailable: IfUnavailable = "refuse") -> Any:
-    """A spec from nested mappings; a key that is absent has its default.
+def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailable: IfUnavailable = "raise") -> Any:
+    """Builds a spec from nested mappings; missing keys keep their defaults.
 
     Args:
-        cls: a dataclass of specs.
-        values: by key; lists stand for tuples.
-        key: path of these values in the config, for the errors.
-        if_unavailable: what becomes of an objective or an evaluator that cannot be loaded: "refuse" it, or "keep" an
-            `UnavailableExtension` in its place.
+        cls: the spec dataclass.
+        values: values by key; lists are converted to tuples.
+        key: config path of `values`, for error messages.
+        if_unavailable: handling of objectives and evaluators that cannot be loaded: "raise" an error, or "keep" an
+            `UnavailableExtension` instead.
 
     Raises:
-        ConfigError: an unknown key, a value of another type than the default's, or what the spec's own checks raise.
+        ConfigError: a key is unknown, the type of a value differs from that of the default, or validation fails.
     """
     where = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not is_mapping(values):
-        raise ConfigError(f"{where} is {values!r}; it has to be a dictionary with keys of {', '.join(fields)}")
+        raise ConfigError(f"{where} is {values!r}; it must be a dictionary with the keys {', '.join(fields)}")
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{where} has no key {name!r}{near(name, list(fields))}")
+            raise ConfigError(f"{where} has no key {name!r}{suggestion(name, list(fields))}")
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
-        raise ConfigError(f"{where} has to set {', '.join(missing)}, which {cls.__name__} has no default for")
+        raise ConfigError(f"{where} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
         name: _field_value(cls, fields[name], value, _join(key, name), if_unavailable) for name, value in values.items()
     }
@@ -49,12 +49,12 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
         return cls(**arguments)
     except UserError:
         raise
-    except ValueError as error:  # an extension's own check, which need not know our kinds of error
+    except ValueError as error:  # from an extension's validation, which does not need to use our error classes
         raise ConfigError(f"config.{key}: {error}") from error
 
 
 def as_mapping(spec: Any) -> dict[str, Any]:
-    """The nested dictionaries that `build_spec` makes the spec of."""
+    """Converts a spec to nested dictionaries; the inverse of `build_spec`."""
     result: dict[str, Any] = {}
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
@@ -74,7 +74,7 @@ def as_mapping(spec: Any) -> dict[str, Any]:
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key."""
+    """Flattens nested mappings into one dictionary with dotted keys."""
     if not isinstance(tree, Mapping):
         return {prefix: tree}
     flat: dict[str, Any] = {}
@@ -83,9 +83,9 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def differences(ours: Any, other: Any) -> dict[str, tuple[Any, Any]]:
-    """Keys whose values differ, as "a.b.c" -> (ours, other's); a key that one side lacks counts as None there."""
-    first, second = flatten(as_mapping(ours)), flatten(as_mapping(other))
+def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
+    """Returns the keys whose values differ, "a.b.c" -> (old value, new value); a missing key counts as None."""
+    first, second = flatten(as_mapping(old)), flatten(as_mapping(new))
     return {
         key: (first.get(key), second.get(key))
         for key in sorted(first.keys() | second.keys())
@@ -105,24 +105,24 @@ def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_u
     default = field.default if field.default is not dataclasses.MISSING else None
     if dataclasses.is_dataclass(default):
         return build_spec(type(default), value, key, if_unavailable)
-    wanted = type(default) if default is not None else typing.get_origin(typing.get_type_hints(cls)[field.name])
+    expected = type(default) if default is not None else typing.get_origin(typing.get_type_hints(cls)[field.name])
     value = _plain(value)
-    if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+    if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(wanted, type) and type(value) is not wanted:
-        raise ConfigError(f"config.{key} is {value!r}; it has to be of type {wanted.__name__}")
+    if isinstance(expected, type) and type(value) is not expected:
+        raise ConfigError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
     return value
 
 
 def _labelled_extensions(values: Mapping[str, Any], key: str, if_unavailable: IfUnavailable) -> dict[str, Any]:
     if not is_mapping(values):
-        raise ConfigError(f"config.{key} is {values!r}; it has to be a dictionary of extensions by label")
+        raise ConfigError(f"config.{key} is {values!r}; it must be a dictionary of extensions by label")
     build = build_if_available if if_unavailable == "keep" else build_extension
     return {label: build(_plain(item), _join(key, label), build_spec) for label, item in values.items()}
 
 
 def _plain(value: Any) -> Any:
-    """Tuples for lists and dictionaries for mappings, all the way down."""
+    """Recursively converts lists to tuples and mappings to dictionaries."""
     if is_mapping(value):
         return {key: _plain(item) for key, item in value.items()}
     return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value

@@ -1,4 +1,4 @@
-"""`config.decode`: how captions are made of the model's probabilities."""
+"""`config.decode`: decoding of captions."""
 
 from __future__ import annotations
 
@@ -12,33 +12,34 @@ from input_pipeline.spec_checks import SEED, above, at_least, check_fields, inte
 class DecodeSpec:
     """Settings of greedy decoding, beam search and sampling.
 
-    Inside a program `alpha`, `temperature`, `top_p`, `diversity` and `rerank_weight` may be traced scalars.
+    Under `jax.jit`, `alpha`, `temperature`, `top_p`, `diversity` and `rerank_weight` may be traced scalars.
     """
 
     method: str = "greedy"  # "greedy", "beam" or "sample"
-    max_length: int = 40  # most tokens of a caption, <s> and </s> included
-    min_length: int = 0  # fewest, counted in the same way
-    at_limit: str = "cut"  # a caption that reaches max_length is "cut" there, or made to "end" with </s>
-    beams: int = 5  # beam: hypotheses kept
+    max_length: int = 40  # maximum number of tokens, including <s> and </s>
+    min_length: int = 0  # minimum number of tokens, counted likewise
+    at_limit: str = "cut"  # captions that reach max_length are "cut", or forced to "end" with </s>
+    beams: int = 5  # beam: hypotheses per image
     candidates: int = 1  # beam: captions returned per image
-    length_penalty: str = "power"  # beam: scores over "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha)
-    alpha: float = 0.0  # beam: 0 for no length penalty, more for longer captions
-    groups: int = 1  # beam: diverse groups that the beams are split into
-    diversity: float = 0.5  # beam: what a token costs a group for each time that groups before have chosen it
-    draws: int = 1  # sample: captions drawn per image
-    temperature: float = 1.0  # sample: log-probabilities are divided by it
-    top_k: int = 0  # sample: among so many likeliest tokens; 0 for all
-    top_p: float = 1.0  # sample: among the likeliest tokens that have this probability together; 1 for all
+    # beam: divisor of scores, "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha)
+    length_penalty: str = "power"
+    alpha: float = 0.0  # beam: 0 for no length penalty; higher values favor longer captions
+    groups: int = 1  # beam: number of diverse groups that the beams are split into
+    diversity: float = 0.5  # beam: penalty of a token per earlier group that chose it at the same step
+    draws: int = 1  # sample: samples per image
+    temperature: float = 1.0  # sample: divisor of the log-probabilities
+    top_k: int = 0  # sample: restrict sampling to the k most likely tokens; 0 for all
+    top_p: float = 1.0  # sample: nucleus sampling, restricted to this probability mass; 1 for all
     seed: int = 0  # sample
-    # beam, sample: candidates (all beams, all draws) are ranked by score + rerank_weight x cosine of caption and image;
-    # 0 for no such ranking. Needs a model trained with objective.contrastive_weight; `--mode=tune` finds the value.
+    # beam, sample: rank candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
+    # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
-    double_tokens: str = "allow"  # a token directly after itself, as in "a large large dog": "allow" or "forbid"
-    no_repeat_ngram: int = 0  # no so many tokens in a row twice; 0 for no such rule
-    repetition_penalty: float = 1.0  # log-probabilities of tokens that have occurred are multiplied by this
-    banned_words: tuple[str, ...] = ()  # words or phrases that no caption holds
-    banned_endings: tuple[str, ...] = ()  # words or phrases that no caption ends in, with or without a full stop
-    prefix: str = ""  # text that every caption begins with
+    double_tokens: str = "allow"  # immediate repeats, as in "a large large dog": "allow" or "forbid"
+    no_repeat_ngram: int = 0  # forbid repeated n-grams of this length; 0 for no such rule
+    repetition_penalty: float = 1.0  # factor on the log-probabilities of tokens already generated
+    banned_words: tuple[str, ...] = ()  # words or phrases that captions must not contain
+    banned_endings: tuple[str, ...] = ()  # words or phrases that captions must not end with, with or without a period
+    prefix: str = ""  # text that every caption starts with
 
     def __post_init__(self):
         check_fields(
@@ -68,20 +69,19 @@ class DecodeSpec:
         )
         if self.min_length > self.max_length:
             raise ConfigError(
-                f"config.decode.min_length={self.min_length} is more than config.decode.max_length={self.max_length}: "
-                "lower the former, or raise the latter"
+                f"config.decode.min_length={self.min_length} must not exceed config.decode.max_length={self.max_length}"
             )
         if self.method == "beam":
             self._check_beams()
 
     def check_ranking(self) -> None:
-        """Raises ConfigError where `rerank_weight` is to choose among the candidates of a method that gives one."""
-        number = {"beam": "beams", "sample": "draws"}.get(self.method)
-        if number is None or getattr(self, number) < 2:
-            single = f'method="{self.method}"' + (f" and {number}={getattr(self, number)}" if number else "")
+        """Raises ConfigError if the decoding method yields a single candidate, which leaves nothing to rerank."""
+        key = {"beam": "beams", "sample": "draws"}.get(self.method)
+        if key is None or getattr(self, key) < 2:
+            setting = f'method="{self.method}"' + (f" and {key}={getattr(self, key)}" if key else "")
             raise ConfigError(
-                f"config.decode.rerank_weight={self.rerank_weight} chooses among candidates, and "
-                f"config.decode.{single} gives one: set method to beam with beams, or to sample with draws, above 1"
+                f"config.decode.rerank_weight={self.rerank_weight} reranks candidates, but "
+                f"config.decode.{setting} yields only one: use beam search with beams > 1, or sampling with draws > 1"
             )
 
     def _check_beams(self) -> None:
@@ -90,9 +90,9 @@ class DecodeSpec:
         if self.candidates > 1 and self.candidates % self.groups:
             raise ConfigError(
                 f"config.decode.candidates={self.candidates} must be 1 or a multiple of config.decode.groups="
-                f"{self.groups}: each group gives as many"
+                f"{self.groups}, because each group returns the same number"
             )
         if self.candidates > self.beams:
             raise ConfigError(
-                f"config.decode.candidates={self.candidates} cannot be more than beams={self.beams}: raise beams"
+                f"config.decode.candidates={self.candidates} must not exceed config.decode.beams={self.beams}"
             )

@@ -1,13 +1,13 @@
-"""Extensions: dataclasses that a config names by their import path, built and checked where the config is validated.
+"""Extensions: dataclasses specified in a config by import path, built when the config is validated.
 
-A backbone, an objective or an evaluator is a frozen dataclass in a file of its own. A config names it as
+A backbone, objective or evaluator is a frozen dataclass. A config specifies it as
 
     {"name": "package.module:Class", "field": value, ...}
 
-and whatever fields the class has are its keys: its `__post_init__` checks them. Nothing else lists them.
+The keys are the fields of the class, validated by its `__post_init__`. There is no registry.
 
-Captioning needs no objective and no evaluator: a stored run whose extensions cannot be loaded any more is read with an
-`UnavailableExtension` for each of these.
+Captioning requires neither objectives nor evaluators, so a stored run whose extensions can no longer be imported is
+read with an `UnavailableExtension` for each of them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from typing import Any, Literal
 from input_pipeline.errors import ConfigError
 
 NAME = "name"
-IfUnavailable = Literal["refuse", "keep"]
+IfUnavailable = Literal["raise", "keep"]
 
 
 @dataclasses.dataclass(frozen=True)
 class UnavailableExtension:
-    """Stands in a spec for an extension that cannot be loaded, until something needs it.
+    """Placeholder in a spec for an extension that cannot be loaded.
 
     Attributes:
-        key: config key that names it, "objective.terms.mine".
-        values: what the config says there, its name included.
-        reason: the error, in a line.
+        key: config key of the extension, such as "objective.terms.my_term".
+        values: its values in the config, including the name.
+        reason: one-line error message.
     """
 
     key: str
@@ -39,44 +39,44 @@ class UnavailableExtension:
     reason: str
 
     def __str__(self) -> str:
-        """The reason, after the key and the import path."""
+        """The reason, prefixed with the config key and import path."""
         where = f"config.{self.key}.name={self.values.get(NAME, '')}"
         return self.reason if self.reason.startswith(where) else f"{where}: {self.reason}"
 
 
 def extension(default: type) -> Any:
-    """A dataclass field that holds one extension; `default` is the class where the config names none."""
+    """A dataclass field for one extension; `default` is the class to use if the config specifies none."""
     return dataclasses.field(default_factory=default, metadata={"extension": default})
 
 
 def extensions() -> Any:
-    """A dataclass field that holds any number of extensions by label, none to begin with."""
+    """A dataclass field for any number of extensions by label, empty by default."""
     return dataclasses.field(default_factory=dict, metadata={"extensions": True})
 
 
 def load_class(name: str, key: str) -> type:
-    """The dataclass at the import path "package.module:Class".
+    """Imports the dataclass at the import path "package.module:Class".
 
     Args:
-        name: the path.
-        key: config key that names it, for the errors.
+        name: the import path.
+        key: config key of the extension, for error messages.
 
     Raises:
-        ConfigError: there is no such module or class, or it is no frozen dataclass.
+        ConfigError: the module or class does not exist, or the class is not a frozen dataclass.
     """
     module, colon, attribute = name.partition(":")
     if not colon or not module or not attribute:
-        raise ConfigError(f'config.{key}.name is {name!r}; it has to be an import path, "package.module:Class"')
+        raise ConfigError(f'config.{key}.name is {name!r}; it must be an import path, "package.module:Class"')
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"config.{key}.name={name}: {error}") from error
-    found = getattr(imported, attribute, None)
-    if found is None:
-        raise ConfigError(f"config.{key}.name={name}: the module {module} has no {attribute!r}")
-    if not (isinstance(found, type) and dataclasses.is_dataclass(found) and found.__dataclass_params__.frozen):
-        raise ConfigError(f"config.{key}.name={name} is not a frozen dataclass, as an extension has to be")
-    return found
+    cls = getattr(imported, attribute, None)
+    if cls is None:
+        raise ConfigError(f"config.{key}.name={name}: module {module} has no attribute {attribute!r}")
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):
+        raise ConfigError(f"config.{key}.name={name} is not a frozen dataclass")
+    return cls
 
 
 def build_extension(
@@ -85,50 +85,50 @@ def build_extension(
     build: Callable[[type, Mapping[str, Any], str], Any],
     default: type | None = None,
 ) -> Any:
-    """The extension that a part of a config names.
+    """Builds the extension specified by a section of a config.
 
     Args:
-        values: that part: its name and its fields.
-        key: config key of the part, for the errors.
-        build: makes a dataclass of a mapping.
-        default: class where there is no name.
+        values: the section: the name and fields of the extension.
+        key: config key of the section, for error messages.
+        build: builds a dataclass from a mapping.
+        default: the class to use if `values` has no name.
 
     Raises:
-        ConfigError: no name and no default; see `load_class`.
+        ConfigError: there is neither a name nor a default; see also `load_class`.
     """
     if not is_mapping(values):
-        raise ConfigError(f'config.{key} is {values!r}; give it a dictionary: {{"name": "package.module:Class", ...}}')
+        raise ConfigError(f'config.{key} is {values!r}; expected a dictionary {{"name": "package.module:Class", ...}}')
     values = dict(values)
     name = values.pop(NAME, "")
     if not name and default is None:
-        raise ConfigError(f'config.{key} has no name; give it one: {{"name": "package.module:Class", ...}}')
+        raise ConfigError(f'config.{key} has no name; expected {{"name": "package.module:Class", ...}}')
     return build(load_class(name, key) if name else default, values, key)
 
 
 def build_if_available(
     values: Mapping[str, Any], key: str, build: Callable[[type, Mapping[str, Any], str], Any]
 ) -> Any | UnavailableExtension:
-    """`build_extension` of one that has no default; an `UnavailableExtension` where that fails, for whatever reason."""
+    """Like `build_extension` without a default, but returns an `UnavailableExtension` on any failure."""
     try:
         return build_extension(values, key, build)
-    except Exception as error:  # also of its module, which may raise any type when it is imported
+    except Exception as error:  # importing the module may raise an exception of any type
         if not is_mapping(values):
             raise
-        kind = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        return UnavailableExtension(key, dict(values), f"{kind}{error}".partition("\n")[0])
+        prefix = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
+        return UnavailableExtension(key, dict(values), f"{prefix}{error}".partition("\n")[0])
 
 
 def import_path(cls: type) -> str:
-    """What a config calls a class."""
+    """Import path of a class, "package.module:Class"."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def is_mapping(value: Any) -> bool:
-    """Whether a value has keys: a Mapping, or a ConfigDict, which is none."""
+    """Whether a value is a Mapping or a ConfigDict, which does not subclass Mapping."""
     return isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "items"))
 
 
-def near(name: str, known: list[str]) -> str:
-    """A hint at the key that was meant."""
+def suggestion(name: str, known: list[str]) -> str:
+    """The part of an error message that suggests a valid key."""
     matches = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; it has {', '.join(known)}"
+    return f"; did you mean {matches[0]!r}?" if matches else f"; valid keys are {', '.join(known)}"

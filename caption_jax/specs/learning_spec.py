@@ -1,4 +1,4 @@
-"""`config.objective`, `config.optimizer`, `config.train` and `config.mesh`: what is minimised, how, and on what."""
+"""`config.objective`, `config.optimizer`, `config.train` and `config.mesh`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveSpec:
-    """The terms of the loss: cross-entropy of the captions, and what is added to it."""
+    """Loss terms: cross-entropy of the captions, plus optional terms."""
 
     label_smoothing: float = 0.1
-    # Weight of the loss that brings images and their captions together in a joint embedding; above 0 the model has a
-    # text encoder and that embedding, and its images can be found by words.
+    # Weight of the contrastive loss between images and captions. If positive, the model has a text encoder and a joint
+    # embedding, which enables text-to-image search.
     contrastive_weight: float = 0.0
-    # More terms: label -> {"name": "package.module:Class", ..} (docs/extending.md).
+    # Additional terms: label -> {"name": "package.module:Class", ..} (docs/extending.md).
     terms: Mapping[str, Any] = extensions()
 
     def __post_init__(self):
@@ -37,21 +37,22 @@ class ObjectiveSpec:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSpec:
-    """The optimizer, its learning rate, and rules for each parameter."""
+    """Optimizer, learning rate schedule and per-parameter rules."""
 
     name: str = "adamw"  # "adamw", "adam", "lion", "sgd", "adafactor"
     learning_rate: float = 1e-3
     schedule: str = "cosine"  # "cosine", "rsqrt", "linear" or "constant", after a linear warm-up
     warmup_steps: int = 100
-    final_fraction: float = 0.0  # of the learning rate, at the last step (cosine and linear)
+    final_fraction: float = 0.0  # final learning rate as a fraction of learning_rate (cosine and linear)
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 for none
-    accumulation: int = 1  # gradients of this many microbatches are summed before an update
+    accumulation: int = 1  # microbatches per update (gradient accumulation)
     ema: float = 0.0  # decay of the exponential moving average of parameters; 0 for none
-    # (pattern, settings): each parameter takes the settings of the one rule whose pattern matches its whole path.
-    # lr: multiple of the learning rate, 0 freezes; decay: multiple of weight_decay; from_step: frozen until that step.
+    # (pattern, settings): the settings apply to parameters whose full path matches the pattern. Each parameter must
+    # match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
+    # from_step: frozen until that step.
     rules: tuple[tuple[str, Mapping[str, float]], ...] = ((".*", {"lr": 1.0, "decay": 1.0, "from_step": 0}),)
 
     def __post_init__(self):
@@ -76,7 +77,7 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileSpec:
-    """A trace of chosen steps, for TensorBoard; 0 steps for none."""
+    """Steps to profile for TensorBoard; 0 steps for none."""
 
     start: int = 0
     steps: int = 0
@@ -87,19 +88,19 @@ class ProfileSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-    """Length of the run and what happens in between."""
+    """Training length, and intervals of logging, evaluation and checkpointing."""
 
-    epochs: float = 10.0  # passes over the training images; ignored where steps is set
+    epochs: float = 10.0  # ignored if steps is set
     steps: int = 0
     log_every: int = 50  # steps
-    eval_every: int = 0  # steps; 0 for once an epoch
-    checkpoint_every: int = 0  # steps; 0 for once an epoch
-    best_metric: str = "CIDEr-D"  # of the validation split: the highest value marks the best weights
-    patience: int = 0  # evaluations without a better best_metric before the run stops; 0 for never
-    eval_images: int = 0  # images of the validation split scored during training; 0 for all
-    sample_images: int = 16  # validation images drawn in TensorBoard
-    # Pads left out of a step's arithmetic: "auto" (on CPUs), "always" or "never". A step is compiled for each of the
-    # few sizes that batches have without pads.
+    eval_every: int = 0  # steps; 0 for once per epoch
+    checkpoint_every: int = 0  # steps; 0 for once per epoch
+    best_metric: str = "CIDEr-D"  # validation metric that selects the best weights; higher is better
+    patience: int = 0  # stop after this many evaluations without improvement; 0 for never
+    eval_images: int = 0  # validation images to score during training; 0 for all
+    sample_images: int = 16  # validation images to show in TensorBoard
+    # Skip pad tokens in the computation of a step: "auto" (on CPUs), "always" or "never". The step is compiled once for
+    # each of the few resulting batch shapes.
     packing: str = "auto"
     profile: ProfileSpec = ProfileSpec()
 
@@ -110,8 +111,8 @@ class TrainSpec:
             epochs=above(0),
             steps=at_least(0, "for train.epochs"),
             log_every=at_least(1),
-            eval_every=at_least(0, "for once an epoch"),
-            checkpoint_every=at_least(0, "for once an epoch"),
+            eval_every=at_least(0, "for once per epoch"),
+            checkpoint_every=at_least(0, "for once per epoch"),
             patience=at_least(0, "for never"),
             eval_images=at_least(0, "for all"),
             sample_images=at_least(0, "for none"),
@@ -121,19 +122,19 @@ class TrainSpec:
 
 @dataclasses.dataclass(frozen=True)
 class MeshSpec:
-    """Devices as a (data, model) grid, and which parameters are split over it."""
+    """Shape of the (data, model) device mesh, and partition rules of parameters."""
 
-    data: int = -1  # devices along the batch; -1 for as many as there are
+    data: int = -1  # devices along the batch axis; -1 for all remaining devices
     model: int = 1
-    # (pattern, axis names, one per dimension) for parameters that are sharded.
+    # (pattern, mesh axis names, one per dimension) of sharded parameters.
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def __post_init__(self):
-        devices = number("a number of devices, or -1 for as many as there are", lambda count: count >= 1 or count == -1)
+        devices = number("a number of devices, or -1 for all that remain", lambda count: count >= 1 or count == -1)
         check_fields(self, "config.mesh", data=devices, model=devices)
         if self.data == self.model == -1:
             raise ConfigError(
-                "config.mesh.data and config.mesh.model are both -1; only one of them can be as many as there are"
+                "config.mesh.data and config.mesh.model are both -1; set at least one of them to a number of devices"
             )
         for rule in self.rules:
             check_partition_rule(rule)

@@ -1,4 +1,4 @@
-"""`config.model`: sizes and pretrained weights."""
+"""`config.model`: model sizes and pretrained weights."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 class DecoderSpec:
     """The caption decoder."""
 
-    # "" (random), or a RoBERTa, a local folder or a hub name, whose layers it starts from: it has to be of that shape
-    # (configs/coco_roberta_decoder.py), and data.tokenizer its own.
+    # "" (random), or a RoBERTa (local folder or hub name) to initialize the layers from. The sizes of the decoder must
+    # match (configs/coco_roberta_decoder.py), and data.tokenizer must be the tokenizer of the RoBERTa.
     weights: str = ""
     layers: int = 6
     width: int = 512
     heads: int = 8
     feed_forward: int = 2048
     dropout: float = 0.1
-    dropout_bits: int = 8  # random bits per element: 8 (rates in multiples of 1/256) or 16 (exact within 2 ** -17)
+    dropout_bits: int = 8  # random bits per element: 8 (rates are multiples of 1/256) or 16 (exact within 2 ** -17)
     norm: str = "pre"  # "pre" or "post"
     norm_epsilon: float = 1e-6
-    activation: str = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (its approximation)
+    activation: str = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (tanh approximation)
     positions: str = "learned"  # "learned" or "sinusoidal"
 
     def __post_init__(self):
@@ -48,22 +48,22 @@ class DecoderSpec:
             positions=one_of("learned", "sinusoidal"),
         )
         if self.width % self.heads:
-            raise ConfigError(f"config.model.decoder.width={self.width} must be a multiple of its heads={self.heads}")
+            raise ConfigError(f"config.model.decoder.width={self.width} must be a multiple of heads={self.heads}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderSpec:
-    """The text encoder; in the model only where objective.contrastive_weight or model.context.slots is above 0."""
+    """The text encoder; only built if objective.contrastive_weight or model.context.slots is positive."""
 
-    # "" (from scratch, sizes below, tokens of the compact vocabulary), or a RoBERTa: a local folder or a hub name. It
-    # has its own sizes, and reads all tokens of data.tokenizer, which has to be its own.
+    # "" (random, with the sizes below and the compact vocabulary), or a RoBERTa (local folder or hub name), whose sizes
+    # replace those below. A RoBERTa reads the full vocabulary of data.tokenizer, which must be its tokenizer.
     weights: str = ""
     layers: int = 4
     width: int = 256
     heads: int = 4
     feed_forward: int = 1024
     dropout: float = 0.1
-    remat: bool = False  # recompute its layers in the backward pass instead of keeping their activations
+    remat: bool = False  # recompute the activations of layers in the backward pass
 
     def __post_init__(self):
         check_fields(
@@ -76,17 +76,15 @@ class TextEncoderSpec:
             dropout=interval("[0, 1)", "0 for none"),
         )
         if not self.weights and self.width % self.heads:
-            raise ConfigError(
-                f"config.model.text_encoder.width={self.width} must be a multiple of its heads={self.heads}"
-            )
+            raise ConfigError(f"config.model.text_encoder.width={self.width} must be a multiple of heads={self.heads}")
 
 
 @dataclasses.dataclass(frozen=True)
 class JointEmbeddingSpec:
-    """The joint embedding of images and texts, where objective.contrastive_weight is above 0."""
+    """The joint embedding of images and texts; only built if objective.contrastive_weight is positive."""
 
     width: int = 256
-    temperature: float = 0.07  # similarities are divided by it at the start; it is learned
+    temperature: float = 0.07  # initial value of the learned temperature
     min_temperature: float = 0.01
 
     def __post_init__(self):
@@ -95,18 +93,18 @@ class JointEmbeddingSpec:
         )
         if self.min_temperature > self.temperature:
             raise ConfigError(
-                f"config.model.shared_space.temperature is {self.temperature}; it has to be at least "
+                f"config.model.shared_space.temperature is {self.temperature}; it must be at least "
                 f"config.model.shared_space.min_temperature={self.min_temperature}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class ContextSpec:
-    """Texts that the decoder attends to in addition to the image, through the text encoder."""
+    """Texts that the decoder attends to in addition to the image, encoded by the text encoder."""
 
-    slots: int = 0  # most texts per image; 0 for no context
-    form: str = "vector"  # what is attended to of a text: its "vector", or the encoder's states of all its "tokens"
-    dropout: float = 0.2  # fraction of the training images that get no context in an epoch
+    slots: int = 0  # maximum number of texts per image; 0 for no context
+    form: str = "vector"  # memory per text: one pooled "vector", or the encoder states of all "tokens"
+    dropout: float = 0.2  # fraction of training images without context in each epoch
 
     def __post_init__(self):
         check_fields(
@@ -120,14 +118,14 @@ class ContextSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """The captioner."""
+    """The captioning model."""
 
-    # What it is computed by: the "fast" operations, or the plain "reference" of each (caption_jax/ops).
+    # Implementation of the ops in caption_jax/ops: "fast" or plain "reference".
     ops: str = "fast"
-    image_memory: str = "grid"  # what the decoder attends to: "grid", "vector" or "both"
-    vector: str = "mean"  # how the image vector is pooled: "mean" or "flatten"
+    image_memory: str = "grid"  # image features that the decoder attends to: "grid", "vector" or "both"
+    vector: str = "mean"  # pooling of the image vector: "mean" or "flatten"
     memory_dropout: float = 0.1
-    encoder: Backbone = extension(EfficientNetBackbone)  # EfficientNet's keys, or {"name": "package.module:Class", ..}
+    encoder: Backbone = extension(EfficientNetBackbone)  # keys of EfficientNet, or {"name": "package.module:Class", ..}
     decoder: DecoderSpec = DecoderSpec()
     text_encoder: TextEncoderSpec = TextEncoderSpec()
     shared_space: JointEmbeddingSpec = JointEmbeddingSpec()

@@ -1,4 +1,4 @@
-"""The second stage of a config: what depends on the data."""
+"""Resolution of config values that depend on the data."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from caption_jax.specs.run_spec import RunSpec
 
 @dataclasses.dataclass(frozen=True)
 class DatasetFacts:
-    """What a run's settings depend on of its data.
+    """Properties of the data that the resolved spec depends on.
 
     Attributes:
-        train_images: images of the training split.
+        train_images: number of images in the training split.
     """
 
     train_images: int
 
 
 def resolve(spec: RunSpec, facts: DatasetFacts) -> RunSpec:
-    """The spec with numbers of steps in place of epochs and of zeros that mean "once an epoch".
+    """Replaces epochs, and zeros that mean "once per epoch", with numbers of steps.
 
-    An epoch is as many whole batches as the training images fill, at least one.
+    An epoch has as many steps as there are full batches of training images, at least one.
     """
     train = spec.train
     epoch = max(facts.train_images // spec.data.batch_size, 1)

@@ -1,4 +1,4 @@
-"""A whole config, validated: what a run does, as one frozen value that is stored, compared and hashed."""
+"""The validated config of a run as one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from input_pipeline.spec_checks import SEED, check_fields, one_of
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """Every key of a run. Each part checks itself; what two parts must agree on is checked here."""
+    """All config keys of a run. Sections validate themselves; constraints between sections are checked here."""
 
     seed: int = 0
     dtype: str = "auto"  # compute dtype: "auto" (bfloat16 on accelerators, float32 on CPU), "bfloat16" or "float32"
-    init_from: str = ""  # workdir of the run to start from; "" for fresh weights
+    init_from: str = ""  # workdir of a run whose weights to start from; "" for none
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec = ModelSpec()
@@ -32,23 +32,23 @@ class RunSpec:
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
     decode: DecodeSpec = DecodeSpec()
-    # More evaluators of the validation and test splits: label -> {"name": "package.module:Class", ..}
+    # Additional evaluators of the validation and test splits: label -> {"name": "package.module:Class", ..}
     # (docs/extending.md).
     evaluators: Mapping[str, Any] = extensions()
     mesh: MeshSpec = MeshSpec()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], if_unavailable: IfUnavailable = "refuse") -> RunSpec:
-        """The spec of a ConfigDict, or of nested dictionaries with the same keys.
+    def from_config(cls, config: Mapping[str, Any], if_unavailable: IfUnavailable = "raise") -> RunSpec:
+        """Builds a spec from a ConfigDict, or from nested dictionaries with the same keys.
 
         Args:
-            config: the keys that differ from their defaults, or all.
-            if_unavailable: what becomes of objectives and evaluators that cannot be loaded; see `build_spec`. What
-                trains or evaluates refuses a spec that keeps them (`check_available`).
+            config: all keys, or those that differ from the defaults.
+            if_unavailable: handling of objectives and evaluators that cannot be loaded; see `build_spec`. Training and
+                evaluation reject a spec that keeps them (`check_available`).
 
         Raises:
-            ConfigError: a value out of its range, keys that contradict each other, an extension that cannot be loaded;
-                the message names the key.
+            ConfigError: a value is out of range, keys contradict each other, or an extension cannot be loaded; the
+                message names the key.
         """
         return build_spec(cls, config, if_unavailable=if_unavailable)
 
@@ -63,18 +63,18 @@ class RunSpec:
 
     @property
     def unavailable(self) -> tuple[UnavailableExtension, ...]:
-        """The objectives and evaluators that could not be loaded."""
-        named = (*self.objective.terms.values(), *self.evaluators.values())
-        return tuple(one for one in named if isinstance(one, UnavailableExtension))
+        """Objectives and evaluators that could not be loaded."""
+        configured = (*self.objective.terms.values(), *self.evaluators.values())
+        return tuple(extension for extension in configured if isinstance(extension, UnavailableExtension))
 
     def check_available(self) -> None:
-        """Raises ConfigError, which names the key and the module, where an objective or evaluator is unavailable."""
+        """Raises ConfigError, with the key and module, if an objective or evaluator is unavailable."""
         for extension in self.unavailable:
-            raise ConfigError(f"{extension}: training and evaluation need it; put it back, or take the key out")
+            raise ConfigError(f"{extension}: training and evaluation require it; restore the module or remove the key")
 
     @property
     def has_joint_embedding(self) -> bool:
-        """Whether the model puts images and texts into a joint embedding."""
+        """Whether the model has a joint embedding of images and texts."""
         return self.objective.contrastive_weight > 0
 
     @property
@@ -86,25 +86,25 @@ class RunSpec:
         microbatches, size = self.optimizer.accumulation, self.data.batch_size
         if size % microbatches:
             raise ConfigError(
-                f"config.data.batch_size={size} must be a multiple of {microbatches} accumulated microbatches: set it "
-                f"to {max(size // microbatches, 1) * microbatches}"
+                f"config.data.batch_size={size} must be a multiple of config.optimizer.accumulation={microbatches}: "
+                f"set it to {max(size // microbatches, 1) * microbatches}"
             )
 
     def _check_contrastive(self) -> None:
         weight, microbatches = self.objective.contrastive_weight, self.optimizer.accumulation
         if self.decode.rerank_weight and not weight:
             raise ConfigError(
-                f"config.decode.rerank_weight={self.decode.rerank_weight} compares captions with images, which needs a "
-                "text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
+                f"config.decode.rerank_weight={self.decode.rerank_weight} compares captions with images, which "
+                "requires a text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
             )
         if self.decode.rerank_weight:
             self.decode.check_ranking()
         if weight and microbatches > 1:
             raise ConfigError(
-                f"config.optimizer.accumulation={microbatches} with config.objective.contrastive_weight={weight}: each "
-                "slice of the batch would be told apart from its own images only, which is another, easier loss than "
-                "that of the whole batch. Set accumulation to 1, with config.model.text_encoder.remat=True or a "
-                "smaller config.data.batch_size where memory is short"
+                f"config.optimizer.accumulation={microbatches} with config.objective.contrastive_weight={weight}: "
+                "captions would be contrasted only with the images of their microbatch, which is an easier loss than "
+                "that of the whole batch. Set accumulation to 1; to save memory, set "
+                "config.model.text_encoder.remat=True or reduce config.data.batch_size"
             )
 
     def _check_terms(self) -> None:
@@ -113,16 +113,16 @@ class RunSpec:
             if microbatches > 1 and not getattr(objective, "accumulates", True):
                 raise ConfigError(
                     f"config.optimizer.accumulation={microbatches} with config.objective.terms.{label}: it compares "
-                    "the rows of a batch with each other, so microbatches would add up to another loss than that of "
-                    "the whole batch. Set accumulation to 1"
+                    "the rows of a batch with each other, so the sum over microbatches differs from the loss of the "
+                    "whole batch. Set accumulation to 1"
                 )
 
     def _check_context(self) -> None:
         slots = self.model.context.slots
         if slots and not self.data.context:
             raise ConfigError(
-                f"config.model.context.slots={slots} needs captions to put there: set config.data.context to the "
-                "folder of an index of the training split, with neighbours of the splits (docs/context.md)"
+                f"config.model.context.slots={slots} requires context captions: set config.data.context to the folder "
+                "of an index of the training split that has the neighbours of all splits (docs/context.md)"
             )
 
     def _check_feature_cache(self) -> None:
@@ -131,10 +131,10 @@ class RunSpec:
             return
         if cache.stage not in names:
             raise ConfigError(
-                f"config.data.feature_cache.stage: there is no stage {cache.stage!r}; choose one of {', '.join(names)}"
+                f"config.data.feature_cache.stage: unknown stage {cache.stage!r}; expected one of {', '.join(names)}"
             )
         if cache.views > 1 and self.augment.is_identity:
             raise ConfigError(
-                f"config.data.feature_cache.views is {cache.views}, but config.augment makes all views of an image the "
-                "same: set views to 1, or crop, flip or jitter"
+                f"config.data.feature_cache.views is {cache.views}, but without augmentation all views of an "
+                "image are identical: set views to 1, or enable crops, flips or jitter in config.augment"
             )

@@ -50,5 +50,5 @@ def test_its_own_check_names_the_key(config):
 
 def test_its_stages_are_those_of_the_feature_cache(config):
     config.data.feature_cache.stage = "stage_1"
-    with pytest.raises(ConfigError, match=r"no stage 'stage_1'; choose one of embed, mix"):
+    with pytest.raises(ConfigError, match=r"unknown stage 'stage_1'; expected one of embed, mix"):
         RunSpec.from_config(config)

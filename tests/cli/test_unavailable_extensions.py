@@ -82,7 +82,7 @@ def test_the_command_says_so_in_a_line(workdir):
 def test_what_reads_the_spec_by_itself_is_refused_too(workdir):
     spec = read_spec(workdir)
     with pytest.raises(
-        ConfigError, match=rf"{GONE}is_gone': training and evaluation need it; put it back, or take the key"
+        ConfigError, match=rf"{GONE}is_gone': training and evaluation require it; restore the module or remove the key"
     ):
         open_experiment(workdir, spec)
     with pytest.raises(ConfigError, match=GONE):

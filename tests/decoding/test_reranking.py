@@ -135,9 +135,9 @@ def test_eight_devices_rank_as_one_does():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"method": "greedy"}, r'config\.decode\.method="greedy" gives one'),
-        ({"method": "beam", "beams": 1}, "beams=1 gives one"),
-        ({"method": "sample"}, "draws=1 gives one"),
+        ({"method": "greedy"}, r'config\.decode\.method="greedy" yields only one'),
+        ({"method": "beam", "beams": 1}, "beams=1 yields only one"),
+        ({"method": "sample"}, "draws=1 yields only one"),
         ({"method": "beam", "beams": 3, "candidates": 4}, "cannot be more than beams=3"),
         ({"method": "beam", "rerank_weight": -1.0}, "0 .* or more"),
     ],

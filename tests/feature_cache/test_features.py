@@ -195,9 +195,9 @@ def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, image
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"stage": "stage_4"}, r"feature_cache.stage: there is no stage 'stage_4'; choose one of stem, .*, head"),
+        ({"stage": "stage_4"}, r"feature_cache.stage: unknown stage 'stage_4'; expected one of stem, .*, head"),
         ({"views": 0}, "views is 0"),
-        ({"views": 2}, "views is 2, but config.augment makes all views of an image the same"),
+        ({"views": 2}, "views is 2, but without augmentation all views of an image are identical"),
         ({"dtype": "float64"}, "dtype is 'float64'"),
         ({"folder": "gs://bucket/features"}, "set config.data.feature_cache.folder to a local folder"),
     ],

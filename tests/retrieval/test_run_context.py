@@ -176,7 +176,7 @@ def test_a_model_without_context_refuses_it(small_workdir, small_images):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.context": ""}, r"context\.slots=2 needs captions to put there: set config\.data\.context"),
+        ({"data.context": ""}, r"context\.slots=2 requires context captions: set config\.data\.context"),
         ({"model.context.slots": -1}, r"context\.slots is -1"),
         ({"model.context.dropout": 1.0}, r"context\.dropout is 1\.0"),
     ],

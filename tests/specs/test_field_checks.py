@@ -21,8 +21,8 @@ from input_pipeline.resampling import INTERPOLATIONS
 from input_pipeline.sources.shapes_dataset.builder import CaptionShapes
 
 NAN, INFINITE = math.nan, math.inf
-RATE, FRACTION = "has to be in [0, 1)", "has to be in [0, 1]"
-ONE, ZERO = "has to be 1 or more", "or more"
+RATE, FRACTION = "must be in [0, 1)", "must be in [0, 1]"
+ONE, ZERO = "must be 1 or more", "or more"
 VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
 
 REFUSED = [
@@ -125,8 +125,8 @@ REFUSED = [
     ("decode.repetition_penalty", 0.9, ONE),
     ("decode.banned_words", ("a", ""), "a list of words or phrases"),
     ("decode.banned_endings", (3,), "a list of words or phrases"),
-    ("mesh.data", 0, "-1 for as many as there are"),
-    ("mesh.model", -2, "-1 for as many as there are"),
+    ("mesh.data", 0, "-1 for all that remain"),
+    ("mesh.model", -2, "-1 for all that remain"),
 ]
 # Strings that are free: a name that means nothing is an error of the file, the hub or the run that it is looked up in.
 FREE = {
@@ -160,7 +160,7 @@ def test_a_value_out_of_range_is_refused_by_its_key(key, value, wanted):
     with pytest.raises(ConfigError) as refused:
         RunSpec.from_config(config_of(**{key: value}))
     (message,) = str(refused.value).splitlines()
-    assert message.startswith(f"config.{key} is {value!r}; it has to be ") and wanted in message
+    assert message.startswith(f"config.{key} is {value!r}; it must be ") and wanted in message
 
 
 def test_the_table_is_complete():
@@ -175,7 +175,7 @@ def test_every_number_has_a_range():
     assert len(numbers) > 60
     for key, default in numbers.items():  # no exceptions: a seed has to fit 64 bits
         for absurd in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
-            with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it has to be")):
+            with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it must be")):
                 RunSpec.from_config(config_of(**{key: absurd}))
 
 
@@ -183,29 +183,32 @@ def test_every_number_has_a_range():
     ("changes", "message"),
     [
         ({"data.split_fractions.val": 0.5, "data.split_fractions.test": 0.5}, r"val=0\.5 and test=0\.5 have to leave"),
-        ({"model.decoder.heads": 7}, r"model\.decoder\.width=512 must be a multiple of its heads=7"),
-        ({"model.text_encoder.heads": 3}, r"model\.text_encoder\.width=256 must be a multiple of its heads=3"),
+        ({"model.decoder.heads": 7}, r"model\.decoder\.width=512 must be a multiple of heads=7"),
+        ({"model.text_encoder.heads": 3}, r"model\.text_encoder\.width=256 must be a multiple of heads=3"),
         ({"model.shared_space.temperature": 0.001}, r"at least config\.model\.shared_space\.min_temperature=0\.01"),
-        ({"model.encoder": {**VIT, "drop_path": NAN}}, r"model\.encoder\.drop_path is nan; it has to be in \[0, 1\)"),
-        ({"decode.min_length": 41}, r"decode\.min_length=41 is more than config\.decode\.max_length=40"),
+        ({"model.encoder": {**VIT, "drop_path": NAN}}, r"model\.encoder\.drop_path is nan; it must be in \[0, 1\)"),
+        ({"decode.min_length": 41}, r"decode\.min_length=41 must not exceed config\.decode\.max_length=40"),
         ({"decode.method": "beam", "decode.groups": 2}, r"decode\.groups=2 must divide config\.decode\.beams=5"),
-        ({"decode.method": "beam", "decode.candidates": 6}, r"decode\.candidates=6 cannot be more than .*beams=5"),
+        ({"decode.method": "beam", "decode.candidates": 6}, r"decode\.candidates=6 must not exceed .*beams=5"),
         (
             {"decode.method": "beam", "decode.beams": 6, "decode.groups": 2, "decode.candidates": 3},
             r"decode\.candidates=3 must be 1 or a multiple of config\.decode\.groups=2",
         ),
         (
             {"decode.rerank_weight": 1.0, "objective.contrastive_weight": 1.0},
-            r'rerank_weight=1\.0 chooses among candidates, and config\.decode\.method="greedy" gives one',
+            r'rerank_weight=1\.0 reranks candidates, but config\.decode\.method="greedy" yields only one',
         ),
         ({"mesh.data": -1, "mesh.model": -1}, r"config\.mesh\.data and config\.mesh\.model are both -1"),
-        ({"mesh.rules": (("decoder/.*",),)}, r"config\.mesh\.rules: \('decoder/\.\*',\) is not a pair"),
-        ({"mesh.rules": (("decoder/.*", "data"),)}, r"config\.mesh\.rules: .* is not a pair"),
-        ({"mesh.rules": (("(", ("data",)),)}, r"config\.mesh\.rules: '\(' is not a regular expression"),
-        ({"optimizer.rules": (".*",)}, r"config\.optimizer\.rules: '\.\*' is not a pair"),
-        ({"optimizer.rules": (("(", {}),)}, r"config\.optimizer\.rules: '\(' is not a regular expression"),
+        (
+            {"mesh.rules": (("decoder/.*",),)},
+            r"config\.mesh\.rules: \('decoder/\.\*',\) is not a \(pattern, axes\) pair",
+        ),
+        ({"mesh.rules": (("decoder/.*", "data"),)}, r"config\.mesh\.rules: .* is not a \(pattern, axes\) pair"),
+        ({"mesh.rules": (("(", ("data",)),)}, r"config\.mesh\.rules: '\(' is not a valid regular expression"),
+        ({"optimizer.rules": (".*",)}, r"config\.optimizer\.rules: '\.\*' is not a \(pattern, dictionary\) pair"),
+        ({"optimizer.rules": (("(", {}),)}, r"config\.optimizer\.rules: '\(' is not a valid regular expression"),
         ({"optimizer.rules": ((".*", {"lr": NAN}),)}, r"config\.optimizer\.rules: '\.\*' sets lr to nan"),
-        ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets 'rate'"),
+        ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets unknown 'rate'"),
     ],
 )
 def test_what_does_not_go_together_is_refused_in_a_line(changes, message):
@@ -217,10 +220,10 @@ def test_what_does_not_go_together_is_refused_in_a_line(changes, message):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"decode": 3}, r"config\.decode is 3; it has to be a dictionary with keys of method, "),
-        ({"evaluators": ["own"]}, r"config\.evaluators is .*; it has to be a dictionary of extensions by label"),
-        ({"evaluators": {"own": "a:B"}}, r"config\.evaluators\.own is 'a:B'; give it a dictionary"),
-        ({"model": {"encoder": "b0"}}, r"config\.model\.encoder is 'b0'; give it a dictionary"),
+        ({"decode": 3}, r"config\.decode is 3; it must be a dictionary with the keys method, "),
+        ({"evaluators": ["own"]}, r"config\.evaluators is .*; it must be a dictionary of extensions by label"),
+        ({"evaluators": {"own": "a:B"}}, r"config\.evaluators\.own is 'a:B'; expected a dictionary"),
+        ({"model": {"encoder": "b0"}}, r"config\.model\.encoder is 'b0'; expected a dictionary"),
     ],
 )
 def test_a_value_in_place_of_a_section_is_refused(values, message):
@@ -236,7 +239,7 @@ class WithoutDefault:
 def test_a_field_that_has_to_be_set_is_named():
     values = {"evaluators": {"own": {"name": f"{__name__}:WithoutDefault"}}}
     with pytest.raises(
-        ConfigError, match=r"config\.evaluators\.own has to set weight, which WithoutDefault has no def"
+        ConfigError, match=r"config\.evaluators\.own must set weight, because WithoutDefault has no def"
     ):
         RunSpec.from_config(values)
 

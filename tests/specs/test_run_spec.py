@@ -24,7 +24,7 @@ class Repetition:
 
     def __post_init__(self):
         if self.window < 1:
-            raise ValueError(f"window is {self.window}; it has to be 1 or more")
+            raise ValueError(f"window is {self.window}; it must be 1 or more")
 
 
 NAME = f"{__name__}:Repetition"
@@ -57,19 +57,22 @@ def test_a_spec_survives_json_and_flags_can_override_what_comes_back():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.batch_size": 0}, r"config\.data\.batch_size is 0; it has to be 1 or more"),
+        ({"data.batch_size": 0}, r"config\.data\.batch_size is 0; it must be 1 or more"),
         ({"data.source": "web"}, r"config\.data\.source is 'web'"),
         ({"augment.min_crop_scale": 0.0}, r"augment\.min_crop_scale is 0\.0"),
-        ({"model.decoder.heads": 7}, r"width=512 must be a multiple of its heads=7"),
+        ({"model.decoder.heads": 7}, r"width=512 must be a multiple of heads=7"),
         ({"model.encoder.variant": "b9"}, r"config\.model\.encoder.*no EfficientNet variant 'b9'"),
         ({"model.context.slots": 2}, r"set config\.data\.context"),
         ({"optimizer.ema": 1.0}, r"optimizer\.ema is 1\.0"),
         ({"train.steps": -1}, r"train\.steps is -1"),
-        ({"optimizer.accumulation": 5}, r"batch_size=32 must be a multiple of 5 .* set it to 30"),
+        (
+            {"optimizer.accumulation": 5},
+            r"must be a multiple of config\.optimizer\.accumulation=5: set it to 30",
+        ),
         ({"objective.contrastive_weight": 1.0, "optimizer.accumulation": 2}, r"accumulation=2 with .*_weight=1\.0"),
         ({"decode.rerank_weight": 1.0}, r"config\.decode\.rerank_weight=1\.0 compares captions with images"),
         ({"decode.method": "viterbi"}, r"config\.decode\.method is 'viterbi'"),
-        ({"data.feature_cache.stage": "stage_9"}, r"feature_cache\.stage: there is no stage 'stage_9'.*stage_7"),
+        ({"data.feature_cache.stage": "stage_9"}, r"feature_cache\.stage: unknown stage 'stage_9'.*stage_7"),
         ({"data.feature_cache.stage": "stem", "data.feature_cache.views": 2}, r"views is 2, but config\.augment"),
         ({"dtype": "float16"}, r"config\.dtype is 'float16'"),
     ],
@@ -84,7 +87,7 @@ def test_what_cannot_be_is_refused_by_name(changes, message):
 def test_unknown_keys_and_wrong_types_are_named():
     with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'beams'\?"):
         build_spec(DecodeSpec, {"beam": 3}, "decode")
-    with pytest.raises(ConfigError, match=r"config\.decode\.beams is '3'; it has to be of type int"):
+    with pytest.raises(ConfigError, match=r"config\.decode\.beams is '3'; it must be of type int"):
         build_spec(DecodeSpec, {"beams": "3"}, "decode")
     assert build_spec(DecodeSpec, {"alpha": 1}, "decode").alpha == 1.0
 
@@ -104,9 +107,9 @@ def test_an_extension_is_built_from_its_own_fields_and_stored_by_name(tmp_path):
         ({"windw": 2}, r"config\.objective\.terms\.repetition has no key 'windw'; did you mean 'window'\?"),
         ({"window": 0}, r"config\.objective\.terms\.repetition.*window is 0"),
         ({"name": "json:JSONDecoder"}, "is not a frozen dataclass"),
-        ({"name": "json:Nothing"}, "the module json has no 'Nothing'"),
+        ({"name": "json:Nothing"}, "module json has no attribute 'Nothing'"),
         ({"name": "no_such_module:Nothing"}, "No module named 'no_such_module'"),
-        ({"name": "Repetition"}, 'has to be an import path, "package.module:Class"'),
+        ({"name": "Repetition"}, 'must be an import path, "package.module:Class"'),
         ({"name": ""}, "has no name"),
     ],
 )
