@@ -179,7 +179,8 @@ class _Reader:
             if image is None and not self.names_needed and isinstance(image_id, int | str):
                 image = ""
             captions = [captions] if isinstance(captions, str) else captions
-            if not isinstance(image, str) or not isinstance(captions, list) or not _all_text(captions):
+            usable = isinstance(image, str) and _is_id(image_id) and isinstance(captions, list) and _all_text(captions)
+            if not usable:
                 self.note(
                     "malformed rows", f"{self.path}, object {number}: want an image name and a caption or captions"
                 )
@@ -189,21 +190,21 @@ class _Reader:
     def _coco_rows(self, images: list[dict], annotations: list[dict]) -> Iterator[Row]:
         rows: dict[Any, Row] = {}
         for image in images:
-            if image.get("id") is None or not (image.get("file_name") or not self.names_needed):
+            name = image.get("file_name") or ""
+            if not _is_id(image.get("id")) or not isinstance(name, str) or not (name or not self.names_needed):
                 self.note("malformed rows", f"{self.path}: an image without id or file_name: {str(image)[:80]}")
             elif image["id"] not in rows:
                 # COCO says where an image lies only in its URL: .../train2017/000000000009.jpg
                 folder = str(image.get("coco_url", "")).split("/")[-2:-1]
-                name = image.get("file_name") or ""
                 rows[image["id"]] = Row(name, [], self._split_of(image), image["id"], folder[0] if folder else "")
             elif self.names_needed:
                 self.note("images listed twice", f"{self.path}: id {image['id']} ({image['file_name']})")
         captioned: dict[Any, Row] = {}
         for annotation in annotations:
             image_id = annotation.get("image_id")
-            if not self.names_needed and image_id is not None:
+            if not self.names_needed and _is_id(image_id):
                 rows.setdefault(image_id, Row("", [], "", image_id))
-            row = rows.get(image_id)
+            row = rows.get(image_id) if _is_id(image_id) else None
             if row is None:
                 self.note("captions of unknown images", f"{self.path}: image id {image_id}")
             elif not isinstance(annotation.get("caption"), str):
@@ -214,16 +215,17 @@ class _Reader:
 
     def _karpathy_rows(self, images: list[dict]) -> Iterator[Row]:
         for image in images:
-            sentences = [sentence.get("raw") for sentence in image.get("sentences", ())]
-            name = image.get("filename") or ""
+            sentences = _objects(image.get("sentences", []))
+            sentences = [None] if sentences is None else [sentence.get("raw") for sentence in sentences]
+            name, folder = image.get("filename") or "", image.get("filepath") or ""
             image_id, number = image.get("cocoid", name), image.get("imgid")
             identified = name != "" or (not self.names_needed and (image_id != "" or number is not None))
-            if not identified or not _all_text(sentences):
+            if not identified or not _is_id(image_id) or not _all_text([name, folder, *sentences]):
                 problem = f"{self.path}: an image without filename or raw sentences: {str(image)[:80]}"
                 self.note("malformed rows", problem)
                 continue
             number = None if "cocoid" in image else number
-            yield Row(name, sentences, self._split_of(image), image_id, image.get("filepath", ""), number)
+            yield Row(name, sentences, self._split_of(image), image_id, folder, number)
 
     def _split_of(self, item: dict) -> str:
         return str(item.get(self.split_field or "split", "") or "")
@@ -235,6 +237,10 @@ def _position(header: list[str], names: tuple[str, ...]) -> int | None:
 
 def _first(item: dict, names: tuple[str, ...]) -> Any:
     return next((item[name] for name in names if name in item), None)
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int | float | str) and value == value  # JSON has NaN, which equals nothing
 
 
 def _objects(items: Any) -> list[dict] | None:

@@ -146,7 +146,8 @@ def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -
     def is_there(path: Path) -> bool:
         parent = path.parent
         if parent not in listings:
-            listings[parent] = frozenset(os.listdir(parent)) if parent.is_dir() else frozenset()
+            entries = os.scandir(parent) if parent.is_dir() else ()
+            listings[parent] = frozenset(entry.name for entry in entries if not entry.is_dir())
         return path.name in listings[parent]
 
     subfolders = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())

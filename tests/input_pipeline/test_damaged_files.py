@@ -1,0 +1,44 @@
+"""A sample of `tests/long/test_fuzz.py`, the same examples each time."""
+
+from __future__ import annotations
+
+import pytest
+from damaged_files import (
+    CAPTION_FILES,
+    KINDS,
+    check_captions,
+    check_image,
+    damaged_captions,
+    damaged_images,
+    whole_image,
+)
+from hypothesis import given, settings
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_whole_image_is_read(kind):
+    assert check_image(whole_image(kind, "RGB"))
+
+
+@pytest.mark.parametrize("name", sorted(CAPTION_FILES))
+def test_whole_captions_are_read(name):
+    import json
+
+    content = CAPTION_FILES[name]
+    if name.endswith(".jsonl"):
+        content = "\n".join(map(json.dumps, content))
+    assert check_captions((content if isinstance(content, str) else json.dumps(content)).encode())
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(damaged_images())
+def test_a_damaged_image_is_read_or_named(data):
+    check_image(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(damaged_captions())
+def test_damaged_captions_are_read_or_named(data):
+    check_captions(data)
