@@ -161,7 +161,7 @@ def test_a_run_from_scratch_does_not_take_the_place_of_a_model(trained, config):
     shutil.rmtree(trained / "checkpoints")
     config.train.log_every = 7
     before = (trained / "config.json").read_text()
-    with pytest.raises(ValueError, match="no checkpoint to go on from"):
+    with pytest.raises(ValueError, match="no checkpoint to resume from"):
         train_and_evaluate(RunSpec.from_config(config), trained)
     assert (trained / "config.json").read_text() == before
 
@@ -207,7 +207,7 @@ def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
         assert words in str(error.value)
     config.seed, config.model.decoder.width = 0, 16
     config.optimizer.ema = 0.5
-    with pytest.raises(ValueError, match="does not fit this config's parameters") as error:
+    with pytest.raises(ValueError, match="does not match the parameters of this config") as error:
         train_and_evaluate(RunSpec.from_config(config), trained)
     assert f"--config.init_from={trained}" in str(error.value)
     assert read_weights(trained).step == saved_steps(trained)[-1]

@@ -1,1 +1,1 @@
-"""A run on disk: its spec and workdir, checkpoints, weights, and what they are loaded from."""
+"""A run on disk: workdir, run description, checkpoints, model weights and loading."""

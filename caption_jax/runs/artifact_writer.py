@@ -1,4 +1,4 @@
-"""The best model of a run that is training, kept in its workdir as an artifact."""
+"""Background writer of the best model of a training run."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from caption_jax.runs.artifact import (
     artifact_folder,
     artifact_steps,
     is_complete,
+    pointer_step,
     pointer_to,
     read_pointer,
-    step_of,
     write_artifact,
     write_pointer,
 )
@@ -28,20 +28,20 @@ from caption_jax.runs.weights import Weights, host_copy
 
 PyTree = Any
 
-_KEPT = 2  # the best model, and the one before for whoever is reading it
+_KEPT_MODELS = 2  # the best model, and the previous one for concurrent readers
 _POLL_SECONDS = 0.25
 
 
 class ArtifactWriter:
-    """Writes models in the background, and switches to each when the run's own checkpoint of its step is safe.
+    """Writes artifacts in the background, and points the workdir to each once the checkpoint of its step is saved.
 
-    In that order a crash at any moment leaves the pointer at a model that the newest checkpoint calls the best, or at
-    the one before it, which `resume` puts right. The first process writes; others do nothing.
+    In this order, a crash at any time leaves the pointer at the best model according to the newest checkpoint, or at
+    the previous best model, which `resume` corrects. Only process 0 writes.
 
     Args:
-        workdir: of the run.
-        description: of the run.
-        is_saved: whether the checkpoint of a step, from which the run would go on, is complete.
+        workdir: workdir of the run.
+        description: description of the run.
+        is_saved: returns whether the checkpoint of a step is complete.
     """
 
     def __init__(self, workdir: epath.Path, description: RunDescription, is_saved: Callable[[int], bool]):
@@ -52,10 +52,10 @@ class ArtifactWriter:
         self._closing = threading.Event()
 
     def write(self, step: int, variables: PyTree) -> None:
-        """Starts writing a model; returns when the device may reuse the buffers of its variables.
+        """Starts writing a model; returns as soon as the device buffers of `variables` may be reused.
 
         Raises:
-            OSError: the model before this one could not be written.
+            OSError: the previous model could not be written.
         """
         if not self._is_main:
             return
@@ -64,12 +64,12 @@ class ArtifactWriter:
         self._job = self._pool.submit(self._write_when_saved, weights)
 
     def resume(self, step: int, best_step: int, read: Callable[[], Weights]) -> None:
-        """Brings the workdir's models in line with the checkpoint that the run goes on from.
+        """Makes the artifacts of the workdir consistent with the checkpoint that the run resumes from.
 
         Args:
-            step: of the checkpoint. Models of later steps are deleted.
-            best_step: of the best model so far, in the view of the checkpoint.
-            read: reads the best weights; called where they are in no artifact, by all processes alike.
+            step: step of the checkpoint. Artifacts of later steps are deleted.
+            best_step: step of the best model so far, as recorded in the checkpoint.
+            read: reads the best weights. If no artifact contains them, all processes call it.
         """
         intact = self._is_main and self._point_to(best_step)
         if jax.process_count() > 1:
@@ -79,21 +79,21 @@ class ArtifactWriter:
             if self._is_main:
                 variables = host_copy(weights.variables)
                 self._switch(write_artifact(self._workdir, self._description, Weights(variables, weights.step)))
-        self.forget_after(step)
+        self.delete_after(step)
 
-    def forget_after(self, step: int) -> None:
-        """Deletes models of steps that the run makes (once more)."""
+    def delete_after(self, step: int) -> None:
+        """Deletes artifacts of steps after `step`, which the run will repeat."""
         if self._is_main:
             self._delete([later for later in artifact_steps(self._workdir) if later > step])
 
     def close(self) -> None:
-        """Waits for the model in the making. It is not switched to if its checkpoint has not been saved by now."""
+        """Waits for the model being written. The pointer only moves to it if its checkpoint has been saved."""
         self._closing.set()
         self._pool.shutdown()
         self._finish_job()
 
     def _point_to(self, step: int) -> bool:
-        """Points to the model of a step; says whether there is a complete one."""
+        """Points to the artifact of a step; returns False if it is missing or incomplete."""
         folder = artifact_folder(self._workdir, step)
         if not is_complete(folder):
             return False
@@ -111,14 +111,14 @@ class ArtifactWriter:
 
     def _switch(self, pointer: Pointer) -> None:
         write_pointer(self._workdir, pointer)
-        self._delete([step for step in artifact_steps(self._workdir) if step <= step_of(pointer)][:-_KEPT])
+        self._delete([step for step in artifact_steps(self._workdir) if step <= pointer_step(pointer)][:-_KEPT_MODELS])
 
     def _delete(self, steps: list[int]) -> None:
         for step in steps:
             artifact_folder(self._workdir, step).rmtree()
 
     def _finish_job(self) -> None:
-        """Waits for the model in the making; raises what went wrong."""
+        """Waits for the model being written; raises any exception of the background thread."""
         if self._job is not None:
             self._job.result()
             self._job = None

@@ -1,4 +1,4 @@
-"""A run apart from its weights: config, model sizes, preprocessing, vocabulary, and the model built from them."""
+"""Run description: everything about a trained model except its weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """What the model's shape depends on beside the config: sizes found in the data, settings found with the weights.
+    """Model settings that are not in the config: sizes derived from the data, and settings of pretrained weights.
 
-    `backbone` holds the settings of the image backbone's weights (`stored_settings`); `text_encoder` the sizes of its
-    RoBERTa, None where the model has no text encoder; `shared_space` says whether that comes with a space for images
-    and texts.
+    Attributes:
+        vocabulary_size: number of tokens in the compact vocabulary.
+        max_length: maximum caption length in tokens, including <s> and </s>.
+        backbone: settings of the image backbone's weights (`stored_settings`).
+        text_encoder: sizes of the text encoder; None if the model has no text encoder.
+        shared_space: whether a model with a text encoder has a joint embedding of images and texts.
     """
 
     vocabulary_size: int
@@ -40,22 +43,22 @@ class ModelSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSettings:
-        """Those that a run stored. Before version 0.2 every backbone was an EfficientNet, and its settings lay open."""
+        """Parses the settings of a stored run. Before version 0.2, the EfficientNet settings were top-level keys."""
         backbone = {key: content[key] for key in ("padding", "norm_epsilon") if key in content}
         return cls(**{"backbone": backbone, **{key: content[key] for key in content.keys() - backbone.keys()}})
 
 
 @dataclasses.dataclass(frozen=True)
 class RunDescription:
-    """A run without its weights: its config, and what was found in its data. It rebuilds the model.
+    """Everything needed to rebuild the model of a run, except the weights.
 
-    `workdir.write_description` and `workdir.read_description` keep it in the workdir.
+    `workdir.write_description` and `workdir.read_description` store it in and load it from a workdir.
 
     Attributes:
-        spec: every key of its config.
-        model_settings: what the model's shape depends on beside the config.
-        preprocessing: from an image to the encoder's input.
-        vocabulary: from words to token ids and back.
+        spec: the config of the run.
+        model_settings: model settings that are not in the config.
+        preprocessing: preprocessing of images.
+        vocabulary: mapping between words and token ids.
     """
 
     spec: RunSpec
@@ -65,14 +68,14 @@ class RunDescription:
 
     @property
     def backbone_settings(self) -> Any:
-        """What the image backbone shares with the network that its weights were trained in (`Settings`)."""
+        """Settings that the image backbone shares with its pretrained weights (`Settings`)."""
         pixels = self.preprocessing
         encoder, stored = self.spec.model.encoder, self.model_settings.backbone
         return restored_settings(encoder, stored, pixels.mean, pixels.std, source="the run's model.json")
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """Builds the model; see `build_model` for `frozen_norms`."""
-        from caption_jax.models.build import build_model  # Flax: not needed by a start that traces nothing
+        from caption_jax.models.build import build_model  # imports Flax, which cached programs do not need
 
         return build_model(
             self.spec.model,
@@ -87,13 +90,13 @@ class RunDescription:
 
     @functools.cached_property
     def jitted_init(self) -> Callable:
-        """The model's `init`, jitted once, so that its shapes and its values come from one trace."""
-        # Runs once, over small arrays: compiling it quickly matters more than running it fast.
+        """The jitted `init` of the model, cached so that shapes and values share one trace."""
+        # Runs once on small arrays, so compile time matters more than run time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(functools.partial(self.model().init, train=False), compiler_options=options)
 
     def cache_key(self) -> dict[str, Any]:
-        """All that decides what the model computes except its weights, for the key of a `CachedProgram`."""
+        """Everything except the weights that determines the computation of the model, for `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
             "backbone_source": source_of(type(self.spec.model.encoder)),
@@ -105,28 +108,28 @@ class RunDescription:
 
     @property
     def has_text_encoder(self) -> bool:
-        """Whether the model has a text encoder, for a space of images and texts, for context or for both."""
+        """Whether the model has a text encoder, for the joint embedding, context or both."""
         return self.model_settings.text_encoder is not None
 
     @property
     def has_shared_space(self) -> bool:
-        """Whether the model puts texts in one space with images."""
+        """Whether the model has a joint embedding of images and texts."""
         return self.has_text_encoder and self.model_settings.shared_space
 
     def check_shared_space(self) -> None:
-        """Raises ValueError, with what to train, where the model has no space that images and texts share."""
+        """Raises WorkdirError if the model has no joint embedding of images and texts."""
         if not self.has_shared_space:
             raise WorkdirError(
-                "this run was trained without a space that its images and texts share: train one with "
+                "this run was trained without a joint embedding of images and texts: train one with "
                 "--config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
             )
 
     @property
     def text_reader(self) -> TextReader:
-        """Gives texts and captions in the ids that the model's text encoder reads.
+        """Tokenizes inputs of the text encoder.
 
         Raises:
-            ValueError: the model has no text encoder.
+            WorkdirError: the model has no text encoder.
         """
         if not self.has_text_encoder:
             raise WorkdirError(
@@ -138,22 +141,22 @@ class RunDescription:
 
     @property
     def text_ids(self) -> Callable[[jax.Array], jax.Array] | None:
-        """From the decoder's token ids to the text encoder's, for `decode`; None without a text encoder."""
+        """Maps decoder token ids to text encoder token ids, for `decode`; None if there is no text encoder."""
         return self.text_reader.ids_of if self.has_text_encoder else None
 
 
 @dataclasses.dataclass(frozen=True)
 class TextReader:
-    """From words to the ids of a text encoder.
+    """Tokenizer of the text encoder.
 
-    An encoder that was trained here from nothing has a row for each token of the compact vocabulary, and reads compact
-    ids. A RoBERTa that was trained elsewhere has one for each token of its tokenizer and reads full ids, so that it
-    knows words which the training captions lack. (Where the vocabulary is the whole tokenizer both are the same.)
+    A text encoder trained from scratch embeds the compact vocabulary and takes compact ids. A pretrained RoBERTa embeds
+    its full tokenizer vocabulary and takes full ids, so it also covers words that do not occur in the training
+    captions. Both are the same if the run does not use a compact vocabulary.
 
     Attributes:
-        vocabulary: of the run.
-        full: whether the encoder reads full ids.
-        max_length: tokens of the longest text; longer ones are cut as captions are.
+        vocabulary: vocabulary of the run.
+        full: whether the text encoder takes full ids.
+        max_length: maximum number of tokens; longer texts are truncated like captions.
     """
 
     vocabulary: Vocabulary
@@ -161,20 +164,20 @@ class TextReader:
     max_length: int
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
-        """Ids of texts from <s> to </s>, then pads."""
+        """Tokenizes texts into ids from <s> to </s>, padded to `max_length`."""
         vocabulary = self.vocabulary
         encode = vocabulary.encode_full_batch if self.full else vocabulary.encode_batch
         return encode(list(texts), self.max_length)
 
     def ids_of(self, tokens: Int[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
-        """Ids of captions that are compact ids already, on the device."""
+        """Converts compact caption ids to ids of the text encoder, on the device."""
         if not self.full:
             return tokens
         return jnp.asarray(self.vocabulary.to_full(range(self.vocabulary.size)))[tokens]
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype that layers compute in; parameters, norms' statistics, softmax and loss stay float32."""
+    """Compute dtype of layers. Parameters, norm statistics, softmax and loss remain float32."""
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):

@@ -1,4 +1,4 @@
-"""Puts a run together from its config and its data: devices, splits, vocabulary, preprocessing and model."""
+"""Setup of a run from its config and data: device mesh, splits, vocabulary, preprocessing and model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from input_pipeline.tokenizer import build_vocabulary
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run's fixed parts. `workdir` holds what `description` says."""
+    """The immutable parts of a run. `description` is stored in `workdir`."""
 
     workdir: epath.Path
     description: RunDescription
@@ -36,19 +36,19 @@ class Experiment:
 
     @property
     def spec(self) -> RunSpec:
-        """The run's config, validated."""
+        """The validated config."""
         return self.description.spec
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
-        """The model; see `build_model` for `frozen_norms`."""
+        """Builds the model; see `build_model` for `frozen_norms`."""
         return self.description.model(frozen_norms)
 
     def resolved(self) -> RunSpec:
-        """The spec with what depends on the training data filled in."""
+        """Returns the spec with values that depend on the training data resolved."""
         return resolve(self.spec, DatasetFacts(len(self.split("train"))))
 
     def split(self, name: str) -> Split:
-        """The split of that name.
+        """Returns a split by name.
 
         Raises:
             DataError: the data has no such split.
@@ -57,10 +57,11 @@ class Experiment:
 
 
 def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
-    """Prepares a training run in a new workdir, or takes up the one that is there.
+    """Sets up training in a new workdir, or resumes the run in an existing one.
 
     Raises:
-        ConfigError: the config contradicts its data, or the run that the workdir holds.
+        ConfigError: the config does not fit the data.
+        WorkdirError: the workdir contains a run or model that does not fit the config.
     """
     experiment = prepare_experiment(spec, workdir)
     if jax.process_index() == 0:
@@ -72,10 +73,11 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
 
 
 def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
-    """What `start_experiment` returns, without writing anything into the workdir.
+    """Like `start_experiment`, but does not write to the workdir.
 
     Raises:
         ConfigError: see `start_experiment`.
+        WorkdirError: see `start_experiment`.
     """
     spec.check_available()
     mesh = make_mesh(spec.mesh)
@@ -83,8 +85,8 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.accumulation)
     splits = open_splits(spec.data)
     if "train" not in splits:
-        raise ConfigError(f"config.data names no training images: the splits found are {', '.join(sorted(splits))}")
-    resuming = has_checkpoint(workdir)  # or it was killed so early that nothing of it is worth keeping
+        raise ConfigError(f"config.data has no train split; available splits are {', '.join(sorted(splits))}")
+    resuming = has_checkpoint(workdir)  # a run killed before its first checkpoint starts over
     if not resuming:
         check_no_model(workdir)
     description = _resume(spec, workdir) if resuming else _describe(spec, splits["train"])
@@ -92,16 +94,16 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
 
 
 def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None) -> Experiment:
-    """Opens a finished (or running) run to evaluate it, with `spec` in place of the stored one.
+    """Opens an existing run for evaluation, with `spec` instead of the stored one.
 
     Args:
-        workdir: of the run.
+        workdir: workdir of the run.
         spec: the config.
-        splits: the data; None for what the config names.
+        splits: the data; the splits from the config if None.
 
     Raises:
-        FileNotFoundError: the folder is not a run's workdir.
-        ValueError: the batches do not divide over the devices that there are now.
+        FileNotFoundError: the folder is not the workdir of a run.
+        ValueError: the batch size is not divisible by the number of devices.
     """
     spec.check_available()
     stored = workdir_files.read_description(workdir)
@@ -128,11 +130,11 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
 
 
 def _backbone_settings(spec: RunSpec) -> Settings:
-    """Settings of the weights that the image backbone starts from."""
+    """Settings of the initial weights of the image backbone."""
     encoder = spec.model.encoder
     if spec.init_from:
         source = workdir_files.read_description(spec.init_from)
-        if encoder.fits(source.spec.model.encoder):  # then its weights are taken, whatever others exist
+        if encoder.fits(source.spec.model.encoder):  # then `init_from` overrides any other weights
             return dataclasses.replace(source.backbone_settings, source=spec.init_from)
     return encoder.settings()
 
@@ -146,12 +148,12 @@ def _resume(spec: RunSpec, workdir: epath.Path) -> RunDescription:
     return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
 
 
-def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], slices: int = 1) -> None:
+def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], microbatches: int = 1) -> None:
     devices = mesh.shape["data"]
     for key, size in sizes.items():
-        if size % (devices * slices):
+        if size % (devices * microbatches):
             raise ConfigError(
-                f"config.{key}={size} must be a multiple of {devices * slices} ({devices} devices"
-                + (f" x {slices} accumulated slices" if slices > 1 else "")
-                + f"): set it to {max(size // (devices * slices), 1) * devices * slices}"
+                f"config.{key}={size} must be a multiple of {devices * microbatches} ({devices} devices"
+                + (f" x {microbatches} microbatches" if microbatches > 1 else "")
+                + f"): set it to {max(size // (devices * microbatches), 1) * devices * microbatches}"
             )

@@ -1,4 +1,4 @@
-"""The variables that training starts from: random ones, then pretrained weights, then those of another run."""
+"""Initial variables of training: random, then pretrained weights, then weights of `config.init_from`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PyTree = Any
 
 
 def variable_shapes(description: RunDescription) -> PyTree:
-    """Shapes and types of the model's variables, without making them."""
+    """Shapes and dtypes of the model variables, without allocating them."""
     return {"batch_stats": {}, **jax.eval_shape(*_init_call(description))}
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
-    """Fresh variables from the config's seed, then pretrained weights, then those of `config.init_from`."""
+    """Initializes variables from the seed, then loads pretrained weights, then the weights of `config.init_from`."""
     spec, vocabulary = experiment.spec, experiment.description.vocabulary
     variables = init_variables(experiment.description)
     if spec.model.encoder.weights:
@@ -50,13 +50,13 @@ def initial_variables(experiment: Experiment) -> PyTree:
 
 
 def init_variables(description: RunDescription) -> PyTree:
-    """Random variables of the described model: `params` and `batch_stats` (maybe none), float32."""
+    """Randomly initialized variables: float32 `params` and `batch_stats` (possibly empty)."""
     init, *arguments = _init_call(description)
     return {"batch_stats": {}, **init(*arguments)}
 
 
 def _init_call(description: RunDescription) -> tuple:
-    """The model's initialisation, jitted, and its arguments."""
+    """The jitted `init` of the model, followed by its arguments."""
     size = description.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)

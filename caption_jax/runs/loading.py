@@ -1,4 +1,4 @@
-"""A trained model for inference: from a workdir, by the pointer to its best model, or from a model's own folder."""
+"""Loading of trained models for inference, from a workdir or a standalone artifact."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Model:
-    """A run's description and the weights of one of its steps."""
+    """The description of a run, and its weights at one step."""
 
     description: RunDescription
     weights: Weights
@@ -37,17 +37,17 @@ def load_model(
     Args:
         source: see `read_model`.
         which: see `read_model`.
-        sharding: where the arrays go; all processes that take part in it call this. By default the first local device.
+        sharding: sharding of the arrays; the first local device by default. All participating processes must call this.
     """
     model = read_model(source, which)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Model(model.description, Weights(_placed(model.weights.variables, sharding), model.weights.step))
+    return Model(model.description, Weights(_put_on_devices(model.weights.variables, sharding), model.weights.step))
 
 
 def load_weights(
     source: str | os.PathLike[str], which: str = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
-    """The weights alone of what `load_model` loads."""
+    """Like `load_model`, but returns only the weights."""
     return load_model(source, which, sharding).weights
 
 
@@ -55,20 +55,21 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
     """Reads a model into NumPy arrays.
 
     Args:
-        source: a run's workdir, or a folder `model-<step>` of one, wherever that is now; local or on a bucket.
-        which: "best" (by the run's validation metric; the last one if nothing has been evaluated yet) or "last", which
-            takes longer: it is read from the checkpoint to resume from. A model's own folder holds one, the "best".
+        source: workdir of a run, or an artifact (a `model-<step>` folder, which may have been moved); local or on a
+            bucket.
+        which: "best" (by validation metric, or the last if no evaluation has run yet) or "last", which is slower
+            because it reads the training checkpoint. An artifact only has "best".
 
     Raises:
-        MissingFileError: there is no such run, or it has saved nothing yet; or a file of the model is missing.
-        WorkdirError: a file of the model is not as it was written.
-        ConfigError: `which` is neither of the two, or "last" of a model's own folder.
+        MissingFileError: the run does not exist or has not saved a model yet, or a file of the model is missing.
+        WorkdirError: a file of the model is corrupted.
+        ConfigError: `which` is unknown, or "last" was requested from an artifact.
     """
     if which not in CHOICES:
-        raise ConfigError(f"which checkpoint? 'best' or 'last', not {which!r}")
+        raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
     model = _read(epath.Path(source), which)
     for extension in model.description.spec.unavailable:
-        log.warning("%s; captioning does without it", extension)
+        log.warning("%s; captioning works without it", extension)
     return model
 
 
@@ -82,14 +83,14 @@ def _read(folder: epath.Path, which: str) -> Model:
     return _read_checkpoint(folder, which)
 
 
-def _placed(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+def _put_on_devices(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
     if sharding.is_fully_addressable:
         return jax.device_put(variables, sharding)
     return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), variables)
 
 
 def _read_best(workdir: epath.Path) -> Model | None:
-    """The model that the workdir's pointer names; None without a pointer."""
+    """Reads the model that the workdir's pointer refers to; None if there is no pointer."""
     pointer = read_pointer(workdir)
     while pointer is not None:
         try:
@@ -98,19 +99,19 @@ def _read_best(workdir: epath.Path) -> Model | None:
             newer = read_pointer(workdir)
             if newer == pointer:
                 raise
-            pointer = newer  # the run has moved on twice since, and deleted what was being read
+            pointer = newer  # the run has switched models twice and deleted the one being read
     return None
 
 
 def _read_checkpoint(workdir: epath.Path, which: str) -> Model:
-    from caption_jax.runs.checkpoints import read_weights  # Orbax: not needed by a start that reads an artifact
+    from caption_jax.runs.checkpoints import read_weights  # imports Orbax, which artifacts do not need
 
     description = read_description(workdir)
     weights = read_weights(workdir, which)
     if which == "best":
         log.warning(
-            "%s has no %s, as runs of older releases: reading its checkpoints, which takes longer. Its training "
-            "command, given once more, writes one",
+            "%s has no %s because an older release wrote it: reading its checkpoints, which is slower. Run the "
+            "training command again to write one",
             *(workdir, POINTER),
         )
     return Model(description, Weights(nested(flat(weights.variables)), weights.step))  # the tree of an artifact

@@ -1,4 +1,4 @@
-"""Whether the RoBERTa checkpoints that a config names fit its data."""
+"""Compatibility checks between RoBERTa checkpoints and the data and decoder of a config."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from input_pipeline.tokenizer import Vocabulary
 
 
 def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Sizes of the text encoder that the config names, checked against the words that it will read.
+    """Returns the sizes of the text encoder, checked against the tokenizer and the caption length.
 
     Raises:
-        ValueError: a RoBERTa of another tokenizer, or one too short for the captions.
-        FileNotFoundError: there is no such RoBERTa.
+        ConfigError: the RoBERTa has another tokenizer, or too few positions for the captions.
+        FileNotFoundError: the RoBERTa does not exist.
     """
     name, data = spec.model.text_encoder.weights, spec.data
     if not name:
@@ -35,10 +35,10 @@ def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
 
 
 def check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
-    """Checks the RoBERTa that `config.model.decoder.weights` names: its shape, and the tokens that it was trained on.
+    """Checks the sizes and tokenizer of the RoBERTa in `config.model.decoder.weights`.
 
     Raises:
-        ConfigError: it does not fit the decoder or the tokenizer.
+        ConfigError: the RoBERTa does not fit the decoder or the tokenizer.
     """
     from caption_jax.pretrained.roberta_decoder import check_shape
     from caption_jax.pretrained.roberta_weights import load_roberta_sizes
@@ -50,12 +50,12 @@ def check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
 
 
 def _check_tokenizer(key: str, name: str, sizes: dict[str, Any], spec: RunSpec, vocabulary: Vocabulary) -> None:
-    """Raises ValueError unless the captions are in the tokens that a RoBERTa was trained on."""
+    """Raises ConfigError unless the captions use the tokenizer of the RoBERTa."""
     rows, pad, tokenizer = sizes["vocab_size"], sizes["pad_token_id"], spec.data.tokenizer
     if tokenizer == "train" or (rows, pad) != (vocabulary.tokenizer.size, PAD):
         raise ConfigError(
-            f"{key}={name} was trained on {rows} tokens with pad {pad}, but config.data.tokenizer={tokenizer} has "
-            f"{vocabulary.tokenizer.size} with pad {PAD}: name the checkpoint's own tokenizer in "
-            "config.data.tokenizer, a folder with its vocab.json and merges.txt or its hub name, or start from nothing "
-            f'with {key}=""'
+            f"{key}={name} was trained with {rows} tokens and pad id {pad}, but config.data.tokenizer={tokenizer} has "
+            f"{vocabulary.tokenizer.size} tokens and pad id {PAD}: set config.data.tokenizer to the tokenizer of the "
+            "checkpoint (its hub name, or a folder with vocab.json and merges.txt), or train from scratch with "
+            f'{key}=""'
         )

@@ -1,4 +1,4 @@
-"""Whether the image backbone takes the images of a training step."""
+"""Validation of the number of images per training step."""
 
 from __future__ import annotations
 
@@ -16,30 +16,30 @@ _BACKBONE = "image_encoder/backbone/"
 
 
 def check_step_images(spec: RunSpec, params: PyTree) -> None:
-    """Checks the images of a run's training step.
+    """Checks the number of images per training step of a run.
 
     Args:
-        spec: of the run, its steps resolved.
-        params: the model's parameters, or their shapes.
+        spec: spec of the run, with resolved steps.
+        params: model parameters, or their shapes.
 
     Raises:
-        ConfigError: the backbone cannot be trained on so many images, or as `match_rules`.
+        ConfigError: the backbone cannot be trained with this number of images; see also `match_rules`.
     """
     norms = trained_norms(params, spec.optimizer.rules, spec.train.steps)
     check_images(spec, spec.data.batch_size, norms)
 
 
 def check_images(spec: RunSpec, images: int, norms: Set[str]) -> None:
-    """Checks the images of a step in which the norms at the paths `norms` are trained.
+    """Checks the number of images in a step that trains the norms at the paths `norms`.
 
     Raises:
-        ConfigError: they are no whole number of microbatches, or the backbone cannot be trained on one.
+        ConfigError: `images` is not a multiple of the number of microbatches, or the backbone cannot be trained on a
+            microbatch of this size.
     """
     microbatches = spec.optimizer.accumulation
     if images % microbatches:
         raise ConfigError(
-            f"{images} images in a step are no multiple of {microbatches} accumulated microbatches "
-            "(config.optimizer.accumulation)"
+            f"{images} images per step must be a multiple of config.optimizer.accumulation={microbatches}"
         )
-    inside = frozenset(path.removeprefix(_BACKBONE) for path in norms if path.startswith(_BACKBONE))
-    check_batch(spec.model.encoder, images // microbatches, inside)
+    backbone_norms = frozenset(path.removeprefix(_BACKBONE) for path in norms if path.startswith(_BACKBONE))
+    check_batch(spec.model.encoder, images // microbatches, backbone_norms)

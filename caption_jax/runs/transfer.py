@@ -1,4 +1,4 @@
-"""Starting from another run's weights: what fits is taken, what does not is fresh, and both are listed."""
+"""Initialization from the weights of another run, for all parameters that match."""
 
 from __future__ import annotations
 
@@ -18,76 +18,76 @@ PyTree = Any
 Rows = tuple[np.ndarray, np.ndarray]
 
 _TEXT_EMBEDDINGS = "params/text_encoder/roberta/embeddings"
-_TEXT_WORDS = f"{_TEXT_EMBEDDINGS}/word_embeddings/embedding"
-_PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias", _TEXT_WORDS)
+_TEXT_TOKEN_EMBEDDING = f"{_TEXT_EMBEDDINGS}/word_embeddings/embedding"
+_PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias", _TEXT_TOKEN_EMBEDDING)
 _POSITIONS = ("params/decoder/position", f"{_TEXT_EMBEDDINGS}/position_embeddings/embedding")
 _PARTS = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
-def transfer_weights(fresh: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
-    """Copies into `fresh` every array of the run in `source` whose path and shape agree.
+def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
+    """Copies all arrays of a run whose path and shape match into `initial`, and logs which ones did not.
 
-    Arrays with one row a token of the vocabulary (embeddings, the output bias) are matched token by token, so that a
-    model moves to another vocabulary: a token that both know keeps its row, others stay as initialised. Of learned
-    positions, those are taken that both have.
+    Arrays with one row per token (embeddings, output bias) are copied token by token, so that a model can be
+    transferred to another vocabulary. Tokens in both vocabularies keep their row, others stay at their initial value.
+    Position embeddings of different lengths are copied up to the shorter length.
 
     Args:
-        fresh: initial variables of the new model.
-        source: workdir of the run to start from, or a model's own folder.
-        vocabulary: of the new model.
+        initial: initial variables of the new model.
+        source: workdir of the run to start from, or an artifact.
+        vocabulary: vocabulary of the new model.
 
     Raises:
-        FileNotFoundError: `source` is no workdir, or has no checkpoint.
-        ValueError: it is another model: neither its image encoder nor its decoder's layers fit as a whole.
+        FileNotFoundError: `source` is not a workdir, or has no checkpoint.
+        ConfigError: neither the image encoder nor the decoder layers match completely.
     """
     model = read_model(source)
     old_vocabulary = model.description.vocabulary
     old = traverse_util.flatten_dict(model.weights.variables, sep="/")
-    new = traverse_util.flatten_dict(fresh, sep="/")
-    taken, partly, kept = [], [], {}
+    new = traverse_util.flatten_dict(initial, sep="/")
+    copied, partially_copied, mismatched = [], [], {}
     for path, value in new.items():
-        given = old.get(path)
-        rows = None if given is None else _rows(path, value, given, old_vocabulary, vocabulary)
+        stored = old.get(path)
+        rows = None if stored is None else _rows(path, value, stored, old_vocabulary, vocabulary)
         if rows is not None:
-            new[path] = jnp.asarray(value).at[rows[0]].set(jnp.asarray(given)[rows[1]])
-            partly.append(f"{path} ({len(rows[0])} of {len(value)} rows)")
-        elif given is not None and given.shape == value.shape:
-            new[path] = jnp.asarray(given)
-            taken.append(path)
+            new[path] = jnp.asarray(value).at[rows[0]].set(jnp.asarray(stored)[rows[1]])
+            partially_copied.append(f"{path} ({len(rows[0])} of {len(value)} rows)")
+        elif stored is not None and stored.shape == value.shape:
+            new[path] = jnp.asarray(stored)
+            copied.append(path)
         else:
-            kept[path] = path if given is None else f"{path} (shape {given.shape} there, {value.shape} here)"
-    if not any(_fits(part, new, kept) for part in _PARTS):
+            mismatched[path] = path if stored is None else f"{path} (stored shape {stored.shape}, not {value.shape})"
+    if not any(_matches(part, new, mismatched) for part in _PARTS):
         raise ConfigError(
-            f"config.init_from={source} is a run of another model: neither its image encoder nor its decoder's layers "
-            f"fit config.model. Among what does not fit: {'; '.join(list(kept.values())[:5])}"
+            f"config.init_from={source} is a run of another model: neither its image encoder nor its decoder layers "
+            f"match config.model. Mismatches include {'; '.join(list(mismatched.values())[:5])}"
         )
-    logging.info("init_from %s: %d arrays taken", source, len(taken))
-    for name, paths in (("taken row by row", partly), ("fresh", list(kept.values()))):
+    logging.info("init_from %s: %d arrays copied", source, len(copied))
+    for name, paths in (("partially copied", partially_copied), ("not copied", list(mismatched.values()))):
         if paths:
             logging.info("init_from: %d arrays %s: %s", len(paths), name, ", ".join(paths))
     return traverse_util.unflatten_dict(new, sep="/")
 
 
 def _shared_rows(old: Vocabulary, new: Vocabulary) -> Rows:
-    """Row numbers (in the new, in the old vocabulary) of the tokens that both hold."""
-    where = {token: row for row, token in enumerate(old.tokens)}
-    pairs = [(row, where[token]) for row, token in enumerate(new.tokens) if token in where]
+    """Row indices of the tokens in both vocabularies, as (rows in the new, rows in the old)."""
+    old_rows = {token: row for row, token in enumerate(old.tokens)}
+    pairs = [(row, old_rows[token]) for row, token in enumerate(new.tokens) if token in old_rows]
     return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
 
 
-def _rows(path: str, value: jax.Array, given: jax.Array, old: Vocabulary, new: Vocabulary) -> Rows | None:
-    """Which rows an array takes from which, where it is not taken as a whole; None where it is, or does not fit."""
-    if value.shape[1:] != given.shape[1:]:
+def _rows(path: str, value: jax.Array, stored: jax.Array, old: Vocabulary, new: Vocabulary) -> Rows | None:
+    """Row indices (new, old) of an array to copy row by row; None if it is copied as a whole or does not match."""
+    if value.shape[1:] != stored.shape[1:]:
         return None
-    # A text encoder that reads its tokenizer's full ids has other rows than the vocabulary, and is taken as a whole.
-    per_token = path in _PER_TOKEN and (len(value), len(given)) == (new.size, old.size)
+    # The embedding of a text encoder that takes full ids has a row per tokenizer entry, and is copied as a whole.
+    per_token = path in _PER_TOKEN and (len(value), len(stored)) == (new.size, old.size)
     if per_token and old.tokens != new.tokens:
         return _shared_rows(old, new)
-    if path in _POSITIONS and len(value) != len(given):
-        common = np.arange(min(len(value), len(given)))
+    if path in _POSITIONS and len(value) != len(stored):
+        common = np.arange(min(len(value), len(stored)))
         return common, common
     return None
 
 
-def _fits(part: str, new: dict[str, jax.Array], kept: dict[str, str]) -> bool:
-    return not any(path in kept for path in new if path.startswith(part))
+def _matches(part: str, new: dict[str, jax.Array], mismatched: dict[str, str]) -> bool:
+    return not any(path in mismatched for path in new if path.startswith(part))

@@ -1,4 +1,4 @@
-"""A model's weights on the host: as nested dictionaries, and as the bytes of a safetensors file of named arrays."""
+"""Model weights on the host, as nested dictionaries and in the safetensors format."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from input_pipeline.files import is_on_bucket
 
 PyTree = Any
 
-# Folders of checkpoints, of which the first counts that holds one: the last serves as the best if none was evaluated.
+# Checkpoint folders in order of preference: before the first evaluation, the last checkpoint serves as the best.
 CHOICES = {"best": ("best", "last"), "last": ("last",)}
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A model's variables (`params`, `batch_stats`) and the step they were taken at."""
+    """Model variables (`params`, `batch_stats`) and their training step."""
 
     variables: PyTree
     step: int
 
 
 def fingerprint(variables: PyTree) -> str:
-    """SHA-256, in hexadecimal, of the names, shapes, types and values of all arrays of a tree."""
+    """SHA-256 hex digest of the paths, shapes, dtypes and values of all arrays in a pytree."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
@@ -41,39 +41,39 @@ def fingerprint(variables: PyTree) -> str:
 
 
 def host_copy(variables: PyTree) -> PyTree:
-    """NumPy copies of arrays, which stay as they are when the device reuses its buffers.
+    """Copies arrays to NumPy, so that the device buffers may be reused.
 
-    An array may be sharded, as long as the devices of this process hold all of it between them: so `make_mesh` lays out
-    parameters, also where there are several processes. Nothing is sent from one to another.
+    Arrays may be sharded over the devices of this process, which must hold all shards between them. `make_mesh` lays
+    out parameters in this way even if there are several processes, so no communication is needed.
     """
-    return jax.tree.map(_whole, variables)
+    return jax.tree.map(_to_host, variables)
 
 
-def _whole(array: jax.Array | np.ndarray) -> np.ndarray:
+def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(array, np.ndarray) or array.is_fully_addressable or array.is_fully_replicated:
         return np.array(array)
-    whole, filled = np.empty(array.shape, array.dtype), np.zeros(array.shape, bool)
+    result, filled = np.empty(array.shape, array.dtype), np.zeros(array.shape, bool)
     for shard in array.addressable_shards:
-        whole[shard.index], filled[shard.index] = shard.data, True
+        result[shard.index], filled[shard.index] = shard.data, True
     if not filled.all():
-        raise RuntimeError(f"this process holds only a part of an array of shape {array.shape}: {array.sharding}")
-    return whole
+        raise RuntimeError(f"this process holds only a part of an array of shape {array.shape} with {array.sharding}")
+    return result
 
 
 def to_safetensors(variables: PyTree) -> bytes:
-    """The content of a safetensors file: one array per leaf, named by its path with slashes."""
+    """Serializes variables to safetensors, with one array per leaf, named by its path joined with slashes."""
     return save(flat(variables))
 
 
 def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
-    """Reads what `to_safetensors` returned; of a local file, it is hashed while its arrays are copied.
+    """Reads a file in the format of `to_safetensors`. Local files are hashed in parallel with reading.
 
     Returns:
-        The variables, and the SHA-256 of the file in hexadecimal.
+        The variables, and the SHA-256 hex digest of the file.
 
     Raises:
         OSError: the file cannot be read.
-        safetensors.SafetensorError: it is of another format or incomplete.
+        safetensors.SafetensorError: the file has another format or is truncated.
     """
     if is_on_bucket(file):
         content = file.read_bytes()
@@ -91,15 +91,15 @@ def _sha256(file: epath.Path) -> str:
 
 
 def flat(tree: PyTree) -> dict[str, np.ndarray]:
-    """Arrays in dictionaries of dictionaries, by names joined with slashes."""
+    """Flattens nested dictionaries of arrays; keys are joined with slashes."""
     leaves = jax.tree.leaves_with_path(tree)
     return {"/".join(key.key for key in path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
 def nested(arrays: dict[str, np.ndarray]) -> PyTree:
-    """The reverse of `flat`, without dictionaries that hold nothing."""
+    """The inverse of `flat`, without empty dictionaries."""
     tree: PyTree = {}
     for name, array in arrays.items():
-        *above, last = name.split("/")
-        functools.reduce(lambda branch, key: branch.setdefault(key, {}), above, tree)[last] = array
+        *parents, key = name.split("/")
+        functools.reduce(lambda node, parent: node.setdefault(parent, {}), parents, tree)[key] = array
     return tree

@@ -1,6 +1,6 @@
-"""The plain files of a run's workdir: its config, the versions, and its description (`description.py`).
+"""Config, package versions and run description in a workdir.
 
-docs/workdir.md lists every file. Paths may be local or on a bucket (`gs://...`).
+docs/workdir.md lists all files. Paths may be local or on a bucket (`gs://...`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PACKAGES = (
     *("pillow", "simplejpeg", "kornia-rs"),
 )
 
-# A run cannot go on under another value of these: its parameters, its token ids or its data order would not fit.
+# A run cannot be resumed if any of these change, because parameters, token ids or data order would not match.
 _FIXED = (
     "seed",
     "model.",
@@ -44,7 +44,7 @@ _FIXED = (
     "data.captions_per_image",
     "optimizer.name",
 )
-_DECIDES_ON_SHARED_SPACE = "objective.contrastive_weight"  # by being 0 or above: the same
+_CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # whether it is positive must not change either
 
 
 def write_description(workdir: epath.Path, description: RunDescription, resolved: RunSpec | None = None) -> None:
@@ -57,12 +57,12 @@ def write_description(workdir: epath.Path, description: RunDescription, resolved
 
 
 def write_spec(workdir: epath.Path, spec: RunSpec, resolved: RunSpec | None = None) -> None:
-    """Writes config.json, and versions.json of what it now runs with.
+    """Writes config.json and versions.json.
 
     Args:
-        workdir: of the run.
-        spec: as configured.
-        resolved: the same with what depends on the data filled in, for whoever reads the file.
+        workdir: workdir of the run.
+        spec: the spec as configured.
+        resolved: the spec with values that depend on the data resolved, stored for information only.
     """
     content: dict[str, Any] = {"version": VERSION, "spec": as_mapping(spec)}
     if resolved is not None:
@@ -72,10 +72,10 @@ def write_spec(workdir: epath.Path, spec: RunSpec, resolved: RunSpec | None = No
 
 
 def read_description(workdir: str | epath.Path) -> RunDescription:
-    """Reads what `write_description` wrote.
+    """Reads the files of `write_description`.
 
     Raises:
-        MissingFileError: the folder is not a run's workdir.
+        MissingFileError: the folder is not the workdir of a run.
         WorkdirError: a newer release wrote it.
     """
     workdir = epath.Path(workdir)
@@ -88,50 +88,50 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
 
 
 def read_spec(workdir: str | epath.Path) -> RunSpec:
-    """The spec a run was last started with; keys that were added since have their defaults.
+    """Reads the spec with which a run was last started; keys added since then have their defaults.
 
-    Objectives and evaluators that cannot be loaded any more do not keep a run from being read: captioning needs none,
-    and what does need them refuses the spec (`RunSpec.check_available`).
+    Objectives and evaluators that can no longer be imported are not an error here, because captioning does not use
+    them. Training and evaluation reject such a spec (`RunSpec.check_available`).
 
     Raises:
-        MissingFileError: the folder is not a run's workdir.
-        WorkdirError: a newer release wrote it, or a value in it is not usable any more; the message names the file.
+        MissingFileError: the folder is not the workdir of a run.
+        WorkdirError: a newer release wrote the file, or a value is no longer valid.
     """
     path = epath.Path(workdir) / "config.json"
     content = _read_json(path)
     version = content.get("version", 1)
     if version > VERSION:
         raise WorkdirError(
-            f"{path} has format {version}, of a newer release of this project; this one reads up to {VERSION}"
+            f"{path} has version {version}, written by a newer release; this release reads up to version {VERSION}"
         )
     try:
-        values = content if version == 1 else content["spec"]  # the first kept the bare keys
+        values = content if version == 1 else content["spec"]  # version 1 is the bare spec
         return RunSpec.from_config(values, if_unavailable="keep")
     except ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from error
 
 
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
-    """Raises ValueError when a changed key makes the stored state of `workdir` useless."""
+    """Raises WorkdirError if the changes make the stored state of `workdir` unusable."""
     fixed = {k: v for k, v in changes.items() if any(k == f or (f.endswith(".") and k.startswith(f)) for f in _FIXED)}
-    fixed |= {k: v for k, v in changes.items() if k == _DECIDES_ON_SHARED_SPACE and not all(v)}
+    fixed |= {k: v for k, v in changes.items() if k == _CONTRASTIVE_WEIGHT and not all(v)}
     if fixed:
         lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
         raise WorkdirError(
-            f"{workdir} holds a run that cannot go on with these changes:\n{lines}\n"
-            f"Undo them, or train in another workdir with --config.init_from={workdir} to start from its weights."
+            f"{workdir} holds a run that cannot be resumed with these changes:\n{lines}\n"
+            f"Revert them, or train in another workdir with --config.init_from={workdir} to start from its weights."
         )
 
 
 def versions() -> dict[str, str]:
-    """Those of Python, the platform and the packages that matter."""
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    """Versions of Python, the platform and the main dependencies."""
+    result = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            result[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "absent"
-    return found
+            result[package] = "absent"
+    return result
 
 
 def _write_json(path: epath.Path, content: Any) -> None:

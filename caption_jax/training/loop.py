@@ -139,7 +139,7 @@ class Run:
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
         if restored is not None:
             return abstract.from_checkpoint(restored.weights, restored.train), restored
-        self.artifacts.forget_after(0)
+        self.artifacts.delete_after(0)
         return self.program.start(initial_variables(self.experiment)), None
 
     def _resume(self, restored: Restored) -> None:

@@ -77,7 +77,7 @@ def test_a_dry_run_of_a_run_that_is_there_changes_nothing(small_workdir, small_i
     train = [f"--config={SMALL}", f"--workdir={small_workdir}", f"--config.data.root={small_images}"]
     assert run_main(*train, "--dry_run") == 0
     assert "training resumes it" in capsys.readouterr().out
-    with pytest.raises(ValueError, match=r"cannot go on with these changes:\n  seed: 0 -> 1"):
+    with pytest.raises(ValueError, match=r"cannot be resumed with these changes:\n  seed: 0 -> 1"):
         run_main(*train, "--config.seed=1", "--dry_run")
     assert files() == before
 

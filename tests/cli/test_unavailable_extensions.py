@@ -50,7 +50,7 @@ def test_it_captions_with_a_warning(workdir, image, capsys, caplog):
     with caplog.at_level(logging.WARNING):
         assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
     assert "box" in capsys.readouterr().out
-    warnings = [record.getMessage() for record in caplog.records if "captioning does without it" in record.getMessage()]
+    warnings = [record.getMessage() for record in caplog.records if "captioning works without" in record.getMessage()]
     assert len(warnings) == 2 and not [text for text in warnings if "\n" in text]
     assert "config.objective.terms.rare.name=a_module_that_is_gone:Rare" in warnings[0]
     assert "config.evaluators.own.name=a_module_that_is_gone:Score" in warnings[1]

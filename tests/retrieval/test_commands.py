@@ -135,6 +135,6 @@ def test_a_query_of_unknown_words_is_answered_with_a_remark(searchable_workdir, 
 
 
 def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):
-    with pytest.raises(ValueError, match="trained without a space that its images and texts share"):
+    with pytest.raises(ValueError, match="trained without a joint embedding of images and texts"):
         run_main("--mode=index", f"--workdir={small_workdir}", f"--index={tmp_path / 'i'}", small_images / "images")
     assert not (tmp_path / "i").exists()

@@ -141,7 +141,7 @@ def test_an_intact_model_is_not_written_once_more(tmp_path):
 def test_what_a_run_killed_before_its_first_checkpoint_left_is_deleted(tmp_path):
     write_model(tmp_path, 5, best=False)
     check_no_model(epath.Path(tmp_path))
-    ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True).forget_after(0)
+    ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True).delete_after(0)
     assert folders(tmp_path) == []
 
 

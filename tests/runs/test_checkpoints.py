@@ -170,10 +170,10 @@ def test_a_run_moves_to_another_number_of_devices(tmp_path):
 
 def test_a_checkpoint_of_another_model_says_what_to_do(tmp_path):
     filled(tmp_path, make_state(4))
-    with pytest.raises(ValueError, match=rf"step 4 in .*does not fit.*\n?.*--config.init_from={tmp_path}.*") as error:
+    with pytest.raises(ValueError, match=rf"step 4 in .*does not match.*\n?.*--config.init_from={tmp_path}.*") as error:
         restore(tmp_path, template(make_state(4, width=16)))
     assert "16" in str(error.value) and "8" in str(error.value)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="does not match"):
         restore(tmp_path, template(make_state(4, averaged=False)))
     assert read_weights(tmp_path).step == 4
 

@@ -78,6 +78,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(roberta, small_
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     config = config_of(roberta[0], small_images)
     config.data.tokenizer, config.objective.contrastive_weight = "train", 0.0
-    with pytest.raises(ValueError, match=r"decoder\.weights=.* trained on \d+ tokens.*own tokenizer in config\.data"):
+    with pytest.raises(ValueError, match=r"decoder\.weights=.* trained with \d+ tokens.*set config\.data\.tokenizer"):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -56,12 +56,12 @@ def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
     config = roberta_config(roberta, small_images)
     config.data.tokenizer = "train"
     with pytest.raises(
-        ValueError, match=r"(?s)model\.text_encoder\.weights=.*trained on \d+ tokens.*data\.tokenizer=train"
+        ValueError, match=r"(?s)model\.text_encoder\.weights=.*trained with \d+ tokens.*data\.tokenizer=train"
     ):
         start(config, tmp_path)
     Tokenizer.train(TEXTS[:1] * 2, 300).save(tmp_path / "other")
     config.data.tokenizer = str(tmp_path / "other")
-    with pytest.raises(ValueError, match=r"own tokenizer in config\.data\.tokenizer"):
+    with pytest.raises(ValueError, match=r"set config\.data\.tokenizer to the tokenizer of the checkpoint"):
         start(config, tmp_path)
 
 

@@ -141,7 +141,7 @@ def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source,
         takes = found[path].shape == weights[path].shape
         np.testing.assert_array_equal(found[path], weights[path] if takes else fresh[path], err_msg=path)
     path = "params/decoder/layer_0/feed_forward/expand/kernel"
-    assert f"{path} (shape (16, {ROWS}) there, (16, 64) here)" in caplog.text
+    assert f"{path} (stored shape (16, {ROWS}), not (16, 64))" in caplog.text
 
 
 def test_another_model_is_refused(source):

@@ -137,7 +137,7 @@ def test_a_config_of_the_first_format_is_read_and_one_of_a_newer_release_is_refu
     assert (spec.seed, spec.model.encoder.variant, spec.decode.beams) == (3, "lite0", 2)
     assert spec.train == RunSpec().train
     path.write_text(json.dumps({"version": 99, "spec": {}}))
-    with pytest.raises(WorkdirError, match=r"config\.json has format 99, of a newer release"):
+    with pytest.raises(WorkdirError, match=r"config\.json has version 99, written by a newer release"):
         read_spec(tmp_path)
     path.write_text(json.dumps({"version": 2, "spec": {"decode": {"method": "viterbi"}}}))
     with pytest.raises(WorkdirError, match=r"config\.json: config\.decode\.method is 'viterbi'"):
