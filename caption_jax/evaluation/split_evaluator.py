@@ -18,7 +18,7 @@ from caption_jax.evaluation.evaluator import Evaluation, Evaluator, FinalEvaluat
 from caption_jax.evaluation.recall import RetrievalRecall
 from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
-from caption_jax.retrieval.context_captions import context_protocol, open_context, usual_kind
+from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
 from caption_jax.runs.experiment import Experiment
 from caption_jax.specs import as_mapping
 from caption_jax.specs.extensions import NAME, import_path
@@ -108,7 +108,7 @@ class SplitEvaluator:
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self._data = data or {}
         self.split = _spread(experiment.split(split_name), limit)
-        usual = usual_kind(experiment)
+        usual = default_kind(experiment)
         self._context_kind = context or usual
         self.context = open_context(experiment, split_name, self._context_kind)
         self.unusual = [] if images == "real" else [images]

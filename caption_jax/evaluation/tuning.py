@@ -28,7 +28,7 @@ from caption_jax.metrics import (
     write_results,
 )
 from caption_jax.parameters.sharding import replicated
-from caption_jax.retrieval.context_captions import open_context, usual_kind
+from caption_jax.retrieval.context_captions import default_kind, open_context
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_spec
@@ -98,7 +98,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     split = experiment.split(split_name)
     exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
     weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
-    kind = context or usual_kind(experiment)
+    kind = context or default_kind(experiment)
     beside = open_context(experiment, split_name, kind)
     candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, beside)
     found = tune(split.references, candidates, exponents, decode_spec.alpha)
@@ -116,7 +116,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     results = {"split": split_name, "step": weights.step, **_as_results(found), "protocol": how}
     results["override"] = _override(experiment, replace(decode_spec, **asdict(found.chosen)))
     if jax.process_index() == 0:
-        suffix = split_name if kind == usual_kind(experiment) else f"{split_name}_context_{kind}"
+        suffix = split_name if kind == default_kind(experiment) else f"{split_name}_context_{kind}"
         write_atomically(experiment.workdir / f"tune_{suffix}.json", json.dumps(results, indent=2) + "\n")
         for system, name in _FILES.items():
             write_results(experiment.workdir / f"captions_{suffix}_{name}.json", found.captions[system])

@@ -1,1 +1,1 @@
-"""Images found by words or by other images: an index on disk and exact search in it; see docs/search.md."""
+"""Image search by text or by image: an on-disk index with exact search (docs/search.md)."""

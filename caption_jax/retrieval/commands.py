@@ -1,4 +1,4 @@
-"""The command line's modes `index`, `search` and `neighbours`."""
+"""The command line modes `index`, `search` and `neighbours`."""
 
 from __future__ import annotations
 
@@ -28,34 +28,34 @@ from input_pipeline.special_tokens import UNK
 _PROGRESS_SECONDS = 10.0
 
 
-def index_folder(workdir: str, given: str | None) -> Path:
-    """Where the index of a run is: the folder that was given, or `index` in the workdir.
+def index_folder(workdir: str, index_flag: str | None) -> Path:
+    """Returns the folder of the index: the value of `--index`, or `index` in the workdir if it is not set.
 
     Raises:
-        ValueError: that is on a bucket, whose files cannot be mapped into memory.
+        ConfigError: the folder is on a bucket, whose files cannot be memory-mapped.
     """
-    folder = given or os.path.join(workdir, "index")
+    folder = index_flag or os.path.join(workdir, "index")
     if "://" in folder:
-        raise ConfigError(f"an index has to be on a local disk, not in {folder}: name a folder with --index")
+        raise ConfigError(f"the index must be on a local disk, not in {folder}: set --index to a local folder")
     return Path(folder)
 
 
 def named_images(arguments: Sequence[str]) -> list[Record]:
-    """The images that paths, globs and folders name.
+    """Returns the images matched by paths, globs and folders.
 
     Raises:
-        ValueError: they name none.
+        ConfigError: there are none.
     """
     paths = [os.path.abspath(path) for path in find_images(arguments)]
     if not paths:
         raise ConfigError(
-            f"no images to index: {list(arguments)} names no file, and no folder that holds {' '.join(IMAGE_SUFFIXES)}"
+            f"no images to index: {list(arguments)} matches no file and no folder with {' '.join(IMAGE_SUFFIXES)} files"
         )
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
 def split_images(data: DataSpec, split: str) -> Split:
-    """The images of one split of a config's data.
+    """Returns the images of a split.
 
     Raises:
         DataError: there is no such split.
@@ -73,14 +73,14 @@ def index_images(
     captions: str,
     missing: str,
 ) -> int:
-    """Brings the index in `folder` up to date; see `update_index`.
+    """Updates the index in `folder`, or creates it; see `update_index`.
 
     Returns:
-        Exit status: 0, or 1 when an image could not be read.
+        The exit status: 0, or 1 if an image could not be read.
 
     Raises:
-        ValueError: the index was made with another model.
-        FileNotFoundError: there is no such run.
+        WorkdirError: the index was built with another model.
+        FileNotFoundError: the run does not exist.
     """
     images = list(images)
     captioner, description, model = _load(workdir, checkpoint, decode)
@@ -101,23 +101,23 @@ def index_images(
 
 
 def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, top: int, method: str, form: str) -> int:
-    """Prints the images that fit a query best, a line each: rank, score, path and caption, or JSON.
+    """Prints the images that best match a query, one per line: rank, score, path and caption, or JSON.
 
     Args:
-        workdir: of the run whose model made the index.
-        folder: of the index.
-        query: words, or the path of an image: any file that is there, and whatever ends as an image's name does.
+        workdir: workdir of the run that built the index.
+        folder: folder of the index.
+        query: text, or the path of an image. Existing files and names with an image suffix are treated as paths.
         checkpoint: "best" or "last".
-        top: how many at most.
-        method: "exact" or "approx", see `Searcher`.
-        form: "text" (tabs between) or "jsonl".
+        top: maximum number of results.
+        method: "exact" or "approx"; see `Searcher`.
+        form: "text" (tab-separated) or "jsonl".
 
     Returns:
-        Exit status: 0, or 1 when the query is an image that cannot be read.
+        The exit status: 0, or 1 if the query is an image that cannot be read.
 
     Raises:
-        FileNotFoundError: there is no such run, or no index.
-        ValueError: the index was made with another model.
+        FileNotFoundError: the run or the index does not exist.
+        WorkdirError: the index was built with another model.
     """
     captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
@@ -131,44 +131,44 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
     else:
         vectors = captioner.embed_texts([query])
         if UNK in description.text_reader.encode([query]):
-            print(f"some of {query!r} is in no caption that the model was trained on", file=sys.stderr)
-    scores, rows = (found[0].tolist() for found in Searcher(index.vectors, method).search(vectors, top))
+            print(f"{query!r} contains words that do not occur in the training captions", file=sys.stderr)
+    scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
     pass_any_file_name()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
         if form == "jsonl":
-            known = {"path": entry.path, "id": entry.id, "caption": entry.caption}
-            print(json_line({"rank": rank, "score": score, **known}))
+            fields = {"path": entry.path, "id": entry.id, "caption": entry.caption}
+            print(json_line({"rank": rank, "score": score, **fields}))
         else:
             print(f"{rank}\t{score:.4f}\t{entry.key}\t{entry.caption or ''}")
     return 0
 
 
 def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: str, count: int) -> int:
-    """Stores, beside an index, the images in it that are nearest to each image of a split.
+    """Finds the indexed images nearest to each image of a split, and stores them in the folder of the index.
 
     Args:
-        workdir: of the run whose model made the index.
-        folder: of the index.
+        workdir: workdir of the run that built the index.
+        folder: folder of the index.
         images: the split.
         checkpoint: "best" or "last".
-        count: neighbours of an image.
+        count: number of neighbours per image.
 
     Returns:
-        Exit status: 0, or 1 when an image could not be read.
+        The exit status: 0, or 1 if an image could not be read.
 
     Raises:
-        FileNotFoundError: there is no such run, or no index.
-        ValueError: the index was made with another model.
+        FileNotFoundError: the run or the index does not exist.
+        WorkdirError: the index was built with another model.
     """
     captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
     index.check_model(model)
     errors: list[ImageError] = []
-    found = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append)
+    neighbours = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
-    path = write_neighbours(index, images.name, count, found)
-    print(f"{path}: {len(found):,} images, up to {count} neighbours each")
+    path = write_neighbours(index, images.name, count, neighbours)
+    print(f"{path}: {len(neighbours):,} images, up to {count} neighbours each")
     return 1 if errors else 0
 
 
@@ -182,24 +182,24 @@ def _load(
 
 
 class _Progress:
-    """Says on the error stream how far a long run is."""
+    """Periodically prints progress to stderr."""
 
     def __init__(self):
-        self._said = time.monotonic()
+        self._last_time = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._said >= _PROGRESS_SECONDS:
-            self._said = time.monotonic()
+        if time.monotonic() - self._last_time >= _PROGRESS_SECONDS:
+            self._last_time = time.monotonic()
             print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
 
 
 def _report(index: ImageIndex, changes: Changes, missing: str) -> None:
-    counts = f"{changes.added:,} added, {changes.renewed:,} renewed, {changes.unchanged:,} unchanged"
+    counts = f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged"
     print(f"{index.folder}: {_images(len(index))} ({counts})")
     if changes.missing:
-        done = "dropped" if missing == "drop" else "kept; --missing=drop takes them out"
+        action = "dropped" if missing == "drop" else "kept; --missing=drop removes them"
         first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
-        print(f"no longer there: {_images(len(changes.missing))} ({done}): {first}", file=sys.stderr)
+        print(f"missing files: {_images(len(changes.missing))} ({action}): {first}", file=sys.stderr)
     if changes.failures:
         print(f"{_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Context in training and evaluation: captions of the training images that an index holds nearest to each image."""
+"""Retrieved context for training and evaluation: captions of the nearest training images of each image."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from input_pipeline.records import DataError
 KINDS = ("retrieved", "none", "shuffled")
 
 
-def usual_kind(experiment: Experiment) -> str:
-    """The context that a run is trained and judged with: "retrieved", or "none" where the model takes none."""
+def default_kind(experiment: Experiment) -> str:
+    """The kind of context for training and evaluation by default: "retrieved", or "none" if the model takes none."""
     return "retrieved" if experiment.spec.model.context.slots else "none"
 
 
 def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
-    """What a protocol says of the context; nothing where the model takes none."""
+    """Entries on context for an evaluation protocol; empty if the model takes no context."""
     return {"context": kind} if experiment.spec.model.context.slots else {}
 
 
 def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextCaptions | None:
-    """The context of the images of a split, from the neighbours stored in `config.data.context`.
+    """Opens the context of a split, from the neighbours stored in `config.data.context`.
 
     Args:
         experiment: the run.
-        split_name: the split.
-        kind: "retrieved"; "none"; or "shuffled", for a look at what captions owe to the context: each image has that of
-            the next one.
+        split_name: name of the split.
+        kind: "retrieved", "none", or "shuffled", which gives each image the context of the next one, to measure how
+            much captions depend on the context.
 
     Returns:
-        None for "none".
+        The context captions, or None if `kind` is "none".
 
     Raises:
-        MissingFileError: there are no neighbours of that split.
-        DataError: they are of another index, or of other images.
-        ConfigError: an unknown kind, or one that the run's model does not take.
+        MissingFileError: there are no neighbours for the split.
+        DataError: the neighbours were computed for another index or for other images.
+        ConfigError: the kind is unknown, or the model takes no context.
     """
     spec = experiment.spec
     slots, folder = spec.model.context.slots, spec.data.context
@@ -52,12 +52,12 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
     ids = experiment.split(split_name).image_ids
     if missing := [image_id for image_id in ids if image_id not in neighbours]:
         raise DataError(
-            f"config.data.context={folder} has no neighbours of image {missing[0]} of the split {split_name!r}: they "
-            f"are of other images; find those of these with --mode=neighbours --split={split_name}"
+            f"config.data.context={folder} has no neighbours of image {missing[0]} of the split {split_name!r}: "
+            f"run --mode=neighbours --split={split_name} for these images"
         )
-    near = {image_id: neighbours[image_id] for image_id in ids}
+    selected = {image_id: neighbours[image_id] for image_id in ids}
     return ContextCaptions(
-        _moved_on(near) if kind == "shuffled" else near,
+        _rotate(selected) if kind == "shuffled" else selected,
         experiment.split("train"),
         slots,
         experiment.description.vocabulary,
@@ -66,8 +66,8 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
     )
 
 
-def _moved_on(neighbours: Mapping[ImageId, Sequence[ImageId]]) -> dict[ImageId, list[ImageId]]:
-    """Gives each image the neighbours of the next one, without itself."""
-    given = [*neighbours.values()]
-    pairs = zip(neighbours, [*given[1:], *given[:1]], strict=True)
-    return {image_id: [other for other in near if other != image_id] for image_id, near in pairs}
+def _rotate(neighbours: Mapping[ImageId, Sequence[ImageId]]) -> dict[ImageId, list[ImageId]]:
+    """Assigns to each image the neighbours of the next one, excluding the image itself."""
+    values = [*neighbours.values()]
+    pairs = zip(neighbours, [*values[1:], *values[:1]], strict=True)
+    return {image_id: [other for other in others if other != image_id] for image_id, others in pairs}

@@ -1,4 +1,4 @@
-"""Brings an index up to date with images: what is new or changed is read, nothing else."""
+"""Incremental updates of an index: only new and changed images are read."""
 
 from __future__ import annotations
 
@@ -22,33 +22,34 @@ from input_pipeline.records import Record
 
 CAPTIONS = ("generated", "none")
 MISSING = ("keep", "drop")
-_CHUNK = 256  # images that are added together: what a killed run loses at most
+_CHUNK = 256  # images per append, which is the most that a killed process loses
 
 
 class Embedder(Protocol):
-    """What an index is made with; a `caption_jax.Captioner` is one."""
+    """A model that embeds and captions images, such as `caption_jax.Captioner`."""
 
     def embed_images(self, images: Sequence[np.ndarray]) -> Float32[np.ndarray, "images dimension"]:
-        """Unit vectors of images."""
+        """Embeds images as unit vectors."""
 
     def caption(self, images: Sequence[np.ndarray]) -> list[Caption]:
-        """Captions of images."""
+        """Captions images."""
 
 
 @dataclasses.dataclass
 class Changes:
-    """What an update did, in images.
+    """Summary of an update.
 
     Attributes:
-        added: not in the index before.
-        renewed: in it, but their files had changed; those among them that cannot be read now are out.
-        unchanged: named, and left as they were.
-        missing: paths in the index that lead to no file.
-        failures: images that cannot be read.
+        added: number of new images.
+        updated: number of indexed images whose files had changed. If a changed file cannot be read, its image is
+            removed.
+        unchanged: number of requested images that were already up to date.
+        missing: indexed paths that no longer exist.
+        failures: errors of images that could not be read.
     """
 
     added: int = 0
-    renewed: int = 0
+    updated: int = 0
     unchanged: int = 0
     missing: list[str] = dataclasses.field(default_factory=list)
     failures: list[ImageError] = dataclasses.field(default_factory=list)
@@ -65,108 +66,111 @@ def update_index(
     progress: Callable[[int, int], None] = lambda done, total: None,
     on_error: Callable[[ImageError], None] = lambda error: None,
 ) -> Changes:
-    """Adds images that are not in the index, and those anew whose size or time of change is another than it was.
+    """Adds images that are not in the index, and re-indexes those whose file size or modification time has changed.
 
-    Changed images leave the index before the first of them is read, so an update that is killed leaves them out, and
-    the next one adds them. Images in the index that are not named stay.
+    Changed images are removed from the index before any of them is read. If the update is killed, they are missing from
+    the index until the next update adds them. Indexed images that are not in `images` are kept.
 
     Args:
-        index: opened with `writing`.
-        images: files or images of a data set; of several with the same path or id the first counts.
-        embedder: the model that the index is of.
-        preprocessing: the model's own.
+        index: an index opened with `writing`.
+        images: image files, or images of a dataset; duplicates of a path or id are skipped.
+        embedder: the model of the index.
+        preprocessing: preprocessing of the model.
         captions: "generated" by the model, or "none", which is several times faster.
-        missing: "keep" or "drop" images whose files are gone.
-        progress: called now and then with how many of how many images are done.
-        on_error: called with each image that cannot be read, at once; the rest goes on.
+        missing: "keep" or "drop" images whose files no longer exist.
+        progress: called periodically with the number of processed images and the total.
+        on_error: called immediately for each image that cannot be read; the other images are still indexed.
+
+    Raises:
+        ConfigError: `captions` or `missing` is unknown.
     """
     for name, value, choices in (("captions", captions, CAPTIONS), ("missing", missing, MISSING)):
         if value not in choices:
-            raise ConfigError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    wanted, stale, changes = _compare(index, images)
+            raise ConfigError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    pending, stale, changes = _compare(index, images)
     if missing == "drop":
-        gone = set(changes.missing)
-        stale |= {row for row, entry in enumerate(index.entries()) if entry.path in gone}
+        missing_paths = set(changes.missing)
+        stale |= {row for row, entry in enumerate(index.entries()) if entry.path in missing_paths}
     if stale:
         kept = np.ones(len(index), bool)
         kept[list(stale)] = False
         index.keep(kept)
-    # Read while the chunk before is embedded.
-    with prefetch_to_device(read_chunks(wanted, preprocessing), size=1) as chunks:
-        for number, (entries, pixels, errors, renewed) in enumerate(chunks, 1):
+    # Chunks are read while the previous one is embedded.
+    with prefetch_to_device(read_chunks(pending, preprocessing), size=1) as chunks:
+        for number, (entries, pixels, errors, updated) in enumerate(chunks, 1):
             for error in errors:
                 on_error(error)
             if entries:
                 index.append(embedder.embed_images(pixels), _with_captions(entries, pixels, embedder, captions))
             changes.failures += errors
-            changes.renewed += renewed
-            changes.added += len(entries) - renewed
-            progress(min(number * _CHUNK, len(wanted)), len(wanted))
+            changes.updated += updated
+            changes.added += len(entries) - updated
+            progress(min(number * _CHUNK, len(pending)), len(pending))
     return changes
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
-    """An image to be read; `renews` when the index had it before."""
+class PendingImage:
+    """An image to be read; `replaces` is true if it is already in the index."""
 
     record: Record
     entry: Entry
-    renews: bool
+    replaces: bool
 
 
-def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[Wanted], set[int], Changes]:
-    """The images to read, the rows that no longer hold, and what is unchanged or missing."""
-    known = {entry.key: (row, entry.stamp) for row, entry in enumerate(index.entries())}
-    wanted, stale, seen, changes = [], set(), set(), Changes()
+def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[PendingImage], set[int], Changes]:
+    """Returns the images to read, the rows that are out of date, and the unchanged and missing images."""
+    indexed = {entry.key: (row, entry.stamp) for row, entry in enumerate(index.entries())}
+    pending, stale, keys, changes = [], set(), set(), Changes()
     for record in images:
-        entry = describe(record)
-        if entry.key in seen:
+        entry = make_entry(record)
+        if entry.key in keys:
             continue
-        seen.add(entry.key)
-        row, stamp = known.get(entry.key, (None, None))
+        keys.add(entry.key)
+        row, stamp = indexed.get(entry.key, (None, None))
         if row is None:
-            wanted.append(Wanted(record, entry, False))
+            pending.append(PendingImage(record, entry, False))
         elif entry.stamp == stamp:
             changes.unchanged += 1
-        elif entry.size is not None:  # a file that is there, and another than it was
-            wanted.append(Wanted(record, entry, True))
+        elif entry.size is not None:  # the file exists and has changed
+            pending.append(PendingImage(record, entry, True))
             stale.add(row)
-    changes.missing = [key for key, (_, stamp) in known.items() if stamp[0] is not None and not os.path.exists(key)]
-    return wanted, stale, changes
+    changes.missing = [key for key, (_, stamp) in indexed.items() if stamp[0] is not None and not os.path.exists(key)]
+    return pending, stale, changes
 
 
-def describe(record: Record) -> Entry:
-    """What an index would know of an image now, but for a caption."""
+def make_entry(record: Record) -> Entry:
+    """Creates the index entry of an image from the current state of its file, without a caption."""
     if not isinstance(record.image, Path):
         return Entry(record.image_id)
     path = os.path.abspath(record.image)
     try:
         status = os.stat(path)
-    except OSError:  # reading it will say why
+    except OSError:  # the error is reported when the file is read
         return Entry(record.image_id, path)
     return Entry(record.image_id, path, None, status.st_size, status.st_mtime_ns)
 
 
 def read_chunks(
-    wanted: Sequence[Wanted], preprocessing: Preprocessing
+    pending: Sequence[PendingImage], preprocessing: Preprocessing
 ) -> Iterator[tuple[list[Entry], list[UInt8[np.ndarray, "size size 3"]], list[ImageError], int]]:
-    """Yields chunks: entries, their pixels, errors in place of others, and how many of the entries renew one."""
+    """Yields chunks of entries, their pixels, errors of unreadable images, and the number of replaced entries."""
 
-    def load(item: Wanted) -> np.ndarray | ImageError:
+    def load(item: PendingImage) -> np.ndarray | ImageError:
         try:
             return preprocessing.load(item.record.source(), name=item.record.name)
         except ImageError as error:
             return error
 
     with ThreadPoolExecutor(max_workers=4) as pool:
-        for start in range(0, len(wanted), _CHUNK):
-            chunk = wanted[start : start + _CHUNK]
+        for start in range(0, len(pending), _CHUNK):
+            chunk = pending[start : start + _CHUNK]
             loaded = list(pool.map(load, chunk))
-            sound = [not isinstance(image, ImageError) for image in loaded]
-            items = list(itertools.compress(chunk, sound))
+            valid = [not isinstance(image, ImageError) for image in loaded]
+            items = list(itertools.compress(chunk, valid))
             errors = [image for image in loaded if isinstance(image, ImageError)]
-            pixels = list(itertools.compress(loaded, sound))
-            yield [item.entry for item in items], pixels, errors, sum(item.renews for item in items)
+            pixels = list(itertools.compress(loaded, valid))
+            yield [item.entry for item in items], pixels, errors, sum(item.replaces for item in items)
 
 
 def _with_captions(

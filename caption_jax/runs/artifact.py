@@ -31,7 +31,7 @@ _WEIGHTS = "model.safetensors"
 _FORMAT, _VERSION = "caption-jax model", 1
 _NAME = re.compile(r"model-(\d+)")
 _REMEDY = (
-    "copy the folder again from an intact copy, or load the last checkpoint of the run with which='last' "
+    "restore the folder from an intact copy, or load the last checkpoint of the run with which='last' "
     "(--checkpoint=last on the command line)"
 )
 

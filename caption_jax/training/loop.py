@@ -20,7 +20,7 @@ from caption_jax.files import absolute
 from caption_jax.objectives.constants import check_same_constants, fingerprints, prepare_constants, store_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.sharding import replicated
-from caption_jax.retrieval.context_captions import open_context, usual_kind
+from caption_jax.retrieval.context_captions import default_kind, open_context
 from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.checkpoints import Checkpoints, Restored, read_weights
 from caption_jax.runs.experiment import Experiment, start_experiment
@@ -270,7 +270,7 @@ def finish(run: Run) -> Assessment | None:
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """The training batches, prepared and put on the devices ahead of time by a thread."""
     spec, description = experiment.spec, experiment.description
-    context = open_context(experiment, "train", usual_kind(experiment))
+    context = open_context(experiment, "train", default_kind(experiment))
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,

@@ -75,11 +75,11 @@ def test_adding_reads_what_is_new_and_tells_what_is_broken_or_gone(
     assert run_main(*arguments, tmp_path / "photographs" / "red.png") == 0
     assert run_main(*arguments, tmp_path / "photographs") == 1
     told = capsys.readouterr()
-    assert told.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 renewed, 1 unchanged)"
+    assert told.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 updated, 1 unchanged)"
     assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in an image format" in told.err
     (tmp_path / "photographs" / "red.png").unlink()
     assert run_main(*arguments, "--missing=drop", tmp_path / "photographs" / "blue.png") == 0
-    assert "no longer there: 1 image (dropped): " in capsys.readouterr().err
+    assert "missing files: 1 image (dropped): " in capsys.readouterr().err
     found = search(searchable_workdir, tmp_path / "index", "--query=a red box", capsys=capsys)
     assert {Path(path).stem for _, _, path, _ in found} == {"green", "blue", "yellow"}
     assert {caption for *_, caption in found} == {""}
@@ -107,9 +107,9 @@ def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir
     where = [f"--workdir={searchable_workdir}", f"--index={index}"]
     assert run_main("--mode=search", *where, "--query=none.jpg") == 1
     assert "error: none.jpg: no such file" in capsys.readouterr().err
-    with pytest.raises(ValueError, match=r"no images to index: \['nothing\*'\] names no file"):
+    with pytest.raises(ValueError, match=r"no images to index: \['nothing\*'\] matches no file"):
         run_main("--mode=index", *where, "nothing*")
-    with pytest.raises(ValueError, match=r"no images to index: .*no folder that holds \.jpg"):
+    with pytest.raises(ValueError, match=r"no images to index: .*no folder with \.jpg"):
         run_main("--mode=index", *where, index)
     assert run_main("--mode=index", *where) == 2
     assert "index what?" in capsys.readouterr().err
@@ -131,7 +131,7 @@ def test_a_query_of_unknown_words_is_answered_with_a_remark(searchable_workdir, 
         assert run_main("--mode=search", *where, f"--query={query}") == 0
         told = capsys.readouterr()
         assert len(told.out.splitlines()) == 4
-        assert (f"some of '{query}' is in no caption that the model was trained on" in told.err) == unknown
+        assert (f"'{query}' contains words that do not occur in the training captions" in told.err) == unknown
 
 
 def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):

@@ -81,7 +81,7 @@ def test_changed_images_are_renewed_and_only_those(tmp_path, photographs):
     paint(photographs / "green.png", "white")
     os.utime(photographs / "green.png", ns=(1, 1))
     changes, embedded = update(tmp_path / "index", files)
-    assert (changes.added, changes.renewed, changes.unchanged, embedded) == (0, 1, 2, 1)
+    assert (changes.added, changes.updated, changes.unchanged, embedded) == (0, 1, 2, 1)
     assert captions(tmp_path / "index") == {"blue.png": "blue", "red.png": "red", "green.png": "white"}
 
 
@@ -106,14 +106,14 @@ def test_a_broken_image_is_told_and_the_rest_goes_on(tmp_path, photographs):
     assert len(captions(tmp_path / "index")) == 3
     (photographs / "red.png").write_bytes(b"no image any more")
     changes, _ = update(tmp_path / "index", files)
-    assert len(changes.failures) == 3 and changes.renewed == 0
+    assert len(changes.failures) == 3 and changes.updated == 0
     assert set(captions(tmp_path / "index")) == {"blue.png", "green.png"}
 
 
 def test_captions_can_be_left_out(tmp_path, photographs):
     update(tmp_path / "index", photographs.iterdir(), captions="none")
     assert set(captions(tmp_path / "index").values()) == {None}
-    with pytest.raises(ValueError, match="captions is 'all'; choose one of generated, none"):
+    with pytest.raises(ValueError, match="captions is 'all'; expected one of generated, none"):
         update(tmp_path / "index", [], captions="all")
 
 
@@ -196,23 +196,23 @@ def test_one_process_at_a_time_writes(tmp_path):
 
 
 def test_what_is_no_index_or_a_damaged_one_is_told(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"there is no index in .* Make one with --mode=index"):
+    with pytest.raises(FileNotFoundError, match=r"there is no index in .* Build one with --mode=index"):
         ImageIndex(tmp_path)
     with writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry(n) for n in range(3)])
     os.truncate(tmp_path / "vectors-0.f32", 24)
-    with pytest.raises(ValueError, match=r"vectors-0\.f32 has 24 bytes of 36: the index is damaged"):
+    with pytest.raises(ValueError, match=r"vectors-0\.f32 has 24 of 36 bytes: the index is damaged"):
         ImageIndex(tmp_path)
     header = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**header, "version": 2}))
-    with pytest.raises(ValueError, match="version 2; this program reads"):
+    with pytest.raises(ValueError, match="version 2; this release reads"):
         ImageIndex(tmp_path)
 
 
 def test_vectors_that_do_not_fit_are_refused(tmp_path):
     with writing(tmp_path, 3, MODEL) as index:
         for vectors in (np.zeros((1, 2)), np.zeros((2, 3)), np.full((1, 3), np.nan)):
-            with pytest.raises(ValueError, match=r"1 images need finite vectors of shape \(1, 3\)"):
+            with pytest.raises(ValueError, match=r"1 images require finite vectors of shape \(1, 3\)"):
                 index.append(vectors, [Entry("a")])
     assert len(ImageIndex(tmp_path)) == 0
 

@@ -11,7 +11,7 @@ from colour_model import COLOURS, MODEL, ColourModel, paint
 
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
 from caption_jax.retrieval.index_builder import update_index
-from caption_jax.retrieval.neighbours import Near, find_neighbours, read_neighbours, write_neighbours
+from caption_jax.retrieval.neighbours import ImageNeighbours, find_neighbours, read_neighbours, write_neighbours
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Record
 
@@ -39,7 +39,7 @@ def make_index(folder: Path, images: list[Record]) -> ImageIndex:
     return ImageIndex(folder)
 
 
-def ids(found: list[Near]) -> dict:
+def ids(found: list[ImageNeighbours]) -> dict:
     return {near.id: near.neighbours for near in found}
 
 
@@ -86,7 +86,7 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
     with writing(tmp_path, 3, MODEL) as index:
         index.append(vectors, [Entry(number) for number in range(30)])
     found = find_neighbours(ImageIndex(tmp_path), [Record(lambda: b"", (), 0)], ColourModel(), SIZE, 3)
-    assert found == [Near(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
+    assert found == [ImageNeighbours(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
 
 
 @pytest.fixture
@@ -94,7 +94,16 @@ def stored(tmp_path) -> ImageIndex:
     with writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry("a"), Entry("b\u2028"), Entry(3)])
     index = ImageIndex(tmp_path)
-    write_neighbours(index, "val", 2, [Near("a", ["b\u2028", 3], [0.5, 0.25]), Near("\udce9", [], []), Near(7, [], [])])
+    write_neighbours(
+        index,
+        "val",
+        2,
+        [
+            ImageNeighbours("a", ["b\u2028", 3], [0.5, 0.25]),
+            ImageNeighbours("\udce9", [], []),
+            ImageNeighbours(7, [], []),
+        ],
+    )
     return index
 
 
@@ -109,21 +118,21 @@ def test_what_is_written_is_read(stored):
 def test_neighbours_of_an_index_that_has_changed_are_refused(stored):
     with writing(stored.folder, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32)[:1], [Entry("d")])
-    with pytest.raises(DataError, match=r"val\.jsonl is of the index as it was.*run --mode=neighbours --index="):
+    with pytest.raises(DataError, match=r"val\.jsonl is out of date .*run --mode=neighbours --index="):
         read_neighbours(stored.folder, "val")
     write_neighbours(ImageIndex(stored.folder), "val", 2, [])
     assert read_neighbours(stored.folder, "val") == {}
     header = json.loads((stored.folder / "index.json").read_text())
     header["model"] = vars(ModelIdentity(931, "cd" * 32))
     (stored.folder / "index.json").write_text(json.dumps(header))
-    with pytest.raises(DataError, match="of the index as it was"):
+    with pytest.raises(DataError, match="is out of date"):
         read_neighbours(stored.folder, "val")
 
 
 def test_what_is_missing_or_too_little_is_said_with_the_remedy(stored):
     with pytest.raises(FileNotFoundError, match=r"neighbours-train\.jsonl is missing: run .* --split=train"):
         read_neighbours(stored.folder, "train")
-    with pytest.raises(DataError, match="holds 2 neighbours an image of 3 wanted"):
+    with pytest.raises(DataError, match="has 2 neighbours per image, 3 are required"):
         read_neighbours(stored.folder, "val", at_least=3)
     with pytest.raises(FileNotFoundError, match="there is no index in"):
         read_neighbours(stored.folder / "other", "val")

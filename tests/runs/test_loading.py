@@ -88,7 +88,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named_with_what_to_do(tmp_path,
         load_model(tmp_path)
     message = message_for_the_user(error.value)
     assert message.startswith(f"{tmp_path}/model-4/{name} is ") and "\n" not in message
-    assert "copy the folder again" in message and "--checkpoint=last" in message
+    assert "restore the folder" in message and "--checkpoint=last" in message
 
 
 def test_files_that_the_model_did_not_come_with_do_not_matter(tmp_path):
