@@ -1,3 +1,3 @@
-"""Image encoders as a config names them: `config.model.encoder` is one of these dataclasses, which reads its weights
-and builds its network. The networks, called backbones, are the linen modules in `caption_jax/models/backbones/`.
+"""Image backbones for `config.model.encoder`: dataclasses that load pretrained weights and build the linen modules in
+`caption_jax/models/backbones/`.
 """

@@ -1,4 +1,4 @@
-"""What a backbone says of the images that a run has for it, asked before anything is computed."""
+"""Validation of image size and batch size by the backbone, before anything is computed."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from input_pipeline.errors import ConfigError, UserError
 
 
 def check_image_size(backbone: Backbone, image_size: int) -> None:
-    """Raises ConfigError where a backbone does not take images of that size; see `Backbone.check_image_size`."""
-    _ask(getattr(backbone, "check_image_size", None), image_size)
+    """Raises ConfigError if the backbone does not support the image size; see `Backbone.check_image_size`."""
+    _run_check(getattr(backbone, "check_image_size", None), image_size)
 
 
 def check_batch(backbone: Backbone, images: int, trained_norms: Set[str]) -> None:
-    """Raises ConfigError where a backbone cannot be trained on that many images at once; see `Backbone.check_batch`."""
-    _ask(getattr(backbone, "check_batch", None), images, trained_norms)
+    """Raises ConfigError if the backbone cannot be trained with the batch size; see `Backbone.check_batch`."""
+    _run_check(getattr(backbone, "check_batch", None), images, trained_norms)
 
 
-def _ask(check: Callable | None, *arguments: Any) -> None:
-    """Calls a check, if the backbone has one."""
+def _run_check(check: Callable | None, *arguments: Any) -> None:
+    """Calls an optional check of a backbone."""
     if check is None:
         return
     try:
         check(*arguments)
     except UserError:
         raise
-    except ValueError as error:  # as in `build_spec`: a backbone need not know our kinds of error
+    except ValueError as error:  # backbones do not need to use our error classes
         raise ConfigError(f"config.model.encoder: {error}") from error

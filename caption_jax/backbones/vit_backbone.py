@@ -1,6 +1,6 @@
-"""ViT (Dosovitskiy et al., 2020) as a run's image backbone. Imports no Flax until it builds.
+"""ViT (Dosovitskiy et al., 2020) image backbone. Imports Flax only in `build`.
 
-A config names it in place of EfficientNet, with the fields of `ViT` as keys:
+A config selects it instead of EfficientNet by its import path, with the fields of `ViT` as keys:
 
     config.model.encoder = {
         "name": "caption_jax.backbones.vit_backbone:ViT",
@@ -30,52 +30,52 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ViT:
-    """A ViT as the image backbone of a run: the keys of `config.model.encoder`.
+    """ViT image backbone. The fields are the keys of `config.model.encoder`.
 
-    `weights` is "" (random), a local .safetensors, .bin or .pth file, a folder that transformers or timm saved, or a
-    name on the Hugging Face hub, with the tensor names of timm's ViT, transformers' ViT or transformers' SigLIP.
+    `weights` is "" (random), a local .safetensors, .bin or .pth file, a folder saved by transformers or timm, or a
+    Hugging Face hub name, with the tensor names of ViT in timm, or of ViT or SigLIP in transformers.
 
     Raises:
-        ConfigError: an unknown size, or a rate outside [0, 1).
+        ConfigError: the size is unknown, or the rate is outside [0, 1).
     """
 
     settings_class: ClassVar[type] = ViTSettings
 
-    size: str = "s16"  # "s16" or "b16": ViT-S or ViT-B with patches of 16 x 16 pixels
+    size: str = "s16"  # "s16" or "b16": ViT-S/16 or ViT-B/16
     weights: str = ""
-    drop_path: float = 0.0  # stochastic depth at the last block
+    drop_path: float = 0.0  # stochastic depth rate of the last block
 
     def __post_init__(self):
         if self.size not in SIZES:
-            raise ConfigError(f"config.model.encoder.size is {self.size!r}; choose one of {', '.join(SIZES)}")
+            raise ConfigError(f"config.model.encoder.size is {self.size!r}; expected one of {', '.join(SIZES)}")
         check_fields(self, "config.model.encoder", drop_path=interval("[0, 1)", "0 for none"))
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The network's parts in order, named as in the paths of their parameters."""
+        """Names of the stages in order, as in parameter paths."""
         return SIZES[self.size].stage_names
 
     @property
     def stride(self) -> int:
-        """Pixels of the image's side per cell of the features."""
+        """Patch size in pixels."""
         return SIZES[self.size].patch
 
     @property
     def batch_multiple(self) -> int:
-        """Images do not depend on each other."""
+        """1, because images are normalized independently."""
         return 1
 
     def check_image_size(self, image_size: int) -> None:
-        """Raises ConfigError where images cannot be cut into whole patches."""
+        """Raises ConfigError if the image size is not a multiple of the patch size."""
         if image_size % self.stride:
             nearest = max(round(image_size / self.stride), 1) * self.stride
             raise ConfigError(
-                f"config.data.image_size is {image_size}; it has to be a multiple of the {self.stride} pixels of a "
-                f"patch of config.model.encoder's ViT, such as {nearest}"
+                f"config.data.image_size is {image_size}; it must be a multiple of the patch size "
+                f"{self.stride} of the ViT in config.model.encoder, such as {nearest}"
             )
 
     def settings(self) -> ViTSettings:
-        """Settings that come with the weights, without reading the weights themselves. Raises WeightsError."""
+        """Returns the settings of the weights, without reading the arrays. Raises WeightsError."""
         if not self.weights:
             return ViTSettings()
         from caption_jax.pretrained.vit_weights import vit_settings
@@ -83,7 +83,7 @@ class ViT:
         return vit_settings(self.weights, self.size)
 
     def load(self, image_size: int) -> PretrainedViT:
-        """The weights, their position embeddings resized to images of that many pixels a side. Raises WeightsError."""
+        """Loads the weights, with position embeddings resized to the image size. Raises WeightsError."""
         from caption_jax.pretrained.vit_weights import load_vit_weights
 
         return load_vit_weights(self.weights, self.size, image_size)
@@ -96,9 +96,9 @@ class ViT:
         dtype: DTypeLike = "float32",
         ops: Ops | None = None,
     ) -> VisionTransformer:
-        """The linen module. A block whose layer norms are all in `frozen_norms` is never skipped by `drop_path`.
+        """Builds the linen module. Blocks whose layer norms are all in `frozen_norms` are never dropped by `drop_path`.
 
-        Its operations have one form, whatever `ops` is.
+        `ops` is ignored.
         """
         from caption_jax.models.backbones.vit import VisionTransformer
 

@@ -53,7 +53,7 @@ def test_a_vit_takes_whole_patches():
     config = get_config().unlock()
     config.model.encoder = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
     config.data.image_size = 30
-    with pytest.raises(ConfigError, match=r"data\.image_size is 30; it has to be a multiple of the 8 .*such as 32$"):
+    with pytest.raises(ConfigError, match=r"data\.image_size is 30; it must be a multiple of the patch size 8 .* 32$"):
         RunSpec.from_config(config)
     config.data.image_size = 40
     assert RunSpec.from_config(config).data.image_size == 40

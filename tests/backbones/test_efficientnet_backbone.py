@@ -65,7 +65,7 @@ def test_only_the_same_network_takes_the_weights_of_another_run():
 def test_stages_up_to_one_of_them():
     names = EfficientNetBackbone("micro").stage_names
     assert stages_up_to(names, "stage_1") == ("stem", "stage_1") and stages_up_to(names, "") == ()
-    with pytest.raises(ValueError, match="no stage 'stage_9'; choose one of stem, stage_1"):
+    with pytest.raises(ValueError, match="unknown stage 'stage_9'; expected one of stem, stage_1"):
         stages_up_to(names, "stage_9")
 
 

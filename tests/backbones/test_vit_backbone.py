@@ -33,7 +33,7 @@ def test_stages_and_stride_of_s16():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"size": "b32"}, r"config\.model\.encoder\.size is 'b32'; choose one of s16, b16"),
+        ({"size": "b32"}, r"config\.model\.encoder\.size is 'b32'; expected one of s16, b16"),
         ({"drop_path": 1.0}, r"config\.model\.encoder\.drop_path is 1\.0"),
     ],
 )
