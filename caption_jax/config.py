@@ -1,9 +1,9 @@
-"""The config that users edit: every key a run can set, with its default.
+"""The config that users edit, with the defaults of all keys.
 
-A config file is plain Python: it starts from `default_config()`, sets what differs, and returns it. The dictionary is
-locked, so a misspelt key raises an error that names the near ones, in a file as on the command line. The keys, their
-defaults and their meanings are those of the dataclasses in `caption_jax/specs/` (`config.data`: input_pipeline/
-data_spec.py), which a run turns the config into before anything else.
+A config file is a Python file whose `get_config` modifies and returns `default_config()`. The ConfigDict is locked, so
+a misspelled key raises an error that suggests similar keys, both in files and on the command line. Keys, defaults and
+documentation are defined by the dataclasses in `caption_jax/specs/` and, for `config.data`, in
+`input_pipeline/data_spec.py`. A run first converts its config to these.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from caption_jax.specs import RunSpec, as_mapping
 
 
 def default_config() -> ConfigDict:
-    """A new, locked config with every key at its default."""
+    """Returns a locked config with the default values of all keys."""
     return ConfigDict(as_mapping(RunSpec())).lock()
 
 
 def config_of(spec: RunSpec) -> ConfigDict:
-    """The locked config that `RunSpec.from_config` makes the spec of, for flags that override some of its keys."""
+    """Returns the locked config of a spec, whose keys flags can override; the inverse of `RunSpec.from_config`."""
     return ConfigDict(as_mapping(spec)).lock()

@@ -1,4 +1,4 @@
-"""Packages whose public names load their modules on first use, so that importing the package stays light."""
+"""Lazily imported public names of a package, to keep importing the package fast."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def lazy_names(package: str, homes: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """`__getattr__` and `__dir__` of a package (PEP 562).
+def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
+    """Creates `__getattr__` and `__dir__` for a package (PEP 562).
 
     Args:
-        package: the package's `__name__`.
-        homes: public name -> module that defines it, relative to the package.
+        package: `__name__` of the package.
+        modules: public name -> module that defines it, relative to the package.
     """
 
     def get(name: str) -> Any:
-        if name not in homes:
+        if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{package}.{homes[name]}"), name)
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
-    return get, lambda: sorted(homes)
+    return get, lambda: sorted(modules)

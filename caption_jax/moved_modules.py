@@ -1,7 +1,7 @@
-"""Modules that version 0.2 moved, importable under their former names for one release, with a DeprecationWarning.
+"""Import redirects for modules that moved in version 0.2, with a DeprecationWarning, for one release.
 
-The names are those that README and docs/ gave to users, with the modules below them. `caption_jax` installs the finder,
-which Python asks only about modules that it has not found anywhere else.
+The table covers the modules that were documented in README and docs/. `caption_jax` installs the finder, which Python
+only consults for modules that no other finder can locate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Finds a module of `MOVED` under its former name: the same module object, not a copy."""
+    """Resolves former names in `MOVED` to the same module objects as the new names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -45,10 +45,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: ModuleType) -> None:
         former = module.__name__
         warnings.warn(f"{former} is now {MOVED[former]}", DeprecationWarning, stacklevel=2)
-        sys.modules[former] = importlib.import_module(MOVED[former])  # what the import statement then returns
+        sys.modules[former] = importlib.import_module(MOVED[former])  # the import statement returns this entry
 
 
 def install() -> None:
-    """Makes the former names importable. Once is enough; more often does no harm."""
+    """Makes the former names importable. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

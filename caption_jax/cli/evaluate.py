@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: scores a run's best weights on a split."""
+"""`--mode=evaluate`: evaluates the best weights of a run on a split."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caption_jax.runs.experiment import open_experiment
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Writes the results into the workdir, prints them, returns the exit status."""
+    """Writes the results to the workdir and prints them; returns the exit status."""
     workdir, spec, context = absolute(options.workdir), spec_of(options), kind_of_context(options)
     if not options.data:
         experiment = open_experiment(workdir, spec)
@@ -31,6 +31,6 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
 
 
 def print_assessment(assessment: Assessment | None) -> None:
-    """Prints an evaluation, if there was one; of several processes the first does."""
+    """Prints an evaluation, if there is one, on process 0."""
     if assessment is not None and jax.process_index() == 0:
         print_evaluation(assessment)

@@ -1,4 +1,4 @@
-"""`--mode=index`: puts images into an index that can be searched."""
+"""`--mode=index`: adds images to a search index."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from caption_jax.retrieval.commands import index_folder, index_images, named_ima
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Indexes files, or the images of a split; the exit status says whether all of them could be read."""
+    """Indexes image files or the images of a split; the exit status is 1 if an image could not be read."""
     names_split = options["split"].present
     if arguments and names_split:
-        raise app.UsageError(f"index either files or a split, not both --split={options.split} and {arguments}")
+        raise app.UsageError(f"index takes either files or --split, not both --split={options.split} and {arguments}")
     if not arguments and not names_split:
-        raise app.UsageError("index what? Name files and folders, or a split of the data with --split")
+        raise app.UsageError("index requires image files or folders, or a split of the data with --split")
     spec = spec_of(options, "keep")
     return index_images(
         options.workdir,

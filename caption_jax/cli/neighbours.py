@@ -1,4 +1,4 @@
-"""`--mode=neighbours`: stores, for each image of a split, the indexed images nearest to it."""
+"""`--mode=neighbours`: finds and stores the nearest indexed images of each image of a split."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from caption_jax.retrieval.commands import index_folder, split_images, store_nei
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Writes the neighbours into the folder of the index; returns the exit status."""
+    """Writes the neighbours to the folder of the index; returns the exit status."""
     return store_neighbours(
         options.workdir,
         index_folder(options.workdir, options.index),

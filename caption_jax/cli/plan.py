@@ -1,4 +1,4 @@
-"""`--mode=plan`: what a run would need on devices that need not be there."""
+"""`--mode=plan`: estimates the memory and time of a run on devices that do not need to be attached."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caption_jax.planning.table import print_plan
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Prints memory, time and the largest batch; returns the exit status."""
+    """Prints memory, time and the largest batch size; returns the exit status."""
     request = Request(
         options.topology,
         tuple(options.programs),

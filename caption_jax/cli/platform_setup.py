@@ -1,4 +1,4 @@
-"""The process as every mode needs it: joined with the others of its run, and with a cache of compiled programs."""
+"""Process setup for all modes: distributed initialization and the compilation cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caption_jax.runtime.process import set_up_process
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
-    """Joins the other processes where there are any, and keeps compiled programs for the next start."""
+    """Sets up JAX: XLA flags, `jax.distributed` if there are several processes, and the compilation cache."""
     set_up_process()
     import jax
 
@@ -22,19 +22,20 @@ def set_up_platform(options: flags.FlagValues) -> None:
 
         prepare(options.topology)
     _join_processes()
-    # JAX_COMPILATION_CACHE_DIR names one for all runs; a dry run leaves nothing in the workdir
+    # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
         jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # small programs add up to seconds, too
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs add up to seconds
     logging.set_verbosity(logging.INFO if options.mode in ("train", "plan") else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 
 
 def _join_processes() -> None:
-    """Starts `jax.distributed` where the environment shows that this is one of several processes."""
+    """Initializes `jax.distributed` if the environment indicates several processes."""
     import jax
 
     several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
     if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}  # found without them on clusters
+        # Clusters do not need these variables, because JAX detects their processes.
+        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
         jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})

@@ -1,4 +1,4 @@
-"""`--mode=search`: finds the indexed images that fit words or another image."""
+"""`--mode=search`: searches an index by text or by image."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from caption_jax.retrieval.commands import index_folder, search_images
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Prints a line per image found; returns the exit status."""
+    """Prints one line per result; returns the exit status."""
     if not (options.query or "").strip():
-        raise app.UsageError("search for what? Give words or the path of an image with --query")
+        raise app.UsageError("search requires --query with a text or the path of an image")
     return search_images(
         options.workdir,
         index_folder(options.workdir, options.index),

@@ -1,4 +1,4 @@
-"""The config of a run that was trained before, as a config file: `--config=configs/workdir.py:WORKDIR`."""
+"""The stored config of a run as a config file: `--config=configs/workdir.py:WORKDIR`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--mode=train`: trains a run, or resumes the one that the workdir holds."""
+"""`--mode=train`: trains a model, or resumes training in an existing workdir."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from caption_jax.training.loop import train_and_evaluate
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Trains to the last step, prints the evaluation of the best weights, returns the exit status.
+    """Trains to the last step and prints the evaluation of the best weights; returns the exit status.
 
-    With `--dry_run` it prints the spec and the loss of the first step instead.
+    With `--dry_run`, prints the spec and the loss of the first step instead.
     """
     if options.dry_run:
         print_dry_run(dry_run(spec_of(options), options.workdir))

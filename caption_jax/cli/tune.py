@@ -1,4 +1,4 @@
-"""`--mode=tune`: finds the best settings of beam search on a split."""
+"""`--mode=tune`: tunes the settings of beam search on a split."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from caption_jax.runs.experiment import open_experiment
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Prints what each setting scores; returns the exit status."""
+    """Prints the scores of each setting; returns the exit status."""
     experiment = open_experiment(absolute(options.workdir), spec_of(options))
-    tuned = tune_split(experiment, options.split, kind_of_context(options))
+    tuning = tune_split(experiment, options.split, kind_of_context(options))
     if jax.process_index() == 0:
-        print_tuning(tuned)
+        print_tuning(tuning)
     return 0

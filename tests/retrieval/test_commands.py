@@ -112,13 +112,13 @@ def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir
     with pytest.raises(ValueError, match=r"no images to index: .*no folder with \.jpg"):
         run_main("--mode=index", *where, index)
     assert run_main("--mode=index", *where) == 2
-    assert "index what?" in capsys.readouterr().err
+    assert "index requires image files" in capsys.readouterr().err
     assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 2
-    assert "index either files or a split" in capsys.readouterr().err
+    assert "index takes either files or --split" in capsys.readouterr().err
     for query in ([], ["--query="], ["--query= "]):
         assert run_main("--mode=search", *where, *query) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("error: search for what?")
+        assert line.startswith("error: search requires --query")
     with pytest.raises(FileNotFoundError, match="there is no index in"):
         run_main("--mode=search", where[0], f"--index={index / 'other'}", "--query=box")
     with pytest.raises(FileNotFoundError, match=re.escape(str(index / "no_run"))):
