@@ -30,7 +30,7 @@ class TextVectors:
     def __init__(self, experiment: Experiment):
         model, mesh = experiment.model(), experiment.mesh
         self._mesh, self._size = mesh, experiment.spec.data.eval_batch_size
-        self._reader = experiment.description.text_reader
+        self._reader = experiment.description.text_tokenizer
 
         def embed(variables: PyTree, ids: jax.Array) -> jax.Array:
             return model.apply(variables, ids, ids != PAD, train=False, method="embed_texts")

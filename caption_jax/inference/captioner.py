@@ -144,7 +144,7 @@ class Captioner:
         """
         _check_list("embed_texts", texts)
         self._description.check_shared_space()
-        return self._embed(self._embed_texts, texts, self._description.text_reader.encode)
+        return self._embed(self._embed_texts, texts, self._description.text_tokenizer.encode)
 
     def _embed(
         self, run: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
@@ -177,7 +177,7 @@ class Captioner:
                     f"{len(texts_of_image)} texts beside an image; this run's model takes {slots} "
                     "(config.model.context.slots)"
                 )
-        reader = self._description.text_reader
+        reader = self._description.text_tokenizer
         ids = np.full((len(texts), slots, reader.max_length), PAD, np.int32)
         for row, texts_of_image in zip(ids, texts, strict=True):
             non_empty = [text for text in texts_of_image if text.strip()]

@@ -37,8 +37,8 @@ def encode_for_decoding(
         model: of the run.
         variables: `params` and `batch_stats`.
         pixels: as `description.preprocessing.load` returns them.
-        context_ids: texts in the text encoder's ids (`description.text_reader`), filled up with <pad>; a slot without a
-            text holds <pad> alone. None where the model takes no context, or is to do without.
+        context_ids: texts in the text encoder's ids (`description.text_tokenizer`), filled up with <pad>; a slot
+            without a text holds <pad> alone. None where the model takes no context, or is to do without.
         description: of the run.
     """
     images = description.preprocessing.normalise(pixels)
@@ -61,7 +61,7 @@ def encode_batch(
         description: of the run.
     """
     context = batch.get("context")
-    context_ids = None if context is None else description.text_reader.ids_of(context)
+    context_ids = None if context is None else description.text_tokenizer.from_caption_ids(context)
     return encode_for_decoding(model, variables, batch["image"], context_ids, description)
 
 

@@ -130,7 +130,7 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
             return 1
     else:
         vectors = captioner.embed_texts([query])
-        if UNK in description.text_reader.encode([query]):
+        if UNK in description.text_tokenizer.encode([query]):
             print(f"{query!r} contains words that do not occur in the training captions", file=sys.stderr)
     scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
     pass_any_file_name()

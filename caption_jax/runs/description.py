@@ -125,7 +125,7 @@ class RunDescription:
             )
 
     @property
-    def text_reader(self) -> TextReader:
+    def text_tokenizer(self) -> TextTokenizer:
         """Tokenizes inputs of the text encoder.
 
         Raises:
@@ -137,16 +137,16 @@ class RunDescription:
                 "--config.model.context.slots above 0"
             )
         rows = self.model_settings.text_encoder["vocab_size"]
-        return TextReader(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
+        return TextTokenizer(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
 
     @property
     def text_ids(self) -> Callable[[jax.Array], jax.Array] | None:
         """Maps decoder token ids to text encoder token ids, for `decode`; None if there is no text encoder."""
-        return self.text_reader.ids_of if self.has_text_encoder else None
+        return self.text_tokenizer.from_caption_ids if self.has_text_encoder else None
 
 
 @dataclasses.dataclass(frozen=True)
-class TextReader:
+class TextTokenizer:
     """Tokenizer of the text encoder.
 
     A text encoder trained from scratch embeds the compact vocabulary and takes compact ids. A pretrained RoBERTa embeds
@@ -169,7 +169,7 @@ class TextReader:
         encode = vocabulary.encode_full_batch if self.full else vocabulary.encode_batch
         return encode(list(texts), self.max_length)
 
-    def ids_of(self, tokens: Int[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
+    def from_caption_ids(self, tokens: Int[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
         """Converts compact caption ids to ids of the text encoder, on the device."""
         if not self.full:
             return tokens

@@ -23,7 +23,7 @@ class AugmentSpec:
             self,
             "config.augment",
             min_crop_scale=interval("(0, 1]", "1 for no crop"),
-            max_aspect=at_least(1, "aspect kept"),
+            max_aspect=at_least(1, "for the original aspect ratio"),
             brightness=interval("[0, 1]", "0 for none"),
             contrast=interval("[0, 1]", "0 for none"),
             saturation=interval("[0, 1]", "0 for none"),

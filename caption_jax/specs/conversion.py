@@ -33,15 +33,15 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
     Raises:
         ConfigError: a key is unknown, the type of a value differs from that of the default, or validation fails.
     """
-    where = f"config.{key}" if key else "the config"
+    path = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not is_mapping(values):
-        raise ConfigError(f"{where} is {values!r}; it must be a dictionary with the keys {', '.join(fields)}")
+        raise ConfigError(f"{path} is {values!r}; it must be a dictionary with the keys {', '.join(fields)}")
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{where} has no key {name!r}{suggestion(name, list(fields))}")
+            raise ConfigError(f"{path} has no key {name!r}{suggestion(name, list(fields))}")
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
-        raise ConfigError(f"{where} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
+        raise ConfigError(f"{path} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
         name: _field_value(cls, fields[name], value, _join(key, name), if_unavailable) for name, value in values.items()
     }

@@ -40,8 +40,8 @@ class UnavailableExtension:
 
     def __str__(self) -> str:
         """The reason, prefixed with the config key and import path."""
-        where = f"config.{self.key}.name={self.values.get(NAME, '')}"
-        return self.reason if self.reason.startswith(where) else f"{where}: {self.reason}"
+        prefix = f"config.{self.key}.name={self.values.get(NAME, '')}"
+        return self.reason if self.reason.startswith(prefix) else f"{prefix}: {self.reason}"
 
 
 def extension(default: type) -> Any:

@@ -20,7 +20,7 @@ from caption_jax.objectives.total_objective import objectives_of
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
-from caption_jax.runs.description import TextReader
+from caption_jax.runs.description import TextTokenizer
 from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
@@ -198,14 +198,14 @@ def test_what_the_text_encoder_reads_does_not_reach_the_decoder():
 
 def test_captions_reach_a_roberta_in_its_own_ids():
     tokens = np.array([[0, 5, 11, 2, 1]])
-    np.testing.assert_array_equal(TextReader(FakeVocabulary(), True, 6).ids_of(tokens), 2 * tokens)
-    np.testing.assert_array_equal(TextReader(FakeVocabulary(), False, 6).ids_of(tokens), tokens)
+    np.testing.assert_array_equal(TextTokenizer(FakeVocabulary(), True, 6).from_caption_ids(tokens), 2 * tokens)
+    np.testing.assert_array_equal(TextTokenizer(FakeVocabulary(), False, 6).from_caption_ids(tokens), tokens)
 
 
 def joint_step(model, optimizer, spec: RunSpec, frozen: frozenset[str], mesh) -> TrainStep:
     """The step of a run that minimises the captions' loss and the contrastive one."""
     objectives = {**objectives_of(spec.objective, joint_embedding=False), "contrastive": Contrastive(1.0)}
-    text_ids = TextReader(FakeVocabulary(), False, 6).ids_of
+    text_ids = TextTokenizer(FakeVocabulary(), False, 6).from_caption_ids
     return TrainStep(model, optimizer, Preprocessing(32), spec, frozen, objectives, text_ids, mesh)
 
 

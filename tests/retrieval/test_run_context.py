@@ -27,7 +27,7 @@ from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.retrieval.context_captions import open_context
 from caption_jax.retrieval.neighbours import read_neighbours
 from caption_jax.runs.checkpoints import read_weights
-from caption_jax.runs.description import TextReader
+from caption_jax.runs.description import TextTokenizer
 from caption_jax.runs.experiment import Experiment, open_experiment, start_experiment
 from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import ModelSpec, RunSpec, build_spec
@@ -291,7 +291,7 @@ def test_a_whole_step_is_the_same_on_eight_devices(slices):
             spec,
             frozenset(),
             objectives,
-            text_ids=TextReader(None, False, LENGTH).ids_of,
+            text_ids=TextTokenizer(None, False, LENGTH).from_caption_ids,
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICKLY)

@@ -42,13 +42,13 @@ def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tm
     for path, value in traverse_util.flatten_dict(jax.device_get(expected), sep="/").items():
         np.testing.assert_array_equal(flat[path], value, err_msg=path)
 
-    tokenizer, reader = description.vocabulary.tokenizer, description.text_reader
+    tokenizer, reader = description.vocabulary.tokenizer, description.text_tokenizer
     assert description.vocabulary.size < tokenizer.size
     (ids,) = reader.encode(["a zebra"])
     assert ids[ids != 1].tolist() == tokenizer.encode("a zebra"), "no word is unknown because the captions lack it"
     captions = ["a green box on the right", "on the left"]
     compact = description.vocabulary.encode_batch(captions, 10)
-    np.testing.assert_array_equal(reader.ids_of(compact), reader.encode(captions))
+    np.testing.assert_array_equal(reader.from_caption_ids(compact), reader.encode(captions))
     assert not np.array_equal(compact, reader.encode(captions))
 
 
@@ -78,5 +78,5 @@ def test_without_weights_it_reads_the_vocabulary(small_images, tmp_path):
     config.objective.contrastive_weight = 0.5
     description = start(config, tmp_path).description
     assert description.model_settings.text_encoder["vocab_size"] == description.vocabulary.size
-    encoded = description.text_reader.encode(["a red box", "a zebra"])
+    encoded = description.text_tokenizer.encode(["a red box", "a zebra"])
     np.testing.assert_array_equal(encoded, description.vocabulary.encode_batch(["a red box", "a zebra"], 10))
