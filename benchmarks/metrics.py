@@ -31,7 +31,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from caption_jax.metrics import score
-from caption_jax.metrics.ptb import forget, tokenize_all
+from caption_jax.metrics.ptb import clear_cache, tokenize_all
 from input_pipeline.sources.shapes_dataset.scenes import scenes
 
 References = dict[int, list[str]]
@@ -64,7 +64,7 @@ def make_hypotheses(references: References) -> Hypotheses:
 
 def ours(references: References, hypotheses: Hypotheses) -> dict[str, float]:
     """All metrics in this process."""
-    forget()
+    clear_cache()
     return score(references, hypotheses)
 
 
@@ -80,7 +80,7 @@ def peer(references: References, hypotheses: Hypotheses) -> dict[str, float]:
 def tokenization_alone(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
     """Seconds of the tokenizers by themselves: ours, the peer's."""
     captions = [caption for found in references.values() for caption in found]
-    forget()
+    clear_cache()
     mine, _ = timed(lambda: (tokenize_all(captions), tokenize_all(list(hypotheses.values()))))
     theirs, _ = timed(
         lambda: (

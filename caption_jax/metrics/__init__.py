@@ -1,9 +1,9 @@
-"""Metrics for captions: plain Python and NumPy over strings, no JAX and no Java.
+"""Caption metrics in plain Python and NumPy; neither JAX nor Java is required.
 
     from caption_jax.metrics import score
     score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})
 
-or `python -m caption_jax.metrics results.json annotations.json [other_results.json]`.
+On the command line: `python -m caption_jax.metrics results.json annotations.json [other_results.json]`.
 """
 
 from caption_jax.metrics.cider import DocumentFrequencies

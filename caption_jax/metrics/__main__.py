@@ -1,4 +1,4 @@
-"""Scores a results file, or compares two. Run `python -m caption_jax.metrics --help`."""
+"""Scores a results file or compares two of them; see `python -m caption_jax.metrics --help`."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from caption_jax.metrics.significance import Comparison, Interval, compare, inte
 from input_pipeline.errors import UserError
 
 _EXAMPLE = """
-example:
+examples:
   python -m caption_jax.metrics captions_val.json annotations/captions_val2014.json
-  python -m caption_jax.metrics mine.json dataset_coco.json theirs.json --split=test --json=comparison.json
-  python -m caption_jax.metrics mine.json captions.csv theirs.json --split=dev_images.txt
+  python -m caption_jax.metrics ours.json dataset_coco.json baseline.json --split=test --json=comparison.json
+  python -m caption_jax.metrics ours.json captions.csv baseline.json --split=dev_images.txt
 
-Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations are what training reads: COCO
-caption JSON, Karpathy's dataset_*.json, JSON lines, CSV with the columns image and caption, or token.txt; results may
-be any of these, too. Where the results name images by file name instead of number, so do the annotations.
+Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations may be in any format supported
+for training: COCO caption JSON, Karpathy's dataset_*.json, JSON lines, CSV with the columns image and caption, or
+token.txt. Results may be in any of these formats too. If the results identify images by file name rather than by id,
+the annotations are matched by file name.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints scores with intervals, and the comparison if there are two results; returns the exit status."""
+    """Prints scores with intervals, plus a comparison if two results files are passed; returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
         report = _report(options)
@@ -47,21 +48,25 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m caption_jax.metrics",
-        description="Scores captions as COCO's tools do, without Java; with two results, compares them image by image.",
+        description="Scores captions like COCO's tools, without Java. Two results files are compared image by image.",
         epilog=_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", help="results to judge")
+    parser.add_argument("results", help="results to score")
     parser.add_argument("annotations", help="reference captions")
-    parser.add_argument("other_results", nargs="?", help="results to compare with: the difference is other - results")
-    parser.add_argument("--split", default="", help="split of the annotations to take, or a file of image names")
-    parser.add_argument("--frequencies", help="saved document frequencies for CIDEr-D (default: of the annotations)")
-    parser.add_argument("--training", help="annotations of the training images, to count novel captions")
-    parser.add_argument("--samples", type=int, default=1000, help="bootstrap and randomization samples (%(default)s)")
-    parser.add_argument("--confidence", type=float, default=0.95, help="of the intervals (%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
-    parser.add_argument("--no-java", action="store_true", help="leave METEOR and SPICE out even where they can run")
-    parser.add_argument("--json", help="write everything, per-image scores included, to this file")
+    parser.add_argument("other_results", nargs="?", help="second results to compare; differences are other - results")
+    parser.add_argument("--split", default="", help="split of the annotations to use, or a file of image names")
+    parser.add_argument("--frequencies", help="saved CIDEr-D document frequencies (default: from the annotations)")
+    parser.add_argument("--training", help="training annotations, used to compute the fraction of novel captions")
+    parser.add_argument(
+        "--samples", type=int, default=1000, help="number of bootstrap and randomization samples (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--confidence", type=float, default=0.95, help="confidence level of the intervals (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed for resampling (default: %(default)s)")
+    parser.add_argument("--no-java", action="store_true", help="skip METEOR and SPICE even if they are available")
+    parser.add_argument("--json", help="write the full report, including per-image scores, to this file")
     return parser
 
 
@@ -74,7 +79,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         try:
             check_image_set(references, captions)
         except ImageSetError as error:
-            raise ImageSetError(f"{path} does not fit {options.annotations}: {error}") from error
+            raise ImageSetError(f"{path} does not match {options.annotations}: {error}") from error
     frequencies = DocumentFrequencies.load(options.frequencies) if options.frequencies else None
     training = None
     if options.training:
@@ -100,7 +105,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     if len(scored) == 2:
-        report["comparison"] = {name: vars(found) for name, found in compare(*scored, **sampling).items()}
+        report["comparison"] = {name: vars(result) for name, result in compare(*scored, **sampling).items()}
     return report
 
 
@@ -127,9 +132,9 @@ def _as_text(report: dict[str, Any]) -> str:
     if "comparison" in report:
         lines += ["", f"{report['results'][1]['file']} - {report['results'][0]['file']}, paired"]
         for name, row in report["comparison"].items():
-            found = Comparison(**row)
-            interval = f"[{found.low:+.4f}, {found.high:+.4f}]"
-            lines.append(f"  {name:<21}{found.difference:+9.4f}   {interval:<20} p = {found.p_value:.4f}")
+            result = Comparison(**row)
+            interval = f"[{result.low:+.4f}, {result.high:+.4f}]"
+            lines.append(f"  {name:<21}{result.difference:+9.4f}   {interval:<20} p = {result.p_value:.4f}")
     return "\n".join(lines)
 
 

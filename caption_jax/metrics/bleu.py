@@ -1,4 +1,4 @@
-"""BLEU over a corpus (Papineni et al., 2002), with the closest reference length, as COCO's tools compute it."""
+"""Corpus BLEU (Papineni et al., 2002) with the closest reference length, matching COCO's tools."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from jaxtyping import Float, Int
 
 from caption_jax.metrics.ngrams import LONGEST, CountedCaptions
 
-# What COCO's tools add to numerators and denominators; without them the scores would differ in the ninth digit.
+# Added to numerators and denominators by COCO's tools; without them scores would differ in the ninth digit.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu_statistics(
-    captions: CountedCaptions, references: int, image_of: Int[np.ndarray, " captions"]
+    captions: CountedCaptions, num_references: int, image_index: Int[np.ndarray, " captions"]
 ) -> Int[np.ndarray, "images 10"]:
-    """What BLEU needs to know of each image; a corpus is the sum over its images.
+    """Per-image BLEU statistics; the statistics of a corpus are their sum.
 
     Args:
-        captions: the references, then one hypothesis for each image in order.
-        references: how many of the captions are references.
-        image_of: index of each caption's image; those of the references ascend.
+        captions: all references, followed by one hypothesis per image.
+        num_references: number of leading captions that are references.
+        image_index: image index of each caption, in ascending order for the references.
 
     Returns:
-        Columns: length of the hypothesis, length of the reference closest to it (the shorter of two as close), the
-        number of n-grams in the hypothesis for n = 1 .. 4, and how many of them occur in a reference (each at most as
-        often as in one reference).
+        Columns: hypothesis length, length of the closest reference (the shorter one in a tie), number of n-grams in
+        the hypothesis for n = 1 .. 4, and number of matched n-grams for n = 1 .. 4 (clipped to the maximum count in
+        any single reference).
     """
-    lengths = captions.lengths[references:]
+    lengths = captions.lengths[num_references:]
     statistics = np.zeros((len(lengths), 2 + 2 * LONGEST), np.int64)
     statistics[:, 0] = lengths
-    statistics[:, 1] = _closest_lengths(captions.lengths[:references], image_of[:references], lengths)
+    statistics[:, 1] = _closest_lengths(captions.lengths[:num_references], image_index[:num_references], lengths)
     for n in range(1, LONGEST + 1):
         statistics[:, 1 + n] = np.maximum(0, lengths - n + 1)
-        statistics[:, 1 + LONGEST + n] = _matches(captions, n, references, image_of)
+        statistics[:, 1 + LONGEST + n] = _matches(captions, n, num_references, image_index)
     return statistics
 
 
 def bleu(statistics: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch 4"]:
-    """BLEU-1 .. BLEU-4 from (sums of) `bleu_statistics`."""
+    """BLEU-1 .. BLEU-4 from `bleu_statistics`, or from sums of them."""
     length, reference_length = statistics[..., :1].astype(float), statistics[..., 1:2].astype(float)
     possible, correct = statistics[..., 2 : 2 + LONGEST], statistics[..., 2 + LONGEST :]
     precision = np.cumprod((correct + _TINY) / (possible + _SMALL), axis=-1)
@@ -50,39 +50,39 @@ def bleu(statistics: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batc
 
 def _closest_lengths(
     reference_lengths: Int[np.ndarray, " references"],
-    image_of: Int[np.ndarray, " references"],
+    image_index: Int[np.ndarray, " references"],
     lengths: Int[np.ndarray, " images"],
 ) -> Int[np.ndarray, " images"]:
-    distance = np.abs(reference_lengths - lengths[image_of])
-    order = np.lexsort((reference_lengths, distance, image_of))
-    first_of_image = np.searchsorted(image_of[order], np.arange(len(lengths)))
+    distance = np.abs(reference_lengths - lengths[image_index])
+    order = np.lexsort((reference_lengths, distance, image_index))
+    first_of_image = np.searchsorted(image_index[order], np.arange(len(lengths)))
     return reference_lengths[order][first_of_image]
 
 
 def _matches(
-    captions: CountedCaptions, n: int, references: int, image_of: Int[np.ndarray, " captions"]
+    captions: CountedCaptions, n: int, num_references: int, image_index: Int[np.ndarray, " captions"]
 ) -> Int[np.ndarray, " images"]:
     counts = captions.counts[n - 1]
-    key = image_of[counts.caption] * max(1, counts.size) + counts.ngram
-    is_reference = counts.caption < references
-    # The largest count of each n-gram in any one reference of the image.
+    key = image_index[counts.caption] * max(1, counts.size) + counts.ngram
+    is_reference = counts.caption < num_references
+    # Maximum count of each n-gram in any single reference of the image.
     order = np.lexsort((counts.count[is_reference], key[is_reference]))
     reference_key, reference_count = key[is_reference][order], counts.count[is_reference][order]
     last = np.append(reference_key[1:] != reference_key[:-1], True) if len(reference_key) else np.zeros(0, bool)
     reference_key, reference_count = reference_key[last], reference_count[last]
     hypothesis_key, hypothesis_count = key[~is_reference], counts.count[~is_reference]
-    matched, place = find(reference_key, hypothesis_key)
-    clipped = np.minimum(hypothesis_count[matched], reference_count[place])
-    images = image_of[counts.caption[~is_reference]][matched]
-    return np.bincount(images, clipped, len(image_of) - references).astype(np.int64)
+    matched, position = match_keys(reference_key, hypothesis_key)
+    clipped = np.minimum(hypothesis_count[matched], reference_count[position])
+    images = image_index[counts.caption[~is_reference]][matched]
+    return np.bincount(images, clipped, len(image_index) - num_references).astype(np.int64)
 
 
-def find(
-    ordered: Int[np.ndarray, " keys"], wanted: Int[np.ndarray, " wanted"]
-) -> tuple[Int[np.ndarray, " found"], Int[np.ndarray, " found"]]:
-    """Indices of the `wanted` that are among the `ordered` keys, and their places there."""
-    if not len(ordered):
+def match_keys(
+    sorted_keys: Int[np.ndarray, " keys"], queries: Int[np.ndarray, " queries"]
+) -> tuple[Int[np.ndarray, " matches"], Int[np.ndarray, " matches"]]:
+    """Indices of the queries that occur in `sorted_keys`, and their positions in `sorted_keys`."""
+    if not len(sorted_keys):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    found = np.flatnonzero(ordered[place] == wanted)
-    return found, place[found]
+    position = np.minimum(np.searchsorted(sorted_keys, queries), len(sorted_keys) - 1)
+    matches = np.flatnonzero(sorted_keys[position] == queries)
+    return matches, position[matches]

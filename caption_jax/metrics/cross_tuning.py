@@ -1,4 +1,4 @@
-"""Settings that are chosen on one half of the images and judged on the other, both ways round."""
+"""Two-fold cross-tuning: settings are selected on one half of the images and evaluated on the other half."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 def seeded_halves(image_ids: Iterable[Hashable], seed: int = 0) -> tuple[list[Hashable], list[Hashable]]:
-    """Two halves of some images, by a hash of the seed and the id, whatever the images' order."""
+    """Splits images into two halves by a hash of the seed and the id, independent of the order of the images."""
     image_ids = list(image_ids)
     ordered = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}/{image_id}".encode()).digest())
     first = set(ordered[: len(ordered) // 2])
@@ -21,15 +21,15 @@ def cross_tuned(
     halves: tuple[Sequence[Hashable], Sequence[Hashable]],
     scores: tuple[Sequence[float], Sequence[float]],
 ) -> tuple[dict[Hashable, str], tuple[int, int]]:
-    """Captions of each half by the setting that is best on the other; of equals the earlier.
+    """Captions of each half, generated with the setting that scores best on the other half (the first one in a tie).
 
     Args:
         captions: image id -> caption, for each setting.
-        halves: ids of the images of each half.
-        scores: of each setting on each half.
+        halves: image ids of the two halves.
+        scores: score of each setting on each half.
 
     Returns:
-        The captions, in the order of `captions[0]`, and which setting was taken for each half.
+        The captions, in the order of `captions[0]`, and the index of the setting used for each half.
     """
     chosen = int(np.argmax(scores[1])), int(np.argmax(scores[0]))
     mixed = {i: captions[setting][i] for half, setting in zip(halves, chosen, strict=True) for i in half}

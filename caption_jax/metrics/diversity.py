@@ -1,4 +1,4 @@
-"""What captions are like, whatever the images: variety, novelty, length, how they end."""
+"""Reference-free statistics of generated captions: variety, novelty, length and endings."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from caption_jax.metrics.ptb import tokenize_all
 from input_pipeline.errors import DataError
 
-# A caption that ends in one of these was cut off, or learned from a reward that does not see endings.
+# A caption that ends in one of these words was truncated, or trained with a reward that is insensitive to endings.
 _ENDINGS = """
 a an the this that these those his her its their my your our some very several many each every no not
 and or but nor while as if because when where who which whose
@@ -20,41 +20,42 @@ FUNCTION_WORDS = frozenset(_ENDINGS.split())
 
 
 def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[str] | None = None) -> dict[str, float]:
-    """Describes a set of captions by themselves; words are PTB tokens, as in `score`.
+    """Computes statistics of a set of captions. Words are PTB tokens, as in `score`.
 
     Args:
         hypotheses: image id -> caption.
-        training_captions: what the captioner was trained on; without it "novel" is left out.
+        training_captions: the captions the model was trained on; "novel" is omitted if None.
 
     Returns:
-        "distinct-1", "distinct-2": different words (pairs of words) as a share of all (Li et al., 2016); "vocabulary":
-        number of different words; "unique": different captions as a share of all; "novel": share of captions that are
-        no training caption; "mean_length": words a caption; "function_word_ending": share that ends in a function word.
+        "distinct-1", "distinct-2": number of distinct words (word pairs) divided by their total number (Li et al.,
+        2016); "vocabulary": number of distinct words; "unique": number of distinct captions divided by the number of
+        captions; "novel": fraction of captions that do not occur in the training captions; "mean_length": words per
+        caption; "function_word_ending": fraction of captions that end in a function word.
 
     Raises:
         DataError: there are no captions.
     """
     if not hypotheses:
-        raise DataError("there are no captions to describe")
+        raise DataError("there are no captions")
     captions = tokenize_all(list(hypotheses.values()))
     words = [caption.split() for caption in captions]
     pairs = [pair for caption in words for pair in itertools.pairwise(caption)]
     all_words = [word for caption in words for word in caption]
-    found = {
-        "distinct-1": _share(len(set(all_words)), len(all_words)),
-        "distinct-2": _share(len(set(pairs)), len(pairs)),
+    metrics = {
+        "distinct-1": _ratio(len(set(all_words)), len(all_words)),
+        "distinct-2": _ratio(len(set(pairs)), len(pairs)),
         "vocabulary": float(len(set(all_words))),
         "unique": len(set(captions)) / len(captions),
     }
     if training_captions is not None:
-        known = set(tokenize_all(list(training_captions)))
-        found["novel"] = sum(caption not in known for caption in captions) / len(captions)
-    found["mean_length"] = len(all_words) / len(captions)
-    # "riding a." has the token "a.", as if it were an initial.
+        training = set(tokenize_all(list(training_captions)))
+        metrics["novel"] = sum(caption not in training for caption in captions) / len(captions)
+    metrics["mean_length"] = len(all_words) / len(captions)
+    # The tokenizer treats the end of "riding a." as an initial, the token "a.".
     endings = sum(bool(caption) and caption[-1].rstrip(".") in FUNCTION_WORDS for caption in words)
-    found["function_word_ending"] = endings / len(captions)
-    return found
+    metrics["function_word_ending"] = endings / len(captions)
+    return metrics
 
 
-def _share(part: int, whole: int) -> float:
-    return part / whole if whole else 0.0
+def _ratio(count: int, total: int) -> float:
+    return count / total if total else 0.0

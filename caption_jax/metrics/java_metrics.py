@@ -1,4 +1,4 @@
-"""METEOR and SPICE, which exist as Java programs only: run where they can be, otherwise named as absent."""
+"""METEOR and SPICE through their Java implementations; reported as absent if these are not available."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.metrics.scores import tokenize_pair
 METRICS = ("METEOR", "SPICE")
 _JARS = {
     "METEOR": ("meteor/meteor-1.5.jar", "meteor/data/paraphrase-en.gz"),
-    # SPICE's parser, which pycocoevalcap downloads on first use; nothing is downloaded here.
+    # pycocoevalcap downloads SPICE's parser on first use; nothing is downloaded here.
     "SPICE": (
         "spice/spice-1.0.jar",
         "spice/lib/stanford-corenlp-3.6.0.jar",
@@ -22,40 +22,40 @@ _JARS = {
 
 
 def absent() -> dict[str, str]:
-    """The metrics that cannot be computed here, each with the reason."""
+    """Metric name -> reason, for each metric that cannot be computed on this machine."""
     package = find_spec("pycocoevalcap")
     if package is None:
         return dict.fromkeys(METRICS, "pycocoevalcap is not installed")
     if shutil.which("java") is None:
-        return dict.fromkeys(METRICS, "there is no Java (no `java` on the path)")
+        return dict.fromkeys(METRICS, "Java is not installed (no `java` on the PATH)")
     folder = Path(next(iter(package.submodule_search_locations)))
-    missing = {name: [part for part in parts if not (folder / part).is_file()] for name, parts in _JARS.items()}
-    return {name: f"pycocoevalcap lacks {', '.join(parts)}" for name, parts in missing.items() if parts}
+    missing = {name: [path for path in paths if not (folder / path).is_file()] for name, paths in _JARS.items()}
+    return {name: f"missing in pycocoevalcap: {', '.join(paths)}" for name, paths in missing.items() if paths}
 
 
 def java_scores(
     references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Scores captions with the programs that are there, through pycocoevalcap, over the same tokens as `score`.
+    """Scores captions with the available Java metrics through pycocoevalcap, on the same tokens as `score`.
 
     Returns:
-        Metric name -> value for those that ran, and metric name -> reason for those that are absent.
+        Metric name -> value for the metrics that ran, and metric name -> reason for those that are absent.
 
     Raises:
-        ImageSetError, DataError: as `score`.
+        ImageSetError, DataError: as in `score`.
     """
     missing = absent()
     tokens, candidates = tokenize_pair(references, hypotheses)
     results = {image_id: [candidate] for image_id, candidate in candidates.items()}
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     for name in METRICS:
         if name in missing:
             continue
         try:
-            found[name] = float(_scorer(name).compute_score(tokens, results)[0])
-        except Exception as error:  # a program that is there and does not run must not cost the other scores
-            missing[name] = f"its program failed ({type(error).__name__}: {error})"
-    return found, missing
+            scores[name] = float(_scorer(name).compute_score(tokens, results)[0])
+        except Exception as error:  # a failing Java program must not discard the other scores
+            missing[name] = f"the Java program failed ({type(error).__name__}: {error})"
+    return scores, missing
 
 
 def _scorer(name: str):

@@ -1,4 +1,4 @@
-"""Files of results and of reference captions, in the forms that training reads."""
+"""Reading and writing of results files and reference captions, in the formats supported for training."""
 
 from __future__ import annotations
 
@@ -11,123 +11,127 @@ from input_pipeline.annotations import Row, read_rows, read_text
 from input_pipeline.errors import DataError
 from input_pipeline.files import write_atomically
 
-_SHOWN = 10  # ids that a message names before it only counts
+_LIST_LIMIT = 10  # ids or problems listed in an error message
 
 
 class ResultsError(DataError):
-    """A file that does not have the form it should; the message names the file and what is wrong."""
+    """A results or annotation file is malformed; the message contains the file and the problem."""
 
 
 class ImageSetError(DataError):
-    """Results and references are not about the same images; the message lists the difference."""
+    """Results and references cover different images; the message lists the difference."""
 
 
 def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]) -> None:
-    """Writes captions in COCO results form, `[{"image_id": .., "caption": ..}, ...]`, in the order given."""
+    """Writes captions in COCO results format, `[{"image_id": .., "caption": ..}, ...]`, preserving their order."""
     rows = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
     write_atomically(path, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
 
 
 def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
-    """Reads one caption for each image: COCO results JSON, or any other form that `read_annotations` reads.
+    """Reads one caption per image from COCO results JSON or any other format supported by `read_annotations`.
 
     Returns:
-        Image id, or file name where the file has no ids, -> caption, in the order of the file.
+        Image id (file name if the file has no ids) -> caption, in the order of the file.
 
     Raises:
-        MissingFileError: there is no such file.
-        ResultsError: the file is not of such a form, or an image occurs twice (the first ten are named).
+        MissingFileError: the file does not exist.
+        ResultsError: the format is not supported, or an image occurs more than once (the first ten are listed).
     """
     captions: dict[Hashable, list[str]] = {}
     for row in _rows(path):
         captions.setdefault(row.image_id, []).extend(row.captions)
-    twice = [image_id for image_id, texts in captions.items() if len(texts) > 1]
-    if twice:
-        raise ResultsError(f"{path}: {len(twice)} images have more than one caption: {_listed(twice)}")
+    duplicates = [image_id for image_id, texts in captions.items() if len(texts) > 1]
+    if duplicates:
+        raise ResultsError(f"{path}: {len(duplicates)} images have more than one caption: {_listed(duplicates)}")
     return {image_id: text for image_id, texts in captions.items() for text in texts}
 
 
 def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str = "id") -> dict[Hashable, list[str]]:
-    """Reads reference captions in any form that training reads.
+    """Reads reference captions in any format supported for training.
 
-    These are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (also with tabs or semicolons) and Flickr8k's
-    token.txt; `input_pipeline.annotations.ACCEPTED` shows them.
+    Supported are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (also separated by tabs or semicolons) and
+    Flickr8k's token.txt; see `input_pipeline.annotations.ACCEPTED` for examples.
 
     Args:
         path: the file.
-        split: the split to take, such as "test", as the file spells it; or a text file of image names, one a line. ""
-            for all.
-        ids: what to call an image: "id" (its number; in Karpathy's files `cocoid`, else `imgid`) or "file_name". A
-            file that has no ids knows names only.
+        split: name of a split in the file, such as "test", or a text file with one image name per line; all images if
+            empty.
+        ids: key of the result: "id" (in Karpathy's files `cocoid`, else `imgid`) or "file_name". Files without ids are
+            always keyed by file name.
 
     Returns:
-        Image id -> its captions, for every image that has some.
+        Image id -> captions, for every image that has at least one caption.
 
     Raises:
-        MissingFileError: there is no such file.
-        ResultsError: the file is in none of the forms, or has no image of the split.
+        MissingFileError: the file does not exist.
+        ResultsError: the format is not supported, or the split has no images with captions.
+        ValueError: `ids` is invalid.
     """
     if ids not in ("id", "file_name"):
-        raise ValueError(f'ids is {ids!r}; choose "id" or "file_name"')
+        raise ValueError(f'ids must be "id" or "file_name", got {ids!r}')
     rows = _rows(path)
     if split:
-        rows = _of_split(path, rows, split)
+        rows = _select_split(path, rows, split)
     captions: dict[Hashable, list[str]] = {}
     for row in rows:
-        number = row.image_id if row.number is None else row.number
-        name = (row.image or row.image_id) if ids == "file_name" else number
+        image_id = row.image_id if row.number is None else row.number
+        key = (row.image or row.image_id) if ids == "file_name" else image_id
         if row.captions:
-            captions.setdefault(name, []).extend(row.captions)
+            captions.setdefault(key, []).extend(row.captions)
     if not captions:
         raise ResultsError(f"{path}: no image with captions" + (f" in split {split!r}" if split else ""))
     return captions
 
 
 def _rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a file; what cannot be used in it is an error, since a score over the rest would mislead."""
+    """All rows of a file. Unusable entries are an error because scores of the remaining ones would be misleading."""
     problems: list[str] = []
     try:
         rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), names_needed=False))
     except DataError as error:
         raise ResultsError(str(error)) from error
     if problems:
-        shown = [*problems[:_SHOWN], *([f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else [])]
+        shown = [
+            *problems[:_LIST_LIMIT],
+            *([f"and {len(problems) - _LIST_LIMIT} more"] if len(problems) > _LIST_LIMIT else []),
+        ]
         raise ResultsError("\n  ".join([f"{path}: {len(problems)} entries cannot be used:", *shown]))
     return rows
 
 
-def _of_split(path: str | os.PathLike[str], rows: list[Row], split: str) -> list[Row]:
-    found = [row for row in rows if row.split == split]
-    if found or not Path(split).is_file():
-        return found
+def _select_split(path: str | os.PathLike[str], rows: list[Row], split: str) -> list[Row]:
+    selected = [row for row in rows if row.split == split]
+    if selected or not Path(split).is_file():
+        return selected
     names = {line.strip() for line in read_text(Path(split)).splitlines()}
-    found = [row for row in rows if row.image in names]
-    if not found:
-        raise ResultsError(f"{path}: no image with captions among those of {split}")
-    return found
+    selected = [row for row in rows if row.image in names]
+    if not selected:
+        raise ResultsError(f"{path}: no image with captions among those listed in {split}")
+    return selected
 
 
 def check_image_set(references: Collection[Hashable], hypotheses: Collection[Hashable]) -> None:
-    """Makes sure that both are about the same images.
+    """Checks that references and hypotheses cover the same images.
 
     Raises:
-        ImageSetError: they are not; the message lists the first ten ids of each difference and their number.
+        ImageSetError: they do not; the message contains the number of missing and extra ids and the first ten of each.
     """
-    wanted, found = set(references), set(hypotheses)
-    if wanted == found:
+    reference_ids, hypothesis_ids = set(references), set(hypotheses)
+    if reference_ids == hypothesis_ids:
         return
-    lines = [f"the references have {len(wanted)} images, the results {len(found)}:"]
-    missing = [image_id for image_id in references if image_id not in found]
-    extra = [image_id for image_id in hypotheses if image_id not in wanted]
+    lines = [f"the references have {len(reference_ids)} images, the results {len(hypothesis_ids)}:"]
+    missing = [image_id for image_id in references if image_id not in hypothesis_ids]
+    extra = [image_id for image_id in hypotheses if image_id not in reference_ids]
     if missing:
         lines.append(f"  {len(missing)} without a result: {_listed(missing)}")
     if extra:
         lines.append(f"  {len(extra)} without references: {_listed(extra)}")
-    if {str(image_id) for image_id in wanted} & {str(image_id) for image_id in extra}:
-        lines.append("  some differ only in that an id is a number in one and text in the other")
+    if {str(image_id) for image_id in reference_ids} & {str(image_id) for image_id in extra}:
+        lines.append("  some ids differ only in type: a number in one and text in the other")
     raise ImageSetError("\n".join(lines))
 
 
 def _listed(image_ids: list[Hashable]) -> str:
-    shown = ", ".join(repr(image_id) for image_id in image_ids[:_SHOWN])
-    return shown + (f" and {len(image_ids) - _SHOWN} more" if len(image_ids) > _SHOWN else "")
+    shown = ", ".join(repr(image_id) for image_id in image_ids[:_LIST_LIMIT])
+    return shown + (f" and {len(image_ids) - _LIST_LIMIT} more" if len(image_ids) > _LIST_LIMIT else "")

@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin, 2004) as COCO's tools compute it: best recall and best precision over the references, beta 1.2."""
+"""ROUGE-L (Lin, 2004) matching COCO's tools: maximum recall and precision over the references, beta 1.2."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ _BETA_SQUARED = 1.2**2
 def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
     """ROUGE-L of one tokenized caption against its references.
 
-    Words are what single spaces separate. So an empty caption has one empty word, which matches that of an empty
-    reference: COCO's tools count it so.
+    Words are separated by single spaces, so an empty caption consists of one empty word, which matches an empty
+    reference. COCO's tools behave the same way.
     """
     words = hypothesis.split(" ")
     masks: dict[str, int] = {}
-    for place, word in enumerate(words):
-        masks[word] = masks.get(word, 0) | 1 << place
+    for position, word in enumerate(words):
+        masks[word] = masks.get(word, 0) | 1 << position
     precision = recall = 0.0
     for reference in references:
         reference_words = reference.split(" ")
@@ -29,15 +29,16 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
 
 
 def _common_subsequence(masks: dict[str, int], length: int, words: list[str]) -> int:
-    """Length of the longest common subsequence of `words` and the sequence whose places of each word are `masks`.
+    """Length of the longest common subsequence of `words` and a sequence of `length` words.
 
-    One column of the usual table lives in the bits of one integer (Hyyro, 2004): a zero bit is a step of one.
+    `masks` maps each word of the sequence to a bit mask of its positions. A column of the dynamic programming table is
+    stored in the bits of an integer (Hyyro, 2004); a zero bit is an increment of one.
     """
-    everything = (1 << length) - 1
-    column = everything
+    all_ones = (1 << length) - 1
+    column = all_ones
     for word in words:
         mask = masks.get(word)
         if mask is not None:
             matches = column & mask
-            column = (column + matches | column - matches) & everything
+            column = (column + matches | column - matches) & all_ones
     return length - column.bit_count()

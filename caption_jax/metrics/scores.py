@@ -1,4 +1,4 @@
-"""The one function that scores captions, and the protocol that says how."""
+"""Scores captions against references, and describes the evaluation protocol."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _BLEU = tuple(f"BLEU-{n}" for n in range(1, LONGEST + 1))
 
 @dataclasses.dataclass(frozen=True)
 class ImageScores:
-    """Scores of each image, and what makes the corpus's out of them.
+    """Per-image scores, and the statistics needed for corpus scores.
 
     Attributes:
         image_ids: the images, in the order of all arrays.
-        values: metric name -> one value an image. For BLEU these are the scores of the image by itself; the corpus's is
-            not their mean.
+        values: metric name -> one value per image. BLEU values are sentence-level scores; corpus BLEU is not their
+            mean.
         bleu_statistics: see `bleu.bleu_statistics`.
     """
 
@@ -35,22 +35,22 @@ class ImageScores:
     bleu_statistics: Int[np.ndarray, "images 10"]
 
     def corpus(self) -> dict[str, float]:
-        """Metric name -> value over all images."""
-        of_corpus = dict(zip(_BLEU, bleu(self.bleu_statistics.sum(0)), strict=True))
-        return {name: float(of_corpus.get(name, values.mean())) for name, values in self.values.items()}
+        """Corpus scores: metric name -> value over all images."""
+        corpus_bleu = dict(zip(_BLEU, bleu(self.bleu_statistics.sum(0)), strict=True))
+        return {name: float(corpus_bleu.get(name, values.mean())) for name, values in self.values.items()}
 
 
 def mean_over_runs(runs: Sequence[ImageScores]) -> ImageScores:
-    """Scores of a system that was trained several times, with other seeds say: each image's mean over its captions.
+    """Averages the per-image scores of several runs of one system, for example with different seeds.
 
-    Two systems are then compared image by image (`compare`) without the luck of a single run. BLEU's counts are summed,
-    as if each image stood in the corpus once a run.
+    This removes the variance of a single run when two systems are compared image by image (`compare`). BLEU statistics
+    are summed, as if each image occurred in the corpus once per run.
 
     Raises:
-        ValueError: there is no run, or they are not about the same images in the same order.
+        ValueError: `runs` is empty, or the runs do not cover the same images in the same order.
     """
     if not runs or any(run.image_ids != runs[0].image_ids for run in runs):
-        raise ValueError("the runs have to be about the same images in the same order, and there has to be one")
+        raise ValueError("at least one run is required, and all runs must cover the same images in the same order")
     values = {name: np.mean([run.values[name] for run in runs], axis=0) for name in runs[0].values}
     return ImageScores(runs[0].image_ids, values, np.sum([run.bleu_statistics for run in runs], axis=0))
 
@@ -60,19 +60,19 @@ def score(
     hypotheses: Mapping[Hashable, str],
     frequencies: DocumentFrequencies | None = None,
 ) -> dict[str, float]:
-    """Scores one caption an image against its references, as COCO's tools do; `protocol()` says how.
+    """Scores one caption per image against its references, like COCO's tools; see `protocol` for the details.
 
     Args:
-        references: image id -> one or more captions, as people wrote them.
-        hypotheses: image id -> the caption to judge; the same images.
-        frequencies: for CIDEr-D, of a corpus; None for those of the references here.
+        references: image id -> one or more untokenized captions.
+        hypotheses: image id -> generated caption, for the same images.
+        frequencies: document frequencies of a corpus for CIDEr-D; computed from `references` if None.
 
     Returns:
-        Metric name -> value: "BLEU-1" to "BLEU-4" and "ROUGE-L" in [0, 1], "CIDEr-D" unscaled (as COCO's tools print
-        it), "exact_match" the share of captions that equal a reference word for word.
+        Metric name -> value: "BLEU-1" to "BLEU-4" and "ROUGE-L" in [0, 1]; "CIDEr-D", unscaled as in COCO's tools;
+        "exact_match", the fraction of captions that equal a reference word for word.
 
     Raises:
-        ImageSetError: the two are not about the same images; the difference is listed.
+        ImageSetError: references and hypotheses cover different images; the message lists the difference.
         DataError: there are no images, or an image has no reference.
     """
     return score_images(references, hypotheses, frequencies).corpus()
@@ -83,7 +83,7 @@ def score_images(
     hypotheses: Mapping[Hashable, str],
     frequencies: DocumentFrequencies | None = None,
 ) -> ImageScores:
-    """As `score`, for each image: for intervals, comparisons, and a look at the best and the worst."""
+    """Per-image version of `score`, for intervals, comparisons and error analysis."""
     tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses)
     image_ids = tuple(references)
     per_image = [tokenized_references[image_id] for image_id in image_ids]
@@ -91,12 +91,12 @@ def score_images(
     flat = [caption for captions in per_image for caption in captions]
     counted = count_ngrams(flat + candidates)
     images = np.arange(len(per_image))
-    image_of = np.concatenate([np.repeat(images, list(map(len, per_image))), images])
-    statistics = bleu_statistics(counted, len(flat), image_of)
+    image_index = np.concatenate([np.repeat(images, list(map(len, per_image))), images])
+    statistics = bleu_statistics(counted, len(flat), image_index)
     values = dict(zip(_BLEU, bleu(statistics).T, strict=True))
     pairs = list(zip(candidates, per_image, strict=True))
     values["ROUGE-L"] = np.array([rouge_l(candidate, captions) for candidate, captions in pairs])
-    values["CIDEr-D"] = cider_d(counted, len(flat), image_of, frequencies)
+    values["CIDEr-D"] = cider_d(counted, len(flat), image_index, frequencies)
     exact = [candidate != "" and candidate in captions for candidate, captions in pairs]
     values["exact_match"] = np.array(exact, float)
     return ImageScores(image_ids, values, statistics)
@@ -105,18 +105,20 @@ def score_images(
 def tokenize_pair(
     references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
 ) -> tuple[dict[Hashable, list[str]], dict[Hashable, str]]:
-    """Tokenizes references and hypotheses, each as one file in the order of `references`.
+    """Tokenizes references and hypotheses, each as the lines of one file in the order of `references`.
 
     Raises:
-        ImageSetError: the two are not about the same images; the difference is listed.
+        ImageSetError: references and hypotheses cover different images; the message lists the difference.
         DataError: there are no images, or an image has no reference.
     """
     check_image_set(references, hypotheses)
     if not references:
         raise DataError("there are no images to score")
-    bare = [image_id for image_id, captions in references.items() if not captions]
-    if bare:
-        raise DataError(f"{len(bare)} images have no reference caption, the first is {bare[0]!r}")
+    without_references = [image_id for image_id, captions in references.items() if not captions]
+    if without_references:
+        raise DataError(
+            f"{len(without_references)} images have no reference caption, the first is {without_references[0]!r}"
+        )
     tokens = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
     tokenized = {image_id: [next(tokens) for _ in captions] for image_id, captions in references.items()}
     candidates = tokenize_all([hypotheses[image_id] for image_id in references])
@@ -124,10 +126,10 @@ def tokenize_pair(
 
 
 def protocol(frequencies: DocumentFrequencies | None = None) -> dict[str, str]:
-    """How `score` gets its numbers, to be kept with them."""
+    """Description of the protocol behind `score`, to be stored along with the scores."""
     source = f"a corpus of {frequencies.images} images" if frequencies else "the scored references"
     return {
-        "tokenization": "PTB as COCO's tools (CoreNLP 3.4.1 PTBTokenizer, lower case, punctuation removed), own port",
-        "metrics": "own BLEU, ROUGE-L and CIDEr-D, equal to pycocoevalcap 1.2",
+        "tokenization": "port of COCO's PTB tokens (CoreNLP 3.4.1 PTBTokenizer, lower case, punctuation removed)",
+        "metrics": "ports of BLEU, ROUGE-L and CIDEr-D, equal to pycocoevalcap 1.2",
         "document_frequencies": source,
     }

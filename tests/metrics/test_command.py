@@ -73,7 +73,7 @@ def test_results_that_name_files(files):
 def test_a_wrong_image_set_ends_with_the_difference(files):
     done = run(files["short"], files["annotations"], "--no-java")
     assert done.returncode == 1 and done.stdout == ""
-    assert "short.json does not fit" in done.stderr and "2 without a result: 8, 9" in done.stderr
+    assert "short.json does not match" in done.stderr and "2 without a result: 8, 9" in done.stderr
     missing = run(files["mine"], "nowhere.json", "--no-java")
     assert missing.returncode == 1 and "nowhere.json" in missing.stderr and "Traceback" not in missing.stderr
 

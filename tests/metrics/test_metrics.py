@@ -127,8 +127,8 @@ def test_damaged_document_frequencies_are_refused(tmp_path):
     path = tmp_path / "frequencies.gz"
     DocumentFrequencies(3, {"a": 1, "a dog": 2}).save(path)
     path.write_bytes(path.read_bytes()[:-12])
-    with pytest.raises(ValueError, match=r"frequencies\.gz is not a whole file"):
+    with pytest.raises(ValueError, match=r"frequencies\.gz is not a valid document frequency file"):
         DocumentFrequencies.load(path)
     path.write_text("something else")
-    with pytest.raises(ValueError, match=r"frequencies\.gz is not a whole file"):
+    with pytest.raises(ValueError, match=r"frequencies\.gz is not a valid document frequency file"):
         DocumentFrequencies.load(path)

@@ -88,7 +88,7 @@ def test_csv_annotations(tmp_path):
     assert read_annotations(path) == {"a.jpg": ["a dog, red", "the dog"], "b.jpg": ["a cat"]}
     assert read_annotations(path, split=str(names)) == {"a.jpg": ["a dog, red", "the dog"]}
     names.write_text("c.jpg\n")
-    with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those of .*dev\.txt"):
+    with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those listed in .*dev\.txt"):
         read_annotations(path, split=str(names))
     path.write_text("file,text\na.jpg,a dog\n")
     with pytest.raises(ResultsError, match="starts with 'file,text', which is no known form"):

@@ -107,7 +107,7 @@ def test_wrong_arguments_are_refused():
     scores = score_images(references, hypotheses)
     with pytest.raises(ValueError, match="same images in the same order"):
         compare(scores, score_images(*made_up(9, 0.7, 1)))
-    with pytest.raises(ValueError, match="samples is 0"):
+    with pytest.raises(ValueError, match="samples must be at least 1, got 0"):
         intervals(scores, 0)
-    with pytest.raises(ValueError, match="confidence is 95"):
+    with pytest.raises(ValueError, match="confidence must be between 0 and 1, got 95"):
         intervals(scores, 10, confidence=95)

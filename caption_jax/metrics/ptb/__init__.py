@@ -1,9 +1,9 @@
-"""The tokenization of the COCO caption tools without Java: PTB tokens in lower case, punctuation removed.
+"""PTB tokenization as in COCO's caption tools, without Java: lower-case tokens with punctuation removed.
 
-COCO's tools pipe captions through Stanford CoreNLP 3.4.1's `PTBTokenizer` (`-preserveLines -lowerCase`). This is a port
-by behaviour: nothing here comes from that program, but on captions it gives what that program gives, quirks included
-(brackets become `-lrb-` and stay, since COCO's list of punctuation has them in upper case only). docs/metrics.md lists
-what still differs.
+COCO's tools pipe captions through Stanford CoreNLP 3.4.1's `PTBTokenizer` (`-preserveLines -lowerCase`). This port was
+derived from that program's output, not from its code, and reproduces it on captions, quirks included: brackets become
+`-lrb-` and are kept, because COCO's punctuation list contains them in upper case only. docs/metrics.md lists the
+remaining differences.
 """
 
 from __future__ import annotations
@@ -13,46 +13,46 @@ from collections.abc import Sequence
 
 from caption_jax.metrics.ptb.tokens import split
 
-# The COCO tools drop these.
+# Tokens removed by COCO's tools.
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
-# What can make a token, or decide about one, across a space: markup, telephone numbers and fractions, "no. 5", "plan b.
-# The", and white space that is no space.
+# Constructs whose tokenization depends on text across a space: markup, telephone numbers, fractions, "no. 5",
+# "plan b. The", and whitespace other than the plain space.
 _SPANS_SPACES = re.compile(r"[<\u00a0]|[^\S ]|&nbsp;|[\d)] \d|\. +\d|(?<![A-Za-z])[A-Za-z]\.(?: |$)")
 
-_remembered: dict[str, str] = {}
-_REMEMBER_AT_MOST = 200_000
+_cache: dict[str, str] = {}  # chunk without spaces -> its tokens
+_MAX_CACHED_CHUNKS = 200_000
 
 
 def tokenize(caption: str, following: str = "") -> str:
-    """The tokens of a caption, joined by spaces.
+    """Tokenizes a caption and joins the tokens with spaces.
 
     Args:
-        caption: one caption; line breaks in it count as spaces.
-        following: the caption after it in the file that the reference would read; see `tokens.split`.
+        caption: one caption; line breaks count as spaces.
+        following: the next caption in the file as the reference tokenizer reads it; see `tokens.split`.
     """
     line = caption.replace("\n", " ")
     if _SPANS_SPACES.search(line) or (line.endswith(".") and following[:1].isdigit()):
         return " ".join(token for token in split(line, following) if token not in PUNCTUATION)
-    # Nothing reaches across a space, so each chunk between spaces always gives the same tokens.
-    return " ".join(filter(None, map(_chunk, line.split(" "))))
+    # No token depends on text across a space, so chunks between spaces can be tokenized (and cached) separately.
+    return " ".join(filter(None, map(_tokenize_chunk, line.split(" "))))
 
 
 def tokenize_all(captions: Sequence[str]) -> list[str]:
-    """The tokens of many captions, each with the next one as its following line, as when the reference reads them."""
+    """Tokenizes captions as consecutive lines of one file, like the reference tokenizer."""
     return [tokenize(caption, following) for caption, following in zip(captions, [*captions[1:], ""], strict=True)]
 
 
-def forget() -> None:
-    """Drops what is remembered of chunks, as in a new process; for timings."""
-    _remembered.clear()
+def clear_cache() -> None:
+    """Clears the cache of tokenized chunks; intended for benchmarks."""
+    _cache.clear()
 
 
-def _chunk(chunk: str) -> str:
-    known = _remembered.get(chunk)
-    if known is None:
-        if len(_remembered) >= _REMEMBER_AT_MOST:
-            _remembered.clear()
-        known = " ".join(token for token in split(chunk) if token not in PUNCTUATION)
-        _remembered[chunk] = known
-    return known
+def _tokenize_chunk(chunk: str) -> str:
+    tokens = _cache.get(chunk)
+    if tokens is None:
+        if len(_cache) >= _MAX_CACHED_CHUNKS:
+            _cache.clear()
+        tokens = " ".join(token for token in split(chunk) if token not in PUNCTUATION)
+        _cache[chunk] = tokens
+    return tokens

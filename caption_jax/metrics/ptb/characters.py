@@ -1,12 +1,12 @@
-"""Which characters PTB tokens are made of, as measured on the reference tokenizer.
+"""Character classes of PTB tokens, measured on the reference tokenizer.
 
-It knows the Unicode of its time and the basic plane only: newer letters, emoji and most control characters are in none
-of the tables, and vanish.
+The reference tokenizer supports only the basic multilingual plane of the Unicode version of its time. Newer letters,
+emoji and most control characters are in none of the tables and are dropped.
 """
 
 from __future__ import annotations
 
-# Ranges of code points, in hexadecimal. Letters (digits apart):
+# Ranges of code points in hexadecimal. Letters, excluding digits:
 _LETTER_RANGES = """
 41-5a 61-7a aa b5 ba c0-d6 d8-f6 f8-2c1 2c6-2d1 2e0-2e4 2ec 2ee 370-374 376-377 37a-37d 386 388-38a 38c 38e-3a1
 3a3-3f5 3f7-481 48a-527 531-556 559 561-587 5d0-5ea 5f0-5f2 620-64a 66e-66f 671-6d3 6d5 6e5-6e6 6ee-6ef 6fa-6fc 6ff
@@ -37,7 +37,7 @@ fb1f-fb28 fb2a-fb36 fb38-fb3c fb3e fb40-fb41 fb43-fb44 fb46-fbb1 fbd3-fd3d fd50-
 fe76-fefc ff21-ff3a ff41-ff5a ff66-ffbe ffc2-ffc7 ffca-ffcf ffd2-ffd7 ffda-ffdc
 """
 
-# Marks, most of them combining accents, that make words with letters, but not with digits and hyphens:
+# Marks, mostly combining accents, that form words with letters but not with digits or hyphens:
 _MARK_RANGES = """
 2c2-2c5 2d2-2df 2e5-2eb 2ed 2ef-36f 375 378-379 384-385 3f6 483-487 55a-55f 591-5bd 5bf 5c1-5c2 5c4-5c5 5c7 615-61a
 64b-65e 670 6d6-6e4 6e7-6ed 6fd-6fe 70f 711 730-74c 7a6-7b0 7eb-7f3 900-903 93c 93e-94e 951-955 962-963 981-983 9bc
@@ -45,7 +45,7 @@ _MARK_RANGES = """
 c3e-c56 d3e-d44 d46-d48 e31 e34-e3a e47-e4e eb1 eb4-ebc ec8-ecd
 """
 
-# Characters outside ASCII that are tokens by themselves:
+# Non-ASCII characters that are tokens on their own:
 _SYMBOL_RANGES = """
 a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603 606-60c 614 61b 61e-61f 66a 66d 6d4
 700-70d 7f6-7f8 964-965 e3f e4f 1fbd 2016-2017 201a 201e-2023 2030-2038 203b 203e-2042 2044 2070 2074-207e 2080-208e
@@ -53,7 +53,7 @@ a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603 606
 2155-215e 2190-2bff 3001-3002 3012 30fb ff01-ff0f ff1a-ff20 ff3b-ff40 ff5b-ff65 ffe0-ffe1 ffe5-ffe6
 """
 
-# What the treebank writes for some characters.
+# Penn Treebank replacements for individual characters.
 REPLACEMENTS = {
     "(": "-lrb-",
     ")": "-rrb-",
@@ -80,7 +80,7 @@ REPLACEMENTS = {
 
 
 def _character_class(ranges: str) -> str:
-    """The ranges as the inside of a regular expression's character class."""
+    """Converts ranges to the contents of a regular expression character class."""
     bounds = [part.partition("-") for part in ranges.split()]
     return "".join(f"\\u{int(low, 16):04x}-\\u{int(high or low, 16):04x}" for low, _, high in bounds)
 

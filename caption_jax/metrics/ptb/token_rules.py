@@ -1,9 +1,9 @@
-"""What a PTB token can look like: one pattern a kind of token.
+"""Token patterns of the PTB tokenizer, one rule per kind of token.
 
-Found by giving the reference tokenizer strings and looking at what came back; the tests hold the two together. At each
-place of a line the pattern that reaches furthest makes the token, and of equals the first in the list: so the order
-matters only between patterns that can match the same text. A pattern with a group named `token` looks ahead: all of its
-match counts for its reach, but only the group becomes the token.
+The rules were derived from the outputs of the reference tokenizer, and the tests compare the two. At each position of a
+line the longest match wins, and the first rule in a tie, so the order matters only between patterns that can match the
+same text. A pattern with a group named `token` uses lookahead: the whole match counts towards its length, but only the
+group becomes the token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HYPHEN = "[-_\u058a\u2010\u2011]"
 _APOSTROPHE = "(?:['’\x92]|&apos;)"
 _APOSTROPHE_LIKE = "(?:['’\x92`‘‛\x91]|&apos;)"
 
-# Words joined by hyphens or underscores; a part may begin as d'Artagnan, l'eau and O'Neil do.
+# Words joined by hyphens or underscores; a part may have a prefix, as in d'Artagnan, l'eau and O'Neil.
 _PART = f"(?:[dDoOlL]{_APOSTROPHE_LIKE}{_WORD}{{2,}}|{_WORD}+)"
 _COMPOUND = f"{_PART}(?:{_HYPHEN}{_PART})*"
 _PLAIN = f"{_LETTER}{_LETTER_OR_DIGIT}*"
@@ -37,21 +37,21 @@ _NOT_IN_URL = rf"{_BLANK}\"(){{}}<>|"
 _NOT_IN_MAIL = rf"{_NOT_IN_URL}\u00a0"
 _PATH = rf"(?:/[^{_BLANK}\"()<>|]+[^{_NOT_IN_URL}.!?,\-])?"
 
-# Abbreviations keep their full stop. These can also end a sentence.
+# Abbreviations keep their period. The following can also end a sentence.
 _FINAL_ABBREVIATIONS = (
     "al ala apr ariz assn asst aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec dept esq est etc "
     "ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon mont natl neb nev "
     "nov oct okla penn plc pp?t[ey]s? rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues univ va vt wed "
     "wis wisc wyo ph\\.d ed\\.d"
 )
-# These are followed by a name, or by more of the same sentence.
+# The following precede a name or continue the sentence.
 _OTHER_ABBREVIATIONS = (
     "adj adm adv alex assoc atty ave brig capt cf cie cmdr col cpl det dr drs elec ens ft gen gov govs hon "
     "insp invt jos lieut lt maj messrs mfg mlle mme mr mrs ms msgr mt mtg pfc ph pres prof pvt rep reps rev "
     "sen sens sfc sgt spc st ste supt treas vs wm"
 )
 _CAPITALISED_STATES = "Ark Az Del Ill La Mass Miss Ore Pa Tex Wash ARK AZ DEL ILL LA MASS MISS ORE PA TEX WASH"
-# After "plan b." one of these, capitalised, begins a sentence: the full stop is not part of the letter.
+# After "plan b.", one of these words, capitalised, starts a new sentence, so the period is a separate token.
 _SENTENCE_STARTS = (
     "a about according additionally after an as at but earlier he her here however if in it last many more "
     "now once one other our she since so some such that the their then there these they this we what when "
@@ -65,12 +65,12 @@ _FILE_ENDINGS = (
 
 
 class Rule(NamedTuple):
-    """A kind of token.
+    """A tokenization rule.
 
     Attributes:
-        kind: what becomes of the text; see `tokens.py`.
-        first: the characters it can begin with; saves trying it everywhere else.
-        pattern: what it looks like.
+        kind: how the matched text is normalised; see `tokens.py`.
+        first: characters the token can start with, so that the rule is skipped at all other positions.
+        pattern: the token's pattern.
     """
 
     kind: str
@@ -94,7 +94,7 @@ _STARTS = _any_of(f"{_SENTENCE_STARTS.title()} {_SENTENCE_STARTS.upper()}")
 _EYES = r"['^x=~<>\-]"
 
 RULES: tuple[Rule, ...] = (
-    # One word that is two: the second part is read as if it stood alone.
+    # Single words split in two; the second part is tokenized separately.
     _rule("word", "[cC]", _look_ahead("can", "not"), any_case=True),
     _rule("word", "[gGwW]", _look_ahead("gon|wan", "na"), any_case=True),
     _rule("word", "[gG]", _look_ahead("got", "ta"), any_case=True),
@@ -113,14 +113,14 @@ RULES: tuple[Rule, ...] = (
     _rule("word", "['’\x92&]", rf"{_APOSTROPHE}(?:em|till?|cause)", any_case=True),
     _rule("word", "['’\x92&]", f"{_APOSTROPHE}n{_APOSTROPHE}|[’\x92]n|'n(?=\\s)", any_case=True),
     _rule("word", "['’\x92&]", rf"{_APOSTROPHE}(?:[2-9]0s|\d\d(?=\s))", any_case=True),
-    # Words with an apostrophe inside or at an end.
+    # Words with an inner, leading or trailing apostrophe.
     _rule("word", "[djlyDJLY]", f"[djl]{_APOSTROPHE}|y{_APOSTROPHE}(?={_LETTER})", any_case=True),
     _rule("word", "[oOsS]", f"(?:ol|somethin){_APOSTROPHE}", any_case=True),
     _rule("word", "[cClLsSeEnN]", "c'mon|e'er|li'l|cap['’]n|s'mores|ev'ry|nor'easter", any_case=True),
     _rule("word", "[A-Zn]", f"[A-HJ-XZn]{_APOSTROPHE_LIKE}{_LETTER}{{2,}}"),
     _rule("word", _LETTER_FIRST, f"{_LETTER}+[aeiouyAEIOUY]{_APOSTROPHE_LIKE}[aeiouA-Z]{_LETTER}*"),
     _rule("word", "[oO]", f"o{_APOSTROPHE_LIKE}o", any_case=True),
-    # Words, numbers, and what mixes them.
+    # Words, numbers and combinations of both.
     _rule("word", _LETTER_FIRST, _PLAIN),
     _rule("word", _WORD, _COMPOUND),
     _rule("word", _LETTER_FIRST, _DOTTED),
@@ -148,7 +148,7 @@ RULES: tuple[Rule, ...] = (
         r"[(+\d]",
         r"(?:\(\d{2,3}\)[ \u00a0]?|\+{0,2}(?:\d{2,4}[- \u00a0])?\d{2,4}[- \u00a0])\d{3,4}[- \u00a0]?\d{3,5}",
     ),
-    # Addresses, markup, faces.
+    # Email addresses, URLs, markup, emoticons.
     _rule(
         "word",
         "[<A-Za-z0-9]",
@@ -171,10 +171,10 @@ RULES: tuple[Rule, ...] = (
         r"<(?:/[A-Za-z][A-Za-z0-9_:.-]*[ \t]*|[A-Za-z][A-Za-z0-9_:.-]*"
         r"(?:[ \t]+[A-Za-z][A-Za-z0-9_:.-]*(?:[ \t]*=[ \t]*(?:'[^'\n]*'|\"[^\"\n]*\"))?)*[ \t]*/?[ \t]*)>",
     ),
-    _rule("face", "[<>:;=]", r"[<>]?[:;=][-'*o]?[()DOPdp@|\[\]\\{](?![A-Za-z0-9])"),
-    _rule("face", _EYES, rf"{_EYES}_{_EYES}"),
-    _rule("face", r"\(", rf"\((?:{_EYES}[_.]?{_EYES}|['^x=~<>]-[<>=^`x~])\)"),
-    # Marks.
+    _rule("emoticon", "[<>:;=]", r"[<>]?[:;=][-'*o]?[()DOPdp@|\[\]\\{](?![A-Za-z0-9])"),
+    _rule("emoticon", _EYES, rf"{_EYES}_{_EYES}"),
+    _rule("emoticon", r"\(", rf"\((?:{_EYES}[_.]?{_EYES}|['^x=~<>]-[<>=^`x~])\)"),
+    # Entities, quotes and punctuation.
     _rule("entity", "&", r"&(?:amp|lt|gt|nbsp|mdash|ndash|md);|&(?:quot|apos);", any_case=True),
     _rule("word", "&", r"&(?:[LU]R|Q[CLR]|ODQ|CDQ|#39);"),
     _rule("quotes", "[‘’‚‛“”„‟«»‹›`\x91-\x94']", "[‘’‚‛“”„‟«»‹›`\x91-\x94]{1,2}|''"),

@@ -1,4 +1,4 @@
-"""Splits a line into PTB tokens by the rules, longest first."""
+"""Splits a line into PTB tokens; the longest matching rule wins."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ _SPACE = re.compile(r"[\s\u00a0]+")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _SYMBOL = re.compile(f"[!-/:-@\\[-`{{-~{SYMBOLS}{re.escape(''.join(REPLACEMENTS))}]")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&nbsp;": "", "&mdash;": "--", "&ndash;": "--", "&md;": "--"}
-_EXACT_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # in other cases they stay as they are
+_EXACT_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # case-sensitive, unlike the others
 
 
 def split(line: str, following: str = "") -> list[str]:
-    """The tokens of one line, lower-cased; spaces inside a token are no-break spaces, as the reference writes them.
+    """Splits a line into lower-cased tokens; spaces inside a token become no-break spaces, as in the reference.
 
     Args:
         line: the text.
-        following: the line after it. The reference reads a whole file, and whether it takes the stop off a single
-            letter at the end of a line ("plan b.") depends on the next line's first word.
+        following: the next line. The reference tokenizer reads a whole file, and the first word of the next line
+            determines whether it splits off the period after a single letter at the end of a line ("plan b.").
     """
     text = f"{line}\n{following[:40]}\n"
     tokens: list[str] = []
-    place, end = 0, len(line)
-    while place < end:
-        space = _SPACE.match(text, place)
+    position, end = 0, len(line)
+    while position < end:
+        space = _SPACE.match(text, position)
         if space:
-            place = space.end()
+            position = space.end()
             continue
-        kind, length = _longest(text, place)
-        token = _write(kind, text[place : place + length])
+        kind, length = _longest(text, position)
+        token = _normalise(kind, text[position : position + length])
         if token:
             tokens.append(token.lower())
-        place += length
+        position += length
     return tokens
 
 
-def _longest(text: str, place: int) -> tuple[str, int]:
-    """Kind and length of the token at `place`; kind "character" and 1 if no rule matches."""
-    best_reach, kind, end = place, "character", place + 1
-    for rule in _rules_for(text[place]):
-        match = rule.pattern.match(text, place)
-        if match and match.end() > best_reach:
-            best_reach, kind = match.end(), rule.kind
-            end = match.end("token") if "token" in rule.pattern.groupindex else best_reach
-    return kind, end - place
+def _longest(text: str, position: int) -> tuple[str, int]:
+    """Kind and length of the token at `position`; ("character", 1) if no rule matches."""
+    match_end, kind, end = position, "character", position + 1
+    for rule in _rules_for(text[position]):
+        match = rule.pattern.match(text, position)
+        if match and match.end() > match_end:
+            match_end, kind = match.end(), rule.kind
+            end = match.end("token") if "token" in rule.pattern.groupindex else match_end
+    return kind, end - position
 
 
 @functools.lru_cache(maxsize=512)
 def _rules_for(first: str) -> tuple[Rule, ...]:
-    """The rules that some text beginning with `first` can match; most rules fall away for most characters."""
+    """Rules that can match text starting with `first`; most characters leave only a few."""
     return tuple(rule for rule in RULES if rule.first.match(first))
 
 
-def _write(kind: str, text: str) -> str:  # noqa: C901 - one case for each kind of token
-    """What the reference prints for a token."""
+def _normalise(kind: str, text: str) -> str:  # noqa: C901 - one case per kind of token
+    """Formats a token as the reference tokenizer prints it."""
     match kind:
         case "word":
             return text.replace("\u00ad", "")
@@ -78,7 +78,7 @@ def _write(kind: str, text: str) -> str:  # noqa: C901 - one case for each kind 
             return "--" if 2 <= len(text) <= 4 else text
         case "dots":
             return "..."
-        case "face":
+        case "emoticon":
             return text.replace("(", "-lrb-").replace(")", "-rrb-")
         case _:
             return REPLACEMENTS.get(text, text) if _SYMBOL.match(text) else ""
