@@ -30,7 +30,7 @@ class TextVectors:
     def __init__(self, experiment: Experiment):
         model, mesh = experiment.model(), experiment.mesh
         self._mesh, self._size = mesh, experiment.spec.data.eval_batch_size
-        self._reader = experiment.description.text_tokenizer
+        self._tokenizer = experiment.description.text_tokenizer
 
         def embed(variables: PyTree, ids: jax.Array) -> jax.Array:
             return model.apply(variables, ids, ids != PAD, train=False, method="embed_texts")
@@ -39,7 +39,7 @@ class TextVectors:
 
     def __call__(self, variables: PyTree, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
         """Unit vectors of texts, all of them in every process."""
-        ids = self._reader.encode(texts)
+        ids = self._tokenizer.encode(texts)
         found = []
         for start in range(0, len(ids), self._size):
             chunk = ids[start : start + self._size]

@@ -1,1 +1,1 @@
-"""Captions and vectors for images, from a trained run."""
+"""Captioning and embedding of images with a trained run."""

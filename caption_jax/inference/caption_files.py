@@ -1,4 +1,4 @@
-"""The command line's `caption` mode: files in, lines out."""
+"""The `caption` mode of the command line: reads image files and prints one line per image."""
 
 from __future__ import annotations
 
@@ -12,24 +12,26 @@ from caption_jax.inference.captioner import Captioner
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
 
-def caption_files(captioner: Captioner, arguments: Sequence[str], form: str, context: Sequence[str] = ()) -> int:
-    """Captions paths, globs and folders; prints a line per image as soon as its batch is done.
+def caption_files(
+    captioner: Captioner, arguments: Sequence[str], output_format: str, context: Sequence[str] = ()
+) -> int:
+    """Captions image files; prints one line per image as soon as its batch is done.
 
-    Files that cannot be read are reported on the error stream and the rest go on.
+    Files that cannot be read are reported on stderr and skipped.
 
     Args:
         captioner: the model.
-        arguments: paths, glob patterns or folders (searched to the bottom for image files).
-        form: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
-        context: texts that go with every image, for a model that takes them.
+        arguments: paths, glob patterns or folders (searched recursively for image files).
+        output_format: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
+        context: context texts passed along with every image, for models trained with context.
 
     Returns:
-        Exit status: 0 when every image got a caption, 1 when some did not, 2 when no argument names an image.
+        Exit status: 0 if every image was captioned, 1 if some could not be read, 2 if no image files match.
     """
     paths = list(find_images(arguments))
     if not paths:
-        kinds = " ".join(IMAGE_SUFFIXES)
-        print(f"no images: {list(arguments)} names no file, and no folder that holds {kinds}", file=sys.stderr)
+        suffixes = " ".join(IMAGE_SUFFIXES)
+        print(f"no images: {list(arguments)} matches no file, and no folder with {suffixes} files", file=sys.stderr)
         return 2
     pass_any_file_name()
     failures = 0
@@ -37,25 +39,26 @@ def caption_files(captioner: Captioner, arguments: Sequence[str], form: str, con
         if isinstance(result, ImageError):
             failures += 1
             print(f"error: {result}", file=sys.stderr, flush=True)
-            if form == "jsonl":
+            if output_format == "jsonl":
                 print(json_line({"path": path, "error": str(result)}), flush=True)
-        elif form == "jsonl":
+        elif output_format == "jsonl":
             line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
             print(json_line(line), flush=True)
         else:
             print(f"{path}\t{result.text}", flush=True)
     if failures:
-        print(f"{failures} of {len(paths)} images have no caption: see the errors above", file=sys.stderr)
+        print(f"{failures} of {len(paths)} images have no caption; see the errors above", file=sys.stderr)
     return 1 if failures else 0
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields the files that the arguments name; a path that does not exist is yielded as it is, to be reported."""
+    """Yields the files that match the arguments; nonexistent paths are yielded unchanged, to be reported later."""
     for argument in arguments:
         if os.path.isdir(argument):
             for folder, subfolders, files in os.walk(argument):
                 subfolders.sort()
-                yield from (os.path.join(folder, f) for f in sorted(files) if f.lower().endswith(IMAGE_SUFFIXES))
+                images = (name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES))
+                yield from (os.path.join(folder, name) for name in images)
         elif not os.path.exists(argument) and glob.has_magic(argument):
             yield from (path for path in sorted(glob.glob(argument, recursive=True)) if os.path.isfile(path))
         else:

@@ -1,4 +1,4 @@
-"""Captions for images from a trained run: `caption_jax.load(workdir).caption([...])`."""
+"""Captioning with a trained run: `caption_jax.load(workdir).caption([...])`."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Caption:
 
     Attributes:
         text: the caption.
-        log_prob: natural log of the probability of all of its tokens, </s> included.
-        tokens: the pieces of text it was built of.
+        log_prob: natural log-probability of the token sequence, including </s>.
+        tokens: text of each token.
     """
 
     text: str
@@ -42,13 +42,13 @@ class Caption:
 
 
 class Captioner:
-    """A trained model with its own preprocessing and vocabulary.
+    """A trained model with its preprocessing and vocabulary.
 
     Args:
-        description: what the workdir says of the model.
+        description: the run description stored in the workdir.
         variables: `params` and `batch_stats`.
-        decode: decoding settings; those of the run by default.
-        batch_size: images that are captioned at once.
+        decode: decoding settings; defaults to the settings of the run.
+        batch_size: number of images per batch.
     """
 
     def __init__(
@@ -75,27 +75,28 @@ class Captioner:
         def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
-        about = description.cache_key()
-        self._run = CachedProgram(run, "caption", {**about, "decode": as_mapping(decode_spec)})
-        self._embed_images = CachedProgram(embed_images, "embed_images", about)
-        self._embed_texts = CachedProgram(embed_texts, "embed_texts", about)
+        cache_key = description.cache_key()
+        self._run = CachedProgram(run, "caption", {**cache_key, "decode": as_mapping(decode_spec)})
+        self._embed_images = CachedProgram(embed_images, "embed_images", cache_key)
+        self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key)
 
     def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
-        """Captions images: paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
+        """Captions images.
 
         Args:
-            images: the images.
-            context: for each image the texts that go with it, such as `["title of its page"]`, or `[]`; for models
-                that were trained with context. An empty text is none.
+            images: paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
+            context: per image, a list of context texts such as `["title of the web page"]`, or `[]`; for models trained
+                with context. Empty texts are ignored.
 
         Raises:
-            ImageError: an image cannot be read; it names the image. `caption_each` goes on instead.
-            TypeError: `images` is one image, or the texts of an image are one text.
-            ValueError: the model takes no context, or less than there is, or there is not one for each image.
+            ImageError: an image cannot be read; the message identifies it. `caption_each` continues instead.
+            TypeError: `images` is a single image, or the context of an image is a single text.
+            ValueError: the model does not support context or this many texts per image, or the lengths of `images` and
+                `context` differ.
         """
         _check_list("caption", images)
         if context is not None and len(context) != len(images):
-            raise ValueError(f"{len(images)} images need as many lists of texts as context, not {len(context)}")
+            raise ValueError(f"context needs one list of texts per image, got {len(context)} for {len(images)} images")
         captions = []
         for result in self.caption_each(images, context):
             if isinstance(result, ImageError):
@@ -106,7 +107,7 @@ class Captioner:
     def caption_each(
         self, images: Iterable[ImageLike], context: Iterable[Sequence[str]] | None = None
     ) -> Iterator[Caption | ImageError]:
-        """Yields, in order, the caption of each image or the error that says why it has none; see `caption`."""
+        """Yields, in order, the caption of each image, or the error if it cannot be read; see `caption`."""
         texts_per_image = itertools.repeat(()) if context is None else context
         for chunk in _chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
@@ -119,12 +120,15 @@ class Captioner:
                 yield image if isinstance(image, ImageError) else next(captions)
 
     def embed_images(self, images: Sequence[ImageLike]) -> Float32[np.ndarray, "images width"]:
-        """Unit vectors of images, as `caption` takes them; their product with those of texts is their similarity.
+        """Embeds images as unit vectors; the dot product with a text embedding is the cosine similarity.
+
+        Args:
+            images: see `caption`.
 
         Raises:
-            ImageError: an image cannot be read; it names the image.
-            TypeError: `images` is one image.
-            ValueError: the model has no space that its images share with texts.
+            ImageError: an image cannot be read; the message identifies it.
+            TypeError: `images` is a single image.
+            ValueError: the model has no joint embedding.
         """
         _check_list("embed_images", images)
         self._description.check_shared_space()
@@ -136,11 +140,11 @@ class Captioner:
         return self._embed(self._embed_images, images, load)
 
     def embed_texts(self, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
-        """Unit vectors of texts, in the same space as those of images; longer texts than captions are cut.
+        """Embeds texts as unit vectors in the joint embedding space; long texts are truncated to the caption length.
 
         Raises:
-            TypeError: `texts` is one text.
-            ValueError: the model has no space that its texts share with images.
+            TypeError: `texts` is a single text.
+            ValueError: the model has no joint embedding.
         """
         _check_list("embed_texts", texts)
         self._description.check_shared_space()
@@ -151,7 +155,7 @@ class Captioner:
     ) -> Float32[np.ndarray, "items width"]:
         batches = [np.zeros((0, self._description.spec.model.shared_space.width), np.float32)]
         for chunk in _chunks(items, self._batch_size):
-            vectors = run(self._variables, self._batch_of(load(chunk)))
+            vectors = run(self._variables, self._pad_batch(load(chunk)))
             batches.append(np.asarray(vectors)[: len(chunk)])
         return np.concatenate(batches)
 
@@ -162,32 +166,32 @@ class Captioner:
             return error
 
     def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]]) -> list[Caption]:
-        context = self._batch_of(self._context_ids(texts), PAD) if any(texts) else None
-        tokens, log_probs = jax.device_get(self._run(self._variables, self._batch_of(pixels), context))
+        context = self._pad_batch(self._context_ids(texts), PAD) if any(texts) else None
+        tokens, log_probs = jax.device_get(self._run(self._variables, self._pad_batch(pixels), context))
         rows = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
     def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:
-        """Texts of each image in the text encoder's ids; a slot without a text holds <pad> alone."""
-        slots = self._description.spec.model.context.slots
-        for texts_of_image in texts:
-            _check_list("context", texts_of_image)
-            if len(texts_of_image) > slots:
+        """Text encoder ids of the context texts; unused rows contain only <pad>."""
+        max_texts = self._description.spec.model.context.slots
+        for image_texts in texts:
+            _check_list("context", image_texts)
+            if len(image_texts) > max_texts:
                 raise ConfigError(
-                    f"{len(texts_of_image)} texts beside an image; this run's model takes {slots} "
+                    f"an image has {len(image_texts)} context texts, but this run's model accepts at most {max_texts} "
                     "(config.model.context.slots)"
                 )
-        reader = self._description.text_tokenizer
-        ids = np.full((len(texts), slots, reader.max_length), PAD, np.int32)
-        for row, texts_of_image in zip(ids, texts, strict=True):
-            non_empty = [text for text in texts_of_image if text.strip()]
-            row[: len(non_empty)] = reader.encode(non_empty)
+        tokenizer = self._description.text_tokenizer
+        ids = np.full((len(texts), max_texts, tokenizer.max_length), PAD, np.int32)
+        for row, image_texts in zip(ids, texts, strict=True):
+            non_empty = [text for text in image_texts if text.strip()]
+            row[: len(non_empty)] = tokenizer.encode(non_empty)
         return ids
 
-    def _batch_of(self, arrays: Sequence[np.ndarray], filler: int = 0) -> np.ndarray:
-        """The arrays as a batch of one row or `batch_size`, so that two programs at most are compiled."""
+    def _pad_batch(self, arrays: Sequence[np.ndarray], fill_value: int = 0) -> np.ndarray:
+        """Stacks arrays into a batch of size 1 or `batch_size`, so at most two programs are compiled."""
         shape = (1 if len(arrays) == 1 else self._batch_size, *arrays[0].shape)
-        batch = np.full(shape, filler, arrays[0].dtype)
+        batch = np.full(shape, fill_value, arrays[0].dtype)
         batch[: len(arrays)] = arrays
         return batch
 
@@ -201,17 +205,17 @@ class Captioner:
 def load(
     workdir: str, which: str = "best", decode_config: DecodeSpec | Mapping[str, Any] | None = None, batch_size: int = 16
 ) -> Captioner:
-    """Loads the model that a training run left in `workdir`.
+    """Loads a trained model from `workdir`.
 
     Args:
-        workdir: the run's workdir, or a folder `model-<step>` of one, wherever that is now; local or on a bucket.
-        which: "best" by validation CIDEr-D, or "last", which takes longer.
-        decode_config: other decoding settings than the run's (keys as in `config.decode`).
-        batch_size: images that are captioned at once.
+        workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or on a bucket.
+        which: "best" (by validation CIDEr-D) or "last", which is slower to load.
+        decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
+        batch_size: number of images per batch.
 
     Raises:
-        FileNotFoundError: the folder is not a workdir, or holds no model; or a file of the model is missing.
-        ValueError: a file of the model is not as it was written; it is named.
+        FileNotFoundError: `workdir` is not a workdir or contains no model, or a file of the model is missing.
+        ValueError: a file of the model is corrupt; the message contains its path.
     """
     if isinstance(decode_config, Mapping):
         decode_config = build_spec(DecodeSpec, decode_config, "decode")
@@ -221,8 +225,8 @@ def load(
 
 def _check_list(method: str, items: Any) -> None:
     if isinstance(items, str | os.PathLike | bytes | Image.Image):
-        what = "images" if method in ("caption", "embed_images") else "texts"
-        raise TypeError(f"{method} takes a list of {what}: {method}([...]), not one {type(items).__name__}")
+        kind = "images" if method in ("caption", "embed_images") else "texts"
+        raise TypeError(f"{method} takes a list of {kind}, {method}([...]), got a single {type(items).__name__}")
 
 
 def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

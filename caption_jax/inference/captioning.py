@@ -1,7 +1,7 @@
-"""From pixels to captions, the one way for all who caption: normalise, encode, add context, decode.
+"""From pixels to captions: normalise, encode, add context, decode. All code that generates captions uses this module.
 
-Pure functions, to be traced by `jax.jit`. Flax is imported when they are called: a start that takes up a program which
-was traced before needs none of it.
+These are pure functions to be traced by `jax.jit`. Flax is imported lazily, when they are called, because it is not
+needed if the program is loaded from the cache.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ def encode_for_decoding(
     context_ids: Int[jax.Array, "batch slots length"] | None,
     description: RunDescription,
 ) -> ImageFeatures:
-    """What the decoder attends to: the features of images and, where there is any, of their context.
+    """Encodes images, and their context if there is any, into the features that the decoder attends to.
 
     Args:
-        model: of the run.
+        model: the model of the run.
         variables: `params` and `batch_stats`.
-        pixels: as `description.preprocessing.load` returns them.
-        context_ids: texts in the text encoder's ids (`description.text_tokenizer`), filled up with <pad>; a slot
-            without a text holds <pad> alone. None where the model takes no context, or is to do without.
-        description: of the run.
+        pixels: unnormalised images, as returned by `description.preprocessing.load`.
+        context_ids: context texts as text encoder ids (`description.text_tokenizer`), padded with <pad>; unused rows
+            contain only <pad>. None for models without context, or to ignore context.
+        description: the run description.
     """
     images = description.preprocessing.normalise(pixels)
     features = model.apply(variables, images, train=False, method="encode_images")
@@ -51,14 +51,13 @@ def encode_for_decoding(
 def encode_batch(
     model: ImageCaptioningModel, variables: PyTree, batch: Mapping[str, jax.Array | None], description: RunDescription
 ) -> ImageFeatures:
-    """`encode_for_decoding` of a batch of the input pipeline.
+    """Applies `encode_for_decoding` to a batch of the input pipeline.
 
     Args:
-        model: of the run.
+        model: the model of the run.
         variables: `params` and `batch_stats`.
-        batch: `image` [batch, size, size, 3] uint8 and, where there is any, `context` [batch, slots, length] in the
-            vocabulary's ids.
-        description: of the run.
+        batch: `image` [batch, size, size, 3] uint8 and optionally `context` [batch, slots, length] (vocabulary ids).
+        description: the run description.
     """
     context = batch.get("context")
     context_ids = None if context is None else description.text_tokenizer.from_caption_ids(context)
@@ -73,20 +72,20 @@ def decode_features(
     spec: DecodeSpec,
     **options: Any,
 ) -> Decoded:
-    """`decode` with the run's words.
+    """Calls `decode` with the vocabulary of the run.
 
     Args:
-        model: of the run.
+        model: the model of the run.
         variables: `params` and `batch_stats`.
-        features: from `encode_for_decoding` or `encode_batch`.
-        description: of the run.
-        spec: how to decode.
-        options: further arguments of `decode`, such as `image_ids`.
+        features: output of `encode_for_decoding` or `encode_batch`.
+        description: the run description.
+        spec: decoding settings.
+        options: additional arguments of `decode`, such as `image_ids`.
     """
     from caption_jax.decoding import decode
 
-    words = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-    return decode(model, variables, features, spec, **words, **options)
+    vocabularies = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+    return decode(model, variables, features, spec, **vocabularies, **options)
 
 
 def caption_batch(
@@ -100,12 +99,15 @@ def caption_batch(
     """Encodes and decodes a batch of the input pipeline.
 
     Args:
-        model: of the run.
+        model: the model of the run.
         variables: `params` and `batch_stats`.
-        batch: see `encode_batch`; its `index` [batch], if there is one, makes sampling independent of the batch.
-        description: of the run.
-        spec: how to decode.
-        options: further arguments of `decode`, such as `return_attention`.
+        batch: see `encode_batch`; with an `index` [batch], samples do not depend on the composition of the batch.
+        description: the run description.
+        spec: decoding settings.
+        options: additional arguments of `decode`, such as `return_attention`.
+
+    Returns:
+        The encoded features and the decoded captions.
     """
     features = encode_batch(model, variables, batch, description)
     decoded = decode_features(model, variables, features, description, spec, image_ids=batch.get("index"), **options)

@@ -158,16 +158,16 @@ def test_a_captioner_reads_the_texts_that_stand_beside_an_image(workdir, distinc
     assert small_run.run_main(*arguments) == 0
     told = [json.loads(line)["log_prob"] for line in capsys.readouterr().out.splitlines()]
     assert told == pytest.approx([other.log_prob, alone.log_prob], abs=1e-4)
-    with pytest.raises(ValueError, match=r"3 texts beside an image; this run's model takes 2 \(config"):
+    with pytest.raises(ValueError, match=r"3 context texts, but this run's model accepts at most 2 \(config"):
         captioner.caption([path], [["a", "b", "c"]])
     with pytest.raises(TypeError, match="context takes a list of texts"):
         captioner.caption([path], ["a title"])
-    with pytest.raises(ValueError, match="1 images need as many lists of texts as context, not 2"):
+    with pytest.raises(ValueError, match="one list of texts per image, got 2 for 1 images"):
         captioner.caption([path], [["a"], ["b"]])
 
 
 def test_a_model_without_context_refuses_it(small_workdir, small_images):
-    with pytest.raises(ValueError, match=r"this run's model takes 0"):
+    with pytest.raises(ValueError, match=r"this run's model accepts at most 0"):
         caption_jax.load(str(small_workdir)).caption([small_run.picture()], [["a title"]])
     with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.slots=0\)"):
         small_run.run_main("--mode=evaluate", f"--workdir={small_workdir}", "--context=retrieved")
