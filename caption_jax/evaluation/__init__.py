@@ -1,7 +1,7 @@
-"""Judging a run's captions: decode a split, score it, compare settings, report.
+"""Evaluation of a run: decodes a split, scores the captions, tunes decoding settings and writes reports.
 
-The scores themselves, functions of strings, are in `caption_jax.metrics`. They were here until version 0.2: these names
-still work, with a warning, for one release.
+The metrics are in `caption_jax.metrics`. They were part of this package until version 0.2; the old names still work for
+one release, with a warning.
 """
 
 from __future__ import annotations

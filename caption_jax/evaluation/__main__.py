@@ -1,4 +1,4 @@
-"""`python -m caption_jax.evaluation`, which is `python -m caption_jax.metrics` now."""
+"""Former name of `python -m caption_jax.metrics`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""All that can be said of an evaluation's captions: scores with intervals, scores of each image, what they are like."""
+"""Assessment of an evaluation: scores with confidence intervals, per-image scores and caption statistics."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from caption_jax.metrics import ImageScores, Interval, diversity, intervals, jav
 from caption_jax.metrics.java_metrics import METRICS as JAVA_METRICS
 from caption_jax.runs.workdir import versions
 
-CONFIDENCE = 0.95  # of the intervals
-SAMPLES = 1000  # bootstrap samples of the images that make them
+CONFIDENCE = 0.95  # confidence level of the intervals
+SAMPLES = 1000  # number of bootstrap samples
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Assessment:
-    """An evaluation and what its captions say.
+    """An evaluation with confidence intervals, per-image scores and caption statistics.
 
     Attributes:
-        evaluation: captions, scores, protocol.
+        evaluation: captions, scores and protocol.
         references: image id -> reference captions.
-        intervals: metric name -> its value over all images and the range that holds it.
-        images: scores of each image.
-        diversity: what the captions are like, whatever the images.
-        java_metrics: METEOR and SPICE, as far as they could be computed.
-        absent: metric name -> why it is not there.
-        protocol: how all of this came about.
+        intervals: metric name -> value over all images with its confidence interval.
+        images: per-image scores.
+        diversity: reference-free statistics of the captions; see `caption_jax.metrics.diversity`.
+        java_metrics: METEOR and SPICE, if available.
+        absent: metric name -> reason why the metric is missing.
+        protocol: the evaluation protocol.
     """
 
     evaluation: Evaluation
@@ -42,19 +42,19 @@ class Assessment:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metric name -> value: those of the evaluation and Java's."""
+        """Metric name -> value, including the Java metrics."""
         return {**self.evaluation.metrics, **self.java_metrics}
 
     def image_rows(self) -> list[dict[str, Any]]:
-        """For each image its id, caption, log-probability (None where it could not be read) and scores."""
-        found = self.evaluation
+        """Id, caption, log-probability (None for unreadable images) and scores of each image."""
+        evaluation = self.evaluation
         return [
             {
                 "image_id": image_id,
-                "caption": found.captions[image_id],
-                "log_prob": found.log_probs.get(image_id),
+                "caption": evaluation.captions[image_id],
+                "log_prob": evaluation.log_probs.get(image_id),
                 **{name: round(float(values[row]), 6) for name, values in self.images.values.items()},
-                **{name: _rounded(values.get(image_id)) for name, values in found.per_image.items()},
+                **{name: _rounded(values.get(image_id)) for name, values in evaluation.per_image.items()},
             }
             for row, image_id in enumerate(self.images.image_ids)
         ]
@@ -65,36 +65,36 @@ def _rounded(value: float | None) -> float | None:
 
 
 def assess(
-    found: Evaluation,
+    evaluation: Evaluation,
     references: Mapping[Any, list[str]],
     training_captions: Iterable[str] | None = None,
     *,
     java: bool = True,
 ) -> Assessment:
-    """Looks at an evaluation's captions from all sides.
+    """Computes confidence intervals, per-image scores, caption statistics and the Java metrics of an evaluation.
 
     Args:
-        found: the evaluation.
-        references: image id -> captions of the same images.
-        training_captions: what the captioner was trained on, to tell novel captions; None leaves that figure out.
-        java: whether to run METEOR and SPICE where they are installed; their programs take a while.
+        evaluation: the evaluation.
+        references: image id -> reference captions, for the same images.
+        training_captions: the captions the model was trained on; the fraction of novel captions is omitted if None.
+        java: whether to run METEOR and SPICE if they are installed; they are slow.
     """
-    scores = score_images(references, found.captions)
-    absent = dict.fromkeys(JAVA_METRICS, "left to evaluate mode")
+    scores = score_images(references, evaluation.captions)
+    absent = dict.fromkeys(JAVA_METRICS, "computed in evaluate mode only")
     computed: dict[str, float] = {}
     if java:
-        computed, absent = java_scores(references, found.captions)
+        computed, absent = java_scores(references, evaluation.captions)
     protocol = {
-        **found.protocol,
-        "intervals": f"{100 * CONFIDENCE:g} % of {SAMPLES} bootstrap samples of the images, seed {SEED}",
+        **evaluation.protocol,
+        "intervals": f"{100 * CONFIDENCE:g} % confidence, {SAMPLES} bootstrap samples of the images, seed {SEED}",
         "versions": versions(),
     }
     return Assessment(
-        evaluation=found,
+        evaluation=evaluation,
         references=references,
         intervals=intervals(scores, SAMPLES, CONFIDENCE, SEED),
         images=scores,
-        diversity=diversity(found.captions, training_captions),
+        diversity=diversity(evaluation.captions, training_captions),
         java_metrics=computed,
         absent=absent,
         protocol=protocol,
@@ -102,15 +102,15 @@ def assess(
 
 
 def as_results(assessment: Assessment) -> dict[str, Any]:
-    """The content of `eval_<split>.json`."""
-    how = assessment.protocol
+    """The contents of `eval_<split>.json`."""
+    protocol = assessment.protocol
     return {
-        "split": how["split"],
-        "step": how["step"],
+        "split": protocol["split"],
+        "step": protocol["step"],
         "metrics": assessment.metrics,
         "intervals": {name: [interval.low, interval.high] for name, interval in assessment.intervals.items()},
         "absent": assessment.absent,
         "diversity": assessment.diversity,
-        "protocol": how,
+        "protocol": protocol,
         "images": assessment.image_rows(),
     }

@@ -1,4 +1,4 @@
-"""The candidates that beam search finds for the images of a split, under several length penalties at once."""
+"""Beam search candidates for the images of a split, under several length penalties."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class ImageCandidates:
-    """The captions that beam search finds for an image: `texts[a][c]` is the c-th under the a-th exponent.
+    """Beam search candidates of one image.
 
     Attributes:
-        texts: captions.
-        scores: what beam search ranks them by; -inf for a place that holds none.
-        similarities: cosine of each and the image.
+        texts: captions; `texts[a][c]` is the c-th candidate under the a-th exponent.
+        scores: beam search scores; -inf for missing candidates.
+        similarities: cosine similarity between each caption and the image.
     """
 
     texts: tuple[tuple[str, ...], ...]
@@ -39,7 +39,7 @@ class ImageCandidates:
     similarities: Float32[np.ndarray, "exponents candidates"]
 
     def best(self, exponent: int, weight: float) -> str:
-        """The caption that decoding returns with that exponent (by its index) and `rerank_weight`."""
+        """The caption that decoding returns with the exponent at index `exponent` and `rerank_weight=weight`."""
         ranked = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
         return self.texts[exponent][int(np.argmax(ranked))]
 
@@ -52,15 +52,18 @@ def find_candidates(
     exponents: Sequence[float],
     context: ContextCaptions | None = None,
 ) -> dict[Any, ImageCandidates]:
-    """All beams of every image of a split that can be read, by image id; each image is read and encoded once.
+    """Beam search candidates of every readable image of a split. Each image is read and encoded once.
 
     Args:
         experiment: a run whose model has a text encoder.
         split: the images.
-        variables: of the model.
-        decode_spec: of a beam search; `alpha` and the ranking are left out of account.
+        variables: the variables of the model.
+        decode_spec: beam search settings; `alpha` and the reranking settings are ignored.
         exponents: values of `alpha`.
-        context: what stands beside the images; None for nothing.
+        context: context captions of the images, or None.
+
+    Returns:
+        Image id -> candidates.
     """
     mesh, description = experiment.mesh, experiment.description
     step = jax.jit(
@@ -77,20 +80,20 @@ def find_candidates(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    found = {}
+    candidates = {}
     for batch in batches:
         out = jax.device_get(step(variables, put_batch(batch, mesh)))
         for row in np.flatnonzero(out["mask"]):
             texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in out["tokens"][:, row])
-            fit = ImageCandidates(texts, out["scores"][:, row], out["similarities"][:, row])
-            found[split[int(out["index"][row])].image_id] = fit
-    return found
+            image_id = split[int(out["index"][row])].image_id
+            candidates[image_id] = ImageCandidates(texts, out["scores"][:, row], out["similarities"][:, row])
+    return candidates
 
 
 def _make_step(
     experiment: Experiment, decode_spec: DecodeSpec, exponents: Sequence[float]
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """`(variables, batch) -> outputs`, each of the candidates' [exponents, batch, candidates, ...]."""
+    """Builds `(variables, batch) -> outputs`, with candidate arrays of shape [exponents, batch, candidates, ...]."""
     model, description = experiment.model(), experiment.description
     spec = dataclasses.replace(decode_spec, candidates=decode_spec.beams, rerank_weight=0.0)
 
@@ -98,12 +101,11 @@ def _make_step(
         features = encode_batch(model, variables, batch, description)
 
         def search(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
-            asked = dataclasses.replace(spec, alpha=alpha)
-            decoded = decode_features(model, variables, features, description, asked)
-            fit = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
-            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": fit}
+            decoded = decode_features(model, variables, features, description, dataclasses.replace(spec, alpha=alpha))
+            cosines = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
+            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": cosines}
 
-        found = jax.lax.map(search, jnp.asarray(exponents, jnp.float32))  # one search is compiled for all of them
-        return {**found, "index": batch["index"], "mask": batch["mask"]}
+        results = jax.lax.map(search, jnp.asarray(exponents, jnp.float32))  # compiles beam search only once
+        return {**results, "index": batch["index"], "mask": batch["mask"]}
 
     return step

@@ -1,4 +1,4 @@
-"""The evaluator of captions: their scores against the references, and the references' own loss."""
+"""Evaluator that scores captions against the references, and reports the loss of the references."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class CaptionScores(Evaluator):
     """`caption_jax.metrics.score` of the decoded captions, and "loss" and "token_accuracy" of the references."""
 
     def metric_names(self) -> tuple[str, ...]:
-        """Those of `score`, then those of the references."""
+        """The metrics of `score`, followed by the loss and token accuracy of the references."""
         return (*score({0: ["a dog"]}, {0: "a dog"}), "loss", "token_accuracy")
 
     def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:
-        """Scores the captions; an image that could not be read counts as an empty caption."""
+        """Scores the captions. Images that could not be read count as empty captions."""
         scores = score(outputs.split.references, outputs.captions)
         return Result({**scores, **outputs.reference_metrics}, protocol=protocol())

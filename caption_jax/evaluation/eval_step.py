@@ -1,4 +1,4 @@
-"""One batch of an evaluation as a pure function of variables and batch: captions, and the loss of the references."""
+"""The evaluation step, a pure function of variables and batch."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ Batch = dict[str, jax.Array]
 def make_eval_step(
     model: ImageCaptioningModel, description: RunDescription, evaluators: Sequence[tuple[Evaluator, Any]] = ()
 ) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
-    """Builds `(variables, batch) -> outputs`: captions decoded for the images, and the loss of the references.
+    """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the loss of the references.
 
     Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
-    `weight_sum` over the reference tokens (no label smoothing); `evaluators`, what each evaluator adds, in their order;
-    `index` and `mask` as in the batch.
+    `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list of the outputs of each
+    evaluator; `index` and `mask` of the batch.
 
     Args:
-        model: the captioner.
-        description: of the run.
-        evaluators: with what each has prepared.
+        model: the model of the run.
+        description: the run description.
+        evaluators: pairs of an evaluator and its prepared state.
     """
-    settings = description.spec.decode
+    decode_spec = description.spec.decode
 
     def step(variables: PyTree, batch: Batch) -> dict[str, PyTree]:
-        features, decoded = caption_batch(model, variables, batch, description, settings)
-        taught = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
-        loss = model.ops.token_cross_entropy(taught.logits, batch["tokens"][..., 1:], target_weights(batch), 0.0)
-        images = description.preprocessing.normalise(batch["image"])
-        seen = EvalBatch(model, variables, images, features, batch, decoded)
+        features, decoded = caption_batch(model, variables, batch, description, decode_spec)
+        teacher_forced = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
+        targets = batch["tokens"][..., 1:]
+        loss = model.ops.token_cross_entropy(teacher_forced.logits, targets, target_weights(batch), 0.0)
+        pixels = description.preprocessing.normalise(batch["image"])
+        eval_batch = EvalBatch(model, variables, pixels, features, batch, decoded)
         return {
-            "evaluators": [evaluator.outputs(state, seen) for evaluator, state in evaluators],
+            "evaluators": [evaluator.outputs(state, eval_batch) for evaluator, state in evaluators],
             "tokens": decoded.tokens,
             "log_prob": decoded.log_prob,
             "loss_sum": loss.loss_sum,

@@ -1,8 +1,8 @@
-"""What every evaluator is: the base class, what it reads of a split, and what it gives back.
+"""The `Evaluator` base class, its inputs and its results.
 
-An evaluator looks at a split while a model captions it. The built-in ones score the captions (`caption_scores.py`),
-measure retrieval in the joint embedding (`recall.py`) and write the HTML report (`report/html_report.py`); a config
-names more of them (docs/extending.md).
+An evaluator computes metrics on a split while a model captions it. The built-in evaluators score the captions
+(`caption_scores.py`), measure retrieval in the joint embedding (`recall.py`) and write the HTML report
+(`report/html_report.py`). More can be added in the config (docs/extending.md).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class EvalBatch(NamedTuple):
     """A batch inside the jitted evaluation step.
 
     Attributes:
-        model: the captioner.
-        variables: its variables.
+        model: the model of the run.
+        variables: the variables of the model.
         pixels: normalised images.
-        features: of the images, context included, as the decoder attends to them.
-        batch: the arrays of the batch, "tokens" [batch, captions, length] of the references among them.
-        decoded: the captions of the images.
+        features: image features that the decoder attends to, including any context.
+        batch: the arrays of the batch, including the reference "tokens" [batch, captions, length].
+        decoded: the decoded captions.
     """
 
     model: ImageCaptioningModel
@@ -50,14 +50,14 @@ class EvalBatch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class SplitOutputs:
-    """What the evaluation step gave for a whole split.
+    """Outputs of the evaluation step, collected over a split.
 
     Attributes:
         split: the images and their references.
-        captions: image id -> decoded caption, in the order of the split; "" where the image could not be read.
-        arrays: name -> image id -> the image's row of what `Evaluator.outputs` returned under that name. Images that
-            could not be read have none; the padding of the last batch is left out.
-        reference_metrics: "loss", nats per token of the references, and "token_accuracy", both teacher forced.
+        captions: image id -> decoded caption, in the order of the split; "" for images that could not be read.
+        arrays: name -> image id -> row of the array that `Evaluator.outputs` returned under that name. Padding and
+            images that could not be read are left out.
+        reference_metrics: teacher-forced "loss" (nats per token) and "token_accuracy" of the references.
     """
 
     split: Split
@@ -68,12 +68,12 @@ class SplitOutputs:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What an evaluator found.
+    """The result of one evaluator.
 
     Attributes:
-        metrics: name -> value over the split, one for each of `Evaluator.metric_names`.
+        metrics: name -> value over the split, for each name in `Evaluator.metric_names`.
         per_image: name -> image id -> value, for the rows of `eval_<split>.json`.
-        protocol: how the numbers came about.
+        protocol: settings to record in the evaluation protocol.
     """
 
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
@@ -83,18 +83,18 @@ class Result:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What all evaluators found.
+    """The combined results of all evaluators.
 
     Attributes:
-        metrics: metric name -> value; "loss" and "token_accuracy" are those of the references, teacher forced. Those
-            of `retrieval_scores` are there where images and texts share a space. Metrics of an evaluator that the
-            config names are called `<label>/<name>`.
-        captions: image id -> generated caption, "" where the image could not be read; in the order of the split.
-        tokens: image id -> the decoded token ids; of images that could be read, as for `log_probs`.
-        log_probs: image id -> summed log-probability of its tokens.
-        unreadable: image id -> why it could not be captioned.
-        protocol: how the numbers came about.
-        per_image: metric name -> image id -> value, of evaluators that have values per image.
+        metrics: metric name -> value. "loss" and "token_accuracy" are computed on the references with teacher forcing.
+            The metrics of `retrieval_scores` are included if the model has a joint embedding. Metrics of evaluators
+            from the config are named `<label>/<name>`.
+        captions: image id -> generated caption, in the order of the split; "" for images that could not be read.
+        tokens: image id -> decoded token ids, for readable images only.
+        log_probs: image id -> summed log-probability of the tokens, for readable images only.
+        unreadable: image id -> reason why the image could not be read.
+        protocol: the evaluation protocol.
+        per_image: metric name -> image id -> value, for evaluators with per-image values.
     """
 
     metrics: dict[str, float]
@@ -107,16 +107,16 @@ class Evaluation:
 
 
 class FinalEvaluation(NamedTuple):
-    """What evaluators may write about once the best weights of a run have been evaluated.
+    """The evaluation of a run's best weights, passed to `Evaluator.write`.
 
     Attributes:
         experiment: the run.
-        suffix: of the names of the files, such as "val" in `report_val.html`.
+        suffix: suffix of the output file names, such as "val" in `report_val.html`.
         assessment: metrics, captions and protocol.
         split: the images.
         variables: the best weights.
-        context: the captions that the model reads with each image; None for none.
-        unusual: what images and context are called where they are not the usual ones.
+        context: context captions of the images, or None.
+        non_default_inputs: labels of modified inputs, such as "blank" images or "context_none"; empty by default.
     """
 
     experiment: Experiment
@@ -125,45 +125,46 @@ class FinalEvaluation(NamedTuple):
     split: Split
     variables: PyTree
     context: ContextCaptions | None
-    unusual: list[str]
+    non_default_inputs: list[str]
 
 
 class Evaluator:
-    """Base class: an evaluator overrides what it needs, and is a frozen dataclass whose fields are its settings.
+    """Base class of evaluators. Subclasses are frozen dataclasses, whose fields are settings.
 
-    `config.evaluators.<label> = {"name": "package.module:Class", "field": value, ...}` adds one to a run.
+    All methods are optional. `config.evaluators.<label> = {"name": "package.module:Class", "field": value, ...}` adds
+    an evaluator to a run.
     """
 
     def metric_names(self) -> tuple[str, ...]:
-        """The keys of `Result.metrics`, known before anything is evaluated."""
+        """The keys of `Result.metrics`, available before the first evaluation."""
         return ()
 
     def prepare(self, experiment: Experiment) -> Any:
-        """What the methods below need of a run, made once: compiled functions, settings of the data.
+        """Prepares the state passed to `outputs` and `summarise`, such as compiled functions. Called once per run.
 
         Raises:
-            ConfigError: the run has not what this evaluator needs; the message says what to change.
+            ConfigError: the run does not meet the requirements of this evaluator; the message states the remedy.
         """
         return None
 
     def outputs(self, state: Any, batch: EvalBatch) -> dict[str, Float[Array, "batch ..."]]:
-        """Arrays with a leading batch axis, computed inside the jitted evaluation step.
+        """Computes arrays with a leading batch axis inside the jitted evaluation step.
 
         Args:
-            state: from `prepare`.
-            batch: of images; some of its rows may be padding.
+            state: the result of `prepare`.
+            batch: the batch, some rows of which may be padding.
         """
         return {}
 
     def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:
-        """The metrics of a split. All processes call it, with equal arguments.
+        """Computes the metrics of a split. Called by all processes with equal arguments.
 
         Args:
-            state: from `prepare`.
-            variables: the model's.
-            outputs: captions of the whole split, and what `outputs` gave.
+            state: the result of `prepare`.
+            variables: the variables of the model.
+            outputs: the captions of the whole split, and the arrays returned by `outputs`.
         """
         return Result()
 
     def write(self, final: FinalEvaluation) -> None:
-        """Writes files of its own into the workdir; one process calls it, at the end of a run or in mode evaluate."""
+        """Writes additional files to the workdir. Called by one process, after training or in evaluate mode."""

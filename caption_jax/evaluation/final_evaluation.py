@@ -1,4 +1,4 @@
-"""Judging a run's best weights: everything that `--mode=evaluate` and the end of a training leave in the workdir."""
+"""Evaluation of a run's best weights, in `--mode=evaluate` and at the end of training."""
 
 from __future__ import annotations
 
@@ -20,35 +20,44 @@ from input_pipeline.files import write_atomically
 def evaluate_split(
     experiment: Experiment, split: str, images: str = "real", context: str = "", other_data: OtherData | None = None
 ) -> Assessment:
-    """Judges a run's best weights on a split; writes eval_<split>.json, captions_<split>.json and report_<split>.html.
+    """Evaluates a run's best weights on a split.
 
-    Of other data than the run's own they are called eval_<data>_<split>.json, and so on.
+    Writes eval_<split>.json, captions_<split>.json and report_<split>.html. With another dataset the files are named
+    eval_<data>_<split>.json and so on. With non-default images or context, the file names contain their labels, and no
+    HTML report is written.
 
     Args:
         experiment: the run.
         split: name of the split.
         images: see `SplitEvaluator`.
-        context: see `SplitEvaluator`. What comes of unusual images or context has a name of its own and no HTML report.
-        other_data: where the split is of another data set, that.
+        context: see `SplitEvaluator`.
+        other_data: the dataset of the split, if it is not the run's.
     """
     data = {} if other_data is None else {"data": f"{other_data.name} ({other_data.captions.name})"}
     evaluator = SplitEvaluator(experiment, split, images=images, context=context, data=data)
     names = [split] if other_data is None else [other_data.name, split]
-    return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.unusual]))
+    return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.non_default_inputs]))
 
 
 def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True) -> Assessment:
-    """Judges a run's best weights with `evaluator`; `suffix` stands in the names of the files written."""
+    """Evaluates a run's best weights with `evaluator`.
+
+    Args:
+        experiment: the run.
+        evaluator: evaluator of the split.
+        suffix: suffix of the output file names.
+        java: whether to run METEOR and SPICE if they are installed.
+    """
     weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
-    found = evaluator(weights.variables, weights.step)
+    evaluation = evaluator(weights.variables, weights.step)
     main_process = jax.process_index() == 0
     training = experiment.splits.get("train")
-    captions = training.captions if training is not None else None
-    assessment = assess(found, evaluator.split.references, captions, java=java and main_process)
+    training_captions = training.captions if training is not None else None
+    assessment = assess(evaluation, evaluator.split.references, training_captions, java=java and main_process)
     if main_process:
         workdir = experiment.workdir
         write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
-        write_results(workdir / f"captions_{suffix}.json", found.captions)
+        write_results(workdir / f"captions_{suffix}.json", evaluation.captions)
         evaluator.write(
             FinalEvaluation(
                 experiment,
@@ -57,7 +66,7 @@ def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str
                 evaluator.split,
                 weights.variables,
                 evaluator.context,
-                evaluator.unusual,
+                evaluator.non_default_inputs,
             )
         )
     return assessment

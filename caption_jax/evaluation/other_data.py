@@ -1,4 +1,4 @@
-"""Another data set than the run's own, to evaluate the run on: a folder of images and a caption file."""
+"""Evaluation on a dataset other than the run's: a folder with images and a caption file."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ ALL = "all"
 
 @dataclasses.dataclass(frozen=True)
 class OtherData:
-    """A data set to evaluate a run on.
+    """A dataset to evaluate a run on.
 
     Attributes:
-        name: of the data set, the folder's: part of the names of the files with the results.
-        captions: the caption file that was read.
-        split: the images; the split "all" for all of the folder's.
+        name: name of the folder, which becomes part of the output file names.
+        captions: path of the caption file.
+        split: the images; named "all" if it contains every image of the folder.
     """
 
     name: str
@@ -30,16 +30,17 @@ class OtherData:
 
 
 def open_other_data(folder: str, data: DataSpec, split: str = "") -> OtherData:
-    """Opens a folder as the source `folder` does.
+    """Opens a folder with the `folder` data source.
 
     Args:
-        folder: images, in `images/` or in the folder itself, and a caption file of a usual name.
-        data: of the run: whether problems of the files stop it (`on_error`).
-        split: the split to evaluate, where the caption file names splits; "" for all images.
+        folder: path of the folder, with images in `images/` or directly below it, and a caption file with a standard
+            name.
+        data: the data settings of the run, including the error policy (`on_error`).
+        split: the split to evaluate, if the caption file defines splits; all images if empty.
 
     Raises:
-        MissingFileError: there is no folder of that name, or no caption file in it.
-        DataError: the files cannot be used, or there is no such split.
+        MissingFileError: the folder does not exist or has no caption file.
+        DataError: the files cannot be used, or the split does not exist.
     """
     root = Path(folder)
     captions = find_caption_file(root)
@@ -54,19 +55,25 @@ def open_other_data(folder: str, data: DataSpec, split: str = "") -> OtherData:
         split_fractions=SplitFractions(),
     )
     splits = open_splits(spec)
-    chosen = get_split(splits, split) if split else Split(ALL, [record for each in splits.values() for record in each])
-    return OtherData(root.resolve().name, captions, chosen)
+    if split:
+        selected = get_split(splits, split)
+    else:
+        selected = Split(ALL, [record for records in splits.values() for record in records])
+    return OtherData(root.resolve().name, captions, selected)
 
 
-def check_context(slots: int, kind: str) -> None:
-    """Raises ConfigError where the model would read captions of similar images, which other data do not have.
+def check_context(max_texts: int, kind: str) -> None:
+    """Checks that the model does not require context captions, which are not available for other datasets.
 
     Args:
-        slots: of the model's context.
-        kind: what the user asks for; "" for what the run is trained with.
+        max_texts: maximum number of context texts of the model.
+        kind: the requested kind of context; "" for the default of the run.
+
+    Raises:
+        ConfigError: the model would be evaluated with context.
     """
-    if slots and kind != "none":
+    if max_texts and kind != "none":
         raise ConfigError(
-            "this run's model reads captions of similar images, and there are none stored for those of --data: add "
+            "this run's model uses captions of similar images as context, which are not available for --data: add "
             "--context=none"
         )

@@ -1,4 +1,4 @@
-"""How well the images of a split and their captions find each other in the space that they share."""
+"""Evaluator for image-text retrieval in the joint embedding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class TextVectors:
-    """Puts texts in the shared space, `config.data.eval_batch_size` at a time; compiled once.
+    """Embeds texts in the joint embedding space, in batches of `config.data.eval_batch_size`; compiled once.
 
     Args:
         experiment: a run whose model has a text encoder.
@@ -29,7 +29,7 @@ class TextVectors:
 
     def __init__(self, experiment: Experiment):
         model, mesh = experiment.model(), experiment.mesh
-        self._mesh, self._size = mesh, experiment.spec.data.eval_batch_size
+        self._mesh, self._batch_size = mesh, experiment.spec.data.eval_batch_size
         self._tokenizer = experiment.description.text_tokenizer
 
         def embed(variables: PyTree, ids: jax.Array) -> jax.Array:
@@ -38,28 +38,28 @@ class TextVectors:
         self._run = jax.jit(embed, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
-        """Unit vectors of texts, all of them in every process."""
+        """Unit vectors of all texts, replicated in every process."""
         ids = self._tokenizer.encode(texts)
-        found = []
-        for start in range(0, len(ids), self._size):
-            chunk = ids[start : start + self._size]
-            whole = np.full((self._size, ids.shape[1]), PAD, np.int32)
-            whole[: len(chunk)] = chunk
-            mine = np.split(whole, jax.process_count())[jax.process_index()]
-            found.append(np.asarray(self._run(variables, put_batch(mine, self._mesh)))[: len(chunk)])
-        return np.concatenate(found)
+        vectors = []
+        for start in range(0, len(ids), self._batch_size):
+            chunk = ids[start : start + self._batch_size]
+            padded = np.full((self._batch_size, ids.shape[1]), PAD, np.int32)
+            padded[: len(chunk)] = chunk
+            local = np.split(padded, jax.process_count())[jax.process_index()]
+            vectors.append(np.asarray(self._run(variables, put_batch(local, self._mesh)))[: len(chunk)])
+        return np.concatenate(vectors)
 
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalRecall(Evaluator):
-    """Recall@k and median rank between the images of a split and their captions, in the joint embedding."""
+    """Recall@k and median rank between the images of a split and their reference captions."""
 
     def metric_names(self) -> tuple[str, ...]:
-        """Those of `retrieval_scores`."""
+        """The metrics of `retrieval_scores`."""
         return tuple(retrieval_scores(np.ones((1, 1)), np.zeros(1, int)))
 
     def prepare(self, experiment: Experiment) -> TextVectors:
-        """The text side of the joint embedding, compiled when it is first used."""
+        """Builds the text embedding function, which is compiled on first use."""
         return TextVectors(experiment)
 
     def outputs(self, state: TextVectors, batch: EvalBatch) -> dict[str, jax.Array]:
@@ -67,7 +67,7 @@ class RetrievalRecall(Evaluator):
         return {"image": batch.model.apply(batch.variables, batch.features, method="embed_images")}
 
     def summarise(self, state: TextVectors, variables: PyTree, outputs: SplitOutputs) -> Result:
-        """Ranks all images of the split for each caption, and all captions for each image."""
+        """Computes retrieval metrics over all images and captions of the split."""
         if not outputs.split.captions:
             return Result()
         texts = state(variables, outputs.split.captions)
@@ -77,22 +77,22 @@ class RetrievalRecall(Evaluator):
 def split_retrieval(
     split: Split, images: Mapping[Any, Float32[np.ndarray, " width"]], texts: Float32[np.ndarray, "captions width"]
 ) -> dict[str, float]:
-    """Recall and median rank among all images of a split that have captions, and all their captions.
+    """Retrieval metrics between the images of a split that have captions, and all their captions.
 
     Args:
         split: the split.
-        images: vectors by image id. An image that could not be read has none: it and its captions find nothing.
+        images: image id -> vector. Images that could not be read are missing, and count as misses in both directions.
         texts: vectors of `split.captions`.
 
     Returns:
-        What `retrieval_scores` returns; nothing where no image has a caption.
+        The result of `retrieval_scores`; empty if no image has a caption.
     """
     records = [record for record in split if record.captions]
     if not records:
         return {}
     image_of_text = np.repeat(np.arange(len(records)), [len(record.captions) for record in records])
     similarity = np.full((len(records), len(texts)), -np.inf, np.float32)
-    seen = [row for row, record in enumerate(records) if record.image_id in images]
-    if seen:
-        similarity[seen] = np.stack([images[records[row].image_id] for row in seen]) @ texts.T
+    readable = [row for row, record in enumerate(records) if record.image_id in images]
+    if readable:
+        similarity[readable] = np.stack([images[records[row].image_id] for row in readable]) @ texts.T
     return retrieval_scores(similarity, image_of_text)

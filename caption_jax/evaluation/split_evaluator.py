@@ -1,4 +1,4 @@
-"""Evaluating a split: decode every image once, and hand captions and arrays to all evaluators."""
+"""Evaluation of a split: decodes every image once and passes captions and arrays to all evaluators."""
 
 from __future__ import annotations
 
@@ -29,28 +29,28 @@ PyTree = Any
 
 
 class Prepared(NamedTuple):
-    """An evaluator of a run: its label in the config ("" for a built-in one), and what it has prepared."""
+    """An evaluator with its label in the config ("" for built-in evaluators) and its prepared state."""
 
     label: str
     evaluator: Evaluator
     state: Any
 
     def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Values under the names that they have outside of the evaluator."""
+        """Prefixes the names of values with the label."""
         return {f"{self.label}/{name}" if self.label else name: value for name, value in values.items()}
 
 
 @dataclass
 class _Collected:
-    """What the batches of a split have given so far, by image id."""
+    """Outputs of the evaluation step, collected by image id."""
 
     tokens: dict[Any, np.ndarray] = field(default_factory=dict)
     log_probs: dict[Any, float] = field(default_factory=dict)
-    arrays: list[dict[str, dict[Any, np.ndarray]]] = field(default_factory=list)  # of each evaluator
+    arrays: list[dict[str, dict[Any, np.ndarray]]] = field(default_factory=list)  # one dictionary per evaluator
     sums: np.ndarray = field(default_factory=lambda: np.zeros(3))  # loss, correct tokens, all tokens
 
     def add(self, split: Split, out: dict[str, PyTree]) -> None:
-        """Takes up the rows of a batch that are no padding and whose image could be read."""
+        """Adds the rows of a batch, except padding and unreadable images."""
         self.sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
         if not self.arrays:
             self.arrays = [{name: {} for name in arrays} for arrays in out["evaluators"]]
@@ -58,40 +58,40 @@ class _Collected:
             image_id = split[int(out["index"][row])].image_id
             self.tokens[image_id] = out["tokens"][row]
             self.log_probs[image_id] = float(out["log_prob"][row])
-            for of_evaluator, arrays in zip(self.arrays, out["evaluators"], strict=True):
+            for collected, arrays in zip(self.arrays, out["evaluators"], strict=True):
                 for name, array in arrays.items():
-                    of_evaluator[name][image_id] = array[row]
+                    collected[name][image_id] = array[row]
 
     def shuffled(self) -> _Collected:
-        """The same with each image having what the next one has."""
-        arrays = [{name: _moved_on(by_image) for name, by_image in each.items()} for each in self.arrays]
-        return _Collected(_moved_on(self.tokens), _moved_on(self.log_probs), arrays, self.sums)
+        """A copy in which each image has the outputs of the next one."""
+        arrays = [{name: _rotated(rows) for name, rows in per_evaluator.items()} for per_evaluator in self.arrays]
+        return _Collected(_rotated(self.tokens), _rotated(self.log_probs), arrays, self.sums)
 
     def reference_metrics(self) -> dict[str, float]:
-        """Loss and token accuracy of the references, teacher forced."""
+        """Teacher-forced loss and token accuracy of the references."""
         loss, correct, weight = self.sums
         return {"loss": float(loss / max(weight, 1)), "token_accuracy": float(correct / max(weight, 1))}
 
 
 class SplitEvaluator:
-    """Evaluates variables on one split; compiled once, used as often as wanted.
+    """Evaluates variables on one split. The evaluation step is compiled once, on the first call.
 
     Args:
         experiment: the run.
-        split_name: "train", "val", "test", or whatever the data has.
-        limit: score only so many images, evenly spread; 0 for all.
-        images: "real", or for a look at what the captions owe to the image: "blank" (mid-grey) or "shuffled" (each
-            image's caption judged against the references of another).
-        context: see `open_context`; "" for the kind that the run is trained with.
-        data: what the protocol says of the data set; None for the run's own.
+        split_name: name of the split, such as "train", "val" or "test".
+        limit: maximum number of images, sampled at even intervals; 0 for all.
+        images: "real", or an ablation of the image input: "blank" (mid-grey images) or "shuffled" (the caption of each
+            image is scored against the references of another one).
+        context: see `open_context`; "" for the kind of context used in training.
+        data: protocol entries that describe the dataset; None for the dataset of the run.
 
     Attributes:
         split: the images.
-        context: what stands beside them; None for nothing.
-        unusual: what images and context are called where they are not the usual ones.
+        context: context captions of the images, or None.
+        non_default_inputs: labels of `images` and `context` that differ from the default.
 
     Raises:
-        ConfigError: an evaluator that the config names does not fit the run.
+        ConfigError: an argument is invalid, or an evaluator of the config is not compatible with the run.
     """
 
     def __init__(
@@ -107,12 +107,12 @@ class SplitEvaluator:
             raise ConfigError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
         self._experiment, self._split_name, self._images = experiment, split_name, images
         self._data = data or {}
-        self.split = _spread(experiment.split(split_name), limit)
-        usual = default_kind(experiment)
-        self._context_kind = context or usual
+        self.split = _subsample(experiment.split(split_name), limit)
+        default_context_kind = default_kind(experiment)
+        self._context_kind = context or default_context_kind
         self.context = open_context(experiment, split_name, self._context_kind)
-        self.unusual = [] if images == "real" else [images]
-        self.unusual += [] if self._context_kind == usual else [f"context_{context}"]
+        self.non_default_inputs = [] if images == "real" else [images]
+        self.non_default_inputs += [] if self._context_kind == default_context_kind else [f"context_{context}"]
         self._evaluators = prepare_evaluators(experiment)
         mesh = experiment.mesh
         step = make_eval_step(
@@ -123,7 +123,7 @@ class SplitEvaluator:
         self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def check_metric(self, name: str) -> None:
-        """Raises ConfigError, with the names there are, unless an evaluator reports the metric `name`."""
+        """Raises ConfigError, listing the available metrics, if no evaluator reports the metric `name`."""
         names = [
             name
             for prepared in self._evaluators
@@ -133,7 +133,7 @@ class SplitEvaluator:
             raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
-        """Decodes and scores every image of the split; the last batch is padded and masked, never dropped."""
+        """Decodes and scores every image of the split. The last batch is padded and masked, not dropped."""
         started = time.time()
         description = self._experiment.description
         batches = eval_batches(
@@ -155,13 +155,13 @@ class SplitEvaluator:
         return self._summarise(collected, variables, step, started, dict(batches.problems))
 
     def over_all(self) -> SplitEvaluator:
-        """This evaluator over the whole split; they share what is compiled."""
-        whole = copy.copy(self)
-        whole.split = self._experiment.split(self._split_name)
-        return whole
+        """A copy of this evaluator for the whole split, without `limit`; the compiled step is shared."""
+        evaluator = copy.copy(self)
+        evaluator.split = self._experiment.split(self._split_name)
+        return evaluator
 
     def write(self, final: FinalEvaluation) -> None:
-        """Lets every evaluator write its files."""
+        """Calls `Evaluator.write` of every evaluator."""
         for prepared in self._evaluators:
             prepared.evaluator.write(final)
 
@@ -172,19 +172,19 @@ class SplitEvaluator:
         missing = [record for record in self.split if record.image_id not in tokens]
         unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
         captions = {image_id: decode(tokens.get(image_id, ())) for image_id in self.split.image_ids}
-        loss = collected.reference_metrics()
+        reference_metrics = collected.reference_metrics()
         metrics: dict[str, float] = {}
         per_image: dict[str, Mapping[Any, float]] = {}
         results: list[tuple[Prepared, Result]] = []
-        for number, prepared in enumerate(self._evaluators):
-            arrays = collected.arrays[number] if collected.arrays else {}
-            outputs = SplitOutputs(self.split, captions, arrays, loss)
+        for index, prepared in enumerate(self._evaluators):
+            arrays = collected.arrays[index] if collected.arrays else {}
+            outputs = SplitOutputs(self.split, captions, arrays, reference_metrics)
             result = prepared.evaluator.summarise(prepared.state, variables, outputs)
             metrics |= prepared.named(result.metrics)
             per_image |= prepared.named(result.per_image)
             results.append((prepared, result))
-        how = self._protocol(results, unreadable, step, time.time() - started)
-        return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, how, per_image)
+        protocol = self._protocol(results, unreadable, step, time.time() - started)
+        return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, protocol, per_image)
 
     def _protocol(
         self, results: list[tuple[Prepared, Result]], unreadable: dict, step: int, seconds: float
@@ -219,10 +219,10 @@ class SplitEvaluator:
 
 
 def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
-    """The built-in evaluators that apply to a run, then those of `config.evaluators`.
+    """Prepares the built-in evaluators that apply to the run, followed by those of `config.evaluators`.
 
     Raises:
-        ConfigError: one of the latter is no evaluator, or does not fit the run.
+        ConfigError: an entry of `config.evaluators` is not an evaluator, or is not compatible with the run.
     """
     built_in: list[Evaluator] = [CaptionScores()]
     if experiment.description.has_shared_space:
@@ -231,22 +231,22 @@ def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
     for label, evaluator in experiment.spec.evaluators.items():
         if not isinstance(evaluator, Evaluator):
             raise ConfigError(
-                f"config.evaluators.{label}.name={import_path(type(evaluator))} is not an evaluator: it has to derive "
-                f"from {import_path(Evaluator)}"
+                f"config.evaluators.{label}.name={import_path(type(evaluator))} is not an evaluator: it must be a "
+                f"subclass of {import_path(Evaluator)}"
             )
         evaluators.append((label, evaluator))
     return [Prepared(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
 
 
-def _moved_on(by_image: dict[Any, Any]) -> dict[Any, Any]:
-    """Gives each image what the next one has."""
-    values = list(by_image.values())
-    return dict(zip(by_image, [*values[1:], *values[:1]], strict=True))
+def _rotated(per_image: dict[Any, Any]) -> dict[Any, Any]:
+    """Assigns to each image the value of the next one."""
+    values = list(per_image.values())
+    return dict(zip(per_image, [*values[1:], *values[:1]], strict=True))
 
 
-def _spread(split: Split, limit: int) -> Split:
-    """At most `limit` records of the split, evenly spread over it."""
+def _subsample(split: Split, limit: int) -> Split:
+    """At most `limit` records, at even intervals over the split."""
     if not limit or limit >= len(split):
         return split
-    chosen = np.linspace(0, len(split) - 1, limit).round().astype(int)
-    return Split(split.name, [split.records[i] for i in chosen])
+    indices = np.linspace(0, len(split) - 1, limit).round().astype(int)
+    return Split(split.name, [split.records[i] for i in indices])

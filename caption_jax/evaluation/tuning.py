@@ -1,4 +1,4 @@
-"""`--mode=tune`: how much the image's say in the ranking of candidates should weigh, and the length of captions."""
+"""`--mode=tune`: selects the length penalty and the weight of image similarity in reranking beam candidates."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.files import write_atomically
 
-# Beam scores are nats, of the whole caption or (under a length penalty) of a token or so, and the similarities of an
-# image's candidates differ by some hundredths: the weight's size depends on both.
+# The range covers several orders of magnitude. Beam scores are in nats, per caption or, with a length penalty, roughly
+# per token, and the similarities of an image's candidates differ by a few hundredths.
 WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-SEED = 0  # of the halves
+SEED = 0  # of the split into halves
 
-# What the tuned captions are compared with.
-GIVEN, PENALTY = "beam search as given", "beam search, penalty tuned alike"
-_FILES = {PENALTY: "penalty", "tuned": "tuned"}  # captions that no single setting gives: in files of their own
+# Baselines that the tuned captions are compared with.
+BASELINE, PENALTY_TUNED = "beam search as given", "beam search, penalty tuned alike"
+# Cross-tuned captions do not correspond to a single setting, so they are stored in separate files.
+_FILES = {PENALTY_TUNED: "penalty", "tuned": "tuned"}
 
 
 @dataclass(frozen=True)
@@ -55,71 +56,72 @@ class Setting:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was found.
+    """Results of tuning.
 
     Attributes:
-        settings: all that were tried.
-        scores: CIDEr-D of each on the first half, on the second half, and on all images.
-        chosen: the best on all images.
-        for_halves: the best on the other half, for each.
-        given: the setting of the config, without ranking.
-        metrics: name of a system -> metric -> value over all images.
-        gains: name of a system -> metric -> what the captions tuned on the other halves gain over it.
-        captions: name of a system -> image id -> caption.
+        settings: the settings of the grid.
+        scores: CIDEr-D of each setting on the first half, the second half and all images.
+        chosen: the best setting on all images.
+        for_halves: for each half, the best setting on the other half.
+        baseline: the setting of the config, without reranking.
+        metrics: system name -> metric -> value over all images.
+        gains: system name -> metric -> gain of the cross-tuned captions over that system.
+        captions: system name -> image id -> caption.
     """
 
     settings: list[Setting]
     scores: Float[np.ndarray, "3 settings"]
     chosen: Setting
     for_halves: tuple[Setting, Setting]
-    given: Setting
+    baseline: Setting
     metrics: dict[str, dict[str, float]]
     gains: dict[str, dict[str, Comparison]]
     captions: dict[str, dict[Any, str]]
 
 
 def tune_split(experiment: Experiment, split_name: str, context: str = "") -> dict[str, Any]:
-    """Tunes `rerank_weight` and `alpha` of beam search on a split; writes and returns tune_<split>.json.
+    """Tunes `rerank_weight` and `alpha` of beam search on a split; writes tune_<split>.json and returns its contents.
 
-    The captions that it judges, each half's by what is best on the other, go to captions_<split>_tuned.json, and those
-    with the penalty alone tuned to captions_<split>_penalty.json.
+    Also writes the cross-tuned captions, each half decoded with the best setting on the other half, to
+    captions_<split>_tuned.json, and those with only the length penalty tuned to captions_<split>_penalty.json.
 
     Args:
         experiment: the run.
         split_name: name of the split.
-        context: see `open_context`; "" for the kind that the run is trained with, another stands in the file's name.
+        context: see `open_context`; "" for the kind of context used in training. Other kinds are added to the file
+            names.
 
     Raises:
-        ConfigError: the split is the test split, or `config.decode` asks for no beams.
-        WorkdirError: the model has no space that images and texts share.
+        ConfigError: the split is the test split, or `config.decode.beams` is below 2.
+        WorkdirError: the model has no joint embedding.
     """
     started = time.time()
     decode_spec = _beam_search(experiment, split_name)
     split = experiment.split(split_name)
     exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
     weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
-    kind = context or default_kind(experiment)
-    beside = open_context(experiment, split_name, kind)
-    candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, beside)
-    found = tune(split.references, candidates, exponents, decode_spec.alpha)
-    how = {
+    context_kind = context or default_kind(experiment)
+    context_captions = open_context(experiment, split_name, context_kind)
+    candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, context_captions)
+    tuning = tune(split.references, candidates, exponents, decode_spec.alpha)
+    tuning_protocol = {
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),
-        "halves": f"by a hash of image id and seed {SEED}; each half decoded as is best on the other",
-        "intervals": "95 % of 10000 paired bootstrap samples; p-values of 10000 random swaps",
-        **({"context": kind} if experiment.spec.model.context.slots else {}),
+        "halves": f"by a hash of image id and seed {SEED}; each half uses the best setting on the other half",
+        "intervals": "95 % confidence, 10000 paired bootstrap samples; p-values from 10000 randomization samples",
+        **({"context": context_kind} if experiment.spec.model.context.slots else {}),
         **protocol(),
         "decode": as_mapping(decode_spec),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
         "wall_seconds": round(time.time() - started, 1),
     }
-    results = {"split": split_name, "step": weights.step, **_as_results(found), "protocol": how}
-    results["override"] = _override(experiment, replace(decode_spec, **asdict(found.chosen)))
+    results = {"split": split_name, "step": weights.step, **_as_results(tuning), "protocol": tuning_protocol}
+    results["override"] = _override(experiment, replace(decode_spec, **asdict(tuning.chosen)))
     if jax.process_index() == 0:
-        suffix = split_name if kind == default_kind(experiment) else f"{split_name}_context_{kind}"
+        suffix = split_name if context_kind == default_kind(experiment) else f"{split_name}_context_{context_kind}"
         write_atomically(experiment.workdir / f"tune_{suffix}.json", json.dumps(results, indent=2) + "\n")
         for system, name in _FILES.items():
-            write_results(experiment.workdir / f"captions_{suffix}_{name}.json", found.captions[system])
+            write_results(experiment.workdir / f"captions_{suffix}_{name}.json", tuning.captions[system])
     return results
 
 
@@ -129,13 +131,13 @@ def tune(
     exponents: Sequence[float],
     alpha: float,
 ) -> Tuning:
-    """Judges every setting of the grid on candidates that are there already.
+    """Evaluates every setting of the grid on precomputed candidates.
 
     Args:
-        references: image id -> captions.
-        candidates: image id -> candidates; an image that could not be read has none, and an empty caption.
-        exponents: those that the candidates were found with.
-        alpha: the exponent, one of them, of the beam search to compare with.
+        references: image id -> reference captions.
+        candidates: image id -> candidates; images that could not be read are missing and get an empty caption.
+        exponents: length penalty exponents of the candidates.
+        alpha: exponent of the baseline beam search; must be one of `exponents`.
     """
     settings = [Setting(exponent, weight) for exponent in exponents for weight in WEIGHTS]
     captions = [
@@ -147,64 +149,66 @@ def tune(
         }
         for setting in settings
     ]
-    per_image = _cider(references, captions)
+    per_image = _per_image_cider(references, captions)
     halves = seeded_halves(references, SEED)
     scores = np.array([_means(per_image, captions, ids) for ids in (*halves, list(references))])
-    plain = [number for number, setting in enumerate(settings) if not setting.rerank_weight]
-    given = Setting(alpha, 0.0)
+    without_rerank = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
+    baseline = Setting(alpha, 0.0)
     tuned, chosen = cross_tuned(captions, halves, (scores[0], scores[1]))
-    penalty, _ = cross_tuned([captions[n] for n in plain], halves, (scores[0, plain], scores[1, plain]))
-    systems = {GIVEN: captions[settings.index(given)], PENALTY: penalty, "tuned": tuned}
-    judged: dict[str, ImageScores] = {name: score_images(references, said) for name, said in systems.items()}
+    penalty_tuned, _ = cross_tuned(
+        [captions[index] for index in without_rerank], halves, (scores[0, without_rerank], scores[1, without_rerank])
+    )
+    systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: penalty_tuned, "tuned": tuned}
+    scored: dict[str, ImageScores] = {name: score_images(references, output) for name, output in systems.items()}
     return Tuning(
         settings=settings,
         scores=scores,
         chosen=settings[int(np.argmax(scores[2]))],
         for_halves=(settings[chosen[0]], settings[chosen[1]]),
-        given=given,
-        metrics={name: of_system.corpus() for name, of_system in judged.items()},
-        gains={name: compare(judged[name], judged["tuned"]) for name in (GIVEN, PENALTY)},
+        baseline=baseline,
+        metrics={name: system_scores.corpus() for name, system_scores in scored.items()},
+        gains={name: compare(scored[name], scored["tuned"]) for name in (BASELINE, PENALTY_TUNED)},
         captions=systems,
     )
 
 
-def _cider(
+def _per_image_cider(
     references: Mapping[Any, Sequence[str]], captions: Sequence[Mapping[Any, str]]
 ) -> dict[Any, dict[str, float]]:
-    """Image id -> CIDEr-D of each caption that any setting gives it.
+    """CIDEr-D of every distinct caption: image id -> caption -> score.
 
-    An image's score depends on its own caption and all references only, so each caption is scored once.
+    The score depends only on the caption and the references of all images, so each distinct caption is scored once.
     """
-    texts = {image_id: list(dict.fromkeys(said[image_id] for said in captions)) for image_id in references}
-    found: dict[Any, dict[str, float]] = {image_id: {} for image_id in references}
-    for place in range(max(map(len, texts.values()))):
-        said = {image_id: of_image[min(place, len(of_image) - 1)] for image_id, of_image in texts.items()}
-        scored = score_images(references, said)
+    texts = {image_id: list(dict.fromkeys(output[image_id] for output in captions)) for image_id in references}
+    scores: dict[Any, dict[str, float]] = {image_id: {} for image_id in references}
+    for index in range(max(map(len, texts.values()))):
+        batch = {image_id: distinct[min(index, len(distinct) - 1)] for image_id, distinct in texts.items()}
+        scored = score_images(references, batch)
         for image_id, value in zip(scored.image_ids, scored.values["CIDEr-D"], strict=True):
-            found[image_id][said[image_id]] = float(value)
-    return found
+            scores[image_id][batch[image_id]] = float(value)
+    return scores
 
 
 def _means(
     per_image: Mapping[Any, Mapping[str, float]], captions: Sequence[Mapping[Any, str]], image_ids: Sequence[Any]
 ) -> list[float]:
-    return [float(np.mean([per_image[i][said[i]] for i in image_ids])) for said in captions]
+    return [float(np.mean([per_image[i][output[i]] for i in image_ids])) for output in captions]
 
 
 def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
-    """The beam search to tune, after checks."""
+    """Checks the arguments of `tune_split` and returns the beam search settings to tune."""
     if split_name == "test":
         raise ConfigError(
-            "settings that are chosen on the test split make its scores worthless: tune on another, with --split=val"
+            "cannot tune on the test split, because its scores would no longer be unbiased: use --split=val"
         )
     if experiment.model().shared_space is None:
         raise WorkdirError(
-            "this run's model has no space that images and texts share, so captions cannot be ranked by the image: "
-            "train one with config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
+            "this run's model has no joint embedding, so captions cannot be reranked by image similarity: train one "
+            "with config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py"
         )
     spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0)
     if spec.beams < 2:
-        raise ConfigError(f"config.decode.beams={spec.beams} gives one candidate: set it to 2 or more")
+        raise ConfigError(f"config.decode.beams is {spec.beams}; tuning requires 2 or more")
     if spec.length_penalty not in EXPONENTS:
         raise ConfigError(
             f"config.decode.length_penalty is {spec.length_penalty!r}; it must be one of {', '.join(EXPONENTS)}"
@@ -213,47 +217,47 @@ def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
 
 
 def _override(experiment: Experiment, chosen: DecodeSpec) -> str:
-    """The flags that give the stored config these decode settings."""
-    stored, wanted = as_mapping(read_spec(experiment.workdir).decode), as_mapping(chosen)
-    changed = {name for name, value in wanted.items() if value != stored[name]}
+    """Command line flags that change the stored decode settings to the chosen ones."""
+    stored, settings = as_mapping(read_spec(experiment.workdir).decode), as_mapping(chosen)
+    changed = {name for name, value in settings.items() if value != stored[name]}
     names = ["method", *sorted(changed - {"method"} | {"beams", "alpha", "rerank_weight"})]
-    return " ".join(shlex.quote(f"--config.decode.{name}={wanted[name]}") for name in names)
+    return " ".join(shlex.quote(f"--config.decode.{name}={settings[name]}") for name in names)
 
 
-def _as_results(found: Tuning) -> dict[str, Any]:
-    """The part of tune_<split>.json that says what was found."""
-    rows = zip(found.settings, found.scores.T.tolist(), strict=True)
+def _as_results(tuning: Tuning) -> dict[str, Any]:
+    """The results section of tune_<split>.json."""
+    rows = zip(tuning.settings, tuning.scores.T.tolist(), strict=True)
     return {
-        "chosen": asdict(found.chosen),
-        "chosen_on_the_other_half": [asdict(setting) for setting in found.for_halves],
-        "given": asdict(found.given),
-        "metrics": found.metrics,
+        "chosen": asdict(tuning.chosen),
+        "chosen_on_the_other_half": [asdict(setting) for setting in tuning.for_halves],
+        "given": asdict(tuning.baseline),
+        "metrics": tuning.metrics,
         "gain_over": {
-            name: {metric: asdict(gain) for metric, gain in gains.items()} for name, gains in found.gains.items()
+            name: {metric: asdict(gain) for metric, gain in gains.items()} for name, gains in tuning.gains.items()
         },
         "settings": [
-            {**asdict(setting), "CIDEr-D": whole, "CIDEr-D_of_halves": [first, second]}
-            for setting, (first, second, whole) in rows
+            {**asdict(setting), "CIDEr-D": overall, "CIDEr-D_of_halves": [first, second]}
+            for setting, (first, second, overall) in rows
         ],
     }
 
 
 def print_tuning(results: Mapping[str, Any]) -> None:
-    """Prints the grid, what the honest comparison gave, and the flags to use."""
-    how, cells = results["protocol"], results["settings"]
-    print(f"\n{results['split']} split: {how['images']} images, step {results['step']}, {how['device']}")
-    print(f"tokenization: {how['tokenization']}; decoding: {decode_settings(how['decode'])}\n")
+    """Prints the grid, the cross-tuned comparison and the flags of the best setting."""
+    protocol, cells = results["protocol"], results["settings"]
+    print(f"\n{results['split']} split: {protocol['images']} images, step {results['step']}, {protocol['device']}")
+    print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}\n")
     print("CIDEr-D of all images, by alpha (down) and rerank_weight (across)\n")
     print(" " * 8 + "".join(f"{weight:8g}" for weight in WEIGHTS))
     for start in range(0, len(cells), len(WEIGHTS)):
         row = cells[start : start + len(WEIGHTS)]
         print(f"{row[0]['alpha']:8g}" + "".join(f"{cell['CIDEr-D']:8.4f}" for cell in row))
     first, second = ((half["alpha"], half["rerank_weight"]) for half in results["chosen_on_the_other_half"])
-    print(f"\ntuned on one half, judged on the other (alpha, rerank_weight: {first} and {second})\n")
+    print(f"\ntuned on one half, evaluated on the other (alpha, rerank_weight: {first} and {second})\n")
     for name, metrics in results["metrics"].items():
         print(f"  {name:<34} CIDEr-D {metrics['CIDEr-D']:.4f}   BLEU-4 {metrics['BLEU-4']:.4f}")
     for name, gains in results["gain_over"].items():
         gain = gains["CIDEr-D"]
         interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}], p {gain['p_value']:.4f}"
-        print(f"  CIDEr-D gained over {name}: {gain['difference']:+.4f} {interval}")
+        print(f"  CIDEr-D gain over {name}: {gain['difference']:+.4f} {interval}")
     print(f"\nbest on all images:\n  {results['override']}")

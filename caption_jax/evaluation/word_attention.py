@@ -1,4 +1,4 @@
-"""Cross-attention over the image for each word of a caption, for people to look at."""
+"""Cross-attention over the image for each word of a caption, for visualization."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ def teacher_forced_attention(
     tokens: Int[np.ndarray, "images length"],
     context: Int[np.ndarray, "images texts length"] | None = None,
 ) -> Float[np.ndarray, "images length slots"]:
-    """Attention over the image while each token was predicted, averaged over layers and heads.
+    """Cross-attention over the image when predicting each token, averaged over layers and heads.
 
-    The tokens are teacher forced, so it does not matter which decoding method chose them.
+    The tokens are teacher-forced, so the result does not depend on the decoding method.
 
     Args:
-        description: the run, from which the model is built.
-        variables: the model's variables.
-        pixels: images as `description.preprocessing.load` returns them.
-        tokens: captions without <s>, padded.
-        context: token ids of the captions used as context, as a batch holds them.
+        description: the run description, from which the model is built.
+        variables: the variables of the model.
+        pixels: images as returned by `description.preprocessing.load`.
+        tokens: token ids of the captions without <s>, padded.
+        context: token ids of the context captions, as in a batch.
     """
     model = description.model()
 
@@ -52,7 +52,7 @@ def teacher_forced_attention(
 def attention_per_word(
     vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length slots"]
 ) -> tuple[list[str], Float[np.ndarray, "words slots"]]:
-    """The words of a caption and the attention of each: the mean over the word's tokens."""
+    """Words of a caption and their attention, averaged over the tokens of each word."""
     spans = vocabulary.words_with_spans(tokens)
     return [word for word, _, _ in spans], np.array([attention[start:end].mean(axis=0) for _, start, end in spans])
 
@@ -60,7 +60,7 @@ def attention_per_word(
 def stack_context(
     context: ContextCaptions | None, records: Sequence[Record]
 ) -> Int32[np.ndarray, "images slots length"] | None:
-    """The context of some images, as a batch holds it; None without context or images."""
+    """Context token ids of the records, as in a batch; None if there is no context or no record."""
     if context is None or not records:
         return None
     return np.stack([context.load(record.image_id) for record in records])

@@ -27,7 +27,7 @@ def test_results_hold_scores_intervals_and_every_image():
 
 
 def test_java_is_asked_in_evaluate_mode_only(monkeypatch):
-    assert assessed().absent == dict.fromkeys(("METEOR", "SPICE"), "left to evaluate mode")
+    assert assessed().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
 
     class Meteor:
         def compute_score(self, references, results):
@@ -47,4 +47,4 @@ def test_the_terminal_shows_the_same(capsys):
     interval = found.intervals["CIDEr-D"]
     assert f"[{interval.low:.4f}, {interval.high:.4f}]" in lines["CIDEr-D"]
     assert float(lines["novel"].split()[1]) == pytest.approx(found.diversity["novel"], abs=1e-4)
-    assert "absent: left to evaluate mode" in lines["METEOR"] and "the file is empty" in lines["3.png:"]
+    assert "absent: computed in evaluate mode only" in lines["METEOR"] and "the file is empty" in lines["3.png:"]

@@ -111,7 +111,7 @@ def test_padding_and_devices_change_no_score(searchable_workdir):
 
 def test_a_model_without_a_joint_embedding_is_told_what_to_do(small_workdir):
     experiment = open_experiment(epath.Path(small_workdir), with_score(small_workdir))
-    with pytest.raises(ConfigError, match="no joint embedding of them: train one with"):
+    with pytest.raises(ConfigError, match=r"requires a model with a joint embedding of .*: train one with"):
         SplitEvaluator(experiment, "val")
 
 

@@ -1,1 +1,1 @@
-"""Reports of an evaluation: on the terminal, as pictures, and as one HTML file."""
+"""Evaluation reports: terminal output, plots and a standalone HTML file."""

@@ -1,4 +1,4 @@
-"""An image lit up where the decoder attended, once per word."""
+"""Attention maps: a copy of the image per word, bright where the decoder attended."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ def attention_panels(
     *,
     grid: tuple[int, int] | None = None,
 ) -> list[tuple[str, UInt8[np.ndarray, "height width 3"]]]:
-    """Returns a title and a picture for each word: the image, bright where the decoder attended while predicting it.
+    """Returns a (title, panel) pair per word; the panel is bright where the decoder attended when predicting the word.
 
-    Each picture is scaled to its own brightest cell. If a slot for the image's vector follows the grid in the memory,
-    the title shows the fraction of attention that went to it.
+    Each panel is normalised to its maximum. If the memory contains the image vector after the grid, the title shows the
+    fraction of attention on it.
 
     Args:
-        image: as the encoder saw it, or the same view with another aspect ratio.
-        words: the caption's words, or some of them.
-        attention: a row per word: the grid's cells in row-major order, then the vector if there is one. Rows need not
-            sum to one.
-        grid: (rows, columns) of cells; square by default.
+        image: the input of the encoder, possibly with a different aspect ratio.
+        words: words of the caption, or a subset of them.
+        attention: one row per word, with the grid cells in row-major order, followed by the image vector if there is
+            one. Rows need not sum to one.
+        grid: (rows, columns) of the grid; square by default.
 
     Raises:
-        ValueError: the slots do not form the grid, or words and rows differ in number.
+        ValueError: the memory positions do not form the grid, or the number of rows differs from the number of words.
     """
     attention = np.asarray(attention, np.float64)
     if not len(words):
         return []
     if attention.ndim != 2 or len(words) != len(attention):
-        raise ValueError(f"{len(words)} words need attention [words, slots], not of shape {attention.shape}")
+        raise ValueError(f"attention for {len(words)} words must be [words, memory], got shape {attention.shape}")
     (rows, columns), has_vector = _grid_shape(attention.shape[1], grid)
     panels = []
     for word, weights, total in zip(words, attention, attention.sum(axis=1), strict=True):
@@ -46,19 +46,20 @@ def attention_panels(
     return panels
 
 
-def _grid_shape(slots: int, grid: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
-    """The (rows, columns) of the grid, and whether a slot for a vector follows it."""
-    candidates = [grid] if grid else [(math.isqrt(n), math.isqrt(n)) for n in (slots, slots - 1) if n]
+def _grid_shape(length: int, grid: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """The (rows, columns) of the grid, and whether the image vector follows it in a memory of `length` positions."""
+    candidates = [grid] if grid else [(math.isqrt(n), math.isqrt(n)) for n in (length, length - 1) if n]
     for rows, columns in candidates:
-        if slots - rows * columns in (0, 1):
-            return (rows, columns), slots > rows * columns
-    raise ValueError(f"{slots} slots of attention are no grid of {grid or 'square shape'}, with or without a vector")
+        if length - rows * columns in (0, 1):
+            return (rows, columns), length > rows * columns
+    expected = f"a grid of {grid}" if grid else "a square grid"
+    raise ValueError(f"{length} memory positions do not form {expected}, with or without an image vector")
 
 
 def _spotlight(
     image: UInt8[np.ndarray, "height width 3"], weights: Float[np.ndarray, "rows columns"]
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """Darkens the image to grey except where the weights are high."""
+    """Darkens and desaturates the image where the weights are low."""
     height, width = image.shape[:2]
     weights = weights / max(weights.max(), 1e-12)
     smooth = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)

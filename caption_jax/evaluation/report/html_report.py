@@ -1,4 +1,4 @@
-"""The evaluator that writes the HTML report of a run's best weights."""
+"""Evaluator that writes the HTML report of a run's best weights."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from caption_jax.telemetry.metrics_file import read_metrics
 
 @dataclasses.dataclass(frozen=True)
 class HtmlReport(Evaluator):
-    """`report_<split>.html`; none of unusual images or context."""
+    """Writes `report_<split>.html`, except for evaluations with non-default images or context."""
 
     def write(self, final: FinalEvaluation) -> None:
-        """Draws examples, and writes them with the metrics and the run's training curves."""
-        if final.unusual:
+        """Writes the report with metrics, examples and the training curves of the run."""
+        if final.non_default_inputs:
             return
         workdir = final.experiment.workdir
         examples = make_examples(
             final.split, final.assessment, final.experiment.description, final.variables, final.context
         )
-        metrics = workdir / "metrics.jsonl"
-        rows = read_metrics(metrics) if metrics.exists() else []
+        metrics_file = workdir / "metrics.jsonl"
+        rows = read_metrics(metrics_file) if metrics_file.exists() else []
         write_report(workdir / f"report_{final.suffix}.html", workdir.name, final.assessment, examples, rows)

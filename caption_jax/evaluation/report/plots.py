@@ -1,6 +1,6 @@
-"""Pictures for people: images with captions, attention over an image word by word, the loss curve.
+"""Plots: captioned images, attention maps and loss curves.
 
-Drawn on matplotlib's Agg canvas without pyplot: no window and no global state, so any thread may draw.
+They are drawn on matplotlib's Agg canvas instead of pyplot, which would require global state and is not thread-safe.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from caption_jax.evaluation.report.attention_panels import attention_panels
 from caption_jax.telemetry.metrics_file import read_metrics, series, smoothed
 from input_pipeline.files import write_atomically
 
-Picture = UInt8[np.ndarray, "height width 3"]
+RgbImage = UInt8[np.ndarray, "height width 3"]
 
 _DPI = 100
-_GAP = 14  # pixels between cells and around the picture
-_LINE_HEIGHT = 15  # pixels, of 9-point text
-_REGULAR_WIDTH, _BOLD_WIDTH = 7.1, 8.2  # pixels per letter of 9-point text, a generous estimate
+_GAP = 14  # pixels between cells and at the border
+_LINE_HEIGHT = 15  # pixels, for 9-point text
+_REGULAR_WIDTH, _BOLD_WIDTH = 7.1, 8.2  # pixels per letter of 9-point text, conservative estimates
 _BLACK, _GREY, _BLUE, _ORANGE = "#1a1a1a", "#707070", "#1f5fa8", "#d1660a"
 
 
@@ -40,26 +40,26 @@ def caption_grid(
     *,
     columns: int = 4,
     cell: int = 256,
-) -> Picture:
-    """Draws images in a grid, the generated caption under each in black and its references in grey.
+) -> RgbImage:
+    """Draws images in a grid, with the generated caption in black and the references in grey below each image.
 
     Args:
-        images: of any aspect ratio; the longer side is drawn `cell` pixels long.
+        images: images of any aspect ratio; the longer side is scaled to `cell` pixels.
         generated: one caption per image.
-        references: one or several per image, of which the first two are shown.
-        columns: images per row.
-        cell: side of an image's cell in pixels.
+        references: one or more reference captions per image; the first two are shown.
+        columns: maximum number of images per row.
+        cell: side length of a grid cell in pixels.
 
     Returns:
-        The picture, as wide as the number of columns in use needs.
+        The rendered grid.
 
     Raises:
         ValueError: there are no images, or the numbers of images, captions and references differ.
     """
     if not len(images) or not len(images) == len(generated) == len(references):
         raise ValueError(
-            f"captions and references must be as many as images, and at least one: "
-            f"{len(images)}, {len(generated)}, {len(references)}"
+            f"images, generated captions and references must have the same nonzero length, got "
+            f"{len(images)}, {len(generated)} and {len(references)}"
         )
     first_references = [[text] if isinstance(text, str) else list(text)[:2] for text in references]
     generated_lines = [_wrap(text or "(empty)", cell, 3, _BOLD_WIDTH) for text in generated]
@@ -76,47 +76,47 @@ def caption_grid(
 
 
 def attention_overlay(
-    image: Picture,
+    image: RgbImage,
     words: Sequence[str],
     attention: Float[np.ndarray, "words slots"],
     *,
     grid: tuple[int, int] | None = None,
     columns: int = 6,
     cell: int = 180,
-) -> Picture:
-    """Draws the unmodified image, then the panels of `attention_panels` with their titles, in a grid.
+) -> RgbImage:
+    """Draws the original image and the panels of `attention_panels` in a grid, with titles.
 
     Args:
-        image: as for `attention_panels`; likewise `words`, `attention` and `grid`.
-        words: the caption's words, or some of them. Without words only the unmodified image is drawn.
-        attention: a row per word.
-        grid: (rows, columns) of cells; square by default.
-        columns: panels per row.
-        cell: side of a panel in pixels.
+        image: see `attention_panels`.
+        words: see `attention_panels`. If empty, only the original image is drawn.
+        attention: see `attention_panels`.
+        grid: see `attention_panels`.
+        columns: maximum number of panels per row.
+        cell: side length of a panel in pixels.
 
     Raises:
-        ValueError: the slots do not form the grid, or words and rows differ in number.
+        ValueError: see `attention_panels`.
     """
     panels = [("", np.asarray(image, np.uint8)), *attention_panels(image, words, attention, grid=grid)]
     columns = min(columns, len(panels))
     layout = _GridLayout(columns, math.ceil(len(panels) / columns), cell, lines=1)
     figure = layout.figure()
-    for i, (title, picture) in enumerate(panels):
-        _show(layout.axes(figure, i), picture)
+    for i, (title, panel) in enumerate(panels):
+        _show(layout.axes(figure, i), panel)
         layout.write(figure, i, 0, _wrap(title, cell, 1), color=_BLACK)
     return _to_array(figure)
 
 
 def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
-    """Draws a run's logged metrics as a PNG: losses by step, with CIDEr-D in a panel below if it was measured.
+    """Plots the logged metrics of a run as a PNG: loss by step and, if available, CIDEr-D in a second panel.
 
     Args:
-        metrics: the `metrics.jsonl` that `Monitor` writes.
-        path: PNG to write, local or on a bucket.
+        metrics: the `metrics.jsonl` file written by `Monitor`.
+        path: output file, local or on a bucket.
 
     Raises:
-        FileNotFoundError: there is no such metrics file.
-        WorkdirError: a line of it is damaged.
+        FileNotFoundError: the metrics file does not exist.
+        WorkdirError: the metrics file is corrupt.
     """
     rows = read_metrics(metrics)
     scores = series(rows, "CIDEr-D")
@@ -157,7 +157,7 @@ def _draw_scores(axes: Axes, scores: dict[str, np.ndarray]) -> None:
 
 
 def _wrap(text: str, width: int, max_lines: int, letter_width: float = _REGULAR_WIDTH) -> list[str]:
-    """Lines of at most `width` pixels; text beyond `max_lines` is replaced by an ellipsis."""
+    """Wraps text into lines of at most `width` pixels; text beyond `max_lines` is replaced by an ellipsis."""
     return textwrap.wrap(text, max(int(width / letter_width), 8), max_lines=max_lines, placeholder=" …")
 
 
@@ -168,7 +168,7 @@ def _show(axes: Axes, image: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class _GridLayout:
-    """A grid of square cells, `side` pixels each, with room for `lines` lines of text below each."""
+    """A grid of square cells with sides of `side` pixels and `lines` lines of text below each cell."""
 
     columns: int
     rows: int
@@ -196,11 +196,11 @@ class _GridLayout:
         return figure.add_axes((left / self.width, bottom, self.side / self.width, self.side / self.height))
 
     def write(self, figure: Figure, index: int, first: int, lines: Sequence[str], **style: str) -> None:
-        """Writes lines of text below a cell, starting at line `first` of its text area."""
+        """Draws lines of text below a cell, starting at line `first` of its text area."""
         left, top = self._corner(index)
         for number, line in enumerate(lines, start=first + 1):
             x, y = left / self.width, 1 - (top + self.side + number * _LINE_HEIGHT) / self.height
-            # Captions are shown as they are: a pair of dollar signs must not start a formula.
+            # parse_math=False because a pair of dollar signs in a caption is not a formula.
             figure.text(x, y, line, va="baseline", fontsize=9, parse_math=False, **style)
 
     def _corner(self, index: int) -> tuple[int, int]:
@@ -208,8 +208,8 @@ class _GridLayout:
         return _GAP + column * (self.side + _GAP), _GAP + row * self.row_height
 
 
-def _to_array(figure: Figure) -> Picture:
-    """Renders the figure; letters that the font lacks become boxes."""
+def _to_array(figure: Figure) -> RgbImage:
+    """Renders the figure; glyphs missing in the font become boxes."""
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

@@ -1,4 +1,4 @@
-"""An evaluation as text on the terminal."""
+"""Terminal output of an evaluation."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import Any
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.specs import DecodeSpec, as_mapping
 
-# By method, the settings that are shown even at their defaults.
+# Settings that are shown for each decoding method even if they have their default values.
 _ALWAYS_SHOWN = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
 
 
 def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
-    """Prints the protocol, scores with confidence intervals, diversity, unreadable images and sample captions.
+    """Prints the protocol, scores with confidence intervals, caption statistics, unreadable images and samples.
 
     Args:
         assessment: the evaluation.
-        samples: number of captions to print, from the start of the split.
+        samples: number of captions to print, from the beginning of the split.
     """
     protocol, evaluation = assessment.protocol, assessment.evaluation
     model_input = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
@@ -47,12 +47,12 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
 
 
 def decode_settings(decode: dict[str, Any]) -> str:
-    """Summarises `config.decode`: the method, its main settings, and every other setting that is not at its default.
+    """Summarises `config.decode`: the method, its main settings and all other settings with non-default values.
 
     For example "beam alpha=0.0 beams=3 length_penalty=power max_length=40".
 
     Args:
-        decode: the settings by name; those that an older run lacks count as defaults.
+        decode: settings by name; settings missing in older runs have their defaults.
     """
     defaults = as_mapping(DecodeSpec())
     settings = {**defaults, **decode}

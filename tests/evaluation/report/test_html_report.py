@@ -18,7 +18,7 @@ from small_assessment import CAPTIONS, REFERENCES, assessed
 
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.report.html import write_report
-from caption_jax.evaluation.report.html.examples import Example, Picture, choose
+from caption_jax.evaluation.report.html.examples import Example, JpegImage, choose
 from caption_jax.evaluation.report.html.page import render
 from caption_jax.metrics import score_images
 from caption_jax.telemetry.metrics_file import Row
@@ -31,7 +31,7 @@ ROWS = [
 
 
 def example(assessment: Assessment, image_id: str) -> Example:
-    picture = Picture.of(np.full((30, 40, 3), 99, np.uint8))
+    picture = JpegImage.encode(np.full((30, 40, 3), 99, np.uint8))
     row = list(assessment.references).index(image_id)
     scores = {name: float(values[row]) for name, values in assessment.images.values.items()}
     caption, references = assessment.evaluation.captions[image_id], assessment.references[image_id]
@@ -111,7 +111,7 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
         assert said in page.text, said
     interval = assessment.intervals["CIDEr-D"]
     assert f"{interval.low:.4f} – {interval.high:.4f}" in page.text
-    assert "absent: left to evaluate mode" in page.text
+    assert "absent: computed in evaluate mode only" in page.text
     assert "3.png : the file is empty" in page.text
     assert f"{assessment.diversity['novel']:.4f}" in page.text
     assert len(page.all("svg")) == 2
@@ -119,9 +119,9 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
 
 def test_the_protocol_says_what_stood_beside_the_images():
     assessment = assessed()
-    assert "texts beside an image" not in Page(page_of(assessment)).text
+    assert "context captions" not in Page(page_of(assessment)).text
     assessment.protocol["context"] = "retrieved"
-    assert "texts beside an image: retrieved" in Page(page_of(assessment)).text
+    assert "context captions: retrieved" in Page(page_of(assessment)).text
 
 
 def test_text_is_shown_as_it_is_and_never_run():
@@ -155,7 +155,7 @@ def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
     page = Page(page_of(assessed(), ROWS))
     descriptions = [svg["aria-label"] for svg in page.all("svg")]
     assert "train 1.000 at step 100, val 0.500 at step 100" in descriptions[0]
-    assert "best CIDEr-D of val 1.000 at step 100" in descriptions[1]
+    assert "best val CIDEr-D 1.000 at step 100" in descriptions[1]
     width, height = map(float, page.all("svg")[0]["viewbox"].split()[2:])
     for line in page.all("polyline"):
         points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
@@ -182,7 +182,7 @@ def test_names_of_the_run_and_of_its_splits_are_text_too():
     page = check_self_contained(page_of(assessment, rows, run_name=DANGEROUS))
     assert page.texts.count(DANGEROUS) == 1 + 1 + 2  # heading, image id, and a legend in each chart
     assert all(DANGEROUS in svg["aria-label"] for svg in page.all("svg"))
-    assert f"texts beside an image: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
+    assert f"context captions: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
 
 
 def test_a_protocol_without_what_the_page_shows_is_an_error():

@@ -1,4 +1,4 @@
-"""The HTML report of an evaluation: one file that opens anywhere, without a network and without a script."""
+"""HTML report of an evaluation: a standalone file without scripts or network requests."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def write_report(
     examples: Mapping[str, Sequence[Example]],
     rows: Sequence[Row] = (),
 ) -> None:
-    """Writes the report as one HTML file.
+    """Writes the report as a single HTML file.
 
     Args:
-        path: the file, local or on a bucket.
-        run_name: the report's title.
+        path: output file, local or on a bucket.
+        run_name: title of the report.
         assessment: scores, captions and protocol of a split.
-        examples: the images to show, from `make_examples`: groups of "best", "worst" and "random" ones.
-        rows: the run's logged metrics, for the training curves; without any there are no curves.
+        examples: the "best", "worst" and "random" examples from `make_examples`.
+        rows: logged metrics of the run for the training curves, which are omitted if there are none.
     """
     from caption_jax.evaluation.report.html.page import render
 

@@ -1,4 +1,4 @@
-"""The layout of the report's line charts: ticks, labels and polylines in the coordinates of an SVG picture."""
+"""Layout of the report's line charts: ticks, labels and polylines in SVG coordinates."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from caption_jax.telemetry.metrics_file import Row, series, smoothed
 
 Points = Float[np.ndarray, "points 2"]
 
-_MAX_POINTS = 400  # per polyline: more make the file larger, not the picture better
+_MAX_POINTS = 400  # per polyline; more increase the file size without a visible difference
 _MAX_MARKS = 40
 _TICKS = 5
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The plot area of a chart and the ranges of steps and values that it covers. Lengths are SVG user units.
+    """The plot area of a chart, with its ranges of steps and values. Lengths are in SVG user units.
 
-    The margins leave room for labels at the font size that the style sheet sets for a phone, which is the largest.
+    The margins fit labels at the largest font size in the style sheet, which is used on phones.
     """
 
     steps: tuple[float, float]
@@ -40,7 +40,7 @@ class Frame:
         return round(self.left + fraction * (self.right - self.left), 1)
 
     def y(self, value: float) -> float:
-        """Vertical coordinate of a value, which grows downwards; values far above the range are clipped."""
+        """Vertical coordinate of a value, increasing downwards; values far above the range are clipped."""
         fraction = (value - self.values[0]) / (self.values[1] - self.values[0])
         return round(self.bottom - min(fraction, 1.05) * (self.bottom - self.top), 1)
 
@@ -58,8 +58,8 @@ class Curve:
     """A polyline of a chart.
 
     Attributes:
-        points: (step, value) pairs in order of step.
-        name: in the legend; "" for none.
+        points: (step, value) pairs, sorted by step.
+        name: name in the legend; "" to omit the curve from it.
         style: CSS class: "train", "val", or "raw" for a thin background line that does not affect the axes.
     """
 
@@ -70,7 +70,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Polyline:
-    """A curve as it is drawn: SVG coordinates, and whether each point gets a mark."""
+    """A curve in SVG coordinates. `marked` curves have a marker at each point."""
 
     coordinates: Sequence[tuple[float, float]]
     style: str
@@ -79,16 +79,16 @@ class Polyline:
 
 @dataclass(frozen=True)
 class Chart:
-    """Everything that the template needs to draw a chart.
+    """A chart as input of the template.
 
     Attributes:
         title: heading.
-        unit: of the values.
-        summary: what the curves show, as a phrase.
+        unit: unit of the values.
+        summary: short description of the curves.
         legend: (name, CSS class) of each named curve.
         frame: the plot area.
-        value_ticks: along the vertical axis.
-        step_ticks: along the horizontal axis.
+        value_ticks: ticks of the vertical axis.
+        step_ticks: ticks of the horizontal axis.
         polylines: the curves.
     """
 
@@ -103,17 +103,17 @@ class Chart:
 
 
 def training_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Charts of the loss and of the validation's CIDEr-D, each only if the run has logged it."""
+    """Charts of the loss and the validation CIDEr-D, each only if it has been logged."""
     losses, scores = series(rows, "loss"), series(rows, "CIDEr-D")
     charts = []
     if losses:
         curves = [curve for split, points in losses.items() for curve in _loss_curves(split, points)]
         last = (f"{split} {points[-1, 1]:.3f} at step {points[-1, 0]:,.0f}" for split, points in losses.items())
-        charts.append(_chart("Loss", "nats a token", curves, f"last loss: {', '.join(last)}"))
+        charts.append(_chart("Loss", "nats per token", curves, f"last loss: {', '.join(last)}"))
     if scores:
         curves = [Curve(points, split, "val") for split, points in scores.items()]
         best = [(split, *points[points[:, 1].argmax()]) for split, points in scores.items()]
-        summary = "; ".join(f"best CIDEr-D of {split} {value:.3f} at step {step:,.0f}" for split, step, value in best)
+        summary = "; ".join(f"best {split} CIDEr-D {value:.3f} at step {step:,.0f}" for split, step, value in best)
         charts.append(_chart("CIDEr-D", "higher is better", curves, summary, minimum=0.0))
     return charts
 
@@ -126,11 +126,11 @@ def _loss_curves(split: str, points: Points) -> list[Curve]:
 
 
 def _chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum: float | None = None) -> Chart:
-    """Lays out a chart whose values start at `minimum`, by default at the least value."""
+    """Lays out a chart whose value axis starts at `minimum`, by default the smallest value."""
     points = np.concatenate([curve.points for curve in curves if curve.style != "raw"])
     steps = _round_numbers(0.0, float(points[:, 0].max()))
-    least = float(points[:, 1].min()) if minimum is None else minimum
-    values = _round_numbers(least, float(points[:, 1].max()))
+    lowest = float(points[:, 1].min()) if minimum is None else minimum
+    values = _round_numbers(lowest, float(points[:, 1].max()))
     frame = Frame((steps[0], max(steps[-1], 1.0)), (values[0], values[-1]))
     return Chart(
         title=title,
@@ -139,19 +139,19 @@ def _chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum
         legend=[(curve.name, curve.style) for curve in curves if curve.name],
         frame=frame,
         value_ticks=[Tick(frame.y(value), f"{value:g}") for value in values],
-        step_ticks=[Tick(frame.x(step), _short(step)) for step in steps],
+        step_ticks=[Tick(frame.x(step), _step_label(step)) for step in steps],
         polylines=[_polyline(frame, curve) for curve in curves],
     )
 
 
 def _polyline(frame: Frame, curve: Curve) -> Polyline:
-    kept = np.unique(np.linspace(0, len(curve.points) - 1, _MAX_POINTS).round().astype(int))
-    coordinates = [(frame.x(step), frame.y(value)) for step, value in curve.points[kept]]
+    indices = np.unique(np.linspace(0, len(curve.points) - 1, _MAX_POINTS).round().astype(int))
+    coordinates = [(frame.x(step), frame.y(value)) for step, value in curve.points[indices]]
     return Polyline(coordinates, curve.style, marked=curve.style == "val" and len(coordinates) <= _MAX_MARKS)
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """Evenly spaced round numbers, about five, that cover the range from `low` to `high`."""
+    """About five evenly spaced round numbers that cover the range from `low` to `high`."""
     span = high - low if high > low else max(abs(high), 1.0)
     rough = span / _TICKS
     power = 10.0 ** math.floor(math.log10(rough))
@@ -160,5 +160,5 @@ def _round_numbers(low: float, high: float) -> list[float]:
     return [round(n * step, 10) for n in range(first, last + 1)]
 
 
-def _short(step: float) -> str:
+def _step_label(step: float) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"

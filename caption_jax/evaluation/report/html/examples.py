@@ -1,4 +1,4 @@
-"""The images that a report shows: which ones, small copies of them, and where the decoder attended in some."""
+"""Example images of the report: selection, thumbnails and attention maps."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ from input_pipeline.records import Record, Split
 
 PyTree = Any
 
-_GROUP_SIZE = 8  # images
-_WITH_ATTENTION = 2  # of each group, the first ones
-_CARD_SIDE = 400  # pixels of the longer side
-_PANEL_SIDE = 200  # the same of a picture that shows attention
+_GROUP_SIZE = 8  # images per group
+_WITH_ATTENTION = 2  # number of images per group with attention maps
+_CARD_SIDE = 400  # longer side of an image in pixels
+_PANEL_SIDE = 200  # longer side of an attention panel in pixels
 _JPEG_QUALITY = 80
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A JPEG and its size in pixels."""
+class JpegImage:
+    """A JPEG-encoded image and its size in pixels."""
 
     jpeg: bytes
     width: int
     height: int
 
     @classmethod
-    def of(cls, pixels: UInt8[np.ndarray, "height width 3"]) -> Picture:
-        """Encodes pixels."""
+    def encode(cls, pixels: UInt8[np.ndarray, "height width 3"]) -> JpegImage:
+        """Encodes pixels as JPEG."""
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "JPEG", quality=_JPEG_QUALITY, optimize=True)
         return cls(buffer.getvalue(), pixels.shape[1], pixels.shape[0])
@@ -51,45 +51,46 @@ class Example:
     """An image of the split with its captions and scores.
 
     Attributes:
-        image_id: its id.
-        picture: the image, reduced.
+        image_id: id of the image.
+        thumbnail: the downscaled image.
         caption: the generated caption.
-        references: the captions that people wrote.
+        references: the reference captions.
         scores: metric name -> value for this image.
-        attention: a title and a picture per word of the caption, see `attention_panels`; empty for most images.
+        attention: a (title, panel) pair per word of the caption, see `attention_panels`; empty for most images.
     """
 
     image_id: Any
-    picture: Picture
+    thumbnail: JpegImage
     caption: str
     references: Sequence[str]
     scores: dict[str, float]
-    attention: Sequence[tuple[str, Picture]] = ()
+    attention: Sequence[tuple[str, JpegImage]] = ()
 
 
 def choose(
     scores: ImageScores, readable: Collection[Any], count: int = _GROUP_SIZE, seed: int = 0
 ) -> dict[str, list[Any]]:
-    """Selects the images with the best and the worst CIDEr-D, and a random sample.
+    """Selects the images with the highest and lowest CIDEr-D, and a random sample.
 
-    Ties are broken by ROUGE-L, then by the order of the split. From two readable images on, best and worst do not
-    overlap.
+    Ties are broken by ROUGE-L, then by the order of the split. The best and worst images do not overlap if at least two
+    images are readable.
 
     Args:
-        scores: scores per image.
+        scores: per-image scores.
         readable: ids of the images that can be shown.
-        count: most images of a group.
-        seed: of the random sample, which is the same at each call.
+        count: maximum number of images per group.
+        seed: random seed of the sample.
 
     Returns:
-        "best", "worst" and "random" -> image ids; the best and worst first, the random ones in the order of the split.
+        "best", "worst" and "random" -> image ids. The first two start with the most extreme image; random images are in
+        the order of the split.
     """
     rows = [row for row, image_id in enumerate(scores.image_ids) if image_id in readable]
     ranked = sorted(rows, key=lambda row: (-scores.values["CIDEr-D"][row], -scores.values["ROUGE-L"][row]))
     extreme = min(count, max(len(rows) // 2, 1))
     sample = np.random.default_rng(seed).permutation(rows)[:count].tolist()
     groups = {"best": ranked[:extreme], "worst": ranked[::-1][:extreme], "random": sorted(sample)}
-    return {name: [scores.image_ids[row] for row in chosen] for name, chosen in groups.items()}
+    return {name: [scores.image_ids[row] for row in selected] for name, selected in groups.items()}
 
 
 def make_examples(
@@ -99,14 +100,14 @@ def make_examples(
     variables: PyTree,
     context: ContextCaptions | None = None,
 ) -> dict[str, list[Example]]:
-    """Reads the images of each group of `choose`, and computes attention for the first ones of a group.
+    """Reads the images of each group of `choose`, and computes attention maps for the first ones of a group.
 
     Args:
-        split: the images that were captioned.
+        split: the captioned images.
         assessment: their captions and scores.
-        description: the run, for the model and its preprocessing.
-        variables: the weights that wrote the captions.
-        context: the captions that the model read with each image; None for none.
+        description: the run description.
+        variables: the variables that generated the captions.
+        context: context captions of the images, or None.
     """
     groups = choose(assessment.images, set(assessment.evaluation.tokens))
     records = {record.image_id: record for record in split}
@@ -119,7 +120,7 @@ def make_examples(
     def example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
-            picture=Picture.of(_thumbnail(records[image_id], _CARD_SIDE)),
+            thumbnail=JpegImage.encode(_thumbnail(records[image_id], _CARD_SIDE)),
             caption=assessment.evaluation.captions[image_id],
             references=assessment.references[image_id],
             scores={name: float(values[rows[image_id]]) for name, values in assessment.images.values.items()},
@@ -136,9 +137,9 @@ def _word_panels(
     description: RunDescription,
     variables: PyTree,
     context: ContextCaptions | None,
-) -> dict[Any, list[tuple[str, Picture]]]:
-    """Image id -> a title and a picture per word of its caption, lit up where the decoder attended."""
-    # Drawings are not worth a program that all processes would have to join, and a lone vector has no grid to show.
+) -> dict[Any, list[tuple[str, JpegImage]]]:
+    """Image id -> a (title, panel) pair per word of its caption; see `attention_panels`."""
+    # Skipped in multi-process runs, where every process would have to run the program, and for vectors without a grid.
     if jax.process_count() > 1 or description.spec.model.image_memory == "vector" or not records:
         return {}
     preprocessing, vocabulary = description.preprocessing, description.vocabulary
@@ -148,13 +149,13 @@ def _word_panels(
     panels = {}
     for record, image, caption_tokens, caption_attention in zip(records, pixels, tokens, attention, strict=True):
         words, word_attention = attention_per_word(vocabulary, caption_tokens, caption_attention)
-        # An image that the model saw squashed is shown with its own aspect ratio, and the attention stretched with it.
-        shown = _thumbnail(record, _PANEL_SIDE) if preprocessing.fit == "squash" else image
+        # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
+        background = _thumbnail(record, _PANEL_SIDE) if preprocessing.fit == "squash" else image
         panels[record.image_id] = [
-            (title, Picture.of(panel)) for title, panel in attention_panels(shown, words, word_attention)
+            (title, JpegImage.encode(panel)) for title, panel in attention_panels(background, words, word_attention)
         ]
     return panels
 
 
-def _thumbnail(record: Record, longest: int) -> UInt8[np.ndarray, "height width 3"]:
-    return thumbnail(record.source(), longest, name=record.name)
+def _thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
+    return thumbnail(record.source(), longer_side, name=record.name)

@@ -1,4 +1,4 @@
-"""Renders the report's page from templates/: every value is escaped, and an undefined one is an error."""
+"""Renders the report from templates/. All values are escaped, and undefined values are errors."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from caption_jax.telemetry.metrics_file import Row
 
 _DESCRIPTIONS = {
     "CIDEr-D": "agreement with the references; rare words count more (0 to 10)",
-    "BLEU-1": "words shared with the references (0 to 1)",
-    "BLEU-2": "with word pairs",
-    "BLEU-3": "with runs of three words",
-    "BLEU-4": "with runs of four words",
-    "ROUGE-L": "longest common word sequence (0 to 1)",
-    "METEOR": "words shared, with stems, synonyms and paraphrases (0 to 1)",
-    "SPICE": "objects, attributes and relations shared (0 to 1)",
-    "exact_match": "share of captions that are a reference word for word",
-    "loss": "of the references, nats a token (lower is better)",
-    "token_accuracy": "share of the references' tokens predicted",
-    "distinct-1": "different words, share of all words",
-    "distinct-2": "different word pairs, share of all pairs",
-    "vocabulary": "different words",
-    "unique": "different captions, share of all captions",
-    "novel": "share of captions that are no training caption",
-    "mean_length": "words a caption",
-    "function_word_ending": "share of captions that end in “a”, “the”, “with”, ...",
+    "BLEU-1": "unigram precision with brevity penalty (0 to 1)",
+    "BLEU-2": "n-grams up to length 2",
+    "BLEU-3": "n-grams up to length 3",
+    "BLEU-4": "n-grams up to length 4",
+    "ROUGE-L": "longest common subsequence of words (0 to 1)",
+    "METEOR": "word matches, including stems, synonyms and paraphrases (0 to 1)",
+    "SPICE": "matches of objects, attributes and relations (0 to 1)",
+    "exact_match": "fraction of captions identical to a reference",
+    "loss": "of the references, in nats per token (lower is better)",
+    "token_accuracy": "fraction of reference tokens predicted correctly",
+    "distinct-1": "distinct words / total words",
+    "distinct-2": "distinct word pairs / total word pairs",
+    "vocabulary": "number of distinct words",
+    "unique": "fraction of distinct captions",
+    "novel": "fraction of captions not in the training captions",
+    "mean_length": "words per caption",
+    "function_word_ending": "fraction of captions that end in “a”, “the”, “with”, ...",
 }
 
 
@@ -43,10 +43,10 @@ def render(
     """Renders the page as text that UTF-8 can encode.
 
     Args:
-        run_name: the page's heading.
+        run_name: heading of the page.
         assessment: scores, captions and protocol of a split.
-        examples: the images of the groups "best", "worst" and "random".
-        rows: the run's logged metrics.
+        examples: the "best", "worst" and "random" examples.
+        rows: logged metrics of the run.
     """
     with_attention = {
         example.image_id: example for group in examples.values() for example in group if example.attention
@@ -58,10 +58,10 @@ def render(
         confidence=f"{100 * CONFIDENCE:g} %",
         charts=training_charts(rows),
         examples=examples,
-        attention_examples=list(with_attention.values()),  # each image once
+        attention_examples=list(with_attention.values()),  # without duplicates
         aspect_ratio=_aspect_ratio(examples),
     )
-    # What no file can hold, such as half of a surrogate pair in a file's name, becomes a question mark.
+    # Unencodable characters, such as lone surrogates in a file name, are replaced by question marks.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
@@ -82,16 +82,16 @@ def _template() -> jinja2.Template:
 
 
 def _describe_metric(name: str) -> str:
-    """An explanation for the reader; "" for an unknown metric."""
+    """A short explanation of a metric; "" if the metric is unknown."""
     if name in _DESCRIPTIONS:
         return _DESCRIPTIONS[name]
     direction, is_recall, count = name.partition("_R@")  # the names of `retrieval_scores`
     if is_recall:
-        return f"share of the {direction.partition('_')[0]}s that find one of theirs among the first {count}"
-    return "place of the first that is right (1 is best)" if name.endswith("_median_rank") else ""
+        return f"fraction of {direction.partition('_')[0]}s with a correct match in the top {count}"
+    return "median rank of the first correct match (1 is best)" if name.endswith("_median_rank") else ""
 
 
 def _aspect_ratio(examples: Mapping[str, Sequence[Example]]) -> float:
-    """Width by height of the frames that images are shown in: the median of the images', within limits."""
-    ratios = [example.picture.width / example.picture.height for group in examples.values() for example in group]
+    """Aspect ratio (width / height) of the image frames: the median of the images, clipped."""
+    ratios = [example.thumbnail.width / example.thumbnail.height for group in examples.values() for example in group]
     return min(max(statistics.median(ratios), 0.75), 1.5) if ratios else 1.0
