@@ -23,7 +23,7 @@ PyTree = Any
 _ATTENTION_IMAGES = 4  # number of samples with attention maps
 
 
-class Samples:
+class SampleSummaries:
     """Image summaries of the first `config.train.sample_images` images of a split, with captions and attention.
 
     The images are read once, and the decoder is compiled once. Disabled in multi-process training.
@@ -43,7 +43,7 @@ class Samples:
         self._context = stack_context(context, records)
         self._decode = _decoder_with_attention(experiment)
 
-    def show(self, monitor: Monitor, weights: PyTree, step: int) -> None:
+    def write(self, monitor: Monitor, weights: PyTree, step: int) -> None:
         """Captions the images with `weights` and writes the summaries to the monitor."""
         if not self._references:
             return

@@ -154,7 +154,7 @@ class SplitEvaluator:
             collected = collected.shuffled()
         return self._summarise(collected, variables, step, started, dict(batches.problems))
 
-    def over_all(self) -> SplitEvaluator:
+    def on_full_split(self) -> SplitEvaluator:
         """A copy of this evaluator for the whole split, without `limit`; the compiled step is shared."""
         evaluator = copy.copy(self)
         evaluator.split = self._experiment.split(self._split_name)

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_best
-from caption_jax.evaluation.sample_summaries import Samples
+from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import stored_features
 from caption_jax.files import absolute
@@ -79,7 +79,7 @@ class Run:
         self.state, restored = self._first_state()
         self.samples = None
         if self.evaluator is not None:
-            self.samples = Samples(experiment, self.evaluator.split, self.evaluator.context)
+            self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
         if restored is not None:
             self._resume(restored)
@@ -209,7 +209,7 @@ class Run:
             weights = self.state.weights()
             found = self.evaluator(weights, step)
             self.monitor.scalars(step, found.metrics, "val")
-            self.samples.show(self.monitor, weights, step)
+            self.samples.write(self.monitor, weights, step)
             name = self.spec.train.best_metric
             value, best = found.metrics[name], self.progress["best"]
             shown = ", ".join(f"{key} {found.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
@@ -264,7 +264,7 @@ def finish(run: Run) -> Assessment | None:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
         return None
-    return evaluate_best(experiment, run.evaluator.over_all(), "val", java=False)
+    return evaluate_best(experiment, run.evaluator.on_full_split(), "val", java=False)
 
 
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
