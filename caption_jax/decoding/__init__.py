@@ -1,4 +1,4 @@
-"""Captions from a model: greedy decoding, beam search and sampling, each one jitted loop over the decoder's cache."""
+"""Caption decoding: greedy decoding, beam search and sampling, each a single jitted loop over the decoder's cache."""
 
 from caption_jax.decoding.beam import LENGTH_PENALTIES, beam_search
 from caption_jax.decoding.decoded import Decoded

@@ -1,4 +1,4 @@
-"""Beam search, with length penalties, several candidates and diverse groups."""
+"""Beam search with length penalties, multiple candidates and diverse groups."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from caption_jax.decoding.beam_loop import Search, best_of
+from caption_jax.decoding.beam_loop import Search, best_captions
 from caption_jax.decoding.constraints import Constraint
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
@@ -18,17 +18,17 @@ from caption_jax.decoding.predictor import Predictor
 from caption_jax.errors import ConfigError
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
-# Divisor of a score by name: of the length in tokens, </s> included, and the exponent.
+# Length penalties by name, as functions of the length in tokens (including </s>) and the exponent.
 LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "power": lambda length, alpha: length**alpha,
     "gnmt": lambda length, alpha: ((5.0 + length) / 6.0) ** alpha,  # Wu et al., 2016, https://arxiv.org/abs/1609.08144
 }
 
-# Exponents among which to look for the best.
+# Exponents to try when tuning, by penalty.
 EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
 
 
-def beam_search(  # noqa: PLR0913 - by keyword: the search's settings, and what all methods take
+def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the arguments common to all methods
     model: Any,
     variables: Any,
     features: Any,
@@ -47,48 +47,51 @@ def beam_search(  # noqa: PLR0913 - by keyword: the search's settings, and what 
     eos_id: int = EOS,
     pad_id: int = PAD,
 ) -> Decoded:
-    """Searches for the captions of the highest score, keeping the `beams` best beginnings at each step.
+    """Searches for the highest-scoring captions, keeping the `beams` best hypotheses at each step.
 
-    Score of a caption: its log-probability (after constraints) over the length penalty. At each step the `beams` best
-    continuations of all beginnings are found; those that end are candidates, and the best that do not end are the next
-    beginnings, so that their number never shrinks. Beginnings that reach the length limit count as captions. An image
-    is done when none of its beginnings, however it goes on, can overtake its `candidates` best; the loop stops when
-    all are done. A beam of one is greedy decoding, and takes its path.
+    The score of a caption is its log-probability (after constraints) divided by the length penalty. At each step, all
+    hypotheses are extended by one token and the extensions are ranked. Extensions by </s> that rank among the `beams`
+    best become candidates. The `beams` best extensions by other tokens become the next hypotheses, so their number
+    never shrinks. Hypotheses that reach the length limit also become candidates. An image is finished once none of its
+    hypotheses can still overtake its `candidates` best captions, and the loop stops once all images are finished.
+    `beams=1` runs greedy decoding.
 
-    Groups (Vijayakumar et al., 2016, "Diverse Beam Search", https://arxiv.org/abs/1610.02424): the beams are split into
-    groups that choose one after the other; for a group, a token costs `diversity` for each time that groups before it
-    have chosen it at this step.
+    With `groups` above 1 this is diverse beam search (Vijayakumar et al., 2016, https://arxiv.org/abs/1610.02424): the
+    groups choose their tokens one after another, and each token is penalised by `diversity` times the number of
+    hypotheses in earlier groups that chose it at the same step.
 
     Can be traced by `jax.jit`.
 
     Args:
-        model: the captioner, or a sequence of them: an ensemble averaged in probability.
-        variables: its variables (of an ensemble: a sequence, one a model).
-        features: of the images, from `ImageCaptioningModel.encode_images`, or a bare memory (or a sequence).
-        max_length: most tokens of a caption, <s> and </s> included; the decoder's own limit also holds.
-        beams: beginnings kept, over all groups.
-        candidates: captions returned for an image, best first. With groups 1, or a multiple of `groups` (as many of
-            each).
-        length_penalty: "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha), of the length in tokens, </s>
-            included, <s> not.
-        alpha: exponent; 0 for no penalty, more for longer captions.
-        groups: divides `beams`.
-        diversity: strength of the groups' dissimilarity, 0 or more.
+        model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
+        variables: variables of the model (for an ensemble, a sequence with one entry per model).
+        features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
+            a sequence with one entry per model).
+        max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
+        beams: total number of hypotheses per image, over all groups.
+        candidates: number of captions to return per image, best first; 1 or a multiple of `groups`, each of which
+            contributes the same number.
+        length_penalty: "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha), where the length in tokens
+            includes </s> but not <s>.
+        alpha: exponent of the length penalty; 0 disables it, larger values favour longer captions.
+        groups: number of groups; must divide `beams`.
+        diversity: strength of the diversity penalty between groups, at least 0.
         constraints: see `caption_jax.decoding.constraints`.
-        memory_mask: True for memory slots that count; None for all.
-        return_attention: also return where each token looked.
+        memory_mask: True for memory positions to attend to; all positions if None.
+        return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id that fills up ended captions.
+        pad_id: id of <pad>, which fills finished captions.
 
     Raises:
-        ConfigError: numbers that do not go together, or an unknown penalty.
+        ConfigError: the counts are inconsistent, or the length penalty is unknown.
 
     Example:
-        First token: "a" 0.6, "one" 0.4. After "a": "cat" 0.4, "dog" 0.3, </s> 0.3; after "one": "cat" 0.9, </s> 0.1.
-        Everything then ends. Greedy says "a cat" (0.24). With `beams=2` both beginnings live on, the best continuations
-        are "one cat" (0.36) and "a cat" (0.24), and "one cat </s>" is returned with `score == [log 0.36]`;
-        `candidates=2` adds "a cat </s>". With "power" and `alpha=1` the scores are divided by 3, the length with </s>.
+        Suppose the first token is "a" (0.6) or "one" (0.4), followed by "cat" (0.4), "dog" (0.3) or </s> (0.3) after
+        "a", and by "cat" (0.9) or </s> (0.1) after "one", and every noun is followed by </s>. Greedy decoding returns
+        "a cat" (0.24). With `beams=2` both hypotheses survive the first step, their best extensions are "one cat"
+        (0.36) and "a cat" (0.24), and "one cat </s>" is returned with `score == [log 0.36]`; `candidates=2` also
+        returns "a cat </s>". With "power" and `alpha=1` the scores are divided by 3, the length including </s>.
     """
     _check(beams, candidates, groups, length_penalty)
     penalty = functools.partial(_penalty, length_penalty, alpha)
@@ -107,12 +110,12 @@ def beam_search(  # noqa: PLR0913 - by keyword: the search's settings, and what 
         )
         return decoded.replace(all_scores=decoded.all_scores / penalty((decoded.all_tokens != pad_id).sum(-1)))
     predictor = Predictor(model, variables, features, memory_mask)
-    groups_best = Search(
+    group_captions = Search(
         predictor=predictor,
         length=predictor.limit(max_length),
         width=beams // groups,
         groups=groups,
-        keep=max(candidates // groups, 1),
+        candidates=max(candidates // groups, 1),
         penalty=penalty,
         diversity=diversity,
         constraints=tuple(constraints),
@@ -120,7 +123,7 @@ def beam_search(  # noqa: PLR0913 - by keyword: the search's settings, and what 
         eos_id=eos_id,
         pad_id=pad_id,
     ).run()
-    decoded = Decoded(*best_of(list(groups_best), candidates))
+    decoded = Decoded(*best_captions(list(group_captions), candidates))
     if return_attention:
         decoded = decoded.replace(all_attention=predictor.attention(decoded.all_tokens, bos_id, pad_id))
     return decoded
@@ -133,12 +136,13 @@ def _check(beams: int, candidates: int, groups: int, length_penalty: str) -> Non
         raise ConfigError(f"groups={groups} must divide beams={beams}")
     if candidates > 1 and candidates % groups:
         raise ConfigError(
-            f"candidates={candidates} must be 1 or a multiple of groups={groups}: each group gives as many"
+            f"candidates={candidates} must be 1 or a multiple of groups={groups}, because every group returns the same "
+            "number of captions"
         )
     if candidates > beams:
-        raise ConfigError(f"candidates={candidates} cannot be more than beams={beams}: raise beams")
+        raise ConfigError(f"candidates={candidates} cannot be more than beams={beams}; increase beams")
     if length_penalty not in LENGTH_PENALTIES:
-        raise ConfigError(f"length_penalty is {length_penalty!r}; it must be one of {', '.join(LENGTH_PENALTIES)}")
+        raise ConfigError(f"unknown length_penalty {length_penalty!r}; expected one of {', '.join(LENGTH_PENALTIES)}")
 
 
 def _penalty(name: str, alpha: float | jax.Array, length: jax.Array) -> jax.Array:

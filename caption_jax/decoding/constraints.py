@@ -1,14 +1,15 @@
-"""What captions may say: small functions on log-probabilities, to be combined in any order.
+"""Constraints on captions: functions on log-probabilities that can be combined in any order.
 
-A constraint is called at each step with the next token's log-probabilities and the tokens so far, and returns
-log-probabilities: -inf forbids a token, less makes it less welcome. Nothing is renormalised: under constraints that
-only forbid, beam search looks for the captions that are likeliest under the model among those allowed. A constraint
-may not return more than 0: the search stops when no continuation can win, and relies on scores that never rise.
+A constraint is called at each step with the log-probabilities of the next token and the tokens so far, and returns
+modified log-probabilities: -inf forbids a token, and lower values penalise it. Nothing is renormalised, so with
+constraints that only forbid tokens, beam search looks for the most probable captions under the model among those
+allowed. A constraint must not return values above 0, because early stopping relies on scores that never increase.
 
 Example:
-    `[min_length(5, eos_id=2), no_repeat_ngram(3), banned_endings([[17], [23]], eos_id=2)]` asks for captions of at
-    least three tokens between <s> and </s>, no three in a row twice, not ending in token 17 or 23. At step 0 with
-    log-probabilities `[-9, -9, -1.2, -1.6, -0.7]` the first makes them `[-9, -9, -inf, -1.6, -0.7]`: `</s>` must wait.
+    `[min_length(5, eos_id=2), no_repeat_ngram(3), banned_endings([[17], [23]], eos_id=2)]` requires at least three
+    tokens between <s> and </s>, no repeated trigram, and captions that do not end in token 17 or 23. At step 0, the
+    first constraint turns log-probabilities `[-9, -9, -1.2, -1.6, -0.7]` into `[-9, -9, -inf, -1.6, -0.7]`, which rules
+    out </s>.
 """
 
 from __future__ import annotations
@@ -27,22 +28,22 @@ LogProbs = Float[Array, "batch rows vocabulary"]
 
 
 class Progress(NamedTuple):
-    """The captions so far.
+    """The captions generated so far.
 
     Attributes:
-        tokens: ids after <s>; from `step` on they mean nothing.
-        step: how many tokens there are.
+        tokens: token ids after <s>; entries from index `step` on are undefined.
+        step: number of tokens generated so far.
     """
 
     tokens: Int[Array, "batch rows length"]
     step: Int[Array, ""]
 
     def last(self, count: int) -> Int[Array, "batch rows count"]:
-        """The last `count` tokens; means something where `step >= count`."""
+        """Returns the last `count` tokens; undefined while `step < count`."""
         return jax.lax.dynamic_slice_in_dim(self.tokens, jnp.maximum(self.step - count, 0), count, axis=-1)
 
-    def stands(self, ids: Sequence[int]) -> Bool[Array, "batch rows"]:
-        """Whether these ids (at most `length`) are the last tokens."""
+    def ends_with(self, ids: Sequence[int]) -> Bool[Array, "batch rows"]:
+        """Whether each caption so far ends with `ids`, of which there are at most `length`."""
         return (self.last(len(ids)) == np.asarray(ids, np.int32)).all(-1) & (self.step >= len(ids))
 
 
@@ -50,62 +51,62 @@ Constraint = Callable[[LogProbs, Progress], LogProbs]
 
 
 def constrain(constraints: Sequence[Constraint], log_probs: LogProbs, progress: Progress) -> LogProbs:
-    """Applies constraints one after the other."""
+    """Applies constraints in order."""
     for constraint in constraints:
         log_probs = constraint(log_probs, progress)
     return log_probs
 
 
 def min_length(tokens: int | jax.Array, *, eos_id: int) -> Constraint:
-    """No caption of fewer than `tokens` tokens, <s> and </s> included."""
+    """Forbids captions shorter than `tokens` tokens, including <s> and </s>."""
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        ended_now = progress.step + 2
-        return _forbid(log_probs, _one(eos_id, log_probs) & (ended_now < tokens))
+        length_if_finished = progress.step + 2
+        return _forbid(log_probs, _one_hot(eos_id, log_probs) & (length_if_finished < tokens))
 
     return apply
 
 
 def max_length(tokens: int | jax.Array | None = None, *, eos_id: int) -> Constraint:
-    """Every caption ends after at most `tokens` tokens, <s> and </s> included: </s> is forced where it must come.
+    """Forces </s> so that every caption has at most `tokens` tokens, including <s> and </s>.
 
-    None stands for the limit of the decoding method, which by itself cuts captions off, without </s>.
+    If `tokens` is None, the limit is that of the decoding method, which otherwise truncates captions without </s>.
     """
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        ended_now = progress.step + 2
-        most = progress.tokens.shape[-1] + 1 if tokens is None else tokens
-        return _forbid(log_probs, ~_one(eos_id, log_probs) & (ended_now >= most))
+        length_if_finished = progress.step + 2
+        limit = progress.tokens.shape[-1] + 1 if tokens is None else tokens
+        return _forbid(log_probs, ~_one_hot(eos_id, log_probs) & (length_if_finished >= limit))
 
     return apply
 
 
 def banned_tokens(ids: Sequence[int]) -> Constraint:
-    """No caption holds any of these tokens."""
+    """Forbids these tokens."""
     ids = np.asarray(ids, np.int32)
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        return _forbid(log_probs, _any_of(ids, log_probs))
+        return _forbid(log_probs, _multi_hot(ids, log_probs))
 
     return apply
 
 
 def banned_phrases(phrases: Sequence[Sequence[int]]) -> Constraint:
-    """No caption holds any of these token sequences."""
+    """Forbids these token sequences anywhere in a caption."""
     phrases = [np.asarray(phrase, np.int32) for phrase in phrases if len(phrase)]
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         for phrase in phrases:
             if len(phrase) <= progress.tokens.shape[-1]:
-                begun = progress.stands(phrase[:-1])
-                log_probs = _forbid(log_probs, _one(int(phrase[-1]), log_probs) & begun[..., None])
+                completes = progress.ends_with(phrase[:-1])
+                log_probs = _forbid(log_probs, _one_hot(int(phrase[-1]), log_probs) & completes[..., None])
         return log_probs
 
     return apply
 
 
 def banned_endings(endings: Sequence[Sequence[int]], *, eos_id: int) -> Constraint:
-    """No caption ends in any of these token sequences, be it at </s> or at the length limit."""
+    """Forbids captions that end in any of these token sequences, whether at </s> or at the length limit."""
     endings = [np.asarray(ending, np.int32) for ending in endings if len(ending)]
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
@@ -114,42 +115,42 @@ def banned_endings(endings: Sequence[Sequence[int]], *, eos_id: int) -> Constrai
         for ending in endings:
             if len(ending) > length:
                 continue
-            log_probs = _forbid(log_probs, _one(eos_id, log_probs) & progress.stands(ending)[..., None])
-            # At the limit the next token is the last, so it may not complete the ending.
-            begun = final & progress.stands(ending[:-1])
-            log_probs = _forbid(log_probs, _one(int(ending[-1]), log_probs) & begun[..., None])
+            log_probs = _forbid(log_probs, _one_hot(eos_id, log_probs) & progress.ends_with(ending)[..., None])
+            # At the length limit the next token is the last one, so it must not complete the ending.
+            completes = final & progress.ends_with(ending[:-1])
+            log_probs = _forbid(log_probs, _one_hot(int(ending[-1]), log_probs) & completes[..., None])
         return log_probs
 
     return apply
 
 
 def required_prefix(ids: Int[Array, "*images length"] | Sequence[int]) -> Constraint:
-    """Every caption begins with these tokens: one prefix for all images, or one each, shorter ones filled with -1."""
+    """Forces captions to start with these tokens: one prefix for all images, or one per image, padded with -1."""
     ids = jnp.asarray(ids, jnp.int32)
     ids = ids if ids.ndim == 2 else ids[None]
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         if ids.shape[1] == 0:
             return log_probs
-        at = jnp.minimum(progress.step, ids.shape[1] - 1)
-        wanted = jax.lax.dynamic_index_in_dim(ids, at, axis=1)[:, :, None]  # [images or 1, 1, 1]
-        asked = (wanted >= 0) & (progress.step < ids.shape[1])
-        return _forbid(log_probs, asked & (jnp.arange(log_probs.shape[-1]) != wanted))
+        index = jnp.minimum(progress.step, ids.shape[1] - 1)
+        required = jax.lax.dynamic_index_in_dim(ids, index, axis=1)[:, :, None]  # [images or 1, 1, 1]
+        in_prefix = (required >= 0) & (progress.step < ids.shape[1])
+        return _forbid(log_probs, in_prefix & (jnp.arange(log_probs.shape[-1]) != required))
 
     return apply
 
 
 def no_repeat_ngram(size: int) -> Constraint:
-    """No caption holds the same `size` tokens in a row twice (Paulus et al., 2017, https://arxiv.org/abs/1705.04304)."""
+    """Forbids repeated n-grams of `size` tokens (Paulus et al., 2017, https://arxiv.org/abs/1705.04304)."""
     if size < 1:
-        raise ConfigError(f"no_repeat_ngram of size {size}; the size must be at least 1")
+        raise ConfigError(f"no_repeat_ngram must be at least 1, got {size}")
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         length = progress.tokens.shape[-1]
         starts = length - size + 1
         if starts < 1:
             return log_probs
-        repeated = jnp.arange(starts) + size - 1 < progress.step  # n-grams that are complete
+        repeated = jnp.arange(starts) + size - 1 < progress.step  # only complete n-grams
         if size > 1:
             context = progress.last(size - 1)
             windows = [progress.tokens[..., i : i + starts] == context[..., i : i + 1] for i in range(size - 1)]
@@ -160,36 +161,36 @@ def no_repeat_ngram(size: int) -> Constraint:
     return apply
 
 
-def no_double_tokens() -> Constraint:
-    """No token stands directly after itself, as in "a large large dog"; words of several tokens may."""
+def no_immediate_repeats() -> Constraint:
+    """Forbids immediate repeats of a token, as in "a large large dog"; words of several tokens can still repeat."""
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        doubled = jnp.arange(log_probs.shape[-1]) == progress.last(1)
-        return _forbid(log_probs, doubled & (progress.step > 0))
+        repeated = jnp.arange(log_probs.shape[-1]) == progress.last(1)
+        return _forbid(log_probs, repeated & (progress.step > 0))
 
     return apply
 
 
 def repetition_penalty(penalty: float | jax.Array) -> Constraint:
-    """Multiplies the log-probability of tokens that the caption already holds by `penalty`, 1 or more.
+    """Multiplies the log-probability of tokens already in the caption by `penalty`, which must be at least 1.
 
-    After Keskar et al., 2019 (CTRL, https://arxiv.org/abs/1909.05858), who scale logits, on which the effect depends on
-    where the logits happen to have their zero; log-probabilities have a true one.
+    Adapted from CTRL (Keskar et al., 2019, https://arxiv.org/abs/1909.05858), which scales logits. Scaling
+    log-probabilities instead makes the effect independent of a constant offset in the logits.
     """
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        said = jnp.arange(progress.tokens.shape[-1]) < progress.step
+        is_generated = jnp.arange(progress.tokens.shape[-1]) < progress.step
         scaled = jnp.take_along_axis(log_probs, progress.tokens, axis=-1) * penalty
-        return _scatter_min(log_probs, progress.tokens, jnp.where(said, scaled, jnp.inf))
+        return _scatter_min(log_probs, progress.tokens, jnp.where(is_generated, scaled, jnp.inf))
 
     return apply
 
 
-def _one(token: int, log_probs: LogProbs) -> jax.Array:
+def _one_hot(token: int, log_probs: LogProbs) -> jax.Array:
     return jnp.arange(log_probs.shape[-1]) == token
 
 
-def _any_of(ids: np.ndarray, log_probs: LogProbs) -> np.ndarray:
+def _multi_hot(ids: np.ndarray, log_probs: LogProbs) -> np.ndarray:
     return np.isin(np.arange(log_probs.shape[-1]), ids)
 
 
@@ -198,6 +199,6 @@ def _forbid(log_probs: LogProbs, tokens: jax.Array) -> LogProbs:
 
 
 def _scatter_min(log_probs: LogProbs, ids: jax.Array, values: jax.Array) -> LogProbs:
-    """The smaller of what stands and `values`, at `ids` of each row."""
+    """Replaces the entries at `ids` of each row by the minimum of themselves and `values`."""
     row = jax.vmap(lambda row, ids, values: row.at[ids].min(values))
     return jax.vmap(row)(log_probs, ids, values)

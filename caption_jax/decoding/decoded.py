@@ -1,4 +1,4 @@
-"""What every decoding method returns."""
+"""The output of every decoding method."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from jaxtyping import Array, Float, Int
 
 
 class Decoded(flax.struct.PyTreeNode):
-    """Captions of a batch of images: one or several ("candidates") for each.
+    """Captions for a batch of images, with one or more candidates per image.
 
-    Beam search gives its candidates best first; sampling gives its draws in the order drawn; greedy gives one. Ranked
-    by the image (`rerank`), candidates come best first. The properties without "all" are the first candidate's.
+    Beam search and `rerank` return candidates best first, sampling returns samples in the order they were drawn, and
+    greedy decoding returns one candidate. Properties without the prefix "all_" refer to the first candidate.
 
     Attributes:
-        all_tokens: ids after <s>, up to and including </s>, then pads. A caption that was cut at the length limit has
-            no </s>. Where the constraints allow no caption, all pads.
-        all_token_log_probs: natural log of each token's probability under the model, whatever constraints, temperature
-            or penalties chose it; 0 at pads.
-        all_scores: what candidates are ranked by: in beam search the constrained log-probability over the length
-            penalty, otherwise the log-probability, plus what `rerank` added; -inf where the constraints allow no
-            caption.
-        all_attention: cross-attention while each token was predicted, averaged over layers and heads, 0 at pads; None
-            where not asked for.
+        all_tokens: token ids after <s>, up to and including </s>, followed by padding. A caption truncated at the
+            length limit has no </s>. All padding if the constraints allow no caption.
+        all_token_log_probs: natural logarithm of each token's probability under the model, before any constraints,
+            temperature or penalties; 0 at padding.
+        all_scores: ranking score of each candidate. For beam search this is the constrained log-probability divided by
+            the length penalty, otherwise the log-probability; `rerank` adds its similarity term. -inf if the
+            constraints allow no caption.
+        all_attention: cross-attention when predicting each token, averaged over layers and heads, 0 at padding; None
+            unless requested.
     """
 
     all_tokens: Int[Array, "batch candidates length"]
@@ -33,35 +33,35 @@ class Decoded(flax.struct.PyTreeNode):
 
     @property
     def all_log_probs(self) -> Float[Array, "batch candidates"]:
-        """Natural log of the probability of each whole caption, </s> included."""
+        """Natural logarithm of the probability of each caption, including </s>."""
         return jnp.where(jnp.isneginf(self.all_scores), -jnp.inf, self.all_token_log_probs.sum(-1))
 
     @property
     def tokens(self) -> Int[Array, "batch length"]:
-        """Ids of the first candidate."""
+        """Token ids of the first candidate."""
         return self.all_tokens[:, 0]
 
     @property
     def log_prob(self) -> Float[Array, " batch"]:
-        """Natural log of the probability of the first candidate, </s> included."""
+        """Natural logarithm of the probability of the first candidate, including </s>."""
         return self.all_log_probs[:, 0]
 
     @property
     def token_log_probs(self) -> Float[Array, "batch length"]:
-        """That of each of its tokens."""
+        """Natural logarithm of the probability of each token of the first candidate."""
         return self.all_token_log_probs[:, 0]
 
     @property
     def score(self) -> Float[Array, " batch"]:
-        """Its score."""
+        """Score of the first candidate."""
         return self.all_scores[:, 0]
 
     @property
     def attention(self) -> Float[Array, "batch length memory"] | None:
-        """Where the model looked for each of its tokens."""
+        """Cross-attention of each token of the first candidate, or None unless requested."""
         return None if self.all_attention is None else self.all_attention[:, 0]
 
 
 def gather_rows(array: jax.Array, rows: Int[Array, "batch chosen"]) -> jax.Array:
-    """Rows `array[b, rows[b, i]]` of an array [batch, rows, ...]."""
+    """Returns `array[b, rows[b, i]]` for an array of shape [batch, rows, ...]."""
     return jnp.take_along_axis(array, rows.reshape(*rows.shape, *(1,) * (array.ndim - 2)), axis=1)

@@ -1,4 +1,4 @@
-"""One entrance to all decoding methods, by config."""
+"""Decoding with the method and settings of a config."""
 
 from __future__ import annotations
 
@@ -8,32 +8,42 @@ from typing import Any, Protocol
 import jax
 from jaxtyping import Array, Bool, Int, Key
 
-from caption_jax.decoding import constraints as on
 from caption_jax.decoding.beam import beam_search
-from caption_jax.decoding.constraints import Constraint
+from caption_jax.decoding.constraints import (
+    Constraint,
+    banned_endings,
+    banned_phrases,
+    banned_tokens,
+    max_length,
+    min_length,
+    no_immediate_repeats,
+    no_repeat_ngram,
+    repetition_penalty,
+    required_prefix,
+)
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
-from caption_jax.decoding.reranking import TextIds, rerank, similarities, to_be_ranked
+from caption_jax.decoding.reranking import TextIds, rerank, reranking_settings, similarities
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
 from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
-class Words(Protocol):
-    """What turns words into ids; `input_pipeline.tokenizer.Vocabulary` does."""
+class Tokenizer(Protocol):
+    """Maps text to token ids; implemented by `input_pipeline.tokenizer.Vocabulary`."""
 
     def encode(self, text: str, max_length: int) -> Any:
-        """Ids <s> ... </s>, filled up with <pad>."""
+        """Returns the token ids of <s>, the text and </s>, padded with <pad>."""
 
 
-def decode(  # noqa: PLR0913 - by keyword: what a caller may know beyond the config
+def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the config
     model: Any,
     variables: Any,
     features: Any,
     spec: DecodeSpec,
     *,
-    vocabulary: Words | None = None,
+    vocabulary: Tokenizer | None = None,
     key: Key[Array, ""] | None = None,
     image_ids: Int[Array, " batch"] | None = None,
     constraints: Sequence[Constraint] = (),
@@ -41,29 +51,30 @@ def decode(  # noqa: PLR0913 - by keyword: what a caller may know beyond the con
     return_attention: bool = False,
     text_ids: TextIds | None = None,
 ) -> Decoded:
-    """Captions images as `config.decode` says. Can be traced by `jax.jit`.
+    """Generates captions with the method and settings of `config.decode`. Can be traced by `jax.jit`.
 
     Args:
-        model: the captioner, or a sequence of them: an ensemble averaged in probability.
-        variables: its variables (of an ensemble: a sequence, one a model).
-        features: of the images, from `ImageCaptioningModel.encode_images`, or a bare memory (or a sequence).
-        spec: `decode` of a run's spec.
-        vocabulary: needed where the config names words.
-        key: randomness of sampling; made from the config's seed by default.
-        image_ids: a number an image, for sampling that does not depend on the batch; its place in it by default.
-        constraints: more constraints than the config's.
-        memory_mask: True for memory slots that count; None for all.
-        return_attention: also return where each token looked.
-        text_ids: from the decoder's token ids to those of the text encoder, where the model has one; for a config that
-            ranks candidates by the image (`rerank_weight`).
+        model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
+        variables: variables of the model (for an ensemble, a sequence with one entry per model).
+        features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
+            a sequence with one entry per model).
+        spec: the `decode` section of a run's spec.
+        vocabulary: required if the config contains words.
+        key: PRNG key for sampling; created from the config's seed if None.
+        image_ids: one integer per image, which makes its samples independent of the batch; the index in the batch if
+            None.
+        constraints: constraints in addition to those of the config.
+        memory_mask: True for memory positions to attend to; all positions if None.
+        return_attention: also return the cross-attention of each token.
+        text_ids: maps token ids of the decoder to those of the text encoder; required if `rerank_weight` is not 0.
 
     Raises:
-        ConfigError: words without a vocabulary, or a ranking that the model cannot do.
+        ConfigError: the config contains words but no vocabulary is passed, or the model does not support reranking.
     """
     weight, count = spec.rerank_weight, 0
     if weight:
-        spec, count = to_be_ranked(spec, model, text_ids)
-    shared = {
+        spec, count = reranking_settings(spec, model, text_ids)
+    options = {
         "max_length": spec.max_length,
         "constraints": [*constraints_from(spec, vocabulary), *constraints],
         "memory_mask": memory_mask,
@@ -73,57 +84,57 @@ def decode(  # noqa: PLR0913 - by keyword: what a caller may know beyond the con
         "pad_id": PAD,
     }
     if spec.method == "sample":
-        shared |= {"key": jax.random.key(spec.seed) if key is None else key, "image_ids": image_ids}
-    decoded = _by_method(spec, model, variables, features, shared)
+        options |= {"key": jax.random.key(spec.seed) if key is None else key, "image_ids": image_ids}
+    decoded = _run_method(spec, model, variables, features, options)
     if not weight:
         return decoded
-    fit = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
-    return rerank(decoded, fit, weight, count)
+    similarity = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
+    return rerank(decoded, similarity, weight, count)
 
 
-def _by_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, shared: dict) -> Decoded:
+def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, options: dict) -> Decoded:
     if spec.method == "greedy":
-        return greedy(model, variables, features, **shared)
+        return greedy(model, variables, features, **options)
     if spec.method == "beam":
         names = ("beams", "candidates", "length_penalty", "alpha", "groups", "diversity")
-        return beam_search(model, variables, features, **{name: getattr(spec, name) for name in names}, **shared)
+        return beam_search(model, variables, features, **{name: getattr(spec, name) for name in names}, **options)
     names = ("draws", "temperature", "top_k", "top_p")
-    return sample(model, variables, features, **{name: getattr(spec, name) for name in names}, **shared)
+    return sample(model, variables, features, **{name: getattr(spec, name) for name in names}, **options)
 
 
-def constraints_from(spec: DecodeSpec, vocabulary: Words | None = None) -> list[Constraint]:
-    """The constraints that a config's `decode` part asks for; <s> and <pad> are always banned."""
-    found = [on.banned_tokens([BOS, PAD])]
+def constraints_from(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> list[Constraint]:
+    """Returns the constraints of a `decode` section; <s> and <pad> are always banned."""
+    constraints = [banned_tokens([BOS, PAD])]
     if spec.min_length > 2:
-        found.append(on.min_length(spec.min_length, eos_id=EOS))
+        constraints.append(min_length(spec.min_length, eos_id=EOS))
     if spec.no_repeat_ngram:
-        found.append(on.no_repeat_ngram(spec.no_repeat_ngram))
+        constraints.append(no_repeat_ngram(spec.no_repeat_ngram))
     if spec.double_tokens == "forbid":
-        found.append(on.no_double_tokens())
+        constraints.append(no_immediate_repeats())
     if spec.repetition_penalty > 1:
-        found.append(on.repetition_penalty(spec.repetition_penalty))
+        constraints.append(repetition_penalty(spec.repetition_penalty))
     if spec.banned_words:
-        found.append(on.banned_phrases([_inside(word, vocabulary) for word in spec.banned_words]))
+        constraints.append(banned_phrases([_mid_sentence_ids(word, vocabulary) for word in spec.banned_words]))
     if spec.banned_endings:
-        stopped = [word + stop for word in spec.banned_endings for stop in ("", ".", " .")]
-        found.append(on.banned_endings([_inside(word, vocabulary) for word in stopped], eos_id=EOS))
+        endings = [word + stop for word in spec.banned_endings for stop in ("", ".", " .")]
+        constraints.append(banned_endings([_mid_sentence_ids(word, vocabulary) for word in endings], eos_id=EOS))
     if spec.prefix:
-        found.append(on.required_prefix(_ids(spec.prefix, vocabulary)))
+        constraints.append(required_prefix(_ids(spec.prefix, vocabulary)))
     if spec.at_limit == "end":
-        found.append(on.max_length(eos_id=EOS))
-    return found
+        constraints.append(max_length(eos_id=EOS))
+    return constraints
 
 
-def _inside(words: str, vocabulary: Words | None) -> list[int]:
-    """Ids of words that stand inside a sentence: what they add to a word before them."""
-    before = _ids("a", vocabulary)
-    return _ids(f"a {words}", vocabulary)[len(before) :]
+def _mid_sentence_ids(words: str, vocabulary: Tokenizer | None) -> list[int]:
+    """Token ids of words in the middle of a sentence, which can differ from those at its start."""
+    prefix = _ids("a", vocabulary)
+    return _ids(f"a {words}", vocabulary)[len(prefix) :]
 
 
-def _ids(text: str, vocabulary: Words | None) -> list[int]:
+def _ids(text: str, vocabulary: Tokenizer | None) -> list[int]:
     if vocabulary is None:
         raise ConfigError(
-            "config.decode names words (banned_words, banned_endings or prefix): pass the vocabulary to decode()"
+            "config.decode contains words (banned_words, banned_endings or prefix): pass the vocabulary to decode()"
         )
     ids = [int(i) for i in vocabulary.encode(text, 4 * len(text) + 2)]
     return [i for i in ids if i not in (BOS, PAD, EOS)]

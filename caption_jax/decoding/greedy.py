@@ -1,4 +1,4 @@
-"""Greedy decoding: the likeliest token at each step."""
+"""Greedy decoding."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from caption_jax.decoding.rollout import roll_out
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
-def greedy(  # noqa: PLR0913 - by keyword: what all decoding methods take
+def greedy(  # noqa: PLR0913 - keyword-only: the arguments common to all decoding methods
     model: Any,
     variables: Any,
     features: Any,
@@ -27,26 +27,27 @@ def greedy(  # noqa: PLR0913 - by keyword: what all decoding methods take
     eos_id: int = EOS,
     pad_id: int = PAD,
 ) -> Decoded:
-    """Takes the likeliest token at each step, in one loop that stops when every caption has ended.
+    """Selects the most probable token at each step, in one loop that stops once all captions are finished.
 
-    Can be traced by `jax.jit`. Ties go to the smaller id.
+    Can be traced by `jax.jit`. Ties are broken in favour of the smaller token id.
 
     Args:
-        model: the captioner, or a sequence of them: an ensemble averaged in probability.
-        variables: its variables (of an ensemble: a sequence, one a model).
-        features: of the images, from `ImageCaptioningModel.encode_images`, or a bare memory (or a sequence).
-        max_length: most tokens of a caption, <s> and </s> included; the decoder's own limit also holds.
+        model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
+        variables: variables of the model (for an ensemble, a sequence with one entry per model).
+        features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
+            a sequence with one entry per model).
+        max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
         constraints: see `caption_jax.decoding.constraints`.
-        memory_mask: True for memory slots that count; None for all.
-        return_attention: also return where each token looked.
+        memory_mask: True for memory positions to attend to; all positions if None.
+        return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id that fills up ended captions.
+        pad_id: id of <pad>, which fills finished captions.
 
     Example:
-        With a model that says "a" (0.9), "cat" (0.6), </s> (0.8) in turn and `max_length=6`, `tokens` is
-        `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` `[[log 0.9, log 0.6, log 0.8, 0, 0]]` and `log_prob`
-        `[log 0.432]`, after three steps.
+        If the most probable tokens are "a" (0.9), "cat" (0.6) and </s> (0.8) in turn, then with `max_length=6` the loop
+        takes three steps. `tokens` is `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` is
+        `[[log 0.9, log 0.6, log 0.8, 0, 0]]` and `log_prob` is `[log 0.432]`.
     """
     predictor = Predictor(model, variables, features, memory_mask)
     decoded = roll_out(

@@ -1,4 +1,4 @@
-"""The next token's distribution, from one model or from an ensemble averaged in probability."""
+"""Next-token prediction by a single model, or by an ensemble that averages probabilities."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ Features = ImageFeatures | Float[Array, "batch memory width"]
 
 
 class Predictor:
-    """Scores next tokens of captions of a batch of images, step by step.
+    """Predicts the next tokens of captions for a batch of images, step by step.
 
     Args:
-        model: the captioner, or a sequence of captioners: an ensemble, whose probabilities are averaged.
-        variables: its variables; for an ensemble a sequence, one a model.
-        features: of the images, from `encode_images`, or a bare memory; for an ensemble a sequence, one a model.
-        memory_mask: True for memory slots that count, for all models; None for all slots.
+        model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
+        variables: variables of the model (for an ensemble, a sequence with one entry per model).
+        features: image features from `encode_images`, or only the memory array (for an ensemble, a sequence with one
+            entry per model).
+        memory_mask: True for memory positions to attend to, for all models; all positions if None.
 
     Raises:
-        ValueError: an ensemble whose parts differ in number or in vocabulary.
+        ValueError: the sequences of an ensemble differ in length, or its models in vocabulary size.
     """
 
     def __init__(
@@ -45,31 +46,34 @@ class Predictor:
         if not len(model) == len(variables) == len(features):
             raise ValueError(
                 f"an ensemble of {len(model)} models needs as many variables and features, "
-                f"not {len(variables)} and {len(features)}"
+                f"got {len(variables)} and {len(features)}"
             )
         sizes = {member.decoder.vocabulary_size for member in model}
         if len(sizes) != 1:
-            raise ConfigError(f"the models of an ensemble must share a vocabulary; theirs have {sorted(sizes)} tokens")
+            raise ConfigError(f"the models of an ensemble must share a vocabulary, got {sorted(sizes)} tokens")
         self._members = tuple(zip(model, variables, features, strict=True))
         self._memory_mask = memory_mask
         self.vocabulary_size = sizes.pop()
 
     def limit(self, max_length: int) -> int:
-        """Most tokens after <s>, given a limit that counts <s>: what the decoders have positions for, at most."""
+        """Maximum number of tokens after <s>, from `max_length` (which counts <s>) and the limits of the decoders."""
         return min(max_length, *(model.decoder.max_length for model, _, _ in self._members)) - 1
 
     @property
     def ops(self) -> Ops:
-        """Form of the operations, that of the first model."""
+        """Operations of the first model."""
         return self._members[0][0].ops
 
     @property
     def batch(self) -> int:
-        """Number of images."""
+        """Number of images in the batch."""
         return jax.tree.leaves(self._members[0][2])[0].shape[0]
 
     def start(self, rows: int, groups: int, length: int) -> tuple[Cache, ...]:
-        """Caches for `rows` captions an image of `length` tokens; rows change places within `groups` groups."""
+        """Creates caches for `rows` captions of `length` tokens per image.
+
+        Rows form `groups` groups of equal size and are reordered only within their group.
+        """
         options = {"memory_mask": self._memory_mask, "rows": rows, "groups": groups, "length": length}
         return tuple(
             model.apply(variables, features, **options, method="start_cache")
@@ -79,7 +83,7 @@ class Predictor:
     def step(
         self, tokens: Int[Array, "batch rows"], caches: tuple[Cache, ...]
     ) -> tuple[Float[Array, "batch rows vocabulary"], tuple[Cache, ...]]:
-        """Takes in one token a row; returns the logits of the next one (of an ensemble: log-probabilities)."""
+        """Feeds one token per row and returns the logits of the next one (for an ensemble, log-probabilities)."""
         outputs = [
             model.apply(variables, tokens[:, :, None], cache=cache, method="decode")
             for (model, variables, _), cache in zip(self._members, caches, strict=True)
@@ -93,9 +97,9 @@ class Predictor:
     def attention(
         self, tokens: Int[Array, "batch rows length"], bos_id: int, pad_id: int
     ) -> Float[Array, "batch rows length memory"]:
-        """Cross-attention while each of `tokens` was predicted, averaged over layers, heads and models.
+        """Cross-attention when predicting each of `tokens`, averaged over layers, heads and models.
 
-        One teacher-forced pass over finished captions costs less than keeping attention through the search.
+        Uses one teacher-forced pass over the finished captions, which is cheaper than storing attention while decoding.
         """
         first = jnp.full_like(tokens[..., :1], bos_id)
         inputs = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
@@ -106,5 +110,5 @@ class Predictor:
             for model, variables, features in self._members
         ]
         if len({m.shape for m in maps}) > 1:
-            raise ConfigError("attention of an ensemble needs models whose memories have the same number of slots")
+            raise ConfigError("return_attention requires all models of the ensemble to have the same memory length")
         return jnp.where((tokens != pad_id)[..., None], sum(maps) / len(maps), 0.0)

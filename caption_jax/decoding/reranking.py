@@ -1,4 +1,4 @@
-"""Candidates ranked once more: by their own scores and by how well they fit the image."""
+"""Reranking of candidates by their scores and their similarity to the image."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, PAD
 
 PyTree = Any
-# From the decoder's token ids, of any shape, to those of the text encoder.
+# Maps token ids of the decoder, of any shape, to those of the text encoder.
 TextIds = Callable[[Int[Array, "*shape"]], Int[Array, "*shape"]]
 
 
@@ -32,35 +32,35 @@ def similarities(
     bos_id: int = BOS,
     pad_id: int = PAD,
 ) -> Float[Array, "batch candidates"]:
-    """Cosine, from -1 to 1, of each candidate's vector and its image's in the space that images and texts share.
+    """Cosine similarity, from -1 to 1, of each candidate and its image in the joint embedding.
 
     Args:
-        model: a captioner with such a space.
-        variables: its variables.
-        features: of the images, from `encode_images`.
-        tokens: candidates as decoding gives them, after <s>.
-        text_ids: from the decoder's ids to those of the text encoder.
-        bos_id: id of <s>, for both.
-        pad_id: id of <pad>, for both.
+        model: a captioner with a joint embedding.
+        variables: variables of the model.
+        features: image features from `encode_images`.
+        tokens: token ids of the candidates after <s>, as returned by decoding.
+        text_ids: maps token ids of the decoder to those of the text encoder.
+        bos_id: id of <s> in both vocabularies.
+        pad_id: id of <pad> in both vocabularies.
     """
     captions = jnp.concatenate([jnp.full_like(tokens[..., :1], bos_id), tokens], axis=-1)
     ids = text_ids(captions).reshape(-1, captions.shape[-1])
     texts = model.apply(variables, ids, ids != pad_id, method="embed_texts").reshape(*tokens.shape[:2], -1)
     images = model.apply(variables, features, method="embed_images")
-    # In full precision, as in training: accelerators would round the vectors to 8 bits.
+    # In full precision, as in training, because accelerators would otherwise round the vectors to 8 bits.
     return jnp.einsum("bd,bcd->bc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
 
 def rerank(
     decoded: Decoded, similarity: Float[Array, "batch candidates"], weight: float | Float[Array, ""], count: int
 ) -> Decoded:
-    """The `count` candidates of the highest score + `weight` x similarity, best first, with that sum as their score.
+    """Returns the `count` candidates with the highest score + `weight` * similarity, which becomes their score.
 
-    Of equals the earlier comes first. Candidates that are none (score -inf) stay behind all others.
+    Ties keep their order, and empty candidates (score -inf) stay last.
 
     Example:
-        Scores -2.0 and -2.5 (nats), similarities 0.1 and 0.4: with `weight=1` the first is the best (-1.9 and -2.1),
-        with `weight=2` the second (-1.8 and -1.7).
+        With scores -2.0 and -2.5 (nats) and similarities 0.1 and 0.4, the first candidate wins at `weight=1` (-1.9
+        against -2.1) and the second at `weight=2` (-1.7 against -1.8).
     """
     score = decoded.all_scores + weight * similarity
     order = jnp.argsort(-score, axis=1, stable=True)[:, :count]
@@ -68,24 +68,24 @@ def rerank(
     return ranked.replace(all_scores=gather_rows(score, order))
 
 
-def to_be_ranked(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
-    """The settings that give all candidates there are to rank, and how many of them are wanted in the end.
+def reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
+    """Returns settings that decode all candidates to be ranked, and the number of candidates to keep afterwards.
 
     Args:
-        spec: with a `rerank_weight` other than 0.
+        spec: the `decode` section, with a nonzero `rerank_weight`.
         model: the captioner.
-        text_ids: see `similarities`; None where the model has no text encoder.
+        text_ids: see `similarities`; None if the model has no text encoder.
 
     Raises:
-        ConfigError: the model cannot compare images with texts, or the settings give no candidates to choose from.
+        ConfigError: the model has no joint embedding, or the settings produce only one candidate per image.
     """
-    asked = f"config.decode.rerank_weight={spec.rerank_weight}"
+    setting = f"config.decode.rerank_weight={spec.rerank_weight}"
     if not isinstance(model, ImageCaptioningModel):
-        raise ConfigError(f"{asked} ranks the captions of one model; for an ensemble set it to 0")
+        raise ConfigError(f"{setting} supports a single model only; for an ensemble set it to 0")
     if model.shared_space is None or text_ids is None:
         raise ConfigError(
-            f"{asked} compares captions with images, and this model has no space that they share: train one with "
-            "config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does, or set rerank_weight to 0"
+            f"{setting} compares captions with images, but this model has no joint embedding: train one with "
+            "config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py, or set rerank_weight to 0"
         )
     spec.check_ranking()
     if spec.method == "sample":

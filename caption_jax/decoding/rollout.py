@@ -1,4 +1,4 @@
-"""Captions that grow token by token, each row by itself: what greedy decoding and sampling share."""
+"""Token-by-token generation with independent rows, used by greedy decoding and sampling."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.predictor import Predictor
 from caption_jax.models.cache import Cache
 
-# Picks a token a row from constrained log-probabilities at a step.
+# Selects one token per row, from constrained log-probabilities and the step.
 Choose = Callable[[LogProbs, Int[Array, ""]], Int[Array, "batch rows"]]
 
 
@@ -22,7 +22,7 @@ class _State(NamedTuple):
     step: Int[Array, ""]
     caches: tuple[Cache, ...]
     last: Int[Array, "batch rows"]
-    ended: Bool[Array, "batch rows"]
+    finished: Bool[Array, "batch rows"]
     stuck: Bool[Array, "batch rows"]
     tokens: Int[Array, "batch rows length"]
     log_probs: Float[Array, "batch rows length"]
@@ -39,49 +39,49 @@ def roll_out(
     eos_id: int,
     pad_id: int,
 ) -> Decoded:
-    """Grows `rows` captions an image in one loop that stops when all have ended.
+    """Generates `rows` captions per image in one loop that stops once all are finished.
 
-    A row whose constraints leave it no token is given up: all pads, score -inf.
+    If the constraints leave a row without an allowed token, its caption is discarded: all padding, with score -inf.
     """
     length, shape = predictor.limit(max_length), (predictor.batch, rows)
     start = _State(
         step=jnp.zeros((), jnp.int32),
         caches=predictor.start(rows, groups=rows, length=length),
         last=jnp.full(shape, bos_id, jnp.int32),
-        ended=jnp.zeros(shape, bool),
+        finished=jnp.zeros(shape, bool),
         stuck=jnp.zeros(shape, bool),
         tokens=jnp.full((*shape, length), pad_id, jnp.int32),
         log_probs=jnp.zeros((*shape, length)),
     )
 
     def unfinished(state: _State) -> Bool[Array, ""]:
-        return (state.step < length) & ~state.ended.all()
+        return (state.step < length) & ~state.finished.all()
 
     def advance(state: _State) -> _State:
         logits, caches = predictor.step(state.last, state.caches)
-        normaliser = jax.nn.logsumexp(logits, axis=-1)
-        allowed = logits - normaliser[..., None]
+        log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+        allowed = logits - log_normaliser[..., None]
         if constraints:
             allowed = constrain(constraints, allowed, Progress(state.tokens, state.step))
         token = choose(allowed, state.step).astype(jnp.int32)
-        stuck = state.stuck | (~state.ended & jnp.isneginf(_at(allowed, token)))
-        token = jnp.where(state.ended | stuck, pad_id, token)
-        log_prob = jnp.where(state.ended, 0.0, _at(logits, token) - normaliser)
+        stuck = state.stuck | (~state.finished & jnp.isneginf(_at(allowed, token)))
+        token = jnp.where(state.finished | stuck, pad_id, token)
+        log_prob = jnp.where(state.finished, 0.0, _at(logits, token) - log_normaliser)
         return _State(
             step=state.step + 1,
             caches=caches,
             last=token,
-            ended=state.ended | stuck | (token == eos_id),
+            finished=state.finished | stuck | (token == eos_id),
             stuck=stuck,
             tokens=state.tokens.at[:, :, state.step].set(token),
             log_probs=state.log_probs.at[:, :, state.step].set(log_prob),
         )
 
     end = jax.lax.while_loop(unfinished, advance, start)
-    given_up = end.stuck[..., None]
-    log_probs = jnp.where(given_up, 0.0, end.log_probs)
+    discarded = end.stuck[..., None]
+    log_probs = jnp.where(discarded, 0.0, end.log_probs)
     scores = jnp.where(end.stuck, -jnp.inf, log_probs.sum(-1))
-    return Decoded(jnp.where(given_up, pad_id, end.tokens), log_probs, scores)
+    return Decoded(jnp.where(discarded, pad_id, end.tokens), log_probs, scores)
 
 
 def _at(log_probs: LogProbs, token: Int[Array, "batch rows"]) -> Float[Array, "batch rows"]:

@@ -1,4 +1,4 @@
-"""Sampling captions: temperature, top-k, nucleus, several draws an image."""
+"""Caption sampling with temperature, top-k and top-p (nucleus), and multiple samples per image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caption_jax.decoding.rollout import roll_out
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 
-def sample(  # noqa: PLR0913 - by keyword: the sampler's settings, and what all methods take
+def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments common to all methods
     model: Any,
     variables: Any,
     features: Any,
@@ -35,46 +35,47 @@ def sample(  # noqa: PLR0913 - by keyword: the sampler's settings, and what all 
     eos_id: int = EOS,
     pad_id: int = PAD,
 ) -> Decoded:
-    """Draws captions token by token from the model's own probabilities, sharpened or cut as asked.
+    """Samples captions token by token from the model's distribution, optionally with temperature, top-k and top-p.
 
-    Can be traced by `jax.jit`. Constraints come first, then temperature, top-k and top-p. An image's draws depend on
-    `key` and its number in `image_ids`, not on the batch that it is in. The log-probabilities returned are the model's,
-    at temperature 1 and uncut.
+    Can be traced by `jax.jit`. Constraints are applied first, then temperature, top-k and top-p. The samples for an
+    image depend only on `key` and its entry in `image_ids`, not on the rest of the batch. The returned
+    log-probabilities are those of the model at temperature 1, without truncation.
 
     Args:
-        model: the captioner, or a sequence of them: an ensemble averaged in probability.
-        variables: its variables (of an ensemble: a sequence, one a model).
-        features: of the images, from `ImageCaptioningModel.encode_images`, or a bare memory (or a sequence).
-        key: randomness.
-        max_length: most tokens of a caption, <s> and </s> included; the decoder's own limit also holds.
-        draws: captions an image, drawn independently.
-        temperature: above 0; log-probabilities are divided by it.
-        top_k: draw among that many likeliest tokens; 0 for all.
-        top_p: draw among the fewest likeliest tokens that together have this probability (nucleus sampling, Holtzman et
-            al., 2020, https://arxiv.org/abs/1904.09751); 1 for all.
-        image_ids: a number an image; its place in the batch by default.
+        model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
+        variables: variables of the model (for an ensemble, a sequence with one entry per model).
+        features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
+            a sequence with one entry per model).
+        key: PRNG key.
+        max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
+        draws: number of independent samples per image.
+        temperature: divisor of the log-probabilities, above 0.
+        top_k: sample from the `top_k` most probable tokens; 0 disables the limit.
+        top_p: sample from the smallest set of most probable tokens whose total probability reaches `top_p` (nucleus
+            sampling, Holtzman et al., 2020, https://arxiv.org/abs/1904.09751); 1 disables the limit.
+        image_ids: one integer per image; the index in the batch if None.
         constraints: see `caption_jax.decoding.constraints`.
-        memory_mask: True for memory slots that count; None for all.
-        return_attention: also return where each token looked.
+        memory_mask: True for memory positions to attend to; all positions if None.
+        return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id that fills up ended captions.
+        pad_id: id of <pad>, which fills finished captions.
 
     Example:
-        A model that says "a" (0.5), "the" (0.3), "one" (0.2): with `top_p=0.6` only "a" and "the" are drawn, as 5 to 3;
-        `top_k=1` is greedy; with `temperature=0.5` the odds are 25 : 9 : 4. `draws=3` gives `all_tokens` of shape
-        [batch, 3, length].
+        Suppose the model predicts "a" (0.5), "the" (0.3) and "one" (0.2). `top_p=0.6` samples "a" and "the" at odds of
+        5:3, `top_k=1` is greedy decoding, and `temperature=0.5` makes the odds 25:9:4. With `draws=3`, `all_tokens` has
+        shape [batch, 3, length].
     """
     predictor = Predictor(model, variables, features, memory_mask)
     ids = jnp.arange(predictor.batch) if image_ids is None else image_ids
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
 
     def choose(log_probs: LogProbs, step: Int[Array, ""]) -> Int[Array, "batch rows"]:
-        kept = nucleus(keep_top_k(log_probs / temperature, top_k), top_p)
+        truncated = nucleus(keep_top_k(log_probs / temperature, top_k), top_p)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, step)
-        # The largest of log-probabilities plus Gumbel noise is a draw; its noise is the image's own.
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, kept.shape[1:]))(step_keys)
-        return (kept + noise).argmax(-1)
+        # Gumbel-max trick, with separate noise for each image.
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, truncated.shape[1:]))(step_keys)
+        return (truncated + noise).argmax(-1)
 
     decoded = roll_out(
         predictor,
@@ -92,30 +93,29 @@ def sample(  # noqa: PLR0913 - by keyword: the sampler's settings, and what all 
 
 
 def keep_top_k(log_probs: LogProbs, count: int) -> LogProbs:
-    """-inf for all but the `count` likeliest tokens (and ties with the last); 0 keeps all."""
+    """Sets all but the `count` most probable tokens (and ties with the last one) to -inf; 0 keeps all tokens."""
     if count <= 0 or count >= log_probs.shape[-1]:
         return log_probs
-    least = jax.lax.top_k(log_probs, count)[0][..., -1:]
-    return jnp.where(log_probs >= least, log_probs, -jnp.inf)
+    threshold = jax.lax.top_k(log_probs, count)[0][..., -1:]
+    return jnp.where(log_probs >= threshold, log_probs, -jnp.inf)
 
 
 def nucleus(log_probs: LogProbs, mass: float | Float[Array, ""]) -> LogProbs:
-    """-inf for all but the fewest likeliest tokens that have `mass` of the probability (and ties with the last).
+    """Sets tokens outside the nucleus of probability `mass` to -inf; ties with its last token are kept.
 
-    Finds the probability of the last token kept by bisection on its bits, a bit a pass over the vocabulary, where
-    sorting would take longer.
+    Finds the smallest probability in the nucleus by bisection on its bits, one bit per pass over the vocabulary, which
+    is faster than sorting.
     """
     if isinstance(mass, float) and mass >= 1.0:
         return log_probs
     probs = jax.nn.softmax(log_probs, axis=-1)
-    bits = jax.lax.bitcast_convert_type(
-        probs, jnp.int32
-    )  # ordered as the probabilities are, for these are not negative
+    # For nonnegative floats, the order of the bit patterns is the order of the values.
+    bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
 
-    def refine(i: Int[Array, ""], least: Int[Array, "batch rows"]) -> Int[Array, "batch rows"]:
-        higher = least | (1 << (29 - i))  # 1.0 has no bit above the 29th
-        enough = jnp.where(bits >= higher[..., None], probs, 0.0).sum(-1) >= mass
-        return jnp.where(enough, higher, least)
+    def refine(i: Int[Array, ""], threshold: Int[Array, "batch rows"]) -> Int[Array, "batch rows"]:
+        higher = threshold | (1 << (29 - i))  # 1.0 has no bit above bit 29
+        is_enough = jnp.where(bits >= higher[..., None], probs, 0.0).sum(-1) >= mass
+        return jnp.where(is_enough, higher, threshold)
 
-    least = jax.lax.fori_loop(0, 30, refine, jnp.zeros(log_probs.shape[:2], jnp.int32))
-    return jnp.where(bits >= least[..., None], log_probs, -jnp.inf)
+    threshold = jax.lax.fori_loop(0, 30, refine, jnp.zeros(log_probs.shape[:2], jnp.int32))
+    return jnp.where(bits >= threshold[..., None], log_probs, -jnp.inf)

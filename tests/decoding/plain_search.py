@@ -65,7 +65,7 @@ def no_repeat(size: int) -> Rule:
     return forbid(repeats)
 
 
-def no_double_tokens() -> Rule:
+def no_immediate_repeats() -> Rule:
     return forbid(lambda said: any(one == next_one for one, next_one in itertools.pairwise(said)))
 
 

@@ -27,7 +27,7 @@ RULES = {
     "ends": (lambda v: constraints.max_length(eos_id=EOS), lambda v: plain.ends_by(LENGTH + 1)),
     "no_repeat_1": (lambda v: constraints.no_repeat_ngram(1), lambda v: plain.no_repeat(1)),
     "no_repeat_2": (lambda v: constraints.no_repeat_ngram(2), lambda v: plain.no_repeat(2)),
-    "no_double_tokens": (lambda v: constraints.no_double_tokens(), lambda v: plain.no_double_tokens()),
+    "no_immediate_repeats": (lambda v: constraints.no_immediate_repeats(), lambda v: plain.no_immediate_repeats()),
     "penalty": (
         lambda v: constraints.repetition_penalty(v["penalty"]),
         lambda v: plain.less_of_the_same(float(np.float32(v["penalty"]))),
@@ -107,7 +107,7 @@ def assert_finds(decoded, image, expected, table):
         (("prefix", "ends"), {"beams": 3, "length_penalty": "power"}),
         (("phrases", "ends_by"), {"beams": 2, "length_penalty": "power", "candidates": 2}),
         ((), {"beams": 4, "groups": 2, "length_penalty": "power", "candidates": 2}),
-        (("no_double_tokens",), {"beams": 3, "length_penalty": "power", "candidates": 3}),
+        (("no_immediate_repeats",), {"beams": 3, "length_penalty": "power", "candidates": 3}),
         (("no_repeat_1",), {"beams": 6, "groups": 3, "length_penalty": "gnmt", "candidates": 6}),
     ],
     ids=lambda value: "-".join(map(str, value.values() if isinstance(value, dict) else value)) or "free",
