@@ -1,1 +1,1 @@
-"""Terms of the training loss."""
+"""Training objectives."""

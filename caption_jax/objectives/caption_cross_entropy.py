@@ -1,4 +1,4 @@
-"""The captioning objective: cross-entropy of the next token under teacher forcing."""
+"""The captioning objective: teacher-forced next-token cross-entropy."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, 
 
 @dataclass(frozen=True)
 class CaptionCrossEntropy(Objective):
-    """Mean over the captions' tokens, in nats, of the cross-entropy with smoothed labels.
+    """Cross-entropy with label smoothing in nats, averaged over all caption tokens.
 
     Attributes:
-        weight: in the loss.
+        weight: weight of this objective in the total loss.
         label_smoothing: see `token_cross_entropy_reference`.
     """
 
@@ -26,8 +26,8 @@ class CaptionCrossEntropy(Objective):
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:
-        """The loss, and how many tokens are the most probable ones."""
-        table, bias = model.output_layer()  # logits are states @ table.T + bias, on a CPU a few rows at a time
+        """Returns the loss and the token accuracy."""
+        table, bias = model.output_layer()  # logits = states @ table.T + bias, in chunks on CPU
         tokens = model.ops.vocabulary_cross_entropy(
             forward.decoded.states, table, bias, forward.targets, forward.weights, self.label_smoothing
         )

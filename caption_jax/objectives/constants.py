@@ -1,4 +1,4 @@
-"""What objectives prepare from the training split, stored with the run: `<workdir>/objectives/<label>.npz`."""
+"""Constants that objectives compute from the training split, stored in `<workdir>/objectives/<label>.npz`."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from caption_jax.specs.extensions import import_path
 from input_pipeline.files import write_atomically
 
 PyTree = Any
-_ABOUT = "about"  # entry of the file: which objective the arrays are of, in JSON
+_ABOUT = "about"  # entry of the file that describes the objective, in JSON
 
 
 def prepare_constants(objectives: Mapping[str, Objective], experiment: Experiment) -> dict[str, PyTree]:
-    """Constants of the objectives that have any, by label.
+    """Returns the constants of all objectives that have any, by label.
 
-    A run that is resumed reads those that it has stored, unless fields of their objective have changed since.
+    A resumed run reads its stored constants, unless the fields of their objective have changed since.
 
     Args:
-        objectives: by label.
-        experiment: the run.
+        objectives: objectives by label.
+        experiment: the experiment of the run.
     """
     constants, resuming = {}, has_checkpoint(experiment.workdir)
     for label, objective in objectives.items():
@@ -44,7 +44,7 @@ def prepare_constants(objectives: Mapping[str, Objective], experiment: Experimen
 
 
 def store_constants(objectives: Mapping[str, Objective], constants: Mapping[str, PyTree], workdir: epath.Path) -> None:
-    """Writes constants, by label, into the workdir of their run."""
+    """Writes constants, by label, to the workdir of their run."""
     for label, tree in constants.items():
         path = _path(workdir, label)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,30 +52,30 @@ def store_constants(objectives: Mapping[str, Objective], constants: Mapping[str,
 
 
 def stored_constants(objectives: Mapping[str, Objective], workdir: epath.Path) -> dict[str, PyTree]:
-    """Those that a run in the workdir has stored for these objectives, by label."""
-    read = {label: _read(_path(workdir, label)) for label in objectives}
-    return {label: unflatten(found[1]) for label, found in read.items() if found is not None}
+    """Reads the constants stored in a workdir for these objectives, by label."""
+    files = {label: _read(_path(workdir, label)) for label in objectives}
+    return {label: unflatten(contents[1]) for label, contents in files.items() if contents is not None}
 
 
 def fingerprints(constants: Mapping[str, PyTree]) -> dict[str, str]:
-    """A hash of each objective's constants, by label."""
+    """Returns a hash of each objective's constants, by label."""
     return {label: _fingerprint(flatten(tree)) for label, tree in constants.items()}
 
 
-def check_same_constants(saved: Mapping[str, str], now: Mapping[str, str], workdir: epath.Path) -> None:
-    """Raises WorkdirError where constants differ from those that a checkpoint was trained with.
+def check_same_constants(saved: Mapping[str, str], current: Mapping[str, str], workdir: epath.Path) -> None:
+    """Raises WorkdirError if constants differ from those that a checkpoint was trained with.
 
     Args:
-        saved: `fingerprints` of the checkpoint.
-        now: those of the run as it goes on.
-        workdir: of the run, for the message.
+        saved: `fingerprints` of the constants stored in the checkpoint.
+        current: `fingerprints` of the constants of the resumed run.
+        workdir: workdir of the run, for the error message.
     """
-    for label, fingerprint in now.items():
+    for label, fingerprint in current.items():
         if saved.get(label, fingerprint) != fingerprint:
             raise WorkdirError(
-                f"the constants of config.objective.terms.{label} are not those that the run in {workdir} was trained "
-                "with: its fields, the training captions or its code have changed. Undo that, or train in another "
-                f"workdir with --config.init_from={workdir} to start from its weights."
+                f"the constants of config.objective.terms.{label} differ from those that the run in {workdir} was "
+                "trained with: its fields, its code or the training captions have changed. Revert the change, or train "
+                f"in another workdir with --config.init_from={workdir} to start from the weights of this run."
             )
 
 
@@ -84,7 +84,7 @@ def _path(workdir: epath.Path, label: str) -> epath.Path:
 
 
 def _about(objective: Objective) -> dict[str, Any]:
-    """The objective's class and fields; its weight has no part in the constants."""
+    """Returns the class and fields of an objective, except its weight, which does not affect the constants."""
     fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
     fields.pop("weight")
     return json.loads(json.dumps({"name": import_path(type(objective)), **fields}, default=repr))

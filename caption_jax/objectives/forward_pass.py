@@ -1,4 +1,4 @@
-"""What the terms of an objective share: the captioner's pass over a batch, and the tokens it is to predict."""
+"""The forward pass that all objectives share, and its target tokens."""
 
 from __future__ import annotations
 
@@ -19,21 +19,22 @@ from input_pipeline.special_tokens import PAD
 
 
 def target_weights(batch: Mapping[str, jax.Array]) -> Float[Array, "batch captions targets"]:
-    """Weight of each predicted token (captions without <s>): 0 for pads and padding examples, 1 for the others."""
-    real = batch["tokens"][..., 1:] != PAD
-    return (real & batch["mask"][:, None, None]).astype(jnp.float32)
+    """Returns the weight of each target (tokens after <s>): 0 for padding tokens and padding examples, 1 otherwise."""
+    is_token = batch["tokens"][..., 1:] != PAD
+    return (is_token & batch["mask"][:, None, None]).astype(jnp.float32)
 
 
 class CaptionRows(flax.struct.PyTreeNode):
-    """The captions of a batch as the decoder reads and predicts them, all tokens but the last and all but the first.
+    """Inputs and targets of the decoder for the captions of a batch.
 
-    A row is a caption, [batch, captions, targets], or holds several without pads, as `segments` tells.
+    Inputs are all tokens of a caption except the last, and targets are all tokens except the first. A row holds either
+    one caption, in arrays of shape [batch, captions, targets], or several captions packed without padding.
 
     Attributes:
         inputs: token ids that the decoder reads.
-        targets: token ids that it predicts from them.
-        weights: 1 for each target that counts, 0 for the others.
-        segments: the caption and position of each token.
+        targets: token ids that the decoder predicts.
+        weights: 1 for targets that contribute to the loss, 0 for the others.
+        segments: caption and position of each token.
     """
 
     inputs: Int[Array, "*rows tokens"]
@@ -43,7 +44,7 @@ class CaptionRows(flax.struct.PyTreeNode):
 
     @classmethod
     def of(cls, batch: Mapping[str, jax.Array]) -> CaptionRows:
-        """The rows of a training batch: packed by `input_pipeline.packing`, or without "segment_ids" unpacked."""
+        """Builds the rows of a batch, which is packed (see `input_pipeline.packing`) if it has "segment_ids"."""
         tokens = batch["tokens"]
         if "segment_ids" not in batch:
             inputs = tokens[..., :-1]
@@ -56,25 +57,25 @@ class CaptionRows(flax.struct.PyTreeNode):
 
 
 class ForwardPass:
-    """The training pass over a microbatch: images are encoded once, captions decoded once, by whoever asks first.
+    """The forward pass over a microbatch. Images are encoded on construction, captions are decoded on first use.
 
-    Arrays "of tokens" lie in the rows that the decoder reads: [batch, captions, targets], or packed (`CaptionRows`).
-    `to_tokens` and `to_captions` go from one layout to the other, so that an objective need not know which it is.
+    Per-token arrays use the row layout of the decoder: [batch, captions, targets], or packed (see `CaptionRows`).
+    `to_tokens` and `to_captions` convert between the layouts, so an objective does not depend on which one is used.
 
     Args:
-        model: bound to its variables.
-        images: normalised pixels [batch, height, width, 3], or the output of the encoder's stage `start_after`.
-        batch: "tokens" [batch, captions, length] and "mask"; "context" and packed rows where the run has them.
+        model: model bound to its variables.
+        images: normalised pixels [batch, height, width, 3], or the output of the encoder stage `start_after`.
+        batch: "tokens" [batch, captions, length] and "mask", optionally with "context" and packed rows.
         start_after: see `ImageCaptioningModel.encode_images`.
-        text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
-        mesh: devices that the batch is spread over, which the contrastive objective gathers from; None for one.
+        text_ids: maps token ids of the decoder to those of the text encoder; None for models without a text encoder.
+        mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
 
     Attributes:
-        images: features of the images alone.
-        memory: what the decoder attends to: the same, with the batch's context where it has any.
-        segments: the caption and position of each token.
-        targets: token ids that the decoder is to predict, of tokens.
-        weights: 1 for each target that counts, 0 for the others, of tokens.
+        images: image features, without context.
+        memory: memory that the decoder attends to, including the batch's context if there is any.
+        segments: caption and position of each token.
+        targets: token ids that the decoder predicts, per token.
+        weights: 1 for targets that contribute to the loss, 0 for the others, per token.
     """
 
     def __init__(
@@ -101,18 +102,18 @@ class ForwardPass:
 
     @functools.cached_property
     def decoded(self) -> DecoderOutput:
-        """Logits and states of the next tokens, of tokens.
+        """Logits and states of the decoder, per token.
 
-        Of packed rows the states and `model.output_layer()` are to be used chunk by chunk, as the rows of a CPU hold
-        all tokens of the batch. XLA computes no logits that nothing reads.
+        For packed rows, compute logits in chunks from the states and `model.output_layer()`, because on CPU a single
+        row holds all tokens of the batch. XLA does not compute logits that are never read.
         """
         return self._model.decode(self._rows.inputs, self.memory, segments=self.segments, train=True)
 
     def to_tokens(self, x: Array) -> Array:
-        """[batch, captions, targets, *features] in the layout of the decoder's output."""
+        """Converts an array [batch, captions, targets, *features] to the layout of the decoder's output."""
         return self.segments.to_rows(x.reshape(self.segments.captions, *x.shape[2:]))
 
     def to_captions(self, x: Array) -> Array:
-        """The inverse of `to_tokens`; 0 where packing left a pad out."""
+        """The inverse of `to_tokens`; 0 at padding that packing removed."""
         captions = self.segments.to_captions(x)
         return captions.reshape(*self._captions, *captions.shape[1:])

@@ -1,6 +1,6 @@
-"""The extension point for terms of the loss: what a class that `config.objective.terms` names has to have.
+"""The extension point for training objectives: the protocol of classes listed in `config.objective.terms`.
 
-docs/extending.md shows how to write one; `unlikelihood.py` is an example that nothing else knows of.
+See docs/extending.md for how to write one, and `unlikelihood.py` for a self-contained example.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ Batch = Mapping[str, jax.Array]
 
 
 class Ratio(NamedTuple):
-    """A mean that is not divided yet, so that those of several microbatches add up.
+    """A mean stored as a sum and a count, so that it can be accumulated over microbatches.
 
     Attributes:
-        total: f32 scalar, a sum over tokens, images, or whatever is counted.
-        count: f32 scalar, their number; has no gradient.
+        total: f32 scalar, the sum over tokens, images or other items.
+        count: f32 scalar, the number of items; has no gradient.
     """
 
     total: Float[Array, ""]
     count: Float[Array, ""]
 
     def mean(self) -> Float[Array, ""]:
-        """`total / count`; 0 where nothing was counted."""
+        """Returns `total / count`, or 0 if nothing was counted."""
         return self.total / nonzero(self.count)
 
 
 class ObjectiveOutput(NamedTuple):
-    """What an objective computes for a microbatch, by name; metrics of training list an extension's as "label/name".
+    """Losses and metrics of an objective for a microbatch, by name. Extensions are logged as "label/name".
 
     Attributes:
-        losses: their means, over the whole batch, are added to the loss, times the objective's weight.
-        metrics: reported, and without effect on the gradient.
+        losses: terms whose means over the whole batch, times the objective's weight, are added to the total loss.
+        metrics: values that are logged but do not contribute to the gradient.
     """
 
     losses: dict[str, Ratio]
@@ -52,16 +52,17 @@ class ObjectiveOutput(NamedTuple):
 
 @runtime_checkable
 class Objective(Protocol):
-    """One or more terms of the loss: a frozen dataclass whose fields are its keys in the config.
+    """One or more terms of the loss, as a frozen dataclass whose fields are keys of the config.
 
-    Explicit subclasses need no more than the field `weight` and `__call__`. Fields are checked in `__post_init__`,
-    which raises `ConfigError`.
+    Explicit subclasses only have to define the field `weight` and `__call__`. Fields should be validated in
+    `__post_init__`, which raises `ConfigError`.
 
     Attributes:
-        weight: of the objective's terms in the loss.
-        batch_fields: fields of the batch that it reads. A step whose batch lacks one is refused.
-        accumulates: whether its sums over microbatches add up to those over the whole batch. False for an objective
-            that compares the rows of a batch with each other; `config.optimizer.accumulation` above 1 is then refused.
+        weight: weight of the objective in the total loss.
+        batch_fields: batch fields that the objective reads. Batches without them are rejected.
+        accumulates: whether the sums over microbatches add up to those over the whole batch. False for objectives that
+            compare the rows of a batch with each other, which cannot be used with `config.optimizer.accumulation`
+            above 1.
     """
 
     weight: float
@@ -69,13 +70,13 @@ class Objective(Protocol):
     accumulates: ClassVar[bool] = True
 
     def prepare(self, train: Split, vocabulary: Vocabulary) -> PyTree:
-        """Constants that are made of the training split before the first step, such as statistics of its captions.
+        """Computes constants from the training split before the first step, such as statistics of its captions.
 
-        They are stored with the run, and compared when it goes on: the same split, vocabulary and fields have to give
-        the same arrays, on every process.
+        They are stored in the workdir and compared when the run resumes. This must be deterministic: the same split,
+        vocabulary and fields must give the same arrays on every process.
 
         Returns:
-            Nested dictionaries of NumPy arrays; {} for none.
+            Nested dictionaries of NumPy arrays, {} if there are none.
         """
         del train, vocabulary
         return {}
@@ -83,18 +84,18 @@ class Objective(Protocol):
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:
-        """Computes the terms over the rows of `batch`, inside the jitted step.
+        """Computes the losses and metrics of `batch`, inside the jitted training step.
 
         Args:
-            model: bound to its variables, in training mode for whoever passes `train=True`.
-            forward: the pass of encoder and decoder that all objectives share.
-            batch: one microbatch, with a leading axis of images.
-            constants: what `prepare` returned, on the device.
-            key: for random numbers of this objective, other ones for each step and microbatch.
+            model: model bound to its variables; pass `train=True` to its methods for training mode.
+            forward: forward pass of the encoder and decoder, shared by all objectives.
+            batch: one microbatch, whose leading axis is the images.
+            constants: the result of `prepare`, on the device.
+            key: PRNG key of this objective, different for each step and microbatch.
         """
         ...
 
 
 def nonzero(count: Float[Array, ""]) -> Float[Array, ""]:
-    """A count to divide by: 1 in place of 0."""
+    """Replaces a count of 0 by 1, for use as a divisor."""
     return jnp.where(count == 0, 1.0, count)

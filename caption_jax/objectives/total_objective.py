@@ -1,4 +1,4 @@
-"""All terms of a run's loss: the captions' own, those of the joint embedding, and those that the config names."""
+"""The total loss of a run: captioning, contrastive and extension objectives."""
 
 from __future__ import annotations
 
@@ -13,54 +13,54 @@ from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, 
 from caption_jax.specs import ObjectiveSpec
 
 CAPTIONS, CONTRASTIVE = "captions", "contrastive"
-# By objective and term: the whole batch's count, which the term's sum is divided by.
+# Count over the whole batch that each sum is divided by, by objective and loss.
 Denominators = dict[str, dict[str, jax.Array]]
 
 
 def objectives_of(spec: ObjectiveSpec, *, joint_embedding: bool) -> dict[str, Objective]:
-    """The objectives of a run by label; the sum of their weighted terms is minimised.
+    """Returns the objectives of a run by label. Training minimises their weighted sum.
 
     Args:
-        spec: `config.objective`.
-        joint_embedding: whether the model has a joint embedding of images and texts.
+        spec: the `objective` section of a run's spec.
+        joint_embedding: whether the model has a joint embedding of images and captions.
 
     Raises:
-        ConfigError: a label that is taken, or an extension that is no objective.
+        ConfigError: a label is reserved, or an extension does not implement `Objective`.
     """
     objectives: dict[str, Objective] = {CAPTIONS: CaptionCrossEntropy(label_smoothing=spec.label_smoothing)}
     if joint_embedding:
         objectives[CONTRASTIVE] = Contrastive(weight=spec.contrastive_weight)
     for label, objective in spec.terms.items():
         if label in (CAPTIONS, CONTRASTIVE):
-            raise ConfigError(f"config.objective.terms.{label}: this label is taken; choose another one")
+            raise ConfigError(f"config.objective.terms.{label}: this label is reserved; choose another one")
         if not isinstance(objective, Objective):
             raise ConfigError(
-                f"config.objective.terms.{label}: {type(objective).__name__} is no objective: it has to have what "
-                "caption_jax.objectives.objective.Objective lists"
+                f"config.objective.terms.{label}: {type(objective).__name__} is not an objective; it must implement "
+                "caption_jax.objectives.objective.Objective"
             )
         objectives[label] = objective
     return objectives
 
 
 def check_batch(objectives: Mapping[str, Objective], batch: Batch) -> None:
-    """Raises ConfigError where a batch lacks a field that an objective reads."""
+    """Raises ConfigError if a batch lacks a field that an objective reads."""
     for label, objective in objectives.items():
         if missing := [field for field in objective.batch_fields if field not in batch]:
             raise ConfigError(
-                f"the objective {label!r} reads {', '.join(missing)}, but this run's batches hold "
-                f"{', '.join(sorted(batch))} only"
+                f"the objective {label!r} requires {', '.join(missing)}, but the batches of this run only contain "
+                f"{', '.join(sorted(batch))}"
             )
 
 
 def counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
-    """The counts of all losses."""
+    """Returns the counts of all losses."""
     return {label: {name: ratio.count for name, ratio in output.losses.items()} for label, output in outputs.items()}
 
 
 def total_loss(
     objectives: Mapping[str, Objective], outputs: Mapping[str, ObjectiveOutput], denominators: Denominators
 ) -> jax.Array:
-    """The weighted sum of all losses; a microbatch's part of it, where the denominators are of the whole batch."""
+    """Returns the weighted sum of all losses; with `denominators` of the whole batch, a microbatch's contribution."""
     return sum(
         objectives[label].weight * ratio.total / nonzero(jax.lax.stop_gradient(denominators[label][name]))
         for label, output in outputs.items()
@@ -69,9 +69,9 @@ def total_loss(
 
 
 def mean_metrics(outputs: Mapping[str, ObjectiveOutput]) -> dict[str, jax.Array]:
-    """Means of all losses, each without its weight, and of all metrics.
+    """Returns the means of all unweighted losses and all metrics.
 
-    Names from the objectives that the config adds are prefixed with "label/". "loss" is the captions' cross-entropy.
+    Names from extension objectives are prefixed with "label/". "loss" is the captioning cross-entropy.
     """
     return {
         name if label in (CAPTIONS, CONTRASTIVE) else f"{label}/{name}": ratio.mean()

@@ -108,7 +108,7 @@ def test_candidates_are_distinct_earlier_tokens_other_than_the_target():
 
 
 def test_a_weight_that_rewards_repetition_is_refused():
-    with pytest.raises(ConfigError, match="weight of an unlikelihood term is 0"):
+    with pytest.raises(ConfigError, match="weight of an unlikelihood objective must be above 0, got 0"):
         Unlikelihood(0.0)
 
 
