@@ -1,4 +1,4 @@
-"""Which parameters are frozen at which step, and what follows for the norms among them."""
+"""Frozen parameters and frozen norms at each step of training."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ PyTree = Any
 
 
 def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
-    """Returns the stages of unfreezing: `(first step, paths of the parameters frozen from then on)`, in order.
+    """Returns the phases of gradual unfreezing in order, as `(first step, paths of the frozen parameters)`.
 
-    The first stage begins at step 0. There is one more for each `from_step` among the rules that unfreezes anything.
+    The first phase starts at step 0, and every `from_step` that unfreezes parameters starts another one.
 
     Raises:
-        ConfigError: as `match_rules`.
+        ConfigError: see `match_rules`.
     """
     flat = flatten(match_rules(params, rules))
     starts = sorted({0} | {rule.from_step for rule in flat.values() if rule.lr > 0})
@@ -28,10 +28,10 @@ def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
 
 
 def trained_norms(params: PyTree, rules: Rules, steps: int) -> frozenset[str]:
-    """Returns the paths of the norms whose parameters are not all frozen for the whole of a run of `steps` updates.
+    """Returns the paths of the norms with any parameter that is trained during a run of `steps` updates.
 
     Raises:
-        ConfigError: as `match_rules`.
+        ConfigError: see `match_rules`.
     """
     *_, (_, frozen) = (phase for phase in phases(params, rules) if phase[0] < steps or phase[0] == 0)
     return frozen_norms(flatten(params)) - frozen_norms(frozen)
@@ -40,7 +40,7 @@ def trained_norms(params: PyTree, rules: Rules, steps: int) -> frozenset[str]:
 def frozen_norms(frozen: Collection[str]) -> frozenset[str]:
     """Returns the paths of the norms (modules with a `scale` and a `bias`) whose parameters are all frozen.
 
-    Such a batch norm should run on its stored statistics: fresh ones would change what its fixed scale was learnt for.
+    A frozen batch norm should use its running statistics, because its scale and bias were trained with those.
     """
     modules = {path.rpartition("/")[0] for path in frozen if path.rpartition("/")[2] == "scale"}
     return frozenset(module for module in modules if f"{module}/bias" in frozen)

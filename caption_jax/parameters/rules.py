@@ -1,4 +1,4 @@
-"""Rules of the optimizer: what `config.optimizer.rules` sets for each parameter."""
+"""Per-parameter optimizer settings from `config.optimizer.rules`."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ Rules = Sequence[tuple[str, Any]]
 
 
 def match_rules(params: PyTree, rules: Rules) -> PyTree:
-    """Returns the tree of `params` with the `ParameterRule` of each parameter as its leaves.
+    """Returns a tree with the structure of `params` and the `ParameterRule` of each parameter as leaves.
 
     Args:
-        params: nested dictionary of parameters (or of their shapes).
-        rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with some of the keys "lr",
-            "decay" and "from_step". An expression has to match the whole path ("decoder/embedding").
+        params: nested dictionary of parameters or their shapes.
+        rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with any of the keys "lr",
+            "decay" and "from_step". The expression must match the whole path ("decoder/embedding").
 
     Raises:
-        ConfigError: a parameter that no rule or more than one matches, a rule that matches nothing or has an unknown
-            key. The message names them, and near misses.
+        ConfigError: a parameter matches no rule or several rules, or a rule matches nothing or has an unknown key. The
+            message lists them with close matches.
     """
     parsed = [parse_parameter_rule(rule) for rule in rules]
     matched = match_paths(flatten(params), [pattern for pattern, _ in parsed], "optimizer.rules", every=True)

@@ -1,4 +1,4 @@
-"""Devices as a mesh, and where the arrays of a run live on it."""
+"""The device mesh, and the shardings of arrays on it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ AXES = ("data", "model")
 
 
 def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh of a run, with axes "data" (the batch) and "model" (parameters that are sharded by rule).
+    """Creates the device mesh of a run, with axes "data" (the batch) and "model" (parameters sharded by rules).
 
-    Devices are ordered by process, so the rows of a global batch lie in the order of the processes that read them.
+    Devices are ordered by process, so the rows of a global batch are in the order of the processes that read them.
 
     Args:
-        spec: the devices along the axes `data` and `model`; one of them may be -1, for as many as there are.
-        devices: the devices to use; all of them if not given. A single process may leave some idle, with a warning.
+        spec: the number of devices along the axes `data` and `model`; one of them can be -1 to use all devices.
+        devices: devices to use; all devices if None. In a single process some devices may remain idle, with a warning.
 
     Raises:
-        ConfigError: the axes do not divide the devices, or a model axis would span processes.
+        ConfigError: the axis sizes do not divide the number of devices, or the model axis would span processes.
     """
     devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
     count, processes = len(devices), len({device.process_index for device in devices})
@@ -37,13 +37,13 @@ def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Me
     if processes > 1:
         if data * model != count:
             raise ConfigError(
-                f"mesh.data={data} x mesh.model={model} is {data * model} devices, but {processes} processes have "
+                f"mesh.data={data} x mesh.model={model} uses {data * model} devices, but {processes} processes have "
                 f"{count}; set mesh.data=-1 to use them all"
             )
         if (count // processes) % model:
             raise ConfigError(
                 f"mesh.model={model} does not divide the {count // processes} devices of a process; parameters can be "
-                "sharded within a process only, so that each process reads its own rows"
+                "sharded only within a process, because each process reads its own rows of the batch"
             )
     if data * model < count:
         logging.warning(
@@ -54,30 +54,31 @@ def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Me
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays whose first axis is the batch."""
+    """Returns the sharding of arrays whose leading axis is the batch."""
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of arrays that every device holds in full."""
+    """Returns the sharding of arrays that are replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str | None]]], mesh: Mesh) -> PyTree:
-    """Returns the sharding of each parameter, in the tree of `params`.
+    """Returns a tree with the structure of `params` and the sharding of each parameter as leaves.
 
     Example:
-        `(("decoder/embedding", ("model", None)),)` splits the rows of the embedding over the model axis.
+        `(("decoder/embedding", ("model", None)),)` shards the rows of the embedding over the model axis.
 
     Args:
-        params: nested dictionary of parameters or of their shapes.
-        rules: `config.mesh.rules`, pairs of a regular expression for whole paths and one axis of the mesh, or None
-            (or "") for not split, for each dimension. A parameter that no rule matches is replicated.
-        mesh: the mesh.
+        params: nested dictionary of parameters or their shapes.
+        rules: `config.mesh.rules`, pairs of a regular expression for the whole path and, for each dimension, a mesh
+            axis or None (or "") if it is not sharded. Parameters that match no rule are replicated.
+        mesh: the device mesh.
 
     Raises:
-        ConfigError: several rules match a parameter, a rule matches none, its axes do not fit the parameter's
-            dimensions or are unknown, or the devices of an axis do not divide a dimension. Names the parameter.
+        ConfigError: a parameter matches several rules, a rule matches no parameter, its axes are unknown or differ in
+            number from the parameter's dimensions, or an axis size does not divide a dimension. The message contains
+            the path of the parameter.
     """
     flat = flatten(params)
     matched = match_paths(flat, [pattern for pattern, _ in rules], "mesh.rules", every=False)
@@ -90,16 +91,16 @@ def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str 
 
 
 def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-    """Returns a sharding for each array of `tree`, taken from the parameter it belongs to.
+    """Returns the sharding of each array in `tree`, following the parameter that it corresponds to.
 
-    An array belongs to the parameter whose path its own path ends in, if it has that parameter's shape: so do the
-    moments of an optimizer and averaged parameters. Everything else is replicated.
+    An array corresponds to a parameter if its path ends with the parameter's path and the shapes are equal, as for
+    optimizer moments and averaged parameters. All other arrays are replicated.
 
     Args:
-        tree: any tree of arrays or shapes, such as a whole train state.
-        params: parameters or shapes.
-        shardings: what `parameter_shardings` gave for them.
-        mesh: the mesh.
+        tree: tree of arrays or shapes, such as a train state.
+        params: parameters or their shapes.
+        shardings: the shardings of `params` from `parameter_shardings`.
+        mesh: the device mesh.
     """
     owners = {tuple(path.split("/")): value for path, value in flatten(params).items()}
     targets = {tuple(path.split("/")): value for path, value in flatten(shardings).items()}
@@ -116,24 +117,24 @@ def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) 
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
-    """Places the rows this process has read on its devices; the result is the global batch.
+    """Transfers the rows read by this process to its devices, and returns the global batch.
 
     Args:
-        batch: tree of numpy arrays [rows of this process, ...]. Every process passes as many rows.
-        mesh: the mesh.
+        batch: tree of NumPy arrays [rows of this process, ...]. All processes must pass the same number of rows.
+        mesh: the device mesh.
 
     Raises:
-        ConfigError: the rows do not divide over this process's part of the data axis.
+        ConfigError: the rows cannot be split evenly over this process's devices on the data axis.
     """
     sharding = batch_sharding(mesh)
-    local_parts = mesh.local_mesh.shape["data"]
+    local_shards = mesh.local_mesh.shape["data"]
 
     def put(array: Any) -> jax.Array:
         array = np.asarray(array)
-        if array.ndim == 0 or array.shape[0] % local_parts:
+        if array.ndim == 0 or array.shape[0] % local_shards:
             raise ConfigError(
-                f"an array of shape {array.shape} cannot be split over the {local_parts} data devices of this process; "
-                f"data.batch_size (and data.eval_batch_size) have to be multiples of {mesh.shape['data']}"
+                f"cannot split an array of shape {array.shape} over the {local_shards} data devices of this process; "
+                f"data.batch_size and data.eval_batch_size must be multiples of {mesh.shape['data']}"
             )
         return jax.make_array_from_process_local_data(sharding, array)
 
@@ -142,35 +143,35 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
 
 def _axis_sizes(spec: MeshSpec, count: int) -> tuple[int, int]:
     sizes = {"data": spec.data, "model": spec.model}
-    open_axes = [name for name, size in sizes.items() if size == -1]
-    if open_axes:
-        (other,) = set(sizes) - set(open_axes)
+    inferred = [name for name, size in sizes.items() if size == -1]
+    if inferred:
+        (other,) = set(sizes) - set(inferred)
         if count % sizes[other]:
-            raise ConfigError(f"mesh.{other}={sizes[other]} does not divide the {count} devices there are")
-        sizes[open_axes[0]] = count // sizes[other]
+            raise ConfigError(f"mesh.{other}={sizes[other]} does not divide the {count} available devices")
+        sizes[inferred[0]] = count // sizes[other]
     data, model = sizes["data"], sizes["model"]
     if data * model > count:
-        raise ConfigError(f"mesh.data={data} x mesh.model={model} needs {data * model} devices; there are {count}")
+        raise ConfigError(f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but there are {count}")
     return data, model
 
 
 def _partition(
     path: str, shape: tuple[int, ...], pattern: str, axes: Sequence[str | None], mesh: Mesh
 ) -> PartitionSpec:
-    where = f"config.mesh.rules: {pattern!r} splits {path!r} of shape {shape} by {tuple(axes)}"
+    context = f"config.mesh.rules: {pattern!r} shards {path!r} of shape {shape} by {tuple(axes)}"
     names = [axis or None for axis in axes]
     if isinstance(axes, str) or len(names) != len(shape):
-        raise ConfigError(f"{where}; give one axis name or None for each of its {len(shape)} dimensions")
+        raise ConfigError(f"{context}; specify an axis name or None for each of its {len(shape)} dimensions")
     for dimension, (size, name) in enumerate(zip(shape, names, strict=True)):
         if name is None:
             continue
         if name not in mesh.shape:
-            raise ConfigError(f"{where}; the mesh has no axis {name!r}, only {', '.join(mesh.axis_names)}")
+            raise ConfigError(f"{context}; the mesh has no axis {name!r}, only {', '.join(mesh.axis_names)}")
         if names.count(name) > 1:
-            raise ConfigError(f"{where}; an axis of the mesh can split one dimension only")
+            raise ConfigError(f"{context}; a mesh axis can shard only one dimension")
         if size % mesh.shape[name]:
             raise ConfigError(
-                f"{where}; its dimension {dimension} of {size} does not divide over the {mesh.shape[name]} devices of "
-                f"mesh.{name}"
+                f"{context}; dimension {dimension} of size {size} cannot be split over the {mesh.shape[name]} devices "
+                f"of mesh.{name}"
             )
     return PartitionSpec(*names)

@@ -60,9 +60,9 @@ def test_idle_devices_are_mentioned(caplog):
 @pytest.mark.parametrize(
     ("data", "model", "words"),
     [
-        (-1, 3, "mesh.model=3 does not divide the 8 devices"),
-        (5, -1, "mesh.data=5 does not divide the 8 devices"),
-        (4, 4, "needs 16 devices; there are 8"),
+        (-1, 3, "mesh.model=3 does not divide the 8 available devices"),
+        (5, -1, "mesh.data=5 does not divide the 8 available devices"),
+        (4, 4, "needs 16 devices, but there are 8"),
         (-1, -1, "both -1"),
         (0, 1, "mesh.data is 0"),
     ],
@@ -89,8 +89,8 @@ def test_parameters_are_split_by_rule_and_replicated_otherwise():
     [
         (((r".*/out/kernel", (None, "modell")),), ["'decoder/layer_0/out/kernel'", "no axis 'modell'", "data, model"]),
         (((r".*/out/kernel", ("model",)),), ["'decoder/layer_0/out/kernel'", "each of its 2 dimensions"]),
-        ((("encoder/kernel", ("model", None, None, None)),), ["'encoder/kernel'", "dimension 0 of 3", "2 devices"]),
-        (((r".*/out/kernel", ("model", "model")),), ["one dimension only"]),
+        ((("encoder/kernel", ("model", None, None, None)),), ["'encoder/kernel'", "dimension 0 of size", "2 devices"]),
+        (((r".*/out/kernel", ("model", "model")),), ["only one dimension"]),
         ((("decoder/.*/kernel", (None, None)), (".*/out/kernel", (None, None))), ["all match", "exactly one"]),
         ((("decodr/.*", (None, None)),), ["'decodr/.*' matches no parameter", "'decoder"]),
     ],
