@@ -54,7 +54,7 @@ def test_killed_while_a_checkpoint_is_written(runs, undisturbed, tmp_path):
     killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert CHECKPOINT_EVERY <= saved_steps(workdir)[-1] < STEPS
-    assert "going on from step" in runs.complete(workdir)
+    assert "resuming from step" in runs.complete(workdir)
     assert_same_end(workdir, undisturbed)
 
 
@@ -65,7 +65,7 @@ def test_killed_between_checkpoints(runs, undisturbed, tmp_path, steps):
     killed = runs.stop_when(workdir, has_trained(steps), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     said = runs.complete(workdir)
-    assert ("going on from step" in said) == (steps > CHECKPOINT_EVERY)
+    assert ("resuming from step" in said) == (steps > CHECKPOINT_EVERY)
     assert_same_end(workdir, undisturbed)
 
 
@@ -93,12 +93,12 @@ def test_a_terminated_run_saves_and_goes_on_under_a_changed_harmless_key(runs, u
     said = log_of(workdir).read_text()
     assert ended.returncode == 0, said
     step = saved_steps(workdir)[-1]
-    assert f"asked to stop: step {step} is saved" in said
+    assert f"stop requested: saved step {step}" in said
     assert 12 <= step < STEPS and rows(workdir)[-1][0] == step
     assert not (workdir / "eval_val.json").exists()
     said = runs.complete(workdir, "--config.data.workers=3")
     assert "config.data.workers changed since this run was started: 1 -> 3" in said
-    assert f"going on from step {step} of {STEPS}" in said
+    assert f"resuming from step {step} of {STEPS}" in said
     assert_same_end(workdir, undisturbed)
 
 

@@ -88,7 +88,7 @@ def test_a_signal_to_one_stops_both_and_one_goes_on_alone(runs, tmp_path):
     wait_for(both, workdir)
     step = saved_steps(workdir)[-1]
     said = log_of(workdir).read_text()
-    assert said.count(f"asked to stop: step {step} is saved") == 2
+    assert said.count(f"stop requested: saved step {step}") == 2
     assert 8 <= step < 2000
 
     alone = runs.start(
@@ -99,4 +99,4 @@ def test_a_signal_to_one_stops_both_and_one_goes_on_alone(runs, tmp_path):
     )
     wait_for([alone], workdir)
     assert saved_steps(workdir)[-1] == step + 3
-    assert f"going on from step {step}" in log_of(workdir).read_text()
+    assert f"resuming from step {step}" in log_of(workdir).read_text()

@@ -1,1 +1,1 @@
-"""Training: objective, optimizer, state, step and loop."""
+"""Training: optimizer, state, step and loop."""

@@ -1,4 +1,4 @@
-"""From batches of the loader to the devices: packed into rows without pads where the run's steps take those."""
+"""Transfer of training batches to the devices, with packing of captions if it is enabled."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Batch = dict[str, np.ndarray]
 
 
 def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
-    """Returns what puts a training batch on the devices, its captions packed where `config.train.packing` says so.
+    """Returns a function that transfers a training batch to the devices, packed according to `config.train.packing`.
 
-    There is a row for each device that holds a part of the batch, so that no token leaves its device.
+    Captions are packed into one row per device on the data axis, so tokens stay on the device of their image.
 
     Raises:
-        ConfigError: packing is no known choice, or cannot be had.
+        ConfigError: `config.train.packing` is unknown or not supported in this setup.
     """
     if not _packs(spec, mesh):
         return lambda batch: put_batch(batch, mesh)
@@ -34,14 +34,14 @@ def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], di
 
 
 def _packs(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
-    choice, processes, slices = spec.train.packing, jax.process_count(), spec.optimizer.accumulation
+    choice, processes, microbatches = spec.train.packing, jax.process_count(), spec.optimizer.accumulation
     if choice == "never":
         return False
-    if processes > 1 or slices > 1:  # their parts of a batch would differ in size
+    if processes > 1 or microbatches > 1:  # their packed rows would differ in length
         if choice == "always":
             raise ConfigError(
-                f'config.train.packing="always" cannot be had in {processes} processes with '
-                f'config.optimizer.accumulation={slices}: set it to "never", or run one process without accumulation'
+                'config.train.packing="always" requires a single process and config.optimizer.accumulation=1, got '
+                f'{processes} processes and config.optimizer.accumulation={microbatches}; set packing to "never"'
             )
         return False
     return choice == "always" or mesh.devices.flat[0].platform == "cpu"

@@ -1,4 +1,4 @@
-"""One step of a run that leaves nothing behind: what `--dry_run` shows before hours are spent."""
+"""A dry run, which makes a single training step without writing any files (`--dry_run`)."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from input_pipeline.data_spec import FeatureCacheSpec
 
 @dataclass(frozen=True)
 class DryRun:
-    """What the first step of a run shows.
+    """Result of a dry run.
 
     Attributes:
-        spec: the config with what depends on the data filled in.
-        images: split name -> number of images.
-        parameters: number of the model's parameters.
-        tokens: of the vocabulary.
-        metrics: of the step: "loss" and what else the objective reports.
-        resumes: whether the workdir holds a run that training would resume; the step is the first one all the same.
+        spec: the run's spec, with data-dependent values resolved.
+        images: number of images by split.
+        parameters: number of parameters of the model.
+        tokens: size of the vocabulary.
+        metrics: metrics of the first training step, such as "loss".
+        resumes: whether training would resume a run in the workdir. The dry run makes the first step in either case.
     """
 
     spec: RunSpec
@@ -45,13 +45,13 @@ class DryRun:
 
 
 def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
-    """Reads the data and makes the first update on the first batch; writes nothing into the workdir.
+    """Reads the data and makes the first update on the first batch, without writing to the workdir.
 
-    The step reads pixels also where the config asks for stored features, which would first have to be computed for all
-    images.
+    The step always reads pixels. If the config enables the feature cache, features would first have to be computed for
+    all images.
 
     Raises:
-        ConfigError: config, data and workdir contradict each other, as `train_and_evaluate` would say.
+        ConfigError: config, data and workdir are inconsistent, as in `train_and_evaluate`.
     """
     experiment = prepare_experiment(spec, absolute(workdir))
     resolved = experiment.resolved()
@@ -74,20 +74,20 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     )
 
 
-def print_dry_run(found: DryRun) -> None:
-    """Prints the spec, a line per key, and what the step gave; of several processes the first does."""
+def print_dry_run(result: DryRun) -> None:
+    """Prints the spec, one key per line, and the result of the step; only on the main process."""
     if jax.process_index():
         return
-    for key, value in flatten(as_mapping(found.spec)).items():
+    for key, value in flatten(as_mapping(result.spec)).items():
         print(f"config.{key} = {json.dumps(value)}")
-    print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in found.images.items()))
-    print(f"model: {found.parameters:,} parameters, vocabulary of {found.tokens:,} tokens")
-    if found.spec.data.feature_cache.stage:
-        print("the step reads pixels; without --dry_run, the features of all images are stored first")
-    others = [f"{name} {value:.4f}" for name, value in found.metrics.items() if name != "loss"]
-    print(", ".join([f"step 1: loss {found.metrics['loss']:.4f}", *others]))
-    if found.resumes:
-        print("the workdir holds a run: without --dry_run, training resumes it from its last checkpoint")
+    print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in result.images.items()))
+    print(f"model: {result.parameters:,} parameters, vocabulary of {result.tokens:,} tokens")
+    if result.spec.data.feature_cache.stage:
+        print("this step read pixels; without --dry_run, the features of all images are computed first")
+    others = [f"{name} {value:.4f}" for name, value in result.metrics.items() if name != "loss"]
+    print(", ".join([f"step 1: loss {result.metrics['loss']:.4f}", *others]))
+    if result.resumes:
+        print("the workdir contains a run: without --dry_run, training resumes it from its last checkpoint")
 
 
 def _without_feature_cache(experiment: Experiment) -> Experiment:

@@ -1,4 +1,4 @@
-"""The training loop: all reading, writing and deciding around the pure steps of `step.py`."""
+"""The training loop, which does all I/O and control flow around the pure training step in `step.py`."""
 
 from __future__ import annotations
 
@@ -40,31 +40,31 @@ from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
 def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment | None:
-    """Trains as `spec` says, or goes on with the run that `workdir` holds, and scores the best weights.
+    """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
 
     Returns:
-        The final evaluation of the validation split; None when the data has none, or when a signal ended the run early.
+        The final evaluation of the validation split; None if there is no such split or a signal stopped the run early.
 
     Raises:
-        ValueError: config, data and workdir do not fit each other; the message names the key or file.
-        NonFiniteLossError: the loss is NaN or infinite. The last good checkpoint is safe.
+        ValueError: config, data and workdir are inconsistent. The message contains the key or file.
+        NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is kept.
     """
     experiment = start_experiment(spec, absolute(workdir))
-    # Until the first step there is nothing to save: a signal just ends the process.
-    with contextlib.closing(Run(experiment)) as run, stop_on_signal() as asked_to_stop:
-        finished = run.train(asked_to_stop)
+    # Signals are only handled once there is something to save. Before that, they just end the process.
+    with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
+        finished = run.train(stop_requested)
     return finish(run) if finished else None
 
 
 class Run:
-    """One process's part in a training run. `train` is the loop; the other methods are periodic work around it.
+    """A training run in one process. `train` is the loop, and the other methods do the periodic work.
 
     Attributes:
-        experiment: the run's fixed parts.
-        spec: its config with what depends on the data filled in, such as the number of steps.
-        program: what is compiled.
-        state: the arrays that are trained.
-        batches: an endless iterator over batches on the devices.
+        experiment: the fixed parts of the run.
+        spec: the run's spec, with data-dependent values resolved, such as the number of steps.
+        program: the jitted computations.
+        state: the current train state.
+        batches: an infinite iterator over batches on the devices.
     """
 
     def __init__(self, experiment: Experiment):
@@ -74,7 +74,7 @@ class Run:
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
-        self.evaluator = validation_evaluator(experiment)  # checks what the config names before anything takes long
+        self.evaluator = validation_evaluator(experiment)  # validates the config before any slow work
         self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
         self.state, restored = self._first_state()
         self.samples = None
@@ -91,9 +91,9 @@ class Run:
             start_step=int(self.state.step),
         )
 
-    def train(self, asked_to_stop: Callable[[int], bool]) -> bool:
-        """Runs to the last step, to early stopping, or until asked to stop; says whether the run is complete."""
-        step = int(self.state.step)  # updates made so far
+    def train(self, stop_requested: Callable[[int], bool]) -> bool:
+        """Trains until the last step, early stopping or a stop request, and returns whether training is complete."""
+        step = int(self.state.step)  # number of updates made so far
         finite = FiniteCheck(self.experiment.split("train"))
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
@@ -112,7 +112,7 @@ class Run:
                     if self._is_due(step, self.spec.train.eval_every):
                         finite.flush()
                         improved = self._evaluate(step)
-                    stop = asked_to_stop(step)
+                    stop = stop_requested(step)
                     if (
                         improved
                         or stop
@@ -122,19 +122,19 @@ class Run:
                         finite.flush()
                         self._save(step)
                     if stop:
-                        logging.warning("asked to stop: step %d is saved; the same command goes on from there", step)
+                        logging.warning("stop requested: saved step %d; run the same command again to resume", step)
                         return False
         return True
 
     def close(self) -> None:
-        """Lets writes in the background finish."""
-        with contextlib.ExitStack() as stack:  # in reverse order, also after an error
+        """Waits for background writes to finish."""
+        with contextlib.ExitStack() as stack:  # closes in reverse order, even after an error
             stack.callback(self.monitor.close)
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
 
     def _first_state(self) -> tuple[TrainState, Restored | None]:
-        """The initial state, or that of the newest checkpoint with the rest of it; sharded over the devices."""
+        """Returns the initial state, or the state and contents of the latest checkpoint, sharded over the devices."""
         abstract = self.program.abstract_state
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
         if restored is not None:
@@ -143,23 +143,23 @@ class Run:
         return self.program.start(initial_variables(self.experiment)), None
 
     def _resume(self, restored: Restored) -> None:
-        """Restores what a checkpoint holds besides the state: data iterator, clock, early stopping, artifacts."""
+        """Restores the rest of a checkpoint: data iterator, clock, early stopping and artifacts."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
         self.progress = restored.records["progress"]
         best_step = restored.step if self.progress["best"] is None else self.progress["best_step"]
         self.artifacts.resume(restored.step, best_step, self._best_weights)
-        logging.info("going on from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
+        logging.info("resuming from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
 
     def _best_weights(self) -> Weights:
-        """The best weights that a resumed run has in its checkpoints; the last ones if nothing has been evaluated."""
+        """Returns the best weights in the checkpoints of a resumed run, or the latest if none were evaluated."""
         if self.progress["best"] is None:
             return Weights(self.state.weights(), int(self.state.step))
         return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
     def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        """(last step, compiled training step) of each phase, from `step` on; between phases parameters are unfrozen."""
+        """Yields (last step, jitted training step) for each phase of unfreezing from `step` on."""
         starts = phases(self.state.params, self.spec.optimizer.rules)
         ends = [start for start, _ in starts[1:]] + [self.steps]
         for (start, frozen), end in zip(starts, ends, strict=True):
@@ -185,11 +185,11 @@ class Run:
             }
             weights = self.state.weights()
             self.checkpoints.save(step, weights, self.state.resume_only(), records)
-            if self.progress["best"] is None:  # until an evaluation finds one, the last model serves as the best
+            if self.progress["best"] is None:  # before the first evaluation, the latest model counts as the best
                 self.artifacts.write(step, weights)
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        values = {name: float(value) for name, value in metrics.items()}  # "loss": the captions' term, not the total
+        values = {name: float(value) for name, value in metrics.items()}  # "loss" is the captioning loss, not the total
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
@@ -198,38 +198,38 @@ class Run:
         self.monitor.progress(step, values["loss"], self.clock)
 
     def _evaluate(self, step: int) -> bool:
-        """Scores the validation split and counts towards early stopping; keeps the weights if they are the best yet.
+        """Evaluates the validation split, updates early stopping and saves the weights if they are the best so far.
 
         Returns:
-            Whether they are.
+            Whether the weights are the best so far.
         """
         if self.evaluator is None:
             return False
         with self.clock.paused():
             weights = self.state.weights()
-            found = self.evaluator(weights, step)
-            self.monitor.scalars(step, found.metrics, "val")
+            result = self.evaluator(weights, step)
+            self.monitor.scalars(step, result.metrics, "val")
             self.samples.write(self.monitor, weights, step)
             name = self.spec.train.best_metric
-            value, best = found.metrics[name], self.progress["best"]
-            shown = ", ".join(f"{key} {found.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
-            logging.info("step %d: validation %s", step, shown)
+            value, best = result.metrics[name], self.progress["best"]
+            scores = ", ".join(f"{key} {result.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
+            logging.info("step %d: validation %s", step, scores)
             if best is None or value > best:
                 self.progress = {"best": value, "best_step": step, "evaluations_without_gain": 0}
-                self.checkpoints.save_best(step, weights, found.metrics)
+                self.checkpoints.save_best(step, weights, result.metrics)
                 self.artifacts.write(step, weights)
                 return True
             self.progress["evaluations_without_gain"] += 1
             if self._out_of_patience():
-                logging.info("no better %s in %d evaluations: stopping", name, self.spec.train.patience)
+                logging.info("early stopping: %s has not improved for %d evaluations", name, self.spec.train.patience)
             return False
 
 
 def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Program, dict[str, str]]:
-    """The program of a run, with its objectives' constants on the devices and stored in the workdir.
+    """Builds the program of a run, with its objectives' constants stored in the workdir and placed on the devices.
 
     Returns:
-        The program; fingerprints of the constants, which a resumed run compares.
+        The program and the fingerprints of the constants, which are compared when the run resumes.
     """
     program = make_program(experiment.description, experiment.mesh, steps)
     check_step_images(experiment.resolved(), program.abstract_state.params)
@@ -240,10 +240,10 @@ def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Pro
 
 
 def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
-    """The evaluator that training calls every `config.train.eval_every` steps; None for data without that split.
+    """Creates the evaluator that runs every `config.train.eval_every` steps; None without a validation split.
 
     Raises:
-        ConfigError: an evaluator does not fit the run, or none reports `config.train.best_metric`.
+        ConfigError: an evaluator is incompatible with the run, or none reports `config.train.best_metric`.
     """
     if "val" not in experiment.splits:
         return None
@@ -254,12 +254,12 @@ def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
 
 
 def finish(run: Run) -> Assessment | None:
-    """Judges the best weights on the validation split; writes the results, the report and the loss curve."""
-    from caption_jax.evaluation.report.plots import loss_curve  # matplotlib takes a second to import
+    """Evaluates the best weights on the validation split, and writes the results, the report and the loss curve."""
+    from caption_jax.evaluation.report.plots import loss_curve  # importing matplotlib takes a second
 
     experiment = run.experiment
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("best model written")  # by the first process; all of them read it
+        multihost_utils.sync_global_devices("best model written")  # by the main process, but read by all
     if jax.process_index() == 0:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
@@ -268,7 +268,7 @@ def finish(run: Run) -> Assessment | None:
 
 
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
-    """The training batches, prepared and put on the devices ahead of time by a thread."""
+    """Opens the training batches, which a background thread prepares and transfers to the devices ahead of time."""
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", default_kind(experiment))
     batches = train_batches(

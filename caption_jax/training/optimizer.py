@@ -1,4 +1,4 @@
-"""The optimizer of a run, built from optax: rules per parameter, staged unfreezing, clipping; the moving average."""
+"""The optax optimizer of a run, with per-parameter rules, gradual unfreezing and clipping; weight averaging."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FromStepState(NamedTuple):
     """State of `from_step`.
 
     Attributes:
-        count: updates made, int32 scalar.
-        inner_state: of the wrapped transformation, as it began until it starts.
+        count: number of updates made, int32 scalar.
+        inner_state: state of the wrapped transformation, which stays at its initial value until it starts.
     """
 
     count: Int[Array, ""]
@@ -32,27 +32,28 @@ class FromStepState(NamedTuple):
 
 
 def from_step(start: int, inner: optax.GradientTransformation) -> optax.GradientTransformation:
-    """Starts `inner` after `start` updates, as if training began there: until then updates are 0 and its state stays.
+    """Delays `inner` by `start` updates. Until then, updates are 0 and its state does not change.
 
-    It selects where `optax.conditionally_mask` branches: on GPUs the host waits for the predicate of a branch.
+    Uses `jnp.where`, unlike `optax.conditionally_mask`, which branches: on GPUs the host waits for the predicate of a
+    branch.
     """
 
     def init(params: PyTree) -> FromStepState:
         return FromStepState(jnp.zeros((), jnp.int32), inner.init(params))
 
     def update(gradients: PyTree, state: FromStepState, params: PyTree = None) -> tuple[PyTree, FromStepState]:
-        updates, moved = inner.update(gradients, state.inner_state, params)
+        updates, inner_state = inner.update(gradients, state.inner_state, params)
         if start > 0:
             active = state.count >= start
             updates = jax.tree.map(lambda update: jnp.where(active, update, 0), updates)
-            moved = jax.tree.map(lambda new, old: jnp.where(active, new, old), moved, state.inner_state)
-        return updates, FromStepState(state.count + 1, moved)
+            inner_state = jax.tree.map(lambda new, old: jnp.where(active, new, old), inner_state, state.inner_state)
+        return updates, FromStepState(state.count + 1, inner_state)
 
     return optax.GradientTransformation(init, update)
 
 
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies: only to parameters of two dimensions or more, never to a bias or a scale."""
+    """Whether weight decay applies to a parameter: it has at least two dimensions and is not a bias or scale."""
     return len(shape) >= 2 and path.rpartition("/")[2] not in ("bias", "scale")
 
 
@@ -61,34 +62,34 @@ def make_optimizer(
 ) -> tuple[optax.GradientTransformation, Schedule]:
     """Builds the optimizer of a run and its learning-rate schedule.
 
-    An update is, in this order:
+    An update consists of the following steps:
 
-    1. gradients of parameters that are not yet unfrozen are taken as 0;
-    2. those of all parameters that are trained are scaled so that their common norm is at most `clip_norm` (Pascanu et
-       al. 2013); 0 leaves them as they are;
-    3. the named method turns them into a direction. Its moments start when a parameter is unfrozen: until then they
-       stay as they began, and Adam's bias correction counts from there;
-    4. `weight_decay` times the parameter is added (decoupled, Loshchilov and Hutter 2019), times the rule's `decay`, on
-       the parameters of `is_decayed` only;
-    5. the result is multiplied by minus the learning rate times the rule's `lr`.
+    1. Gradients of parameters that are still frozen are set to 0.
+    2. The gradients of all trained parameters are clipped to a global norm of `clip_norm` (Pascanu et al. 2013); 0
+       disables clipping.
+    3. The optimizer `name` computes the update direction. The moments of a parameter stay at their initial values until
+       it is unfrozen, and Adam's bias correction counts from there.
+    4. Decoupled weight decay (Loshchilov and Hutter 2019) of `weight_decay` times the rule's `decay` is added for
+       parameters that satisfy `is_decayed`.
+    5. The result is multiplied by the negative learning rate times the rule's `lr`.
 
-    Parameters that a rule freezes (`lr` 0) have updates of 0 and no moments. Parameters under equal rules form one
-    group of `optax.partition`.
+    Parameters that a rule freezes (`lr` 0) have zero updates and no moments. Parameters with equal rules form one group
+    of `optax.partition`.
 
-    Methods: "adamw"; "adam" (the same without step 4); "lion" (Chen et al. 2023); "sgd" with momentum `b1`; "adafactor"
-    (Shazeer and Stern 2018: factored second moments, updates clipped to an RMS of 1, neither momentum nor relative
-    step sizes; `b1` and `b2` play no part).
+    Optimizers: "adamw"; "adam" (without step 4); "lion" (Chen et al. 2023); "sgd" with momentum `b1`; "adafactor"
+    (Shazeer and Stern 2018) with factored second moments and updates clipped to an RMS of 1, but without momentum or
+    relative step sizes (`b1` and `b2` are ignored).
 
     Args:
-        spec: of the optimizer.
-        params: nested dictionary of parameters or of their shapes.
-        total_steps: updates of the whole run, for the schedule.
+        spec: the `optimizer` section of a run's spec.
+        params: nested dictionary of parameters or their shapes.
+        total_steps: number of updates of the whole run, for the schedule.
 
     Returns:
-        The optax transformation, whose `update` needs `params`, and `step -> learning rate`.
+        The optax transformation, whose `update` requires `params`, and the schedule `step -> learning rate`.
 
     Raises:
-        ConfigError: as `match_rules`; nothing to train.
+        ConfigError: see `match_rules`; also if there is nothing to train.
     """
     rules = match_rules(params, spec.rules)
     _check_starts(rules, total_steps)
@@ -96,11 +97,11 @@ def make_optimizer(
     trained = jax.tree.map(lambda rule: rule.lr > 0, rules)
     decayed = unflatten({path: is_decayed(path, value.shape) for path, value in flatten(params).items()})
 
-    def update_under(rule: ParameterRule) -> optax.GradientTransformation:
+    def transformation(rule: ParameterRule) -> optax.GradientTransformation:
         if rule.lr == 0:
             return optax.set_to_zero()
         weight_decay = 0.0 if spec.name == "adam" else float(spec.weight_decay * rule.decay)
-        direction = optax.chain(_method(spec), optax.add_decayed_weights(weight_decay, mask=decayed))
+        direction = optax.chain(_direction(spec), optax.add_decayed_weights(weight_decay, mask=decayed))
         learning_rate = optax.scale_by_learning_rate(lambda step: rule.lr * schedule(step))
         return optax.chain(from_step(rule.from_step, direction), learning_rate)
 
@@ -109,22 +110,22 @@ def make_optimizer(
     optimizer = optax.named_chain(
         ("active", optax.partition({rule: from_step(rule.from_step, optax.identity()) for rule in distinct}, rules)),
         ("clip", optax.masked(clip, trained)),
-        ("update", optax.partition({rule: update_under(rule) for rule in distinct}, rules)),
+        ("update", optax.partition({rule: transformation(rule) for rule in distinct}, rules)),
     )
     return optimizer, schedule
 
 
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] | int) -> PyTree:
-    """Moves the average towards `params`, which are those after the update made at `step`.
+    """Updates an exponential moving average of the parameters.
 
-    The decay in effect is min(decay, (1 + step) / (10 + step)), so that the average forgets the initial weights soon
-    instead of after 1 / (1 - decay) steps. A parameter that does not change keeps an average equal to it, bit for bit,
-    where the average began at the initial parameters.
+    The effective decay is min(decay, (1 + step) / (10 + step)), so the average forgets the initial weights early on
+    instead of after about 1 / (1 - decay) steps. If the average starts at the initial parameters, the averages of
+    parameters that never change stay bit-identical to them.
 
     Args:
-        ema: the average before, same tree as `params`.
-        params: the parameters now.
-        decay: in [0, 1); 0.999 averages over about the last thousand steps.
+        ema: the previous average, with the structure of `params`.
+        params: the parameters after the update at `step`.
+        decay: decay in [0, 1); 0.999 averages over roughly the last thousand steps.
         step: number of updates made before this one.
     """
     step = jnp.asarray(step, jnp.float32)
@@ -135,23 +136,23 @@ def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] |
 
 
 def _check_starts(rules: PyTree, total_steps: int) -> None:
-    """Raises ConfigError where nothing is trained; warns of parameters that would start after the last step."""
+    """Raises ConfigError if nothing is trained, and warns about parameters that would start after the last step."""
     groups: dict[int, list[str]] = {}
     for path, rule in flatten(rules).items():
         if rule.lr > 0:
             groups.setdefault(rule.from_step, []).append(path)
     if not groups:
-        raise ConfigError("config.optimizer.rules freezes every parameter (lr 0): there is nothing to train")
+        raise ConfigError("config.optimizer.rules freezes all parameters (lr 0), so there is nothing to train")
     for start, paths in sorted(groups.items()):
         if start >= total_steps:
             logging.warning(
                 "config.optimizer.rules: %d parameter arrays, such as %s, would train from step %d on, but the run has "
-                "%d steps: they stay frozen",
+                "only %d steps; they stay frozen",
                 *(len(paths), paths[0], start, total_steps),
             )
 
 
-def _method(spec: OptimizerSpec) -> optax.GradientTransformation:
+def _direction(spec: OptimizerSpec) -> optax.GradientTransformation:
     if spec.name in ("adamw", "adam"):
         return optax.scale_by_adam(b1=spec.b1, b2=spec.b2)
     if spec.name == "lion":

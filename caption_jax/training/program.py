@@ -1,4 +1,4 @@
-"""What a run computes, apart from its data: the shardings of its state, and its jitted updates."""
+"""The computations of a run, independent of its data: state shardings and jitted updates."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Program:
-    """A run's state and updates, on a mesh that may be abstract (for planning without the hardware).
+    """The state layout and updates of a run, on a mesh that can be abstract (for planning without the hardware).
 
     Attributes:
-        description: what model, pixels and words are.
-        mesh: devices, or their description.
-        steps: updates of the whole run, for the learning-rate schedule.
-        optimizer: a transformation of gradients for all parameters.
+        description: description of the model, its preprocessing and its vocabulary.
+        mesh: concrete or abstract device mesh.
+        steps: number of updates of the whole run, for the learning-rate schedule.
+        optimizer: gradient transformation for all parameters.
         schedule: learning rate by step.
-        abstract_state: shapes, dtypes and shardings of the state's arrays. The arrays themselves are `Run.state`.
-        constants: arrays that objectives precomputed from the training split, by label, on the devices.
+        abstract_state: shapes, dtypes and shardings of the train state. The arrays themselves are in `Run.state`.
+        constants: constants of the objectives, by label, on the devices.
     """
 
     description: RunDescription
@@ -49,27 +49,27 @@ class Program:
 
     @property
     def shardings(self) -> PyTree:
-        """The shardings of the state's arrays."""
+        """Shardings of the train state."""
         return jax.tree.map(lambda leaf: leaf.sharding, self.abstract_state)
 
     @property
     def objectives(self) -> dict[str, Objective]:
-        """The terms of the loss, by label."""
+        """Objectives by label."""
         return objectives_of(self.description.spec.objective, joint_embedding=self.description.has_shared_space)
 
     def with_constants(self, constants: Mapping[str, PyTree]) -> Program:
-        """The program with constants of its objectives, which every device gets in full."""
+        """Returns the program with constants of its objectives, replicated on every device."""
         return replace(self, constants=jax.device_put(constants, replicated(self.mesh)))
 
     def start(self, variables: PyTree) -> TrainState:
-        """The state before the first step, on the devices."""
+        """Creates the initial train state on the devices."""
         averaged = self.description.spec.optimizer.ema > 0
-        # As one program: by itself each of hundreds of small arrays would take milliseconds.
+        # Jitted as one program, because creating hundreds of small arrays one by one takes milliseconds each.
         create = jax.jit(lambda variables: create_state(variables, self.optimizer, averaged))
         return jax.device_put(create(variables), self.shardings)
 
     def update(self, frozen: frozenset[str]) -> Callable:
-        """The jitted `TrainStep` that does not train the parameters at the paths `frozen`."""
+        """Returns the jitted `TrainStep` that keeps the parameters at the paths `frozen` fixed."""
         return jax.jit(
             self.uncompiled_step(frozen),
             donate_argnums=0,
@@ -78,7 +78,7 @@ class Program:
         )
 
     def cached_update(self, frozen: frozenset[str]) -> Callable:
-        """`update`, on a single CPU cached on disk, so that the next start doesn't trace it; untested elsewhere."""
+        """Like `update`, but cached on disk on a single CPU device to skip tracing on restart; untested elsewhere."""
         if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
             return self.update(frozen)
         spec = self.description.spec
@@ -100,11 +100,11 @@ class Program:
 
     @property
     def _input_shardings(self) -> tuple[jax.sharding.Sharding, jax.sharding.Sharding]:
-        """Of the batch, and of the objectives' constants."""
+        """Shardings of the batch and of the objectives' constants."""
         return batch_sharding(self.mesh), replicated(self.mesh)
 
     def uncompiled_step(self, frozen: frozenset[str]) -> TrainStep:
-        """The training step, as a function that is not jitted yet."""
+        """Returns the training step before jitting."""
         description = self.description
         return TrainStep(
             description.model(frozen_norms(frozen)),
@@ -119,18 +119,23 @@ class Program:
 
 
 def make_program(description: RunDescription, mesh: jax.sharding.Mesh, steps: int) -> Program:
-    """Builds the program of a run of so many steps.
+    """Builds the program of a run.
+
+    Args:
+        description: description of the model, its preprocessing and its vocabulary.
+        mesh: concrete or abstract device mesh.
+        steps: number of updates of the whole run.
 
     Raises:
-        ValueError: the config's rules for the optimizer or the mesh do not fit the model's parameters.
+        ValueError: the optimizer or mesh rules of the config do not match the model's parameters.
     """
     spec, variables = description.spec, variable_shapes(description)
     optimizer, schedule = make_optimizer(spec.optimizer, variables["params"], steps)
     shapes = jax.eval_shape(lambda tree: create_state(tree, optimizer, averaged=spec.optimizer.ema > 0), variables)
-    owners = parameter_shardings(shapes.params, spec.mesh.rules, mesh)
+    shardings = parameter_shardings(shapes.params, spec.mesh.rules, mesh)
     abstract_state = jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings_like(shapes, shapes.params, owners, mesh),
+        shardings_like(shapes, shapes.params, shardings, mesh),
     )
     return Program(description, mesh, steps, optimizer, jax.jit(schedule), abstract_state)

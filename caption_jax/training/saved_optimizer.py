@@ -1,8 +1,8 @@
-"""The optimizer's state as checkpoints hold it: ordered by what it is, not by the transformations that compute it.
+"""The checkpoint format of the optimizer state, which is independent of how optax nests its states.
 
-The layout depends on the method, on which parameters train and on the steps they start at; neither on the multiples of
-the rules nor on how optax nests its states. So a run resumes with another learning rate of a rule, and so does one that
-was stopped before its optimizer was an optax chain.
+The layout depends only on the optimizer's name, on the set of trained parameters and on the steps at which they start.
+A run can therefore resume after the learning rate of a rule has changed, or from a checkpoint written before the
+optimizer became an optax chain.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PyTree = Any
 
 
 class SavedOptimizer(NamedTuple):
-    """State of the optimizer in a checkpoint.
+    """Optimizer state in the checkpoint format.
 
     Attributes:
-        count: updates made, int32 scalar.
-        moments: the method's optax state for all parameters that start to train at the same step, by
-            "from_step_<n>". Its trees hold these parameters only, under the same paths as in the model.
+        count: number of updates made, int32 scalar.
+        moments: state of the base optimizer (such as `optax.scale_by_adam`), by "from_step_<n>" for the parameters that
+            start training at step n. The trees contain only these parameters, under their paths in the model.
     """
 
     count: Int[Array, ""]
@@ -35,7 +35,7 @@ class SavedOptimizer(NamedTuple):
 
 
 def to_saved(opt_state: PyTree) -> SavedOptimizer:
-    """Returns the state of a `make_optimizer` transformation, of arrays or their shapes, as checkpoints hold it."""
+    """Converts the state of a `make_optimizer` transformation (arrays or shapes) to the checkpoint format."""
     groups: dict[str, list[PyTree]] = {}
     for rule, state in opt_state["update"].inner_states.items():
         if rule.lr > 0:
@@ -49,12 +49,12 @@ def from_saved(saved: SavedOptimizer, like: PyTree) -> PyTree:
     """The inverse of `to_saved`.
 
     Args:
-        saved: what `to_saved` returned. Its moments are used, not copied.
-        like: a state of the same optimizer, or its shapes.
+        saved: the result of `to_saved`. Its moments are not copied.
+        like: state of the same optimizer, or its shapes.
     """
 
     def count(_: Any = None) -> Int[Array, ""]:
-        return jnp.copy(saved.count)  # an array of its own for each counter: a step donates all of them
+        return jnp.copy(saved.count)  # a separate array per counter, because the train step donates them
 
     def restored(rule: ParameterRule, state: optax.MaskedState) -> optax.MaskedState:
         if rule.lr == 0:
@@ -77,12 +77,12 @@ def _group(rule: ParameterRule) -> str:
 
 
 def _map_parts(function: Callable, *states: PyTree) -> PyTree:
-    """Maps over the parts of a method's state: its counts, and its trees of parameters, which are dictionaries."""
+    """Maps over the counts and parameter trees (dictionaries) of a base optimizer's state."""
     return jax.tree.map(function, *states, is_leaf=lambda node: isinstance(node, dict))
 
 
 def _merge(*parts: PyTree) -> PyTree:
-    """One tree of the parameters of several rules; one count, as rules that start at the same step count alike."""
+    """Merges the parameter trees of several rules. Counts are equal for all rules that start at the same step."""
     if not isinstance(parts[0], dict):
         return parts[0]
     leaves = [item for part in parts for item in flatten(part).items()]
@@ -90,7 +90,7 @@ def _merge(*parts: PyTree) -> PyTree:
 
 
 def _select(like: PyTree, saved: PyTree) -> PyTree:
-    """The inverse of `_merge`, for one rule."""
+    """The inverse of `_merge` for a single rule."""
     if not isinstance(like, dict):
         return jnp.copy(saved)
     masked = {path: leaf for path, leaf in flatten(like).items() if isinstance(leaf, optax.MaskedNode)}

@@ -1,4 +1,4 @@
-"""Learning rate as a function of the number of updates made."""
+"""Learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Schedule = Callable[[Int[Array, ""] | int], Float[Array, ""]]
 
 
 def make_schedule(spec: OptimizerSpec, total_steps: int) -> Schedule:
-    """Returns `step -> learning rate`, for the update made when `step` updates have been made.
+    """Returns a schedule `step -> learning rate`, where `step` is the number of updates made so far.
 
     With t = step + 1, w = `warmup_steps`, T = `total_steps` and f = `final_fraction`, the learning rate is
     `learning_rate` times
 
-    - during the warm-up, t <= w: t / w, so the first update already moves and update w is the first at full rate;
+    - t / w during warm-up (t <= w), so the first update is not zero and update w is the first at the full rate;
     - "constant": 1;
-    - "linear": 1 at t = w, falling in a straight line to f at t = T, the last update;
-    - "cosine": the same ends, joined by half a cosine wave (Loshchilov and Hutter 2017, "SGDR");
-    - "rsqrt": sqrt(max(w, 1) / t) (Vaswani et al. 2017, section 5.3); T and f play no part.
+    - "linear": linear decay from 1 at t = w to f at the last update, t = T;
+    - "cosine": cosine decay between the same endpoints (Loshchilov and Hutter 2017, "SGDR");
+    - "rsqrt": sqrt(max(w, 1) / t) (Vaswani et al. 2017, section 5.3), which ignores T and f.
 
     Args:
-        spec: of the optimizer.
-        total_steps: T, the updates of the whole run.
+        spec: the `optimizer` section of a run's spec.
+        total_steps: T, the number of updates of the whole run.
     """
     name, peak, final = spec.schedule, float(spec.learning_rate), float(spec.final_fraction)
-    warmup, falling_steps = spec.warmup_steps, max(total_steps - spec.warmup_steps, 1)
+    warmup, decay_steps = spec.warmup_steps, max(total_steps - spec.warmup_steps, 1)
     after_warmup = {  # as functions of t - w
         "constant": optax.constant_schedule(peak),
-        "linear": optax.linear_schedule(peak, peak * final, falling_steps),
-        "cosine": optax.cosine_decay_schedule(peak, falling_steps, alpha=final),
+        "linear": optax.linear_schedule(peak, peak * final, decay_steps),
+        "cosine": optax.cosine_decay_schedule(peak, decay_steps, alpha=final),
         "rsqrt": lambda steps: peak * jnp.sqrt(max(warmup, 1) / (steps + float(warmup))),
     }[name]
     if not warmup:
         return lambda step: after_warmup(step + 1)
-    # optax.linear_schedule rises from 0 as 1 - (1 - t / w): rounding would show in the first of many warm-up steps.
+    # optax.linear_schedule computes 1 - (1 - t / w), whose rounding error is visible early in a long warm-up.
     by_t = optax.join_schedules([lambda t: peak * (t / warmup), after_warmup], [warmup])
     return lambda step: by_t(step + 1)

@@ -1,4 +1,4 @@
-"""All that a training run carries from step to step."""
+"""The train state."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ PyTree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The arrays of a run after `step` updates.
+    """The arrays that are carried from step to step.
 
     Attributes:
         step: number of updates made, int32 scalar.
         params: parameters of the model.
-        batch_stats: running statistics of its batch norms.
-        opt_state: the optimizer's.
-        ema: exponential moving average of the parameters, or None where the config asks for none.
+        batch_stats: running statistics of the model's batch norms.
+        opt_state: state of the optimizer.
+        ema: exponential moving average of the parameters, or None if it is disabled in the config.
     """
 
     step: jax.Array
@@ -32,16 +32,16 @@ class TrainState(flax.struct.PyTreeNode):
     ema: PyTree | None
 
     def weights(self) -> PyTree:
-        """The variables that evaluation and inference use: averaged parameters where there are any."""
+        """Returns the variables for evaluation and inference, with averaged parameters if there are any."""
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
     def resume_only(self) -> PyTree:
-        """The arrays that only a resumed run needs, besides `weights`."""
-        raw = {} if self.ema is None else {"params": self.params}
-        return {"step": self.step, "opt_state": to_saved(self.opt_state), **raw}
+        """Returns the arrays that are needed in addition to `weights` to resume training."""
+        unaveraged = {} if self.ema is None else {"params": self.params}
+        return {"step": self.step, "opt_state": to_saved(self.opt_state), **unaveraged}
 
     def from_checkpoint(self, weights: PyTree, resume_only: PyTree) -> TrainState:
-        """The inverse of `weights` and `resume_only`; `self` may be abstract."""
+        """The inverse of `weights` and `resume_only`; `self` can be abstract."""
         averaged = self.ema is not None
         return self.replace(
             step=resume_only["step"],
@@ -53,7 +53,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(variables: PyTree, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
-    """Builds the state before the first step from initial variables."""
+    """Creates the initial train state from initial variables."""
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

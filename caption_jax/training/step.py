@@ -1,7 +1,8 @@
-"""One update as a pure function of state and batch; the loop does all input and output.
+"""The training step, a pure function of state and batch. All I/O is in the training loop.
 
-`TrainStep.__call__` reads from first to last: gradient of the total loss, optimizer, moving average, metrics. The
-forward pass that is differentiated is `TrainStep.objective_outputs`: augment and normalise, encode, decode, objectives.
+`TrainStep.__call__` computes the gradient of the total loss, the optimizer update, the moving average and the metrics.
+The differentiated forward pass is `TrainStep.objective_outputs`: augmentation and normalisation, encoder, decoder,
+objectives.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class Microbatch(NamedTuple):
     """A slice of the batch that is processed in one forward and backward pass.
 
     Attributes:
-        batch: its rows; row r is row r * grad_accum_steps + index of the whole batch.
-        index: number of the microbatch.
-        key: the step's PRNG key.
+        batch: rows of the microbatch; row r is row r * grad_accum_steps + index of the whole batch.
+        index: index of the microbatch.
+        key: PRNG key of the step.
     """
 
     batch: Batch
@@ -48,21 +49,21 @@ class Microbatch(NamedTuple):
 
     @property
     def augmentation_key(self) -> jax.Array:
-        """The same for all microbatches: augmentation does not depend on how a batch is split."""
+        """Key shared by all microbatches, so that augmentation does not depend on how the batch is split."""
         return jax.random.fold_in(self.key, 0)
 
     @property
     def dropout_key(self) -> jax.Array:
-        """A key for this microbatch only."""
+        """Key unique to this microbatch."""
         return jax.random.fold_in(self.key, self.index + 1)
 
 
 class NonDifferentiated(NamedTuple):
-    """Inputs of the forward pass held constant during differentiation.
+    """Inputs of the forward pass that are not differentiated.
 
     Attributes:
         frozen: parameters that are not trained at this step, by path.
-        constants: arrays that objectives precomputed from the training split, by label.
+        constants: constants of the objectives, by label.
     """
 
     frozen: Parameters
@@ -70,7 +71,7 @@ class NonDifferentiated(NamedTuple):
 
 
 class GradientResult(NamedTuple):
-    """Gradients by parameter path, with the batch-norm statistics and objectives' outputs of the same forward pass."""
+    """Gradients by parameter path, and the batch-norm statistics and objective outputs of the same forward pass."""
 
     gradients: Parameters
     batch_stats: PyTree
@@ -79,27 +80,27 @@ class GradientResult(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TrainStep:
-    """`(state, batch, constants) -> (state, metrics)`, ready for `jax.jit`.
+    """A training step `(state, batch, constants) -> (state, metrics)`, to be transformed by `jax.jit`.
 
-    The batch is split into `config.optimizer.accumulation` microbatches. Their gradients are summed, each term divided
-    by its count in the whole batch, so the update is that of the whole batch (but for dropout masks, and batch norms
-    that train: they see a microbatch). Only trainable parameters are differentiated, so nothing is computed backwards
-    below the lowest of them.
+    The batch is split into `config.optimizer.accumulation` microbatches whose gradients are accumulated. Each loss is
+    divided by its count over the whole batch, so the update equals that of the whole batch, except for dropout masks
+    and for trained batch norms, whose statistics are computed per microbatch. Only trainable parameters are
+    differentiated, so the backward pass stops at the lowest trainable layer.
 
-    All randomness of a step comes from (seed, step); augmentation is the same however the batch is split.
+    All randomness is derived from the seed and the step. Augmentation does not depend on how the batch is split.
 
-    A batch holds "image", pixels, or "features": the output of the encoder's stage `config.data.feature_cache.stage`.
-    `ForwardPass` and the objectives read its other fields.
+    The batch contains either "image" (pixels) or "features" (the output of the encoder stage
+    `config.data.feature_cache.stage`). Its other fields are read by `ForwardPass` and the objectives.
 
     Attributes:
-        model: its batch norms with frozen parameters run on stored statistics.
-        optimizer: a transformation of gradients for all parameters.
-        preprocessing: from uint8 pixels to the encoder's input.
-        spec: the run's config; what depends on the number of images is not read here.
+        model: the captioner, whose frozen batch norms use running statistics.
+        optimizer: gradient transformation for all parameters.
+        preprocessing: converts uint8 pixels to the encoder's input.
+        spec: the run's spec. Values that depend on the number of images are not used.
         frozen: paths of the parameters that are not trained.
-        objectives: terms of the loss, by label.
-        text_ids: from the decoder's token ids to the text encoder's; None for a model without text encoder.
-        mesh: devices that the batch is spread over, which the contrastive objective gathers from; None for one.
+        objectives: objectives by label.
+        text_ids: maps token ids of the decoder to those of the text encoder; None for models without a text encoder.
+        mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
     """
 
     model: ImageCaptioningModel
@@ -114,12 +115,12 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batch: Batch, constants: Mapping[str, PyTree] | None = None
     ) -> tuple[TrainState, Metrics]:
-        """One update.
+        """Makes one update.
 
         Args:
-            state: the state before it.
+            state: the state before the update.
             batch: the global batch; see `input_pipeline.batches` for its fields.
-            constants: arrays that objectives precomputed from the training split, by label.
+            constants: constants of the objectives, by label.
 
         Raises:
             ConfigError: the batch lacks a field that an objective reads.
@@ -146,11 +147,11 @@ class TrainStep:
     def objective_outputs(
         self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, microbatch: Microbatch
     ) -> tuple[dict[str, ObjectiveOutput], PyTree]:
-        """The forward pass: the objectives' outputs for a microbatch, by label, and the new batch-norm statistics."""
+        """Forward pass. Returns the objective outputs of a microbatch, by label, and the new batch-norm statistics."""
         images, start_after = self._encoder_input(microbatch)
         params = traverse_util.unflatten_dict({**constant.frozen, **trainable}, sep="/")
 
-        # `apply` binds the model to its variables and calls this with it: objectives may call any of its methods.
+        # `apply` passes the bound model to this function, so objectives can call any of its methods.
         def all_objectives(model: ImageCaptioningModel) -> dict[str, ObjectiveOutput]:
             forward = ForwardPass(
                 model,
@@ -180,11 +181,11 @@ class TrainStep:
         return outputs, updated["batch_stats"]
 
     def _encoder_input(self, microbatch: Microbatch) -> tuple[jax.Array, str]:
-        """Normalised pixels or stored features, and the encoder's stage that they are the output of ("" for pixels)."""
+        """Returns normalised pixels or cached features, and the encoder stage that produced them ("" for pixels)."""
         batch = microbatch.batch
-        if "features" in batch:  # of views that were augmented when they were stored
+        if "features" in batch:  # computed from augmented images
             return batch["features"], self.spec.data.feature_cache.stage
-        # The numbers of these rows in the whole batch, as `_split_rows` took them.
+        # Indices of these rows in the whole batch, see `_split_rows`.
         rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.accumulation + microbatch.index
         images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, rows, self.model.ops)
         return self.preprocessing.normalise(images), ""
@@ -192,7 +193,7 @@ class TrainStep:
     def _gradient(
         self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, batch: Batch, step_key: jax.Array
     ) -> GradientResult:
-        """The gradient of the total loss over the whole batch, microbatch by microbatch."""
+        """Computes the gradient of the total loss over the whole batch, one microbatch at a time."""
         grad_accum_steps = self.spec.optimizer.accumulation
         if grad_accum_steps == 1:
             return self._microbatch_gradient(trainable, constant, batch_stats, Microbatch(batch, 0, step_key))
@@ -204,8 +205,8 @@ class TrainStep:
             outputs, _ = self.objective_outputs(trainable, constant, batch_stats, Microbatch(rows, index, step_key))
             return counts(outputs)
 
-        # Each microbatch's terms are divided by counts over the whole batch, so those come first. XLA removes the
-        # model's forward pass from this, as nothing but counts is read: what is left are sums of masks.
+        # The losses of each microbatch are divided by counts over the whole batch, so the counts are computed first.
+        # XLA removes the model's forward pass here because only counts are used, which leaves sums of masks.
         denominators = jax.tree.map(jnp.sum, jax.lax.map(microbatch_counts, items))
 
         def add_microbatch(
@@ -218,9 +219,9 @@ class TrainStep:
             )
             return (jax.tree.map(jnp.add, gradients, new.gradients), new.batch_stats), new.outputs
 
-        start = (jax.tree.map(jnp.zeros_like, trainable), batch_stats)
-        (gradients, batch_stats), outputs = jax.lax.scan(add_microbatch, start, items)
-        return GradientResult(gradients, batch_stats, jax.tree.map(lambda each: each.sum(0), outputs))
+        initial = (jax.tree.map(jnp.zeros_like, trainable), batch_stats)
+        (gradients, batch_stats), outputs = jax.lax.scan(add_microbatch, initial, items)
+        return GradientResult(gradients, batch_stats, jax.tree.map(lambda stacked: stacked.sum(0), outputs))
 
     def _microbatch_gradient(
         self,
@@ -230,39 +231,39 @@ class TrainStep:
         microbatch: Microbatch,
         denominators: Denominators | None = None,
     ) -> GradientResult:
-        """A microbatch's contribution to the gradient.
+        """Computes a microbatch's contribution to the gradient.
 
-        `denominators` are the counts of the whole batch, or None where these rows are the whole batch. The value of the
-        total loss is not kept: the metrics report each of its terms.
+        `denominators` are the counts over the whole batch, or None if the microbatch is the whole batch. The value of
+        the total loss is discarded, because the metrics contain each of its terms.
         """
 
         def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, ObjectiveOutput]]]:
             outputs, updated = self.objective_outputs(trainable, constant, batch_stats, microbatch)
-            divided_by = counts(outputs) if denominators is None else denominators
-            return total_loss(self.objectives, outputs, divided_by), (updated, outputs)
+            divisors = counts(outputs) if denominators is None else denominators
+            return total_loss(self.objectives, outputs, divisors), (updated, outputs)
 
         gradients, (updated, outputs) = jax.grad(loss, has_aux=True)(trainable)
         return GradientResult(gradients, updated, outputs)
 
     def _optimize(self, state: TrainState, gradients: Parameters, frozen: Parameters) -> tuple[PyTree, optax.OptState]:
-        """New parameters, and the optimizer's new state.
+        """Returns the new parameters and optimizer state.
 
-        One optimizer, with one layout of its state, serves all stages of unfreezing: it takes a gradient for every
-        parameter, and moves none that is frozen.
+        All phases of unfreezing share one optimizer and state layout. It receives a gradient for every parameter, which
+        is 0 for frozen ones, and leaves frozen parameters unchanged.
         """
         zeros = {path: jnp.zeros_like(value) for path, value in frozen.items()}
-        full = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
-        updates, opt_state = self.optimizer.update(full, state.opt_state, state.params)
+        all_gradients = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
+        updates, opt_state = self.optimizer.update(all_gradients, state.opt_state, state.params)
         return optax.apply_updates(state.params, updates), opt_state
 
 
 def split_params(params: PyTree, frozen: frozenset[str]) -> tuple[Parameters, Parameters]:
-    """Parameters by path: those that are trained, and those at the paths `frozen`."""
+    """Splits parameters into trainable and frozen ones, by path."""
     flat = traverse_util.flatten_dict(params, sep="/")
     trainable = {path: value for path, value in flat.items() if path not in frozen}
     return trainable, {path: value for path, value in flat.items() if path in frozen}
 
 
 def _split_rows(array: jax.Array, parts: int) -> jax.Array:
-    """[batch, ...] -> [parts, batch / parts, ...], each device keeping its own rows."""
+    """Reshapes [batch, ...] to [parts, batch / parts, ...]; rows stay on their devices."""
     return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)
