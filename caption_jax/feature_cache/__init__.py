@@ -1,1 +1,1 @@
-"""Stored outputs of a frozen part of the image encoder."""
+"""Cached outputs of a frozen part of the image encoder."""

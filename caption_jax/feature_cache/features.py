@@ -1,8 +1,7 @@
-"""The feature cache: what a frozen part of the image encoder gives for the training images, computed before they train.
+"""The feature cache, which holds outputs of a frozen part of the image encoder, computed before training starts.
 
-Everything that the features depend on is in a key; its hash names their folder. So features are taken up wherever they
-fit, by a run that goes on as by another one with the same `config.data.feature_cache.folder`, and never where they do
-not.
+Features are stored in a folder named after the hash of a cache key, which contains everything they depend on. They are
+reused whenever the key matches, by a resumed run or by any other run with the same `config.data.feature_cache.folder`.
 """
 
 from __future__ import annotations
@@ -42,23 +41,23 @@ from input_pipeline.prefetch import prefetch_to_device
 PyTree = Any
 
 _BACKBONE = "image_encoder/backbone"
-_VIEWS = 0x76696577  # sets the random numbers of views apart from those of steps
+_VIEWS = 0x76696577  # separates the PRNG keys of views from those of training steps
 _LOG_SECONDS = 10.0
 
 
 def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures | None:
-    """Returns the features that `spec.data.feature_cache` asks for, after computing those that are missing.
+    """Returns the features configured in `spec.data.feature_cache`, computing those that are missing.
 
     Args:
-        experiment: the run.
+        experiment: the experiment of the run.
         variables: `params` and `batch_stats` of the model.
 
     Returns:
-        Features of the training split; None where the config asks for no cache.
+        Features of the training split, or None if the feature cache is disabled.
 
     Raises:
-        ValueError: a setting is out of range; a parameter that the features depend on is to be trained (names the
-            rule); there is too little room on the disk.
+        ValueError: a setting is invalid, a parameter that the features depend on is trained (the message contains the
+            rule), or there is not enough disk space.
     """
     spec = experiment.spec
     if not spec.data.feature_cache.stage:
@@ -70,12 +69,12 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
     files = _files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
     stage, size = spec.data.feature_cache.stage, files.images * files.image_bytes
     logging.info(
-        "features: %s of %d images x %d views, %s %s each: %.2f GB in %s",
+        "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
     )
-    about = {**experiment.description.cache_key(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
+    program_key = {**experiment.description.cache_key(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
     one_device = experiment.mesh.local_mesh.size == 1
-    program = CachedProgram(forward, "features", about) if one_device else jax.jit(forward)
+    program = CachedProgram(forward, "features", program_key) if one_device else jax.jit(forward)
     _compute_missing(experiment, files, program, frozen, key)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("features are computed")
@@ -83,43 +82,43 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
 
 
 def check_frozen(params: PyTree, spec: RunSpec) -> None:
-    """Raises ValueError where a rule trains, at any time of the run, a parameter that cached features depend on."""
+    """Raises ValueError if a rule trains a parameter that the features depend on, at any step of the run."""
     rules = spec.optimizer.rules
-    inside = [path for path in flatten(params) if _is_below(path, spec)]
+    dependencies = [path for path in flatten(params) if _is_cached(path, spec)]
     settings = flatten(match_rules(params, rules))
-    trained = [path for path in inside if settings[path].lr > 0]
+    trained = [path for path in dependencies if settings[path].lr > 0]
     if trained:
-        which = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
-        patterns = sorted({rules[which[path]][0] for path in trained})
+        rule_indices = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
+        patterns = sorted({rules[rule_indices[path]][0] for path in trained})
         raise ConfigError(
-            f"config.data.feature_cache.stage={spec.data.feature_cache.stage!r} stores what the image encoder gives "
-            f"up to there, but spec.optimizer.rules trains {len(trained)} parameters of that part, such as "
-            f"{trained[0]!r}, by the rule {' and '.join(map(repr, patterns))}: freeze them ('lr': 0.0) for the whole "
-            "run, or name an earlier stage"
+            f"config.data.feature_cache.stage={spec.data.feature_cache.stage!r} requires all image encoder parameters "
+            f"up to that stage to be frozen, but config.optimizer.rules trains {len(trained)} of them, such as "
+            f"{trained[0]!r}, through {' and '.join(map(repr, patterns))}: freeze them ('lr': 0.0) for the whole run, "
+            "or choose an earlier stage"
         )
 
 
 def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
-    """All that the features depend on, for JSON.
+    """Returns everything that the features depend on, as JSON-compatible values.
 
     Args:
-        experiment: the run.
-        frozen: `params` and `batch_stats` of the part of the model that computes them.
+        experiment: the experiment of the run.
+        frozen: `params` and `batch_stats` of the part of the model that computes the features.
     """
     spec, description = experiment.spec, experiment.description
     settings, split = spec.data.feature_cache, experiment.split("train")
-    drawn = None if spec.augment.is_identity else {"seed": spec.seed, **as_mapping(spec.augment)}
+    augmentation = None if spec.augment.is_identity else {"seed": spec.seed, **as_mapping(spec.augment)}
     return {
         "format": 1,
         "stage": settings.stage,
         "views": settings.views,
         "dtype": settings.dtype,
-        "augment": drawn,
+        "augment": augmentation,
         "preprocessing": json.loads(description.preprocessing.to_json()),
         "model": {
             **_network_key(description),
             "dtype": str(description.model().image_encoder.dtype),
-            "weights": _hash_of(frozen),
+            "weights": _weights_hash(frozen),
         },
         "images": {"split": split.name, "count": len(split), "fingerprint": fingerprint(split)},
     }
@@ -127,34 +126,35 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
 
 def _network_key(description: RunDescription) -> dict[str, Any]:
     encoder = description.spec.model.encoder
-    name = as_mapping(description.spec.model)["encoder"].get(NAME)  # the default backbone has none
+    name = as_mapping(description.spec.model)["encoder"].get(NAME)  # absent for the default backbone
     return {**({NAME: name} if name else {}), **encoder.network_key(description.backbone_settings)}
 
 
-def _is_below(path: str, spec: RunSpec) -> bool:
+def _is_cached(path: str, spec: RunSpec) -> bool:
+    """Whether a parameter belongs to the stages whose output is cached."""
     stages = stages_up_to(spec.model.encoder.stage_names, spec.data.feature_cache.stage)
     return any(path.startswith(f"{_BACKBONE}/{stage}/") for stage in stages)
 
 
 def _frozen_part(variables: PyTree, experiment: Experiment) -> PyTree:
-    """`params` and `batch_stats` of the part that computes the features, as NumPy arrays."""
+    """Returns `params` and `batch_stats` of the part that computes the features, as NumPy arrays."""
     part = {}
     for collection in ("params", "batch_stats"):
         flat = flatten(variables[collection])
-        part[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_below(path, experiment.spec)})
+        part[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_cached(path, experiment.spec)})
     return jax.device_get(jax.device_put(part, replicated(experiment.mesh)))
 
 
-def _hash_of(variables: PyTree) -> str:
+def _weights_hash(variables: PyTree) -> str:
     digest = hashlib.sha256()
     for path, array in sorted(flatten(variables).items()):
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array + 0).tobytes())  # -0.0, which an update of 0 turns into 0.0, is 0.0
+        digest.update(np.ascontiguousarray(array + 0).tobytes())  # turns -0.0 into 0.0, as zero updates do
     return digest.hexdigest()
 
 
 def _make_forward(experiment: Experiment) -> Callable:
-    """`(variables, images, rows, view) -> features`, of uint8 images whose numbers in the split are `rows`."""
+    """Returns `(variables, images, rows, view) -> features` for uint8 images at the indices `rows` of the split."""
     spec, preprocessing = experiment.spec, experiment.description.preprocessing
     model, settings = experiment.model(), spec.data.feature_cache
 
@@ -168,23 +168,23 @@ def _make_forward(experiment: Experiment) -> Callable:
 
 
 def _forward_arguments(experiment: Experiment) -> tuple:
-    """Shapes of what the forward takes beside the variables."""
+    """Returns the shapes of the arguments of the forward function after `variables`."""
     rows, size = experiment.spec.data.eval_batch_size, experiment.description.preprocessing.size
     images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
     return images, jax.ShapeDtypeStruct((rows,), np.int32), jax.ShapeDtypeStruct((), np.int32)
 
 
 def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) -> FeatureFiles:
-    """Where the features of that key are or will be."""
+    """Returns the feature files of a cache key, whether they exist or not."""
     settings = experiment.spec.data.feature_cache
     parent = str(settings.folder or experiment.workdir / "features")
     if "://" in parent:
         raise ConfigError(
-            f"features are mapped into memory, which {parent} cannot be: set config.data.feature_cache.folder to a "
-            "local folder"
+            f"features are memory-mapped, which is not supported for {parent}: set config.data.feature_cache.folder to "
+            "a local folder"
         )
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()[:8]
-    if jax.process_count() > 1:  # times of files may differ from machine to machine: the first one's name is taken
+    if jax.process_count() > 1:  # file times can differ between machines, so all use the hash of process 0
         digest = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(digest, np.uint8)).astype(np.uint8))
     folder = Path(parent).resolve() / digest.hex()
     images = len(experiment.split("train"))
@@ -192,39 +192,39 @@ def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) ->
 
 
 class _Decoded(NamedTuple):
-    """Images on the devices, their numbers in the split, and which of them could not be read (why)."""
+    """Decoded images, their indices in the split, and the errors of unreadable images by index."""
 
     images: jax.Array
     rows: jax.Array
-    numbers: list[int]
+    indices: list[int]
     problems: dict[int, str]
 
 
 def _compute_missing(
     experiment: Experiment, files: FeatureFiles, forward: Callable, frozen: PyTree, key: dict[str, Any]
 ) -> None:
-    """Writes this process's share of the blocks that are not there yet."""
-    mine = files.blocks[jax.process_index() :: jax.process_count()]
-    missing = [block for block in mine if not files.has(block)]
+    """Computes and writes the missing blocks that are assigned to this process."""
+    assigned = files.blocks[jax.process_index() :: jax.process_count()]
+    missing = [block for block in assigned if not files.has(block)]
     if not missing:
         return
-    _make_room(files, len(missing), key)
+    _prepare_folder(files, len(missing), key)
     mesh = experiment.mesh.local_mesh
     variables = jax.device_put(frozen, replicated(mesh))
-    numbers = [number for block in missing for number in files.rows(block)]
-    progress = _Progress(len(numbers), files.views)
+    indices = [index for block in missing for index in files.rows(block)]
+    progress = _Progress(len(indices), files.views)
     block: _Block | None = None
-    decoded = prefetch_to_device(_decode(experiment, numbers), lambda d: _put(d, mesh), experiment.spec.data.prefetch)
+    decoded = prefetch_to_device(_decode(experiment, indices), lambda d: _put(d, mesh), experiment.spec.data.prefetch)
     with decoded:
         for batch in decoded:
             views = [forward(variables, batch.images, batch.rows, np.int32(view)) for view in range(files.views)]
-            features = np.stack([np.asarray(view)[: len(batch.numbers)] for view in views], axis=1)
-            for number, values in zip(batch.numbers, features, strict=True):
-                block = block or _Block.empty(files, number)
-                if block.add(number, values, batch.problems.get(number)):
+            features = np.stack([np.asarray(view)[: len(batch.indices)] for view in views], axis=1)
+            for index, values in zip(batch.indices, features, strict=True):
+                block = block or _Block.empty(files, index)
+                if block.add(index, values, batch.problems.get(index)):
                     files.write(block.number, block.features, block.problems)
                     block = None
-            progress.add(len(batch.numbers))
+            progress.add(len(batch.indices))
 
 
 def _put(decoded: _Decoded, mesh: jax.sharding.Mesh) -> _Decoded:
@@ -232,35 +232,35 @@ def _put(decoded: _Decoded, mesh: jax.sharding.Mesh) -> _Decoded:
     return decoded._replace(images=images, rows=rows)
 
 
-def _decode(experiment: Experiment, numbers: Sequence[int]) -> Iterator[_Decoded]:
-    """Batches of the images of those numbers; the last one is filled up with black images."""
+def _decode(experiment: Experiment, indices: Sequence[int]) -> Iterator[_Decoded]:
+    """Yields batches of the images at `indices`; the last batch is padded with black images."""
     data = experiment.spec.data
     pixels = Pixels(experiment.split("train"), experiment.description.preprocessing)
     with ThreadPoolExecutor(max(data.workers, 1)) as pool:
-        for start in range(0, len(numbers), data.eval_batch_size):
-            chosen = list(numbers[start : start + data.eval_batch_size])
+        for start in range(0, len(indices), data.eval_batch_size):
+            batch = list(indices[start : start + data.eval_batch_size])
             images = np.zeros((data.eval_batch_size, *pixels.shape), pixels.dtype)
             rows = np.zeros(data.eval_batch_size, np.int32)
-            rows[: len(chosen)] = chosen
+            rows[: len(batch)] = batch
             problems = {}
-            for row, image in enumerate(pool.map(lambda number: _try(pixels, number), chosen)):
+            for row, image in enumerate(pool.map(lambda index: _load_or_error(pixels, index), batch)):
                 if isinstance(image, ImageError):
-                    problems[chosen[row]] = image.reason
+                    problems[batch[row]] = image.reason
                 else:
                     images[row] = image
-            yield _Decoded(images, rows, chosen, problems)
+            yield _Decoded(images, rows, batch, problems)
 
 
-def _try(pixels: Inputs, number: int) -> np.ndarray | ImageError:
+def _load_or_error(pixels: Inputs, index: int) -> np.ndarray | ImageError:
     try:
-        return pixels.load(number)
+        return pixels.load(index)
     except ImageError as error:
         return error
 
 
 @dataclasses.dataclass
 class _Block:
-    """A block that is being filled, image after image."""
+    """A block of features that is filled one image at a time."""
 
     number: int
     rows: range
@@ -269,56 +269,57 @@ class _Block:
 
     @classmethod
     def empty(cls, files: FeatureFiles, first: int) -> _Block:
-        """The block whose first image is `first`."""
+        """Creates the block that starts at image index `first`."""
         number = first // files.block_images
         rows = files.rows(number)
         return cls(number, rows, np.zeros((len(rows), files.views, *files.shape), files.dtype))
 
-    def add(self, number: int, values: np.ndarray, problem: str | None) -> bool:
-        """Takes an image's views, or why there are none; says whether the block is full."""
+    def add(self, index: int, values: np.ndarray, problem: str | None) -> bool:
+        """Adds the features of an image, or the reason why there are none; returns whether the block is full."""
         if problem is not None:
-            self.problems[number] = problem
+            self.problems[index] = problem
         elif np.isfinite(values).all():
-            self.features[number - self.rows.start] = values
+            self.features[index - self.rows.start] = values
         else:
             raise ConfigError(
-                f"features of image {number} are not finite as {self.features.dtype}: set "
-                "config.data.feature_cache.dtype=float32, or look at the encoder's weights"
+                f"features of image {index} are not finite in {self.features.dtype}: set "
+                "config.data.feature_cache.dtype=float32, or check the encoder's weights"
             )
-        return number == self.rows[-1]
+        return index == self.rows[-1]
 
 
-def _make_room(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
-    """Makes the folder, with key.json, if what is missing fits on its disk."""
+def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
+    """Creates the folder and key.json, after checking that there is disk space for the missing blocks."""
     files.folder.mkdir(parents=True, exist_ok=True)
     needed = min(missing * files.block_images, files.images) * files.image_bytes
     free = shutil.disk_usage(files.folder).free
     if needed > free:
         raise ConfigError(
-            f"the features need {needed / 1e9:.2f} GB more and {files.folder} has {free / 1e9:.2f} GB free: lower "
-            "config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another disk"
+            f"the missing features need {needed / 1e9:.2f} GB, but {files.folder} has only {free / 1e9:.2f} GB free: "
+            "lower config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another "
+            "disk"
         )
     if jax.process_index() == 0:
         write_atomically(files.folder / "key.json", json.dumps(key, indent=2) + "\n")
 
 
 class _Progress:
-    """Says now and then how far the computation is."""
+    """Logs the progress of the computation periodically."""
 
     def __init__(self, images: int, views: int):
         self._images, self._views, self._done = images, views, 0
-        self._started = self._said = time.monotonic()
+        self._started = self._last_logged = time.monotonic()
 
     def add(self, images: int) -> None:
-        """Counts images whose views are all computed."""
+        """Counts images whose views have all been computed."""
         self._done += images
         now = time.monotonic()
-        if now - self._said < _LOG_SECONDS and self._done < self._images:
+        if now - self._last_logged < _LOG_SECONDS and self._done < self._images:
             return
-        self._said = now
+        self._last_logged = now
         rate = self._done / max(now - self._started, 1e-9)
-        left = format_duration((self._images - self._done) / rate)
+        remaining = format_duration((self._images - self._done) / rate)
         logging.info(
-            "features: %d of %d images, %.1f a second (%.1f views), %s left",
-            *(self._done, self._images, rate, rate * self._views, left),
+            "features: %d of %d images, %.1f images/s (%.1f views/s), %s remaining",
+            *(self._done, self._images, rate, rate * self._views, remaining),
         )
