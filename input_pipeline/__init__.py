@@ -1,1 +1,1 @@
-"""Everything before the device: sources of captioned images, records, examples and batches of NumPy arrays."""
+"""The host side of the data pipeline: sources of captioned images, records, examples and batches of NumPy arrays."""

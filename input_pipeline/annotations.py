@@ -1,6 +1,6 @@
-"""Caption files of five forms, told apart by content and read into rows of one kind: for training and for scoring.
+"""Readers of five caption file formats, detected by content and parsed into a common row type.
 
-Plain Python, so that `caption_jax.metrics` reads what training reads and still imports nothing heavy.
+Uses only the standard library, so that `caption_jax.metrics` reads the same files without heavy imports.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from input_pipeline.errors import DataError, MissingFileError
 
-ACCEPTED = """Accepted forms:
-  CSV with a header: image,caption[,split] (quoting as in RFC 4180; one row a caption)
+ACCEPTED = """Accepted formats:
+  CSV with a header: image,caption[,split] (quoting as in RFC 4180; one row per caption)
   JSON lines: {"image": "a.jpg", "caption": "..."} or {"image": "a.jpg", "captions": ["...", "..."]}, optionally "split"
   COCO captions JSON: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
   Karpathy's JSON: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
@@ -30,15 +30,15 @@ _TOKEN_LINE = re.compile(r"^(?P<image>[^\t]+)#\d+\t(?P<caption>.*)$")
 
 @dataclasses.dataclass(slots=True)
 class Row:
-    """One image and some or all of its captions, as one entry of a caption file states them.
+    """An image and some or all of its captions, from one entry of a caption file.
 
     Attributes:
-        image: name of the image file as the caption file spells it; "" where the file has only an id for it.
-        captions: may be empty, and may hold empty ones.
-        split: as the file spells it; "" where it names none.
-        image_id: the file's own id, or the image name.
-        folder: the subfolder of images that the file names, "" where it names none.
-        number: Karpathy's running number of the image (`imgid`), where the file has no other id than the name.
+        image: image file name as in the caption file; "" if the file has only an id.
+        captions: may be empty, and may contain empty strings.
+        split: split name as in the file; "" if missing.
+        image_id: the id in the file, or else the image name.
+        folder: image subfolder as in the file; "" if missing.
+        number: Karpathy's sequential image number (`imgid`), if the file has no id other than the name.
     """
 
     image: str
@@ -50,26 +50,26 @@ class Row:
 
 
 def read_rows(
-    path: Path, note: Callable[[str, str], None], *, split_field: str = "", names_needed: bool = True
+    path: Path, on_problem: Callable[[str, str], None], *, split_field: str = "", names_needed: bool = True
 ) -> Iterator[Row]:
-    """Reads a caption file in any accepted form.
+    """Reads a caption file in any accepted format.
 
     Args:
         path: the file.
-        note: called with the kind and the name of each problem, for parts of the file that cannot be used.
-        split_field: name of the field that holds the split; "" for the field `split`, if there is one.
-        names_needed: whether an image without a file name is a problem. Scores need ids only; the rows of a COCO file
-            then come in the order of its annotations instead of its images.
+        on_problem: called with the kind and a description of each entry that cannot be used.
+        split_field: name of the split field; "" for the field `split`, if it exists.
+        names_needed: whether images without a file name are a problem. If False (metrics need only ids), the rows of a
+            COCO file are in the order of its annotations instead of its images.
 
     Raises:
-        MissingFileError: there is no such file.
-        DataError: the file is not UTF-8, or in none of the accepted forms.
+        MissingFileError: the file does not exist.
+        DataError: the file is not UTF-8, or not in an accepted format.
     """
     text = read_text(path)
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{path} is empty. {ACCEPTED}")
-    reader = _Reader(path, note, split_field, names_needed)
+    reader = _Reader(path, on_problem, split_field, names_needed)
     if start in "{[":
         return reader.json_rows(text)
     first_line = text.lstrip().split("\n", 1)[0].rstrip("\r")
@@ -77,11 +77,11 @@ def read_rows(
 
 
 def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without a byte order mark. Raises MissingFileError or DataError."""
+    """Returns the text of a UTF-8 file without its byte order mark. Raises MissingFileError or DataError."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except FileNotFoundError:
-        raise MissingFileError(f"{path}: no such file") from None
+        raise MissingFileError(f"no such file: {path}") from None
     except IsADirectoryError:
         raise DataError(f"{path} is a folder, not a file") from None
     except UnicodeDecodeError as error:
@@ -90,22 +90,23 @@ def read_text(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Reads one file; the attributes are the arguments of `read_rows`."""
+    """Parser of one file; the attributes are the arguments of `read_rows`."""
 
     path: Path
-    note: Callable[[str, str], None]
+    on_problem: Callable[[str, str], None]
     split_field: str
     names_needed: bool
 
     def csv_rows(self, text: str) -> Iterator[Row]:
-        """Rows of CSV with a header, separated by commas, tabs or semicolons."""
+        """Rows of a CSV file with a header, separated by commas, tabs or semicolons."""
         lines = io.StringIO(text, newline="")
         delimiter, header = self._header(lines.readline())
         image, caption = _position(header, IMAGE_FIELDS), _position(header, CAPTION_FIELDS)
         split = _position(header, (self.split_field.lower() or "split",))
         if self.split_field and split is None:
             raise DataError(
-                f"{self.path} has no column {self.split_field!r} (config.data.split_field); it has {', '.join(header)}"
+                f"{self.path} has no column {self.split_field!r} (config.data.split_field); its columns are "
+                f"{', '.join(header)}"
             )
         reader = csv.reader(lines, delimiter=delimiter, strict=True)
         try:
@@ -114,7 +115,8 @@ class _Reader:
                     continue
                 if len(fields) != len(header):
                     where = f"{self.path}, line {reader.line_num + 1}"
-                    self.note("malformed rows", f"{where}: {len(fields)} fields, not {len(header)}; quote commas")
+                    problem = f"{where}: expected {len(header)} fields, got {len(fields)}; quote commas"
+                    self.on_problem("malformed rows", problem)
                     continue
                 name = fields[image].strip()
                 yield Row(name, [fields[caption]], fields[split].strip() if split is not None else "", name)
@@ -122,26 +124,26 @@ class _Reader:
             raise DataError(f"{self.path}, line {reader.line_num + 1}: {error}. {ACCEPTED}") from None
 
     def _header(self, line: str) -> tuple[str, list[str]]:
-        """The delimiter that makes sense of the first line, and the names of the columns in lower case."""
+        """Detects the delimiter from the header line; returns it with the lower-case column names."""
         for delimiter in ",\t;":
             header = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
             if _position(header, IMAGE_FIELDS) is not None and _position(header, CAPTION_FIELDS) is not None:
                 return delimiter, header
-        raise DataError(f"{self.path} starts with {line.strip()[:80]!r}, which is no known form. {ACCEPTED}")
+        raise DataError(f"unknown format of {self.path}, which starts with {line.strip()[:80]!r}. {ACCEPTED}")
 
     def token_rows(self, text: str) -> Iterator[Row]:
-        """Rows of Flickr8k's token.txt."""
+        """Rows of a file in the format of Flickr8k's token.txt."""
         for number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
             match = _TOKEN_LINE.match(line)
             if match is None:
-                self.note("malformed rows", f"{self.path}, line {number}: want name.jpg#0<tab>caption")
+                self.on_problem("malformed rows", f"{self.path}, line {number}: expected name.jpg#0<tab>caption")
                 continue
             yield Row(match["image"], [match["caption"]], "", match["image"])
 
     def json_rows(self, text: str) -> Iterator[Row]:
-        """Rows of JSON and of JSON lines."""
+        """Rows of a JSON or JSON lines file."""
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
@@ -157,10 +159,10 @@ class _Reader:
             if images is not None:
                 if any("sentences" in image for image in images):
                     return self._karpathy_rows(images)
-            elif _first(content, IMAGE_FIELDS) is not None:  # one line of JSON lines
+            elif _first(content, IMAGE_FIELDS) is not None:  # JSON lines with a single line
                 return self._object_rows([(1, content)])
         keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-        raise DataError(f"{self.path} is JSON of no known form (it has {keys[:200]}). {ACCEPTED}")
+        raise DataError(f"unknown JSON format of {self.path}, which contains {keys[:200]}. {ACCEPTED}")
 
     def _json_lines(self, text: str) -> Iterator[tuple[int, Any]]:
         for number, line in enumerate(text.split("\n"), 1):
@@ -169,7 +171,7 @@ class _Reader:
             try:
                 yield number, json.loads(line)
             except json.JSONDecodeError as error:
-                self.note("malformed rows", f"{self.path}, line {number}: not valid JSON ({error.msg})")
+                self.on_problem("malformed rows", f"{self.path}, line {number}: not valid JSON ({error.msg})")
 
     def _object_rows(self, objects: Iterable[tuple[int, Any]]) -> Iterator[Row]:
         for number, item in objects:
@@ -181,8 +183,8 @@ class _Reader:
             captions = [captions] if isinstance(captions, str) else captions
             usable = isinstance(image, str) and _is_id(image_id) and isinstance(captions, list) and _all_text(captions)
             if not usable:
-                self.note(
-                    "malformed rows", f"{self.path}, object {number}: want an image name and a caption or captions"
+                self.on_problem(
+                    "malformed rows", f"{self.path}, object {number}: expected an image name and a caption or captions"
                 )
                 continue
             yield Row(image, captions, self._split_of(item), image_id)
@@ -192,13 +194,13 @@ class _Reader:
         for image in images:
             name = image.get("file_name") or ""
             if not _is_id(image.get("id")) or not isinstance(name, str) or not (name or not self.names_needed):
-                self.note("malformed rows", f"{self.path}: an image without id or file_name: {str(image)[:80]}")
+                self.on_problem("malformed rows", f"{self.path}: image without id or file_name: {str(image)[:80]}")
             elif image["id"] not in rows:
-                # COCO says where an image lies only in its URL: .../train2017/000000000009.jpg
+                # COCO specifies the folder only in the URL: .../train2017/000000000009.jpg
                 folder = str(image.get("coco_url", "")).split("/")[-2:-1]
                 rows[image["id"]] = Row(name, [], self._split_of(image), image["id"], folder[0] if folder else "")
             elif self.names_needed:
-                self.note("images listed twice", f"{self.path}: id {image['id']} ({image['file_name']})")
+                self.on_problem("images listed twice", f"{self.path}: id {image['id']} ({image['file_name']})")
         captioned: dict[Any, Row] = {}
         for annotation in annotations:
             image_id = annotation.get("image_id")
@@ -206,9 +208,10 @@ class _Reader:
                 rows.setdefault(image_id, Row("", [], "", image_id))
             row = rows.get(image_id) if _is_id(image_id) else None
             if row is None:
-                self.note("captions of unknown images", f"{self.path}: image id {image_id}")
+                self.on_problem("captions of unknown images", f"{self.path}: image id {image_id}")
             elif not isinstance(annotation.get("caption"), str):
-                self.note("malformed rows", f"{self.path}: an annotation without caption (id {annotation.get('id')})")
+                problem = f"{self.path}: annotation without caption (id {annotation.get('id')})"
+                self.on_problem("malformed rows", problem)
             else:
                 captioned.setdefault(image_id, row).captions.append(annotation["caption"])
         yield from (rows if self.names_needed else captioned).values()
@@ -221,8 +224,8 @@ class _Reader:
             image_id, number = image.get("cocoid", name), image.get("imgid")
             identified = name != "" or (not self.names_needed and (image_id != "" or number is not None))
             if not identified or not _is_id(image_id) or not _all_text([name, folder, *sentences]):
-                problem = f"{self.path}: an image without filename or raw sentences: {str(image)[:80]}"
-                self.note("malformed rows", problem)
+                problem = f"{self.path}: image without filename or raw sentences: {str(image)[:80]}"
+                self.on_problem("malformed rows", problem)
                 continue
             number = None if "cocoid" in image else number
             yield Row(name, sentences, self._split_of(image), image_id, folder, number)
@@ -240,11 +243,11 @@ def _first(item: dict, names: tuple[str, ...]) -> Any:
 
 
 def _is_id(value: Any) -> bool:
-    return isinstance(value, int | float | str) and value == value  # JSON has NaN, which equals nothing
+    return isinstance(value, int | float | str) and value == value  # JSON may contain NaN, which is not equal to itself
 
 
 def _objects(items: Any) -> list[dict] | None:
-    """The objects of a JSON list, an empty one for anything else in it; None for what is no list."""
+    """The objects in a JSON list, with {} for non-objects; None if `items` is not a list."""
     return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else None
 
 

@@ -1,4 +1,4 @@
-"""Context: captions of other images, to stand beside an image in a batch."""
+"""Context: captions of similar images, attached to each image of a batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Int32
 
-from input_pipeline.captions import EncodedCaptions, EncodesCaptions
-from input_pipeline.inputs import in_turn
+from input_pipeline.captions import CaptionEncoder, EncodedCaptions
+from input_pipeline.inputs import cycle_indices
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
 
@@ -18,81 +18,83 @@ ImageId = str | int
 
 
 class ContextCaptions:
-    """A caption of each of an image's nearest neighbours, nearest first, as token ids [slots, max_length].
+    """One caption per nearest neighbour of an image, nearest first, as token ids [max_texts, max_length].
 
-    Slots that are left over, as where an image has few neighbours, hold pads alone. Captions come from the neighbours
-    and from nowhere else, and no image is a neighbour of itself.
+    Rows beyond the number of neighbours contain only padding. Captions are taken from the neighbours only, and no image
+    is its own neighbour.
 
     Args:
-        neighbours: image id -> ids of images of `source`, nearest first. May be empty.
-        source: the split that captions are taken from.
-        slots: captions beside an image.
+        neighbours: neighbours by image id: ids of images of `source`, nearest first. May be empty.
+        source: the split from which captions are taken.
+        max_texts: captions per image.
         vocabulary: encodes captions.
-        max_length: tokens of a caption.
-        dropout: share of the epochs in which an image has no context; with a seed only, see `load`.
+        max_length: tokens per caption.
+        dropout: fraction of epochs in which an image has no context; only applies with a seed, see `load`.
 
     Raises:
-        DataError: an image is its own neighbour, or has one that `source` lacks.
+        DataError: an image is its own neighbour, or has a neighbour that is not in `source`.
     """
 
     def __init__(
         self,
         neighbours: Mapping[ImageId, Sequence[ImageId]],
         source: Split,
-        slots: int,
-        vocabulary: EncodesCaptions,
+        max_texts: int,
+        vocabulary: CaptionEncoder,
         max_length: int,
         dropout: float = 0.0,
     ):
-        places = {image_id: place for place, image_id in enumerate(source.image_ids)}
-        for image_id, near in neighbours.items():
-            if image_id in near:
+        indices = {image_id: index for index, image_id in enumerate(source.image_ids)}
+        for image_id, neighbour_ids in neighbours.items():
+            if image_id in neighbour_ids:
                 raise DataError(
-                    f"image {image_id} is among its own neighbours, whose captions would give its own away: find them "
-                    "anew with --mode=neighbours"
+                    f"image {image_id} is among its own neighbours, so its captions would leak into its context; "
+                    "recompute the neighbours with --mode=neighbours"
                 )
-            if strange := [other for other in near if other not in places]:
+            if unknown := [other for other in neighbour_ids if other not in indices]:
                 raise DataError(
-                    f"image {image_id} has the neighbour {strange[0]}, which is no image of the split {source.name!r} "
-                    f"that context is taken from: make an index of that split (--mode=index --split={source.name}), "
-                    "then find neighbours in it (--mode=neighbours)"
+                    f"image {image_id} has the neighbour {unknown[0]}, which is not in the split {source.name!r} that "
+                    f"context is taken from; build an index of that split (--mode=index --split={source.name}), then "
+                    "compute the neighbours (--mode=neighbours)"
                 )
-        self._near = {
-            image_id: [places[other] for other in near if source[places[other]].captions][:slots]
-            for image_id, near in neighbours.items()
+        self._neighbours = {
+            image_id: [indices[other] for other in neighbour_ids if source[indices[other]].captions][:max_texts]
+            for image_id, neighbour_ids in neighbours.items()
         }
         self._source, self._dropout = source, dropout
         self._encoded = EncodedCaptions(source, vocabulary, max_length)
-        self.shape = (slots, max_length)
+        self.shape = (max_texts, max_length)
 
     @property
-    def nothing(self) -> Int32[np.ndarray, "slots max_length"]:
-        """What an image without context has."""
+    def empty(self) -> Int32[np.ndarray, "max_texts max_length"]:
+        """The ids of an image without context: only padding."""
         return np.full(self.shape, PAD, np.int32)
 
-    def load(self, image_id: ImageId, seed: int | None = None, epoch: int = 0) -> Int32[np.ndarray, "slots max_length"]:
-        """The context of an image; each neighbour's first caption, unless there is a seed.
+    def load(
+        self, image_id: ImageId, seed: int | None = None, epoch: int = 0
+    ) -> Int32[np.ndarray, "max_texts max_length"]:
+        """Returns the context of an image: the first caption of each neighbour if `seed` is None.
 
-        With one, each epoch takes the next caption of each neighbour, in an order of the pair's own, and drops the
-        context by chance. Both depend on the seed, the epoch and the ids of the images, on nothing else.
+        With a seed, each epoch takes the next caption of each neighbour, in an order specific to the pair of images,
+        and drops the context at random. Both are functions of the seed, the epoch and the image ids only.
         """
-        ids = self.nothing
-        if seed is not None and _draw(f"{seed}/no context/{epoch}/{image_id!r}") < self._dropout:
+        ids = self.empty
+        if seed is not None and _uniform(f"{seed}/no context/{epoch}/{image_id!r}") < self._dropout:
             return ids
-        for slot, place in enumerate(self._near[image_id]):
-            other, number = self._source[place], 0
+        for row, index in enumerate(self._neighbours[image_id]):
+            other, number = self._source[index], 0
             if seed is not None:
                 key = f"{seed}/context/{image_id!r}/{other.image_id!r}"
-                (number,) = in_turn(len(other.captions), 1, key, epoch)
-            ids[slot] = self._encoded[place, number]
+                (number,) = cycle_indices(len(other.captions), 1, key, epoch)
+            ids[row] = self._encoded[index, number]
         return ids
 
     def fingerprint(self) -> str:
-        """A hash of which neighbours stand beside which image, and of how often none do."""
-        near = sorted((repr(image_id), places) for image_id, places in self._near.items())
-        return hashlib.sha256(json.dumps([self.shape, self._dropout, near]).encode()).hexdigest()[:16]
+        """Hash of the neighbours of each image and of the settings."""
+        neighbours = sorted((repr(image_id), indices) for image_id, indices in self._neighbours.items())
+        return hashlib.sha256(json.dumps([self.shape, self._dropout, neighbours]).encode()).hexdigest()[:16]
 
 
-def _draw(key: str) -> float:
-    """A number from 0 to 1, another for each key."""
+def _uniform(key: str) -> float:
+    """A uniform sample from [0, 1), determined by `key`."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") / 2**64

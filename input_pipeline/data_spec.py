@@ -1,4 +1,4 @@
-"""`config.data`: where images and captions come from, and how they become batches."""
+"""`config.data`: the data source, preprocessing and batching of a run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import at_least, check_fields, interval, one_of, texts
-from input_pipeline.special_tokens import FEWEST_TOKENS
+from input_pipeline.spec_checks import at_least, check_fields, interval, one_of, strings
+from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SOURCES = ("shapes", "folder", "tfds")
 FITS = ("squash", "crop")
@@ -17,7 +17,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "area")
 
 @dataclasses.dataclass(frozen=True)
 class SplitFiles:
-    """Text files, one image name per line, of each split; "" where there is none."""
+    """Text files that list the images of each split, one image name per line; "" for no file."""
 
     train: str = ""
     val: str = ""
@@ -26,7 +26,7 @@ class SplitFiles:
 
 @dataclasses.dataclass(frozen=True)
 class SplitFractions:
-    """Fractions of the images, drawn by a seeded hash of their ids, that form a split where nothing else does."""
+    """Fractions of the images, assigned by a hash of their ids; used if nothing else defines the splits."""
 
     val: float = 0.0
     test: float = 0.0
@@ -36,19 +36,19 @@ class SplitFractions:
         check_fields(self, "config.data.split_fractions", val=fraction, test=fraction)
         if self.val + self.test >= 1:
             raise ConfigError(
-                f"config.data.split_fractions.val={self.val} and test={self.test} have to leave something to train on: "
-                "their sum has to be below 1"
+                "config.data.split_fractions must sum to less than 1, so that training images remain; got "
+                f"val={self.val} and test={self.test}"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCacheSpec:
-    """Training on stored outputs of a part of the image encoder that stays frozen for the whole run."""
+    """Cache of the outputs of the frozen part of the image encoder, computed once per image and view."""
 
-    stage: str = ""  # last stage of that part, such as "stage_2" of an EfficientNet; "" for no cache
-    views: int = 1  # crops and flips stored per image, drawn by config.augment; epochs take them in turn
-    dtype: str = "float16"  # of what is stored: "float16" or "float32"
-    folder: str = ""  # local folder, the same for all processes; "" for features/ in the workdir
+    stage: str = ""  # last frozen stage, such as "stage_2" of an EfficientNet; "" to disable the cache
+    views: int = 1  # augmented views (crops, flips) stored per image, sampled by config.augment; epochs cycle through
+    dtype: str = "float16"  # dtype of the stored features: "float16" or "float32"
+    folder: str = ""  # local folder, shared by all processes; "" for features/ in the workdir
 
     def __post_init__(self):
         check_fields(self, "config.data.feature_cache", views=at_least(1), dtype=one_of("float16", "float32"))
@@ -56,41 +56,41 @@ class FeatureCacheSpec:
 
 @dataclasses.dataclass(frozen=True)
 class DataSpec:
-    """The data of a run."""
+    """The data section of a run's config."""
 
     source: str = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
     root: str = ""  # folder source: the folder that `images` and `captions` are relative to
-    images: str = "images"  # folder source: folder of images
+    images: str = "images"  # folder source: image folder
     captions: tuple[str, ...] = ("captions.csv",)  # folder source: CSV, JSONL, COCO or Karpathy JSON, token.txt
     split_files: SplitFiles = SplitFiles()  # text files, one image name per line
-    split_field: str = ""  # name of a CSV column or JSON field that holds the split
-    split_fractions: SplitFractions = SplitFractions()  # seeded split by image, when there is nothing else
+    split_field: str = ""  # name of the CSV column or JSON field that holds the split
+    split_fractions: SplitFractions = SplitFractions()  # split by a hash of the image id, if nothing else defines one
     tfds_name: str = "coco_captions"  # tfds source: builder name
-    tfds_dir: str = ""  # where prepared TFDS data sets live; "" for TFDS's own default
-    # "stop" or "skip" when the data is opened and files are missing, captions empty, ..; both print a report. An image
-    # that turns out later to be unreadable is masked and reported, whatever this says.
+    tfds_dir: str = ""  # directory of prepared TFDS datasets; "" for the TFDS default
+    # What to do about missing files, empty captions etc. when the dataset is opened: "stop" or "skip". Both print a
+    # report. An image that turns out to be unreadable later is always masked and reported.
     on_error: str = "stop"
     image_size: int = 224
-    fit: str = "squash"  # how an image becomes square: "squash" or "crop" (shorter side resized, centre kept)
+    fit: str = "squash"  # how an image is made square: "squash" (stretch) or "crop" (centre crop)
     interpolation: str = "bicubic"  # "bilinear", "bicubic" or "area"
-    # "train" (byte-level BPE learned on the training captions), a folder with vocab.json and merges.txt, or a hub name
+    # "train" (byte-level BPE trained on the training captions), a folder with vocab.json and merges.txt, or a hub name
     tokenizer: str = "train"
     vocabulary_size: int = 4000  # size of a trained tokenizer
     lowercase: bool = True
-    compact_vocabulary: bool = True  # the decoder predicts only over tokens that occur in the training captions
-    max_length: int = 40  # tokens of a caption, <s> and </s> included; longer ones are cut
-    captions_per_image: int = 1  # captions of an image in a step; 0 for all
-    context: str = ""  # folder of an index with neighbours of the splits, needed where model.context.slots is above 0
+    compact_vocabulary: bool = True  # the decoder predicts only the tokens that occur in the training captions
+    max_length: int = 40  # tokens per caption, including <s> and </s>; longer captions are truncated
+    captions_per_image: int = 1  # captions per image per step; 0 for all
+    context: str = ""  # index folder with the neighbours of the splits; required if model.context.slots > 0
     batch_size: int = 32  # images per step, over all devices
     eval_batch_size: int = 32
-    workers: int = 2  # threads that read and decode
-    prefetch: int = 4  # batches ready ahead of the step
+    workers: int = 2  # threads that read and decode images
+    prefetch: int = 4  # batches prepared ahead of the step
     feature_cache: FeatureCacheSpec = FeatureCacheSpec()  # docs/training.md
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> DataSpec:
-        """The spec of `config.data` alone, for commands that need no more of a config."""
+        """Builds the spec from the values of `config.data`, for commands that need no other section."""
         parts = {"split_files": SplitFiles, "split_fractions": SplitFractions, "feature_cache": FeatureCacheSpec}
         return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
 
@@ -100,12 +100,12 @@ class DataSpec:
             "config.data",
             source=one_of(*SOURCES),
             shapes=one_of("full", "tiny"),
-            captions=texts("files"),
+            captions=strings("files"),
             on_error=one_of("stop", "skip"),
             image_size=at_least(1),
             fit=one_of(*FITS),
             interpolation=one_of(*INTERPOLATIONS),
-            vocabulary_size=at_least(FEWEST_TOKENS if self.tokenizer == "train" else 0),
+            vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0),
             max_length=at_least(3, "<s>, a token and </s>"),
             captions_per_image=at_least(0, "for all"),
             batch_size=at_least(1),

@@ -1,7 +1,7 @@
-"""Errors that whoever typed the command can put right: `main.py` prints their message as one line.
+"""Errors that the user can fix: `main.py` prints their message as one line.
 
-Every other exception is a mistake of the program or of a library and keeps its traceback. Each kind is also the builtin
-exception that describes it, so that `except ValueError` catches what it names. No imports: both packages use these.
+Any other exception is a bug in the program or in a library and keeps its traceback. Each class also derives from the
+matching builtin exception, so `except ValueError` works. Imports nothing, because both packages use these.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A config key or a flag with a value that cannot be used, by itself or together with others."""
+    """An invalid value of a config key or flag, on its own or in combination with others."""
 
 
 class DataError(UserError, ValueError):
-    """Images or captions that cannot be used as they are; the message names them and says what to do."""
+    """Unusable images or captions; the message names them and the remedy."""
 
 
 class MissingFileError(UserError, FileNotFoundError):
-    """A file or folder that a key, a flag or a workdir should hold is not there."""
+    """A file or folder that a key, a flag or a workdir refers to does not exist."""

@@ -1,4 +1,4 @@
-"""Files that a reader sees complete or not at all; no imports of ours, so that either package may use it."""
+"""Atomic file writes. Imports nothing from this repository, so that both packages can use it."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ def is_on_bucket(path: str | os.PathLike[str]) -> bool:
 
 
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
-    """Replaces a file at once: whoever reads it gets the old content or the new one, also after a kill.
+    """Replaces a file atomically: readers see the old or the new content, even if the process is killed.
 
-    On a local disk the content goes to a temporary file of a name of its own in the same folder (so several processes
-    may write one file), is flushed to the disk and renamed. A bucket has no rename, but shows an object when all of it
-    has arrived.
+    On a local disk, the content is written to a uniquely named temporary file in the same folder (so that several
+    processes can write the same file), flushed to disk and renamed. Buckets have no rename, but an object becomes
+    visible only once it is complete.
 
     Args:
-        path: of the file, local or on a bucket; its folder exists.
+        path: local file or object in a bucket; its folder must exist.
         content: bytes, text (written as UTF-8), or a function that writes to a binary file.
 
     Raises:
-        OSError: the file cannot be written. The one that was there is unchanged.
+        OSError: the file cannot be written. An existing file is unchanged.
     """
     if is_on_bucket(path):
-        from etils import epath  # not needed by those who write to local disks only
+        from etils import epath  # imported lazily: local paths do not need it
 
         buffer = io.BytesIO()
         _write(buffer, content)

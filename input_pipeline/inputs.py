@@ -1,7 +1,7 @@
-"""What a batch holds of an image: its pixels, or features that a frozen part of the encoder gave for them.
+"""Inputs of the model per image: pixels, or precomputed features of the frozen part of the encoder.
 
-Features lie in blocks of files that are mapped into memory, each the array [images, views, *shape] of a run of
-consecutive images; a view is one crop or flip. A block appears by one rename when it is whole.
+Features are stored in blocks, memory-mapped files that each contain an array [images, views, *shape] for consecutive
+images; a view is one augmentation (crop or flip). Blocks are written atomically.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Split
 
-BLOCK_BYTES = 64 * 2**20  # about the size of a block, and so the most that is made again after a kill
-MOST_BLOCKS = 256  # a larger cache has larger blocks: each is an open file
+BLOCK_BYTES = 64 * 2**20  # approximate block size, which bounds the work that is lost when a process is killed
+MAX_BLOCKS = 256  # larger caches use larger blocks, because each block is an open file
 
-_SAMPLED = 64  # images whose bytes tell one data set from another, where images are no files
+_SAMPLED = 64  # images whose bytes are hashed to identify a dataset that is not stored as image files
 
 
 class Inputs(Protocol):
-    """What batches need of a kind of input.
+    """Interface of the inputs of a batch.
 
     Attributes:
         name: key in the batch.
-        shape: of one image's array.
-        dtype: of that array.
+        shape: shape of the array per image.
+        dtype: dtype of the array.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Inputs(Protocol):
     dtype: np.dtype
 
     def load(self, index: int, epoch: int = 0) -> np.ndarray:
-        """Returns the array of the split's image `index`. Raises ImageError."""
+        """Returns the array of image `index` of the split. Raises ImageError."""
 
 
 class Pixels:
-    """Images as they are, decoded when they are asked for."""
+    """Images, decoded on access."""
 
     name = "image"
     dtype = np.dtype(np.uint8)
@@ -62,14 +62,14 @@ class Pixels:
 
 @dataclasses.dataclass(frozen=True)
 class FeatureFiles:
-    """The blocks in a folder: `block_<n>.npy`, and `block_<n>.json` with the images of it that cannot be read.
+    """Blocks of features in a folder: `block_<n>.npy`, and `block_<n>.json` that lists unreadable images.
 
     Attributes:
-        folder: a local folder.
-        images: images of the split.
-        views: arrays stored of each image.
-        shape: of one such array.
-        dtype: of the stored values.
+        folder: local folder.
+        images: number of images in the split.
+        views: arrays per image.
+        shape: shape of one such array.
+        dtype: dtype of the stored values.
     """
 
     folder: Path
@@ -80,47 +80,47 @@ class FeatureFiles:
 
     @property
     def image_bytes(self) -> int:
-        """Bytes that one image takes."""
+        """Bytes per image."""
         return self.views * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     @property
     def block_images(self) -> int:
-        """Images of a block; the last one may have fewer."""
-        return max(BLOCK_BYTES // self.image_bytes, -(-self.images // MOST_BLOCKS), 1)
+        """Images per block; the last block may have fewer."""
+        return max(BLOCK_BYTES // self.image_bytes, -(-self.images // MAX_BLOCKS), 1)
 
     @property
     def blocks(self) -> range:
-        """The numbers of the blocks."""
+        """Numbers of all blocks."""
         return range(-(-self.images // self.block_images))
 
     def rows(self, block: int) -> range:
-        """The images of a block."""
+        """Indices of the images in a block."""
         first = block * self.block_images
         return range(first, min(first + self.block_images, self.images))
 
     def has(self, block: int) -> bool:
-        """Whether a block is there; it is whole then."""
+        """Whether a block exists; existing blocks are complete."""
         return self._path(block, "npy").exists()
 
     def write(self, block: int, features: np.ndarray, problems: dict[int, str]) -> None:
-        """Stores a block: [images, views, *shape], and why some of its images (by number) have no features."""
+        """Stores a block: features [images, views, *shape], and the reasons why some images (by index) have none."""
         write_atomically(self._path(block, "json"), json.dumps(problems, indent=2))
-        # Last: a block that has it is complete.
+        # The array is written last, so its presence marks the block as complete.
         write_atomically(self._path(block, "npy"), lambda file: np.save(file, features.astype(self.dtype, copy=False)))
 
     def read(self, block: int) -> tuple[np.ndarray, dict[int, str]]:
-        """Returns what `write` stored, the array mapped into memory.
+        """Returns the memory-mapped features and the problems that `write` stored.
 
         Raises:
-            DataError: the block is not there.
+            DataError: the block is missing.
         """
         try:
             features = np.load(self._path(block, "npy"), mmap_mode="r")
             problems = json.loads(self._path(block, "json").read_text())
         except FileNotFoundError as error:
             raise DataError(
-                f"{error.filename} is missing: set config.data.feature_cache.folder to a folder that all processes "
-                "share, and leave it alone while they run"
+                f"{error.filename} is missing: set config.data.feature_cache.folder to a folder shared by all "
+                "processes, and do not modify it while they run"
             ) from error
         return features, {int(index): reason for index, reason in problems.items()}
 
@@ -129,12 +129,12 @@ class FeatureFiles:
 
 
 class StoredFeatures:
-    """Features of all images of a split, one view an epoch; see `FeatureFiles`.
+    """Stored features of all images of a split, one view per epoch; see `FeatureFiles`.
 
     Args:
-        files: all of whose blocks are there.
-        split: whose images they are.
-        seed: of the order of views.
+        files: files of which all blocks exist.
+        split: the split that was encoded.
+        seed: seed of the order of views.
     """
 
     name = "features"
@@ -147,44 +147,45 @@ class StoredFeatures:
         self._problems = {index: reason for _, problems in blocks for index, reason in problems.items()}
 
     def load(self, index: int, epoch: int = 0) -> np.ndarray:
-        """Returns a view's features, `shape`. Raises ImageError where the image could not be read."""
+        """Returns the features of one view, of shape `shape`. Raises ImageError if the image could not be read."""
         record = self._split[index]
         if index in self._problems:
             raise ImageError(record.name, self._problems[index])
         block, row = divmod(index, self._files.block_images)
-        # Copied here, by the thread that reads ahead: that is where a cold page waits for the disk.
+        # Copied here so that page faults wait for the disk in the prefetching thread.
         return np.array(self._features[block][row, choose_view(self._files.views, self._seed, epoch, record.image_id)])
 
 
 def choose_view(views: int, seed: int, epoch: int, image_id: str | int) -> int:
-    """Picks which of an image's views an epoch uses: in an order of the image's own, round and round."""
-    return in_turn(views, 1, f"{seed}/view/{image_id!r}", epoch)[0]
+    """Returns the view of an image for an epoch; epochs cycle through the views in an order specific to the image."""
+    return cycle_indices(views, 1, f"{seed}/view/{image_id!r}", epoch)[0]
 
 
-def in_turn(available: int, count: int, key: str, epoch: int) -> list[int]:
-    """Returns `count` of the numbers below `available`, the next ones each epoch of an order shuffled by `key`."""
+def cycle_indices(available: int, count: int, key: str, epoch: int) -> list[int]:
+    """Returns `count` indices below `available`: each epoch takes the next ones of a cyclic order shuffled by `key`."""
     number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
     order: list[int] = []
-    for place in range(available):  # the number's digits in the factorial base are a random permutation
-        number, slot = divmod(number, place + 1)
-        order.insert(slot, place)
+    for index in range(available):  # the digits of a random number in the factorial base are a random permutation
+        number, position = divmod(number, index + 1)
+        order.insert(position, index)
     return [order[(epoch * count + turn) % available] for turn in range(count)]
 
 
 def fingerprint(split: Split) -> str:
-    """A hash of the images of a split: their ids in order, and each file's size and time of change.
+    """Hash of the images of a split: their ids in order, and the size and modification time of each file.
 
-    Where images are no files, the bytes of some stand for all: to read them all would take as long as an epoch.
+    If images are not files, the bytes of a sample are hashed, because reading all of them would take as long as an
+    epoch.
     """
     digest = hashlib.sha256()
     every = max(len(split) // _SAMPLED, 1)
     for index, record in enumerate(split):
-        about = ""
+        content = ""
         if isinstance(record.image, Path):
-            about = _file_state(record.image)
+            content = _file_state(record.image)
         elif index % every == 0:
-            about = hashlib.sha256(record.source()).hexdigest()
-        digest.update(f"{record.image_id!r}\t{about}\n".encode())
+            content = hashlib.sha256(record.source()).hexdigest()
+        digest.update(f"{record.image_id!r}\t{content}\n".encode())
     return digest.hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""A thread that makes batches and puts them on the device ahead of the step, and still knows what was consumed."""
+"""Prefetches batches to the device in a background thread, with an exact resume state."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ _END = object()
 
 
 def prefetch_to_device(iterator: Iterator, put: Callable[[Any], Any] | None = None, size: int = 2) -> Prefetched:
-    """Makes batches in a thread, `size` ahead.
+    """Prepares batches in a background thread, up to `size` ahead.
 
     Args:
-        iterator: of batches. If it has `get_state` and `set_state`, so does the result, and its state is that of the
-            batch last handed out, whatever was made ahead of it.
-        put: called in the thread with each batch; its result is handed out. Usually `jax.device_put` to a sharding.
-        size: batches ready ahead; 0 makes each when it is asked for, without a thread.
+        iterator: iterator over batches. If it has `get_state` and `set_state`, so does the result; its state is the one
+            after the last batch returned, regardless of batches that were prefetched.
+        put: called in the thread on each batch, usually `jax.device_put` with a sharding; its result is returned.
+        size: number of batches to prefetch; with 0, batches are made on demand, without a thread.
     """
     return Prefetched(iterator, put or (lambda batch: batch), size)
 
 
 class Prefetched:
-    """Iterator over batches made ahead; see `prefetch_to_device`. It has all attributes of the inner iterator."""
+    """Iterator over prefetched batches; see `prefetch_to_device`. Other attributes are those of the inner iterator."""
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
         if size < 0:
-            raise ConfigError(f"config.data.prefetch must be 0 or more batches, got {size}")
+            raise ConfigError(f"config.data.prefetch must be at least 0, got {size}")
         self._iterator = iterator
         self._put = put
         self._size = size
@@ -52,7 +52,7 @@ class Prefetched:
         self.close()
 
     def __getattr__(self, name: str) -> Any:
-        # `problems`, `epoch`, `len` of the data: whatever else the inner iterator has.
+        # Forwards `problems`, `epoch` and other attributes of the inner iterator.
         return getattr(self.__dict__["_iterator"], name)
 
     def __next__(self) -> Any:
@@ -80,20 +80,20 @@ class Prefetched:
         raise StopIteration
 
     def get_state(self) -> Any:
-        """Returns the inner iterator's state just after the batch last handed out."""
+        """Returns the state of the inner iterator after the last batch returned."""
         if not self._has_state:
-            raise AttributeError("the iterator that is prefetched has no state")
+            raise AttributeError("the prefetched iterator has no state")
         return self._state
 
     def set_state(self, state: Any) -> None:
-        """Drops what was made ahead and goes on from a state that `get_state` gave."""
+        """Discards prefetched batches and resumes from a state returned by `get_state`."""
         self._stop()
         self._iterator.set_state(state)
         self._state = state
         self._ended = False
 
     def close(self) -> None:
-        """Stops the thread and the inner iterator's own; safe to call twice. Iteration ends here."""
+        """Stops this thread and those of the inner iterator, and ends the iteration. Idempotent."""
         self._stop()
         self._ended = True
         if hasattr(self._iterator, "close"):
@@ -112,16 +112,16 @@ def _make(iterator: Iterator, put: Callable[[Any], Any]) -> tuple[Any, Any]:
 
 
 class _Worker:
-    """The thread and its queue of ((batch, state), None), or (_END, error or None) as the last."""
+    """Thread with a queue of ((batch, state), None) items, followed by (_END, error or None)."""
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
         self._queue: queue.Queue = queue.Queue(maxsize=size)
         self._stopping = threading.Event()
         arguments = (iterator, put, self._queue, self._stopping)
-        # The thread holds no reference to this object, so that a forgotten iterator ends its thread, too.
+        # The thread holds no reference to this object, so it also stops when the iterator is garbage-collected.
         self._thread = threading.Thread(target=_work, args=arguments, name="prefetch", daemon=True)
-        # A daemon thread that is inside the device's runtime while the interpreter goes down can crash it: the
-        # finalizer runs before that, at exit or when this object is collected.
+        # A daemon thread inside the device runtime can crash the interpreter at shutdown. The finalizer stops the
+        # thread earlier: at exit, or when this object is garbage-collected.
         self._finalizer = weakref.finalize(self, _halt, self._thread, self._queue, self._stopping)
         self._thread.start()
 
@@ -139,7 +139,7 @@ def _work(iterator: Iterator, put: Callable[[Any], Any], ready: queue.Queue, sto
             ready.put((_make(iterator, put), None))
     except StopIteration:
         pass
-    except BaseException as error:  # handed to the consumer, whatever it is
+    except BaseException as error:  # raised in the consumer
         item = (_END, error)
     ready.put(item)
 
@@ -147,7 +147,7 @@ def _work(iterator: Iterator, put: Callable[[Any], Any], ready: queue.Queue, sto
 def _halt(thread: threading.Thread, ready: queue.Queue, stopping: threading.Event) -> None:
     stopping.set()
     while thread.is_alive():
-        try:  # a full queue is what the thread may be waiting on
+        try:  # the thread may be blocked on a full queue
             ready.get(timeout=0.02)
         except queue.Empty:
             continue

@@ -1,4 +1,4 @@
-"""Captioned images before anything is decoded: one record an image, splits of records, reports on what is wrong."""
+"""Captioned images before decoding: one record per image, splits of records, and reports of problems."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from pathlib import Path
 from input_pipeline.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
-SHOWN = 10  # problems of a kind that a report names; the rest are counted
+MAX_LISTED = 10  # problems of each kind that a report lists; the remaining ones are counted
 
 log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Record:
-    """One image, still encoded, with all its captions.
+    """An encoded image with all its captions.
 
     Attributes:
-        image: where the encoded image is: a file, or a function that returns its bytes.
-        captions: at least one where the split is trained or judged on.
-        image_id: unique over all splits.
-        name: what messages call the image; the path, or else the id.
+        image: file of the encoded image, or a function that returns its bytes.
+        captions: at least one if the split is used for training or evaluation.
+        image_id: unique across all splits.
+        name: name of the image in messages; defaults to the path or the id.
     """
 
     image: Path | Callable[[], bytes]
@@ -37,7 +37,7 @@ class Record:
             object.__setattr__(self, "name", str(self.image) if is_file else f"image {self.image_id}")
 
     def source(self) -> Path | bytes:
-        """Returns what `images.decode_image` takes: the path, or the encoded bytes."""
+        """Returns the input of `images.decode_image`: the path or the encoded bytes."""
         return self.image() if callable(self.image) else self.image
 
 
@@ -67,50 +67,50 @@ class Split(Sequence[Record]):
 
     @property
     def captions(self) -> list[str]:
-        """All captions, image after image."""
+        """All captions, in the order of the images."""
         return [caption for record in self.records for caption in record.captions]
 
     @property
     def references(self) -> dict[str | int, list[str]]:
-        """Image id -> its captions: what `caption_jax.metrics.score` takes."""
+        """Captions by image id, the references of `caption_jax.metrics.score`."""
         return {record.image_id: list(record.captions) for record in self.records}
 
     def take(self, count: int) -> Split:
-        """Returns the first `count` images; all of them for 0."""
+        """Returns the first `count` images, or all of them if `count` is 0."""
         return Split(self.name, self.records[:count]) if 0 < count < len(self) else self
 
 
 def check_splits(splits: Mapping[str, Split]) -> dict[str, Split]:
-    """Returns the splits if every image id occurs once in all of them.
+    """Returns the splits, after checking that every image id occurs only once across them.
 
     Raises:
-        DataError: an id occurs twice, with the first ten and their splits.
+        DataError: an id occurs twice. The message lists the first ten and their splits.
     """
-    home: dict[str | int, str] = {}
-    report = Report("the opened data set")
+    split_of: dict[str | int, str] = {}
+    report = Report("the dataset")
     for name, split in splits.items():
         for image_id in split.image_ids:
-            if image_id in home:
-                where = f"twice in {name}" if home[image_id] == name else f"{home[image_id]} and {name}"
-                report.add("image id in more than one place", f"{image_id} ({where})")
-            home[image_id] = name
-    report.finish("stop", "Each image belongs to one split only: remove it from the others.")
+            if image_id in split_of:
+                where = f"twice in {name}" if split_of[image_id] == name else f"{split_of[image_id]} and {name}"
+                report.add("duplicate image ids", f"{image_id} ({where})")
+            split_of[image_id] = name
+    report.finish("stop", "Each image must belong to exactly one split; remove it from the others.")
     return dict(splits)
 
 
 class Report:
-    """Collects problems by kind, then stops or goes on."""
+    """Collects problems by kind, then raises or logs them."""
 
     def __init__(self, subject: str):
         self.subject = subject
         self.problems: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str) -> None:
-        """Notes one problem."""
+        """Records one problem."""
         self.problems.setdefault(kind, []).append(name)
 
     def extend(self, kind: str, names: Iterable[str]) -> None:
-        """Notes several problems of one kind."""
+        """Records several problems of one kind."""
         for name in names:
             self.add(kind, name)
 
@@ -121,22 +121,22 @@ class Report:
         lines = [f"Problems in {self.subject}:"]
         for kind, names in self.problems.items():
             lines.append(f"  {kind}: {len(names)}")
-            lines += [f"    {name}" for name in names[:SHOWN]]
-            if len(names) > SHOWN:
-                lines.append(f"    ... and {len(names) - SHOWN} more")
+            lines += [f"    {name}" for name in names[:MAX_LISTED]]
+            if len(names) > MAX_LISTED:
+                lines.append(f"    ... and {len(names) - MAX_LISTED} more")
         return "\n".join(lines)
 
     def finish(self, on_error: str, remedy: str) -> None:
-        """Does nothing without problems; else raises for "stop" and logs a warning for "skip".
+        """Raises ("stop") or logs a warning ("skip") if there are any problems.
 
         Raises:
             DataError: there are problems and `on_error` is "stop".
-            ConfigError: `on_error` is something else again.
+            ConfigError: `on_error` is neither "stop" nor "skip".
         """
         if on_error not in ("stop", "skip"):
-            raise ConfigError(f"config.data.on_error is {on_error!r}; choose 'stop' or 'skip'")
+            raise ConfigError(f"config.data.on_error must be 'stop' or 'skip', got {on_error!r}")
         if not self.problems:
             return
         if on_error == "stop":
             raise DataError(f"{self}\n{remedy}")
-        log.warning("%s\nGoing on without them, as config.data.on_error='skip' asks.", self)
+        log.warning("%s\nContinuing without them because config.data.on_error='skip'.", self)

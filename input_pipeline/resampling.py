@@ -1,9 +1,9 @@
-"""The one rule by which pixels become a square, whatever they came from.
+"""Resampling of pixels to a square, the same for every kind of input.
 
-First a whole factor: an image is shrunk by 8, 4 or 2 if it stays at least 15/16 as large as the result. (That admits
-the photographs of 640 x 427 that COCO is full of, at 224.) A JPEG takes the factor inside its decoder, by leaving out
-high frequencies; everything else takes it as a box average. A part of a row or column that is left over at the right
-and lower edge counts as a whole one. Then one antialiased resize to the square.
+First, the image is reduced by an integer factor (8, 4 or 2) if it stays at least 15/16 of the target size. (At 224,
+this includes the 640 x 427 photographs that make up most of COCO.) For JPEGs, the decoder applies the factor by
+dropping high frequencies; for all other inputs it is a box average. Partial blocks at the right and bottom edges count
+as full ones. Then the image is resized to the square once, with antialiasing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ INTERPOLATIONS = {
     "bicubic": Image.Resampling.BICUBIC,
     "area": Image.Resampling.BOX,
 }
-FACTORS = (8, 4, 2)  # what JPEG decoders have fast code for
-_LEAST = 15 / 16  # of the wanted size: what a whole factor has to leave
+FACTORS = (8, 4, 2)  # the factors that JPEG decoders support efficiently
+_MIN_FRACTION = 15 / 16  # of the target size that must remain after the reduction
 
 
 def check_choices(size: int, fit: str, interpolation: str) -> None:
-    """Raises ConfigError, with the choices, for one that there is not."""
+    """Raises ConfigError for an invalid size, fit or interpolation."""
     if size < 1:
         raise ConfigError(f"image size must be at least 1, got {size}")
     if fit not in FITS:
-        raise ConfigError(f"unknown fit {fit!r}; choose one of {', '.join(FITS)}")
+        raise ConfigError(f"unknown fit {fit!r}; expected one of {', '.join(FITS)}")
     if interpolation not in INTERPOLATIONS:
-        raise ConfigError(f"unknown interpolation {interpolation!r}; choose one of {', '.join(INTERPOLATIONS)}")
+        raise ConfigError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
 
 
-def whole_factor(width: int, height: int, size: int) -> int:
-    """The factor, 8, 4, 2 or 1, by which an image shrinks before it is resized to a square of `size`."""
-    return next((factor for factor in FACTORS if min(width, height) >= factor * size * _LEAST), 1)
+def reduction_factor(width: int, height: int, size: int) -> int:
+    """Integer factor (8, 4, 2 or 1) by which an image is reduced before the resize to a square of side `size`."""
+    return next((factor for factor in FACTORS if min(width, height) >= factor * size * _MIN_FRACTION), 1)
 
 
 def to_square(
@@ -45,13 +45,14 @@ def to_square(
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes an image to a square, with antialiasing.
 
-    Bicubic, the default, runs in kornia-rs, whose pixels are Pillow's but for rounding (0.04 of 255 levels on average)
-    in less than half the time; what it does not antialias runs in Pillow. Both release Python's lock.
+    Bicubic interpolation, the default, uses kornia-rs: less than half of Pillow's time for the same pixels up to
+    rounding (0.04 of 255 levels on average). Other modes use Pillow, because kornia-rs does not antialias them. Both
+    release the GIL.
 
     Args:
-        pixels: the image, shrunk by its whole factor.
+        pixels: the image, already reduced by its integer factor.
         size: side of the result, in pixels.
-        fit: "squash" stretches the image to the square; "crop" takes the square in its middle.
+        fit: "squash" stretches the image to the square; "crop" takes the centre square.
         interpolation: a key of `INTERPOLATIONS`.
     """
     if fit == "crop":

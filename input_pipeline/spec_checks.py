@@ -1,4 +1,4 @@
-"""Checks of the fields of a spec: a table of what each may be, from which the error message is made.
+"""Declarative validation of the fields of a spec.
 
     def __post_init__(self):
         check_fields(self, "config.train", steps=at_least(0, "for epochs"), packing=one_of("auto", "never"))
@@ -17,82 +17,82 @@ from input_pipeline.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Allowed:
-    """The values that a field may have.
+class Constraint:
+    """A condition on the value of a field.
 
     Attributes:
-        wanted: what the value "has to be", for the message.
-        holds: whether a value is one of them.
+        description: completes "it must be ..." in the error message.
+        is_met: whether a value is valid.
     """
 
-    wanted: str
-    holds: Callable[[Any], bool]
+    description: str
+    is_met: Callable[[Any], bool]
 
 
-def check_fields(spec: Any, key: str, **allowed: Allowed) -> None:
-    """Checks fields of a dataclass.
+def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
+    """Validates fields of a dataclass instance.
 
     Args:
-        spec: an instance.
-        key: what the message calls it, such as "config.train".
-        allowed: by name of the field.
+        spec: the instance.
+        key: its name in error messages, such as "config.train".
+        constraints: constraints by field name.
 
     Raises:
-        ConfigError: of the first value that is not allowed; the message names its key, and what it has to be.
+        ConfigError: a value is invalid. The message names the key of the first one and its constraint.
     """
-    for name, values in allowed.items():
+    for name, constraint in constraints.items():
         value = getattr(spec, name)
-        if not values.holds(value):
-            raise ConfigError(f"{key}.{name} is {value!r}; it must be {values.wanted}")
+        if not constraint.is_met(value):
+            raise ConfigError(f"{key}.{name} is {value!r}; it must be {constraint.description}")
 
 
-def number(wanted: str, holds: Callable[[float], bool]) -> Allowed:
-    """Finite numbers for which `holds` is true.
+def number(description: str, is_met: Callable[[float], bool]) -> Constraint:
+    """Finite numbers for which `is_met` is true.
 
-    Arrays are let through: inside a program, a setting may be a traced scalar.
+    Arrays are not checked, because a setting may be a traced scalar inside a program.
     """
 
-    def holds_of_finite(value: Any) -> bool:
-        return not isinstance(value, int | float) or (-math.inf < value < math.inf and holds(value))
+    def is_met_and_finite(value: Any) -> bool:
+        return not isinstance(value, int | float) or (-math.inf < value < math.inf and is_met(value))
 
-    return Allowed(wanted, holds_of_finite)
+    return Constraint(description, is_met_and_finite)
 
 
-def at_least(low: float, meaning: str = "") -> Allowed:
-    """Numbers from `low` on; `meaning` is that of `low` itself, such as "for none"."""
+def at_least(low: float, meaning: str = "") -> Constraint:
+    """Numbers greater than or equal to `low`; `meaning` explains the value `low`, such as "for none"."""
     return number(f"{low} ({meaning}) or more" if meaning else f"{low} or more", lambda value: value >= low)
 
 
-def above(low: float) -> Allowed:
+def above(low: float) -> Constraint:
     """Numbers greater than `low`."""
     return number(f"above {low}", lambda value: value > low)
 
 
-def interval(bounds: str, meaning: str = "") -> Allowed:
-    """Numbers in an interval such as "[0, 1)", which lacks 1; `meaning` is that of an end, such as "0 for none"."""
+def interval(bounds: str, meaning: str = "") -> Constraint:
+    """Numbers in an interval such as "[0, 1)"; `meaning` explains an endpoint, such as "0 for none"."""
     low, high = map(float, bounds[1:-1].split(","))
 
-    def holds(value: float) -> bool:
+    def is_met(value: float) -> bool:
         return (value >= low if bounds[0] == "[" else value > low) and (
             value <= high if bounds[-1] == "]" else value < high
         )
 
-    return number(f"in {bounds}, {meaning}" if meaning else f"in {bounds}", holds)
+    return number(f"in {bounds} ({meaning})" if meaning else f"in {bounds}", is_met)
 
 
-def one_of(*choices: Any) -> Allowed:
-    """One of a few values."""
+def one_of(*choices: Any) -> Constraint:
+    """One of a fixed set of values."""
     *others, last = map(repr, choices)
-    return Allowed(f"{', '.join(others)} or {last}" if others else last, lambda value: value in choices)
+    return Constraint(f"{', '.join(others)} or {last}" if others else last, lambda value: value in choices)
 
 
-def texts(what: str) -> Allowed:
-    """A list of strings, none of them empty or blank; `what` names one of them in the plural."""
-    return Allowed(
-        f"a list of {what}",
+def strings(items: str) -> Constraint:
+    """A list of strings, none empty or blank; `items` is their plural in the message, such as "files"."""
+    return Constraint(
+        f"a list of {items}",
         lambda value: isinstance(value, list | tuple) and all(isinstance(text, str) and text.strip() for text in value),
     )
 
 
-# What a random key is made of: 64 bits.
-SEED = number("a whole number of 64 bits", lambda value: -(2**63) <= value < 2**63)
+# Seeds of `jax.random.key` are 64-bit integers.
+SEED = number("a 64-bit integer", lambda value: -(2**63) <= value < 2**63)

@@ -77,7 +77,7 @@ def test_caption_as_json_lines_says_which_failed(small_workdir, tmp_path, capsys
     assert run_main("--mode=caption", f"--workdir={small_workdir}", "--format=jsonl", tmp_path) == 1
     good, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert good["path"].endswith("cmyk.jpg") and "red" in good["caption"]
-    assert bad["path"].endswith("text.jpg") and "not in an image format" in bad["error"]
+    assert bad["path"].endswith("text.jpg") and "not in a supported image format" in bad["error"]
 
 
 def train(folder: Path, workdir: Path, *overrides: str) -> int:
@@ -100,7 +100,7 @@ def test_training_goes_on_without_what_is_broken(compile_cache, small_workdir, d
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
         assert train(damaged, workdir) == 0
     for name in ("00.png", "01.png", "08.png"):
-        assert f"Unreadable image left out: {damaged / 'images' / name}: " in caplog.text
+        assert f"Skipping unreadable image: {damaged / 'images' / name}: " in caplog.text
     rows = [row.values for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
     assert [row["unreadable_images"] for row in rows] == [2] * 8  # each once, however many epochs
     assert all(math.isfinite(row["loss"]) for row in rows)
@@ -118,5 +118,6 @@ def test_training_stops_when_nothing_can_be_read(compile_cache, small_workdir, t
     folder = write_images(tmp_path / "data")
     for path in (folder / "images").iterdir():
         path.write_bytes(BROKEN["text.jpg"])
-    with pytest.raises(DataError, match=r"none of the first 8 images can be read:\n  .*\.png: not in an image format"):
+    message = r"none of the first 8 images could be read:\n  .*\.png: not in a supported image format"
+    with pytest.raises(DataError, match=message):
         train(folder, tmp_path / "run", "--config.train.sample_images=0")

@@ -108,7 +108,7 @@ def test_a_model_that_was_moved_takes_the_place_of_its_workdir(small_workdir, sm
 
 
 def test_evaluate_names_the_splits_there_are(small_workdir):
-    with pytest.raises(ValueError, match=r"no split 'dev'; the data set has train \(8\), val \(2\), test \(2\)"):
+    with pytest.raises(ValueError, match=r"no split 'dev'; the dataset has train \(8\), val \(2\), test \(2\)"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")
 
 
@@ -218,7 +218,7 @@ def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp
     done = run("--mode=caption", f"--workdir={small_workdir}", "broken.jpg", small_images / "images" / "00.png")
     assert done.returncode == 1, done.stderr
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
-    assert "error: broken.jpg: not in an image format" in done.stderr and "Traceback" not in done.stderr
+    assert "error: broken.jpg: not in a supported image format" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "compile_cache").exists()
     images = " ".join([str(small_images / "images")] * 2)
     command = f"{sys.executable} {ROOT / 'main.py'} --mode=caption --workdir={small_workdir} {images}"

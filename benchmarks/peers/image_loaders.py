@@ -79,13 +79,13 @@ def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[
     """A loop over the functions that our pipeline spends its time in: the decoder at our scale, and the resize."""
     import simplejpeg
 
-    from input_pipeline.resampling import to_square, whole_factor
+    from input_pipeline.resampling import reduction_factor, to_square
 
     def work() -> int:
         for path in paths:
             data = Path(path).read_bytes()
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            factor = whole_factor(width, height, size)
+            factor = reduction_factor(width, height, size)
             pixels = simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
             if resize:
                 to_square(pixels, size, fit, "bicubic")

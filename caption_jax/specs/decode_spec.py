@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import SEED, above, at_least, check_fields, interval, one_of, texts
+from input_pipeline.spec_checks import SEED, above, at_least, check_fields, interval, one_of, strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,8 +64,8 @@ class DecodeSpec:
             double_tokens=one_of("allow", "forbid"),
             no_repeat_ngram=at_least(0, "for no such rule"),
             repetition_penalty=at_least(1),
-            banned_words=texts("words or phrases"),
-            banned_endings=texts("words or phrases"),
+            banned_words=strings("words or phrases"),
+            banned_endings=strings("words or phrases"),
         )
         if self.min_length > self.max_length:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Where captioned images come from. `open_splits` opens whatever `config.data.source` names."""
+"""Sources of captioned images. `open_splits` opens the one that `config.data.source` selects."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from input_pipeline.records import DataError, Report, Split, check_splits
 
 
 def open_splits(spec: DataSpec) -> dict[str, Split]:
-    """Opens the data set of a config.
+    """Opens the dataset of a config.
 
     Args:
         spec: `config.data`.
 
     Returns:
-        Split name ("train", "val", "test", as far as there are) -> split. No image id is in two of them.
+        Splits by name: "train", "val" and "test", if they exist. They have no image id in common.
 
     Raises:
-        DataError: the data cannot be used as they are, or two splits share an image.
+        DataError: the data has problems, or two splits share an image.
     """
     source = spec.source
-    # Imported when asked for: the TFDS sources take seconds to import, a folder needs none of that.
+    # Imported lazily, because importing TFDS takes seconds and folders do not need it.
     if source == "folder":
         from input_pipeline.sources.folder import open_folder as open_source
     elif source == "tfds":
@@ -33,23 +33,23 @@ def open_splits(spec: DataSpec) -> dict[str, Split]:
 
 
 def _with_captions(train: Split, on_error: str) -> Split:
-    """The images of the training split that have captions: an empty one would teach to say nothing."""
+    """Drops training images without captions; training on empty captions would teach the model to output nothing."""
     report = Report(f"the split {train.name!r}")
     report.extend("images without captions", (record.name for record in train if not record.captions))
-    report.finish(on_error, "Leave them out with --config.data.on_error=skip.")
+    report.finish(on_error, "Skip them with --config.data.on_error=skip.")
     return Split(train.name, [record for record in train if record.captions]) if report else train
 
 
 def get_split(splits: dict[str, Split], name: str) -> Split:
-    """Returns a split, or says which there are.
+    """Returns a split by name.
 
     Raises:
-        DataError: the data set has no such split, or no image in it.
+        DataError: the split does not exist or has no images. The message lists the existing ones.
     """
     if not splits.get(name):
-        have = ", ".join(f"{split} ({len(records)})" for split, records in splits.items())
+        available = ", ".join(f"{split} ({len(records)})" for split, records in splits.items())
         raise DataError(
-            f"there is no split {name!r}; the data set has {have}. Set config.data.split_files, "
-            "config.data.split_field or config.data.split_fractions."
+            f"no split {name!r}; the dataset has {available}. Set config.data.split_files, config.data.split_field or "
+            "config.data.split_fractions."
         )
     return splits[name]

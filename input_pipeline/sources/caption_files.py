@@ -1,4 +1,4 @@
-"""Which file of a folder holds its captions, where nobody says so."""
+"""Finds the caption file of a folder by its name."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from input_pipeline.errors import MissingFileError
 
-# The usual names, the more specific first: our own, Flickr8k's, Karpathy's and COCO's.
-USUAL_NAMES = (
+# Default names in order of precedence: ours, Flickr8k's, Karpathy's and COCO's.
+DEFAULT_NAMES = (
     "captions.csv",
     "captions.tsv",
     "captions.jsonl",
@@ -22,15 +22,15 @@ USUAL_NAMES = (
 
 
 def find_caption_file(folder: Path) -> Path:
-    """The caption file of a folder: the first of the usual names that is there, in the order of `USUAL_NAMES`.
+    """Returns the caption file of a folder, the first match in the order of `DEFAULT_NAMES`.
 
     Raises:
-        MissingFileError: there is no such folder, or no file of a usual name in it.
+        MissingFileError: the folder does not exist, or contains no caption file with a default name.
     """
     if not folder.is_dir():
-        raise MissingFileError(f"{folder}: no such folder")
-    for name in USUAL_NAMES:
+        raise MissingFileError(f"no such folder: {folder}")
+    for name in DEFAULT_NAMES:
         files = sorted(path for path in folder.glob(name) if path.is_file())
         if files:
             return files[0]
-    raise MissingFileError(f"{folder} has no caption file of a usual name: {', '.join(USUAL_NAMES)}")
+    raise MissingFileError(f"no caption file in {folder}; expected one of {', '.join(DEFAULT_NAMES)}")

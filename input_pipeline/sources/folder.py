@@ -1,4 +1,4 @@
-"""Your own images: a folder of them, caption files of any accepted form, and splits by file, field or fraction."""
+"""The `folder` source: an image folder, caption files in any accepted format, and splits by file, field or fraction."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ log = logging.getLogger(__name__)
 
 
 def open_folder(spec: DataSpec) -> dict[str, Split]:
-    """Opens images and captions on disk, and says what is wrong with them.
+    """Opens images and captions on disk, and reports problems with them.
 
-    The split of an image comes from the first of these that is there: `split_files`, a split field in the caption
-    files, the name of its caption file (`captions_val2017.json`, or `val=any.json` in `config.data.captions`),
-    `split_fractions`; without any of them all images are for training. Images are not decoded here: an unreadable one
-    is found when it is read.
+    The split of an image is determined by the first of these that applies: `split_files`, a split field in the caption
+    files, the name of the caption file (`captions_val2017.json`, or `val=any.json` in `config.data.captions`), or
+    `split_fractions`. If none applies, all images are training images. Images are not decoded here, so unreadable ones
+    are detected only when a batch needs them.
 
     Raises:
-        DataError: a file is missing or in no known form; or there are problems and `on_error` is "stop".
+        DataError: a file is missing or has an unknown format, or there are problems and `on_error` is "stop".
     """
     root = Path(spec.root or ".")
     if not root.is_dir():
-        raise DataError(f"{root}: no such folder. Set config.data.root to the folder that holds images and captions.")
+        raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
     report = Report(str(root))
     images: dict[str | int, _Image] = {}
-    by_file = any(dataclasses.asdict(spec.split_files).values())  # which overrule all else
+    by_file = any(dataclasses.asdict(spec.split_files).values())  # split files override all other sources of splits
     for entry in spec.captions:
         split, path = _caption_file(entry, several=len(spec.captions) > 1)
         for row in _rows(root / path, spec.split_field, report):
@@ -47,17 +47,17 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
     _assign_splits(images, spec, root, report)
     report.finish(
         spec.on_error,
-        "Mend the files, or leave these out with --config.data.on_error=skip. Paths of images are looked up in "
+        "Fix the files, or skip these entries with --config.data.on_error=skip. Images are searched for in "
         f"{root / spec.images} (config.data.images) and its subfolders.",
     )
     splits = _to_splits(images)
     if not splits:
-        raise DataError(f"{root}: no usable image with a caption was found in {', '.join(spec.captions)}")
+        raise DataError(f"{root}: no usable image with a caption in {', '.join(spec.captions)}")
     return splits
 
 
 class _Image:
-    """All that the caption files say about one image."""
+    """Everything that the caption files specify about one image."""
 
     __slots__ = ("captions", "dropped", "folder", "hint", "image_id", "name", "path", "split")
 
@@ -66,31 +66,31 @@ class _Image:
         self.image_id = row.image_id
         self.folder = row.folder
         self.captions: list[str] = []
-        self.split = ""  # what a split file or field says
-        self.hint = ""  # what the name of its caption file says
+        self.split = ""  # from a split file or field
+        self.hint = ""  # split inferred from the name of the caption file
         self.path: Path | None = None
         self.dropped = False
 
 
 def _caption_file(entry: str, several: bool) -> tuple[str, str]:
-    """Returns the split that an entry of config.data.captions speaks of ("" for none) and its path."""
-    name, found, path = entry.partition("=")
-    if found and name in SPLIT_NAMES:
+    """Returns the split ("" if unspecified) and the path in an entry of config.data.captions."""
+    name, separator, path = entry.partition("=")
+    if separator and name in SPLIT_NAMES:
         return SPLIT_NAMES[name], path
-    if not several:  # one file called train.json is not a statement about a validation split
+    if not several:  # a single file named train.json may still contain all splits
         return "", entry
     words = re.split(r"[^a-z]+", Path(entry).stem.lower())
-    named = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
-    return (named.pop() if len(named) == 1 else ""), entry
+    splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return (splits.pop() if len(splits) == 1 else ""), entry
 
 
 def _rows(path: Path, split_field: str, report: Report) -> Iterator[Row]:
     if path.is_dir():
-        raise DataError(f"{path} is a folder; config.data.captions names caption files.")
+        raise DataError(f"{path} is a folder; config.data.captions must list caption files")
     try:
         return read_rows(path, report.add, split_field=split_field)
     except MissingFileError:
-        raise DataError(f"{path}: no such file. Set config.data.root and config.data.captions.") from None
+        raise DataError(f"no such file: {path}; set config.data.root and config.data.captions") from None
 
 
 def _merge(images: dict[str | int, _Image], row: Row, hint: str, report: Report) -> None:
@@ -107,7 +107,7 @@ def _merge(images: dict[str | int, _Image], row: Row, hint: str, report: Report)
     if row.split:
         split = SPLIT_NAMES.get(row.split.lower())
         if split is None:
-            report.add("unknown split names", f"{row.split!r} of {row.image} (want {', '.join(SPLIT_NAMES)})")
+            report.add("unknown split names", f"{row.split!r} of {row.image} (expected {', '.join(SPLIT_NAMES)})")
             image.dropped = True
         elif image.split and image.split != split:
             report.add("images in two splits", f"{image.name}: {image.split} and {split}")
@@ -118,8 +118,8 @@ def _merge(images: dict[str | int, _Image], row: Row, hint: str, report: Report)
 
 
 def _check_captions(images: dict[str | int, _Image], report: Report) -> None:
-    homes: dict[tuple[str, str], _Image] = {}
-    repeated = 0
+    first: dict[tuple[str, str], _Image] = {}
+    duplicates = 0
     for image in images.values():
         kept = [caption.strip() for caption in image.captions if caption.strip()]
         if len(kept) < len(image.captions):
@@ -127,23 +127,23 @@ def _check_captions(images: dict[str | int, _Image], report: Report) -> None:
         elif not kept:
             report.add("images without captions", image.name)
         image.dropped |= not kept
-        repeated += len(kept) - len(set(kept))
+        duplicates += len(kept) - len(set(kept))
         image.captions = kept
-        other = homes.setdefault((image.folder, image.name), image)
+        other = first.setdefault((image.folder, image.name), image)
         if other is not image:
             report.add("images listed twice", f"{image.name}: ids {other.image_id} and {image.image_id}")
             image.dropped = True
-    if repeated:  # people do write the same sentence twice; metrics and training take it as it is
-        log.info("%d captions repeat another caption of the same image word for word; they are kept.", repeated)
+    if duplicates:  # annotators do write the same sentence twice; metrics and training use both
+        log.info("%d captions are identical to another caption of the same image; they are kept.", duplicates)
 
 
 def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -> None:
-    """Finds each image's file by listing folders once, which network disks bear better than a look at each file."""
+    """Locates the image files. Lists each folder once, which on network disks is faster than one stat per file."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder. Set config.data.images to the folder of images.")
+        raise DataError(f"no such folder: {folder}; set config.data.images to the image folder")
     listings: dict[Path, frozenset[str]] = {}
 
-    def is_there(path: Path) -> bool:
+    def exists(path: Path) -> bool:
         parent = path.parent
         if parent not in listings:
             entries = os.scandir(parent) if parent.is_dir() else ()
@@ -153,31 +153,31 @@ def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -
     subfolders = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
     for image in images.values():
         direct = [folder / image.name, *([folder / image.folder / image.name] if image.folder else [])]
-        image.path = next((path for path in direct if is_there(path)), None)
+        image.path = next((path for path in direct if exists(path)), None)
         if image.path is not None:
             continue
-        found = [sub / image.name for sub in subfolders if is_there(sub / image.name)]
-        if len(found) == 1:
-            image.path = found[0]
+        matches = [sub / image.name for sub in subfolders if exists(sub / image.name)]
+        if len(matches) == 1:
+            image.path = matches[0]
             continue
         image.dropped = True
-        if found:
-            report.add("images in several folders", f"{image.name}: {', '.join(path.parent.name for path in found)}")
+        if matches:
+            report.add("images in several folders", f"{image.name}: {', '.join(path.parent.name for path in matches)}")
         else:
             report.add("missing images", image.name)
 
 
 def _assign_splits(images: dict[str | int, _Image], spec: DataSpec, root: Path, report: Report) -> None:
     files = {split: name for split, name in dataclasses.asdict(spec.split_files).items() if name}
-    fractions = {split: share for split, share in dataclasses.asdict(spec.split_fractions).items() if share}
+    fractions = {split: fraction for split, fraction in dataclasses.asdict(spec.split_fractions).items() if fraction}
     if files:
         source = "config.data.split_files"
         _split_by_files(images, {split: root / name for split, name in files.items()}, report)
     elif spec.split_field or any(image.split for image in images.values()):
         source = f"the field {spec.split_field or 'split'!r} of the caption files"
-        unsaid = [image for image in images.values() if not image.split]
-        report.extend("images without a split", (image.name for image in unsaid))
-        for image in unsaid:
+        unassigned = [image for image in images.values() if not image.split]
+        report.extend("images without a split", (image.name for image in unassigned))
+        for image in unassigned:
             image.dropped = True
     elif any(image.hint for image in images.values()):
         source = "the names of the caption files"
@@ -187,7 +187,10 @@ def _assign_splits(images: dict[str | int, _Image], spec: DataSpec, root: Path, 
         source = ""
         _split_by_fractions([image for image in images.values() if not image.dropped], fractions)
     if source and fractions:
-        raise DataError(f"splits come from {source}: set config.data.split_fractions to 0, or take the former away")
+        raise DataError(
+            f"the splits are defined by both {source} and config.data.split_fractions; set the fractions to 0 or "
+            "remove the former"
+        )
 
 
 def _split_by_files(images: dict[str | int, _Image], files: dict[str, Path], report: Report) -> None:
@@ -198,30 +201,30 @@ def _split_by_files(images: dict[str | int, _Image], files: dict[str, Path], rep
         try:
             names = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         except FileNotFoundError:
-            raise DataError(f"{path}: no such file (config.data.split_files.{split})") from None
+            raise DataError(f"no such file: {path} (config.data.split_files.{split})") from None
         for name in names:
             image = by_name.get(name)
             if image is None:
-                report.add("images of a split file without captions", f"{name} ({path.name})")
+                report.add("images in a split file without captions", f"{name} ({path.name})")
             elif image.split and image.split != split:
                 report.add("images in two splits", f"{name}: {image.split} and {split}")
                 image.dropped = True
             else:
                 image.split = split
-    left_out = sum(not image.split for image in images.values())
-    if left_out:
-        log.info("%d images with captions are in no split file; they are not used.", left_out)
+    unassigned = sum(not image.split for image in images.values())
+    if unassigned:
+        log.info("%d images with captions are not in any split file and are not used.", unassigned)
 
 
 def _split_by_fractions(images: list[_Image], fractions: dict[str, float]) -> None:
-    """Deals images out by a hash of their id, so that the split depends neither on order nor on the machine."""
-    dealt = sorted(images, key=lambda image: hashlib.blake2b(repr(image.image_id).encode()).digest())
-    for image in dealt:
+    """Assigns splits by a hash of the image id, independently of the order of images and of the machine."""
+    shuffled = sorted(images, key=lambda image: hashlib.blake2b(repr(image.image_id).encode()).digest())
+    for image in shuffled:
         image.split = "train"
     start = 0
-    for split, share in sorted(fractions.items()):
-        count = max(1, round(share * len(dealt)))
-        for image in dealt[start : start + count]:
+    for split, fraction in sorted(fractions.items()):
+        count = max(1, round(fraction * len(shuffled)))
+        for image in shuffled[start : start + count]:
             image.split = split
         start += count
 

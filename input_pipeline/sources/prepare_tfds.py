@@ -1,6 +1,6 @@
-"""Turns a folder of captioned images into a TFDS data set in array_record format.
+"""Converts a folder of captioned images to a TFDS dataset in array_record format.
 
-A few large files suit network disks, object stores and TPU hosts; they are read with `config.data.source = "tfds"`.
+A few large files suit network file systems, object stores and TPU hosts. Read them with `config.data.source = "tfds"`.
 
     python -m input_pipeline.sources.prepare_tfds --config=configs/coco.py --config.data.root=COCO \
         --config.data.tfds_name=my_coco --config.data.tfds_dir=gs://bucket/tfds
@@ -26,32 +26,32 @@ log = logging.getLogger(__name__)
 
 
 def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike = "") -> str:
-    """Writes splits as a TFDS data set. Images are copied byte for byte, in the order of the records.
+    """Writes splits as a TFDS dataset. Images are copied byte for byte, in the order of the records.
 
-    Features are those of `coco_captions`: image, image/filename, image/id (an integer if all ids are, else a text),
-    captions {id, text}.
+    The features are those of `coco_captions`: image, image/filename, image/id (int64 if all ids are integers, else
+    text), captions {id, text}.
 
     Args:
-        splits: what `open_splits` returns.
-        name: the data set's name: lower-case letters, digits and underscores.
-        tfds_dir: the folder of prepared data sets; "" for TFDS's own default.
+        splits: splits returned by `open_splits`.
+        name: name of the dataset (lower-case letters, digits and underscores).
+        tfds_dir: directory of prepared datasets; "" for the TFDS default.
 
     Returns:
-        The folder that was written.
+        The folder of the written dataset.
 
     Raises:
-        DataError: there is such a data set already, or an image file has gone.
+        DataError: the dataset already exists, or an image cannot be read.
     """
     import numpy as np
     import tensorflow_datasets as tfds
 
-    _leave_accelerators_alone()
-    whole = all(isinstance(image_id, int) for split in splits.values() for image_id in split.image_ids)
+    _hide_accelerators()
+    integer_ids = all(isinstance(image_id, int) for split in splits.values() for image_id in split.image_ids)
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "image/filename": tfds.features.Text(),
-            "image/id": tfds.features.Scalar(np.int64) if whole else tfds.features.Text(),
+            "image/id": tfds.features.Scalar(np.int64) if integer_ids else tfds.features.Text(),
             "captions": tfds.features.Sequence({"id": np.int64, "text": tfds.features.Text()}),
         }
     )
@@ -59,25 +59,25 @@ def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike 
         name=name,
         version="1.0.0",
         features=features,
-        split_datasets={split: _Examples(records, whole) for split, records in splits.items()},
+        split_datasets={split: _Examples(records, integer_ids) for split, records in splits.items()},
         data_dir=os.fspath(tfds_dir) or None,
         description="Captioned images from a folder.",
         file_format="array_record",
         disable_shuffling=True,
     )
     if builder.is_prepared():
-        raise DataError(f"{builder.data_path} is there already; remove it, or choose another config.data.tfds_name")
+        raise DataError(f"{builder.data_path} already exists; remove it or change config.data.tfds_name")
     builder.download_and_prepare()
-    open_tfds(builder)  # collects the captions beside the data, so that no run has to
+    open_tfds(builder)  # writes the caption index next to the data, so that no run has to build it
     return os.fspath(builder.data_path)
 
 
 class _Examples:
-    """The examples of a split, read while they are written."""
+    """Iterable over the examples of a split; images are read on the fly."""
 
-    def __init__(self, split: Split, whole: bool):
+    def __init__(self, split: Split, integer_ids: bool):
         self._split = split
-        self._whole = whole
+        self._integer_ids = integer_ids
 
     def __iter__(self) -> Iterator[tuple[int, dict[str, Any]]]:
         caption_id = 0
@@ -87,21 +87,21 @@ class _Examples:
                 encoded = source if isinstance(source, bytes) else source.read_bytes()
             except OSError as error:
                 raise DataError(f"{record.name} cannot be read: {error}") from error
-            captions = [{"id": caption_id + place, "text": text} for place, text in enumerate(record.captions)]
+            captions = [{"id": caption_id + number, "text": text} for number, text in enumerate(record.captions)]
             caption_id += len(captions)
             yield (
                 key,
                 {
                     "image": encoded,
                     "image/filename": os.path.basename(record.name),
-                    "image/id": record.image_id if self._whole else str(record.image_id),
+                    "image/id": record.image_id if self._integer_ids else str(record.image_id),
                     "captions": captions,
                 },
             )
 
 
-def _leave_accelerators_alone() -> None:
-    """TFDS writes with TensorFlow, which would otherwise take all the memory of a GPU."""
+def _hide_accelerators() -> None:
+    """Hides accelerators from TensorFlow, which TFDS writes with and which would allocate all memory of a GPU."""
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):

@@ -1,4 +1,4 @@
-"""The `shapes` source: scenes rendered on first use, nothing downloaded."""
+"""The `shapes` source: synthetic scenes, rendered on first use without any download."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ log = logging.getLogger(__name__)
 
 
 def open_shapes(spec: DataSpec) -> dict[str, Split]:
-    """Opens the shapes data set, and makes it first where `tfds_dir` has none (about ten seconds).
+    """Opens the shapes dataset, after generating it (about ten seconds) if it is not in `tfds_dir`.
 
     Args:
-        spec: `config.data`; `shapes` names the size ("full" or "tiny") and `tfds_dir` where it lives.
+        spec: `config.data`, where `shapes` selects the size ("full" or "tiny") and `tfds_dir` the directory.
 
     Returns:
-        The splits "train", "val" and "test", with int image ids that are unique over all three.
+        The splits "train", "val" and "test", with integer image ids that are unique across all three.
     """
-    import tensorflow_datasets as tfds  # imported late: a second that only this source should cost
+    import tensorflow_datasets as tfds  # imported lazily, because it takes a second and other sources do not need it
 
     tfds.disable_progress_bar()
     builder = _prepared_builder(spec.shapes, spec.tfds_dir or None)
@@ -42,7 +42,7 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
 
 
 def _record(example: Mapping[str, Any]) -> Record:
-    encoded: bytes = example["image"]  # the whole data set is 10 MB like this, so it stays in memory
+    encoded: bytes = example["image"]  # kept in memory; the whole dataset takes 10 MB
     return Record(
         image=lambda: encoded,
         captions=tuple(text.decode("utf-8") for text in example["captions"]["text"]),
@@ -57,25 +57,25 @@ def _prepared_builder(size: str, tfds_dir: str | None) -> Any:
     make = functools.partial(CaptionShapes, config=size, file_format="array_record")
     builder = make(data_dir=tfds_dir)
     if not builder.data_path.exists():
-        log.info("Making the shapes data set in %s (about ten seconds)", builder.data_path)
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS would speak of a download here
+        log.info("Generating the shapes dataset in %s (about ten seconds)", builder.data_path)
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a misleading message about a download
             if "://" in os.fspath(builder.data_path):
-                builder.download_and_prepare()  # object stores cannot rename a folder at once; TFDS does what it can
+                builder.download_and_prepare()  # object stores cannot rename a folder atomically
             else:
-                _prepare_aside(make, Path(builder.data_path))
+                _prepare_atomically(make, Path(builder.data_path))
         builder = make(data_dir=tfds_dir)
     return builder
 
 
-def _prepare_aside(make: functools.partial, target: Path) -> None:
-    """Makes the data set in a folder of its own and moves it to `target` in one step.
+def _prepare_atomically(make: functools.partial, target: Path) -> None:
+    """Generates the dataset in a temporary folder and renames it to `target`.
 
-    Several processes may do so at once: each makes the same files, one rename wins, the others throw theirs away.
+    Safe with concurrent processes: all generate the same files, one rename succeeds, and the others discard their copy.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
     try:
-        builder = make(data_dir=os.fspath(aside))
+        builder = make(data_dir=os.fspath(temporary))
         builder.download_and_prepare()
         try:
             os.rename(builder.data_path, target)
@@ -83,4 +83,4 @@ def _prepare_aside(make: functools.partial, target: Path) -> None:
             if not target.exists():
                 raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,8 +1,8 @@
-"""What data sets call their splits."""
+"""Names of splits in public datasets."""
 
 from __future__ import annotations
 
-# Their name -> ours. Karpathy's restval is trained on, as all papers on COCO do.
+# External name -> ours. Karpathy's restval is part of the training split, as in all COCO papers.
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",

@@ -1,4 +1,4 @@
-"""TensorFlow Datasets read by random access, without TensorFlow: prepared as array_record, images kept encoded."""
+"""The `tfds` source: random access to array_record files of TensorFlow Datasets, without TensorFlow."""
 
 from __future__ import annotations
 
@@ -19,59 +19,60 @@ from input_pipeline.sources.split_names import SPLIT_NAMES
 _ID_FEATURES = ("image/id", "image_id", "image/filename", "filename", "id")
 _NAME_FEATURES = ("image/filename", "filename")
 _CAPTION_FEATURES = ("captions", "caption")
-_CHUNK = 256  # records read at once while captions are collected
+_CHUNK = 256  # records per read while building the caption index
 
 log = logging.getLogger(__name__)
 
 
 def open_config(spec: DataSpec) -> dict[str, Split]:
-    """Opens the TFDS data set that `config.data.tfds_name` and `tfds_dir` name; see `open_tfds`."""
+    """Opens the TFDS dataset of `config.data.tfds_name` and `config.data.tfds_dir`; see `open_tfds`."""
     return open_tfds(spec.tfds_name, spec.tfds_dir)
 
 
 def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[str, Split]:
-    """Opens a prepared data set with the features of `coco_captions`.
+    """Opens a prepared dataset with the features of `coco_captions`.
 
-    It needs an `image`, `captions` (or `caption`: a text, texts, or a sequence of {"text"}), and may have `image/id`
-    and `image/filename`. TFDS's splits are named as here: `restval` joins `train` (Karpathy's split of COCO),
-    `validation` is `val`. Captions and ids are kept in memory; images are read when asked for, from many threads.
-    The first opening reads all records for the captions, and keeps these beside the data if it may write there.
+    Required features are `image` and `captions` (or `caption`: text, a list of texts, or a sequence of {"text"});
+    `image/id` and `image/filename` are optional. TFDS splits are mapped to ours: `restval` (Karpathy's COCO split) is
+    merged into `train`, and `validation` becomes `val`. Captions and ids are kept in memory; images are read on access,
+    from any thread. The first call reads all records to build an index of the captions, which is stored next to the
+    data if that folder is writable.
 
     Args:
-        name_or_builder: "coco_captions", "coco_captions/2014:1.1.0", or a builder whose data are prepared.
-        tfds_dir: the folder that prepared data sets live in; "" for TFDS's own default.
+        name_or_builder: "coco_captions", "coco_captions/2014:1.1.0", or a builder of a prepared dataset.
+        tfds_dir: directory of prepared datasets; "" for the TFDS default.
 
     Raises:
-        DataError: the data set is not there, not in array_record format, or lacks a feature.
+        DataError: the dataset does not exist, is not in array_record format, or lacks a feature.
     """
     builder = _open_builder(name_or_builder, tfds_dir) if isinstance(name_or_builder, str) else name_or_builder
     records: dict[str, list[Record]] = {}
     for tfds_split in builder.info.splits:
         split = SPLIT_NAMES.get(tfds_split)
         if split is None:
-            log.info("%s: the split %r has no place here; it is not used", builder.info.full_name, tfds_split)
+            log.info("%s: ignoring the split %r", builder.info.full_name, tfds_split)
             continue
         records.setdefault(split, []).extend(_records(builder, tfds_split))
     if not records:
-        wanted = ", ".join(SPLIT_NAMES)
-        raise DataError(f"{builder.info.full_name} in {builder.data_path} has none of the splits {wanted}")
+        expected = ", ".join(SPLIT_NAMES)
+        raise DataError(f"{builder.info.full_name} in {builder.data_path} has none of the splits {expected}")
     return {split: Split(split, records[split]) for split in SPLITS if split in records}
 
 
 def _open_builder(name: str, tfds_dir: str | os.PathLike) -> Any:
-    # Imported here, because it takes a second. TFDS loads TensorFlow for its registered builders' code, but not to
-    # read prepared files, which therefore is the only way taken.
+    # Imported lazily, because it takes a second. TFDS imports TensorFlow for registered builders but not to read
+    # prepared files, so only the latter is supported.
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.read_only_builder import builder_from_files
 
-    where = os.fspath(tfds_dir) or os.fspath(tfds.core.constants.DATA_DIR)
+    data_dir = os.fspath(tfds_dir) or os.fspath(tfds.core.constants.DATA_DIR)
     try:
-        return builder_from_files(name, data_dir=where)
+        return builder_from_files(name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise DataError(
-            f"no prepared data set {name!r} in {where} (config.data.tfds_name, config.data.tfds_dir). Prepare it with "
-            f"`tfds build {name} --file_format=array_record --data_dir={where}`, or turn a folder of images into one "
-            "with `python -m input_pipeline.sources.prepare_tfds`."
+            f"no prepared dataset {name!r} in {data_dir} (config.data.tfds_name, config.data.tfds_dir); prepare it "
+            f"with `tfds build {name} --file_format=array_record --data_dir={data_dir}`, or convert an image folder "
+            "with `python -m input_pipeline.sources.prepare_tfds`"
         ) from None
 
 
@@ -80,13 +81,13 @@ def _data_source(builder: Any, split: str) -> Sequence[dict[str, Any]]:
 
     features = builder.info.features
     if "image" not in features or not isinstance(features["image"], tfds.features.Image):
-        raise DataError(f"{builder.info.full_name} has no image feature `image`; it has {', '.join(features)}")
+        raise DataError(f"{builder.info.full_name} has no image feature `image`, only {', '.join(features)}")
     try:
         return builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
     except NotImplementedError as error:
         raise DataError(
-            f"{builder.info.full_name} in {builder.data_path} is stored in a format without random access: prepare it "
-            f"with `tfds build --file_format=array_record` ({error})"
+            f"the file format of {builder.info.full_name} in {builder.data_path} has no random access; prepare the "
+            f"dataset with `tfds build --file_format=array_record` ({error})"
         ) from None
 
 
@@ -98,33 +99,33 @@ def _records(builder: Any, split: str) -> list[Record]:
         _write_index(builder, split, index)
     load = functools.partial(_image_bytes, source)
     return [
-        Record(functools.partial(load, place), tuple(captions), image_id, name)
-        for place, (image_id, name, captions) in enumerate(index)
+        Record(functools.partial(load, number), tuple(captions), image_id, name)
+        for number, (image_id, name, captions) in enumerate(index)
     ]
 
 
-def _image_bytes(source: Sequence[dict[str, Any]], place: int) -> bytes:
-    return source[place]["image"]
+def _image_bytes(source: Sequence[dict[str, Any]], number: int) -> bytes:
+    return source[number]["image"]
 
 
-# The captions and ids of a split as [[id, name, [caption, ...]], ...]: with them in memory a run can build its
-# vocabulary and check its splits without reading gigabytes of images.
+# The index of a split is [[id, name, [caption, ...]], ...]. With it, a run can build its vocabulary and check its
+# splits without reading gigabytes of images.
 
 
 def _make_index(builder: Any, split: str, source: Sequence[dict[str, Any]]) -> list[list[Any]]:
     features = builder.info.features
     captions_key = next((key for key in _CAPTION_FEATURES if key in features), None)
     if captions_key is None:
-        raise DataError(f"{builder.info.full_name} has no feature `captions`; it has {', '.join(features)}")
+        raise DataError(f"{builder.info.full_name} has no feature `captions`, only {', '.join(features)}")
     id_key = next((key for key in _ID_FEATURES if key in features), None)
     name_key = next((key for key in _NAME_FEATURES if key in features), None)
-    log.info("Reading the captions of %s images of %s once", f"{len(source):,}", builder.info.full_name)
+    log.info("Building the caption index for %s images of %s", f"{len(source):,}", builder.info.full_name)
     index = []
     for start in range(0, len(source), _CHUNK):
-        places = range(start, min(start + _CHUNK, len(source)))
-        for place, example in zip(places, source.__getitems__(places), strict=True):
-            image_id = _plain(example[id_key]) if id_key else f"{split}/{place}"
-            name = f"{builder.info.name}/{split}[{place}]"
+        numbers = range(start, min(start + _CHUNK, len(source)))
+        for number, example in zip(numbers, source.__getitems__(numbers), strict=True):
+            image_id = _plain(example[id_key]) if id_key else f"{split}/{number}"
+            name = f"{builder.info.name}/{split}[{number}]"
             name += f" ({_plain(example[name_key])})" if name_key else ""
             captions = example[captions_key]
             captions = captions["text"] if isinstance(captions, dict) else captions
@@ -143,11 +144,11 @@ def _index_path(builder: Any, split: str) -> epath.Path:
 
 def _read_index(builder: Any, split: str, count: int) -> list[list[Any]] | None:
     try:
-        kept = json.loads(_index_path(builder, split).read_text())
+        stored = json.loads(_index_path(builder, split).read_text())
     except (OSError, ValueError):
         return None
     stamp = _stamp(builder, split)
-    return kept["images"] if kept.get("stamp") == stamp and len(kept["images"]) == count else None
+    return stored["images"] if stored.get("stamp") == stamp and len(stored["images"]) == count else None
 
 
 def _write_index(builder: Any, split: str, index: list[list[Any]]) -> None:
@@ -155,7 +156,7 @@ def _write_index(builder: Any, split: str, index: list[list[Any]]) -> None:
     try:
         write_atomically(path, json.dumps({"stamp": _stamp(builder, split), "images": index}))
     except OSError as error:
-        log.info("%s cannot be written (%s); the captions are read from the records at each start", path, error)
+        log.info("%s cannot be written (%s); the caption index will be rebuilt at every start", path, error)
 
 
 def _stamp(builder: Any, split: str) -> list[Any]:

@@ -175,7 +175,7 @@ def test_an_image_that_cannot_be_read_is_reported_and_left_out(variables, images
             np.testing.assert_array_equal(batch["mask"], batch["index"] != 3)
         assert list(batches.problems) == [str(broken)]
         assert "features" not in made[0] or np.isfinite([batch["features"] for batch in made]).all()
-    assert caplog.text.count(f"Unreadable image left out: {broken}: not in an image format") == 2
+    assert caplog.text.count(f"Skipping unreadable image: {broken}: not in a supported image format") == 2
 
 
 def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, images, tmp_path):

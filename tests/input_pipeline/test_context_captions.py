@@ -88,7 +88,7 @@ def test_a_run_does_not_go_on_with_other_context():
     batches(make_context()).set_state(state)
     others = make_context(slots=1), make_context(dropout=0.1), make_context(near=NEAR | {1006: [1000]}), None
     for other in others:
-        with pytest.raises(DataError, match=r"of other data .*context: "):
+        with pytest.raises(DataError, match=r"from different data .*context: "):
             batches(other).set_state(state)
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline.images import ImageError, Preprocessing, decode_image, thumbnail
-from input_pipeline.resampling import INTERPOLATIONS, to_square, whole_factor
+from input_pipeline.resampling import INTERPOLATIONS, reduction_factor, to_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -201,7 +201,7 @@ def test_truncated_files_of_other_formats(kind):
 def test_text_named_jpg(tmp_path):
     path = tmp_path / "notes.jpg"
     path.write_text("not an image at all")
-    with pytest.raises(ImageError, match=r"notes\.jpg: not in an image format.*not an image"):
+    with pytest.raises(ImageError, match=r"notes\.jpg: not in a supported image format.*not an image"):
         decode_image(path, 8)
 
 
@@ -328,7 +328,7 @@ def test_bicubic_is_pillows_but_for_rounding(shape):
 
 @pytest.mark.parametrize(("sides", "factor"), [((640, 427), 2), ((640, 400), 1), ((448, 448), 2), ((4000, 1700), 8)])
 def test_a_result_has_fifteen_sixteenths_of_its_size_from_the_shrunken_image(sides, factor):
-    assert whole_factor(*sides, 224) == factor
+    assert reduction_factor(*sides, 224) == factor
 
 
 def test_a_grey_jpeg_and_one_with_rubbish_after_its_end():
@@ -343,7 +343,7 @@ def test_pixels_of_an_older_version_are_told(caplog):
     assert Preprocessing.from_json(json.dumps(stored)) == Preprocessing(8) and not caplog.text
     del stored["pixels"]
     assert Preprocessing.from_json(json.dumps(stored)) == Preprocessing(8)
-    assert "read in another way" in caplog.text
+    assert "version 1 of image preprocessing" in caplog.text
 
 
 def test_preprocessing_survives_json():

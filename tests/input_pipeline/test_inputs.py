@@ -89,7 +89,7 @@ def test_a_block_that_is_gone_is_named(files):
 def test_a_large_cache_has_larger_blocks():
     small, large = (FeatureFiles(Path(), images, 4, (14, 14, 112), np.dtype(np.float16)) for images in (6_000, 600_000))
     assert small.block_images * small.image_bytes <= inputs.BLOCK_BYTES
-    assert len(large.blocks) <= inputs.MOST_BLOCKS
+    assert len(large.blocks) <= inputs.MAX_BLOCKS
     for files in (small, large):
         rows = [row for block in files.blocks for row in (files.rows(block)[0], files.rows(block)[-1])]
         assert rows[0] == 0 and rows[-1] == files.images - 1

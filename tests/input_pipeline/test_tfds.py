@@ -163,7 +163,7 @@ def test_public_coco_captions_has_karpathys_splits(tmp_path):
 def test_what_is_missing_is_said(tfds_dir, splits, tmp_path):
     with pytest.raises(DataError, match=r"'nothing' in .*config\.data\.tfds_dir.*--file_format=array_record"):
         open_splits(tfds_config("nothing", tfds_dir))
-    with pytest.raises(DataError, match="is there already"):
+    with pytest.raises(DataError, match="already exists"):
         prepare(splits, "small_captions", tfds_dir)
     gone = type(splits["test"][0])(tmp_path / "gone.jpg", ("text",), "gone.jpg")
     with pytest.raises(DataError, match=r"gone\.jpg cannot be read"):

@@ -141,7 +141,7 @@ def test_errors_name_what_is_wrong(tmp_path, vocabulary):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"vocabulary\.json"):
         Vocabulary.load(tmp_path)
-    with pytest.raises(ValueError, match="vocabulary_size is 100"):
+    with pytest.raises(ValueError, match="vocabulary_size must be at least 261"):
         Tokenizer.train(CAPTIONS, 100)
     with pytest.raises(ValueError, match="no training caption"):
         Tokenizer.train(["", " "], 400)

@@ -57,7 +57,7 @@ def test_other_forms_are_refused(tmp_path, content):
     (tmp_path / "r.json").write_text('[{"image_id": 1, "caption"')
     with pytest.raises(ResultsError, match=r"r\.json, line 1: not valid JSON"):
         read_results(tmp_path / "r.json")
-    with pytest.raises(FileNotFoundError, match=r"none\.json: no such file"):
+    with pytest.raises(FileNotFoundError, match=r"no such file: .*none\.json"):
         read_results(tmp_path / "none.json")
 
 
@@ -91,7 +91,7 @@ def test_csv_annotations(tmp_path):
     with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those listed in .*dev\.txt"):
         read_annotations(path, split=str(names))
     path.write_text("file,text\na.jpg,a dog\n")
-    with pytest.raises(ResultsError, match="starts with 'file,text', which is no known form"):
+    with pytest.raises(ResultsError, match=r"unknown format of .*, which starts with 'file,text'"):
         read_annotations(path)
 
 
@@ -137,7 +137,8 @@ def test_the_order_of_coco_annotations_is_kept(tmp_path):  # the seeded interval
 def test_what_cannot_be_read_is_not_left_out_of_a_score(tmp_path):
     path = tmp_path / "captions.csv"
     path.write_text("image,caption\na.jpg,a dog, red\nb.jpg,a cat\n")
-    with pytest.raises(ResultsError, match=r"captions\.csv: 1 entries cannot be used:\n.*line 2: 3 fields, not 2"):
+    message = r"captions\.csv: 1 entries cannot be used:\n.*line 2: expected 2 fields, got 3"
+    with pytest.raises(ResultsError, match=message):
         read_annotations(path)
 
 

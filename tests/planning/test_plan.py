@@ -129,7 +129,7 @@ def test_constants_of_an_objective_are_planned_from_the_data(workdir, small_imag
 
 def test_constants_that_cannot_be_made_are_named_with_what_to_do(workdir):
     config = config_with_constants(**{"data.root": "nowhere"})
-    message = r"^config\.objective\.terms\.rare makes constants .* \(nowhere: no such folder.*\): start the run once"
+    message = r"^config\.objective\.terms\.rare makes constants .* \(no such folder: nowhere.*\): start the run once"
     with pytest.raises(ValueError, match=message) as refused:
         plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
     assert "\n" not in str(refused.value)

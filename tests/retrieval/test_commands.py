@@ -76,7 +76,7 @@ def test_adding_reads_what_is_new_and_tells_what_is_broken_or_gone(
     assert run_main(*arguments, tmp_path / "photographs") == 1
     told = capsys.readouterr()
     assert told.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 updated, 1 unchanged)"
-    assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in an image format" in told.err
+    assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in a supported image format" in told.err
     (tmp_path / "photographs" / "red.png").unlink()
     assert run_main(*arguments, "--missing=drop", tmp_path / "photographs" / "blue.png") == 0
     assert "missing files: 1 image (dropped): " in capsys.readouterr().err

@@ -26,7 +26,7 @@ ONE, ZERO = "must be 1 or more", "or more"
 VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
 
 REFUSED = [
-    ("seed", 2**63, "64 bits"),
+    ("seed", 2**63, "64-bit integer"),
     ("dtype", "float16", "'auto', 'bfloat16' or 'float32'"),
     ("data.source", "web", "'shapes', 'folder' or 'tfds'"),
     ("data.shapes", "huge", "'full' or 'tiny'"),
@@ -46,7 +46,7 @@ REFUSED = [
     ("data.split_fractions.test", 1.0, RATE),
     ("data.feature_cache.views", 0, ONE),
     ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
-    ("augment.min_crop_scale", 0.0, "in (0, 1], 1 for no crop"),
+    ("augment.min_crop_scale", 0.0, "in (0, 1] (1 for no crop)"),
     ("augment.max_aspect", 0.9, "1 (for the original aspect ratio) or more"),
     ("augment.max_aspect", INFINITE, "1 (for the original aspect ratio) or more"),
     ("augment.brightness", 1.1, FRACTION),
@@ -117,8 +117,8 @@ REFUSED = [
     ("decode.draws", 0, ONE),
     ("decode.temperature", 0.0, "above 0"),
     ("decode.top_k", -1, "0 (for all) or more"),
-    ("decode.top_p", 0.0, "in (0, 1], 1 for all"),
-    ("decode.seed", 2**63, "64 bits"),
+    ("decode.top_p", 0.0, "in (0, 1] (1 for all)"),
+    ("decode.seed", 2**63, "64-bit integer"),
     ("decode.rerank_weight", -1.0, "0 (for none) or more"),
     ("decode.double_tokens", "never", "'allow' or 'forbid'"),
     ("decode.no_repeat_ngram", -1, "0 (for no such rule) or more"),
@@ -182,7 +182,10 @@ def test_every_number_has_a_range():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.split_fractions.val": 0.5, "data.split_fractions.test": 0.5}, r"val=0\.5 and test=0\.5 have to leave"),
+        (
+            {"data.split_fractions.val": 0.5, "data.split_fractions.test": 0.5},
+            r"split_fractions must sum to less than 1, .* got val=0\.5 and test=0\.5",
+        ),
         ({"model.decoder.heads": 7}, r"model\.decoder\.width=512 must be a multiple of heads=7"),
         ({"model.text_encoder.heads": 3}, r"model\.text_encoder\.width=256 must be a multiple of heads=3"),
         ({"model.shared_space.temperature": 0.001}, r"at least config\.model\.shared_space\.min_temperature=0\.01"),

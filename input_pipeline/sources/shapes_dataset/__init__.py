@@ -1,1 +1,1 @@
-"""A TFDS data set of rendered scenes with captions; see `builder.CaptionShapes`."""
+"""A TFDS dataset of rendered scenes with captions; see `builder.CaptionShapes`."""

@@ -1,4 +1,4 @@
-"""The TFDS builder of the shapes data set."""
+"""The TFDS builder of the shapes dataset."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from input_pipeline.sources.shapes_dataset.scenes import Scene, scenes
 
 @dataclasses.dataclass(kw_only=True)
 class ShapesConfig(tfds.core.BuilderConfig):
-    """How many scenes each split has.
+    """Size of the dataset.
 
     Attributes:
-        train: scenes of the training split; likewise `val` and `test`.
+        train: number of scenes in the training split.
+        val: number of scenes in the validation split.
+        test: number of scenes in the test split.
     """
 
     train: int
@@ -29,9 +31,9 @@ class ShapesConfig(tfds.core.BuilderConfig):
 
 
 class CaptionShapes(tfds.core.GeneratorBasedBuilder):
-    """Rendered scenes of coloured shapes with five captions each; made on the spot, nothing is downloaded.
+    """Rendered scenes of coloured shapes with five captions each, generated without any download.
 
-    Features are named as those of TFDS's `coco_captions`; `scene` is the scene's content as JSON.
+    Features have the names of TFDS's `coco_captions`; in addition, `scene` describes the scene as JSON.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -73,7 +75,7 @@ class CaptionShapes(tfds.core.GeneratorBasedBuilder):
 
 
 def split_scenes(config: ShapesConfig, split: str) -> Iterator[tuple[int, Scene]]:
-    """Image ids and scenes of a split; all splits are cut from one stream of different scenes."""
+    """Image ids and scenes of a split; all splits are slices of one stream of distinct scenes."""
     start = {"train": 0, "val": config.train, "test": config.train + config.val}[split]
     stop = start + getattr(config, split)
     return itertools.islice(enumerate(scenes(seed=0)), start, stop)

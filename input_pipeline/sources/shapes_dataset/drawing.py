@@ -1,4 +1,4 @@
-"""Draws a scene: anti-aliased, with small random changes of place, size, angle and colour."""
+"""Renders a scene, antialiased, with small random variations of position, size, angle and colour."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _COLOURS = {
     "black": (30, 30, 30),
 }
 _BACKGROUNDS = ((245, 245, 240), (232, 236, 242), (240, 232, 226), (228, 240, 230), (222, 222, 222))
-_RADIUS = {"small": (0.070, 0.082), "large": (0.125, 0.140)}  # shares of the side
-# Places along the axis on which a group's objects are lined up; the widest three large ones just do not touch.
+_RADIUS = {"small": (0.070, 0.082), "large": (0.125, 0.140)}  # fractions of the image side
+# Positions along the axis of a group; three large objects at their widest come close without touching.
 _LINE = {1: (0.5,), 2: (0.33, 0.67), 3: (0.19, 0.5, 0.81)}
 _ALONG_JITTER = {1: 0.09, 2: 0.03, 3: 0.01}
 
 
 def draw(scene: Scene, seed: str) -> Image.Image:
-    """An RGB picture of `SIDE` x `SIDE` pixels of the scene; the same for the same seed."""
+    """Renders a scene as an RGB image of `SIDE` x `SIDE` pixels, deterministic for a given seed."""
     rng = random.Random(seed)
     canvas = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _jitter_colour(rng, pick(rng, _BACKGROUNDS), 6))
     pen = ImageDraw.Draw(canvas)
@@ -40,15 +40,15 @@ def draw(scene: Scene, seed: str) -> Image.Image:
 
 
 def png(image: Image.Image) -> bytes:
-    """The picture as PNG."""
+    """Encodes an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
     return buffer.getvalue()
 
 
 def _draw_group(pen: ImageDraw.ImageDraw, rng: random.Random, group: Group, side: str) -> None:
-    for place in _LINE[group.count]:
-        along = place + _between(rng, -1, 1) * _ALONG_JITTER[group.count]
+    for center in _LINE[group.count]:
+        along = center + _between(rng, -1, 1) * _ALONG_JITTER[group.count]
         across = 0.26 + _between(rng, -0.04, 0.04)
         if side in ("right", "bottom"):
             across = 1 - across
@@ -77,7 +77,7 @@ def _draw_object(
         else:
             pen.ellipse(box, outline=colour, width=round(0.38 * radius))
         return
-    # Outlines are in polar form: (part of a turn from the top, distance in radii).
+    # Outlines are in polar coordinates: (angle from the top as a fraction of a turn, distance in radii).
     pen.polygon(
         [
             (x + radius * distance * math.sin(angle), y - radius * distance * math.cos(angle))

@@ -1,9 +1,9 @@
-"""Scenes of coloured shapes, and the sentences that describe them.
+"""Scenes of coloured shapes and their captions.
 
-A scene is one group of equal objects at a side of the picture, or two groups side by side or one above the other. Its
-reference captions follow from its content alone: the same five sentence forms for every scene of a kind. So a captioner
-that sees the image can reproduce a reference word for word, and one that does not see it has to guess among tens of
-thousands of scenes.
+A scene is one group of identical objects at one side of the image, or two groups, side by side or one above the other.
+Its five reference captions are determined by its content, from the same sentence templates for every scene of a kind. A
+captioner that uses the image can therefore reproduce a reference exactly, while one that ignores it has to guess among
+tens of thousands of scenes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SHAPES = {  # singular: plural
 COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
 SIZES = ("small", "large")
 COUNTS = (1, 2, 3)
-# Where the first group stands; a second group stands opposite.
+# Position of the first group; a second group is on the opposite side.
 SIDES = ("left", "right", "top", "bottom")
 
 _NUMBER = {1: "a", 2: "two", 3: "three"}
@@ -39,7 +39,7 @@ _Option = TypeVar("_Option")
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Equal objects: how many, how large, which colour and shape."""
+    """Identical objects: their number, size, colour and shape."""
 
     count: int
     size: str
@@ -47,7 +47,7 @@ class Group:
     shape: str
 
     def words(self, *, other_words: bool = False) -> str:
-        """The group as a noun phrase, such as "three small red circles"; `other_words` says "little", "big"."""
+        """Noun phrase of the group, such as "three small red circles"; `other_words` selects "little" and "big"."""
         size = _OTHER_SIZE_WORD[self.size] if other_words else self.size
         noun = self.shape if self.count == 1 else SHAPES[self.shape]
         return f"{_NUMBER[self.count]} {size} {self.colour} {noun}"
@@ -60,14 +60,14 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """What a picture shows: `first` at `side`, and `second`, if any, at the opposite side."""
+    """The content of an image: `first` at `side`, and optionally `second` at the opposite side."""
 
     first: Group
     side: str
     second: Group | None = None
 
     def captions(self) -> tuple[str, ...]:
-        """Five sentences that each describe the scene fully."""
+        """Five captions, each of which fully describes the scene."""
         return self._one_group() if self.second is None else self._two_groups(self.second)
 
     def _one_group(self) -> tuple[str, ...]:
@@ -93,10 +93,10 @@ class Scene:
 
 
 def scenes(seed: int) -> Iterator[Scene]:
-    """Endless different scenes, the same for the same seed; no two have the same content.
+    """Infinite stream of distinct scenes, deterministic for a given seed.
 
-    About one scene in twelve has a single group. A pair of groups is named from its left or its top, so that a picture
-    has one scene and one set of captions.
+    About one scene in twelve has a single group. The first of two groups is always the left or the top one, so that
+    each image corresponds to exactly one scene and one set of captions.
     """
     rng = random.Random(f"shapes scenes {seed}")
     seen: set[Scene] = set()
@@ -114,7 +114,7 @@ def scenes(seed: int) -> Iterator[Scene]:
 
 
 def pick(rng: random.Random, options: Sequence[_Option]) -> _Option:
-    """One of `options`; written with `random()` alone, whose stream Python promises to keep."""
+    """Picks one of `options`, using only `random()`, whose sequence Python guarantees to be stable across versions."""
     return options[int(rng.random() * len(options))]
 
 
