@@ -1,6 +1,6 @@
-"""Image captioning in JAX. Importing this package is light: each name loads its module when it is first used.
+"""Image captioning in JAX. Public names are imported lazily, which keeps importing this package fast.
 
-A captioner from the workdir of a training run:
+To caption images with a trained model:
 
     import caption_jax
 

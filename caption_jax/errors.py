@@ -21,11 +21,11 @@ __all__ = [
 
 
 class WorkdirError(UserError, ValueError):
-    """What a run or an index has stored is damaged, or belongs to another model, config or version."""
+    """A stored run or index is damaged, or belongs to another model, config or version."""
 
 
 class WeightsError(UserError, ValueError):
-    """Weights trained elsewhere that cannot be used; the message names the file and the key at fault."""
+    """Pretrained weights cannot be used; the message names the file and the key."""
 
 
 class LockedError(UserError, BlockingIOError):
@@ -37,10 +37,10 @@ class MissingPackageError(UserError, ModuleNotFoundError):
 
 
 def message_for_the_user(error: BaseException) -> str | None:
-    """The message of a `UserError`, also of one that another error was raised `from`, as libraries do.
+    """Returns the message of a `UserError`, or of a `UserError` that caused another error.
 
     Returns:
-        None for anything else: a mistake of the program or of a library, whose traceback is needed.
+        The message, or None for all other errors, which need a traceback.
     """
     cause: BaseException | None = error
     while cause is not None:

@@ -1,4 +1,4 @@
-"""Names of files: paths made absolute, and lines of output, whatever bytes the names are made of."""
+"""Absolute paths, and output of file names that are not valid UTF-8."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def pass_any_file_name() -> None:
-    """Lets a file's name that is no UTF-8 leave through the standard output as the bytes it came as."""
+    """Makes stdout write file names that are not valid UTF-8 as their original bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def json_line(values: dict[str, Any]) -> str:
-    """One JSON object, without the line's end."""
+    """Serializes one JSON object, without a trailing newline."""
     text = json.dumps(values, ensure_ascii=False)
-    # JSON is UTF-8: a name that is not is written with escapes, which Python's reader turns into the same name.
+    # JSON must be valid UTF-8, so other names are written with escapes, which `json.loads` decodes to the same name.
     return text if text.isascii() or not _has_surrogates(text) else json.dumps(values)
 
 

@@ -1,4 +1,4 @@
-"""From the arguments of a command to the exit status of its mode. main.py has an example of each mode."""
+"""Entry point of the command line: parses flags and runs a mode. main.py has an example of each mode."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ _HELP = """Train, evaluate and use image captioners.
     caption-jax --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     caption-jax --mode=MODE --workdir=runs/shapes ...
 
-Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
-workdir holds, unless another one is named.
+Override keys of the config with flags such as `--config.data.batch_size=64`. All modes except `train` use the config
+stored in the workdir, unless --config is set.
 """
 
-# Over before huge pages pay for a restart, and with nothing left to be written in the background.
+# Too short for huge pages to pay for a restart, and without background writes when they finish.
 _SHORT_MODES = ("caption", "search")
 _MODES_WITH_ARGUMENTS = ("caption", "index")
 
-flags.disclaim_key_flags()  # they are those of main.py or of the installed script: `--help` shows their flags only
+flags.disclaim_key_flags()  # attributes the flags to the main script, so that `--help` lists them
 
 
 def main() -> None:
     """The installed command `caption-jax`."""
     script = sys.modules["__main__"]
-    script.__doc__ = script.__doc__ or _HELP  # what `--help` prints above the flags
+    script.__doc__ = script.__doc__ or _HELP  # `--help` prints it above the flags
     run(sys.argv[0])
 
 
@@ -65,7 +65,7 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
         _check(options, arguments)
         set_up_platform(options)
         status = _run_mode(options, arguments)
-    except Exception as error:  # any type: `_print_error` raises again what is not the user's to fix
+    except Exception as error:  # `_print_error` re-raises everything that is not a user error
         status = _print_error(error, script)
     if options.mode in _SHORT_MODES:
         end_at_once(script, status)
@@ -76,14 +76,15 @@ def _check(options: flags.FlagValues, arguments: list[str]) -> None:
     if options.mode not in _MODES_WITH_ARGUMENTS and arguments:
         raise app.UsageError(f"mode {options.mode} takes no arguments, but got {arguments}")
     if options.mode != "train" and options.dry_run:
-        raise app.UsageError(f"--dry_run is of mode train, not of mode {options.mode}")
+        raise app.UsageError(f"--dry_run requires --mode=train, got --mode={options.mode}")
     if options.mode != "evaluate" and options.data is not None:
-        raise app.UsageError(f"--data is of mode evaluate, not of mode {options.mode}")
+        raise app.UsageError(f"--data requires --mode=evaluate, got --mode={options.mode}")
 
 
 def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Calls `run` of the mode's module: mode X is `caption_jax/cli/X.py`."""
-    mode = importlib.import_module(f"caption_jax.cli.{options.mode}")  # only now: JAX starts on the platform as set up
+    """Calls `run` in the module of the mode, `caption_jax/cli/<mode>.py`."""
+    # Imported here because it imports JAX, which must not happen before the platform is set up.
+    mode = importlib.import_module(f"caption_jax.cli.{options.mode}")
     try:
         status = mode.run(options, arguments)
         sys.stdout.flush()
@@ -91,16 +92,16 @@ def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
     except BrokenPipeError:
         if options.mode == "train":
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or closing it would fail once more
-        return 141  # who read our lines (`| head`) has seen enough: what a shell says of a closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not fail again
+        return 141  # 128 + SIGPIPE: the reader (such as `head`) closed the pipe
 
 
 def _print_error(error: Exception, script: str) -> int:
-    """Prints what the user did wrong in one line, and returns the exit status; raises an error of the program again."""
+    """Prints a user error on one line and returns the exit status; re-raises any other error."""
     if isinstance(error, app.UsageError):
         print(f"error: {error} ({os.path.basename(script)} --help lists all flags)", file=sys.stderr)
         return 2
-    message = errors.message_for_the_user(error)  # a library may have raised its own from a UserError
+    message = errors.message_for_the_user(error)  # a library may wrap a UserError
     if message is None:
         raise error
     print(f"error: {message}", file=sys.stderr)

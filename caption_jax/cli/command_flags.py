@@ -1,4 +1,4 @@
-"""All flags of the command line, whatever the mode."""
+"""The command line flags of all modes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ flags.disclaim_key_flags()
 
 
 def define() -> None:
-    """Defines the flags; a process does it once."""
+    """Defines the flags. Must be called once per process."""
     config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
-    flags.DEFINE_string("workdir", None, "Folder or bucket of the run's checkpoints, logs and results.")
+    flags.DEFINE_string("workdir", None, "Folder or bucket for checkpoints, logs and results of the run.")
     flags.DEFINE_enum(
         "mode",
         "train",
         MODES,
-        "What to do: train a run or resume it, evaluate it on a split, tune its beam search, caption images, index "
-        "images, search an index, store the neighbours of a split's images, plan a run for devices that are not there.",
+        "What to do: train or resume a run, evaluate it on a split, tune its beam search, caption images, index "
+        "images, search an index, find the neighbours of a split's images, or plan a run for other devices.",
     )
     flags.DEFINE_boolean(
-        "dry_run", False, "train: read the data, print the resolved config, run one step, write nothing."
+        "dry_run", False, "train: read the data, print the resolved config and run one step, without writing anything."
     )
     _define_for_splits()
     _define_for_captions_and_search()
@@ -37,42 +37,42 @@ def define() -> None:
 
 
 def _define_for_splits() -> None:
-    flags.DEFINE_string("split", "val", "evaluate, tune, index, neighbours: split to take the images of.")
+    flags.DEFINE_string("split", "val", "evaluate, tune, index, neighbours: split of the images.")
     flags.DEFINE_string(
         "data",
         None,
-        "evaluate: another data set than the run's own, a folder of images and a caption file such as captions.csv; "
-        "all of its images, unless --split names a split that it has.",
+        "evaluate: another dataset, as a folder with images and a caption file such as captions.csv. All of its images "
+        "are evaluated unless --split is set.",
     )
-    flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images the model sees.")
+    flags.DEFINE_enum("images", "real", ["real", "blank", "shuffled"], "evaluate: images to feed to the model.")
     flags.DEFINE_multi_string(
         "context",
         None,
-        "caption: a text that belongs to the images, such as a page's title; as often as the model takes texts. "
-        "evaluate, tune: captions of similar images (retrieved, the default), none, or those of another image "
+        "caption: a context text for the images, such as the title of a page; repeatable up to the limit of the model. "
+        "evaluate, tune: captions of similar images (retrieved, the default), none, or the context of another image "
         "(shuffled).",
     )
 
 
 def _define_for_captions_and_search() -> None:
-    flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption, search: lines with tabs, or of JSON.")
-    flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption, index, search, neighbours: which one.")
-    flags.DEFINE_string("index", None, "Folder of the index; by default `index` in the workdir.")
-    flags.DEFINE_enum("captions", "generated", ["generated", "none"], "index: captions stored beside vectors.")
-    flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "index: what happens to images whose files are gone.")
-    flags.DEFINE_string("query", None, "search: words, or the path of an image.")
-    flags.DEFINE_integer("top", 10, "search, neighbours: how many images to find.", lower_bound=1)
-    flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, misses some.")
+    flags.DEFINE_enum("format", "text", ["text", "jsonl"], "caption, search: tab-separated text or JSON lines.")
+    flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "caption, index, search, neighbours: checkpoint to use.")
+    flags.DEFINE_string("index", None, "Folder of the index; `index` in the workdir by default.")
+    flags.DEFINE_enum("captions", "generated", ["generated", "none"], "index: captions to store with the vectors.")
+    flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "index: what to do with images whose files no longer exist.")
+    flags.DEFINE_string("query", None, "search: a text, or the path of an image.")
+    flags.DEFINE_integer("top", 10, "search, neighbours: number of results.", lower_bound=1)
+    flags.DEFINE_enum("search", "exact", ["exact", "approx"], "search: approx is faster on TPUs, with lower recall.")
 
 
 def _define_for_plan() -> None:
     flags.DEFINE_string("topology", None, "plan: devices to plan for, such as v5e:16x16, v6e:4x4 or cpu:8.")
-    flags.DEFINE_list("programs", ["train", "decode"], "plan: some of train, decode, encoder.")
-    flags.DEFINE_string("phase", "last", "plan: of unfreezing: first, last, all, or a step in it.")
-    flags.DEFINE_integer("images_per_chip", 0, "plan: 0 for the config's batches.", lower_bound=0)
-    flags.DEFINE_integer("vocabulary", 0, "plan: tokens; 0 for what the workdir says, or all.", lower_bound=0)
+    flags.DEFINE_list("programs", ["train", "decode"], "plan: programs to compile, any of train, decode, encoder.")
+    flags.DEFINE_string("phase", "last", "plan: unfreezing phase: first, last, all, or a step within the phase.")
+    flags.DEFINE_integer("images_per_chip", 0, "plan: 0 for the batch size in the config.", lower_bound=0)
+    flags.DEFINE_integer("vocabulary", 0, "plan: tokens; 0 for those of the workdir or the tokenizer.", lower_bound=0)
     flags.DEFINE_integer(
-        "compilations", 3, "plan: most that the search for the largest batch takes; 0 for no search.", lower_bound=0
+        "compilations", 3, "plan: maximum compilations to find the largest batch size; 0 to disable.", lower_bound=0
     )
 
 
@@ -100,7 +100,7 @@ def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") 
 
 
 def kind_of_context(options: flags.FlagValues) -> str:
-    """What `--context` names where whole splits are captioned; "" for what the run is trained with."""
+    """The value of `--context` in modes that caption splits; "" for the context that the run was trained with."""
     if len(options.context or ()) > 1:
-        raise app.UsageError(f"{options.mode} with one kind of context, not {options.context}")
+        raise app.UsageError(f"{options.mode} takes a single --context, got {options.context}")
     return options.context[0] if options.context else ""
