@@ -1,4 +1,4 @@
-"""The model in linen modules, imported when first used. Nothing here imports another package of ours but `ops`."""
+"""The captioning model as Flax linen modules, imported lazily. Depends on no other package of the project but `ops`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 import warnings
 from typing import Any
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "BatchNorm": "batch_norm",
     "ContextMemory": "context_memory",
     "Decoder": "decoder",
@@ -25,19 +25,19 @@ _HOMES = {
     "roberta_sizes": "build",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = sorted(_LAZY_IMPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "depthwise_conv":  # its name until version 0.2
+    if name == "depthwise_conv":  # its location until version 0.2
         from caption_jax.ops.depthwise import depthwise_conv
 
         message = "caption_jax.models.depthwise_conv is now caption_jax.ops.depthwise.depthwise_conv"
         warnings.warn(message, DeprecationWarning, stacklevel=2)
         return depthwise_conv
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"{__name__}.{_LAZY_IMPORTS[name]}"), name)
 
 
 def __dir__() -> list[str]:

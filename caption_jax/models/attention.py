@@ -1,4 +1,4 @@
-"""Multi-head attention for the decoder: causal self-attention over a cache, and cross-attention to a shared memory."""
+"""Multi-head attention for the decoder: causal self-attention with a KV cache, and cross-attention to the memory."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def _dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention of each caption over itself.
+    """Causal self-attention within each caption.
 
     Attributes:
-        width: of inputs and outputs.
-        heads: number of heads; divides `width`.
+        width: feature size of the inputs and outputs.
+        heads: number of heads; must divide `width`.
         output_scale: variance scale of the initial output projection.
-        dtype: of computation.
-        param_dtype: of the parameters.
-        ops: form of the operations.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
+        ops: implementation of the operations.
     """
 
     width: int
@@ -51,18 +51,18 @@ class SelfAttention(nn.Module):
         position: Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
     ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None]:
-        """Attends, and returns the cache with the new keys and values written at `position`.
+        """Returns the attention output, and the cache with the new keys and values written at `position`.
 
-        `visible` says which cache slots a token may look at (`Cache.visible_slots`). Without a cache a token looks at
-        itself and the tokens before it in its caption, which `segments` tells apart.
+        `visible` masks the cache slots that each token may attend to (`Cache.visible_slots`). Without a cache, a token
+        attends to itself and the preceding tokens of its caption, according to `segments`.
         """
         qkv = self.qkv(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, self.width // self.heads)
         if cache is None:
-            mixed = self.ops.caption_attention(qkv, segments)
+            attended = self.ops.caption_attention(qkv, segments)
         else:
-            mixed, cache = self._attend_to_cache(qkv, cache, position, visible)
-        return self.out(mixed), cache
+            attended, cache = self._attend_to_cache(qkv, cache, position, visible)
+        return self.out(attended), cache
 
     def _attend_to_cache(
         self,
@@ -72,29 +72,29 @@ class SelfAttention(nn.Module):
         visible: Bool[Array, "pools targets slots"],
     ) -> tuple[Float[Array, "batch rows length width"], LayerCache]:
         batch, rows, length, *features = qkv.shape
-        pools = cache.keys.shape[0]  # rows that share a pool are a group, step-major as its slots are
-        members = batch * rows // pools
-        qkv = qkv.reshape(pools, members, length, *features).swapaxes(1, 2)
-        qkv = qkv.reshape(pools, length * members, *features)
+        pools = cache.keys.shape[0]  # the rows of a group share a pool, step-major like its slots
+        rows_per_pool = batch * rows // pools
+        qkv = qkv.reshape(pools, rows_per_pool, length, *features).swapaxes(1, 2)
+        qkv = qkv.reshape(pools, length * rows_per_pool, *features)
         queries, keys, values = (qkv[:, :, part] for part in range(3))
-        cache = cache.write(keys, values, position * members)
-        mixed, _ = self.ops.attend(queries, cache.keys, cache.values, visible[:, None], decoding=True)
-        mixed = mixed.reshape(pools, length, members, self.width).swapaxes(1, 2)
-        return mixed.reshape(batch, rows, length, self.width), cache
+        cache = cache.write(keys, values, position * rows_per_pool)
+        attended, _ = self.ops.attend(queries, cache.keys, cache.values, visible[:, None], decoding=True)
+        attended = attended.reshape(pools, length, rows_per_pool, self.width).swapaxes(1, 2)
+        return attended.reshape(batch, rows, length, self.width), cache
 
 
 class CrossAttention(nn.Module):
-    """Attention of all captions of an image to the image's one memory.
+    """Attention of all captions of an image to the image's memory.
 
-    The memory and its keys and values exist once per image.
+    The memory and its keys and values are stored once per image, not once per caption.
 
     Attributes:
-        width: of inputs, memory and outputs.
-        heads: number of heads; divides `width`.
+        width: feature size of the inputs, memory and outputs.
+        heads: number of heads; must divide `width`.
         output_scale: variance scale of the initial output projection.
-        dtype: of computation.
-        param_dtype: of the parameters.
-        ops: form of the operations.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
+        ops: implementation of the operations.
     """
 
     width: int
@@ -113,9 +113,9 @@ class CrossAttention(nn.Module):
     def project(
         self, memory: Float[Array, "batch slots width"]
     ) -> tuple[Float[Array, "batch heads depth slots"], Float[Array, "batch heads slots depth"]]:
-        """Keys and values of the memory."""
-        joined = self.key_value(memory).reshape(*memory.shape[:2], 2, self.heads, self.width // self.heads)
-        return joined[:, :, 0].transpose(0, 2, 3, 1), joined[:, :, 1].swapaxes(1, 2)
+        """Returns the keys and values of the memory."""
+        projected = self.key_value(memory).reshape(*memory.shape[:2], 2, self.heads, self.width // self.heads)
+        return projected[:, :, 0].transpose(0, 2, 3, 1), projected[:, :, 1].swapaxes(1, 2)
 
     def __call__(
         self,
@@ -127,7 +127,7 @@ class CrossAttention(nn.Module):
         *,
         decoding: bool = False,
     ) -> tuple[Float[Array, "*rows tokens width"], Float[Array, "*rows heads tokens slots"]]:
-        """Attends to projected memory; returns the outputs and the float32 weights."""
+        """Returns the attention output and the float32 attention weights over the projected memory."""
         queries = self.query(x).reshape(*x.shape[:-1], self.heads, self.width // self.heads)
-        mixed, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)
-        return self.out(mixed), weights
+        attended, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)
+        return self.out(attended), weights

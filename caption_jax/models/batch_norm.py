@@ -1,4 +1,4 @@
-"""Batch normalisation whose statistics belong to groups of images, not to what a device happens to hold."""
+"""Batch normalisation with statistics per group of images, independent of how the batch is split over devices."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class BatchNorm(nn.Module):
     """Normalises each channel by the mean and variance of a group of images (Ioffe and Szegedy, 2015).
 
     In training, `group_size` consecutive images share statistics (Hoffer et al., 2017, "ghost" batch normalisation); 0
-    means the whole batch. The group is a property of the run, so the same batch gives the same result on one device and
-    on eight. The collection `batch_stats` keeps running averages, `mean` and `var`, of the groups' means and (biased)
-    variances; they are used outside training, and by a frozen norm always.
+    means the whole batch. The group size does not depend on the number of devices, so a batch gives the same result on
+    one device and on eight. The collection `batch_stats` holds running averages, `mean` and `var`, of the groups' means
+    and (biased) variances. They are used at inference, and always if the norm is frozen.
 
-    Statistics and the normalisation are float32; the result has dtype `dtype`.
+    Statistics and normalisation are computed in float32; the result is cast to `dtype`.
 
     Attributes:
-        group_size: images that share statistics in training; 0 for the whole batch. It must divide the batch.
-        momentum: fraction of the running averages that a step keeps.
+        group_size: images that share statistics in training; 0 for the whole batch. Must divide the batch size.
+        momentum: decay rate of the running averages.
         epsilon: added to the variance.
-        activation: what is applied to the normalised values: 'linear' (nothing), 'swish' or 'relu6'.
-        frozen: whether to keep to the stored statistics in training too.
+        activation: applied after the normalisation: 'linear' (none), 'swish' or 'relu6'.
+        frozen: whether to use the stored statistics in training too.
         dtype: dtype of the result.
         param_dtype: dtype of `scale` and `bias`.
-        ops: form of the operation.
+        ops: implementation of the operation.
     """
 
     group_size: int = 0
@@ -46,7 +46,7 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height width channels"]:
-        """Returns `x` normalised and activated. Raises ValueError where the groups do not divide the batch."""
+        """Normalises and activates `x`. Raises ValueError if the group size does not divide the batch size."""
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
@@ -73,7 +73,7 @@ class BatchNorm(nn.Module):
             return 1
         if batch % self.group_size:
             raise ValueError(
-                f"norm_group_size {self.group_size} does not divide a batch of {batch} images; choose a divisor, or 0 "
-                "for statistics over the whole batch"
+                f"norm_group_size {self.group_size} does not divide a batch of {batch} images; set it to a divisor, or "
+                "to 0 for statistics over the whole batch"
             )
         return batch // self.group_size

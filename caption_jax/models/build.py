@@ -1,4 +1,4 @@
-"""Builds the model that a config describes."""
+"""Builds the captioning model from its config."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ def build_model(
     text_encoder: Mapping[str, Any] | None = None,
     shared_space: bool = True,
 ) -> ImageCaptioningModel:
-    """Builds the captioner of `config.model`; parameters are float32, whatever `dtype` it computes in.
+    """Builds the model of `config.model`. Parameters are float32, whatever the computation `dtype`.
 
     Args:
-        spec: `model` of a run's spec.
-        vocabulary_size: tokens that the decoder predicts.
-        max_length: tokens of the longest caption, <s> and </s> included.
-        dtype: of computation; norm statistics, softmax and logits are float32.
-        frozen_norms: paths ("image_encoder/backbone/stem/norm") of norms whose scale and bias are frozen. The backbone
-            decides what follows: its batch norms run on their stored statistics in training too.
-        backbone_settings: what the image backbone must share with the network that its weights were trained in; None
-            for the settings of random weights.
-        text_encoder: fields of `RobertaSizes` (`roberta_sizes`): then the model has a text encoder, and slots for
-            context where the config asks for some. None for neither.
-        shared_space: whether a text encoder comes with a space that images and texts share.
+        spec: the `model` section of a run's spec.
+        vocabulary_size: number of tokens that the decoder predicts.
+        max_length: maximum caption length in tokens, including <s> and </s>.
+        dtype: computation dtype; norm statistics, softmax and logits are always float32.
+        frozen_norms: paths ("image_encoder/backbone/stem/norm") of norms whose scale and bias are frozen. The effect
+            depends on the backbone: frozen batch norms use their stored statistics in training too.
+        backbone_settings: settings of the image backbone, which must match those its weights were trained with. None
+            for the defaults, for random weights.
+        text_encoder: fields of `RobertaSizes` (see `roberta_sizes`). If set, the model has a text encoder, and a
+            context memory if the config enables one. None for neither.
+        shared_space: whether a model with a text encoder also has a joint embedding of images and texts.
     """
     encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
     return ImageCaptioningModel(
@@ -88,13 +88,13 @@ def build_model(
 
 
 def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
-    """Sizes of a text encoder that is trained from nothing, for `build_model`.
+    """Returns the sizes of a text encoder that is trained from scratch, for `build_model`.
 
     Args:
-        spec: `model.text_encoder` of a run's spec.
-        vocabulary_size: ids that it reads.
-        max_length: tokens of the longest text, <s> and </s> included.
-        pad_id: the pad's among them.
+        spec: the `model.text_encoder` section of a run's spec.
+        vocabulary_size: number of token ids.
+        max_length: maximum text length in tokens, including <s> and </s>.
+        pad_id: id of the padding token.
     """
     return {
         "vocab_size": vocabulary_size,
@@ -104,7 +104,7 @@ def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, 
         "intermediate_size": spec.feed_forward,
         "hidden_dropout_prob": spec.dropout,
         "attention_probs_dropout_prob": spec.dropout,
-        "max_position_embeddings": max_length + pad_id + 1,  # RoBERTa's positions start after the pad's
+        "max_position_embeddings": max_length + pad_id + 1,  # RoBERTa's positions start at pad_id + 1
         "type_vocab_size": 1,
         "layer_norm_eps": 1e-5,
         "pad_token_id": pad_id,
@@ -114,9 +114,9 @@ def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, 
 def _text_modules(spec: ModelSpec, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype) -> dict[str, nn.Module]:
     space, context, width = spec.shared_space, spec.context, spec.decoder.width
     encoder = TextEncoder(RobertaSizes(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
-    found: dict[str, nn.Module] = {"text_encoder": encoder}
+    submodules: dict[str, nn.Module] = {"text_encoder": encoder}
     if shared_space:
-        found["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)
+        submodules["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)
     if context.slots:
-        found["context"] = ContextMemory(context.slots, width, context.form, dtype=dtype)
-    return found
+        submodules["context"] = ContextMemory(context.slots, width, context.form, dtype=dtype)
+    return submodules

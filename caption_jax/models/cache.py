@@ -1,17 +1,17 @@
-"""What a decoder remembers between steps, laid out so that beams change places without moving keys or values.
+"""KV cache of the decoder, laid out so that beams can be reordered without copying keys or values.
 
-The rows (beams) of an image share one pool of slots: slot (step, row) holds the key and value that row computed at that
-step, and stays where it was written. A small table, `ancestors[image, row, step]`, names the row whose slot is this
-row's past at that step. Reordering beams reorders the table (a few bytes a step) and copies no key or value, where
-gathering per-row caches would copy all of them, in each layer, at each step. The price is that a row's scores are
-computed against the slots of its siblings too, and masked: arithmetic over keys that are read anyway.
+The rows (beams) of an image share one pool of slots. Slot (step, row) holds the key and value that the row computed at
+that step, and never moves. A small table, `ancestors[image, row, step]`, maps each row and step to the row whose
+slot holds the row's history at that step. Reordering beams only reorders this table (a few bytes per step), whereas
+gathering per-row caches would copy all keys and values in every layer at every step. The cost is that each row also
+computes masked scores against the slots of its siblings, but their keys are read anyway.
 
-Rows that never change places need not pay it: rows are split into `groups` with a pool each. A beam search has as many
-groups as it has diverse groups, sampling one for each draw.
+Rows that are never reordered among each other can avoid this cost: rows are split into `groups` with one pool each.
+Diverse beam search has one pool per beam group, sampling one per sample.
 
-Keys are kept as [heads, depth, slots] and values as [heads, slots, depth], the layouts in which one step's products
-read them in order; kept as the projections give them, [slots, heads, depth], a step's attention takes twice as long on
-a CPU.
+Keys are stored as [heads, depth, slots] and values as [heads, slots, depth], so that the matrix products of a step read
+them sequentially. With the layout of the projections, [slots, heads, depth], the attention of a step takes twice as
+long on a CPU.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class LayerCache(flax.struct.PyTreeNode):
-    """Keys and values of one layer. Slots are step-major: slot = step * rows of a group + row in the group."""
+    """Keys and values of one layer. Slots are step-major: slot = step * rows_per_group + row_in_group."""
 
     keys: Float[Array, "pools heads depth slots"]
     values: Float[Array, "pools heads slots depth"]
@@ -36,7 +36,7 @@ class LayerCache(flax.struct.PyTreeNode):
         values: Float[Array, "pools targets heads depth"],
         slot: Int[Array, ""],
     ) -> LayerCache:
-        """The cache with new keys and values, of slots in order, from `slot` on."""
+        """Returns the cache with the new keys and values written to consecutive slots starting at `slot`."""
         keys = keys.transpose(0, 2, 3, 1).astype(self.keys.dtype)
         values = values.swapaxes(1, 2).astype(self.values.dtype)
         return self.replace(
@@ -46,15 +46,15 @@ class LayerCache(flax.struct.PyTreeNode):
 
 
 class Cache(flax.struct.PyTreeNode):
-    """State of step-by-step decoding of several captions ("rows") an image.
+    """State of autoregressive decoding with several captions ("rows") per image.
 
-    A pool serves the rows of one group of one image; pools are image-major.
+    Each group of rows of an image has its own pool; pools are image-major.
 
     Attributes:
-        layers: keys and values, a layer each.
-        ancestors: row (in its group) whose slot holds this row's past at a step.
+        layers: keys and values of each layer.
+        ancestors: row (within the group) whose slot holds this row's history at each step.
         position: number of tokens decoded so far; the same for all rows.
-        memory_mask: True for memory slots that may be attended to; None for all.
+        memory_mask: True for memory positions that may be attended to; all of them if None.
     """
 
     layers: tuple[LayerCache, ...]
@@ -63,26 +63,26 @@ class Cache(flax.struct.PyTreeNode):
     memory_mask: Bool[Array, "batch memory"] | None
 
     def visible_slots(self, length: int) -> Bool[Array, "pools targets slots"]:
-        """Which slots each of `length` new tokens of each row may look at: its own past and the new ones up to itself.
+        """Mask of the slots that each of `length` new tokens per row may attend to: its row's history, up to itself.
 
-        Targets are step-major, as slots are.
+        Targets are step-major, like slots.
         """
         pools, rows, steps = self.ancestors.shape
         step = jnp.arange(steps)
-        reached = step <= self.position + jnp.arange(length)[:, None]
-        mine = self.ancestors[:, None, :, :, None] == jnp.arange(rows)
-        return (mine & reached[:, None, :, None]).reshape(pools, length * rows, steps * rows)
+        is_causal = step <= self.position + jnp.arange(length)[:, None]
+        is_ancestor = self.ancestors[:, None, :, :, None] == jnp.arange(rows)
+        return (is_ancestor & is_causal[:, None, :, None]).reshape(pools, length * rows, steps * rows)
 
     def reorder(self, parents: Int[Array, "batch rows"]) -> Cache:
-        """The cache after row i of an image has become a continuation of its row `parents[image, i]`.
+        """Returns the cache in which row i of each image continues the image's row `parents[image, i]`.
 
-        Parents must be of the same group.
+        A row and its parent must be in the same group.
         """
         pools, rows, steps = self.ancestors.shape
-        local = parents.reshape(pools, rows) % rows
-        past = jnp.take_along_axis(self.ancestors, local[:, :, None], axis=1)
-        own = jnp.arange(rows, dtype=past.dtype)[:, None]
-        return self.replace(ancestors=jnp.where(jnp.arange(steps) < self.position, past, own))
+        row_in_group = parents.reshape(pools, rows) % rows
+        history = jnp.take_along_axis(self.ancestors, row_in_group[:, :, None], axis=1)
+        identity = jnp.arange(rows, dtype=history.dtype)[:, None]
+        return self.replace(ancestors=jnp.where(jnp.arange(steps) < self.position, history, identity))
 
 
 def empty_cache(
@@ -92,19 +92,20 @@ def empty_cache(
     groups: int,
     length: int,
 ) -> Cache:
-    """A cache for `length` steps of `rows` captions an image, given each layer's projected memory."""
+    """Returns a cache for `length` steps of `rows` captions per image, with each layer's projected memory."""
     if rows % groups:
-        raise ValueError(f"a cache of {rows} rows cannot have {groups} groups of the same size")
-    pools, members = memory[0][0].shape[0] * groups, rows // groups
+        raise ValueError(f"cannot split the {rows} rows of a cache into {groups} groups of equal size")
+    pools, rows_per_group = memory[0][0].shape[0] * groups, rows // groups
 
     def layer(keys: jax.Array, values: jax.Array) -> LayerCache:
         _, heads, depth, _ = keys.shape
         return LayerCache(
-            keys=jnp.zeros((pools, heads, depth, length * members), keys.dtype),
-            values=jnp.zeros((pools, heads, length * members, depth), values.dtype),
+            keys=jnp.zeros((pools, heads, depth, length * rows_per_group), keys.dtype),
+            values=jnp.zeros((pools, heads, length * rows_per_group, depth), values.dtype),
             memory_keys=keys,
             memory_values=values,
         )
 
-    own = jnp.broadcast_to(jnp.arange(members, dtype=jnp.int32)[:, None], (pools, members, length))
-    return Cache(tuple(layer(*pair) for pair in memory), own, jnp.zeros((), jnp.int32), memory_mask)
+    identity = jnp.broadcast_to(jnp.arange(rows_per_group, dtype=jnp.int32)[:, None], (pools, rows_per_group, length))
+    layers = tuple(layer(keys, values) for keys, values in memory)
+    return Cache(layers, identity, jnp.zeros((), jnp.int32), memory_mask)

@@ -1,4 +1,4 @@
-"""The whole captioner: image encoder and decoder, and a text encoder where something uses one."""
+"""The captioning model: an image encoder, a decoder and an optional text encoder."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from caption_jax.ops.segments import Segments
 
 
 class ImageCaptioningModel(nn.Module):
-    """Captions images: `images -> memory -> logits`.
+    """Encoder-decoder captioning model: `images -> memory -> logits`.
 
-    The decoder sees the image, the texts given to `add_context` and the tokens before the one it predicts, nothing
-    else: what the text encoder makes of captions that are to be predicted (`embed_texts`) goes elsewhere.
+    The decoder depends only on the image, the texts passed to `add_context` and the tokens before the predicted one.
+    Embeddings of the captions to be predicted (`embed_texts`) are never an input of the decoder.
 
-    Parameters lie under `image_encoder/`, `decoder/`, `text_encoder/`, `shared_space/` and `context/`.
+    Parameters are stored under `image_encoder/`, `decoder/`, `text_encoder/`, `shared_space/` and `context/`.
 
     Attributes:
-        image_encoder: pixels to memory.
-        decoder: memory and tokens to logits.
-        text_encoder: texts to vectors; None (no parameters) unless something uses it.
-        shared_space: puts images and texts in one space; needs a text encoder, and an image encoder with a vector.
-        context: makes memory of texts that stand beside an image; needs a text encoder.
+        image_encoder: maps pixels to the memory.
+        decoder: maps memory and tokens to logits.
+        text_encoder: maps texts to vectors; None (no parameters) if unused.
+        shared_space: joint embedding of images and texts; requires a text encoder and an image encoder with a vector.
+        context: maps the context texts of an image to memory positions; requires a text encoder.
     """
 
     image_encoder: ImageEncoder
@@ -42,7 +42,7 @@ class ImageCaptioningModel(nn.Module):
 
     @property
     def ops(self) -> Ops:
-        """Form of the operations, for what is computed around the model: its loss, augmentation, a search."""
+        """Implementation of the operations, also for the loss, augmentation and beam search."""
         return self.decoder.ops
 
     def __call__(
@@ -53,42 +53,42 @@ class ImageCaptioningModel(nn.Module):
         train: bool = False,
         start_after: str = "",
     ) -> Float[Array, "batch captions length vocabulary"]:
-        """Teacher forcing: float32 scores of the token after each given token, one encoder pass for all captions.
+        """Returns teacher-forced float32 logits of each next token, with one encoder pass for all captions of an image.
 
-        Initialisation calls it, and whoever uses the model alone. Training goes through
-        `objectives.forward_pass.ForwardPass`, which does the same in parts, as the terms of the loss need them.
+        For initialisation and standalone use. Training runs `objectives.forward_pass.ForwardPass` instead, which
+        computes the same in separate steps, as the loss terms require them.
 
         Args:
             images: normalised pixels, or the output of the encoder's stage `start_after`.
-            tokens: captions without their last token, from <s> on.
-            train: dropout, stochastic depth and batch statistics; needs the random stream "dropout".
+            tokens: captions starting with <s>, without their last token.
+            train: enables dropout, stochastic depth and batch statistics; requires the RNG stream "dropout".
             start_after: see `encode_images`.
         """
         features = self.encode_images(images, train=train, start_after=start_after)
         if self.is_initializing():
-            self._make_text_parameters(features)
+            self._init_text_parameters(features)
         return self.decode(tokens, features, train=train).logits
 
     def encode_images(
         self, images: Float[Array, "batch height width inputs"], *, train: bool = False, start_after: str = ""
     ) -> ImageFeatures:
-        """Memory for the decoder, and the image vector.
+        """Returns the memory for the decoder, and the image vector.
 
         Args:
             images: normalised pixels, or the output of the encoder's stage `start_after`.
-            train: dropout, stochastic depth and batch statistics.
-            start_after: stage of the backbone whose output `images` is, as `encode_up_to` gives it; "" for pixels.
+            train: enables dropout, stochastic depth and batch statistics.
+            start_after: stage of the backbone whose output `images` is (see `encode_up_to`); "" for pixels.
         """
         return self.image_encoder(images, train=train, start_after=start_after)
 
     def encode_up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
-        """What the image encoder's `stage` gives for normalised pixels: its parameters up to there are enough."""
+        """Returns the output of the image encoder's `stage`; only the parameters up to that stage are required."""
         return self.image_encoder.up_to(stage, images)
 
     def encode_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
     ) -> TextFeatures:
-        """Features of texts, in the text encoder's own token ids.
+        """Returns features of texts, given as token ids of the text encoder.
 
         Raises:
             ValueError: the model has no text encoder.
@@ -105,47 +105,47 @@ class ImageCaptioningModel(nn.Module):
         *,
         train: bool = False,
     ) -> ImageFeatures:
-        """Features whose memory goes on, behind the image's slots, with texts that stand beside each image.
+        """Appends the context texts of each image to its memory, after the positions of the image.
 
-        They are part of the memory from here on: the cache holds them projected, like the image's slots. Without any
-        text (all of `mask` False) the decoder says what it says without context.
+        The texts become part of the memory, and are projected into the cache like the image. If an image has no text
+        (its `mask` is all False), the outputs of the decoder equal those without context.
 
         Args:
-            features: from `encode_images`.
-            ids: texts in the text encoder's own token ids; never those that are to be predicted.
-            mask: True for real tokens; a text without any is none.
-            train: dropout of the text encoder; needs the random stream "dropout".
+            features: output of `encode_images`.
+            ids: context texts as token ids of the text encoder; never the captions to be predicted.
+            mask: True for real tokens; texts without any are ignored.
+            train: enables dropout in the text encoder; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: the model has no slots for context, or fewer than there are texts.
+            ValueError: the model was built without context, or for fewer texts per image.
         """
         if self.context is None:
             raise ValueError("this model was built without context (config.model.context.slots=0)")
-        found = self.encode_texts(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]), train=train)
-        slots, counts = self.context(found, mask)
-        images = jnp.ones(features.memory.shape[:2], bool)
+        texts = self.encode_texts(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]), train=train)
+        context, context_mask = self.context(texts, mask)
+        image_mask = jnp.ones(features.memory.shape[:2], bool)
         return features.replace(
-            memory=jnp.concatenate([features.memory, slots.astype(features.memory.dtype)], axis=1),
-            memory_mask=jnp.concatenate([images, counts], axis=1),
-            context_slots=slots.shape[1],
+            memory=jnp.concatenate([features.memory, context.astype(features.memory.dtype)], axis=1),
+            memory_mask=jnp.concatenate([image_mask, context_mask], axis=1),
+            context_slots=context.shape[1],
         )
 
     def embed_images(self, features: ImageFeatures) -> Float[Array, "batch shared"]:
-        """Unit vectors, in the space shared with texts, of images that `encode_images` has seen.
+        """Returns unit vectors of encoded images in the joint embedding space.
 
         Raises:
-            ValueError: the model has no shared space.
+            ValueError: the model has no joint embedding.
         """
         return self._space().images(features.vector)
 
     def embed_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
     ) -> Float[Array, "texts shared"]:
-        """Unit vectors of texts, in the space shared with images; arguments as in `encode_texts`."""
+        """Returns unit vectors of texts in the joint embedding space; arguments as in `encode_texts`."""
         return self._space().texts(self.encode_texts(ids, mask, train=train).vector)
 
     def similarity_scale(self) -> Float[Array, ""]:
-        """What similarities of unit vectors are multiplied by in training: 1 / temperature."""
+        """Scale of the similarities in training: 1 / temperature."""
         return self._space().scale()
 
     def decode(
@@ -159,9 +159,9 @@ class ImageCaptioningModel(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Runs the decoder over `features` (or a bare memory), or on from `cache`; see `Decoder`.
+        """Runs the decoder on `features` (or a bare memory), or continues from `cache`; see `Decoder`.
 
-        `memory_mask` hides slots beside those that the features themselves hide.
+        `memory_mask` masks memory positions in addition to those masked in `features`.
         """
         memory, memory_mask = _memory(features, memory_mask)
         return self.decoder(
@@ -175,7 +175,7 @@ class ImageCaptioningModel(nn.Module):
         )
 
     def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
-        """Table and bias that make logits of the decoder's states; see `Decoder`."""
+        """Weights and bias of the output layer; see `Decoder.output_layer`."""
         return self.decoder.output_layer()
 
     def start_cache(
@@ -187,31 +187,31 @@ class ImageCaptioningModel(nn.Module):
         groups: int = 1,
         length: int | None = None,
     ) -> Cache:
-        """A cache for `rows` captions an image, from `features` or a bare memory; see `Decoder.start_cache`."""
+        """Returns an empty cache for `rows` captions per image; see `Decoder.start_cache`."""
         memory, memory_mask = _memory(features, memory_mask)
         return self.decoder.start_cache(memory, memory_mask=memory_mask, rows=rows, groups=groups, length=length)
 
     def _space(self) -> SharedSpace:
         if self.shared_space is None:
-            raise ValueError("this model was built without a space that images and texts share")
+            raise ValueError("this model was built without a joint embedding")
         return self.shared_space
 
-    def _make_text_parameters(self, features: ImageFeatures) -> None:
-        """Touches what teacher forcing does not, so that initialisation makes its parameters too."""
-        nothing = jnp.zeros((1, 1), jnp.int32)
+    def _init_text_parameters(self, features: ImageFeatures) -> None:
+        """Runs the submodules that `__call__` does not use, to create their parameters during initialisation."""
+        ids = jnp.zeros((1, 1), jnp.int32)
         if self.shared_space is not None:
             self.embed_images(features)
-            self.embed_texts(nothing, nothing == 0)
+            self.embed_texts(ids, ids == 0)
         elif self.text_encoder is not None:
-            self.encode_texts(nothing, nothing == 0)
+            self.encode_texts(ids, ids == 0)
         if self.context is not None:
-            nothing = jnp.zeros((features.memory.shape[0], 1, 1), jnp.int32)
-            self.add_context(features, nothing, nothing == 0)
+            ids = jnp.zeros((features.memory.shape[0], 1, 1), jnp.int32)
+            self.add_context(features, ids, ids == 0)
 
 
 def _memory(features, mask):
-    """The memory, and which of its slots count."""
+    """Returns the memory and its combined mask."""
     if not isinstance(features, ImageFeatures):
         return features, mask
-    masks = [given for given in (features.memory_mask, mask) if given is not None]
+    masks = [each for each in (features.memory_mask, mask) if each is not None]
     return features.memory, functools.reduce(jnp.logical_and, masks) if masks else None

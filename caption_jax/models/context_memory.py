@@ -1,4 +1,4 @@
-"""Texts beside the image as part of what the decoder attends to."""
+"""Memory of context texts, which the decoder attends to together with the image."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from caption_jax.models.text_encoder import TextFeatures
 
 
 class ContextMemory(nn.Module):
-    """Slots of memory for the texts that stand beside an image: dense, a learned row for each text, layer norm.
+    """Memory for the context texts of an image: a dense layer, a learned embedding per text, layer norm.
 
-    The rows tell the decoder one text from the next, and all of them, with the norm's own bias, from the image.
+    The embeddings distinguish the texts from each other and, with the bias of the layer norm, from the image.
 
     Attributes:
-        slots: the most texts beside an image.
-        width: of the memory.
-        form: 'vector' (the text's vector, one slot a text) or 'tokens' (the encoder's states, one slot a token).
-        dtype: of computation.
-        param_dtype: of the parameters.
+        slots: maximum number of context texts per image.
+        width: feature size of the memory.
+        form: 'vector' (the text's vector, one position per text) or 'tokens' (the text encoder's hidden states, one
+            position per token).
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
     """
 
     slots: int
@@ -35,27 +36,27 @@ class ContextMemory(nn.Module):
     def __call__(
         self, features: TextFeatures, mask: Bool[Array, "batch texts length"]
     ) -> tuple[Float[Array, "batch slots width"], Bool[Array, "batch slots"]]:
-        """Returns the slots of each image, text after text, and which of them count.
+        """Returns the memory of each image, text after text, and its mask.
 
         Args:
-            features: of batch x texts texts, those of an image one after the other.
-            mask: True for real tokens; a text without any is none.
+            features: features of batch * texts texts, image-major.
+            mask: True for real tokens; texts without any are masked.
 
         Raises:
-            ValueError: an unknown form, or more texts than slots.
+            ValueError: `form` is unknown, or there are more than `slots` texts.
         """
         if self.form not in ("vector", "tokens"):
             raise ValueError(f"config.model.context.form is {self.form!r}; it must be 'vector' or 'tokens'")
         batch, texts, _ = mask.shape
         if texts > self.slots:
-            raise ValueError(f"{texts} texts beside an image; this model has config.model.context.slots={self.slots}")
-        vector = self.form == "vector"
-        found = features.vector[:, None] if vector else features.tokens
-        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(found)
+            raise ValueError(f"{texts} context texts per image, but config.model.context.slots={self.slots}")
+        is_vector = self.form == "vector"
+        states = features.vector[:, None] if is_vector else features.tokens
+        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(states)
         x = x.reshape(batch, texts, -1, self.width)
         shape = (self.slots, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
         x = x + position[:texts, None].astype(x.dtype)
         x = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)
-        kept = mask.any(-1, keepdims=True) if vector else mask
-        return x.reshape(batch, -1, self.width), kept.reshape(batch, -1)
+        memory_mask = mask.any(-1, keepdims=True) if is_vector else mask
+        return x.reshape(batch, -1, self.width), memory_mask.reshape(batch, -1)

@@ -1,4 +1,4 @@
-"""The caption decoder: token embedding, causal layers that attend to the memory, output tied to the embedding."""
+"""The caption decoder: token embedding, causal layers with cross-attention to the memory, tied output embedding."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from caption_jax.ops.dropout import Bits
 from caption_jax.ops.forms import FAST, Ops
 from caption_jax.ops.segments import Segments
 
-INITIAL_DEVIATION = 0.02  # of embeddings, as in RoBERTa
+INIT_STDDEV = 0.02  # of embeddings, as in RoBERTa
 
-# Of the feed-forward networks, by name.
+# Activations of the feed-forward networks, by name.
 ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x times the normal's CDF
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # the same within 0.0005, of cheaper functions
+    "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x * normal_cdf(x)
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # cheaper approximation, within 0.0005
 }
 
 
 class DecoderOutput(flax.struct.PyTreeNode):
-    """Results of a pass of the decoder.
+    """Outputs of the decoder.
 
     Attributes:
-        logits: scores of the next token, float32.
-        states: what the output layer makes them of.
-        cache: the cache after this pass, or None where none was given.
-        attention: cross-attention weights, float32, or None where not asked for.
+        logits: float32 logits of the next token.
+        states: final hidden states, the input of the output layer.
+        cache: updated cache; None if decoding without a cache.
+        attention: float32 cross-attention weights; None unless requested.
     """
 
     logits: Float[Array, "*rows tokens vocabulary"]
@@ -45,7 +45,7 @@ class DecoderOutput(flax.struct.PyTreeNode):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation between."""
+    """Two dense layers with an activation in between."""
 
     width: int
     hidden: int
@@ -61,7 +61,7 @@ class FeedForward(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
     ) -> Float[Array, "*batch width"]:
-        """Applies to each position by itself; `ids` as in `Dropout`."""
+        """Applies the network to each position independently; `ids` as in `Dropout`."""
         dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         x = ACTIVATIONS[self.activation](Dense(self.hidden, name="expand", **dense)(x))
         x = Dropout(self.dropout, self.dropout_bits, self.ops)(x, train=train, ids=ids)
@@ -70,22 +70,22 @@ class FeedForward(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, cross-attention to the memory and a feed-forward network, each with a residual.
+    """Causal self-attention, cross-attention to the memory and a feed-forward network, each with a residual connection.
 
     Attributes:
-        width: of tokens and memory.
-        heads: attention heads; divides `width`.
+        width: feature size of the tokens and the memory.
+        heads: number of attention heads; must divide `width`.
         feed_forward: hidden width of the feed-forward network.
-        dropout: rate on the output of each of the three parts and inside the last.
+        dropout: dropout rate of the output of each sublayer, and inside the feed-forward network.
         dropout_bits: see `Dropout`.
-        norm: "pre" (normalise what enters a part; Xiong et al., 2020, https://arxiv.org/abs/2002.04745) or "post"
-            (normalise after the residual; Vaswani et al., 2017).
-        norm_epsilon: added to the variance by the norms.
-        activation: of the feed-forward network, "gelu" or "gelu_tanh".
-        output_scale: variance scale of the initial last weights of each part.
-        dtype: of computation.
-        param_dtype: of the parameters.
-        ops: form of the operations.
+        norm: "pre" (normalise the input of each sublayer; Xiong et al., 2020, https://arxiv.org/abs/2002.04745) or
+            "post" (normalise after the residual connection; Vaswani et al., 2017).
+        norm_epsilon: epsilon of the layer norms.
+        activation: activation of the feed-forward network, "gelu" or "gelu_tanh".
+        output_scale: variance scale of each sublayer's initial output projection.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
+        ops: implementation of the operations.
     """
 
     width: int
@@ -130,7 +130,7 @@ class DecoderLayer(nn.Module):
         self.residual_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
 
     def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
-        """Keys [batch, heads, depth, memory] and values [batch, heads, memory, depth] of the cross-attention."""
+        """Returns keys [batch, heads, depth, memory] and values [batch, heads, memory, depth] for cross-attention."""
         return self.cross_attention.project(memory.astype(self.dtype))
 
     def __call__(
@@ -145,58 +145,57 @@ class DecoderLayer(nn.Module):
         visible: Bool[Array, "pools targets slots"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None, Float[Array, "*rows heads tokens memory"]]:
-        """Returns the new tokens, the new cache and the cross-attention weights.
+        """Returns the output states, the updated cache and the cross-attention weights.
 
-        `segments` says which caption each token belongs to; without any, each row is a caption: [batch, captions,
-        tokens, width].
+        `segments` maps each token to its caption. If None, each row is one caption: [batch, captions, tokens, width].
 
-        With a `cache` (which holds the projected memory; `memory` is then not read), `position` and `visible` are those
-        of the `Cache` it belongs to.
+        If `cache` is given, it provides the projected memory and `memory` is ignored; `position` and `visible` come
+        from the enclosing `Cache`.
         """
         keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
         decoding = cache is not None
         segments = Segments.one_per_row(x.shape[:-1]) if segments is None else segments
         dropout = {"train": train, "ids": segments.token_ids}
 
-        y = self._before(self.self_attention_norm, x)
+        y = self._pre_norm(self.self_attention_norm, x)
         y, cache = self.self_attention(y, segments, cache, position, visible)
-        x = self._after(self.self_attention_norm, x + self.residual_dropout(y, **dropout))
+        x = self._post_norm(self.self_attention_norm, x + self.residual_dropout(y, **dropout))
 
-        y = self._before(self.cross_attention_norm, x)
+        y = self._pre_norm(self.cross_attention_norm, x)
         y, attention = self.cross_attention(y, keys, values, memory_mask, segments, decoding=decoding)
-        x = self._after(self.cross_attention_norm, x + self.residual_dropout(y, **dropout))
+        x = self._post_norm(self.cross_attention_norm, x + self.residual_dropout(y, **dropout))
 
-        y = self._before(self.feed_forward_norm, x)
+        y = self._pre_norm(self.feed_forward_norm, x)
         y = self.feed_forward_network(y, **dropout)
-        x = self._after(self.feed_forward_norm, x + self.residual_dropout(y, **dropout))
+        x = self._post_norm(self.feed_forward_norm, x + self.residual_dropout(y, **dropout))
         return x, cache, attention
 
-    def _before(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+    def _pre_norm(self, norm: nn.Module, x: jax.Array) -> jax.Array:
         return norm(x) if self.norm == "pre" else x
 
-    def _after(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+    def _post_norm(self, norm: nn.Module, x: jax.Array) -> jax.Array:
         return norm(x) if self.norm == "post" else x
 
 
 class Decoder(nn.Module):
-    """Predicts each next token of the captions of an image from the tokens before it and the image's memory.
+    """Predicts each next token of an image's captions from the preceding tokens and the image's memory.
 
     Attributes:
-        vocabulary_size: number of tokens.
+        vocabulary_size: number of tokens in the vocabulary.
         layers: number of `DecoderLayer`s.
-        width: of tokens and memory.
-        heads: attention heads; divides `width`.
+        width: feature size of the tokens and the memory.
+        heads: number of attention heads; must divide `width`.
         feed_forward: hidden width of the feed-forward networks.
-        dropout: rate after the embedding and in the layers.
+        dropout: dropout rate after the embedding and in the layers.
         dropout_bits: see `Dropout`.
-        norm: "pre" or "post".
-        norm_epsilon: added to the variance by the norms.
-        activation: of the feed-forward networks, "gelu" or "gelu_tanh".
-        positions: "learned" or "sinusoidal".
-        max_length: most tokens of a caption.
-        dtype: of computation.
-        param_dtype: of the parameters.
-        ops: form of the operations.
+        norm: "pre" or "post", see `DecoderLayer`.
+        norm_epsilon: epsilon of the layer norms.
+        activation: activation of the feed-forward networks, "gelu" or "gelu_tanh".
+        positions: position embeddings, "learned" or "sinusoidal".
+        max_length: maximum number of tokens per caption.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
+        ops: implementation of the operations.
     """
 
     vocabulary_size: int
@@ -221,14 +220,14 @@ class Decoder(nn.Module):
             raise ValueError(
                 f'config.model.decoder.positions is {self.positions!r}; it must be "learned" or "sinusoidal"'
             )
-        # The output layer is the embedding: small weights, so that a new decoder finds all tokens about as likely (and
-        # not each token followed by itself); the embedding's norm gives the layers an input of variance 1.
-        init = nn.initializers.normal(INITIAL_DEVIATION)
+        # The embedding is tied to the output layer. Small initial weights make the initial predictions close to uniform
+        # (rather than favouring the input token), and the embedding norm rescales the layers' input to variance 1.
+        init = nn.initializers.normal(INIT_STDDEV)
         self.embedding = self.param("embedding", init, (self.vocabulary_size, self.width), self.param_dtype)
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,), self.param_dtype)
         if self.positions == "learned":
             self.position = self.param("position", init, (self.max_length, self.width), self.param_dtype)
-        # Pre-norm residuals add up unnormalised: scaled so that their sum starts with the variance of one part.
+        # Pre-norm residuals accumulate without normalisation. Scale them so their initial sum has the variance of one.
         output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embedding_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
@@ -263,29 +262,31 @@ class Decoder(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Scores the token after each given token.
+        """Returns the logits of the token that follows each input token.
 
-        The captions of an image share its memory. The logits of a caption at t depend on its tokens up to t and on the
-        memory only, so pads at the end of a caption change nothing before them.
+        The captions of an image share its memory. The logits at position t of a caption depend only on the memory and
+        on its tokens up to t, so trailing padding does not affect the logits before it.
 
         Args:
-            tokens: token ids of captions, starting with <s>; with a cache the next tokens from `cache.position` on.
-            memory: what to attend to; not read when there is a cache, which holds it projected.
-            segments: of packed tokens; None for one caption per row, [batch, captions, length], as with a cache.
-            memory_mask: True for slots of the memory that count; None for all. With a cache, that of the cache holds.
-            cache: from `start_cache` or the last call.
-            train: dropout on.
-            return_attention: also return the cross-attention weights.
+            tokens: token ids of the captions, starting with <s>; with a cache, the tokens from `cache.position` on.
+            memory: memory to attend to; ignored with a cache, which holds the projected memory.
+            segments: segments of packed tokens; None for one caption per row, [batch, captions, length], which a cache
+                requires.
+            memory_mask: True for memory positions to attend to; all of them if None. With a cache, the cache's mask is
+                used instead.
+            cache: from `start_cache` or the previous call.
+            train: enables dropout.
+            return_attention: whether to return the cross-attention weights as well.
 
         Raises:
-            ValueError: more tokens than `max_length`, or neither memory nor cache.
+            ValueError: there are more than `max_length` tokens, or neither a memory nor a cache.
         """
         start = 0 if cache is None else cache.position
         segments = Segments.one_per_row(tokens.shape, start) if segments is None else segments
         if segments.length > self.max_length:
-            raise ValueError(f"{segments.length} tokens, but this decoder was built for max_length={self.max_length}")
+            raise ValueError(f"got {segments.length} tokens, but this decoder has max_length={self.max_length}")
         if memory is None and cache is None:
-            raise ValueError("the decoder needs a memory to attend to, or a cache made from one")
+            raise ValueError("the decoder needs a memory or a cache")
         visible = None
         if cache is not None:
             memory_mask, visible = cache.memory_mask, cache.visible_slots(segments.length)
@@ -312,7 +313,7 @@ class Decoder(nn.Module):
         return DecoderOutput(self._logits(states), states, cache, jnp.stack(weights) if return_attention else None)
 
     def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
-        """Table and bias that make logits of states: `states @ table.T + bias`."""
+        """Weights and bias of the output layer: `logits = states @ table.T + bias`."""
         return self.embedding.astype(self.dtype), self.output_bias.astype(jnp.float32)
 
     def start_cache(
@@ -324,16 +325,16 @@ class Decoder(nn.Module):
         groups: int = 1,
         length: int | None = None,
     ) -> Cache:
-        """An empty cache for `rows` captions an image and `length` tokens (`max_length` by default).
+        """Returns an empty cache for `rows` captions per image and `length` tokens (`max_length` by default).
 
-        Rows may change places (`Cache.reorder`) within each of `groups` groups of the same size.
+        Rows can be reordered (`Cache.reorder`) within each of the `groups` groups of equal size.
 
         Raises:
             ValueError: `length` exceeds `max_length`, or `groups` does not divide `rows`.
         """
         length = self.max_length if length is None else length
         if length > self.max_length:
-            raise ValueError(f"a cache of {length} tokens, but this decoder was built for max_length={self.max_length}")
+            raise ValueError(f"got a cache length of {length}, but this decoder has max_length={self.max_length}")
         return empty_cache(
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
@@ -341,8 +342,8 @@ class Decoder(nn.Module):
     def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> jax.Array:
         if self.positions == "learned":
             table = self.position
-        else:  # as strong as new embeddings are
-            table = 2**0.5 * INITIAL_DEVIATION * jnp.asarray(sinusoids(self.max_length, self.width))
+        else:  # scaled to the magnitude of the initial embeddings
+            table = 2**0.5 * INIT_STDDEV * jnp.asarray(sinusoids(self.max_length, self.width))
         x = jnp.take(self.embedding, tokens, axis=0)
         return self.embedding_norm(x + jnp.take(table, positions, axis=0, mode="clip"))
 
@@ -352,9 +353,9 @@ class Decoder(nn.Module):
 
 
 def sinusoids(length: int, width: int) -> np.ndarray:
-    """Position signals [length, width]: sines, then cosines, of wavelengths from 2 pi to 10,000 x 2 pi.
+    """Sinusoidal position embeddings [length, width]: sines, then cosines, of wavelengths from 2 pi to 10,000 x 2 pi.
 
-    (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762)
+    See Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
     """
     frequencies = 1e4 ** (-np.arange(0, width, 2) / width)
     angles = np.arange(length)[:, None] * frequencies

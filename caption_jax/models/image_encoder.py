@@ -1,4 +1,4 @@
-"""From images to what the decoder attends to: a backbone's grid of features, one vector an image, or both."""
+"""Encodes images into the memory of the decoder: a backbone's feature grid, one vector per image, or both."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from caption_jax.ops.forms import FAST, Ops
 
 @struct.dataclass
 class ImageFeatures:
-    """What the encoder says of a batch of images.
+    """Features of a batch of images.
 
     Attributes:
-        memory: what the decoder attends to, [batch, slots, width]; the grid's cells row by row, then the vector.
-        vector: one vector an image, [batch, width]; None where nothing uses one.
-        memory_mask: True for slots that count, [batch, slots]; None for all. Those of the image always count, those of
-            context (`ImageCaptioningModel.add_context`) may be empty.
-        context_slots: how many slots at the end of the memory are context's.
+        memory: memory that the decoder attends to: the grid cells in row-major order, then the vector.
+        vector: one vector per image; None if unused.
+        memory_mask: True for memory positions to attend to; all of them if None. Positions of the image are always
+            True, those of context (`ImageCaptioningModel.add_context`) can be masked.
+        context_slots: number of context positions, at the end of the memory.
     """
 
     memory: Float[Array, "batch slots width"]
@@ -33,7 +33,7 @@ class ImageFeatures:
 
     @property
     def image_slots(self) -> int:
-        """Slots of the memory that are the image's; those of context come behind them."""
+        """Number of memory positions of the image, which precede those of context."""
         return self.memory.shape[1] - self.context_slots
 
 
@@ -41,16 +41,18 @@ class ImageEncoder(nn.Module):
     """A backbone, and the projection of its features to the model's width.
 
     Attributes:
-        backbone: from normalised images to features [batch, h, w, channels]; called with `train`, `start_after` and
-            `stop_after` as `EfficientNet` is.
-        width: the model's width.
-        image_memory: 'grid' (a slot for each cell, with a learned position), 'vector' (one slot) or 'both'.
-        vector: how the vector is made before its dense layer: the 'mean' over cells, or all cells 'flatten'ed.
-        always_vector: make the vector also where the memory is the grid alone, for a use beside the decoder.
-        memory_dropout: dropout on the memory.
-        dtype: compute dtype.
+        backbone: maps normalised images to features [batch, h, w, channels]; takes `train`, `start_after` and
+            `stop_after` like `EfficientNet`.
+        width: width of the model.
+        image_memory: 'grid' (one memory position per cell, with a learned position embedding), 'vector' (one memory
+            position) or 'both'.
+        vector: pooling of the vector before its dense layer: the 'mean' of all cells, or all cells concatenated
+            ('flatten').
+        always_vector: whether to compute the vector even if it is not part of the memory, for the joint embedding.
+        memory_dropout: dropout rate of the memory.
+        dtype: computation dtype.
         param_dtype: dtype of the parameters.
-        ops: form of the operations.
+        ops: implementation of the operations.
     """
 
     backbone: nn.Module
@@ -64,11 +66,13 @@ class ImageEncoder(nn.Module):
     ops: Ops = FAST
 
     def setup(self) -> None:
-        """Makes the submodules. Raises ValueError for an unknown choice."""
+        """Creates the submodules. Raises ValueError for an unknown `image_memory` or `vector`."""
         if self.image_memory not in ("grid", "vector", "both"):
-            raise ValueError(f"model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'")
+            raise ValueError(
+                f"config.model.image_memory is {self.image_memory!r}; it must be 'grid', 'vector' or 'both'"
+            )
         if self.vector not in ("mean", "flatten"):
-            raise ValueError(f"model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
+            raise ValueError(f"config.model.vector is {self.vector!r}; it must be 'mean' or 'flatten'")
         settings = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
         if self.image_memory != "vector":
             self.grid = GridMemory(self.width, **settings)
@@ -79,34 +83,34 @@ class ImageEncoder(nn.Module):
     def __call__(
         self, images: Float[Array, "batch height width inputs"], *, train: bool, start_after: str = ""
     ) -> ImageFeatures:
-        """Returns the features of normalised images. Needs the rng 'dropout' in training where dropout is set.
+        """Returns the features of normalised images. Training with dropout requires the RNG stream "dropout".
 
         Args:
-            images: normalised pixels, or what `up_to` gave for the backbone's stage `start_after`.
-            train: dropout, stochastic depth and batch statistics.
+            images: normalised pixels, or the output of the backbone's stage `start_after` (see `up_to`).
+            train: enables dropout, stochastic depth and batch statistics.
             start_after: stage whose output `images` is; "" for pixels.
         """
         return self.project(self.backbone(images, train=train, start_after=start_after), train=train)
 
     def up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
-        """Returns what the backbone's `stage` gives for normalised images, norms on their stored statistics."""
+        """Returns the output of the backbone's `stage` for normalised images, with stored norm statistics."""
         return self.backbone(images, train=False, stop_after=stage)
 
     def project(self, features: Float[Array, "batch h w channels"], *, train: bool) -> ImageFeatures:
-        """Returns the memory and vector of features that the backbone gave."""
-        slots, vector = [], None
+        """Returns the memory and the vector, given the features of the backbone."""
+        parts, vector = [], None
         if self.image_memory != "grid" or self.always_vector:
             vector = self.pooled(features)
         if self.image_memory != "vector":
-            slots.append(self.grid(features))
+            parts.append(self.grid(features))
         if self.image_memory != "grid":
-            slots.append(vector[:, None, :])
-        memory = slots[0] if len(slots) == 1 else jnp.concatenate(slots, axis=1)
+            parts.append(vector[:, None, :])
+        memory = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
         return ImageFeatures(self.dropout(memory, deterministic=not train), vector)
 
 
 class GridMemory(nn.Module):
-    """A slot for each cell: dense, plus a learned position, then layer norm."""
+    """One memory position per cell: a dense layer, a learned position embedding, then layer norm."""
 
     width: int
     dtype: DTypeLike = jnp.float32
@@ -115,7 +119,7 @@ class GridMemory(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch cells width"]:
-        """Returns the cells row by row."""
+        """Returns the cells in row-major order."""
         batch, height, width, channels = features.shape
         cells = features.reshape(batch, height * width, channels)
         x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(cells)
@@ -125,7 +129,7 @@ class GridMemory(nn.Module):
 
 
 class VectorMemory(nn.Module):
-    """One vector an image: the mean cell, or all cells flattened, through a dense layer and layer norm."""
+    """One vector per image: the mean of the cells, or all cells flattened, then a dense layer and layer norm."""
 
     width: int
     pooling: Literal["mean", "flatten"] = "mean"
@@ -135,7 +139,7 @@ class VectorMemory(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch width"]:
-        """Returns the images' vectors."""
+        """Returns the vector of each image."""
         if self.pooling == "mean":
             pooled = jnp.mean(features, axis=(1, 2), dtype=jnp.float32)
         else:

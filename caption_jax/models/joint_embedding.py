@@ -1,4 +1,4 @@
-"""Images and texts as unit vectors of one space, where those that belong together lie close."""
+"""Joint embedding of images and texts as unit vectors, trained so that matching pairs are close."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jaxtyping import Array, Float
 
 
 class SharedSpace(nn.Module):
-    """A linear head for each side, and the temperature of their similarities (Radford et al. 2021, CLIP).
+    """A linear projection for each modality, and a learned temperature (CLIP; Radford et al., 2021).
 
     Parameters: `image/kernel`, `text/kernel` and `log_scale`, the natural log of 1 / temperature
-    (https://arxiv.org/abs/2103.00020, section 2.3). Everything here is float32: at a temperature of 0.01 bfloat16
-    would blur the similarities by about 0.4.
+    (https://arxiv.org/abs/2103.00020, section 2.3). Everything is computed in float32, because at a temperature of 0.01
+    the rounding error of bfloat16 would change the scaled similarities by about 0.4.
 
     Attributes:
-        width: of the space.
-        temperature: similarities are divided by it, to begin with.
-        min_temperature: it is learned, but never less than this.
+        width: dimension of the joint embedding.
+        temperature: initial temperature, by which similarities are divided.
+        min_temperature: lower bound of the learned temperature.
     """
 
     width: int
@@ -29,50 +29,50 @@ class SharedSpace(nn.Module):
     min_temperature: float = 0.01
 
     def setup(self) -> None:
-        """Creates the parameters. Raises ValueError for temperatures that are out of order."""
+        """Creates the parameters. Raises ValueError unless 0 < min_temperature <= temperature."""
         if not 0 < self.min_temperature <= self.temperature:
             raise ValueError(
-                f"model.shared_space.temperature is {self.temperature}: it must be at least "
-                f"model.shared_space.min_temperature={self.min_temperature}, and both above 0"
+                f"config.model.shared_space.temperature is {self.temperature}; it must be at least "
+                f"config.model.shared_space.min_temperature={self.min_temperature}, and both must be above 0"
             )
         self.image = nn.Dense(self.width, use_bias=False)
         self.text = nn.Dense(self.width, use_bias=False)
-        start = nn.initializers.constant(-math.log(self.temperature))
-        self.log_scale = self.param("log_scale", start, (), jnp.float32)
+        init = nn.initializers.constant(-math.log(self.temperature))
+        self.log_scale = self.param("log_scale", init, (), jnp.float32)
 
     def images(self, vectors: Float[Array, "images hidden"]) -> Float[Array, "images width"]:
-        """Unit vectors of images, from the image encoder's."""
-        return _unit(self.image(vectors.astype(jnp.float32)))
+        """Projects the image encoder's vectors to unit vectors of the joint embedding."""
+        return _normalise(self.image(vectors.astype(jnp.float32)))
 
     def texts(self, vectors: Float[Array, "texts hidden"]) -> Float[Array, "texts width"]:
-        """Unit vectors of texts, from the text encoder's."""
-        return _unit(self.text(vectors.astype(jnp.float32)))
+        """Projects the text encoder's vectors to unit vectors of the joint embedding."""
+        return _normalise(self.text(vectors.astype(jnp.float32)))
 
     def scale(self) -> Float[Array, ""]:
-        """What similarities are multiplied by: 1 / temperature, clamped."""
-        return jnp.exp(at_most(self.log_scale, -math.log(self.min_temperature)))
+        """Scale of the similarities: 1 / temperature, clamped."""
+        return jnp.exp(clip_above(self.log_scale, -math.log(self.min_temperature)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def at_most(value: Float[Array, ""], limit: float) -> Float[Array, ""]:
-    """`min(value, limit)`, whose gradient vanishes beyond the limit only where descent would lead further beyond.
+def clip_above(value: Float[Array, ""], maximum: float) -> Float[Array, ""]:
+    """`min(value, maximum)`, with a zero gradient at the maximum or above only if descent would increase `value`.
 
-    With the plain minimum's gradient, a parameter that its optimizer's momentum carries past the limit stays there.
+    With the gradient of a plain minimum, a parameter that momentum has carried past the maximum would never come back.
     """
-    return jnp.minimum(value, limit)
+    return jnp.minimum(value, maximum)
 
 
-def _forward(value, limit):
-    return jnp.minimum(value, limit), value
+def _forward(value, maximum):
+    return jnp.minimum(value, maximum), value
 
 
-def _backward(limit, value, gradient):
-    return (jnp.where((value >= limit) & (gradient < 0), 0.0, gradient),)
+def _backward(maximum, value, gradient):
+    return (jnp.where((value >= maximum) & (gradient < 0), 0.0, gradient),)
 
 
-at_most.defvjp(_forward, _backward)
+clip_above.defvjp(_forward, _backward)
 
 
-def _unit(vectors: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+def _normalise(vectors: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))

@@ -1,4 +1,4 @@
-"""Layers that several modules use: linen's parameters and random streams around an operation of `ops`."""
+"""Linen layers shared by several modules, which wrap operations of `ops` with parameters and RNG streams."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ class Dense(nn.Module):
     """`x @ kernel + bias`, with the parameters of `nn.Dense`.
 
     Attributes:
-        features: size of the output.
-        kernel_init: of the kernel.
-        dtype: of computation.
-        param_dtype: of the parameters.
-        ops: form of the matrix product.
+        features: number of output features.
+        kernel_init: initializer of the kernel.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
+        ops: implementation of the matrix product.
     """
 
     features: int
@@ -30,19 +30,19 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch inputs"]) -> Float[Array, "*batch features"]:
-        """Applies to the last axis."""
+        """Applies the layer to the last axis."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
         return self.ops.dense(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
 
 class Dropout(nn.Module):
-    """Sets random elements to 0 and scales the others up, so that the mean stays (Srivastava et al., 2014).
+    """Sets random elements to 0 and scales up the others to preserve the mean (Srivastava et al., 2014).
 
     Attributes:
-        rate: fraction of the elements set to 0, in [0, 1). 0 draws nothing.
+        rate: fraction of the elements to set to 0, in [0, 1). No random bits are generated if 0.
         bits: random bits per element, 8 or 16; the rate is rounded to a multiple of 2 ** -bits.
-        ops: form of the operation.
+        ops: implementation of the operation.
     """
 
     rate: float
@@ -53,15 +53,15 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
     ) -> Float[Array, "*batch width"]:
-        """Returns `x` as it is when not `train`; otherwise reads the random stream "dropout".
+        """Applies dropout with the RNG stream "dropout" if `train`; otherwise returns `x` unchanged.
 
-        `ids` numbers the rows of `x`, whose masks depend on their ids alone; None for their order.
+        `ids` are the ids of the rows of `x`, which determine their masks. If None, the rows are numbered in order.
 
         Raises:
-            ValueError: the rate is outside [0, 1), or an unsupported number of bits.
+            ValueError: `rate` is outside [0, 1), or `bits` is neither 8 nor 16.
         """
         if not 0 <= self.rate < 1:
-            raise ValueError(f"a dropout rate in config.model is {self.rate}; it has to be in [0, 1)")
+            raise ValueError(f"dropout rates in config.model must be in [0, 1), got {self.rate}")
         if self.bits not in (8, 16):
             raise ValueError(f"config.model.decoder.dropout_bits is {self.bits}; it must be 8 or 16")
         if not train or self.rate == 0:

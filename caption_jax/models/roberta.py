@@ -1,7 +1,7 @@
-"""RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692): BERT's encoder (Devlin et al., 2018), trained longer.
+"""RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), a retrained BERT encoder (Devlin et al., 2018).
 
-Post-norm transformer layers over token, position and type embeddings. The parameter paths are those of transformers'
-`FlaxRobertaModel` without its pooler, so that its checkpoints load as they are:
+Post-norm transformer layers on top of token, position and type embeddings. The parameter paths match `FlaxRobertaModel`
+of transformers without its pooler, so its checkpoints load unchanged:
 
     embeddings/{word,position,token_type}_embeddings/embedding, embeddings/LayerNorm/{scale,bias}
     encoder/layer/0/attention/self/{query,key,value}/{kernel,bias}
@@ -24,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 Hidden = Float[Array, "texts length hidden"]
 Visible = Bool[Array, "texts #length length"]  # targets, then sources
 
-# Of the feed-forward networks, as RoBERTa's config.json names them.
+# Activations of the feed-forward networks, by their names in config.json.
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": functools.partial(nn.gelu, approximate=True),
@@ -36,25 +36,25 @@ ACTIVATIONS = {
 
 @dataclasses.dataclass(frozen=True)
 class RobertaSizes:
-    """The numbers that make one RoBERTa, with the names and defaults of its config.json.
+    """Hyperparameters of a RoBERTa model, with the names and defaults of its config.json.
 
     Attributes:
-        vocab_size: rows of the token embedding.
-        hidden_size: width of a token.
+        vocab_size: number of token embeddings.
+        hidden_size: width of the hidden states.
         num_hidden_layers: number of layers.
-        num_attention_heads: of each layer; divides `hidden_size`.
+        num_attention_heads: attention heads per layer; must divide `hidden_size`.
         intermediate_size: hidden width of the feed-forward networks.
-        hidden_act: their activation, a key of `ACTIVATIONS`.
-        hidden_dropout_prob: dropout rate of the embeddings, and of each attention and feed-forward network's output.
+        hidden_act: activation of the feed-forward networks, a key of `ACTIVATIONS`.
+        hidden_dropout_prob: dropout rate of the embeddings and of the output of each attention and feed-forward block.
         attention_probs_dropout_prob: dropout rate of the attention weights.
-        max_position_embeddings: rows of the position embedding, of which `max_length` number tokens.
-        type_vocab_size: rows of the token type embedding; RoBERTa uses the first only.
+        max_position_embeddings: number of position embeddings, `max_length` of which are used by tokens.
+        type_vocab_size: number of token type embeddings; RoBERTa uses only the first.
         layer_norm_eps: epsilon of the layer norms.
-        initializer_range: standard deviation of fresh embeddings and kernels.
-        pad_token_id: the pad's id and position.
+        initializer_range: standard deviation of the initial embeddings and kernels.
+        pad_token_id: token id and position id of padding.
 
     Raises:
-        ValueError: the heads do not divide the width, or an unsupported activation.
+        ValueError: `hidden_size` is not a multiple of `num_attention_heads`, or `hidden_act` is unsupported.
     """
 
     vocab_size: int = 50265
@@ -74,28 +74,26 @@ class RobertaSizes:
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
-                f"a RoBERTa's hidden_size={self.hidden_size} must be a multiple of its "
+                f"RoBERTa's hidden_size={self.hidden_size} must be a multiple of "
                 f"num_attention_heads={self.num_attention_heads}"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(
-                f"a RoBERTa's hidden_act is {self.hidden_act!r}; it must be one of {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"RoBERTa's hidden_act is {self.hidden_act!r}; it must be one of {', '.join(ACTIVATIONS)}")
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest text: positions start after the pad's, whose own row serves pads."""
+        """Maximum text length in tokens. Positions start at `pad_token_id` + 1; `pad_token_id` is for padding."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
 class Roberta(nn.Module):
-    """The encoder up to its last hidden states: no pooler, no output layer.
+    """The encoder up to its last hidden states, without a pooler or an output layer.
 
     Attributes:
-        sizes: of the network.
-        remat: recompute each layer's activations in the backward pass instead of keeping them.
-        dtype: of computation; norm statistics and softmax are float32 whatever it is.
-        param_dtype: of the parameters.
+        sizes: hyperparameters of the network.
+        remat: whether to recompute each layer's activations in the backward pass instead of storing them.
+        dtype: computation dtype; norm statistics and softmax are always float32.
+        param_dtype: dtype of the parameters.
     """
 
     sizes: RobertaSizes
@@ -111,15 +109,15 @@ class Roberta(nn.Module):
 
         Args:
             input_ids: token ids with <s> and </s>.
-            mask: True for real tokens. The ids at the others change nothing, and the hidden states there mean nothing.
-            train: dropout; needs the random stream "dropout".
+            mask: True for real tokens. Other ids are ignored, and their hidden states are undefined.
+            train: enables dropout; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: texts longer than the position embedding.
+            ValueError: the texts are longer than `sizes.max_length`.
         """
-        length, longest = input_ids.shape[1], self.sizes.max_length
-        if length > longest:
-            raise ValueError(f"texts of {length} tokens, but this RoBERTa has positions for {longest}")
+        length, max_length = input_ids.shape[1], self.sizes.max_length
+        if length > max_length:
+            raise ValueError(f"got texts of {length} tokens, but this RoBERTa has positions for {max_length}")
         common = (self.sizes, self.dtype, self.param_dtype)
         positions = position_ids(mask, self.sizes.pad_token_id)
         x = Embeddings(*common, name="embeddings")(input_ids, positions, train)
@@ -127,63 +125,63 @@ class Roberta(nn.Module):
 
 
 def position_ids(mask: Bool[Array, "texts length"], pad_id: int) -> Int[Array, "texts length"]:
-    """Positions as RoBERTa counts them: real tokens from `pad_id` + 1 on, pads all at `pad_id`."""
+    """Returns RoBERTa's position ids: real tokens are numbered from `pad_id` + 1, all padding has `pad_id`."""
     mask = mask.astype(jnp.int32)
     return jnp.cumsum(mask, axis=1) * mask + pad_id
 
 
-class Part(nn.Module):
-    """Base of the parts of RoBERTa, with the attributes of `Roberta`."""
+class RobertaModule(nn.Module):
+    """Base class of RoBERTa's submodules, with the attributes of `Roberta`."""
 
     sizes: RobertaSizes
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
-    def part(self, kind: type[Part], name: str, **others: bool) -> Part:
-        """A part of this part."""
-        return kind(self.sizes, self.dtype, self.param_dtype, name=name, **others)
+    def submodule(self, cls: type[RobertaModule], name: str, **kwargs: bool) -> RobertaModule:
+        """Creates a submodule with the same sizes and dtypes."""
+        return cls(self.sizes, self.dtype, self.param_dtype, name=name, **kwargs)
 
 
-class Embeddings(Part):
-    """Sum of the embeddings of tokens, token types and positions; layer norm; dropout."""
+class Embeddings(RobertaModule):
+    """Sum of the token, token type and position embeddings, followed by layer norm and dropout."""
 
     @nn.compact
     def __call__(
         self, input_ids: Int[Array, "texts length"], positions: Int[Array, "texts length"], train: bool
     ) -> Hidden:
-        """Returns the first layer's input."""
+        """Returns the input of the first layer."""
         x = _embed(self, self.sizes.vocab_size, "word_embeddings")(input_ids)
         x = x + _embed(self, self.sizes.type_vocab_size, "token_type_embeddings")(jnp.zeros_like(input_ids))
         x = x + _embed(self, self.sizes.max_position_embeddings, "position_embeddings")(positions)
         return _dropout(self)(_norm(self)(x), deterministic=not train)
 
 
-class Encoder(Part):
-    """All layers, under `layer/`."""
+class Encoder(RobertaModule):
+    """All layers; their parameters are under `layer/`."""
 
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
-        """Returns the last layer's output; see `Layer`."""
-        return self.part(Layers, "layer", remat=self.remat)(x, visible, train)
+        """Returns the output of the last layer; see `Layer`."""
+        return self.submodule(Layers, "layer", remat=self.remat)(x, visible, train)
 
 
-class Layers(Part):
-    """Layers in a row, under their numbers."""
+class Layers(RobertaModule):
+    """Sequence of layers, named by their indices."""
 
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
-        """Returns the last layer's output; see `Layer`."""
+        """Returns the output of the last layer; see `Layer`."""
         layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer  # 3 is `train`, after the module
         for index in range(self.sizes.num_hidden_layers):
-            x = self.part(layer, str(index))(x, visible, train)
+            x = self.submodule(layer, str(index))(x, visible, train)
         return x
 
 
-class Layer(Part):
+class Layer(RobertaModule):
     """Self-attention and a feed-forward network, each followed by dropout, a residual connection and a layer norm."""
 
     @nn.compact
@@ -192,28 +190,28 @@ class Layer(Part):
 
         Args:
             x: hidden states.
-            visible: True for the sources that a target attends to; RoBERTa's own are the real tokens.
-            train: dropout; needs the random stream "dropout".
+            visible: True for the sources that a target attends to; in RoBERTa, all real tokens.
+            train: enables dropout; requires the RNG stream "dropout".
         """
-        x = self.part(Attention, "attention")(x, visible, train)
-        return self.part(Output, "output")(self.part(Intermediate, "intermediate")(x), x, train)
+        x = self.submodule(Attention, "attention")(x, visible, train)
+        return self.submodule(Output, "output")(self.submodule(Intermediate, "intermediate")(x), x, train)
 
 
-class Attention(Part):
-    """Self-attention, and what follows it."""
+class Attention(RobertaModule):
+    """Self-attention and its output block."""
 
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns new hidden states; see `Layer`."""
-        return self.part(Output, "output")(self.part(SelfAttention, "self")(x, visible, train), x, train)
+        return self.submodule(Output, "output")(self.submodule(SelfAttention, "self")(x, visible, train), x, train)
 
 
-class SelfAttention(Part):
-    """Scaled dot-product attention (Vaswani et al., 2017) in several heads, softmax in float32."""
+class SelfAttention(RobertaModule):
+    """Multi-head scaled dot-product attention (Vaswani et al., 2017), with the softmax in float32."""
 
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
-        """Returns the mixed values, heads joined; see `Layer`."""
+        """Returns the attention output with heads concatenated; see `Layer`."""
         width, heads = self.sizes.hidden_size, self.sizes.num_attention_heads
         query, key, value = (
             _dense(self, width, name)(x).reshape(*x.shape[:2], heads, width // heads)
@@ -224,43 +222,43 @@ class SelfAttention(Part):
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
         rate = self.sizes.attention_probs_dropout_prob
         if train and rate:  # one mask for all texts and heads, as in linen's attention
-            kept = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, weights.shape[2:])
-            weights = weights * (kept.astype(self.dtype) / jnp.asarray(1 - rate, self.dtype))
+            keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, weights.shape[2:])
+            weights = weights * (keep.astype(self.dtype) / jnp.asarray(1 - rate, self.dtype))
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value).reshape(x.shape)
 
 
-class Intermediate(Part):
-    """First dense layer of the feed-forward network, and the activation."""
+class Intermediate(RobertaModule):
+    """First dense layer of the feed-forward network, followed by the activation."""
 
     @nn.compact
     def __call__(self, x: Hidden) -> Float[Array, "texts length intermediate"]:
-        """Applies to each token."""
+        """Applies the layer to each token."""
         return ACTIVATIONS[self.sizes.hidden_act](_dense(self, self.sizes.intermediate_size, "dense")(x))
 
 
-class Output(Part):
-    """A dense layer back to the hidden width, dropout, residual connection and layer norm."""
+class Output(RobertaModule):
+    """Dense layer back to the hidden width, dropout, residual connection and layer norm."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "texts length inputs"], residual: Hidden, train: bool) -> Hidden:
-        """Returns the norm of `residual` plus the projected `x`."""
+        """Returns the layer norm of `residual` plus the projection of `x`."""
         x = _dense(self, self.sizes.hidden_size, "dense")(x)
         return _norm(self)(_dropout(self)(x, deterministic=not train) + residual)
 
 
-def _embed(part: Part, rows: int, name: str) -> nn.Embed:
-    init = nn.initializers.normal(part.sizes.initializer_range)
-    return nn.Embed(rows, part.sizes.hidden_size, part.dtype, part.param_dtype, init, name=name)
+def _embed(module: RobertaModule, rows: int, name: str) -> nn.Embed:
+    init = nn.initializers.normal(module.sizes.initializer_range)
+    return nn.Embed(rows, module.sizes.hidden_size, module.dtype, module.param_dtype, init, name=name)
 
 
-def _dense(part: Part, features: int, name: str) -> nn.Dense:
-    init = nn.initializers.normal(part.sizes.initializer_range)
-    return nn.Dense(features, kernel_init=init, dtype=part.dtype, param_dtype=part.param_dtype, name=name)
+def _dense(module: RobertaModule, features: int, name: str) -> nn.Dense:
+    init = nn.initializers.normal(module.sizes.initializer_range)
+    return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
-def _norm(part: Part) -> nn.LayerNorm:
-    return nn.LayerNorm(part.sizes.layer_norm_eps, part.dtype, part.param_dtype, name="LayerNorm")
+def _norm(module: RobertaModule) -> nn.LayerNorm:
+    return nn.LayerNorm(module.sizes.layer_norm_eps, module.dtype, module.param_dtype, name="LayerNorm")
 
 
-def _dropout(part: Part) -> nn.Dropout:
-    return nn.Dropout(part.sizes.hidden_dropout_prob, name="dropout")
+def _dropout(module: RobertaModule) -> nn.Dropout:
+    return nn.Dropout(module.sizes.hidden_dropout_prob, name="dropout")

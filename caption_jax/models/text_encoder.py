@@ -15,8 +15,8 @@ class TextFeatures(flax.struct.PyTreeNode):
     """Features of a batch of texts.
 
     Attributes:
-        tokens: RoBERTa's last hidden states; those at pads mean nothing.
-        vector: mean of `tokens` over the mask, through a dense layer.
+        tokens: last hidden states of RoBERTa; undefined for padding.
+        vector: projected mean of `tokens` over the mask.
     """
 
     tokens: Float[Array, "texts length hidden"]
@@ -24,17 +24,17 @@ class TextFeatures(flax.struct.PyTreeNode):
 
 
 class TextEncoder(nn.Module):
-    """RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692) and a pooled vector.
+    """RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692) with mean pooling and a projection.
 
-    Parameters lie under `roberta/` (see `Roberta`) and `dense/`; published weights are read into the first by
-    `caption_jax.pretrained.roberta_weights`.
+    Parameters are stored under `roberta/` (see `Roberta`) and `dense/`. `caption_jax.pretrained.roberta_weights` loads
+    published weights into the former.
 
     Attributes:
-        sizes: of the RoBERTa, with its dropout rates and pad id.
-        width: of the vector.
-        remat: recompute each layer's activations in the backward pass instead of keeping them.
-        dtype: of computation.
-        param_dtype: of the parameters.
+        sizes: hyperparameters of RoBERTa, including its dropout rates and pad id.
+        width: dimension of the vector.
+        remat: whether to recompute each layer's activations in the backward pass instead of storing them.
+        dtype: computation dtype.
+        param_dtype: dtype of the parameters.
     """
 
     sizes: RobertaSizes
@@ -51,15 +51,15 @@ class TextEncoder(nn.Module):
     def __call__(
         self, input_ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
     ) -> TextFeatures:
-        """Encodes texts given in RoBERTa's own (full) token ids.
+        """Encodes texts, given as token ids of RoBERTa's full vocabulary.
 
         Args:
             input_ids: token ids with <s> and </s>.
-            mask: True for real tokens. What stands at the others changes nothing.
-            train: dropout at the rates in `sizes`; needs the random stream "dropout".
+            mask: True for real tokens. Other ids are ignored.
+            train: enables dropout at the rates in `sizes`; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: texts longer than RoBERTa's positions.
+            ValueError: the texts are longer than `sizes.max_length`.
         """
         hidden = self.roberta(input_ids, mask, train=train)
         weights = mask[..., None].astype(jnp.float32)

@@ -152,7 +152,7 @@ def test_context_brings_a_text_encoder_and_no_shared_space():
 
 def test_texts_that_do_not_fit_are_refused():
     model, variables = built()
-    with pytest.raises(ValueError, match=r"4 texts beside an image; this model has config\.model\.context\.slots=3"):
+    with pytest.raises(ValueError, match=r"4 context texts per image, but config\.model\.context\.slots=3"):
         model.apply(variables, jnp.zeros((2, 4, 4), jnp.int32), method=logits_of)
     with pytest.raises(ValueError, match=r"config\.model\.context\.form is 'words'"):
         built("words")

@@ -47,7 +47,7 @@ def test_without_a_use_for_texts_the_model_is_the_same_but_for_their_parts():
     assert set(plain_variables["params"]) == {"image_encoder", "decoder"}
     assert "pooled" not in plain_variables["params"]["image_encoder"]
     assert set(variables["params"]) == {"image_encoder", "decoder", "text_encoder", "shared_space"}
-    with pytest.raises(ValueError, match="without a space that images and texts share"):
+    with pytest.raises(ValueError, match="without a joint embedding"):
         plain.apply(plain_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
 
     # The same parameters in both, and one space: the captions are scored alike.

@@ -137,7 +137,7 @@ def test_bfloat16_computes_near_float32_on_float32_parameters():
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"num_attention_heads": 5}, "hidden_size=16 must be a multiple of its num_attention_heads=5"),
+        ({"num_attention_heads": 5}, "hidden_size=16 must be a multiple of num_attention_heads=5"),
         ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; it must be one of gelu, gelu_new"),
     ],
 )

@@ -1,3 +1,4 @@
-"""Backbones, the networks of image encoders: linen modules from pixels to a grid of features. The dataclasses that a
-config names, and that build them, are in `caption_jax/backbones/`.
+"""Image backbones: linen modules that map pixels to a feature grid.
+
+The config dataclasses that build them are in `caption_jax/backbones/`.
 """

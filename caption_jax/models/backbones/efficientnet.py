@@ -1,4 +1,4 @@
-"""EfficientNet (Tan and Le, 2019) B0-B7 and EfficientNet-Lite 0-4: one table of blocks, scaled in width and depth."""
+"""EfficientNet B0-B7 (Tan and Le, 2019) and EfficientNet-Lite 0-4: one block table, scaled in width and depth."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def _activation(name: str) -> Callable[[Array], Array]:
 
 @dataclass(frozen=True)
 class BlockSettings:
-    """What every block and convolution of one network has in common.
+    """Settings shared by all blocks and convolutions of a network.
 
-    `padding` and `norm_epsilon` follow the source of the weights: 'same' and 1e-3 for those from TensorFlow,
-    'symmetric' and (mostly) 1e-5 for those trained in PyTorch. `frozen_norms` are paths from the module that has these
-    settings on.
+    `padding` and `norm_epsilon` depend on the origin of the weights: 'same' and 1e-3 for weights from TensorFlow,
+    'symmetric' and (usually) 1e-5 for weights trained in PyTorch. `frozen_norms` are paths relative to the module that
+    has these settings.
     """
 
     norm_group_size: int = 0
@@ -43,15 +43,15 @@ class BlockSettings:
     ops: Ops = FAST
 
     def within(self, name: str) -> BlockSettings:
-        """Returns the settings of the submodule `name`: of the frozen norms those in it."""
-        inside = f"{name}/"
+        """Returns the settings of the submodule `name`, with `frozen_norms` relative to it."""
+        prefix = f"{name}/"
         return replace(
             self,
-            frozen_norms=frozenset(path.removeprefix(inside) for path in self.frozen_norms if path.startswith(inside)),
+            frozen_norms=frozenset(path.removeprefix(prefix) for path in self.frozen_norms if path.startswith(prefix)),
         )
 
     def norm(self, name: str, *, linear: bool = False) -> BatchNorm:
-        """Returns a batch norm with these settings, and the activation behind it unless `linear`."""
+        """Returns a batch norm with these settings, followed by the activation unless `linear`."""
         return BatchNorm(
             group_size=self.norm_group_size,
             momentum=self.norm_momentum,
@@ -90,7 +90,7 @@ class Stem(nn.Module):
 
 
 class Pointwise(nn.Module):
-    """1 x 1 convolution (a matrix product over channels), norm, and the activation unless `linear`."""
+    """1 x 1 convolution (a matrix product over channels), norm, and activation unless `linear`."""
 
     channels: int
     settings: BlockSettings
@@ -150,14 +150,14 @@ class DepthwiseConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs each channel by a function of the image's mean activations (Hu et al., 2018)."""
+    """Reweights the channels by a function of their mean activations over the image (Hu et al., 2018)."""
 
     squeezed: int
     settings: BlockSettings
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """Returns `x` with its channels weighed."""
+        """Returns `x` with reweighted channels."""
         s = self.settings
         dense = dict(kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype)
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(s.dtype)
@@ -167,7 +167,10 @@ class SqueezeExcite(nn.Module):
 
 
 class Block(nn.Module):
-    """Inverted residual (Sandler et al., 2018): expand, depthwise, squeeze, project, and add where it fits."""
+    """Inverted residual block (Sandler et al., 2018): expand, depthwise, squeeze-excite, project.
+
+    The residual connection is added if the block keeps the shape.
+    """
 
     stage: Stage
     stride: int
@@ -176,8 +179,8 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
-        """Returns the block's features. Needs the rng 'dropout' in training where drop_path is set."""
-        s, stage, entering = self.settings, self.stage, x
+        """Returns the block's features. Training with `drop_path` requires the RNG stream "dropout"."""
+        s, stage, residual = self.settings, self.stage, x
         inputs = x.shape[-1]
         if stage.expand != 1:
             x = Pointwise(inputs * stage.expand, s.within("expand"), name="expand")(x, train=train)
@@ -189,7 +192,7 @@ class Block(nn.Module):
             return x
         if train and self.drop_path > 0 and not self._is_frozen():
             x = drop_path(self.make_rng("dropout"), x, self.drop_path)
-        return x + entering
+        return x + residual
 
     def _is_frozen(self) -> bool:
         parts = {"expand", "depthwise", "project"} if self.stage.expand != 1 else {"depthwise", "project"}
@@ -197,7 +200,7 @@ class Block(nn.Module):
 
 
 class StageBlocks(nn.Module):
-    """The blocks of a stage; the first one carries the stride and the change of channels."""
+    """The blocks of a stage; the first one applies the stride and changes the number of channels."""
 
     stage: Stage
     drop_paths: tuple[float, ...]
@@ -214,7 +217,7 @@ class StageBlocks(nn.Module):
 
 
 class EfficientNet(nn.Module):
-    """EfficientNet up to its last activation map: no pooling, dropout or classifier.
+    """EfficientNet up to its last feature map, without pooling, dropout or classifier.
 
     Parameter paths: `stem/{conv,norm}/...`, `head/{conv,norm}/...`, and for block 0 of stage 1
     `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}` and
@@ -223,16 +226,16 @@ class EfficientNet(nn.Module):
     Attributes:
         variant: a key of `VARIANTS`.
         norm_group_size: images that share batch-norm statistics in training; 0 for the whole batch.
-        norm_momentum: fraction of the running statistics that a step keeps.
-        drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it grows
+        norm_momentum: decay rate of the running statistics.
+        drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it increases
             linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
-        frozen_norms: paths within this module ('stem/norm', 'stage_1/block_0/expand/norm') of norms that keep to
-            their stored statistics in training.
+        frozen_norms: paths within this module ('stem/norm', 'stage_1/block_0/expand/norm') of norms that use their
+            stored statistics in training.
         padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
         norm_epsilon: epsilon of the batch norms.
-        dtype: compute dtype; statistics are float32 whatever it is.
+        dtype: computation dtype; statistics are always float32.
         param_dtype: dtype of the parameters.
-        ops: form of the operations.
+        ops: implementation of the operations.
     """
 
     variant: str = "b0"
@@ -258,13 +261,13 @@ class EfficientNet(nn.Module):
         """Returns features of normalised images: [batch, height / 32, width / 32, 1280] for B0.
 
         Args:
-            images: normalised pixels, or what the stage `start_after` gave for them.
-            train: whether norms take the batch's statistics and stochastic depth is on.
-            start_after: run only what follows this stage ("stem", "stage_1", .., "head").
-            stop_after: run up to this stage only, and return what it gives.
+            images: normalised pixels, or the output of the stage `start_after`.
+            train: enables batch statistics in the norms and stochastic depth.
+            start_after: run only the stages after this one ("stem", "stage_1", .., "head").
+            stop_after: run only up to this stage, and return its output.
 
         Raises:
-            ValueError: there is no such stage.
+            ValueError: unknown variant or stage.
         """
         variant = variant_named(self.variant)
         settings = BlockSettings(
@@ -297,7 +300,7 @@ class EfficientNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Mean over cells, then a dense layer: the head that ImageNet weights carry, to check that they were read right."""
+    """Mean over cells, then a dense layer: the ImageNet head, used to verify that weights were loaded correctly."""
 
     classes: int = 1000
 
@@ -308,7 +311,7 @@ class Classifier(nn.Module):
 
 
 def drop_path(key: Array, x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
-    """Zeroes a share `rate` of the images' branches and scales the others up, so that the mean stays."""
+    """Zeroes the branch of each image with probability `rate`, and scales up the others to preserve the mean."""
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 

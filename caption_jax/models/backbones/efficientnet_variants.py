@@ -1,4 +1,4 @@
-"""What makes one EfficientNet another: tables of blocks (Tan and Le, 2019), scaled in width and depth."""
+"""Variants of EfficientNet (Tan and Le, 2019): block tables, scaled in width and depth."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class Stage:
-    """A run of inverted-residual blocks, as in table 1 of the paper (before scaling)."""
+    """A sequence of inverted residual blocks, as in table 1 of the paper (before scaling)."""
 
     expand: int
     channels: int
@@ -34,7 +34,7 @@ PAPER_STAGES = (
     Stage(6, 320, 1, 1, 3),
 )
 
-# Ours, for images of 64 to 96 pixels: a grid of an eighth of the image's side.
+# Not in the paper, for images of 64 to 96 pixels: the feature grid has an eighth of the image's side.
 TINY_STAGES = (
     Stage(1, 16, 1, 1, 3),
     Stage(3, 24, 1, 2, 3),
@@ -42,21 +42,23 @@ TINY_STAGES = (
     Stage(3, 64, 1, 1, 3),
 )
 
-# Ours, for tests: every kind of block (with and without expansion, residual, both strides and kernels) and little else.
+# Not in the paper, for tests: small, but with all kinds of blocks (with and without expansion and residual, both
+# strides and kernel sizes).
 MICRO_STAGES = (Stage(1, 8, 1, 1, 3), Stage(2, 8, 2, 2, 3), Stage(2, 16, 2, 2, 5))
 
 
 @dataclass(frozen=True)
 class Variant:
-    """The numbers that make one EfficientNet.
+    """Hyperparameters of an EfficientNet.
 
     Attributes:
-        width: multiple of every channel count.
-        depth: multiple of every stage's number of blocks.
-        resolution: side of the images it was designed for, pixels.
-        squeeze_excite: whether blocks weigh their channels (B variants; the Lite ones leave it out).
+        width: multiplier of the number of channels.
+        depth: multiplier of the number of blocks per stage.
+        resolution: side of the images it was designed for, in pixels.
+        squeeze_excite: whether blocks have squeeze-and-excitation (B variants do, Lite variants do not).
         activation: 'swish' or 'relu6'.
-        fix_stem_head: Lite's rule: stem, head and the depth of the first and last stage are not scaled.
+        fix_stem_head: whether to leave the stem, the head and the depth of the first and last stage unscaled, as in
+            Lite variants.
         stages: the block table before scaling.
         stem: channels of the stem before scaling.
         head: channels of the head before scaling.
@@ -87,24 +89,25 @@ class Variant:
         """The block table with this variant's channel and block counts."""
         scaled = []
         for index, stage in enumerate(self.stages):
-            at_an_end = index in (0, len(self.stages) - 1)
-            blocks = stage.blocks if self.fix_stem_head and at_an_end else math.ceil(stage.blocks * self.depth)
+            is_first_or_last = index in (0, len(self.stages) - 1)
+            fixed = self.fix_stem_head and is_first_or_last
+            blocks = stage.blocks if fixed else math.ceil(stage.blocks * self.depth)
             channels = _scaled_channels(stage.channels, self.width)
             scaled.append(Stage(stage.expand, channels, blocks, stage.stride, stage.kernel))
         return tuple(scaled)
 
     @property
     def stride(self) -> int:
-        """Pixels of the image's side to a cell of the features."""
+        """Total stride: the side of a feature cell in pixels."""
         return 2 * math.prod(stage.stride for stage in self.stages)
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The network's parts in order, named as in the paths of their parameters."""
+        """Names of the network's stages in order, as in the parameter paths."""
         return ("stem", *(f"stage_{number}" for number in range(1, len(self.stages) + 1)), "head")
 
     def stages_up_to(self, name: str) -> tuple[str, ...]:
-        """The parts from the stem to the one called `name`; none for "". Raises ValueError that lists the names."""
+        """Names of the stages up to and including `name`; empty for "". Raises ValueError if there is no such stage."""
         if name and name not in self.stage_names:
             raise ValueError(f"there is no stage {name!r}; choose one of {', '.join(self.stage_names)}")
         return self.stage_names[: self.stage_names.index(name) + 1] if name else ()
@@ -112,13 +115,13 @@ class Variant:
 
 @dataclass(frozen=True)
 class EfficientNetSettings:
-    """What a network must share with the one that its weights were trained in; the defaults are for random weights.
+    """Settings that must match those the weights were trained with. The defaults are for random weights.
 
     Attributes:
         padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
         norm_epsilon: epsilon of the batch norms.
-        mean: of the red, green and blue channel, in 0..255.
-        std: likewise; the network's input is (pixel - mean) / std.
+        mean: mean of the red, green and blue channels, in [0, 255].
+        std: standard deviation of the channels; the network's input is (pixel - mean) / std.
         source: origin of the settings, for the log.
     """
 
@@ -147,21 +150,21 @@ VARIANTS: dict[str, Variant] = {
     "lite2": _lite(1.1, 1.2, 260),
     "lite3": _lite(1.2, 1.4, 280),
     "lite4": _lite(1.4, 1.8, 300),
-    # Not from the paper; see the tables above.
+    # Not in the paper; see the tables above.
     "tiny": Variant(1.0, 1.0, 64, stages=TINY_STAGES, stem=16, head=128),
     "micro": Variant(1.0, 1.0, 32, stages=MICRO_STAGES, stem=8, head=16),
 }
 
 
 def variant_named(name: str) -> Variant:
-    """Returns the variant called `name`. Raises ValueError that lists the names there are."""
+    """Returns the variant called `name`. Raises ValueError if there is none."""
     if name not in VARIANTS:
         raise ValueError(f"there is no EfficientNet variant {name!r}; choose one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
 def _scaled_channels(channels: int, width: float) -> int:
-    """The paper's rounding: to the nearest multiple of 8, but never down by more than a tenth."""
+    """Rounds to the nearest multiple of 8, but never down by more than 10 %, as in the paper."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded

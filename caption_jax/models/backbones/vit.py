@@ -1,6 +1,7 @@
 """Vision Transformer (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929), also SigLIP's image tower.
 
-The tower (Zhai et al., 2023, https://arxiv.org/abs/2303.15343) has no class token and approximates the GELU by a tanh.
+SigLIP's tower (Zhai et al., 2023, https://arxiv.org/abs/2303.15343) has no class token and uses the tanh approximation
+of the GELU.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from caption_jax.models.backbones.vit_sizes import SIZES, Size
 
 
 class VisionTransformer(nn.Module):
-    """A ViT up to its last layer norm: no pooling and no classifier.
+    """A ViT up to its final layer norm, without pooling or classifier.
 
     Parameter paths: `embed/{patches/kernel,patches/bias,class_token,position}`, `norm/{scale,bias}`, and for block 0
     `block_0/{attention_norm,feed_forward_norm}/{scale,bias}`, `block_0/attention/{qkv,out}/{kernel,bias}` and
@@ -29,9 +30,9 @@ class VisionTransformer(nn.Module):
         size: a key of `SIZES`.
         class_token, gelu, norm_epsilon: see `ViTSettings`.
         drop_path: probability that an image skips a branch of the last block (stochastic depth, Huang et al., 2016); it
-            grows linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
+            increases linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
         frozen_norms: paths within this module ('block_0/attention_norm') of norms whose parameters are not trained.
-        dtype: compute dtype; norm statistics and softmax are float32 whatever it is.
+        dtype: computation dtype; norm statistics and softmax are always float32.
         param_dtype: dtype of the parameters.
     """
 
@@ -57,15 +58,15 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: normalised pixels, or the output of the stage `start_after`.
-            train: whether stochastic depth is on; it reads the random stream "dropout".
-            start_after: run only what follows this stage ("embed", "block_0", .., "norm").
-            stop_after: run up to this stage only, and return its output: the tokens, except after "norm".
+            train: enables stochastic depth, which requires the RNG stream "dropout".
+            start_after: run only the stages after this one ("embed", "block_0", .., "norm").
+            stop_after: run only up to this stage, and return its output: the tokens, or the feature grid after "norm".
 
         Raises:
-            ValueError: there is no such stage, or the images cannot be cut into patches.
+            ValueError: unknown stage, or the images cannot be split into patches.
         """
         size = SIZES[self.size]
-        stages = size.stage_names[_end(size, start_after) : _end(size, stop_after) or None]
+        stages = size.stage_names[_stages_until(size, start_after) : _stages_until(size, stop_after) or None]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = images.astype(self.dtype)
         if "embed" in stages:
@@ -84,12 +85,12 @@ class VisionTransformer(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Patches through a dense layer, a class token in front, and learned positions.
+    """Linear patch embedding, an optional class token and learned position embeddings.
 
     Attributes:
-        width: of a token.
-        patch: side of a patch, pixels.
-        class_token: whether there is a class token.
+        width: feature size of a token.
+        patch: side of a patch, in pixels.
+        class_token: whether to prepend a class token.
     """
 
     width: int
@@ -100,16 +101,16 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens width"]:
-        """Returns the class token, then the patches row by row.
+        """Returns the class token, if any, then the patches in row-major order.
 
         Raises:
-            ValueError: the images are not square, or their side is no multiple of the patch's.
+            ValueError: the images are not square, or their side is not a multiple of the patch size.
         """
         batch, height, width, channels = images.shape
         if height != width or height % self.patch:
             raise ValueError(
-                f"a ViT with patches of {self.patch} pixels takes square images whose side is a multiple of that, not "
-                f"{height} x {width}: set config.data.image_size to such a number"
+                f"a ViT with {self.patch} x {self.patch} patches needs square images whose side is a multiple of "
+                f"{self.patch}, got {height} x {width}; set config.data.image_size to such a multiple"
             )
         side = height // self.patch
         patches = images.reshape(batch, side, self.patch, side, self.patch, channels).swapaxes(2, 3)
@@ -123,10 +124,10 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and a feed-forward, each on normalised tokens and added to what it read.
+    """Pre-norm self-attention and feed-forward network, each with a residual connection.
 
     Attributes:
-        heads: of the attention.
+        heads: number of attention heads.
         gelu: see `ViTSettings`.
         norm_epsilon: epsilon of the layer norms.
         drop_path: probability that an image skips a branch in training.
@@ -141,9 +142,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"], *, train: bool) -> Float[Array, "batch tokens width"]:
-        """Returns new tokens. Needs the rng 'dropout' in training where drop_path is set."""
+        """Returns the output tokens. Training with `drop_path` requires the RNG stream "dropout"."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # The same for all numbers of an image: its branch is dropped, or scaled up so that the mean stays.
+        # One mask value per image: its whole branch is either dropped or scaled up to preserve the mean.
         drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
         y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="attention_norm")(x)
         x = x + drop(SelfAttention(self.heads, **dtypes, name="attention")(y))
@@ -152,10 +153,10 @@ class Block(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of all tokens of an image to all of them (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762).
+    """Self-attention over all tokens of an image (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762).
 
     Attributes:
-        heads: number of heads; divides the width.
+        heads: number of heads; must divide the width.
     """
 
     heads: int
@@ -164,15 +165,15 @@ class SelfAttention(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Returns the mixed values of all heads, through a dense layer."""
+        """Returns the projected attention output."""
         batch, tokens, width = x.shape
         qkv = _dense(self, 3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return _dense(self, width, "out")(mixed.reshape(x.shape))
+        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return _dense(self, width, "out")(attended.reshape(x.shape))
 
 
 class FeedForward(nn.Module):
-    """Two dense layers, four times as wide between them, with a GELU (Hendrycks and Gimpel, 2016).
+    """Two dense layers with a GELU in between (Hendrycks and Gimpel, 2016); the hidden layer is 4 x the width.
 
     Attributes:
         gelu: see `ViTSettings`.
@@ -184,7 +185,7 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
-        """Applies to each token."""
+        """Applies the network to each token."""
         hidden = _dense(self, 4 * x.shape[-1], "expand")(x)
         return _dense(self, x.shape[-1], "contract")(nn.gelu(hidden, approximate=self.gelu == "tanh"))
 
@@ -194,8 +195,8 @@ def _dense(module: Embedding | SelfAttention | FeedForward, features: int, name:
     return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
-def _end(size: Size, stage: str) -> int:
-    """How many stages there are up to that one; 0 for "". Raises ValueError that lists the names."""
+def _stages_until(size: Size, stage: str) -> int:
+    """Number of stages up to and including `stage`; 0 for "". Raises ValueError if there is no such stage."""
     if stage and stage not in size.stage_names:
         raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(size.stage_names)}")
     return size.stage_names.index(stage) + 1 if stage else 0

@@ -1,4 +1,4 @@
-"""What makes one ViT another: sizes, and settings that weights bring along. Imports no Flax."""
+"""Sizes of ViTs, and the settings that depend on the weights. Does not import Flax."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The numbers that make one ViT (table 1 of the paper). The hidden layer of a feed-forward is 4 x `width`.
+    """Size of a ViT (table 1 of the paper). The hidden width of the feed-forward networks is 4 x `width`.
 
     Attributes:
-        width: of a token.
+        width: feature size of a token.
         blocks: number of blocks.
-        heads: of each attention; divides `width`.
-        patch: side of a patch, pixels.
+        heads: attention heads per block; must divide `width`.
+        patch: side of a patch, in pixels.
     """
 
     width: int
@@ -26,29 +26,29 @@ class Size:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """The network's parts in order, named as in the paths of their parameters."""
+        """Names of the network's stages in order, as in the parameter paths."""
         return ("embed", *(f"block_{index}" for index in range(self.blocks)), "norm")
 
 
 SIZES = {
     "s16": Size(384, 12, 6, 16),
     "b16": Size(768, 12, 12, 16),
-    # Not from the paper: for tests.
+    # Not in the paper; for tests.
     "micro": Size(32, 2, 2, 8),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTSettings:
-    """What a network must share with the one that its weights were trained in; the defaults are the paper's.
+    """Settings that must match those the weights were trained with. The defaults are the paper's.
 
     Attributes:
-        class_token: whether a learned token precedes those of the patches. The features leave it out.
-        gelu: activation of the feed-forwards: 'exact', or 'tanh' for its approximation.
+        class_token: whether a learned token precedes the patches. It is not part of the features.
+        gelu: activation of the feed-forward networks: 'exact', or 'tanh' for its approximation.
         norm_epsilon: epsilon of the layer norms.
-        mean: of the red, green and blue channel, in 0..255.
-        std: likewise; the network's input is (pixel - mean) / std.
-        source: where this comes from, for the log.
+        mean: mean of the red, green and blue channels, in [0, 255].
+        std: standard deviation of the channels; the network's input is (pixel - mean) / std.
+        source: origin of the settings, for the log.
     """
 
     class_token: bool = True
