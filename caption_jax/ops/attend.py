@@ -14,52 +14,54 @@ Values = Float[Array, "groups heads sources depth"]
 Mask = Bool[Array, "#groups #heads #targets sources"]
 Attended = tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]
 
-MASKED = -1e30  # finite, so that a target that may look nowhere gets a mean rather than NaN
+MASKED = -1e30  # finite, so a target whose sources are all masked gets their mean rather than NaN
 
 
 def attend_reference(
     queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, decoding: bool = False
 ) -> Attended:
-    """Mixes, for each target, the values of the sources that it may look at.
+    """Computes the attention of each target over the sources.
 
     Args:
         queries: projected queries.
         keys: projected keys.
         values: projected values.
-        mask: True where a target may look; None for everywhere.
-        decoding: whether this is a step of decoding: few targets, no gradient. The result does not depend on it.
+        mask: True where a target may attend to a source; everywhere if None.
+        decoding: whether this is a decoding step, with few targets and no gradient. Does not affect the result.
 
     Returns:
-        The mixed values, heads joined, in the dtype of `values`; and the weights in float32.
+        The attention output with heads concatenated, in the dtype of `values`, and the attention weights in float32.
     """
     del decoding
     queries = queries * queries.shape[-1] ** -0.5
     scores = jnp.einsum("gqhd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
-    mixed = jnp.einsum("ghqn,ghnd->gqhd", weights.astype(values.dtype), values)
-    return mixed.reshape(*mixed.shape[:2], -1), weights
+    attended = jnp.einsum("ghqn,ghnd->gqhd", weights.astype(values.dtype), values)
+    return attended.reshape(*attended.shape[:2], -1), weights
 
 
-# Targets for which a CPU takes sums instead of products.
+# Numbers of targets for which sums are faster than matrix products on a CPU.
 _FEW_TARGETS = range(2, 17)
 
 
 def attend(queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, decoding: bool = False) -> Attended:
-    """`attend_reference`; on a CPU, the small products of decoding are multiplications and sums in one loop.
+    """`attend_reference`; on a CPU, the small matrix products of decoding are multiplications and sums in one loop.
 
-    Calls of a matrix product for each head cost more there; measured for a beam of 5: 2.4. (The gradient of the sums is
-    many times slower, hence in decoding only.) A single target, as in greedy decoding, is faster as a product.
+    This avoids a matrix product call per head (speedup for a beam of 5: 2.4). It is used only for decoding, because its
+    gradient is many times slower. A single target, as in greedy decoding, is faster as a matrix product.
     """
     queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
     if decoding and queries.shape[2] in _FEW_TARGETS:
-        scores, mix = _on_cpu(_scores_by_sum, _scores, queries, keys), (_mix_by_sum, _mix)
+        scores = _on_cpu(_scores_by_sum, _scores, queries, keys)
+        apply_weights = _apply_weights_by_sum, _apply_weights
     else:
-        scores, mix = _scores(queries, keys), (_mix, _mix)
+        scores = _scores(queries, keys)
+        apply_weights = _apply_weights, _apply_weights
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    mixed = _on_cpu(*mix, weights.astype(values.dtype), values).swapaxes(1, 2)
-    return mixed.reshape(*mixed.shape[:2], -1), weights
+    attended = _on_cpu(*apply_weights, weights.astype(values.dtype), values).swapaxes(1, 2)
+    return attended.reshape(*attended.shape[:2], -1), weights
 
 
 def _on_cpu(cpu: Callable, default: Callable, *arrays: Array) -> Array:
@@ -76,9 +78,9 @@ def _scores_by_sum(queries: Array, keys: Array) -> Array:
     return (queries[..., None].astype(jnp.float32) * keys[:, :, None]).sum(3)
 
 
-def _mix(weights: Array, values: Array) -> Array:
+def _apply_weights(weights: Array, values: Array) -> Array:
     return jnp.einsum("ghqn,ghnd->ghqd", weights, values)
 
 
-def _mix_by_sum(weights: Array, values: Array) -> Array:
+def _apply_weights_by_sum(weights: Array, values: Array) -> Array:
     return (weights[..., None].astype(jnp.float32) * values[:, :, None]).sum(3).astype(values.dtype)

@@ -1,7 +1,7 @@
-"""Depthwise 2-D convolution: every channel with its own kernel.
+"""Depthwise 2-D convolution: each channel has its own kernel.
 
-No form reads across images, so a batch that is sharded over devices stays where it is: only the kernel's gradient, a
-sum over the batch, needs a reduction.
+All implementations process images independently, so a batch can stay sharded over devices. Only the gradient of the
+kernel, a sum over the batch, requires a reduction across devices.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def explicit_padding(height: int, width: int, kernel: int, stride: int, padding: Padding) -> Pads:
-    """Returns the rows and columns of zeros to add: ((top, bottom), (left, right)).
+    """Returns the zero padding in rows and columns: ((top, bottom), (left, right)).
 
-    'same' is TensorFlow's rule (the output has ceil(size / stride) cells, an odd pixel of padding goes to the bottom
-    and right); 'symmetric' is PyTorch's (kernel // 2 on every side).
+    'same' follows TensorFlow: the output has ceil(size / stride) cells, and an odd pixel of padding goes to the bottom
+    and right. 'symmetric' follows PyTorch: kernel // 2 on all sides.
     """
     if padding == "symmetric":
         side = (kernel // 2, kernel // 2)
@@ -32,11 +32,11 @@ def explicit_padding(height: int, width: int, kernel: int, stride: int, padding:
     if padding != "same":
         raise ValueError(f"padding is {padding!r}; it must be 'same' or 'symmetric'")
 
-    def one(size: int) -> tuple[int, int]:
+    def pad_axis(size: int) -> tuple[int, int]:
         total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
         return total // 2, total - total // 2
 
-    return one(height), one(width)
+    return pad_axis(height), pad_axis(width)
 
 
 def depthwise_conv_reference(
@@ -46,16 +46,16 @@ def depthwise_conv_reference(
     stride: int = 1,
     padding: Padding = "same",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Convolves every channel with its own square kernel (cross-correlation, as in every deep-learning library).
+    """Convolves each channel with its own square kernel (a cross-correlation, as usual in deep learning).
 
     Args:
         x: images.
-        kernel: of each channel, cast to the dtype of `x`, as the result has it.
-        stride: of both axes.
+        kernel: kernel of each channel, cast to the dtype of `x`, which is also the dtype of the result.
+        stride: stride along both axes.
         padding: see `explicit_padding`.
 
     Raises:
-        ValueError: a kernel that does not fit the channels, or an unknown padding.
+        ValueError: `kernel` does not match the channels of `x`, or `padding` is unknown.
     """
     return _grouped(x, kernel.astype(x.dtype), stride=stride, pads=_pads(x, kernel, stride, padding))
 
@@ -67,18 +67,19 @@ def depthwise_conv(
     stride: int = 1,
     padding: Padding = "same",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """`depthwise_conv_reference`; on a CPU, forwards and backwards, sums of shifted copies of the image.
+    """`depthwise_conv_reference`; on a CPU, the forward and backward passes are sums of shifted copies of the image.
 
-    XLA's grouped convolution is the right form on an accelerator. On a CPU it takes many times as long as what it
-    computes: a sum of shifted copies of the image, each multiplied by one row of weights. Measured, with the gradient:
-    20. Sums are float32.
+    XLA's grouped convolution is fast on accelerators. On a CPU it is much slower than an explicit sum of shifted copies
+    of the image, each multiplied by one kernel element per channel. Sums are computed in float32. Speedup, including
+    the gradient: 20.
     """
     return _depthwise(x, kernel.astype(x.dtype), stride, _pads(x, kernel, stride, padding))
 
 
 def _pads(x: Array, kernel: Array, stride: int, padding: Padding) -> Pads:
     if kernel.ndim != 3 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
-        raise ValueError(f"a depthwise kernel for {x.shape[-1]} channels is [k, k, {x.shape[-1]}], not {kernel.shape}")
+        channels = x.shape[-1]
+        raise ValueError(f"a depthwise kernel for {channels} channels must be [k, k, {channels}], not {kernel.shape}")
     return explicit_padding(x.shape[1], x.shape[2], kernel.shape[0], stride, padding)
 
 
@@ -105,7 +106,7 @@ def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
     def on_cpu(x: Array, kernel: Array) -> Array:
-        return materialised(partial(_shifted_sum, stride=stride, pads=pads), x, kernel, witness=kernel)
+        return materialised(partial(_shifted_sum, stride=stride, pads=pads), x, kernel, opaque=kernel)
 
     out = lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_grouped, stride=stride, pads=pads))
     return out, (x, kernel)
@@ -144,18 +145,19 @@ def _shifted_sum(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
 
 
 def _shifted_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads) -> tuple[Array, Array]:
-    to_input = partial(_input_gradient, shape=x.shape[1:3], stride=stride, pads=pads)
+    input_gradient = partial(_input_gradient, shape=x.shape[1:3], stride=stride, pads=pads)
     return (
-        materialised(to_input, gradient, kernel, witness=kernel).astype(x.dtype),
+        materialised(input_gradient, gradient, kernel, opaque=kernel).astype(x.dtype),
         _kernel_gradient(x, gradient, kernel.shape[0], stride, pads).astype(kernel.dtype),
     )
 
 
 def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
-    """The transposed convolution as shifted sums, one for each phase of the stride, interleaved at the end.
+    """Transposed convolution as shifted sums, one for each phase of the stride, interleaved at the end.
 
-    Input row p reaches output row q through tap i where p + top = stride * q + i: so the rows p = stride * m + phase
-    meet only every stride-th tap, and are a plain convolution of the output's gradient with those taps.
+    Input row p contributes to output row q through kernel row i if p + top = stride * q + i. The gradients of the rows
+    p = stride * m + phase therefore involve only every stride-th kernel row, and are a plain convolution of the
+    output's gradient with those kernel rows.
     """
     height, width = shape
     (top, _), (left, _) = pads
@@ -164,14 +166,14 @@ def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stri
     kernel = kernel.astype(jnp.float32)
     rows, columns = -(-height // stride), -(-width // stride)
 
-    # Zeros all round, so that every shift below is a slice. An offset is the gradient's row minus m; it is at least
+    # Pad with zeros on all sides, so that each shift below is a slice. The offset of a gradient row from m is at least
     # -((size - 1) // stride) and at most (stride - 1 + pad) // stride.
     before = (size - 1) // stride
     after_rows = max((stride - 1 + top) // stride + rows - gradient.shape[1], 0)
     after_columns = max((stride - 1 + left) // stride + columns - gradient.shape[2], 0)
     padded = jnp.pad(gradient, ((0, 0), (before, after_rows), (before, after_columns), (0, 0)))
 
-    def one(row_phase: int, column_phase: int) -> Array:
+    def phase_gradient(row_phase: int, column_phase: int) -> Array:
         total = 0.0
         for i in range((row_phase + top) % stride, size, stride):
             for j in range((column_phase + left) % stride, size, stride):
@@ -181,36 +183,35 @@ def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stri
         return total
 
     if stride == 1:
-        return one(0, 0)
-    phases = [jnp.stack([one(a, b) for b in range(stride)], axis=3) for a in range(stride)]
+        return phase_gradient(0, 0)
+    phases = [jnp.stack([phase_gradient(a, b) for b in range(stride)], axis=3) for a in range(stride)]
     merged = jnp.stack(phases, axis=2)  # [batch, rows, row phase, columns, column phase, channels]
     merged = merged.reshape(gradient.shape[0], rows * stride, columns * stride, gradient.shape[3])
     return merged[:, :height, :width]
 
 
-# Cells per side of the tiles below. XLA fuses a copy into what reads it at up to 15 places, and a loop that computes 15
-# moving addresses is much slower than one over a copy: so a tile has at least 16 cells.
+# Side of the tiles below, in cells. XLA fuses a copy into up to 15 uses of it, and a loop over 15 moving addresses is
+# much slower than a loop over a copy. Tiles of 16 or more cells prevent this fusion.
 _TILE = 4
 
 
 def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pads) -> Array:
-    """The sum over images and cells of (input under a tap) x (gradient), for every tap and channel.
+    """Sum over images and cells of (shifted input) x (output gradient), for each kernel element and channel.
 
-    A loop over tiles of the output. What a tile needs of both arrays is copied, small enough to stay in cache, and the
-    products of all its cells are added to the taps' sums in one fused loop: no reduction of XLA's, no array of
-    products. Not over images, because the batch is what a mesh shards: each image has its own sums until the end, and
-    devices reduce once.
+    Loops over tiles of the output. The slices of both arrays for a tile are copied, small enough to stay in cache, and
+    the products of all its cells are accumulated in one fused loop, without an XLA reduction or an array of products.
+    Images have separate sums until the end, because the mesh shards the batch, so devices reduce only once.
     """
     down, across = (-(-cells // _TILE) for cells in gradient.shape[1:3])
     below, right = down * _TILE - gradient.shape[1], across * _TILE - gradient.shape[2]
     (top, bottom), (left, end) = pads
     x = jnp.pad(x, ((0, 0), (top, bottom + stride * below), (left, end + stride * right), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (0, below), (0, right), (0, 0)))
-    images, channels, side = x.shape[0], x.shape[-1], stride * (_TILE - 1) + size
+    images, channels, tile_side = x.shape[0], x.shape[-1], stride * (_TILE - 1) + size
 
     def add_tile(step: Array, total: Array) -> Array:
         row, column = step // across * _TILE, step % across * _TILE
-        pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, side, side, channels))
+        pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, tile_side, tile_side, channels))
         gradients = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE, _TILE, channels))
         pixels, gradients = pixels.astype(jnp.float32), gradients.astype(jnp.float32)
         return total + sum(

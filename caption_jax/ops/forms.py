@@ -1,4 +1,4 @@
-"""The two forms of all operations, fast and reference, as tables of functions; a model carries one of them."""
+"""The two sets of implementations of all operations, fast and reference; a model uses one of them."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from caption_jax.ops import (
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ops:
-    """One form of every operation. Modules take it as an attribute, so a trace sees it as it sees a module's sizes.
+    """One implementation of every operation. Modules take it as an attribute, which is static when tracing.
 
     Attributes:
         name: "fast" or "reference".
-        dense: see `dense.dense_reference`; of the others likewise.
+        dense: matrix product with a kernel; see `dense.dense_reference`, and similarly for the others.
         pointwise_conv: 1 x 1 convolution.
         depthwise_conv: depthwise convolution.
-        norm_activation: batch norm by the batch's statistics, and an activation.
-        stored_norm_activation: batch norm by stored statistics, and an activation.
+        norm_activation: batch norm with the statistics of the batch, followed by an activation.
+        stored_norm_activation: batch norm with stored statistics, followed by an activation.
         dropout: dropout.
         attend: scaled dot-product attention.
         caption_attention: causal self-attention of captions in packed rows.
-        memory_attention: attention of captions in packed rows to their images' memory.
-        token_cross_entropy: loss of logits.
-        vocabulary_cross_entropy: loss of states and an output layer.
-        resample: bilinear enlargement, for augmentation.
+        memory_attention: cross-attention of captions in packed rows to the memories of their images.
+        token_cross_entropy: cross-entropy, given logits.
+        vocabulary_cross_entropy: cross-entropy, given hidden states and an output layer.
+        resample: bilinear crop and resize, for augmentation.
         top_k: the k largest of many values, for beam search.
     """
 

@@ -1,4 +1,4 @@
-"""A result written to memory once, where XLA:CPU would compute it again for each of its readers."""
+"""Materialises a result in memory, where XLA:CPU would recompute it for each of its consumers."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ from jax import lax
 from jaxtyping import Array
 
 
-def materialised_reference(function: Callable[..., Array], *arrays: Array, witness: Array) -> Array:
-    """`function(*arrays)`.
+def materialised_reference(function: Callable[..., Array], *arrays: Array, opaque: Array) -> Array:
+    """Returns `function(*arrays)`.
 
     Args:
-        function: of the arrays, to one array.
-        arrays: its arguments.
-        witness: any small floating-point array that every device holds; it does not change the result.
+        function: maps the arrays to one array.
+        arrays: arguments of `function`.
+        opaque: any small floating-point array that is replicated on all devices and unknown at compile time. Does not
+            affect the result.
     """
-    del witness
+    del opaque
     return function(*arrays)
 
 
-def materialised(function: Callable[..., Array], *arrays: Array, witness: Array) -> Array:
-    """`materialised_reference`, computed once however many read it.
+def materialised(function: Callable[..., Array], *arrays: Array, opaque: Array) -> Array:
+    """`materialised_reference`, computed only once for any number of consumers.
 
-    XLA:CPU fuses a sum into everything that reads it, so that a convolution written as a sum is computed again for each
-    of five readers; it drops `lax.optimization_barrier` before it fuses. What it never fuses is a branch: here, one of
-    two that is always taken. The branch is chosen by the witness's first number, in a way that the compiler does not
-    see through and that has the same outcome for all numbers.
+    XLA:CPU fuses a sum into all of its consumers, so a convolution written as a sum would be recomputed for each of
+    five consumers. It removes `lax.optimization_barrier` before fusion, but never fuses across a conditional. The
+    conditional here always takes the same branch. Its predicate depends on the first element of `opaque`, so the
+    compiler cannot simplify it, but it is true for any value.
     """
-    bits = lax.bitcast_convert_type(witness.reshape(-1)[0].astype(jnp.float32), jnp.int32)
+    bits = lax.bitcast_convert_type(opaque.reshape(-1)[0].astype(jnp.float32), jnp.int32)
     out = jax.eval_shape(function, *arrays)
     return lax.cond((bits | 1) != 0, function, lambda *_: jnp.zeros(out.shape, out.dtype), *arrays)

@@ -1,4 +1,4 @@
-"""Batch normalisation and the activation behind it as one operation (Ioffe and Szegedy, 2015)."""
+"""Batch normalisation (Ioffe and Szegedy, 2015) fused with the activation that follows it."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ _REFERENCE_ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 def norm_activation_reference(
     x: Images, scale: Channels, bias: Channels, shift: Channels, groups: int, epsilon: float, activation: Activation
 ) -> tuple[Images, Groups, Groups]:
-    """Normalises by the statistics of groups of consecutive images, then scales, shifts and activates.
+    """Normalises by the statistics of groups of consecutive images, then applies scale, bias and activation.
 
     Args:
-        x: any float type; the arithmetic is float32.
-        scale: float32.
-        bias: float32.
-        shift: any values near the means, for forms that sum squares in one pass: they sum about it, so that the
-            difference of two large numbers does not arise. This one takes two passes and does not read it.
-        groups: number of groups, all of one size.
+        x: images of any float dtype; computations are in float32.
+        scale: float32 scale.
+        bias: float32 bias.
+        shift: values close to the means. One-pass implementations subtract it before summing squares, to avoid
+            catastrophic cancellation. Ignored by this two-pass implementation.
+        groups: number of groups of equal size.
         epsilon: added to the variance.
         activation: 'linear' (none), 'swish' or 'relu6'.
 
     Returns:
-        The result in the dtype of `x`, and the groups' means and biased variances in float32. Only the result has a
-        gradient, and only in `x`, `scale` and `bias`.
+        The result in the dtype of `x`, and the means and biased variances of the groups in float32. Only the result is
+        differentiable, and only with respect to `x`, `scale` and `bias`.
     """
     del shift
     grouped = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
@@ -54,7 +54,7 @@ def norm_activation_reference(
 def stored_norm_activation_reference(
     x: Images, mean: Channels, var: Channels, scale: Channels, bias: Channels, epsilon: float, activation: Activation
 ) -> Images:
-    """The same with stored statistics; the result is float32."""
+    """`norm_activation_reference` with stored statistics. The result is float32."""
     normalised = (x.astype(jnp.float32) - mean) * lax.rsqrt(var + epsilon)
     return _REFERENCE_ACTIVATIONS[activation](normalised * scale + bias)
 
@@ -62,9 +62,9 @@ def stored_norm_activation_reference(
 def stored_norm_activation(
     x: Images, mean: Channels, var: Channels, scale: Channels, bias: Channels, epsilon: float, activation: Activation
 ) -> Images:
-    """`stored_norm_activation_reference` with one multiplication less, and a sigmoid that is cheap on a CPU.
+    """`stored_norm_activation_reference` with one multiplication fewer, and a sigmoid that is cheap on a CPU.
 
-    Measured, without a gradient: 1.19.
+    Speedup, without a gradient: 1.19.
     """
     return _normalise(x, mean, lax.rsqrt(var + epsilon), scale, bias, activation)
 
@@ -73,17 +73,17 @@ def stored_norm_activation(
 def norm_activation(
     x: Images, scale: Channels, bias: Channels, shift: Channels, groups: int, epsilon: float, activation: Activation
 ) -> tuple[Images, Groups, Groups]:
-    """`norm_activation_reference` that keeps its input and a few numbers per channel for its gradient.
+    """`norm_activation_reference`, which saves only its input and a few numbers per channel for the backward pass.
 
-    Autodiff keeps several arrays of the input's size. Here the backward pass computes the activation again; measured on
-    a CPU, with the gradient: 1.63. Statistics
-    are summed image by image, `x` is never reshaped: on an accelerator, which may lay a batch along the lanes of its
-    vectors, an axis of groups would have the whole of `x` copied (`python -m benchmarks.encoder_bytes`).
+    Autodiff would save several arrays of the input's size. Here the backward pass recomputes the activation. Speedup on
+    a CPU, including the gradient: 1.63. Statistics are summed per image first and `x` is never reshaped, because an
+    accelerator may lay out the batch along its vector lanes, and splitting the batch axis into groups would copy all of
+    `x` (`python -m benchmarks.encoder_bytes`).
     """
     return _forward(x, scale, bias, shift, groups, epsilon, activation)[0]
 
 
-# The fast activations and their derivatives: functions of the normalised, scaled and shifted value.
+# The fast activations and their derivatives, as functions of the normalised values after scale and bias.
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "linear": lambda z: z,
     "swish": lambda z: z * _sigmoid(z),
@@ -117,23 +117,24 @@ def _backward(
         values = _normalise(x, image_mean, image_inverse, scale, bias, "linear")
         return gradient * _DERIVATIVES[activation](values)
 
-    # A CPU's sums read what they add up from memory: it is better written there once.
+    # On a CPU, the sums read the gradient from memory, so it is better to materialise it once.
     gradient = lax.platform_dependent(
         x, gradients[0], cpu=lambda *a: lax.optimization_barrier(before_activation(*a)), default=before_activation
     )
     total = _group_sum(gradient, groups)
     moment = (_group_sum(gradient * x.astype(jnp.float32), groups) - mean * total) * inverse
-    along = (x.astype(jnp.float32) - image_mean) * _per_image(inverse * moment, x)
-    change = gradient - (_per_image(total, x) + along) / count
-    to_scale, to_bias = (jnp.sum(per_group, axis=0) for per_group in (moment, total))
-    return (change * (image_inverse * scale)).astype(x.dtype), to_scale, to_bias, jnp.zeros_like(scale)
+    projection = (x.astype(jnp.float32) - image_mean) * _per_image(inverse * moment, x)
+    centred_gradient = gradient - (_per_image(total, x) + projection) / count
+    x_grad = (centred_gradient * (image_inverse * scale)).astype(x.dtype)
+    scale_grad, bias_grad = (jnp.sum(per_group, axis=0) for per_group in (moment, total))
+    return x_grad, scale_grad, bias_grad, jnp.zeros_like(scale)
 
 
 norm_activation.defvjp(_forward, _backward)
 
 
 def _moments(x: Images, shift: Channels, groups: int) -> tuple[Groups, Groups]:
-    """Mean and biased variance of each group in one pass over `x`, both taken about `shift`."""
+    """Mean and biased variance of each group in one pass over `x`, computed from `x - shift`."""
     count = x.size // (groups * x.shape[-1])
     centred = x.astype(jnp.float32) - shift
     mean, square = (_group_sum(values, groups) / count for values in (centred, centred * centred))
@@ -147,7 +148,7 @@ def _group_sum(x: Images, groups: int) -> Groups:
 
 
 def _per_image(per_group: Groups, x: Images) -> Float[Array, "images 1 1 channels"]:
-    """The numbers of each image's group, for each image of `x`; for all of them at once where there is one group."""
+    """Repeats the values of each group for its images in `x`; broadcasts them if there is only one group."""
     groups = per_group.shape[0]
     per_image = per_group if groups == 1 else jnp.repeat(per_group, x.shape[0] // groups, axis=0)
     return per_image[:, None, None, :]
@@ -158,4 +159,4 @@ def _normalise(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array,
 
 
 def _sigmoid(z: Array) -> Array:
-    return 0.5 * jnp.tanh(0.5 * z) + 0.5  # without the division, which costs as much as the rest on a CPU
+    return 0.5 * jnp.tanh(0.5 * z) + 0.5  # avoids a division, which costs as much as everything else on a CPU

@@ -1,4 +1,4 @@
-"""Bilinear enlargement of a window of each image: the geometric part of augmentation."""
+"""Bilinear crop and resize of a window of each image, the geometric part of augmentation."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ Taps = tuple[Int[Array, "batch size"], Float[Array, "batch size"]]
 
 
 def resample_reference(pixels: Pixels, vertical: Window, horizontal: Window) -> Pixels:
-    """Enlarges a window of each image to the image's own size, bilinearly with half-pixel centres and held edges.
+    """Resizes a window of each image to the size of the image, with bilinear interpolation.
+
+    Pixel centres are at half-integer coordinates, and pixels at the edge are repeated beyond it.
 
     Args:
-        pixels: the images.
-        vertical: start and extent of the window as fractions of the height; a negative extent reads backwards.
-        horizontal: the same for the width.
+        pixels: images.
+        vertical: start and extent of the window as fractions of the height; a negative extent flips the window.
+        horizontal: start and extent of the window as fractions of the width, likewise.
     """
     _, height, width, _ = pixels.shape
 
-    def one(image, vertical, horizontal):
+    def resample_image(image, vertical, horizontal):
         grid = jnp.meshgrid(_sources(*vertical, height), _sources(*horizontal, width), indexing="ij")
         channels = [map_coordinates(image[..., c], grid, order=1, mode="nearest") for c in range(image.shape[-1])]
         return jnp.stack(channels, axis=-1)
 
-    return jax.vmap(one)(pixels, vertical, horizontal)
+    return jax.vmap(resample_image)(pixels, vertical, horizontal)
 
 
 def resample(pixels: Pixels, vertical: Window, horizontal: Window) -> Pixels:
-    """`resample_reference`, one axis after the other: gathered on a CPU (measured: 4.2), two products elsewhere."""
+    """`resample_reference`, one axis at a time: gathers on a CPU (speedup: 4.2), two matrix products elsewhere."""
     rows = _taps(*vertical, pixels.shape[1])
     columns = _taps(*horizontal, pixels.shape[2])
     return jax.lax.platform_dependent(pixels, rows, columns, cpu=_gather, default=_multiply)
@@ -44,24 +46,24 @@ def _sources(start: Array, extent: Array, size: int) -> Array:
 
 
 def _taps(start: Array, extent: Array, size: int) -> Taps:
-    """Lower source index of each output pixel, and the weight of the pixel after it."""
+    """Lower source index of each output pixel, and the interpolation weight of the next source pixel."""
     source = _sources(start[:, None], extent[:, None], size)
     lower = jnp.clip(jnp.floor(source), 0, max(size - 2, 0))
     return lower.astype(jnp.int32), source - lower
 
 
 def _gather(pixels: Pixels, rows: Taps, columns: Taps) -> Pixels:
-    def along(image, taps, axis):
+    def interpolate(image, taps, axis):
         lower, weight = taps
         weight = weight.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         upper = jnp.minimum(lower + 1, image.shape[axis] - 1)
-        # Indices are in bounds by construction; checking each of them costs more than the interpolation itself.
+        # Indices are in bounds by construction; checking them would cost more than the interpolation itself.
         index = (slice(None),) * axis
         low = image.at[(*index, lower)].get(mode="promise_in_bounds")
         high = image.at[(*index, upper)].get(mode="promise_in_bounds")
         return low * (1 - weight) + high * weight
 
-    return jax.vmap(lambda image, r, c: along(along(image, r, 0), c, 1))(pixels, rows, columns)
+    return jax.vmap(lambda image, r, c: interpolate(interpolate(image, r, 0), c, 1))(pixels, rows, columns)
 
 
 def _multiply(pixels: Pixels, rows: Taps, columns: Taps) -> Pixels:
@@ -70,7 +72,7 @@ def _multiply(pixels: Pixels, rows: Taps, columns: Taps) -> Pixels:
         distance = jnp.arange(size) - (lower + weight)[..., None]
         return jnp.maximum(1 - jnp.abs(distance), 0)
 
-    down = matrix(rows, pixels.shape[1])
-    across = matrix(columns, pixels.shape[2])
-    pixels = jnp.einsum("bsh,bhwc->bswc", down, pixels)
-    return jnp.einsum("btw,bswc->bstc", across, pixels)
+    row_matrix = matrix(rows, pixels.shape[1])
+    column_matrix = matrix(columns, pixels.shape[2])
+    pixels = jnp.einsum("bsh,bhwc->bswc", row_matrix, pixels)
+    return jnp.einsum("btw,bswc->bstc", column_matrix, pixels)

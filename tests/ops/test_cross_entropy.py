@@ -120,7 +120,7 @@ def test_memory_is_that_of_the_gradient_alone():
 
 def test_what_does_not_fit_is_refused():
     logits, targets, weights = _problem()
-    with pytest.raises(ValueError, match=r"label_smoothing is 1\.0"):
+    with pytest.raises(ValueError, match=r"label_smoothing must be .*, got 1\.0"):
         token_cross_entropy(logits, targets, weights, 1.0)
     with pytest.raises(ValueError, match="targets and weights of shape"):
         token_cross_entropy(logits[:, :, 1:], targets, weights)

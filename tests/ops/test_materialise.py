@@ -1,4 +1,4 @@
-"""A materialised result: the same numbers for any witness, and one loop in the program."""
+"""A materialised result: the same numbers for any opaque value, and one loop in the program."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from caption_jax.ops.materialise import materialised
 @pytest.mark.parametrize("number", [0.0, -0.0, 1.5, -3e38, float("inf"), float("nan")])
 def test_the_branch_is_always_taken(number):
     x = jnp.arange(6.0)
-    out = jax.jit(lambda witness: materialised(lambda a: 2 * a, x, witness=witness))(jnp.full((3,), number))
+    out = jax.jit(lambda opaque: materialised(lambda a: 2 * a, x, opaque=opaque))(jnp.full((3,), number))
     np.testing.assert_array_equal(out, 2 * x)
 
 
 def test_gradients_pass_through():
     x = jnp.arange(6.0)
-    gradient = jax.grad(lambda x: jnp.sum(materialised(jnp.square, x, witness=jnp.ones(1))))(x)
+    gradient = jax.grad(lambda x: jnp.sum(materialised(jnp.square, x, opaque=jnp.ones(1))))(x)
     np.testing.assert_array_equal(gradient, 2 * x)
 
 
 def test_readers_do_not_compute_it_again():
-    def program(x, witness, store):
+    def program(x, opaque, store):
         tripled = lambda a: (a[:-2] + a[1:-1] + a[2:]) * 3.0  # noqa: E731
-        y = materialised(tripled, x, witness=witness) if store else tripled(x)
+        y = materialised(tripled, x, opaque=opaque) if store else tripled(x)
         return y - jnp.sum(y), jnp.tanh(y * jnp.max(y))
 
     def multiplications_by_three(store):
