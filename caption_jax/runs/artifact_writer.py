@@ -69,7 +69,7 @@ class ArtifactWriter:
         Args:
             step: step of the checkpoint. Artifacts of later steps are deleted.
             best_step: step of the best model so far, as recorded in the checkpoint.
-            read: reads the best weights. If no artifact contains them, all processes call it.
+            read: reads the best weights. Called by all processes if no artifact contains them.
         """
         intact = self._is_main and self._point_to(best_step)
         if jax.process_count() > 1:

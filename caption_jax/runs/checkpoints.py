@@ -62,11 +62,11 @@ class Checkpoints:
     def save_best(self, step: int, weights: PyTree, metrics: Mapping[str, float]) -> None:
         """Starts writing the best weights so far, with their metrics."""
         self._last.wait_until_finished()
-        self._forget_best_from(step)
+        self._delete_best_from(step)
         items = {"weights": ocp.args.StandardSave(weights), "records": ocp.args.JsonSave(dict(metrics))}
         self._best.save(step, args=ocp.args.Composite(**items), force=True)
 
-    def _forget_best_from(self, step: int) -> None:
+    def _delete_best_from(self, step: int) -> None:
         """Deletes best weights that a crashed run wrote at steps which are about to be repeated."""
         for later in [s for s in self._best.all_steps() if s >= step]:
             self._best.delete(later)
@@ -86,10 +86,10 @@ class Checkpoints:
         except (ValueError, KeyError, TypeError) as error:
             raise WorkdirError(
                 f"the checkpoint of step {step} in {self._last.directory} does not match the parameters of this "
-                f"config: revert the change to the config, or train in a new workdir with "
+                "config: revert the change to the config, or train in a new workdir with "
                 f"--config.init_from={self._last.directory.parent.parent}. First mismatch: {str(error)[:1000]}"
             ) from error
-        self._forget_best_from(step + 1)
+        self._delete_best_from(step + 1)
         return Restored(items["weights"], items["train"], items["records"], step)
 
     def is_saved(self, step: int) -> bool:

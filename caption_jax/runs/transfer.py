@@ -25,7 +25,7 @@ _PARTS = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
 def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
-    """Copies all arrays of a run whose path and shape match into `initial`, and logs which ones did not.
+    """Replaces the variables in `initial` whose path and shape match those of another run, and logs the others.
 
     Arrays with one row per token (embeddings, output bias) are copied token by token, so that a model can be
     transferred to another vocabulary. Tokens in both vocabularies keep their row, others stay at their initial value.
