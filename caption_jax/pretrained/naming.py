@@ -1,4 +1,4 @@
-"""How five libraries name the parts of an EfficientNet, part for part against our module paths."""
+"""Parameter names of EfficientNet in five libraries, mapped to our module paths."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ _TORCH_LEAVES = {
 
 @dataclass(frozen=True)
 class Naming:
-    """One library's names.
+    """The naming scheme of one library.
 
     Attributes:
-        library: whose names they are.
-        stem: key of the stem's kernel, by which a file is known as this library's.
-        modules: our module paths ('stage_1/block_0/depthwise/norm') to theirs, for a variant.
-        leaves: our parameter names to theirs; a norm's 'bias' may differ, then it stands under 'norm/bias'.
-        separator: between a module and a parameter.
-        layout: how kernels lie: 'torch' [out, in, height, width] or 'keras' [height, width, in, out].
-        classifier: their name of the dense layer on top.
-        ignored: endings of keys, and whole keys, that carry nothing we need.
+        library: name of the library.
+        stem: key of the stem kernel, which identifies the library that wrote a file.
+        modules: for a variant, returns the library's module names by our module paths
+            ('stage_1/block_0/depthwise/norm').
+        leaves: the library's parameter names by ours; 'norm/bias' overrides 'bias' for norms.
+        separator: separator between module and parameter names.
+        layout: kernel layout, 'torch' [out, in, height, width] or 'keras' [height, width, in, out].
+        classifier: the library's name of the final dense layer.
+        ignored: suffixes of keys that are not needed.
     """
 
     library: str
@@ -44,13 +45,18 @@ class Naming:
     ignored: tuple[str, ...] = ("num_batches_tracked",)
 
     def key(self, modules: dict[str, str], path: str) -> str:
-        """Returns their key of our parameter or statistic `path` ('head/norm/scale'), given `modules(variant)`."""
+        """Returns the library's key for our parameter or statistic at `path` ('head/norm/scale').
+
+        Args:
+            modules: `self.modules(variant)`.
+            path: our path.
+        """
         module, leaf = path.rsplit("/", 1)
-        theirs = self.leaves.get(f"{module.rsplit('/', 1)[-1]}/{leaf}", self.leaves[leaf])
-        return modules[module] + self.separator + theirs
+        name = self.leaves.get(f"{module.rsplit('/', 1)[-1]}/{leaf}", self.leaves[leaf])
+        return modules[module] + self.separator + name
 
     def arrange(self, array: np.ndarray, path: str) -> np.ndarray:
-        """Returns their array laid out as ours at `path`: 1 x 1 kernels as matrices, depthwise ones as [k, k, c]."""
+        """Converts an array to our layout: 1 x 1 kernels are matrices, depthwise kernels are [k, k, channels]."""
         if not path.endswith("/kernel"):
             return array
         if self.layout == "torch" and array.ndim == 4:
@@ -63,47 +69,45 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a block stands: its stage and place in it, and its number in the whole network."""
+class _Block:
+    """Position of a block: stage, index within the stage, and index within the network, all from 0."""
 
     path: str
     stage: int
-    block: int
+    index: int
     number: int
     expands: bool
 
 
-def _places(variant: Variant) -> Iterator[_Place]:
+def _blocks(variant: Variant) -> Iterator[_Block]:
     number = 0
     for index, stage in enumerate(variant.scaled_stages):
         for block in range(stage.blocks):
-            yield _Place(f"stage_{index + 1}/block_{block}", index, block, number, stage.expand != 1)
+            yield _Block(f"stage_{index + 1}/block_{block}", index, block, number, stage.expand != 1)
             number += 1
 
 
-def _block_modules(variant: Variant, names: Callable[[_Place], dict[str, str]]) -> dict[str, str]:
-    """Their module of each of our modules in each block, leaving out those that the variant does not have."""
+def _block_modules(variant: Variant, names: Callable[[_Block], dict[str, str]]) -> dict[str, str]:
+    """Returns the library's module names by our paths, for the modules that exist in each block of the variant."""
     absent = () if variant.squeeze_excite else ("squeeze",)
-    found = {}
-    for place in _places(variant):
-        skip = (*absent, *(() if place.expands else ("expand",)))
-        for part, theirs in names(place).items():
+    modules = {}
+    for block in _blocks(variant):
+        skip = (*absent, *(() if block.expands else ("expand",)))
+        for part, name in names(block).items():
             if not part.startswith(skip):
-                found[f"{place.path}/{part}"] = theirs
-    return found
+                modules[f"{block.path}/{part}"] = name
+    return modules
 
 
 def _torchvision(variant: Variant) -> dict[str, str]:
-    def names(place: _Place) -> dict[str, str]:
-        base = f"features.{place.stage + 1}.{place.block}.block"
-        parts = ["expand"] * place.expands + ["depthwise"] + ["squeeze"] * variant.squeeze_excite + ["project"]
-        found = {}
+    def names(block: _Block) -> dict[str, str]:
+        base = f"features.{block.stage + 1}.{block.index}.block"
+        parts = ["expand"] * block.expands + ["depthwise"] + ["squeeze"] * variant.squeeze_excite + ["project"]
+        modules = {}
         for index, part in enumerate(parts):
-            first, second = ("reduce", "expand") if part == "squeeze" else ("conv", "norm")
-            their_first, their_second = ("fc1", "fc2") if part == "squeeze" else ("0", "1")
-            found[f"{part}/{first}"] = f"{base}.{index}.{their_first}"
-            found[f"{part}/{second}"] = f"{base}.{index}.{their_second}"
-        return found
+            layers = {"reduce": "fc1", "expand": "fc2"} if part == "squeeze" else {"conv": "0", "norm": "1"}
+            modules |= {f"{part}/{layer}": f"{base}.{index}.{name}" for layer, name in layers.items()}
+        return modules
 
     head = len(variant.stages) + 1
     ends = {"stem/conv": "features.0.0", "stem/norm": "features.0.1"}
@@ -112,10 +116,10 @@ def _torchvision(variant: Variant) -> dict[str, str]:
 
 
 def _timm(variant: Variant) -> dict[str, str]:
-    def names(place: _Place) -> dict[str, str]:
-        base = f"blocks.{place.stage}.{place.block}"
-        # Where a block does not expand, timm counts its norms from the depthwise one and calls the projection conv_pw.
-        depthwise, project = (2, 3) if place.expands else (1, 2)
+    def names(block: _Block) -> dict[str, str]:
+        base = f"blocks.{block.stage}.{block.index}"
+        # In blocks without expansion, timm numbers the norms from the depthwise one and names the projection conv_pw.
+        depthwise, project = (2, 3) if block.expands else (1, 2)
         return {
             "expand/conv": f"{base}.conv_pw",
             "expand/norm": f"{base}.bn1",
@@ -123,7 +127,7 @@ def _timm(variant: Variant) -> dict[str, str]:
             "depthwise/norm": f"{base}.bn{depthwise}",
             "squeeze/reduce": f"{base}.se.conv_reduce",
             "squeeze/expand": f"{base}.se.conv_expand",
-            "project/conv": f"{base}.{'conv_pwl' if place.expands else 'conv_pw'}",
+            "project/conv": f"{base}.{'conv_pwl' if block.expands else 'conv_pw'}",
             "project/norm": f"{base}.bn{project}",
         }
 
@@ -132,8 +136,8 @@ def _timm(variant: Variant) -> dict[str, str]:
 
 
 def _transformers(variant: Variant) -> dict[str, str]:
-    def names(place: _Place) -> dict[str, str]:
-        base = f"encoder.blocks.{place.number}"
+    def names(block: _Block) -> dict[str, str]:
+        base = f"encoder.blocks.{block.number}"
         return {
             "expand/conv": f"{base}.expansion.expand_conv",
             "expand/norm": f"{base}.expansion.expand_bn",
@@ -151,8 +155,8 @@ def _transformers(variant: Variant) -> dict[str, str]:
 
 
 def _efficientnet_pytorch(variant: Variant) -> dict[str, str]:
-    def names(place: _Place) -> dict[str, str]:
-        base = f"_blocks.{place.number}"
+    def names(block: _Block) -> dict[str, str]:
+        base = f"_blocks.{block.number}"
         return {
             "expand/conv": f"{base}._expand_conv",
             "expand/norm": f"{base}._bn0",
@@ -169,10 +173,10 @@ def _efficientnet_pytorch(variant: Variant) -> dict[str, str]:
 
 
 def keras_modules(variant: Variant) -> dict[str, str]:
-    """Returns our module paths to Keras's layer names, in the order in which Keras builds the layers."""
+    """Returns Keras's layer names by our module paths, in the order in which Keras builds the layers."""
 
-    def names(place: _Place) -> dict[str, str]:
-        base = f"block{place.stage + 1}{chr(ord('a') + place.block)}"
+    def names(block: _Block) -> dict[str, str]:
+        base = f"block{block.stage + 1}{chr(ord('a') + block.index)}"
         return {
             "expand/conv": f"{base}_expand_conv",
             "expand/norm": f"{base}_expand_bn",

@@ -1,7 +1,8 @@
-"""A decoder that starts from RoBERTa: which of its weights go where (Rothe et al., 2020, https://arxiv.org/abs/1907.12461).
+"""Initialises a decoder from RoBERTa (Rothe et al., 2020, https://arxiv.org/abs/1907.12461).
 
-A `Decoder` of RoBERTa's shape (post-norm, the same width, heads, feed-forward and activation) is RoBERTa with a causal
-mask and, in each layer, cross-attention to the image. All but that cross-attention and its norm is taken.
+A `Decoder` with RoBERTa's sizes (post-norm; the same width, heads, feed-forward size and activation) is RoBERTa with a
+causal mask and, in each layer, cross-attention to the image. Everything except the cross-attention and its norm is
+initialised from RoBERTa.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
 PyTree = Any
 
-# What RoBERTa's config.json calls the activations of `caption_jax.models.decoder`.
+# Activations of `caption_jax.models.decoder` by their names in RoBERTa's config.json.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
-# Where the parts of a layer lie: here, there.
+# RoBERTa's module paths within a layer, by ours.
 _PARTS = {
     "self_attention/out": "attention/output/dense",
     "self_attention_norm": "attention/output/LayerNorm",
@@ -38,23 +39,23 @@ _PARTS = {
 
 
 def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int) -> None:
-    """Whether a decoder can start from a RoBERTa.
+    """Checks that a decoder can be initialised from a RoBERTa.
 
     Args:
-        sizes: of the RoBERTa, from `load_roberta_sizes`.
-        decoder: `model.decoder` of a run's spec.
-        max_length: tokens of the longest caption.
+        sizes: sizes of the RoBERTa, from `load_roberta_sizes`.
+        decoder: `model.decoder` of the run's spec.
+        max_length: maximum number of tokens per caption.
 
     Raises:
-        WeightsError: it cannot; the message names each key that is in the way, and its remedy.
+        WeightsError: they do not match. The message lists the keys to change.
     """
     activation = _ACTIVATIONS.get(sizes["hidden_act"])
     if activation is None:
         raise WeightsError(
-            f"config.model.decoder.weights={decoder.weights} has the activation {sizes['hidden_act']!r}, which this "
-            f"decoder lacks: take a RoBERTa with {', '.join(_ACTIVATIONS)}"
+            f"config.model.decoder.weights={decoder.weights} has the unsupported activation {sizes['hidden_act']!r}; "
+            f"expected one of {', '.join(_ACTIVATIONS)}"
         )
-    wanted = {
+    expected = {
         "width": sizes["hidden_size"],
         "heads": sizes["num_attention_heads"],
         "feed_forward": sizes["intermediate_size"],
@@ -65,31 +66,34 @@ def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int)
     }
     remedies = [
         f"{key}={value}, not {getattr(decoder, key)}"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if not _same(getattr(decoder, key), value)
     ]
     if decoder.layers > sizes["num_hidden_layers"]:
         remedies.append(f"layers={sizes['num_hidden_layers']} at most, not {decoder.layers}")
     if remedies:
         raise WeightsError(
-            f"a decoder that starts from config.model.decoder.weights={decoder.weights} needs, in "
-            f"config.model.decoder, {'; '.join(remedies)} (configs/coco_roberta_decoder.py has roberta-base's shape)"
+            f"config.model.decoder.weights={decoder.weights} requires, in config.model.decoder, {'; '.join(remedies)} "
+            "(see configs/coco_roberta_decoder.py for roberta-base)"
         )
     longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if max_length > longest:
         raise WeightsError(
-            f"config.data.max_length={max_length}, but config.model.decoder.weights={decoder.weights} has positions "
-            f"for {longest} tokens"
+            f"config.data.max_length={max_length} is too long: config.model.decoder.weights={decoder.weights} has "
+            f"positions for {longest} tokens"
         )
 
 
 def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vocabulary"]) -> PyTree:
-    """A decoder's fresh parameters with those of a RoBERTa in place of all that it has; the log lists both.
+    """Replaces parameters of a decoder by those of a RoBERTa where it has them, and logs which.
 
     Args:
-        params: of a `Decoder` that `check_shape` found to fit.
-        name: as for `load_roberta`.
+        params: parameters of a `Decoder` that passes `check_shape`.
+        name: as in `load_roberta`.
         full_ids: row of RoBERTa's embedding for each token of the decoder's vocabulary.
+
+    Raises:
+        WeightsError: a parameter has a different shape.
     """
     text = load_roberta(name)
     flat = traverse_util.flatten_dict(params, sep="/")
@@ -101,40 +105,40 @@ def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vo
         flat[path] = jnp.asarray(value)
     fresh = [path for path in flat if path not in copied]
     logging.info("decoder: the first %d of %d layers of %s", layers, text.sizes.num_hidden_layers, text.source)
-    for what, paths in (("copied", copied), ("fresh", fresh)):
-        logging.info("decoder: %d arrays %s: %s", len(paths), what, ", ".join(sorted(paths)))
+    for origin, paths in (("copied", copied), ("fresh", fresh)):
+        logging.info("decoder: %d arrays %s: %s", len(paths), origin, ", ".join(sorted(paths)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def decoder_arrays(
     text: PretrainedText, layers: int, length: int, full_ids: Int[np.ndarray, " vocabulary"]
 ) -> dict[str, np.ndarray]:
-    """What a decoder of `layers` layers and `length` positions takes from a RoBERTa, by path.
+    """Returns the parameters of a decoder with `layers` layers and `length` positions from a RoBERTa, by path.
 
-    The vector that RoBERTa adds to every token (its token type) is added to the positions: the word embedding is the
-    output layer too. RoBERTa's positions start behind the pad's.
+    The token type embedding, which RoBERTa adds to every token, is added to the position embeddings, because the token
+    embedding is tied to the output layer. RoBERTa's positions start at the pad id + 1.
     """
     flat = traverse_util.flatten_dict(text.params, sep="/")
     first = text.sizes.pad_token_id + 1
     positions = flat["embeddings/position_embeddings/embedding"][first : first + length]
-    found = {
+    arrays = {
         "embedding": flat["embeddings/word_embeddings/embedding"][full_ids],
         "position": positions + flat["embeddings/token_type_embeddings/embedding"][0],
         "embedding_norm/scale": flat["embeddings/LayerNorm/scale"],
         "embedding_norm/bias": flat["embeddings/LayerNorm/bias"],
     }
     if text.output_bias is not None:
-        found["output_bias"] = text.output_bias[full_ids]
+        arrays["output_bias"] = text.output_bias[full_ids]
     for number in range(layers):
-        theirs, ours = f"encoder/layer/{number}/", f"layer_{number}/"
+        source, target = f"encoder/layer/{number}/", f"layer_{number}/"
         for leaf in ("kernel", "bias"):
-            joined = [flat[f"{theirs}attention/self/{part}/{leaf}"] for part in ("query", "key", "value")]
-            found[f"{ours}self_attention/qkv/{leaf}"] = np.concatenate(joined, axis=-1)
-        for here, there in _PARTS.items():
-            for leaf in ("scale", "bias") if here.endswith("norm") else ("kernel", "bias"):
-                found[f"{ours}{here}/{leaf}"] = flat[f"{theirs}{there}/{leaf}"]
-    return found
+            qkv = [flat[f"{source}attention/self/{part}/{leaf}"] for part in ("query", "key", "value")]
+            arrays[f"{target}self_attention/qkv/{leaf}"] = np.concatenate(qkv, axis=-1)
+        for ours, reference in _PARTS.items():
+            for leaf in ("scale", "bias") if ours.endswith("norm") else ("kernel", "bias"):
+                arrays[f"{target}{ours}/{leaf}"] = flat[f"{source}{reference}/{leaf}"]
+    return arrays
 
 
-def _same(one: Any, other: Any) -> bool:
-    return math.isclose(one, other, rel_tol=1e-3) if isinstance(other, float) else one == other
+def _same(actual: Any, expected: Any) -> bool:
+    return math.isclose(actual, expected, rel_tol=1e-3) if isinstance(expected, float) else actual == expected

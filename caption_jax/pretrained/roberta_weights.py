@@ -1,4 +1,4 @@
-"""RoBERTa weights from a folder or the hub, in every form they are published in; needs no PyTorch, no transformers."""
+"""Loads RoBERTa weights from a folder or the hub, in any published format, without PyTorch or transformers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from caption_jax.models.roberta import Roberta, RobertaSizes
 from caption_jax.pretrained.weight_files import Tensor, open_weights
 
 _FLAX_FILE = "flax_model.msgpack"
-# By preference; an index lists the files of weights in several.
+# In order of preference; an index file lists the files of sharded weights.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -30,14 +30,14 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Files on the hub, form by form: the next one is fetched only where there are no weights in this one.
+# Files on the hub by format; the next format is downloaded only if the repository has no weights in this one.
 _HUB_FORMS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     (_FLAX_FILE,),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
 
-# PyTorch's names of our leaves; the second ones were written until 2019. Our modules have PyTorch's names.
+# PyTorch's names of our leaves; the second names were used until 2019. Module names are the same as PyTorch's.
 _TORCH_LEAVES = {
     "embedding": ("weight",),
     "kernel": ("weight",),  # transposed
@@ -45,19 +45,19 @@ _TORCH_LEAVES = {
     "bias": ("bias", "beta"),
 }
 
-# Parts of checkpoints that a text encoder has no use for.
+# Parts of a checkpoint that a text encoder does not need.
 _OTHER_PARTS = re.compile(r"(lm_head|pooler|classifier|qa_outputs)\..*|.*\.position_ids")
 
 
 @dataclass(frozen=True)
 class PretrainedText:
-    """A RoBERTa as published.
+    """A pretrained RoBERTa.
 
     Attributes:
-        sizes: of the network.
-        params: numpy tree for the `roberta` submodule of a `TextEncoder`, float32.
-        source: file the weights came from.
-        output_bias: of its language model's scores, a number a token; None where the file has none.
+        sizes: sizes of the network.
+        params: parameters of the `roberta` submodule of a `TextEncoder`, as float32 NumPy arrays.
+        source: file of the weights.
+        output_bias: bias of the language modelling head, one value per token; None if the file has none.
     """
 
     sizes: RobertaSizes
@@ -67,15 +67,15 @@ class PretrainedText:
 
 
 def load_roberta(name: str) -> PretrainedText:
-    """Reads a RoBERTa, such as "roberta-base" or a folder that holds config.json and weights.
+    """Loads a RoBERTa from a hub name such as "roberta-base", or from a folder with config.json and weights.
 
-    Weights may be `model.safetensors` (PyTorch's names or Flax's), `flax_model.msgpack` or `pytorch_model.bin`; the
-    first and the last also in several files with an index. A name that is no local folder is looked up on the Hugging
-    Face hub, or in its local cache when offline.
+    Supported weights are `model.safetensors` (PyTorch or Flax names), `flax_model.msgpack` and `pytorch_model.bin`; the
+    first and the last may be sharded. A name that is not a local folder is looked up on the Hugging Face hub, or in its
+    local cache when offline.
 
     Raises:
-        MissingFileError: no such folder or hub name, or no weights in it.
-        WeightsError: the config is no RoBERTa, or the weights do not fit it; missing ones are named.
+        MissingFileError: the folder or hub model does not exist or has no weights.
+        WeightsError: the config is not a RoBERTa's, or the weights do not match it.
     """
     folder = _folder(name)
     sizes = _read_sizes(folder)
@@ -87,10 +87,11 @@ def load_roberta(name: str) -> PretrainedText:
 
 
 def load_roberta_sizes(name: str) -> dict[str, Any]:
-    """Fields of `RobertaSizes` of the RoBERTa that `load_roberta` reads, for `build_model`.
+    """Returns the fields of `RobertaSizes` for the model that `load_roberta` loads, without reading the weights.
 
     Raises:
-        MissingFileError, WeightsError: as `load_roberta` does, but for the weights.
+        MissingFileError: the folder or hub model does not exist or has no config.json.
+        WeightsError: the config is not a RoBERTa's.
     """
     return dataclasses.asdict(_read_sizes(_folder(name)))
 
@@ -102,13 +103,13 @@ def _folder(name: str) -> Path:
 def _read_sizes(folder: Path) -> RobertaSizes:
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise MissingFileError(f"{folder} has no config.json: a RoBERTa folder holds config.json and its weights")
+        raise MissingFileError(f"{folder} has no config.json; a RoBERTa folder must contain config.json and weights")
     settings = json.loads(config_file.read_text())
     if settings.get("model_type") != "roberta":
-        raise WeightsError(f"{config_file} describes a model of type {settings.get('model_type')!r}, not a roberta")
+        raise WeightsError(f"{config_file} has model_type={settings.get('model_type')!r}; expected 'roberta'")
     for key in ("is_decoder", "add_cross_attention"):
         if settings.get(key):
-            raise WeightsError(f"{config_file} has {key}=true: a text encoder is a RoBERTa without it")
+            raise WeightsError(f"{config_file} has {key}=true, which a text encoder does not support")
     fields = {field.name for field in dataclasses.fields(RobertaSizes)}
     try:
         return RobertaSizes(**{key: value for key, value in settings.items() if key in fields})
@@ -124,10 +125,10 @@ def _from_hub(name: str) -> Path:
             folder = Path(snapshot_download(name, allow_patterns=["config.json", *form]))
             if any((folder / file).is_file() for file in _WEIGHT_FILES):
                 break
-    except Exception as error:  # the hub's client raises a dozen kinds
+    except Exception as error:  # the hub client raises many types
         raise MissingFileError(
-            f"{name!r} is neither a local folder nor a model that the Hugging Face hub gives here ({error}): "
-            "point to a folder with config.json and model.safetensors, flax_model.msgpack or pytorch_model.bin"
+            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face hub ({error}); use a "
+            "folder with config.json and model.safetensors, flax_model.msgpack or pytorch_model.bin"
         ) from error
     return folder
 
@@ -136,14 +137,12 @@ def _weight_file(folder: Path) -> Path:
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
-    raise MissingFileError(
-        f"{folder} holds no weights that can be read here: one of {', '.join(_WEIGHT_FILES)} is needed"
-    )
+    raise MissingFileError(f"no supported weights in {folder}; expected one of {', '.join(_WEIGHT_FILES)}")
 
 
 @dataclass(frozen=True)
 class _Array:
-    """An array in memory, as a `Tensor` of a file."""
+    """An array in memory with the interface of `Tensor`."""
 
     array: np.ndarray
 
@@ -156,7 +155,7 @@ class _Array:
 
 
 def _open(source: Path) -> Mapping[str, Tensor]:
-    """Tensors by name, modules joined by dots."""
+    """Returns the tensors by name, with modules separated by dots."""
     if source.name == _FLAX_FILE:
         flat = traverse_util.flatten_dict(flax.serialization.msgpack_restore(source.read_bytes()), sep=".")
         return {name: _Array(np.asarray(value)) for name, value in flat.items()}
@@ -167,9 +166,9 @@ def _open(source: Path) -> Mapping[str, Tensor]:
 
 
 def _fit(tensors: Mapping[str, Tensor], sizes: RobertaSizes, source: Path) -> dict[str, Any]:
-    """The tensors as a parameter tree of `Roberta`, whose names and shapes they must have."""
-    nothing = jnp.zeros((1, 1), jnp.int32)
-    shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), nothing, nothing == 0)["params"]
+    """Converts the tensors to a parameter tree of `Roberta` and checks names and shapes."""
+    ids = jnp.zeros((1, 1), jnp.int32)
+    shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), ids, ids == 0)["params"]
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
     flax_names = any(name.endswith(".kernel") for name in tensors)
     names = {path: _name(path, tensors, flax_names) for path in shapes}
@@ -177,21 +176,22 @@ def _fit(tensors: Mapping[str, Tensor], sizes: RobertaSizes, source: Path) -> di
     unknown = sorted(name for name in tensors.keys() - names.values() if not _OTHER_PARTS.fullmatch(name))
     if missing or unknown:
         raise WeightsError(
-            f"{source} does not fit its config.json: {len(missing)} arrays missing {missing[:5]}, "
-            f"{len(unknown)} unknown {unknown[:5]}"
+            f"{source} does not match its config.json: {len(missing)} arrays missing {missing[:5]}, "
+            f"{len(unknown)} unexpected {unknown[:5]}"
         )
     flat = {}
     for path, shape in shapes.items():
         array = tensors[names[path]].read()
         array = array.T if path.endswith("/kernel") and not flax_names else array
         if array.shape != shape:
-            raise WeightsError(f"{source}: {path} has shape {array.shape}, but config.json makes it {shape}")
+            raise WeightsError(f"{source}: {path} has shape {array.shape}; config.json implies {shape}")
         flat[path] = np.ascontiguousarray(array, np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def _name(path: str, tensors: Mapping[str, Tensor], flax_names: bool) -> str:
-    """Name in the file of our parameter `path`."""
+    """Returns the name in the file of our parameter `path`."""
     module, leaf = path.replace("/", ".").rsplit(".", 1)
     leaves = (leaf,) if flax_names else _TORCH_LEAVES[leaf]
-    return next((f"{module}.{theirs}" for theirs in leaves if f"{module}.{theirs}" in tensors), f"{module}.{leaves[0]}")
+    names = [f"{module}.{name}" for name in leaves]
+    return next((name for name in names if name in tensors), names[0])

@@ -1,8 +1,8 @@
-"""Reads the tensors of a PyTorch `.pth` file without PyTorch and without running what the file says to run.
+"""Reads the tensors of a PyTorch `.pth` file without PyTorch and without executing code from the file.
 
-A `.pth` is a pickle with the tensors' bytes beside it: in a zip archive, or (before PyTorch 1.6) one after another in
-the file. A pickle may name any Python object to call. Here it may name the few that make up a dictionary of tensors;
-any other name is refused with an error that says which.
+A `.pth` file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
+Unpickling can call any Python object by name; this reader allows only those needed for a dictionary of tensors and
+raises an error for any other name.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _WRAPPERS = ("state_dict", "model")
 
 @dataclass(frozen=True)
 class _StorageType:
-    """Stands for torch.FloatStorage and its kin inside the pickle."""
+    """Stand-in for torch.FloatStorage and the other storage classes while unpickling."""
 
     dtype: np.dtype
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """A run of numbers, named by its key; the bytes are read later."""
+    """A contiguous array identified by its key; its bytes are read later."""
 
     key: str
     dtype: np.dtype
@@ -58,22 +58,25 @@ class _Storage:
 
 @dataclass(frozen=True)
 class LazyTensor:
-    """A tensor whose numbers are read when `read()` is called."""
+    """A tensor whose values are read by `read()`."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
     _read: Callable[[], np.ndarray]
 
     def read(self) -> np.ndarray:
-        """Returns the numbers, as a new array."""
+        """Reads the values into a new array."""
         return self._read()
 
 
 def read_state_dict(path: Path) -> dict[str, LazyTensor]:
-    """Returns the named tensors of `path`, in the file's order; a 'module.' that DataParallel put in front is dropped.
+    """Returns the tensors of a state dict by name, in file order, without DataParallel's prefix 'module.'.
 
-    Raises WeightsError for a file that is no PyTorch file, names a Python object other than those a state dict needs,
-    is cut short, or holds something else than a dictionary of tensors (or one under 'state_dict' or 'model').
+    The file contains a dictionary of tensors, optionally nested under 'state_dict' or 'model'.
+
+    Raises:
+        WeightsError: the file is not a PyTorch file, is truncated, refers to Python objects that a state dict does not
+            need, or contains anything other than a dictionary of tensors.
     """
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
@@ -86,21 +89,19 @@ def read_state_dict(path: Path) -> dict[str, LazyTensor]:
         AttributeError,
         zipfile.BadZipFile,
     ) as error:
-        raise WeightsError(
-            f"{path}: this is not a whole PyTorch file of weights ({error!r}); fetch it again"
-        ) from error
+        raise WeightsError(f"{path} is not a complete PyTorch weight file ({error!r}); download it again") from error
     for wrapper in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, LazyTensor) for value in content.values()):
-        odd = [k for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, Mapping) else []
-        found = f"the keys {odd[:10]} hold something else" if odd else f"it holds a {type(content).__name__}"
-        raise WeightsError(f"{path}: expected a dictionary of tensors, but {found}; save model.state_dict() instead")
+        other = [k for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, Mapping) else []
+        actual = f"the keys {other[:10]} are not tensors" if other else f"the file contains a {type(content).__name__}"
+        raise WeightsError(f"{path}: expected a dictionary of tensors, but {actual}; save model.state_dict() instead")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Builds dictionaries, lists, numbers, strings and tensors, and refuses every other name."""
+    """Unpickles dictionaries, lists, numbers, strings and tensors, and rejects everything else."""
 
     def __init__(self, file: IO[bytes], path: Path, load_storage: Callable[[_Storage], np.ndarray]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -118,16 +119,18 @@ class _TensorUnpickler(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, requires_grad, hooks: data
         raise WeightsError(
-            f"{self._path}: the file asks for the Python object {module}.{name}, which weights do not need and "
-            "which is not loaded, because it could run code; save model.state_dict() alone"
+            f"{self._path}: refusing to load the Python object {module}.{name}, which could execute code and is not "
+            "needed for weights; save only model.state_dict()"
         )
 
     def persistent_load(self, pid: Any) -> _Storage:
         kind, storage_type, key, _, count = pid[:5]
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"unknown kind of stored object {kind!r}")
+            raise pickle.UnpicklingError(f"unknown type of persistent object {kind!r}")
         if len(pid) > 5 and pid[5] is not None:
-            raise WeightsError(f"{self._path}: storages that are views of others are not read; save the file again")
+            raise WeightsError(
+                f"{self._path}: storages that are views of others are not supported; save the file again"
+            )
         return self.storages.setdefault(str(key), _Storage(str(key), storage_type.dtype, int(count)))
 
 
@@ -141,13 +144,13 @@ def _tensor(
     *_: Any,
 ) -> LazyTensor:
     if not isinstance(storage, _Storage) or len(shape) != len(strides):
-        raise pickle.UnpicklingError("a tensor without a storage")
+        raise pickle.UnpicklingError("tensor without storage")
     shape = tuple(int(size) for size in shape)
     last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
     if offset < 0 or min(strides, default=0) < 0 or min(shape, default=1) < 0:
-        raise WeightsError(f"{path}: a tensor with negative sizes; the file is damaged")
+        raise WeightsError(f"{path}: tensor with negative sizes; the file is damaged")
     if math.prod(shape) and last >= storage.count:
-        raise WeightsError(f"{path}: a tensor reaches past its storage {storage.key!r}; the file is damaged")
+        raise WeightsError(f"{path}: tensor exceeds the bounds of storage {storage.key!r}; the file is damaged")
 
     def read() -> np.ndarray:
         numbers = load_storage(storage)
@@ -161,10 +164,10 @@ def _read_zip(path: Path) -> Any:
     with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
-            raise WeightsError(f"{path}: a zip archive without PyTorch's data.pkl; it is not a .pth file")
+            raise WeightsError(f"{path} is not a PyTorch file: the zip archive has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
         if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
-            raise WeightsError(f"{path}: saved with big-endian numbers; save it again on a little-endian machine")
+            raise WeightsError(f"{path} has big-endian values; save it again on a little-endian machine")
         content = archive.read(pickles[0])
 
     def load_storage(storage: _Storage) -> np.ndarray:
@@ -175,8 +178,10 @@ def _read_zip(path: Path) -> Any:
 
 
 def _read_legacy(path: Path) -> Any:
-    """Pickles of a magic number, a protocol number, facts of the machine, the content and the storages' keys; then, for
-    each key, a count as 8 bytes and the numbers.
+    """Reads the format used before PyTorch 1.6.
+
+    It consists of pickles of a magic number, a protocol number, system information, the content and the storage keys,
+    followed by each storage as an 8-byte count and the values.
     """
     offsets: dict[str, int] = {}
 
@@ -189,10 +194,10 @@ def _read_legacy(path: Path) -> Any:
     with open(path, "rb") as file:
         first = _TensorUnpickler(file, path, load_storage).load()
         if first != _LEGACY_MAGIC or _TensorUnpickler(file, path, load_storage).load() != _LEGACY_PROTOCOL:
-            raise WeightsError(f"{path}: this is no PyTorch file of weights (no zip archive, no magic number)")
-        facts = _TensorUnpickler(file, path, load_storage).load()
-        if not facts.get("little_endian", True):
-            raise WeightsError(f"{path}: saved with big-endian numbers; save it again on a little-endian machine")
+            raise WeightsError(f"{path} is not a PyTorch weight file: neither a zip archive nor a known magic number")
+        system = _TensorUnpickler(file, path, load_storage).load()
+        if not system.get("little_endian", True):
+            raise WeightsError(f"{path} has big-endian values; save it again on a little-endian machine")
         reader = _TensorUnpickler(file, path, load_storage)
         content = reader.load()
         keys = _TensorUnpickler(file, path, load_storage).load()
@@ -205,5 +210,5 @@ def _read_legacy(path: Path) -> Any:
 
 def _numbers(path: Path, storage: _Storage, raw: bytes) -> np.ndarray:
     if len(raw) < storage.count * storage.dtype.itemsize:
-        raise WeightsError(f"{path}: storage {storage.key!r} is cut short; fetch the file again")
+        raise WeightsError(f"{path}: storage {storage.key!r} is truncated; download the file again")
     return np.frombuffer(raw, storage.dtype.newbyteorder("<") if storage.dtype.kind in "fiu" else storage.dtype)

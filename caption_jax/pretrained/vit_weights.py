@@ -1,4 +1,4 @@
-"""ViT weights of timm and transformers, SigLIP's image towers included, with the settings that go with them."""
+"""ViT weights from timm and transformers (including the image towers of SigLIP), and the matching model settings."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _GELU: dict[str, Literal["exact", "tanh"]] = {
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-# timm's names of models, with the data they were trained on behind a point, that take pixels scaled to -1..1.
+# timm model names, optionally followed by a tag of the training data, whose inputs are scaled to -1..1.
 _TIMM_HALVES = r"vit_(small|base)_patch16_(siglip_)?(gap_)?\d+(\.(augreg|orig|sam_in1k|webli|v2_webli)\w*)?"
 
 
 @dataclass(frozen=True)
 class PretrainedViT:
-    """Weights, and the settings that go with them.
+    """Pretrained weights and the settings that they require.
 
     Attributes:
-        settings: what the network must share with the one that they were trained in.
-        variables: `params` of `VisionTransformer`, as float32 numpy arrays, and empty `batch_stats`.
+        settings: settings of the network that the weights were trained with.
+        variables: `params` of `VisionTransformer` as float32 NumPy arrays, and empty `batch_stats`.
     """
 
     settings: ViTSettings
@@ -54,15 +54,17 @@ class PretrainedViT:
 
 @dataclass(frozen=True)
 class _Naming:
-    """One library's names of the parts of a ViT.
+    """The naming scheme of a ViT in one library.
 
     Attributes:
-        library: whose names they are.
-        prefixes: where the tower may be in a checkpoint; what has another prefix belongs to other parts of the model.
-        modules: our module paths to theirs, those of a block under "block"; three of theirs are stacked.
-        class_token, position: keys of these parameters.
-        block: their path of a block; {} is its number.
-        ignored: regular expression of keys, behind the prefix, that the features do not depend on.
+        library: name of the library.
+        prefixes: possible key prefixes of the image tower; keys with other prefixes belong to other parts of the model.
+        modules: the library's module names by our paths, where "block" stands for each block. Three names are
+            concatenated.
+        position: key of the position embedding.
+        block: the library's prefix of a block; {} is the block number.
+        ignored: regular expression of keys, without the prefix, that do not affect the features.
+        class_token: key of the class token; "" if there is none.
     """
 
     library: Literal["timm", "transformers, ViT", "transformers, SigLIP"]
@@ -74,18 +76,18 @@ class _Naming:
     class_token: str = ""
 
     def keys(self, path: str) -> tuple[str, ...]:
-        """Their keys of our parameter `path` ("block_0/attention/qkv/kernel")."""
+        """The library's keys for our parameter at `path` ("block_0/attention/qkv/kernel")."""
         if path in ("embed/class_token", "embed/position"):
             return (self.class_token if path == "embed/class_token" else self.position,)
         module, leaf = path.rsplit("/", 1)
         number = re.match(r"block_(\d+)/", module)
-        theirs = self.modules[re.sub(r"block_\d+/", "block/", module)]
+        names = self.modules[re.sub(r"block_\d+/", "block/", module)]
         start = self.block.format(number[1]) if number else ""
         suffix = ".bias" if leaf == "bias" else ".weight"
-        return tuple(start + name + suffix for name in ([theirs] if isinstance(theirs, str) else theirs))
+        return tuple(start + name + suffix for name in ([names] if isinstance(names, str) else names))
 
 
-# Our modules, and what timm, transformers' ViT and transformers' SigLIP call them.
+# Module names in timm, transformers' ViT and transformers' SigLIP, by our paths.
 _MODULES: dict[str, tuple[str | tuple[str, str, str], ...]] = {
     "embed/patches": ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
     "block/attention_norm": ("norm1", "layernorm_before", "layer_norm1"),
@@ -135,19 +137,19 @@ def vit_settings(weights: str, size: str) -> ViTSettings:
 
 
 def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
-    """Reads weights into the names and layouts of `VisionTransformer`.
+    """Loads weights in the names and layouts of `VisionTransformer`.
 
     Args:
-        weights: a file `.safetensors`, `.bin` or `.pth`; a folder with such a file, as transformers or timm saved it;
-            or a name on the Hugging Face hub ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
-            'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights are believed about
-            epsilon, activation and input scaling.
+        weights: a `.safetensors`, `.bin` or `.pth` file; a folder with such a file, as saved by transformers or timm;
+            or a Hugging Face hub name ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
+            'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights determine epsilon,
+            activation and input scaling.
         size: a key of `SIZES`.
-        image_size: pixels of the side of the images; position embeddings for another size are resized as timm does.
+        image_size: side of the images in pixels; position embeddings for other sizes are resized as in timm.
 
     Raises:
-        WeightsError: a key that is missing, left over or of another shape (named); another number of heads or another
-            activation than we have; nothing that tells how pixels were scaled; anything that cannot be found or read.
+        WeightsError: keys are missing, unexpected or have a different shape; the number of heads or the activation does
+            not match; the input scaling is unknown; or the weights cannot be located or read.
     """
     path, tensors, naming = _open(weights)
     settings = _settings(path, tensors, naming, size)
@@ -171,12 +173,12 @@ def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
 def resize_positions(
     position: Float[np.ndarray, "tokens width"], side: int, *, prefix: int
 ) -> Float[np.ndarray, "new_tokens width"]:
-    """Position embeddings of a square grid for one of `side` x `side` patches, by bicubic interpolation, antialiased.
+    """Resizes position embeddings of a square grid to `side` x `side` patches, by antialiased bicubic interpolation.
 
-    This is what timm does. transformers does the same without antialiasing.
+    This matches timm; transformers does not antialias.
 
     Args:
-        position: of `prefix` tokens that have no position in the image, then of the patches row by row.
+        position: embeddings of `prefix` tokens without an image position, then of the patches in row-major order.
         side: patches per side of the new grid.
         prefix: 1 with a class token, 0 without.
     """
@@ -190,7 +192,7 @@ def resize_positions(
 
 @functools.cache
 def _shapes(size: str, class_token: bool, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of every parameter, by path."""
+    """Shapes of all parameters by path."""
     model = VisionTransformer(size, class_token)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
@@ -198,9 +200,9 @@ def _shapes(size: str, class_token: bool, image_size: int) -> dict[str, tuple[in
 
 
 def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
-    """The file, the tensors of the tower without the prefix, and whose names these are."""
+    """Returns the file, the tensors of the image tower without their prefix, and their naming scheme."""
     choices = (
-        "neither a file or folder here, nor a hub name such as 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k' or "
+        "neither a local file or folder, nor a hub name such as 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k' or "
         "'google/siglip-base-patch16-224'"
     )
     path = locate(weights, TORCH_NAMED_ENDINGS, choices)
@@ -211,29 +213,31 @@ def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
                 tower = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
                 return path, tower, naming
     known = ", ".join(f"{naming.library} ({naming.modules['embed/patches']!r})" for naming in (_TIMM, _VIT, _SIGLIP))
-    raise WeightsError(f"{path}: these are no ViT's names: looked for {known}; it has {listed_keys(tensors)}")
+    raise WeightsError(
+        f"{path} has no weights of a supported ViT: expected a key of {known}, got {listed_keys(tensors)}"
+    )
 
 
 def _settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: str) -> ViTSettings:
     config = sibling_json(path, "config.json")
     if naming is _TIMM:
-        # timm has the exact GELU for SigLIP's B/16 too, which was trained with its approximation.
-        stated, epsilon = config.get("model_args", {}), 1e-6
-        heads, activation = stated.get("num_heads"), stated.get("act_layer", "gelu")
+        # timm uses the exact GELU even for SigLIP's B/16, which was trained with the tanh approximation.
+        model, epsilon = config.get("model_args", {}), 1e-6
+        heads, activation = model.get("num_heads"), model.get("act_layer", "gelu")
         mean, std = _timm_pixels(path, config)
     else:
-        stated = config.get("vision_config", config)
-        heads, epsilon = stated.get("num_attention_heads"), stated.get("layer_norm_eps", 1e-6)
-        activation = stated.get("hidden_act", "gelu" if naming is _VIT else "gelu_pytorch_tanh")
+        model = config.get("vision_config", config)
+        heads, epsilon = model.get("num_attention_heads"), model.get("layer_norm_eps", 1e-6)
+        activation = model.get("hidden_act", "gelu" if naming is _VIT else "gelu_pytorch_tanh")
         mean, std = _transformers_pixels(path, naming)
     if heads not in (None, SIZES[size].heads):
         raise WeightsError(
-            f"{path}: config.json says {heads} heads, ViT {size!r} has {SIZES[size].heads}. Is {_SIZE_KEY} the one "
-            "these weights were made for?"
+            f"{path}: config.json specifies {heads} heads, but ViT {size!r} has {SIZES[size].heads}; does {_SIZE_KEY} "
+            "match the weights?"
         )
     if activation not in _GELU:
         raise WeightsError(
-            f"{path}: config.json names the activation {activation!r}; there are {', '.join(_GELU)} here"
+            f"{path}: unsupported activation {activation!r} in config.json; expected one of {', '.join(_GELU)}"
         )
     return ViTSettings(
         class_token=bool(naming.class_token) and naming.class_token in tensors,
@@ -246,15 +250,15 @@ def _settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: 
 
 
 def _timm_pixels(path: Path, config: Mapping[str, Any]) -> tuple[Triple, Triple]:
-    """Mean and deviation of pixels in 0..1."""
+    """Mean and standard deviation of pixels in 0..1."""
     pixels = config.get("pretrained_cfg", config)
     if "mean" in pixels and "std" in pixels:
         return tuple(pixels["mean"]), tuple(pixels["std"])
     if re.fullmatch(_TIMM_HALVES, path.stem):
         return HALVES, HALVES
     raise WeightsError(
-        f"{path}: timm's names, but nothing tells how the pixels were scaled: put timm's config.json next to the file, "
-        "or give the file timm's name of the model (vit_small_patch16_224.augreg_in21k_ft_in1k...)"
+        f"{path}: unknown input scaling of the timm weights; put timm's config.json next to the file, or name the file "
+        "after the timm model (vit_small_patch16_224.augreg_in21k_ft_in1k...)"
     )
 
 
@@ -265,28 +269,26 @@ def _transformers_pixels(path: Path, naming: _Naming) -> tuple[Triple, Triple]:
     if naming is _SIGLIP:
         return HALVES, HALVES
     raise WeightsError(
-        f"{path}: nothing tells how the pixels were scaled: put the checkpoint's preprocessor_config.json next to the "
-        "file"
+        f"{path}: unknown input scaling of the weights; put the checkpoint's preprocessor_config.json next to the file"
     )
 
 
 def _read(path: Path, tensors: Mapping[str, Tensor], ours: str, shape: tuple[int, ...], size: str) -> np.ndarray:
-    """Their tensors as our parameter."""
+    """Reads tensors of the file and converts them to one of our parameters."""
     try:
         array = np.concatenate([_arrange(tensor.read(), ours) for tensor in tensors.values()], axis=-1)
-    except ValueError:  # another number of axes
+    except ValueError:  # wrong number of dimensions
         array = None
     if array is None or array.shape != shape:
         names = " and ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in tensors.items())
         raise WeightsError(
-            f"{path}: {names} does not fit {ours} {shape} of ViT {size!r}. Is {_SIZE_KEY} the one these weights were "
-            "made for?"
+            f"{path}: {names} does not match {ours} {shape} of ViT {size!r}; does {_SIZE_KEY} match the weights?"
         )
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
 def _arrange(array: np.ndarray, ours: str) -> np.ndarray:
-    if ours == "embed/patches/kernel":  # from [width, 3, height, width of the patch]
+    if ours == "embed/patches/kernel":  # from [width, 3, patch height, patch width]
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
     if ours == "embed/class_token":
         return array.reshape(-1)

@@ -1,4 +1,4 @@
-"""Opens a file of weights, whatever wrote it, as named tensors that are read when asked for."""
+"""Opens weight files of several formats as named tensors that are read lazily."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KERAS_ENDINGS = (".h5", ".keras")
 TORCH_NAMED_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
 ENDINGS = (*TORCH_NAMED_ENDINGS, *KERAS_ENDINGS)
 
-# Keras 3 keeps the variables of the n-th layer of a class under these numbers.
+# The variables of a layer in Keras 3 files, which store them by number, by layer class.
 _KERAS_VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel",),
@@ -32,12 +32,12 @@ _KERAS_VARIABLES = {
 
 
 class Tensor(Protocol):
-    """A tensor of a file."""
+    """A tensor in a file."""
 
     shape: tuple[int, ...]
 
     def read(self) -> np.ndarray:
-        """Returns the numbers."""
+        """Reads the values."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,18 @@ class _Tensor:
 
 
 def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor]:
-    """Returns the tensors of `path` by name; only names and shapes are read until a tensor's `read()` is called.
+    """Returns the tensors of a weight file by name. Only names and shapes are read until `read()` is called.
 
-    Keras files are given with the layers' names ('stem_conv/kernel'), for which the EfficientNet variant is needed:
-    Keras 3 stores layers by class and number. Without a variant they are not read. Raises WeightsError for a file that
-    is missing, damaged or of another kind.
+    Args:
+        path: a PyTorch, safetensors or Keras file.
+        variant: EfficientNet variant, required for Keras files: Keras 3 stores layers by class and number, which are
+            converted to layer names ('stem_conv/kernel').
+
+    Raises:
+        WeightsError: the file is missing, damaged or of an unsupported type.
     """
     if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights")
+        raise WeightsError(f"no such file: {path}")
     if path.name.endswith(TORCH_ENDINGS):
         return read_state_dict(path)
     if path.name.endswith(".safetensors"):
@@ -65,7 +69,7 @@ def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor
     if path.name.endswith(KERAS_ENDINGS) and variant is not None:
         return _open_keras(path, variant)
     endings = ENDINGS if variant is not None else TORCH_NAMED_ENDINGS
-    raise WeightsError(f"{path}: weights come in files ending in {', '.join(endings)}")
+    raise WeightsError(f"unsupported weight file {path}; expected a file ending in {', '.join(endings)}")
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:
@@ -79,7 +83,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, no dict
     except SafetensorError as error:
-        raise WeightsError(f"{path}: this is not a whole safetensors file ({error}); fetch it again") from error
+        raise WeightsError(f"{path} is not a complete safetensors file ({error}); download it again") from error
     return {key: _Tensor(shape, lambda key=key: read(key)) for key, shape in shapes.items()}
 
 
@@ -97,7 +101,7 @@ def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
                 lambda name, item: datasets.update({name: item.shape}) if isinstance(item, h5py.Dataset) else None
             )
     except (OSError, KeyError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path}: this is not a whole Keras file of weights ({error}); fetch it again") from error
+        raise WeightsError(f"{path} is not a complete Keras weight file ({error}); download it again") from error
 
     def read(name: str) -> np.ndarray:
         with h5py.File(source, "r") as file:
@@ -112,7 +116,7 @@ def _is_keras_3(datasets: dict[str, tuple[int, ...]]) -> bool:
 
 
 def _names_of_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
-    """[model_weights/]layer/.../depthwise_kernel:0 to layer/kernel."""
+    """Converts '[model_weights/]layer/.../depthwise_kernel:0' to 'layer/kernel'."""
     renamed = {}
     for name in datasets:
         parts = name.removeprefix("model_weights/").split("/")
@@ -124,7 +128,7 @@ def _names_of_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
 
 
 def _names_of_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, path: Path) -> dict[str, str]:
-    """layers/depthwise_conv2d_4/vars/0 to the fifth depthwise layer's name, by the order in which layers are built."""
+    """Converts 'layers/depthwise_conv2d_4/vars/0' to the name of the fifth depthwise layer, in construction order."""
     layers: dict[str, list[str]] = {kind: [] for kind in _KERAS_VARIABLES}
     for layer in keras_modules(variant).values():
         kind = "batch_normalization" if layer.endswith("bn") else "conv2d"
@@ -137,12 +141,12 @@ def _names_of_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, pa
         if parts[0] == "optimizer":
             continue
         if len(parts) != 4 or parts[2] != "vars":
-            raise WeightsError(f"{path}: {name!r} is not a layer of a Keras EfficientNet; save the encoder by itself")
+            raise WeightsError(f"{path}: {name!r} is not a layer of a Keras EfficientNet; save only the encoder")
         kind, _, number = parts[1].rpartition("_")
         if not number.isdigit():
             kind, number = parts[1], "0"
         if kind not in layers or int(number) >= len(layers[kind]):
-            raise WeightsError(f"{path}: {name!r} is a layer that this variant does not have; is it another variant's?")
+            raise WeightsError(f"{path}: the variant has no layer {name!r}; do the weights belong to another variant?")
         variables = _KERAS_VARIABLES[kind]
         renamed[name] = f"{layers[kind][int(number)]}/{variables[int(parts[3])]}"
     return renamed

@@ -1,4 +1,4 @@
-"""Locates weights (a file, a folder, a name on the hub) and the JSON files next to them, and checks their keys."""
+"""Locates weights (a file, folder or hub name) and the JSON files next to them, and checks their keys."""
 
 from __future__ import annotations
 
@@ -14,21 +14,20 @@ KEY = "config.model.encoder.weights"
 
 
 def locate(weights: str, endings: tuple[str, ...], choices: str) -> Path:
-    """The file of weights that `weights` names: a file, a folder or a name on the hub.
+    """Returns the path of the weight file for a file, a folder or a hub name.
 
-    A folder is one that transformers or timm saved: it holds `model.safetensors` or, from older versions,
-    `pytorch_model.bin`.
+    A folder must contain `model.safetensors` or `pytorch_model.bin`, as saved by transformers or timm.
 
     Args:
         weights: value of the config key.
-        endings: of files that can be read; a name with one of them is a file, whether or not it exists.
-        choices: what the value could have been, for the error.
+        endings: supported file name endings; a value with one of them is treated as a file even if it does not exist.
+        choices: description of the valid values, for the error message.
 
     Raises:
-        WeightsError: it is empty or none of these, or the hub does not have it.
+        WeightsError: `weights` is empty or none of these, or the download fails.
     """
     if not weights:
-        raise WeightsError(f"{KEY} is empty: there is nothing to load")
+        raise WeightsError(f"{KEY} is empty; set it to the weights to load")
     path = Path(weights).expanduser()
     if path.is_dir():
         return _in_folder(path)
@@ -40,10 +39,10 @@ def locate(weights: str, endings: tuple[str, ...], choices: str) -> Path:
 
 
 def sibling_json(path: Path, name: str) -> dict[str, Any]:
-    """The object in the JSON file `name` of the folder that `path` is in; empty where there is no such file.
+    """Returns the JSON object in the file `name` in the folder of `path`, or {} if the file does not exist.
 
     Raises:
-        WeightsError: the file holds something else.
+        WeightsError: the file is not a JSON object.
     """
     file = path.parent / name
     if not file.is_file():
@@ -51,29 +50,29 @@ def sibling_json(path: Path, name: str) -> dict[str, Any]:
     try:
         return dict(json.loads(file.read_text()))
     except (ValueError, TypeError) as error:
-        raise WeightsError(f"{file}: this is not a JSON object ({error})") from error
+        raise WeightsError(f"{file} is not a JSON object ({error})") from error
 
 
 def check_keys(path: Path, missing: Collection[str], extra: Collection[str], *, network: str, key: str) -> None:
-    """Raises WeightsError that names missing and left-over keys, if there are any.
+    """Raises WeightsError with the missing and unexpected keys, if there are any.
 
     Args:
         path: the file.
-        missing: keys that the network needs and the file lacks.
-        extra: keys of the file that the network has no use for.
-        network: whose weights the file should hold, such as "EfficientNet 'b0' under timm's names".
-        key: config key that chooses the network.
+        missing: keys that the network needs and that the file does not have.
+        extra: keys of the file that the network does not use.
+        network: description of the expected network, such as "EfficientNet 'b0' with timm names".
+        key: config key that selects the network.
     """
     if missing or extra:
-        parts = [f"{len(missing)} keys missing: {listed_keys(missing)}"] * bool(missing)
-        parts += [f"{len(extra)} keys left over: {listed_keys(extra)}"] * bool(extra)
+        parts = [f"{len(missing)} missing keys: {listed_keys(missing)}"] * bool(missing)
+        parts += [f"{len(extra)} unexpected keys: {listed_keys(extra)}"] * bool(extra)
         raise WeightsError(
-            f"{path}: not the weights of {network}: {'; '.join(parts)}. Is {key} the one they were made for?"
+            f"{path} does not contain the weights of {network}: {'; '.join(parts)}. Does {key} match the weights?"
         )
 
 
 def listed_keys(keys: Iterable[str]) -> str:
-    """The first ten of the keys in alphabetical order, for an error."""
+    """Formats the first ten keys, in alphabetical order, for an error message."""
     listed = sorted(keys)
     return ", ".join(map(repr, listed[:10])) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
 
@@ -82,7 +81,7 @@ def _in_folder(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
-    raise WeightsError(f"{folder}: the folder holds no model.safetensors; name the file of weights itself")
+    raise WeightsError(f"no model.safetensors in {folder}; specify the weight file itself")
 
 
 def _from_hub(name: str) -> Path:
@@ -90,8 +89,8 @@ def _from_hub(name: str) -> Path:
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))
-    except Exception as error:  # the hub's client raises a dozen kinds, most of them about the connection
+    except Exception as error:  # the hub client raises many types, mostly connection errors
         raise WeightsError(
-            f"{KEY}: {name!r} could not be fetched from the hub ({type(error).__name__}: {error}); download its "
-            "model.safetensors and JSON files into a folder and name that folder"
+            f"{KEY}: {name!r} could not be downloaded from the hub ({type(error).__name__}: {error}); download its "
+            "model.safetensors and JSON files to a folder and specify that folder"
         ) from error

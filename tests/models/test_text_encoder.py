@@ -121,7 +121,7 @@ def test_a_hub_name_is_read_as_a_folder_is(tmp_path, params, monkeypatch):
     assert asked == ["roberta-base"]
     np.testing.assert_array_equal(loaded.output_bias, read.output_bias)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, read.params)
-    with pytest.raises(FileNotFoundError, match=r"'nobody/nothing' is neither.*no such repository"):
+    with pytest.raises(FileNotFoundError, match=r"'nobody/nothing' is not a local folder.*no such repository"):
         load_roberta("nobody/nothing")
 
 

@@ -171,11 +171,11 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
     path = tmp_path / "w.safetensors"
 
     save_file({key: value for key, value in weights.items() if key != "features.3.1.block.1.1.running_var"}, path)
-    with pytest.raises(WeightsError, match=r"1 keys missing: 'features\.3\.1\.block\.1\.1\.running_var'"):
+    with pytest.raises(WeightsError, match=r"1 missing keys: 'features\.3\.1\.block\.1\.1\.running_var'"):
         load_encoder_weights(str(path), "b0")
 
     save_file({**weights, "features.9.weight": np.zeros(3, np.float32)}, path)
-    with pytest.raises(WeightsError, match=r"1 keys left over: 'features\.9\.weight'"):
+    with pytest.raises(WeightsError, match=r"1 unexpected keys: 'features\.9\.weight'"):
         load_encoder_weights(str(path), "b0")
 
     save_file({**weights, "features.8.0.weight": np.zeros((1280, 321, 1, 1), np.float32)}, path)
@@ -242,14 +242,14 @@ def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
     kernel = pretrained.variables["params"]["stage_1"]["block_0"]["depthwise"]["conv"]["kernel"]
     theirs = weights["efficientnet.encoder.blocks.0.depthwise_conv.depthwise_conv.weight"]
     np.testing.assert_array_equal(kernel, theirs[:, 0].transpose(1, 2, 0))
-    with pytest.raises(WeightsError, match=r"'nobody/nothing' could not be fetched.*no such repository"):
+    with pytest.raises(WeightsError, match=r"'nobody/nothing' could not be downloaded.*no such repository"):
         load_encoder_weights("nobody/nothing", "b0")
 
 
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("missing.pth", r"missing\.pth: there is no such file"),
+        ("missing.pth", r"no such file: missing\.pth"),
         ("imagenet", "config.model.encoder.weights is 'imagenet'"),
     ],
 )

@@ -151,9 +151,9 @@ def test_settings_follow_the_source(tmp_path):
             "timm",
             "config.json",
             {"pretrained_cfg": {}},
-            r"how the pixels were scaled.*timm's config\.json",
+            r"unknown input scaling.*timm's config\.json",
         ),
-        ("transformers_vit", "preprocessor_config.json", {}, r"how the pixels were scaled.*preprocessor_config\.json"),
+        ("transformers_vit", "preprocessor_config.json", {}, r"unknown input scaling.*preprocessor_config\.json"),
     ],
     indirect=["library"],
 )
@@ -169,7 +169,7 @@ def test_timms_file_names_tell_how_pixels_are_scaled(tmp_path):
         save_file(golden_weights("timm"), tmp_path / f"{name}.safetensors")
         assert vit_settings(str(tmp_path / f"{name}.safetensors"), "micro").mean == HALVES
     save_file(golden_weights("timm"), tmp_path / "vit_small_patch16_224.dino.safetensors")
-    with pytest.raises(WeightsError, match="how the pixels were scaled"):
+    with pytest.raises(WeightsError, match="unknown input scaling"):
         vit_settings(str(tmp_path / "vit_small_patch16_224.dino.safetensors"), "micro")
 
 
@@ -179,11 +179,11 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
     def load(changed, size="micro"):
         return load_vit_weights(save("timm", changed, tmp_path), size, 32)
 
-    with pytest.raises(WeightsError, match=r"1 keys missing: 'blocks\.1\.attn\.qkv\.bias'"):
+    with pytest.raises(WeightsError, match=r"1 missing keys: 'blocks\.1\.attn\.qkv\.bias'"):
         load({key: value for key, value in weights.items() if key != "blocks.1.attn.qkv.bias"})
-    with pytest.raises(WeightsError, match=r"1 keys left over: 'blocks\.0\.ls1\.gamma'"):
+    with pytest.raises(WeightsError, match=r"1 unexpected keys: 'blocks\.0\.ls1\.gamma'"):
         load(weights | {"blocks.0.ls1.gamma": np.ones(32, np.float32)})
-    with pytest.raises(WeightsError, match=r"1 keys missing: 'pos_embed'"):
+    with pytest.raises(WeightsError, match=r"1 missing keys: 'pos_embed'"):
         load({key: value for key, value in weights.items() if key != "pos_embed"})
     with pytest.raises(WeightsError, match=r"'patch_embed\.proj\.weight' \(32, 192\).*patches/kernel \(192, 32\)"):
         load(weights | {"patch_embed.proj.weight": np.ones((32, 192), np.float32)})
