@@ -1,1 +1,1 @@
-"""What a run will need of the devices it is for, found by compiling its programs without them."""
+"""Estimates the resources that a run needs on its target devices by compiling its programs without those devices."""

@@ -1,4 +1,4 @@
-"""A run's description from its config alone: what only data and weights could tell is assumed, and said so."""
+"""Describes a run from its config alone, with explicit assumptions in place of data and weights."""
 
 from __future__ import annotations
 
@@ -36,39 +36,39 @@ _ROBERTA_BASE = {
 
 @dataclass(frozen=True)
 class AssumedVocabulary:
-    """Stands where a `Vocabulary` does, for programs that are compiled and never run: only its size is meant."""
+    """Stand-in for a `Vocabulary` of a given size, for programs that are compiled but not run."""
 
     size: int
 
     def to_full(self, ids: Sequence[int]) -> Int[np.ndarray, " ids"]:
-        """Takes the tokens to be the first ones of the tokenizer."""
+        """Full ids, assuming that the vocabulary consists of the first tokens of the tokenizer."""
         return np.asarray(ids, np.int32)
 
     def encode(self, text: str, max_length: int) -> Int[np.ndarray, " length"]:
-        """Takes each word to be a token of its own."""
-        words = [UNK + 1 + place for place, _ in enumerate(text.split())]
+        """Token ids, assuming one token per word."""
+        words = [UNK + 1 + index for index, _ in enumerate(text.split())]
         ids = np.full(max_length, PAD, np.int32)
         ids[: len(words) + 2] = [BOS, *words, EOS][:max_length]
         return ids
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts length"]:
-        """`encode` of several texts."""
+        """Token ids of a batch of texts; see `encode`."""
         return np.stack([self.encode(text, max_length) for text in texts])
 
 
 def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
-    """Describes the run of a config, from the workdir where it has been started, else from assumptions.
+    """Describes a run from its workdir if the run has been started, or else from assumptions.
 
     Args:
-        spec: of the run, its `dtype` settled.
-        workdir: where a run may have left its description.
-        tokens: size of the vocabulary; 0 for what is known or assumed.
+        spec: spec of the run, with a concrete `dtype`.
+        workdir: workdir that may contain the description of the run.
+        tokens: size of the vocabulary; 0 for the stored or assumed size.
 
     Returns:
-        The description, and what was assumed for it: by name, in words or numbers.
+        The description, and the assumptions by name, as text or numbers.
 
     Raises:
-        ValueError: the size does not fit the config's own.
+        ValueError: `tokens` is inconsistent with the config.
     """
     if not tokens and (workdir / "model.json").exists():
         stored = read_description(workdir)
@@ -76,7 +76,7 @@ def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDe
     assumed: dict[str, Any] = {}
     size = tokens or _upper_bound(spec)
     assumed["vocabulary"] = size
-    assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer: the run will have fewer"
+    assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer; the run will have fewer"
     text_encoder = None
     shared_space = spec.objective.contrastive_weight > 0
     if shared_space or spec.model.context.slots > 0:

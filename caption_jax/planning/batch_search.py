@@ -1,4 +1,4 @@
-"""The largest batch that fits a chip, in few compilations."""
+"""Searches for the largest batch that fits a chip, with few compilations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Tried:
-    """One compilation of a search: images on a chip, bytes of memory they need (None where the compiler gave up)."""
+    """One compilation of a search: images per chip, and bytes of memory (None if the compiler ran out of memory)."""
 
     images: int
     memory: int | None
@@ -17,22 +17,22 @@ class Tried:
 def largest_batch(
     memory_of: Callable[[int], int | None], first: Tried, fixed: int, unit: int, limit: float, compilations: int
 ) -> list[Tried]:
-    """Looks for the most images that fit, as the memory of a program grows about linearly with its batch.
+    """Searches for the largest batch that fits, assuming that memory grows about linearly with the batch size.
 
-    Each try goes where the line through the state alone and the nearest batch that fits meets the limit, or between the
-    bounds where that lies outside of them.
+    Each guess extrapolates linearly from the largest batch that fits to the limit, or bisects the current bounds if the
+    extrapolation is outside of them.
 
     Args:
-        memory_of: compiles a program for so many images; None where it does not fit.
-        first: a batch that has been compiled.
-        fixed: bytes that do not depend on the batch, about.
-        unit: images come in multiples of this.
+        memory_of: compiles the program for a number of images and returns its memory, or None if it does not fit.
+        first: a batch that has already been compiled.
+        fixed: approximate bytes that do not depend on the batch size.
+        unit: the batch size must be a multiple of this.
         limit: bytes of memory.
-        compilations: most calls of `memory_of`.
+        compilations: maximum number of calls of `memory_of`.
 
     Returns:
-        All batches tried, `first` included. The answer is the largest that fits; it is exact where one larger by `unit`
-        was tried.
+        All batches tried, including `first`. The result is the largest one that fits; it is exact if the next larger
+        batch (by `unit`) was tried.
     """
     tried = [first]
     for _ in range(compilations):
@@ -54,5 +54,5 @@ def largest_batch(
 
 
 def fits(tried: Tried, limit: float) -> bool:
-    """Whether a batch fits."""
+    """Whether a batch fits in `limit` bytes."""
     return tried.memory is not None and tried.memory <= limit

@@ -1,4 +1,4 @@
-"""What one chip of each kind holds and can do, as its maker publishes it."""
+"""Published specifications of accelerator chips."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """A kind of accelerator chip.
+    """Specification of an accelerator chip.
 
     Attributes:
-        name: as Cloud TPU calls it.
-        memory: bytes of high-bandwidth memory.
-        bandwidth: of that memory, bytes a second.
-        peak: bfloat16 FLOPs a second.
-        links: bytes a second to other chips of the slice, all links and both directions together.
-        dimensions: of a slice's topology: 2 for "16x16", 3 for "4x4x4".
-        source: page of the figures.
+        name: name in Cloud TPU.
+        memory: high-bandwidth memory, in bytes.
+        bandwidth: bandwidth of that memory, in bytes per second.
+        peak: peak bfloat16 FLOPs per second.
+        links: bandwidth to other chips of the slice, in bytes per second, over all links and both directions.
+        dimensions: number of dimensions of a slice: 2 for "16x16", 3 for "4x4x4".
+        source: web page of the figures.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Chip:
 
     @property
     def balance(self) -> float:
-        """FLOPs a byte of memory traffic at which computing and reading take the same time."""
+        """Arithmetic intensity, in FLOPs per byte, at which compute and memory take the same time."""
         return self.peak / self.bandwidth
 
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
 
-# "GB" of the pages are taken as 10^9 bytes, and the lower figure where two editions of a page differ (v5e: 819 GB/s or
-# 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler itself counts 15.75 GiB of a v5e chip as usable.
+# "GB" on the pages means 10^9 bytes here, and the lower figure is used if versions of a page differ (v5e: 819 GB/s or
+# 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler treats 15.75 GiB of a v5e chip as usable.
 CHIPS = {
     chip.name: chip
     for chip in (

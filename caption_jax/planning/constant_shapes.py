@@ -1,4 +1,4 @@
-"""Shapes of the objectives' constants, for programs that are compiled without them."""
+"""Shapes of the constants of objectives, for compiling programs without the values."""
 
 from __future__ import annotations
 
@@ -22,41 +22,41 @@ PyTree = Any
 def constant_shapes(
     objectives: Mapping[str, Objective], description: RunDescription, workdir: epath.Path
 ) -> dict[str, PyTree]:
-    """Shapes and types of the constants of the objectives that have any, by label.
+    """Returns the shapes and dtypes of the constants of all objectives that have any, by label.
 
-    Those that a run in the workdir has stored are taken where the vocabulary is that run's, too. Others are prepared
-    from the training captions, if they are here, in the words of an assumed vocabulary.
+    Constants stored in the workdir are used if the vocabulary is the one of that run. Others are prepared from the
+    training captions with the vocabulary of the description, which may be an assumed one.
 
     Args:
-        objectives: by label.
-        description: of the run.
-        workdir: of the run, which need not be there.
+        objectives: objectives by label.
+        description: description of the run.
+        workdir: workdir of the run, which need not exist.
 
     Raises:
         ConfigError: constants that are not stored cannot be prepared.
     """
     assumed = isinstance(description.vocabulary, AssumedVocabulary)
-    found = {} if assumed else stored_constants(objectives, workdir)
+    constants = {} if assumed else stored_constants(objectives, workdir)
     for label, objective in objectives.items():
-        if label not in found and _prepares(objective) and (prepared := _prepared(label, objective, description)):
-            found[label] = prepared
-    return jax.tree.map(_shape, found)
+        if label not in constants and _has_prepare(objective) and (tree := _prepare(label, objective, description)):
+            constants[label] = tree
+    return jax.tree.map(_shape, constants)
 
 
-def _prepares(objective: Objective) -> bool:
+def _has_prepare(objective: Objective) -> bool:
     return getattr(type(objective), "prepare", Objective.prepare) is not Objective.prepare
 
 
-def _prepared(label: str, objective: Objective, description: RunDescription) -> PyTree:
+def _prepare(label: str, objective: Objective, description: RunDescription) -> PyTree:
     try:
         train = get_split(open_splits(description.spec.data), "train")
         return objective.prepare(train, description.vocabulary)
-    except Exception as error:  # a user's own code, which may not be content with an assumed vocabulary: any type
+    except Exception as error:  # user code may fail on an assumed vocabulary with any exception type
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"config.objective.terms.{label} makes constants of the training captions, whose shapes a plan needs, and "
-            f"they cannot be made here ({reason}): start the run once in the same workdir, which stores them, and plan "
-            "without --vocabulary, or leave the term out of the plan"
+            f"config.objective.terms.{label} has constants made from the training captions, and they cannot be made "
+            f"here ({reason}): start the run once in the same workdir, which stores them, and plan without "
+            "--vocabulary, or plan without the term"
         ) from error
 
 

@@ -1,4 +1,4 @@
-"""What a compiled program costs a chip, and the speed that the chip's limits leave it."""
+"""Cost of a compiled program on a chip, and its roofline."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from caption_jax.planning.hlo import Collective, CompiledText, Traffic
 
 
 class OutOfMemoryError(UserError, ValueError):
-    """The compiler found no way to fit a program into a chip's memory."""
+    """A program does not fit in the memory of a chip."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run of a program on one chip.
+    """Cost of one execution of a program on one chip.
 
     Attributes:
-        images: in the batch, those of this chip.
-        arguments: bytes of what the program is given.
-        outputs: bytes of what it returns, beside what takes the place of arguments.
-        temporaries: bytes of all else that lives in memory while it runs, at most.
-        code: bytes of the program itself.
-        flops: all operations that XLA counts, elementwise ones included.
-        matrix_flops: those of convolutions and matrix products.
-        bytes: read and written by all operations, as XLA counts them: padding of layouts included, and what never
-            leaves the chip.
-        traffic: by operation, of which the sum is near `bytes`.
+        images: images of the batch on this chip.
+        arguments: bytes of the arguments.
+        outputs: bytes of the outputs, except those that alias arguments.
+        temporaries: peak bytes of temporaries.
+        code: bytes of the generated code.
+        flops: FLOPs of all operations, including elementwise ones, as counted by XLA.
+        matrix_flops: FLOPs of convolutions and matrix products.
+        bytes: bytes read and written by all operations, as counted by XLA, including layout padding and traffic in
+            on-chip memory.
+        traffic: traffic per operation; the sum is close to `bytes`.
         collectives: communication with other chips.
-        seconds: it took to compile.
+        seconds: compile time.
     """
 
     images: int
@@ -49,18 +49,19 @@ class Cost:
 
     @property
     def memory(self) -> int:
-        """Bytes that the program needs of the chip's memory."""
+        """Bytes of chip memory that the program needs."""
         return self.arguments + self.outputs + self.temporaries + self.code
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes read from the chip's main memory and written to it: not those in its own vector memory."""
-        return max(self.bytes - sum(one.on_chip for one in self.traffic), 0.0)
+        """Bytes read from and written to main memory (HBM), without those in on-chip vector memory."""
+        return max(self.bytes - sum(operation.on_chip for operation in self.traffic), 0.0)
 
     def bytes_of(self, part: str) -> float:
-        """The share of `bytes` that a module of the model has, by its name in the traced program."""
-        total = sum(one.bytes for one in self.traffic)
-        return self.bytes * sum(one.bytes for one in self.traffic if f"/{part}/" in one.source) / max(total, 1)
+        """The part of `bytes` that belongs to a module of the model, by its name in the traced program."""
+        total = sum(operation.bytes for operation in self.traffic)
+        selected = sum(operation.bytes for operation in self.traffic if f"/{part}/" in operation.source)
+        return self.bytes * selected / max(total, 1)
 
     @property
     def sent(self) -> float:
@@ -70,13 +71,13 @@ class Cost:
 
 @dataclass(frozen=True)
 class Roofline:
-    """The least time that each of a chip's limits leaves a program; the longest of them binds (Williams et al. 2009).
+    """Roofline of a program (Williams et al., 2009): lower bounds of its execution time, the longest of which binds.
 
     Attributes:
-        seconds: by what takes them: "compute" (matrix FLOPs at the bfloat16 peak), "memory" (bytes of main memory at
-            full bandwidth) and "links" (bytes sent at half of the links' bandwidth, which is published for both
-            directions together).
-        images: of the batch on this chip.
+        seconds: lower bounds by resource: "compute" (matrix FLOPs at the bfloat16 peak), "memory" (main memory traffic
+            at full bandwidth) and "links" (bytes sent at half of the link bandwidth, which is published as the sum of
+            both directions).
+        images: images of the batch on this chip.
     """
 
     seconds: dict[str, float]
@@ -84,17 +85,17 @@ class Roofline:
 
     @property
     def bound(self) -> str:
-        """What takes longest."""
+        """The resource with the longest time."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
     def images_per_second(self) -> float:
-        """Most images a chip can get through in a second, the three overlapped entirely."""
+        """Upper bound of images per second per chip, assuming that the three overlap perfectly."""
         return self.images / self.seconds[self.bound]
 
 
 def roofline(cost: Cost, chip: Chip) -> Roofline:
-    """Returns the roofline of a program on a kind of chip."""
+    """Returns the roofline of a program on a chip type."""
     seconds = {"compute": cost.matrix_flops / chip.peak, "memory": cost.memory_bytes / chip.bandwidth}
     if cost.sent:
         seconds["links"] = cost.sent / (chip.links / 2)
@@ -102,15 +103,15 @@ def roofline(cost: Cost, chip: Chip) -> Roofline:
 
 
 def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
-    """Compiles a program.
+    """Compiles a program and returns its cost.
 
     Args:
         lowered: the program.
-        images: of its batch on each chip.
-        devices: that it runs on.
+        images: images per chip in its batch.
+        devices: number of devices.
 
     Raises:
-        OutOfMemoryError: it does not fit.
+        OutOfMemoryError: the program does not fit in the memory of a chip.
     """
     started = time.perf_counter()
     try:

@@ -1,4 +1,4 @@
-"""The matrix FLOPs of a training step, counted from the forward pass as it is written, before any compiler sees it."""
+"""Matrix FLOPs of a training step, counted in the jaxpr of the forward pass, before compilation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class MatrixFlops:
-    """FLOPs of convolutions and matrix products, a multiply-add being two.
+    """FLOPs of convolutions and matrix products, where a multiply-add counts as two.
 
     Attributes:
-        forward: of the forward pass.
-        backward: of its gradients. A product of two arrays takes as much again for each of them that has a gradient.
+        forward: FLOPs of the forward pass.
+        backward: FLOPs of the backward pass. Each operand that has a gradient costs as much as the forward product.
     """
 
     forward: int = 0
@@ -33,84 +33,84 @@ class MatrixFlops:
 
     @property
     def total(self) -> int:
-        """Of both passes."""
+        """FLOPs of both passes."""
         return self.forward + self.backward
 
 
 def count_matrix_flops(forward: Callable, trained: PyTree, *others: PyTree) -> MatrixFlops:
-    """Counts the FLOPs of `forward(trained, *others)` and of its gradient in all of `trained`.
+    """Counts the FLOPs of `forward(trained, *others)` and of its gradient with respect to `trained`.
 
-    Where an operation has a form for each platform, the one with most convolutions and products counts. Padding counts
-    as if it were pixels, as in the usual formula: output size x kernel size x inputs.
+    For operations with one implementation per platform, the one with the most matrix FLOPs is counted. Padding is
+    counted like pixels, as in the standard formula: output size x kernel size x input channels.
 
     Args:
-        forward: the pass; nothing is computed.
-        trained: arrays or shapes that have a gradient.
+        forward: the forward pass, which is only traced.
+        trained: arrays or shapes that have gradients.
         others: arrays or shapes that have none.
     """
     traced = jax.make_jaxpr(forward)(trained, *others)
     count = len(jax.tree.leaves(trained))
-    return _of_program(traced.jaxpr, [place < count for place in range(len(traced.jaxpr.invars))])[0]
+    return _jaxpr_flops(traced.jaxpr, [index < count for index in range(len(traced.jaxpr.invars))])[0]
 
 
-def _of_program(program: core.Jaxpr, with_gradient: Sequence[bool]) -> tuple[MatrixFlops, list[bool]]:
-    """FLOPs of a traced program, and which of its results have a gradient, given which of its arguments have one.
+def _jaxpr_flops(jaxpr: core.Jaxpr, has_gradient: Sequence[bool]) -> tuple[MatrixFlops, list[bool]]:
+    """Returns the FLOPs of a jaxpr and which of its outputs have a gradient, from which of its inputs have one.
 
-    What no result depends on does not count: a compiler drops it.
+    Equations that no output depends on are not counted, because the compiler removes them.
     """
-    known = {var for var, has_gradient in zip(program.invars, with_gradient, strict=True) if has_gradient}
+    differentiated = {var for var, flag in zip(jaxpr.invars, has_gradient, strict=True) if flag}
     total = MatrixFlops()
-    for equation in _needed(program):
-        given = [not isinstance(var, core.Literal) and var in known for var in equation.invars]
-        flops, results = _of_equation(equation, given)
+    for equation in _live_equations(jaxpr):
+        inputs = [not isinstance(var, core.Literal) and var in differentiated for var in equation.invars]
+        flops, outputs = _equation_flops(equation, inputs)
         total += flops
-        known.update(var for var, has_gradient in zip(equation.outvars, results, strict=True) if has_gradient)
-    return total, [not isinstance(var, core.Literal) and var in known for var in program.outvars]
+        differentiated.update(var for var, flag in zip(equation.outvars, outputs, strict=True) if flag)
+    return total, [not isinstance(var, core.Literal) and var in differentiated for var in jaxpr.outvars]
 
 
-def _needed(program: core.Jaxpr) -> list[core.JaxprEqn]:
-    """The equations that a result depends on, in order."""
-    read, equations = {var for var in program.outvars if not isinstance(var, core.Literal)}, []
-    for equation in reversed(program.eqns):
-        if read.intersection(equation.outvars):
+def _live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """The equations that an output depends on, in order."""
+    used, equations = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}, []
+    for equation in reversed(jaxpr.eqns):
+        if used.intersection(equation.outvars):
             equations.append(equation)
-            read.update(var for var in equation.invars if not isinstance(var, core.Literal))
+            used.update(var for var in equation.invars if not isinstance(var, core.Literal))
     return equations[::-1]
 
 
-def _of_equation(equation: core.JaxprEqn, given: list[bool]) -> tuple[MatrixFlops, list[bool]]:
+def _equation_flops(equation: core.JaxprEqn, has_gradient: list[bool]) -> tuple[MatrixFlops, list[bool]]:
     name, parameters = equation.primitive.name, equation.params
-    everywhere = [any(given)] * len(equation.outvars)
+    outputs = [any(has_gradient)] * len(equation.outvars)
     if name in ("dot_general", "conv_general_dilated"):
         flops = _product_flops(equation) if name == "dot_general" else _convolution_flops(equation)
-        return MatrixFlops(flops, flops * sum(given)), everywhere
+        return MatrixFlops(flops, flops * sum(has_gradient)), outputs
     if name == "stop_gradient":
         return MatrixFlops(), [False] * len(equation.outvars)
     if name == "cond":
-        found = [_of_program(_open(branch), given[1:]) for branch in parameters["branches"]]
-        return max((flops for flops, _ in found), key=lambda flops: flops.total), everywhere
+        branches = [_jaxpr_flops(_open(branch), has_gradient[1:]) for branch in parameters["branches"]]
+        return max((flops for flops, _ in branches), key=lambda flops: flops.total), outputs
     if name == "scan":
-        flops, _ = _of_program(_open(parameters["jaxpr"]), _carried(parameters, given))
-        return flops * parameters["length"], everywhere
+        flops, _ = _jaxpr_flops(_open(parameters["jaxpr"]), _scan_gradients(parameters, has_gradient))
+        return flops * parameters["length"], outputs
     inner = next((parameters[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in parameters), None)
-    if inner is not None and len(_open(inner).invars) == len(given):
-        return _of_program(_open(inner), given)
-    return MatrixFlops(), everywhere
+    if inner is not None and len(_open(inner).invars) == len(has_gradient):
+        return _jaxpr_flops(_open(inner), has_gradient)
+    return MatrixFlops(), outputs
 
 
-def _carried(parameters: dict[str, Any], given: list[bool]) -> list[bool]:
-    """Which arguments of a loop's body have a gradient, what it carries from turn to turn included."""
+def _scan_gradients(parameters: dict[str, Any], has_gradient: list[bool]) -> list[bool]:
+    """Returns which inputs of the body of a scan have a gradient, propagated through the carry to a fixed point."""
     first, count = parameters["num_consts"], parameters["num_carry"]
     while True:
-        results = _of_program(_open(parameters["jaxpr"]), given)[1][:count]
-        carried = [before or after for before, after in zip(given[first : first + count], results, strict=True)]
-        if carried == given[first : first + count]:
-            return given
-        given = [*given[:first], *carried, *given[first + count :]]
+        results = _jaxpr_flops(_open(parameters["jaxpr"]), has_gradient)[1][:count]
+        carry = [before or after for before, after in zip(has_gradient[first : first + count], results, strict=True)]
+        if carry == has_gradient[first : first + count]:
+            return has_gradient
+        has_gradient = [*has_gradient[:first], *carry, *has_gradient[first + count :]]
 
 
-def _open(program: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
-    return getattr(program, "jaxpr", program)
+def _open(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+    return getattr(jaxpr, "jaxpr", jaxpr)
 
 
 def _product_flops(equation: core.JaxprEqn) -> int:

@@ -1,4 +1,4 @@
-"""`--mode=plan`: what a run will need of a slice of chips, and how fast it can be there, before any chip is rented."""
+"""`--mode=plan`: memory, FLOPs and an upper bound of the speed of a run on a slice of chips, without the chips."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from input_pipeline.files import write_atomically
 
 PyTree = Any
 PROGRAMS = ("train", "decode", "encoder")
-_STEPS = 10_000  # of a run whose length depends on its data; only the learning rate does
+_STEPS = 10_000  # assumed if the length of the run depends on its data; it only affects the learning rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What to plan.
+    """Options of a plan.
 
     Attributes:
-        topology: such as "v5e:16x16".
-        programs: which of `PROGRAMS`.
-        phase: of the unfreezing: "first", "last", or a step in it; or "all", as if nothing were ever frozen.
-        images: on each chip; 0 for those of the config's batch.
-        vocabulary: tokens that the decoder predicts; 0 for what is known or assumed.
-        compilations: most of them that the search for the largest batch of the training step may take.
+        topology: topology such as "v5e:16x16".
+        programs: subset of `PROGRAMS`.
+        phase: phase of unfreezing: "first", "last", or a step within it; "all" plans with nothing frozen.
+        images: images per chip; 0 for the batch size of the config.
+        vocabulary: vocabulary size of the decoder; 0 for the stored or assumed size.
+        compilations: maximum number of compilations in the search for the largest training batch.
     """
 
     topology: str
@@ -55,31 +55,31 @@ class Request:
 
 
 def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]:
-    """Compiles a run's programs for a topology and says what they need; `docs/workdir.md` describes the result.
+    """Compiles the programs of a run for a topology and reports their costs; `docs/workdir.md` describes the result.
 
-    Writes it to `plan_<topology>.json` in the workdir, too, as far as it is known after each program: compiling takes
+    The result is also written to `plan_<topology>.json` in the workdir, after each program, because compilation takes
     minutes.
 
     Raises:
-        ValueError: unknown topology, program or phase; a batch that does not divide over the mesh, or that the image
-            backbone cannot be trained on; an objective whose constants are not known.
-        ModuleNotFoundError: no compiler for TPUs is installed.
+        ValueError: unknown topology, program or phase; a batch that cannot be divided over the mesh or that the image
+            backbone cannot be trained on; an objective whose constants are unknown.
+        ModuleNotFoundError: the TPU compiler is not installed.
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
     if unknown:
-        raise ConfigError(f"there is no program {', '.join(unknown)} to plan, only {', '.join(PROGRAMS)}")
+        raise ConfigError(f"unknown program {', '.join(unknown)}; expected some of {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
     mesh = make_mesh(spec.mesh, topology.devices())
-    description, assumed = describe(_settled(spec, topology), workdir, request.vocabulary)
+    description, assumed = describe(_with_concrete_dtype(spec, topology), workdir, request.vocabulary)
     if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
-        assumed["packing"] = "none: pads are computed with, which the run leaves out"
+        assumed["packing"] = "none: includes computation on padding that the run avoids"
     program = make_program(description, mesh, spec.train.steps or _STEPS)
     if "train" in request.programs:
         program = dataclasses.replace(program, constants=_constants(program, workdir))
     if program.constants and "vocabulary" in assumed:
         assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
     start, frozen = _phase(program, request.phase)
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "topology": topology.name,
         "chips": mesh.size,
         "mesh": dict(mesh.shape),
@@ -91,46 +91,46 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
         "programs": {},
     }
     planned = planned_programs(program, frozen)
-    images = {name: request.images or _share(spec, mesh, name) for name in request.programs}
-    for name, share in images.items():
-        _check_images(program, name, share * mesh.shape["data"], frozen)
-    for name, share in images.items():
-        found["programs"][name] = _measured(planned[name], share, program, topology)
-        _write(workdir, found)
-    if "train" in found["programs"] and topology.chip and request.compilations:
-        found["largest_batch"] = _search(planned["train"], found["programs"]["train"], program, topology, request)
-        _write(workdir, found)
-    return found
+    images = {name: request.images or _images_per_chip(spec, mesh, name) for name in request.programs}
+    for name, per_chip in images.items():
+        _check_images(program, name, per_chip * mesh.shape["data"], frozen)
+    for name, per_chip in images.items():
+        result["programs"][name] = _measured(planned[name], per_chip, program, topology)
+        _write(workdir, result)
+    if "train" in result["programs"] and topology.chip and request.compilations:
+        result["largest_batch"] = _search(planned["train"], result["programs"]["train"], program, topology, request)
+        _write(workdir, result)
+    return result
 
 
 def _constants(program: Program, workdir: epath.Path) -> PyTree:
-    """Shapes of the objectives' constants, each of which every device has in full."""
-    whole = replicated(program.mesh)
+    """Shapes of the constants of the objectives, replicated on all devices."""
+    sharding = replicated(program.mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         constant_shapes(program.objectives, program.description, workdir),
     )
 
 
 def _check_images(program: Program, name: str, images: int, frozen: frozenset[str]) -> None:
-    """Raises ConfigError where a batch is one that the training step, or the encoder alone, does not take."""
+    """Raises ConfigError if the training step, or the encoder alone, does not support the batch size."""
     if name == "decode":
         return
     spec = program.description.spec
-    if name == "encoder":  # planned for the whole batch at once
+    if name == "encoder":  # planned without gradient accumulation
         spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, accumulation=1))
     norms = frozen_norms(flatten(program.abstract_state.params)) - frozen_norms(frozen)
     check_images(spec, images, norms)
 
 
-def _write(workdir: epath.Path, found: dict[str, Any]) -> None:
+def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
-    target = workdir / f"plan_{found['topology'].replace(':', '_')}.json"
-    write_atomically(target, json.dumps(found, indent=2) + "\n")
+    target = workdir / f"plan_{result['topology'].replace(':', '_')}.json"
+    write_atomically(target, json.dumps(result, indent=2) + "\n")
 
 
-def _settled(spec: RunSpec, topology: Topology) -> RunSpec:
-    """The spec with the data type that "auto" means on the topology."""
+def _with_concrete_dtype(spec: RunSpec, topology: Topology) -> RunSpec:
+    """Replaces the dtype "auto" by the one that it selects on the topology."""
     return dataclasses.replace(spec, dtype=topology.dtype) if spec.dtype == "auto" else spec
 
 
@@ -139,15 +139,15 @@ def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
 
 
 def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
-    """The first step of a phase, None for one that the run never has, and the paths of its frozen parameters."""
-    found = _phases(program)
+    """Returns the first step of a phase (None for "all", which no run has) and the paths of its frozen parameters."""
+    run_phases = _phases(program)
     if name == "all":
         return None, frozenset()
     if name in ("first", "last"):
-        return found[0 if name == "first" else -1]
+        return run_phases[0 if name == "first" else -1]
     if not name.isdigit():
-        raise ConfigError(f'--phase={name!r} is neither "first", "last", "all" nor a step')
-    return [phase for phase in found if phase[0] <= int(name)][-1]
+        raise ConfigError(f'--phase={name!r} must be "first", "last", "all" or a step')
+    return [phase for phase in run_phases if phase[0] <= int(name)][-1]
 
 
 def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
@@ -155,19 +155,19 @@ def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
     return {"all": sum(sizes.values()), "trained": sum(size for path, size in sizes.items() if path not in frozen)}
 
 
-def _share(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> int:
+def _images_per_chip(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> int:
     key = "eval_batch_size" if program == "decode" else "batch_size"
     rows, batch = mesh.shape["data"], getattr(spec.data, key)
     if batch % rows:
         raise ConfigError(
-            f"config.data.{key}={batch} images do not divide over {rows} devices; set it to a multiple, or give "
+            f"config.data.{key}={batch} images cannot be divided over {rows} devices; set it to a multiple, or set "
             "--images_per_chip"
         )
     return batch // rows
 
 
 def _measured(planned: Planned, images: int, program: Program, topology: Topology) -> dict[str, Any]:
-    """Compiles one program and describes its costs; of one that does not fit, that it does not."""
+    """Compiles a program and returns its costs, or the error if it does not fit."""
     mesh = program.mesh
     analytic = planned.count() if planned.count else None
     try:

@@ -1,4 +1,4 @@
-"""The programs of a run, as the run itself compiles them, for devices that need not be there."""
+"""The programs of a run, lowered as in the run itself, for devices that need not exist on this machine."""
 
 from __future__ import annotations
 
@@ -19,20 +19,19 @@ from caption_jax.training.program import Program
 from caption_jax.training.step import Microbatch, NonDifferentiated, split_params
 
 PyTree = Any
-_ALL_CAPTIONS = 5  # taken for `data.captions_per_image` 0: as many as COCO and Flickr have
+_ALL_CAPTIONS = 5  # assumed for `data.captions_per_image` 0, as in COCO and Flickr
 
 
 @dataclass(frozen=True)
 class Planned:
-    """One of a run's programs.
+    """A program of a run.
 
     Attributes:
-        name: "train", the step that is repeated; "decode", images in and captions out; or "encoder", the part of the
-            training step that is the image encoder's, alone: gradients of its parameters from gradients of its
-            features.
-        lower: from the number of images in a batch, over all devices, to the program for the compiler.
-        count: the matrix FLOPs of one image, from the program as it is written; None where nothing says how often its
-            loop turns.
+        name: "train" (the training step), "decode" (images to captions), or "encoder" (the part of the training step
+            in the image encoder: forward pass, and gradients of its parameters from gradients of its features).
+        lower: lowers the program for a number of images per batch, over all devices.
+        count: returns the matrix FLOPs per image, counted before compilation; None if the trip count of the loop is
+            unknown.
     """
 
     name: str
@@ -41,7 +40,7 @@ class Planned:
 
 
 def planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, Planned]:
-    """The programs of a run in the phase in which the parameters at the paths `frozen` stay as they are."""
+    """Returns the programs of a run in the phase in which the parameters at the paths `frozen` are frozen."""
     return {
         "train": Planned("train", partial(_lower_train, program, frozen), partial(_count_train, program, frozen)),
         "decode": Planned("decode", partial(_lower_decode, program), None),
@@ -52,7 +51,7 @@ def planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, Plan
 
 
 def train_batch(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes of a training batch of so many images."""
+    """Shapes of a training batch of `rows` images."""
     description, data = program.description, program.description.spec.data
     captions, length = data.captions_per_image or _ALL_CAPTIONS, data.max_length
     batch = {
@@ -89,8 +88,8 @@ def _lower_train(program: Program, frozen: frozenset[str], rows: int) -> jax.sta
 
 
 def _count_train(program: Program, frozen: frozenset[str]) -> float:
-    """Of the fewest images: products of a contrastive loss grow with the batch."""
-    step, rows = program.uncompiled_step(frozen), _fewest(program)
+    """Counts on the smallest batch, because the FLOPs per image of a contrastive loss grow with the batch size."""
+    step, rows = program.uncompiled_step(frozen), _min_batch_size(program)
 
     def run(trained: dict, fixed: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
         microbatch = Microbatch(batch, 0, jax.random.key(0))
@@ -102,7 +101,7 @@ def _count_train(program: Program, frozen: frozenset[str]) -> float:
 
 
 def _lower_decode(program: Program, rows: int) -> jax.stages.Lowered:
-    """As `make_eval_step` does it, without the loss of the references."""
+    """Lowers the decoding of `make_eval_step`, without the loss on the references."""
     description, mesh = program.description, program.mesh
     model, settings = description.model(), description.spec.decode
 
@@ -123,26 +122,26 @@ def _lower_encoder(program: Program, frozen: frozenset[str], rows: int) -> jax.s
         _, pullback, batch_stats = jax.vjp(lambda t: run(t, fixed, batch_stats, pixels), trained, has_aux=True)
         return pullback(gradient)[0], batch_stats
 
-    whole, split = replicated(program.mesh), batch_sharding(program.mesh)
-    places = {"in_shardings": (whole, whole, whole, split, split), "out_shardings": whole}
-    return jax.jit(step, **places).lower(trained, *others, pixels, features)
+    full, split = replicated(program.mesh), batch_sharding(program.mesh)
+    shardings = {"in_shardings": (full, full, full, split, split), "out_shardings": full}
+    return jax.jit(step, **shardings).lower(trained, *others, pixels, features)
 
 
 def _count_encoder(program: Program, frozen: frozenset[str]) -> float:
     run, *arrays = _encoder(program, frozen)
-    rows = _fewest(program)
+    rows = _min_batch_size(program)
     return count_matrix_flops(run, *arrays, _images(program, rows)).total / rows
 
 
-def _fewest(program: Program) -> int:
-    """Images of the smallest batch that the model takes in training."""
+def _min_batch_size(program: Program) -> int:
+    """Number of images in the smallest training batch that the model supports."""
     return program.description.spec.model.encoder.batch_multiple
 
 
 def _encoder(program: Program, frozen: frozenset[str]) -> tuple[Callable, dict, dict, PyTree]:
-    """The backbone's training pass, its parameters that are trained, the others, and its running statistics.
+    """Returns the training pass of the backbone, its trained and frozen parameters, and its running statistics.
 
-    The pass goes from these and pixels to features and new statistics.
+    The pass takes these and pixels, and returns features and updated statistics.
     """
     description = program.description
     model = description.model(frozen_norms(frozen))

@@ -1,4 +1,4 @@
-"""A plan as text on the terminal."""
+"""Prints a plan to the terminal."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from typing import Any
 _UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-def print_plan(found: dict[str, Any]) -> None:
-    """Prints what `plan` found."""
-    chip, phase, parameters = found["chip"], found["phase"], found["parameters"]
-    mesh = " x ".join(f"{size} {axis}" for axis, size in found["mesh"].items())
-    print(f"\n{found['topology']}: {found['chips']} devices ({mesh}), {found['dtype']}")
+def print_plan(result: dict[str, Any]) -> None:
+    """Prints the result of `plan`."""
+    chip, phase, parameters = result["chip"], result["phase"], result["parameters"]
+    mesh = " x ".join(f"{size} {axis}" for axis, size in result["mesh"].items())
+    print(f"\n{result['topology']}: {result['chips']} devices ({mesh}), {result['dtype']}")
     if chip:
         rates = f"{_short(chip['bandwidth'])}B/s, {_short(chip['peak'])}FLOP/s, links {_short(chip['links'])}B/s"
-        print(f"  a chip: {_short(chip['memory'])}B of memory, {rates} ({chip['source']})")
-    for name, value in found["assumed"].items():
+        print(f"  per chip: {_short(chip['memory'])}B of memory, {rates} ({chip['source']})")
+    for name, value in result["assumed"].items():
         print(f"  assumed {name.replace('_', ' ')}: {value}")
     starts = ", ".join(map(str, phase["starts"]))
-    started = "with nothing frozen" if phase["from_step"] is None else f"from step {phase['from_step']}"
-    print(f"  phase {started} (the run's phases start at {starts})")
+    current = "with nothing frozen" if phase["from_step"] is None else f"from step {phase['from_step']}"
+    print(f"  phase {current} (the phases of the run start at {starts})")
     print(f"  parameters: {_short(parameters['all'])}, {_short(parameters['trained'])} of them trained")
-    for name, program in found["programs"].items():
-        print(f"\n{name}: {program['images_per_chip']} images a chip")
+    for name, program in result["programs"].items():
+        print(f"\n{name}: {program['images_per_chip']} images per chip")
         if "error" in program:
             print(f"  does not fit: {program['error']}")
             continue
@@ -30,18 +30,18 @@ def print_plan(found: dict[str, Any]) -> None:
             print(f"  {label:<28} {value}")
         for group in program["collectives"]:
             label = f"{group['count']} x {group['kind']} ({group['axis']})"
-            gathered = f" ({_short(group['gathered'])}B: a row for each image)" if group["gathered"] else ""
-            print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent by each chip")
+            gathered = f" ({_short(group['gathered'])}B with one row per image)" if group["gathered"] else ""
+            print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent per chip")
         if program["rows_like_weights"] and any(group["gathered"] for group in program["collectives"]):
-            print("  weights with as many rows as the batch of all chips count as such: try another --images_per_chip")
+            print("  (includes weights with as many rows as the global batch; try another --images_per_chip)")
         if not program["collectives"]:
             print("  no collectives")
-    if "largest_batch" in found:
+    if "largest_batch" in result:
         tried = "; ".join(
             f"{one['images']}: {'does not fit' if one['memory'] is None else _short(one['memory']) + 'B'}"
-            for one in found["largest_batch"]["tried"]
+            for one in result["largest_batch"]["tried"]
         )
-        print(f"\nlargest batch that fits: {found['largest_batch']['images_per_chip']} images a chip ({tried})")
+        print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({tried})")
 
 
 def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
@@ -52,23 +52,23 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     if "headroom" in memory:
         rows.append(("headroom", f"{_short(memory['headroom'])}B" + ("" if program["fits"] else ": does not fit")))
-    rows.append(("FLOPs an image", f"{_short(image['flops'])}, {_short(image['matrix_flops'])} in matrix products"))
+    rows.append(("FLOPs per image", f"{_short(image['flops'])}, {_short(image['matrix_flops'])} in matrix products"))
     if image["analytic_matrix_flops"]:
         ratio = image["matrix_flops"] / image["analytic_matrix_flops"]
-        rows.append(("  as the model is written", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
-    rows.append(("bytes an image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
+        rows.append(("  before compilation", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
+    rows.append(("bytes per image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
     parts = {part: moved for part, moved in image["bytes_by_part"].items() if moved}
     if len(parts) > 1:
         rows.append(("  by part of the model", ", ".join(f"{part} {_short(moved)}B" for part, moved in parts.items())))
-    rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs a byte"))
+    rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs per byte"))
     if "roofline" in program:
         limits = program["roofline"]
         times = ", ".join(f"{side} {seconds * 1e3:.2f} ms" for side, seconds in limits["seconds"].items())
-        rows.append(("least time of a batch", f"{times}: bound by {limits['bound']}"))
+        rows.append(("minimum time per batch", f"{times}: bound by {limits['bound']}"))
         rows.append(
             (
-                "images/s at most",
-                f"{limits['images_per_second_per_chip']:,.0f} a chip, {limits['images_per_second']:,.0f} in all",
+                "maximum images/s",
+                f"{limits['images_per_second_per_chip']:,.0f} per chip, {limits['images_per_second']:,.0f} in total",
             )
         )
     rows.append(("compiled in", f"{program['compile_seconds']:.0f} s"))
@@ -76,7 +76,7 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _short(number: float) -> str:
-    """Three digits and a unit: 1234567 is "1.23 M"."""
+    """Formats a number with three digits and a unit prefix: 1234567 is "1.23 M"."""
     for size, unit in _UNITS:
         if abs(number) >= size:
             return f"{number / size:.3g} {unit}"
