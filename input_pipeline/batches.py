@@ -9,11 +9,10 @@ A `Batch` is a dictionary of the following arrays, where b = batch_size / P imag
 K = `captions_per_image` (0 for the maximum over all images) and L = `max_length` tokens:
 
     image        uint8 [b, size, size, 3]: pixels
-    features     float16 or float32 [b, *shape]: instead of `image` with a feature cache; encoder features of the view
-                 that the epoch uses
+    features     float16 or float32 [b, *shape]: instead of `image` with a feature cache; encoder features of one view
     tokens       int32 [b, K, L]: captions from <s> to </s>, padded. Captions repeat if an image has fewer than K
     context      int32 [b, max_texts, L]: captions of other images, in the format of `tokens`; unused rows are padding.
-                 Only if `config.model.context.slots` is above 0
+                 Only if `config.model.context.slots` > 0
     mask         bool [b]: False for padding and for images that could not be read
     index        int32 [b]: index of the image in its split; -1 for padding
 
@@ -24,8 +23,8 @@ Packed training batches (`packing.py`), with several captions per row and no pad
     segment_ids  int32 [rows, packed]: 1-based index of the token's caption within its row; 0 for padding
     positions    int32 [rows, packed]: 0-based position of the token within its caption
 
-`_ShuffledEpochs` orders the images, `_ProcessShard` selects those of this process, grain's threads call
-`_ExampleLoader` on each, and `_Batches` assembles the arrays.
+`_ShuffledEpochs` orders the images, `_Shard` selects those of this process, grain's threads call `_ExampleLoader` on
+each, and `_Batches` assembles the arrays.
 """
 
 from __future__ import annotations
@@ -157,7 +156,7 @@ class _Batches:
             self._examples.close()
         self._examples = None
 
-    def _read(self, order: _ProcessShard) -> Iterator[Example]:
+    def _read(self, order: _Shard) -> Iterator[Example]:
         ahead = max(2 * self._workers, self.local_size)
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead if self._workers else 0)
         return iter(grain.MapDataset.source(order).map(self._loader).to_iter_dataset(options))
@@ -237,7 +236,7 @@ class TrainBatches(_Batches):
     def __next__(self) -> Batch:
         if self._examples is None:
             self._examples = self._read(
-                _ProcessShard(self._order, self._consumed, self.batch_size, self.local_size, self._process_index)
+                _Shard(self._order, self._consumed, self.batch_size, self.local_size, self._process_index)
             )
         batch = self._assemble(self.local_size)
         self._consumed += self.batch_size
@@ -292,16 +291,14 @@ class EvalBatches(_Batches):
         start = self._batch * self.batch_size
         if self._examples is None:
             order = range(len(self.split))
-            self._examples = self._read(
-                _ProcessShard(order, start, self.batch_size, self.local_size, self._process_index)
-            )
+            self._examples = self._read(_Shard(order, start, self.batch_size, self.local_size, self._process_index))
         left = len(self.split) - start - self._process_index * self.local_size
         batch = self._assemble(min(max(left, 0), self.local_size))
         self._batch += 1
         return batch
 
 
-class _ProcessShard:
+class _Shard:
     """The part of the global sequence that one process reads, as a grain data source."""
 
     def __init__(self, order, start: int, batch_size: int, local_size: int, process_index: int):
