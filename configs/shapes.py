@@ -1,4 +1,4 @@
-"""The embedded default: rendered scenes of coloured shapes, trained from nothing in minutes on a laptop.
+"""The default example: rendered scenes of coloured shapes, trained from scratch in minutes on a laptop.
 
     python main.py --config=configs/shapes.py --workdir=WORKDIR
     python main.py --mode=evaluate --split=test --workdir=WORKDIR

@@ -1,4 +1,4 @@
-"""The config of a run that was trained before: --config=configs/workdir.py:WORKDIR (what evaluate and caption use)."""
+"""The config of an existing run: --config=configs/workdir.py:WORKDIR (the default of all modes except train)."""
 
 from caption_jax.cli.stored_config import get_config
 
