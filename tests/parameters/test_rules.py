@@ -33,10 +33,10 @@ def test_rules_work_from_a_locked_config():
             ["'encoder' matches no parameter; it matches only a part of", "adding '.*'"],
         ),
         (((".*", {"form_step": 3}),), ["'form_step'", "did you mean 'from_step'"]),
-        (((".*", {"freeze": True}),), ["'freeze'", "lr 0 freezes"]),
+        (((".*", {"freeze": True}),), ["'freeze'", "lr=0 freezes"]),
         (((".*", {"lr": -1.0}),), ["lr to -1.0"]),
         (((".*", {"from_step": 2.5}),), ["from_step to 2.5"]),
-        ((("(", {}),), ["'('", "not a regular expression"]),
+        ((("(", {}),), ["'('", "not a valid regular expression"]),
         ((".*",), ["'.*'", "pair"]),
     ],
 )
