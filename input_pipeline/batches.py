@@ -292,8 +292,8 @@ class EvalBatches(_Batches):
         if self._examples is None:
             order = range(len(self.split))
             self._examples = self._read(_Shard(order, start, self.batch_size, self.local_size, self._process_index))
-        left = len(self.split) - start - self._process_index * self.local_size
-        batch = self._assemble(min(max(left, 0), self.local_size))
+        remaining = len(self.split) - start - self._process_index * self.local_size
+        batch = self._assemble(min(max(remaining, 0), self.local_size))
         self._batch += 1
         return batch
 

@@ -139,10 +139,10 @@ def decode_image(
     """
     check_choices(size, fit, interpolation)
     name = name or _name_of(image)
-    with _opened(image, name) as opened:
-        pixels = _reduced(opened, reduction_factor(*opened.size, size), name, owned=opened is not image)
+    with _open_image(image, name) as pil_image:
+        pixels = _reduce(pil_image, reduction_factor(*pil_image.size, size), name, owned=pil_image is not image)
         square = to_square(pixels, size, fit, interpolation)
-        return _upright(square, opened)  # after resizing, because the square is smaller and both fits are symmetric
+        return _orient(square, pil_image)  # after resizing, because the square is smaller and both fits are symmetric
 
 
 def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
@@ -157,30 +157,30 @@ def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UIn
         ImageError: the image cannot be read.
     """
     name = name or _name_of(image)
-    with _opened(image, name) as opened:
-        scale = min(1.0, longest / max(opened.size))
-        size = tuple(max(round(side * scale), 1) for side in opened.size)
-        if opened is not image and opened.format == "JPEG":
-            opened.draft(None, size)
-        small = _to_rgb(opened, name).resize(size, Image.Resampling.BICUBIC)
-        return _upright(np.asarray(small), opened)
+    with _open_image(image, name) as pil_image:
+        scale = min(1.0, longest / max(pil_image.size))
+        size = tuple(max(round(side * scale), 1) for side in pil_image.size)
+        if pil_image is not image and pil_image.format == "JPEG":
+            pil_image.draft(None, size)
+        small = _to_rgb(pil_image, name).resize(size, Image.Resampling.BICUBIC)
+        return _orient(np.asarray(small), pil_image)
 
 
 @contextlib.contextmanager
-def _opened(image: ImageLike, name: str) -> Iterator[Image.Image]:
+def _open_image(image: ImageLike, name: str) -> Iterator[Image.Image]:
     """Context manager of an open image that turns errors inside the block into `ImageError`."""
-    opened = None
+    pil_image = None
     try:
-        opened = _open(image, name)
-        _check_size(opened, name)
-        yield opened
+        pil_image = _open(image, name)
+        _check_size(pil_image, name)
+        yield pil_image
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise almost any exception on malformed data
         raise ImageError(name, _reason(error)) from error
     finally:
-        if opened is not None and opened is not image:
-            opened.close()
+        if pil_image is not None and pil_image is not image:
+            pil_image.close()
 
 
 def _name_of(image: ImageLike) -> str:
@@ -235,13 +235,13 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(name, f"declares {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _reduced(image: Image.Image, factor: int, name: str, owned: bool) -> UInt8[np.ndarray, "height width 3"]:
+def _reduce(image: Image.Image, factor: int, name: str, owned: bool) -> UInt8[np.ndarray, "height width 3"]:
     """RGB pixels, reduced by an integer factor. The image may be modified in place if `owned`."""
     width, height = image.size
     if owned and image.format == "JPEG":
         if image.mode in ("RGB", "L"):
             target = {"min_width": -(-width // factor), "min_height": -(-height // factor)}
-            with contextlib.suppress(ValueError):  # Pillow, below, may still read the file, or raises its own error
+            with contextlib.suppress(ValueError):  # Pillow, below, may still read the file or raise its own error
                 return simplejpeg.decode_jpeg(image.fp.getvalue(), **target)
         # The decoder picks the largest factor whose result is not below this size, which is exactly `factor`.
         image.draft(None, (width // factor, height // factor))
@@ -251,7 +251,7 @@ def _reduced(image: Image.Image, factor: int, name: str, owned: bool) -> UInt8[n
     return np.asarray(rgb)
 
 
-def _upright(pixels: UInt8[np.ndarray, "height width 3"], image: Image.Image) -> UInt8[np.ndarray, "rows columns 3"]:
+def _orient(pixels: UInt8[np.ndarray, "height width 3"], image: Image.Image) -> UInt8[np.ndarray, "rows columns 3"]:
     """The pixels turned upright by the EXIF orientation of the image."""
     transposed, rows, columns = _UPRIGHT.get(_orientation(image), (False, False, False))
     if transposed:

@@ -146,8 +146,8 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of full ids, without special tokens and surrounding white space."""
-        kept = [int(i) for i in ids if int(i) not in self._special_ids]
-        return self._backend.decode(kept, skip_special_tokens=False).strip()
+        text_ids = [int(i) for i in ids if int(i) not in self._special_ids]
+        return self._backend.decode(text_ids, skip_special_tokens=False).strip()
 
     def name(self, token: int) -> str:
         """The token string of a full id, such as "<s>", or "\u0120dog" at the start of a word."""
@@ -229,12 +229,12 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of compact ids up to the first `</s>`, without special tokens."""
-        kept: list[int] = []
+        caption: list[int] = []
         for token in np.asarray(ids).tolist():
             if token == EOS:
                 break
-            kept.append(token)
-        return self.tokenizer.decode(self._to_full[np.array(kept, np.int32)].tolist())
+            caption.append(token)
+        return self.tokenizer.decode(self._to_full[np.array(caption, np.int32)].tolist())
 
     def pieces(self, ids: Iterable[int]) -> list[str]:
         """Text of each token on its own; see `Tokenizer.pieces`."""

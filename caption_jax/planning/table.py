@@ -38,8 +38,8 @@ def print_plan(result: dict[str, Any]) -> None:
             print("  no collectives")
     if "largest_batch" in result:
         tried = "; ".join(
-            f"{one['images']}: {'does not fit' if one['memory'] is None else _short(one['memory']) + 'B'}"
-            for one in result["largest_batch"]["tried"]
+            f"{trial['images']}: {'does not fit' if trial['memory'] is None else _short(trial['memory']) + 'B'}"
+            for trial in result["largest_batch"]["tried"]
         )
         print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({tried})")
 

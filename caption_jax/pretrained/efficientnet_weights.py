@@ -198,7 +198,7 @@ def _transformers_settings(path: Path, source: str) -> EfficientNetSettings:
 
 
 def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
-    """The input scaling is that of the network's normalization layer."""
+    """Settings with the input scaling of the network's normalization layer."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if "normalization/mean" in tensors and "normalization/variance" in tensors:
         mean = tuple(float(m) for m in np.ravel(tensors["normalization/mean"].read()))

@@ -157,7 +157,7 @@ def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
     side = math.isqrt(max(tokens - settings.class_token, 1))
     shapes = _shapes(size, settings.class_token, side * SIZES[size].patch)
     keys = {ours: naming.keys(ours) for ours in shapes}
-    needed = {key for theirs in keys.values() for key in theirs}
+    needed = {key for names in keys.values() for key in names}
     extra = {key for key in tensors.keys() - needed if not re.fullmatch(naming.ignored, key)}
     check_keys(path, needed - tensors.keys(), extra, network=f"ViT {size!r} ({naming.library})", key=_SIZE_KEY)
     flat = {
