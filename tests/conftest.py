@@ -1,17 +1,47 @@
-"""What all tests share: the optional data folder and eight simulated devices."""
+"""What all tests share: the optional data folder, eight simulated devices and compiled programs."""
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+import resident_memory
 
 # Before JAX starts: eight CPU devices, so that sharded code runs sharded wherever the tests do.
+FLAGS = {"xla_force_host_platform_device_count": "8"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+# Most of the time goes into compiling programs that run once. JAX_DISABLE_MOST_OPTIMIZATIONS=0: as a run compiles them.
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+    FLAGS["xla_cpu_use_fusion_emitters"] = "false"
+for name, value in FLAGS.items():
+    if name not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+
+
+def pytest_configure(config):
+    """One folder of compiled programs for all processes of a session; JAX_COMPILATION_CACHE_DIR can name a lasting one.
+
+    JAX compiles again, with a warning, what it finds half written by another process.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="test-programs-")
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def bounded_memory():
+    """Compiled programs stay in memory until the process ends: a gigabyte and more by the end of all tests."""
+    yield
+    if "jax" in sys.modules and resident_memory.resident_mb() > 1500:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
@@ -45,55 +75,65 @@ def own_files(tmp_path, monkeypatch) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def compile_cache(tmp_path_factory) -> Path:
-    """Programs compiled by one test serve the others that ask for this, in this process as in those it starts.
-
-    A folder in JAX_COMPILATION_CACHE_DIR serves from one session to the next.
-    """
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    folder = Path(os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path_factory.mktemp("compile_cache"))
-    compilation_cache.reset_cache()
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    return folder
+def compile_cache() -> Path:
+    """The folder of compiled programs, which processes that tests start use too."""
+    return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")
-def small_images(tmp_path_factory) -> Path:
-    """The data of `small_run`: a folder of twelve images with captions."""
+def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`made_once(name, make)`: a folder of all processes of the session, written by `make` in the first that asks."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = shared / name, shared / f"{name}.done"
+        folder.parent.mkdir(exist_ok=True)
+        with folder.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                make(folder)
+                done.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_images(made_once) -> Path:
+    """The data of `small_run`: a folder of twelve images with captions. Only to be read."""
     import small_run
 
-    return small_run.write_images(tmp_path_factory.mktemp("data") / "boxes")
+    return made_once("data/boxes", small_run.write_images)
 
 
 @pytest.fixture(scope="session")
-def small_workdir(tmp_path_factory, compile_cache, small_images) -> Path:
-    """What `main.py` left after it trained the captioner of `small_run`."""
-    import small_run
-
-    workdir = tmp_path_factory.mktemp("runs") / "boxes"
-    config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"
-    assert small_run.run_main(config, f"--workdir={workdir}", f"--config.data.root={small_images}") == 0
-    return workdir
+def small_workdir(made_once, small_images, tmp_path_factory) -> Path:
+    """What `main.py` left after it trained the captioner of `small_run`; each process has its own copy."""
+    workdir = made_once("trained/boxes", functools.partial(train_small, small_images))
+    return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "boxes"))
 
 
 @pytest.fixture(scope="session")
-def distinct_images(tmp_path_factory) -> Path:
+def distinct_images(made_once) -> Path:
     """As `small_images`, but no two training images are of the same scene."""
     import small_run
 
-    return small_run.write_images(tmp_path_factory.mktemp("data") / "scenes", small_run.DISTINCT_SCENES)
+    return made_once("data/scenes", functools.partial(small_run.write_images, scenes=small_run.DISTINCT_SCENES))
 
 
 @pytest.fixture(scope="session")
-def searchable_workdir(tmp_path_factory, compile_cache, distinct_images) -> Path:
-    """What `main.py` left after it trained the captioner of `small_run` with a text encoder."""
+def searchable_workdir(made_once, distinct_images, tmp_path_factory) -> Path:
+    """As `small_workdir`, trained on `distinct_images` with a text encoder."""
     import small_run
 
-    workdir = tmp_path_factory.mktemp("runs") / "searchable"
+    train = functools.partial(train_small, distinct_images, flags=small_run.WITH_TEXT_ENCODER)
+    workdir = made_once("trained/searchable", train)
+    return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "searchable"))
+
+
+def train_small(images: Path, workdir: Path, flags: Sequence[str] = ()) -> None:
+    import small_run
+
     config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"
-    data = f"--config.data.root={distinct_images}"
-    assert small_run.run_main(config, f"--workdir={workdir}", data, *small_run.WITH_TEXT_ENCODER) == 0
-    return workdir
+    assert small_run.run_main(config, f"--workdir={workdir}", f"--config.data.root={images}", *flags) == 0

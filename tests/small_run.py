@@ -136,8 +136,9 @@ def quick_compilation() -> Iterator[None]:
     """Within it, programs are compiled as fast as can be; those of a small model run fast enough all the same."""
     import jax
 
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield
     finally:
-        jax.config.update("jax_disable_most_optimizations", False)
+        jax.config.update("jax_disable_most_optimizations", before)

@@ -123,14 +123,28 @@ def test_caption_takes_paths_patterns_and_folders(small_workdir, small_images, c
         assert captions.setdefault(path, caption) == caption and "box" in caption
 
 
-def test_a_second_start_of_caption_compiles_and_traces_nothing(small_workdir, small_images, compile_cache, monkeypatch):
+@pytest.fixture
+def own_cache(tmp_path):
+    """A folder of compiled programs that no other test writes to."""
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    compilation_cache.reset_cache()
+    yield tmp_path
+    jax.config.update("jax_compilation_cache_dir", before)
+    compilation_cache.reset_cache()
+
+
+def test_a_second_start_of_caption_compiles_and_traces_nothing(small_workdir, small_images, own_cache, monkeypatch):
     caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
     assert run_main(*caption) == 0
-    compiled = sorted(path.name for path in compile_cache.iterdir() if not path.name.endswith("-atime"))
+    compiled = sorted(path.name for path in own_cache.iterdir() if not path.name.endswith("-atime"))
     assert any(re.fullmatch(r"caption-[0-9a-f]{32}\.stablehlo", name) for name in compiled)
     monkeypatch.setattr(RunDescription, "model", lambda self: pytest.fail("the model was built to be traced"))
     assert run_main(*caption) == 0
-    assert sorted(path.name for path in compile_cache.iterdir() if not path.name.endswith("-atime")) == compiled
+    assert sorted(path.name for path in own_cache.iterdir() if not path.name.endswith("-atime")) == compiled
 
 
 def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, capsys):

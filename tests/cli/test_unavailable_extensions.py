@@ -100,7 +100,7 @@ def test_the_config_is_kept_as_it_was(workdir):
     ("text", "reason"),
     [
         ("from json import no_such_name", "cannot import name 'no_such_name'"),
-        ("", "has no 'Broken'"),
+        ("", "has no attribute 'Broken'"),
         ("1 / 0", "ZeroDivisionError: division by zero"),
         ("class Broken: pass", "not a frozen dataclass"),
     ],

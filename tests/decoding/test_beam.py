@@ -49,7 +49,7 @@ VALUES = st.fixed_dictionaries(
         "prefix": st.lists(st.sampled_from([-1, EOS, 3, 4, 5]), min_size=2, max_size=2),
     }
 )
-CASES = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+CASES = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 @functools.cache
@@ -100,7 +100,7 @@ def assert_finds(decoded, image, expected, table):
 @pytest.mark.parametrize(
     ("rules", "options"),
     [
-        ((), {"beams": 2, "length_penalty": "power"}),
+        pytest.param((), {"beams": 2, "length_penalty": "power"}, marks=pytest.mark.slow),
         ((), {"beams": 3, "length_penalty": "gnmt", "candidates": 3}),
         (("at_least", "no_repeat_2"), {"beams": 3, "length_penalty": "power", "candidates": 2}),
         (("penalty", "endings"), {"beams": 2, "length_penalty": "gnmt"}),
@@ -135,7 +135,11 @@ EVERYTHING = 3 ** (LENGTH - 1) * 4
 
 @pytest.mark.parametrize(
     ("rules", "length_penalty"),
-    [((), "power"), (("at_least", "penalty", "no_repeat_2", "endings"), "gnmt"), (("prefix", "phrases"), "gnmt")],
+    [
+        pytest.param((), "power", marks=pytest.mark.slow),
+        (("at_least", "penalty", "no_repeat_2", "endings"), "gnmt"),
+        pytest.param(("prefix", "phrases"), "gnmt", marks=pytest.mark.slow),
+    ],
 )
 @CASES
 @given(seed=st.integers(0, 10**6), values=VALUES)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+
+import jax
 import numpy as np
 import pytest
 from tiny_captioner import EOS, MODEL, random_captioner
@@ -24,32 +27,37 @@ class Letters:
         return np.array([*ids, EOS] + [1] * (max_length - len(ids) - 1))
 
 
+def compiled(config: dict, vocabulary=None):
+    """The method that a config names, as one program for many models."""
+    spec = DecodeSpec(**config)
+    return jax.jit(functools.partial(decode, MODEL, spec=spec, vocabulary=vocabulary))
+
+
 def test_beam_settings_reach_the_search():
     variables, memory = random_captioner(6)
     options = {"beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
-    found = decode(MODEL, variables, memory, DecodeSpec(**{"method": "beam", **options}))
-    expected = beam_search(MODEL, variables, memory, max_length=40, constraints=NO_SPECIALS, **options)
+    found = compiled({"method": "beam", **options})(variables, memory)
+    search = functools.partial(beam_search, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
+    expected = jax.jit(search)(variables, memory)
     np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
     np.testing.assert_allclose(found.all_scores, expected.all_scores, atol=1e-6)
 
 
 def test_sampling_settings_reach_the_draws():
-    import jax
-
     variables, memory = random_captioner(6)
     options = {"draws": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
-    found = decode(MODEL, variables, memory, DecodeSpec(**{"method": "sample", "seed": 3, **options}))
-    key = jax.random.key(3)
-    expected = sample(MODEL, variables, memory, key, max_length=40, constraints=NO_SPECIALS, **options)
+    found = compiled({"method": "sample", "seed": 3, **options})(variables, memory)
+    draw = functools.partial(sample, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
+    expected = jax.jit(draw)(variables, memory, jax.random.key(3))
     np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_constraints_hold(method):
     config = {"method": method, "beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
+    run = compiled(config, Letters())
     for seed in range(4):
-        variables, memory = random_captioner(seed)
-        for caption in np.asarray(decode(MODEL, variables, memory, DecodeSpec(**config), vocabulary=Letters()).tokens):
+        for caption in np.asarray(run(*random_captioner(seed)).tokens):
             assert caption[0] == 4 and caption[3] == EOS and len(set(caption.tolist())) == 4
 
 
@@ -57,11 +65,10 @@ def test_constraints_hold(method):
 def test_no_token_is_doubled(method):
     config = {"method": method, "draws": 8, "min_length": 5}
     doubled = {"allow": 0, "forbid": 0}
-    for seed in range(4):
-        variables, memory = random_captioner(seed)
-        for asked in doubled:
-            spec = DecodeSpec(**{**config, "double_tokens": asked})
-            tokens = np.asarray(decode(MODEL, variables, memory, spec).all_tokens)
+    for asked in doubled:
+        run = compiled({**config, "double_tokens": asked})
+        for seed in range(4):
+            tokens = np.asarray(run(*random_captioner(seed)).all_tokens)
             doubled[asked] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
     assert doubled["forbid"] == 0 < doubled["allow"]
 
@@ -71,9 +78,9 @@ def test_words_are_banned_as_they_stand_inside_a_sentence():
     assert len(constraints_from(DecodeSpec(**asked), Letters())) == 3
     variables, memory = random_captioner(0)
     config = {"method": "beam", "beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
-    free = DecodeSpec(**{**config, "banned_words": (), "banned_endings": ()})
-    free = np.asarray(decode(MODEL, variables, memory, free).all_tokens)
-    bound = decode(MODEL, variables, memory, DecodeSpec(**config), vocabulary=Letters())
+    free = compiled({**config, "banned_words": (), "banned_endings": ()})(variables, memory)
+    free = np.asarray(free.all_tokens)
+    bound = compiled(config, Letters())(variables, memory)
     bound = bound.all_tokens.reshape(-1, 4).tolist()
     assert not np.array_equal(free.reshape(-1, 4), bound)
     for caption in bound:

@@ -89,46 +89,47 @@ def test_constraints_that_allow_nothing_give_no_caption():
     "config",
     [
         {"method": "greedy"},
-        {"method": "beam", "beams": 3, "alpha": 0.7, "candidates": 2},
+        pytest.param({"method": "beam", "beams": 3, "alpha": 0.7, "candidates": 2}, marks=pytest.mark.slow),
         {"method": "beam", "beams": 4, "groups": 2, "no_repeat_ngram": 2, "min_length": 3},
         {"method": "sample", "draws": 3, "seed": 4},
     ],
     ids=lambda config: f"{config['method']}-{config.get('groups', 1)}",
+    scope="class",
 )
 class TestIndependence:
     """Of the batch an image is in, of padding images and padded memory, of the devices."""
 
-    def decoder(self, config):
+    @pytest.fixture(scope="class")
+    def run(self, config):
         def run(variables, memory, ids, mask=None):
             spec = DecodeSpec(**{**config, "max_length": 5})
             return decode(MODEL, variables, memory, spec, image_ids=ids, memory_mask=mask)
 
         return jax.jit(run)
 
-    def test_batch(self, config):
+    def test_batch(self, run):
         variables, memory = random_captioner(12, images=8)
-        run, ids = self.decoder(config), np.arange(8)
+        ids = np.arange(8)
         together, backwards = run(variables, memory, ids), run(variables, memory[::-1], ids[::-1])
         with_blanks = np.where((ids % 2)[:, None, None], 0, memory)
         padded = run(variables, with_blanks, ids)
         self.same(together, jax.tree.map(lambda x: x[::-1], backwards))
         self.same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
-        for rows in (slice(0, 1), slice(5, 8)):
-            alone = run(variables, memory[rows], ids[rows])
-            self.same(jax.tree.map(lambda x, rows=rows: x[rows], together), alone)
+        alone = run(variables, memory[5:8], ids[5:8])
+        self.same(jax.tree.map(lambda x: x[5:8], together), alone)
 
-    def test_padded_memory(self, config):
+    def test_padded_memory(self, run):
         variables, memory = random_captioner(12, images=8)
-        run, ids = self.decoder(config), np.arange(8)
+        ids = np.arange(8)
         junk = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
         mask = np.broadcast_to(np.arange(memory.shape[1] + 4) < memory.shape[1], (8, memory.shape[1] + 4))
         padded = run(variables, np.concatenate([memory, junk], axis=1), ids, mask)
         self.same(run(variables, memory, ids), padded)
 
-    def test_devices(self, config):
+    def test_devices(self, run):
         variables, memory = random_captioner(12, images=8)
         mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
-        run, ids = self.decoder(config), np.arange(8)
+        ids = np.arange(8)
         alone = run(variables, memory, ids)
         rows = NamedSharding(mesh, PartitionSpec("data"))
         variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
@@ -156,8 +157,8 @@ def test_an_ensemble_averages_probabilities():
 def test_an_ensemble_of_one_model_twice_is_that_model():
     variables, memory = random_captioner(3)
     config = {"method": "beam", "beams": 3, "alpha": 1.0, "max_length": 5}
-    alone = decode(MODEL, variables, memory, DecodeSpec(**config))
-    twice = decode([MODEL] * 2, [variables] * 2, [memory] * 2, DecodeSpec(**config))
+    alone = jax.jit(lambda v, m: decode(MODEL, v, m, DecodeSpec(**config)))(variables, memory)
+    twice = jax.jit(lambda v, m: decode([MODEL] * 2, [v] * 2, [m] * 2, DecodeSpec(**config)))(variables, memory)
     np.testing.assert_array_equal(alone.tokens, twice.tokens)
     np.testing.assert_allclose(alone.score, twice.score, atol=1e-5)
 
@@ -176,10 +177,18 @@ def test_attention_is_where_the_model_looked(method):
     variables, memory = random_captioner(5)
     mask = jnp.array([[True, True, False], [True, True, True]])
     config = {"method": method, "beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
-    decoded = decode(MODEL, variables, memory, DecodeSpec(**config), memory_mask=mask, return_attention=True)
+
+    @jax.jit
+    def run(variables, memory):
+        spec = DecodeSpec(**config)
+        decoded = decode(MODEL, variables, memory, spec, memory_mask=mask, return_attention=True)
+        cache = MODEL.apply(variables, memory, memory_mask=mask, method="start_cache")
+        return decoded, MODEL.apply(
+            variables, jnp.zeros((2, 1, 1), int), cache=cache, return_attention=True, method="decode"
+        )
+
+    decoded, first = run(variables, memory)
     real = np.asarray(decoded.all_tokens) != PAD
     np.testing.assert_allclose(decoded.all_attention.sum(-1), real, atol=1e-5)
     assert (np.asarray(decoded.attention)[0, :, 2] == 0).all() and (np.asarray(decoded.attention)[1, 0] > 0).all()
-    cache = MODEL.apply(variables, memory, memory_mask=mask, method="start_cache")
-    first = MODEL.apply(variables, jnp.zeros((2, 1, 1), int), cache=cache, return_attention=True, method="decode")
     np.testing.assert_allclose(decoded.attention[:, 0], first.attention[0, :, 0].mean(1)[:, 0], atol=1e-5)

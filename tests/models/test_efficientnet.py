@@ -177,6 +177,7 @@ def test_bfloat16_is_near_float32():
     assert np.abs(rough.astype(np.float32) - exact).max() < 0.05 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_eight_devices_do_what_one_does():
     model = EfficientNet("micro", norm_group_size=1, drop_path=0.5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -32,14 +33,17 @@ class Captioner:
         self.images = jnp.asarray(generator.normal(size=(2, 32, 32, 3)), jnp.float32)
         self.tokens = jnp.asarray(generator.integers(4, VOCABULARY, size=(2, 3, LENGTH))).at[..., 0].set(0)
         self.variables = random_variables(self.model, self.images, self.tokens[..., :-1], scale=0.3)
-        self.logits = jax.jit(lambda images, tokens: self.model.apply(self.variables, images, tokens))
-        self.features = jax.jit(lambda images: self.model.apply(self.variables, images, method="encode_images"))
-        self.trained = jax.jit(lambda images, tokens: self._train(images, tokens))
+        # Variables are arguments: programs that are the same for both kinds of norm are compiled once.
+        self.logits = functools.partial(jax.jit(self.model.apply), self.variables)
+        self.features = functools.partial(
+            jax.jit(functools.partial(self.model.apply, method="encode_images")), self.variables
+        )
+        self.trained = functools.partial(jax.jit(self._train), self.variables)
 
-    def _train(self, images, tokens):
+    def _train(self, variables, images, tokens):
         key = jax.random.key(5)
         rngs = {"dropout": key, "drop_path": key}
-        return self.model.apply(self.variables, images, tokens, train=True, rngs=rngs, mutable=["batch_stats"])[0]
+        return self.model.apply(variables, images, tokens, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
     def loss(self, logits, targets, smoothing=0.0):
         sums = token_cross_entropy(logits, targets, targets != PAD, smoothing)
@@ -61,15 +65,21 @@ def test_swapping_the_images_changes_the_logits(captioner):
 def test_the_loss_has_a_gradient_in_the_image(captioner):
     inputs, targets = captioner.tokens[..., :-1], captioner.tokens[..., 1:]
 
-    def loss(memory):
-        logits = captioner.model.apply(captioner.variables, inputs, memory, method="decode").logits
-        return captioner.loss(logits, targets)
+    @jax.jit
+    def gradients(variables, images):
+        """The gradient in the memory, and what it comes to in the pixels."""
 
-    def loss_of_pixels(images):
-        return captioner.loss(captioner.model.apply(captioner.variables, images, inputs), targets)
+        def loss(memory):
+            return captioner.loss(captioner.model.apply(variables, inputs, memory, method="decode").logits, targets)
 
-    in_features = jax.jit(jax.grad(loss))(captioner.features(captioner.images).memory)
-    in_pixels = jax.jit(jax.grad(loss_of_pixels))(captioner.images)
+        def encode(images):
+            return captioner.model.apply(variables, images, method="encode_images").memory
+
+        memory, pull_back = jax.vjp(encode, images)
+        gradient = jax.grad(loss)(memory)
+        return gradient, *pull_back(gradient)
+
+    in_features, in_pixels = gradients(captioner.variables, captioner.images)
     assert np.abs(in_features).max(-1).min() > 0, "every slot of the memory"
     assert np.abs(in_pixels).max((1, 2, 3)).min() > 1e-6, "every image"
 
@@ -104,9 +114,7 @@ def test_no_target_reaches_the_step_that_predicts_it(captioner):
 
     variables = random_variables(model, captioner.images, captioner.tokens, method=both)
 
-    @jax.jit
-    def run(tokens):
-        return model.apply(variables, captioner.images, tokens, method=both)
+    run = functools.partial(jax.jit(functools.partial(model.apply, method=both)), variables, captioner.images)
 
     text, logits = map(np.asarray, run(captioner.tokens))
     for t in range(1, LENGTH):
@@ -125,8 +133,10 @@ def test_a_model_without_a_use_for_texts_has_no_text_encoder(captioner):
 def test_more_padding_changes_nothing(captioner):
     tokens = captioner.tokens.at[:, 1, 5:].set(PAD)  # captions of different lengths
     more = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
-    short = captioner.logits(captioner.images, tokens[..., :-1])
-    long = captioner.logits(captioner.images, more[..., :-1])
+    decode = jax.jit(functools.partial(captioner.model.apply, method="decode"))
+    memory = captioner.features(captioner.images).memory
+    short = decode(captioner.variables, tokens[..., :-1], memory).logits
+    long = decode(captioner.variables, more[..., :-1], memory).logits
     real = np.asarray(tokens[..., 1:] != PAD)
     np.testing.assert_allclose(long[..., : LENGTH - 1, :][real], short[real], atol=1e-5)
     for smoothing in (0.0, 0.1):
