@@ -89,7 +89,8 @@ def damaged_captions(draw) -> bytes:
     if not isinstance(content, str):
         if draw(st.booleans()):
             content = _with_another_value(draw, content)
-        content = "\n".join(map(json.dumps, content)) if name.endswith(".jsonl") else json.dumps(content)
+        lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
+        content = "\n".join(map(json.dumps, lines))
         if draw(st.booleans()):
             return content.encode()
     return edited(content.encode(), draw(edits))
@@ -123,18 +124,25 @@ def check_captions(data: bytes) -> bool:
 
     Anything but splits or a `DataError` that names the folder fails.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / "images").mkdir()
-        for name in NAMES:
-            (root / "images" / name).write_bytes(whole_image("PNG", "RGB"))
-        (root / "captions").write_bytes(data)
-        try:
-            splits = open_splits(DataSpec(source="folder", root=folder, captions=("captions",), on_error="skip"))
-        except DataError as error:
-            assert folder in str(error)
-            return False
-        for split in splits.values():
-            for record in split:
-                assert record.image.is_file() and record.captions and all(map(str.strip, record.captions))
+    root = Path(_folder().name)
+    (root / "captions").write_bytes(data)
+    try:
+        splits = open_splits(DataSpec(source="folder", root=str(root), captions=("captions",), on_error="skip"))
+    except DataError as error:
+        assert str(root) in str(error)
+        return False
+    for split in splits.values():
+        for record in split:
+            assert record.image.is_file() and record.captions and all(map(str.strip, record.captions))
     return True
+
+
+@functools.cache
+def _folder() -> tempfile.TemporaryDirectory:
+    """A folder with the images, removed when the process ends."""
+    folder = tempfile.TemporaryDirectory()
+    images = Path(folder.name) / "images"
+    images.mkdir()
+    for name in NAMES:
+        (images / name).write_bytes(whole_image("PNG", "RGB"))
+    return folder

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,20 @@ class Runs:
         """Runs to the end and returns all that was said in `workdir` so far."""
         assert self.start(workdir, *flags).wait() == 0, log_of(workdir).read_text()
         return log_of(workdir).read_text()
+
+    def kill(self, workdir: Path, reached: Callable[[Path], bool], delay: float = 0.0) -> bool:
+        """Starts the run and kills it some seconds after its workdir looks as wanted; False if it ended before."""
+        process = self.start(workdir)
+        try:
+            while not reached(workdir) and process.poll() is None:
+                time.sleep(0.002)
+            time.sleep(delay)
+            process.kill()
+            ended = process.wait()
+        finally:
+            process.kill()
+        assert ended in (0, -signal.SIGKILL), log_of(workdir).read_text()
+        return ended != 0
 
     def stop_when(self, workdir: Path, reached: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
         """Starts the run and sends it a signal as soon as its workdir looks as wanted."""

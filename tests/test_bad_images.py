@@ -95,6 +95,7 @@ def damaged(tmp_path, small_images) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_training_goes_on_without_what_is_broken(compile_cache, small_workdir, damaged, tmp_path, capsys, caplog):
     workdir = tmp_path / "run"
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):

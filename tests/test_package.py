@@ -170,10 +170,17 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
 
     status, calls = run()
     assert status == 0
-    assert calls[-2:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest"]
+    slow = "python -m pytest -m slow --durations=25"
+    assert calls[-3:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest", slow]
     assert {"ruff check .", "ruff format --check ."} <= set(calls)
     assert not list(tmp_path.glob("tmp.*")), "the environment was left behind"
-    for failing in ("python", "ruff", "pip"):
+    for failing in (
+        "python -m pytest",
+        slow,
+        "ruff check .",
+        "ruff format --check .",
+        "pip install -c constraints.txt -e .[test]",
+    ):
         (tmp_path / "failing").write_text(failing)
         assert run()[0] != 0, f"{failing} failed and .ci/run did not"
 
@@ -185,6 +192,6 @@ if [ "$1 $2" = "-m venv" ]; then
     for tool in python pip ruff; do cp "$0" "$3/bin/$tool"; done
 elif [ "$name" != python3 ]; then
     echo "$name $*" >> {log}
-    [ "$(cat {failing} 2>/dev/null)" != "$name" ]
+    [ "$(cat {failing} 2>/dev/null)" != "$name $*" ]
 fi
 """

@@ -59,30 +59,18 @@ def test_killed_while_a_checkpoint_is_written(runs, undisturbed, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("steps", [1, 33, 47])
-def test_killed_between_checkpoints(runs, undisturbed, tmp_path, steps):
+def test_killed_again_and_again_at_every_kind_of_moment(runs, undisturbed, tmp_path):
+    """A sample of `tests/long/test_kills.py`: each start of the run resumes the one that was killed before."""
     workdir = tmp_path / "run"
-    killed = runs.stop_when(workdir, has_trained(steps), signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
-    said = runs.complete(workdir)
-    assert ("resuming from step" in said) == (steps > CHECKPOINT_EVERY)
-    assert_same_end(workdir, undisturbed)
-
-
-@pytest.mark.slow
-def test_killed_while_the_best_weights_are_written_and_once_more_later(runs, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    runs.stop_when(workdir, is_writing(15, "best"), signal.SIGKILL)
-    runs.stop_when(workdir, lambda folder: saved_steps(folder)[-1:] == [50], signal.SIGKILL)
-    runs.complete(workdir)
-    assert_same_end(workdir, undisturbed)
-
-
-@pytest.mark.slow
-def test_killed_before_anything_is_trained(runs, undisturbed, tmp_path):
-    workdir = tmp_path / "run"
-    runs.stop_when(workdir, lambda folder: (folder / "config.json").exists(), signal.SIGKILL)
-    runs.complete(workdir)
+    for reached in (
+        lambda folder: (folder / "config.json").exists(),  # before anything is trained
+        has_trained(1),
+        is_writing(15, "best"),
+        has_trained(33),
+        lambda folder: saved_steps(folder)[-1:] == [50],
+    ):
+        runs.stop_when(workdir, reached, signal.SIGKILL)
+    assert f"resuming from step 50 of {STEPS}" in runs.complete(workdir)
     assert_same_end(workdir, undisturbed)
 
 

@@ -93,6 +93,7 @@ def test_scores_are_cosines_of_the_vectors_that_the_captioner_gives(searchable_w
     assert "CIDEr-D" in found["metrics"] and "image_to_text_R@1" in found["metrics"]
 
 
+@pytest.mark.slow
 def test_padding_and_devices_change_no_score(searchable_workdir):
     found = []
     for changes in ({"batch": 2, "devices": 1}, {"batch": 8, "devices": 8}):  # two images: six rows are padding

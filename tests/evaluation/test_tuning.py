@@ -57,6 +57,7 @@ def test_a_similarity_that_misleads_is_given_none():
     assert found.gains[BASELINE]["CIDEr-D"].difference == 0 and found.gains[BASELINE]["CIDEr-D"].p_value == 1
 
 
+@pytest.mark.slow
 def test_the_flags_it_prints_give_the_scores_it_prints(searchable_workdir, capsys):
     beam = ["--config.decode.beams=4", "--config.decode.max_length=5"]  # so few tokens that captions differ in merit
     where = ["--split=train", f"--workdir={searchable_workdir}"]

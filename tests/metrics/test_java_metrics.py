@@ -30,7 +30,7 @@ def test_a_program_that_fails_is_named_absent(monkeypatch):
     assert found == {} and "the program ended" in absent["METEOR"] and absent["SPICE"] == "not here"
 
 
-@pytest.mark.slow
+@pytest.mark.java
 @pytest.mark.skipif("METEOR" in java_metrics.absent(), reason="needs Java and pycocoevalcap's METEOR")
 def test_meteor_runs_on_our_tokens_and_equals_pycocoevalcaps():
     found, absent = java_metrics.java_scores({**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: ""})

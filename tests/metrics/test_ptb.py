@@ -68,7 +68,7 @@ def test_any_text_gives_tokens(text):
 
 
 @needs_java
-@pytest.mark.slow
+@pytest.mark.java
 def test_all_captions_equal_the_reference(shared_data):
     captions = read_captions(shared_data)
     assert len(captions) == 35400
@@ -76,7 +76,7 @@ def test_all_captions_equal_the_reference(shared_data):
 
 
 @needs_java
-@pytest.mark.slow
+@pytest.mark.java
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fuzz_equals_the_reference(shared_data, seed):
     lines = fuzz(20_000, read_captions(shared_data), seed)
@@ -85,7 +85,7 @@ def test_fuzz_equals_the_reference(shared_data, seed):
 
 
 @needs_java
-@pytest.mark.slow
+@pytest.mark.java
 @pytest.mark.parametrize("kind", KINDS)
 def test_harder_strings_nearly_equal_the_reference(kind):
     lines = harder(kind, 15_000)

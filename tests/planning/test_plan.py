@@ -64,6 +64,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert "all-gather (data)" in printed and "decode: 2 images per chip" in printed
 
 
+@pytest.mark.slow
 def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
     changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
     first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
@@ -117,6 +118,7 @@ def config_with_constants(**changes) -> ConfigDict:
     return config
 
 
+@pytest.mark.slow
 def test_constants_of_an_objective_are_planned_from_the_data(workdir, small_images):
     config = config_with_constants(**{"data.root": str(small_images)})
     request = Request("cpu:1", ("train",), images=2, vocabulary=290)
@@ -138,6 +140,7 @@ def test_constants_that_cannot_be_made_are_named_with_what_to_do(workdir):
     assert plan(RunSpec.from_config(config), workdir, Request("cpu:1", ()))["programs"] == {}
 
 
+@pytest.mark.slow
 def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
     import shutil
 
@@ -158,7 +161,7 @@ def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
     assert found["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in found["assumed"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_tpu_that_is_not_there(workdir, capsys):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")

@@ -110,6 +110,7 @@ def test_training_with_context_learns_and_validates_with_it(workdir):
     assert (workdir / "report_val.html").read_text().count("<img") > 4
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_been_interrupted(workdir, tmp_path):
     copy = Path(shutil.copytree(workdir, tmp_path / "run"))
     shutil.rmtree(copy / "checkpoints" / "last" / str(saved_steps(copy)[-1]))

@@ -68,6 +68,7 @@ def test_training_logs_both_losses_and_validates_both_ways(searchable_workdir):
     assert max(train[-1][f"{way}_accuracy"] for way in ("image_to_text", "text_to_image")) > 0.6
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_been_interrupted(searchable_workdir, tmp_path):
     workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "last" / str(saved_steps(workdir)[-1]))

@@ -63,6 +63,7 @@ def two_steps(program: Program, update) -> tuple[dict, dict]:
     return jax.device_get((state.params, metrics))
 
 
+@pytest.mark.slow
 def test_another_start_takes_the_step_up_and_does_the_same(small_workdir, traces):
     with quick_compilation():
         first, again = (program_on_one_device(small_workdir) for _ in range(2))

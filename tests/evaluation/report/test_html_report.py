@@ -204,7 +204,7 @@ def test_a_report_that_fails_leaves_the_one_before(tmp_path):
     assert path.read_text(encoding="utf-8") == before and list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.slow
+@pytest.mark.browser
 def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_path):
     program = find_browser()
     if program is None:
