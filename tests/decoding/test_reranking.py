@@ -138,7 +138,7 @@ def test_eight_devices_rank_as_one_does():
         ({"method": "greedy"}, r'config\.decode\.method="greedy" yields only one'),
         ({"method": "beam", "beams": 1}, "beams=1 yields only one"),
         ({"method": "sample"}, "draws=1 yields only one"),
-        ({"method": "beam", "beams": 3, "candidates": 4}, "cannot be more than beams=3"),
+        ({"method": "beam", "beams": 3, "candidates": 4}, r"must not exceed config\.decode\.beams=3"),
         ({"method": "beam", "rerank_weight": -1.0}, "0 .* or more"),
     ],
 )
