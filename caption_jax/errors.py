@@ -1,11 +1,11 @@
 """The kinds of error that speak to the user, and the line that a command prints of one.
 
-`input_pipeline.errors` has the base class `UserError` and the kinds that concern data.
+`input_pipeline.errors` has the base class `UserError` and the kinds that concern data and optional packages.
 """
 
 from __future__ import annotations
 
-from input_pipeline.errors import ConfigError, DataError, MissingFileError, UserError
+from input_pipeline.errors import ConfigError, DataError, MissingFileError, MissingPackageError, UserError
 
 __all__ = [
     "ConfigError",
@@ -30,10 +30,6 @@ class WeightsError(UserError, ValueError):
 
 class LockedError(UserError, BlockingIOError):
     """Another process is writing to the same files."""
-
-
-class MissingPackageError(UserError, ModuleNotFoundError):
-    """An optional package is not installed; the message says how to install it."""
 
 
 def message_for_the_user(error: BaseException) -> str | None:

@@ -21,3 +21,7 @@ class DataError(UserError, ValueError):
 
 class MissingFileError(UserError, FileNotFoundError):
     """A file or folder that a key, a flag or a workdir refers to does not exist."""
+
+
+class MissingPackageError(UserError, ModuleNotFoundError):
+    """An optional package is not installed; the message names the command that installs it."""

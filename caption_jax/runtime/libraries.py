@@ -1,9 +1,8 @@
-"""Third-party libraries in a process that trains: what they log, and the accelerators that TensorFlow would take."""
+"""Third-party libraries in a process that trains: what they log."""
 
 from __future__ import annotations
 
 import logging as standard_logging
-import os
 import re
 
 from absl import logging
@@ -24,23 +23,3 @@ _ROUTINE_LIBRARY_MESSAGES = _RoutineLibraryMessages()
 def quiet_libraries() -> None:
     """Limits the log to this project's messages and libraries' warnings: Orbax alone logs a page per checkpoint."""
     logging.get_absl_handler().addFilter(_ROUTINE_LIBRARY_MESSAGES)  # adding the same filter twice changes nothing
-
-
-def keep_tensorflow_off_accelerators() -> None:
-    """Imports TensorFlow and hides GPUs and TPUs from it, so that their memory remains JAX's.
-
-    Raises:
-        RuntimeError: TensorFlow has already claimed an accelerator.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notes about CPU instructions
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        try:
-            tf.config.set_visible_devices([], kind)
-        except RuntimeError as error:  # its devices are initialised; harmless unless it holds one of these
-            if tf.config.get_visible_devices(kind):
-                raise RuntimeError(
-                    f"TensorFlow holds a {kind} that JAX needs: call keep_tensorflow_off_accelerators() before "
-                    "anything else uses TensorFlow"
-                ) from error

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from caption_jax.runtime.libraries import keep_tensorflow_off_accelerators, quiet_libraries
+from caption_jax.runtime.libraries import quiet_libraries
 from caption_jax.telemetry.clock import Clock
+from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
 from caption_jax.telemetry.progress import ProgressLine, describe_progress
 
@@ -25,8 +25,7 @@ class Monitor:
     `<workdir>/metrics.jsonl` and the log. On a terminal the progress line replaces the log messages of training
     scalars.
 
-    Event files are opened at the first write. That imports TensorFlow, which takes seconds, and a run's first steps
-    need not wait for it.
+    Event files are opened at the first write, and their thread then imports TensorFlow: no step waits for it.
     """
 
     def __init__(
@@ -56,8 +55,8 @@ class Monitor:
             return
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
-        self._folder = workdir / "tensorboard"
-        self._texts: dict[str, str] = {}  # of step 0, until the event files are open
+        self._events = EventFiles(workdir / "tensorboard")
+        self._texts: dict[str, str] = {}  # of step 0, until something else is written
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
@@ -76,19 +75,23 @@ class Monitor:
         numbers = {name: float(value) for name, value in values.items()}
         self._metrics.append(Row(step, prefix, numbers))
         tagged = {f"{prefix}/{name}": number for name, number in numbers.items()}
-        self._writers.events.write_scalars(step, tagged)
+        self._write_first_texts()
+        self._events.scalars(step, tagged)
         if self._line is None or prefix != "train":
-            self._writers.log.write_scalars(step, tagged)
+            values = ", ".join(f"{name}={value:.6g}" for name, value in sorted(tagged.items()))
+            logging.info("[%d] %s", step, values)
 
     def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
         """Records pictures under their names, each uint8 [height, width, 3]."""
         if self._active:
-            self._writers.events.write_images(step, {name: np.asarray(picture) for name, picture in pictures.items()})
+            self._write_first_texts()
+            self._events.images(step, {name: np.asarray(picture) for name, picture in pictures.items()})
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
         """Records Markdown texts under their names."""
         if self._active:
-            self._writers.events.write_texts(step, dict(texts))
+            self._write_first_texts()
+            self._events.texts(step, texts)
 
     def progress(self, step: int, loss: float, clock: Clock) -> None:
         """Shows the run's progress: on a terminal in a line redrawn in place, elsewhere as a log message."""
@@ -107,27 +110,10 @@ class Monitor:
         self._active = False
         if self._line is not None:
             self._line.close()
-        if "_writers" in vars(self):  # opening event files only to close them would import TensorFlow
-            self._writers.events.close()
+        self._events.close()
 
-    @functools.cached_property
-    def _writers(self) -> _Writers:
-        writers = _open_writers(self._folder)
+    def _write_first_texts(self) -> None:
+        """Writes the texts of step 0, once; a run that ends before its first numbers has no event files."""
         if self._texts:
-            writers.events.write_texts(0, self._texts)
-        return writers
-
-
-class _Writers(NamedTuple):
-    """clu's metric writers: an asynchronous one for event files, and one for the log."""
-
-    events: Any
-    log: Any
-
-
-def _open_writers(folder: epath.Path) -> _Writers:
-    keep_tensorflow_off_accelerators()
-    from clu import metric_writers
-
-    events = metric_writers.AsyncMultiWriter([metric_writers.SummaryWriter(str(folder))])
-    return _Writers(events, metric_writers.LoggingWriter())
+            self._events.texts(0, self._texts)
+            self._texts = {}

@@ -14,13 +14,18 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from absl import app, flags
 from ml_collections import config_flags
 
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.extras import optional_packages, prepare_bucket
 from input_pipeline.records import DataError, Split
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.tfds import open_tfds
+from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
+
+_PURPOSE = "preparing a dataset"
 
 log = logging.getLogger(__name__)
 
@@ -41,11 +46,13 @@ def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike 
 
     Raises:
         DataError: the dataset already exists, or an image cannot be read.
+        MissingPackageError: the extra `train` is not installed.
     """
-    import numpy as np
-    import tensorflow_datasets as tfds
+    prepare_bucket(tfds_dir)
+    keep_tensorflow_off_accelerators(_PURPOSE)
+    with optional_packages(_PURPOSE):
+        import tensorflow_datasets as tfds
 
-    _hide_accelerators()
     integer_ids = all(isinstance(image_id, int) for split in splits.values() for image_id in split.image_ids)
     features = tfds.features.FeaturesDict(
         {
@@ -98,14 +105,6 @@ class _Examples:
                     "captions": captions,
                 },
             )
-
-
-def _hide_accelerators() -> None:
-    """Hides accelerators from TensorFlow, which TFDS writes with and which would allocate all memory of a GPU."""
-    import tensorflow as tf
-
-    for kind in ("GPU", "TPU"):
-        tf.config.set_visible_devices([], kind)
 
 
 def _main(arguments: list[str]) -> None:

@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.extras import optional_packages, prepare_bucket
 from input_pipeline.records import SPLITS, Record, Split, check_splits
+from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
+
+_PURPOSE = "the shapes dataset"
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +31,13 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
 
     Returns:
         The splits "train", "val" and "test", with integer image ids that are unique across all three.
+
+    Raises:
+        MissingPackageError: the extra `train` is not installed.
     """
-    import tensorflow_datasets as tfds  # imported lazily, because it takes a second and other sources do not need it
+    prepare_bucket(spec.tfds_dir)
+    with optional_packages(_PURPOSE):
+        import tensorflow_datasets as tfds  # imported lazily, because it takes a second
 
     tfds.disable_progress_bar()
     builder = _prepared_builder(spec.shapes, spec.tfds_dir or None)
@@ -58,6 +67,7 @@ def _prepared_builder(size: str, tfds_dir: str | None) -> Any:
     builder = make(data_dir=tfds_dir)
     if not builder.data_path.exists():
         log.info("Generating the shapes dataset in %s (about ten seconds)", builder.data_path)
+        keep_tensorflow_off_accelerators(_PURPOSE)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a misleading message about a download
             if "://" in os.fspath(builder.data_path):
                 builder.download_and_prepare()  # object stores cannot rename a folder atomically

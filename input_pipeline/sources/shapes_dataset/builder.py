@@ -9,10 +9,13 @@ from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-import tensorflow_datasets as tfds
 
+from input_pipeline.extras import optional_packages
 from input_pipeline.sources.shapes_dataset.drawing import SIDE, draw, png
 from input_pipeline.sources.shapes_dataset.scenes import Scene, scenes
+
+with optional_packages("the shapes dataset"):
+    import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass(kw_only=True)

@@ -1,0 +1,51 @@
+"""What a run does not wait for before its first step."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_run import ROOT
+
+FIRST_STEP = """
+import contextlib, sys
+from pathlib import Path
+
+import small_run
+from caption_jax.runs.experiment import start_experiment
+from caption_jax.specs import RunSpec
+from caption_jax.training.loop import Run
+from etils import epath
+
+folder = Path(sys.argv[1])
+config = small_run.get_config().unlock()
+config.data.root = str(small_run.write_images(folder / "data"))
+config.train.log_every = 2
+seen = []
+
+
+def stop_after_two_steps(step):
+    seen.append((step, "tensorflow" in sys.modules))
+    return step == 2
+
+
+with small_run.quick_compilation():
+    experiment = start_experiment(RunSpec.from_config(config), epath.Path(folder / "run"))
+    with contextlib.closing(Run(experiment)) as run:
+        assert not run.train(stop_after_two_steps)
+assert seen[0] == (1, False), seen
+assert "tensorflow" in sys.modules  # for what step 2 has logged
+"""
+
+
+@pytest.mark.slow
+def test_a_run_on_a_folder_ends_its_first_step_without_tensorflow(tmp_path: Path):
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+    command = [sys.executable, "-c", FIRST_STEP, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"train/loss" in events.read_bytes()
