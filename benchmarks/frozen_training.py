@@ -64,7 +64,7 @@ def published_size() -> Any:
 
 def flickr8k() -> Any:
     """configs/flickr8k.py with all of the backbone frozen."""
-    from configs import flickr8k
+    from caption_jax.configs import flickr8k
 
     with flickr8k.get_config().unlocked() as config:
         config.data.feature_cache.stage = "stage_7"

@@ -11,8 +11,10 @@ To caption images with a trained model:
 
 from __future__ import annotations
 
-from caption_jax import moved_modules
+from caption_jax import config_files, moved_modules
 from caption_jax.lazy_names import lazy_names
+
+__version__ = "0.1.0"  # pyproject.toml reads it here
 
 _HOMES = {
     "Caption": "inference.captioner",
@@ -31,4 +33,5 @@ _HOMES = {
 __all__ = sorted(_HOMES)
 __getattr__, __dir__ = lazy_names(__name__, _HOMES)
 
+config_files.install()
 moved_modules.install()

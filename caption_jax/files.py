@@ -10,12 +10,28 @@ from typing import Any
 
 from etils import epath
 
+from input_pipeline.extras import prepare_bucket
 from input_pipeline.files import is_on_bucket
 
 
+def storage_path(path: str | os.PathLike[str]) -> epath.Path:
+    """A path, local or on a bucket, without resolving it.
+
+    Raises:
+        MissingPackageError: no package that can access the bucket is installed.
+    """
+    prepare_bucket(path)
+    return epath.Path(path)
+
+
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """An absolute path; one on a bucket is already, and `resolve` would make a local one of it."""
-    return epath.Path(path) if is_on_bucket(path) else epath.Path(path).resolve()
+    """An absolute path; one on a bucket is already, and `resolve` would make a local one of it.
+
+    Raises:
+        MissingPackageError: as `storage_path`.
+    """
+    path = storage_path(path)
+    return path if is_on_bucket(path) else path.resolve()
 
 
 def pass_any_file_name() -> None:

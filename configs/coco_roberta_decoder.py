@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import coco
+from caption_jax.configs import coco
 
 
 def get_config() -> ConfigDict:

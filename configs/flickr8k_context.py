@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import flickr8k_search
+from caption_jax.configs import flickr8k_search
 
 
 def get_config() -> ConfigDict:

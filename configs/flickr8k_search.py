@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import flickr8k
+from caption_jax.configs import flickr8k
 
 
 def get_config() -> ConfigDict:

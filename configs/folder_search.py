@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from configs import flickr8k_search, folder
+from caption_jax.configs import flickr8k_search, folder
 
 
 def get_config() -> ConfigDict:

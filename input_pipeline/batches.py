@@ -37,13 +37,13 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-import grain
 import numpy as np
 from jaxtyping import Int32
 
 from input_pipeline.captions import CaptionEncoder, EncodedCaptions
 from input_pipeline.context import ContextCaptions
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.extras import optional_packages
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.inputs import Inputs, Pixels, StoredFeatures, cycle_indices
 from input_pipeline.records import MAX_LISTED, DataError, Split
@@ -158,6 +158,9 @@ class _Batches:
 
     def _read(self, order: _Shard) -> Iterator[Example]:
         ahead = max(2 * self._workers, self.local_size)
+        with optional_packages("reading batches of images"):
+            import grain
+
         options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead if self._workers else 0)
         return iter(grain.MapDataset.source(order).map(self._loader).to_iter_dataset(options))
 

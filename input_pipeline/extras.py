@@ -1,10 +1,10 @@
-"""Optional packages: which extra of pyproject.toml installs each, and the one line that says so where one is missing.
+"""Optional packages, the extras of pyproject.toml that install them, and the error message for a missing one.
 
     with optional_packages("the HTML report"):
         import jinja2
 
-raises `MissingPackageError`, "the HTML report needs packages that are not installed (jinja2): pip install
-'caption-jax[train]'", where Jinja is missing. `require` does so before any work is done.
+raises `MissingPackageError` with the message "the HTML report needs packages that are not installed (jinja2): pip
+install 'caption-jax[train]'" if Jinja is not installed. `require` raises the same error before any work is done.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from input_pipeline.errors import MissingPackageError
 
-# Extra -> the top-level modules that this project imports of what the extra installs.
+# Extra -> top-level modules that it installs and that this project imports.
 EXTRAS = {
     "train": ("grain", "tensorflow_datasets", "tensorflow", "tensorboard", "clu", "matplotlib", "jinja2"),
     "java": ("pycocoevalcap",),
@@ -27,7 +27,7 @@ EXTRAS = {
     "tpu": ("libtpu",),
 }
 
-# What a training run imports from its first step to its report, whatever the data source.
+# Imported by every training run between its first step and its report, for all data sources.
 TRAINING = ("grain", "clu", "tensorboard", "tensorflow", "matplotlib", "jinja2")
 
 _EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
@@ -35,7 +35,7 @@ _BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
 
 
 def is_installed(module: str) -> bool:
-    """Whether a top-level module can be found; it is not imported."""
+    """Whether a top-level module is installed. Does not import it."""
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # from an import hook
@@ -46,11 +46,11 @@ def require(purpose: str, *modules: str) -> None:
     """Checks that optional modules are installed, without importing them.
 
     Args:
-        purpose: what needs them, in the singular: the subject of the message.
-        modules: names in `EXTRAS`.
+        purpose: subject of the message, in the singular.
+        modules: module names in `EXTRAS`.
 
     Raises:
-        MissingPackageError: some are not; the message names them and the command that installs them.
+        MissingPackageError: at least one is not installed. The message contains the command that installs them.
     """
     missing = [module for module in modules if not is_installed(module)]
     if missing:
@@ -58,21 +58,21 @@ def require(purpose: str, *modules: str) -> None:
 
 
 def not_installed(*modules: str) -> str:
-    """The predicate of a message: the missing modules (names in `EXTRAS`), and the command that installs them."""
+    """End of the error message: the missing modules (names in `EXTRAS`) and the command that installs them."""
     extras = ",".join(dict.fromkeys(_EXTRA_OF[module] for module in modules))
     return f"packages that are not installed ({', '.join(modules)}): pip install 'caption-jax[{extras}]'"
 
 
 @contextlib.contextmanager
 def optional_packages(purpose: str) -> Iterator[None]:
-    """A block of imports of optional packages.
+    """Context manager for imports of optional packages.
 
     Args:
-        purpose: what needs them, in the singular: the subject of the message.
+        purpose: subject of the message, in the singular.
 
     Raises:
-        MissingPackageError: a module of `EXTRAS` is not installed; see `require`. Any other import error passes: it is
-            that of a damaged installation.
+        MissingPackageError: a module of `EXTRAS` is not installed; see `require`. Other import errors indicate a broken
+            installation and propagate unchanged.
     """
     try:
         yield
@@ -84,19 +84,18 @@ def optional_packages(purpose: str) -> Iterator[None]:
 
 
 def prepare_bucket(path: str | os.PathLike[str]) -> None:
-    """Readies etils' `epath` for a path on a bucket: through fsspec where its client for the scheme is installed.
+    """Selects the backend of etils' `epath` for a path on a bucket. Does nothing for a local path.
 
-    Otherwise `epath` goes through TensorFlow, whose import takes seconds, if that is installed. A local path needs
-    nothing.
+    The backend is fsspec if its client for the scheme is installed, otherwise TensorFlow, whose import takes seconds.
 
     Raises:
-        MissingPackageError: neither is installed; the message names the command that installs the client.
+        MissingPackageError: neither is installed. The message contains the command that installs the client.
     """
     path = os.fspath(path)
     scheme, on_bucket, _ = path.partition("://")
     if not on_bucket or scheme not in _BUCKETS:
         return
     if is_installed(_BUCKETS[scheme]):
-        os.environ.setdefault("EPATH_USE_TF", "0")  # read at the first use of a path with a scheme
+        os.environ.setdefault("EPATH_USE_TF", "0")  # read when a path with a scheme is first used
     elif not is_installed("tensorflow"):
         require(path, _BUCKETS[scheme])

@@ -1,4 +1,4 @@
-"""TensorFlow in a process whose accelerators are JAX's: it writes event files and prepares datasets, on the CPU."""
+"""TensorFlow in a JAX process: it writes event files and prepares datasets, on the CPU only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from input_pipeline.extras import optional_packages
 
 
 def keep_tensorflow_off_accelerators(purpose: str) -> None:
-    """Imports TensorFlow and hides GPUs and TPUs from it, so that their memory remains JAX's.
+    """Imports TensorFlow and hides GPUs and TPUs from it, so that it does not allocate their memory.
 
     Args:
-        purpose: what needs TensorFlow, for the message where it is not installed.
+        purpose: see `optional_packages`.
 
     Raises:
         MissingPackageError: TensorFlow is not installed.

@@ -22,6 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
+from input_pipeline.extras import optional_packages
 from input_pipeline.files import write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, MIN_VOCABULARY_SIZE, PAD, SPECIALS, UNK
 
@@ -112,7 +113,8 @@ class Tokenizer:
     @classmethod
     def from_hub(cls, name: str, *, lowercase: bool = False, add_prefix_space: bool = False) -> Tokenizer:
         """Downloads `vocab.json` and `merges.txt` of a hub model such as `roberta-base`, unless they are cached."""
-        from huggingface_hub import hf_hub_download  # imported late: most runs need no network
+        with optional_packages(f"config.data.tokenizer={name!r}, which is not a local folder,"):
+            from huggingface_hub import hf_hub_download  # imported late: most runs need no network
 
         try:
             vocab = hf_hub_download(name, _VOCAB)

@@ -20,7 +20,12 @@ MAX_FUNCTION_LINES = 60  # without the docstring
 LIFTABLE = {
     "caption_jax.ops": (),
     "caption_jax.models": ("caption_jax.ops",),
-    "caption_jax.metrics": ("input_pipeline.annotations", "input_pipeline.errors", "input_pipeline.files"),
+    "caption_jax.metrics": (
+        "input_pipeline.annotations",
+        "input_pipeline.errors",
+        "input_pipeline.extras",
+        "input_pipeline.files",
+    ),
     "input_pipeline": (),
 }
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 import pytest
 from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+import caption_jax
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -81,9 +86,40 @@ def test_a_wheel_holds_every_file_of_the_package():
     assert files == packaged and ROOT / "caption_jax/evaluation/report/html/templates/report.html.j2" in packaged
 
 
-def test_every_public_name_is_there():
-    import caption_jax
+def test_a_wheel_holds_the_configs_the_types_and_the_version(tmp_path):
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in tracked.split("\0")[:-1]:
+        if name.startswith(("caption_jax/", "input_pipeline/", "configs/")) or "/" not in name:
+            (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "tree" / name)
+    build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
+    command = [sys.executable, "-c", build, str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path / "tree", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    assert {path.name for path in (tmp_path / "site").iterdir()} == {
+        "caption_jax",
+        "input_pipeline",
+        f"caption_jax-{caption_jax.__version__}.dist-info",
+    }
+    files = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    assert {"caption_jax/py.typed", "input_pipeline/py.typed"} <= files
+    assert {f"caption_jax/{path.relative_to(ROOT)}" for path in (ROOT / "configs").glob("*.py")} <= files
+    use = (
+        "from caption_jax.config_files import find_config; from caption_jax.configs import folder_search; "
+        "print(find_config('configs/coco.py')); print(folder_search.__file__); folder_search.get_config()"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    configs = tmp_path / "site" / "caption_jax" / "configs"
+    assert done.stdout.splitlines() == [str(configs / "coco.py"), str(configs / "folder_search.py")]
 
+
+def test_every_public_name_is_there():
     for name in caption_jax.__all__:
         assert getattr(caption_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'captoin'"):
@@ -92,7 +128,8 @@ def test_every_public_name_is_there():
 
 def requirements() -> list[Requirement]:
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    return [Requirement(text) for group in groups for text in group]
+    wanted = [Requirement(text) for group in groups for text in group]
+    return [requirement for requirement in wanted if requirement.name != PROJECT["name"]]
 
 
 def test_constraints_pin_one_release_of_everything_asked_for():
@@ -120,7 +157,7 @@ def test_each_platform_gets_one_tensorflow(system, machine, package):
     platform = {"sys_platform": system, "platform_machine": machine}
     wanted = [
         requirement.name
-        for requirement in map(Requirement, PROJECT["dependencies"])
+        for requirement in map(Requirement, PROJECT["optional-dependencies"]["train"])
         if requirement.name in ("tensorflow", "tensorflow-cpu")
         and (requirement.marker is None or Marker(str(requirement.marker)).evaluate(platform))
     ]
@@ -142,6 +179,7 @@ def test_readme_has_one_command_to_train_and_one_to_test():
     assert test.endswith("-m pytest")
     for command in (train, test):
         assert "-c constraints.txt" in command
+    assert "-e '.[train]'" in train and "-e '.[test]'" in test
     for config in re.findall(r"configs/\w+\.py", README):
         assert (ROOT / config).is_file(), f"README names {config}"
 

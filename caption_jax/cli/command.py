@@ -12,6 +12,7 @@ from absl import app, flags
 from caption_jax import errors
 from caption_jax.cli import command_flags, stored_config
 from caption_jax.cli.platform_setup import set_up_platform
+from caption_jax.config_files import find_config
 from caption_jax.runtime.process import end_at_once, restart_with_huge_pages
 
 _HELP = """Train, evaluate and use image captioners.
@@ -48,14 +49,28 @@ def run(script: str) -> None:
     if typed.get("mode") not in _SHORT_MODES:
         restart_with_huge_pages(script)  # before anything is imported that takes long
     command_flags.define()
-    app.run(functools.partial(_run_with_flags, script), argv=_with_stored_config(sys.argv, typed))
+    app.run(
+        functools.partial(_run_with_flags, script),
+        argv=_with_config(sys.argv, typed),
+        flags_parser=functools.partial(_parse_flags, script),
+    )
 
 
-def _with_stored_config(argv: list[str], typed: dict[str, str]) -> list[str]:
-    """Adds the config of the run in the workdir for the modes that can use the config a run was trained with."""
-    if typed.get("mode", "train") == "train" or "config" in typed or "workdir" not in typed:
+def _with_config(argv: list[str], typed: dict[str, str]) -> list[str]:
+    """Resolves the name of a packaged config; without `--config`, adds the stored config for modes that can use it."""
+    if "config" in typed:
+        return command_flags.replaced(argv, "config", find_config(typed["config"]))
+    if typed.get("mode", "train") == "train" or "workdir" not in typed:
         return argv
     return [*argv[:1], f"--config={stored_config.__file__}:{typed['workdir']}", *argv[1:]]
+
+
+def _parse_flags(script: str, argv: list[str]) -> list[str]:
+    """Parses the flags. A `UserError`, raised while the stored config is read, is printed and ends the process."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except errors.UserError as error:
+        sys.exit(_print_error(error, script))
 
 
 def _run_with_flags(script: str, argv: list[str]) -> int:

@@ -18,7 +18,7 @@ flags.disclaim_key_flags()
 
 def define() -> None:
     """Defines the flags. Must be called once per process."""
-    config_flags.DEFINE_config_file("config", None, "Config file of the run, such as configs/coco.py.")
+    config_flags.DEFINE_config_file("config", None, "Config file of the run, or the name of one in configs/.")
     flags.DEFINE_string("workdir", None, "Folder or bucket for checkpoints, logs and results of the run.")
     flags.DEFINE_enum(
         "mode",
@@ -84,6 +84,19 @@ def typed(argv: list[str]) -> dict[str, str]:
         if flag.startswith("-"):
             found[name] = value if equals else following  # both --workdir=W and --workdir W
     return found
+
+
+def replaced(argv: list[str], name: str, value: str) -> list[str]:
+    """Arguments with the value of a flag replaced, in either form: --name=VALUE or --name VALUE."""
+    result = list(argv)
+    for index, flag in enumerate(argv):
+        typed_name, equals, _ = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and typed_name == name:
+            if equals:
+                result[index] = f"--{name}={value}"
+            elif index + 1 < len(argv):
+                result[index + 1] = value
+    return result
 
 
 def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:

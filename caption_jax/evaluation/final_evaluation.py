@@ -14,6 +14,7 @@ from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
+from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 
 
@@ -32,7 +33,11 @@ def evaluate_split(
         images: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
         other_data: the dataset of the split, if it is not the run's.
+
+    Raises:
+        MissingPackageError: the extra `train`, which reads batches of images, is not installed.
     """
+    require("evaluation", "grain")
     data = {} if other_data is None else {"data": f"{other_data.name} ({other_data.captions.name})"}
     evaluator = SplitEvaluator(experiment, split, images=images, context=context, data=data)
     names = [split] if other_data is None else [other_data.name, split]

@@ -33,6 +33,7 @@ from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import DecodeSpec, as_mapping
+from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 
 # The range covers several orders of magnitude. Beam scores are in nats, per caption or, with a length penalty, roughly
@@ -94,7 +95,9 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     Raises:
         ConfigError: the split is the test split, or `config.decode.beams` is below 2.
         WorkdirError: the model has no joint embedding.
+        MissingPackageError: the extra `train`, which reads batches of images, is not installed.
     """
+    require("tuning", "grain")
     started = time.time()
     decode_spec = _beam_search(experiment, split_name)
     split = experiment.split(split_name)

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from caption_jax.metrics.scores import tokenize_pair
+from input_pipeline.extras import is_installed, not_installed
 
 METRICS = ("METEOR", "SPICE")
 _JARS = {
@@ -23,12 +24,11 @@ _JARS = {
 
 def absent() -> dict[str, str]:
     """Metric name -> reason, for each metric that cannot be computed on this machine."""
-    package = find_spec("pycocoevalcap")
-    if package is None:
-        return dict.fromkeys(METRICS, "pycocoevalcap is not installed")
+    if not is_installed("pycocoevalcap"):
+        return dict.fromkeys(METRICS, f"needs {not_installed('pycocoevalcap')}")
     if shutil.which("java") is None:
         return dict.fromkeys(METRICS, "Java is not installed (no `java` on the PATH)")
-    folder = Path(next(iter(package.submodule_search_locations)))
+    folder = Path(next(iter(find_spec("pycocoevalcap").submodule_search_locations)))
     missing = {name: [path for path in paths if not (folder / path).is_file()] for name, paths in _JARS.items()}
     return {name: f"missing in pycocoevalcap: {', '.join(paths)}" for name, paths in missing.items() if paths}
 

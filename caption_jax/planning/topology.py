@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import re
@@ -10,8 +9,9 @@ from dataclasses import dataclass
 
 import jax
 
-from caption_jax.errors import ConfigError, MissingPackageError
+from caption_jax.errors import ConfigError
 from caption_jax.planning.chips import CHIPS, Chip
+from input_pipeline.extras import require
 
 _CPU = "cpu"
 _COMPILER_ALONE = {
@@ -65,10 +65,7 @@ class Topology:
         return devices[: self.size]
 
     def _tpus(self) -> list[jax.Device]:
-        if importlib.util.find_spec("libtpu") is None:
-            raise MissingPackageError(
-                f"--topology={self.name} needs the TPU's compiler, which is not installed: pip install -e '.[tpu]'"
-            )
+        require(f"--topology={self.name}", "libtpu")  # the TPU's compiler
         from jax.experimental import topologies
 
         for key, value in _COMPILER_ALONE.items():

@@ -20,6 +20,7 @@ from jaxtyping import Float32
 from caption_jax.errors import MissingFileError, WeightsError
 from caption_jax.models.roberta import Roberta, RobertaSizes
 from caption_jax.pretrained.weight_files import Tensor, open_weights
+from input_pipeline.extras import optional_packages
 
 _FLAX_FILE = "flax_model.msgpack"
 # In order of preference; an index file lists the files of sharded weights.
@@ -118,7 +119,8 @@ def _read_sizes(folder: Path) -> RobertaSizes:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    with optional_packages(f"{name!r}, which is not a local folder,"):
+        from huggingface_hub import snapshot_download
 
     try:
         for form in _HUB_FORMS:

@@ -15,6 +15,7 @@ from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
 from caption_jax.pretrained.naming import keras_modules
 from caption_jax.pretrained.torch_file import read_state_dict
+from input_pipeline.extras import optional_packages
 
 TORCH_ENDINGS = (".pth", ".pt", ".bin")
 KERAS_ENDINGS = (".h5", ".keras")
@@ -88,7 +89,8 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
-    import h5py
+    with optional_packages("reading Keras weights"):
+        import h5py
 
     try:
         source: Any = path

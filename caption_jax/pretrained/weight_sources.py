@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caption_jax.errors import WeightsError
+from input_pipeline.extras import optional_packages
 
 KEY = "config.model.encoder.weights"
 
@@ -85,7 +86,8 @@ def _in_folder(folder: Path) -> Path:
 
 
 def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
+    with optional_packages(f"{KEY}={name!r}"):
+        from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(name, allow_patterns=["*.json", "model.safetensors"]))

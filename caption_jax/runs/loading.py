@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from caption_jax.errors import ConfigError, UserError
+from caption_jax.files import storage_path
 from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_pointer
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.weights import CHOICES, Weights, flat, nested
@@ -67,7 +68,7 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
     """
     if which not in CHOICES:
         raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
-    model = _read(epath.Path(source), which)
+    model = _read(storage_path(source), which)
     for extension in model.description.spec.unavailable:
         log.warning("%s; captioning works without it", extension)
     return model

@@ -14,6 +14,7 @@ from typing import Any
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
+from caption_jax.files import storage_path
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.specs import RunSpec, as_mapping, differences
 from input_pipeline.files import write_atomically
@@ -97,7 +98,7 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
         MissingFileError: the folder is not the workdir of a run.
         WorkdirError: a newer release wrote the file, or a value is no longer valid.
     """
-    path = epath.Path(workdir) / "config.json"
+    path = storage_path(workdir) / "config.json"
     content = _read_json(path)
     version = content.get("version", 1)
     if version > VERSION:

@@ -1,4 +1,4 @@
-"""TensorBoard's event files, written by a thread that alone imports TensorFlow."""
+"""TensorBoard event files, written by a background thread, which is the only one to import TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from etils import epath
 from input_pipeline.extras import optional_packages
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
-_MOST_PENDING = 1000  # writes; further ones wait for the oldest
+_MOST_PENDING = 1000  # writes; beyond that, the caller waits
 
 
 class EventFiles:
-    """Writes the event files of a folder, in order, in a background thread.
+    """Asynchronous writer of event files.
 
-    The thread starts with the first write and begins by importing TensorFlow, which takes seconds that the caller does
-    not wait for. Every method raises what an earlier write raised.
+    The first write starts the thread, which imports TensorFlow. That takes seconds, during which the caller continues.
+    Events are written in order. An error of a write is raised by a later method call.
 
     Args:
-        folder: of the event files, local or on a bucket.
-        open_writer: makes the `clu.metric_writers.MetricWriter` of the folder; called in the thread.
+        folder: folder of the event files, local or on a bucket.
+        open_writer: returns the `clu.metric_writers.MetricWriter` for the folder; called in the thread.
     """
 
     def __init__(self, folder: epath.PathLike, open_writer: Callable[[str], Any] | None = None) -> None:
         self._folder = str(folder)
         self._open_writer = open_writer or _open_summary_writer
-        self._thread: ThreadPoolExecutor | None = None  # Python waits for its tasks before it exits
+        self._thread: ThreadPoolExecutor | None = None  # joined at interpreter exit
         self._pending: collections.deque[Future[None]] = collections.deque()
         self._writer: Any = None
 
@@ -39,7 +39,7 @@ class EventFiles:
         self._submit("write_scalars", step, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes pictures under their names, each uint8 [height, width, 3]."""
+        """Writes images under their names, each uint8 [height, width, 3]."""
         self._submit("write_images", step, images)
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
@@ -47,10 +47,7 @@ class EventFiles:
         self._submit("write_texts", step, texts)
 
     def close(self) -> None:
-        """Waits until everything is written, and closes the files. Without a write before, nothing is opened.
-
-        Closing twice does nothing.
-        """
+        """Waits for all pending writes and closes the files. Idempotent; opens nothing if nothing was written."""
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
@@ -65,7 +62,7 @@ class EventFiles:
         self._pending.append(self._thread.submit(self._write, method, step, dict(values)))
 
     def _collect(self, down_to: int) -> None:
-        """Raises the error of a write that is over, and waits for the oldest writes beyond `down_to`."""
+        """Raises the errors of completed writes; waits until at most `down_to` are pending."""
         while self._pending and (self._pending[0].done() or len(self._pending) > down_to):
             self._pending.popleft().result()
 

@@ -25,7 +25,7 @@ class Monitor:
     `<workdir>/metrics.jsonl` and the log. On a terminal the progress line replaces the log messages of training
     scalars.
 
-    Event files are opened at the first write, and their thread then imports TensorFlow: no step waits for it.
+    Event files are opened at the first write, in their own thread: no training step waits for the import of TensorFlow.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Monitor:
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._events = EventFiles(workdir / "tensorboard")
-        self._texts: dict[str, str] = {}  # of step 0, until something else is written
+        self._texts: dict[str, str] = {}  # for step 0, until they are written
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
@@ -113,7 +113,7 @@ class Monitor:
         self._events.close()
 
     def _write_first_texts(self) -> None:
-        """Writes the texts of step 0, once; a run that ends before its first numbers has no event files."""
+        """Writes the texts of step 0 before anything else. A run without metrics has no event files."""
         if self._texts:
             self._events.texts(0, self._texts)
             self._texts = {}

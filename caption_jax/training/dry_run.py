@@ -21,6 +21,7 @@ from caption_jax.specs.conversion import flatten
 from caption_jax.training.loop import open_batches, validation_evaluator
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec
+from input_pipeline.extras import require
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
 
     Raises:
         ConfigError: config, data and workdir are inconsistent, as in `train_and_evaluate`.
+        MissingPackageError: the extra `train` is not installed.
     """
+    require("training", "grain")
     experiment = prepare_experiment(spec, absolute(workdir))
     resolved = experiment.resolved()
     validation_evaluator(experiment)

@@ -36,6 +36,7 @@ from caption_jax.training.batch_placer import batch_placer
 from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
+from input_pipeline.extras import TRAINING, require
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
@@ -47,8 +48,10 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment |
 
     Raises:
         ValueError: config, data and workdir are inconsistent. The message contains the key or file.
+        MissingPackageError: the extra `train` is not installed.
         NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is kept.
     """
+    require("training", *TRAINING)
     experiment = start_experiment(spec, absolute(workdir))
     # Signals are only handled once there is something to save. Before that, they just end the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
@@ -193,7 +196,7 @@ class Run:
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
-        with self.clock.paused():  # the first time, TensorFlow is imported for the event files
+        with self.clock.paused():  # a bucket takes its time
             self.monitor.scalars(step, values, "train")
         self.monitor.progress(step, values["loss"], self.clock)
 

@@ -164,7 +164,7 @@ def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
 @pytest.mark.long
 def test_a_tpu_that_is_not_there(workdir, capsys):
     if importlib.util.find_spec("libtpu") is None:
-        pytest.skip("needs the TPU's compiler: pip install -e '.[tpu]'")
+        pytest.skip("needs the TPU's compiler: pip install 'caption-jax[tpu]'")
     changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
     request = Request("v5e:2x2", ("train",), images=16, vocabulary=290, compilations=1)
     found = plan(RunSpec.from_config(config_of(**changes)), workdir, request)

@@ -29,5 +29,5 @@ def test_more_cpu_devices_than_there_are_need_a_flag():
 
 def test_without_the_compiler_the_message_says_what_to_install(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[tpu\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'caption-jax\[tpu\]'"):
         parse_topology("v5e:2x2").devices()

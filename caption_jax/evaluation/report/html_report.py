@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 
+from absl import logging
+
+from caption_jax.errors import MissingPackageError
 from caption_jax.evaluation.evaluator import Evaluator, FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import make_examples
 from caption_jax.telemetry.metrics_file import read_metrics
+from input_pipeline.extras import require
 
 
 @dataclasses.dataclass(frozen=True)
 class HtmlReport(Evaluator):
-    """Writes `report_<split>.html`, except for evaluations with non-default images or context."""
+    """Writes `report_<split>.html`, except for evaluations with non-default images or context.
+
+    Without the extra `train` it logs a warning instead.
+    """
 
     def write(self, final: FinalEvaluation) -> None:
         """Writes the report with metrics, examples and the training curves of the run."""
         if final.non_default_inputs:
+            return
+        try:
+            require(f"report_{final.suffix}.html", "jinja2")
+        except MissingPackageError as error:  # the scores need none of it
+            logging.warning("%s", error)
             return
         workdir = final.experiment.workdir
         examples = make_examples(

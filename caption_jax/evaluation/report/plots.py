@@ -15,14 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from etils import epath
 from jaxtyping import Float, UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from caption_jax.evaluation.report.attention_panels import attention_panels
 from caption_jax.telemetry.metrics_file import read_metrics, series, smoothed
+from input_pipeline.extras import optional_packages
 from input_pipeline.files import write_atomically
+
+with optional_packages("drawing plots"):
+    from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
 RgbImage = UInt8[np.ndarray, "height width 3"]
 

@@ -7,6 +7,7 @@ import html.parser
 import io
 import math
 import re
+import sys
 from collections.abc import Sequence
 
 import jinja2
@@ -17,9 +18,11 @@ from PIL import Image
 from small_assessment import CAPTIONS, REFERENCES, assessed
 
 from caption_jax.evaluation.assessment import Assessment
+from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import Example, JpegImage, choose
 from caption_jax.evaluation.report.html.page import render
+from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.metrics import score_images
 from caption_jax.telemetry.metrics_file import Row
 
@@ -232,3 +235,13 @@ def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_pat
         Image.open(tmp_path / f"{scheme}.png").convert("RGB").getpixel((2, 2)) for scheme in ("light", "dark")
     ]
     assert min(backgrounds[0]) > 200 and max(backgrounds[1]) < 60
+
+
+def test_without_its_packages_there_is_a_warning_with_the_command_instead(monkeypatch, caplog):
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it were not installed
+    HtmlReport().write(FinalEvaluation(None, "val", None, None, None, None, []))
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage() == (
+        "report_val.html needs packages that are not installed (jinja2): pip install 'caption-jax[train]'"
+    )

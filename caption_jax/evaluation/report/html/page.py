@@ -7,13 +7,15 @@ import functools
 import statistics
 from collections.abc import Mapping, Sequence
 
-import jinja2
-
 from caption_jax.evaluation.assessment import CONFIDENCE, Assessment
 from caption_jax.evaluation.report.html.charts import training_charts
 from caption_jax.evaluation.report.html.examples import Example
 from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.telemetry.metrics_file import Row
+from input_pipeline.extras import optional_packages
+
+with optional_packages("the HTML report"):
+    import jinja2
 
 _DESCRIPTIONS = {
     "CIDEr-D": "agreement with the references; rare words count more (0 to 10)",

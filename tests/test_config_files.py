@@ -1,0 +1,52 @@
+"""The configs of the package are found by name, and import each other in a checkout as in an installation."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+from small_run import ROOT
+
+from caption_jax.cli.command_flags import replaced
+from caption_jax.config_files import FOLDER, find_config
+
+
+def test_the_configs_of_a_checkout_are_those_beside_the_package():
+    assert Path(FOLDER) == ROOT / "configs"
+    module = importlib.import_module("caption_jax.configs.folder_search")
+    assert Path(module.__file__) == ROOT / "configs" / "folder_search.py"
+    assert module.get_config().objective.contrastive_weight > 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "found"),
+    [
+        ("coco", "coco.py"),
+        ("coco.py", "coco.py"),
+        ("configs/coco.py", "coco.py"),
+        ("configs/workdir.py:gs://bucket/run", "workdir.py:gs://bucket/run"),
+    ],
+)
+def test_a_config_of_the_package_is_found_from_any_folder(typed, found, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(typed) == f"{FOLDER}/{found}"
+
+
+@pytest.mark.parametrize("typed", ["", "nothing", "configs/nothing.py", "other/coco.py", "/configs/coco.py"])
+def test_any_other_path_is_left_as_it_is(typed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(typed) == typed
+
+
+def test_a_file_of_that_path_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "coco.py").touch()
+    assert find_config("coco.py:argument") == "coco.py:argument"
+
+
+def test_the_flag_is_replaced_in_both_forms():
+    overrides = ["--config.seed=1", "--workdir=w", "config"]
+    assert replaced(["main.py", "--config=a", *overrides], "config", "b") == ["main.py", "--config=b", *overrides]
+    assert replaced(["main.py", "-config", "a", *overrides], "config", "b") == ["main.py", "-config", "b", *overrides]
+    assert replaced(["main.py", "--config"], "config", "b") == ["main.py", "--config"]
