@@ -1,4 +1,4 @@
-"""The kinds of error that speak to the user, and the line that a command prints of one.
+"""Errors that commands report to the user in one line, without a traceback.
 
 `input_pipeline.errors` has the base class `UserError` and the kinds that concern data and optional packages.
 """

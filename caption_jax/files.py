@@ -34,7 +34,7 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
     return path if is_on_bucket(path) else path.resolve()
 
 
-def pass_any_file_name() -> None:
+def allow_undecodable_output() -> None:
     """Makes stdout write file names that are not valid UTF-8 as their original bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")

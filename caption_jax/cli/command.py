@@ -45,9 +45,9 @@ def run(script: str) -> None:
     Args:
         script: path of the file that Python was started with.
     """
-    typed = command_flags.typed(sys.argv)
+    typed = command_flags.typed_flags(sys.argv)
     if typed.get("mode") not in _SHORT_MODES:
-        restart_with_huge_pages(script)  # before anything is imported that takes long
+        restart_with_huge_pages(script)  # before any slow imports
     command_flags.define()
     app.run(
         functools.partial(_run_with_flags, script),
@@ -74,7 +74,7 @@ def _parse_flags(script: str, argv: list[str]) -> list[str]:
 
 
 def _run_with_flags(script: str, argv: list[str]) -> int:
-    """The command, once absl has parsed its flags; returns its exit status."""
+    """Runs the command after absl has parsed the flags; returns the exit status."""
     options, arguments = flags.FLAGS, argv[1:]
     try:
         _check(options, arguments)

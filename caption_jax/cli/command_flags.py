@@ -76,14 +76,14 @@ def _define_for_plan() -> None:
     )
 
 
-def typed(argv: list[str]) -> dict[str, str]:
-    """Flags by name as they were typed, before absl reads them."""
-    found = {}
+def typed_flags(argv: list[str]) -> dict[str, str]:
+    """Returns the flags in `argv` by name, before absl parses them."""
+    result = {}
     for flag, following in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = flag.lstrip("-").partition("=")
         if flag.startswith("-"):
-            found[name] = value if equals else following  # both --workdir=W and --workdir W
-    return found
+            result[name] = value if equals else following  # both --workdir=W and --workdir W
+    return result
 
 
 def replaced(argv: list[str], name: str, value: str) -> list[str]:
@@ -100,19 +100,18 @@ def replaced(argv: list[str], name: str, value: str) -> list[str]:
 
 
 def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:
-    """The config, validated; the one place where it becomes a spec.
+    """Converts the config to a validated spec.
 
     Args:
         options: all flags.
-        if_unavailable: "keep" for a mode that needs neither objectives nor evaluators, whether they can be loaded or
-            not.
+        if_unavailable: "keep" for modes that use neither objectives nor evaluators, so that missing ones are no error.
     """
     from caption_jax.specs import RunSpec
 
     return RunSpec.from_config(options.config, if_unavailable)
 
 
-def kind_of_context(options: flags.FlagValues) -> str:
+def context_kind(options: flags.FlagValues) -> str:
     """The value of `--context` in modes that caption splits; "" for the context that the run was trained with."""
     if len(options.context or ()) > 1:
         raise app.UsageError(f"{options.mode} takes a single --context, got {options.context}")

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from caption_jax.files import json_line, pass_any_file_name
+from caption_jax.files import allow_undecodable_output, json_line
 from caption_jax.inference.captioner import Captioner
 from input_pipeline.images import IMAGE_SUFFIXES, ImageError
 
@@ -33,7 +33,7 @@ def caption_files(
         suffixes = " ".join(IMAGE_SUFFIXES)
         print(f"no images: {list(arguments)} matches no file, and no folder with {suffixes} files", file=sys.stderr)
         return 2
-    pass_any_file_name()
+    allow_undecodable_output()
     failures = 0
     for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
         if isinstance(result, ImageError):

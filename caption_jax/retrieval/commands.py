@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caption_jax.errors import ConfigError
-from caption_jax.files import json_line, pass_any_file_name
+from caption_jax.files import allow_undecodable_output, json_line
 from caption_jax.inference.caption_files import find_images
 from caption_jax.inference.captioner import Captioner
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, writing
@@ -133,7 +133,7 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
         if UNK in description.text_tokenizer.encode([query]):
             print(f"{query!r} contains words that do not occur in the training captions", file=sys.stderr)
     scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
-    pass_any_file_name()
+    allow_undecodable_output()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
         if form == "jsonl":
             fields = {"path": entry.path, "id": entry.id, "caption": entry.caption}

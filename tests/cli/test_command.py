@@ -53,7 +53,7 @@ def test_mode_x_is_the_file_x_and_has_an_example():
 
 
 def test_flags_are_read_as_they_were_typed():
-    typed = command_flags.typed(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
+    typed = command_flags.typed_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
     assert typed == {"mode": "evaluate", "workdir": "a=b"}
 
 
