@@ -17,7 +17,7 @@ _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _ON_CHIP = "S(1)"  # marks layouts in on-chip vector memory, which the TPU compiler uses for arrays that fit
-_NOTHING_MOVES = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -167,7 +167,7 @@ class CompiledText:
             for instruction in self._computations[computation]:
                 inherited = next((sources[name] for name in instruction.operands if sources.get(name)), "")
                 source = sources[instruction.name] = instruction.source or inherited
-                if instruction.opcode in _NOTHING_MOVES or instruction.opcode.endswith("-start"):
+                if instruction.opcode in _NO_TRAFFIC or instruction.opcode.endswith("-start"):
                     continue
                 if instruction.opcode in ("copy-done", "slice-done"):  # copies between main and on-chip memory
                     size = _padded_bytes(instruction.type)
