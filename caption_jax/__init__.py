@@ -14,9 +14,9 @@ from __future__ import annotations
 from caption_jax import config_files, moved_modules
 from caption_jax.lazy_names import lazy_names
 
-__version__ = "0.1.0"  # pyproject.toml reads it here
+__version__ = "0.1.0"  # read by pyproject.toml
 
-_HOMES = {
+_MODULES = {
     "Caption": "inference.captioner",
     "Captioner": "inference.captioner",
     "Decoder": "models",
@@ -30,8 +30,8 @@ _HOMES = {
     "score": "metrics",
 }
 
-__all__ = sorted(_HOMES)
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__all__ = sorted(_MODULES)
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 config_files.install()
 moved_modules.install()

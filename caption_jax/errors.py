@@ -1,6 +1,6 @@
 """Errors that commands report to the user in one line, without a traceback.
 
-`input_pipeline.errors` has the base class `UserError` and the kinds that concern data and optional packages.
+`input_pipeline.errors` defines the base class `UserError` and the errors of data and optional packages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = [
     "UserError",
     "WeightsError",
     "WorkdirError",
-    "message_for_the_user",
+    "user_message",
 ]
 
 
@@ -32,7 +32,7 @@ class LockedError(UserError, BlockingIOError):
     """Another process is writing to the same files."""
 
 
-def message_for_the_user(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Returns the message of a `UserError`, or of a `UserError` that caused another error.
 
     Returns:

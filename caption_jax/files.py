@@ -15,7 +15,7 @@ from input_pipeline.files import is_on_bucket
 
 
 def storage_path(path: str | os.PathLike[str]) -> epath.Path:
-    """A path, local or on a bucket, without resolving it.
+    """Returns a local or bucket path, without resolving it.
 
     Raises:
         MissingPackageError: no package that can access the bucket is installed.
@@ -25,10 +25,10 @@ def storage_path(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def absolute(path: str | os.PathLike[str]) -> epath.Path:
-    """An absolute path; one on a bucket is already, and `resolve` would make a local one of it.
+    """Returns an absolute path. Bucket paths are unchanged, because `resolve` would turn them into local paths.
 
     Raises:
-        MissingPackageError: as `storage_path`.
+        MissingPackageError: see `storage_path`.
     """
     path = storage_path(path)
     return path if is_on_bucket(path) else path.resolve()

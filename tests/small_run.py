@@ -116,7 +116,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         # Java takes longer to start than all else that a test does.
-        patch.setattr(user_errors, "message_for_the_user", lambda error: None)
+        patch.setattr(user_errors, "user_message", lambda error: None)
         patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
         try:
             with quick_compilation():

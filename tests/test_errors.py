@@ -11,7 +11,7 @@ from small_run import ROOT
 
 from caption_jax import errors
 from caption_jax.config import default_config
-from caption_jax.errors import message_for_the_user
+from caption_jax.errors import user_message
 from caption_jax.metrics import ImageSetError, read_results
 from caption_jax.models.backbones.efficientnet_variants import variant_named
 from caption_jax.runs.description import compute_dtype
@@ -28,10 +28,10 @@ def caught(call) -> Exception:
 def test_a_user_error_gives_its_message(tmp_path):
     config = default_config()
     config.optimizer.name = "nothing"
-    assert "'nothing'" in message_for_the_user(caught(lambda: RunSpec.from_config(config)))
+    assert "'nothing'" in user_message(caught(lambda: RunSpec.from_config(config)))
     (tmp_path / "results.json").write_text("{")
     error = caught(lambda: read_results(tmp_path / "results.json"))  # that another error led to
-    assert message_for_the_user(error) == str(error)
+    assert user_message(error) == str(error)
 
 
 def test_a_library_may_pass_it_on():
@@ -43,7 +43,7 @@ def test_a_library_may_pass_it_on():
         except OSError as error:
             raise RuntimeError("a worker failed") from error
 
-    assert message_for_the_user(caught(pass_on)) == str(ours)
+    assert user_message(caught(pass_on)) == str(ours)
 
 
 def test_a_check_of_a_backbone_names_the_key():
@@ -54,9 +54,9 @@ def test_a_check_of_a_backbone_names_the_key():
 
 
 def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path):
-    assert message_for_the_user(caught(lambda: (tmp_path / "none.json").read_text())) is None
-    assert message_for_the_user(caught(lambda: default_config().nothing)) is None
-    assert message_for_the_user(caught(lambda: variant_named("b99"))) is None  # called wrongly: a plain ValueError
+    assert user_message(caught(lambda: (tmp_path / "none.json").read_text())) is None
+    assert user_message(caught(lambda: default_config().nothing)) is None
+    assert user_message(caught(lambda: variant_named("b99"))) is None  # called wrongly: a plain ValueError
 
 
 @pytest.mark.parametrize(

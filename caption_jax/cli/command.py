@@ -59,7 +59,7 @@ def run(script: str) -> None:
 def _with_config(argv: list[str], typed: dict[str, str]) -> list[str]:
     """Resolves the name of a packaged config; without `--config`, adds the stored config for modes that can use it."""
     if "config" in typed:
-        return command_flags.replaced(argv, "config", find_config(typed["config"]))
+        return command_flags.replace_flag(argv, "config", find_config(typed["config"]))
     if typed.get("mode", "train") == "train" or "workdir" not in typed:
         return argv
     return [*argv[:1], f"--config={stored_config.__file__}:{typed['workdir']}", *argv[1:]]
@@ -116,7 +116,7 @@ def _print_error(error: Exception, script: str) -> int:
     if isinstance(error, app.UsageError):
         print(f"error: {error} ({os.path.basename(script)} --help lists all flags)", file=sys.stderr)
         return 2
-    message = errors.message_for_the_user(error)  # a library may wrap a UserError
+    message = errors.user_message(error)  # a library may wrap a UserError
     if message is None:
         raise error
     print(f"error: {message}", file=sys.stderr)

@@ -86,8 +86,8 @@ def typed_flags(argv: list[str]) -> dict[str, str]:
     return result
 
 
-def replaced(argv: list[str], name: str, value: str) -> list[str]:
-    """Arguments with the value of a flag replaced, in either form: --name=VALUE or --name VALUE."""
+def replace_flag(argv: list[str], name: str, value: str) -> list[str]:
+    """Returns `argv` with the value of a flag replaced, in either form: --name=VALUE or --name VALUE."""
     result = list(argv)
     for index, flag in enumerate(argv):
         typed_name, equals, _ = flag.lstrip("-").partition("=")
@@ -99,7 +99,7 @@ def replaced(argv: list[str], name: str, value: str) -> list[str]:
     return result
 
 
-def spec_of(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:
+def spec_from_flags(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:
     """Converts the config to a validated spec.
 
     Args:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from absl import flags
 
-from caption_jax.cli.command_flags import context_kind, spec_of
+from caption_jax.cli.command_flags import context_kind, spec_from_flags
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_split
 from caption_jax.evaluation.other_data import check_context, open_other_data
@@ -16,7 +16,7 @@ from caption_jax.runs.experiment import open_experiment
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
-    workdir, spec, context = absolute(options.workdir), spec_of(options), context_kind(options)
+    workdir, spec, context = absolute(options.workdir), spec_from_flags(options), context_kind(options)
     if not options.data:
         experiment = open_experiment(workdir, spec)
         print_assessment(evaluate_split(experiment, options.split, options.images, context))

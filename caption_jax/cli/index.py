@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from caption_jax.cli.command_flags import spec_of
+from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.retrieval.commands import index_folder, index_images, named_images, split_images
 
 
@@ -15,7 +15,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError(f"index takes either files or --split, not both --split={options.split} and {arguments}")
     if not arguments and not names_split:
         raise app.UsageError("index requires image files or folders, or a split of the data with --split")
-    spec = spec_of(options, "keep")
+    spec = spec_from_flags(options, "keep")
     return index_images(
         options.workdir,
         index_folder(options.workdir, options.index),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from caption_jax.cli.command_flags import spec_of
+from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.retrieval.commands import index_folder, split_images, store_neighbours
 
 
@@ -13,7 +13,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     return store_neighbours(
         options.workdir,
         index_folder(options.workdir, options.index),
-        split_images(spec_of(options, "keep").data, options.split),
+        split_images(spec_from_flags(options, "keep").data, options.split),
         checkpoint=options.checkpoint,
         count=options.top,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from caption_jax.cli.command_flags import spec_of
+from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.files import absolute
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
@@ -20,5 +20,5 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         vocabulary=options.vocabulary,
         compilations=options.compilations,
     )
-    print_plan(plan(spec_of(options), absolute(options.workdir), request))
+    print_plan(plan(spec_from_flags(options), absolute(options.workdir), request))
     return 0

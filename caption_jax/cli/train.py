@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
-from caption_jax.cli.command_flags import spec_of
+from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.evaluate import print_assessment
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_and_evaluate
@@ -16,7 +16,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     With `--dry_run`, prints the spec and the loss of the first step instead.
     """
     if options.dry_run:
-        print_dry_run(dry_run(spec_of(options), options.workdir))
+        print_dry_run(dry_run(spec_from_flags(options), options.workdir))
         return 0
-    print_assessment(train_and_evaluate(spec_of(options), options.workdir))
+    print_assessment(train_and_evaluate(spec_from_flags(options), options.workdir))
     return 0

@@ -5,12 +5,12 @@ from __future__ import annotations
 from caption_jax.errors import WeightsError  # noqa: F401 (listed in __all__ below)
 from caption_jax.lazy_names import lazy_names
 
-_HOMES = {
+_MODULES = {
     "EncoderSettings": "efficientnet_weights",
     "PretrainedEncoder": "efficientnet_weights",
     "encoder_settings": "efficientnet_weights",
     "load_encoder_weights": "efficientnet_weights",
 }
 
-__all__ = sorted([*_HOMES, "WeightsError"])
-__getattr__, __dir__ = lazy_names(__name__, _HOMES)
+__all__ = sorted([*_MODULES, "WeightsError"])
+__getattr__, __dir__ = lazy_names(__name__, _MODULES)

@@ -12,7 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from caption_jax.errors import message_for_the_user
+from caption_jax.errors import user_message
 from input_pipeline import extras
 from input_pipeline.errors import MissingPackageError
 from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, prepare_bucket, require
@@ -55,7 +55,7 @@ def test_a_missing_package_is_one_line_with_the_command(extra, module, monkeypat
     with pytest.raises(MissingPackageError) as required:
         require("this test", module)
     line = f"this test needs packages that are not installed ({module}): pip install 'caption-jax[{extra}]'"
-    assert message_for_the_user(imported.value) == message_for_the_user(required.value) == line
+    assert user_message(imported.value) == user_message(required.value) == line
 
 
 def test_packages_of_several_extras_are_one_command():

@@ -15,7 +15,7 @@ from etils import epath
 from small_models import assert_of, save_checkpoint, small_description, write_model
 
 import caption_jax.runs.checkpoints
-from caption_jax.errors import ConfigError, MissingFileError, WorkdirError, message_for_the_user
+from caption_jax.errors import ConfigError, MissingFileError, WorkdirError, user_message
 from caption_jax.runs import loading
 from caption_jax.runs.artifact import read_artifact, write_artifact
 from caption_jax.runs.loading import load_model, read_model
@@ -86,7 +86,7 @@ def test_a_file_that_is_not_as_it_was_written_is_named_with_what_to_do(tmp_path,
     harm(tmp_path / "model-4" / name)
     with pytest.raises((WorkdirError, MissingFileError)) as error:
         load_model(tmp_path)
-    message = message_for_the_user(error.value)
+    message = user_message(error.value)
     assert message.startswith(f"{tmp_path}/model-4/{name} is ") and "\n" not in message
     assert "restore the folder" in message and "--checkpoint=last" in message
 
