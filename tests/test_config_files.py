@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_run import ROOT
 
-from caption_jax.cli.command_flags import replaced
+from caption_jax.cli.command_flags import replace_flag
 from caption_jax.config_files import FOLDER, find_config
 
 
@@ -47,6 +47,11 @@ def test_a_file_of_that_path_comes_first(tmp_path, monkeypatch):
 
 def test_the_flag_is_replaced_in_both_forms():
     overrides = ["--config.seed=1", "--workdir=w", "config"]
-    assert replaced(["main.py", "--config=a", *overrides], "config", "b") == ["main.py", "--config=b", *overrides]
-    assert replaced(["main.py", "-config", "a", *overrides], "config", "b") == ["main.py", "-config", "b", *overrides]
-    assert replaced(["main.py", "--config"], "config", "b") == ["main.py", "--config"]
+    assert replace_flag(["main.py", "--config=a", *overrides], "config", "b") == ["main.py", "--config=b", *overrides]
+    assert replace_flag(["main.py", "-config", "a", *overrides], "config", "b") == [
+        "main.py",
+        "-config",
+        "b",
+        *overrides,
+    ]
+    assert replace_flag(["main.py", "--config"], "config", "b") == ["main.py", "--config"]
