@@ -1,7 +1,7 @@
-"""What comparisons share: contestants in processes of their own that take turns, and the line of JSON at the end.
+"""Shared code of the benchmarks: contestants that alternate in separate processes, and the JSON line at the end.
 
-A contestant runs in a child process, so that two libraries share neither threads nor memory. All children stay alive;
-one works while the others wait, and rounds alternate, so that a busy minute of the machine meets all of them.
+Each contestant runs in its own child process, so two libraries share neither threads nor memory. All children stay
+alive. One works while the others wait, and rounds alternate, so a busy minute of the machine affects all of them.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _READY = "ready"
 
 
 class Seconds(NamedTuple):
-    """What a piece of work took: by the clock, and in processor time.
+    """Wall time and processor time of one run.
 
-    The latter is of all threads, waiting in a spin included, and of child processes that have ended.
+    Processor time covers all threads, including spin waits, and child processes that have exited.
     """
 
     wall: float
@@ -33,17 +33,17 @@ class Seconds(NamedTuple):
 
 
 class Contestant:
-    """A child process that does the same work each time it is asked to."""
+    """A child process that repeats the same work on request."""
 
     def __init__(
         self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
     ):
-        """Starts `python -m ARGUMENTS`, which has to call `serve`, and waits until it is ready.
+        """Starts `python -m ARGUMENTS`, which must call `serve`, and waits until it is ready.
 
         Args:
-            arguments: module and flags.
-            environment: variables beside those of this process.
-            folder: working directory, which modules are found in first; that of this process by default.
+            arguments: Module and flags.
+            environment: Variables to add to the environment of this process.
+            folder: Working directory, searched first for modules. Defaults to the current directory.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -56,39 +56,39 @@ class Contestant:
         self._expect(_READY)
 
     def run(self) -> Seconds:
-        """Does the work once. Raises RuntimeError where the child has died."""
+        """Does the work once. Raises RuntimeError if the child has exited."""
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
         return Seconds(*map(float, self._expect("seconds").split()))
 
     def close(self) -> None:
-        """Ends the child."""
+        """Stops the child."""
         self._process.stdin.close()
         self._process.wait()
 
     def _expect(self, word: str) -> str:
-        for line in self._process.stdout:  # libraries may print lines of their own
+        for line in self._process.stdout:  # libraries may print other lines
             first, _, rest = line.strip().partition(" ")
             if first == word:
                 return rest
-        raise RuntimeError(f"{' '.join(self._process.args[1:])} ended with status {self._process.wait()}")
+        raise RuntimeError(f"{' '.join(self._process.args[1:])} exited with status {self._process.wait()}")
 
 
 def use_cores(count: int) -> None:
-    """Confines this process to so many cores; to be called before a library starts its threads."""
+    """Restricts this process to `count` cores. Call it before a library starts its threads."""
     if count < len(os.sched_getaffinity(0)):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
 def serve(work: Callable[[], Any], warm_ups: int = 2, uncounted: int = 0) -> None:
-    """The child's side: does `work`, which returns when it is done, once for every line of its input.
+    """Child side: runs `work` once per line on standard input and prints the time it took.
 
     Args:
-        work: what is timed.
-        warm_ups: times that it is done before the first turn.
-        uncounted: times that it is done at the start of each turn, for work that goes on without pauses in use. Where
-            others had the machine in between, caches are cold and memory that was given back is far away: on virtual
-            machines it goes to the host, and each page of it costs a fault there.
+        work: Function to time. It must block until the work is done.
+        warm_ups: Number of runs before the first turn.
+        uncounted: Number of untimed runs at the start of each turn, for work that in practice runs without pauses.
+            While another contestant runs, caches go cold and freed memory is returned. On virtual machines it goes
+            back to the host, so each page costs a fault there.
     """
     for _ in range(warm_ups):
         work()
@@ -107,7 +107,7 @@ def _processor_seconds() -> float:
 
 
 def alternate(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Seconds]:
-    """Medians of what each contestant's work took over `rounds` rounds in which all of them have a turn."""
+    """Returns the median times of each contestant over `rounds` rounds, in each of which every contestant runs once."""
     times: dict[str, list[Seconds]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, contestant in contestants.items():
@@ -116,7 +116,7 @@ def alternate(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, S
 
 
 def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, float]]:
-    """Cells for `print_result` of each contestant but "ours": images a second, and how much processor time is saved."""
+    """Returns the cells for `print_result`, one per peer: images per second and the ratio of processor time."""
     ours = seconds["ours"]
     return {
         name: {
@@ -132,7 +132,7 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
 
 @contextlib.contextmanager
 def contest(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Contestant]]:
-    """Contestants by name from their `(arguments, environment)`; they end with the block."""
+    """Starts a contestant per name from its `(arguments, environment)`, and stops them all on exit."""
     with contextlib.ExitStack() as stack:
         contestants = {}
         for name, (arguments, environment) in commands.items():
@@ -142,14 +142,14 @@ def contest(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> 
 
 
 def print_result(name: str, cells: Mapping[str, Mapping[str, float]], unit: str) -> None:
-    """Prints the last line of a benchmark: the worst of its cells, and all of them.
+    """Prints the last line of a benchmark: the worst cell, then all cells.
 
     Args:
-        name: of the benchmark.
-        cells: by what was compared, `ours` and `peer` in `unit`, and the `ratio`: above 1 means that we are better.
-        unit: of `ours` and `peer`.
+        name: Name of the benchmark.
+        cells: Per comparison, `ours` and `peer` in `unit`, and their `ratio`. Above 1 means that ours is better.
+        unit: Unit of `ours` and `peer`.
     """
-    rounded = {key: {part: round(value, 3) for part, value in cell.items()} for key, cell in cells.items()}
+    rounded = {label: {key: round(value, 3) for key, value in cell.items()} for label, cell in cells.items()}
     worst = min(rounded.values(), key=lambda cell: cell["ratio"])
     device = f"{_processor()} ({platform.machine()}, {os.cpu_count()} cores)"
     summary = {key: worst[key] for key in ("ratio", "ours", "peer")}

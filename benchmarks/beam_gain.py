@@ -1,11 +1,11 @@
-"""What beam search gains over greedy decoding, with the length penalty tuned on images that it is not judged on.
+"""Gain of beam search over greedy decoding, with a cross-tuned length penalty.
 
     python -m benchmarks.beam_gain WORKDIR [--split=val] [--beams=5] [--out=FILE] [--config.data.root=FOLDER]
 
-The split is cut into two halves (every other image). For each half the penalty of the best CIDEr-D is chosen on the
-other half; the captions so chosen, over all images, are compared with greedy ones by a paired bootstrap. What else the
-run's config asks of captions holds for both, but for re-ranking. The images are encoded once; a penalty's exponent is
-an argument of the compiled search, so that all exponents cost one compilation.
+The split is divided into two halves (every other image). Each half is captioned with the penalty that has the best
+CIDEr-D on the other half. The resulting captions of all images are compared with greedy captions by a paired
+bootstrap. Both methods keep the other decoding settings of the run's config, except reranking. The images are encoded
+once. The exponent of a penalty is an argument of the compiled search, so all exponents share one compilation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from input_pipeline.sources import open_splits
 
 
 class Decoder:
-    """The captions of a split under one decoding setting or another."""
+    """Captions a split with different decoding settings."""
 
     def __init__(self, workdir: str, split_name: str, root: str):
         self.description = read_description(workdir)
@@ -54,7 +54,7 @@ class Decoder:
             yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]
 
     def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
-        """Image id -> caption, by the decoding that the run's config asks for but for `settings`."""
+        """Returns image id -> caption, decoded with the run's config, overridden by `settings`."""
         spec = dataclasses.replace(self.description.spec.decode, rerank_weight=0.0, **settings)
         fixed = dataclasses.replace(spec, alpha=0.0)
         name = repr(fixed)
@@ -67,12 +67,12 @@ class Decoder:
                 ).tokens
 
             self._compiled[name] = jax.jit(run)
-        found = {image_id: "" for image_id in self.split.image_ids}
+        result = {image_id: "" for image_id in self.split.image_ids}
         for memory, index in self._batches:
             tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(spec.alpha)))
-            for row, place in enumerate(index):
-                found[self.split.image_ids[int(place)]] = self.description.vocabulary.decode(tokens[row])
-        return found
+            for row, position in enumerate(index):
+                result[self.split.image_ids[int(position)]] = self.description.vocabulary.decode(tokens[row])
+        return result
 
 
 def main() -> None:
@@ -92,26 +92,27 @@ def main() -> None:
         for alpha in alphas
     ]
     greedy = decoder.captions({"method": "greedy"})
-    found = []
+    results = []
     for setting in settings:
-        found.append(decoder.captions(setting))
-        print(f"{setting['length_penalty']} {setting['alpha']}: CIDEr-D {score(references, found[-1])['CIDEr-D']:.4f}")
+        results.append(decoder.captions(setting))
+        cider = score(references, results[-1])["CIDEr-D"]
+        print(f"{setting['length_penalty']} {setting['alpha']}: CIDEr-D {cider:.4f}")
     halves = list(references)[0::2], list(references)[1::2]
     scores = [
-        [score({i: references[i] for i in half}, {i: said[i] for i in half})["CIDEr-D"] for said in found]
+        [score({i: references[i] for i in half}, {i: captions[i] for i in half})["CIDEr-D"] for captions in results]
         for half in halves
     ]
-    tuned, chosen = cross_tuned(found, halves, scores)
-    first, second = score_images(references, greedy), score_images(references, tuned)
-    gains = compare(first, second)
+    tuned, chosen = cross_tuned(results, halves, scores)
+    greedy_scores, beam_scores = score_images(references, greedy), score_images(references, tuned)
+    gains = compare(greedy_scores, beam_scores)
     report = {
         "split": options.split,
         "images": len(references),
         "step": decoder.step,
         "chosen": [settings[i] for i in chosen],
         "halves": {f"{s['length_penalty']} {s['alpha']}": [h[i] for h in scores] for i, s in enumerate(settings)},
-        "greedy": {name: vars(interval) for name, interval in intervals(first).items()},
-        "beam": {name: vars(interval) for name, interval in intervals(second).items()},
+        "greedy": {name: vars(interval) for name, interval in intervals(greedy_scores).items()},
+        "beam": {name: vars(interval) for name, interval in intervals(beam_scores).items()},
         "gain": {name: vars(gain) for name, gain in gains.items()},
     }
     for name, gain in gains.items():

@@ -1,14 +1,14 @@
-"""Captions a second with beam search, against transformers' generate (torch) of the same dimensions in the same run.
+"""Captions per second with beam search, compared with transformers' `generate` (PyTorch) at the same sizes.
 
     python -m benchmarks.decode [--sizes=flickr8k,coco] [--batches=1,16,64] [--beams=5] [--tokens=20] [--rounds=5]
 
 Needs the bench extra. The peer is a `VisionEncoderDecoderModel` whose decoder is GPT-2 with cross-attention: pre-norm
-layers, tied output, learned positions, as ours, with its key/value cache. Both decode from the same given memory of 49
-slots, in float32, with random weights that never say </s>, so that both do every step; rounds alternate, and the median
-counts. The peer runs with a thread for each core or with one, whichever a trial finds faster: one, where steps are
-small or other programs run. Then what our time is spent on. The last line is JSON: `ratio` is the worst of the
-batches above one; all cells are in `cells`, with the ratio of processor time, which other programs disturb less, beside
-that of wall time.
+layers, tied output and learned positions, as in ours, with its key/value cache. Both decode from the same memory of 49
+positions, in float32, with random weights that never produce </s>, so both run every step. Rounds alternate and the
+median counts. The peer runs with one thread or one per core, whichever is faster in a trial; a single thread wins if
+steps are small or other programs are running. A breakdown of our time follows. The last line is JSON: `ratio` is the
+worst of the batches above one. `cells` holds all of them, with the ratios of wall time and of processor time, which is
+less sensitive to other programs.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.ops.top_k import top_k
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
-SLOTS = 49
+MEMORY_LENGTH = 49
 
 
 @dataclass(frozen=True)
 class Size:
-    """A decoder's dimensions, and the image encoder that goes with it."""
+    """Dimensions of a decoder, and the variant of its image encoder."""
 
     layers: int
     width: int
@@ -59,7 +59,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """What both have to do."""
+    """Workload of both contestants."""
 
     batch: int
     beams: int
@@ -67,7 +67,7 @@ class Work:
 
 
 class Ours:
-    """This project's beam search."""
+    """Beam search of this project."""
 
     def __init__(self, size: Size, work: Work):
         decoder = Decoder(
@@ -87,7 +87,7 @@ class Ours:
         )
 
     def run(self) -> np.ndarray:
-        """Captions the batch; returns tokens."""
+        """Captions the batch and returns the tokens."""
         return np.asarray(self._search(self.variables, self.memory).tokens)
 
 
@@ -127,13 +127,13 @@ class Peer:
         }
 
     def run(self) -> np.ndarray:
-        """Captions the batch; returns tokens."""
+        """Captions the batch and returns the tokens."""
         encoded = type(self._encoded)(last_hidden_state=self._encoded.last_hidden_state)
         with self._torch.inference_mode():
             return self.model.generate(encoder_outputs=encoded, **self._options).numpy()[:, 1:]
 
     def choose_threads(self) -> int:
-        """Takes one thread or one a core, whichever is faster, and returns their number."""
+        """Uses one thread or one per core, whichever is faster, and returns the number of threads."""
         seconds = {}
         for threads in (1, os.cpu_count()):
             self._torch.set_num_threads(threads)
@@ -144,17 +144,17 @@ class Peer:
 
 
 def _memory(size: Size, work: Work) -> np.ndarray:
-    return np.random.default_rng(0).normal(size=(work.batch, SLOTS, size.width)).astype(np.float32)
+    return np.random.default_rng(0).normal(size=(work.batch, MEMORY_LENGTH, size.width)).astype(np.float32)
 
 
 def compare(size: Size, work: Work, rounds: int) -> tuple[Ours, dict[str, float]]:
-    """Captions a second and processor milliseconds a caption, ours and the peer's, in turns."""
+    """Captions per second and processor milliseconds per caption of ours and the peer, in alternating rounds."""
     ours, peer = Ours(size, work), Peer(size, work)
     contestants = {"ours": ours.run, "peer": peer.run}
     for name, run in contestants.items():
-        found = run()
-        if found.shape != (work.batch, work.tokens):
-            raise AssertionError(f"{name} gave tokens of shape {found.shape}")
+        tokens = run()
+        if tokens.shape != (work.batch, work.tokens):
+            raise AssertionError(f"{name} returned tokens of shape {tokens.shape}")
     cell: dict[str, float] = {"peer_threads": peer.choose_threads()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
@@ -168,14 +168,14 @@ def compare(size: Size, work: Work, rounds: int) -> tuple[Ours, dict[str, float]
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """(wall, processor) seconds."""
+    """Returns (wall, processor) seconds of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - wall, time.process_time() - processor
 
 
-def parts(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
-    """Milliseconds of a batch that the parts of a search take when they are run by themselves."""
+def breakdown(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
+    """Milliseconds per batch of the components of a search, each run on its own."""
     work, model = ours.work, ours.model
     cache = model.apply(ours.variables, ours.memory, rows=work.beams, method="start_cache")
     tokens = jnp.zeros((work.batch, work.beams), jnp.int32)
@@ -185,19 +185,19 @@ def parts(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
     weights = jax.jit(lambda key: whole.init(key, images[:1], tokens[:1, :, None]))(jax.random.key(0))
 
     def steps(variables: Any, cache: Any, tokens: jax.Array) -> jax.Array:
-        def one(_, carry):
+        def step(_, carry):
             cache, tokens, total = carry
             output = model.apply(variables, tokens[:, :, None], cache=cache, method="decode")
             return output.cache, tokens, total + output.logits[..., 0]
 
-        return jax.lax.fori_loop(0, work.tokens, one, (cache, tokens, jnp.zeros((*tokens.shape, 1))))[2]
+        return jax.lax.fori_loop(0, work.tokens, step, (cache, tokens, jnp.zeros((*tokens.shape, 1))))[2]
 
     def softmax(logits: jax.Array) -> jax.Array:
-        def one(_, carry):
+        def step(_, carry):
             log_probs = carry - jax.nn.logsumexp(carry, axis=-1, keepdims=True)
             return carry.at[..., 0].add(top_k(log_probs, work.beams)[0].sum(-1))
 
-        return jax.lax.fori_loop(0, work.tokens, one, logits)[..., 0]
+        return jax.lax.fori_loop(0, work.tokens, step, logits)[..., 0]
 
     def reorder(cache: Any, tokens: jax.Array) -> jax.Array:
         return jax.lax.fori_loop(0, work.tokens, lambda _, cache: cache.reorder(tokens), cache).ancestors
@@ -209,11 +209,11 @@ def parts(ours: Ours, size: Size, rounds: int) -> dict[str, float]:
         "reorder": (jax.jit(reorder), cache, tokens),
         "whole search": (ours.run,),
     }
-    found = {}
+    milliseconds = {}
     for name, (function, *arguments) in measured.items():
         timed(function, *arguments)
-        found[name] = 1e3 * statistics.median(timed(function, *arguments)[0] for _ in range(rounds))
-    return found
+        milliseconds[name] = 1e3 * statistics.median(timed(function, *arguments)[0] for _ in range(rounds))
+    return milliseconds
 
 
 def main() -> None:
@@ -224,7 +224,9 @@ def main() -> None:
     parser.add_argument("--beams", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", default="", choices=["", *SIZES], help="be our contestant, with the first batch")
+    parser.add_argument(
+        "--serve", default="", choices=["", *SIZES], help="run as our contestant, with the first batch size"
+    )
     options = parser.parse_args()
     if options.serve:
         batch = int(options.batches.split(",")[0])
@@ -237,11 +239,11 @@ def main() -> None:
             ours, cell = compare(size, work, options.rounds)
             cells[f"{name}, batch {batch}"] = {key: round(value, 3) for key, value in cell.items()}
             print(f"{name}, batch {batch}: ours {cell['ours']:.1f}, peer {cell['peer']:.1f} captions/s, "
-                  f"ratio {cell['ratio']:.2f}; processor time a caption: ours {cell['ours_processor_ms']:.1f} ms, "
+                  f"ratio {cell['ratio']:.2f}; processor time per caption: ours {cell['ours_processor_ms']:.1f} ms, "
                   f"peer {cell['peer_processor_ms']:.1f} ms in {cell['peer_threads']} threads", flush=True)  # fmt: skip
-            spent = ", ".join(f"{part} {ms:.1f} ms" for part, ms in parts(ours, size, options.rounds).items())
-            print(f"    a batch: {spent}", flush=True)
-    # Batch 1 stands in the cells; the figure is of the larger ones, unless only batch 1 was asked for.
+            spent = ", ".join(f"{part} {ms:.1f} ms" for part, ms in breakdown(ours, size, options.rounds).items())
+            print(f"    per batch: {spent}", flush=True)
+    # Batch 1 is only reported in the cells; it decides the ratio if no other batch was requested.
     counted = [key for key in cells if not key.endswith(" 1")] or list(cells)
     worst = min(counted, key=lambda key: cells[key]["ratio"])
     print(

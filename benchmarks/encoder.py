@@ -1,10 +1,10 @@
-"""Images a second of the encoder's forward pass on a CPU, against PyTorch and against Keras on JAX.
+"""Images per second of the encoder's forward pass on a CPU, compared with PyTorch and with Keras on JAX.
 
     python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
-EfficientNet-B0 at 224 pixels up to its last features, norms on their stored statistics, float32. Needs the bench extra.
-Each contestant has a process of its own, and they take turns: five passes that do not count, and one that does. The
-last line is JSON; its `ratio` is the worst cell's.
+EfficientNet-B0 at 224 pixels up to its last features, with stored batch norm statistics, in float32. Requires the
+bench extra. Each contestant runs in its own process, and they alternate: five warm-up passes, then a timed one. The
+last line is JSON; its `ratio` is that of the worst cell.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from caption_jax.runtime.process import HUGE_PAGES
 
 
 def our_encoder(batch: int) -> Callable[[], Any]:
-    """The forward pass of the encoder of a run."""
+    """Returns the forward pass of a run's encoder."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
+    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
     import jax
     import numpy as np
 
@@ -35,26 +35,26 @@ def our_encoder(batch: int) -> Callable[[], Any]:
 
 
 def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """The commands of ours and of the peers."""
-    core = f"--cores={cores}"
-    work = [core, "--work=encoder", f"--batch={batch}"]
-    known = {
+    """Returns the commands that start ours and the peers."""
+    cores_flag = f"--cores={cores}"
+    work = [cores_flag, "--work=encoder", f"--batch={batch}"]
+    commands = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
-    ours = ["benchmarks.encoder", f"--serve={batch}", core]
-    return {"ours": (ours, HUGE_PAGES), **{name: known[name] for name in peers}}
+    ours = ["benchmarks.encoder", f"--serve={batch}", cores_flag]
+    return {"ours": (ours, HUGE_PAGES), **{name: commands[name] for name in peers}}
 
 
 def main() -> None:
-    """Runs the benchmark, or serves our side of it."""
+    """Runs the benchmark, or our contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
+    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--serve", type=int, default=0, help="be our contestant, with this batch")
+    parser.add_argument("--serve", type=int, default=0, help="run as our contestant, with this batch size")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
@@ -65,8 +65,8 @@ def main() -> None:
         with contest(contestants(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
         for name, (wall, processor) in seconds.items():
-            print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; a batch: {1e3 * wall:7.1f} ms, "
-                  f"of processors {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
+            print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "
+                  f"processor time {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
         cells |= {f"batch {batch}, {name}": cell for name, cell in compare(seconds, batch).items()}
     print_result("encoder", cells, "images/s")
 

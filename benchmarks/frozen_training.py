@@ -1,24 +1,23 @@
-"""Captions a second of training with a frozen image encoder, and how near its arithmetic is to the processor's limit.
+"""Captions per second when training with a frozen image encoder, and the FLOP utilisation of the training step.
 
     python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
-keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, which runs EfficientNetB0 anew
-in each epoch, and the same given its features, against ours reading the feature cache: one decoder layer, 512 wide, 512
-in the feed-forward network, 2 heads, 10,000 tokens, captions of 25, images of 224 pixels, as many images and captions
-in a step on both sides. Both forms of the design run, with an update for each caption and with one for the whole batch;
-the faster one is the peer.
+keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, compared with ours, which reads
+the feature cache. The peer runs EfficientNetB0 in every epoch, or reads its stored features. One decoder layer of width
+512, feed-forward width 512, 2 heads, 10,000 tokens, captions of 25 tokens, images of 224 pixels, and the same number of
+images and captions per step on both sides. The design runs with one update per caption and with one update per batch;
+the faster of the two is the peer.
 
-utilisation: the step of `configs/flickr8k.py` on stored features of stage_7. Useful operations a second over those of a
-product of square matrices, by jnp or NumPy, whichever is faster. Useful are the multiplications and additions of the
-matrix products, forwards and backwards, for tokens that are no pads and keys that they may look at; nothing else is
-counted, neither norms, softmax, dropout nor the optimizer. The cell's ratio is utilisation over 0.4.
+utilisation: the step of `configs/flickr8k.py` on stored features of stage_7. Useful FLOP/s over the FLOP/s of a product
+of square matrices by jnp or NumPy, whichever is faster. Useful FLOPs are those of the matrix products in the forward
+and backward pass, for tokens that are not padding and the keys that they attend to. Norms, softmax, dropout and the
+optimizer are not counted. The ratio of the cell is utilisation over 0.4.
 
-Captions have as many tokens as Flickr8k's (13.3 on average that are read to predict another, deviation 3.8), at random
-from the vocabulary. Ours is the program that a run compiles (`caption_jax.training.program`), and its batches are put
-on the device as those of a run. Float32. Each contestant has a process of its own, and they take turns, each of which
-begins with work that does not count. Needs the bench extra. `--clock=processor` counts seconds of processor time, all
-cores together, in place of wall time: on a machine with other work, that is what repeats. The last line is JSON; its
-`ratio` is the worst of the cells'.
+Captions have random tokens, and lengths distributed as in Flickr8k (13.3 input tokens on average, standard deviation
+3.8). Ours is the program that a run compiles (`caption_jax.training.program`), with batches placed on the device as in
+a run. Float32. Each contestant runs in its own process, and they alternate; every turn starts with untimed work.
+Requires the bench extra. `--clock=processor` measures processor time, summed over all cores, instead of wall time,
+because it is reproducible on a busy machine. The last line is JSON; its `ratio` is that of the worst cell.
 """
 
 from __future__ import annotations
@@ -34,24 +33,25 @@ from benchmarks.peers.keras_published import Design
 from caption_jax.runtime.process import HUGE_PAGES
 from caption_jax.specs import RunSpec
 
-MEAN, DEVIATION = 13.25, 3.84  # of the tokens that Flickr8k's captions are read up to, with a vocabulary of 4,000
+MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
 SIDE, CELLS, CHANNELS = 224, 49, 1280
-STAGE = (7, 7, 320)  # what stage_7 gives
-FLICKR_VOCABULARY, FLICKR_BATCH, BATCHES, SIDE_OF_MATRICES = 3569, 32, 4, 2048
-NEEDED = 0.4
+STAGE = (7, 7, 320)  # shape of stage_7's features
+FLICKR_VOCABULARY, FLICKR_BATCH, BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
+TARGET_UTILISATION = 0.4
 
 
 def make_tokens(images: int, captions: int, length: int, vocabulary: int, seed: int) -> np.ndarray:
-    """int32 [images, captions, length]: <s>, random tokens, </s>, pads."""
+    """Returns int32 [images, captions, length]: <s>, random tokens, </s> and padding."""
     random = np.random.default_rng(seed)
-    read = np.clip(np.rint(random.normal(MEAN, DEVIATION, (images, captions))), 3, length - 1)[..., None]
-    place = np.arange(length)
+    end = np.clip(np.rint(random.normal(MEAN_LENGTH, LENGTH_STDDEV, (images, captions))), 3, length - 1)[..., None]
+    position = np.arange(length)
     tokens = random.integers(4, vocabulary, (images, captions, length))
-    return np.where(place == 0, 0, np.where(place < read, tokens, np.where(place == read, 2, 1))).astype(np.int32)
+    tokens = np.where(position < end, tokens, np.where(position == end, 2, 1))
+    return np.where(position == 0, 0, tokens).astype(np.int32)
 
 
 def published_size() -> Any:
-    """The config of our side beside Keras."""
+    """Returns our config with the sizes of the Keras design."""
     from caption_jax.config import default_config
 
     config, design = default_config(), Design()
@@ -63,7 +63,7 @@ def published_size() -> Any:
 
 
 def flickr8k() -> Any:
-    """configs/flickr8k.py with all of the backbone frozen."""
+    """Returns configs/flickr8k.py with the whole backbone frozen."""
     from caption_jax.configs import flickr8k
 
     with flickr8k.get_config().unlocked() as config:
@@ -76,7 +76,7 @@ _FROZEN = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/back
 
 
 def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
-    """A function that makes one update with each batch, as a run does."""
+    """Returns a function that performs one update per batch, as a run does."""
     import jax
 
     from caption_jax.parameters.freezing import phases
@@ -88,9 +88,9 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     from input_pipeline.images import Preprocessing
 
     settings = ModelSettings(vocabulary, config.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
-    description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no words are read
+    description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no text is encoded
     mesh = make_mesh(config.mesh)
-    program, place = make_program(description, mesh, steps=10_000), batch_placer(config, mesh)
+    program, put_on_devices = make_program(description, mesh, steps=10_000), batch_placer(config, mesh)
     state = program.start(init_variables(description))
     ((_, frozen),) = phases(state.params, config.optimizer.rules)
     update = program.update(frozen)
@@ -98,7 +98,7 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     def steps() -> None:
         nonlocal state
         for batch in batches:
-            state, metrics = update(state, place(batch), program.constants)
+            state, metrics = update(state, put_on_devices(batch), program.constants)
         if not np.isfinite(float(jax.block_until_ready(metrics)["loss"])):
             raise AssertionError("the loss is not finite")
 
@@ -106,40 +106,40 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
 
 
 def our_batch(images: int, captions: int, config: Any, vocabulary: int, shape: tuple[int, ...], seed: int) -> dict:
-    """A batch of stored features."""
+    """Returns a batch of stored features."""
     features = np.random.default_rng(seed).normal(size=(images, *shape)).astype(np.float16)
     tokens = make_tokens(images, captions, config.data.max_length, vocabulary, seed)
     return {"features": features, "tokens": tokens, "mask": np.ones(images, bool)}
 
 
 def flickr8k_batches() -> list[dict[str, np.ndarray]]:
-    """Several batches, as their tokens differ in number."""
+    """Returns several batches, because the number of tokens varies."""
     config = flickr8k()
     captions = config.data.captions_per_image
     return [our_batch(FLICKR_BATCH, captions, config, FLICKR_VOCABULARY, STAGE, seed) for seed in range(BATCHES)]
 
 
 def useful_operations(config: Any, vocabulary: int, batch: dict[str, np.ndarray]) -> float:
-    """Multiplications and additions of a step's matrix products, without those for pads and for keys out of sight.
+    """FLOPs of the matrix products of a step, excluding padding and masked keys.
 
-    Backwards a product costs two, one for each factor's gradient. The last convolution is frozen and has no gradient;
-    the projection of its output has one for its weights only.
+    In the backward pass a product costs two products, one for the gradient of each factor. The last convolution is
+    frozen and has no gradient; the projection of its output has a gradient for its weights only.
     """
-    decoder, slots = config.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
+    decoder, memory_length = config.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
     width, images = decoder.width, len(batch["tokens"])
-    read = (batch["tokens"][..., 1:] != 1).sum(-1)  # tokens of each caption that predict another
-    tokens = read.sum()
+    lengths = (batch["tokens"][..., 1:] != 1).sum(-1)  # input tokens per caption
+    tokens = lengths.sum()
     projections = tokens * (6 * width * width + 2 * width * decoder.feed_forward)
-    looks = 2 * width * ((read * (read + 1) // 2).sum() + tokens * slots)
-    memory = images * slots * 2 * width * width
-    trained = decoder.layers * (projections + looks + memory) + tokens * width * vocabulary
-    cells = images * slots * CHANNELS
+    attention = 2 * width * ((lengths * (lengths + 1) // 2).sum() + tokens * memory_length)
+    memory = images * memory_length * 2 * width * width
+    trained = decoder.layers * (projections + attention + memory) + tokens * width * vocabulary
+    cells = images * memory_length * CHANNELS
     return 2.0 * (3 * trained + 2 * cells * width + cells * batch["features"].shape[-1])
 
 
 def matrix_product(library: str) -> Callable[[], Any]:
-    """A function that multiplies two square matrices, large enough to reach the processor's peak."""
-    a, b = np.random.default_rng(0).normal(size=(2, SIDE_OF_MATRICES, SIDE_OF_MATRICES)).astype(np.float32)
+    """Returns a function that multiplies two square matrices, large enough to reach the processor's peak."""
+    a, b = np.random.default_rng(0).normal(size=(2, MATRIX_SIZE, MATRIX_SIZE)).astype(np.float32)
     if library == "numpy":
         return lambda: a @ b
     import jax
@@ -150,7 +150,7 @@ def matrix_product(library: str) -> Callable[[], Any]:
 
 
 def contestant(name: str, batch: int, captions: int) -> Callable[[], Any]:
-    """The work of the contestant of that name."""
+    """Returns the work of the named contestant."""
     if name.startswith("product_"):
         return matrix_product(name.removeprefix("product_"))
     if name == "flickr8k":
@@ -172,10 +172,10 @@ def contestant(name: str, batch: int, captions: int) -> Callable[[], Any]:
 
 
 def against_keras(batch: int, captions: int, turns: Callable) -> dict[str, dict[str, float]]:
-    """Cells of captions a second."""
+    """Returns the cells of the comparison with Keras, in captions per second."""
     keras = [f"keras_{source}_{updates}" for source in ("recomputed", "cached") for updates in ("caption", "batch")]
     seconds = turns(["ours", *keras])
-    speed = {name: batch * captions / taken for name, taken in seconds.items()}
+    speed = {name: batch * captions / elapsed for name, elapsed in seconds.items()}
     for name, value in speed.items():
         print(f"{name:24} {value:8.1f} captions/s", flush=True)
     cells = {}
@@ -186,46 +186,47 @@ def against_keras(batch: int, captions: int, turns: Callable) -> dict[str, dict[
 
 
 def utilisation(turns: Callable) -> dict[str, dict[str, float]]:
-    """The cell of the step of configs/flickr8k.py, in useful operations a second."""
+    """Returns the cell of the step of configs/flickr8k.py, in useful GFLOP/s."""
     products = ["product_numpy", "product_jnp"]
     seconds = turns(["flickr8k", *products])
     batches = flickr8k_batches()
     useful = sum(useful_operations(flickr8k(), FLICKR_VOCABULARY, batch) for batch in batches)
-    ours, peak = useful / seconds["flickr8k"], 2 * SIDE_OF_MATRICES**3 / min(seconds[name] for name in products)
+    ours, peak = useful / seconds["flickr8k"], 2 * MATRIX_SIZE**3 / min(seconds[name] for name in products)
     step, captions = seconds["flickr8k"] / BATCHES, batches[0]["tokens"][..., 0].size
     print(
-        f"flickr8k: {useful / BATCHES / 1e9:.1f} GFLOP useful in a step of {1e3 * step:.0f} ms "
+        f"flickr8k: {useful / BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
         f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f}; "
         f"model FLOP utilisation {ours / peak:.3f}",
         flush=True,
     )
-    cell = {"ours": ours / 1e9, "peer": NEEDED * peak / 1e9, "ratio": ours / peak / NEEDED, "utilisation": ours / peak}
-    return {f"flickr8k, GFLOP/s against {NEEDED} of the peak": cell}
+    cell = {"ours": ours / 1e9, "peer": TARGET_UTILISATION * peak / 1e9, "utilisation": ours / peak}
+    cell["ratio"] = cell["utilisation"] / TARGET_UTILISATION
+    return {f"flickr8k, GFLOP/s against {TARGET_UTILISATION} of the peak": cell}
 
 
 def main() -> None:
-    """Runs the benchmark, or serves a side of it."""
+    """Runs the benchmark, or one of its contestants."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="keras,utilisation")
-    parser.add_argument("--batch", type=int, default=32, help="images of a step beside Keras")
+    parser.add_argument("--batch", type=int, default=32, help="images per step in the comparison with Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="seconds that are counted")
-    parser.add_argument("--serve", default="", help="be the contestant of that name")
+    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="clock to measure with")
+    parser.add_argument("--serve", default="", help="run as the contestant of this name")
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
-        uncounted = 10 if options.serve.startswith("product_") else 1  # steps and products follow each other in use
+        uncounted = 10 if options.serve.startswith("product_") else 1  # in practice steps and products run back to back
         serve(contestant(options.serve, options.batch, options.captions), uncounted=uncounted)
         return
 
     quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
 
     def turns(names: list[str]) -> dict[str, float]:
-        """Median seconds of each, by the clock that was chosen."""
+        """Returns the median seconds of each contestant, by the selected clock."""
         commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *sizes], quiet) for name in names}
         with contest(commands) as sides:
-            return {name: getattr(taken, options.clock) for name, taken in alternate(sides, options.rounds).items()}
+            return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
 
     cells: dict[str, dict[str, float]] = {}
     if "keras" in options.parts:

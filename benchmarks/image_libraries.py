@@ -1,12 +1,12 @@
-"""Processor time an image of libraries that decode a JPEG or resize one, each in a bare loop of one thread.
+"""Processor time per image of libraries that decode or resize JPEG images, each in a plain single-threaded loop.
 
     python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
 
-The choice of `input_pipeline.images` and `input_pipeline.resampling`: simplejpeg and kornia-rs. Pillow stands beside
-them, and OpenCV and imagecodecs where they are installed; kornia-rs decodes, too, in Rust (zune-jpeg). At an eighth a
-decoder makes one pixel of each block: what that takes is the reading of its Huffman codes, which no scale saves.
-FOLDER holds photographs (.jpg), by default those beside a development checkout. Rounds alternate and the median counts.
-The last line is JSON; its `ratio` is the worst of the cells', a library's time over ours.
+It justifies the libraries of `input_pipeline.images` and `input_pipeline.resampling`: simplejpeg and kornia-rs. They
+are compared with Pillow, with OpenCV and imagecodecs if installed, and with the decoder of kornia-rs (zune-jpeg, in
+Rust). At one eighth a decoder produces a single pixel per block, so that cell measures Huffman decoding, which no scale
+avoids. FOLDER contains photographs (.jpg); the default is the development data next to the checkout. Rounds alternate
+and the median counts. The last line is JSON; its `ratio` is that of the worst cell, the time of a library over ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from kornia_rs import imgproc
-from kornia_rs import io as io_of_kornia
+from kornia_rs import io as kornia_io
 from PIL import Image
 
 from benchmarks.alternate import print_result
@@ -35,7 +35,7 @@ Work = Callable[[Any], Any]
 
 
 def decoders() -> dict[str, dict[str, Work]]:
-    """From encoded bytes to pixels: of the whole image, and of it made smaller. The first of each is ours."""
+    """Decoders from JPEG bytes to pixels at full and at reduced size. The first of each is ours."""
 
     def pillow(data: bytes, factor: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
@@ -43,48 +43,48 @@ def decoders() -> dict[str, dict[str, Work]]:
             image.draft(None, (image.width // factor, image.height // factor))
         return np.asarray(image.convert("RGB"))
 
-    def simple(data: bytes, factor: int) -> np.ndarray:
+    def simplejpeg_decode(data: bytes, factor: int) -> np.ndarray:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         return simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
 
     factors = {"decode": 1, "decode at a half": 2, "decode at an eighth": 8}
-    found: dict[str, dict[str, Work]] = {
+    result: dict[str, dict[str, Work]] = {
         kind: {
-            "simplejpeg": functools.partial(simple, factor=factor),
+            "simplejpeg": functools.partial(simplejpeg_decode, factor=factor),
             "Pillow": functools.partial(pillow, factor=factor),
         }
         for kind, factor in factors.items()
     }
-    found["decode"]["kornia-rs"] = io_of_kornia.decode_image_jpeg
+    result["decode"]["kornia-rs"] = kornia_io.decode_image_jpeg
     if importlib.util.find_spec("cv2"):
         import cv2
 
         cv2.setNumThreads(1)
         for kind, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at a half", cv2.IMREAD_REDUCED_COLOR_2)):
-            found[kind]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+            result[kind]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
 
-        found["decode"]["imagecodecs"] = imagecodecs.jpeg8_decode
-    return found
+        result["decode"]["imagecodecs"] = imagecodecs.jpeg8_decode
+    return result
 
 
 def resizers(size: int) -> dict[str, Work]:
-    """From pixels to a square with antialiasing, bicubic but for OpenCV's mean over areas. The first is ours."""
+    """Antialiased resizing to a square, bicubic except for OpenCV's area interpolation. The first is ours."""
     square = (size, size)
-    found: dict[str, Work] = {
+    result: dict[str, Work] = {
         "kornia-rs": lambda pixels: imgproc.resize(pixels, square, "bicubic", antialias=True),
         "Pillow": lambda pixels: np.asarray(Image.fromarray(pixels).resize(square, Image.Resampling.BICUBIC)),
     }
     if importlib.util.find_spec("cv2"):
         import cv2
 
-        found["OpenCV, area"] = lambda pixels: cv2.resize(pixels, square, interpolation=cv2.INTER_AREA)
-    return found
+        result["OpenCV, area"] = lambda pixels: cv2.resize(pixels, square, interpolation=cv2.INTER_AREA)
+    return result
 
 
 def measure(libraries: dict[str, Work], items: list[Any], rounds: int) -> dict[str, float]:
-    """Median milliseconds of processor time an item; the first round of each warms up."""
+    """Median milliseconds of processor time per item; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in libraries}
     for _ in range(rounds + 1):
         for name, work in libraries.items():
@@ -110,9 +110,9 @@ def main() -> None:
     tasks["resize the half"] = (resizers(options.size), half)
     cells = {}
     for task, (libraries, items) in tasks.items():
-        found = measure(libraries, items, options.rounds)
-        print(f"{task:19}", ", ".join(f"{name} {value:.2f} ms" for name, value in found.items()), flush=True)
-        ours, *others = found.items()
+        times = measure(libraries, items, options.rounds)
+        print(f"{task:19}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
+        ours, *others = times.items()
         for name, value in others:
             cells[f"{task}: {name}"] = {"ours": ours[1], "peer": value, "ratio": value / ours[1]}
     print_result("image_libraries", cells, "ms")

@@ -1,11 +1,10 @@
-"""Images scored a second, tokenization included, against pycocoevalcap (Java and Python) on the same captions.
+"""Images scored per second, including tokenization, compared with pycocoevalcap (Java and Python).
 
     python -m benchmarks.metrics [--captions=captions.csv] [--images=5000] [--rounds=5]
 
-BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides do all of the work in every round,
-with nothing remembered from the round before; rounds alternate, and the median counts. Scores must agree within 1e-9.
-Needs Java, for the peer. The captions are those of the CSV (`image,caption`, as in Flickr8k) or, without one, of
-rendered scenes. The last line is JSON.
+BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides start every round without caches.
+Rounds alternate and the median counts. Scores must agree within 1e-9. The peer requires Java. Captions are read from a
+CSV file (`image,caption`, as in Flickr8k), or generated from rendered scenes without one. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ DEVELOPMENT_CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" /
 
 
 def read_references(path: Path | None, images: int) -> References:
-    """Five captions an image."""
+    """Returns five captions per image."""
     if path is None:
         return {image: list(scene.captions()) for image, scene in enumerate(itertools.islice(scenes(0), images))}
     by_name: dict[str, list[str]] = {}
@@ -48,12 +47,12 @@ def read_references(path: Path | None, images: int) -> References:
         for row in csv.DictReader(file):
             by_name.setdefault(row["image"], []).append(row["caption"])
     if len(by_name) < images:
-        sys.exit(f"{path} has captions of {len(by_name)} images; --images={len(by_name)} is the most it can give")
+        sys.exit(f"{path} has captions of {len(by_name)} images; --images must be at most {len(by_name)}")
     return {image: captions[:5] for image, captions in enumerate(itertools.islice(by_name.values(), images))}
 
 
 def make_hypotheses(references: References) -> Hypotheses:
-    """One caption an image about as near to its references as a captioner's: one of them with words exchanged."""
+    """Returns one caption per image, a reference with words replaced, about as accurate as a captioner's output."""
     rng = random.Random(0)
     words = [word for captions in itertools.islice(references.values(), 500) for word in captions[0].split()]
     return {
@@ -63,36 +62,36 @@ def make_hypotheses(references: References) -> Hypotheses:
 
 
 def ours(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    """All metrics in this process."""
+    """Computes all metrics in this process."""
     clear_cache()
     return score(references, hypotheses)
 
 
 def peer(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    """All metrics through pycocoevalcap, as its `COCOEvalCap` calls them."""
-    gts = PTBTokenizer().tokenize({i: [{"caption": caption} for caption in found] for i, found in references.items()})
+    """Computes all metrics with pycocoevalcap, as its `COCOEvalCap` does."""
+    gts = PTBTokenizer().tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
     res = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()})
     bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
-    found = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
-    return {**found, "ROUGE-L": Rouge().compute_score(gts, res)[0], "CIDEr-D": Cider().compute_score(gts, res)[0]}
+    scores = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
+    return {**scores, "ROUGE-L": Rouge().compute_score(gts, res)[0], "CIDEr-D": Cider().compute_score(gts, res)[0]}
 
 
-def tokenization_alone(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
-    """Seconds of the tokenizers by themselves: ours, the peer's."""
-    captions = [caption for found in references.values() for caption in found]
+def time_tokenization(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
+    """Returns the seconds that tokenization alone takes, (ours, peer)."""
+    captions = [caption for texts in references.values() for caption in texts]
     clear_cache()
-    mine, _ = timed(lambda: (tokenize_all(captions), tokenize_all(list(hypotheses.values()))))
-    theirs, _ = timed(
+    our_seconds, _ = timed(lambda: (tokenize_all(captions), tokenize_all(list(hypotheses.values()))))
+    peer_seconds, _ = timed(
         lambda: (
             PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)}),
             PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()}),
         )
     )
-    return mine, theirs
+    return our_seconds, peer_seconds
 
 
 def timed(function: Callable, *arguments):
-    """Seconds of a call, and what it returned."""
+    """Returns the seconds of a call and its result."""
     started = time.perf_counter()
     result = function(*arguments)
     return time.perf_counter() - started, result
@@ -113,16 +112,17 @@ def main() -> None:
     hypotheses = make_hypotheses(references)
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(options.rounds):
-        mine, found = timed(ours, references, hypotheses)
-        theirs, expected = timed(peer, references, hypotheses)
-        worst = max(abs(found[name] - value) for name, value in expected.items())
+        our_seconds, actual = timed(ours, references, hypotheses)
+        peer_seconds, expected = timed(peer, references, hypotheses)
+        worst = max(abs(actual[name] - value) for name, value in expected.items())
         if not worst <= 1e-9:
-            sys.exit(f"the scores differ by {worst}: ours {found}, the peer's {expected}")
-        seconds["ours"].append(mine)
-        seconds["peer"].append(theirs)
-        print(f"round {number + 1}: ours {mine:.2f} s, peer {theirs:.2f} s; scores within {worst:.1e}", flush=True)
-    tokenization = tokenization_alone(references, hypotheses)
-    print(f"of it tokenization: ours {tokenization[0]:.2f} s, peer {tokenization[1]:.2f} s")
+            sys.exit(f"the scores differ by {worst}: ours {actual}, peer {expected}")
+        seconds["ours"].append(our_seconds)
+        seconds["peer"].append(peer_seconds)
+        times = f"ours {our_seconds:.2f} s, peer {peer_seconds:.2f} s"
+        print(f"round {number + 1}: {times}; scores within {worst:.1e}", flush=True)
+    tokenization = time_tokenization(references, hypotheses)
+    print(f"tokenization: ours {tokenization[0]:.2f} s, peer {tokenization[1]:.2f} s")
     median = {name: statistics.median(values) for name, values in seconds.items()}
     print(
         json.dumps(

@@ -1,11 +1,11 @@
-"""Time of each operation of `caption_jax.ops` on a CPU, against the plain reference that its file begins with.
+"""CPU time of each operation of `caption_jax.ops`, compared with the reference implementation in the same file.
 
     python -m benchmarks.ops [--ops=dense,dropout] [--cores=2] [--rounds=5]
 
-Sizes are those of training on Flickr8k (packed tokens, 512 wide) and of EfficientNet-B0 at 224 pixels; what training
-differentiates is timed with its gradients. The two forms have a process of their own each, and they take turns: two
-passes that do not count, and one that does. Dropout's peer is `jax.random.bernoulli`, as in `nn.Dropout`, as its
-reference draws the same bits; a second cell compares its masks of 16 bits with those of 8. The last line is JSON.
+Sizes are those of training on Flickr8k (packed tokens, width 512) and of EfficientNet-B0 at 224 pixels. Operations that
+training differentiates are timed with their gradients. Each implementation runs in its own process, and they alternate:
+two warm-up passes, then a timed one. The peer of dropout is `jax.random.bernoulli`, as in `nn.Dropout`, because the
+reference uses the same random bits. A second cell compares masks of 16 and 8 bits. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from benchmarks.alternate import alternate, compare, contest, print_result, serv
 from caption_jax.runtime.process import HUGE_PAGES
 
 TOKENS, WIDTH, HEADS, VOCABULARY = 3_584, 512, 8, 10_000
-IMAGES, CAPTIONS, LENGTH, SLOTS = 32, 5, 35, 49  # captions have up to 35 tokens, 22 on average
-FORMS = ("ours", "reference")
+IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have up to 35 tokens, 22 on average
+IMPLEMENTATIONS = ("ours", "reference")
 NAMES = (
     *("dense", "pointwise_conv", "depthwise_conv", "norm_activation", "stored_norm_activation"),
     *("dropout", "dropout_16_bits", "attend", "caption_attention", "memory_attention"),
@@ -29,14 +29,14 @@ NAMES = (
 
 
 def normal(*shape: int) -> Any:
-    """The same random numbers for both forms."""
+    """Returns the same random array for both implementations."""
     import numpy as np
 
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
 def segments() -> Any:
-    """A row in which 160 captions leave no pad."""
+    """Returns one row packed with 160 captions and no padding."""
     import numpy as np
 
     from caption_jax.ops.segments import Segments
@@ -49,9 +49,9 @@ def segments() -> Any:
 
 
 def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
-    """Operations that training differentiates: functions to one array, and their arguments.
+    """Operations that training differentiates, as functions that return one array, and their arguments.
 
-    The products of `dense` and `pointwise_conv` stand among activations: what their gradient costs depends on those.
+    `dense` and `pointwise_conv` are combined with activations, because the cost of their gradient depends on those.
     """
     import jax
     import numpy as np
@@ -84,7 +84,11 @@ def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
         "caption_attention": (lambda qkv: ops.caption_attention(qkv, segments()), (normal(TOKENS, 3, HEADS, head),)),
         "memory_attention": (
             memory_attention,
-            (normal(TOKENS, HEADS, head), normal(IMAGES, HEADS, head, SLOTS), normal(IMAGES, HEADS, SLOTS, head)),
+            (
+                normal(TOKENS, HEADS, head),
+                normal(IMAGES, HEADS, head, MEMORY_LENGTH),
+                normal(IMAGES, HEADS, MEMORY_LENGTH, head),
+            ),
         ),
         "token_cross_entropy": (token_loss, (normal(624, VOCABULARY),)),
         "vocabulary_cross_entropy": (
@@ -94,8 +98,8 @@ def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
     }
 
 
-def applied(ops: Any, form: str) -> dict[str, tuple[Callable, tuple]]:
-    """Operations that are timed without a gradient; those of a step of decoding twenty times in a row."""
+def applied(ops: Any, implementation: str) -> dict[str, tuple[Callable, tuple]]:
+    """Operations timed without a gradient. Those of a decoding step run twenty times in a row."""
     import jax
     import jax.numpy as jnp
 
@@ -106,7 +110,7 @@ def applied(ops: Any, form: str) -> dict[str, tuple[Callable, tuple]]:
         return ops.stored_norm_activation(x, *channels, 1e-3, "swish")
 
     def dropout(x):
-        if form == "ours":
+        if implementation == "ours":
             return ops.dropout(key, x, 0.1)
         return jnp.where(jax.random.bernoulli(key, 0.9, x.shape), x / 0.9, 0)
 
@@ -123,43 +127,43 @@ def applied(ops: Any, form: str) -> dict[str, tuple[Callable, tuple]]:
     return {
         "stored_norm_activation": (stored_norm, (normal(16, 112, 112, 32),)),
         "dropout": (dropout, (tokens,)),
-        "dropout_16_bits": (lambda x: ops.dropout(key, x, 0.1, None, 16 if form == "ours" else 8), (tokens,)),
+        "dropout_16_bits": (lambda x: ops.dropout(key, x, 0.1, None, 16 if implementation == "ours" else 8), (tokens,)),
         "attend": (attend, (normal(16, 5, HEADS, 64), normal(16, HEADS, 64, 100), normal(16, HEADS, 100, 64))),
         "resample": (lambda pixels: ops.resample(pixels, fractions, fractions), (normal(IMAGES, 224, 224, 3),)),
         "top_k": (top_k, (normal(80, VOCABULARY),)),
     }
 
 
-def work(name: str, form: str) -> Callable[[], Any]:
-    """One pass of an operation in one of its forms."""
+def work(name: str, implementation: str) -> Callable[[], Any]:
+    """Returns a function that runs one pass of an operation."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
+    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
     import jax
     import jax.numpy as jnp
 
     from caption_jax.ops.forms import FAST, REFERENCE
 
-    ops = FAST if form == "ours" or name.startswith("dropout") else REFERENCE
+    ops = FAST if implementation == "ours" or name.startswith("dropout") else REFERENCE
     differentiated = trained(ops)
-    function, arrays = differentiated.get(name) or applied(ops, form)[name]
+    function, arrays = differentiated.get(name) or applied(ops, implementation)[name]
     arrays = jax.device_put(arrays)
     if name in differentiated:
         cotangent = jax.device_put(normal(*jax.eval_shape(function, *arrays).shape))
-        places = tuple(range(len(arrays)))
-        run = jax.jit(jax.value_and_grad(lambda *arrays: jnp.vdot(function(*arrays), cotangent), places))
+        argnums = tuple(range(len(arrays)))
+        run = jax.jit(jax.value_and_grad(lambda *arrays: jnp.vdot(function(*arrays), cotangent), argnums))
     else:
         run = jax.jit(function)
     return lambda: jax.block_until_ready(run(*arrays))
 
 
 def main() -> None:
-    """Runs the benchmark, or serves one form of one operation."""
+    """Runs the benchmark, or one implementation of an operation as a contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", default=",".join(NAMES))
-    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
+    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("OP", "FORM"), help="be a contestant")
+    parser.add_argument("--serve", nargs=2, metavar=("OP", "IMPLEMENTATION"), help="run as a contestant")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
@@ -168,14 +172,15 @@ def main() -> None:
     cells = {}
     for name in options.ops.split(","):
         commands = {
-            form: (["benchmarks.ops", f"--cores={options.cores}", "--serve", name, form], HUGE_PAGES) for form in FORMS
+            side: (["benchmarks.ops", f"--cores={options.cores}", "--serve", name, side], HUGE_PAGES)
+            for side in IMPLEMENTATIONS
         }
         with contest(commands) as sides:
             seconds = alternate(sides, options.rounds)
         cells[name] = compare(seconds, 1)["reference"]
-        ours, reference = (1e3 * seconds[form].processor for form in FORMS)
-        times = f"{ours:8.1f} ms of processors, reference {reference:8.1f} ms"
-        ratios = f"ratio {cells[name]['processor_ratio']:.2f}, by the clock {cells[name]['ratio']:.2f}"
+        ours, reference = (1e3 * seconds[side].processor for side in IMPLEMENTATIONS)
+        times = f"processor time {ours:8.1f} ms, reference {reference:8.1f} ms"
+        ratios = f"ratio {cells[name]['processor_ratio']:.2f}, wall time {cells[name]['ratio']:.2f}"
         print(f"{name:24} {times}, {ratios}", flush=True)
     print_result("ops", cells, "passes/s")
 

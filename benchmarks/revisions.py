@@ -1,12 +1,12 @@
-"""Speed of this revision against another one's, from a checkout of it: what a refactoring must not change.
+"""Speed of this revision compared with a checkout of another one, to check that a refactoring costs nothing.
 
     git worktree add ../base REVISION
     python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--starts=3] [--rounds=5]
 
-Each part is the contestant of the benchmark of that name, run from either tree in a process of its own; the two
-processes take turns. A process can be slow as long as it lives, by where its memory lies, so each pair is started
-`--starts` times, and the median of all turns counts. No peers, so the bench extra isn't needed. A cell's ratio is the
-base's seconds over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
+Each part is the contestant of the benchmark of that name, started from both trees; the two processes alternate. A
+process can be slow for its whole lifetime, depending on where its memory is allocated, so each pair is started
+`--starts` times and the median of all turns counts. There are no peers, so the bench extra is not required. The ratio
+of a cell is the seconds of the base over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ PARTS = {
 }
 
 
-def in_turns(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
+def alternate_trees(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
     """Median seconds of the same contestant in both trees.
 
-    Each has compiled programs of its own (`JAX_COMPILATION_CACHE_DIR`).
+    Each tree has a separate compilation cache (`JAX_COMPILATION_CACHE_DIR`).
     """
-    found: dict[str, list[Seconds]] = {"ours": [], "base": []}
+    times: dict[str, list[Seconds]] = {"ours": [], "base": []}
     with tempfile.TemporaryDirectory() as compiled:
         for _ in range(starts):
             with contextlib.ExitStack() as stack:
@@ -51,12 +51,12 @@ def in_turns(arguments: list[str], base: Path, starts: int, rounds: int) -> dict
                     stack.callback(sides[name].close)
                 for _ in range(rounds):
                     for name, side in sides.items():
-                        found[name].append(side.run())
-    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in found.items()}
+                        times[name].append(side.run())
+    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in times.items()}
 
 
 def cell(seconds: Mapping[str, Seconds]) -> dict[str, float]:
-    """A cell for `print_result`, in milliseconds."""
+    """Returns a cell for `print_result`, in milliseconds."""
     ours, base = seconds["ours"], seconds["base"]
     return {
         "ours": 1e3 * ours.wall,
@@ -77,11 +77,11 @@ def main() -> None:
     cells = {}
     for part in options.parts.split(","):
         for name, arguments in PARTS[part].items():
-            found = cell(in_turns(arguments, options.base.resolve(), options.starts, options.rounds))
-            cells[f"{part}, {name}"] = found
+            result = cell(alternate_trees(arguments, options.base.resolve(), options.starts, options.rounds))
+            cells[f"{part}, {name}"] = result
             print(
-                f"{part + ', ' + name:32} ours {found['ours']:8.1f} ms, base {found['peer']:8.1f} ms; "
-                f"ratio {found['ratio']:.3f}, of processor time {found['processor_ratio']:.3f}",
+                f"{part + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
+                f"ratio {result['ratio']:.3f}, processor time {result['processor_ratio']:.3f}",
                 flush=True,
             )
     print_result("revisions", cells, "ms")

@@ -1,13 +1,13 @@
-"""Searches a second among a million vectors, against faiss-cpu's exact inner-product index in the same run.
+"""Queries per second over a million vectors, compared with faiss-cpu's exact inner-product index.
 
     python -m benchmarks.search [--vectors=1000000] [--dimension=256] [--top=10] [--rounds=7]
 
-Needs the bench extra. Ours searches a memory-mapped file, as `--mode=search` does, faiss its own copy in memory; both
-find the same rows, in turns, with all threads they take by themselves, and the median counts. faiss runs as it comes
-and with its matrix product switched on for small batches, over larger blocks, which it leaves to the user and which is
-several times faster here: the ratio is to the better of the two. Batches of 32 queries make the figure; single ones
-stand in the cells. Memory is how far the process's peak rose from before the vectors were
-opened to after our searches, in multiples of the vectors. The last line is JSON.
+Requires the bench extra. Ours searches a memory-mapped file, as `--mode=search` does; faiss searches a copy in memory.
+Both must return the same rows. They alternate, with their default number of threads, and the median counts. faiss runs
+with its defaults, and with its matrix product enabled for small batches and larger blocks, a setting that is several
+times faster here. The ratio is to the faster of the two. Batches of 32 queries determine the result; single queries are
+reported in the cells. Memory is the increase of the process's peak memory from before opening the vectors to after our
+searches, in multiples of the size of the vectors. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BATCHES = (32, 1)
 
 
 def write_vectors(path: Path, count: int, dimension: int) -> None:
-    """Writes random unit vectors, a few at a time: nothing of them stays in memory."""
+    """Writes random unit vectors in chunks, so they are never all in memory."""
     random = np.random.default_rng(0)
     with path.open("wb") as file:
         for start in range(0, count, 10_000):
@@ -42,18 +42,18 @@ def write_vectors(path: Path, count: int, dimension: int) -> None:
 
 
 def unit_vectors(random: np.random.Generator, count: int, dimension: int) -> np.ndarray:
-    """Random directions, float32 [count, dimension]."""
+    """Returns random unit vectors, float32 [count, dimension]."""
     vectors = random.standard_normal((count, dimension), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
 def peak_memory() -> int:
-    """Bytes that this process had resident at most."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def check_same(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.ndarray]) -> None:
-    """Raises AssertionError unless both found the same rows, where scores differ by more than rounding."""
+    """Raises AssertionError if the rows differ, except for ties within rounding."""
     np.testing.assert_allclose(ours[0], peer[0], atol=1e-6)
     different = ours[1] != peer[1]
     if different.mean() > 1e-3:
@@ -61,10 +61,10 @@ def check_same(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.n
 
 
 def compare(contestants: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
-    """Searches a second and processor milliseconds a search, ours and the peers', in turns."""
-    found = {name: search(queries) for name, search in contestants.items()}
-    for name in found:
-        check_same(found["ours"], found[name])
+    """Queries per second and processor milliseconds per query of all contestants, in alternating rounds."""
+    results = {name: search(queries) for name, search in contestants.items()}
+    for result in results.values():
+        check_same(results["ours"], result)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
     for _ in range(rounds):
         for name, search in contestants.items():
@@ -78,7 +78,7 @@ def compare(contestants: dict[str, Callable], queries: np.ndarray, rounds: int) 
 
 
 class Peer:
-    """faiss-cpu's exact inner-product index, over a copy of the vectors."""
+    """faiss-cpu's exact inner-product index over a copy of the vectors."""
 
     def __init__(self, vectors: np.ndarray, top: int):
         import faiss
@@ -86,14 +86,14 @@ class Peer:
         self._faiss, self._top = faiss, top
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(vectors)
-        self._own = faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs
+        self._defaults = faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs
 
     def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Searches as faiss comes."""
-        return self._search(queries, *self._own)
+        """Searches with faiss's defaults."""
+        return self._search(queries, *self._defaults)
 
     def search_with_blas(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Searches with a matrix product for batches of 20 or more (once faiss's own limit), 65,536 rows at a time."""
+        """Searches with a matrix product for batches of 20 or more (formerly faiss's limit), 65,536 rows at a time."""
         return self._search(queries, 20, 65536)
 
     def _search(self, queries: np.ndarray, threshold: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
@@ -103,14 +103,14 @@ class Peer:
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """(wall, processor) seconds."""
+    """Returns (wall, processor) seconds of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tuple[float, dict[str, dict[str, float]]]:
-    """Memory of our search in multiples of the vectors, and what `compare` finds for each batch size."""
+    """Returns our memory in multiples of the vectors, and the result of `compare` for each batch size."""
     queries = unit_vectors(np.random.default_rng(1), max(BATCHES), dimension)
     before = peak_memory()
     vectors = np.memmap(path, np.float32, "r", shape=(count, dimension))
@@ -142,13 +142,13 @@ def main() -> None:
     for name, cell in cells.items():
         print(f"{name}: ratio {cell['ratio']:.2f}")
         for contestant in ("ours", "peer", "peer_with_blas"):
-            spent = f"{cell[f'{contestant}_processor_ms']:.1f} ms of processor a query"
+            spent = f"{cell[f'{contestant}_processor_ms']:.1f} ms of processor time per query"
             print(f"    {contestant:15}{cell[contestant]:8.1f} queries/s, {spent}")
-    print(f"memory of ours: {memory:.2f} x the vectors")
-    figure = cells[f"batch {BATCHES[0]}"]
+    print(f"our memory: {memory:.2f} x the vectors")
+    main_cell = cells[f"batch {BATCHES[0]}"]
     device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
-    peer = max(figure["peer"], figure["peer_with_blas"])
-    result = {"name": "search", "ratio": round(figure["ratio"], 3), "ours": round(figure["ours"], 3)}
+    peer = max(main_cell["peer"], main_cell["peer_with_blas"])
+    result = {"name": "search", "ratio": round(main_cell["ratio"], 3), "ours": round(main_cell["ours"], 3)}
     result["peer"] = round(peer, 3)
     cells = {name: {key: round(value, 3) for key, value in cell.items()} for name, cell in cells.items()}
     cells["memory"] = {"vectors": round(memory, 3)}

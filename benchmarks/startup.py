@@ -1,13 +1,12 @@
-"""Time from a command to its first result, with compiled programs at hand (warm) against an empty folder (cold).
+"""Time from starting a command to its first result, with a warm compilation cache compared with a cold one.
 
     python -m benchmarks.startup [--parts=caption,train] [--rounds=5] [--encoder=lite0]
 
-A model of the size of configs/flickr8k.py with random weights is trained for one step on drawn noise, and captions one
-image; then whole processes start in turns, cold ones with a new folder for
-compiled programs. `caption` runs `main.py --mode=caption` on one image to its end, `train` runs `main.py` in a new
-workdir until metrics.jsonl has its first step (of 4 images out of 8, so that it is the start that takes the time).
-Seconds are those of the clock on the wall; processor time stands beside them. The last line is JSON; its `ratio` is
-cold over warm, the worse of the two.
+A model of the size of configs/flickr8k.py with random weights is trained for one step on random noise and captions one
+image. Then warm and cold processes alternate, the cold ones with an empty compilation cache. `caption` runs
+`main.py --mode=caption` on one image to completion. `train` runs `main.py` in a new workdir until metrics.jsonl has its
+first step (4 of 8 images, so startup dominates). Wall time is compared, and processor time is reported as well. The
+last line is JSON; its `ratio` is cold over warm, the worse of the two.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ from benchmarks.alternate import print_result, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("dog", "cat", "man", "woman", "child", "red", "blue", "green", "runs", "sits", "jumps", "over", "under", "on")
-PATIENCE = 600  # seconds: what takes longer has hung
+TIMEOUT = 600  # seconds, after which a process is considered to hang
 
 
 class Starts:
-    """Starts of main.py below one folder, which also holds the data and a trained workdir."""
+    """Starts main.py in a folder that also contains the data and a trained workdir."""
 
     def __init__(self, folder: Path, encoder: str):
         self._folder, self._encoder = folder, encoder
@@ -45,18 +44,18 @@ class Starts:
         self.caption(self.warm)
 
     def caption(self, compiled: Path) -> tuple[float, float]:
-        """Seconds (wall, processor) of captioning one image."""
+        """Returns the (wall, processor) seconds of captioning one image."""
         return self._run(["--mode=caption", f"--workdir={self._folder / 'trained'}", str(self.image)], compiled)
 
     def train(self, compiled: Path, workdir: Path | None = None, to_the_end: bool = False) -> tuple[float, float]:
-        """Seconds (wall, processor) to the first training step, in a new workdir unless one is named."""
+        """Returns the (wall, processor) seconds to the first training step, in a new workdir by default."""
         workdir = workdir or Path(tempfile.mkdtemp(dir=self._folder))
         settings = {
             "data.root": self._folder / "data",
             "data.split_files.train": "",
             "data.split_files.val": "",
             "data.batch_size": 4,
-            "data.eval_batch_size": 4,  # in such batches the features are computed as well
+            "data.eval_batch_size": 4,  # also the batch size for computing features
             "model.encoder.variant": self._encoder,
             "model.encoder.weights": "",
             "train.steps": 1,
@@ -67,14 +66,14 @@ class Starts:
         return self._run(arguments, compiled, None if to_the_end else workdir / "metrics.jsonl")
 
     def _run(self, arguments: list[str], compiled: Path, result: Path | None = None) -> tuple[float, float]:
-        """Runs main.py to its end, or until a file has something in it."""
+        """Runs main.py to completion, or until a file is no longer empty."""
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compiled)}
         command = [sys.executable, str(ROOT / "main.py"), *arguments]
-        with tempfile.TemporaryFile() as told:
+        with tempfile.TemporaryFile() as output:
             start = time.perf_counter()
-            process = subprocess.Popen(command, env=environment, stdout=told, stderr=told)
+            process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
             while result is not None and not (result.exists() and result.stat().st_size):
-                if process.poll() is not None or time.perf_counter() - start > PATIENCE:
+                if process.poll() is not None or time.perf_counter() - start > TIMEOUT:
                     break
                 time.sleep(0.01)
             else:
@@ -83,13 +82,13 @@ class Starts:
             _, status, used = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
             if status and not (result is not None and result.exists()):
-                told.seek(0)
-                raise RuntimeError(f"{' '.join(command)} failed:\n{told.read().decode(errors='replace')}")
+                output.seek(0)
+                raise RuntimeError(f"{' '.join(command)} failed:\n{output.read().decode(errors='replace')}")
         return seconds, used.ru_utime + used.ru_stime
 
 
 def write_images(folder: Path, count: int = 8) -> Path:
-    """Noise, 224 x 224, with five captions an image; returns the first image."""
+    """Writes noise images of 224 x 224 pixels with five captions per image, and returns the path of the first."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.csv").open("w", newline="") as file:
@@ -103,18 +102,18 @@ def write_images(folder: Path, count: int = 8) -> Path:
 
 
 def measure(part: str, start: Callable[[Path], tuple[float, float]], starts: Starts, rounds: int) -> dict[str, float]:
-    """Median seconds of warm (`ours`) and cold (`peer`) starts in turns."""
-    found: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
+    """Median seconds of alternating warm (`ours`) and cold (`peer`) starts."""
+    times: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for _ in range(rounds):
         cold = Path(tempfile.mkdtemp())
         try:
-            found["peer"].append(start(cold))
+            times["peer"].append(start(cold))
         finally:
             shutil.rmtree(cold)
-        found["ours"].append(start(starts.warm))
+        times["ours"].append(start(starts.warm))
     cell = {}
     for side, name in (("ours", "warm"), ("peer", "cold")):
-        wall, processor = (statistics.median(column) for column in zip(*found[side], strict=True))
+        wall, processor = (statistics.median(column) for column in zip(*times[side], strict=True))
         cell |= {side: wall, f"{side}_processor": processor}
         print(f"{part:7} {name}: {wall:6.2f} s, processor {processor:6.2f} s", flush=True)
     return {
@@ -130,7 +129,7 @@ def main() -> None:
     parser.add_argument("--parts", default="caption,train")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--encoder", default="lite0")
-    parser.add_argument("--serve", default="", choices=["", "caption", "train"], help="be a warm contestant")
+    parser.add_argument("--serve", default="", choices=["", "caption", "train"], help="run as a warm contestant")
     options = parser.parse_args()
     if options.serve:
         with tempfile.TemporaryDirectory() as folder:
@@ -139,8 +138,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         starts = Starts(Path(folder), options.encoder)
-        known = {"caption": starts.caption, "train": starts.train}
-        cells = {part: measure(part, known[part], starts, options.rounds) for part in options.parts.split(",")}
+        functions = {"caption": starts.caption, "train": starts.train}
+        cells = {part: measure(part, functions[part], starts, options.rounds) for part in options.parts.split(",")}
     print_result("startup", cells, "seconds")
 
 

@@ -1,13 +1,13 @@
-"""Images a second of a full fine-tuning step on a CPU, against PyTorch and against Keras on JAX.
+"""Images per second of a full fine-tuning step on a CPU, compared with PyTorch and with Keras on JAX.
 
     python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
-The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers, 512 wide, a caption of 40 tokens an
-image over a compact vocabulary of 10,000): every parameter trained, batch norm on the batch's statistics, dropout,
-smoothed labels, clipped gradients and AdamW, in float32 on random pixels and tokens; no augmentation and no average of
-the weights. Ours is the program that a run compiles (`caption_jax.training.program`). Needs the bench extra. Each
-contestant has a process of its own, and they take turns: a step that does not count, and one that does. The last line
-is JSON; its `ratio` is the worst of the peers'.
+The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers of width 512, one caption of 40 tokens
+per image, a compact vocabulary of 10,000). All parameters are trained, with batch statistics in batch norm, dropout,
+label smoothing, gradient clipping and AdamW, in float32 on random pixels and tokens, without augmentation or averaged
+weights. Ours is the program that a run compiles (`caption_jax.training.program`). Requires the bench extra. Each
+contestant runs in its own process, and they alternate: a warm-up step, then a timed one. The last line is JSON; its
+`ratio` is that of the fastest peer.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ VOCABULARY, LENGTH = 10_000, 40
 
 
 def our_step(batch: int) -> Callable[[], Any]:
-    """One update by the program of a run, on random data."""
+    """Returns one update by the program of a run, on random data."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, and it restarts with HUGE_PAGES
+    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
     import jax
     import numpy as np
 
@@ -38,10 +38,10 @@ def our_step(batch: int) -> Callable[[], Any]:
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    config = default_config()  # of the model: that of configs/coco.py
+    config = default_config()  # has the model of configs/coco.py
     settings = ModelSettings(VOCABULARY, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     spec = RunSpec.from_config(config)
-    description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)  # no words are read
+    description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)  # no text is encoded
     mesh = make_mesh(spec.mesh)
     program = make_program(description, mesh, steps=10_000)
     state, update = program.start(init_variables(description)), program.update(frozenset())
@@ -62,28 +62,28 @@ def our_step(batch: int) -> Callable[[], Any]:
 
 
 def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """The commands of ours and of the peers."""
-    core = f"--cores={cores}"
-    work = [core, "--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
-    known = {
+    """Returns the commands that start ours and the peers."""
+    cores_flag = f"--cores={cores}"
+    work = [cores_flag, "--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    commands = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
         "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
     }
     return {
-        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", core], HUGE_PAGES),
-        **{name: known[name] for name in peers},
+        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], HUGE_PAGES),
+        **{name: commands[name] for name in peers},
     }
 
 
 def main() -> None:
-    """Runs the benchmark, or serves our side of it."""
+    """Runs the benchmark, or our contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="processors that each contestant may use")
+    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help="be our contestant")
+    parser.add_argument("--serve", action="store_true", help="run as our contestant")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
@@ -93,7 +93,7 @@ def main() -> None:
         seconds = alternate(sides, options.rounds)
     for name, (wall, processor) in seconds.items():
         print(
-            f"{name:14} {options.batch / wall:7.2f} images/s; a step: {wall:6.3f} s, of processors {processor:6.3f} s"
+            f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, processor time {processor:6.3f} s"
         )
     print_result("train_step", compare(seconds, options.batch), "images/s")
 

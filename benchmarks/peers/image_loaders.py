@@ -1,9 +1,9 @@
-"""Other libraries' ways from JPEG files to batches of squares, for `benchmarks.input_pipeline`.
+"""Image loading with other libraries, from JPEG files to square batches, for `benchmarks.input_pipeline`.
 
     python -m benchmarks.peers.image_loaders --kind=tf-crop --root=FOLDER --count=400 --size=224 --batch=32
 
-Serves one of `KINDS`; see `benchmarks.alternate.serve`. Each makes what our pipeline makes, an antialiased square of
-8-bit RGB, unless its name says `aliased`, with the settings under which it was fastest.
+Runs one of `KINDS` as a contestant; see `benchmarks.alternate.serve`. Each produces the same output as our pipeline,
+antialiased 8-bit RGB squares, unless its name contains `aliased`, and uses its fastest settings.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 from benchmarks.alternate import serve
 
 FITS = ("squash", "crop")
-# torch's tensors and Pillow images, in this process and with 2 workers.
+# torchvision tensors and Pillow images, each in this process and with 2 workers.
 TORCH = {f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)}
 KINDS = ("tf", "tf-aliased", *TORCH, "bare", "bare-decode")
 
 
 def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) -> Callable[[], int]:
-    """tf.data: "squash" decodes at a half where our rule does, "crop" decodes no more than the square."""
+    """tf.data. "squash" decodes at half size when ours does, "crop" decodes only the square."""
     import tensorflow as tf
 
     def load(path: Any) -> Any:
@@ -39,7 +39,7 @@ def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) 
             image = tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
         else:
             image = tf.cond(16 * side >= 15 * 2 * size, lambda: decode(2), lambda: decode(1))
-        image = tf.image.resize(image, (size, size), antialias=antialias)  # bilinear: bicubic takes longer
+        image = tf.image.resize(image, (size, size), antialias=antialias)  # bilinear, because bicubic is slower
         return tf.cast(tf.round(image), tf.uint8)
 
     files = tf.data.Dataset.from_tensor_slices(paths)
@@ -48,7 +48,7 @@ def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) 
 
 
 def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str, workers: int) -> Callable[[], int]:
-    """torch's DataLoader with torchvision's decoder and transforms (tensors) or Pillow's."""
+    """PyTorch's DataLoader, with torchvision's decoder and transforms (tensors) or Pillow's."""
     import torch
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -76,7 +76,7 @@ def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str
 
 
 def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[], int]:
-    """A loop over the functions that our pipeline spends its time in: the decoder at our scale, and the resize."""
+    """A loop over the decoder, at the scale that our pipeline uses, and the resize."""
     import simplejpeg
 
     from input_pipeline.resampling import reduction_factor, to_square
@@ -95,7 +95,7 @@ def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[
 
 
 def loader(kind: str, paths: list[str], size: int, fit: str, batch: int) -> Callable[[], int]:
-    """A function that loads all images once and returns their number."""
+    """Returns a function that loads all images once and returns their number."""
     if kind in TORCH:
         return torch_loader(paths, size, fit, batch, *TORCH[kind])
     if kind.startswith("tf"):
@@ -104,7 +104,7 @@ def loader(kind: str, paths: list[str], size: int, fit: str, batch: int) -> Call
 
 
 def main() -> None:
-    """Serves one kind."""
+    """Runs one kind as a contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--fit", choices=FITS, default="squash")
@@ -115,21 +115,21 @@ def main() -> None:
     options = parser.parse_args()
     paths = recycled(options.root, options.count)
     work = loader(options.kind, paths, options.size, options.fit, options.batch)
-    if (found := work()) != len(paths):
-        raise AssertionError(f"{options.kind} made {found} images of {len(paths)}")
+    if (count := work()) != len(paths):
+        raise AssertionError(f"{options.kind} loaded {count} of {len(paths)} images")
     serve(work, warm_ups=1)
 
 
 def recycled(root: Path, count: int) -> list[str]:
-    """`count` paths of JPEG files in a folder, over and over.
+    """Returns `count` paths of JPEG files in a folder, repeating them as needed.
 
     Raises:
-        FileNotFoundError: there are none.
+        FileNotFoundError: The folder contains no JPEG files.
     """
-    found = sorted(str(path) for path in root.glob("*.jpg"))
-    if not found:
-        raise FileNotFoundError(f"no .jpg files in {root}: name a folder of photographs with --root")
-    return [found[index % len(found)] for index in range(count)]
+    paths = sorted(str(path) for path in root.glob("*.jpg"))
+    if not paths:
+        raise FileNotFoundError(f"no .jpg files in {root}: set --root to a folder of photographs")
+    return [paths[index % len(paths)] for index in range(count)]
 
 
 if __name__ == "__main__":

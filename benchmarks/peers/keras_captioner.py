@@ -1,8 +1,8 @@
-"""The captioner of `configs/coco.py` in Keras, for its JAX backend: EfficientNetB0 and a decoder of Keras layers.
+"""The captioner of `configs/coco.py` in Keras on its JAX backend: EfficientNetB0 and a decoder of Keras layers.
 
     KERAS_BACKEND=jax python -m benchmarks.peers.keras_captioner --work=train_step --batch=16
 
-Serves a benchmark as a contestant (benchmarks/alternate.py); run by itself it waits for lines on its input.
+Runs as a contestant of a benchmark (benchmarks/alternate.py). Started standalone, it waits for lines on standard input.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from benchmarks.alternate import serve, use_cores
 
 
 class Positions(layers.Layer):
-    """Adds a learned vector to each position."""
+    """Learned position embeddings, added to the input."""
 
     def build(self, shape: tuple[int, ...]) -> None:
-        """Makes the vectors."""
+        """Creates the embedding table."""
         self.table = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
 
     def call(self, x: Any) -> Any:
-        """Returns the sum."""
+        """Returns the input plus the position embeddings."""
         return x + self.table
 
 
 def captioner(
     vocabulary: int, length: int, width: int = 512, depth: int = 6, heads: int = 8, hidden: int = 2048
 ) -> keras.Model:
-    """Pixels of 0..255 and tokens to logits; pre-norm, with the output tied to the embedding."""
+    """Returns a pre-norm model from pixels in 0..255 and tokens to logits, with tied input and output embeddings."""
     images, tokens = layers.Input((224, 224, 3)), layers.Input((length,), dtype="int32")
     backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
     grid = layers.Dense(width)(layers.Reshape((49, 1280))(backbone(images)))
@@ -53,7 +53,7 @@ def captioner(
 
 
 def train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
-    """One update of all parameters on random data."""
+    """Returns a function that performs one update of all parameters on random data."""
     model = captioner(vocabulary, length - 1)
     model.compile(
         keras.optimizers.AdamW(1e-3, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0),
@@ -67,7 +67,7 @@ def train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
 
 
 def encoder(batch: int) -> Callable[[], Any]:
-    """The encoder's forward pass, jitted."""
+    """Returns the jitted forward pass of the encoder."""
     import jax
 
     model = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
@@ -79,7 +79,7 @@ def encoder(batch: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Serves the work that the flags name."""
+    """Runs the work selected by the flags as a contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
@@ -89,7 +89,7 @@ def main() -> None:
     options = parser.parse_args()
     use_cores(options.cores)
     if keras.backend.backend() != "jax":
-        parser.error("this peer is Keras on JAX: set KERAS_BACKEND=jax")
+        parser.error("this peer runs Keras on JAX: set KERAS_BACKEND=jax")
     if options.work == "encoder":
         serve(encoder(options.batch), warm_ups=1, uncounted=5)
     else:

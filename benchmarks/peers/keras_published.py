@@ -1,13 +1,13 @@
-"""The published Keras design of an image captioner (keras.io, "Image captioning"), rebuilt from its description.
+"""The published Keras image captioner (keras.io, "Image captioning"), reimplemented from its description.
 
-EfficientNetB0 without its top, frozen, gives 7 x 7 x 1,280 numbers for an image; one encoder block (layer norm, a dense
-layer with ReLU, self-attention of one head, layer norm) and one decoder block (self-attention and cross-attention of
-two heads, a dense layer of the same width with ReLU, dropout 0.3 and 0.5) make scores over the vocabulary. The image
-network is run anew in each epoch; then the captions of the images are taken one by one, each with its own pass of both
-blocks, its own gradients and its own update by Adam (`updates="caption"`). `updates="batch"` is kinder than what was
-published: one pass and one update for all captions.
+A frozen EfficientNetB0 without its top produces features of 7 x 7 x 1,280 per image. An encoder block (layer norm, a
+dense layer with ReLU, single-head self-attention, layer norm) and a decoder block (self-attention and cross-attention
+with two heads, a dense layer of the same width with ReLU, dropout 0.3 and 0.5) compute scores over the vocabulary. The
+image network runs in every epoch. The captions of the images are then processed one at a time, each with a separate
+forward pass of both blocks, separate gradients and a separate Adam update (`updates="caption"`). `updates="batch"` is
+faster than the published design: one forward pass and one update for all captions.
 
-Heads are `width / heads` deep, as in our decoder; there each had the whole width.
+The head dimension is `width / heads`, as in our decoder. In the published design each head has the full width.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PAD = 1
 
 @dataclass(frozen=True)
 class Design:
-    """Sizes of both blocks."""
+    """Sizes of the encoder and decoder blocks."""
 
     width: int = 512
     feed_forward: int = 512
@@ -37,11 +37,11 @@ def train_step(
     """Returns a function that trains on the batch once, compiled by `tf.function`.
 
     Args:
-        design: sizes.
-        inputs: uint8 images [batch, size, size, 3], or what EfficientNetB0 made of them [batch, cells, 1280].
+        design: Sizes of the blocks.
+        inputs: uint8 images [batch, size, size, 3], or their EfficientNetB0 features [batch, cells, 1280].
         tokens: int32 [batch, captions, length].
-        features: whether `inputs` are features.
-        updates: one for each "caption" of the images, or for the whole "batch".
+        features: Whether `inputs` are features.
+        updates: "caption" for one update per caption, "batch" for one update per batch.
     """
     import keras
     import tensorflow as tf
@@ -58,9 +58,9 @@ def train_step(
     weights = encode.trainable_weights + decode.trainable_weights
     optimizer.build(weights)
 
-    def loss_of(cells: Any, read: Any) -> Any:
-        probabilities = decode([read[:, :-1], cells], training=True)
-        targets = read[:, 1:]
+    def loss_of(cells: Any, caption: Any) -> Any:
+        probabilities = decode([caption[:, :-1], cells], training=True)
+        targets = caption[:, 1:]
         real = tf.cast(targets != PAD, tf.float32)
         loss = keras.losses.sparse_categorical_crossentropy(targets, probabilities)
         return tf.reduce_sum(loss * real) / tf.reduce_sum(real)
@@ -106,9 +106,9 @@ def _encoder(design: Design, keras: Any) -> Any:
 def _decoder(design: Design, keras: Any) -> Any:
     layers, width, heads = keras.layers, design.width, 2
     tokens, cells = keras.Input((design.length - 1,), dtype="int32"), keras.Input((None, width))
-    places = keras.ops.arange(design.length - 1)
+    positions = keras.ops.arange(design.length - 1)
     x = layers.Embedding(design.vocabulary, width)(tokens) * width**0.5
-    x = x + layers.Embedding(design.length, width)(places)
+    x = x + layers.Embedding(design.length, width)(positions)
     attention = {"num_heads": heads, "key_dim": width // heads, "dropout": 0.1}
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, x, use_causal_mask=True))
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, cells))

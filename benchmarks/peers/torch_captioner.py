@@ -1,9 +1,10 @@
-"""The captioner of `configs/coco.py` in PyTorch: torchvision's EfficientNet-B0 and torch's own transformer decoder.
+"""The captioner of `configs/coco.py` in PyTorch: torchvision's EfficientNet-B0 and `nn.TransformerDecoder`.
 
     python -m benchmarks.peers.torch_captioner --work=train_step --batch=16 --compile=1
 
-Serves a benchmark as a contestant (benchmarks/alternate.py); run by itself it waits for lines on its input. Images are
-channels_last, attention is torch's fused one (no dropout on its weights, as in ours), AdamW is the fused one.
+Runs as a contestant of a benchmark (benchmarks/alternate.py). Started standalone, it waits for lines on standard input.
+Images are channels_last, attention is PyTorch's fused implementation (without dropout on its weights, as in ours), and
+so is AdamW.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.alternate import serve, use_cores
 
 
 class Captioner(nn.Module):
-    """Image encoder, projection of its grid, and a pre-norm decoder whose output is tied to its embedding."""
+    """Image encoder, projection of its grid, and a pre-norm decoder with tied input and output embeddings."""
 
     def __init__(
         self, vocabulary: int, length: int, width: int = 512, layers: int = 6, heads: int = 8, hidden: int = 2048
@@ -45,7 +46,7 @@ class Captioner(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Logits [batch, length, vocabulary] of normalised images [batch, 3, height, width] and tokens."""
+        """Returns logits [batch, length, vocabulary] for normalised images [batch, 3, height, width] and tokens."""
         grid = self.backbone(images).flatten(2).transpose(1, 2)
         memory = self.memory_dropout(self.grid_norm(self.grid(grid) + self.grid_position))
         length = tokens.shape[1]
@@ -56,14 +57,14 @@ class Captioner(nn.Module):
 
 
 def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Callable[[], float]:
-    """One update of all parameters on random data: loss with smoothed labels, clipped gradients, AdamW."""
+    """Returns one update of all parameters on random data, with label smoothing, gradient clipping and AdamW."""
     model = Captioner(vocabulary, length).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
     tokens = torch.randint(3, vocabulary, (batch, length))
 
     def loss_of(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        pixels = ((images.float() - 127.5) / 127.5).permute(0, 3, 1, 2)  # a view: channels_last
+        pixels = ((images.float() - 127.5) / 127.5).permute(0, 3, 1, 2)  # a view, so channels_last
         logits = model(pixels, tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.1)
 
@@ -81,7 +82,7 @@ def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Call
 
 
 def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
-    """The encoder's forward pass."""
+    """Returns the forward pass of the encoder."""
     model = torchvision.models.efficientnet_b0().features.eval().to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
     forward = torch.compile(model) if compiled else model
@@ -94,7 +95,7 @@ def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
 
 
 def main() -> None:
-    """Serves the work that the flags name."""
+    """Runs the work selected by the flags as a contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
