@@ -13,7 +13,7 @@ from caption_jax import errors
 from caption_jax.cli import command_flags, stored_config
 from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.config_files import find_config
-from caption_jax.runtime.process import end_at_once, restart_with_huge_pages
+from caption_jax.runtime.process import fast_exit, restart_with_huge_pages
 
 _HELP = """Train, evaluate and use image captioners.
 
@@ -83,7 +83,7 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
     except Exception as error:  # `_print_error` re-raises everything that is not a user error
         status = _print_error(error, script)
     if options.mode in _SHORT_MODES:
-        end_at_once(script, status)
+        fast_exit(script, status)
     return status
 
 

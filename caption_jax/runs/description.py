@@ -14,7 +14,7 @@ from jaxtyping import Int
 
 from caption_jax.backbones.protocol import restored_settings
 from caption_jax.errors import ConfigError, WorkdirError
-from caption_jax.runtime.extension_sources import source_of
+from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
@@ -99,7 +99,7 @@ class RunDescription:
         """Everything except the weights that determines the computation of the model, for `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
-            "backbone_source": source_of(type(self.spec.model.encoder)),
+            "backbone_source": source_hash(type(self.spec.model.encoder)),
             "dtype": self.spec.dtype,
             "settings": dataclasses.asdict(self.model_settings),
             "preprocessing": dataclasses.asdict(self.preprocessing),

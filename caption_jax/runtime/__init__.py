@@ -1,1 +1,1 @@
-"""The process: its environment, signals and compiled programs."""
+"""Process environment, signals, and the disk cache of traced programs."""

@@ -1,9 +1,10 @@
-"""Programs that the next start reads from disk instead of tracing them again.
+"""Disk cache of traced programs, so that a restarted process does not trace them again.
 
-JAX's compilation cache saves compiling, not the tracing that leads there: of a model this size, seconds of Python. So
-a `CachedProgram` leaves its StableHLO in the folder of that cache, `<name>-<hash>.stablehlo`. The hash is over all that
-it is made of: this project's sources, the versions of what traces it, the description of what the function closes over,
-and the shapes of its arguments. Like the compiled programs beside it, a file there is code that is run.
+JAX's compilation cache skips compilation but not tracing, which takes seconds for a model of this size. A
+`CachedProgram` therefore stores its StableHLO in the same folder, as `<name>-<hash>.stablehlo`. The hash covers
+everything that determines the program: this project's sources, the versions of JAX, Flax and Optax, the caller's cache
+key, and the structure, shapes and dtypes of the arguments. Like compiled programs, these files contain code that will
+be executed, so the folder must be trusted.
 """
 
 from __future__ import annotations
@@ -26,21 +27,22 @@ from input_pipeline.files import write_atomically
 
 PyTree = Any
 
-_TRACED_BY = ("jax", "jaxlib", "flax", "optax")
+_TRACING_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 log = logging.getLogger(__name__)
 
 
 class CachedProgram:
-    """A jitted function on one device, cached as StableHLO where JAX caches compiled programs.
+    """A jitted function on one device whose StableHLO is stored in JAX's compilation cache folder.
 
-    Without a folder for compiled programs (`jax_compilation_cache_dir`) it is `jax.jit` of the function.
+    Without that folder (`jax_compilation_cache_dir`), this is plain `jax.jit`.
 
     Args:
-        function: of arrays in dictionaries, lists, tuples and None, and with a result of such.
-        name: of its files.
-        cache_key: for JSON: all that decides what `function` computes, except its arguments and this project's sources.
-        options: of `jax.jit`: donated arguments, shardings.
+        function: a function whose arguments and result are pytrees of dictionaries, lists, tuples and None.
+        name: prefix of the names of the cached files.
+        cache_key: JSON-serialisable description of everything that determines what `function` computes, except its
+            arguments and this project's sources.
+        **options: options of `jax.jit`, such as donated arguments and shardings.
     """
 
     def __init__(self, function: Callable, name: str, cache_key: Any, **options: Any):
@@ -49,7 +51,7 @@ class CachedProgram:
         self._programs: dict[Any, Callable] = {}
 
     def __call__(self, *arguments: PyTree) -> PyTree:
-        """Calls the function."""
+        """Calls the function, tracing it only if no cached program matches the arguments."""
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if (tree, shapes) not in self._programs:
@@ -65,20 +67,20 @@ class CachedProgram:
             return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
         except FileNotFoundError:
             pass
-        except Exception as error:  # cut short or of another version: any type
-            log.warning("%s cannot be read and is made again (%s)", file, error)
+        except Exception as error:  # a truncated or incompatible file can raise any type
+            log.warning("cannot read %s, tracing the program again (%s)", file, error)
         exported = export.export(self._jitted)(*arguments)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, bytes(exported.serialize()))
         except OSError as error:
-            log.warning("the program cannot be kept for the next start: %s", error)
+            log.warning("cannot cache the traced program: %s", error)
         return jax.jit(exported.call, **self._options)
 
     def _key(self, signature: str) -> str:
         settings = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")}
         device = jax.devices()[0]
-        parts = [_sources(), self._cache_key, signature, settings, device.platform, device.device_kind]
+        parts = [_project_hash(), self._cache_key, signature, settings, device.platform, device.device_kind]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -87,14 +89,14 @@ def cached_update(
 ) -> Callable:
     """A `CachedProgram` of `update(state, *inputs) -> (state, outputs)` that donates the state.
 
-    StableHLO files know dictionaries, lists and tuples only. A state of any other classes goes in and out as the list
+    Serialised StableHLO supports dictionaries, lists and tuples only, so a state of other classes is passed as the list
     of its leaves.
 
     Args:
-        update: the function; the state that it returns has the structure of the one that it takes.
-        name: of its files.
-        cache_key: see `CachedProgram`.
-        state: shardings of the state's arrays, in its structure.
+        update: the function; the returned state must have the same structure as the input state.
+        name: see `CachedProgram`.
+        cache_key: see `CachedProgram`; a dictionary.
+        state: shardings of the state's arrays, in the structure of the state.
         inputs: shardings of the other arguments.
         outputs: sharding of the other result.
     """
@@ -121,14 +123,14 @@ def cached_update(
 
 
 @functools.cache
-def _sources() -> str:
-    """A hash of what traces: this project's modules, and the versions of JAX, Flax and Optax."""
+def _project_hash() -> str:
+    """Hash of this project's modules and of the versions of the packages that trace the program."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:
         for path in sorted((root / package).rglob("*.py")):
             digest.update(f"{path.relative_to(root)}\n".encode())
             digest.update(path.read_bytes())
-    for package in _TRACED_BY:
+    for package in _TRACING_PACKAGES:
         digest.update(f"{package} {importlib.metadata.version(package)}\n".encode())
     return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""The sources of an extension, which need not be this project's: what a program that is cached on disk depends on."""
+"""Hashes the source code of extensions, for the keys of programs that are cached on disk."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import inspect
 import sys
 from pathlib import Path
 
-PACKAGES = ("caption_jax", "input_pipeline")  # this project's
+PACKAGES = ("caption_jax", "input_pipeline")  # of this project
 
 
-def source_of(cls: type) -> str:
-    """A hash of the sources of an extension; "" for a class of this project.
+def source_hash(cls: type) -> str:
+    """Hash of the source code of an extension; "" for a class of this project.
 
-    It is over the module that defines the class and those that this one imports, directly or not, early or late, from
-    its own project: the same package or, unless that is where packages are installed, the same folder.
+    Covers the module that defines the class and all modules of the extension's project that it imports, directly or
+    indirectly, at module level or inside functions. The project is the top-level package and, unless it is installed in
+    site-packages, the folder that contains it.
     """
     if cls.__module__.partition(".")[0] in PACKAGES:
         return ""
@@ -27,28 +28,28 @@ def source_of(cls: type) -> str:
 
 
 def _own_sources(cls: type) -> dict[str, bytes]:
-    """Module -> source. Nothing is imported for it: an import may take seconds, and most starts need none."""
-    first, top = Path(inspect.getfile(cls)), cls.__module__.partition(".")[0]
+    """Module name -> source. Imports nothing, because an import may take seconds and is often not needed."""
+    file, top = Path(inspect.getfile(cls)), cls.__module__.partition(".")[0]
     folders = getattr(sys.modules.get(top), "__path__", None)
-    roots = [first.parent] if folders is None else [Path(folder).parent for folder in folders]
-    sources = {cls.__module__: first.read_bytes()}
-    waiting = _with_parents({cls.__module__}) | _imported(cls.__module__, first, sources[cls.__module__])
-    while waiting:
-        name = waiting.pop()
-        file = None if name in sources else _file_of(name, roots, top)
-        if file is not None:
-            sources[name] = file.read_bytes()
-            waiting |= _imported(name, file, sources[name])
+    roots = [file.parent] if folders is None else [Path(folder).parent for folder in folders]
+    sources = {cls.__module__: file.read_bytes()}
+    pending = _with_parents({cls.__module__}) | _imported_names(cls.__module__, file, sources[cls.__module__])
+    while pending:
+        name = pending.pop()
+        path = None if name in sources else _module_path(name, roots, top)
+        if path is not None:
+            sources[name] = path.read_bytes()
+            pending |= _imported_names(name, path, sources[name])
     return sources
 
 
-def _file_of(module: str, roots: list[Path], top: str) -> Path | None:
-    """The file of a module of the project whose top-level package or module is `top`; None for any other module."""
-    first, *_ = parts = module.split(".")
-    if first in PACKAGES:
+def _module_path(module: str, roots: list[Path], top: str) -> Path | None:
+    """Path of a module of the project whose top-level package or module is `top`; None for all other modules."""
+    top_level, *_ = parts = module.split(".")
+    if top_level in PACKAGES:
         return None
     for root in roots:
-        if first == top or not {"site-packages", "dist-packages"} & set(root.parts):
+        if top_level == top or not {"site-packages", "dist-packages"} & set(root.parts):
             path = root.joinpath(*parts)
             for file in (path.with_name(f"{path.name}.py"), path / "__init__.py"):
                 if file.is_file():
@@ -56,8 +57,8 @@ def _file_of(module: str, roots: list[Path], top: str) -> Path | None:
     return None
 
 
-def _imported(module: str, file: Path, source: bytes) -> set[str]:
-    """What the import statements of a module name: modules, and things in modules."""
+def _imported_names(module: str, file: Path, source: bytes) -> set[str]:
+    """Dotted names in the import statements of a module: modules, and attributes of modules."""
     if file.suffix != ".py":
         return set()
     package = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
@@ -73,6 +74,6 @@ def _imported(module: str, file: Path, source: bytes) -> set[str]:
 
 
 def _with_parents(names: set[str]) -> set[str]:
-    """Dotted names, and the packages around them."""
+    """Adds the parent packages of dotted names."""
     split = [name.split(".") for name in names]
     return {".".join(parts[:count]) for parts in split for count in range(1, len(parts) + 1)}

@@ -1,4 +1,4 @@
-"""Third-party libraries in a process that trains: what they log."""
+"""Log output of third-party libraries."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from absl import logging
 
 
 class _RoutineLibraryMessages(standard_logging.Filter):
-    """Drops what libraries log about each step of their own work; warnings and errors pass."""
+    """Drops the routine messages of libraries, but not their warnings and errors."""
 
     _CHATTY = re.compile(r"[/\\](site|dist)-packages[/\\](orbax|tensorflow_datasets|jax|grain|etils)[/\\]")
 
@@ -21,5 +21,5 @@ _ROUTINE_LIBRARY_MESSAGES = _RoutineLibraryMessages()
 
 
 def quiet_libraries() -> None:
-    """Limits the log to this project's messages and libraries' warnings: Orbax alone logs a page per checkpoint."""
-    logging.get_absl_handler().addFilter(_ROUTINE_LIBRARY_MESSAGES)  # adding the same filter twice changes nothing
+    """Hides the informational messages of libraries; Orbax alone logs a page per checkpoint. Idempotent."""
+    logging.get_absl_handler().addFilter(_ROUTINE_LIBRARY_MESSAGES)  # no-op if already added

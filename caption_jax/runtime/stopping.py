@@ -1,4 +1,4 @@
-"""Reasons to end a run before its last step: a signal, or a loss that is NaN or infinite."""
+"""Ends a run before its last step: on a signal, or when the loss or the parameters become NaN or infinite."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from input_pipeline.records import Split
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Within it, SIGTERM (a preemption, the end of a scheduled job) and the first Ctrl-C no longer end the process.
+    """Turns SIGTERM (preemption or the end of a scheduled job) and the first Ctrl-C into a request to save and stop.
 
     Yields:
-        A function that is asked after every step, with the number of steps made, whether to save and stop. Several
-        processes are told so after one and the same step, whichever of them got the signal.
+        A function that takes the number of completed steps and returns whether to save and stop. Call it after every
+        step. With several processes, it returns True after the same step in all of them, whichever received the signal.
     """
     if jax.process_count() > 1:
-        # jax.distributed listens for SIGTERM itself: a handler of Python's would take its place.
+        # jax.distributed handles SIGTERM itself; a Python handler would replace that handler.
         yield multihost_utils.reached_preemption_sync_point
         return
     received = []
@@ -33,7 +33,7 @@ def stop_on_signal() -> Iterator[Callable[[int], bool]]:
 
     def receive(number: int, _: object) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])  # a second Ctrl-C does not wait
+        signal.signal(signal.SIGINT, previous[signal.SIGINT])  # a second Ctrl-C interrupts immediately
 
     for number in previous:
         signal.signal(number, receive)
@@ -48,7 +48,7 @@ class NonFiniteLossError(UserError, RuntimeError):
     """The loss or the parameters became NaN or infinite."""
 
 
-class _Made(NamedTuple):
+class _StepOutputs(NamedTuple):
     step: int
     loss: jax.Array
     parameter_norm: jax.Array
@@ -56,40 +56,46 @@ class _Made(NamedTuple):
 
 
 class FiniteCheck:
-    """Ends a run whose numbers went wrong: looks at each step one step late, so that the device never waits for it.
+    """Checks that the loss and the parameters stay finite, one step late so that the device never waits for the host.
 
     Args:
-        split: what is trained on, to name the images.
+        split: the training split, whose image ids appear in the error message.
     """
 
     def __init__(self, split: Split):
         self._split = split
-        self._made: collections.deque[_Made] = collections.deque()
+        self._pending: collections.deque[_StepOutputs] = collections.deque()
 
     def push(self, step: int, metrics: dict[str, jax.Array], index: jax.Array) -> None:
-        """Takes what step `step` gave, and looks at the step before. Raises NonFiniteLossError."""
-        self._made.append(_Made(step, metrics["loss"], metrics["parameter_norm"], index))
-        while len(self._made) > 1:
-            self._look(self._made.popleft())
+        """Adds the outputs of a step and checks the previous step. Raises NonFiniteLossError.
+
+        Args:
+            step: number of completed steps, this one included.
+            metrics: metrics of the step, with scalars "loss" and "parameter_norm" (after the update).
+            index: int array [batch], indices of the records of the batch.
+        """
+        self._pending.append(_StepOutputs(step, metrics["loss"], metrics["parameter_norm"], index))
+        while len(self._pending) > 1:
+            self._check(self._pending.popleft())
 
     def flush(self) -> None:
-        """Looks at all steps so far: before anything is kept of them. Raises NonFiniteLossError."""
-        while self._made:
-            self._look(self._made.popleft())
+        """Checks all steps so far. Call before saving or evaluating their result. Raises NonFiniteLossError."""
+        while self._pending:
+            self._check(self._pending.popleft())
 
-    def _look(self, made: _Made) -> None:
-        loss, norm = float(made.loss), float(made.parameter_norm)
+    def _check(self, outputs: _StepOutputs) -> None:
+        loss, norm = float(outputs.loss), float(outputs.parameter_norm)
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        ids = [self._split.image_ids[row] for row in _local_rows(made.index)]
+        ids = [self._split.image_ids[row] for row in _local_rows(outputs.index)]
         raise NonFiniteLossError(
-            f"step {made.step}: the loss is {loss} and the norm of the parameters after it {norm}. The last checkpoint "
-            f"is from before; the same command goes on from it. Images of the step: {ids}. Try a lower "
+            f"step {outputs.step}: loss is {loss}, parameter norm after the update is {norm}. The last checkpoint "
+            f"precedes this step; run the same command again to resume from it. Images of the step: {ids}. Try a lower "
             "config.optimizer.learning_rate, a longer config.optimizer.warmup_steps, a smaller "
             "config.optimizer.clip_norm, or config.dtype=float32."
         )
 
 
 def _local_rows(index: jax.Array) -> list[int]:
-    """The part of a batch-sharded array of row numbers that this process holds."""
+    """The record indices in a batch-sharded array that are addressable by this process, without replicas."""
     return [int(row) for shard in index.addressable_shards if shard.replica_id == 0 for row in shard.data]

@@ -16,7 +16,7 @@ from caption_jax.parameters.sharding import batch_sharding, parameter_shardings,
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.initial_variables import variable_shapes
 from caption_jax.runtime.cached_program import cached_update
-from caption_jax.runtime.extension_sources import source_of
+from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
@@ -87,7 +87,7 @@ class Program:
             "spec": as_mapping(spec),
             "steps": self.steps,
             "frozen": sorted(frozen),
-            "extensions": [source_of(type(objective)) for objective in spec.objective.terms.values()],
+            "extensions": [source_hash(type(objective)) for objective in spec.objective.terms.values()],
         }
         return cached_update(
             self.uncompiled_step(frozen),

@@ -47,7 +47,7 @@ def test_another_start_traces_nothing(folder):
 
 
 @pytest.mark.parametrize(
-    ("about", "arguments"),
+    ("cache_key", "arguments"),
     [
         ({"layers": 4}, ARGUMENTS),
         ({"layers": 3}, (ARGUMENTS[0], jnp.arange(4.0), None)),
@@ -55,10 +55,10 @@ def test_another_start_traces_nothing(folder):
         ({"layers": 3}, (*ARGUMENTS[:2], jnp.float32(1))),
     ],
 )
-def test_what_differs_is_traced_anew(folder, about, arguments):
+def test_what_differs_is_traced_anew(folder, cache_key, arguments):
     CachedProgram(Counted(), "count", {"layers": 3})(*ARGUMENTS)
     other = Counted()
-    found = CachedProgram(other, "count", about)(*arguments)
+    found = CachedProgram(other, "count", cache_key)(*arguments)
     assert other.traced == 1 and len(kept(folder)) == 2
     np.testing.assert_array_equal(found[1], Counted()(*arguments)[1])
 
@@ -70,7 +70,7 @@ def test_a_file_cut_short_is_made_again(folder, caplog):
     file.write_bytes(whole[: len(whole) // 2])
     again = Counted()
     assert CachedProgram(again, "count", {})(*ARGUMENTS)[1] == 6
-    assert again.traced == 1 and "made again" in caplog.text
+    assert again.traced == 1 and "tracing the program again" in caplog.text
     third = Counted()
     assert CachedProgram(third, "count", {})(*ARGUMENTS)[1] == 6 and third.traced == 0
 

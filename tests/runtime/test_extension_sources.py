@@ -11,7 +11,7 @@ import pytest
 from small_models import small_description
 
 from caption_jax.backbones.vit_backbone import ViT
-from caption_jax.runtime.extension_sources import source_of
+from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import build_spec
 from caption_jax.specs.model_spec import ModelSpec
 
@@ -71,21 +71,21 @@ def edit(path) -> None:
 def test_an_edit_of_what_it_imports_is_noticed(project, name, edited, changes):
     module, _, attribute = name.partition(":")
     cls = getattr(importlib.import_module(module), attribute)
-    before = source_of(cls)
-    assert source_of(cls) == before != ""
+    before = source_hash(cls)
+    assert source_hash(cls) == before != ""
     edit(project / edited)
-    assert (source_of(cls) != before) == changes
+    assert (source_hash(cls) != before) == changes
 
 
 def test_a_package_file_that_appears_is_noticed(project):
     cls = importlib.import_module("mine.backbone").Mine
-    before = source_of(cls)
+    before = source_hash(cls)
     (project / "mine" / "layers" / "__init__.py").write_text("")
-    assert source_of(cls) != before
+    assert source_hash(cls) != before
 
 
-def test_a_class_of_this_project_has_no_source_of_its_own():
-    assert source_of(ViT) == ""
+def test_a_class_of_this_project_has_no_source_hash_its_own():
+    assert source_hash(ViT) == ""
 
 
 def test_programs_of_a_run_are_of_its_backbones_source(project):
@@ -101,8 +101,8 @@ def test_programs_of_a_run_are_of_its_backbones_source(project):
 
 def test_it_imports_nothing(project):
     code = (
-        "import sys; from mine.backbone import Mine; from caption_jax.runtime.extension_sources import source_of; "
-        "source_of(Mine); print('mine.layers.network' in sys.modules or 'flax' in sys.modules)"
+        "import sys; from mine.backbone import Mine; from caption_jax.runtime.extension_sources import source_hash; "
+        "source_hash(Mine); print('mine.layers.network' in sys.modules or 'flax' in sys.modules)"
     )
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(project)!r}); {code}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"

@@ -51,13 +51,13 @@ def test_what_runs_the_command_within_itself_is_not_replaced(tmp_path):
 def test_a_command_ends_at_once_and_loses_nothing(tmp_path):
     program = (
         "import atexit, sys\n"
-        "from caption_jax.runtime.process import end_at_once\n"
-        "atexit.register(print, 'taken apart')\n"
+        "from caption_jax.runtime.process import fast_exit\n"
+        "atexit.register(print, 'exit handler')\n"
         "sys.stdout.write('said')\n"
-        "end_at_once(__file__, 3)\n"
+        "fast_exit(__file__, 3)\n"
     )
     (tmp_path / "program.py").write_text(program)
     done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (3, "said")
     within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
-    assert within.stdout.split() == ["saidgoes", "on", "taken", "apart"]
+    assert within.stdout.split() == ["saidgoes", "on", "exit", "handler"]
