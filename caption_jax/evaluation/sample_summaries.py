@@ -59,7 +59,7 @@ class SampleSummaries:
             words, attention = attention_per_word(self._vocabulary, decoded.tokens[i], decoded.attention[i])
             if words:
                 summaries[f"attention_{i}"] = attention_overlay(self._images[i], words, attention)
-        monitor.pictures(step, summaries)
+        monitor.images(step, summaries)
 
 
 def _load_readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:

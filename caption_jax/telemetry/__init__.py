@@ -1,1 +1,1 @@
-"""What a run reports while it trains: logs, metrics files, TensorBoard, progress, profiles."""
+"""Reporting during training: logs, metrics files, TensorBoard, progress and profiles."""

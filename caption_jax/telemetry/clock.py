@@ -11,11 +11,11 @@ _SMOOTHING = 0.3
 
 
 class Clock:
-    """Measures training in laps: from one call of `tick` to the next, each made where a step's loss has been fetched.
+    """Measures training in laps: from one call of `tick` to the next, each after fetching the loss of a step.
 
-    JAX returns from a step before the device has finished it, so only the time between two fetched losses tells how
-    long steps take. Evaluations and checkpoints run inside `with clock.paused():`; they count towards the wall time and
-    the ETA, not towards the throughput. All times are in seconds.
+    JAX dispatches steps asynchronously, so step times can only be measured between two fetched losses. Evaluations and
+    checkpoints run inside `with clock.paused():`; they count towards the wall time and the ETA, but not towards the
+    throughput. All times are in seconds.
 
         clock = Clock(total_steps=1000, images_per_step=32, devices=jax.device_count())
         clock.start(0)
@@ -31,19 +31,19 @@ class Clock:
     def __init__(
         self, total_steps: int, images_per_step: int, devices: int = 1, *, now: Callable[[], float] = time.monotonic
     ) -> None:
-        """Starts a clock at step 0.
+        """Starts the clock at step 0.
 
         Args:
             total_steps: the step at which the run ends.
             images_per_step: global batch size, over all devices and processes.
             devices: number of devices over all processes.
-            now: returns a monotonic time in seconds.
+            now: function that returns a monotonic time in seconds.
 
         Raises:
             ValueError: `images_per_step` or `devices` is not positive.
         """
         if images_per_step < 1 or devices < 1:
-            raise ValueError(f"images_per_step and devices must be positive, not {images_per_step} and {devices}")
+            raise ValueError(f"images_per_step and devices must be positive, got {images_per_step} and {devices}")
         self.total_steps = total_steps
         self.images_per_step = images_per_step
         self.devices = devices
@@ -64,7 +64,7 @@ class Clock:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Time inside counts as waiting for input."""
+        """Counts the time inside the context as waiting for input."""
         start = self._now()
         try:
             yield
@@ -73,7 +73,10 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is evaluation or checkpointing. Fetch the loss first, or pending steps count here."""
+        """Excludes the time inside the context, such as an evaluation or a checkpoint, from the throughput.
+
+        Fetch the loss first; otherwise the time of pending steps is excluded, too.
+        """
         start = self._now()
         try:
             yield
@@ -87,8 +90,8 @@ class Clock:
 
         Returns:
             `images_per_second`, `images_per_second_per_device`, `input_wait` (fraction of the lap's time spent waiting
-            for input), `eta_seconds` and `wall_seconds`; {} when no step was made or no time has passed since the last
-            tick.
+            for input), `eta_seconds` and `wall_seconds`; {} if no step was completed or no time has passed since the
+            last tick.
         """
         now = self._now()
         running = now - self._lap_started - self._lap_paused
@@ -126,7 +129,7 @@ class Clock:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds that the run has taken, in this process and in those before it was resumed."""
+        """Wall time of the run in seconds, including earlier processes of a resumed run."""
         return self._earlier_wall + self._now() - self._created
 
     def dump(self) -> dict[str, float]:
@@ -134,7 +137,7 @@ class Clock:
         return {"wall_seconds": self.wall_seconds}
 
     def load(self, saved: dict[str, float]) -> None:
-        """Restores what `dump` returned in an earlier process: its wall time is added to this one's."""
+        """Adds the wall time that `dump` returned in an earlier process of the run."""
         self._earlier_wall = float(saved["wall_seconds"])
 
 

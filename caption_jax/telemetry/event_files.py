@@ -13,18 +13,18 @@ from etils import epath
 from input_pipeline.extras import optional_packages
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
-_MOST_PENDING = 1000  # writes; beyond that, the caller waits
+_MAX_PENDING = 1000  # writes; beyond that, the caller waits
 
 
 class EventFiles:
     """Asynchronous writer of event files.
 
     The first write starts the thread, which imports TensorFlow. That takes seconds, during which the caller continues.
-    Events are written in order. An error of a write is raised by a later method call.
+    Events are written in order. If a write fails, a later method call raises its error.
 
     Args:
         folder: folder of the event files, local or on a bucket.
-        open_writer: returns the `clu.metric_writers.MetricWriter` for the folder; called in the thread.
+        open_writer: returns the `clu.metric_writers.MetricWriter` for the folder; called in the background thread.
     """
 
     def __init__(self, folder: epath.PathLike, open_writer: Callable[[str], Any] | None = None) -> None:
@@ -35,19 +35,19 @@ class EventFiles:
         self._writer: Any = None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes numbers under their names."""
+        """Writes scalars by name."""
         self._submit("write_scalars", step, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images under their names, each uint8 [height, width, 3]."""
+        """Writes images by name, each uint8 [height, width, 3]."""
         self._submit("write_images", step, images)
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Writes Markdown texts under their names."""
+        """Writes Markdown texts by name."""
         self._submit("write_texts", step, texts)
 
     def close(self) -> None:
-        """Waits for all pending writes and closes the files. Idempotent; opens nothing if nothing was written."""
+        """Waits for all pending writes and closes the files. Idempotent; creates no file if nothing was written."""
         if self._thread is None:
             return
         thread, self._thread = self._thread, None
@@ -56,7 +56,7 @@ class EventFiles:
         self._collect(down_to=0)
 
     def _submit(self, method: str, step: int, values: Mapping[str, Any]) -> None:
-        self._collect(down_to=_MOST_PENDING)
+        self._collect(down_to=_MAX_PENDING)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="event-files")
         self._pending.append(self._thread.submit(self._write, method, step, dict(values)))

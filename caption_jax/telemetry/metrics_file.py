@@ -1,8 +1,8 @@
-"""`metrics.jsonl`: every number that a run has logged, one line per step and split.
+"""`metrics.jsonl`: all scalars logged by a run, one line per step and split.
 
     {"step": 50, "split": "train", "values": {"loss": 4.21, "token_accuracy": 0.31}}
 
-A number that is not finite is written as null.
+Non-finite values are written as null.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from input_pipeline.files import write_atomically
 
 @dataclass(frozen=True)
 class Row:
-    """Values measured on one split at one step."""
+    """Metrics of one split at one step."""
 
     step: int
     split: str
     values: Mapping[str, float]
 
     def to_line(self) -> str:
-        """The row as a line of JSON, newline included."""
+        """Returns the row as a line of JSON, including the newline."""
         values = {name: value if math.isfinite(value) else None for name, value in self.values.items()}
         row = {"step": self.step, "split": self.split, "values": values}
         return json.dumps(row, allow_nan=False) + "\n"
 
 
 class MetricsFile:
-    """Appends rows; a run that resumes from a step first drops the rows after it."""
+    """Appends rows to a file. A resumed run first drops the rows of steps that it will repeat."""
 
     def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
         """Opens the file of a run that resumes from `start_step` (0 for a new run), and drops rows of later steps."""
@@ -55,11 +55,11 @@ class MetricsFile:
 
 
 def read_metrics(path: epath.PathLike) -> list[Row]:
-    """Reads all rows, in the order written. A last line that a killed process left incomplete is ignored.
+    """Reads all rows, in the order written. An incomplete last line, left by a killed process, is ignored.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        WorkdirError: a line is not a row; the message names it.
+        FileNotFoundError: the file does not exist.
+        WorkdirError: a line is not a valid row; the message contains its number.
     """
     lines = epath.Path(path).read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
@@ -68,7 +68,7 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
 
 
 def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "points 2"]]:
-    """Finite values of one metric: split -> (step, value) points in order of step; splits without any are omitted."""
+    """Finite values of one metric, by split, as (step, value) points sorted by step. Splits without any are omitted."""
     points: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if math.isfinite(row.values.get(name, math.nan)):
@@ -77,9 +77,9 @@ def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "point
 
 
 def smoothed(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Centred moving average over a fortieth of the points; the window shrinks at both ends instead of being padded."""
-    reach = len(values) // 80
-    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
+    """Centred moving average over 1/40 of the points. At both ends the window is truncated instead of padded."""
+    radius = len(values) // 80
+    return np.array([values[max(0, i - radius) : i + radius + 1].mean() for i in range(len(values))])
 
 
 def _parse(path: epath.PathLike, number: int, line: str) -> Row:
@@ -88,4 +88,4 @@ def _parse(path: epath.PathLike, number: int, line: str) -> Row:
         values = {str(k): math.nan if v is None else float(v) for k, v in row["values"].items()}
         return Row(int(row["step"]), str(row["split"]), values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WorkdirError(f"{path}, line {number} is no row of metrics ({error}); mend or delete that line") from error
+        raise WorkdirError(f"{path}, line {number}: invalid row of metrics ({error}); fix or delete it") from error

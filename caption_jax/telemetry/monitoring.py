@@ -1,4 +1,4 @@
-"""What a run reports while it trains: TensorBoard, the log, `metrics.jsonl`, and progress on a terminal."""
+"""Reporting during training: TensorBoard, the log, `metrics.jsonl`, and progress on a terminal."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from caption_jax.telemetry.progress import ProgressLine, describe_progress
 
 
 class Monitor:
-    """Records a run's scalars, pictures and texts under its workdir, from the main process only.
+    """Writes a run's scalars, images and texts to its workdir, in the main process only.
 
-    Event files go to `<workdir>/tensorboard`, written by a background thread; scalars also go to
-    `<workdir>/metrics.jsonl` and the log. On a terminal the progress line replaces the log messages of training
-    scalars.
+    Everything is written to event files in `<workdir>/tensorboard`, and scalars also to `<workdir>/metrics.jsonl` and
+    the log. On a terminal, the progress line replaces the log messages of training scalars.
 
-    Event files are opened at the first write, in their own thread: no training step waits for the import of TensorFlow.
+    A background thread opens the event files at the first write, so no training step waits for the import of
+    TensorFlow.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class Monitor:
 
         Args:
             workdir: folder of the run, local or on a bucket.
-            config: shown as text in TensorBoard when the run is new.
-            is_main_process: False makes every method do nothing.
+            config: config of the run, written to TensorBoard as text if the run is new.
+            is_main_process: whether to write anything; if False, all methods do nothing.
             total_steps: the step at which the run ends.
             start_step: the step from which the run resumes; later rows of `metrics.jsonl` are dropped.
-            stream: where progress is shown; stderr by default.
+            stream: output stream of the progress line; stderr by default.
         """
         quiet_libraries()
         self._total_steps = total_steps
@@ -56,19 +56,19 @@ class Monitor:
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._events = EventFiles(workdir / "tensorboard")
-        self._texts: dict[str, str] = {}  # for step 0, until they are written
+        self._texts: dict[str, str] = {}  # of step 0, until they are written
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
             self._texts = {"config": f"```\n{json.dumps(dict(config), indent=2, default=str)}\n```"}
 
     def scalars(self, step: int, values: Mapping[str, Any], prefix: str) -> None:
-        """Records numbers under their names.
+        """Writes scalars by name.
 
         Args:
-            step: the training step that they belong to.
-            values: name -> a scalar of Python, NumPy or JAX.
-            prefix: the split that they were measured on, such as "train" or "val".
+            step: training step.
+            values: Python, NumPy or JAX scalars by name.
+            prefix: split on which they were measured, such as "train" or "val".
         """
         if not self._active:
             return
@@ -81,20 +81,20 @@ class Monitor:
             values = ", ".join(f"{name}={value:.6g}" for name, value in sorted(tagged.items()))
             logging.info("[%d] %s", step, values)
 
-    def pictures(self, step: int, pictures: Mapping[str, np.ndarray]) -> None:
-        """Records pictures under their names, each uint8 [height, width, 3]."""
+    def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes images by name, each uint8 [height, width, 3]."""
         if self._active:
             self._write_first_texts()
-            self._events.images(step, {name: np.asarray(picture) for name, picture in pictures.items()})
+            self._events.images(step, {name: np.asarray(image) for name, image in images.items()})
 
     def text(self, step: int, texts: Mapping[str, str]) -> None:
-        """Records Markdown texts under their names."""
+        """Writes Markdown texts by name."""
         if self._active:
             self._write_first_texts()
             self._events.texts(step, texts)
 
     def progress(self, step: int, loss: float, clock: Clock) -> None:
-        """Shows the run's progress: on a terminal in a line redrawn in place, elsewhere as a log message."""
+        """Shows the run's progress, on a terminal as a line redrawn in place, otherwise as a log message."""
         if not self._active:
             return
         text = describe_progress(step, self._total_steps, loss, clock)
@@ -104,7 +104,7 @@ class Monitor:
             self._line.draw(text)
 
     def close(self) -> None:
-        """Flushes everything and ends the progress line. Closing twice does nothing."""
+        """Flushes everything and ends the progress line. Idempotent."""
         if not self._active:
             return
         self._active = False
@@ -113,7 +113,7 @@ class Monitor:
         self._events.close()
 
     def _write_first_texts(self) -> None:
-        """Writes the texts of step 0 before anything else. A run without metrics has no event files."""
+        """Writes the texts of step 0 before the first other event, so a run that logs nothing has no event files."""
         if self._texts:
             self._events.texts(0, self._texts)
             self._texts = {}

@@ -1,4 +1,4 @@
-"""A run's progress for whoever watches it: one line, redrawn in place on a terminal."""
+"""Progress of a run as one line, redrawn in place on a terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.telemetry.clock import Clock, format_duration
 
 
 def describe_progress(step: int, total_steps: int, loss: float, clock: Clock) -> str:
-    """Returns for example "step 1200/3750 (32%)  loss 2.3451  412 images/s  input wait 3%  ETA 4:32"."""
+    """Formats the progress as "step 1200/3750 (32%)  loss 2.3451  412 images/s  input wait 3%  ETA 4:32"."""
     parts = [f"step {step}/{total_steps} ({100 * step // max(total_steps, 1)}%)", f"loss {loss:.4f}"]
     if clock.rates:
         parts.append(f"{clock.rates['images_per_second']:.3g} images/s")
@@ -23,9 +23,10 @@ def describe_progress(step: int, total_steps: int, loss: float, clock: Clock) ->
 
 
 class ProgressLine(standard_logging.Filter):
-    """A terminal line that is redrawn in place; log messages erase it first, and the next `draw` puts it below them.
+    """A terminal line that is redrawn in place.
 
-    It learns of log messages as a filter on the log's handlers, until it is closed.
+    Log messages erase it first, and the next `draw` prints it below them. For this, the class is a filter on the log
+    handlers until it is closed.
 
     Args:
         stream: the terminal.
@@ -40,13 +41,13 @@ class ProgressLine(standard_logging.Filter):
             handler.addFilter(self)
 
     def draw(self, text: str) -> None:
-        """Replaces the line by `text`, cut to the terminal's width."""
+        """Replaces the line with `text`, truncated to the width of the terminal."""
         width = shutil.get_terminal_size().columns - 1
         self._write(f"\r\x1b[K{text[:width]}")
         self._drawn = True
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        """Erases the line before a log message is written; lets every record through."""
+        """Erases the line before a log message is written. Accepts every record."""
         del record
         if self._drawn:
             self._write("\r\x1b[K")

@@ -10,10 +10,10 @@ from caption_jax.specs import ProfileSpec
 
 
 class Trace:
-    """Traces `config.train.profile.steps` steps after the first `start`, as many of them as the run makes.
+    """Traces `config.train.profile.steps` steps after the first `start` steps, or fewer if the run ends earlier.
 
     Args:
-        folder: directory that the trace is written to.
+        folder: output directory of the trace.
         profile: `config.train.profile`.
     """
 
@@ -22,17 +22,22 @@ class Trace:
         self._steps = range(profile.start, profile.start + profile.steps)
         self._running = False
 
-    def before_step(self, made: int, state: object) -> None:
-        """Starts or ends the trace if it is due, after `made` steps that led to `state`."""
-        if made in self._steps and not self._running:
+    def before_step(self, completed: int, state: object) -> None:
+        """Starts or stops the trace when due.
+
+        Args:
+            completed: number of completed steps.
+            state: training state after these steps.
+        """
+        if completed in self._steps and not self._running:
             jax.profiler.start_trace(self._folder)
             self._running = True
-        elif made not in self._steps and self._running:
+        elif completed not in self._steps and self._running:
             jax.block_until_ready(state)  # the last steps may still be running
             self.close()
 
     def close(self) -> None:
-        """Ends the trace if the run ends before it does."""
+        """Stops the trace if it is still running."""
         if self._running:
             self._running = False
             jax.profiler.stop_trace()

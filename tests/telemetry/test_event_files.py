@@ -88,7 +88,7 @@ def test_a_writer_that_cannot_be_opened_is_an_error_of_the_first_write():
 
 
 def test_a_slow_writer_holds_back_who_writes_too_much(monkeypatch):
-    monkeypatch.setattr("caption_jax.telemetry.event_files._MOST_PENDING", 2)
+    monkeypatch.setattr("caption_jax.telemetry.event_files._MAX_PENDING", 2)
     opening, recorder = threading.Event(), Recorder()
     events = EventFiles("folder", lambda folder: opening.wait(60) and recorder)
     threading.Timer(0.2, opening.set).start()

@@ -14,7 +14,7 @@ from caption_jax.telemetry.monitoring import Monitor
 def test_other_processes_write_nothing(tmp_path):
     monitor = Monitor(tmp_path, {"seed": 0}, is_main_process=False, total_steps=10)
     monitor.scalars(1, {"loss": 1.0}, "train")
-    monitor.pictures(1, {"a": np.zeros((2, 2, 3), np.uint8)})
+    monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
     monitor.progress(1, 1.0, Clock(10, 1))
     monitor.close()
     assert list(tmp_path.iterdir()) == []
@@ -29,7 +29,7 @@ def run_folder(tmp_path_factory):
     monitor.scalars(50, {"loss": np.float32(2.5)}, "train")
     monitor.progress(50, 2.5, Clock(100, 1))
     monitor.scalars(50, {"CIDEr-D": 0.25}, "val")
-    monitor.pictures(50, {"samples": np.full((4, 6, 3), 200, np.uint8)})
+    monitor.images(50, {"samples": np.full((4, 6, 3), 200, np.uint8)})
     monitor.close()
     monitor.close()  # again does nothing
     return folder, terminal
