@@ -1,4 +1,4 @@
-"""Optional packages, the extras of pyproject.toml that install them, and the error message for a missing one.
+"""Optional packages, the extras of pyproject.toml that install them, and errors for missing packages.
 
     with optional_packages("the HTML report"):
         import jinja2
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from input_pipeline.errors import MissingPackageError
 
-# Extra -> top-level modules that it installs and that this project imports.
+# Extra -> top-level modules that it installs, of those that this project imports.
 EXTRAS = {
     "train": ("grain", "tensorflow_datasets", "tensorflow", "tensorboard", "clu", "matplotlib", "jinja2"),
     "java": ("pycocoevalcap",),
@@ -30,7 +30,7 @@ EXTRAS = {
 # Imported by every training run between its first step and its report, for all data sources.
 TRAINING = ("grain", "clu", "tensorboard", "tensorflow", "matplotlib", "jinja2")
 
-_EXTRA_OF = {module: extra for extra, modules in EXTRAS.items() for module in modules}
+_EXTRA_BY_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 _BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
 
 
@@ -38,7 +38,7 @@ def is_installed(module: str) -> bool:
     """Whether a top-level module is installed. Does not import it."""
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # from an import hook
+    except ModuleNotFoundError:  # raised by an import hook
         return False
 
 
@@ -58,8 +58,8 @@ def require(purpose: str, *modules: str) -> None:
 
 
 def not_installed(*modules: str) -> str:
-    """End of the error message: the missing modules (names in `EXTRAS`) and the command that installs them."""
-    extras = ",".join(dict.fromkeys(_EXTRA_OF[module] for module in modules))
+    """Returns the end of the error message: the missing modules (of `EXTRAS`) and the command that installs them."""
+    extras = ",".join(dict.fromkeys(_EXTRA_BY_MODULE[module] for module in modules))
     return f"packages that are not installed ({', '.join(modules)}): pip install 'caption-jax[{extras}]'"
 
 
@@ -78,7 +78,7 @@ def optional_packages(purpose: str) -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         module = (error.name or "").partition(".")[0]
-        if module not in _EXTRA_OF or is_installed(module):
+        if module not in _EXTRA_BY_MODULE or is_installed(module):
             raise
         raise MissingPackageError(f"{purpose} needs {not_installed(module)}") from error
 

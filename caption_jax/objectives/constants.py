@@ -21,7 +21,7 @@ from caption_jax.specs.extensions import import_path
 from input_pipeline.files import write_atomically
 
 PyTree = Any
-_ABOUT = "about"  # entry of the file that describes the objective, in JSON
+_DESCRIPTION = "about"  # entry of the file that describes the objective, in JSON
 
 
 def prepare_constants(objectives: Mapping[str, Objective], experiment: Experiment) -> dict[str, PyTree]:
@@ -36,7 +36,7 @@ def prepare_constants(objectives: Mapping[str, Objective], experiment: Experimen
     constants, resuming = {}, has_checkpoint(experiment.workdir)
     for label, objective in objectives.items():
         stored = _read(_path(experiment.workdir, label)) if resuming else None
-        if stored is not None and stored[0] == _about(objective):
+        if stored is not None and stored[0] == _describe(objective):
             constants[label] = stored[1]
         elif prepared := objective.prepare(experiment.split("train"), experiment.description.vocabulary):
             constants[label] = {name: np.asarray(array) for name, array in flatten(prepared).items()}
@@ -48,7 +48,7 @@ def store_constants(objectives: Mapping[str, Objective], constants: Mapping[str,
     for label, tree in constants.items():
         path = _path(workdir, label)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, _npz(_about(objectives[label]), flatten(tree)))
+        write_atomically(path, _npz(_describe(objectives[label]), flatten(tree)))
 
 
 def stored_constants(objectives: Mapping[str, Objective], workdir: epath.Path) -> dict[str, PyTree]:
@@ -83,16 +83,17 @@ def _path(workdir: epath.Path, label: str) -> epath.Path:
     return workdir / "objectives" / f"{label}.npz"
 
 
-def _about(objective: Objective) -> dict[str, Any]:
+def _describe(objective: Objective) -> dict[str, Any]:
     """Returns the class and fields of an objective, except its weight, which does not affect the constants."""
     fields = {field.name: getattr(objective, field.name) for field in dataclasses.fields(objective)}
     fields.pop("weight")
     return json.loads(json.dumps({"name": import_path(type(objective)), **fields}, default=repr))
 
 
-def _npz(about: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
+def _npz(description: dict[str, Any], arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **{_ABOUT: np.array(json.dumps(about))}, **{f"array/{name}": a for name, a in arrays.items()})
+    entries = {f"array/{name}": array for name, array in arrays.items()}
+    np.savez(buffer, **{_DESCRIPTION: np.array(json.dumps(description))}, **entries)
     return buffer.getvalue()
 
 
@@ -100,8 +101,8 @@ def _read(path: epath.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]] | No
     if not path.exists():
         return None
     with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        arrays = {name.removeprefix("array/"): file[name] for name in file.files if name != _ABOUT}
-        return json.loads(str(file[_ABOUT])), arrays
+        arrays = {name.removeprefix("array/"): file[name] for name in file.files if name != _DESCRIPTION}
+        return json.loads(str(file[_DESCRIPTION])), arrays
 
 
 def _fingerprint(arrays: Mapping[str, np.ndarray]) -> str:

@@ -217,16 +217,16 @@ def _cost(planned: Planned, images: int, program: Program) -> Cost:
 
 
 def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[str, Any]]:
-    """Collectives of one kind over the same axis, together; largest first.
+    """Collectives grouped by kind and mesh axis, largest first.
 
-    Arrays with a row for each image of the whole batch stand apart as gathered: the compiler also writes a gather as a
-    sum of arrays that are 0 but for each device's rows. (So do, by chance, weights with as many rows:
-    `rows_like_weights`.)
+    Arrays with one row per image of the global batch count as gathered, whatever the kind: the compiler also implements
+    a gather as a sum of arrays that are 0 except for each device's own rows. Weights with the same number of rows are
+    counted by mistake; see `rows_like_weights`.
     """
     groups: dict[tuple[str, str], list] = {}
     for collective in cost.collectives:
         groups.setdefault((collective.kind, collective.axis(mesh.shape)), []).append(collective)
-    found = [
+    grouped = [
         {
             "kind": kind,
             "axis": axis,
@@ -238,7 +238,7 @@ def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[st
         }
         for (kind, axis), members in groups.items()
     ]
-    return sorted(found, key=lambda group: -group["bytes"])
+    return sorted(grouped, key=lambda group: -group["bytes"])
 
 
 def _search(
