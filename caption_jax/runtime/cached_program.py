@@ -38,7 +38,7 @@ class CachedProgram:
     Without that folder (`jax_compilation_cache_dir`), this is plain `jax.jit`.
 
     Args:
-        function: a function whose arguments and result are pytrees of dictionaries, lists, tuples and None.
+        function: arguments and result must be pytrees of arrays in dictionaries, lists, tuples and None.
         name: prefix of the names of the cached files.
         cache_key: JSON-serialisable description of everything that determines what `function` computes, except its
             arguments and this project's sources.
@@ -67,7 +67,7 @@ class CachedProgram:
             return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
         except FileNotFoundError:
             pass
-        except Exception as error:  # a truncated or incompatible file can raise any type
+        except Exception as error:  # a truncated or incompatible file can raise any exception
             log.warning("cannot read %s, tracing the program again (%s)", file, error)
         exported = export.export(self._jitted)(*arguments)
         try:
