@@ -248,13 +248,8 @@ def test_a_whole_step_is_the_same_on_eight_devices():
         assert np.abs(flatten(params)[part] - np.asarray(start[part])).max() > 1e-4, part
 
 
-@pytest.mark.parametrize(
-    "part",
-    [
-        pytest.param("text_encoder/.*", marks=pytest.mark.slow),
-        r"text_encoder/roberta/(embeddings|encoder/layer/0/attention)/.*",
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["text_encoder/.*", r"text_encoder/roberta/(embeddings|encoder/layer/0/attention)/.*"])
 def test_rules_freeze_the_text_tower_as_a_whole_or_in_part(part):
     config = default_config()
     shrink(config)
