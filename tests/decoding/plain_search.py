@@ -1,4 +1,4 @@
-"""Beam search, penalties and constraints once more, over lists of Python numbers: the reference of the real ones."""
+"""Reference implementation of beam search, length penalties and constraints, over lists of Python numbers."""
 
 from __future__ import annotations
 
@@ -23,65 +23,65 @@ def gnmt(alpha: float) -> Callable[[int], float]:
 
 
 def forbid(test: Callable[[tuple[int, ...]], bool]) -> Rule:
-    """No caption whose beginning passes the test."""
-    return lambda said, scores: [-math.inf if test((*said, i)) else score for i, score in enumerate(scores)]
+    """Rejects tokens after which the hypothesis passes the test."""
+    return lambda tokens, scores: [-math.inf if test((*tokens, i)) else score for i, score in enumerate(scores)]
 
 
-def only_words() -> Rule:
-    return forbid(lambda said: said[-1] in (0, 1))
+def words_only() -> Rule:
+    return forbid(lambda tokens: tokens[-1] in (0, 1))
 
 
-def at_least(tokens: int) -> Rule:
-    return forbid(lambda said: said[-1] == EOS and len(said) + 1 < tokens)
+def min_length(length: int) -> Rule:
+    return forbid(lambda tokens: tokens[-1] == EOS and len(tokens) + 1 < length)
 
 
-def ends_by(tokens: int) -> Rule:
-    return forbid(lambda said: said[-1] != EOS and len(said) + 1 >= tokens)
+def max_length(length: int) -> Rule:
+    return forbid(lambda tokens: tokens[-1] != EOS and len(tokens) + 1 >= length)
 
 
-def without(phrases: Sequence[tuple[int, ...]]) -> Rule:
-    return forbid(lambda said: any(said[-len(phrase) :] == phrase for phrase in phrases))
+def banned_phrases(phrases: Sequence[tuple[int, ...]]) -> Rule:
+    return forbid(lambda tokens: any(tokens[-len(phrase) :] == phrase for phrase in phrases))
 
 
-def not_ending(endings: Sequence[tuple[int, ...]]) -> Rule:
-    def bad(said: tuple[int, ...]) -> bool:
-        if said[-1] != EOS and len(said) < LENGTH:
+def banned_endings(endings: Sequence[tuple[int, ...]]) -> Rule:
+    def is_banned(tokens: tuple[int, ...]) -> bool:
+        if tokens[-1] != EOS and len(tokens) < LENGTH:
             return False
-        words = said[:-1] if said[-1] == EOS else said
+        words = tokens[:-1] if tokens[-1] == EOS else tokens
         return any(len(words) >= len(ending) and words[-len(ending) :] == ending for ending in endings)
 
-    return forbid(bad)
+    return forbid(is_banned)
 
 
-def beginning(prefix: Sequence[int]) -> Rule:
-    return forbid(lambda said: any(a != b for a, b in zip(said, prefix, strict=False) if b >= 0))
+def required_prefix(prefix: Sequence[int]) -> Rule:
+    return forbid(lambda tokens: any(a != b for a, b in zip(tokens, prefix, strict=False) if b >= 0))
 
 
-def no_repeat(size: int) -> Rule:
-    def repeats(said: tuple[int, ...]) -> bool:
-        grams = [said[i : i + size] for i in range(len(said) - size + 1)]
+def no_repeat_ngram(size: int) -> Rule:
+    def repeats(tokens: tuple[int, ...]) -> bool:
+        grams = [tokens[i : i + size] for i in range(len(tokens) - size + 1)]
         return len(grams) != len(set(grams))
 
     return forbid(repeats)
 
 
 def no_immediate_repeats() -> Rule:
-    return forbid(lambda said: any(one == next_one for one, next_one in itertools.pairwise(said)))
+    return forbid(lambda tokens: any(a == b for a, b in itertools.pairwise(tokens)))
 
 
-def less_of_the_same(penalty: float) -> Rule:
-    return lambda said, scores: [s * penalty if i in said and s > -math.inf else s for i, s in enumerate(scores)]
+def repetition_penalty(penalty: float) -> Rule:
+    return lambda tokens, scores: [s * penalty if i in tokens and s > -math.inf else s for i, s in enumerate(scores)]
 
 
-def allowed(table: Table, said: tuple[int, ...], rules: Sequence[Rule]) -> list[float]:
-    scores = table[said].tolist()
+def constrained_scores(table: Table, tokens: tuple[int, ...], rules: Sequence[Rule]) -> list[float]:
+    scores = table[tokens].tolist()
     for rule in rules:
-        scores = rule(said, scores)
+        scores = rule(tokens, scores)
     return scores
 
 
 def score_of(table: Table, caption: tuple[int, ...], rules: Sequence[Rule]) -> float:
-    return sum(allowed(table, caption[:t], rules)[token] for t, token in enumerate(caption))
+    return sum(constrained_scores(table, caption[:t], rules)[token] for t, token in enumerate(caption))
 
 
 def log_prob_of(table: Table, caption: tuple[int, ...]) -> float:
@@ -89,38 +89,38 @@ def log_prob_of(table: Table, caption: tuple[int, ...]) -> float:
 
 
 class NearTieError(Exception):
-    """Two choices differ by less than float32 can tell."""
+    """Two scores are too close to be ordered in float32."""
 
 
-def plain_beam_search(table, rules, penalty, beams, keep, groups=1, diversity=0.0):
-    """Each group's best (score, caption), best first."""
+def plain_beam_search(table, rules, penalty, beams, candidates, groups=1, diversity=0.0):
+    """Returns the best (score, caption) pairs of all groups, best first."""
     width = beams // groups
     live = [[(0.0, ())] for _ in range(groups)]
-    ended = [[] for _ in range(groups)]
+    finished = [[] for _ in range(groups)]
     for step in range(LENGTH):
-        chosen = [0] * VOCABULARY
+        counts = [0] * VOCABULARY
         for group in range(groups):
             options = [
-                (score + s - diversity * chosen[token], (*said, token))
-                for score, said in live[group]
-                for token, s in enumerate(allowed(table, said, rules))
+                (score + s - diversity * counts[token], (*tokens, token))
+                for score, tokens in live[group]
+                for token, s in enumerate(constrained_scores(table, tokens, rules))
                 if s > -math.inf
             ]
             options.sort(key=lambda option: -option[0])
             _no_near_tie(options, width)
-            going_on = [option for option in options if option[1][-1] != EOS]
-            _no_near_tie(going_on, width)
-            live[group] = going_on[:width]
-            ended[group] += [(s / penalty(step + 1), said) for s, said in options[:width] if said[-1] == EOS]
-            for _, said in live[group]:
-                chosen[said[-1]] += 1
-    found = []
+            unfinished = [option for option in options if option[1][-1] != EOS]
+            _no_near_tie(unfinished, width)
+            live[group] = unfinished[:width]
+            finished[group] += [(s / penalty(step + 1), tokens) for s, tokens in options[:width] if tokens[-1] == EOS]
+            for _, tokens in live[group]:
+                counts[tokens[-1]] += 1
+    results = []
     for group in range(groups):
-        options = ended[group] + [(s / penalty(LENGTH), said) for s, said in live[group]]
+        options = finished[group] + [(s / penalty(LENGTH), tokens) for s, tokens in live[group]]
         options.sort(key=lambda option: -option[0])
-        _no_near_tie(options, keep)
-        found += options[:keep]
-    return sorted(found, key=lambda option: -option[0])
+        _no_near_tie(options, candidates)
+        results += options[:candidates]
+    return sorted(results, key=lambda option: -option[0])
 
 
 def _no_near_tie(options, count: int) -> None:

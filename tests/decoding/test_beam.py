@@ -1,4 +1,4 @@
-"""Beam search against a plain reference, and against the list of all captions."""
+"""Beam search against a reference implementation and against exhaustive search."""
 
 from __future__ import annotations
 
@@ -16,28 +16,31 @@ from tiny_captioner import EOS, LENGTH, MODEL, PAD, all_captions, next_log_probs
 
 from caption_jax.decoding import LENGTH_PENALTIES, beam_search, constraints, greedy
 
-# What each rule is there and here. Values that a case draws are traced: one compiled program serves all cases.
+# Name -> (constraint, its reference). The values of a case are traced, so all cases share one compiled program.
 RULES = {
-    "words": (lambda v: constraints.banned_tokens([0, 1]), lambda v: plain.only_words()),
-    "at_least": (
+    "words": (lambda v: constraints.banned_tokens([0, 1]), lambda v: plain.words_only()),
+    "min_length": (
         lambda v: constraints.min_length(v["shortest"], eos_id=EOS),
-        lambda v: plain.at_least(v["shortest"]),
+        lambda v: plain.min_length(v["shortest"]),
     ),
-    "ends_by": (lambda v: constraints.max_length(v["longest"], eos_id=EOS), lambda v: plain.ends_by(v["longest"])),
-    "ends": (lambda v: constraints.max_length(eos_id=EOS), lambda v: plain.ends_by(LENGTH + 1)),
-    "no_repeat_1": (lambda v: constraints.no_repeat_ngram(1), lambda v: plain.no_repeat(1)),
-    "no_repeat_2": (lambda v: constraints.no_repeat_ngram(2), lambda v: plain.no_repeat(2)),
+    "max_length": (
+        lambda v: constraints.max_length(v["longest"], eos_id=EOS),
+        lambda v: plain.max_length(v["longest"]),
+    ),
+    "must_end": (lambda v: constraints.max_length(eos_id=EOS), lambda v: plain.max_length(LENGTH + 1)),
+    "no_repeat_1": (lambda v: constraints.no_repeat_ngram(1), lambda v: plain.no_repeat_ngram(1)),
+    "no_repeat_2": (lambda v: constraints.no_repeat_ngram(2), lambda v: plain.no_repeat_ngram(2)),
     "no_immediate_repeats": (lambda v: constraints.no_immediate_repeats(), lambda v: plain.no_immediate_repeats()),
     "penalty": (
         lambda v: constraints.repetition_penalty(v["penalty"]),
-        lambda v: plain.less_of_the_same(float(np.float32(v["penalty"]))),
+        lambda v: plain.repetition_penalty(float(np.float32(v["penalty"]))),
     ),
     "endings": (
         lambda v: constraints.banned_endings([[3], [4, 5]], eos_id=EOS),
-        lambda v: plain.not_ending([(3,), (4, 5)]),
+        lambda v: plain.banned_endings([(3,), (4, 5)]),
     ),
-    "phrases": (lambda v: constraints.banned_phrases([[5, 3], [4]]), lambda v: plain.without([(5, 3), (4,)])),
-    "prefix": (lambda v: constraints.required_prefix(v["prefix"]), lambda v: plain.beginning(v["prefix"])),
+    "phrases": (lambda v: constraints.banned_phrases([[5, 3], [4]]), lambda v: plain.banned_phrases([(5, 3), (4,)])),
+    "prefix": (lambda v: constraints.required_prefix(v["prefix"]), lambda v: plain.required_prefix(v["prefix"])),
 }
 VALUES = st.fixed_dictionaries(
     {
@@ -56,7 +59,7 @@ CASES = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 def compiled(rules: tuple[str, ...], **options):
     @jax.jit
     def run(variables, memory, values):
-        asked = [RULES[name][0](values) for name in ("words", *rules)]
+        rule_constraints = [RULES[name][0](values) for name in ("words", *rules)]
         if "groups" in options:
             return beam_search(
                 *(MODEL, variables, memory),
@@ -64,10 +67,16 @@ def compiled(rules: tuple[str, ...], **options):
                 max_length=LENGTH + 1,
                 alpha=values["alpha"],
                 diversity=values["diversity"],
-                constraints=asked,
+                constraints=rule_constraints,
             )
         return beam_search(
-            MODEL, variables, memory, **options, max_length=LENGTH + 1, alpha=values["alpha"], constraints=asked
+            MODEL,
+            variables,
+            memory,
+            **options,
+            max_length=LENGTH + 1,
+            alpha=values["alpha"],
+            constraints=rule_constraints,
         )
 
     return run
@@ -77,24 +86,24 @@ def search(rules, seed, values, **options):
     variables, memory = random_captioner(seed)
     traced = {name: jnp.asarray(value) for name, value in values.items()}
     decoded = jax.device_get(compiled(rules, **options)(variables, memory, traced))
-    asked = [RULES[name][1](values) for name in ("words", *rules)]
-    return decoded, next_log_probs(variables, memory), asked
+    reference_rules = [RULES[name][1](values) for name in ("words", *rules)]
+    return decoded, next_log_probs(variables, memory), reference_rules
 
 
 def assert_finds(decoded, image, expected, table):
-    """The expected (score, caption) pairs, best first; and nothing where there are no more."""
-    for place in range(decoded.all_tokens.shape[1]):
-        tokens, score = decoded.all_tokens[image, place].tolist(), decoded.all_scores[image, place]
-        if place >= len(expected):
+    """Checks the (score, caption) pairs, best first, and that the remaining candidates are empty."""
+    for rank in range(decoded.all_tokens.shape[1]):
+        tokens, score = decoded.all_tokens[image, rank].tolist(), decoded.all_scores[image, rank]
+        if rank >= len(expected):
             assert tokens == [PAD] * LENGTH and score == -np.inf
-            assert np.asarray(decoded.all_log_probs)[image, place] == -np.inf
+            assert np.asarray(decoded.all_log_probs)[image, rank] == -np.inf
             continue
-        assert tokens == padded(expected[place][1])
-        assert score == pytest.approx(expected[place][0], abs=1e-4)
-        log_prob = plain.log_prob_of(table, expected[place][1])
-        assert np.asarray(decoded.all_log_probs)[image, place] == pytest.approx(log_prob, abs=1e-4)
-        steps = [table[expected[place][1][:t]][token] for t, token in enumerate(expected[place][1])]
-        np.testing.assert_allclose(decoded.all_token_log_probs[image, place][: len(steps)], steps, atol=1e-4)
+        assert tokens == padded(expected[rank][1])
+        assert score == pytest.approx(expected[rank][0], abs=1e-4)
+        log_prob = plain.log_prob_of(table, expected[rank][1])
+        assert np.asarray(decoded.all_log_probs)[image, rank] == pytest.approx(log_prob, abs=1e-4)
+        steps = [table[expected[rank][1][:t]][token] for t, token in enumerate(expected[rank][1])]
+        np.testing.assert_allclose(decoded.all_token_log_probs[image, rank][: len(steps)], steps, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +111,10 @@ def assert_finds(decoded, image, expected, table):
     [
         pytest.param((), {"beams": 2, "length_penalty": "power"}, marks=pytest.mark.slow),
         ((), {"beams": 3, "length_penalty": "gnmt", "candidates": 3}),
-        (("at_least", "no_repeat_2"), {"beams": 3, "length_penalty": "power", "candidates": 2}),
+        (("min_length", "no_repeat_2"), {"beams": 3, "length_penalty": "power", "candidates": 2}),
         (("penalty", "endings"), {"beams": 2, "length_penalty": "gnmt"}),
-        (("prefix", "ends"), {"beams": 3, "length_penalty": "power"}),
-        (("phrases", "ends_by"), {"beams": 2, "length_penalty": "power", "candidates": 2}),
+        (("prefix", "must_end"), {"beams": 3, "length_penalty": "power"}),
+        (("phrases", "max_length"), {"beams": 2, "length_penalty": "power", "candidates": 2}),
         ((), {"beams": 4, "groups": 2, "length_penalty": "power", "candidates": 2}),
         (("no_immediate_repeats",), {"beams": 3, "length_penalty": "power", "candidates": 3}),
         (("no_repeat_1",), {"beams": 6, "groups": 3, "length_penalty": "gnmt", "candidates": 6}),
@@ -114,14 +123,16 @@ def assert_finds(decoded, image, expected, table):
 )
 @CASES
 @given(seed=st.integers(0, 10**6), values=VALUES)
-def test_equals_a_plain_search(rules, options, seed, values):
-    decoded, tables, asked = search(rules, seed, values, **options)
+def test_matches_the_reference_search(rules, options, seed, values):
+    decoded, tables, reference_rules = search(rules, seed, values, **options)
     penalty = getattr(plain, options["length_penalty"])(values["alpha"])
     groups = options.get("groups", 1)
-    keep, diversity = options.get("candidates", 1) // groups, values["diversity"] if groups > 1 else 0.0
+    candidates, diversity = options.get("candidates", 1) // groups, values["diversity"] if groups > 1 else 0.0
     for image, table in enumerate(tables):
         try:
-            expected = plain.plain_beam_search(table, asked, penalty, options["beams"], keep, groups, diversity)
+            expected = plain.plain_beam_search(
+                table, reference_rules, penalty, options["beams"], candidates, groups, diversity
+            )
         except plain.NearTieError:
             assume(False)
         scores = [score for score, _ in expected]
@@ -129,27 +140,28 @@ def test_equals_a_plain_search(rules, options, seed, values):
         assert_finds(decoded, image, expected, table)
 
 
-# With a beam for every beginning and ending there is, the search is exhaustive.
-EVERYTHING = 3 ** (LENGTH - 1) * 4
+# With this many beams the search is exhaustive.
+EXHAUSTIVE_BEAMS = 3 ** (LENGTH - 1) * 4
 
 
 @pytest.mark.parametrize(
     ("rules", "length_penalty"),
     [
         pytest.param((), "power", marks=pytest.mark.slow),
-        (("at_least", "penalty", "no_repeat_2", "endings"), "gnmt"),
+        (("min_length", "penalty", "no_repeat_2", "endings"), "gnmt"),
         pytest.param(("prefix", "phrases"), "gnmt", marks=pytest.mark.slow),
     ],
 )
 @CASES
 @given(seed=st.integers(0, 10**6), values=VALUES)
-def test_a_wide_beam_finds_the_best_of_all_captions(rules, length_penalty, seed, values):
-    options = {"beams": EVERYTHING, "candidates": 4, "length_penalty": length_penalty}
-    decoded, tables, asked = search(rules, seed, values, **options)
+def test_exhaustive_beam_finds_the_best_captions(rules, length_penalty, seed, values):
+    options = {"beams": EXHAUSTIVE_BEAMS, "candidates": 4, "length_penalty": length_penalty}
+    decoded, tables, reference_rules = search(rules, seed, values, **options)
     penalty = getattr(plain, length_penalty)(values["alpha"])
     for image, table in enumerate(tables):
         scored = [
-            (plain.score_of(table, caption, asked) / penalty(len(caption)), caption) for caption in all_captions()
+            (plain.score_of(table, caption, reference_rules) / penalty(len(caption)), caption)
+            for caption in all_captions()
         ]
         best = sorted((pair for pair in scored if pair[0] > -np.inf), key=lambda pair: -pair[0])[:5]
         assume(all(a[0] - b[0] > 2e-5 for a, b in itertools.pairwise(best)))
@@ -157,19 +169,19 @@ def test_a_wide_beam_finds_the_best_of_all_captions(rules, length_penalty, seed,
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_beam_of_one_is_greedy(seed):
+def test_a_single_beam_is_greedy(seed):
     variables, memory = random_captioner(seed)
-    rule = [constraints.banned_tokens([0, 1])]
-    one = beam_search(MODEL, variables, memory, max_length=5, beams=1, alpha=1.0, constraints=rule)
-    plainly = greedy(MODEL, variables, memory, max_length=5, constraints=rule)
-    np.testing.assert_array_equal(one.tokens, plainly.tokens)
-    np.testing.assert_array_equal(one.log_prob, plainly.log_prob)
-    lengths = (np.asarray(one.tokens) != PAD).sum(-1)
-    np.testing.assert_allclose(one.score, plainly.log_prob / lengths, atol=1e-6)
+    words_only = [constraints.banned_tokens([0, 1])]
+    single = beam_search(MODEL, variables, memory, max_length=5, beams=1, alpha=1.0, constraints=words_only)
+    expected = greedy(MODEL, variables, memory, max_length=5, constraints=words_only)
+    np.testing.assert_array_equal(single.tokens, expected.tokens)
+    np.testing.assert_array_equal(single.log_prob, expected.log_prob)
+    lengths = (np.asarray(single.tokens) != PAD).sum(-1)
+    np.testing.assert_allclose(single.score, expected.log_prob / lengths, atol=1e-6)
 
 
 def test_the_loop_stops_when_no_beam_can_win():
-    """Captions that are all but sure to end at once take one step, whatever the limit."""
+    """Captions that almost certainly end immediately take one step, regardless of the limit."""
     variables, memory = random_captioner(0)
     bias = variables["params"]["decoder"]["output_bias"]
     variables["params"]["decoder"]["output_bias"] = bias + 50 * np.eye(6, dtype=np.float32)[EOS]
@@ -196,12 +208,12 @@ def test_the_loop_stops_when_no_beam_can_win():
         ({"length_penalty": "wu"}, "power, gnmt"),
     ],
 )
-def test_settings_that_do_not_go_together_are_named(options, message):
+def test_invalid_settings_are_rejected(options, message):
     with pytest.raises(ValueError, match=message):
         beam_search(MODEL, *random_captioner(0), max_length=5, **options)
 
 
-def test_the_penalties_are_those_of_their_papers():
+def test_length_penalties_match_their_papers():
     lengths = jnp.array([1.0, 7.0])
     np.testing.assert_allclose(LENGTH_PENALTIES["power"](lengths, 0.5), [1, 7**0.5], rtol=1e-6)
     np.testing.assert_allclose(LENGTH_PENALTIES["gnmt"](lengths, 0.5), [1, 2**0.5], rtol=1e-6)

@@ -1,4 +1,4 @@
-"""`config.decode`: every key reaches its method, words become ids."""
+"""`config.decode`: every key reaches its decoding method, and words are converted to token ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NO_SPECIALS = [banned_tokens([0, 1])]
 
 
 class Letters:
-    """A vocabulary of three words, of which "be" is two tokens inside a sentence."""
+    """A vocabulary of three words, of which "be" is encoded as two tokens."""
 
     def encode(self, text, max_length):
         ids = [0]
@@ -28,7 +28,7 @@ class Letters:
 
 
 def compiled(config: dict, vocabulary=None):
-    """The method that a config names, as one program for many models."""
+    """Compiles the decoding method that the config selects, for use with many sets of variables."""
     spec = DecodeSpec(**config)
     return jax.jit(functools.partial(decode, MODEL, spec=spec, vocabulary=vocabulary))
 
@@ -36,24 +36,24 @@ def compiled(config: dict, vocabulary=None):
 def test_beam_settings_reach_the_search():
     variables, memory = random_captioner(6)
     options = {"beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
-    found = compiled({"method": "beam", **options})(variables, memory)
+    actual = compiled({"method": "beam", **options})(variables, memory)
     search = functools.partial(beam_search, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
     expected = jax.jit(search)(variables, memory)
-    np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
-    np.testing.assert_allclose(found.all_scores, expected.all_scores, atol=1e-6)
+    np.testing.assert_array_equal(actual.all_tokens, expected.all_tokens)
+    np.testing.assert_allclose(actual.all_scores, expected.all_scores, atol=1e-6)
 
 
-def test_sampling_settings_reach_the_draws():
+def test_sampling_settings_reach_the_sampler():
     variables, memory = random_captioner(6)
     options = {"draws": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
-    found = compiled({"method": "sample", "seed": 3, **options})(variables, memory)
-    draw = functools.partial(sample, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
-    expected = jax.jit(draw)(variables, memory, jax.random.key(3))
-    np.testing.assert_array_equal(found.all_tokens, expected.all_tokens)
+    actual = compiled({"method": "sample", "seed": 3, **options})(variables, memory)
+    sampler = functools.partial(sample, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
+    expected = jax.jit(sampler)(variables, memory, jax.random.key(3))
+    np.testing.assert_array_equal(actual.all_tokens, expected.all_tokens)
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_constraints_hold(method):
+def test_constraints_are_satisfied(method):
     config = {"method": method, "beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
     run = compiled(config, Letters())
     for seed in range(4):
@@ -62,28 +62,28 @@ def test_constraints_hold(method):
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
-def test_no_token_is_doubled(method):
+def test_immediate_repeats_are_forbidden(method):
     config = {"method": method, "draws": 8, "min_length": 5}
-    doubled = {"allow": 0, "forbid": 0}
-    for asked in doubled:
-        run = compiled({**config, "double_tokens": asked})
+    repeats = {"allow": 0, "forbid": 0}
+    for setting in repeats:
+        run = compiled({**config, "double_tokens": setting})
         for seed in range(4):
             tokens = np.asarray(run(*random_captioner(seed)).all_tokens)
-            doubled[asked] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
-    assert doubled["forbid"] == 0 < doubled["allow"]
+            repeats[setting] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
+    assert repeats["forbid"] == 0 < repeats["allow"]
 
 
-def test_words_are_banned_as_they_stand_inside_a_sentence():
-    asked = {"banned_words": ("be",), "banned_endings": ("a", "e b")}
-    assert len(constraints_from(DecodeSpec(**asked), Letters())) == 3
+def test_banned_words_are_encoded_as_inside_a_sentence():
+    settings = {"banned_words": ("be",), "banned_endings": ("a", "e b")}
+    assert len(constraints_from(DecodeSpec(**settings), Letters())) == 3
     variables, memory = random_captioner(0)
     config = {"method": "beam", "beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
-    free = compiled({**config, "banned_words": (), "banned_endings": ()})(variables, memory)
-    free = np.asarray(free.all_tokens)
-    bound = compiled(config, Letters())(variables, memory)
-    bound = bound.all_tokens.reshape(-1, 4).tolist()
-    assert not np.array_equal(free.reshape(-1, 4), bound)
-    for caption in bound:
+    unconstrained = compiled({**config, "banned_words": (), "banned_endings": ()})(variables, memory)
+    unconstrained = np.asarray(unconstrained.all_tokens)
+    constrained = compiled(config, Letters())(variables, memory)
+    constrained = constrained.all_tokens.reshape(-1, 4).tolist()
+    assert not np.array_equal(unconstrained.reshape(-1, 4), constrained)
+    for caption in constrained:
         words = [token for token in caption if token in (3, 4, 5)]
         assert [4, 5] not in [words[i : i + 2] for i in range(len(words))]
         assert words[-1:] != [3]
@@ -100,6 +100,6 @@ def test_words_are_banned_as_they_stand_inside_a_sentence():
         ({"banned_words": ("a",)}, "pass the vocabulary"),
     ],
 )
-def test_configs_that_cannot_work_are_named(config, message):
+def test_invalid_configs_are_rejected(config, message):
     with pytest.raises(ValueError, match=message):
         decode(MODEL, *random_captioner(0), build_spec(DecodeSpec, config, "decode"))

@@ -1,4 +1,4 @@
-"""Greedy decoding, ensembles, attention, and what no decoding method may depend on."""
+"""Greedy decoding, ensembles, attention, and the independence of every method from batch, padding and devices."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ WORDS_ONLY = [banned_tokens([BOS, PAD])]
 
 
 def naive_greedy(table) -> tuple[list[int], list[float]]:
-    """The likeliest token at a time, each from a whole pass over what is there."""
-    said, scores = (), []
-    while len(said) < LENGTH and said[-1:] != (EOS,):
-        log_probs = table[said].copy()
+    """Takes the most likely token at each step, with a full forward pass per step."""
+    tokens: tuple[int, ...] = ()
+    scores = []
+    while len(tokens) < LENGTH and tokens[-1:] != (EOS,):
+        log_probs = table[tokens].copy()
         log_probs[[BOS, PAD]] = -np.inf
-        said = (*said, int(log_probs.argmax()))
+        tokens = (*tokens, int(log_probs.argmax()))
         scores.append(log_probs.max())
-    return padded(said), scores + [0.0] * (LENGTH - len(scores))
+    return padded(tokens), scores + [0.0] * (LENGTH - len(scores))
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def run():
 
 
 @pytest.mark.parametrize("seed", [1, 3, 6, 9, 27, 37])
-def test_equals_a_naive_loop(run, seed):
+def test_matches_a_naive_loop(run, seed):
     variables, memory = random_captioner(seed, images=8)
     decoded = run(variables, memory)
     for image, table in enumerate(next_log_probs(variables, memory)):
@@ -44,13 +45,13 @@ def test_equals_a_naive_loop(run, seed):
 
 
 def test_captions_end_at_different_steps(run):
-    """Else the tests above would not try what happens to an ended row while others go on."""
+    """Ensures that the tests above cover rows that are finished while others are not."""
     variables, memory = random_captioner(27, images=8)
     lengths = (np.asarray(run(variables, memory).tokens) != PAD).sum(-1)
     assert len(set(lengths.tolist())) > 1
 
 
-def test_the_loop_stops_when_all_captions_have_ended():
+def test_the_loop_stops_when_all_captions_are_finished():
     variables, memory = random_captioner(0)
     variables["params"]["decoder"]["output_bias"][EOS] += 50
     steps = []
@@ -66,21 +67,21 @@ def test_the_loop_stops_when_all_captions_have_ended():
     assert max(steps) == 1
 
 
-def test_the_limit_counts_start_and_end():
+def test_the_limit_includes_start_and_end_tokens():
     variables, memory = random_captioner(0)
     variables["params"]["decoder"]["output_bias"][EOS] -= 50
     assert greedy(MODEL, variables, memory, max_length=4).tokens.shape == (2, 3)
     assert greedy(MODEL, variables, memory, max_length=99).tokens.shape == (2, LENGTH)
-    cut = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4}))
-    assert EOS not in np.asarray(cut.tokens) and PAD not in np.asarray(cut.tokens)
-    ended = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4, "at_limit": "end"}))
-    assert (np.asarray(ended.tokens)[:, -1] == EOS).all()
+    truncated = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4}))
+    assert EOS not in np.asarray(truncated.tokens) and PAD not in np.asarray(truncated.tokens)
+    finished = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4, "at_limit": "end"}))
+    assert (np.asarray(finished.tokens)[:, -1] == EOS).all()
 
 
-def test_constraints_that_allow_nothing_give_no_caption():
+def test_unsatisfiable_constraints_yield_an_empty_caption():
     variables, memory = random_captioner(0)
-    nothing = [min_length(9, eos_id=EOS), max_length(3, eos_id=EOS)]
-    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=nothing)
+    unsatisfiable = [min_length(9, eos_id=EOS), max_length(3, eos_id=EOS)]
+    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=unsatisfiable)
     assert (np.asarray(decoded.tokens) == PAD).all()
     assert np.isneginf(decoded.log_prob).all()
 
@@ -97,7 +98,7 @@ def test_constraints_that_allow_nothing_give_no_caption():
     scope="class",
 )
 class TestIndependence:
-    """Of the batch an image is in, of padding images and padded memory, of the devices."""
+    """Results do not depend on the batch, on padding images, on padded memory or on the devices."""
 
     @pytest.fixture(scope="class")
     def run(self, config):
@@ -111,12 +112,12 @@ class TestIndependence:
         variables, memory = random_captioner(12, images=8)
         ids = np.arange(8)
         together, backwards = run(variables, memory, ids), run(variables, memory[::-1], ids[::-1])
-        with_blanks = np.where((ids % 2)[:, None, None], 0, memory)
-        padded = run(variables, with_blanks, ids)
-        self.same(together, jax.tree.map(lambda x: x[::-1], backwards))
-        self.same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
+        with_padding = np.where((ids % 2)[:, None, None], 0, memory)
+        padded = run(variables, with_padding, ids)
+        self.assert_same(together, jax.tree.map(lambda x: x[::-1], backwards))
+        self.assert_same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
         alone = run(variables, memory[5:8], ids[5:8])
-        self.same(jax.tree.map(lambda x: x[5:8], together), alone)
+        self.assert_same(jax.tree.map(lambda x: x[5:8], together), alone)
 
     def test_padded_memory(self, run):
         variables, memory = random_captioner(12, images=8)
@@ -124,7 +125,7 @@ class TestIndependence:
         junk = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
         mask = np.broadcast_to(np.arange(memory.shape[1] + 4) < memory.shape[1], (8, memory.shape[1] + 4))
         padded = run(variables, np.concatenate([memory, junk], axis=1), ids, mask)
-        self.same(run(variables, memory, ids), padded)
+        self.assert_same(run(variables, memory, ids), padded)
 
     def test_devices(self, run):
         variables, memory = random_captioner(12, images=8)
@@ -135,9 +136,9 @@ class TestIndependence:
         variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
         spread = run(variables, jax.device_put(memory, rows), jax.device_put(ids, rows))
         assert len(spread.all_tokens.sharding.device_set) == 8
-        self.same(alone, spread)
+        self.assert_same(alone, spread)
 
-    def same(self, first, second):
+    def assert_same(self, first, second):
         np.testing.assert_array_equal(first.all_tokens, second.all_tokens)
         np.testing.assert_allclose(first.all_scores, second.all_scores, atol=1e-5)
         np.testing.assert_allclose(first.all_token_log_probs, second.all_token_log_probs, atol=1e-5)
@@ -149,12 +150,12 @@ def test_an_ensemble_averages_probabilities():
     models, weights, memories = (MODEL, MODEL), (first, second), (memory, other_memory)
     decoded = greedy(models, weights, memories, max_length=5, constraints=WORDS_ONLY)
     for image, (a, b) in enumerate(tables):
-        tokens, scores = naive_greedy({said: np.log((np.exp(a[said]) + np.exp(b[said])) / 2) for said in a})
+        tokens, scores = naive_greedy({tokens: np.log((np.exp(a[tokens]) + np.exp(b[tokens])) / 2) for tokens in a})
         assert decoded.tokens[image].tolist() == tokens
         np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
 
 
-def test_an_ensemble_of_one_model_twice_is_that_model():
+def test_an_ensemble_of_two_copies_equals_the_model():
     variables, memory = random_captioner(3)
     config = {"method": "beam", "beams": 3, "alpha": 1.0, "max_length": 5}
     alone = jax.jit(lambda v, m: decode(MODEL, v, m, DecodeSpec(**config)))(variables, memory)
@@ -163,7 +164,7 @@ def test_an_ensemble_of_one_model_twice_is_that_model():
     np.testing.assert_allclose(alone.score, twice.score, atol=1e-5)
 
 
-def test_ensembles_that_cannot_be_averaged_are_refused():
+def test_invalid_ensembles_are_rejected():
     variables, memory = random_captioner(3)
     with pytest.raises(ValueError, match="2 models needs as many"):
         greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
@@ -173,7 +174,7 @@ def test_ensembles_that_cannot_be_averaged_are_refused():
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
-def test_attention_is_where_the_model_looked(method):
+def test_attention_weights_are_returned(method):
     variables, memory = random_captioner(5)
     mask = jnp.array([[True, True, False], [True, True, True]])
     config = {"method": method, "beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}

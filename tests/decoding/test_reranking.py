@@ -1,4 +1,4 @@
-"""Candidates ranked by score and similarity: against NumPy, in decoding, and on several devices."""
+"""Reranking candidates by score and similarity: against NumPy, in decoding, and on several devices."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
-IMAGES, VOCABULARY, LENGTH, WIDTH, SLOTS = 8, 9, 6, 16, 3
-FULL_IDS = np.array([0, 1, 2, 3, 17, 6, 14, 11, 5], np.int32)  # of each token, in the text encoder's vocabulary
+IMAGES, VOCABULARY, LENGTH, WIDTH, MEMORY_LENGTH = 8, 9, 6, 16, 3
+FULL_IDS = np.array([0, 1, 2, 3, 17, 6, 14, 11, 5], np.int32)  # token ids in the vocabulary of the text encoder
 BEAM = {"method": "beam", "beams": 4, "alpha": 0.6, "max_length": LENGTH}
 
 
@@ -30,7 +30,7 @@ def text_ids(tokens):
 
 @functools.cache
 def captioner():
-    """A model with a text encoder, random variables, and features of images that it has never seen."""
+    """A model with a text encoder, random variables, and random image features."""
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
@@ -40,9 +40,9 @@ def captioner():
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), tokens)
     random = np.random.default_rng(0)
-    draw = lambda shape: (0.7 * random.normal(size=shape)).astype(np.float32)  # noqa: E731
-    variables = {"params": jax.tree.map(lambda leaf: draw(leaf.shape), shapes["params"])}
-    return model, variables, ImageFeatures(draw((IMAGES, SLOTS, WIDTH)), draw((IMAGES, WIDTH)))
+    normal = lambda shape: (0.7 * random.normal(size=shape)).astype(np.float32)  # noqa: E731
+    variables = {"params": jax.tree.map(lambda leaf: normal(leaf.shape), shapes["params"])}
+    return model, variables, ImageFeatures(normal((IMAGES, MEMORY_LENGTH, WIDTH)), normal((IMAGES, WIDTH)))
 
 
 def run(settings, **options) -> Decoded:
@@ -53,83 +53,83 @@ def run(settings, **options) -> Decoded:
 
 @functools.cache
 def all_candidates() -> Decoded:
-    """All beams, as beam search ranks them."""
+    """All beams, in the order of beam search."""
     return run({**BEAM, "candidates": 4}, return_attention=True)
 
 
 @functools.cache
-def ranked() -> Decoded:
-    """The two best of them, ranked by the image too."""
+def reranked() -> Decoded:
+    """The two best candidates after reranking."""
     return run({**BEAM, "candidates": 2, "rerank_weight": 8.0}, return_attention=True)
 
 
 def plain_similarities(tokens) -> np.ndarray:
-    """Cosines of candidates and their images, from RoBERTa's outputs on, in NumPy."""
+    """Cosines of candidates and their images, computed in NumPy from the outputs of RoBERTa."""
     model, variables, features = captioner()
     captions = FULL_IDS[np.pad(tokens.reshape(-1, tokens.shape[-1]), ((0, 0), (1, 0)))]
     hidden = jax.jit(lambda ids: model.apply(variables, ids, ids != 1, method="encode_texts").tokens)(captions)
-    dense, space = variables["params"]["text_encoder"]["dense"], variables["params"]["shared_space"]
-    found = np.zeros(tokens.shape[:2])
-    for row, (image, candidate) in enumerate(np.ndindex(*found.shape)):
+    dense, embedding = variables["params"]["text_encoder"]["dense"], variables["params"]["shared_space"]
+    similarities = np.zeros(tokens.shape[:2])
+    for row, (image, candidate) in enumerate(np.ndindex(*similarities.shape)):
         mean = np.asarray(hidden[row])[captions[row] != 1].mean(0) @ dense["kernel"] + dense["bias"]
-        text, seen = mean @ space["text"]["kernel"], features.vector[image] @ space["image"]["kernel"]
-        found[image, candidate] = text @ seen / np.linalg.norm(text) / np.linalg.norm(seen)
-    return found
+        text, pixels = mean @ embedding["text"]["kernel"], features.vector[image] @ embedding["image"]["kernel"]
+        similarities[image, candidate] = text @ pixels / np.linalg.norm(text) / np.linalg.norm(pixels)
+    return similarities
 
 
-def test_ranking_by_example_and_against_sorting():
+def test_reranking_matches_sorting():
     random = np.random.default_rng(1)
     scores, similarity = random.normal(size=(2, 5, 6)).astype(np.float32)
     scores[0, 2] = scores[1, :] = -np.inf
-    scores[2, 1], similarity[2, 1] = scores[2, 4], similarity[2, 4]  # of equals the earlier comes first
+    scores[2, 1], similarity[2, 1] = scores[2, 4], similarity[2, 4]  # a tie, which the earlier candidate wins
     tokens = np.arange(5 * 6 * 3).reshape(5, 6, 3)
-    found = rerank(Decoded(tokens, -np.ones((5, 6, 3)), scores), similarity, 1.5, 4)
+    actual = rerank(Decoded(tokens, -np.ones((5, 6, 3)), scores), similarity, 1.5, 4)
     for image in range(5):
-        total = [score + 1.5 * fit for score, fit in zip(scores[image], similarity[image], strict=True)]
+        total = [score + 1.5 * cosine for score, cosine in zip(scores[image], similarity[image], strict=True)]
         order = sorted(range(6), key=lambda c: (-total[c], c))[:4]
-        np.testing.assert_array_equal(found.all_tokens[image], tokens[image, order])
-        np.testing.assert_allclose(found.all_scores[image], np.array(total)[order], rtol=1e-6)
-    assert np.isneginf(found.all_log_probs[1]).all()
+        np.testing.assert_array_equal(actual.all_tokens[image], tokens[image, order])
+        np.testing.assert_allclose(actual.all_scores[image], np.array(total)[order], rtol=1e-6)
+    assert np.isneginf(actual.all_log_probs[1]).all()
 
 
-def test_beams_are_ranked_by_their_score_and_the_image():
+def test_beams_are_reranked_by_score_and_similarity():
     candidates = all_candidates()
-    fit = plain_similarities(candidates.all_tokens)
-    total = candidates.all_scores + 8.0 * fit
+    similarities = plain_similarities(candidates.all_tokens)
+    total = candidates.all_scores + 8.0 * similarities
     order = np.argsort(-total, axis=1)[:, :2]
-    found = ranked()
+    actual = reranked()
     rows = np.arange(IMAGES)[:, None]
-    np.testing.assert_array_equal(found.all_tokens, candidates.all_tokens[rows, order])
-    np.testing.assert_allclose(found.all_scores, total[rows, order], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(found.all_attention, candidates.all_attention[rows, order], atol=1e-6)
-    np.testing.assert_allclose(found.log_prob, candidates.all_log_probs[rows[:, 0], order[:, 0]], atol=1e-5)
-    assert 0 < (order[:, 0] > 0).sum() < IMAGES, "both have a say"
-    likest = rerank(candidates, fit, 1e6, 1).tokens
-    np.testing.assert_array_equal(likest, candidates.all_tokens[rows[:, 0], fit.argmax(1)])
-    np.testing.assert_array_equal(rerank(candidates, fit, 0.0, 4).all_tokens, candidates.all_tokens)
+    np.testing.assert_array_equal(actual.all_tokens, candidates.all_tokens[rows, order])
+    np.testing.assert_allclose(actual.all_scores, total[rows, order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual.all_attention, candidates.all_attention[rows, order], atol=1e-6)
+    np.testing.assert_allclose(actual.log_prob, candidates.all_log_probs[rows[:, 0], order[:, 0]], atol=1e-5)
+    assert 0 < (order[:, 0] > 0).sum() < IMAGES, "both terms must matter"
+    most_similar = rerank(candidates, similarities, 1e6, 1).tokens
+    np.testing.assert_array_equal(most_similar, candidates.all_tokens[rows[:, 0], similarities.argmax(1)])
+    np.testing.assert_array_equal(rerank(candidates, similarities, 0.0, 4).all_tokens, candidates.all_tokens)
 
 
-def test_draws_are_ranked_by_their_probability_and_the_image():
-    asked = {"method": "sample", "draws": 5, "max_length": LENGTH}
-    drawn, found = run(asked), run({**asked, "rerank_weight": 3.0})
-    total = np.asarray(drawn.all_log_probs) + 3.0 * plain_similarities(drawn.all_tokens)
+def test_samples_are_reranked_by_log_probability_and_similarity():
+    settings = {"method": "sample", "draws": 5, "max_length": LENGTH}
+    samples, actual = run(settings), run({**settings, "rerank_weight": 3.0})
+    total = np.asarray(samples.all_log_probs) + 3.0 * plain_similarities(samples.all_tokens)
     order = np.argsort(-total, axis=1)
-    np.testing.assert_array_equal(found.all_tokens, drawn.all_tokens[np.arange(IMAGES)[:, None], order])
+    np.testing.assert_array_equal(actual.all_tokens, samples.all_tokens[np.arange(IMAGES)[:, None], order])
 
 
-def test_eight_devices_rank_as_one_does():
+def test_reranking_on_eight_devices_matches_one():
     model, variables, features = captioner()
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     settings = {**BEAM, "candidates": 2, "rerank_weight": 8.0}
     decoder = jax.jit(
         lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=text_ids),
-        in_shardings=(whole, rows),
-        out_shardings=whole,
+        in_shardings=(replicated, rows),
+        out_shardings=replicated,
     )
-    spread, alone = decoder(variables, features), ranked()
-    np.testing.assert_array_equal(spread.tokens, alone.tokens)
-    np.testing.assert_allclose(spread.score, alone.score, atol=1e-5)
+    sharded, single = decoder(variables, features), reranked()
+    np.testing.assert_array_equal(sharded.tokens, single.tokens)
+    np.testing.assert_allclose(sharded.score, single.score, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -142,17 +142,17 @@ def test_eight_devices_rank_as_one_does():
         ({"method": "beam", "rerank_weight": -1.0}, "0 .* or more"),
     ],
 )
-def test_rankings_that_cannot_be_are_named(settings, message):
+def test_invalid_reranking_settings_are_rejected(settings, message):
     model, variables, features = captioner()
     with pytest.raises(ValueError, match=message):
         decode(model, variables, features, DecodeSpec(**{"rerank_weight": 1.0, **settings}), text_ids=text_ids)
 
 
-def test_a_model_without_a_shared_space_is_told_how_to_get_one():
-    asked = {"method": "beam", "rerank_weight": 1.0}
+def test_reranking_requires_a_joint_embedding():
+    settings = {"method": "beam", "rerank_weight": 1.0}
     variables, memory = random_captioner(0)
     for model, ids in ((MODEL, text_ids), (captioner()[0], None)):
         with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
-            decode(model, variables, memory, DecodeSpec(**asked), text_ids=ids)
+            decode(model, variables, memory, DecodeSpec(**settings), text_ids=ids)
     with pytest.raises(ValueError, match="for an ensemble set it to 0"):
-        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**asked), text_ids=text_ids)
+        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**settings), text_ids=text_ids)

@@ -1,4 +1,4 @@
-"""Sampling: what is drawn, and how often."""
+"""Sampling: distributions, seeds and filters."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ KEY = jax.random.key(0)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5])
-def test_draws_come_as_often_as_the_model_says(temperature):
+def test_samples_follow_the_distribution_of_the_model(temperature):
     variables, memory = random_captioner(0, images=1)
     (table,) = next_log_probs(variables, memory)
-    draws = sample(MODEL, variables, memory, KEY, max_length=3, draws=4000, temperature=temperature)
-    tokens = np.asarray(draws.all_tokens)[0]
+    samples = sample(MODEL, variables, memory, KEY, max_length=3, draws=4000, temperature=temperature)
+    tokens = np.asarray(samples.all_tokens)[0]
     expected = np.exp(table[()] / temperature)
     expected /= expected.sum()
-    share = np.bincount(tokens[:, 0], minlength=6) / 4000
-    np.testing.assert_allclose(share, expected, atol=4 * (0.25 / 4000) ** 0.5)
-    after = tokens[tokens[:, 0] == 3, 1]  # the second token, given the first
+    fraction = np.bincount(tokens[:, 0], minlength=6) / 4000
+    np.testing.assert_allclose(fraction, expected, atol=4 * (0.25 / 4000) ** 0.5)
+    after = tokens[tokens[:, 0] == 3, 1]  # second tokens after token 3
     expected = np.exp(table[(3,)] / temperature)
-    share = np.bincount(after, minlength=6) / len(after)
-    np.testing.assert_allclose(share, expected / expected.sum(), atol=4 * (0.25 / len(after)) ** 0.5)
+    fraction = np.bincount(after, minlength=6) / len(after)
+    np.testing.assert_allclose(fraction, expected / expected.sum(), atol=4 * (0.25 / len(after)) ** 0.5)
     scores = table[()][tokens[:, 0]]
-    np.testing.assert_allclose(draws.all_token_log_probs[0, :, 0], scores, atol=1e-5)  # the model's own
+    np.testing.assert_allclose(samples.all_token_log_probs[0, :, 0], scores, atol=1e-5)  # without the temperature
 
 
-def test_the_likeliest_of_one_is_greedy():
+def test_sampling_from_the_most_likely_token_is_greedy():
     variables, memory = random_captioner(1, images=4)
     best = greedy(MODEL, variables, memory, max_length=5).tokens
-    one = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_k=1)
-    narrow = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_p=0.01)
-    for drawn in (one, narrow):
-        np.testing.assert_array_equal(drawn.all_tokens, np.repeat(best[:, None], 3, axis=1))
+    top_1 = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_k=1)
+    small_nucleus = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_p=0.01)
+    for samples in (top_1, small_nucleus):
+        np.testing.assert_array_equal(samples.all_tokens, np.repeat(best[:, None], 3, axis=1))
 
 
-def test_draws_differ_and_are_repeated_by_the_same_key():
+def test_samples_differ_and_depend_on_the_key_only():
     variables, memory = random_captioner(1)
     words_only = [banned_tokens([0, PAD])]
     run = jax.jit(lambda key: sample(MODEL, variables, memory, key, max_length=5, draws=8, constraints=words_only))
@@ -58,14 +58,14 @@ def test_draws_differ_and_are_repeated_by_the_same_key():
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(-8, 8), min_size=7, max_size=7), st.floats(0.01, 0.999))
-def test_nucleus_is_the_fewest_tokens_that_have_the_mass(logits, mass):
+def test_nucleus_is_the_smallest_set_with_the_mass(logits, mass):
     logits = np.array([logits], np.float32) / 2
     kept = np.isfinite(np.asarray(_nucleus(logits[None], mass)))[0, 0]
     probs = np.exp(logits[0] - logits.max(), dtype=np.float64)
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")
     if np.abs(np.cumsum(probs[order]) - mass).min() < 1e-5:
-        return  # float32 cannot tell
+        return  # ambiguous in float32
     least = probs[order][np.searchsorted(np.cumsum(probs[order]), mass)]
     np.testing.assert_array_equal(kept, probs >= least - 1e-9)
 
@@ -73,7 +73,7 @@ def test_nucleus_is_the_fewest_tokens_that_have_the_mass(logits, mass):
 _nucleus = jax.jit(nucleus)
 
 
-def test_filters_by_example():
+def test_filter_examples():
     log_probs = jnp.log(jnp.array([[[0.5, 0.3, 0.2]]]))
     assert np.isfinite(nucleus(log_probs, 0.6)).tolist() == [[[True, True, False]]]
     assert np.isfinite(nucleus(log_probs, 1.0)).all() and np.isfinite(nucleus(log_probs, jnp.array(1.0))).all()

@@ -1,4 +1,4 @@
-"""A captioner of four words, so small that every caption it can say can be listed."""
+"""A captioner with three words, small enough to enumerate every caption."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caption_jax.models.image_encoder import ImageEncoder
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 WORDS = (3, 4, 5)
-VOCABULARY, LENGTH, WIDTH, SLOTS = 6, 4, 8, 3  # LENGTH: tokens after <s>
+VOCABULARY, LENGTH, WIDTH, MEMORY_LENGTH = 6, 4, 8, 3  # LENGTH: tokens after <s>
 
 MODEL = ImageCaptioningModel(
     image_encoder=ImageEncoder(EfficientNet("micro"), width=WIDTH),
@@ -26,16 +26,16 @@ MODEL = ImageCaptioningModel(
 
 @functools.cache
 def _shapes():
-    tokens, memory = jnp.zeros((1, 1, LENGTH), jnp.int32), jnp.zeros((1, SLOTS, WIDTH))
+    tokens, memory = jnp.zeros((1, 1, LENGTH), jnp.int32), jnp.zeros((1, MEMORY_LENGTH, WIDTH))
     return jax.eval_shape(functools.partial(MODEL.init, method="decode"), jax.random.key(0), tokens, memory)
 
 
 def random_captioner(seed: int, images: int = 2, spread: float = 0.7):
-    """Variables of `MODEL` and the memory of some images; distributions are neither flat nor settled."""
+    """Returns variables of `MODEL` and the memory of `images` images; distributions are neither uniform nor peaked."""
     generator = np.random.default_rng(seed)
-    draw = lambda shape: (spread * generator.normal(size=shape)).astype(np.float32)  # noqa: E731
-    variables = jax.tree.map(lambda leaf: draw(leaf.shape), _shapes())
-    return variables, draw((images, SLOTS, WIDTH))
+    normal = lambda shape: (spread * generator.normal(size=shape)).astype(np.float32)  # noqa: E731
+    variables = jax.tree.map(lambda leaf: normal(leaf.shape), _shapes())
+    return variables, normal((images, MEMORY_LENGTH, WIDTH))
 
 
 @jax.jit
@@ -44,20 +44,20 @@ def _teacher_forced(variables, memory, tokens):
 
 
 def next_log_probs(variables, memory) -> list[dict[tuple[int, ...], np.ndarray]]:
-    """For each image, log-probabilities of the next token after every beginning, from whole passes without a cache."""
-    beginnings = list(itertools.product(WORDS, repeat=LENGTH - 1))
-    tokens = np.array([[BOS, *words] for words in beginnings], np.int32)
+    """Returns the next-token log-probabilities after every prefix, per image, from forward passes without a cache."""
+    prefixes = list(itertools.product(WORDS, repeat=LENGTH - 1))
+    tokens = np.array([[BOS, *words] for words in prefixes], np.int32)
     tokens = np.broadcast_to(tokens, (len(memory), *tokens.shape))
     log_probs = np.asarray(_teacher_forced(variables, memory, tokens), np.float64)
-    return [{words[:t]: rows[i, t] for i, words in enumerate(beginnings) for t in range(LENGTH)} for rows in log_probs]
+    return [{words[:t]: rows[i, t] for i, words in enumerate(prefixes) for t in range(LENGTH)} for rows in log_probs]
 
 
 def all_captions() -> list[tuple[int, ...]]:
-    """Every caption there can be: ended by </s>, or cut at `LENGTH`."""
-    ended = [(*words, EOS) for n in range(LENGTH) for words in itertools.product(WORDS, repeat=n)]
-    return ended + list(itertools.product(WORDS, repeat=LENGTH))
+    """Returns every possible caption, ending in </s> or truncated at `LENGTH`."""
+    finished = [(*words, EOS) for n in range(LENGTH) for words in itertools.product(WORDS, repeat=n)]
+    return finished + list(itertools.product(WORDS, repeat=LENGTH))
 
 
 def padded(caption: tuple[int, ...]) -> list[int]:
-    """With pads up to `LENGTH`."""
+    """Returns the caption padded to `LENGTH`."""
     return [*caption, *[PAD] * (LENGTH - len(caption))]
