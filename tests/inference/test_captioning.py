@@ -1,4 +1,4 @@
-"""Whoever captions, a split's evaluation or a user with a file, captions alike."""
+"""Evaluation and `Captioner` produce the same captions."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
-LENGTH, SLOTS = 10, 2
+LENGTH, MAX_TEXTS = 10, 2
 TEXTS = [["a red box on the left", "on the right"], ["the left"]]
 
 
 def small_description() -> RunDescription:
-    """A model that takes context, whose text encoder knows more words than its decoder."""
+    """A model with context, whose text encoder has a larger vocabulary than its decoder."""
     config = small_run.get_config()
     config.data.context = "an index"
     config.dtype = "float32"
-    config.model.context.slots = SLOTS
+    config.model.context.slots = MAX_TEXTS
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     spec = RunSpec.from_config(config)
     tokenizer = Tokenizer.train(
         ["a red box on the left", "a green box on the right", "green trees, red trees"] * 2, 300
     )
-    known = {token for ids in tokenizer.encode_batch(["a red box on the left, the right"]) for token in ids}
-    vocabulary = Vocabulary(tokenizer, known)
+    token_ids = {token for ids in tokenizer.encode_batch(["a red box on the left, the right"]) for token in ids}
+    vocabulary = Vocabulary(tokenizer, token_ids)
     assert vocabulary.size < tokenizer.size
     sizes = roberta_sizes(spec.model.text_encoder, tokenizer.size, LENGTH, PAD)
     backbone = {"padding": "symmetric", "norm_epsilon": 1e-5}
@@ -47,7 +47,7 @@ def small_description() -> RunDescription:
 
 @pytest.fixture(scope="module")
 def run() -> tuple[RunDescription, Any, Mapping[str, Any]]:
-    """A description, its model, and random variables."""
+    """A run description, its model, and random variables."""
     description = small_description()
     model, random = description.model(), np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)
@@ -59,27 +59,27 @@ def run() -> tuple[RunDescription, Any, Mapping[str, Any]]:
 
 @pytest.fixture(scope="module")
 def batch(run) -> dict[str, np.ndarray]:
-    """A batch of the input pipeline: two images with context."""
+    """A batch as produced by the input pipeline: two images with context."""
     vocabulary = run[0].vocabulary
-    context = np.full((len(TEXTS), SLOTS, LENGTH), PAD, np.int32)
+    context = np.full((len(TEXTS), MAX_TEXTS, LENGTH), PAD, np.int32)
     for row, texts in zip(context, TEXTS, strict=True):
         row[: len(texts)] = vocabulary.encode_batch(texts, LENGTH)
     images = [small_run.picture("red"), small_run.picture("blue", "right")]
     return {"image": np.stack([run[0].preprocessing.load(image) for image in images]), "context": context}
 
 
-def test_a_captioner_captions_as_an_evaluation_does(run, batch):
+def test_captioner_matches_evaluation(run, batch):
     description, model, variables = run
     decode = dataclasses.replace(description.spec.decode, method="greedy")
     with small_run.quick_compilation():
         step = jax.jit(lambda variables, batch: caption_batch(model, variables, batch, description, decode)[1])
         expected = step(variables, batch)
-        found = Captioner(description, variables, decode, batch_size=2).caption(list(batch["image"]), TEXTS)
-    assert [caption.text for caption in found] == [description.vocabulary.decode(row) for row in expected.tokens]
-    np.testing.assert_allclose([caption.log_prob for caption in found], expected.log_prob, rtol=1e-5)
+        actual = Captioner(description, variables, decode, batch_size=2).caption(list(batch["image"]), TEXTS)
+    assert [caption.text for caption in actual] == [description.vocabulary.decode(row) for row in expected.tokens]
+    np.testing.assert_allclose([caption.log_prob for caption in actual], expected.log_prob, rtol=1e-5)
 
 
-def test_context_reaches_the_text_encoder_in_its_own_ids(run, batch):
+def test_context_is_converted_to_token_ids_of_the_text_encoder(run, batch):
     description, model, variables = run
     ids = description.vocabulary.to_full(batch["context"])
     assert not np.array_equal(ids, batch["context"])
@@ -87,10 +87,13 @@ def test_context_reaches_the_text_encoder_in_its_own_ids(run, batch):
     @jax.jit
     def encode(variables, batch, ids):
         images = batch["image"]
-        by_hand = [encode_for_decoding(model, variables, images, of, description) for of in (ids, batch["context"])]
-        return [features.memory for features in (encode_batch(model, variables, batch, description), *by_hand)]
+        features = [
+            encode_batch(model, variables, batch, description),
+            *(encode_for_decoding(model, variables, images, tokens, description) for tokens in (ids, batch["context"])),
+        ]
+        return [feature.memory for feature in features]
 
     with small_run.quick_compilation():
-        from_batch, in_its_ids, in_those_of_the_decoder = encode(variables, batch, ids)
-    np.testing.assert_allclose(from_batch, in_its_ids, rtol=0, atol=1e-6)
-    assert np.abs(from_batch - in_those_of_the_decoder).max() > 1e-3
+        from_batch, with_encoder_ids, with_decoder_ids = encode(variables, batch, ids)
+    np.testing.assert_allclose(from_batch, with_encoder_ids, rtol=0, atol=1e-6)
+    assert np.abs(from_batch - with_decoder_ids).max() > 1e-3
