@@ -1,4 +1,4 @@
-"""Single lines made of what captions hold, to compare tokenizers on; the same for the same seed."""
+"""Random caption-like lines for comparing tokenizers, deterministic per seed."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ _SOUP = "aabcdeinorstAEMS0125...,,''\"\"--()[]/!?:;&$%#@*+=_ <>`’‘“”–�
 
 
 def fuzz(count: int, captions: list[str], seed: int = 0) -> list[str]:
-    """`count` lines: half are captions with changes, four tenths fragments put together, a tenth random characters."""
+    """Returns `count` lines: 50 % modified captions, 40 % concatenated fragments, 10 % random characters."""
     rng = random.Random(seed)
     makers = [_changed_caption] * 5 + [_fragments] * 4 + [_soup]
     return [" ".join(rng.choice(makers)(rng, captions).splitlines()).strip() for _ in range(count)]
@@ -70,22 +70,22 @@ def fuzz(count: int, captions: list[str], seed: int = 0) -> list[str]:
 def _changed_caption(rng: random.Random, captions: list[str]) -> str:
     words = rng.choice(captions).split()
     for _ in range(rng.randint(1, 4)):
-        place = rng.randrange(len(words) + 1)
+        position = rng.randrange(len(words) + 1)
         kind = rng.random()
         if kind < 0.45:
-            words.insert(place, rng.choice(rng.choice(_POOLS)))
+            words.insert(position, rng.choice(rng.choice(_POOLS)))
         elif kind < 0.6:
-            words.insert(place, rng.choice((*_MARKS, *_EMOJI)))
+            words.insert(position, rng.choice((*_MARKS, *_EMOJI)))
         elif kind < 0.9 and words:
-            place = rng.randrange(len(words))
+            position = rng.randrange(len(words))
             mark = rng.choice(_MARKS)
-            word = words[place]
-            words[place] = rng.choice(
+            word = words[position]
+            words[position] = rng.choice(
                 (word + mark, mark + word, mark + word + mark, f'"{word}"', f"({word})", f"'{word}'", f"“{word}”")
             )
         elif words:
-            place = rng.randrange(len(words))
-            words[place] = rng.choice((words[place].upper(), words[place].title(), words[place] + "'s"))
+            position = rng.randrange(len(words))
+            words[position] = rng.choice((words[position].upper(), words[position].title(), words[position] + "'s"))
     return " ".join(words)
 
 

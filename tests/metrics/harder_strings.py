@@ -1,4 +1,4 @@
-"""Lines that captions rarely hold, a kind at a time, to find where two tokenizers differ; the same for a seed."""
+"""Random lines unlike captions, by kind, to locate differences between tokenizers; deterministic per seed."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ENTITY_PARTS = [
     "&#39;",
 ]
 
-# Kind: (first parts, other parts, least and most of the others).
+# Kind: (first parts, other parts, minimum and maximum number of other parts).
 _KINDS: dict[str, tuple[list[str], list[str], int, int]] = {
     "ASCII": ([""], [*_ASCII, *"   aeiouAst019"], 2, 20),
     "numbers": ([""], [*"012345678901234567890123456789.,:/-–+()$%#½¼ '\"xskmA    "], 2, 18),
@@ -50,10 +50,11 @@ KINDS = tuple(_KINDS)
 
 
 def harder(kind: str, count: int, seed: int = 0) -> list[str]:
-    """`count` random lines of a kind; for "apostrophes" they are letters with apostrophes among them, and so on."""
-    first, others, least, most = _KINDS[kind]
+    """Returns `count` random lines of a kind; "apostrophes" mixes letters and apostrophes, and so on."""
+    first, others, min_parts, max_parts = _KINDS[kind]
     rng = random.Random(f"{kind} {seed}")
     lines = (
-        rng.choice(first) + "".join(rng.choice(others) for _ in range(rng.randint(least, most))) for _ in range(count)
+        rng.choice(first) + "".join(rng.choice(others) for _ in range(rng.randint(min_parts, max_parts)))
+        for _ in range(count)
     )
     return [" ".join(line.splitlines()).strip() for line in lines]

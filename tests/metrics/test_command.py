@@ -1,4 +1,4 @@
-"""`python -m caption_jax.metrics`, run as users run it."""
+"""`python -m caption_jax.metrics`, run as a subprocess."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def files(tmp_path) -> dict[str, Path]:
                 {"image_id": image, "caption": text} for image, texts in REFERENCES.items() for text in texts
             ],
         },
-        "mine": [{"image_id": image, "caption": f"{texts[0]}!"} for image, texts in REFERENCES.items()],
-        "theirs": [{"image_id": image, "caption": "a dog with a"} for image in REFERENCES],
-        "named": [{"image_id": names[image], "caption": "a dog"} for image in REFERENCES],
-        "short": [{"image_id": 7, "caption": "a dog"}],
+        "first": [{"image_id": image, "caption": f"{texts[0]}!"} for image, texts in REFERENCES.items()],
+        "second": [{"image_id": image, "caption": "a dog with a"} for image in REFERENCES],
+        "by_file_name": [{"image_id": names[image], "caption": "a dog"} for image in REFERENCES],
+        "incomplete": [{"image_id": 7, "caption": "a dog"}],
     }
     for name, content in contents.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
@@ -45,12 +45,14 @@ def files(tmp_path) -> dict[str, Path]:
 
 
 def test_one_file(files, tmp_path):
-    done = run(files["mine"], files["annotations"], "--no-java", f"--json={tmp_path / 'report.json'}", "--samples=50")
-    assert done.returncode == 0, done.stderr
+    process = run(
+        files["first"], files["annotations"], "--no-java", f"--json={tmp_path / 'report.json'}", "--samples=50"
+    )
+    assert process.returncode == 0, process.stderr
     expected = score(REFERENCES, {image: texts[0] for image, texts in REFERENCES.items()})
     for name, value in expected.items():
-        assert any(line.split()[:2] == [name, f"{value:.4f}"] for line in done.stdout.splitlines()), name
-    assert "3 images" in done.stdout and "PTB" in done.stdout and "function_word_ending" in done.stdout
+        assert any(line.split()[:2] == [name, f"{value:.4f}"] for line in process.stdout.splitlines()), name
+    assert "3 images" in process.stdout and "PTB" in process.stdout and "function_word_ending" in process.stdout
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["results"][0]["metrics"]["CIDEr-D"]["value"] == pytest.approx(expected["CIDEr-D"])
     assert [row["image_id"] for row in report["results"][0]["images"]] == [7, 8, 9]
@@ -58,26 +60,26 @@ def test_one_file(files, tmp_path):
 
 
 def test_two_files_are_compared(files):
-    done = run(files["mine"], files["annotations"], files["theirs"], "--no-java", "--samples=50")
-    assert done.returncode == 0, done.stderr
-    comparison = done.stdout.split("theirs.json - ")[1]
+    process = run(files["first"], files["annotations"], files["second"], "--no-java", "--samples=50")
+    assert process.returncode == 0, process.stderr
+    comparison = process.stdout.split("second.json - ")[1]
     line = next(line for line in comparison.splitlines() if "CIDEr-D" in line)
     assert line.split()[1].startswith("-") and "p =" in line
 
 
-def test_results_that_name_files(files):
-    done = run(files["named"], files["annotations"], "--no-java", "--samples=10")
-    assert done.returncode == 0, done.stderr
+def test_results_keyed_by_file_name(files):
+    process = run(files["by_file_name"], files["annotations"], "--no-java", "--samples=10")
+    assert process.returncode == 0, process.stderr
 
 
-def test_a_wrong_image_set_ends_with_the_difference(files):
-    done = run(files["short"], files["annotations"], "--no-java")
-    assert done.returncode == 1 and done.stdout == ""
-    assert "short.json does not match" in done.stderr and "2 without a result: 8, 9" in done.stderr
-    missing = run(files["mine"], "nowhere.json", "--no-java")
+def test_an_image_set_mismatch_is_reported(files):
+    process = run(files["incomplete"], files["annotations"], "--no-java")
+    assert process.returncode == 1 and process.stdout == ""
+    assert "incomplete.json does not match" in process.stderr and "2 without a result: 8, 9" in process.stderr
+    missing = run(files["first"], "nowhere.json", "--no-java")
     assert missing.returncode == 1 and "nowhere.json" in missing.stderr and "Traceback" not in missing.stderr
 
 
 def test_help_shows_an_example():
-    done = run("--help")
-    assert done.returncode == 0 and "python -m caption_jax.metrics captions_val.json" in done.stdout
+    process = run("--help")
+    assert process.returncode == 0 and "python -m caption_jax.metrics captions_val.json" in process.stdout

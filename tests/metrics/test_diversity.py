@@ -7,8 +7,7 @@ from caption_jax.metrics import diversity
 
 def test_counts():
     captions = {1: "A dog runs.", 2: "a dog runs", 3: "a cat sits on a", 4: ""}
-    found = diversity(captions, training_captions=["A dog runs!", "two cats"])
-    assert found == {
+    assert diversity(captions, training_captions=["A dog runs!", "two cats"]) == {
         "distinct-1": 6 / 11,  # a dog runs cat sits on
         "distinct-2": 6 / 8,  # a dog, dog runs, a cat, cat sits, sits on, on a
         "vocabulary": 6.0,
@@ -19,11 +18,11 @@ def test_counts():
     }
 
 
-def test_without_training_captions_nothing_is_said_of_novelty():
+def test_novelty_requires_training_captions():
     assert "novel" not in diversity({1: "a dog"})
 
 
-def test_empty_captions_count_as_nothing():
+def test_empty_captions():
     assert diversity({1: "", 2: "."})["distinct-1"] == 0
     with pytest.raises(ValueError, match="no captions"):
         diversity({})

@@ -12,30 +12,30 @@ REFERENCES = {1: ["A dog runs on the grass.", "a brown dog runs"], 2: ["two cats
 HYPOTHESES = {1: "a dog is running", 2: "two cats sitting"}
 
 
-def test_without_java_both_are_named_absent(monkeypatch):
+def test_metrics_are_absent_without_java(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    found, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
-    assert found == {} and set(absent) == {"METEOR", "SPICE"}
+    scores, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
+    assert scores == {} and set(absent) == {"METEOR", "SPICE"}
     assert all("Java" in reason for reason in absent.values())
 
 
-def test_a_program_that_fails_is_named_absent(monkeypatch):
+def test_a_metric_is_absent_if_its_program_fails(monkeypatch):
     class Broken:
         def compute_score(self, references, results):
-            raise BrokenPipeError("the program ended")
+            raise BrokenPipeError("the program exited")
 
-    monkeypatch.setattr(java_metrics, "absent", lambda: {"SPICE": "not here"})
+    monkeypatch.setattr(java_metrics, "absent", lambda: {"SPICE": "not installed"})
     monkeypatch.setattr(java_metrics, "_scorer", lambda name: Broken())
-    found, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
-    assert found == {} and "the program ended" in absent["METEOR"] and absent["SPICE"] == "not here"
+    scores, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
+    assert scores == {} and "the program exited" in absent["METEOR"] and absent["SPICE"] == "not installed"
 
 
 @pytest.mark.java
 @pytest.mark.skipif("METEOR" in java_metrics.absent(), reason="needs Java and pycocoevalcap's METEOR")
-def test_meteor_runs_on_our_tokens_and_equals_pycocoevalcaps():
-    found, absent = java_metrics.java_scores({**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: ""})
-    assert "METEOR" not in absent and 0.1 < found["METEOR"] < 0.9
-    # The same number as pycocoevalcap comes to by itself, its own tokenizer (Java) included.
+def test_meteor_on_our_tokens_matches_pycocoevalcap():
+    scores, absent = java_metrics.java_scores({**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: ""})
+    assert "METEOR" not in absent and 0.1 < scores["METEOR"] < 0.9
+    # pycocoevalcap with its Java tokenizer computes the same score.
     references, hypotheses = {**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: "hats, a lot of"}
     tokenizer = PTBTokenizer()
     tokens = [
@@ -45,4 +45,4 @@ def test_meteor_runs_on_our_tokens_and_equals_pycocoevalcaps():
     expected = Meteor().compute_score(*tokens)[0]
     assert java_metrics.java_scores(references, hypotheses)[0]["METEOR"] == pytest.approx(expected, abs=1e-9)
     perfect, _ = java_metrics.java_scores(REFERENCES, {1: "a brown dog runs", 2: "Two cats sit on a mat!"})
-    assert perfect["METEOR"] > 0.9 > found["METEOR"]
+    assert perfect["METEOR"] > 0.9 > scores["METEOR"]

@@ -21,7 +21,7 @@ from caption_jax.metrics.scores import tokenize_pair
 
 
 def reference_scores(references, hypotheses) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """pycocoevalcap's scores over our tokens: of the corpus, and of each image."""
+    """Returns pycocoevalcap's scores on our tokens, for the corpus and per image."""
     gts, candidates = tokenize_pair(references, hypotheses)
     res = {image_id: [candidate] for image_id, candidate in candidates.items()}
     bleu, bleu_images = Bleu(4).compute_score(gts, res, verbose=0)
@@ -33,15 +33,15 @@ def reference_scores(references, hypotheses) -> tuple[dict[str, float], dict[str
 
 
 def assert_equal_to_reference(references, hypotheses) -> None:
-    found = score_images(references, hypotheses)
+    actual = score_images(references, hypotheses)
     corpus, images = reference_scores(references, hypotheses)
     for name, expected in corpus.items():
-        assert math.isclose(found.corpus()[name], expected, rel_tol=0, abs_tol=1e-9), name
-        np.testing.assert_allclose(found.values[name], images[name], rtol=0, atol=1e-9, err_msg=name)
+        assert math.isclose(actual.corpus()[name], expected, rel_tol=0, abs_tol=1e-9), name
+        np.testing.assert_allclose(actual.values[name], images[name], rtol=0, atol=1e-9, err_msg=name)
 
 
-def made_up(images: int, seed: int) -> tuple[dict, dict]:
-    """Scenes with one to six references; hypotheses near, far, empty, of one word, and sharing no n-gram."""
+def random_captions(images: int, seed: int) -> tuple[dict, dict]:
+    """Returns one to six references per image, and hypotheses that are similar, dissimilar, empty or a single word."""
     rng = random.Random(seed)
     words = ["a", "the", "dog", "cat", "man", "red", "runs", "on", "in", "grass", ".", ",", "two", "isn't"]
     references, hypotheses = {}, {}
@@ -68,14 +68,14 @@ def made_up(images: int, seed: int) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_made_up_captions(seed):
-    assert_equal_to_reference(*made_up(600, seed))
+def test_random_captions(seed):
+    assert_equal_to_reference(*random_captions(600, seed))
 
 
 @pytest.mark.slow
 def test_photographs(shared_data):
     captions = read_captions(shared_data)[:15000]
-    # Each photograph's first caption is judged against the other four; some against those of another.
+    # The first caption of each photograph is scored against the other four, a third of them against another's.
     references = {image: captions[5 * image + 1 : 5 * image + 5] for image in range(3000)}
     hypotheses = {image: captions[5 * (image if image % 3 else (image + 1) % 3000)] for image in range(3000)}
     assert_equal_to_reference(references, hypotheses)
@@ -92,7 +92,7 @@ def test_photographs(shared_data):
 def test_tiny_captions(pairs):
     references = {image: captions for image, (captions, _) in enumerate(pairs)}
     if not any(tokenize_all([caption])[0] for captions in references.values() for caption in captions):
-        return  # pycocoevalcap fails where no reference has a word; see the next test
+        return  # pycocoevalcap fails if no reference contains a word; see the next test
     assert_equal_to_reference(references, {image: hypothesis for image, (_, hypothesis) in enumerate(pairs)})
 
 
@@ -100,8 +100,8 @@ def test_references_without_a_word():
     assert score({1: ["."]}, {1: "a dog"})["CIDEr-D"] == 0
 
 
-def test_document_frequencies_of_the_references_are_the_default(tmp_path):
-    references, hypotheses = made_up(200, 3)
+def test_document_frequencies_default_to_the_references(tmp_path):
+    references, hypotheses = random_captions(200, 3)
     tokens, _ = tokenize_pair(references, hypotheses)
     frequencies = DocumentFrequencies.of(tokens.values())
     assert frequencies.images == 200
@@ -115,15 +115,15 @@ def test_document_frequencies_of_the_references_are_the_default(tmp_path):
 
 
 def test_document_frequencies_of_a_corpus_change_the_score():
-    references, hypotheses = made_up(50, 4)
-    corpus = DocumentFrequencies.of(tokenize_pair(*made_up(400, 5))[0].values())
+    references, hypotheses = random_captions(50, 4)
+    corpus = DocumentFrequencies.of(tokenize_pair(*random_captions(400, 5))[0].values())
     assert score(references, hypotheses, corpus)["CIDEr-D"] != pytest.approx(score(references, hypotheses)["CIDEr-D"])
-    # One image alone scores 0 against its own frequencies (every n-gram is in every image); a corpus mends that.
+    # A single image scores 0 with its own frequencies, because every n-gram is in every image. A corpus fixes that.
     assert score({1: ["a red dog"]}, {1: "a red dog"})["CIDEr-D"] == 0
     assert score({1: ["a red dog"]}, {1: "a red dog"}, corpus)["CIDEr-D"] > 5
 
 
-def test_damaged_document_frequencies_are_refused(tmp_path):
+def test_corrupt_document_frequencies_are_rejected(tmp_path):
     path = tmp_path / "frequencies.gz"
     DocumentFrequencies(3, {"a": 1, "a dog": 2}).save(path)
     path.write_bytes(path.read_bytes()[:-12])

@@ -18,11 +18,11 @@ needs_java = pytest.mark.skipif(find_jar() is None, reason="needs Java and pycoc
 
 
 def differences(lines: list[str], expected: list[str]) -> list[tuple[str, str, str]]:
-    found = tokenize_all(lines)
-    return [row for row in zip(lines, expected, found, strict=True) if row[1] != row[2]]
+    actual = tokenize_all(lines)
+    return [row for row in zip(lines, expected, actual, strict=True) if row[1] != row[2]]
 
 
-def test_it_equals_the_frozen_output_of_the_reference():
+def test_tokens_match_the_golden_file():
     pairs = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert len(pairs) > 1000
     assert not differences([line for line, _ in pairs], [tokens for _, tokens in pairs])
@@ -43,7 +43,7 @@ def test_examples(caption, tokens):
     assert tokenize(caption) == tokens
 
 
-def test_a_letter_before_the_end_of_a_line_depends_on_the_next_line():
+def test_a_letter_at_the_end_of_a_line_depends_on_the_next_line():
     assert tokenize("he has a plan b.") == "he has a plan b."
     assert tokenize_all(["he has a plan b.", "The dog", "no.", "5 dogs"]) == [
         "he has a plan b",
@@ -55,13 +55,13 @@ def test_a_letter_before_the_end_of_a_line_depends_on_the_next_line():
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="abcM s.,'’\"-()<>/&;:5½é😀@# \u00a0\t", max_size=24))
-def test_remembered_chunks_give_what_whole_lines_give(line):
+def test_cached_chunks_match_whole_lines(line):
     assert tokenize(line) == " ".join(token for token in split(line) if token not in PUNCTUATION)
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=30))
-def test_any_text_gives_tokens(text):
+def test_any_string_can_be_tokenized(text):
     tokens = tokenize(text)
     assert tokens == " ".join(tokens.split(" ")) and "\n" not in tokens
     assert not PUNCTUATION & set(tokens.split(" "))
@@ -69,7 +69,7 @@ def test_any_text_gives_tokens(text):
 
 @needs_java
 @pytest.mark.java
-def test_all_captions_equal_the_reference(shared_data):
+def test_all_captions_match_the_reference(shared_data):
     captions = read_captions(shared_data)
     assert len(captions) == 35400
     assert not differences(captions, reference_tokens(captions))
@@ -78,7 +78,7 @@ def test_all_captions_equal_the_reference(shared_data):
 @needs_java
 @pytest.mark.java
 @pytest.mark.parametrize("seed", [1, 2])
-def test_fuzz_equals_the_reference(shared_data, seed):
+def test_fuzzed_captions_match_the_reference(shared_data, seed):
     lines = fuzz(20_000, read_captions(shared_data), seed)
     different = differences(lines, reference_tokens(lines))
     assert len(different) <= len(lines) // 1000, different[:20]
@@ -87,7 +87,7 @@ def test_fuzz_equals_the_reference(shared_data, seed):
 @needs_java
 @pytest.mark.java
 @pytest.mark.parametrize("kind", KINDS)
-def test_harder_strings_nearly_equal_the_reference(kind):
+def test_harder_strings_nearly_match_the_reference(kind):
     lines = harder(kind, 15_000)
     different = differences(lines, reference_tokens(lines))
     print(f"{kind}: {len(different)} of {len(lines)} differ: {different[:12]}")  # for docs/metrics.md

@@ -29,12 +29,12 @@ KARPATHY = {
 }
 
 
-def written(path, content):
+def write_json(path, content):
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
-def test_results_are_read_as_written(tmp_path):
+def test_results_round_trip(tmp_path):
     captions = {3: "a café ☕", 1: "", "name.jpg": 'with "quotes"'}
     write_results(tmp_path / "captions.json", captions)
     assert json.loads((tmp_path / "captions.json").read_text())[0] == {"image_id": 3, "caption": "a café ☕"}
@@ -42,18 +42,18 @@ def test_results_are_read_as_written(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["captions.json"]
 
 
-def test_duplicates_are_refused_and_named(tmp_path):
+def test_duplicates_are_rejected(tmp_path):
     rows = [{"image_id": i // 2, "caption": "x"} for i in range(30)]
     with pytest.raises(ResultsError, match=r"r\.json: 15 images have more than one caption: 0, 1, .*, 9 and 5 more"):
-        read_results(written(tmp_path / "r.json", rows))
+        read_results(write_json(tmp_path / "r.json", rows))
 
 
 @pytest.mark.parametrize(
     "content", [{"a": 1}, [1], [{"image_id": 1}], [{"caption": "x"}], [{"image_id": None, "caption": "x"}]]
 )
-def test_other_forms_are_refused(tmp_path, content):
+def test_invalid_results_are_rejected(tmp_path, content):
     with pytest.raises(ResultsError, match=r"r\.json"):
-        read_results(written(tmp_path / "r.json", content))
+        read_results(write_json(tmp_path / "r.json", content))
     (tmp_path / "r.json").write_text('[{"image_id": 1, "caption"')
     with pytest.raises(ResultsError, match=r"r\.json, line 1: not valid JSON"):
         read_results(tmp_path / "r.json")
@@ -62,13 +62,13 @@ def test_other_forms_are_refused(tmp_path, content):
 
 
 def test_coco_annotations(tmp_path):
-    path = written(tmp_path / "a.json", COCO)
+    path = write_json(tmp_path / "a.json", COCO)
     assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     assert read_annotations(path, ids="file_name") == {"eight.jpg": ["a cat", "the cat"], "seven.jpg": ["a dog"]}
 
 
 def test_karpathy_annotations(tmp_path):
-    path = written(tmp_path / "a.json", KARPATHY)
+    path = write_json(tmp_path / "a.json", KARPATHY)
     assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     assert read_annotations(path, split="test", ids="file_name") == {"seven.jpg": ["a dog"]}
     with pytest.raises(ResultsError, match="no image with captions in split 'val'"):
@@ -76,9 +76,9 @@ def test_karpathy_annotations(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], {}, {"annotations": [{}]}, {"images": [{"id": 1}]}])
-def test_unknown_annotations_are_refused(tmp_path, content):
+def test_unknown_annotations_are_rejected(tmp_path, content):
     with pytest.raises(ResultsError, match=r"a\.json"):
-        read_annotations(written(tmp_path / "a.json", content))
+        read_annotations(write_json(tmp_path / "a.json", content))
 
 
 def test_csv_annotations(tmp_path):
@@ -96,7 +96,7 @@ def test_csv_annotations(tmp_path):
 
 
 TEXTS = {"a.jpg": ["a dog runs"], "b.jpg": ["a cat"]}
-FORMS = {
+FORMATS = {
     "columns.csv": "Image,Caption\na.jpg,a dog runs\nb.jpg,a cat\n",
     "semicolons.csv": "file_name;text\na.jpg;a dog runs\nb.jpg;a cat\n",
     "tabs.tsv": "image\tcaption\na.jpg\ta dog runs\nb.jpg\ta cat\n",
@@ -107,14 +107,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_references_and_results_come_in_the_forms_of_training(name, tmp_path):
-    (tmp_path / name).write_text(FORMS[name], encoding="utf-8")
+@pytest.mark.parametrize("name", FORMATS)
+def test_references_and_results_accept_the_formats_of_training_data(name, tmp_path):
+    (tmp_path / name).write_text(FORMATS[name], encoding="utf-8")
     assert read_annotations(tmp_path / name, ids="file_name") == TEXTS
     assert read_results(tmp_path / name) == {image: text for image, (text,) in TEXTS.items()}
 
 
-def test_splits_by_field_or_by_a_file_of_names(tmp_path):
+def test_splits_are_selected_by_field_or_by_a_list_of_names(tmp_path):
     path, names = tmp_path / "captions.csv", tmp_path / "dev.txt"
     path.write_text("image,caption,split\na.jpg,a dog,dev\nb.jpg,a cat,train\n")
     names.write_text("b.jpg\n")
@@ -122,19 +122,19 @@ def test_splits_by_field_or_by_a_file_of_names(tmp_path):
     assert read_annotations(path, split=str(names)) == {"b.jpg": ["a cat"]}
 
 
-def test_ids_suffice_for_scores(tmp_path):
+def test_file_names_are_optional(tmp_path):
     by_id = {"annotations": COCO["annotations"]}
-    assert read_annotations(written(tmp_path / "a.json", by_id)) == {8: ["a cat", "the cat"], 7: ["a dog"]}
+    assert read_annotations(write_json(tmp_path / "a.json", by_id)) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     without_coco_ids = {"images": [{"imgid": 3, "filename": "a.jpg", "sentences": [{"raw": "a dog"}]}]}
-    path = written(tmp_path / "k.json", without_coco_ids)
+    path = write_json(tmp_path / "k.json", without_coco_ids)
     assert read_annotations(path) == {3: ["a dog"]} and read_annotations(path, ids="file_name") == {"a.jpg": ["a dog"]}
 
 
-def test_the_order_of_coco_annotations_is_kept(tmp_path):  # the seeded intervals depend on it
-    assert list(read_annotations(written(tmp_path / "a.json", COCO))) == [8, 7]
+def test_the_order_of_coco_annotations_is_preserved(tmp_path):  # seeded intervals depend on it
+    assert list(read_annotations(write_json(tmp_path / "a.json", COCO))) == [8, 7]
 
 
-def test_what_cannot_be_read_is_not_left_out_of_a_score(tmp_path):
+def test_unreadable_entries_are_rejected(tmp_path):
     path = tmp_path / "captions.csv"
     path.write_text("image,caption\na.jpg,a dog, red\nb.jpg,a cat\n")
     message = r"captions\.csv: 1 entries cannot be used:\n.*line 2: expected 2 fields, got 3"
@@ -142,11 +142,11 @@ def test_what_cannot_be_read_is_not_left_out_of_a_score(tmp_path):
         read_annotations(path)
 
 
-def test_a_wrong_image_set_is_refused_with_the_difference():
+def test_an_image_set_mismatch_is_reported():
     check_image_set([1, 2], {2: "", 1: ""})
-    with pytest.raises(ImageSetError) as caught:
+    with pytest.raises(ImageSetError) as error:
         check_image_set(range(20), [*range(5), "5", 99])
-    message = str(caught.value)
+    message = str(error.value)
     assert "have 20 images, the results 7" in message
     assert "15 without a result: 5, 6, 7, 8, 9, 10, 11, 12, 13, 14 and 5 more" in message
     assert "2 without references: '5', 99" in message

@@ -10,20 +10,20 @@ def brute_force(similarity, image_of_text, at=(1, 5, 10)):
     images, texts = similarity.shape
     image_ranks, text_ranks = [], []
     for text in range(texts):
-        own = similarity[image_of_text[text], text]
-        image_ranks.append(1 + sum(similarity[i, text] >= own for i in range(images) if i != image_of_text[text]))
+        correct = similarity[image_of_text[text], text]
+        image_ranks.append(1 + sum(similarity[i, text] >= correct for i in range(images) if i != image_of_text[text]))
     for image in range(images):
         best = max(similarity[image, t] for t in range(texts) if image_of_text[t] == image)
         text_ranks.append(1 + sum(similarity[image, t] >= best for t in range(texts) if image_of_text[t] != image))
-    found = {}
+    scores = {}
     for name, ranks in (("image_to_text", text_ranks), ("text_to_image", image_ranks)):
-        found |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
-        found[f"{name}_median_rank"] = np.median(ranks)
-    return found
+        scores |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
+        scores[f"{name}_median_rank"] = np.median(ranks)
+    return scores
 
 
 @pytest.mark.parametrize("levels", [0, 5])
-def test_equals_brute_force(levels):
+def test_matches_brute_force(levels):
     rng = np.random.default_rng(levels)
     image_of_text = rng.permutation(np.repeat(np.arange(13), 3))
     similarity = rng.standard_normal((13, 39))
@@ -32,7 +32,7 @@ def test_equals_brute_force(levels):
     assert retrieval_scores(similarity, image_of_text) == pytest.approx(brute_force(similarity, image_of_text))
 
 
-def test_perfect_and_constant():
+def test_perfect_and_constant_similarity():
     image_of_text = np.repeat(np.arange(20), 2)
     perfect = retrieval_scores((image_of_text == np.arange(20)[:, None]).astype(float), image_of_text)
     assert perfect["image_to_text_R@1"] == perfect["text_to_image_R@1"] == 1
@@ -41,7 +41,7 @@ def test_perfect_and_constant():
     assert constant["text_to_image_R@10"] == 0 and constant["text_to_image_median_rank"] == 20
 
 
-def test_what_cannot_be_ranked_is_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ValueError, match="shapes are"):
         retrieval_scores(np.zeros((2, 3)), np.array([0, 1]))
     with pytest.raises(ValueError, match="1 images have no text, the first has index 1"):

@@ -15,27 +15,27 @@ REFERENCES = {
 }
 
 
-def test_a_perfect_result():
-    found = score(REFERENCES, {1: "a brown dog runs", 2: "two cats sit on a mat!", "three": "A man's hat"})
-    assert found["exact_match"] == 1
-    assert found["BLEU-4"] == pytest.approx(1, abs=1e-3)
-    assert found["ROUGE-L"] == pytest.approx(1)
-    assert found["CIDEr-D"] > 2
+def test_perfect_captions():
+    scores = score(REFERENCES, {1: "a brown dog runs", 2: "two cats sit on a mat!", "three": "A man's hat"})
+    assert scores["exact_match"] == 1
+    assert scores["BLEU-4"] == pytest.approx(1, abs=1e-3)
+    assert scores["ROUGE-L"] == pytest.approx(1)
+    assert scores["CIDEr-D"] > 2
 
 
 def test_names_and_ranges():
-    found = score(REFERENCES, {1: "a dog", 2: "", "three": "man"})
-    assert list(found)[:6] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
-    assert all(isinstance(value, float) for value in found.values())
-    assert 0 < found["BLEU-1"] < 1 and 0 < found["ROUGE-L"] < 1 and found["exact_match"] == 0
+    scores = score(REFERENCES, {1: "a dog", 2: "", "three": "man"})
+    assert list(scores)[:6] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
+    assert all(isinstance(value, float) for value in scores.values())
+    assert 0 < scores["BLEU-1"] < 1 and 0 < scores["ROUGE-L"] < 1 and scores["exact_match"] == 0
 
 
-def test_order_of_images_does_not_matter():
+def test_the_order_of_images_does_not_matter():
     hypotheses = {"three": "a hat", 2: "two cats", 1: "a dog runs"}
     assert score(REFERENCES, hypotheses) == score(REFERENCES, dict(reversed(hypotheses.items())))
 
 
-def test_what_cannot_be_scored_is_refused():
+def test_invalid_arguments_are_rejected():
     with pytest.raises(ImageSetError, match="1 without a result: 'three'"):
         score(REFERENCES, {1: "", 2: ""})
     with pytest.raises(ValueError, match="no images"):
@@ -44,11 +44,11 @@ def test_what_cannot_be_scored_is_refused():
         score({5: []}, {5: "a"})
 
 
-def test_the_protocol_names_the_tokenization():
+def test_the_protocol_records_the_tokenization():
     assert set(protocol()) >= {"tokenization", "metrics"}
 
 
-def test_it_needs_neither_jax_nor_java():
+def test_scoring_requires_neither_jax_nor_java():
     code = (
         "import sys, subprocess; subprocess.Popen = None\n"
         "from caption_jax.metrics import score; score({1: ['a dog']}, {1: 'a dog'})\n"
