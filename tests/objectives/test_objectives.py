@@ -1,4 +1,4 @@
-"""Objectives that a config names: their constants, and what is refused."""
+"""Objectives selected in a config: constants, metrics and validation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 
 
-class Words:
+class WordLengths:
     size = 9
 
     def encode(self, text: str, max_length: int) -> np.ndarray:
@@ -34,16 +34,16 @@ class Words:
 
 
 def run_in(workdir, *captions: str, resuming: bool = False) -> SimpleNamespace:
-    """An experiment on one image with these captions."""
+    """A stand-in for an experiment on one image with these captions."""
     if resuming:
         (workdir / "checkpoints" / "last" / "3").mkdir(parents=True, exist_ok=True)
     split = [SimpleNamespace(captions=captions)]
     return SimpleNamespace(
-        workdir=epath.Path(workdir), split=lambda name: split, description=SimpleNamespace(vocabulary=Words())
+        workdir=epath.Path(workdir), split=lambda name: split, description=SimpleNamespace(vocabulary=WordLengths())
     )
 
 
-def test_constants_are_made_once_and_read_by_the_run_that_is_resumed(tmp_path):
+def test_constants_are_prepared_once_and_reused_on_resume(tmp_path):
     objectives = {"rare": FrequentTokens(1.0)}
     first = prepare_constants(objectives, run_in(tmp_path, "a dog"))
     assert first["rare"]["tokens"]["frequency"].sum() == 1
@@ -54,14 +54,14 @@ def test_constants_are_made_once_and_read_by_the_run_that_is_resumed(tmp_path):
     check_same_constants(fingerprints(first), fingerprints(resumed), tmp_path)
 
 
-def test_a_new_run_does_not_read_what_another_left_behind(tmp_path):
+def test_a_new_run_does_not_reuse_stored_constants(tmp_path):
     objectives = {"rare": FrequentTokens(1.0)}
     store_constants(objectives, prepare_constants(objectives, run_in(tmp_path, "a dog")), epath.Path(tmp_path))
     again = prepare_constants(objectives, run_in(tmp_path, "a a a dog"))
-    assert again["rare"]["tokens"]["frequency"][5] == 0.5  # of <s>, four words and </s>
+    assert again["rare"]["tokens"]["frequency"][5] == 0.5  # among <s>, four words and </s>
 
 
-def test_a_run_is_not_resumed_with_other_constants(tmp_path):
+def test_resuming_with_different_constants_is_rejected(tmp_path):
     objectives = {"rare": FrequentTokens(1.0)}
     first = prepare_constants(objectives, run_in(tmp_path, "a dog"))
     store_constants(objectives, first, epath.Path(tmp_path))
@@ -71,20 +71,20 @@ def test_a_run_is_not_resumed_with_other_constants(tmp_path):
     check_same_constants({}, fingerprints(changed), tmp_path)  # saved before the term was added
 
 
-def test_terms_are_divided_by_the_counts_of_the_whole_batch():
+def test_losses_are_divided_by_the_counts_of_the_whole_batch():
     objectives = {"captions": FrequentTokens(1.0), "own": FrequentTokens(0.5)}
     ratio = Ratio(np.float32(6), np.float32(4))
     terms = {
         label: ObjectiveOutput({"loss": ratio}, {"nothing": Ratio(np.float32(0), np.float32(0))})
         for label in objectives
     }
-    whole = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
-    assert float(total_loss(objectives, terms, whole)) == 6 / 12 + 0.5 * 6 / 8
+    totals = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
+    assert float(total_loss(objectives, terms, totals)) == 6 / 12 + 0.5 * 6 / 8
     means = mean_metrics(terms)
     assert means == {"loss": 1.5, "nothing": 0, "own/loss": 1.5, "own/nothing": 0}
 
 
-def test_what_does_not_fit_is_refused():
+def test_invalid_objectives_are_rejected():
     with pytest.raises(ConfigError, match="label is reserved"):
         objectives_of(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)
     with pytest.raises(ConfigError, match="OptimizerSpec is not an objective"):
@@ -93,7 +93,7 @@ def test_what_does_not_fit_is_refused():
         check_batch({"spread": SpreadOfImages()}, {"tokens": 0, "mask": 0})
 
 
-def test_a_term_of_the_whole_batch_is_not_accumulated():
+def test_gradient_accumulation_rejects_terms_that_compare_rows():
     config = small_run.get_config().unlock()
     config.objective.terms = {"spread": {"name": "token_frequencies:SpreadOfImages"}}
     RunSpec.from_config(config)

@@ -1,4 +1,4 @@
-"""Unlikelihood training: its definition, and a run that names it in its config."""
+"""Unlikelihood training: its definition, and a run that selects it in its config."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NAME = "caption_jax.objectives.unlikelihood:Unlikelihood"
 
 
 def batch() -> dict[str, np.ndarray]:
-    """Captions of few different words, so that many are repeated."""
+    """Captions over a small vocabulary, with many repeated words."""
     random = np.random.default_rng(0)
     tokens = np.full((ROWS, CAPTIONS, TARGETS + 1), PAD, np.int32)
     for caption in tokens.reshape(-1, TARGETS + 1):
@@ -36,8 +36,8 @@ def batch() -> dict[str, np.ndarray]:
     return {"tokens": tokens, "mask": mask}
 
 
-def layer(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """States of the decoder, table and bias of its output layer."""
+def decoder_outputs(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Decoder states, and table and bias of the output layer."""
     random = np.random.default_rng(seed)
     shapes = ((ROWS, CAPTIONS, TARGETS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
     return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
@@ -48,12 +48,12 @@ def plain_loss(states, table, bias) -> tuple[float, float]:
     data, loss, repetition, count = batch(), 0.0, 0.0, 0
     for row, caption in np.ndindex(ROWS, CAPTIONS):
         targets = data["tokens"][row, caption, 1:]
-        for place in range(TARGETS):
-            if targets[place] == PAD or not data["mask"][row]:
+        for position in range(TARGETS):
+            if targets[position] == PAD or not data["mask"][row]:
                 continue
-            logits = table @ states[row, caption, place] + bias
+            logits = table @ states[row, caption, position] + bias
             probabilities = np.exp(logits) / np.exp(logits).sum()
-            negatives = set(targets[:place].tolist()) - {int(targets[place])}
+            negatives = set(targets[:position].tolist()) - {int(targets[position])}
             loss -= sum(np.log(1 - probabilities[token]) for token in negatives)
             repetition += sum(probabilities[token] for token in negatives)
             count += 1
@@ -62,7 +62,7 @@ def plain_loss(states, table, bias) -> tuple[float, float]:
 
 @functools.partial(jax.jit, static_argnums=3)
 def mean_loss(states, table, bias, packed: bool):
-    """What the objective computes for a decoder with these states."""
+    """Mean loss and repetition probability of the objective for these decoder states."""
     data = batch()
     rows = CaptionRows.of({**data, **(pack_captions(**data, rows=1) if packed else {})})
     states = rows.segments.to_rows(states.reshape(ROWS * CAPTIONS, TARGETS, WIDTH))
@@ -82,39 +82,39 @@ def mean_loss(states, table, bias, packed: bool):
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_loss_is_that_of_the_definition(packed):
-    expected = plain_loss(*(array.astype(np.float64) for array in layer()))
-    np.testing.assert_allclose(mean_loss(*layer(), packed), expected, rtol=1e-5)
+def test_loss_matches_the_definition(packed):
+    expected = plain_loss(*(array.astype(np.float64) for array in decoder_outputs()))
+    np.testing.assert_allclose(mean_loss(*decoder_outputs(), packed), expected, rtol=1e-5)
     assert expected[1] > 0.1
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_gradient_is_that_of_the_definition(packed):
-    gradients = jax.grad(lambda *arrays: mean_loss(*arrays, packed)[0], (0, 1, 2))(*layer())
+def test_gradient_matches_the_definition(packed):
+    gradients = jax.grad(lambda *arrays: mean_loss(*arrays, packed)[0], (0, 1, 2))(*decoder_outputs())
     random = np.random.default_rng(2)
     for index, gradient in enumerate(gradients):
         direction, step = random.normal(size=gradient.shape), 1e-5
-        moved = [[array.astype(np.float64) for array in layer()] for _ in range(2)]
+        moved = [[array.astype(np.float64) for array in decoder_outputs()] for _ in range(2)]
         moved[0][index] += step * direction
         moved[1][index] -= step * direction
         expected = (plain_loss(*moved[0])[0] - plain_loss(*moved[1])[0]) / (2 * step)
         assert np.vdot(gradient, direction) == pytest.approx(expected, rel=1e-3)
 
 
-def test_candidates_are_distinct_earlier_tokens_other_than_the_target():
-    found = np.asarray(candidates(jnp.array([5, 6, 5, 5, 7])))
-    places = [np.flatnonzero(row).tolist() for row in found]
-    assert places == [[], [0], [1], [1], [0, 1]]
+def test_candidates_are_distinct_earlier_tokens_except_the_target():
+    mask = np.asarray(candidates(jnp.array([5, 6, 5, 5, 7])))
+    positions = [np.flatnonzero(row).tolist() for row in mask]
+    assert positions == [[], [0], [1], [1], [0, 1]]
 
 
-def test_a_weight_that_rewards_repetition_is_refused():
+def test_a_nonpositive_weight_is_rejected():
     with pytest.raises(ConfigError, match="weight of an unlikelihood objective must be above 0, got 0"):
         Unlikelihood(0.0)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.accumulation": 2}])
-def test_a_run_that_names_it_learns_under_it(settings, small_images, tmp_path):
+def test_a_run_trains_with_unlikelihood(settings, small_images, tmp_path):
     config = small_run.get_config().unlock()
     config.data.root = str(small_images)
     config.update_from_flattened_dict({"train.steps": 12, "train.log_every": 1, **settings})

@@ -1,4 +1,4 @@
-"""An objective with constants: tokens that are frequent in the training captions are made less likely."""
+"""Test objectives: one with constants, which penalises frequent tokens, and one that compares rows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FrequentTokens(Objective):
 
 @dataclasses.dataclass(frozen=True)
 class SpreadOfImages(Objective):
-    """Compares the rows of a batch."""
+    """Variance of the image vectors, which depends on all rows of a batch."""
 
     weight: float = 1.0
     accumulates = False
