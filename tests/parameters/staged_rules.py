@@ -1,4 +1,4 @@
-"""A small tree of parameters, and rules that unfreeze it in two stages."""
+"""A small parameter tree, and rules that unfreeze it in two phases."""
 
 from __future__ import annotations
 

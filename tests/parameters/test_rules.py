@@ -9,21 +9,21 @@ from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.rules import ParameterRule, match_rules
 
 
-def test_each_parameter_takes_the_settings_of_its_rule():
+def test_each_parameter_gets_the_settings_of_its_rule():
     matched = match_rules(PARAMS, STAGED)
     assert matched["encoder"]["norm"]["scale"] == ParameterRule(lr=0)
     assert matched["encoder"]["head"]["bias"] == ParameterRule(lr=0.1, from_step=3)
     assert jax.tree.structure(matched) == jax.tree.structure(PARAMS)
 
 
-def test_rules_work_from_a_locked_config():
+def test_rules_can_be_read_from_a_locked_config():
     config = default_config()
     config.optimizer.rules = STAGED
     assert flatten(match_rules(PARAMS, config.optimizer.rules)) == flatten(match_rules(PARAMS, STAGED))
 
 
 @pytest.mark.parametrize(
-    ("rules", "words"),
+    ("rules", "fragments"),
     [
         ((("encoder/.*", {}),), ["no rule matches", "'decoder/out/kernel'"]),
         (((".*", {}), ("decoder/.*", {})), ["'.*' and 'decoder/.*'", "'decoder/norm/bias'", "exactly one"]),
@@ -40,8 +40,8 @@ def test_rules_work_from_a_locked_config():
         ((".*",), ["'.*'", "pair"]),
     ],
 )
-def test_rules_that_do_not_fit_are_named(rules, words):
+def test_invalid_rules_are_rejected(rules, fragments):
     with pytest.raises(ValueError) as error:
         match_rules(PARAMS, rules)
-    for word in words:
-        assert word in str(error.value)
+    for fragment in fragments:
+        assert fragment in str(error.value)
