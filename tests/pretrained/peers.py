@@ -1,4 +1,4 @@
-"""Torch libraries' EfficientNets with seeded weights. `python tests/pretrained/peers.py` writes the golden files."""
+"""EfficientNets of PyTorch libraries with seeded weights. As a script, it writes the golden files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from seeded_weights import seeded_images, seeded_weights, thinned
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "efficientnet"
 
-# name of the golden file: (library, that library's model, our variant, image size)
+# Name of the golden file: (library, model name in the library, our variant, image size).
 FROZEN = {
     "torchvision_b0": ("torchvision", "efficientnet_b0", "b0", 64),
     "transformers_b0": ("transformers", "b0", "b0", 64),
@@ -22,7 +22,7 @@ FROZEN = {
 
 
 def build(library: str, name: str) -> Any:
-    """The torch module, in evaluation mode, with its own random weights."""
+    """Returns the PyTorch module in evaluation mode, with its default random weights."""
     if library == "torchvision":
         import torchvision
 
@@ -39,12 +39,12 @@ def build(library: str, name: str) -> Any:
 
 
 def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the module's state."""
+    """Returns the names and shapes of the module's state."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def load_seeded(module: Any) -> dict[str, np.ndarray]:
-    """Gives the module seeded weights and returns them."""
+    """Loads seeded weights into the module and returns them."""
     import torch
 
     weights = seeded_weights(shapes_of(module))
@@ -53,7 +53,7 @@ def load_seeded(module: Any) -> dict[str, np.ndarray]:
 
 
 def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
-    """The last activation map, [batch, h, w, channels]."""
+    """Returns the last feature map, [batch, h, w, channels]."""
     import torch
 
     pixels = torch.tensor(images.transpose(0, 3, 1, 2))
@@ -68,7 +68,7 @@ def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
 
 
 def freeze() -> None:
-    """Writes every golden file: the state's names and shapes, and some of the features."""
+    """Writes all golden files: names and shapes of the state, and a subset of the features."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for file, (library, name, _, size) in FROZEN.items():
         module = build(library, name)

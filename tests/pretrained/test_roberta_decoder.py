@@ -1,4 +1,4 @@
-"""A decoder that starts from RoBERTa computes what RoBERTa does under a causal mask."""
+"""A decoder initialised from RoBERTa matches RoBERTa with a causal mask."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from caption_jax.models.roberta import Attention, Embeddings, Layer
 from caption_jax.pretrained.roberta_decoder import check_shape, decoder_arrays
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_sizes
 
-# A random RobertaForMaskedLM, saved by torch: 2 layers, 16 wide, 4 heads, 40 tokens.
+# A random RobertaForMaskedLM, saved by PyTorch: 2 layers, width 16, 4 heads, 40 tokens.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"
-FULL_IDS = np.array([0, 1, 2, 3, 5, 8, 13, 21, 34, 39])  # of the tokens that the decoder knows
+FULL_IDS = np.array([0, 1, 2, 3, 5, 8, 13, 21, 34, 39])  # full ids of the decoder's tokens
 TOKENS = np.array([[0, 4, 9, 6, 6, 2], [0, 8, 5, 7, 3, 4]])
 MEMORY = np.random.default_rng(0).normal(size=(2, 3, 16)).astype(np.float32)
 
 
-def decoder_of(text: PretrainedText, **other) -> tuple[Decoder, dict]:
-    """The decoder, its parts that are not RoBERTa's random but for a cross-attention that says nothing."""
+def decoder_of(text: PretrainedText, **options) -> tuple[Decoder, dict]:
+    """Returns the decoder and its parameters. Those not from RoBERTa are random, and cross-attention outputs zero."""
     sizes = text.sizes
-    shape = {"heads": sizes.num_attention_heads, "feed_forward": sizes.intermediate_size, **other}
+    shape = {"heads": sizes.num_attention_heads, "feed_forward": sizes.intermediate_size, **options}
     decoder = Decoder(
         len(FULL_IDS),
         layers=sizes.num_hidden_layers,
@@ -46,11 +46,11 @@ def decoder_of(text: PretrainedText, **other) -> tuple[Decoder, dict]:
     return decoder, traverse_util.unflatten_dict(flat | decoder_arrays(text, decoder.layers, 8, FULL_IDS), sep="/")
 
 
-def under_a_causal_mask(text: PretrainedText) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """RoBERTa's layers over the tokens, each of which sees those up to itself.
+def causal_roberta(text: PretrainedText) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Applies RoBERTa's layers to the tokens with a causal mask.
 
     Returns:
-        The embeddings, what the first layer's attention makes of them, and the last layer's output.
+        The embeddings, the output of the first layer's attention, and the output of the last layer.
     """
     ids = FULL_IDS[TOKENS]
     positions = np.broadcast_to(np.arange(ids.shape[1]) + text.sizes.pad_token_id + 1, ids.shape)
@@ -68,49 +68,49 @@ def under_a_causal_mask(text: PretrainedText) -> tuple[jax.Array, jax.Array, jax
     return run(text.params)
 
 
-def test_its_beginning_is_that_of_roberta():
-    """Up to where the cross-attention comes in, which RoBERTa has none of."""
+def test_embeddings_and_first_self_attention_match_roberta():
+    """Compares everything before the first cross-attention, which RoBERTa does not have."""
     text = load_roberta(str(GOLDEN))
     text = dataclasses.replace(text, sizes=dataclasses.replace(text.sizes, layer_norm_eps=1e-5))
     decoder, params = decoder_of(text)
     run = jax.jit(functools.partial(decoder.apply, capture_intermediates=True))
     _, ours = run({"params": params}, TOKENS[:, None], MEMORY)
-    ours, (expected, attended, _) = ours["intermediates"], under_a_causal_mask(text)
+    ours, (expected, attended, _) = ours["intermediates"], causal_roberta(text)
     embedded = ours["embedding_norm"]["__call__"][0][:, 0]
     np.testing.assert_allclose(embedded, expected, atol=1e-5)
-    looked_back = ours["layer_0"]["self_attention_norm"]["__call__"][0][:, 0]
-    np.testing.assert_allclose(looked_back, attended, atol=1e-5)
-    assert np.abs(looked_back - embedded).max() > 0.1
+    our_attended = ours["layer_0"]["self_attention_norm"]["__call__"][0][:, 0]
+    np.testing.assert_allclose(our_attended, attended, atol=1e-5)
+    assert np.abs(our_attended - embedded).max() > 0.1
 
 
 @pytest.mark.parametrize("sentences", [1, 2])
-def test_with_nothing_to_look_at_it_is_roberta(sentences):
-    """All layers and the output, where the fresh norms of the cross-attention find nothing to normalise."""
+def test_logits_without_cross_attention_match_roberta(sentences):
+    """Identity norms after self-attention make the norms of the zero cross-attention the identity as well."""
     text = load_roberta(str(GOLDEN))
     for layer in text.params["encoder"]["layer"].values():
         width = text.sizes.hidden_size
         layer["attention"]["output"]["LayerNorm"] = {"scale": np.ones(width), "bias": np.zeros(width)}
     decoder, params = decoder_of(text)
     logits = decoder.apply({"params": params}, TOKENS[:sentences, None], MEMORY[:sentences]).logits[:, 0]
-    hidden = under_a_causal_mask(text)[-1][:sentences]
-    words = text.params["embeddings"]["word_embeddings"]["embedding"]
-    np.testing.assert_allclose(logits, hidden @ words[FULL_IDS].T + text.output_bias[FULL_IDS], atol=1e-5)
+    hidden = causal_roberta(text)[-1][:sentences]
+    embedding = text.params["embeddings"]["word_embeddings"]["embedding"]
+    np.testing.assert_allclose(logits, hidden @ embedding[FULL_IDS].T + text.output_bias[FULL_IDS], atol=1e-5)
     assert np.abs(text.output_bias).max() > 0.01
 
 
-def test_the_constant_token_type_does_not_change_the_words():
+def test_the_token_type_embedding_is_added_to_the_positions():
     text = load_roberta(str(GOLDEN))
     embeddings = text.params["embeddings"]
-    found = decoder_arrays(text, 1, 5, FULL_IDS)
-    np.testing.assert_array_equal(found["embedding"], embeddings["word_embeddings"]["embedding"][FULL_IDS])
+    arrays = decoder_arrays(text, 1, 5, FULL_IDS)
+    np.testing.assert_array_equal(arrays["embedding"], embeddings["word_embeddings"]["embedding"][FULL_IDS])
     expected = embeddings["position_embeddings"]["embedding"][2:7] + embeddings["token_type_embeddings"]["embedding"][0]
-    np.testing.assert_array_equal(found["position"], expected)
-    assert not any("cross_attention" in path for path in found) and not any(
-        path.startswith("layer_1") for path in found
+    np.testing.assert_array_equal(arrays["position"], expected)
+    assert not any("cross_attention" in path for path in arrays) and not any(
+        path.startswith("layer_1") for path in arrays
     )
 
 
-FITTING = {
+VALID = {
     "layers": 2,
     "width": 16,
     "heads": 4,
@@ -123,7 +123,7 @@ FITTING = {
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("changes", "message"),
     [
         ({"width": 32}, r"in config\.model\.decoder, width=16, not 32 \("),
         ({"heads": 2, "feed_forward": 64}, r"heads=4, not 2; feed_forward=24, not 64"),
@@ -133,14 +133,14 @@ FITTING = {
         ({"positions": "sinusoidal"}, "positions=learned"),
     ],
 )
-def test_what_does_not_fit_is_named_with_its_remedy(other, message):
+def test_shape_mismatches_are_reported(changes, message):
     sizes, decoder = load_roberta_sizes(str(GOLDEN)), default_config().model.decoder
-    decoder.update(FITTING)
+    decoder.update(VALID)
     check_shape(sizes, decoder, max_length=12)
     with pytest.raises(WeightsError, match="has positions for 12 tokens"):
         check_shape(sizes, decoder, max_length=13)
     with pytest.raises(WeightsError, match="activation 'relu'"):
         check_shape({**sizes, "hidden_act": "relu"}, decoder, max_length=12)
-    decoder.update(other)
+    decoder.update(changes)
     with pytest.raises(WeightsError, match=message):
         check_shape(sizes, decoder, max_length=12)

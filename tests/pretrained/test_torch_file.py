@@ -1,4 +1,4 @@
-"""PyTorch files are read without PyTorch, and cannot make the reader run code."""
+"""PyTorch files are read without PyTorch and cannot execute code."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_every_kind_of_tensor_is_read(name):
     assert tensors["brain"].dtype.name == "bfloat16"
 
 
-class _Harmful:
-    """Pickles as a call of os.system."""
+class _Malicious:
+    """Pickles as a call of `os.system`."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -49,21 +49,21 @@ class _Harmful:
 
 
 @pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_a_file_that_asks_for_code_is_refused(form, tmp_path):
-    content = pickle.dumps({"weight": _Harmful(tmp_path / "harmed")}, protocol=2)
-    path = tmp_path / "harmful.pth"
+def test_a_file_with_code_is_rejected(form, tmp_path):
+    content = pickle.dumps({"weight": _Malicious(tmp_path / "executed")}, protocol=2)
+    path = tmp_path / "malicious.pth"
     if form == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", content)
     else:
         magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
         path.write_bytes(magic + content + pickle.dumps([], 2))
-    with pytest.raises(WeightsError, match=r"harmful\.pth: refusing to load the Python object \w+\.system"):
+    with pytest.raises(WeightsError, match=r"malicious\.pth: refusing to load the Python object \w+\.system"):
         read_state_dict(path)
-    assert not (tmp_path / "harmed").exists()
+    assert not (tmp_path / "executed").exists()
 
 
-def test_a_file_that_is_no_state_dict_says_what_it_is(tmp_path):
+def test_a_file_without_a_state_dict_is_rejected(tmp_path):
     path = tmp_path / "w.pth"
     for content, message in (([1, 2], "list"), ({"epoch": 3}, "epoch")):
         with zipfile.ZipFile(path, "w") as archive:
@@ -77,7 +77,7 @@ def test_a_file_that_is_no_state_dict_says_what_it_is(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
-def test_a_file_cut_short_is_refused_at_every_length(name, tmp_path):
+def test_a_truncated_file_is_rejected_at_every_length(name, tmp_path):
     whole = (GOLDEN / name).read_bytes()
     path = tmp_path / name
     for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
@@ -87,9 +87,9 @@ def test_a_file_cut_short_is_refused_at_every_length(name, tmp_path):
                 tensor.read()
 
 
-def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path):
-    # The view's offset, 8, made 200: pickled as K\x08 after the storage's tuple.
-    path = tmp_path / "reaches.pth"
+def test_a_tensor_beyond_its_storage_is_rejected(tmp_path):
+    # Changes the offset of the view from 8 to 200. It is pickled as K\x08 after the tuple of the storage.
+    path = tmp_path / "out_of_bounds.pth"
     with zipfile.ZipFile(GOLDEN / "zip.pth") as whole, zipfile.ZipFile(path, "w") as archive:
         for name in whole.namelist():
             content = whole.read(name)
@@ -102,7 +102,7 @@ def test_a_tensor_that_reaches_past_its_storage_is_refused(tmp_path):
 
 
 @pytest.mark.torch
-def test_golden_files_are_what_torch_reads():
+def test_golden_files_match_torch():
     torch = pytest.importorskip("torch")
     content = torch.load(GOLDEN / "zip.pth")
     for key, expected in EXPECTED.items():

@@ -1,4 +1,4 @@
-"""ViT weights of other libraries give the features that those libraries compute."""
+"""ViT weights of other libraries reproduce the features of those libraries."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def features(weights: str, size: str, images: np.ndarray) -> np.ndarray:
     pretrained = backbone.load(images.shape[1])
     assert pretrained.settings == backbone.settings()
     apply = jax.jit(functools.partial(backbone.build(pretrained.settings).apply, train=False))
-    # These programs run once: the time goes into compiling them.
-    quick = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
-    return np.asarray(quick(pretrained.variables, images))
+    # These programs run once, so most of the time is spent in compilation.
+    compiled = apply.lower(pretrained.variables, images).compile({"xla_backend_optimization_level": "0"})
+    return np.asarray(compiled(pretrained.variables, images))
 
 
 def golden(library: str):
@@ -45,7 +45,7 @@ def library(request) -> str:
 
 
 def save(library: str, weights: dict[str, np.ndarray], folder, size: str = "micro") -> str:
-    """A folder as the library would save it."""
+    """Saves a folder as the library does, and returns its path."""
     folder.mkdir(exist_ok=True)
     save_file(weights, folder / "model.safetensors")
     heads = vit_peers.SIZES[size][2]
@@ -62,41 +62,41 @@ def save(library: str, weights: dict[str, np.ndarray], folder, size: str = "micr
     return str(folder)
 
 
-def test_features_are_the_librarys(library, tmp_path):
+def test_features_match_the_library(library, tmp_path):
     weights = save(library, golden_weights(library), tmp_path)
     ours = features(weights, "micro", seeded_images(vit_peers.MICRO_SIDE))
-    theirs = golden(library)["features"]
-    assert ours.shape == theirs.shape == (2, 4, 4, 32)
-    assert relative_error(ours, theirs) < 1e-5
+    expected = golden(library)["features"]
+    assert ours.shape == expected.shape == (2, 4, 4, 32)
+    assert relative_error(ours, expected) < 1e-5
 
 
 @pytest.mark.parametrize("side", vit_peers.OTHER_SIDES)
 @pytest.mark.parametrize("library", ["timm", "timm_siglip"], indirect=True)
-def test_features_of_other_sizes_are_the_librarys(library, side, tmp_path):
+def test_features_of_other_image_sizes_match_the_library(library, side, tmp_path):
     weights = save(library, golden_weights(library), tmp_path)
     ours = features(weights, "micro", seeded_images(side))
-    theirs = golden(library)[f"side_{side}"]
-    assert ours.shape == theirs.shape == (2, side // 8, side // 8, 32)
-    assert relative_error(ours, theirs) < 1e-5
+    expected = golden(library)[f"side_{side}"]
+    assert ours.shape == expected.shape == (2, side // 8, side // 8, 32)
+    assert relative_error(ours, expected) < 1e-5
 
 
 @pytest.mark.torch
-def test_golden_is_what_the_library_computes(library):
+def test_golden_files_match_the_library(library):
     pytest.importorskip("torch")
     pytest.importorskip(library.split("_")[0])
     module, stored = vit_peers.build(library, "micro"), golden(library)
     assert vit_peers.shapes_of(module) == {key: value.shape for key, value in golden_weights(library).items()}
     vit_peers.load_seeded(module)
-    theirs = vit_peers.features_of(library, module, seeded_images(vit_peers.MICRO_SIDE))
-    assert relative_error(theirs, stored["features"]) < 1e-5
+    actual = vit_peers.features_of(library, module, seeded_images(vit_peers.MICRO_SIDE))
+    assert relative_error(actual, stored["features"]) < 1e-5
     for side in vit_peers.OTHER_SIDES if library.startswith("timm") else ():
-        theirs = vit_peers.resized_features_of(library, side)
-        assert relative_error(theirs, stored[f"side_{side}"]) < 1e-5
+        actual = vit_peers.resized_features_of(library, side)
+        assert relative_error(actual, stored[f"side_{side}"]) < 1e-5
 
 
 @pytest.mark.torch
 @pytest.mark.parametrize("size", ["s16", "b16"])
-def test_whole_networks_as_the_library_saves_them(library, size, tmp_path):
+def test_full_size_networks_saved_by_the_library(library, size, tmp_path):
     torch = pytest.importorskip("torch")
     pytest.importorskip(library.split("_")[0])
     module = vit_peers.build(library, size)
@@ -110,16 +110,16 @@ def test_whole_networks_as_the_library_saves_them(library, size, tmp_path):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(IMAGENET))
         weights = str(tmp_path)
     images = seeded_images(224)
-    theirs = vit_peers.features_of(library, module, images)
-    assert relative_error(features(weights, size, images), theirs) < 1e-4
+    expected = vit_peers.features_of(library, module, images)
+    assert relative_error(features(weights, size, images), expected) < 1e-4
 
 
-def test_the_tower_of_a_whole_siglip_is_read(tmp_path):
+def test_the_vision_tower_of_a_full_siglip_is_loaded(tmp_path):
     weights = golden_weights("transformers_siglip")
     others = {"text_model.final_layer_norm.weight": np.ones(4, np.float32), "logit_scale": np.ones(1, np.float32)}
-    both = load_vit_weights(save("transformers_siglip", weights | others, tmp_path / "both"), "micro", 32)
-    alone = load_vit_weights(save("transformers_siglip", weights, tmp_path / "alone"), "micro", 32)
-    jax.tree.map(np.testing.assert_array_equal, both.variables, alone.variables)
+    full = load_vit_weights(save("transformers_siglip", weights | others, tmp_path / "full"), "micro", 32)
+    vision = load_vit_weights(save("transformers_siglip", weights, tmp_path / "vision"), "micro", 32)
+    jax.tree.map(np.testing.assert_array_equal, full.variables, vision.variables)
 
 
 def test_settings_follow_the_source(tmp_path):
@@ -157,14 +157,14 @@ def test_settings_follow_the_source(tmp_path):
     ],
     indirect=["library"],
 )
-def test_what_the_json_files_have_to_tell(library, file, config, message, tmp_path):
+def test_unsupported_or_incomplete_json_files_are_rejected(library, file, config, message, tmp_path):
     weights = save(library, golden_weights(library), tmp_path)
     (tmp_path / file).write_text(json.dumps(config))
     with pytest.raises(WeightsError, match=message):
         vit_settings(weights, "micro")
 
 
-def test_timms_file_names_tell_how_pixels_are_scaled(tmp_path):
+def test_input_scaling_is_inferred_from_timm_file_names(tmp_path):
     for name in ("vit_small_patch16_224.augreg_in21k_ft_in1k", "vit_base_patch16_siglip_256.webli"):
         save_file(golden_weights("timm"), tmp_path / f"{name}.safetensors")
         assert vit_settings(str(tmp_path / f"{name}.safetensors"), "micro").mean == HALVES
@@ -173,7 +173,7 @@ def test_timms_file_names_tell_how_pixels_are_scaled(tmp_path):
         vit_settings(str(tmp_path / "vit_small_patch16_224.dino.safetensors"), "micro")
 
 
-def test_keys_that_do_not_fit_are_named(tmp_path):
+def test_mismatched_keys_are_reported(tmp_path):
     weights = golden_weights("timm")
 
     def load(changed, size="micro"):
@@ -195,7 +195,7 @@ def test_keys_that_do_not_fit_are_named(tmp_path):
         load({"encoder.weight": np.ones(3, np.float32)})
 
 
-def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
+def test_hub_names_are_downloaded(tmp_path, monkeypatch):
     import huggingface_hub
 
     folder = save("transformers_siglip", golden_weights("transformers_siglip"), tmp_path)
@@ -207,7 +207,7 @@ def test_a_hub_name_goes_through_the_hub(tmp_path, monkeypatch):
         ViT().load(224)
 
 
-def test_positions_of_the_same_grid_are_kept_and_those_of_others_stay_smooth():
+def test_positions_are_unchanged_on_the_same_grid_and_interpolated_on_others():
     rows, columns = np.mgrid[:6, :6].astype(np.float32)
     position = np.concatenate([[[100.0, 100.0]], np.stack([rows.ravel(), columns.ravel()], -1)]).astype(np.float32)
     np.testing.assert_array_equal(resize_positions(position, 6, prefix=1), position)

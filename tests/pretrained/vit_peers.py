@@ -1,4 +1,4 @@
-"""Torch libraries' ViTs with seeded weights. `python tests/pretrained/vit_peers.py` writes the golden files."""
+"""ViTs of PyTorch libraries with seeded weights. As a script, it writes the golden files."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from seeded_weights import seeded_images, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "vit"
 
-# Sides of the images that the weights are for and that they are then used with.
+# Image size of the weights, and other image sizes that they are tested with.
 MICRO_SIDE, OTHER_SIDES = 32, (24, 48)
 
-# Our sizes in each library's words: (width, blocks, heads, patch, side of the images).
+# Sizes as (width, blocks, heads, patch size, image size).
 SIZES = {"micro": (32, 2, 2, 8, MICRO_SIDE), "s16": (384, 12, 6, 16, 224), "b16": (768, 12, 12, 16, 224)}
 
 LIBRARIES = ("timm", "timm_siglip", "transformers_vit", "transformers_siglip")
 
 
 def build(library: str, size: str) -> Any:
-    """The torch module, in evaluation mode, with its own random weights."""
+    """Returns the PyTorch module in evaluation mode, with its default random weights."""
     width, blocks, heads, patch, side = SIZES[size]
     if library.startswith("timm"):
         from timm.models.vision_transformer import VisionTransformer
@@ -44,12 +44,12 @@ def build(library: str, size: str) -> Any:
 
 
 def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the module's state."""
+    """Returns the names and shapes of the module's state."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
 def load_seeded(module: Any) -> dict[str, np.ndarray]:
-    """Gives the module seeded weights and returns them."""
+    """Loads seeded weights into the module and returns them."""
     import torch
 
     weights = seeded_weights(shapes_of(module))
@@ -58,7 +58,7 @@ def load_seeded(module: Any) -> dict[str, np.ndarray]:
 
 
 def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
-    """The normalised tokens of the patches, [batch, h, w, width]."""
+    """Returns the normalised patch tokens, [batch, h, w, width]."""
     import torch
 
     pixels = torch.tensor(images.transpose(0, 3, 1, 2))
@@ -75,7 +75,7 @@ def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
 
 
 def resized_features_of(library: str, side: int) -> np.ndarray:
-    """timm's features of images of another size: its positions are resized."""
+    """Returns timm's features at another image size, with resized position embeddings."""
     module = build(library, "micro")
     load_seeded(module)
     module.set_input_size(side)
@@ -83,7 +83,7 @@ def resized_features_of(library: str, side: int) -> np.ndarray:
 
 
 def freeze() -> None:
-    """Writes a golden file per library: names and shapes of the state, the features, timm's at other sizes too."""
+    """Writes a golden file per library: names and shapes of the state, features, and timm's at other image sizes."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
         module = build(library, "micro")
