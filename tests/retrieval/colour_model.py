@@ -1,4 +1,4 @@
-"""A captioner of plain squares, for tests of an index: it needs no training and its answers are known."""
+"""A captioner of plain squares for tests of the index. It needs no training, and its output is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white
 
 
 class ColourModel:
-    """Stands for a captioner: an image's vector is its mean colour, its caption the nearest colour's name."""
+    """Fake captioner. The vector of an image is its mean colour, its caption the name of the nearest colour."""
 
     def __init__(self):
         self.embedded = 0

@@ -1,4 +1,4 @@
-"""The modes `index` and `search`, run as `python main.py` runs them, with a model that was really trained."""
+"""The modes `index` and `search`, run through `main.py` with a trained model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from caption_jax.retrieval.index import ImageIndex
 
 @pytest.fixture(scope="module")
 def photographs(tmp_path_factory) -> Path:
-    """Four images, one of each colour, and one that cannot be read."""
+    """Four images, one per colour, and an unreadable file."""
     folder = tmp_path_factory.mktemp("photographs")
     for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
         picture(colour, side).save(folder / f"{colour}.png")
@@ -38,103 +38,103 @@ def search(workdir: Path, folder: Path, *arguments: str | Path, capsys) -> list[
     return [line.split("\t") for line in capsys.readouterr().out.splitlines()]
 
 
-def test_images_are_found_by_words(searchable_workdir, photographs, index, capsys):
+def test_text_queries_find_images(searchable_workdir, photographs, index, capsys):
     for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
-        found = search(searchable_workdir, index, f"--query=a {colour} box on the {side}.", capsys=capsys)
-        assert [rank for rank, *_ in found] == ["1", "2", "3", "4"]
-        assert found[0][2] == str(photographs / f"{colour}.png")
-        assert "box" in found[0][3]
-        scores = [float(score) for _, score, *_ in found]
+        results = search(searchable_workdir, index, f"--query=a {colour} box on the {side}.", capsys=capsys)
+        assert [rank for rank, *_ in results] == ["1", "2", "3", "4"]
+        assert results[0][2] == str(photographs / f"{colour}.png")
+        assert "box" in results[0][3]
+        scores = [float(score) for _, score, *_ in results]
         assert scores == sorted(scores, reverse=True) and 1 >= scores[0] > scores[1]
 
 
-def test_images_are_found_by_an_image_as_json_lines(searchable_workdir, photographs, index, capsys):
+def test_image_queries_find_images_as_json_lines(searchable_workdir, photographs, index, capsys):
     query = f"--query={photographs / 'blue.png'}"
-    found = search(searchable_workdir, index, query, "--top=2", "--format=jsonl", capsys=capsys)
-    first, second = (json.loads(line) for (line,) in found)
+    results = search(searchable_workdir, index, query, "--top=2", "--format=jsonl", capsys=capsys)
+    first, second = (json.loads(line) for (line,) in results)
     assert (first["rank"], first["path"]) == (1, str(photographs / "blue.png"))
     assert first["score"] == pytest.approx(1, abs=1e-5) and second["score"] < 0.999
     assert set(first) == {"rank", "score", "path", "id", "caption"}
 
 
-def test_the_index_holds_what_the_model_says_of_the_images(searchable_workdir, photographs, index):
-    captioner, found = caption_jax.load(str(searchable_workdir)), ImageIndex(index)
-    paths = [entry.path for entry in found.entries()]
+def test_the_index_matches_the_output_of_the_captioner(searchable_workdir, photographs, index):
+    captioner, stored = caption_jax.load(str(searchable_workdir)), ImageIndex(index)
+    paths = [entry.path for entry in stored.entries()]
     assert [Path(path).stem for path in paths] == ["blue", "green", "red", "yellow"]
     with quick_compilation():
-        np.testing.assert_allclose(captioner.embed_images(paths), found.vectors, atol=1e-5)
+        np.testing.assert_allclose(captioner.embed_images(paths), stored.vectors, atol=1e-5)
         captions = [caption.text for caption in captioner.caption(paths)]
-    assert [entry.caption for entry in found.entries()] == captions
+    assert [entry.caption for entry in stored.entries()] == captions
 
 
-def test_adding_reads_what_is_new_and_tells_what_is_broken_or_gone(
+def test_updates_add_new_images_and_report_broken_and_missing_files(
     searchable_workdir, photographs, index, tmp_path, capsys
 ):
     shutil.copytree(photographs, tmp_path / "photographs")
     arguments = ["--mode=index", f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}", "--captions=none"]
     assert run_main(*arguments, tmp_path / "photographs" / "red.png") == 0
     assert run_main(*arguments, tmp_path / "photographs") == 1
-    told = capsys.readouterr()
-    assert told.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 updated, 1 unchanged)"
-    assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in a supported image format" in told.err
+    output = capsys.readouterr()
+    assert output.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 updated, 1 unchanged)"
+    assert f"error: {tmp_path / 'photographs' / 'broken.jpg'}: not in a supported image format" in output.err
     (tmp_path / "photographs" / "red.png").unlink()
     assert run_main(*arguments, "--missing=drop", tmp_path / "photographs" / "blue.png") == 0
     assert "missing files: 1 image (dropped): " in capsys.readouterr().err
-    found = search(searchable_workdir, tmp_path / "index", "--query=a red box", capsys=capsys)
-    assert {Path(path).stem for _, _, path, _ in found} == {"green", "blue", "yellow"}
-    assert {caption for *_, caption in found} == {""}
+    results = search(searchable_workdir, tmp_path / "index", "--query=a red box", capsys=capsys)
+    assert {Path(path).stem for _, _, path, _ in results} == {"green", "blue", "yellow"}
+    assert {caption for *_, caption in results} == {""}
 
 
-def test_a_split_is_indexed_and_lies_in_the_workdir_by_default(searchable_workdir, distinct_images, capsys):
+def test_a_split_is_indexed_in_the_workdir_by_default(searchable_workdir, distinct_images, capsys):
     assert run_main("--mode=index", f"--workdir={searchable_workdir}", "--split=test", "--captions=none") == 0
-    found = search(searchable_workdir, searchable_workdir / "index", "--query=box", capsys=capsys)
-    assert {path for _, _, path, _ in found} == {str(distinct_images / "images" / f"{n}.png") for n in (10, 11)}
+    results = search(searchable_workdir, searchable_workdir / "index", "--query=box", capsys=capsys)
+    assert {path for _, _, path, _ in results} == {str(distinct_images / "images" / f"{n}.png") for n in (10, 11)}
     assert {entry.id for entry in ImageIndex(searchable_workdir / "index").entries()} == {"10.png", "11.png"}
 
 
-def test_an_index_of_another_checkpoint_is_refused(searchable_workdir, photographs, index, tmp_path):
+def test_an_index_of_another_checkpoint_is_rejected(searchable_workdir, photographs, index, tmp_path):
     shutil.copytree(index, tmp_path / "index")
     header = json.loads((index / "index.json").read_text())
     header["model"] = {"step": 31, "weights": "cd" * 32}
     (tmp_path / "index" / "index.json").write_text(json.dumps(header))
-    where = [f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}"]
+    flags = [f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}"]
     for arguments in (["--mode=search", "--query=box"], ["--mode=index", photographs]):
         with pytest.raises(ValueError, match=r"\(step 31, weights cdcdcdcdcdcd\) than .* \(step \d+, weights "):
-            run_main(*where, *arguments)
+            run_main(*flags, *arguments)
 
 
-def test_a_query_that_is_no_image_and_questions_that_are_none(searchable_workdir, index, capsys):
-    where = [f"--workdir={searchable_workdir}", f"--index={index}"]
-    assert run_main("--mode=search", *where, "--query=none.jpg") == 1
+def test_invalid_queries_and_arguments_are_rejected(searchable_workdir, index, capsys):
+    flags = [f"--workdir={searchable_workdir}", f"--index={index}"]
+    assert run_main("--mode=search", *flags, "--query=none.jpg") == 1
     assert "error: none.jpg: no such file" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"no images to index: \['nothing\*'\] matches no file"):
-        run_main("--mode=index", *where, "nothing*")
+        run_main("--mode=index", *flags, "nothing*")
     with pytest.raises(ValueError, match=r"no images to index: .*no folder with \.jpg"):
-        run_main("--mode=index", *where, index)
-    assert run_main("--mode=index", *where) == 2
+        run_main("--mode=index", *flags, index)
+    assert run_main("--mode=index", *flags) == 2
     assert "index requires image files" in capsys.readouterr().err
-    assert run_main("--mode=index", *where, "--split=test", "a.jpg") == 2
+    assert run_main("--mode=index", *flags, "--split=test", "a.jpg") == 2
     assert "index takes either files or --split" in capsys.readouterr().err
     for query in ([], ["--query="], ["--query= "]):
-        assert run_main("--mode=search", *where, *query) == 2
+        assert run_main("--mode=search", *flags, *query) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("error: search requires --query")
     with pytest.raises(FileNotFoundError, match="there is no index in"):
-        run_main("--mode=search", where[0], f"--index={index / 'other'}", "--query=box")
+        run_main("--mode=search", flags[0], f"--index={index / 'other'}", "--query=box")
     with pytest.raises(FileNotFoundError, match=re.escape(str(index / "no_run"))):
         run_main("--mode=search", f"--workdir={index / 'no_run'}", f"--index={index / 'other'}", "--query=box")
 
 
-def test_a_query_of_unknown_words_is_answered_with_a_remark(searchable_workdir, index, capsys):
-    where = [f"--workdir={searchable_workdir}", f"--index={index}"]
+def test_unknown_words_in_a_query_are_reported(searchable_workdir, index, capsys):
+    flags = [f"--workdir={searchable_workdir}", f"--index={index}"]
     for query, unknown in (("red box", False), ("red 狗", True)):
-        assert run_main("--mode=search", *where, f"--query={query}") == 0
-        told = capsys.readouterr()
-        assert len(told.out.splitlines()) == 4
-        assert (f"'{query}' contains words that do not occur in the training captions" in told.err) == unknown
+        assert run_main("--mode=search", *flags, f"--query={query}") == 0
+        output = capsys.readouterr()
+        assert len(output.out.splitlines()) == 4
+        assert (f"'{query}' contains words that do not occur in the training captions" in output.err) == unknown
 
 
-def test_a_model_without_a_text_encoder_says_what_to_train(small_workdir, small_images, tmp_path):
+def test_a_model_without_a_joint_embedding_is_rejected(small_workdir, small_images, tmp_path):
     with pytest.raises(ValueError, match="trained without a joint embedding of images and texts"):
         run_main("--mode=index", f"--workdir={small_workdir}", f"--index={tmp_path / 'i'}", small_images / "images")
     assert not (tmp_path / "i").exists()

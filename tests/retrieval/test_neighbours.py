@@ -1,4 +1,4 @@
-"""Neighbours of images in an index: the nearest others, and a file that is refused when the index has changed."""
+"""Neighbours of images in an index: nearest images except copies, and a file that is rejected if out of date."""
 
 from __future__ import annotations
 
@@ -39,43 +39,47 @@ def make_index(folder: Path, images: list[Record]) -> ImageIndex:
     return ImageIndex(folder)
 
 
-def ids(found: list[ImageNeighbours]) -> dict:
-    return {near.id: near.neighbours for near in found}
+def ids(results: list[ImageNeighbours]) -> dict:
+    return {result.id: result.neighbours for result in results}
 
 
-def test_an_image_and_its_copies_are_none_of_its_neighbours(tmp_path, photographs):
+def test_neighbours_exclude_the_image_and_its_copies(tmp_path, photographs):
     names = ("red", "copy", "orange", "green", "blue")
     index, model = make_index(tmp_path / "index", records(photographs, *names)), ColourModel()
-    found = find_neighbours(index, records(photographs, *names), model, SIZE, 2)
-    assert ids(found)["red"] == ids(found)["copy"] == ["orange", "green"]
-    assert ids(found)["orange"][:1] == ["red"] and set(ids(found)["green"]) == {"orange", "red"}
-    assert model.embedded == 0, "all of them were in the index"
-    assert found[0].scores == sorted(found[0].scores, reverse=True)
-    right = ColourModel().embed_images([np.full((2, 2, 3), COLOURS[name]) for name in ("red", "orange")])
-    assert found[0].scores[0] == pytest.approx(right[0] @ right[1], abs=1e-5)
-    everything = find_neighbours(index, records(photographs, "blue"), model, SIZE, 9)
-    assert len(everything[0].neighbours) == 4
+    results = find_neighbours(index, records(photographs, *names), model, SIZE, 2)
+    assert ids(results)["red"] == ids(results)["copy"] == ["orange", "green"]
+    assert ids(results)["orange"][:1] == ["red"] and set(ids(results)["green"]) == {"orange", "red"}
+    assert model.embedded == 0, "all images are in the index"
+    assert results[0].scores == sorted(results[0].scores, reverse=True)
+    red, orange = ColourModel().embed_images([np.full((2, 2, 3), COLOURS[name]) for name in ("red", "orange")])
+    assert results[0].scores[0] == pytest.approx(red @ orange, abs=1e-5)
+    all_neighbours = find_neighbours(index, records(photographs, "blue"), model, SIZE, 9)
+    assert len(all_neighbours[0].neighbours) == 4
 
 
-def test_an_image_is_itself_by_its_id_or_its_file(tmp_path, photographs):
-    """Even where its vector has changed since."""
+def test_an_image_is_recognised_by_its_id_or_its_file(tmp_path, photographs):
+    """Even if its vector has changed."""
     red, green = records(photographs, "red", "green")
     vectors = np.array([[0, 0.6, 0.8], [0.8, 0, 0.6], [0, 0, 1]], np.float32)
     with writing(tmp_path / "index", 3, MODEL) as index:
         index.append(vectors, [Entry(1), Entry("other", str(green.image)), Entry(3)])
-    wanted = [Record(red.image, (), 1), green]
-    found = find_neighbours(ImageIndex(tmp_path / "index"), wanted, ColourModel(), SIZE, 3)
-    assert set(ids(found)[1]) == {"other", 3} and set(ids(found)["green"]) == {1, 3}
+    images = [Record(red.image, (), 1), green]
+    results = find_neighbours(ImageIndex(tmp_path / "index"), images, ColourModel(), SIZE, 3)
+    assert set(ids(results)[1]) == {"other", 3} and set(ids(results)["green"]) == {1, 3}
 
 
-def test_images_outside_the_index_are_read_and_those_that_cannot_be_have_none(tmp_path, photographs):
+def test_images_outside_the_index_are_embedded_and_broken_ones_have_no_neighbours(tmp_path, photographs):
     index = make_index(tmp_path / "index", records(photographs, "red", "copy", "green"))
     (photographs / "broken.png").write_bytes(b"no image")
     errors, model = [], ColourModel()
-    wanted = records(photographs, "orange", "broken", "green", "blue")
-    found = find_neighbours(index, wanted, model, SIZE, 1, errors.append)
-    assert list(ids(found)) == ["orange", "broken", "green", "blue"], "in the order of the images"
-    assert ids(found)["orange"][0] in ("red", "copy") and ids(found)["broken"] == [] and len(ids(found)["green"]) == 1
+    images = records(photographs, "orange", "broken", "green", "blue")
+    results = find_neighbours(index, images, model, SIZE, 1, errors.append)
+    assert list(ids(results)) == ["orange", "broken", "green", "blue"], "in the order of the input"
+    assert (
+        ids(results)["orange"][0] in ("red", "copy")
+        and ids(results)["broken"] == []
+        and len(ids(results)["green"]) == 1
+    )
     assert model.embedded == 2 and len(errors) == 1 and "broken.png" in str(errors[0])
 
 
@@ -85,8 +89,8 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
     vectors[25:] = [0.6, 0.8, 0]
     with writing(tmp_path, 3, MODEL) as index:
         index.append(vectors, [Entry(number) for number in range(30)])
-    found = find_neighbours(ImageIndex(tmp_path), [Record(lambda: b"", (), 0)], ColourModel(), SIZE, 3)
-    assert found == [ImageNeighbours(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
+    results = find_neighbours(ImageIndex(tmp_path), [Record(lambda: b"", (), 0)], ColourModel(), SIZE, 3)
+    assert results == [ImageNeighbours(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
 
 
 @pytest.fixture
@@ -107,7 +111,7 @@ def stored(tmp_path) -> ImageIndex:
     return index
 
 
-def test_what_is_written_is_read(stored):
+def test_neighbours_round_trip(stored):
     assert read_neighbours(stored.folder, "val", at_least=2) == {"a": ["b\u2028", 3], "\udce9": [], 7: []}
     header, line, *_ = (stored.folder / "neighbours-val.jsonl").read_text().split("\n")
     assert json.loads(header)["split"] == "val" and json.loads(header)["index"]["count"] == 3
@@ -115,7 +119,7 @@ def test_what_is_written_is_read(stored):
     assert [path.name for path in stored.folder.glob("neighbours*")] == ["neighbours-val.jsonl"]
 
 
-def test_neighbours_of_an_index_that_has_changed_are_refused(stored):
+def test_neighbours_of_a_changed_index_are_rejected(stored):
     with writing(stored.folder, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32)[:1], [Entry("d")])
     with pytest.raises(DataError, match=r"val\.jsonl is out of date .*run --mode=neighbours --index="):
@@ -129,7 +133,7 @@ def test_neighbours_of_an_index_that_has_changed_are_refused(stored):
         read_neighbours(stored.folder, "val")
 
 
-def test_what_is_missing_or_too_little_is_said_with_the_remedy(stored):
+def test_missing_or_too_few_neighbours_are_rejected(stored):
     with pytest.raises(FileNotFoundError, match=r"neighbours-train\.jsonl is missing: run .* --split=train"):
         read_neighbours(stored.folder, "train")
     with pytest.raises(DataError, match="has 2 neighbours per image, 3 are required"):

@@ -1,4 +1,4 @@
-"""Context from an index to captions: trained with, judged with and without, and never an image's own captions."""
+"""Retrieved context in training, evaluation and captioning, without leaking an image's own captions."""
 
 from __future__ import annotations
 
@@ -40,35 +40,35 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
 
-# Compiled for the sake of a few runs.
-QUICKLY = {
+# For programs that run only a few times.
+QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
-BELOW = r"image_encoder/backbone/(stem|stage_[12])/.*"
+FROZEN = r"image_encoder/backbone/(stem|stage_[12])/.*"
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
 def index(searchable_workdir, tmp_path_factory) -> Path:
-    """An index of the training images, with the neighbours of those and of the validation images."""
+    """An index of the training images, with the neighbours of the training and validation images."""
     folder = tmp_path_factory.mktemp("index")
-    where = (f"--workdir={searchable_workdir}", f"--index={folder}")
-    assert small_run.run_main("--mode=index", *where, "--split=train", "--captions=none") == 0
+    flags = (f"--workdir={searchable_workdir}", f"--index={folder}")
+    assert small_run.run_main("--mode=index", *flags, "--split=train", "--captions=none") == 0
     for split in ("train", "val"):
-        assert small_run.run_main("--mode=neighbours", *where, f"--split={split}", "--top=3") == 0
+        assert small_run.run_main("--mode=neighbours", *flags, f"--split={split}", "--top=3") == 0
     return folder
 
 
 def make_config(index: Path, images: Path) -> ConfigDict:
-    """All that context has to get along with: stored features, slices of a batch, averaged weights."""
+    """Combines context with stored features, gradient accumulation and averaged weights."""
     config = small_run.get_config()
     config.data.root, config.data.context = str(images), str(index)
     config.data.feature_cache.stage = "stage_2"
     config.model.context.update({"slots": 2, "form": "tokens", "dropout": 0.3})
     config.model.text_encoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
-    config.optimizer.rules = ((BELOW, {"lr": 0.0}), (f"(?!{BELOW}).*", {"lr": 1.0}))
+    config.optimizer.rules = ((FROZEN, {"lr": 0.0}), (f"(?!{FROZEN}).*", {"lr": 1.0}))
     config.optimizer.update({"accumulation": 2, "ema": 0.9})
     config.train.update({"steps": STEPS, "log_every": 10, "eval_every": STEPS, "checkpoint_every": 25})
     return config
@@ -76,7 +76,7 @@ def make_config(index: Path, images: Path) -> ConfigDict:
 
 @pytest.fixture(scope="module")
 def workdir(index, distinct_images, tmp_path_factory) -> Path:
-    """A run that was trained with context."""
+    """The workdir of a run trained with context."""
     folder = tmp_path_factory.mktemp("runs") / "context"
     with small_run.quick_compilation():
         train_and_evaluate(RunSpec.from_config(make_config(index, distinct_images)), folder)
@@ -87,10 +87,11 @@ def experiment_of(workdir: Path) -> Experiment:
     return open_experiment(epath.Path(workdir), read_spec(workdir))
 
 
-def test_no_image_is_among_its_own_neighbours(workdir, index, distinct_images):
-    near = read_neighbours(index, "train")
-    assert len(near) == 8 and all(len(others) == 3 and image_id not in others for image_id, others in near.items())
-    # 08.png shows what 00.png does: where it stands for another image, that one's captions would be its own.
+def test_no_image_is_its_own_neighbour(workdir, index, distinct_images):
+    neighbours = read_neighbours(index, "train")
+    assert len(neighbours) == 8
+    assert all(len(others) == 3 and image_id not in others for image_id, others in neighbours.items())
+    # 08.png is a copy of 00.png, so the captions of 00.png would be its own captions.
     copies = (distinct_images / "images" / name for name in ("00.png", "08.png"))
     assert len({path.read_bytes() for path in copies}) == 1
     assert "00.png" not in read_neighbours(index, "val")["08.png"]
@@ -98,20 +99,20 @@ def test_no_image_is_among_its_own_neighbours(workdir, index, distinct_images):
         context, split = open_context(experiment_of(workdir), "train", kind), experiment_of(workdir).split("train")
         vocabulary = experiment_of(workdir).description.vocabulary
         for record in split:
-            said = {vocabulary.decode(ids) for epoch in range(8) for ids in context.load(record.image_id, 0, epoch)}
-            assert len(said) > 2 and not said & {caption.lower() for caption in record.captions}, kind
+            texts = {vocabulary.decode(ids) for epoch in range(8) for ids in context.load(record.image_id, 0, epoch)}
+            assert len(texts) > 2 and not texts & {caption.lower() for caption in record.captions}, kind
 
 
-def test_training_with_context_learns_and_validates_with_it(workdir):
+def test_training_and_validation_use_context(workdir):
     rows = [row.values for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
     assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and "contrastive_loss" not in rows[0]
-    found = json.loads((workdir / "eval_val.json").read_text())
-    assert found["protocol"]["context"] == "retrieved" and "image_to_text_R@1" not in found["metrics"]
+    evaluation = json.loads((workdir / "eval_val.json").read_text())
+    assert evaluation["protocol"]["context"] == "retrieved" and "image_to_text_R@1" not in evaluation["metrics"]
     assert (workdir / "report_val.html").read_text().count("<img") > 4
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_been_interrupted(workdir, tmp_path):
+def test_a_resumed_run_matches_an_uninterrupted_one(workdir, tmp_path):
     copy = Path(shutil.copytree(workdir, tmp_path / "run"))
     shutil.rmtree(copy / "checkpoints" / "last" / str(saved_steps(copy)[-1]))
     assert saved_steps(copy) == [25]
@@ -120,45 +121,45 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(workdir, tmp_path):
     assert_same_state(copy, workdir)
 
 
-def test_evaluate_takes_context_away_or_that_of_another_image(workdir, capsys):
-    usual = (workdir / "eval_val.json").read_text()
+def test_evaluation_without_context_and_with_shuffled_context(workdir, capsys):
+    original = (workdir / "eval_val.json").read_text()
     losses = {}
     for kind in ("none", "shuffled"):
         assert small_run.run_main("--mode=evaluate", f"--workdir={workdir}", f"--context={kind}") == 0
         assert f"val split: 2 images (real, context {kind})" in capsys.readouterr().out
-        found = json.loads((workdir / f"eval_val_context_{kind}.json").read_text())
-        assert found["protocol"]["context"] == kind
-        losses[kind] = found["metrics"]["loss"]
+        evaluation = json.loads((workdir / f"eval_val_context_{kind}.json").read_text())
+        assert evaluation["protocol"]["context"] == kind
+        losses[kind] = evaluation["metrics"]["loss"]
         assert list(read_results(workdir / f"captions_val_context_{kind}.json")) == ["08.png", "09.png"]
-    losses["retrieved"] = json.loads(usual)["metrics"]["loss"]
+    losses["retrieved"] = json.loads(original)["metrics"]["loss"]
     assert len(set(losses.values())) == 3
-    assert (workdir / "eval_val.json").read_text() == usual
+    assert (workdir / "eval_val.json").read_text() == original
     assert not list(workdir.glob("report_val_*"))
     with pytest.raises(ValueError, match="context is 'some'; it must be one of retrieved, none, shuffled"):
         small_run.run_main("--mode=evaluate", f"--workdir={workdir}", "--context=some")
 
 
-def test_shuffled_context_is_that_of_the_next_image(workdir):
+def test_shuffled_context_belongs_to_the_next_image(workdir):
     experiment = experiment_of(workdir)
-    usual, shuffled = (open_context(experiment, "val", kind) for kind in ("retrieved", "shuffled"))
-    np.testing.assert_array_equal(shuffled.load("08.png"), usual.load("09.png"))
-    np.testing.assert_array_equal(shuffled.load("09.png"), usual.load("08.png"))
+    retrieved, shuffled = (open_context(experiment, "val", kind) for kind in ("retrieved", "shuffled"))
+    np.testing.assert_array_equal(shuffled.load("08.png"), retrieved.load("09.png"))
+    np.testing.assert_array_equal(shuffled.load("09.png"), retrieved.load("08.png"))
     assert open_context(experiment, "val", "none") is None
 
 
-def test_a_captioner_reads_the_texts_that_stand_beside_an_image(workdir, distinct_images, capsys):
+def test_captioner_uses_context_texts(workdir, distinct_images, capsys):
     path = distinct_images / "images" / "10.png"
     captioner = caption_jax.load(str(workdir))
     with small_run.quick_compilation():
-        alone, other = (captioner.caption([path], [texts])[0] for texts in ([], ["a yellow box on the right"]))
-        both = captioner.caption([path, path], [["a yellow box on the right", ""], []])
-    assert abs(alone.log_prob - other.log_prob) > 1e-3
-    assert [caption.log_prob for caption in both] == pytest.approx([other.log_prob, alone.log_prob], abs=1e-4)
+        without, with_text = (captioner.caption([path], [texts])[0] for texts in ([], ["a yellow box on the right"]))
+        batch = captioner.caption([path, path], [["a yellow box on the right", ""], []])
+    assert abs(without.log_prob - with_text.log_prob) > 1e-3
+    expected = pytest.approx([with_text.log_prob, without.log_prob], abs=1e-4)
+    assert [caption.log_prob for caption in batch] == expected
     arguments = ["--mode=caption", f"--workdir={workdir}", "--format=jsonl", path]
     assert small_run.run_main(*arguments, "--context=a yellow box on the right", "--context=") == 0
     assert small_run.run_main(*arguments) == 0
-    told = [json.loads(line)["log_prob"] for line in capsys.readouterr().out.splitlines()]
-    assert told == pytest.approx([other.log_prob, alone.log_prob], abs=1e-4)
+    assert [json.loads(line)["log_prob"] for line in capsys.readouterr().out.splitlines()] == expected
     with pytest.raises(ValueError, match=r"3 context texts, but this run's model accepts at most 2 \(config"):
         captioner.caption([path], [["a", "b", "c"]])
     with pytest.raises(TypeError, match="context takes a list of texts"):
@@ -167,7 +168,7 @@ def test_a_captioner_reads_the_texts_that_stand_beside_an_image(workdir, distinc
         captioner.caption([path], [["a"], ["b"]])
 
 
-def test_a_model_without_context_refuses_it(small_workdir, small_images):
+def test_a_model_without_context_rejects_it(small_workdir, small_images):
     with pytest.raises(ValueError, match=r"this run's model accepts at most 0"):
         caption_jax.load(str(small_workdir)).caption([small_run.picture()], [["a title"]])
     with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.slots=0\)"):
@@ -182,14 +183,14 @@ def test_a_model_without_context_refuses_it(small_workdir, small_images):
         ({"model.context.dropout": 1.0}, r"context\.dropout is 1\.0"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(index, distinct_images, tmp_path, changes, message):
+def test_invalid_settings_are_rejected(index, distinct_images, tmp_path, changes, message):
     config = make_config(index, distinct_images)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
-def test_neighbours_of_other_images_are_refused(workdir, index, tmp_path):
+def test_missing_neighbours_of_an_image_are_rejected(workdir, index, tmp_path):
     folder = Path(shutil.copytree(index, tmp_path / "index"))
     lines = (folder / "neighbours-val.jsonl").read_text().split("\n")
     (folder / "neighbours-val.jsonl").write_text("\n".join(line for line in lines if '"id": "09.png"' not in line))
@@ -202,16 +203,16 @@ def test_neighbours_of_other_images_are_refused(workdir, index, tmp_path):
         open_context(experiment, "val", "retrieved")
 
 
-ROWS, SLOTS, LENGTH, VOCABULARY = 8, 2, 10, 30
+ROWS, MAX_TEXTS, LENGTH, VOCABULARY = 8, 2, 10, 30
 
 
 def small_captioner():
-    """A model with context and random variables."""
+    """A config, its model with context, and random variables."""
     config = default_config()
     small_run.shrink(config)
     config.dtype = "float32"
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
-    config.model.context.update({"slots": SLOTS, "form": "tokens"})
+    config.model.context.update({"slots": MAX_TEXTS, "form": "tokens"})
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
     sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
@@ -224,8 +225,8 @@ def small_captioner():
     return config, model, variables
 
 
-def test_an_images_own_captions_change_no_logit_of_it(workdir):
-    """The decoder's inputs held fixed: of the captions that are stored, only those of neighbours reach it."""
+def test_logits_do_not_depend_on_the_captions_of_the_image(workdir):
+    """With fixed decoder inputs, only the stored captions of neighbours affect the logits of an image."""
     experiment = experiment_of(workdir)
     split, config = experiment.split("train"), experiment.spec
     context = open_context(experiment, "train", "retrieved")
@@ -236,9 +237,9 @@ def test_an_images_own_captions_change_no_logit_of_it(workdir):
     ]
     other_experiment = dataclasses.replace(experiment, splits={**experiment.splits, "train": Split("train", records)})
     other_context = open_context(other_experiment, "train", "retrieved")
-    near = read_neighbours(config.data.context, "train")
-    reads_it = [image_id for image_id in split.image_ids if changed_id in near[image_id][:2]]
-    assert reads_it and changed_id not in reads_it
+    neighbours = read_neighbours(config.data.context, "train")
+    affected = [image_id for image_id in split.image_ids if changed_id in neighbours[image_id][:2]]
+    assert affected and changed_id not in affected
     vocabulary, model = experiment.description.vocabulary, experiment.model()
     tokens = np.stack([vocabulary.encode_batch(record.captions, LENGTH) for record in split])
     variables = read_weights(workdir).variables
@@ -251,28 +252,28 @@ def test_an_images_own_captions_change_no_logit_of_it(workdir):
 
     with small_run.quick_compilation():
         logits, other_logits = (
-            np.asarray(run(np.stack([beside.load(record.image_id) for record in split])))
-            for beside in (context, other_context)
+            np.asarray(run(np.stack([source.load(record.image_id) for record in split])))
+            for source in (context, other_context)
         )
     for row, record in enumerate(split):
-        if record.image_id in reads_it:
-            assert np.abs(logits[row] - other_logits[row]).max() > 1e-6, "the captions that were changed are read"
+        if record.image_id in affected:
+            assert np.abs(logits[row] - other_logits[row]).max() > 1e-6, "changed captions must have an effect"
         else:
             np.testing.assert_array_equal(logits[row], other_logits[row])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("slices", [1, 2])
-def test_a_whole_step_is_the_same_on_eight_devices(slices):
-    """Plain gradient steps, so that parameters differ as gradients do."""
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_training_step_on_eight_devices_matches_one(microbatches):
+    """Uses SGD, so differences between parameters are proportional to differences between gradients."""
     config, model, variables = small_captioner()
-    config.optimizer.accumulation = slices
-    config.data.context = "no/index"  # which a run would need; this batch brings its own context
+    config.optimizer.accumulation = microbatches
+    config.data.context = "no/index"  # required by the spec, but unused because the batch contains context
     spec = RunSpec.from_config(config)
-    rows = ROWS * slices
+    rows = ROWS * microbatches
     optimizer, _ = make_optimizer(spec.optimizer, variables["params"], 10)
     random = np.random.default_rng(1)
-    context = random.integers(4, VOCABULARY, (rows, SLOTS, LENGTH)).astype(np.int32)
+    context = random.integers(4, VOCABULARY, (rows, MAX_TEXTS, LENGTH)).astype(np.int32)
     context[2] = context[5, 1] = context[6, 0, 4:] = 1
     batch = {
         "image": random.integers(0, 255, (rows, 32, 32, 3)).astype(np.uint8),
@@ -281,7 +282,7 @@ def test_a_whole_step_is_the_same_on_eight_devices(slices):
         "mask": np.ones(rows, bool),
         "index": np.arange(rows, dtype=np.int32),
     }
-    ends = []
+    results = []
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
         objectives = objectives_of(spec.objective, joint_embedding=False)
@@ -295,13 +296,13 @@ def test_a_whole_step_is_the_same_on_eight_devices(slices):
             text_ids=TextTokenizer(None, False, LENGTH).from_caption_ids,
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
-        compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICKLY)
-        ends.append(jax.device_get(compiled(state, put_batch(batch, mesh))))
-    (state, metrics), (other_state, other_metrics) = ends
+        compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICK_COMPILATION)
+        results.append(jax.device_get(compiled(state, put_batch(batch, mesh))))
+    (state, metrics), (other_state, other_metrics) = results
     for name in metrics:
         np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
     start = flatten(variables["params"])
     for path, value in flatten(state.params).items():
         np.testing.assert_allclose(flatten(other_state.params)[path], value, rtol=0, atol=1e-5, err_msg=path)
-    for part in ("text_encoder/roberta/embeddings/word_embeddings/embedding", "context/dense/kernel"):
-        assert np.abs(flatten(state.params)[part] - np.asarray(start[part])).max() > 1e-4, part
+    for path in ("text_encoder/roberta/embeddings/word_embeddings/embedding", "context/dense/kernel"):
+        assert np.abs(flatten(state.params)[path] - np.asarray(start[path])).max() > 1e-4, path

@@ -1,4 +1,4 @@
-"""Search finds what a whole product and a stable sort in NumPy find."""
+"""Search against a full matrix product and a stable sort in NumPy."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from caption_jax.retrieval.search import Searcher
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Blocks of 200 rows: neither groups nor blocks divide the vectors evenly."""
+    """Uses blocks of 200 rows, so the vectors are a multiple of neither the group nor the block size."""
     monkeypatch.setattr(search, "_BLOCK_ROWS", 200)
     monkeypatch.setattr(search, "_QUERIES", 4)
 
 
-def whole_numbers(*shape: int) -> np.ndarray:
-    """Vectors whose products are exact, and often equal."""
+def integer_vectors(*shape: int) -> np.ndarray:
+    """Vectors with exact and often equal products."""
     return np.random.default_rng(0).integers(-2, 3, shape).astype(np.float32)
 
 
@@ -28,25 +28,25 @@ def sorted_by_numpy(vectors: np.ndarray, queries: np.ndarray, k: int) -> tuple[n
 
 
 @pytest.mark.parametrize(("count", "queries", "k"), [(530, 5, 7), (400, 1, 1), (64, 4, 64), (3, 2, 10), (201, 2, 150)])
-def test_rows_and_scores_are_those_of_a_stable_sort(count, queries, k):
-    vectors, asked = whole_numbers(count, 16), whole_numbers(queries, 16) + 1
-    found = Searcher(vectors).search(asked, k)
-    scores, rows = sorted_by_numpy(vectors, asked, k)
-    assert count < 10 or k == 1 or len(np.unique(scores)) < scores.size  # there are ties to get wrong
-    np.testing.assert_array_equal(found.rows, rows)
-    np.testing.assert_array_equal(found.scores, scores)
+def test_rows_and_scores_match_a_stable_sort(count, queries, k):
+    vectors, query_vectors = integer_vectors(count, 16), integer_vectors(queries, 16) + 1
+    result = Searcher(vectors).search(query_vectors, k)
+    scores, rows = sorted_by_numpy(vectors, query_vectors, k)
+    assert count < 10 or k == 1 or len(np.unique(scores)) < scores.size  # the test requires ties
+    np.testing.assert_array_equal(result.rows, rows)
+    np.testing.assert_array_equal(result.scores, scores)
 
 
-def test_all_the_best_in_one_group_and_negative_scores_alone():
+def test_best_rows_in_one_group_with_negative_scores():
     vectors = -np.ones((300, 8), np.float32)
     vectors[66:76] *= np.linspace(0.1, 0.9, 10, dtype=np.float32)[:, None]
-    found = Searcher(vectors).search(np.ones((1, 8), np.float32), 12)
-    assert found.rows.tolist() == [[*range(66, 76), 0, 1]]
-    assert (found.scores < 0).all()
+    result = Searcher(vectors).search(np.ones((1, 8), np.float32), 12)
+    assert result.rows.tolist() == [[*range(66, 76), 0, 1]]
+    assert (result.scores < 0).all()
 
 
-def test_a_mapped_file_is_searched_where_it_lies(tmp_path):
-    vectors = whole_numbers(400, 16)
+def test_a_memory_mapped_file_is_searched_without_a_copy(tmp_path):
+    vectors = integer_vectors(400, 16)
     vectors.tofile(tmp_path / "vectors")
     mapped = np.memmap(tmp_path / "vectors", np.float32, "r", shape=vectors.shape)
     searcher = Searcher(mapped)
@@ -56,24 +56,24 @@ def test_a_mapped_file_is_searched_where_it_lies(tmp_path):
     np.testing.assert_array_equal(searcher.search(vectors[:2], 3).rows, sorted_by_numpy(vectors, vectors[:2], 3)[1])
 
 
-def test_approximate_search_finds_nearly_all():
-    vectors, asked = np.random.default_rng(0).normal(size=(2, 600, 16)).astype(np.float32)
-    found = Searcher(vectors, "approx").search(asked[:8], 10).rows
-    right = sorted_by_numpy(vectors, asked[:8], 10)[1]
-    shared = [len(set(a) & set(b)) for a, b in zip(found.tolist(), right.tolist(), strict=True)]
-    assert np.mean(shared) >= 9
+def test_approximate_search_has_high_recall():
+    vectors, queries = np.random.default_rng(0).normal(size=(2, 600, 16)).astype(np.float32)
+    actual = Searcher(vectors, "approx").search(queries[:8], 10).rows
+    expected = sorted_by_numpy(vectors, queries[:8], 10)[1]
+    common = [len(set(a) & set(b)) for a, b in zip(actual.tolist(), expected.tolist(), strict=True)]
+    assert np.mean(common) >= 9
 
 
-def test_nothing_to_search_and_nothing_asked():
-    assert Searcher(np.zeros((0, 16), np.float32)).search(whole_numbers(2, 16), 5).rows.shape == (2, 0)
-    assert Searcher(whole_numbers(9, 16)).search(np.zeros((0, 16), np.float32), 5).rows.shape == (0, 5)
+def test_empty_index_and_empty_queries():
+    assert Searcher(np.zeros((0, 16), np.float32)).search(integer_vectors(2, 16), 5).rows.shape == (2, 0)
+    assert Searcher(integer_vectors(9, 16)).search(np.zeros((0, 16), np.float32), 5).rows.shape == (0, 5)
 
 
-def test_what_cannot_be_searched_is_refused():
-    searcher = Searcher(whole_numbers(9, 16))
+def test_invalid_arguments_are_rejected():
+    searcher = Searcher(integer_vectors(9, 16))
     with pytest.raises(ValueError, match=r"shape \[queries, 16\], not \(2, 8\)"):
-        searcher.search(whole_numbers(2, 8), 3)
+        searcher.search(integer_vectors(2, 8), 3)
     with pytest.raises(ValueError, match="k is 0"):
-        searcher.search(whole_numbers(2, 16), 0)
+        searcher.search(integer_vectors(2, 16), 0)
     with pytest.raises(ValueError, match="unknown search method 'fast'"):
-        Searcher(whole_numbers(9, 16), "fast")
+        Searcher(integer_vectors(9, 16), "fast")
