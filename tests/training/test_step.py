@@ -204,7 +204,8 @@ def test_losses_do_not_depend_on_the_number_of_devices():
     assert ours[-1] < ours[0] - 0.03  # it was training that was compared; it starts at ln(24)
 
 
-@pytest.mark.parametrize("devices", [1, pytest.param(8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 8])
 def test_losses_do_not_depend_on_whether_pads_are_left_out(devices):
     setup = one_device() if devices == 1 else Setup(restless_config(), mesh_of(devices))
     np.testing.assert_allclose(curve(setup, packed=True)[0], curve(one_device())[0], rtol=0, atol=1e-5)
