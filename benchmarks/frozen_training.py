@@ -3,10 +3,10 @@
     python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
 keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, compared with ours, which reads
-the feature cache. The peer runs EfficientNetB0 in every epoch, or reads its stored features. One decoder layer of width
-512, feed-forward width 512, 2 heads, 10,000 tokens, captions of 25 tokens, images of 224 pixels, and the same number of
-images and captions per step on both sides. The design runs with one update per caption and with one update per batch;
-the faster of the two is the peer.
+the feature cache. The peer runs EfficientNetB0 in every epoch, or reads its stored features. Both have one decoder
+layer of width 512, feed-forward width 512, 2 heads and a vocabulary of 10,000, and train on the same number of images
+(224 pixels) and captions (25 tokens) per step. The design runs with one update per caption and with one update per
+batch; the faster of the two is the peer.
 
 utilisation: the step of `configs/flickr8k.py` on stored features of stage_7. Useful FLOP/s over the FLOP/s of a product
 of square matrices by jnp or NumPy, whichever is faster. Useful FLOPs are those of the matrix products in the forward

@@ -85,7 +85,7 @@ def test_embeddings_and_first_self_attention_match_roberta():
 
 @pytest.mark.parametrize("sentences", [1, 2])
 def test_logits_without_cross_attention_match_roberta(sentences):
-    """Identity norms after self-attention make the norms of the zero cross-attention the identity as well."""
+    """With default norms after self-attention, the norm after a zero cross-attention has no effect."""
     text = load_roberta(str(GOLDEN))
     for layer in text.params["encoder"]["layer"].values():
         width = text.sizes.hidden_size
