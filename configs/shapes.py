@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.ema = 0.99
-    config.train.epochs = 12
+    config.train.epochs = 16
     config.train.eval_every = 372
     config.decode.max_length = 24
     return config.lock()

@@ -21,7 +21,8 @@ from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddi
 from input_pipeline.packing import pack_captions
 
 VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # as many tokens as it takes for a search by blocks
-QUICK = {"xla_backend_optimization_level": "0"}
+# Excess precision would let XLA skip roundings to bfloat16 inside fusions, of which the reference has more.
+OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
 TOKENS = np.full((BATCH, CAPTIONS, LENGTH), 1, np.int32)
@@ -73,7 +74,7 @@ def loss_and_gradients(model, packed):
         value, updated = model.apply(given, rows, rngs=rngs, mutable=["batch_stats"], method=objective)
         return value, updated["batch_stats"]
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=QUICK)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
     (value, statistics), gradients = step(variables()["params"])
     flat = lambda tree: traverse_util.flatten_dict(jax.device_get(tree), sep="/")  # noqa: E731
     return float(value), flat(gradients), flat(statistics)
