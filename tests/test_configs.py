@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -11,9 +10,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from config_goldens import CONFIGS, named_config
 from flax import traverse_util
-from ml_collections import ConfigDict
-from small_run import ROOT
 
 from caption_jax.config import config_of, default_config
 from caption_jax.feature_cache.features import check_frozen
@@ -24,19 +22,6 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import ModelSpec, RunSpec, build_spec, differences
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
-
-CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
-
-
-@functools.cache
-def named_config(name: str) -> ConfigDict:
-    spec = importlib.util.spec_from_file_location(f"tested_{name}", ROOT / "configs" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config()
-    if config.model.context.slots:
-        config.data.context = "index"  # which whoever uses it has to name
-    return config
 
 
 @functools.cache

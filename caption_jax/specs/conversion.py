@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Mapping
 from typing import Any
@@ -81,6 +82,11 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     for key, value in tree.items():
         flat.update(flatten(value, _join(prefix, key)))
     return flat
+
+
+def as_lines(spec: Any) -> list[str]:
+    """A line `config.KEY = VALUE` per key, in the order of the fields, with the values as JSON."""
+    return [f"config.{key} = {json.dumps(value)}" for key, value in flatten(as_mapping(spec)).items()]
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:

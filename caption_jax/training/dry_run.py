@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass
 
 import jax
@@ -16,8 +15,8 @@ from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.experiment import Experiment, prepare_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.step_images import check_step_images
-from caption_jax.specs import RunSpec, as_mapping
-from caption_jax.specs.conversion import flatten
+from caption_jax.specs import RunSpec
+from caption_jax.specs.conversion import as_lines
 from caption_jax.training.loop import open_batches, validation_evaluator
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec
@@ -81,8 +80,7 @@ def print_dry_run(result: DryRun) -> None:
     """Prints the spec, one key per line, and the result of the step; only on the main process."""
     if jax.process_index():
         return
-    for key, value in flatten(as_mapping(result.spec)).items():
-        print(f"config.{key} = {json.dumps(value)}")
+    print("\n".join(as_lines(result.spec)))
     print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in result.images.items()))
     print(f"model: {result.parameters:,} parameters, vocabulary of {result.tokens:,} tokens")
     if result.spec.data.feature_cache.stage:
