@@ -28,6 +28,7 @@ class Cost:
         code: bytes of the generated code.
         flops: FLOPs of all operations, including elementwise ones, as counted by XLA.
         matrix_flops: FLOPs of convolutions and matrix products.
+        matrix_flops_by_dtype: the same before compilation, by operand type; on a CPU, XLA widens bfloat16.
         bytes: bytes read and written by all operations, as counted by XLA, including layout padding and traffic in
             on-chip memory.
         traffic: traffic per operation; the sum is close to `bytes`.
@@ -42,6 +43,7 @@ class Cost:
     code: int
     flops: float
     matrix_flops: int
+    matrix_flops_by_dtype: dict[str, int]
     bytes: float
     traffic: tuple[Traffic, ...]
     collectives: tuple[Collective, ...]
@@ -120,7 +122,13 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemoryError(str(error).splitlines()[0]) from error
-    seconds = time.perf_counter() - started
+    return cost_of(lowered, compiled, images, devices, time.perf_counter() - started)
+
+
+def cost_of(
+    lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, images: int, devices: int, seconds: float = 0.0
+) -> Cost:
+    """Cost of a compiled program; `seconds` is its compile time, other arguments as in `measure`."""
     memory, counted, text = compiled.memory_analysis(), compiled.cost_analysis(), CompiledText(compiled.as_text())
     return Cost(
         images=images,
@@ -130,6 +138,7 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
         code=memory.generated_code_size_in_bytes,
         flops=counted.get("flops", 0.0),  # absent from a program that computes nothing
         matrix_flops=text.matrix_flops(),
+        matrix_flops_by_dtype=CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype(),
         bytes=counted.get("bytes accessed", 0.0),
         traffic=tuple(text.traffic()),
         collectives=tuple(text.collectives(devices)),

@@ -183,15 +183,22 @@ class CompiledText:
 
         Operations inside a loop are counted once.
         """
-        total = 0
+        return sum(self.matrix_flops_by_dtype().values())
+
+    def matrix_flops_by_dtype(self) -> dict[str, int]:
+        """`matrix_flops` by the wider operand type, such as "bf16" or "f32"."""
+        totals: Counter[str] = Counter()
         for computation in self._reached(r"calls|to_apply|body|condition|\w+_computations"):
             for instruction in self._computations[computation]:
+                if instruction.opcode not in ("convolution", "dot"):
+                    continue
                 types = [self._types[computation].get(name, "") for name in instruction.operands]
                 if instruction.opcode == "convolution":
-                    total += _convolution_flops(instruction, *map(_shape, types))
-                elif instruction.opcode == "dot":
-                    total += _dot_flops(instruction, _shape(types[0]))
-        return total
+                    flops = _convolution_flops(instruction, *map(_shape, types))
+                else:
+                    flops = _dot_flops(instruction, _shape(types[0]))
+                totals[max(map(_dtype, types), key=lambda dtype: _size(dtype, [1]))] += flops
+        return dict(totals)
 
     def _reached(self, links: str) -> Iterator[str]:
         """Yields the names of the computations reachable through these attributes, each once."""
@@ -220,6 +227,11 @@ def _split_operands(text: str) -> tuple[tuple[str, ...], str]:
 def _shape(type_text: str) -> tuple[int, ...]:
     match = _ARRAY.search(type_text)
     return tuple(_sizes(match.group(2))) if match else ()
+
+
+def _dtype(type_text: str) -> str:
+    match = _ARRAY.search(type_text)
+    return match.group(1) if match else ""
 
 
 def _bytes(type_text: str) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from caption_jax.planning.assumed import describe
 from caption_jax.planning.batch_search import Tried, fits, largest_batch
 from caption_jax.planning.constant_shapes import constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
+from caption_jax.planning.figures import program_figures
 from caption_jax.planning.programs import Planned, planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images
@@ -174,29 +174,12 @@ def _measured(planned: Planned, images: int, program: Program, topology: Topolog
         cost = _cost(planned, images, program)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
+    found = program_figures(cost, mesh, tuple(program.abstract_state.params))
+    found["per_image"]["analytic_matrix_flops"] = analytic
     rows = images * mesh.shape["data"]
-    found: dict[str, Any] = {
-        "images_per_chip": images,
-        "compile_seconds": round(cost.seconds, 1),
-        "memory": {
-            "arguments": cost.arguments,
-            "outputs": cost.outputs,
-            "temporaries": cost.temporaries,
-            "code": cost.code,
-            "total": cost.memory,
-        },
-        "per_image": {
-            "flops": cost.flops / images,
-            "matrix_flops": cost.matrix_flops / images,
-            "analytic_matrix_flops": analytic,
-            "bytes": cost.bytes / images,
-            "memory_bytes": cost.memory_bytes / images,
-            "bytes_by_part": {part: cost.bytes_of(part) / images for part in program.abstract_state.params},
-        },
-        "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
-        "collectives": _collectives(cost, mesh, rows),
-        "rows_like_weights": any(leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.abstract_state.params)),
-    }
+    found["rows_like_weights"] = any(
+        leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.abstract_state.params)
+    )
     if topology.chip:
         limits = roofline(cost, topology.chip)
         found["fits"] = cost.memory <= topology.chip.memory
@@ -214,31 +197,6 @@ def _cost(planned: Planned, images: int, program: Program) -> Cost:
     mesh = program.mesh
     logging.info("compiling %s for %d devices, %d images on each", planned.name, mesh.size, images)
     return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
-
-
-def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[str, Any]]:
-    """Collectives grouped by kind and mesh axis, largest first.
-
-    Arrays with one row per image of the global batch count as gathered, whatever the kind: the compiler also implements
-    a gather as a sum of arrays that are 0 except for each device's own rows. Weights with the same number of rows are
-    counted by mistake; see `rows_like_weights`.
-    """
-    groups: dict[tuple[str, str], list] = {}
-    for collective in cost.collectives:
-        groups.setdefault((collective.kind, collective.axis(mesh.shape)), []).append(collective)
-    grouped = [
-        {
-            "kind": kind,
-            "axis": axis,
-            "count": len(members),
-            "bytes": sum(one.bytes for one in members),
-            "gathered": sum(min(one.by_rows.get(rows, 0), one.bytes) for one in members),
-            "sent": sum(one.sent for one in members),
-            "sources": dict(Counter(one.source for one in members).most_common()),
-        }
-        for (kind, axis), members in groups.items()
-    ]
-    return sorted(grouped, key=lambda group: -group["bytes"])
 
 
 def _search(

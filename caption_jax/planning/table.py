@@ -56,6 +56,9 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
     if image["analytic_matrix_flops"]:
         ratio = image["matrix_flops"] / image["analytic_matrix_flops"]
         rows.append(("  before compilation", f"{_short(image['analytic_matrix_flops'])}: ratio {ratio:.3f}"))
+    by_dtype = ", ".join(f"{dtype} {_short(flops)}" for dtype, flops in image["matrix_flops_by_dtype"].items())
+    if by_dtype:
+        rows.append(("  by operand type", by_dtype))
     rows.append(("bytes per image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
     parts = {part: moved for part, moved in image["bytes_by_part"].items() if moved}
     if len(parts) > 1:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from program_figures import figures_of
 
 from caption_jax.ops.materialise import materialised
 
@@ -24,10 +25,10 @@ def test_gradients_pass_through():
 
 
 def test_readers_do_not_compute_it_again():
-    @jax.jit
     def program(x, opaque):
         y = materialised(lambda a: (a[:-2] + a[1:-1] + a[2:]) * 3.0, x, opaque=opaque)
-        return y - jnp.sum(y), jnp.tanh(y * jnp.max(y))
+        return y - jnp.sum(y), y * jnp.max(y)
 
-    compiled = program.lower(jnp.ones((4098, 64)), jnp.ones(1)).compile()
-    assert compiled.as_text().count("constant(3)") == 1
+    lowered = jax.jit(program).lower(jnp.ones((4098, 64)), jnp.ones(1))
+    figures = figures_of(lowered, lowered.compile())
+    assert figures["per_image"]["flops"] / (4096 * 64) < 7.5  # three for y, and one for each reader and reduction

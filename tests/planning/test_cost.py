@@ -21,6 +21,7 @@ def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
         code=4,
         flops=0.0,
         matrix_flops=matrix_flops,
+        matrix_flops_by_dtype={},
         bytes=moved,
         traffic=traffic,
         collectives=collectives,

@@ -109,6 +109,18 @@ def test_products_count_twice_their_multiply_adds():
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
 
 
+def test_products_of_two_types_count_as_the_wider():
+    shapes = jax.ShapeDtypeStruct((5, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, 6), jnp.bfloat16)
+
+    def products(a, b):
+        narrow = jnp.dot(a, b, preferred_element_type=jnp.float32)  # sums are float32, operands are not
+        return narrow, lax.dot_general(a.astype(jnp.float32), b.astype(jnp.float32), (((1,), (0,)), ((), ())))
+
+    lowered = jax.jit(products).lower(*shapes)
+    once = 2 * 5 * 4 * 6
+    assert CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype() == {"bf16": once, "f32": once}
+
+
 def test_traffic_is_counted_as_arrays_are_laid_out():
     lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), calls=%in, metadata={op_name="jit(f)/decoder/mul"}
   %c = (bf16[100,30]{0,1:T(8,128)(2,1)}, bf16[100,30]{0,1:T(8,128)(2,1)S(1)}, u32[]) copy-start(%b)

@@ -65,6 +65,17 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_in_bfloat16_encodes_and_decodes_without_float32_products(workdir, capsys):
+    """Parameters, norms and sums are float32, operands are not. (In a step, those of the attention's gradient are.)"""
+    request = Request("cpu:1", ("encoder", "decode"), images=2)
+    result = planned(workdir, request, **{"mesh.data": 1, "dtype": "bfloat16"})
+    for program in result["programs"].values():
+        assert set(program["per_image"]["matrix_flops_by_dtype"]) == {"bf16"}
+    print_plan(result)
+    assert "by operand type            bf16" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
     changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
     first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
