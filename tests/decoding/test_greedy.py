@@ -86,6 +86,17 @@ def test_unsatisfiable_constraints_yield_an_empty_caption():
     assert np.isneginf(decoded.log_prob).all()
 
 
+@pytest.fixture(scope="class")
+def decode_batch(config):
+    """The method of a `config`, compiled once for all tests of `TestIndependence`."""
+
+    def run(variables, memory, ids, mask=None):
+        spec = DecodeSpec(**{**config, "max_length": 5})
+        return decode(MODEL, variables, memory, spec, image_ids=ids, memory_mask=mask)
+
+    return jax.jit(run)
+
+
 @pytest.mark.parametrize(
     "config",
     [
@@ -100,41 +111,33 @@ def test_unsatisfiable_constraints_yield_an_empty_caption():
 class TestIndependence:
     """Results do not depend on the batch, on padding images, on padded memory or on the devices."""
 
-    @pytest.fixture(scope="class")
-    def run(self, config):
-        def run(variables, memory, ids, mask=None):
-            spec = DecodeSpec(**{**config, "max_length": 5})
-            return decode(MODEL, variables, memory, spec, image_ids=ids, memory_mask=mask)
-
-        return jax.jit(run)
-
-    def test_batch(self, run):
+    def test_batch(self, decode_batch):
         variables, memory = random_captioner(12, images=8)
         ids = np.arange(8)
-        together, backwards = run(variables, memory, ids), run(variables, memory[::-1], ids[::-1])
+        together, backwards = decode_batch(variables, memory, ids), decode_batch(variables, memory[::-1], ids[::-1])
         with_padding = np.where((ids % 2)[:, None, None], 0, memory)
-        padded = run(variables, with_padding, ids)
+        padded = decode_batch(variables, with_padding, ids)
         self.assert_same(together, jax.tree.map(lambda x: x[::-1], backwards))
         self.assert_same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
-        alone = run(variables, memory[5:8], ids[5:8])
+        alone = decode_batch(variables, memory[5:8], ids[5:8])
         self.assert_same(jax.tree.map(lambda x: x[5:8], together), alone)
 
-    def test_padded_memory(self, run):
+    def test_padded_memory(self, decode_batch):
         variables, memory = random_captioner(12, images=8)
         ids = np.arange(8)
         junk = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
         mask = np.broadcast_to(np.arange(memory.shape[1] + 4) < memory.shape[1], (8, memory.shape[1] + 4))
-        padded = run(variables, np.concatenate([memory, junk], axis=1), ids, mask)
-        self.assert_same(run(variables, memory, ids), padded)
+        padded = decode_batch(variables, np.concatenate([memory, junk], axis=1), ids, mask)
+        self.assert_same(decode_batch(variables, memory, ids), padded)
 
-    def test_devices(self, run):
+    def test_devices(self, decode_batch):
         variables, memory = random_captioner(12, images=8)
         mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
         ids = np.arange(8)
-        alone = run(variables, memory, ids)
+        alone = decode_batch(variables, memory, ids)
         rows = NamedSharding(mesh, PartitionSpec("data"))
         variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        spread = run(variables, jax.device_put(memory, rows), jax.device_put(ids, rows))
+        spread = decode_batch(variables, jax.device_put(memory, rows), jax.device_put(ids, rows))
         assert len(spread.all_tokens.sharding.device_set) == 8
         self.assert_same(alone, spread)
 
