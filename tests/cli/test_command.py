@@ -1,4 +1,4 @@
-"""The command line as such: the installed command, a dry run, and flags that do not go together."""
+"""The command line: the installed command, dry runs and incompatible flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SMALL = ROOT / "tests" / "small_run.py"
 
 @pytest.fixture
 def installed_command(tmp_path):
-    """What pip writes for the entry point of pyproject.toml."""
+    """The script that pip writes for the entry point in pyproject.toml."""
     entry = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]["caption-jax"]
     module, function = entry.split(":")
     script = tmp_path / "bin" / "caption-jax"
@@ -38,38 +38,38 @@ def test_the_installed_command_reads_the_config_of_the_workdir(installed_command
 def test_help_of_both_commands_lists_every_flag_once(installed_command, capsys):
     for script in (ROOT / "main.py", installed_command):
         assert run_main("--help", script=script) == 1  # absl's status
-        shown = capsys.readouterr().out
+        output = capsys.readouterr().out
         for name in ("config", "workdir", "split", "dry_run", "compilations"):
-            assert len(re.findall(rf"^  --(\[no\])?{name}:", shown, flags=re.MULTILINE)) == 1
-        assert shown.lstrip().startswith("Train, evaluate and use image captioners.")
-        assert "--alsologtostderr" not in shown  # flags of libraries are for --helpfull
+            assert len(re.findall(rf"^  --(\[no\])?{name}:", output, flags=re.MULTILINE)) == 1
+        assert output.lstrip().startswith("Train, evaluate and use image captioners.")
+        assert "--alsologtostderr" not in output  # flags of libraries are for --helpfull
 
 
-def test_mode_x_is_the_file_x_and_has_an_example():
+def test_each_mode_has_a_module_and_an_example():
     usage = ast.get_docstring(ast.parse((ROOT / "main.py").read_text()))
     for mode in command_flags.MODES:
         assert (ROOT / "caption_jax" / "cli" / f"{mode}.py").is_file()
         assert f"--mode={mode} " in usage or mode == "train"  # the default
 
 
-def test_flags_are_read_as_they_were_typed():
+def test_flags_are_parsed_as_typed():
     typed = command_flags.typed_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
     assert typed == {"mode": "evaluate", "workdir": "a=b"}
 
 
-def test_a_dry_run_shows_the_resolved_config_and_a_loss_and_leaves_nothing(tmp_path, small_images, capsys):
+def test_a_dry_run_prints_the_config_and_a_loss_and_writes_nothing(tmp_path, small_images, capsys):
     workdir = tmp_path / "run"
     data = [f"--config.data.root={small_images}", "--config.train.steps=0", "--config.train.epochs=3"]
     assert run_main(f"--config={SMALL}", f"--workdir={workdir}", *data, "--dry_run") == 0
-    shown = capsys.readouterr().out
-    assert "config.train.steps = 6\n" in shown and 'config.data.source = "folder"\n' in shown
-    assert "images: train 8, val 2, test 2" in shown
-    loss, tokens = re.search(r"step 1: loss (\d+\.\d+)", shown), re.search(r"vocabulary of (\d+) tokens", shown)
+    output = capsys.readouterr().out
+    assert "config.train.steps = 6\n" in output and 'config.data.source = "folder"\n' in output
+    assert "images: train 8, val 2, test 2" in output
+    loss, tokens = re.search(r"step 1: loss (\d+\.\d+)", output), re.search(r"vocabulary of (\d+) tokens", output)
     assert float(loss[1]) == pytest.approx(math.log(int(tokens[1])), rel=0.5)  # of an untrained model
     assert not workdir.exists()
 
 
-def test_a_dry_run_of_a_run_that_is_there_changes_nothing(small_workdir, small_images, capsys):
+def test_a_dry_run_of_an_existing_run_changes_nothing(small_workdir, small_images, capsys):
     def files():
         return {path: path.stat().st_mtime_ns for path in small_workdir.rglob("*")}
 
@@ -82,6 +82,6 @@ def test_a_dry_run_of_a_run_that_is_there_changes_nothing(small_workdir, small_i
     assert files() == before
 
 
-def test_a_dry_run_is_of_training(small_workdir, capsys):
+def test_dry_runs_are_limited_to_training(small_workdir, capsys):
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--dry_run") == 2
     assert "--dry_run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`--mode=evaluate --data=FOLDER`: a run scored on images that it has nothing to do with."""
+"""`--mode=evaluate --data=FOLDER`: evaluates a run on images of another data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ EVALUATE = "--mode=evaluate"
 
 @pytest.fixture
 def holiday(tmp_path):
-    """Three photographs of a holiday, in the folder itself, with the captions of Flickr8k's form."""
+    """A folder with three photographs and captions in the format of Flickr8k."""
     folder = tmp_path / "holiday"
     folder.mkdir()
     lines = []
@@ -30,30 +30,30 @@ def holiday(tmp_path):
 
 def test_all_images_of_the_folder_are_scored_under_its_name(small_workdir, holiday, capsys):
     assert run_main(EVALUATE, f"--workdir={small_workdir}", f"--data={holiday}") == 0
-    shown = capsys.readouterr().out
-    assert f"captions: {holiday / 'token.txt'}" in shown
-    assert "all split of holiday (token.txt): 3 images (real)" in shown
-    found = json.loads((small_workdir / "eval_holiday_all.json").read_text())
-    assert found["split"] == "all" and found["protocol"]["data"] == "holiday (token.txt)"
-    assert found["protocol"]["images"] == 3 and found["protocol"]["captions"] == 6
-    assert "novel" not in found["diversity"]  # the training captions are not those of this folder
+    output = capsys.readouterr().out
+    assert f"captions: {holiday / 'token.txt'}" in output
+    assert "all split of holiday (token.txt): 3 images (real)" in output
+    results = json.loads((small_workdir / "eval_holiday_all.json").read_text())
+    assert results["split"] == "all" and results["protocol"]["data"] == "holiday (token.txt)"
+    assert results["protocol"]["images"] == 3 and results["protocol"]["captions"] == 6
+    assert "novel" not in results["diversity"]  # the training captions belong to another data set
     captions = read_results(small_workdir / "captions_holiday_all.json")
     assert list(captions) == ["a.png", "b.png", "c.png"] and all("box" in caption for caption in captions.values())
     assert "holiday (token.txt)" in (small_workdir / "report_holiday_all.html").read_text()
 
 
-def test_a_split_of_the_folder_gives_the_scores_of_the_same_images_of_the_run(small_workdir, small_images, tmp_path):
-    other = shutil.copytree(small_images, tmp_path / "copy")
+def test_a_split_of_a_copied_folder_has_the_same_scores(small_workdir, small_images, tmp_path):
+    copy = shutil.copytree(small_images, tmp_path / "copy")
     for images in ("real", "blank"):
         evaluate = [EVALUATE, f"--workdir={small_workdir}", "--split=test", f"--images={images}"]
-        assert run_main(*evaluate) == run_main(*evaluate, f"--data={other}") == 0
+        assert run_main(*evaluate) == run_main(*evaluate, f"--data={copy}") == 0
     for name in ("test", "test_blank"):
-        own = json.loads((small_workdir / f"eval_{name}.json").read_text())
+        expected = json.loads((small_workdir / f"eval_{name}.json").read_text())
         copied = json.loads((small_workdir / f"eval_copy_{name}.json").read_text())
-        assert own["metrics"] == copied["metrics"] and own["images"] == copied["images"]
+        assert expected["metrics"] == copied["metrics"] and expected["images"] == copied["images"]
 
 
-def test_what_the_folder_lacks_is_named(small_workdir, holiday, tmp_path):
+def test_missing_data_are_reported(small_workdir, holiday, tmp_path):
     evaluate = [EVALUATE, f"--workdir={small_workdir}"]
     with pytest.raises(DataError, match="no split 'val'; the dataset has train"):
         run_main(*evaluate, f"--data={holiday}", "--split=val")
@@ -64,7 +64,7 @@ def test_what_the_folder_lacks_is_named(small_workdir, holiday, tmp_path):
         run_main(*evaluate, f"--data={tmp_path / 'none'}")
 
 
-def test_other_data_go_with_evaluate_alone_and_without_context(small_workdir, holiday, capsys):
+def test_other_data_require_evaluate_without_context(small_workdir, holiday, capsys):
     assert run_main("--mode=tune", f"--workdir={small_workdir}", f"--data={holiday}") == 2
     assert "--data" in capsys.readouterr().err
     check_context(0, "")

@@ -21,7 +21,7 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.training.loop import train_and_evaluate
 
-GONE = (
+ERROR = (
     r"config\.(objective\.terms\.rare|evaluators\.own)\.name=a_module_that_is_gone:\w+: No module named 'a_module_that_"
 )
 TERM = {"name": "a_module_that_is_gone:Rare", "weight": 0.5, "words": ["a", "the"]}
@@ -29,10 +29,10 @@ TERM = {"name": "a_module_that_is_gone:Rare", "weight": 0.5, "words": ["a", "the
 
 @pytest.fixture(scope="module")
 def workdir(searchable_workdir, tmp_path_factory):
-    """A searchable run that was trained with one term more, and one evaluator more."""
+    """A searchable run trained with an additional objective and an additional evaluator."""
     workdir = tmp_path_factory.mktemp("unavailable") / "run"
     shutil.copytree(searchable_workdir, workdir)
-    (workdir / POINTER).unlink()  # the artifact's own files may not be altered
+    (workdir / POINTER).unlink()  # files of an artifact must not be modified
     stored = json.loads((workdir / "config.json").read_text())
     stored["spec"]["objective"]["terms"] = {"rare": TERM}
     stored["spec"]["evaluators"] = {"own": {"name": "a_module_that_is_gone:Score"}}
@@ -46,7 +46,7 @@ def image(tmp_path):
     return tmp_path / "red.png"
 
 
-def test_it_captions_with_a_warning(workdir, image, capsys, caplog):
+def test_captioning_works_with_a_warning(workdir, image, capsys, caplog):
     with caplog.at_level(logging.WARNING):
         assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
     assert "box" in capsys.readouterr().out
@@ -56,7 +56,7 @@ def test_it_captions_with_a_warning(workdir, image, capsys, caplog):
     assert "config.evaluators.own.name=a_module_that_is_gone:Score" in warnings[1]
 
 
-def test_it_is_indexed_and_searched(workdir, image, tmp_path, capsys):
+def test_indexing_and_search_work(workdir, image, tmp_path, capsys):
     index = f"--index={tmp_path / 'index'}"
     assert run_main("--mode=index", f"--workdir={workdir}", index, image) == 0
     assert run_main("--mode=index", f"--workdir={workdir}", index, "--split=train") == 0
@@ -67,29 +67,29 @@ def test_it_is_indexed_and_searched(workdir, image, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "tune", "plan"])
-def test_a_mode_that_needs_it_refuses_the_run(workdir, mode):
-    with pytest.raises(ConfigError, match=GONE):
+def test_modes_that_need_the_extension_reject_the_run(workdir, mode):
+    with pytest.raises(ConfigError, match=ERROR):
         run_main(f"--mode={mode}", f"--workdir={workdir}", "--topology=cpu:1")
 
 
-def test_the_command_says_so_in_a_line(workdir):
+def test_the_command_reports_it_in_one_line(workdir):
     command = [sys.executable, "main.py", "--mode=evaluate", f"--workdir={workdir}"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and re.match(f"error: {GONE}", line)
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    (line,) = process.stderr.splitlines()
+    assert process.returncode == 1 and re.match(f"error: {ERROR}", line)
 
 
-def test_what_reads_the_spec_by_itself_is_refused_too(workdir):
+def test_reading_the_spec_directly_is_rejected(workdir):
     spec = read_spec(workdir)
     with pytest.raises(
-        ConfigError, match=rf"{GONE}is_gone': training and evaluation require it; restore the module or remove the key"
+        ConfigError, match=rf"{ERROR}is_gone': training and evaluation require it; restore the module or remove the key"
     ):
         open_experiment(workdir, spec)
-    with pytest.raises(ConfigError, match=GONE):
+    with pytest.raises(ConfigError, match=ERROR):
         train_and_evaluate(spec, workdir)
 
 
-def test_the_config_is_kept_as_it_was(workdir):
+def test_the_config_is_preserved(workdir):
     spec = read_spec(workdir)
     stored = json.loads(json.dumps(as_mapping(spec)))
     assert stored["objective"]["terms"] == {"rare": TERM}
@@ -105,7 +105,7 @@ def test_the_config_is_kept_as_it_was(workdir):
         ("class Broken: pass", "not a frozen dataclass"),
     ],
 )
-def test_whatever_keeps_it_from_being_loaded_keeps_no_one_from_captioning(tmp_path, monkeypatch, text, reason):
+def test_no_import_error_prevents_captioning(tmp_path, monkeypatch, text, reason):
     (tmp_path / "broken_extension.py").write_text(text)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_extension", raising=False)
@@ -114,7 +114,7 @@ def test_whatever_keeps_it_from_being_loaded_keeps_no_one_from_captioning(tmp_pa
     assert str(extension).startswith("config.evaluators.own.name=broken_extension:Broken") and reason in str(extension)
 
 
-def test_a_backbone_is_needed_to_caption(workdir, tmp_path):
+def test_captioning_needs_the_backbone(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
     stored["spec"]["model"]["encoder"] = {"name": "a_module_that_is_gone:Network"}
