@@ -1,4 +1,4 @@
-"""How much the long tests do; the defaults are what is run before a release."""
+"""The size of the long tests. The defaults are those of a release."""
 
 from __future__ import annotations
 
@@ -20,5 +20,5 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session")
 def amount(request):
-    """The amount of a name in `AMOUNTS`; the default also where pytest read this file too late for its options."""
+    """Returns the amount of a name in `AMOUNTS`, or the default if pytest loads this file too late for its options."""
     return lambda name: request.config.getoption(f"--{name}", default=AMOUNTS[name][1])

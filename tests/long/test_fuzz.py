@@ -1,4 +1,4 @@
-"""Damaged images and caption files, more of them and others each time: read, or refused by name.
+"""Damaged images and caption files, more of them and different ones in each run: read, or rejected by name.
 
 python -m pytest -m long tests/long/test_fuzz.py --examples=20000
 """
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.long
 
 
 @pytest.mark.parametrize(("files", "check"), [(damaged_images, check_image), (damaged_captions, check_captions)])
-def test_a_damaged_file_is_read_or_named(files, check, amount, caplog):
-    caplog.set_level(logging.ERROR)  # each file that is left out would be a warning
+def test_damaged_files_are_read_or_reported(files, check, amount, caplog):
+    caplog.set_level(logging.ERROR)  # every skipped file logs a warning
     examples = []
 
     @settings(max_examples=amount("examples"), deadline=None, suppress_health_check=list(HealthCheck))

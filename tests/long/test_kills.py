@@ -1,4 +1,4 @@
-"""A run that is killed again and again, at moments that are drawn, ends as if nothing had happened.
+"""A run that is repeatedly killed at random moments ends like an uninterrupted run.
 
 python -m pytest -m long tests/long/test_kills.py --kills=200
 """
@@ -21,17 +21,17 @@ def runs(small_images, compile_cache) -> Runs:
 
 
 def draw_moment(draw: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
-    """What the workdir has to look like for the kill, and the seconds from then to the kill."""
+    """Returns the state of the workdir that arms the kill, and the delay of the kill in seconds."""
     step = draw.randint((saved_steps(workdir) or [0])[-1] + 1, STEPS)
     kind = draw.choice(["start", "step", "last", "best"])
-    if kind == "start":  # imports, the restore of a checkpoint, the first compilation
+    if kind == "start":  # imports, restoring a checkpoint, the first compilation
         return lambda folder: True, draw.uniform(0, 15)
     if kind == "step":
         return has_trained(step), draw.uniform(0, 0.05)
     return is_writing(step, kind), draw.choice([0, draw.uniform(0, 0.02)])
 
 
-def test_a_run_that_is_killed_over_and_over_ends_as_an_undisturbed_one(runs, amount, tmp_path):
+def test_a_repeatedly_killed_run_ends_like_an_uninterrupted_one(runs, amount, tmp_path):
     undisturbed = tmp_path / "undisturbed"
     runs.complete(undisturbed)
     draw = random.Random(amount("seed"))
@@ -40,7 +40,7 @@ def test_a_run_that_is_killed_over_and_over_ends_as_an_undisturbed_one(runs, amo
         workdir = tmp_path / f"run_{number}"
         killed = runs.kill(workdir, *draw_moment(draw, workdir))
         kills += killed
-        if not killed:  # it came to its end first
+        if not killed:  # it finished first
             assert_same_end(workdir, undisturbed)
             number += 1
     if killed:

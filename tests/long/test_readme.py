@@ -1,4 +1,4 @@
-"""README's first command trains a captioner that reproduces nearly every caption, and none of blank images.
+"""The first command of the README trains a captioner that reproduces nearly every caption, but none for blank images.
 
 python -m pytest -n 0 -m long tests/long/test_readme.py
 """
@@ -17,20 +17,20 @@ import pytest
 from small_run import ROOT
 
 pytestmark = pytest.mark.long
-OF_TESTS = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # tests/conftest.py sets them
+TEST_VARIABLES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # tests/conftest.py sets them
 
 
 def exact_match(folder: Path, name: str) -> float:
     return json.loads((folder / "runs" / "shapes" / name).read_text())["metrics"]["exact_match"]
 
 
-def test_the_first_command_gives_the_scores_that_it_promises(tmp_path):
+def test_the_first_command_reaches_the_documented_scores(tmp_path):
     line = re.search(r"^python3 -m venv .*--mode=evaluate.*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[0]
     commands = [shlex.split(part)[1:] for part in line.split(" && ") if "main.py" in part]
     assert len(commands) == 2
     for name in ("main.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    as_users = {name: value for name, value in os.environ.items() if name not in OF_TESTS}
+    as_users = {name: value for name, value in os.environ.items() if name not in TEST_VARIABLES}
     for command in (*commands, [*commands[1], "--images=blank"]):
         subprocess.run([sys.executable, *command], cwd=tmp_path, env=as_users, check=True)
     assert exact_match(tmp_path, "eval_test.json") > 0.95

@@ -1,4 +1,4 @@
-"""Programs that go on for hours need no more memory at the end than when they had warmed up.
+"""The memory of programs that run for hours does not grow after their warm-up.
 
 python -m pytest -m long tests/long/test_soak.py --minutes=120
 """
@@ -11,9 +11,9 @@ from soak import caption_for, train_for
 pytestmark = pytest.mark.long
 
 
-def test_training_with_evaluations_and_checkpoints_needs_no_more_memory(small_images, compile_cache, amount, tmp_path):
+def test_memory_does_not_grow_during_training(small_images, compile_cache, amount, tmp_path):
     train_for(60 * amount("minutes"), small_images, compile_cache, tmp_path)
 
 
-def test_captioning_needs_no_more_memory(small_workdir, amount):
+def test_memory_does_not_grow_during_captioning(small_workdir, amount):
     caption_for(60 * amount("minutes"), small_workdir)
