@@ -1,4 +1,4 @@
-"""Training from the feature cache: the same updates, features that fit, nothing computed twice or taken half done."""
+"""Training from the feature cache: equal updates, valid keys, no repeated work and no use of incomplete features."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from input_pipeline.batches import train_batches
 from input_pipeline.inputs import FeatureFiles, StoredFeatures
 
 STEPS = 6
-BELOW = r"image_encoder/backbone/(stem|stage_[12])/.*"
-RULES = ((BELOW, {"lr": 0.0}), (f"(?!{BELOW}).*", {"lr": 1.0}))
+FROZEN = r"image_encoder/backbone/(stem|stage_[12])/.*"
+RULES = ((FROZEN, {"lr": 0.0}), (f"(?!{FROZEN}).*", {"lr": 1.0}))
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Seven images, all of them for training."""
+    """Seven training images."""
     folder = tmp_path_factory.mktemp("seven")
     (folder / "images").mkdir()
     with (folder / "captions.csv").open("w", newline="") as file:
@@ -50,13 +50,13 @@ def images(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def variables(images, compile_cache, tmp_path_factory) -> dict:
-    """Fresh ones of the model."""
+    """Initial variables of the model."""
     with small_run.quick_compilation():
         return initial_variables(experiment_of(make_config(images), tmp_path_factory.mktemp("fresh")))
 
 
 def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cache) -> ConfigDict:
-    """Plain gradient steps, so that parameters differ as gradients do; norms above the cut are trained."""
+    """Config with SGD, where parameters differ as much as gradients. The norms above the cached stage are trained."""
     config = small_run.get_config()
     config.data.root = str(root)
     config.data.feature_cache.update({"stage": stage, **cache})
@@ -68,7 +68,7 @@ def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cac
 
 
 def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainState:
-    """Trains, or goes on."""
+    """Trains, or resumes."""
     with small_run.quick_compilation(), contextlib.closing(Run(experiment_of(config, workdir))) as run:
         run.train(lambda step: step == stop_after)
     return jax.device_get(run.state)
@@ -83,20 +83,20 @@ def experiment_of(config: ConfigDict, workdir: Path) -> Experiment:
     return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
-def furthest(one: TrainState, two: TrainState) -> float:
-    """The largest difference of parameters and statistics."""
+def max_difference(one: TrainState, two: TrainState) -> float:
+    """Returns the largest difference between parameters and statistics."""
     return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), one.weights(), two.weights())))
 
 
 def blocks(folder: Path) -> dict[str, int]:
-    """When each block below `folder` was written."""
+    """Returns the modification time of each block under `folder`."""
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
 
 
-def test_training_from_the_cache_is_the_training_without(variables, images, tmp_path):
+def test_training_with_and_without_the_cache_is_equal(variables, images, tmp_path):
     plain = train(make_config(images, stage=""), tmp_path / "plain")
     exact = train(make_config(images, dtype="float32"), tmp_path / "exact")
-    assert furthest(exact, plain) < 1e-5
+    assert max_difference(exact, plain) < 1e-5
     before, after = flatten(variables), flatten(exact.weights())
     moved = {path for path, value in after.items() if np.abs(value - before[path]).max() > 1e-4}
     upper = "image_encoder/backbone/stage_3/block_0"
@@ -108,14 +108,14 @@ def test_training_from_the_cache_is_the_training_without(variables, images, tmp_
 
 
 @pytest.mark.slow
-def test_features_of_float16_move_parameters_by_their_rounding(variables, images, tmp_path):
+def test_float16_features_change_parameters_by_their_rounding(variables, images, tmp_path):
     exact = train(make_config(images, dtype="float32"), tmp_path / "exact")
-    rounded = train(make_config(images), tmp_path / "rounded")  # float16 keeps 11 bits, a part in 2,000
-    assert 0 < furthest(rounded, exact) < 2e-3
+    rounded = train(make_config(images), tmp_path / "rounded")  # float16 has 11 significant bits, 1 in 2,000
+    assert 0 < max_difference(rounded, exact) < 2e-3
 
 
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_with_the_same_bits_and_the_features_it_has(compile_cache, images, tmp_path):
+def test_a_stopped_run_resumes_bit_for_bit_with_its_features(compile_cache, images, tmp_path):
     config = make_config(images, augment=True, views=3)
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     undisturbed = train(config, whole)
@@ -128,7 +128,7 @@ def test_a_stopped_run_goes_on_with_the_same_bits_and_the_features_it_has(compil
     assert len(list((halves / "features").iterdir())) == 1
 
 
-def test_a_computation_that_was_cut_off_goes_on_after_its_whole_blocks(variables, images, tmp_path, monkeypatch):
+def test_an_interrupted_computation_resumes_after_its_complete_blocks(variables, images, tmp_path, monkeypatch):
     config = make_config(images, augment=True, views=2, folder=str(tmp_path / "cut_off"))
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2 * 2 * 8 * 8 * 8 * 2)  # two images
     write, calls = FeatureFiles.write, []
@@ -151,13 +151,15 @@ def test_a_computation_that_was_cut_off_goes_on_after_its_whole_blocks(variables
     assert calls[3:] == [2, 3]
     assert before.items() < blocks(folder).items()
     config.data.feature_cache.folder = str(tmp_path / "at_once")
-    at_once = features_of(config, tmp_path / "other", variables)
-    views = [[source.load(index, epoch) for index in range(7) for epoch in (0, 1)] for source in (features, at_once)]
+    uninterrupted = features_of(config, tmp_path / "other", variables)
+    views = [
+        [source.load(index, epoch) for index in range(7) for epoch in (0, 1)] for source in (features, uninterrupted)
+    ]
     np.testing.assert_array_equal(*views)
-    assert len(np.unique(np.reshape(views[0], (14, -1)), axis=0)) == 14  # no image like another, no view like another
+    assert len(np.unique(np.reshape(views[0], (14, -1)), axis=0)) == 14  # all images and views differ
 
 
-def test_an_image_that_cannot_be_read_is_reported_and_left_out(variables, images, tmp_path, caplog):
+def test_unreadable_images_are_reported_and_skipped(variables, images, tmp_path, caplog):
     folder = shutil.copytree(images, tmp_path / "damaged")
     broken = folder / "images" / "3.png"
     broken.write_bytes(b"no image")
@@ -174,16 +176,16 @@ def test_an_image_that_cannot_be_read_is_reported_and_left_out(variables, images
             features=features,
         )
         with caplog.at_level(logging.WARNING, logger="input_pipeline"):
-            made = [next(batches) for _ in range(7)]
+            batches_read = [next(batches) for _ in range(7)]
         batches.close()
-        for batch in made:
+        for batch in batches_read:
             np.testing.assert_array_equal(batch["mask"], batch["index"] != 3)
         assert list(batches.problems) == [str(broken)]
-        assert "features" not in made[0] or np.isfinite([batch["features"] for batch in made]).all()
+        assert "features" not in batches_read[0] or np.isfinite([batch["features"] for batch in batches_read]).all()
     assert caplog.text.count(f"Skipping unreadable image: {broken}: not in a supported image format") == 2
 
 
-def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, images, tmp_path):
+def test_parameters_below_the_features_must_stay_frozen(variables, images, tmp_path):
     config = make_config(images, stage="stage_3")
     with pytest.raises(ValueError) as error:
         features_of(config, tmp_path, variables)
@@ -191,7 +193,7 @@ def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, image
         assert words in str(error.value)
     tree = {"image_encoder": {"backbone": {"stem": {"conv": {"kernel": 0}}}}, "decoder": {"embedding": 0}}
     config.optimizer.rules = (("image_encoder/.*", {"from_step": 5}), ("decoder/.*", {}))
-    with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # later in the run, too
+    with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # also later in the run
         check_frozen(tree, RunSpec.from_config(config))
     config.optimizer.rules = (("image_encoder/.*", {"lr": 0.0}), ("decoder/.*", {}))
     check_frozen(tree, RunSpec.from_config(config))
@@ -207,28 +209,28 @@ def test_parameters_that_features_depend_on_have_to_stay_frozen(variables, image
         ({"folder": "gs://bucket/features"}, "set config.data.feature_cache.folder to a local folder"),
     ],
 )
-def test_settings_that_cannot_be_used_are_refused(variables, images, tmp_path, settings, message):
+def test_invalid_settings_are_rejected(variables, images, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
         features_of(make_config(images, **settings), tmp_path, variables)
 
 
-def test_the_key_names_all_that_features_depend_on(images, tmp_path):
+def test_the_key_covers_everything_that_features_depend_on(images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     frozen = {"params": {"kernel": np.array([1.0, 0.0])}, "batch_stats": {"mean": np.zeros(2)}}
-    seen = []
+    keys = []
 
     def key(weights=frozen, augment=False, **changes) -> str:
         config = make_config(folder, augment=augment)
         config.update_from_flattened_dict(changes)
-        return json.dumps(cache_key(experiment_of(config, tmp_path / str(len(seen))), weights))
+        return json.dumps(cache_key(experiment_of(config, tmp_path / str(len(keys))), weights))
 
     def differs(*arguments, **changes) -> None:
-        seen.append(key(*arguments, **changes))
-        assert len(set(seen)) == len(seen), changes
+        keys.append(key(*arguments, **changes))
+        assert len(set(keys)) == len(keys), changes
 
     differs()
-    assert key({**frozen, "params": {"kernel": np.array([1.0, -0.0])}}) == seen[0]  # as after an update of 0
-    assert key(**{"seed": 1, "optimizer.learning_rate": 1.0, "data.captions_per_image": 1}) == seen[0]
+    assert key({**frozen, "params": {"kernel": np.array([1.0, -0.0])}}) == keys[0]  # as after an update of 0
+    assert key(**{"seed": 1, "optimizer.learning_rate": 1.0, "data.captions_per_image": 1}) == keys[0]
     differs({**frozen, "params": {"kernel": np.array([1.0, 1e-9])}})
     differs({**frozen, "batch_stats": {"mean": np.ones(2)}})
     differs(augment=True)
