@@ -1,4 +1,4 @@
-"""Images that a backbone cannot take: refused before anything is computed, in one line."""
+"""Images that a backbone does not support are rejected before any computation, in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BACKBONE, STEM = r"image_encoder/backbone/.*", r"image_encoder/backbone/stem/.*"
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """A user's own backbone: its checks raise what Python has."""
+    """A user-defined backbone whose checks raise ValueError."""
 
     settings_class: ClassVar[type] = object
     stage_names: ClassVar[tuple[str, ...]] = ()
@@ -49,7 +49,7 @@ def spec_of(root="nowhere", **changes) -> RunSpec:
     return RunSpec.from_config(config)
 
 
-def test_a_vit_takes_whole_patches():
+def test_the_image_size_of_a_vit_is_a_multiple_of_the_patch_size():
     config = get_config().unlock()
     config.model.encoder = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
     config.data.image_size = 30
@@ -61,7 +61,7 @@ def test_a_vit_takes_whole_patches():
         check_image_size(ViT(), 3)
 
 
-def test_a_check_of_a_users_own_names_the_key_and_may_be_left_out():
+def test_user_defined_checks_are_optional_and_name_the_key():
     config = get_config().unlock()
     config.model.encoder = {"name": f"{__name__}:Pairs"}
     with pytest.raises(ConfigError, match=r"config\.model\.encoder: image_size is 32; set it to 30"):
@@ -72,7 +72,7 @@ def test_a_check_of_a_users_own_names_the_key_and_may_be_left_out():
     check_image_size(EfficientNetBackbone(), 3)
 
 
-def test_groups_of_trained_norms_divide_the_batch():
+def test_groups_of_trained_norms_must_divide_the_batch():
     backbone = EfficientNetBackbone("micro", norm_group_size=6)
     check_batch(backbone, 12, NORMS)
     check_batch(backbone, 4, frozenset())
@@ -88,7 +88,7 @@ def test_groups_of_trained_norms_divide_the_batch():
         ({"model.encoder.norm_group_size": 4, "optimizer.accumulation": 2}, "norm_group_size=4 does not divide the 2"),
     ],
 )
-def test_a_run_whose_groups_do_not_divide_its_batch_does_not_start(small_images, tmp_path, changes, message):
+def test_runs_whose_groups_do_not_divide_the_batch_are_rejected(small_images, tmp_path, changes, message):
     for start in (dry_run, train_and_evaluate):
         with pytest.raises(ConfigError, match=message):
             start(spec_of(small_images, **changes), tmp_path)
@@ -96,12 +96,12 @@ def test_a_run_whose_groups_do_not_divide_its_batch_does_not_start(small_images,
 
 
 @pytest.mark.parametrize(
-    ("stem", "refused"),
+    ("stem", "rejected"),
     [({"lr": 0.0}, False), ({"lr": 1.0, "from_step": 500}, False), ({"lr": 1.0, "from_step": 100}, True)],
 )
-def test_norms_that_are_never_trained_need_no_groups(stem, refused):
+def test_frozen_norms_need_no_groups(stem, rejected):
     rules = ((STEM, stem), (rf"(?!{STEM}){BACKBONE}", {"lr": 0.0}), (rf"(?!{BACKBONE}).*", {"lr": 1.0}))
     spec = spec_of(**{"optimizer.rules": rules, "model.encoder.norm_group_size": 3, "train.steps": 200})
     params = variable_shapes(small_description())["params"]
-    with pytest.raises(ConfigError, match="norm_group_size=3") if refused else contextlib.nullcontext():
+    with pytest.raises(ConfigError, match="norm_group_size=3") if rejected else contextlib.nullcontext():
         check_step_images(spec, params)

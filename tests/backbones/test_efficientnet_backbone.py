@@ -1,4 +1,4 @@
-"""EfficientNet as a run's backbone: its settings in a workdir, and what earlier releases stored of them."""
+"""EfficientNet as the backbone of a run: its settings in a workdir, also in that of an earlier release."""
 
 from __future__ import annotations
 
@@ -33,36 +33,36 @@ def test_fields_and_settings_reach_the_module():
 
 
 @pytest.mark.parametrize(("backbone", "settings"), [(EfficientNetBackbone(), TORCH), (ViT(), ViTSettings(gelu="tanh"))])
-def test_settings_survive_being_stored(backbone, settings):
+def test_settings_survive_a_round_trip(backbone, settings):
     stored = json.loads(json.dumps(stored_settings(settings)))
     assert restored_settings(backbone, stored, settings.mean, settings.std, settings.source) == settings
 
 
-def test_a_workdir_of_an_earlier_release_is_read(tmp_path):
-    """There, padding and epsilon were fields of model.json itself."""
+def test_workdirs_of_earlier_releases_are_read(tmp_path):
+    """Earlier releases stored padding and epsilon as top-level fields of model.json."""
     workdir, description = epath.Path(tmp_path), small_description()
     write_description(workdir, description)
     content = json.loads((tmp_path / "model.json").read_text())
     (tmp_path / "model.json").write_text(json.dumps({**content.pop("backbone"), **content}))
-    read = read_description(workdir)
-    assert read.model_settings == description.model_settings
-    assert (read.backbone_settings.padding, read.backbone_settings.norm_epsilon) == ("symmetric", 1e-5)
-    assert read.backbone_settings.mean == (1.0, 2.0, 3.0)
+    restored = read_description(workdir)
+    assert restored.model_settings == description.model_settings
+    assert (restored.backbone_settings.padding, restored.backbone_settings.norm_epsilon) == ("symmetric", 1e-5)
+    assert restored.backbone_settings.mean == (1.0, 2.0, 3.0)
 
 
-def test_features_that_earlier_releases_cached_have_the_same_key():
-    wanted = {"variant": "b0", "padding": "symmetric", "norm_epsilon": 1e-5}
-    assert EfficientNetBackbone(drop_path=0.5, norm_momentum=0.9).network_key(TORCH) == wanted
+def test_features_cached_by_earlier_releases_have_the_same_key():
+    expected = {"variant": "b0", "padding": "symmetric", "norm_epsilon": 1e-5}
+    assert EfficientNetBackbone(drop_path=0.5, norm_momentum=0.9).network_key(TORCH) == expected
 
 
-def test_only_the_same_network_takes_the_weights_of_another_run():
+def test_weights_fit_only_the_same_network():
     assert EfficientNetBackbone(drop_path=0.5).fits(EfficientNetBackbone(weights="a file"))
     assert not EfficientNetBackbone().fits(EfficientNetBackbone("b1"))
     assert not EfficientNetBackbone().fits(ViT()) and not ViT().fits(EfficientNetBackbone())
     assert ViT(drop_path=0.5).fits(ViT()) and not ViT().fits(ViT("b16"))
 
 
-def test_stages_up_to_one_of_them():
+def test_stages_up_to_a_stage():
     names = EfficientNetBackbone("micro").stage_names
     assert stages_up_to(names, "stage_1") == ("stem", "stage_1") and stages_up_to(names, "") == ()
     with pytest.raises(ValueError, match="unknown stage 'stage_9'; expected one of stem, stage_1"):

@@ -1,4 +1,4 @@
-"""The backbone that docs/extending.md shows, as a user would copy it."""
+"""The example backbone of docs/extending.md."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(own_files) -> ConfigDict:
     return config
 
 
-def test_its_features_are_what_the_decoder_attends_to(config):
+def test_the_decoder_attends_to_its_features(config):
     model = build_model(RunSpec.from_config(config).model, vocabulary_size=9, max_length=6)
     tokens = jnp.zeros((2, 1, 5), jnp.int32)
     variables = random_variables(model, IMAGES, tokens)
@@ -42,13 +42,13 @@ def test_its_features_are_what_the_decoder_attends_to(config):
     np.testing.assert_allclose(from_stored, logits, rtol=1e-5)
 
 
-def test_its_own_check_names_the_key(config):
+def test_its_checks_name_the_key(config):
     config.model.encoder = {"name": "own.backbone:Patches", "weights": "a file"}
     with pytest.raises(ConfigError, match=r"config\.model\.encoder: weights is 'a file'"):
         RunSpec.from_config(config)
 
 
-def test_its_stages_are_those_of_the_feature_cache(config):
+def test_the_feature_cache_uses_its_stages(config):
     config.data.feature_cache.stage = "stage_1"
     with pytest.raises(ConfigError, match=r"unknown stage 'stage_1'; expected one of embed, mix"):
         RunSpec.from_config(config)

@@ -1,4 +1,4 @@
-"""The keys of a ViT in a config."""
+"""The config keys of a ViT."""
 
 from __future__ import annotations
 

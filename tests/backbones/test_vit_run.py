@@ -1,4 +1,4 @@
-"""A run with a ViT that its config names: training from the feature cache, captions, a plan. No core file knows it."""
+"""A run with a ViT selected by its config: training from the feature cache, captions and a plan."""
 
 from __future__ import annotations
 
@@ -24,29 +24,29 @@ from caption_jax.runs.workdir import read_description, write_description
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate
 
-BELOW = r"image_encoder/backbone/(embed|block_0)/.*"
+FROZEN = r"image_encoder/backbone/(embed|block_0)/.*"
 STEPS = 3
 
 
 def vit_config(root: Path | str, **encoder) -> ConfigDict:
-    """Trains what follows the first block, from its cached tokens."""
+    """Config that trains the layers after the first block from its cached tokens."""
     config = get_config()
     config.data.root = str(root)
     config.model.encoder = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro", **encoder}
     config.data.feature_cache.update({"stage": "block_0", "dtype": "float32"})
-    config.optimizer.rules = ((BELOW, {"lr": 0.0}), (f"(?!{BELOW}).*", {"lr": 1.0}))
+    config.optimizer.rules = ((FROZEN, {"lr": 0.0}), (f"(?!{FROZEN}).*", {"lr": 1.0}))
     config.train.update({"steps": STEPS, "log_every": 1, "eval_every": STEPS, "checkpoint_every": STEPS})
     return config
 
 
 @pytest.fixture(scope="module")
 def experiment(small_images, tmp_path_factory) -> Experiment:
-    """A run before its first step."""
+    """An experiment before its first step."""
     config = vit_config(small_images, drop_path=0.2)
     return start_experiment(RunSpec.from_config(config), epath.Path(tmp_path_factory.mktemp("vit")))
 
 
-def test_the_run_keeps_the_settings_of_its_network(experiment, tmp_path):
+def test_the_settings_of_the_network_are_stored(experiment, tmp_path):
     write_description(epath.Path(tmp_path), experiment.description)
     stored = json.loads((tmp_path / "model.json").read_text())["backbone"]
     assert stored == {"class_token": True, "gelu": "exact", "norm_epsilon": 1e-6}
@@ -66,11 +66,11 @@ def with_model_settings(experiment: Experiment, settings: dict) -> Experiment:
 
 
 def network_key(experiment: Experiment) -> dict:
-    """What the cached tokens depend on, apart from the weights."""
+    """Returns the fields of the cache key that describe the model, without the weights."""
     return {name: value for name, value in cache_key(experiment, {})["model"].items() if name != "weights"}
 
 
-def test_cached_tokens_of_other_settings_do_not_fit(experiment, small_images, tmp_path):
+def test_the_cache_key_depends_on_the_settings(experiment, small_images, tmp_path):
     key = network_key(experiment)
     assert key["name"] == "caption_jax.backbones.vit_backbone:ViT" and key["size"] == "micro"
     plain = RunSpec.from_config(vit_config(small_images))  # without stochastic depth
@@ -79,7 +79,7 @@ def test_cached_tokens_of_other_settings_do_not_fit(experiment, small_images, tm
     assert network_key(with_model_settings(experiment, {"backbone": {**stored, "gelu": "tanh"}})) != key
 
 
-def test_the_decoder_reads_cached_tokens_as_it_reads_the_image(experiment):
+def test_logits_from_cached_tokens_and_from_images_are_equal(experiment):
     model, images = experiment.description.model(), np.random.default_rng(0).normal(size=(2, 32, 32, 3))
     tokens = np.zeros((2, 1, 5), np.int32)
 
@@ -101,7 +101,7 @@ def test_the_decoder_reads_cached_tokens_as_it_reads_the_image(experiment):
 
 @pytest.fixture(scope="module")
 def trained(small_images, compile_cache, tmp_path_factory) -> Path:
-    """The workdir of a trained one."""
+    """The workdir of a trained run."""
     workdir = tmp_path_factory.mktemp("vit")
     with quick_compilation():
         train_and_evaluate(RunSpec.from_config(vit_config(small_images, drop_path=0.2)), str(workdir))
@@ -109,14 +109,14 @@ def trained(small_images, compile_cache, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_training_from_cached_tokens_moves_what_follows_them(trained, experiment):
+def test_training_from_cached_tokens_changes_only_later_layers(trained, experiment):
     description = read_description(trained)
     before, after = flatten(init_variables(description)), flatten(read_weights(str(trained), "last").variables)
     assert before.keys() == after.keys()
-    moved = {path for path, value in after.items() if np.abs(value - before[path]).max() > 0}
+    changed = {path for path, value in after.items() if np.abs(value - before[path]).max() > 0}
     backbone = "params/image_encoder/backbone"
-    assert {f"{backbone}/block_1/attention/qkv/kernel", f"{backbone}/norm/scale"} < moved
-    assert not [path for path in moved if "/embed/" in path or "/block_0/" in path]
+    assert {f"{backbone}/block_1/attention/qkv/kernel", f"{backbone}/norm/scale"} < changed
+    assert not [path for path in changed if "/embed/" in path or "/block_0/" in path]
     (features,) = (trained / "features").glob("*/*.npy")
     assert np.load(features).shape[-2:] == (1 + 4 * 4, 32)
     stored = json.loads((features.parent / "key.json").read_text())["model"]
@@ -124,7 +124,7 @@ def test_training_from_cached_tokens_moves_what_follows_them(trained, experiment
 
 
 @pytest.mark.slow
-def test_it_captions_an_image_of_a_file(trained, tmp_path):
+def test_the_run_captions_an_image_file(trained, tmp_path):
     picture("red").save(tmp_path / "red.png")
     with quick_compilation():
         (caption,) = caption_jax.load(trained).caption([tmp_path / "red.png"])
@@ -132,11 +132,11 @@ def test_it_captions_an_image_of_a_file(trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_it_is_planned_for_chips_that_are_not_there(compile_cache, tmp_path):
+def test_the_run_is_planned_for_chips_that_are_not_attached(compile_cache, tmp_path):
     config = vit_config("nowhere")
     config.mesh.data = -1
     request = Request("cpu:8", ("train", "encoder"), images=1, vocabulary=290)
     with quick_compilation():
-        found = plan(RunSpec.from_config(config), epath.Path(tmp_path), request)
-    assert found["programs"]["train"]["per_image"]["matrix_flops"] > 0
-    assert found["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] > 0
+        result = plan(RunSpec.from_config(config), epath.Path(tmp_path), request)
+    assert result["programs"]["train"]["per_image"]["matrix_flops"] > 0
+    assert result["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] > 0
