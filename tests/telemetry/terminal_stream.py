@@ -1,4 +1,4 @@
-"""A terminal for tests."""
+"""Fake terminal for tests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal; `lines` is what a person sees on it."""
+    """A stream whose `isatty` is true; `lines` returns the visible text."""
 
     def isatty(self) -> bool:
         return True

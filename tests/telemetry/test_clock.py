@@ -1,4 +1,4 @@
-"""Speeds, waiting and arrival, against a clock whose hands the test moves."""
+"""Speed, waiting time and ETA, measured with a fake time source."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 from caption_jax.telemetry.clock import Clock, format_duration
 
 
-class Hands:
-    """A time that passes only when told to."""
+class FakeTime:
+    """A time source that only `pass_seconds` advances."""
 
     def __init__(self) -> None:
         self.time = 1000.0
@@ -23,22 +23,22 @@ class Hands:
 
 
 @pytest.fixture
-def hands() -> Hands:
-    return Hands()
+def time() -> FakeTime:
+    return FakeTime()
 
 
-def run_steps(clock: Clock, hands: Hands, steps: int, *, wait: float, compute: float) -> None:
+def run_steps(clock: Clock, time: FakeTime, steps: int, *, wait: float, compute: float) -> None:
     for _ in range(steps):
         with clock.waiting():
-            hands.pass_seconds(wait)
-        hands.pass_seconds(compute)
+            time.pass_seconds(wait)
+        time.pass_seconds(compute)
 
 
-def test_speed_and_share_of_waiting(hands):
-    clock = Clock(100, images_per_step=32, devices=4, now=hands)
-    hands.pass_seconds(300.0)  # before the start: no part of the speed
+def test_speed_and_fraction_of_waiting(time):
+    clock = Clock(100, images_per_step=32, devices=4, now=time)
+    time.pass_seconds(300.0)  # before the start, not part of the speed
     clock.start(0)
-    run_steps(clock, hands, 10, wait=0.5, compute=1.5)
+    run_steps(clock, time, 10, wait=0.5, compute=1.5)
     rates = clock.tick(10)
     assert rates["images_per_second"] == pytest.approx(16.0)
     assert rates["images_per_second_per_device"] == pytest.approx(4.0)
@@ -47,60 +47,60 @@ def test_speed_and_share_of_waiting(hands):
     assert rates["wall_seconds"] == pytest.approx(320.0)
 
 
-def test_each_lap_counts_its_own_steps_only(hands):
-    clock = Clock(100, images_per_step=10, now=hands)
-    run_steps(clock, hands, 2, wait=0, compute=10.0)
+def test_each_lap_counts_only_its_steps(time):
+    clock = Clock(100, images_per_step=10, now=time)
+    run_steps(clock, time, 2, wait=0, compute=10.0)
     clock.tick(2)
-    run_steps(clock, hands, 4, wait=0.5, compute=0.5)
+    run_steps(clock, time, 4, wait=0.5, compute=0.5)
     rates = clock.tick(6)
     assert rates["images_per_second"] == pytest.approx(10.0)
     assert rates["input_wait"] == pytest.approx(0.5)
     assert clock.tick(6) == {}
 
 
-def test_a_pause_slows_nothing_but_delays_the_arrival(hands):
-    clock = Clock(100, images_per_step=10, now=hands)
-    run_steps(clock, hands, 10, wait=0, compute=1.0)
+def test_a_pause_affects_the_eta_but_not_the_speed(time):
+    clock = Clock(100, images_per_step=10, now=time)
+    run_steps(clock, time, 10, wait=0, compute=1.0)
     clock.tick(10)
     assert clock.eta_seconds == pytest.approx(90.0)
     with clock.paused():
-        hands.pass_seconds(20.0)
-    run_steps(clock, hands, 10, wait=0, compute=1.0)
+        time.pass_seconds(20.0)
+    run_steps(clock, time, 10, wait=0, compute=1.0)
     assert clock.tick(20)["images_per_second"] == pytest.approx(10.0)
-    assert clock.eta_seconds == pytest.approx(80.0 * 2.0)  # as long paused as running until now
+    assert clock.eta_seconds == pytest.approx(80.0 * 2.0)  # paused as long as it has run
     assert clock.wall_seconds == pytest.approx(40.0)
 
 
-def test_a_slow_first_lap_does_not_stay_in_the_arrival(hands):
-    clock = Clock(30, images_per_step=1, now=hands)
+def test_a_slow_first_lap_does_not_bias_the_eta(time):
+    clock = Clock(30, images_per_step=1, now=time)
     assert clock.eta_seconds is None
-    run_steps(clock, hands, 10, wait=0, compute=100.0)  # compilation
+    run_steps(clock, time, 10, wait=0, compute=100.0)  # compilation
     clock.tick(10)
-    run_steps(clock, hands, 10, wait=0, compute=1.0)
+    run_steps(clock, time, 10, wait=0, compute=1.0)
     clock.tick(20)
     assert clock.eta_seconds == pytest.approx(10.0)
-    run_steps(clock, hands, 10, wait=0, compute=1.0)
+    run_steps(clock, time, 10, wait=0, compute=1.0)
     clock.tick(30)
     assert clock.eta_seconds == 0.0
 
 
-def test_wall_time_survives_a_restart(hands):
-    clock = Clock(100, images_per_step=1, now=hands)
-    run_steps(clock, hands, 10, wait=0, compute=6.0)
+def test_wall_time_survives_a_restart(time):
+    clock = Clock(100, images_per_step=1, now=time)
+    run_steps(clock, time, 10, wait=0, compute=6.0)
     saved = json.loads(json.dumps(clock.dump()))
-    hands.pass_seconds(5000.0)  # nobody runs
-    resumed = Clock(100, images_per_step=1, now=hands)
+    time.pass_seconds(5000.0)  # the process is not running
+    resumed = Clock(100, images_per_step=1, now=time)
     resumed.load(saved)
-    hands.pass_seconds(40.0)  # restoring the checkpoint
+    time.pass_seconds(40.0)  # restoring the checkpoint
     resumed.start(10)
     assert resumed.wall_seconds == pytest.approx(100.0)
-    run_steps(resumed, hands, 10, wait=0, compute=1.0)
+    run_steps(resumed, time, 10, wait=0, compute=1.0)
     assert resumed.tick(20)["images_per_second"] == pytest.approx(1.0)
     assert resumed.wall_seconds == pytest.approx(110.0)
     assert resumed.eta_seconds == pytest.approx(80.0)
 
 
-def test_bad_counts_are_refused():
+def test_invalid_counts_are_rejected():
     with pytest.raises(ValueError, match="images_per_step"):
         Clock(10, images_per_step=0)
 
@@ -108,5 +108,5 @@ def test_bad_counts_are_refused():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.2, "0:00"), (75, "1:15"), (3675, "1:01:15"), (59.6, "1:00"), (90061, "1d 01:01:01")]
 )
-def test_durations_read_as_clocks_do(seconds, text):
+def test_durations_are_formatted_like_clocks(seconds, text):
     assert format_duration(seconds) == text

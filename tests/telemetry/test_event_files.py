@@ -1,4 +1,4 @@
-"""Event files are written in order by a thread, lose nothing at the end, and report their errors."""
+"""Event files are written in order by a thread, are complete when closed, and report their errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caption_jax.telemetry.event_files import EventFiles
 
 
 class Recorder:
-    """A metric writer that keeps what it is asked to write."""
+    """A metric writer that records its calls."""
 
     def __init__(self, failing: int = -1):
         self.calls: list[tuple[str, int]] = []
@@ -36,7 +36,7 @@ class Recorder:
         self.calls.append(("close", -1))
 
 
-def test_nothing_waits_for_the_writer_and_nothing_is_lost():
+def test_writes_do_not_block_and_are_not_lost():
     opening, recorder = threading.Event(), Recorder()
 
     def open_writer(folder):
@@ -48,7 +48,7 @@ def test_nothing_waits_for_the_writer_and_nothing_is_lost():
     for step in range(1, 4):
         events.scalars(step, {"loss": 1.0})
     events.images(3, {})
-    assert recorder.calls == []  # all of them are pending, and this thread has come here
+    assert recorder.calls == []  # all writes are pending, and this thread was not blocked
     opening.set()
     events.close()
     written = [("texts", 0), ("scalars", 1), ("scalars", 2), ("scalars", 3), ("images", 3)]
@@ -58,12 +58,12 @@ def test_nothing_waits_for_the_writer_and_nothing_is_lost():
     assert recorder.calls[-2:] == [written[-1], ("close", -1)]
 
 
-def test_without_a_write_nothing_is_opened():
+def test_the_writer_is_opened_by_the_first_write():
     events = EventFiles("folder", lambda folder: pytest.fail("opened"))
     events.close()
 
 
-def test_an_error_is_raised_by_a_later_write_or_at_the_end():
+def test_errors_are_raised_by_a_later_write_or_by_close():
     events = EventFiles("folder", lambda folder: Recorder(failing=1))
     events.scalars(1, {})
     with pytest.raises(OSError, match="no space left"):
@@ -71,13 +71,13 @@ def test_an_error_is_raised_by_a_later_write_or_at_the_end():
 
     events = EventFiles("folder", lambda folder: Recorder(failing=1))
     events.scalars(1, {})
-    events._pending[0].exception(timeout=60)  # the write is over
+    events._pending[0].exception(timeout=60)  # the write has finished
     with pytest.raises(OSError, match="no space left"):
         events.scalars(2, {})
     events.close()
 
 
-def test_a_writer_that_cannot_be_opened_is_an_error_of_the_first_write():
+def test_an_error_of_opening_is_raised_like_one_of_writing():
     def open_writer(folder):
         raise PermissionError(folder)
 
@@ -87,7 +87,7 @@ def test_a_writer_that_cannot_be_opened_is_an_error_of_the_first_write():
         events.close()
 
 
-def test_a_slow_writer_holds_back_who_writes_too_much(monkeypatch):
+def test_a_slow_writer_blocks_when_too_many_writes_are_pending(monkeypatch):
     monkeypatch.setattr("caption_jax.telemetry.event_files._MAX_PENDING", 2)
     opening, recorder = threading.Event(), Recorder()
     events = EventFiles("folder", lambda folder: opening.wait(60) and recorder)

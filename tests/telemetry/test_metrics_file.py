@@ -14,7 +14,7 @@ def steps_and_splits(path) -> list[tuple[int, str]]:
     return [(row.step, row.split) for row in read_metrics(path)]
 
 
-def test_rows_come_back_as_written(tmp_path):
+def test_rows_survive_a_round_trip(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     file = MetricsFile(path)
     file.append(Row(50, "train", {"loss": 4.25}))
@@ -23,10 +23,10 @@ def test_rows_come_back_as_written(tmp_path):
     assert first == Row(50, "train", {"loss": 4.25})
     assert second.values["CIDEr-D"] == 0.1
     assert math.isnan(second.values["loss"])
-    assert json.loads(path.read_text().splitlines()[1])["values"]["loss"] is None  # NaN is no JSON
+    assert json.loads(path.read_text().splitlines()[1])["values"]["loss"] is None  # NaN is not valid JSON
 
 
-def test_going_on_from_a_step_drops_what_will_be_done_again(tmp_path):
+def test_resuming_from_a_step_drops_later_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     file = MetricsFile(path)
     for step in (50, 100, 150):
@@ -46,7 +46,7 @@ def test_a_new_run_in_a_folder_without_checkpoints_starts_a_new_curve(tmp_path):
     assert read_metrics(path) == []
 
 
-def test_a_line_cut_off_by_a_kill_does_no_harm(tmp_path):
+def test_a_truncated_last_line_is_ignored(tmp_path):
     path = tmp_path / "metrics.jsonl"
     MetricsFile(path).append(Row(50, "train", {"loss": 1.0}))
     with path.open("a") as file:
@@ -56,7 +56,7 @@ def test_a_line_cut_off_by_a_kill_does_no_harm(tmp_path):
     assert steps_and_splits(path) == [(50, "train"), (100, "train")]
 
 
-def test_a_damaged_line_is_named(tmp_path):
+def test_a_damaged_line_is_reported(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "values": {}}\nhello\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):

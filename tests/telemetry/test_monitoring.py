@@ -22,7 +22,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A workdir in which a monitor wrote one of each kind, on a terminal."""
+    """A workdir with one record of each kind, written by a monitor with a terminal."""
     folder = tmp_path_factory.mktemp("run")
     terminal = Terminal()
     monitor = Monitor(folder, {"seed": 7}, total_steps=100, stream=terminal)
@@ -31,11 +31,11 @@ def run_folder(tmp_path_factory):
     monitor.scalars(50, {"CIDEr-D": 0.25}, "val")
     monitor.images(50, {"samples": np.full((4, 6, 3), 200, np.uint8)})
     monitor.close()
-    monitor.close()  # again does nothing
+    monitor.close()  # closing twice is allowed
     return folder, terminal
 
 
-def test_tensorboard_gets_scalars_pictures_and_the_config(run_folder):
+def test_tensorboard_gets_scalars_images_and_the_config(run_folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 

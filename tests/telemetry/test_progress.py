@@ -9,7 +9,7 @@ from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.progress import ProgressLine, describe_progress
 
 
-def test_progress_tells_speed_waiting_and_arrival():
+def test_progress_shows_speed_waiting_time_and_eta():
     times = iter([0.0, 0.0, 0.0, 3.0, 8.0])
     clock = Clock(3750, images_per_step=32, now=lambda: next(times))
     assert describe_progress(0, 3750, 8.0, clock) == "step 0/3750 (0%)  loss 8.0000"
@@ -20,7 +20,7 @@ def test_progress_tells_speed_waiting_and_arrival():
     assert text == "step 100/3750 (2%)  loss 2.3457  400 images/s  input wait 38%  ETA 4:52"
 
 
-def test_the_progress_line_is_one_line_and_log_lines_stand_above_it():
+def test_the_progress_line_stays_below_log_lines():
     terminal = Terminal()
     handler = logging.get_absl_handler()
     line = ProgressLine(terminal)
