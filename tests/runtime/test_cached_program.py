@@ -1,4 +1,4 @@
-"""Programs that are kept between starts: taken up without tracing, and made again where anything differs."""
+"""Programs cached between starts: loaded without tracing, and traced again if anything differs."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class Counted:
 ARGUMENTS = ({"scale": jnp.float32(2)}, jnp.arange(3.0), None)
 
 
-def kept(folder) -> list[str]:
+def cached_files(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("*.stablehlo"))
 
 
-def test_another_start_traces_nothing(folder):
+def test_a_second_start_does_not_trace(folder):
     first, second = Counted(), Counted()
     expected = CachedProgram(first, "count", {"layers": 3})(*ARGUMENTS)
-    found = CachedProgram(second, "count", {"layers": 3})(*ARGUMENTS)
+    result = CachedProgram(second, "count", {"layers": 3})(*ARGUMENTS)
     assert (first.traced, second.traced) == (1, 0)
-    np.testing.assert_array_equal(found[0], [0, 2, 4])
-    assert found[1] == expected[1] == 6
+    np.testing.assert_array_equal(result[0], [0, 2, 4])
+    assert result[1] == expected[1] == 6
 
 
 @pytest.mark.parametrize(
@@ -55,27 +55,27 @@ def test_another_start_traces_nothing(folder):
         ({"layers": 3}, (*ARGUMENTS[:2], jnp.float32(1))),
     ],
 )
-def test_what_differs_is_traced_anew(folder, cache_key, arguments):
+def test_different_programs_are_traced_again(folder, cache_key, arguments):
     CachedProgram(Counted(), "count", {"layers": 3})(*ARGUMENTS)
-    other = Counted()
-    found = CachedProgram(other, "count", cache_key)(*arguments)
-    assert other.traced == 1 and len(kept(folder)) == 2
-    np.testing.assert_array_equal(found[1], Counted()(*arguments)[1])
+    function = Counted()
+    result = CachedProgram(function, "count", cache_key)(*arguments)
+    assert function.traced == 1 and len(cached_files(folder)) == 2
+    np.testing.assert_array_equal(result[1], Counted()(*arguments)[1])
 
 
-def test_a_file_cut_short_is_made_again(folder, caplog):
+def test_a_truncated_file_is_replaced(folder, caplog):
     CachedProgram(Counted(), "count", {})(*ARGUMENTS)
     (file,) = folder.glob("*.stablehlo")
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2])
-    again = Counted()
-    assert CachedProgram(again, "count", {})(*ARGUMENTS)[1] == 6
-    assert again.traced == 1 and "tracing the program again" in caplog.text
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+    function = Counted()
+    assert CachedProgram(function, "count", {})(*ARGUMENTS)[1] == 6
+    assert function.traced == 1 and "tracing the program again" in caplog.text
     third = Counted()
     assert CachedProgram(third, "count", {})(*ARGUMENTS)[1] == 6 and third.traced == 0
 
 
-def test_without_a_folder_nothing_is_kept(folder):
+def test_without_a_folder_nothing_is_cached(folder):
     jax.config.update("jax_compilation_cache_dir", None)
     assert CachedProgram(Counted(), "count", {})(*ARGUMENTS)[1] == 6
-    assert kept(folder) == []
+    assert cached_files(folder) == []

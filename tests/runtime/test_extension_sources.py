@@ -1,4 +1,4 @@
-"""What of an extension's files a program on disk depends on."""
+"""The source files of an extension that a cached program depends on."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Mine:
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A package without `__init__.py`, and a module with another one that it needs."""
+    """A package without `__init__.py`, and a module that imports another module."""
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -68,7 +68,7 @@ def edit(path) -> None:
         ("alone:Alone", "aside.py", False),
     ],
 )
-def test_an_edit_of_what_it_imports_is_noticed(project, name, edited, changes):
+def test_edits_of_imported_modules_change_the_hash(project, name, edited, changes):
     module, _, attribute = name.partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     before = source_hash(cls)
@@ -77,29 +77,29 @@ def test_an_edit_of_what_it_imports_is_noticed(project, name, edited, changes):
     assert (source_hash(cls) != before) == changes
 
 
-def test_a_package_file_that_appears_is_noticed(project):
+def test_new_package_files_change_the_hash(project):
     cls = importlib.import_module("mine.backbone").Mine
     before = source_hash(cls)
     (project / "mine" / "layers" / "__init__.py").write_text("")
     assert source_hash(cls) != before
 
 
-def test_a_class_of_this_project_has_no_source_hash_its_own():
+def test_classes_of_this_project_have_no_source_hash():
     assert source_hash(ViT) == ""
 
 
-def test_programs_of_a_run_are_of_its_backbones_source(project):
-    """Those of training, of the feature cache and of captioning are all cached under this key."""
+def test_cached_programs_depend_on_the_source_of_the_backbone(project):
+    """Programs of training, of the feature cache and of captioning share this key."""
     description = small_description()
     model = build_spec(ModelSpec, {"encoder": {"name": "mine.backbone:Mine"}})
-    own = dataclasses.replace(description, spec=dataclasses.replace(description.spec, model=model))
-    before = own.cache_key()
+    custom = dataclasses.replace(description, spec=dataclasses.replace(description.spec, model=model))
+    before = custom.cache_key()
     edit(project / "mine" / "sizes.py")
-    assert own.cache_key() != before
+    assert custom.cache_key() != before
     assert description.cache_key()["backbone_source"] == ""
 
 
-def test_it_imports_nothing(project):
+def test_hashing_imports_nothing(project):
     code = (
         "import sys; from mine.backbone import Mine; from caption_jax.runtime.extension_sources import source_hash; "
         "source_hash(Mine); print('mine.layers.network' in sys.modules or 'flax' in sys.modules)"

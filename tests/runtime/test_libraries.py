@@ -1,4 +1,4 @@
-"""Libraries log warnings only."""
+"""Logging: libraries log only warnings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from caption_jax.runtime.libraries import quiet_libraries
         ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
     ],
 )
-def test_the_log_is_ours_and_the_warnings_of_libraries(path, level, shown):
+def test_the_log_has_our_messages_and_warnings_of_libraries(path, level, shown):
     handler = logging.get_absl_handler()
     before = list(handler.filters)
     quiet_libraries()

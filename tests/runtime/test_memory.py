@@ -1,4 +1,4 @@
-"""A sample of `tests/long/test_soak.py`: memory over some seconds."""
+"""A short version of `tests/long/test_soak.py`: memory over a few seconds."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from soak import caption_for, train_for
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
-def test_training_with_evaluations_and_checkpoints_needs_no_more_memory(small_images, compile_cache, tmp_path):
+def test_memory_does_not_grow_during_training(small_images, compile_cache, tmp_path):
     train_for(30, small_images, compile_cache, tmp_path)
 
 
-def test_captioning_needs_no_more_memory(small_workdir):
+def test_memory_does_not_grow_during_captioning(small_workdir):
     caption_for(10, small_workdir)

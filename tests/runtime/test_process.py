@@ -1,4 +1,4 @@
-"""A command that asks for huge pages starts anew once, with its own arguments; whatever else runs it goes on."""
+"""A command that requests huge pages restarts itself once with the same arguments, unless another program runs it."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); p
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 
 
-def lines(tmp_path, *command: str, **given: str) -> list[str]:
+def lines(tmp_path, *command: str, **environment: str) -> list[str]:
     (tmp_path / "program.py").write_text(PROGRAM)
-    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"} | given
-    found = subprocess.run(
+    environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"} | environment
+    process = subprocess.run(
         [sys.executable, *command],
         env=environment,
         cwd=tmp_path,
@@ -32,23 +32,23 @@ def lines(tmp_path, *command: str, **given: str) -> list[str]:
         check=True,
         timeout=60,
     )
-    return found.stdout.splitlines()
+    return process.stdout.splitlines()
 
 
-def test_a_command_starts_anew(tmp_path):
-    found = lines(tmp_path, "program.py", "one argument", "--two")
-    assert found == ["start", "start", "['one argument', '--two'] glibc.malloc.hugetlb=1"]
+def test_a_command_restarts_itself(tmp_path):
+    output = lines(tmp_path, "program.py", "one argument", "--two")
+    assert output == ["start", "start", "['one argument', '--two'] glibc.malloc.hugetlb=1"]
 
 
-def test_settings_of_malloc_that_are_there_stay(tmp_path):
+def test_existing_malloc_settings_are_preserved(tmp_path):
     assert lines(tmp_path, "program.py", GLIBC_TUNABLES="a.b=1") == ["start", "[] a.b=1"]
 
 
-def test_what_runs_the_command_within_itself_is_not_replaced(tmp_path):
+def test_a_program_that_runs_the_command_is_not_restarted(tmp_path):
     assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "goes on"
 
 
-def test_a_command_ends_at_once_and_loses_nothing(tmp_path):
+def test_a_command_exits_quickly_and_flushes_its_output(tmp_path):
     program = (
         "import atexit, sys\n"
         "from caption_jax.runtime.process import fast_exit\n"
@@ -57,7 +57,7 @@ def test_a_command_ends_at_once_and_loses_nothing(tmp_path):
         "fast_exit(__file__, 3)\n"
     )
     (tmp_path / "program.py").write_text(program)
-    done = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (3, "said")
+    process = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
+    assert (process.returncode, process.stdout) == (3, "said")
     within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
     assert within.stdout.split() == ["saidgoes", "on", "exit", "handler"]
