@@ -1,4 +1,4 @@
-"""An evaluation of three images and what there is to say of it, without a model."""
+"""The assessment of an evaluation of three images, without a model."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ CAPTIONS = {"1.png": "a dog runs on the grass", "2.png": "a cat with a", "3.png"
 def assessed(
     captions: dict[str, str] = CAPTIONS, references: dict[str, list[str]] = REFERENCES, *, java: bool = False
 ) -> Assessment:
-    """What is said of three captions, the third of an image that could not be read."""
+    """Returns the assessment of three captions. The third image is unreadable."""
     readable = list(captions)[:2]
-    how = {
+    protocol = {
         "split": "val",
         "images": len(captions),
         "unreadable_images": 1,
@@ -33,12 +33,12 @@ def assessed(
         "device": "1 x cpu",
         "wall_seconds": 3.2,
     }
-    found = Evaluation(
+    evaluation = Evaluation(
         metrics={"CIDEr-D": 1.5, "BLEU-4": 0.25, "loss": 2.5},
         captions=captions,
         tokens={image_id: np.array([5, 6, 2]) for image_id in readable},
         log_probs=dict.fromkeys(readable, -1.0),
         unreadable={"3.png": "the file is empty"},
-        protocol=how,
+        protocol=protocol,
     )
-    return assess(found, references, ["a dog runs on the grass"], java=java)
+    return assess(evaluation, references, ["a dog runs on the grass"], java=java)

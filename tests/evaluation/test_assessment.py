@@ -1,4 +1,4 @@
-"""What an evaluation leaves in numbers."""
+"""The numerical results of an evaluation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.metrics import diversity, java_metrics, score
 
 
-def test_results_hold_scores_intervals_and_every_image():
+def test_results_have_scores_intervals_and_every_image():
     results = json.loads(json.dumps(as_results(assessed()), allow_nan=False))
     expected = score(REFERENCES, CAPTIONS)
     assert set(results["intervals"]) == set(expected)
@@ -26,7 +26,7 @@ def test_results_hold_scores_intervals_and_every_image():
     assert results["protocol"]["versions"]["jax"] and "1000 bootstrap samples" in results["protocol"]["intervals"]
 
 
-def test_java_is_asked_in_evaluate_mode_only(monkeypatch):
+def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
     assert assessed().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
 
     class Meteor:
@@ -35,16 +35,16 @@ def test_java_is_asked_in_evaluate_mode_only(monkeypatch):
 
     monkeypatch.setattr(java_metrics, "absent", lambda: {"SPICE": "no parser"})
     monkeypatch.setattr(java_metrics, "_scorer", lambda name: Meteor())
-    asked = assessed(java=True)
-    assert asked.metrics["METEOR"] == 0.25 and asked.absent == {"SPICE": "no parser"}
-    assert as_results(asked)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(asked)["intervals"]
+    assessment = assessed(java=True)
+    assert assessment.metrics["METEOR"] == 0.25 and assessment.absent == {"SPICE": "no parser"}
+    assert as_results(assessment)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(assessment)["intervals"]
 
 
-def test_the_terminal_shows_the_same(capsys):
-    found = assessed()
-    print_evaluation(found)
+def test_the_terminal_shows_the_results(capsys):
+    assessment = assessed()
+    print_evaluation(assessment)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    interval = found.intervals["CIDEr-D"]
+    interval = assessment.intervals["CIDEr-D"]
     assert f"[{interval.low:.4f}, {interval.high:.4f}]" in lines["CIDEr-D"]
-    assert float(lines["novel"].split()[1]) == pytest.approx(found.diversity["novel"], abs=1e-4)
+    assert float(lines["novel"].split()[1]) == pytest.approx(assessment.diversity["novel"], abs=1e-4)
     assert "absent: computed in evaluate mode only" in lines["METEOR"] and "the file is empty" in lines["3.png:"]

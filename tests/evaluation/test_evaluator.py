@@ -1,4 +1,4 @@
-"""The evaluator that docs/extending.md shows, as a user would copy it."""
+"""The example evaluator of docs/extending.md."""
 
 from __future__ import annotations
 

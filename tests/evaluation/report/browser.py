@@ -1,6 +1,6 @@
-"""A headless Chromium that says what a page asks of the network and what it writes to the console.
+"""A headless Chromium that records the network requests and the console messages of a page.
 
-It is spoken to in the DevTools protocol, over two pipes that it finds as file descriptors 3 and 4.
+Speaks the DevTools protocol over two pipes, which are file descriptors 3 and 4 of the browser.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
-_PATIENCE = 120  # seconds for an answer
+_TIMEOUT = 120  # seconds to wait for a response
 _FLAGS = (
     "--headless=new",
     "--no-sandbox",
@@ -30,27 +30,27 @@ _FLAGS = (
 
 
 def find_browser() -> str | None:
-    """The program, where there is one."""
+    """Returns the path of the browser, or None."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Tab:
-    """A page in a browser of its own; a context manager.
+    """Context manager of a page in a new browser.
 
     Attributes:
-        requests: addresses that the page asked for, itself and data URIs left out.
-        messages: what it wrote to the console, and what the browser complained about.
+        requests: URLs that the page requested, except its own and data URIs.
+        messages: console output, exceptions and warnings of the browser.
     """
 
     def __init__(self, program: str, profile: Path):
         self.requests: list[str] = []
         self.messages: list[str] = []
-        self._loaded, self._url, self._count, self._rest, self._session = False, "", 0, b"", None
-        theirs_in, self._out = os.pipe()
-        self._in, theirs_out = os.pipe()
-        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (theirs_in, theirs_out)]
-        os.close(theirs_in)
-        os.close(theirs_out)
+        self._loaded, self._url, self._count, self._buffer, self._session = False, "", 0, b"", None
+        browser_in, self._out = os.pipe()
+        self._in, browser_out = os.pipe()
+        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (browser_in, browser_out)]
+        os.close(browser_in)
+        os.close(browser_out)
         self._process = subprocess.Popen(
             [program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
             close_fds=False,
@@ -76,21 +76,21 @@ class Tab:
         os.close(self._out)
 
     def open(self, url: str) -> None:
-        """Goes to the page and returns when everything in it is loaded."""
+        """Navigates to the page and waits until it has loaded."""
         self._loaded, self._url = False, url
         self.call("Page.navigate", url=url)
         while not self._loaded:
             self._receive()
-        self.evaluate("new Promise(done => setTimeout(done, 500))")  # what a page does late
+        self.evaluate("new Promise(done => setTimeout(done, 500))")  # for delayed requests
 
     def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression in the page."""
-        found = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in found, found
-        return found["result"].get("value")
+        """Evaluates a JavaScript expression in the page."""
+        result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
 
     def screenshot(self, path: Path, width: int, height: int, scheme: str = "light") -> None:
-        """Draws the page as a window of that size shows it."""
+        """Writes a screenshot of the page in a window of that size."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
@@ -98,41 +98,41 @@ class Tab:
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Asks the browser for something and returns its answer."""
+        """Calls a method of the browser and returns its result."""
         self._count += 1
         session = {"sessionId": self._session} if self._session else {}
         message = {"id": self._count, "method": method, "params": parameters, **session}
         os.write(self._out, json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive()
-            if answer.get("id") == self._count:
-                assert "error" not in answer, (method, answer["error"])
-                return answer["result"]
+            response = self._receive()
+            if response.get("id") == self._count:
+                assert "error" not in response, (method, response["error"])
+                return response["result"]
 
     def _receive(self) -> dict[str, Any]:
-        """The next message; an event is taken down."""
-        end = time.monotonic() + _PATIENCE
-        while b"\0" not in self._rest:
+        """Reads the next message, and records it if it is an event."""
+        end = time.monotonic() + _TIMEOUT
+        while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._in], [], [], max(end - time.monotonic(), 0))
-            assert ready, f"the browser has said nothing for {_PATIENCE} seconds"
-            piece = os.read(self._in, 1 << 20)
-            assert piece, "the browser has ended"
-            self._rest += piece
-        text, self._rest = self._rest.split(b"\0", 1)
+            assert ready, f"no message of the browser in {_TIMEOUT} seconds"
+            chunk = os.read(self._in, 1 << 20)
+            assert chunk, "the browser has exited"
+            self._buffer += chunk
+        text, self._buffer = self._buffer.split(b"\0", 1)
         message = json.loads(text)
-        self._take_down(message.get("method", ""), message.get("params", {}))
+        self._record(message.get("method", ""), message.get("params", {}))
         return message
 
-    def _take_down(self, event: str, said: dict[str, Any]) -> None:
+    def _record(self, event: str, params: dict[str, Any]) -> None:
         if event == "Page.loadEventFired":
             self._loaded = True
         elif event == "Network.requestWillBeSent":
-            url = said["request"]["url"]
+            url = params["request"]["url"]
             if url != self._url and not url.startswith("data:"):
                 self.requests.append(url)
         elif event == "Runtime.consoleAPICalled":
-            self.messages.append(" ".join(str(argument.get("value")) for argument in said["args"]))
+            self.messages.append(" ".join(str(argument.get("value")) for argument in params["args"]))
         elif event == "Runtime.exceptionThrown":
-            self.messages.append(said["exceptionDetails"]["text"])
+            self.messages.append(params["exceptionDetails"]["text"])
         elif event == "Log.entryAdded":
-            self.messages.append(said["entry"]["text"])
+            self.messages.append(params["entry"]["text"])

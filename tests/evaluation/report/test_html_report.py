@@ -1,4 +1,4 @@
-"""The HTML report: one file with everything in it, whatever the captions say."""
+"""The HTML report: one self-contained file, with captions escaped."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ ROWS = [
 
 
 def example(assessment: Assessment, image_id: str) -> Example:
-    picture = JpegImage.encode(np.full((30, 40, 3), 99, np.uint8))
+    image = JpegImage.encode(np.full((30, 40, 3), 99, np.uint8))
     row = list(assessment.references).index(image_id)
     scores = {name: float(values[row]) for name, values in assessment.images.values.items()}
     caption, references = assessment.evaluation.captions[image_id], assessment.references[image_id]
-    return Example(image_id, picture, caption, references, scores, [("dog", picture), ("runs", picture)])
+    return Example(image_id, image, caption, references, scores, [("dog", image), ("runs", image)])
 
 
 def page_of(assessment: Assessment, rows: Sequence[Row] = ROWS, run_name: str = "boxes") -> str:
-    shown = [example(assessment, image_id) for image_id in list(assessment.references)[:2]]
-    return render(run_name, assessment, {"best": shown[:1], "worst": shown[1:], "random": shown}, rows)
+    examples = [example(assessment, image_id) for image_id in list(assessment.references)[:2]]
+    return render(run_name, assessment, {"best": examples[:1], "worst": examples[1:], "random": examples}, rows)
 
 
 class Page(html.parser.HTMLParser):
-    """Elements and text of a page; an element that is not closed where it should be is an error."""
+    """Elements and text of a page. Raises an error for elements that are not closed in order."""
 
     def __init__(self, text: str):
         super().__init__()
@@ -70,7 +70,7 @@ class Page(html.parser.HTMLParser):
         self.texts.append(data)
 
     def all(self, name: str) -> list[dict[str, str]]:
-        return [attributes for found, attributes in self.elements if found == name]
+        return [attributes for element, attributes in self.elements if element == name]
 
     @property
     def text(self) -> str:
@@ -78,7 +78,7 @@ class Page(html.parser.HTMLParser):
 
 
 def check_self_contained(text: str) -> Page:
-    """What holds of every report, whatever is in it."""
+    """Asserts that the report is valid and needs no other files. Returns its parsed page."""
     page = Page(text)
     for name, attributes in page.elements:
         assert name not in ("script", "link", "iframe", "object", "embed", "form", "base"), name
@@ -90,20 +90,20 @@ def check_self_contained(text: str) -> Page:
     (style,) = re.findall(r"<style>(.*?)</style>", text, flags=re.DOTALL)
     assert "url(" not in style and "@import" not in style
     assert page.all("html")[0]["lang"] == "en" and len(page.all("h1")) == 1
-    for image in page.all("img"):
-        kind, _, data = image["src"].partition(",")
-        assert kind == "data:image/jpeg;base64" and image["alt"]
-        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as picture:
-            assert picture.size == (int(image["width"]), int(image["height"]))
-            picture.load()
+    for element in page.all("img"):
+        kind, _, data = element["src"].partition(",")
+        assert kind == "data:image/jpeg;base64" and element["alt"]
+        with Image.open(io.BytesIO(base64.b64decode(data, validate=True))) as image:
+            assert image.size == (int(element["width"]), int(element["height"]))
+            image.load()
     return page
 
 
-def test_the_page_holds_scores_captions_protocol_and_pictures():
+def test_the_page_has_scores_captions_protocol_and_images():
     assessment = assessed()
     page = check_self_contained(page_of(assessment))
-    assert len(page.all("img")) == 4 + 2 * (1 + 2)  # cards, then each image and its words once
-    for said in (
+    assert len(page.all("img")) == 4 + 2 * (1 + 2)  # cards, then each image and its attended words
+    for expected in (
         "a dog runs on the grass",
         "a pair of cats on a mat",
         "beam alpha=0.0 beams=3",
@@ -111,7 +111,7 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
         "PTB",
         "jax",
     ):
-        assert said in page.text, said
+        assert expected in page.text, expected
     interval = assessment.intervals["CIDEr-D"]
     assert f"{interval.low:.4f} – {interval.high:.4f}" in page.text
     assert "absent: computed in evaluate mode only" in page.text
@@ -120,14 +120,14 @@ def test_the_page_holds_scores_captions_protocol_and_pictures():
     assert len(page.all("svg")) == 2
 
 
-def test_the_protocol_says_what_stood_beside_the_images():
+def test_the_protocol_mentions_the_context():
     assessment = assessed()
     assert "context captions" not in Page(page_of(assessment)).text
     assessment.protocol["context"] = "retrieved"
     assert "context captions: retrieved" in Page(page_of(assessment)).text
 
 
-def test_text_is_shown_as_it_is_and_never_run():
+def test_text_is_escaped():
     captions = {**CAPTIONS, "1.png": DANGEROUS}
     references = {**REFERENCES, "1.png": [DANGEROUS, "half a pair \ud83d"]}
     text = page_of(assessed(captions, references))
@@ -137,7 +137,7 @@ def test_text_is_shown_as_it_is_and_never_run():
     text.encode("utf-8")
 
 
-def test_best_and_worst_do_not_overlap_and_the_random_ones_stay_the_same():
+def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
     references = {i: [f"a {'very ' * i}long caption number {i}"] for i in range(40)}
     captions = {i: texts[0] if i % 3 else "a caption" for i, texts in references.items()}
     scores = score_images(references, captions)
@@ -154,7 +154,7 @@ def test_best_and_worst_do_not_overlap_and_the_random_ones_stay_the_same():
     assert choose(scores, set()) == {"best": [], "worst": [], "random": []}
 
 
-def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
+def test_charts_have_a_description_and_stay_inside_their_frame():
     page = Page(page_of(assessed(), ROWS))
     descriptions = [svg["aria-label"] for svg in page.all("svg")]
     assert "train 1.000 at step 100, val 0.500 at step 100" in descriptions[0]
@@ -163,12 +163,12 @@ def test_charts_say_in_words_what_they_show_and_stay_inside_their_frame():
     for line in page.all("polyline"):
         points = [tuple(map(float, point.split(","))) for point in line["points"].split()]
         assert len(points) >= 2 and all(0 <= x <= width and 0 <= y <= height for x, y in points)
-    # A score that rises is drawn higher up, where y is less.
+    # A rising score is drawn upwards, where y is smaller.
     score = page.all("polyline")[-1]["points"].split()
     assert float(score[0].split(",")[1]) > float(score[-1].split(",")[1])
 
 
-def test_a_long_run_makes_no_large_page_and_an_empty_one_no_chart():
+def test_long_runs_make_small_pages_and_empty_runs_no_chart():
     rows = [Row(step, "train", {"loss": 5 + math.sin(step)}) for step in range(1, 20_001)]
     without_charts = page_of(assessed(), [])
     assert "<svg" not in without_charts and "Training" not in without_charts
@@ -177,7 +177,7 @@ def test_a_long_run_makes_no_large_page_and_an_empty_one_no_chart():
     assert page_of(assessed(), single_step).count("<svg") == 2
 
 
-def test_names_of_the_run_and_of_its_splits_are_text_too():
+def test_names_of_the_run_and_of_splits_are_escaped():
     rows = [Row(step, DANGEROUS, {"loss": 2.0 / step, "CIDEr-D": 0.5}) for step in (1, 2)]
     assessment = assessed()
     assessment.protocol["context"] = DANGEROUS
@@ -188,14 +188,14 @@ def test_names_of_the_run_and_of_its_splits_are_text_too():
     assert f"context captions: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
 
 
-def test_a_protocol_without_what_the_page_shows_is_an_error():
+def test_a_protocol_with_missing_fields_is_an_error():
     assessment = assessed()
     del assessment.protocol["tokenization"]
     with pytest.raises(jinja2.UndefinedError, match="tokenization"):
         page_of(assessment)
 
 
-def test_a_report_that_fails_leaves_the_one_before(tmp_path):
+def test_a_failed_report_keeps_the_previous_file(tmp_path):
     path = tmp_path / "report_val.html"
     write_report(path, "boxes", assessed(), {"best": [], "worst": [], "random": []}, ROWS)
     before = path.read_text(encoding="utf-8")
@@ -208,7 +208,7 @@ def test_a_report_that_fails_leaves_the_one_before(tmp_path):
 
 
 @pytest.mark.browser
-def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_path):
+def test_a_browser_shows_the_file_without_requests_or_messages(tmp_path):
     program = find_browser()
     if program is None:
         pytest.skip(f"needs a Chromium ({', '.join(NAMES)} on the path)")
@@ -218,14 +218,14 @@ def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_pat
     control.write_text("<img src='https://localhost:9443/a.png' alt=''><script>console.error('woe')</script>")
     with Tab(program, tmp_path / "profile") as tab:
         tab.open(control.as_uri())
-        assert tab.requests == ["https://localhost:9443/a.png"] and "woe" in tab.messages  # the means to see it work
+        assert tab.requests == ["https://localhost:9443/a.png"] and "woe" in tab.messages  # both are recorded
         tab.requests.clear()
         tab.messages.clear()
         tab.open(path.as_uri())
         for width, scheme in ((1280, "light"), (390, "dark")):
             tab.screenshot(tmp_path / f"{scheme}.png", width, 900, scheme)
-            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out
-            # Nor does a label of a chart: there they are cut off.
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows
+            # Labels of charts would be clipped.
             cut = "[...document.querySelectorAll('svg text')].filter(t => t.getBBox().x < 0).map(t => t.textContent)"
             assert tab.evaluate(cut) == []
         assert tab.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
@@ -237,7 +237,7 @@ def test_a_browser_shows_it_from_a_file_without_a_request_or_a_complaint(tmp_pat
     assert min(backgrounds[0]) > 200 and max(backgrounds[1]) < 60
 
 
-def test_without_its_packages_there_is_a_warning_with_the_command_instead(monkeypatch, caplog):
+def test_missing_packages_are_a_warning_with_the_command(monkeypatch, caplog):
     monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it were not installed
     HtmlReport().write(FinalEvaluation(None, "val", None, None, None, None, []))
     (record,) = caplog.records

@@ -1,4 +1,4 @@
-"""Pictures hold what they should show, at the place where a person looks for it."""
+"""Plots have their contents at the expected positions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def plain(*colours: tuple[int, int, int], size: int = 32) -> np.ndarray:
     return np.stack([np.full((size, size, 3), colour, np.uint8) for colour in colours])
 
 
-def ink(picture: np.ndarray) -> int:
+def ink(image: np.ndarray) -> int:
     """Number of pixels that are not white."""
-    return int((picture < 250).any(axis=-1).sum())
+    return int((image < 250).any(axis=-1).sum())
 
 
 def test_the_grid_shows_the_images_in_order_with_text_below():
@@ -44,11 +44,11 @@ def test_rows_are_added_as_needed_and_one_image_is_enough():
 def test_long_captions_are_wrapped_inside_their_cell():
     text = "a very long caption about a red square " * 8
     one = caption_grid(plain(RED), [text], ["red"], cell=128)
-    assert ink(one[:, -8:]) == 0  # nothing runs into the margin
+    assert ink(one[:, -8:]) == 0  # nothing in the margin
     assert one.shape[1] == caption_grid(plain(RED), ["a"], ["red"], cell=128).shape[1]
 
 
-def test_captions_are_text_not_formulas_and_odd_letters_do_no_harm():
+def test_captions_are_not_parsed_as_formulas_and_may_have_any_characters():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         dollars = caption_grid(plain(RED), ["costs $5_{x}$ or $1"], ["\\frac{ $"], cell=128)
@@ -64,18 +64,18 @@ def test_captions_must_match_the_images():
         caption_grid(plain(RED)[:0], [], [])
 
 
-def panels(picture: np.ndarray, count: int, cell: int) -> list[np.ndarray]:
-    """The image parts of a row of panels."""
-    gap = (picture.shape[1] - count * cell) // (count + 1)
-    return [picture[gap : gap + cell, gap + i * (cell + gap) :][:, :cell].astype(float) for i in range(count)]
+def panels(image: np.ndarray, count: int, cell: int) -> list[np.ndarray]:
+    """Crops the images of a row of panels."""
+    gap = (image.shape[1] - count * cell) // (count + 1)
+    return [image[gap : gap + cell, gap + i * (cell + gap) :][:, :cell].astype(float) for i in range(count)]
 
 
-def test_attention_lights_the_cell_that_it_went_to():
+def test_attention_highlights_the_attended_cell():
     attention = np.zeros((2, 16))
     attention[0, 0] = 1.0  # top left
     attention[1, 7] = 0.1  # second row, last column; weak attention is scaled up
-    picture = attention_overlay(plain((250, 250, 250), size=64)[0], ["dog", "ball"], attention, cell=120)
-    bare, first, second = panels(picture, 3, 120)
+    overlay = attention_overlay(plain((250, 250, 250), size=64)[0], ["dog", "ball"], attention, cell=120)
+    bare, first, second = panels(overlay, 3, 120)
     assert bare.min() > 240
     for panel, (row, column) in ((first, (0, 0)), (second, (1, 3))):
         cells = panel.reshape(4, 30, 4, 30, 3).mean(axis=(1, 3, 4))
@@ -83,24 +83,24 @@ def test_attention_lights_the_cell_that_it_went_to():
         assert cells[3, 1] < 90 < 180 < cells.max()
 
 
-def test_a_vector_slot_is_told_apart_from_the_grid():
+def test_attention_to_the_vector_is_separate_from_the_grid():
     attention = np.zeros((1, 5))
     attention[0, 3], attention[0, 4] = 0.25, 0.75
     image = plain((250, 250, 250), size=64)[0]
     with_vector = attention_overlay(image, ["dog"], attention, cell=120)
     grid_only = attention_overlay(image, ["dog"], attention[:, :4], cell=120)
     np.testing.assert_array_equal(panels(with_vector, 2, 120)[1], panels(grid_only, 2, 120)[1])
-    assert ink(with_vector[140:]) > ink(grid_only[140:])  # the share beside the word
+    assert ink(with_vector[140:]) > ink(grid_only[140:])  # the fraction next to the word
 
 
-def test_oblong_grids_empty_captions_and_single_slots():
+def test_oblong_grids_empty_captions_and_a_single_memory_position():
     image = plain(RED)[0]
     assert attention_overlay(image, ["a"], np.ones((1, 6)), grid=(2, 3)).ndim == 3
     assert attention_overlay(image, ["a"], np.ones((1, 1))).ndim == 3
     assert attention_overlay(image, [], np.zeros((0,))).ndim == 3
 
 
-def test_attention_that_fits_no_grid_is_refused():
+def test_attention_that_does_not_fit_the_grid_is_rejected():
     image = plain(RED)[0]
     with pytest.raises(ValueError, match="7 memory positions"):
         attention_overlay(image, ["a"], np.ones((1, 7)))
@@ -117,7 +117,7 @@ def write_run(path, *, scored: bool) -> None:
         file.append(Row(100, "val", {"CIDEr-D": 0.6, "loss": 0.9}))
 
 
-def test_the_loss_curve_has_a_panel_for_scores_where_there_are_any(tmp_path):
+def test_the_loss_curve_has_a_panel_for_scores_if_there_are_any(tmp_path):
     sizes = {}
     for scored in (False, True):
         write_run(tmp_path / f"{scored}.jsonl", scored=scored)
@@ -128,7 +128,7 @@ def test_the_loss_curve_has_a_panel_for_scores_where_there_are_any(tmp_path):
     assert sizes[True][1] > sizes[False][1]
 
 
-def test_the_loss_curve_of_a_run_without_numbers_is_empty_not_an_error(tmp_path):
+def test_the_loss_curve_of_a_run_without_metrics_is_empty(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("")
     loss_curve(tmp_path / "metrics.jsonl", tmp_path / "loss_curve.png")
     assert (tmp_path / "loss_curve.png").stat().st_size > 0
