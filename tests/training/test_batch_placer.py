@@ -1,4 +1,4 @@
-"""Which runs leave out pads."""
+"""The runs whose token rows are packed without pads."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def placed(**changes):
     return batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
 
 
-def test_on_a_cpu_each_device_has_a_row_of_tokens_without_pads():
+def test_on_cpu_each_device_gets_a_row_of_tokens_without_pads():
     batch = placed()
     ids = batch["segment_ids"]
     assert batch["inputs"].shape == batch["targets"].shape == batch["positions"].shape == ids.shape == (2, 256)
@@ -29,12 +29,12 @@ def test_on_a_cpu_each_device_has_a_row_of_tokens_without_pads():
     assert [int((row > 0).sum()) for row in ids] == [3 * 5 * 9, 4 * 5 * 9]
 
 
-def test_a_run_can_keep_pads_and_slices_do():
+def test_pads_are_kept_on_request_and_with_microbatches():
     assert "segment_ids" not in placed(**{"train.packing": "never"})
     assert "segment_ids" not in placed(**{"optimizer.accumulation": 2})
 
 
 @pytest.mark.parametrize("changes", [{"train.packing": "sometimes"}, {"train.packing": "always"}])
-def test_what_cannot_be_is_named(changes):
+def test_invalid_settings_name_their_keys(changes):
     with pytest.raises(ValueError, match=r"config\.train\.packing"):
         placed(**changes, **{"optimizer.accumulation": 2})

@@ -1,4 +1,4 @@
-"""What a run does not wait for before its first step."""
+"""The first step of a run does not wait for TensorFlow."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ assert "tensorflow" in sys.modules  # for what step 2 has logged
 
 
 @pytest.mark.slow
-def test_a_run_on_a_folder_ends_its_first_step_without_tensorflow(tmp_path: Path):
+def test_a_run_on_a_folder_makes_its_first_step_without_tensorflow(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, "-c", FIRST_STEP, str(tmp_path)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     (events,) = (tmp_path / "run" / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()

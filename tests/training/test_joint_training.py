@@ -1,4 +1,4 @@
-"""A captioner trained with a text encoder: its images are found by words, and its run goes on like any other."""
+"""A captioner trained with a text encoder: it retrieves images by text, and its run resumes like any other."""
 
 from __future__ import annotations
 
@@ -25,13 +25,15 @@ from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.records import Record, Split
 
 NAMES = {
-    f"{way}_{what}" for way in ("image_to_text", "text_to_image") for what in ("R@1", "R@5", "R@10", "median_rank")
+    f"{direction}_{metric}"
+    for direction in ("image_to_text", "text_to_image")
+    for metric in ("R@1", "R@5", "R@10", "median_rank")
 }
 
 
 @pytest.fixture(scope="module")
-def found_by_hand(searchable_workdir, distinct_images) -> dict[str, float]:
-    """Retrieval among the training images and their captions, through the library."""
+def expected_scores(searchable_workdir, distinct_images) -> dict[str, float]:
+    """Retrieval among the training images and their captions, computed with the library."""
     captioner = caption_jax.load(str(searchable_workdir))
     with (distinct_images / "captions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
@@ -44,17 +46,17 @@ def found_by_hand(searchable_workdir, distinct_images) -> dict[str, float]:
     return retrieval_scores(images @ texts.T, np.array([names.index(row["image"]) for row in rows]))
 
 
-def test_images_and_captions_find_each_other(found_by_hand):
-    for way in ("image_to_text", "text_to_image"):  # by chance one of eight
-        assert found_by_hand[f"{way}_R@1"] >= 0.6 and found_by_hand[f"{way}_median_rank"] == 1
+def test_images_and_captions_retrieve_each_other(expected_scores):
+    for direction in ("image_to_text", "text_to_image"):  # chance is one of eight
+        assert expected_scores[f"{direction}_R@1"] >= 0.6 and expected_scores[f"{direction}_median_rank"] == 1
 
 
-def test_evaluate_reports_the_same_over_all_captions(searchable_workdir, found_by_hand, capsys):
+def test_evaluate_reports_the_same_scores_over_all_captions(searchable_workdir, expected_scores, capsys):
     assert small_run.run_main("--mode=evaluate", f"--workdir={searchable_workdir}", "--split=train") == 0
     assert "image_to_text_median_rank" in capsys.readouterr().out
-    found = json.loads((searchable_workdir / "eval_train.json").read_text())
-    assert {name: found["metrics"][name] for name in NAMES} == pytest.approx(found_by_hand)
-    assert found["protocol"]["captions"] == 16
+    results = json.loads((searchable_workdir / "eval_train.json").read_text())
+    assert {name: results["metrics"][name] for name in NAMES} == pytest.approx(expected_scores)
+    assert results["protocol"]["captions"] == 16
 
 
 def test_training_logs_both_losses_and_validates_both_ways(searchable_workdir):
@@ -65,11 +67,11 @@ def test_training_logs_both_losses_and_validates_both_ways(searchable_workdir):
     assert train[-1]["contrastive_loss"] < 0.5 * train[0]["contrastive_loss"]
     assert train[-1]["loss"] < 0.5 * train[0]["loss"]
     assert train[0]["temperature"] == pytest.approx(0.07, rel=0.3) and train[-1]["temperature"] >= 0.01
-    assert max(train[-1][f"{way}_accuracy"] for way in ("image_to_text", "text_to_image")) > 0.6
+    assert max(train[-1][f"{direction}_accuracy"] for direction in ("image_to_text", "text_to_image")) > 0.6
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_been_interrupted(searchable_workdir, tmp_path):
+def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
     workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "last" / str(saved_steps(workdir)[-1]))
     with small_run.quick_compilation():
@@ -77,20 +79,20 @@ def test_a_run_goes_on_as_if_it_had_not_been_interrupted(searchable_workdir, tmp
     assert_same_state(workdir, searchable_workdir)
 
 
-def test_the_text_encoder_cannot_be_dropped_or_added_on_the_way(searchable_workdir, small_workdir):
-    for workdir, other in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
+def test_a_resumed_run_cannot_drop_or_add_the_text_encoder(searchable_workdir, small_workdir):
+    for workdir, weight in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
         config = config_of(read_spec(workdir))
-        config.objective.contrastive_weight = other
-        with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {other}"):
+        config.objective.contrastive_weight = weight
+        with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {weight}"):
             start_experiment(RunSpec.from_config(config), epath.Path(workdir))
     config = config_of(read_spec(searchable_workdir))
-    config.objective.contrastive_weight = 0.25  # another weight will do
+    config.objective.contrastive_weight = 0.25  # another positive weight is allowed
     unchanged = (searchable_workdir / "config.json").read_text()
     assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_shared_space
     (searchable_workdir / "config.json").write_text(unchanged)
 
 
-def test_slices_of_a_batch_are_refused(tmp_path):
+def test_gradient_accumulation_is_rejected(tmp_path):
     config = small_run.get_config()
     config.objective.contrastive_weight = 0.5
     config.optimizer.accumulation = 2
@@ -98,7 +100,7 @@ def test_slices_of_a_batch_are_refused(tmp_path):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
-def test_a_run_without_text_encoder_says_what_to_train(small_workdir, tmp_path):
+def test_embedding_without_a_text_encoder_is_rejected(small_workdir, tmp_path):
     captioner = caption_jax.load(str(small_workdir))
     for embed, item in ((captioner.embed_images, small_run.picture()), (captioner.embed_texts, "a red box")):
         with pytest.raises(ValueError, match=r"--config\.objective\.contrastive_weight above 0"):
@@ -107,7 +109,7 @@ def test_a_run_without_text_encoder_says_what_to_train(small_workdir, tmp_path):
             embed(item)
 
 
-def test_a_workdir_from_before_text_encoders_is_read(small_workdir, tmp_path):
+def test_workdirs_older_than_text_encoders_are_read(small_workdir, tmp_path):
     workdir = Path(shutil.copytree(small_workdir, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints")))
     stored = json.loads((workdir / "model.json").read_text())
     assert stored.pop("text_encoder") is None
@@ -119,12 +121,12 @@ def split_of(captions: list[list[str]]) -> Split:
     return Split("val", [Record(Path(f"{n}.png"), tuple(texts), n) for n, texts in enumerate(captions)])
 
 
-def test_an_unreadable_image_and_its_captions_find_nothing():
-    split = split_of([["a", "b"], ["c"], [], ["d"]])  # the third has no captions: it can be neither found nor asked for
+def test_unreadable_images_and_their_captions_are_misses():
+    split = split_of([["a", "b"], ["c"], [], ["d"]])  # the third has no captions, so it is not part of retrieval
     texts = np.eye(4, dtype=np.float32)
     images = {0: texts[0] + texts[1], 1: texts[2], 2: texts[3], 3: texts[3]}
     assert split_retrieval(split, images, texts)["image_to_text_R@1"] == 1
     del images[3]
-    found = split_retrieval(split, images, texts)
-    assert found["image_to_text_R@1"] == pytest.approx(2 / 3) and found["text_to_image_R@1"] == pytest.approx(3 / 4)
+    scores = split_retrieval(split, images, texts)
+    assert scores["image_to_text_R@1"] == pytest.approx(2 / 3) and scores["text_to_image_R@1"] == pytest.approx(3 / 4)
     assert split_retrieval(split_of([[], []]), {}, np.zeros((0, 4), np.float32)) == {}

@@ -60,7 +60,7 @@ def _run(spec: OptimizerSpec, steps: int, params: dict | None = None, gradients=
 # --- updates ---------------------------------------------------------------------------------------------------------
 
 
-def test_frozen_parameters_stay_bit_for_bit_and_hold_no_moments():
+def test_frozen_parameters_are_unchanged_and_have_no_moments():
     params, state = _run(_spec(rules=STAGED, weight_decay=0.5), 6)
     before, after = flatten(_params()), flatten(params)
     for path in ("encoder/stem/kernel", "encoder/norm/scale", "encoder/norm/bias"):
@@ -69,7 +69,7 @@ def test_frozen_parameters_stay_bit_for_bit_and_hold_no_moments():
     assert "stem" not in held and "head" in held
 
 
-def test_parameters_wait_for_their_step_without_moving_or_gathering_moments():
+def test_parameters_are_frozen_without_moments_until_their_step():
     spec = _spec(rules=STAGED, weight_decay=0.5)
     params, state = _run(spec, 3)
     np.testing.assert_array_equal(params["encoder"]["head"]["kernel"], _params()["encoder"]["head"]["kernel"])
@@ -78,14 +78,14 @@ def test_parameters_wait_for_their_step_without_moving_or_gathering_moments():
     assert np.any(params["encoder"]["head"]["kernel"] != _params()["encoder"]["head"]["kernel"])
 
 
-def test_an_unfrozen_parameter_starts_as_if_training_began_there():
+def test_an_unfrozen_parameter_starts_like_a_new_run():
     late = (("encoder/head/.*", {"from_step": 4}), ("(?!encoder/head/).*", {}))
     params, _ = _run(_spec(rules=late), 6)
     shifted, _ = _run(_spec(), 2, gradients=lambda step: _gradients(step + 4))
     np.testing.assert_allclose(params["encoder"]["head"]["kernel"], shifted["encoder"]["head"]["kernel"], rtol=1e-6)
 
 
-def test_a_rule_that_starts_after_the_last_step_is_named(caplog):
+def test_rules_that_start_after_the_last_step_are_reported(caplog):
     spec = _spec(rules=STAGED)
     with caplog.at_level("WARNING"):
         make_optimizer(spec, _params(), 3)
@@ -95,7 +95,7 @@ def test_a_rule_that_starts_after_the_last_step_is_named(caplog):
     assert not caplog.text
 
 
-def test_the_norm_is_clipped_over_what_is_training_now():
+def test_the_norm_is_clipped_over_trainable_parameters():
     rules = (("decoder/.*", {"from_step": 1}), ("encoder/stem/.*", {}), ("encoder/(head|norm)/.*", {"lr": 0}))
     spec = _spec(name="sgd", b1=0.0, learning_rate=1.0, weight_decay=0.0, clip_norm=0.01, rules=rules)
     huge = {**_gradients(0), "decoder": jax.tree.map(lambda a: 1e6 * a, _gradients(0)["decoder"])}
@@ -105,7 +105,7 @@ def test_the_norm_is_clipped_over_what_is_training_now():
     assert float(optax.tree.norm(moved)) == pytest.approx(0.01, rel=1e-3)
 
 
-def test_gradients_under_the_limit_are_left_alone():
+def test_gradients_under_the_limit_are_unchanged():
     small = jax.tree.map(lambda a: 1e-3 * a, _gradients(0))
     config = {"name": "sgd", "b1": 0.0, "weight_decay": 0.0}
     clipped, _ = _run(_spec(**config, clip_norm=10.0), 1, gradients=lambda step: small)
@@ -113,7 +113,7 @@ def test_gradients_under_the_limit_are_left_alone():
     jax.tree.map(np.testing.assert_array_equal, clipped, free)
 
 
-def test_decay_shrinks_matrices_only_and_by_the_rule_s_multiple():
+def test_only_matrices_decay_by_the_multiple_of_the_rule():
     rules = (("encoder/.*", {"decay": 0.5}), ("decoder/out/.*", {"lr": 0.1}), ("decoder/norm/.*", {"decay": 3.0}))
     zero = jax.tree.map(jnp.zeros_like, _params())
     spec = _spec(rules=rules, learning_rate=0.1, weight_decay=0.2)
@@ -144,7 +144,7 @@ def test_learning_rate_multiples_scale_the_update():
     jax.tree.map(np.testing.assert_array_equal, *(m["decoder"] for m in moved))
 
 
-def test_rules_that_freeze_everything_are_refused():
+def test_rules_that_freeze_everything_are_rejected():
     with pytest.raises(ConfigError, match="nothing to train"):
         make_optimizer(_spec(rules=((".*", {"lr": 0}),)), _params(), 10)
 
@@ -158,13 +158,13 @@ def _rates(total: int, **settings) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_every_schedule_warms_up_in_a_straight_line(name):
+def test_every_schedule_warms_up_linearly(name):
     rates = _rates(20, schedule=name, warmup_steps=4)
     np.testing.assert_allclose(rates[:4], [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
     assert np.all(np.diff(rates[3:]) <= 0)
 
 
-def test_schedules_end_where_they_should():
+def test_schedules_end_at_their_final_rate():
     common = {"warmup_steps": 4, "final_fraction": 0.1}
     assert _rates(20, schedule="cosine", **common)[-1] == pytest.approx(0.2, rel=1e-5)
     assert _rates(20, schedule="linear", **common)[-1] == pytest.approx(0.2, rel=1e-5)
@@ -173,7 +173,7 @@ def test_schedules_end_where_they_should():
     assert _rates(21, schedule="cosine", warmup_steps=1)[10] == pytest.approx(1.0, rel=1e-5)  # halfway down
 
 
-def test_a_schedule_follows_its_formula_from_the_first_of_many_warm_up_steps():
+def test_schedules_follow_their_formula_from_the_first_warm_up_step():
     warmup, total, final = 1000, 3000, 0.1
     t = np.arange(1, total + 1)
     progress = np.clip((t - warmup) / (total - warmup), 0, 1)
@@ -191,14 +191,14 @@ def test_a_schedule_follows_its_formula_from_the_first_of_many_warm_up_steps():
         np.testing.assert_allclose(rates, 0.3 * np.minimum(t / warmup, 1) * after[name], rtol=1e-6)
 
 
-def test_a_run_shorter_than_its_warm_up_just_warms_up():
+def test_a_run_shorter_than_its_warm_up_only_warms_up():
     np.testing.assert_allclose(_rates(3, schedule="cosine", warmup_steps=10), [0.2, 0.4, 0.6], rtol=1e-6)
 
 
 # --- moving average --------------------------------------------------------------------------------------------------
 
 
-def test_the_average_forgets_the_start_and_then_follows_slowly():
+def test_the_average_follows_quickly_at_first_and_slowly_later():
     params = {"w": jnp.ones(3)}
     early = ema_update({"w": jnp.zeros(3)}, params, 0.999, 0)
     np.testing.assert_allclose(early["w"], 0.9, rtol=1e-6)  # decay (1 + 0) / (10 + 0)
@@ -206,7 +206,7 @@ def test_the_average_forgets_the_start_and_then_follows_slowly():
     np.testing.assert_allclose(late["w"], 0.001, rtol=1e-3)
 
 
-def test_the_average_of_a_frozen_parameter_is_that_parameter():
+def test_the_average_of_a_frozen_parameter_equals_the_parameter():
     value = {"w": jnp.asarray(np.random.default_rng(0).normal(size=100).astype(np.float32))}
     average = value
     for step in range(5):

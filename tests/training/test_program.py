@@ -1,4 +1,4 @@
-"""The update as a kept program: the next start takes it up, and it is the update."""
+"""The update as a cached program: the next start loads it, and its results are equal."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ FROZEN = frozenset({"decoder/embedding"})
 
 @pytest.fixture
 def traces(monkeypatch, tmp_path):
-    """How often a step has been traced, with an empty folder for programs."""
-    found, make = [], module.TrainStep
+    """Records each tracing of a step, with an empty folder of cached programs."""
+    recorded, make = [], module.TrainStep
 
     def counted(*arguments, **settings):
         step = make(*arguments, **settings)
 
         def traced(state, batch, constants):
-            found.append(None)
+            recorded.append(None)
             return step(state, batch, constants)
 
         return traced
@@ -37,7 +37,7 @@ def traces(monkeypatch, tmp_path):
     monkeypatch.setattr(module, "TrainStep", counted)
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    yield found
+    yield recorded
     jax.config.update("jax_compilation_cache_dir", before)
 
 
@@ -48,7 +48,7 @@ def program_on_one_device(workdir) -> Program:
 
 
 def two_steps(program: Program, update) -> tuple[dict, dict]:
-    """The state after two updates on drawn pixels, and the last metrics."""
+    """Returns the parameters after two updates on random pixels, and the last metrics."""
     draw = np.random.default_rng(0)
     size, settings = program.description.preprocessing.size, program.description.model_settings
     batch = {
@@ -64,21 +64,21 @@ def two_steps(program: Program, update) -> tuple[dict, dict]:
 
 
 @pytest.mark.slow
-def test_another_start_takes_the_step_up_and_does_the_same(small_workdir, traces):
+def test_a_second_start_loads_the_step_and_gives_equal_results(small_workdir, traces):
     with quick_compilation():
-        first, again = (program_on_one_device(small_workdir) for _ in range(2))
-        kept = two_steps(first, first.cached_update(FROZEN))
+        first, second = (program_on_one_device(small_workdir) for _ in range(2))
+        cached = two_steps(first, first.cached_update(FROZEN))
         assert len(traces) == 1
-        taken_up = two_steps(again, again.cached_update(FROZEN))
+        loaded = two_steps(second, second.cached_update(FROZEN))
         assert len(traces) == 1
-        jax.tree.map(np.testing.assert_array_equal, taken_up, kept)
+        jax.tree.map(np.testing.assert_array_equal, loaded, cached)
         jitted = two_steps(first, first.update(FROZEN))
         assert len(traces) == 2
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), kept, jitted)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), cached, jitted)
 
 
 @pytest.mark.parametrize("change", ["frozen", "steps", "config"])
-def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypatch, change):
+def test_the_cache_key_covers_everything_that_changes_the_step(small_workdir, traces, monkeypatch, change):
     def make_short_step(*arguments, **settings):
         def step(state, batch, constants):
             traces.append(None)
@@ -99,8 +99,8 @@ def test_what_decides_the_step_decides_the_file(small_workdir, traces, monkeypat
     else:
         objective = dataclasses.replace(description.spec.objective, label_smoothing=0.2)
         description = dataclasses.replace(description, spec=dataclasses.replace(description.spec, objective=objective))
-    other = make_program(description, program.mesh, steps)
-    assert int(other.cached_update(frozen)(state, batch, {})[1]["rows"]) == 4
+    changed = make_program(description, program.mesh, steps)
+    assert int(changed.cached_update(frozen)(state, batch, {})[1]["rows"]) == 4
     assert len(traces) == 2
-    other.cached_update(frozen)(state, batch, {})
+    changed.cached_update(frozen)(state, batch, {})
     assert len(traces) == 2

@@ -1,4 +1,4 @@
-"""A run resumes from the optimizer's state as checkpoints hold it, those of earlier releases included."""
+"""A run resumes from the optimizer state of its checkpoints, including those of earlier releases."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RULES = (
 
 
 class OptimizerState(NamedTuple):
-    """What checkpoints have held since the first release."""
+    """The optimizer state in checkpoints since the first release."""
 
     count: Any
     moments: dict[str, Any]
@@ -49,7 +49,7 @@ def gradients(step: int) -> dict:
 
 
 class Run:
-    """Updates with drawn gradients."""
+    """Updates with random gradients."""
 
     def __init__(self, **settings: Any):
         spec = OptimizerSpec(**{"warmup_steps": 4, "rules": RULES, "clip_norm": 0.0, **settings})
@@ -99,7 +99,7 @@ def test_a_checkpoint_resumes_bit_for_bit(tmp_path, name, steps):
 
 
 def test_a_checkpoint_of_the_first_release_resumes(tmp_path):
-    """Its moments are Adam's state of all parameters that start at one step, by path, and one count for the rest."""
+    """Its moments are the Adam states of all parameters that start at a step, by path, and one count for the others."""
     run, steps = Run(), 5
     state = run.train(run.start(), steps)
     adam, moments = optax.scale_by_adam(b1=0.9, b2=0.98), {}
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_the_first_release_resumes(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), ours, run.train(state, 4))
 
 
-def test_a_run_resumes_under_other_multiples(tmp_path):
+def test_a_run_resumes_with_other_multiples(tmp_path):
     run = Run()
     state = run.train(run.start(), 5)
     save(tmp_path, state, state.resume_only())
@@ -133,7 +133,7 @@ def test_a_run_resumes_under_other_multiples(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(0.5 * a, b, atol=1e-6), moved, moved_slower)
 
 
-def test_a_checkpoint_holds_no_moments_of_frozen_parameters():
+def test_checkpoints_have_no_moments_of_frozen_parameters():
     state = Run().start()
     held = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(state.resume_only())]
     assert any("head" in path for path in held) and not any("stem" in path for path in held)

@@ -1,4 +1,4 @@
-"""One update: what it depends on, what it changes, and what it must leave alone."""
+"""One update: its dependencies, its results and what it must not change."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ from input_pipeline.packing import pack_captions
 VOCABULARY, LENGTH, SIDE, ROWS = 24, 8, 32, 16
 PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
 FROZEN_BACKBONE = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
-# Compiled for the sake of a few steps.
-QUICKLY = {
+# Fast compilation, because the tests run only a few steps.
+QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
@@ -46,7 +46,7 @@ QUICKLY = {
 
 @dataclasses.dataclass(eq=False)
 class Setup:
-    """A run's pure parts on one mesh."""
+    """The pure functions of a run on one mesh."""
 
     config: ConfigDict
     mesh: jax.sharding.Mesh
@@ -78,7 +78,7 @@ class Setup:
             update,
             in_shardings=(self.shardings, batch_sharding(self.mesh)),
             out_shardings=(self.shardings, replicated(self.mesh)),
-            compiler_options=QUICKLY,
+            compiler_options=QUICK_COMPILATION,
         )
 
     def run(self, state: TrainState, batch: dict, frozen: frozenset[str] = frozenset()):
@@ -95,8 +95,8 @@ def make_config(**changes) -> ConfigDict:
     return config
 
 
-def restless_config(**changes) -> ConfigDict:
-    """Everything random is on, and batch norms are trained over groups of two images."""
+def random_config(**changes) -> ConfigDict:
+    """Config with all random operations, and batch norms trained over groups of two images."""
     return make_config(
         **{
             "model.memory_dropout": 0.2,
@@ -116,8 +116,8 @@ def restless_config(**changes) -> ConfigDict:
     )
 
 
-def still_config(accumulation: int) -> ConfigDict:
-    """Frozen batch norms and no dropout; plain gradient steps, so that parameters differ as gradients do."""
+def deterministic_config(accumulation: int) -> ConfigDict:
+    """Config with frozen batch norms, no dropout and SGD, where parameters differ as much as gradients."""
     config = make_config(
         **{
             "augment.flip": True,
@@ -137,10 +137,10 @@ def model_of(config: ConfigDict, frozen: frozenset[str] = frozenset()):
 
 @functools.cache
 def variables() -> dict:
-    """Of the same model whatever the config; running statistics are not those of a fresh model."""
+    """Variables of the model, independent of the config. Running statistics differ from their initial values."""
     model = model_of(make_config())
     arguments = (jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros((1, 1, LENGTH - 1), jnp.int32))
-    init = jax.jit(functools.partial(model.init, train=False), compiler_options=QUICKLY)
+    init = jax.jit(functools.partial(model.init, train=False), compiler_options=QUICK_COMPILATION)
     made = dict(init(jax.random.key(0), *arguments))
     made["batch_stats"] = jax.tree.map(lambda a: a * 1.5 + 0.1, made["batch_stats"])
     return made
@@ -170,12 +170,12 @@ def bits(tree) -> dict[str, bytes]:
 
 @functools.cache
 def one_device() -> Setup:
-    return Setup(restless_config(), mesh_of(1))
+    return Setup(random_config(), mesh_of(1))
 
 
 @functools.cache
-def still(accumulation: int) -> Setup:
-    return Setup(still_config(accumulation), mesh_of(1))
+def deterministic(accumulation: int) -> Setup:
+    return Setup(deterministic_config(accumulation), mesh_of(1))
 
 
 @functools.cache
@@ -197,23 +197,23 @@ def curve(setup: Setup, steps: int = 20, packed: bool = False) -> tuple[list[flo
 
 
 def test_losses_do_not_depend_on_the_number_of_devices():
-    ours, _ = curve(one_device())
-    theirs, state = curve(Setup(restless_config(), mesh_of(8)))
+    one, _ = curve(one_device())
+    eight, state = curve(Setup(random_config(), mesh_of(8)))
     assert len(jax.tree.leaves(state.params)[0].devices()) == 8
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-5)
-    assert ours[-1] < ours[0] - 0.03  # it was training that was compared; it starts at ln(24)
+    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
+    assert one[-1] < one[0] - 0.03  # the loss decreases, from ln(24)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
-def test_losses_do_not_depend_on_whether_pads_are_left_out(devices):
-    setup = one_device() if devices == 1 else Setup(restless_config(), mesh_of(devices))
+def test_losses_do_not_depend_on_packing(devices):
+    setup = one_device() if devices == 1 else Setup(random_config(), mesh_of(devices))
     np.testing.assert_allclose(curve(setup, packed=True)[0], curve(one_device())[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_how_parameters_are_sharded():
-    config = restless_config()
+    config = random_config()
     config.mesh.rules = (("decoder/embedding", ("model", None)),)
     setup = Setup(config, mesh_of(4, 2))
     losses, state = curve(setup)
@@ -223,18 +223,18 @@ def test_losses_do_not_depend_on_how_parameters_are_sharded():
 
 def test_a_step_is_a_function_of_state_and_batch():
     setup, batch = one_device(), make_batch(1)
-    again, metrics = setup.run(setup.start, batch)
+    repeated, metrics = setup.run(setup.start, batch)
     state, first = setup.run(setup.start, batch)
-    assert bits(again) == bits(state) and bits(metrics) == bits(first)
+    assert bits(repeated) == bits(state) and bits(metrics) == bits(first)
     later = setup.start.replace(step=jax.device_put(np.int32(1), setup.shardings.step))
-    _, other = setup.run(later, batch)
-    assert abs(float(other["loss"]) - float(first["loss"])) > 1e-3  # other crops, other dropout
+    _, later_metrics = setup.run(later, batch)
+    assert abs(float(later_metrics["loss"]) - float(first["loss"])) > 1e-3  # different crops and dropout
     assert int(state.step) == 1
 
 
 @pytest.mark.slow
-def test_the_seed_decides_what_is_random():
-    other = Setup(restless_config(seed=1), mesh_of(1))
+def test_losses_depend_on_the_seed():
+    other = Setup(random_config(seed=1), mesh_of(1))
     batch = make_batch(1)
     losses = [float(setup.run(setup.start, batch)[1]["loss"]) for setup in (one_device(), other)]
     assert abs(losses[0] - losses[1]) > 1e-4
@@ -246,53 +246,53 @@ def test_the_average_follows_the_parameters():
     assert bits(state.ema) == bits(state.params)
     for number in range(3):
         before, (state, _) = state, setup.run(state, make_batch(number))
-        share = 1 - min(0.9, (1 + number) / (10 + number))
+        fraction = 1 - min(0.9, (1 + number) / (10 + number))
         old, new = flatten(jax.device_get(before.ema)), flatten(jax.device_get(state.params))
         for path, average in flatten(state.ema).items():
-            expected = old[path] + share * (new[path] - old[path])
+            expected = old[path] + fraction * (new[path] - old[path])
             np.testing.assert_allclose(average, expected, rtol=1e-6, atol=1e-7, err_msg=path)
     assert bits(state.weights()["params"]) == bits(state.ema) != bits(state.params)
 
 
-def test_four_slices_make_the_update_of_the_whole_batch():
+def test_four_microbatches_equal_the_whole_batch():
     batch = make_batch(2, masked=(0, 9))
     weights = (batch["tokens"][..., 1:] != 1) * batch["mask"][:, None, None]
     tokens = [weights[part::4].sum() for part in range(4)]
-    assert len(set(tokens)) > 1  # slices of unlike weight
-    whole, metrics = still(1).run(still(1).start, batch, frozen_backbone())
-    parts, sliced = still(4).run(still(4).start, batch, frozen_backbone())
+    assert len(set(tokens)) > 1  # microbatches of different weights
+    whole, metrics = deterministic(1).run(deterministic(1).start, batch, frozen_backbone())
+    parts, sliced = deterministic(4).run(deterministic(4).start, batch, frozen_backbone())
     for name in metrics:
         np.testing.assert_allclose(sliced[name], metrics[name], rtol=2e-6, err_msg=name)
-    before, moved = flatten(still(1).start.params), 0.0
+    before, moved = flatten(deterministic(1).start.params), 0.0
     for path, value in flatten(whole.params).items():
         np.testing.assert_allclose(flatten(parts.params)[path], value, rtol=0, atol=2e-7, err_msg=path)
         moved = max(moved, np.abs(np.asarray(value) - np.asarray(before[path])).max())
     assert moved > 1e-3
 
 
-def test_frozen_parameters_and_their_norms_stay_as_they_are():
-    setup = still(1)
+def test_frozen_parameters_and_their_norms_are_unchanged():
+    setup = deterministic(1)
     state, _ = setup.run(setup.start, make_batch(3), frozen_backbone())
     before, after = flatten(setup.start.params), flatten(state.params)
     for path in before:
-        same = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
-        assert same == (path in frozen_backbone()), path
+        unchanged = np.asarray(before[path]).tobytes() == np.asarray(after[path]).tobytes()
+        assert unchanged == (path in frozen_backbone()), path
     assert bits(state.batch_stats) == bits(setup.start.batch_stats)
 
 
-def test_under_frozen_norms_the_loss_is_that_of_the_model_in_use():
-    # Images of one colour are the same however they are cropped and flipped.
+def test_with_frozen_norms_the_training_loss_equals_the_evaluation_loss():
+    # Crops and flips do not change images of one colour.
     batch = make_batch(4, masked=(5,))
     batch["image"] = np.broadcast_to(batch["image"][:, :1, :1], batch["image"].shape).copy()
-    _, metrics = still(1).run(still(1).start, batch, frozen_backbone())
+    _, metrics = deterministic(1).run(deterministic(1).start, batch, frozen_backbone())
     model = model_of(make_config())
-    logits = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICKLY)(
+    logits = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK_COMPILATION)(
         variables(), PREPROCESSING.normalise(batch["image"]), batch["tokens"][..., :-1]
     )
     logits = np.asarray(logits, np.float64)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     targets = batch["tokens"][..., 1:]
-    smoothing = still(1).config.objective.label_smoothing
+    smoothing = deterministic(1).config.objective.label_smoothing
     hit = np.take_along_axis(log_probs, targets[..., None], -1)[..., 0]
     losses = -(1 - smoothing) * hit - smoothing * log_probs.mean(-1)
     real = (targets != 1) & batch["mask"][:, None, None]
@@ -300,19 +300,19 @@ def test_under_frozen_norms_the_loss_is_that_of_the_model_in_use():
     np.testing.assert_allclose(float(metrics["loss"]), losses[real].mean(), rtol=1e-5)
 
 
-def test_masked_rows_add_nothing():
+def test_masked_rows_do_not_contribute():
     one = make_batch(6, masked=(2, 11))
     two = {name: array.copy() for name, array in one.items()}
     for row in (2, 11):
         two["image"][row] = 255 - two["image"][row]
         two["tokens"][row] = 5
-    states = [still(1).run(still(1).start, batch, frozen_backbone()) for batch in (one, two)]
+    states = [deterministic(1).run(deterministic(1).start, batch, frozen_backbone()) for batch in (one, two)]
     assert bits(states[0]) == bits(states[1])
 
 
 @pytest.mark.slow
-def test_a_stage_that_is_unfrozen_at_a_step_starts_to_train_there():
-    config = restless_config()
+def test_a_stage_starts_to_train_at_its_step():
+    config = random_config()
     backbone = r"image_encoder/backbone/.*"
     config.optimizer.rules = ((backbone, {"from_step": 3}), (rf"(?!{backbone}).*", {"lr": 1.0}))
     setup = Setup(config, mesh_of(1))

@@ -1,4 +1,4 @@
-"""Updates against the formulas of the documented optimizer, written down once more in NumPy at double precision."""
+"""Updates against the documented formulas of the optimizer, implemented in NumPy in double precision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caption_jax.training.optimizer import make_optimizer
 SHAPES = {
     "encoder/stem/kernel": (3, 4),
     "encoder/norm/scale": (4,),
-    "encoder/head/kernel": (160, 130),  # large enough for Adafactor to factor
+    "encoder/head/kernel": (160, 130),  # large enough to be factored by Adafactor
     "encoder/head/bias": (5,),
     "decoder/embedding": (7, 6),
     "decoder/out/kernel": (5, 6),
@@ -40,7 +40,7 @@ STEPS, WARMUP, PEAK, CLIP, DECAY, B1, B2 = 7, 4, 0.01, 0.5, 0.3, 0.9, 0.98
 
 
 class Method:
-    """One parameter's direction by the named method, from its gradients one after another."""
+    """The direction of one parameter under the named method, from its successive gradients."""
 
     def __init__(self, name: str):
         self.name, self.updates = name, 0
@@ -78,7 +78,7 @@ class Method:
 
 
 def expected_updates(name: str, params: dict, gradients: list[dict], clip_norm: float) -> list[dict]:
-    """The update of each step, by path, from gradients of every parameter."""
+    """Returns the updates of each step by path, from the gradients of every parameter."""
     params = {path: value.astype(np.float64) for path, value in params.items()}
     settings = {path: SETTINGS[next(p for p in SETTINGS if path.startswith(p))] for path in params}
     methods, result = {path: Method(name) for path in params}, []
