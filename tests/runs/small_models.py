@@ -1,4 +1,4 @@
-"""Small models for what reads and writes them: the description of a run, and variables that tell their step."""
+"""Small models for tests of reading and writing: the description of a run, and variables that depend on the step."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def small_description(captions: list[str] = CAPTIONS) -> RunDescription:
 
 
 def variables(step: int) -> dict:
-    """Variables whose every number says which step they are of."""
+    """Variables whose values identify their step."""
     kernel, count = np.full((2, 3), step, np.float32), np.asarray(step, np.int32)
     return {"params": {"decoder": {"kernel": kernel, "count": count}}, "batch_stats": {"norm": {"mean": kernel[0] / 8}}}
 
 
 def write_model(workdir: Path | epath.Path, step: int, *, best: bool = True) -> Pointer:
-    """Writes the model of a step; if it is the best one, the workdir points to it."""
+    """Writes the model of a step. If it is the best one, the workdir points to it."""
     pointer = write_artifact(epath.Path(workdir), small_description(), Weights(variables(step), step))
     if best:
         write_pointer(epath.Path(workdir), pointer)
@@ -44,7 +44,7 @@ def write_model(workdir: Path | epath.Path, step: int, *, best: bool = True) -> 
 
 
 def save_checkpoint(workdir: Path, step: int, *, best: bool = True) -> None:
-    """Saves what a run of an older release had saved: its description and checkpoints."""
+    """Saves the description and checkpoints in the format of an older release."""
     write_description(epath.Path(workdir), small_description())
     weights, checkpoints = jax.device_put(variables(step)), Checkpoints(workdir)
     if best:
@@ -58,5 +58,9 @@ def assert_of(weights: Weights, step: int) -> None:
     expected = variables(step)
     assert weights.step == step
     assert jax.tree.structure(weights.variables) == jax.tree.structure(expected)
-    for leaf, wanted in zip(jax.tree.leaves(weights.variables), jax.tree.leaves(expected), strict=True):
-        assert leaf.dtype == wanted.dtype and leaf.shape == wanted.shape and np.array_equal(leaf, wanted)
+    for leaf, expected_leaf in zip(jax.tree.leaves(weights.variables), jax.tree.leaves(expected), strict=True):
+        assert (
+            leaf.dtype == expected_leaf.dtype
+            and leaf.shape == expected_leaf.shape
+            and np.array_equal(leaf, expected_leaf)
+        )

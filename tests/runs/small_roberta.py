@@ -14,7 +14,7 @@ from caption_jax.models.roberta import Roberta, RobertaSizes
 from caption_jax.pretrained.roberta_weights import PretrainedText
 from input_pipeline.tokenizer import Tokenizer
 
-# Learned on more than the captions hold, so that the compact vocabulary has holes.
+# The tokenizer is trained on more text than the captions, so the compact vocabulary skips some of its tokens.
 TEXTS = ["a red box on the left", "a zebra crossing"] * 3
 
 

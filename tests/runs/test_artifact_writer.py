@@ -1,4 +1,4 @@
-"""Whenever a run is killed, its workdir points to a complete model, and to the one that the run calls its best."""
+"""The workdir of a killed run points to a complete model, which is the best one according to its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from caption_jax.runs.weights import Weights, host_copy
 
 
 class Run:
-    """The part of a training run that saves, with one evaluation per step, each better than all before."""
+    """The saving part of a training run. Each step has an evaluation that is better than all earlier ones."""
 
     def __init__(self, workdir, saves: bool = True):
         self._workdir = workdir
@@ -32,7 +32,7 @@ class Run:
         self.artifacts = ArtifactWriter(epath.Path(workdir), small_description(), is_saved)
 
     def step(self, step: int, killed: str = "") -> None:
-        """Makes a step, or the part of it before the checkpoint is written."""
+        """Makes a step. If killed, only the part before the checkpoint is written."""
         weights = jax.device_put(variables(step))
         self.checkpoints.save_best(step, weights, {"CIDEr-D": step / 100})
         self.artifacts.write(step, weights)
@@ -41,7 +41,7 @@ class Run:
         self.checkpoints.wait()
 
     def resume(self) -> int:
-        """Goes on from the newest checkpoint; returns its step."""
+        """Resumes from the newest checkpoint. Returns its step."""
         shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), jax.device_put(variables(0)))
         restored = self.checkpoints.restore(shapes, {"rest": jax.ShapeDtypeStruct((2,), np.float32)})
         self.artifacts.resume(restored.step, restored.records["best"], lambda: read_weights(self._workdir))
@@ -63,14 +63,14 @@ def run_to(workdir, *steps: int) -> None:
     run.close()
 
 
-def test_the_best_model_is_pointed_to_and_the_newest_two_are_kept(tmp_path):
+def test_the_pointer_names_the_best_model_and_two_models_are_kept(tmp_path):
     run_to(tmp_path, 8, 9, 10)
     assert folders(tmp_path) == ["model-10", "model-9"]
     assert_of(read_model(tmp_path).weights, 10)
     assert_of(read_model(tmp_path / "model-9").weights, 9)
 
 
-def test_killed_before_the_checkpoint_the_best_stays_what_a_resumed_run_calls_the_best(tmp_path):
+def test_a_kill_before_the_checkpoint_keeps_the_previous_best_model(tmp_path):
     run_to(tmp_path, 10)
     run = Run(tmp_path)
     run.step(20, killed="before the checkpoint")
@@ -88,7 +88,7 @@ def test_killed_before_the_checkpoint_the_best_stays_what_a_resumed_run_calls_th
 @pytest.mark.parametrize("left", ["everything", "no manifest", "part of the weights", "nothing"])
 def test_killed_after_the_checkpoint_and_before_the_switch(tmp_path, left):
     run_to(tmp_path, 10)
-    run = Run(tmp_path, saves=False)  # is never told that the checkpoint is there
+    run = Run(tmp_path, saves=False)  # never sees that the checkpoint has been saved
     run.step(20)
     run.close()
     folder = epath.Path(tmp_path) / "model-20"
@@ -106,8 +106,8 @@ def test_killed_after_the_checkpoint_and_before_the_switch(tmp_path, left):
     assert folders(tmp_path) == ["model-10", "model-20"]
 
 
-def test_a_run_that_goes_back_takes_its_best_model_back(tmp_path):
-    """As where the newest checkpoints were deleted by hand."""
+def test_a_run_that_resumes_earlier_restores_its_best_model(tmp_path):
+    """The newest checkpoints may have been deleted by hand."""
     run_to(tmp_path, 10)
     write_model(tmp_path, 20)
     run = Run(tmp_path)
@@ -117,7 +117,7 @@ def test_a_run_that_goes_back_takes_its_best_model_back(tmp_path):
     assert_of(read_model(tmp_path).weights, 10)
 
 
-def test_a_run_that_goes_back_behind_its_models_writes_the_best_once_more(tmp_path):
+def test_a_run_that_resumes_before_its_models_writes_the_best_again(tmp_path):
     save_checkpoint(tmp_path, 10)
     for step in (20, 30):
         write_model(tmp_path, step)
@@ -128,7 +128,7 @@ def test_a_run_that_goes_back_behind_its_models_writes_the_best_once_more(tmp_pa
     assert_of(read_model(tmp_path).weights, 10)
 
 
-def test_an_intact_model_is_not_written_once_more(tmp_path):
+def test_an_intact_model_is_not_written_again(tmp_path):
     pointer = write_model(tmp_path, 10)
     written = (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
@@ -138,20 +138,20 @@ def test_an_intact_model_is_not_written_once_more(tmp_path):
     assert (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns == written
 
 
-def test_what_a_run_killed_before_its_first_checkpoint_left_is_deleted(tmp_path):
+def test_files_of_a_run_killed_before_its_first_checkpoint_are_deleted(tmp_path):
     write_model(tmp_path, 5, best=False)
     check_no_model(epath.Path(tmp_path))
     ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True).delete_after(0)
     assert folders(tmp_path) == []
 
 
-def test_a_run_from_scratch_does_not_take_the_place_of_a_model(tmp_path):
+def test_a_run_from_scratch_does_not_replace_a_model(tmp_path):
     write_model(tmp_path, 5)
     with pytest.raises(WorkdirError, match=rf"{tmp_path} holds model-5.*no checkpoint.*--config.init_from={tmp_path}"):
         check_no_model(epath.Path(tmp_path))
 
 
-def test_the_device_may_reuse_the_buffers_at_once(tmp_path):
+def test_the_device_may_reuse_the_buffers_immediately(tmp_path):
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
     weights = jax.device_put(variables(3))
     update = jax.jit(lambda tree: jax.tree.map(lambda a: a + jax.numpy.ones((), a.dtype), tree), donate_argnums=0)
@@ -171,9 +171,11 @@ def test_sharded_parameters_are_gathered():
     assert host_copy({"a": split})["a"].tolist() == array.tolist()
 
     def of_one_process(shards):
-        """The array as a process with some of the devices sees it."""
-        seen = {"shape": split.shape, "dtype": split.dtype, "sharding": sharding}
-        return SimpleNamespace(**seen, addressable_shards=shards, is_fully_addressable=False, is_fully_replicated=False)
+        """The array in a process with some of the devices."""
+        attributes = {"shape": split.shape, "dtype": split.dtype, "sharding": sharding}
+        return SimpleNamespace(
+            **attributes, addressable_shards=shards, is_fully_addressable=False, is_fully_replicated=False
+        )
 
     rows = split.addressable_shards
     assert host_copy(of_one_process(rows[:4])).tolist() == array.tolist()
@@ -181,7 +183,7 @@ def test_sharded_parameters_are_gathered():
         host_copy(of_one_process(rows[:3]))
 
 
-def test_a_disk_that_runs_full_ends_the_run_and_leaves_the_best_model(tmp_path, monkeypatch):
+def test_a_full_disk_stops_the_run_and_keeps_the_best_model(tmp_path, monkeypatch):
     write_model(tmp_path, 5)
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
 
@@ -196,7 +198,7 @@ def test_a_disk_that_runs_full_ends_the_run_and_leaves_the_best_model(tmp_path, 
     assert_of(read_model(tmp_path).weights, 5)
 
 
-def test_training_goes_on_while_a_model_is_written(tmp_path, monkeypatch):
+def test_training_continues_while_a_model_is_written(tmp_path, monkeypatch):
     go_on = threading.Event()
     write = artifact_writer.write_artifact
     monkeypatch.setattr(artifact_writer, "write_artifact", lambda *a: go_on.wait(10) and write(*a))

@@ -1,4 +1,4 @@
-"""What is written is what is read back: all of it or nothing, on whatever devices there are."""
+"""Checkpoints are restored bit for bit or not at all, on any number of devices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORDS = {"iterator": {"images": 96, "seed": 0}, "progress": {"best": 0.25, "be
 
 
 def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
-    """A state whose every number says which step it is of."""
+    """A state whose values identify its step."""
     random = np.random.default_rng(step)
     params = {
         "decoder": {"embedding": {"embedding": random.normal(size=(16, width))}, "norm": {"scale": np.ones(width)}},
@@ -46,13 +46,13 @@ def save(checkpoints: Checkpoints, state: TrainState, records: dict = RECORDS) -
     checkpoints.save(int(state.step), state.weights(), state.resume_only(), records)
 
 
-def restore(workdir: Path, wanted: TrainState) -> tuple[TrainState, dict] | None:
+def restore(workdir: Path, target: TrainState) -> tuple[TrainState, dict] | None:
     checkpoints = Checkpoints(workdir)
     try:
-        found = checkpoints.restore(wanted.weights(), wanted.resume_only())
+        restored = checkpoints.restore(target.weights(), target.resume_only())
     finally:
         checkpoints.close()
-    return found and (wanted.from_checkpoint(found.weights, found.train), found.records)
+    return restored and (target.from_checkpoint(restored.weights, restored.train), restored.records)
 
 
 def filled(workdir: Path, *states: TrainState) -> Path:
@@ -78,18 +78,18 @@ def spread(state: TrainState, mesh: jax.sharding.Mesh, rules=()):
 
 
 @pytest.mark.parametrize("averaged", [True, False])
-def test_a_state_comes_back_bit_for_bit(tmp_path, averaged):
+def test_a_state_is_restored_bit_for_bit(tmp_path, averaged):
     assert not has_checkpoint(tmp_path)
     assert restore(tmp_path, template(make_state(1, averaged=averaged))) is None
     state = make_state(24, averaged=averaged)
     filled(tmp_path, make_state(12, averaged=averaged), state)
     assert has_checkpoint(tmp_path)
-    found, records = restore(tmp_path, template(make_state(1, averaged=averaged)))
-    assert_same(found, state)
+    restored, records = restore(tmp_path, template(make_state(1, averaged=averaged)))
+    assert_same(restored, state)
     assert records == RECORDS
 
 
-def test_what_a_run_does_after_saving_is_not_in_the_checkpoint(tmp_path):
+def test_changes_after_saving_are_not_in_the_checkpoint(tmp_path):
     checkpoints, state = Checkpoints(tmp_path), make_state(5)
     expected, records = jax.tree.map(np.array, state), json.loads(json.dumps(RECORDS))
     update = jax.jit(lambda s: jax.tree.map(lambda a: a + jnp.ones((), a.dtype), s), donate_argnums=0)
@@ -98,19 +98,19 @@ def test_what_a_run_does_after_saving_is_not_in_the_checkpoint(tmp_path):
         state = update(state)
         records["progress"]["best"] = 0.99
     checkpoints.close()
-    found, stored = restore(tmp_path, template(make_state(1)))
-    assert_same(found, expected)
+    restored, stored = restore(tmp_path, template(make_state(1)))
+    assert_same(restored, expected)
     assert stored == RECORDS
 
 
 def test_the_newest_two_are_kept(tmp_path):
     filled(tmp_path, *(make_state(step) for step in (1, 2, 3, 4)))
-    kept = sorted(int(folder.name) for folder in (tmp_path / "checkpoints" / "last").iterdir())
-    assert kept == [3, 4]
+    steps = sorted(int(folder.name) for folder in (tmp_path / "checkpoints" / "last").iterdir())
+    assert steps == [3, 4]
     assert read_weights(tmp_path, "last").step == 4
 
 
-def test_the_best_weights_are_those_for_inference(tmp_path):
+def test_the_best_weights_are_used_for_inference(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20, 30):
         state = make_state(step)
@@ -124,11 +124,11 @@ def test_the_best_weights_are_those_for_inference(tmp_path):
     assert_same(last.variables, make_state(30).weights())
 
 
-def test_without_an_evaluation_the_last_weights_serve(tmp_path):
+def test_without_an_evaluation_the_last_weights_are_used(tmp_path):
     assert read_weights(filled(tmp_path, make_state(7))).step == 7
 
 
-def test_a_kill_between_the_best_weights_and_their_state_takes_both_back(tmp_path):
+def test_a_kill_between_the_best_weights_and_their_state_discards_both(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20):
         checkpoints.save_best(step, make_state(step).weights(), {"CIDEr-D": step / 100})
@@ -136,39 +136,41 @@ def test_a_kill_between_the_best_weights_and_their_state_takes_both_back(tmp_pat
     checkpoints.save_best(30, make_state(30).weights(), {"CIDEr-D": 0.3})
     checkpoints.close()
     assert read_weights(tmp_path).step == 30
-    found, _ = restore(tmp_path, template(make_state(1)))
-    assert int(found.step) == 20
+    restored, _ = restore(tmp_path, template(make_state(1)))
+    assert int(restored.step) == 20
     best = read_weights(tmp_path)
     assert best.step == 20
     assert_same(best.variables, make_state(20).weights())
 
 
-def test_what_a_kill_left_unfinished_is_passed_over(tmp_path):
+def test_unfinished_checkpoints_are_skipped(tmp_path):
     filled(tmp_path, make_state(3))
     last = tmp_path / "checkpoints" / "last"
     shutil.copytree(last / "3", last / "6.orbax-checkpoint-tmp")
     (last / "6.orbax-checkpoint-tmp" / "records" / "metadata").unlink()
     assert read_weights(tmp_path, "last").step == 3
-    found, _ = restore(tmp_path, template(make_state(1)))
-    assert int(found.step) == 3
+    restored, _ = restore(tmp_path, template(make_state(1)))
+    assert int(restored.step) == 3
     assert sorted(folder.name for folder in last.iterdir()) == ["3"]
 
 
-def test_a_run_moves_to_another_number_of_devices(tmp_path):
+def test_a_run_resumes_on_another_number_of_devices(tmp_path):
     state, rules = make_state(9), (("decoder/embedding/embedding", ("model", None)),)
     one, eight, split = (spread(state, grid(1)), spread(state, grid(8)), spread(state, grid(2, 4), rules))
     for number, (before, after) in enumerate([(one, eight), (eight, split), (split, one)]):
         workdir = filled(tmp_path / str(number), jax.device_put(state, before))
-        found, _ = restore(workdir, template(state, after))
-        assert_same(found, state)
-        jax.tree.map(lambda a, sharding: a.sharding.is_equivalent_to(sharding, a.ndim) or pytest.fail(), found, after)
+        restored, _ = restore(workdir, template(state, after))
+        assert_same(restored, state)
+        jax.tree.map(
+            lambda a, sharding: a.sharding.is_equivalent_to(sharding, a.ndim) or pytest.fail(), restored, after
+        )
     assert_same(read_weights(tmp_path / "2").variables, state.weights())
     placed = jax.device_put(state, split)
     embedding = to_saved(placed.opt_state).moments["from_step_0"].mu["decoder"]["embedding"]["embedding"]
-    assert embedding.addressable_shards[0].data.shape == (4, 8)  # moments are split as their parameters are
+    assert embedding.addressable_shards[0].data.shape == (4, 8)  # moments are sharded like their parameters
 
 
-def test_a_checkpoint_of_another_model_says_what_to_do(tmp_path):
+def test_a_checkpoint_of_another_model_is_rejected(tmp_path):
     filled(tmp_path, make_state(4))
     with pytest.raises(ValueError, match=rf"step 4 in .*does not match.*\n?.*--config.init_from={tmp_path}.*") as error:
         restore(tmp_path, template(make_state(4, width=16)))

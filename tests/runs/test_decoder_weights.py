@@ -1,4 +1,4 @@
-"""A run whose decoder and text encoder start from one RoBERTa."""
+"""A run whose decoder and text encoder start from the same RoBERTa."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from caption_jax.specs import RunSpec
 
 @pytest.fixture(scope="module", params=["msgpack", "torch safetensors"])
 def roberta(request, tmp_path_factory) -> tuple[Path, PretrainedText]:
-    """A folder with a random RoBERTa, its output bias and its tokenizer, and what was written there."""
+    """A folder with a random RoBERTa, its output bias and tokenizer, and the arrays written there."""
     folder = tmp_path_factory.mktemp("roberta")
     return folder, write_roberta(folder, request.param)
 
@@ -36,7 +36,7 @@ def config_of(folder: Path, small_images: Path) -> ConfigDict:
     return config
 
 
-def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_images, tmp_path, caplog):
+def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(roberta, small_images, tmp_path, caplog):
     folder, text = roberta
     experiment = start_experiment(RunSpec.from_config(config_of(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
@@ -48,30 +48,32 @@ def test_the_decoder_holds_the_weights_and_the_log_lists_all(roberta, small_imag
     expected = Roberta(text.sizes).apply({"params": text.params}, ids, ids != 1)
     np.testing.assert_allclose(features.tokens[ids != 1], expected[ids != 1], atol=1e-5)
 
-    found = traverse_util.flatten_dict(jax.device_get(variables["params"]["decoder"]), sep="/")
-    theirs = text.params
+    decoder = traverse_util.flatten_dict(jax.device_get(variables["params"]["decoder"]), sep="/")
+    reference = text.params
     rows = description.vocabulary.to_full(range(description.vocabulary.size))
     assert len(rows) < text.sizes.vocab_size
-    np.testing.assert_array_equal(found["embedding"], theirs["embeddings"]["word_embeddings"]["embedding"][rows])
-    np.testing.assert_array_equal(found["output_bias"], text.output_bias[rows])
-    attention = theirs["encoder"]["layer"]["0"]["attention"]
+    np.testing.assert_array_equal(decoder["embedding"], reference["embeddings"]["word_embeddings"]["embedding"][rows])
+    np.testing.assert_array_equal(decoder["output_bias"], text.output_bias[rows])
+    attention = reference["encoder"]["layer"]["0"]["attention"]
     for number, part in enumerate(("query", "key", "value")):
         columns = slice(8 * number, 8 * number + 8)
-        kernel, bias = (found[f"layer_0/self_attention/qkv/{leaf}"] for leaf in ("kernel", "bias"))
+        kernel, bias = (decoder[f"layer_0/self_attention/qkv/{leaf}"] for leaf in ("kernel", "bias"))
         np.testing.assert_array_equal(kernel[:, columns], attention["self"][part]["kernel"])
         np.testing.assert_array_equal(bias[columns], attention["self"][part]["bias"])
-    np.testing.assert_array_equal(found["layer_0/self_attention_norm/scale"], attention["output"]["LayerNorm"]["scale"])
-    fed = theirs["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
-    np.testing.assert_array_equal(found["layer_0/feed_forward/expand/kernel"], fed)
-    assert (found["layer_0/cross_attention_norm/scale"] == 1).all()
+    np.testing.assert_array_equal(
+        decoder["layer_0/self_attention_norm/scale"], attention["output"]["LayerNorm"]["scale"]
+    )
+    expand = reference["encoder"]["layer"]["0"]["intermediate"]["dense"]["kernel"]
+    np.testing.assert_array_equal(decoder["layer_0/feed_forward/expand/kernel"], expand)
+    assert (decoder["layer_0/cross_attention_norm/scale"] == 1).all()
 
     assert "decoder: the first 1 of 2 layers of" in caplog.text
-    told = {what: names.split(", ") for what, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
-    assert sorted(told["copied"] + told["fresh"]) == sorted(found), "each of them once"
-    assert set(told["fresh"]) == {path for path in found if "cross_attention" in path}
+    logged = {kind: names.split(", ") for kind, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
+    assert sorted(logged["copied"] + logged["fresh"]) == sorted(decoder), "every array is listed once"
+    assert set(logged["fresh"]) == {path for path in decoder if "cross_attention" in path}
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_written(roberta, small_images, tmp_path):
+def test_incompatible_configs_are_rejected_before_anything_is_written(roberta, small_images, tmp_path):
     config = config_of(roberta[0], small_images)
     config.model.decoder.width = 16
     with pytest.raises(ValueError, match=r"config\.model\.decoder, width=8, not 16"):

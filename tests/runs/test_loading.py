@@ -1,4 +1,4 @@
-"""A model for inference: the best one of a workdir, wherever its folder is, and checkpoints where there is none."""
+"""Loading a model for inference: the best model of a workdir, a moved model, or else a checkpoint."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, without_orbax)
     assert_of(model.weights, 4)
     for leaf in jax.tree.leaves(model.weights.variables):
         assert leaf.sharding == jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    wanted = small_description()
-    assert model.description.vocabulary == wanted.vocabulary
-    assert model.description.model_settings == wanted.model_settings
-    assert model.description.preprocessing == wanted.preprocessing
+    expected = small_description()
+    assert model.description.vocabulary == expected.vocabulary
+    assert model.description.model_settings == expected.model_settings
+    assert model.description.preprocessing == expected.preprocessing
     write_model(tmp_path, 10)
     assert_of(load_model(tmp_path).weights, 10)
 
 
-def test_a_model_moves_anywhere(tmp_path, without_orbax, monkeypatch):
+def test_a_model_can_be_moved(tmp_path, without_orbax, monkeypatch):
     write_model(tmp_path / "run", 4)
     shutil.move(tmp_path / "run" / "model-4", tmp_path / "red boxes")
     assert_of(load_model(tmp_path / "red boxes").weights, 4)
@@ -80,10 +80,10 @@ FILES = [
 
 
 @pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("harm", [flip, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink])
-def test_a_file_that_is_not_as_it_was_written_is_named_with_what_to_do(tmp_path, name, harm):
+@pytest.mark.parametrize("damage", [flip, lambda file: os.truncate(file, file.stat().st_size // 2), Path.unlink])
+def test_damaged_files_are_reported_with_a_remedy(tmp_path, name, damage):
     write_model(tmp_path, 4)
-    harm(tmp_path / "model-4" / name)
+    damage(tmp_path / "model-4" / name)
     with pytest.raises((WorkdirError, MissingFileError)) as error:
         load_model(tmp_path)
     message = user_message(error.value)
@@ -91,21 +91,21 @@ def test_a_file_that_is_not_as_it_was_written_is_named_with_what_to_do(tmp_path,
     assert "restore the folder" in message and "--checkpoint=last" in message
 
 
-def test_files_that_the_model_did_not_come_with_do_not_matter(tmp_path):
+def test_additional_files_are_ignored(tmp_path):
     write_model(tmp_path, 4)
     (tmp_path / "model-4" / "compile_cache").mkdir()
     (tmp_path / "model-4" / "notes.txt").write_text("the good one")
     assert_of(load_model(tmp_path / "model-4").weights, 4)
 
 
-def test_a_folder_that_is_gone_is_named(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     write_model(tmp_path, 4)
     shutil.rmtree(tmp_path / "model-4")
     with pytest.raises(FileNotFoundError, match=r"model-4/manifest.json is missing"):
         load_model(tmp_path)
 
 
-def test_a_model_of_a_later_release_is_refused(tmp_path):
+def test_a_model_of_a_later_release_is_rejected(tmp_path):
     write_model(tmp_path, 4)
     manifest = tmp_path / "model-4" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
@@ -114,14 +114,14 @@ def test_a_model_of_a_later_release_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"folder": "../else", "manifest_sha256": "00"}'])
-def test_a_damaged_pointer_is_named_with_what_to_do(tmp_path, content):
+def test_a_damaged_pointer_is_reported_with_a_remedy(tmp_path, content):
     write_model(tmp_path, 4)
     (tmp_path / "best_model.json").write_text(content)
     with pytest.raises(WorkdirError, match=r"best_model.json .*delete it.* to read .*checkpoints"):
         load_model(tmp_path)
 
 
-def test_a_model_that_the_run_deletes_while_it_is_read_gives_way_to_the_next(tmp_path, monkeypatch):
+def test_if_the_run_deletes_a_model_during_reading_the_next_is_loaded(tmp_path, monkeypatch):
     write_model(tmp_path, 4)
 
     def read_too_late(folder, *arguments):
@@ -134,7 +134,7 @@ def test_a_model_that_the_run_deletes_while_it_is_read_gives_way_to_the_next(tmp
     assert_of(load_model(tmp_path).weights, 9)
 
 
-def test_the_last_checkpoint_is_loaded_when_asked_for(tmp_path, caplog):
+def test_the_last_checkpoint_is_loaded_on_request(tmp_path, caplog):
     save_checkpoint(tmp_path, 4)
     write_model(tmp_path, 4)
     save_checkpoint(tmp_path, 10, best=False)
@@ -148,7 +148,7 @@ def test_the_last_checkpoint_is_loaded_when_asked_for(tmp_path, caplog):
 
 def test_workdirs_of_older_releases_load_with_one_warning(tmp_path, caplog):
     save_checkpoint(tmp_path, 3, best=False)
-    assert_of(load_model(tmp_path).weights, 3)  # nothing evaluated yet
+    assert_of(load_model(tmp_path).weights, 3)  # not evaluated yet
     save_checkpoint(tmp_path, 9)
     save_checkpoint(tmp_path, 10, best=False)  # compared as numbers: "9" > "10"
     (tmp_path / "weights").mkdir()
@@ -163,24 +163,24 @@ def test_workdirs_of_older_releases_load_with_one_warning(tmp_path, caplog):
     assert str(tmp_path) in message and "older release" in message and "\n" not in message
 
 
-def test_layouts_and_scalars_are_kept(tmp_path):
-    turned = np.arange(6, dtype=np.float32).reshape(2, 3).T
-    tree = {"a": {"turned": turned, "one": np.float32(2)}, "b": {"empty": np.zeros((0, 3), np.int32)}}
+def test_layouts_and_scalars_are_preserved(tmp_path):
+    transposed = np.arange(6, dtype=np.float32).reshape(2, 3).T
+    tree = {"a": {"transposed": transposed, "one": np.float32(2)}, "b": {"empty": np.zeros((0, 3), np.int32)}}
     write_artifact(epath.Path(tmp_path), small_description(), Weights(tree, 1))
-    read = read_model(tmp_path / "model-1").weights.variables
-    assert read["a"]["turned"].tolist() == turned.tolist()
-    assert read["a"]["one"] == 2 and read["a"]["one"].shape == ()
-    assert read["b"]["empty"].shape == (0, 3) and read["b"]["empty"].dtype == np.int32
+    restored = read_model(tmp_path / "model-1").weights.variables
+    assert restored["a"]["transposed"].tolist() == transposed.tolist()
+    assert restored["a"]["one"] == 2 and restored["a"]["one"].shape == ()
+    assert restored["b"]["empty"].shape == (0, 3) and restored["b"]["empty"].dtype == np.int32
 
 
-def test_what_is_not_there_is_named(tmp_path):
+def test_missing_files_are_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* is not the workdir of a training run"):
         load_model(tmp_path)
     with pytest.raises(ValueError, match="unknown checkpoint 'newest'; expected 'best' or 'last'"):
         load_model(tmp_path, "newest")
 
 
-def test_others_can_read_the_model(tmp_path):
+def test_other_users_can_read_the_model(tmp_path):
     write_model(tmp_path, 4)
     modes = {path.stat().st_mode & 0o444 for path in (tmp_path / "model-4").rglob("*") if path.is_file()}
     assert modes == {0o666 & ~_umask() & 0o444}

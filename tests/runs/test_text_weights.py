@@ -1,4 +1,4 @@
-"""A text encoder that starts from a RoBERTa: it reads its own tokenizer's ids, and is refused with any other."""
+"""A text encoder that starts from a RoBERTa: it reads the ids of its tokenizer and rejects any other tokenizer."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ def start(config: ConfigDict, workdir: Path) -> Experiment:
     return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
-def test_it_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tmp_path):
+def test_the_encoder_starts_from_the_weights_and_reads_full_ids(roberta, small_images, tmp_path):
     experiment = start(roberta_config(roberta, small_images), tmp_path)
     description = experiment.description
     with small_run.quick_compilation():
-        found = initial_variables(experiment)["params"]["text_encoder"]["roberta"]
+        params = initial_variables(experiment)["params"]["text_encoder"]["roberta"]
     expected = load_roberta(str(roberta)).params
-    flat = traverse_util.flatten_dict(jax.device_get(found), sep="/")
+    flat = traverse_util.flatten_dict(jax.device_get(params), sep="/")
     for path, value in traverse_util.flatten_dict(jax.device_get(expected), sep="/").items():
         np.testing.assert_array_equal(flat[path], value, err_msg=path)
 
     tokenizer, reader = description.vocabulary.tokenizer, description.text_tokenizer
     assert description.vocabulary.size < tokenizer.size
     (ids,) = reader.encode(["a zebra"])
-    assert ids[ids != 1].tolist() == tokenizer.encode("a zebra"), "no word is unknown because the captions lack it"
+    assert ids[ids != 1].tolist() == tokenizer.encode("a zebra"), "words that the captions lack are known"
     captions = ["a green box on the right", "on the left"]
     compact = description.vocabulary.encode_batch(captions, 10)
     np.testing.assert_array_equal(reader.from_caption_ids(compact), reader.encode(captions))
     assert not np.array_equal(compact, reader.encode(captions))
 
 
-def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
+def test_another_tokenizer_is_rejected(roberta, small_images, tmp_path):
     config = roberta_config(roberta, small_images)
     config.data.tokenizer = "train"
     with pytest.raises(
@@ -65,14 +65,14 @@ def test_another_tokenizer_is_refused(roberta, small_images, tmp_path):
         start(config, tmp_path)
 
 
-def test_captions_longer_than_its_positions_are_refused(roberta, small_images, tmp_path):
+def test_captions_longer_than_its_positions_are_rejected(roberta, small_images, tmp_path):
     config = roberta_config(roberta, small_images)
     config.data.max_length = 13
     with pytest.raises(ValueError, match=r"data\.max_length=13, but .* has positions for 12 tokens"):
         start(config, tmp_path)
 
 
-def test_without_weights_it_reads_the_vocabulary(small_images, tmp_path):
+def test_without_weights_the_encoder_reads_compact_ids(small_images, tmp_path):
     config = small_run.get_config()
     config.data.root = str(small_images)
     config.objective.contrastive_weight = 0.5

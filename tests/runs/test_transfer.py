@@ -1,4 +1,4 @@
-"""config.init_from: a run starts from another one's weights, which may know other words."""
+"""config.init_from: a run starts from the weights of another run, which may have another vocabulary."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
 CAPTIONS = ["a red box on the left"] * 2 + ["a green box on the right"] * 2
-OTHERS = ["a green kettle under the tree"] * 2 + ["a small box"] * 2
+OTHER_CAPTIONS = ["a green kettle under the tree"] * 2 + ["a small box"] * 2
 
 
 def vocabulary_of(captions: list[str]) -> Vocabulary:
@@ -47,7 +47,7 @@ def description(captions: list[str] = CAPTIONS, max_length: int = 10, **decoder)
 
 
 def filled(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
-    """Variables of the run's model, by path, with random numbers in place of an initialisation (which compiles)."""
+    """Variables of the model by path, random instead of initialised, which would need a compilation."""
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.model_settings.max_length - 1), np.int32)
     shapes = jax.eval_shape(run.model().init, jax.random.key(0), images, tokens)
     random = np.random.default_rng(seed)
@@ -61,13 +61,13 @@ def nested(flat: dict[str, np.ndarray]) -> dict:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> tuple[Path, dict[str, np.ndarray]]:
-    """A workdir with a checkpoint, and what is in it."""
+    """A workdir with a checkpoint, and its weights."""
     folder = tmp_path_factory.mktemp("source")
     return folder, write_run(folder, description(), seed=1)
 
 
 def write_run(folder: Path, run: RunDescription, seed: int) -> dict[str, np.ndarray]:
-    """Makes `folder` the workdir of a run with random weights, and returns them."""
+    """Writes a workdir with random weights. Returns the weights."""
     weights = filled(run, seed)
     workdir_files.write_description(epath.Path(folder), run)
     checkpoints = Checkpoints(folder)
@@ -77,74 +77,74 @@ def write_run(folder: Path, run: RunDescription, seed: int) -> dict[str, np.ndar
 
 
 def transferred(source: Path, run: RunDescription) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Variables before and after."""
+    """Returns the variables before and after the transfer."""
     fresh = filled(run, seed=2)
-    found = transfer_weights(nested(fresh), str(source), run.vocabulary)
-    return fresh, {path: np.asarray(value) for path, value in traverse_util.flatten_dict(found, sep="/").items()}
+    result = transfer_weights(nested(fresh), str(source), run.vocabulary)
+    return fresh, {path: np.asarray(value) for path, value in traverse_util.flatten_dict(result, sep="/").items()}
 
 
-def test_the_same_model_and_vocabulary_take_everything(source):
+def test_the_same_model_and_vocabulary_copy_everything(source):
     folder, weights = source
-    _, found = transferred(folder, description())
-    assert found.keys() == weights.keys()
+    _, result = transferred(folder, description())
+    assert result.keys() == weights.keys()
     for path in weights:
-        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+        np.testing.assert_array_equal(result[path], weights[path], err_msg=path)
 
 
-def test_another_vocabulary_takes_the_rows_of_shared_tokens(source, caplog):
+def test_another_vocabulary_copies_the_rows_of_shared_tokens(source, caplog):
     folder, weights = source
-    run = description(OTHERS)
+    run = description(OTHER_CAPTIONS)
     old, new = description().vocabulary.tokens, run.vocabulary.tokens
     shared = set(old) & set(new)
     assert len({"<s>", "</s>"} & shared) == 2 and len(shared) < len(new) and list(old) != list(new)
     with caplog.at_level(logging.INFO, logger="absl"):
-        fresh, found = transferred(folder, run)
+        fresh, result = transferred(folder, run)
     for path in ("params/decoder/embedding", "params/decoder/output_bias"):
         for row, token in enumerate(new):
             expected = weights[path][old.index(token)] if token in shared else fresh[path][row]
-            np.testing.assert_array_equal(found[path][row], expected, err_msg=f"{path}, {token}")
+            np.testing.assert_array_equal(result[path][row], expected, err_msg=f"{path}, {token}")
         assert f"{path} ({len(shared)} of {len(new)} rows)" in caplog.text
-    for path in set(found) - {"params/decoder/embedding", "params/decoder/output_bias"}:
-        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+    for path in set(result) - {"params/decoder/embedding", "params/decoder/output_bias"}:
+        np.testing.assert_array_equal(result[path], weights[path], err_msg=path)
 
 
 def test_rows_are_matched_by_name_not_by_size(source):
-    """A kernel with as many rows as the vocabulary has tokens is no table of tokens."""
+    """A kernel with as many rows as the vocabulary has tokens is not a token embedding."""
     folder, weights = source
     assert any(array.shape[0] == ROWS for path, array in weights.items() if path.endswith("kernel"))
     size = description().vocabulary.size
     tokenizer = description().vocabulary.tokenizer
-    # As many tokens as before, but others: one more byte in place of a word.
-    kept = sorted(int(i) for i in description().vocabulary.to_full(range(4, size)))[:-1]
-    unused = next(i for i in range(5, tokenizer.size) if i not in kept)
-    run = dataclasses.replace(description(), vocabulary=Vocabulary(tokenizer, [*kept, unused]))
+    # A vocabulary of the same size, with another byte instead of a word.
+    full_ids = sorted(int(i) for i in description().vocabulary.to_full(range(4, size)))[:-1]
+    unused = next(i for i in range(5, tokenizer.size) if i not in full_ids)
+    run = dataclasses.replace(description(), vocabulary=Vocabulary(tokenizer, [*full_ids, unused]))
     assert run.vocabulary.size == size and run.vocabulary.tokens != description().vocabulary.tokens
-    _, found = transferred(folder, run)
-    changed = {path for path in weights if not np.array_equal(found[path], weights[path])}
+    _, result = transferred(folder, run)
+    changed = {path for path in weights if not np.array_equal(result[path], weights[path])}
     assert changed == {"params/decoder/embedding", "params/decoder/output_bias"}
 
 
-def test_longer_captions_keep_the_positions_that_both_have(source):
+def test_longer_captions_copy_the_shared_positions(source):
     folder, weights = source
-    fresh, found = transferred(folder, description(max_length=14))
+    fresh, result = transferred(folder, description(max_length=14))
     path = "params/decoder/position"
-    assert len(found[path]) == 14
-    np.testing.assert_array_equal(found[path][:10], weights[path])
-    np.testing.assert_array_equal(found[path][10:], fresh[path][10:])
+    assert len(result[path]) == 14
+    np.testing.assert_array_equal(result[path][:10], weights[path])
+    np.testing.assert_array_equal(result[path][10:], fresh[path][10:])
 
 
-def test_another_decoder_takes_the_image_encoder_and_lists_what_is_fresh(source, caplog):
+def test_another_decoder_copies_the_image_encoder_and_lists_fresh_arrays(source, caplog):
     folder, weights = source
     with caplog.at_level(logging.INFO, logger="absl"):
-        fresh, found = transferred(folder, description(feed_forward=64))
-    for path in found:
-        takes = found[path].shape == weights[path].shape
-        np.testing.assert_array_equal(found[path], weights[path] if takes else fresh[path], err_msg=path)
+        fresh, result = transferred(folder, description(feed_forward=64))
+    for path in result:
+        fits = result[path].shape == weights[path].shape
+        np.testing.assert_array_equal(result[path], weights[path] if fits else fresh[path], err_msg=path)
     path = "params/decoder/layer_0/feed_forward/expand/kernel"
     assert f"{path} (stored shape (16, {ROWS}), not (16, 64))" in caplog.text
 
 
-def test_another_model_is_refused(source):
+def test_another_model_is_rejected(source):
     folder, _ = source
     run = description(width=24, feed_forward=64)
     encoder = dataclasses.replace(run.spec.model.encoder, variant="tiny")
@@ -154,13 +154,13 @@ def test_another_model_is_refused(source):
         transferred(folder, run)
 
 
-def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+def test_a_folder_that_is_not_a_workdir_is_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*is not the workdir of a training run"):
         transferred(tmp_path, description())
 
 
-def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
-    """Whatever weights the config names: those of the run that it starts from replace them."""
+def test_preprocessing_is_that_of_the_copied_encoder(source, tmp_path):
+    """The weights of config.init_from replace the pretrained weights of the config."""
     config = get_config()
     config.data.root = str(write_images(tmp_path / "data"))
     fresh = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "fresh")).description
@@ -169,7 +169,7 @@ def test_pixels_are_scaled_as_the_taken_encoder_knows_them(source, tmp_path):
     assert tuned.model_settings.backbone == {"padding": "symmetric", "norm_epsilon": 1e-5}
     assert (tuned.preprocessing.mean, tuned.preprocessing.std) == ((1, 2, 3), (4, 5, 6))
     assert tuned.preprocessing.size == config.data.image_size
-    config.model.encoder.variant = "tiny"  # another encoder takes nothing of it
+    config.model.encoder.variant = "tiny"  # nothing is copied into another encoder
     other = start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "other")).description
     assert other.model_settings.backbone == fresh.model_settings.backbone == {"padding": "same", "norm_epsilon": 1e-3}
     assert other.preprocessing == fresh.preprocessing != tuned.preprocessing
@@ -183,25 +183,25 @@ def with_text_encoder(run: RunDescription) -> RunDescription:
     return dataclasses.replace(run, spec=spec, model_settings=settings)
 
 
-def test_a_text_encoder_is_taken_token_by_token_too(tmp_path):
+def test_a_text_encoder_is_copied_token_by_token(tmp_path):
     run = with_text_encoder(description())
     weights = write_run(tmp_path, run, seed=1)
-    other = with_text_encoder(description(OTHERS, max_length=14))
-    fresh, found = transferred(tmp_path, other)
+    other = with_text_encoder(description(OTHER_CAPTIONS, max_length=14))
+    fresh, result = transferred(tmp_path, other)
     old, new = run.vocabulary.tokens, other.vocabulary.tokens
     embeddings = "params/text_encoder/roberta/embeddings"
     words, positions = f"{embeddings}/word_embeddings/embedding", f"{embeddings}/position_embeddings/embedding"
     for row, token in enumerate(new):
         expected = weights[words][old.index(token)] if token in old else fresh[words][row]
-        np.testing.assert_array_equal(found[words][row], expected, err_msg=token)
-    np.testing.assert_array_equal(found[positions][:12], weights[positions])
-    np.testing.assert_array_equal(found[positions][12:], fresh[positions][12:])
+        np.testing.assert_array_equal(result[words][row], expected, err_msg=token)
+    np.testing.assert_array_equal(result[positions][:12], weights[positions])
+    np.testing.assert_array_equal(result[positions][12:], fresh[positions][12:])
     for path in ("params/shared_space/log_scale", "params/text_encoder/dense/kernel"):
-        np.testing.assert_array_equal(found[path], weights[path], err_msg=path)
+        np.testing.assert_array_equal(result[path], weights[path], err_msg=path)
 
 
-def test_rows_of_full_ids_are_not_those_of_the_vocabulary(tmp_path):
-    """A RoBERTa's embedding has a row for each of the tokenizer's tokens, whatever the captions use of them."""
+def test_embeddings_of_full_ids_are_copied_by_row(tmp_path):
+    """The embedding of a RoBERTa has a row per token of the tokenizer, also for tokens that no caption has."""
 
     def full(run: RunDescription) -> RunDescription:
         run = with_text_encoder(run)
@@ -213,15 +213,15 @@ def test_rows_of_full_ids_are_not_those_of_the_vocabulary(tmp_path):
         )
 
     weights = write_run(tmp_path, full(description()), seed=1)
-    _, found = transferred(tmp_path, full(description(OTHERS)))
+    _, result = transferred(tmp_path, full(description(OTHER_CAPTIONS)))
     path = "params/text_encoder/roberta/embeddings/word_embeddings/embedding"
-    np.testing.assert_array_equal(found[path], weights[path])
+    np.testing.assert_array_equal(result[path], weights[path])
 
 
-def test_a_run_without_text_encoder_gives_the_rest(source, caplog):
+def test_a_run_without_text_encoder_copies_its_other_weights(source, caplog):
     folder, weights = source
     with caplog.at_level(logging.INFO, logger="absl"):
-        fresh, found = transferred(folder, with_text_encoder(description()))
+        fresh, result = transferred(folder, with_text_encoder(description()))
     assert "params/shared_space/log_scale" in caplog.text
-    for path in found:
-        np.testing.assert_array_equal(found[path], weights.get(path, fresh[path]), err_msg=path)
+    for path in result:
+        np.testing.assert_array_equal(result[path], weights.get(path, fresh[path]), err_msg=path)
