@@ -1,4 +1,4 @@
-"""The CPU form of the depthwise convolution and both its gradients, against XLA's own convolution."""
+"""The CPU implementation of the depthwise convolution and its two gradients, against XLA's convolution."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def reference(x, kernel, *, stride, padding):
 
 
 def forward_and_gradients(op, x, kernel, weights):
-    """The result and the gradients of the weighted sum of the result."""
+    """Returns the result and the gradients of its weighted sum."""
 
     def both(x, kernel):
         out, pullback = jax.vjp(op, x, kernel)
@@ -53,26 +53,26 @@ def test_equals_the_convolution_of_xla(stride, size, padding, shape):
     x, kernel, weights = numbers(size, shape)
     settings = {"stride": stride, "padding": padding}
     ours = forward_and_gradients(functools.partial(depthwise_conv, **settings), x, kernel, weights)
-    theirs = forward_and_gradients(functools.partial(reference, **settings), x, kernel, weights)
-    for mine, other in zip(ours, theirs, strict=True):
-        assert mine.shape == other.shape
-        np.testing.assert_allclose(mine, other, rtol=1e-5, atol=1e-5)
+    expected_arrays = forward_and_gradients(functools.partial(reference, **settings), x, kernel, weights)
+    for actual, expected in zip(ours, expected_arrays, strict=True):
+        assert actual.shape == expected.shape
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_bfloat16_is_as_exact_as_its_digits(stride):
+def test_bfloat16_is_exact_up_to_one_rounding(stride):
     x, kernel, weights = numbers(5, (9, 12), jnp.bfloat16)
     ours = forward_and_gradients(functools.partial(depthwise_conv, stride=stride), x, kernel, weights)
     single = [a.astype(jnp.float32) for a in (x, kernel, weights)]
-    theirs = forward_and_gradients(functools.partial(reference, stride=stride, padding="same"), *single)
-    for mine, exact in zip(ours, theirs, strict=True):
-        assert mine.dtype == jnp.bfloat16
-        # Sums are taken in float32, so what is left is one rounding to 8 bits.
-        np.testing.assert_allclose(mine.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+    exact_arrays = forward_and_gradients(functools.partial(reference, stride=stride, padding="same"), *single)
+    for actual, exact in zip(ours, exact_arrays, strict=True):
+        assert actual.dtype == jnp.bfloat16
+        # Sums are in float32, so the only error is one rounding to 8 bits.
+        np.testing.assert_allclose(actual.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_a_sharded_batch_stays_where_it_is(stride):
+def test_a_sharded_batch_is_not_moved(stride):
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     x, kernel, _ = numbers(3, (8, 8))
@@ -86,13 +86,13 @@ def test_a_sharded_batch_stays_where_it_is(stride):
     lowered = gradients.lower(jax.device_put(x, rows), jax.device_put(kernel, whole))
     split = lowered.compile()
     (reduction,) = figures_of(lowered, split, mesh, images=2)["collectives"]
-    assert (reduction["kind"], reduction["count"]) == ("all-reduce", 1)  # of the kernel's gradient, once
+    assert (reduction["kind"], reduction["count"]) == ("all-reduce", 1)  # one, of the kernel gradient
     assert reduction["bytes"] == kernel.nbytes
     for one, eight in zip(alone, split(jax.device_put(x, rows), jax.device_put(kernel, whole)), strict=True):
-        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-4)  # of sums up to 200, in another order
+        np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-4)  # sums up to 200, in another order
 
 
-def test_an_accelerator_gets_its_own_convolution():
+def test_accelerators_use_their_own_convolution():
     x, kernel, _ = numbers(3, (8, 8))
     gradients = jax.jit(jax.grad(lambda x, kernel: jnp.sum(depthwise_conv(x, kernel)), argnums=(0, 1)))
     on_tpu, on_cpu = (
@@ -113,6 +113,6 @@ def test_padding_rules(size, kernel):
         explicit_padding(size, size, kernel, 2, "valid")
 
 
-def test_a_kernel_that_does_not_fit_is_refused():
+def test_a_kernel_that_does_not_fit_is_rejected():
     with pytest.raises(ValueError, match=r"\[k, k, 4\], not \(3, 3, 5\)"):
         depthwise_conv(jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 5)))

@@ -1,4 +1,4 @@
-"""Masks of dropout: the reference's bits, exact rates where they are asked for, and what a mask depends on."""
+"""Dropout masks: the bits of the reference, exact rates with 16 bits, and dependence on row ids alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_equals_the_reference(bits, shape):
 
 
 @pytest.mark.parametrize("op", [dropout, dropout_reference])
-def test_sixteen_bits_keep_to_the_rate_and_eight_round_it(op):
+def test_sixteen_bits_match_the_rate_and_eight_bits_round_it(op):
     x = jnp.ones((2048, 1024))
     for bits, rate in ((8, 26 / 256), (16, 0.1)):
         y = op(KEY, x, 0.1, None, bits)
@@ -32,7 +32,7 @@ def test_sixteen_bits_keep_to_the_rate_and_eight_round_it(op):
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_row_s_mask_depends_on_its_id_alone(bits):
+def test_the_mask_of_a_row_depends_on_its_id_alone(bits):
     x = jnp.ones((6, 40))
     whole = dropout(KEY, x, 0.5, None, bits)
     order = jnp.array([4, 1, 5])
@@ -40,6 +40,6 @@ def test_a_row_s_mask_depends_on_its_id_alone(bits):
     assert len(np.unique(whole, axis=0)) == 6
 
 
-def test_the_masks_of_trained_runs_stay_what_they_were():
+def test_masks_equal_those_of_the_first_release():
     dropped = dropout(jax.random.key(0), jnp.ones((2, 12)), 0.5) == 0
     assert ["".join("01"[int(d)] for d in row) for row in dropped] == MASKS

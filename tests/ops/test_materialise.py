@@ -24,7 +24,7 @@ def test_gradients_pass_through():
     np.testing.assert_array_equal(gradient, 2 * x)
 
 
-def test_readers_do_not_compute_it_again():
+def test_consumers_do_not_recompute_the_value():
     def program(x, opaque):
         y = materialised(lambda a: (a[:-2] + a[1:-1] + a[2:]) * 3.0, x, opaque=opaque)
         return y - jnp.sum(y), y * jnp.max(y)

@@ -1,4 +1,4 @@
-"""A batch norm and its activation as one operation, against the plain formula."""
+"""Batch norm with its activation as one operation, against the reference."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def arguments(dtype):
 @pytest.mark.parametrize("activation", ["linear", "swish", "relu6"])
 @pytest.mark.parametrize("groups", [1, 4])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
-def test_values_statistics_and_gradients_are_those_of_the_reference(activation, groups, dtype, tolerance):
+def test_values_statistics_and_gradients_equal_the_reference(activation, groups, dtype, tolerance):
     x, scale, bias, shift = arguments(dtype)
     weights = jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
@@ -44,7 +44,7 @@ def test_values_statistics_and_gradients_are_those_of_the_reference(activation, 
 
 
 @pytest.mark.parametrize("activation", ["linear", "swish", "relu6"])
-def test_stored_statistics_give_what_the_reference_gives(activation):
+def test_stored_statistics_give_the_results_of_the_reference(activation):
     x, scale, bias, mean = arguments(jnp.float32)
     var, weights = jnp.square(mean) + 0.1, jnp.asarray(np.random.default_rng(1).normal(size=x.shape), jnp.float32)
 
@@ -59,9 +59,9 @@ def test_stored_statistics_give_what_the_reference_gives(activation):
     jax.tree.map(close, outcome(stored_norm_activation), outcome(stored_norm_activation_reference))
 
 
-def test_only_the_input_is_kept_for_the_backward_pass():
+def test_only_the_input_is_saved_for_the_backward_pass():
     x = jnp.ones((8, 6, 6, 16))
     scale = jnp.ones(16)
     _, pullback = jax.vjp(lambda x, scale: norm_activation(x, scale, scale, scale, 2, 1e-3, "swish")[0], x, scale)
-    kept = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) >= x.size]
-    assert len(kept) == 1
+    residuals = [leaf for leaf in jax.tree.leaves(pullback) if getattr(leaf, "size", 0) >= x.size]
+    assert len(residuals) == 1

@@ -1,4 +1,4 @@
-"""The complete model on reference and on fast operations: the same losses, gradients and captions."""
+"""The complete model with reference and fast operations: equal losses, gradients and captions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
 from input_pipeline.packing import pack_captions
 
-VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # as many tokens as it takes for a search by blocks
+VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # enough tokens for the blockwise top k
 # Excess precision would let XLA skip roundings to bfloat16 inside fusions, of which the reference has more.
 OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
 RANDOM = np.random.default_rng(0)
@@ -49,7 +49,7 @@ def variables():
 
 
 def objective(model, rows):
-    """Both losses of captions, and how images and their captions fit in the shared space."""
+    """The loss of captions, plus similarities of images and captions in the joint embedding."""
     features = model.encode_images(IMAGES, train=True)
     output = model.decode(rows.inputs, features, segments=rows.segments, train=True)
     of_logits = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
@@ -69,9 +69,9 @@ def loss_and_gradients(model, packed):
     rows = caption_rows(packed)
 
     def loss(params):
-        given = {"params": params, "batch_stats": variables()["batch_stats"]}
+        variables_of_step = {"params": params, "batch_stats": variables()["batch_stats"]}
         rngs = {"dropout": jax.random.key(2)}
-        value, updated = model.apply(given, rows, rngs=rngs, mutable=["batch_stats"], method=objective)
+        value, updated = model.apply(variables_of_step, rows, rngs=rngs, mutable=["batch_stats"], method=objective)
         return value, updated["batch_stats"]
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
@@ -80,7 +80,7 @@ def loss_and_gradients(model, packed):
     return float(value), flat(gradients), flat(statistics)
 
 
-# The absolute tolerance is for gradients that would be 0 but for rounding: a batch norm subtracts the bias before it.
+# The absolute tolerance is for gradients that are 0 except for rounding, of biases that a batch norm subtracts.
 TOLERANCES = {
     jnp.float32: {"loss": 1e-6, "relative": 1e-5, "absolute": 1e-6},
     jnp.bfloat16: {"loss": 5e-3, "relative": 0.1, "absolute": 1e-2},
@@ -97,14 +97,14 @@ TOLERANCES = {
 )
 def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, packed):
     plain, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
-    within = TOLERANCES[dtype]
-    assert fast[0] == pytest.approx(plain[0], rel=within["loss"])
+    tolerances = TOLERANCES[dtype]
+    assert fast[0] == pytest.approx(plain[0], rel=tolerances["loss"])
     assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "shared_space"}
-    for ours, theirs in zip(fast[1:], plain[1:], strict=True):
-        assert ours.keys() == theirs.keys()
+    for ours, expected in zip(fast[1:], plain[1:], strict=True):
+        assert ours.keys() == expected.keys()
         for path in ours:
-            difference, norm = np.linalg.norm(ours[path] - theirs[path]), np.linalg.norm(theirs[path])
-            assert difference <= within["relative"] * norm + within["absolute"], path
+            difference, norm = np.linalg.norm(ours[path] - expected[path]), np.linalg.norm(expected[path])
+            assert difference <= tolerances["relative"] * norm + tolerances["absolute"], path
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
@@ -132,6 +132,6 @@ def test_augmentation_agrees():
     np.testing.assert_allclose(fast, plain, atol=1e-2)
 
 
-def test_an_unknown_choice_is_named():
+def test_an_unknown_choice_is_rejected():
     with pytest.raises(ConfigError, match=r"config\.model\.ops is 'slow'"):
         ModelSpec(ops="slow")

@@ -1,4 +1,4 @@
-"""Windows of images, enlarged: every form against the plain one and against jax.image."""
+"""Resampled windows of images: every implementation against the reference and against jax.image."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def _images(count: int = 8, size: int = 24) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (count, size, size, 3)).astype(np.uint8)
 
 
-def test_a_mirrored_crop_is_the_mirror_image_of_the_crop():
+def test_a_mirrored_crop_equals_the_crop_mirrored():
     images = jnp.asarray(_images(4))
     vertical = (jnp.full(4, 0.1), jnp.full(4, 0.7))
     crop = resample(images.astype(jnp.float32), vertical, (jnp.full(4, 0.2), jnp.full(4, 0.5)))
@@ -28,7 +28,7 @@ def test_the_whole_image_as_a_crop_is_the_image():
     np.testing.assert_allclose(out, images, atol=1e-2)
 
 
-def test_a_crop_is_the_bilinear_enlargement_that_jax_image_makes():
+def test_an_enlarged_crop_equals_jax_image():
     images = _images(1, 20)
     out = resample(jnp.asarray(images, jnp.float32), (jnp.array([0.2]), jnp.array([0.5])), (jnp.zeros(1), jnp.ones(1)))
     scale = jnp.array([1 / 0.5, 1.0])
@@ -37,7 +37,7 @@ def test_a_crop_is_the_bilinear_enlargement_that_jax_image_makes():
     np.testing.assert_allclose(out[0], expected, atol=1e-2)
 
 
-def test_every_form_equals_the_reference():
+def test_every_implementation_equals_the_reference():
     images = jnp.asarray(_images(5, 17), jnp.float32)
     draw = jax.random.uniform(jax.random.key(0), (4, 5))
     windows = (draw[0] * 0.5, draw[1] * 0.5), (draw[2] * 0.5 + 0.5, -draw[3] * 0.5)

@@ -1,4 +1,4 @@
-"""Tokens moved between packed rows and captions, and attention in packed rows against its plain form."""
+"""Moving tokens between packed rows and captions, and attention in packed rows against the reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def real() -> np.ndarray:
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_tokens_come_back_to_their_captions_and_pads_are_zero(rows):
+def test_tokens_return_to_their_captions_and_pads_are_zero(rows):
     x = np.random.default_rng(1).normal(size=(BATCH * CAPTIONS, LENGTH, 2, 5)).astype(np.float32)
     segments, expected = segments_of(rows), np.where(real()[..., None, None], x, 0)
     packed = segments.to_rows(jnp.asarray(x))
@@ -48,13 +48,13 @@ def test_tokens_come_back_to_their_captions_and_pads_are_zero(rows):
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_tokens_are_numbered_alike_however_they_are_packed(rows):
+def test_token_ids_do_not_depend_on_packing(rows):
     segments = segments_of(rows)
     plain = Segments.one_per_row((BATCH, CAPTIONS, LENGTH)).token_ids
-    kept = np.asarray(segments.segment_ids) > 0
-    np.testing.assert_array_equal(np.asarray(segments.token_ids)[kept], plain.reshape(-1, LENGTH)[real()])
+    is_token = np.asarray(segments.segment_ids) > 0
+    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], plain.reshape(-1, LENGTH)[real()])
     np.testing.assert_array_equal(
-        np.asarray(segments.image_ids(BATCH))[kept], np.repeat(np.arange(BATCH), real().reshape(BATCH, -1).sum(1))
+        np.asarray(segments.image_ids(BATCH))[is_token], np.repeat(np.arange(BATCH), real().reshape(BATCH, -1).sum(1))
     )
 
 
@@ -75,10 +75,14 @@ def test_attention_equals_the_reference(rows):
 
     def outcome(within_captions, to_memory):
         def loss(qkv, queries, keys, values):
-            own = within_captions(qkv, segments)
-            seen, attention = to_memory(queries, keys, values, mask, segments)
+            self_attended = within_captions(qkv, segments)
+            memory_attended, attention = to_memory(queries, keys, values, mask, segments)
             attention = jnp.where(counts, jnp.swapaxes(attention, -3, -2).reshape(*tokens, -1), 0)
-            return jnp.where(counts, weights * (own + 2 * seen), 0).sum(), (own * counts, seen * counts, attention)
+            return jnp.where(counts, weights * (self_attended + 2 * memory_attended), 0).sum(), (
+                self_attended * counts,
+                memory_attended * counts,
+                attention,
+            )
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(qkv, queries, keys, values)
 

@@ -1,4 +1,4 @@
-"""The largest of many options are found without looking for them among all."""
+"""Top k over blocks of many options, against the reference."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import pytest
 from caption_jax.ops.top_k import top_k, top_k_reference
 
 
-@pytest.mark.parametrize("options", [20, 1280, 1299, 4001])  # few: plainly; many: by blocks, with and without a rest
+@pytest.mark.parametrize("options", [20, 1280, 1299, 4001])  # direct, and by blocks with and without a remainder
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_the_reference(options, seed):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(3, 2, options)).astype(np.float32)
-    values[0] = rng.integers(0, 3, size=(2, options))  # equal values: the one with the lower id comes first
-    values[1] = -np.inf  # all but a few are ruled out
+    values[0] = rng.integers(0, 3, size=(2, options))  # among equal values, the lower id comes first
+    values[1] = -np.inf  # all but a few are excluded
     values[1, :, rng.integers(0, options, 3)] = -1.0
-    found = jax.jit(top_k, static_argnums=1)(jnp.asarray(values), 5)
-    for ours, plain in zip(found, top_k_reference(values, 5), strict=True):
+    result = jax.jit(top_k, static_argnums=1)(jnp.asarray(values), 5)
+    for ours, plain in zip(result, top_k_reference(values, 5), strict=True):
         np.testing.assert_array_equal(ours, plain)
 
 
-def test_the_largest_may_all_lie_in_one_block_or_in_the_rest():
+def test_the_largest_may_all_be_in_one_block_or_in_the_remainder():
     values = np.zeros((2, 2000), np.float32)
     values[0, 640:645] = np.arange(1, 6)
     values[1, 1995:] = np.arange(1, 6)
