@@ -1,4 +1,4 @@
-"""Small splits in memory whose images say which they are."""
+"""Small splits in memory, with images that identify themselves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREPROCESSING = Preprocessing(4)
 
 
 class Letters:
-    """A vocabulary of one id a character."""
+    """A vocabulary with one id per character."""
 
     def encode(self, text: str, max_length: int) -> np.ndarray:
         letters = [4 + ord(letter) for letter in text][: max_length - 2]
@@ -35,11 +35,11 @@ def picture(number: int) -> bytes:
 
 
 def make_split(images: int, captions: int = 3, bad: tuple[int, ...] = (), name: str = "train") -> Split:
-    """Image i has id 1000 + i and captions "i/0", "i/1", ...; those in `bad` cannot be decoded."""
+    """Image i has id 1000 + i and captions "i/0", "i/1", ...; images in `bad` are unreadable."""
     records = []
     for number in range(images):
         data = b"no image" if number in bad else picture(number)
-        texts = tuple(f"{number}/{place}" for place in range(captions))
+        texts = tuple(f"{number}/{caption}" for caption in range(captions))
         records.append(Record(lambda data=data: data, texts, 1000 + number))
     return Split(name, records)
 

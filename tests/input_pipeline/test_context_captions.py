@@ -1,4 +1,4 @@
-"""Context in batches: captions of an image's neighbours, never its own, the same ones whoever asks."""
+"""Context in batches: captions of the neighbours of an image, never its own, and deterministic."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError, Record, Split
 
-# Image 1000 + i is near those of the next numbers; the last has no neighbours.
-NEAR = {1000 + i: [1000 + (i + step) % 7 for step in (1, 2, 3)] for i in range(6)} | {1006: []}
+# The neighbours of image 1000 + i are the next images. The last image has no neighbours.
+NEIGHBOURS = {1000 + i: [1000 + (i + step) % 7 for step in (1, 2, 3)] for i in range(6)} | {1006: []}
 
 
-def make_context(split=None, near=NEAR, slots=2, dropout=0.0):
-    return ContextCaptions(near, split or make_split(7), slots, Letters(), 8, dropout)
+def make_context(split=None, neighbours=NEIGHBOURS, slots=2, dropout=0.0):
+    return ContextCaptions(neighbours, split or make_split(7), slots, Letters(), 8, dropout)
 
 
 def take(batches, count):
-    found = list(itertools.islice(batches, count))
+    result = list(itertools.islice(batches, count))
     batches.close()
-    return found
+    return result
 
 
 def train(count, context, data=None, seed=0, start=0, **processes):
@@ -37,38 +37,38 @@ def texts(ids) -> list[str]:
     return [Letters().decode(row) for row in ids]
 
 
-def test_a_batch_holds_captions_of_the_neighbours_nearest_first():
+def test_batches_have_captions_of_the_neighbours_nearest_first():
     for batch in train(6, make_context()):
         assert batch["context"].shape == (4, 2, 8) and batch["context"].dtype == np.int32
         for index, ids in zip(batch["index"], batch["context"], strict=True):
             if index == 6:
-                assert (ids == 1).all(), "slots without a caption hold pads alone"
+                assert (ids == 1).all(), "rows without a caption have only pads"
             else:
                 assert [text.split("/")[0] for text in texts(ids)] == [str((index + step) % 7) for step in (1, 2)]
 
 
-def test_over_the_epochs_all_captions_of_a_neighbour_come_equally_often():
+def test_captions_of_a_neighbour_are_chosen_equally_often_over_the_epochs():
     context = make_context()
-    said = [texts(context.load(1000, 3, epoch)) for epoch in range(6)]
-    for slot, other in enumerate("12"):
-        assert sorted(row[slot] for row in said) == sorted([f"{other}/{number}" for number in range(3)] * 2)
-    assert said == [texts(make_context().load(1000, 3, epoch)) for epoch in range(6)]
+    captions = [texts(context.load(1000, 3, epoch)) for epoch in range(6)]
+    for slot, neighbour in enumerate("12"):
+        assert sorted(row[slot] for row in captions) == sorted([f"{neighbour}/{number}" for number in range(3)] * 2)
+    assert captions == [texts(make_context().load(1000, 3, epoch)) for epoch in range(6)]
     other_seed, other_image = (
-        [texts(make_context(near=near).load(image, seed, epoch)) for epoch in range(6)]
-        for image, seed, near in ((1000, 4, NEAR), (1003, 3, NEAR | {1003: [1001, 1002]}))
+        [texts(make_context(neighbours=neighbours).load(image, seed, epoch)) for epoch in range(6)]
+        for image, seed, neighbours in ((1000, 4, NEIGHBOURS), (1003, 3, NEIGHBOURS | {1003: [1001, 1002]}))
     )
-    assert said != other_seed and said != other_image
+    assert captions != other_seed and captions != other_image
 
 
-def test_dropout_leaves_some_images_without_context_in_some_epochs():
+def test_dropout_removes_the_context_of_some_images_in_some_epochs():
     context = make_context(dropout=0.3)
     dropped = np.array([[(context.load(i, 0, epoch) == 1).all() for i in range(1000, 1006)] for epoch in range(200)])
     assert 0.25 < dropped.mean() < 0.35
     assert dropped.mean(0).min() > 0.15 and dropped.mean(1).std() > 0.1
-    assert texts(context.load(1000)) == ["1/0", "2/0"], "without a seed there is no chance"
+    assert texts(context.load(1000)) == ["1/0", "2/0"], "deterministic without a seed"
 
 
-def test_context_does_not_depend_on_processes_threads_or_where_a_run_was_stopped():
+def test_context_does_not_depend_on_processes_threads_or_resuming():
     context = make_context(dropout=0.3)
     whole = train(8, context)
     parts = [train(8, context, data_config(workers=0), process_index=i, process_count=2) for i in (0, 1)]
@@ -78,7 +78,7 @@ def test_context_does_not_depend_on_processes_threads_or_where_a_run_was_stopped
         assert_same_batch(batch, resumed)
 
 
-def test_a_run_does_not_go_on_with_other_context():
+def test_a_run_cannot_resume_with_another_context():
     split = make_split(7)
 
     def batches(context):
@@ -86,13 +86,18 @@ def test_a_run_does_not_go_on_with_other_context():
 
     state = batches(make_context()).get_state()
     batches(make_context()).set_state(state)
-    others = make_context(slots=1), make_context(dropout=0.1), make_context(near=NEAR | {1006: [1000]}), None
+    others = (
+        make_context(slots=1),
+        make_context(dropout=0.1),
+        make_context(neighbours=NEIGHBOURS | {1006: [1000]}),
+        None,
+    )
     for other in others:
         with pytest.raises(DataError, match=r"from different data .*context: "):
             batches(other).set_state(state)
 
 
-def test_evaluation_sees_first_captions_and_padding_rows_see_none():
+def test_evaluation_uses_first_captions_and_padding_rows_have_none():
     val = make_split(3, name="val")
     context = make_context(near={1000: [1005, 1004], 1001: [1003], 1002: []})
     (batch,) = take(eval_batches(val, PREPROCESSING, Letters(), data_config(), context=context), 2)
@@ -100,17 +105,17 @@ def test_evaluation_sees_first_captions_and_padding_rows_see_none():
     assert (batch["context"][1, 1] == 1).all() and (batch["context"][2:] == 1).all()
 
 
-def test_a_neighbour_without_captions_gives_way_to_the_next():
+def test_neighbours_without_captions_are_skipped():
     records = [Record(lambda: b"", captions, number) for number, captions in enumerate([("a",), (), ("c",), ("d",)])]
     context = ContextCaptions({0: [1, 2, 3]}, Split("train", records), 2, Letters(), 8)
     assert texts(context.load(0)) == ["c", "d"]
 
 
-def test_an_image_among_its_own_neighbours_is_refused():
+def test_an_image_among_its_own_neighbours_is_rejected():
     with pytest.raises(DataError, match="image 1002 is among its own neighbours"):
-        make_context(near=NEAR | {1002: [1001, 1002]})
+        make_context(neighbours=NEIGHBOURS | {1002: [1001, 1002]})
 
 
-def test_neighbours_that_are_no_training_images_are_refused():
+def test_neighbours_outside_the_training_images_are_rejected():
     with pytest.raises(DataError, match=r"1002 has the neighbour x\.png, .*--mode=index --split=train"):
-        make_context(near=NEAR | {1002: [1001, "x.png"]})
+        make_context(neighbours=NEIGHBOURS | {1002: [1001, "x.png"]})

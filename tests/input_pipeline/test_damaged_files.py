@@ -1,4 +1,4 @@
-"""A sample of `tests/long/test_fuzz.py`, the same examples each time."""
+"""A short version of `tests/long/test_fuzz.py` with fixed examples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from hypothesis import given, settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_whole_image_is_read(kind):
+def test_intact_images_are_read(kind):
     assert check_image(whole_image(kind, "RGB"))
 
 
 @pytest.mark.parametrize("name", sorted(CAPTION_FILES))
-def test_whole_captions_are_read(name):
+def test_intact_caption_files_are_read(name):
     import json
 
     content = CAPTION_FILES[name]
@@ -33,12 +33,12 @@ def test_whole_captions_are_read(name):
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(damaged_images())
-def test_a_damaged_image_is_read_or_named(data):
+def test_damaged_images_are_read_or_reported(data):
     check_image(data)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(damaged_captions())
-def test_damaged_captions_are_read_or_named(data):
+def test_damaged_caption_files_are_read_or_reported(data):
     check_captions(data)

@@ -1,4 +1,4 @@
-"""Optional packages: the base installation does without them, and a missing one is named with the command for it."""
+"""Optional packages: the base installation works without them, and errors name the command that installs them."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, prepare_b
 DECLARED = tomllib.loads((base_install.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 NOT_IMPORTED_BY_US = {"array-record", "importlib-resources", "tensorflow-cpu"}
 FOR_DEVELOPERS = {"test", "bench"}
-WITHOUT_A_MODULE = {"cuda"}  # JAX finds its plug-ins by itself
-# What defines its class or function with an optional package, and is imported by those who need it.
+WITHOUT_A_MODULE = {"cuda"}  # JAX discovers its plug-ins
+# Modules that import an optional package at the top level.
 NEED_AN_EXTRA = {
     "caption_jax.evaluation.report.html.page",
     "caption_jax.evaluation.report.plots",
@@ -36,7 +36,7 @@ def test_every_other_module_is_imported_in_the_base_installation():
     assert all(error.startswith("MissingPackageError: ") for error in errors.values())
 
 
-def test_what_asks_for_a_package_that_is_missing_names_the_command():
+def test_uses_of_missing_packages_name_the_command():
     uses = base_install.outcomes()["uses"]
     for use, error in uses.items():
         module = use.split()[0]
@@ -48,8 +48,8 @@ def test_what_asks_for_a_package_that_is_missing_names_the_command():
 
 
 @pytest.mark.parametrize(("extra", "module"), MODULES)
-def test_a_missing_package_is_one_line_with_the_command(extra, module, monkeypatch):
-    monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+def test_the_error_for_a_missing_package_is_one_line_with_the_command(extra, module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)  # simulates a missing package
     with pytest.raises(MissingPackageError) as imported, optional_packages("this test"):
         importlib.import_module(module)
     with pytest.raises(MissingPackageError) as required:
@@ -58,7 +58,7 @@ def test_a_missing_package_is_one_line_with_the_command(extra, module, monkeypat
     assert user_message(imported.value) == user_message(required.value) == line
 
 
-def test_packages_of_several_extras_are_one_command():
+def test_packages_of_several_extras_give_one_command():
     assert extras.not_installed("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
 
 
@@ -74,25 +74,27 @@ def test_a_damaged_installation_keeps_its_error():
 def test_the_table_and_pyproject_agree():
     assert set(DECLARED) == {*EXTRAS, *FOR_DEVELOPERS, *WITHOUT_A_MODULE}
     for extra, modules in EXTRAS.items():
-        wanted = [Requirement(text) for text in DECLARED[extra]]
-        names = {canonicalize_name(requirement.name) for requirement in wanted}
+        requirements = [Requirement(text) for text in DECLARED[extra]]
+        names = {canonicalize_name(requirement.name) for requirement in requirements}
         if extra == "tpu":
-            assert [(requirement.name, requirement.extras) for requirement in wanted] == [("jax", {"tpu"})]
+            assert [(requirement.name, requirement.extras) for requirement in requirements] == [("jax", {"tpu"})]
         else:
             assert {canonicalize_name(module) for module in modules} == names - NOT_IMPORTED_BY_US
     assert set(TRAINING) <= set(EXTRAS["train"])
 
 
-def test_tests_and_benchmarks_include_what_they_need_of_the_others():
+def test_tests_and_benchmarks_include_the_extras_they_need():
     for extra, needed in (("test", {"hub", "java", "keras-weights", "train"}), ("bench", {"java", "train"})):
-        (own,) = (requirement for text in DECLARED[extra] if (requirement := Requirement(text)).name == "caption-jax")
-        assert own.extras == needed
+        (requirement_of_extras,) = (
+            requirement for text in DECLARED[extra] if (requirement := Requirement(text)).name == "caption-jax"
+        )
+        assert requirement_of_extras.extras == needed
 
 
 @pytest.mark.parametrize(
     ("installed", "through_tensorflow"), [({"gcsfs"}, False), ({"gcsfs", "tensorflow"}, False), ({"tensorflow"}, True)]
 )
-def test_a_bucket_is_read_without_tensorflow_where_it_can_be(installed, through_tensorflow, monkeypatch):
+def test_a_bucket_is_read_without_tensorflow_if_possible(installed, through_tensorflow, monkeypatch):
     monkeypatch.setattr(extras, "is_installed", installed.__contains__)
     monkeypatch.setenv("EPATH_USE_TF", "")
     monkeypatch.delenv("EPATH_USE_TF")
@@ -101,7 +103,7 @@ def test_a_bucket_is_read_without_tensorflow_where_it_can_be(installed, through_
     assert (os.environ.get("EPATH_USE_TF") is None) == through_tensorflow
 
 
-def test_a_bucket_that_nothing_can_read_names_its_extra(monkeypatch):
+def test_an_unreadable_bucket_names_its_extra(monkeypatch):
     monkeypatch.setattr(extras, "is_installed", lambda module: False)
     with pytest.raises(MissingPackageError, match=r"^s3://bucket/run needs .*pip install 'caption-jax\[s3\]'$"):
         prepare_bucket("s3://bucket/run")

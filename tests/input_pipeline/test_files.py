@@ -1,4 +1,4 @@
-"""A file is replaced at once: its readers see what it was or what it becomes."""
+"""Files are replaced atomically: readers see the old or the new content."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_text_bytes_and_functions_are_written(tmp_path, content):
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_else(tmp_path):
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(tmp_path):
     write_atomically(tmp_path / "a", "before")
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "a", fail)
@@ -31,7 +31,7 @@ def test_a_write_that_fails_leaves_the_file_as_it_was_and_nothing_else(tmp_path)
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_the_file_is_there_when_it_is_complete(tmp_path):
+def test_the_file_appears_when_it_is_complete(tmp_path):
     def look(file) -> None:
         file.write(b"all of ")
         file.flush()
@@ -52,7 +52,7 @@ def test_two_writers_do_not_disturb_each_other(tmp_path):
     assert (tmp_path / "a").read_text() == "first, and the last to be complete"
 
 
-def test_others_can_read_the_file_as_far_as_the_umask_lets_them(tmp_path):
+def test_the_mode_of_the_file_follows_the_umask(tmp_path):
     before = os.umask(0o022)
     try:
         write_atomically(tmp_path / "a", "")
@@ -71,5 +71,5 @@ def test_an_object_on_a_bucket_is_written_without_a_rename(bucket):
 
 
 @pytest.mark.parametrize(("path", "expected"), [("gs://b/run", True), ("runs/b", False), ("/gs:/b", False)])
-def test_a_scheme_tells_a_bucket(path, expected):
+def test_buckets_are_recognised_by_their_scheme(path, expected):
     assert is_on_bucket(path) is expected

@@ -1,4 +1,4 @@
-"""Every accepted caption file gives the same records; what is wrong is named, and then stops the run or is left out."""
+"""All caption formats give the same records. Problems are reported and stop the run, or are skipped."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def as_csv(delimiter=",") -> str:
 def as_coco() -> dict:
     images = [{"id": number, "file_name": name} for number, name in enumerate(CAPTIONS)]
     annotations = [
-        {"image_id": number, "id": 10 * number + place, "caption": caption}
+        {"image_id": number, "id": 10 * number + index, "caption": caption}
         for number, captions in enumerate(CAPTIONS.values())
-        for place, caption in enumerate(captions)
+        for index, caption in enumerate(captions)
     ]
     return {"images": images, "annotations": annotations}
 
@@ -76,20 +76,20 @@ def as_karpathy(split="train") -> dict:
     }
 
 
-def as_jsonl(one_a_line=True) -> str:
-    if one_a_line:
+def as_jsonl(one_per_line=True) -> str:
+    if one_per_line:
         rows = [{"image": name, "caption": text} for name, captions in CAPTIONS.items() for text in captions]
     else:
         rows = [{"file_name": name, "captions": captions} for name, captions in CAPTIONS.items()]
     return "\n".join(map(json.dumps, rows))
 
 
-FORMS = {
+FORMATS = {
     "captions.csv": as_csv(),
     "excel.csv": "\ufeff" + as_csv(";").replace("\n", "\r\n").replace("Three\r\n", "Three\n"),
     "captions.tsv": as_csv("\t"),
     "one.jsonl": as_jsonl(),
-    "many.jsonl": as_jsonl(one_a_line=False),
+    "many.jsonl": as_jsonl(one_per_line=False),
     "list.json": [{"image": name, "captions": captions} for name, captions in CAPTIONS.items()],
     "coco.json": as_coco(),
     "karpathy.json": as_karpathy(),
@@ -97,14 +97,14 @@ FORMS = {
 }
 
 
-@pytest.mark.parametrize("name", FORMS)
-def test_every_form_gives_the_same_records(tmp_path, name):
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_records(tmp_path, name):
     make_images(tmp_path / "images")
-    write(tmp_path / name, FORMS[name])
+    write(tmp_path / name, FORMATS[name])
     splits = open_splits(config_for(tmp_path, name))
     assert list(splits) == ["train"]
     assert {record.image.name: list(record.captions) for record in splits["train"]} == CAPTIONS
-    expected_ids = [0, 1, 2] if isinstance(FORMS[name], dict) and "annotations" in FORMS[name] else list(CAPTIONS)
+    expected_ids = [0, 1, 2] if isinstance(FORMATS[name], dict) and "annotations" in FORMATS[name] else list(CAPTIONS)
     assert splits["train"].image_ids == expected_ids
     assert all(record.image.is_file() for record in splits["train"])
 
@@ -124,7 +124,7 @@ def test_flickr8k_token_file(tmp_path):
     ["", "picture,words\na.jpg,hi\n", "hello world", '{"images": 3}', "[1, 2", "\x00\x01"],
     ids=["empty", "header", "prose", "json", "broken json", "binary"],
 )
-def test_unknown_form_is_an_error_that_lists_the_forms(tmp_path, content):
+def test_an_unknown_format_is_an_error_that_lists_the_formats(tmp_path, content):
     make_images(tmp_path / "images")
     write(tmp_path / "odd.txt", content)
     with pytest.raises(DataError, match=r"odd\.txt") as error:
@@ -133,7 +133,7 @@ def test_unknown_form_is_an_error_that_lists_the_forms(tmp_path, content):
         assert form in str(error.value)
 
 
-def test_latin_1_is_named_with_its_place(tmp_path):
+def test_latin_1_is_reported_with_its_position(tmp_path):
     make_images(tmp_path / "images")
     (tmp_path / "captions.csv").write_bytes("image,caption\na.jpg,café\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"captions\.csv is not UTF-8 text \(byte 23\)"):
@@ -167,7 +167,7 @@ def test_split_files(tmp_path):
     assert {name: split.image_ids for name, split in splits.items()} == {"train": ["a.jpg"], "val": ["c.jpg"]}
 
 
-def test_split_files_overrule_what_the_caption_files_say(tmp_path):
+def test_split_files_take_precedence_over_caption_files(tmp_path):
     make_images(tmp_path / "images")
     write(tmp_path / "captions.csv", "image,caption,split\na.jpg,one,val\na.jpg,two,train\nb.jpg,x,fold 3\n")
     write(tmp_path / "train.txt", "a.jpg\nb.jpg\n")
@@ -216,19 +216,19 @@ def test_coco_folders_with_a_file_for_each_split(tmp_path):
     splits = open_splits(config_for(tmp_path, *files, images="."))
     assert {name: split.image_ids for name, split in splits.items()} == {"train": [0, 1], "val": [2]}
     assert splits["val"][0].image == tmp_path / "val2017" / "c.jpg"
-    # The split can be said outright, too.
+    # The split can also be explicit.
     named = open_splits(config_for(tmp_path, f"test={files[0]}", files[1], images="."))
     assert {name: len(split) for name, split in named.items()} == {"val": 1, "test": 2}
 
 
 def test_karpathys_coco(tmp_path):
-    """restval is trained on, ids are COCO's, and the folder of each image is named in the file."""
+    """restval is part of training, ids are those of COCO, and the file names the folder of each image."""
     content = as_karpathy()
     for number, (image, split) in enumerate(zip(content["images"], ("restval", "val", "test"), strict=True)):
         image.update(split=split, filepath="val2014", cocoid=100 + number)
     write(tmp_path / "dataset_coco.json", content)
     make_images(tmp_path / "val2014")
-    make_images(tmp_path / "train2014")  # the same names elsewhere do not confuse it
+    make_images(tmp_path / "train2014")  # other folders may contain the same names
     splits = open_splits(config_for(tmp_path, "dataset_coco.json", images=""))
     assert {name: split.image_ids for name, split in splits.items()} == {"train": [100], "val": [101], "test": [102]}
     assert splits["train"][0].image == tmp_path / "val2014" / "a.jpg"
@@ -249,7 +249,7 @@ def test_split_by_fraction_depends_on_the_image_alone(tmp_path):
         open_splits(config_for(tmp_path, "one.csv", split_fractions={"val": 0.6, "test": 0.5}))
 
 
-def test_two_rules_for_splits_are_refused(tmp_path):
+def test_two_rules_for_splits_are_rejected(tmp_path):
     make_images(tmp_path / "images")
     write(tmp_path / "captions.csv", as_csv())
     write(tmp_path / "train.txt", "a.jpg\n")
@@ -259,14 +259,14 @@ def test_two_rules_for_splits_are_refused(tmp_path):
         )
 
 
-def test_asking_for_a_split_that_is_not_there_says_which_are(tmp_path):
+def test_an_unknown_split_lists_the_available_ones(tmp_path):
     make_images(tmp_path / "images")
     write(tmp_path / "captions.csv", as_csv())
     with pytest.raises(DataError, match=r"no split 'val'; the dataset has train \(3\)"):
         get_split(open_splits(config_for(tmp_path, "captions.csv")), "val")
 
 
-def test_one_image_in_two_splits_is_caught_when_opened():
+def test_an_image_in_two_splits_is_rejected_when_opened():
     record = Record(Path("a.jpg"), ("text",), 7)
     with pytest.raises(DataError, match=r"7 \(train and val\)"):
         check_splits({"train": Split("train", [record]), "val": Split("val", [record])})
@@ -278,7 +278,7 @@ def test_one_image_in_two_splits_is_caught_when_opened():
 
 
 def problem_folder(root: Path) -> dict:
-    """A data set with one of each problem beside two good images."""
+    """A data set with one of each problem and two valid images."""
     make_images(root / "images", ["good.jpg", "fine.jpg", "blank.jpg", "torn.jpg", "bare.jpg"])
     rows = ["good.jpg,one,train", "fine.jpg,two,val", "gone.jpg,three,train", 'blank.jpg,"  ",train']
     rows += ["torn.jpg,four,train", "torn.jpg,five,val", "good.jpg,a, b,train", "good.jpg,,train", "bare.jpg,six,"]
@@ -303,7 +303,7 @@ def test_problems_are_reported_and_stop_the_run(tmp_path):
         assert expected in text, text
 
 
-def test_problems_are_left_out_on_request(tmp_path, caplog):
+def test_problems_are_skipped_on_request(tmp_path, caplog):
     data = dataclasses.replace(problem_folder(tmp_path), on_error="skip")
     with caplog.at_level(logging.WARNING):
         splits = open_splits(data)
@@ -314,7 +314,7 @@ def test_problems_are_left_out_on_request(tmp_path, caplog):
     assert "gone.jpg" in caplog.text
 
 
-def test_report_names_ten_and_counts_all(tmp_path):
+def test_the_report_lists_ten_problems_and_counts_all(tmp_path):
     make_images(tmp_path / "images")
     gone = "".join(f"gone{number:02}.jpg,text\n" for number in range(25))
     write(tmp_path / "captions.csv", as_csv() + "\n" + gone)
@@ -337,7 +337,7 @@ def test_coco_captions_of_unknown_images_and_images_listed_twice(tmp_path):
     assert "images listed twice: 1" in str(error.value)
 
 
-def test_split_file_names_images_nobody_describes(tmp_path):
+def test_split_files_may_list_images_without_captions(tmp_path):
     make_images(tmp_path / "images")
     write(tmp_path / "captions.csv", as_csv())
     write(tmp_path / "train.txt", "a.jpg\nz.jpg\n")
@@ -345,7 +345,7 @@ def test_split_file_names_images_nobody_describes(tmp_path):
         open_splits(config_for(tmp_path, "captions.csv", split_files={"train": "train.txt"}))
 
 
-def test_same_name_in_two_folders_is_not_guessed(tmp_path):
+def test_ambiguous_names_in_two_folders_are_rejected(tmp_path):
     make_images(tmp_path / "images" / "one")
     make_images(tmp_path / "images" / "two", ["a.jpg"])
     write(tmp_path / "captions.csv", as_csv())
@@ -353,13 +353,13 @@ def test_same_name_in_two_folders_is_not_guessed(tmp_path):
         open_splits(config_for(tmp_path, "captions.csv"))
 
 
-def test_people_may_write_the_same_sentence_twice(tmp_path):
+def test_repeated_captions_are_allowed(tmp_path):
     make_images(tmp_path / "images", ["a.jpg"])
     write(tmp_path / "captions.csv", "image,caption\na.jpg,same\na.jpg,same\n")
     assert open_splits(config_for(tmp_path, "captions.csv"))["train"].captions == ["same", "same"]
 
 
-def test_nothing_usable_is_an_error_even_when_skipping(tmp_path):
+def test_no_valid_images_is_an_error_even_when_skipping(tmp_path):
     make_images(tmp_path / "images")
     write(tmp_path / "captions.csv", "image,caption\ngone.jpg,text\n")
     with pytest.raises(DataError, match="no usable image"):

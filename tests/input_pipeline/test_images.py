@@ -1,4 +1,4 @@
-"""Odd images come out upright and whole, or are refused by name; the ways of handing one over agree."""
+"""Unusual images are decoded upright and complete, or rejected by name. All input types give equal pixels."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def assert_corners(square: np.ndarray, tolerance=12) -> None:
     size = square.shape[0]
     near, far = size // 4, size - 1 - size // 4
-    found = square[[near, near, far, far], [near, far, near, far]].astype(int)
-    np.testing.assert_allclose(found, [RED, GREEN, BLUE, WHITE], atol=tolerance)
+    actual = square[[near, near, far, far], [near, far, near, far]].astype(int)
+    np.testing.assert_allclose(actual, [RED, GREEN, BLUE, WHITE], atol=tolerance)
 
 
 def photograph(width=501, height=377) -> np.ndarray:
@@ -61,7 +61,7 @@ def test_formats_keep_their_corners(kind):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 def test_camera_orientation_is_undone(orientation, fit):
-    # What a camera stores: the inverse of what a viewer does for this tag.
+    # The pixels that a camera stores: the inverse of the operation of a viewer for this tag.
     undo = {
         1: None,
         2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -82,7 +82,7 @@ def test_camera_orientation_is_undone(orientation, fit):
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_thumbnail_is_upright_in_its_own_proportions_and_never_enlarged(kind):
+def test_thumbnails_are_upright_keep_their_aspect_and_are_never_enlarged(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     lying = encoded(corners(960, 640).transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
@@ -96,7 +96,7 @@ def test_a_thumbnail_is_upright_in_its_own_proportions_and_never_enlarged(kind):
         thumbnail(b"", 100, name="a.jpg")
 
 
-def test_damaged_exif_does_not_cost_the_image():
+def test_images_with_damaged_exif_are_read():
     assert_corners(decode_image(encoded(corners(), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff"), 32))
 
 
@@ -104,7 +104,7 @@ def test_cmyk():
     assert_corners(decode_image(encoded(corners().convert("CMYK"), "JPEG", quality=95), 32))
 
 
-def test_sixteen_bits_are_scaled_not_clipped():
+def test_sixteen_bit_pixels_are_scaled_not_clipped():
     levels = np.array([[0, 257 * 40, 257 * 128, 65535]], np.uint16).repeat(4, 0)
     expected = np.array([0, 40, 128, 255])
     from_file = decode_image(encoded(Image.fromarray(levels), "PNG"), 4)
@@ -127,13 +127,13 @@ def test_sixteen_bit_colour():
     np.testing.assert_array_equal(decode_image(png, 1), [[[255, 128, 0]]])
 
 
-def test_floating_point_pixels_are_refused():
+def test_floating_point_pixels_are_rejected():
     with pytest.raises(ImageError, match="8 or 16 bits"):
         decode_image(encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), 4, name="scan.tif")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_transparency_is_laid_over_white(mode):
+def test_transparent_images_are_composited_over_white(mode):
     image = Image.new(mode, (8, 8), 0)
     image.putpixel((0, 0), (0, 0, 0, 255) if mode == "RGBA" else (0, 255))
     square = decode_image(encoded(image, "PNG"), 8)
@@ -150,7 +150,7 @@ def test_palette_with_transparency():
     assert tuple(square[7, 7]) == WHITE
 
 
-def test_palette_with_a_level_of_transparency_for_each_colour():
+def test_palette_with_transparency_per_colour():
     image = Image.new("P", (2, 1), 0)
     image.putpalette([0, 0, 0, 0, 0, 0])
     image.putpixel((1, 0), 1)
@@ -183,7 +183,7 @@ def test_crop_keeps_the_centre_and_the_aspect():
     assert decode_image(pixels, 40, "squash", "area").min() == 0
 
 
-def test_truncated_file_is_refused_by_name(tmp_path):
+def test_truncated_files_are_rejected_by_name(tmp_path):
     data = encoded(Image.fromarray(photograph()), "JPEG")
     path = tmp_path / "half.jpg"
     path.write_bytes(data[: len(data) // 2])
@@ -217,7 +217,7 @@ def test_empty_missing_and_folder(tmp_path):
 
 @pytest.mark.parametrize("side", [15_000, 60_000])
 def test_decompression_bomb(side):
-    """A file of a hundred bytes that claims hundreds of millions of pixels is refused before any is made."""
+    """A file of a hundred bytes that claims hundreds of millions of pixels is rejected before decoding."""
     data = bytearray(encoded(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">II", side, side)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -241,7 +241,7 @@ def test_error_survives_pickling():
         np.zeros(8, np.uint8),
     ],
 )
-def test_arrays_whose_meaning_is_unclear_are_refused(array):
+def test_ambiguous_arrays_are_rejected(array):
     with pytest.raises(ImageError, match="array of"):
         decode_image(array, 8)
 
@@ -249,7 +249,7 @@ def test_arrays_whose_meaning_is_unclear_are_refused(array):
 @pytest.mark.parametrize("fit", ["squash", "crop"])
 @pytest.mark.parametrize("interpolation", list(INTERPOLATIONS))
 def test_file_image_and_array_agree(tmp_path, fit, interpolation):
-    """Decoders' shortcuts included: exactly without loss, within rounding and colour sampling for JPEG."""
+    """Also with scaled decoding: exact for lossless formats, within rounding and chroma subsampling for JPEG."""
     pixels = photograph()
     Image.fromarray(pixels).save(tmp_path / "a.png")
     from_array = decode_image(pixels, 91, fit, interpolation)
@@ -257,10 +257,10 @@ def test_file_image_and_array_agree(tmp_path, fit, interpolation):
     np.testing.assert_array_equal(decode_image(Image.fromarray(pixels), 91, fit, interpolation), from_array)
 
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=90)
-    whole = np.asarray(Image.open(tmp_path / "a.jpg"))
+    full = np.asarray(Image.open(tmp_path / "a.jpg"))
     difference = np.abs(
         decode_image(tmp_path / "a.jpg", 91, fit, interpolation).astype(int)
-        - decode_image(whole, 91, fit, interpolation)
+        - decode_image(full, 91, fit, interpolation)
     )
     assert difference.mean() < 1
     assert difference.max() < 12
@@ -273,14 +273,14 @@ def test_file_image_and_array_agree(tmp_path, fit, interpolation):
     size=st.integers(12, 40),
     fit=st.sampled_from(["squash", "crop"]),
 )
-def test_the_jpeg_decoders_factor_is_the_one_that_is_reckoned_with(width, height, size, fit):
-    """A ramp shows any shift or wrong scale, at every remainder of the division by 2, 4 and 8."""
+def test_the_scaling_factor_of_the_jpeg_decoder_is_as_expected(width, height, size, fit):
+    """A ramp reveals any shift or wrong scale, for every remainder of the division by 2, 4 and 8."""
     across = np.linspace(0, 255, width)[None, :].repeat(height, 0)
     down = np.linspace(255, 0, height)[:, None].repeat(width, 1)
     ramp = np.stack([across, down, across], -1).astype(np.uint8)
     data = encoded(Image.fromarray(ramp), "JPEG", quality=100, subsampling=0)
     difference = decode_image(data, size, fit).astype(int) - decode_image(ramp, size, fit)
-    # Sizes of a few pixels are left out: there the padding of the last JPEG block shows.
+    # Sizes of a few pixels are excluded because the padding of the last JPEG block is visible.
     assert np.abs(difference).mean() < 1.5
 
 
@@ -288,27 +288,27 @@ def test_photographs_agree(shared_data):
     preprocessing = Preprocessing(224)
     for path in sorted((shared_data / "coco_mini" / "images").iterdir())[:8]:
         with Image.open(path) as image:
-            whole = preprocessing.load(np.asarray(image.convert("RGB"))).astype(int)
-        difference = np.abs(preprocessing.load(path) - whole)
+            full = preprocessing.load(np.asarray(image.convert("RGB"))).astype(int)
+        difference = np.abs(preprocessing.load(path) - full)
         assert difference.mean() < 1
         assert difference.max() < 12
 
 
-def test_callers_image_is_left_as_it_was():
+def test_the_image_of_the_caller_is_not_modified():
     image = Image.open(io.BytesIO(encoded(Image.fromarray(photograph()), "JPEG")))
     decode_image(image, 16)
     assert image.size == (501, 377)
     assert image.getpixel((0, 0)) is not None
 
 
-def test_large_photograph_is_like_a_plain_resize():
-    """The whole-factor step must not blur or shift: compared with one antialiased resize of the full image."""
+def test_large_photographs_equal_a_plain_resize():
+    """The integer-factor step must not blur or shift, compared with one antialiased resize of the full image."""
     pixels = photograph(640, 480)
     plain = np.asarray(Image.fromarray(pixels).resize((100, 100), Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(decode_image(pixels, 100) - plain).mean() < 2
 
 
-def test_normalise_is_the_same_in_numpy_and_jax():
+def test_normalise_is_equal_in_numpy_and_jax():
     preprocessing = Preprocessing(8, mean=(127, 127, 127), std=(128, 64, 32))
     image = np.arange(8 * 8 * 3, dtype=np.uint8).reshape(8, 8, 3)
     on_host, on_device = preprocessing.normalise(image), preprocessing.normalise(jnp.asarray(image))
@@ -318,7 +318,7 @@ def test_normalise_is_the_same_in_numpy_and_jax():
 
 
 @pytest.mark.parametrize("shape", [(240, 320), (214, 320), (427, 640), (100, 90), (5, 300)])
-def test_bicubic_is_pillows_but_for_rounding(shape):
+def test_bicubic_equals_pillow_up_to_rounding(shape):
     pixels = photograph(shape[1], shape[0]) if min(shape) > 48 else photograph(300, 48)[: shape[0]]
     pillow = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
     difference = np.abs(to_square(pixels, 224, "squash", "bicubic") - pillow)
@@ -327,18 +327,18 @@ def test_bicubic_is_pillows_but_for_rounding(shape):
 
 
 @pytest.mark.parametrize(("sides", "factor"), [((640, 427), 2), ((640, 400), 1), ((448, 448), 2), ((4000, 1700), 8)])
-def test_a_result_has_fifteen_sixteenths_of_its_size_from_the_shrunken_image(sides, factor):
+def test_the_shrunken_image_has_at_least_fifteen_sixteenths_of_the_size(sides, factor):
     assert reduction_factor(*sides, 224) == factor
 
 
-def test_a_grey_jpeg_and_one_with_rubbish_after_its_end():
+def test_grey_jpeg_and_jpeg_with_trailing_bytes():
     grey = encoded(corners().convert("L"), "JPEG")
     expected = np.asarray(corners().convert("L").convert("RGB").resize((32, 32))).astype(int)
     assert np.abs(decode_image(grey, 32) - expected).mean() < 4
     np.testing.assert_array_equal(decode_image(grey + b"rubbish", 32), decode_image(grey, 32))
 
 
-def test_pixels_of_an_older_version_are_told(caplog):
+def test_pixels_of_an_older_version_are_reported(caplog):
     stored = json.loads(Preprocessing(8).to_json())
     assert Preprocessing.from_json(json.dumps(stored)) == Preprocessing(8) and not caplog.text
     del stored["pixels"]
@@ -354,6 +354,6 @@ def test_preprocessing_survives_json():
 @pytest.mark.parametrize(
     "bad", [{"size": 0}, {"fit": "stretch"}, {"interpolation": "nearest"}, {"mean": (0.0,)}, {"std": (1, 1, 0)}]
 )
-def test_preprocessing_refuses_what_it_cannot_do(bad):
+def test_invalid_preprocessing_is_rejected(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Preprocessing(**bad)

@@ -1,4 +1,4 @@
-"""Stored features in batches: each image's own, all views equally often, the same after a resume."""
+"""Stored features in batches: those of each image, all views equally often, and equal after a resume."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGES, VIEWS = 11, 3
 
 @pytest.fixture
 def files(tmp_path, monkeypatch) -> FeatureFiles:
-    """Features whose values are (number of the image, view), in blocks of four images; the sixth cannot be read."""
+    """Features with values (image number, view) in blocks of four images. The sixth image is unreadable."""
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 4 * VIEWS * 2 * 4)
     files = FeatureFiles(tmp_path, IMAGES, VIEWS, (1, 2), np.dtype(np.float32))
     for block in files.blocks:
@@ -38,49 +38,51 @@ def batches(files: FeatureFiles):
     return train_batches(split, PREPROCESSING, Letters(), data_config(batch_size=IMAGES), 0, features=features)
 
 
-def test_a_batch_holds_each_images_own_features_and_captions(files):
-    made = batches(files)
-    for batch in itertools.islice(made, 3):
+def test_batches_pair_features_with_captions(files):
+    iterator = batches(files)
+    for batch in itertools.islice(iterator, 3):
         assert batch["features"].shape == (IMAGES, 1, 2) and "image" not in batch
         for row, index in enumerate(batch["index"]):
             assert batch["mask"][row] == (index != 5)
             assert batch["features"][row, 0, 0] == index or index == 5
             assert Letters().decode(batch["tokens"][row, 0]).split("/")[0] == str(index)
-    made.close()
-    assert made.problems == {"image 1005": "image 1005: is torn"}
+    iterator.close()
+    assert iterator.problems == {"image 1005": "image 1005: is torn"}
 
 
-def test_epochs_take_an_images_views_in_turn(files):
-    made = batches(files)
-    seen = np.zeros((IMAGES, VIEWS), int)
+def test_epochs_cycle_through_the_views_of_an_image(files):
+    iterator = batches(files)
+    counts = np.zeros((IMAGES, VIEWS), int)
     firsts = set()
-    for epoch, batch in enumerate(itertools.islice(made, 2 * VIEWS)):
+    for epoch, batch in enumerate(itertools.islice(iterator, 2 * VIEWS)):
         for index, features in zip(batch["index"], batch["features"], strict=True):
             if index != 5:
-                seen[index, int(features[0, 1])] += 1
+                counts[index, int(features[0, 1])] += 1
                 firsts |= {int(features[0, 1])} if epoch == 0 else set()
-    made.close()
-    assert (np.delete(seen, 5, 0) == 2).all()
-    assert firsts == set(range(VIEWS))  # an epoch does not show the same view of all images
+    iterator.close()
+    assert (np.delete(counts, 5, 0) == 2).all()
+    assert firsts == set(range(VIEWS))  # images have different views in an epoch
 
 
-def test_views_do_not_follow_captions():
-    places = itertools.product(range(5), range(200))
-    pairs = {(choose_view(5, 0, epoch, image), *choose_captions(5, 1, 0, epoch, image)) for epoch, image in places}
+def test_views_are_independent_of_captions():
+    epochs_and_images = itertools.product(range(5), range(200))
+    pairs = {
+        (choose_view(5, 0, epoch, image), *choose_captions(5, 1, 0, epoch, image)) for epoch, image in epochs_and_images
+    }
     assert len(pairs) == 25
 
 
-def test_resume_anywhere_gives_the_same_features(files):
-    whole, resumed = batches(files), batches(files)
-    next(whole)
-    resumed.set_state(whole.get_state())
-    for one, two in zip(itertools.islice(whole, 3), resumed, strict=False):
+def test_resuming_at_any_step_gives_equal_features(files):
+    uninterrupted, resumed = batches(files), batches(files)
+    next(uninterrupted)
+    resumed.set_state(uninterrupted.get_state())
+    for one, two in zip(itertools.islice(uninterrupted, 3), resumed, strict=False):
         assert_same_batch(one, two)
-    whole.close()
+    uninterrupted.close()
     resumed.close()
 
 
-def test_a_block_that_is_gone_is_named(files):
+def test_a_missing_block_is_reported(files):
     (files.folder / "block_00001.npy").unlink()
     with pytest.raises(DataError, match=r"block_00001\.npy is missing: set config\.data\.feature_cache\.folder"):
         batches(files)
@@ -96,7 +98,7 @@ def test_a_large_cache_has_larger_blocks():
         assert all(after == before + 1 for before, after in zip(rows[1::2], rows[2::2], strict=False))
 
 
-def test_the_fingerprint_is_of_the_images_and_their_order(tmp_path):
+def test_the_fingerprint_depends_on_the_images_and_their_order(tmp_path):
     split = make_split(9)
     assert fingerprint(split) == fingerprint(make_split(9, captions=2))
     others = [

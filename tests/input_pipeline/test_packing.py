@@ -9,7 +9,7 @@ from input_pipeline.packing import pack_captions
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_rows_hold_the_captions_of_readable_images_in_order(rows):
+def test_rows_have_the_captions_of_readable_images_in_order(rows):
     tokens = np.ones((4, 2, 9), np.int32)
     for number, caption in enumerate(tokens.reshape(-1, 9)):
         words = number % 6
@@ -17,21 +17,21 @@ def test_rows_hold_the_captions_of_readable_images_in_order(rows):
     packed = pack_captions(tokens, np.array([True, True, False, True]), rows)
     per_row = 8 // rows
     for row in range(rows):
-        read = []
+        expected = []
         for number in range(per_row * row, per_row * (row + 1)):
             caption = tokens.reshape(-1, 9)[number]
             if number not in (4, 5):
-                read += [
-                    (int(caption[at]), int(caption[at + 1]), number - per_row * row + 1, at)
-                    for at in range(8)
-                    if caption[at + 1] != 1
+                expected += [
+                    (int(caption[position]), int(caption[position + 1]), number - per_row * row + 1, position)
+                    for position in range(8)
+                    if caption[position + 1] != 1
                 ]
         columns = [packed[name][row] for name in ("inputs", "targets", "segment_ids", "positions")]
-        assert list(zip(*(column[: len(read)].tolist() for column in columns), strict=True)) == read
-        assert not columns[2][len(read) :].any()
+        assert list(zip(*(column[: len(expected)].tolist() for column in columns), strict=True)) == expected
+        assert not columns[2][len(expected) :].any()
 
 
-def test_few_lengths_occur():
+def test_there_are_few_distinct_lengths():
     random = np.random.default_rng(3)
     lengths = set()
     for _ in range(200):

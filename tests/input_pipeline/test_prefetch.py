@@ -1,4 +1,4 @@
-"""Prefetching changes nothing that can be seen: the batches, the state, errors and the end come as without it."""
+"""Prefetching is transparent: batches, state, errors and the end of iteration are those of the inner iterator."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def prefetch_threads() -> int:
 
 
 class Counter:
-    """0, 1, 2, ... with a state; may fail or end at a number."""
+    """Iterates over 0, 1, 2, ... with a state; can fail or end at a number."""
 
     def __init__(self, fail_at=None, end_at=None):
         self.number, self.fail_at, self.end_at = 0, fail_at, end_at
@@ -52,7 +52,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("size", [0, 1, 4])
-def test_batches_and_states_are_those_of_the_inner_iterator(size):
+def test_batches_and_states_equal_the_inner_iterator(size):
     plain = train()
     with prefetch_to_device(train(), jax.device_put, size) as ahead:
         assert ahead.get_state() == plain.get_state()
@@ -64,7 +64,7 @@ def test_batches_and_states_are_those_of_the_inner_iterator(size):
     plain.close()
 
 
-def test_state_is_that_of_the_consumed_batch_however_far_ahead_the_thread_is():
+def test_state_is_that_of_the_last_consumed_batch():
     inner = Counter()
     with prefetch_to_device(inner, None, 5) as ahead:
         assert next(ahead) == 0
@@ -79,7 +79,7 @@ def test_state_is_that_of_the_consumed_batch_however_far_ahead_the_thread_is():
 
 
 @pytest.mark.parametrize("size", [0, 3])
-def test_errors_reach_the_consumer_in_their_place(size):
+def test_errors_reach_the_consumer_in_order(size):
     ahead = prefetch_to_device(Counter(fail_at=2), None, size)
     assert [next(ahead), next(ahead)] == [0, 1]
     with pytest.raises(OSError, match="disk gone at 2"):
@@ -98,7 +98,7 @@ def test_errors_of_put_reach_the_consumer():
 
 
 @pytest.mark.parametrize("size", [0, 1, 3])
-def test_the_end_comes_once_and_stays(size):
+def test_iteration_stops_permanently(size):
     ahead = prefetch_to_device(Counter(end_at=4), None, size)
     assert list(ahead) == [0, 1, 2, 3]
     assert next(ahead, "ended") == "ended"
@@ -106,7 +106,7 @@ def test_the_end_comes_once_and_stays(size):
     assert list(ahead) == [3]
 
 
-def test_close_ends_the_thread_even_while_its_queue_is_full():
+def test_close_ends_the_thread_even_if_its_queue_is_full():
     before = prefetch_threads()
     ahead = prefetch_to_device(Counter(), None, 1)
     next(ahead)
@@ -117,7 +117,7 @@ def test_close_ends_the_thread_even_while_its_queue_is_full():
     assert next(ahead, "ended") == "ended"
 
 
-def test_a_forgotten_iterator_ends_its_thread():
+def test_a_garbage_collected_iterator_ends_its_thread():
     before = prefetch_threads()
     ahead = prefetch_to_device(Counter(), None, 1)
     next(ahead)
@@ -126,7 +126,7 @@ def test_a_forgotten_iterator_ends_its_thread():
     assert prefetch_threads() == before
 
 
-def test_the_inner_iterator_shows_through():
+def test_attributes_of_the_inner_iterator_are_accessible():
     with prefetch_to_device(train(), None, 1) as ahead:
         next(ahead)
         assert ahead.problems == {}
@@ -136,7 +136,7 @@ def test_the_inner_iterator_shows_through():
 
 
 @pytest.mark.slow
-def test_a_program_that_just_stops_ends_cleanly():
+def test_a_program_without_close_exits_cleanly():
     program = textwrap.dedent("""
         import sys
         sys.path[:0] = [sys.argv[1], sys.argv[2]]
@@ -149,5 +149,5 @@ def test_a_program_that_just_stops_ends_cleanly():
     """)
     here = Path(__file__).resolve()
     command = [sys.executable, "-c", program, str(here.parent), str(here.parents[2])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert (done.returncode, done.stderr) == (7, "")
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (process.returncode, process.stderr) == (7, "")

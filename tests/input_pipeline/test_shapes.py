@@ -50,17 +50,17 @@ def test_splits(splits, folder):
     image = Image.open(io.BytesIO(record.source()))
     assert image.size == (96, 96) and image.mode == "RGB" and image.format == "PNG"
     assert len(record.captions) == 5 and all(isinstance(caption, str) for caption in record.captions)
-    assert not list(folder.rglob("*making*")), "the folder it was made in is left behind"
+    assert not list(folder.rglob("*making*")), "the temporary folder still exists"
 
 
-def test_it_is_the_same_when_read_or_made_again(splits, folder, tmp_path):
-    for again in (open_shapes(data_config(folder)), open_shapes(data_config(tmp_path))):
-        for old, new in zip(splits["test"], again["test"], strict=True):
+def test_reading_and_regenerating_give_equal_data(splits, folder, tmp_path):
+    for reopened in (open_shapes(data_config(folder)), open_shapes(data_config(tmp_path))):
+        for old, new in zip(splits["test"], reopened["test"], strict=True):
             assert (old.image_id, old.captions) == (new.image_id, new.captions)
             assert old.source() == new.source()
 
 
-def test_pictures_fit_their_captions(splits):
+def test_images_match_their_captions(splits):
     scene_of = dict(split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
     for record in splits["val"]:
         scene = scene_of[record.image_id]
@@ -79,7 +79,7 @@ def test_no_tensorflow(folder, splits):
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=root)
 
 
-def test_two_processes_may_make_it_at_once(tmp_path):
+def test_two_processes_may_generate_it_concurrently(tmp_path):
     code = (
         "import sys; from caption_jax.config import default_config\n"
         "from input_pipeline.sources.shapes import open_shapes\n"
@@ -88,40 +88,40 @@ def test_two_processes_may_make_it_at_once(tmp_path):
     )
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-c", code, str(tmp_path)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0]
-    assert said[0] == said[1] and int(said[0]) > 0
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root) for _ in range(2)]
+    outputs = [process.communicate(timeout=120)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0]
+    assert outputs[0] == outputs[1] and int(outputs[0]) > 0
     assert [path.name for path in (tmp_path / "caption_shapes" / "tiny").iterdir()] == ["1.0.0"]
 
 
-def test_unknown_size_is_named(folder):
+def test_an_unknown_size_is_rejected(folder):
     with pytest.raises(ValueError, match=r"data\.shapes is 'huge'.*full.*tiny"):
         dataclasses.replace(data_config(folder), shapes="huge")
 
 
 def test_no_scene_is_in_two_splits(all_scenes):
-    assert {name: len(found) for name, found in all_scenes.items()} == {"train": 6000, "val": 300, "test": 300}
+    assert {name: len(in_split) for name, in_split in all_scenes.items()} == {"train": 6000, "val": 300, "test": 300}
     assert len(set(itertools.chain(*all_scenes.values()))) == 6600
 
 
-def test_references_tell_scenes_apart(all_scenes):
+def test_references_identify_their_scene(all_scenes):
     owners: dict[str, set[Scene]] = collections.defaultdict(set)
     for scene in itertools.chain(*all_scenes.values()):
         captions = scene.captions()
         assert len(set(captions)) == 5
         for caption in captions:
             owners[caption].add(scene)
-    assert all(len(found) == 1 for found in owners.values())
+    assert all(len(captioned) == 1 for captioned in owners.values())
 
 
-def test_a_constant_caption_scores_near_nothing(all_scenes):
-    # What a captioner can reach that ignores the image: the one caption that is right most often.
+def test_a_constant_caption_scores_near_zero(all_scenes):
+    # The best score of a captioner that ignores the image: the caption that is right most often.
     hits = collections.Counter(caption for scene in all_scenes["test"] for caption in scene.captions())
     assert hits.most_common(1)[0][1] / len(all_scenes["test"]) < 0.01
 
 
-def test_every_attribute_is_well_spread(all_scenes):
+def test_every_attribute_is_balanced(all_scenes):
     groups = [group for scene in all_scenes["train"] for group in (scene.first, scene.second) if group]
     for attribute, options in (("count", 3), ("size", 2), ("colour", 6), ("shape", 6)):
         counts = collections.Counter(getattr(group, attribute) for group in groups)
@@ -150,12 +150,12 @@ def test_sentences():
 def test_drawing_shows_count_side_size_and_colour():
     def ink(scene: Scene) -> np.ndarray:
         pixels = np.asarray(draw(scene, "a seed"), np.int32)
-        return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60  # near the blue that is drawn with
+        return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60  # near the blue of the drawing
 
     small, large = (ink(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))
     assert 2 < large.sum() / small.sum() < 5
-    for found in (small, large):
-        assert found[:, :48].any() and not found[:, 48:].any()
+    for pixels_of_object in (small, large):
+        assert pixels_of_object[:, :48].any() and not pixels_of_object[:, 48:].any()
     three = ink(Scene(Group(3, "small", "blue", "circle"), "bottom"))
     assert not three[:48].any()
     columns = three.any(0)
@@ -164,7 +164,7 @@ def test_drawing_shows_count_side_size_and_colour():
 
 
 def test_objects_stay_inside_and_apart():
-    # The crowded case, over many seeds: a frame stays free, and the three objects do not touch.
+    # The most crowded scenes, over many seeds: the border stays free, and the three objects do not touch.
     for seed in range(40):
         for shape in ("square", "cross", "star", "circle"):
             pixels = np.asarray(draw(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)

@@ -1,4 +1,4 @@
-"""TensorFlow leaves accelerators to JAX."""
+"""TensorFlow does not use accelerators, which JAX needs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_tensorflow_that_holds_an_accelerator_is_an_error(monkeypatch):
 
     monkeypatch.setattr(tf.config, "set_visible_devices", too_late)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
-    keep_tensorflow_off_accelerators("a test")  # set up, but without one
+    keep_tensorflow_off_accelerators("a test")  # initialised, but without an accelerator
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu:0"])
     with pytest.raises(RuntimeError, match="holds a GPU"):
         keep_tensorflow_off_accelerators("a test")

@@ -1,4 +1,4 @@
-"""A folder written as a TFDS data set comes back the same, read without TensorFlow; COCO's splits are Karpathy's."""
+"""A folder written as a TFDS data set is read back unchanged, without TensorFlow. COCO has the Karpathy splits."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Split]:
-    whole = make_split(9, captions=2).records
-    return {"train": Split("train", whole[:6]), "val": Split("val", whole[6:8]), "test": Split("test", whole[8:])}
+    records = make_split(9, captions=2).records
+    return {"train": Split("train", records[:6]), "val": Split("val", records[6:8]), "test": Split("test", records[8:])}
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_round_trip(splits, tfds_dir):
     assert opened["val"][1].name == "small_captions/val[1] (image 1007)"
 
 
-def test_batches_are_those_of_the_folder(splits, tfds_dir):
+def test_batches_equal_those_of_the_folder(splits, tfds_dir):
     data = tfds_config("small_captions", tfds_dir, captions_per_image=2)
     pair = [
         train_batches(split, PREPROCESSING, Letters(), data, 0)
@@ -69,18 +69,18 @@ def test_batches_are_those_of_the_folder(splits, tfds_dir):
         batches.close()
 
 
-def test_captions_are_kept_beside_the_data_and_belong_to_them(splits, tfds_dir):
+def test_captions_are_cached_next_to_the_data_with_their_version(splits, tfds_dir):
     index = next(tfds_dir.glob("small_captions/*/captions_train.json"))
-    whole = index.read_text()
-    index.write_text(whole.replace("0/1", "from the kept file"))
-    assert open_tfds("small_captions", tfds_dir)["train"][0].captions == ("0/0", "from the kept file")
-    for damaged in (whole[:-5], whole.replace("small_captions/1.0.0", "small_captions/0.9.0"), "{}"):
+    content = index.read_text()
+    index.write_text(content.replace("0/1", "from the cached file"))
+    assert open_tfds("small_captions", tfds_dir)["train"][0].captions == ("0/0", "from the cached file")
+    for damaged in (content[:-5], content.replace("small_captions/1.0.0", "small_captions/0.9.0"), "{}"):
         index.write_text(damaged)
         assert open_tfds("small_captions", tfds_dir)["train"].references == splits["train"].references
-        assert index.read_text() == whole  # made anew
+        assert index.read_text() == content  # written again
 
 
-def test_a_folder_that_cannot_be_written_is_no_obstacle(splits, tfds_dir, monkeypatch):
+def test_read_only_folders_are_supported(splits, tfds_dir, monkeypatch):
     for index in tfds_dir.glob("small_captions/*/captions_*.json"):
         index.unlink()
 
@@ -108,7 +108,7 @@ def test_reading_does_not_import_tensorflow(tfds_dir):
 
 
 def test_public_coco_captions_has_karpathys_splits(tmp_path):
-    """The public builder's names, features and order of splits, with a few images."""
+    """A few images with the names, features and order of splits of the public builder."""
     import tensorflow_datasets as tfds
 
     boxes = {"area": np.int64, "bbox": tfds.features.BBoxFeature(), "id": np.int64, "is_crowd": np.bool_}
@@ -160,7 +160,7 @@ def test_public_coco_captions_has_karpathys_splits(tmp_path):
         assert f"{record.image_id:012}.jpg" in record.name
 
 
-def test_what_is_missing_is_said(tfds_dir, splits, tmp_path):
+def test_missing_data_are_reported(tfds_dir, splits, tmp_path):
     with pytest.raises(DataError, match=r"'nothing' in .*config\.data\.tfds_dir.*--file_format=array_record"):
         open_splits(tfds_config("nothing", tfds_dir))
     with pytest.raises(DataError, match="already exists"):
@@ -170,7 +170,7 @@ def test_what_is_missing_is_said(tfds_dir, splits, tmp_path):
         prepare({"train": Split("train", [gone])}, "broken", tmp_path)
 
 
-def test_data_without_random_access_are_refused_with_the_remedy(splits, tmp_path):
+def test_data_without_random_access_are_rejected_with_a_remedy(splits, tmp_path):
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "caption": tfds.features.Text()})
@@ -185,12 +185,12 @@ def test_data_without_random_access_are_refused_with_the_remedy(splits, tmp_path
         ).download_and_prepare()
     with pytest.raises(DataError, match=r"file_format=array_record"):
         open_splits(tfds_config("as_tfrecord", tmp_path))
-    # The least a data set may have: an image and one caption.
+    # The minimal features: an image and one caption.
     assert open_splits(tfds_config("as_array_record", tmp_path))["val"].references == {"validation/0": ["one text"]}
 
 
-def test_coco_photographs_survive(shared_data, tmp_path):
-    """The command a user types, on real COCO photographs."""
+def test_coco_photographs_survive_a_round_trip(shared_data, tmp_path):
+    """The documented command, on real COCO photographs."""
     config = tmp_path / "config.py"
     config.write_text(
         textwrap.dedent("""
@@ -206,10 +206,10 @@ def test_coco_photographs_survive(shared_data, tmp_path):
     root = Path(__file__).resolve().parents[2]
     command = [sys.executable, "-m", "input_pipeline.sources.prepare_tfds", f"--config={config}"]
     command += [f"--config.data.root={shared_data / 'coco_mini'}", f"--config.data.tfds_dir={tmp_path}"]
-    done = subprocess.run(
+    process = subprocess.run(
         [*command, "--config.data.tfds_name=mini"], cwd=root, capture_output=True, text=True, timeout=300, check=True
     )
-    assert "72 train, 8 val images" in done.stdout
+    assert "72 train, 8 val images" in process.stdout
     folder = data_config(
         source="folder",
         root=str(shared_data / "coco_mini"),

@@ -51,13 +51,13 @@ def test_roberta_agrees_with_transformers(roberta, shared_data):
     assert roberta.encode_batch(captions) == reference(captions)["input_ids"]
 
 
-def test_special_tokens_in_text_are_text(roberta):
+def test_special_tokens_in_captions_are_plain_text(roberta):
     ids = roberta.encode("a </s> b <mask>")
     assert ids.count(EOS) == 1 and ids[-1] == EOS
     assert roberta.decode(ids) == "a </s> b <mask>"
 
 
-def test_first_word_is_encoded_as_other_words(vocabulary):
+def test_the_first_word_is_encoded_like_other_words(vocabulary):
     first, later = vocabulary.encode("dog", 8), vocabulary.encode("a dog", 8)
     assert first[1] == later[2]
     assert vocabulary.decode(first) == "dog"
@@ -77,13 +77,13 @@ def test_decode_stops_at_the_first_end(vocabulary):
     assert vocabulary.decode([*ids[: ids.index(EOS) + 1], *ids[1:]]) == "a dog"
 
 
-def test_a_long_caption_is_cut_without_an_end(vocabulary):
+def test_long_captions_are_truncated_without_an_end_token(vocabulary):
     ids = vocabulary.encode("the dog runs in the rain", 4)
     assert EOS not in ids and PAD not in ids
     assert vocabulary.decode(ids) == "the dog runs"
 
 
-def test_unseen_pieces_become_unknown_and_leave_no_trace(vocabulary):
+def test_unseen_tokens_become_unknown_and_are_dropped_on_decode(vocabulary):
     ids = vocabulary.encode("a 猫 dog", 16)
     assert UNK in ids
     assert vocabulary.decode(ids) == "a dog"
@@ -99,7 +99,7 @@ def test_compact_ids_map_to_full_ids_and_back(roberta):
     assert vocabulary.to_compact([50000]).tolist() == [UNK]
 
 
-def test_whole_vocabulary_is_the_identity():
+def test_the_full_vocabulary_is_the_identity():
     data = default_config().data
     data.vocabulary_size, data.compact_vocabulary = 320, False
     vocabulary = build_vocabulary(data, CAPTIONS)
@@ -121,7 +121,7 @@ def test_training_is_deterministic(vocabulary):
     assert build_vocabulary(data, CAPTIONS) == vocabulary
 
 
-def test_case_is_kept_when_asked():
+def test_case_is_preserved_on_request():
     data = default_config().data
     data.lowercase = False
     vocabulary = build_vocabulary(data, CAPTIONS)
@@ -136,7 +136,7 @@ def test_any_text_survives_the_trained_tokenizer(vocabulary, text):
     assert vocabulary.tokenizer.decode(vocabulary.tokenizer.encode(text)) == expected.strip()
 
 
-def test_errors_name_what_is_wrong(tmp_path, vocabulary):
+def test_errors_name_their_cause(tmp_path, vocabulary):
     with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"vocabulary\.json"):
