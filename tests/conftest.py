@@ -27,13 +27,18 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 
 def pytest_configure(config):
-    """One folder of compiled programs for all processes of a session; JAX_COMPILATION_CACHE_DIR can name a lasting one.
+    """Settings for all processes of a session, which inherit the environment of the first.
 
-    JAX compiles again, with a warning, what it finds half written by another process.
+    They use one folder of compiled programs; JAX_COMPILATION_CACHE_DIR can name a lasting one. JAX compiles again, with
+    a warning, what it finds half written by another process.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="test-programs-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    if config.getoption("-m") != "torch":
+        # Where torch is installed, transformers imports it, and torch Triton, which has crashed processes that run JAX.
+        os.environ.setdefault("USE_TORCH", "0")
+        os.environ.setdefault("USE_TF", "0")
 
 
 @pytest.fixture(autouse=True, scope="module")
