@@ -1,4 +1,4 @@
-"""Random weights of a model without compiling its initialisation, which takes longer than most tests."""
+"""Random weights of a model without its initialisation, whose compilation takes longer than most tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flax import linen as nn
 
 
 def random_variables(module: nn.Module, *inputs: Any, seed: int = 0, scale: float = 0.4, **options: Any) -> dict:
-    """Variables of `module` for those inputs, every array random, so that biases, norms and statistics count too."""
+    """Variables of `module` for the inputs. Every array is random, so biases, norms and statistics have an effect."""
     shapes = jax.eval_shape(lambda *arrays: module.init(jax.random.key(0), *arrays, **options), *inputs)
     generator = np.random.default_rng(seed)
 

@@ -1,4 +1,4 @@
-"""Batch norm: whose statistics an image sees, what is remembered, and what stays still."""
+"""Batch norm: groups of images, running statistics and frozen norms."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def variables(images=IMAGES):
     return jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats})
 
 
-def by_hand(images, mean, var, params, epsilon=1e-3):
+def expected_output(images, mean, var, params, epsilon=1e-3):
     return (images - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
 
 
@@ -35,27 +35,27 @@ def test_consecutive_images_share_statistics(size):
     groups = np.asarray(IMAGES).reshape(-1, size or 8, *IMAGES.shape[1:])
     means, vars_ = groups.mean((1, 2, 3)), groups.var((1, 2, 3))
     params, stats = variables()["params"], variables()["batch_stats"]
-    expected = [by_hand(g, m, v, params) for g, m, v in zip(groups, means, vars_, strict=True)]
+    expected = [expected_output(g, m, v, params) for g, m, v in zip(groups, means, vars_, strict=True)]
     np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.9 * stats["mean"] + 0.1 * means.mean(0), rtol=1e-5)
     np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * vars_.mean(0), rtol=1e-5)
 
 
-def test_a_group_does_not_see_the_next():
+def test_groups_are_independent():
     other = IMAGES.at[4:].multiply(3.0)
     norm = BatchNorm(group_size=4)
     np.testing.assert_array_equal(train(norm)[0][:4], train(norm, other)[0][:4])
     assert not np.allclose(train(BatchNorm())[0][:4], train(BatchNorm(), other)[0][:4])
 
 
-def test_evaluation_uses_what_is_stored():
+def test_evaluation_uses_stored_statistics():
     out = BatchNorm().apply(variables(), IMAGES, train=False)
     stats = variables()["batch_stats"]
-    expected = by_hand(IMAGES, stats["mean"], stats["var"], variables()["params"])
+    expected = expected_output(IMAGES, stats["mean"], stats["var"], variables()["params"])
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_frozen_norm_uses_what_is_stored_in_training_too():
+def test_a_frozen_norm_uses_stored_statistics_in_training():
     import flax.linen as nn
 
     class Pair(nn.Module):
@@ -75,19 +75,19 @@ def test_a_frozen_norm_uses_what_is_stored_in_training_too():
 def test_variance_is_exact_far_from_zero():
     far = IMAGES + 3000.0
     stats = {"mean": jnp.full(5, 3001.0), "var": jnp.ones(5)}
-    given = {"params": variables()["params"], "batch_stats": stats}
-    out, _ = BatchNorm().apply(given, far, train=True, mutable=["batch_stats"])
+    variables_far_from_zero = {"params": variables()["params"], "batch_stats": stats}
+    out, _ = BatchNorm().apply(variables_far_from_zero, far, train=True, mutable=["batch_stats"])
     exact = np.asarray(far, np.float64)
-    expected = by_hand(exact, exact.mean((0, 1, 2)), exact.var((0, 1, 2)), variables()["params"])
+    expected = expected_output(exact, exact.mean((0, 1, 2)), exact.var((0, 1, 2)), variables()["params"])
     np.testing.assert_allclose(out, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_gradients_are_those_of_the_formula():
+def test_gradients_equal_those_of_the_formula():
     weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
 
     def ours(params, x):
-        given = {"params": params, "batch_stats": variables()["batch_stats"]}
-        out, _ = BatchNorm(group_size=4).apply(given, x, train=True, mutable=["batch_stats"])
+        all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
+        out, _ = BatchNorm(group_size=4).apply(all_variables, x, train=True, mutable=["batch_stats"])
         return jnp.sum(out * weights)
 
     def formula(params, x):
@@ -96,33 +96,33 @@ def test_gradients_are_those_of_the_formula():
         out = (grouped - mean) / jnp.sqrt(var + 1e-3) * params["scale"] + params["bias"]
         return jnp.sum(out.reshape(x.shape) * weights)
 
-    mine = jax.jit(jax.grad(ours, (0, 1)))(variables()["params"], IMAGES)
-    theirs = jax.jit(jax.grad(formula, (0, 1)))(variables()["params"], IMAGES)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), mine, theirs)
+    actual = jax.jit(jax.grad(ours, (0, 1)))(variables()["params"], IMAGES)
+    expected = jax.jit(jax.grad(formula, (0, 1)))(variables()["params"], IMAGES)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 4])
-def test_eight_devices_do_what_one_does(size):
+def test_eight_devices_equal_one_device(size):
     images = jnp.concatenate([IMAGES, 2 * IMAGES + 1])
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
     def step(x):
-        given = variables()
+        all_variables = variables()
 
         def loss(params):
             out, new = BatchNorm(group_size=size).apply(
-                {**given, "params": params}, x, train=True, mutable=["batch_stats"]
+                {**all_variables, "params": params}, x, train=True, mutable=["batch_stats"]
             )
             return jnp.sum(jnp.sin(out)), (out, new)
 
-        return jax.grad(loss, has_aux=True)(given["params"])
+        return jax.grad(loss, has_aux=True)(all_variables["params"])
 
     alone = jax.jit(step)(images)
     split = jax.jit(step)(jax.device_put(images, NamedSharding(mesh, PartitionSpec("data"))))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, split)
 
 
-def test_groups_that_do_not_fit_are_refused():
+def test_groups_that_do_not_divide_the_batch_are_rejected():
     with pytest.raises(ValueError, match="norm_group_size 3 does not divide a batch of 8"):
         train(BatchNorm(group_size=3))
 
@@ -140,12 +140,12 @@ ACTIVATIONS = {"linear": lambda z: z, "swish": jax.nn.swish, "relu6": jax.nn.rel
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_an_activation_is_that_of_the_normalised_values(activation, train):
+def test_the_activation_is_applied_to_the_normalised_values(activation, train):
     weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
 
     def loss(norm, outside, params, x):
-        given = {"params": params, "batch_stats": variables()["batch_stats"]}
-        out = norm.apply(given, x, train=train, mutable=["batch_stats"])[0]
+        all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
+        out = norm.apply(all_variables, x, train=train, mutable=["batch_stats"])[0]
         return jnp.sum(outside(out) * weights), outside(out)
 
     def everything(norm, outside):

@@ -1,4 +1,4 @@
-"""ImageCaptioningModel and build_model: how the parts fit together."""
+"""ImageCaptioningModel and build_model: the parts together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def built():
 
 
 @pytest.mark.parametrize(("image_memory", "slots"), [("grid", 16), ("vector", 1), ("both", 17)])
-def test_the_decoder_attends_to_what_the_config_names(image_memory, slots):
+def test_the_decoder_attends_to_the_configured_memory(image_memory, slots):
     model, variables = make(image_memory=image_memory)
 
     @jax.jit
@@ -44,7 +44,7 @@ def test_the_decoder_attends_to_what_the_config_names(image_memory, slots):
     assert output.logits.shape == (2, 2, 4, 12)
 
 
-def test_captions_together_equal_captions_alone(built):
+def test_captions_are_scored_independently(built):
     model, variables = built
     run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
     together = run(IMAGES, TOKENS)
@@ -52,16 +52,16 @@ def test_captions_together_equal_captions_alone(built):
         np.testing.assert_allclose(together[:, caption], run(IMAGES, TOKENS[:, caption, None])[:, 0], atol=1e-5)
 
 
-def test_an_image_scores_the_same_in_any_batch(built):
+def test_scores_do_not_depend_on_the_batch(built):
     model, variables = built
     run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
     together = run(IMAGES, TOKENS)
     np.testing.assert_allclose(run(IMAGES[1:], TOKENS[1:])[0], together[1], atol=1e-5)
 
 
-def test_decoding_from_a_cache_equals_the_whole_pass(built):
+def test_decoding_with_a_cache_equals_the_full_pass(built):
     model, variables = built
-    whole = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))(IMAGES, TOKENS)
+    full = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))(IMAGES, TOKENS)
     features = jax.jit(lambda images: model.apply(variables, images, method="encode_images"))(IMAGES)
     step = jax.jit(lambda tokens, cache: model.apply(variables, tokens, cache=cache, method="decode"))
     for memory in (features, features.memory):
@@ -69,10 +69,10 @@ def test_decoding_from_a_cache_equals_the_whole_pass(built):
         for t in range(4):
             output = step(TOKENS[..., t : t + 1], cache)
             cache = output.cache
-            np.testing.assert_allclose(output.logits[:, :, 0], whole[:, :, t], atol=1e-5)
+            np.testing.assert_allclose(output.logits[:, :, 0], full[:, :, t], atol=1e-5)
 
 
-def test_training_moves_batch_statistics_and_needs_randomness(built):
+def test_training_updates_batch_statistics_and_needs_random_keys(built):
     model, variables = built
     key = jax.random.key(1)
     rngs = {"dropout": key, "drop_path": key}
@@ -92,7 +92,7 @@ def test_bfloat16_keeps_float32_parameters_and_logits():
     np.testing.assert_allclose(logits, exact, atol=0.3)
 
 
-def test_a_decoder_without_memory_says_so(built):
+def test_a_decoder_without_memory_is_rejected(built):
     model, variables = built
     with pytest.raises(ValueError, match="needs a memory"):
         model.apply(variables, TOKENS, method="decode")

@@ -1,4 +1,4 @@
-"""Texts beside the image: the decoder attends to those it is given and to nothing else."""
+"""Context texts: the decoder attends to the texts of each image and to nothing else."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
 VOCABULARY, LENGTH, SLOTS = 12, 6, 3
-IMAGES = jnp.zeros((2, 32, 32, 3))  # only their shape is looked at: the tests start from features
+IMAGES = jnp.zeros((2, 32, 32, 3))  # only their shape is used, because the tests start from features
 FEATURES = ImageFeatures(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32), None)
 TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
-# The first image has three texts of different lengths, the second one.
+# The first image has three texts of different lengths, the second image has one.
 CONTEXT = jnp.array([[[0, 5, 6, 2], [0, 7, 2, 1], [0, 9, 10, 2]], [[0, 8, 2, 1], [1, 1, 1, 1], [1, 1, 1, 1]]])
-NOTHING = jnp.full_like(CONTEXT, PAD)
+NO_CONTEXT = jnp.full_like(CONTEXT, PAD)
 
 
 @functools.cache
@@ -46,7 +46,7 @@ def quickly():
 
 
 def logits_of(model, context):
-    """For `model.apply(..., method=logits_of)`; `context` is None for a model that is not given any."""
+    """For `model.apply(..., method=logits_of)`. `context` is None for a model without context."""
     features = FEATURES if context is None else model.add_context(FEATURES, context, context != PAD)
     return model.decode(TOKENS, features).logits
 
@@ -58,17 +58,19 @@ def runner(form: str = "vector"):
 
 
 @pytest.mark.parametrize("form", ["vector", "tokens"])
-def test_without_any_text_the_model_says_what_it_says_without_context(form):
+def test_empty_context_equals_no_context(form):
     run = runner(form)
-    empty = np.asarray(run(NOTHING))
-    np.testing.assert_allclose(empty, run(None), rtol=0, atol=2e-6)  # sums over more slots, of which the rest are 0
+    empty = np.asarray(run(NO_CONTEXT))
+    np.testing.assert_allclose(
+        empty, run(None), rtol=0, atol=2e-6
+    )  # sums over more memory positions, whose weights are 0
     second = np.asarray(run(CONTEXT.at[1].set(PAD)))
     np.testing.assert_array_equal(second[1], empty[1])
     assert np.abs(second[0] - empty[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("form", ["vector", "tokens"])
-def test_each_image_sees_its_own_texts_and_only_those(form):
+def test_each_image_attends_only_to_its_own_texts(form):
     run = runner(form)
     logits = np.asarray(run(CONTEXT))
     for text in range(SLOTS):
@@ -76,11 +78,11 @@ def test_each_image_sees_its_own_texts_and_only_those(form):
         assert np.abs(changed[0] - logits[0]).max() > 1e-4, text
         np.testing.assert_array_equal(changed[1], logits[1])
     swapped = np.asarray(run(CONTEXT.at[0].set(CONTEXT[0][jnp.array([1, 0, 2])])))
-    assert np.abs(swapped[0] - logits[0]).max() > 1e-4, "which text is the first makes a difference"
+    assert np.abs(swapped[0] - logits[0]).max() > 1e-4, "the order of the texts matters"
 
 
 @pytest.mark.parametrize(("form", "slots"), [("vector", SLOTS), ("tokens", SLOTS * 4)])
-def test_texts_are_slots_behind_those_of_the_image(form, slots):
+def test_texts_are_memory_positions_after_those_of_the_image(form, slots):
     model, variables = built(form)
 
     @jax.jit
@@ -100,7 +102,7 @@ def test_texts_are_slots_behind_those_of_the_image(form, slots):
     assert np.asarray(attention)[..., image_slots:].sum(-1).max((0, 2, 3, 4)).min() > 1e-3
 
 
-def test_the_loss_of_the_captions_trains_the_text_encoder():
+def test_the_caption_loss_trains_the_text_encoder():
     model, variables = built("tokens")
 
     @jax.jit
@@ -111,20 +113,20 @@ def test_the_loss_of_the_captions_trains_the_text_encoder():
 
         return jax.grad(loss)(params)
 
-    found = gradient(variables["params"], CONTEXT)
-    for part in (found["text_encoder"]["roberta"]["embeddings"], found["context"]):
+    gradients = gradient(variables["params"], CONTEXT)
+    for part in (gradients["text_encoder"]["roberta"]["embeddings"], gradients["context"]):
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part)) > 1e-5
-    rows = np.abs(found["text_encoder"]["roberta"]["embeddings"]["word_embeddings"]["embedding"]).max(-1)
+    rows = np.abs(gradients["text_encoder"]["roberta"]["embeddings"]["word_embeddings"]["embedding"]).max(-1)
     assert set(np.flatnonzero(rows)) == set(np.unique(CONTEXT)) - {PAD}
-    nothing = gradient(variables["params"], NOTHING)
+    nothing = gradient(variables["params"], NO_CONTEXT)
     assert not any(
         np.asarray(leaf).any() for part in ("text_encoder", "context") for leaf in jax.tree.leaves(nothing[part])
     )
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
-def test_every_way_of_decoding_reads_the_context_from_the_cache(method):
-    """What a search says of its captions is what a whole pass with the same context says of them."""
+def test_every_decoding_method_reads_the_context_from_the_cache(method):
+    """Log probabilities of decoding equal those of a teacher-forced pass with the same context."""
     model, variables = built()
     settings = {"method": method, "max_length": LENGTH, "beams": 2, "min_length": LENGTH}
 
@@ -132,25 +134,27 @@ def test_every_way_of_decoding_reads_the_context_from_the_cache(method):
     def run(context):
         features = model.apply(variables, FEATURES, context, context != PAD, method="add_context")
         decoded = decode(model, variables, features, DecodeSpec(**settings), key=jax.random.key(0))
-        tokens = jnp.pad(decoded.all_tokens, ((0, 0), (0, 0), (1, 0)))[..., :-1]  # from <s>, which is 0, on
-        taught = jax.nn.log_softmax(model.apply(variables, tokens, features, method="decode").logits)
-        said = jnp.take_along_axis(taught, decoded.all_tokens[..., None], axis=-1)[..., 0]
-        return said, decoded
+        tokens = jnp.pad(decoded.all_tokens, ((0, 0), (0, 0), (1, 0)))[..., :-1]  # starting with <s>, which is 0
+        teacher_forced = jax.nn.log_softmax(model.apply(variables, tokens, features, method="decode").logits)
+        expected = jnp.take_along_axis(teacher_forced, decoded.all_tokens[..., None], axis=-1)[..., 0]
+        return expected, decoded
 
-    said, decoded = run(CONTEXT)
-    kept = np.asarray(decoded.all_tokens) != PAD
-    np.testing.assert_allclose(np.asarray(decoded.all_token_log_probs)[kept], np.asarray(said)[kept], atol=1e-5)
+    expected, decoded = run(CONTEXT)
+    is_token = np.asarray(decoded.all_tokens) != PAD
+    np.testing.assert_allclose(
+        np.asarray(decoded.all_token_log_probs)[is_token], np.asarray(expected)[is_token], atol=1e-5
+    )
     other = run(CONTEXT.at[0].set(CONTEXT[0, ::-1]))[1]
     np.testing.assert_array_equal(other.all_token_log_probs[1], decoded.all_token_log_probs[1])
     assert np.abs(np.asarray(other.all_scores[0] - decoded.all_scores[0])).max() > 1e-4
 
 
-def test_context_brings_a_text_encoder_and_no_shared_space():
+def test_context_has_a_text_encoder_but_no_joint_embedding():
     assert set(built()[1]["params"]) == {"image_encoder", "decoder", "text_encoder", "context"}
     assert set(built(shared_space=True)[1]["params"]) == {*built()[1]["params"], "shared_space"}
 
 
-def test_texts_that_do_not_fit_are_refused():
+def test_texts_that_do_not_fit_are_rejected():
     model, variables = built()
     with pytest.raises(ValueError, match=r"4 context texts per image, but config\.model\.context\.slots=3"):
         model.apply(variables, jnp.zeros((2, 4, 4), jnp.int32), method=logits_of)

@@ -26,21 +26,21 @@ def make_decoder(seed=0, **settings):
 
 
 def run(decoder, variables, tokens, memory, mask=None, key=None, attention=False):
-    """One compiled pass without a cache; training where there is a key."""
+    """One compiled pass without a cache. With a key, it is a training pass."""
 
     @jax.jit
-    def whole(variables, tokens, memory, mask, key):
+    def apply(variables, tokens, memory, mask, key):
         rngs = None if key is None else {"dropout": key}
         train = key is not None
         return decoder.apply(
             variables, tokens, memory, memory_mask=mask, train=train, rngs=rngs, return_attention=attention
         )
 
-    return whole(variables, tokens, memory, mask, key)
+    return apply(variables, tokens, memory, mask, key)
 
 
 def layer_inputs():
-    """Weights in torch's names and layout, tokens [batch, length, width] and memory, the same on every machine."""
+    """Weights in the names and layout of torch, tokens [batch, length, width] and memory, deterministic."""
     generator = np.random.default_rng(7)
     shapes = {
         "self_attn.in_proj_weight": (3 * WIDTH, WIDTH),
@@ -98,10 +98,10 @@ def test_layer_equals_torch(norm):
 
 
 @pytest.mark.torch
-def test_golden_is_what_torch_computes():
+def test_the_golden_file_equals_torch():
     torch = pytest.importorskip("torch")
     weights, tokens, memory, mask = layer_inputs()
-    found = {}
+    outputs = {}
     for norm in ("pre", "post"):
         layer = torch.nn.TransformerDecoderLayer(
             WIDTH,
@@ -118,7 +118,7 @@ def test_golden_is_what_torch_computes():
 
         def keep(*args, inner=inner, norm=norm, **kwargs):
             output, attention = inner(*args, **{**kwargs, "need_weights": True})
-            found[f"{norm}_attention"] = attention.detach().numpy()
+            outputs[f"{norm}_attention"] = attention.detach().numpy()
             return output, attention
 
         layer.multihead_attn.forward = keep
@@ -130,11 +130,11 @@ def test_golden_is_what_torch_computes():
                 tgt_mask=causal,
                 memory_key_padding_mask=torch.tensor(~mask),
             )
-        found[norm] = output.numpy()
+        outputs[norm] = output.numpy()
     if not GOLDEN.exists():
-        np.savez_compressed(GOLDEN, **found)
+        np.savez_compressed(GOLDEN, **outputs)
     golden = np.load(GOLDEN)
-    for name, value in found.items():
+    for name, value in outputs.items():
         np.testing.assert_allclose(value, golden[name], atol=1e-5)
 
 
@@ -150,7 +150,7 @@ def test_golden_is_what_torch_computes():
 def test_cache_equals_teacher_forcing(norm, positions, chunks):
     decoder, variables, tokens, memory = make_decoder(norm=norm, positions=positions)
     mask = jnp.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], bool)
-    whole = run(decoder, variables, tokens, memory, mask, attention=True)
+    full = run(decoder, variables, tokens, memory, mask, attention=True)
     cache = decoder.apply(variables, memory, memory_mask=mask, rows=3, method="start_cache")
     step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache, return_attention=True))
     logits, attention, start = [], [], 0
@@ -159,27 +159,27 @@ def test_cache_equals_teacher_forcing(norm, positions, chunks):
         cache, start = output.cache, start + length
         logits.append(output.logits)
         attention.append(output.attention)
-    np.testing.assert_allclose(jnp.concatenate(logits, 2), whole.logits, atol=1e-5)
-    np.testing.assert_allclose(jnp.concatenate(attention, 4), whole.attention, atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate(logits, 2), full.logits, atol=1e-5)
+    np.testing.assert_allclose(jnp.concatenate(attention, 4), full.attention, atol=1e-5)
 
 
-def test_reordered_rows_keep_their_own_past():
-    """Beams that change places at every step score as if each had been decoded alone."""
+def test_reordered_rows_keep_their_cache():
+    """Beams reordered at every step have the scores of separate decoding."""
     decoder, variables, tokens, memory = make_decoder()
     cache = decoder.apply(variables, memory, rows=3, method="start_cache")
     step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache))
-    whole = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
+    full = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
     generator, captions = np.random.default_rng(1), np.array(tokens)
     for t in range(9):
-        captions[..., t] = tokens[..., t]  # what stands after t is the next steps'
+        captions[..., t] = tokens[..., t]  # tokens after t are those of the next steps
         output = step(jnp.asarray(captions[..., t : t + 1]), cache)
-        np.testing.assert_allclose(output.logits[:, :, 0], whole(captions)[:, :, t], atol=1e-5)
+        np.testing.assert_allclose(output.logits[:, :, 0], full(captions)[:, :, t], atol=1e-5)
         parents = generator.integers(0, 3, size=(2, 3))
         cache = output.cache.reorder(jnp.asarray(parents))
         captions = np.take_along_axis(captions, parents[..., None], axis=1)
 
 
-def test_rows_of_an_image_are_separate_captions():
+def test_rows_of_an_image_are_independent_captions():
     decoder, variables, tokens, memory = make_decoder()
     together = run(decoder, variables, tokens, memory).logits
     one = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
@@ -188,7 +188,7 @@ def test_rows_of_an_image_are_separate_captions():
         np.testing.assert_allclose(together[:, row : row + 1], alone, atol=1e-5)
 
 
-def test_masked_memory_is_as_if_absent():
+def test_masked_memory_equals_absent_memory():
     decoder, variables, tokens, memory = make_decoder()
     mask = jnp.array([[True, True, False, True, False]] * 2)
     masked = run(decoder, variables, tokens, memory, mask, attention=True)
@@ -220,16 +220,16 @@ def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
 
 
-def test_to_a_fresh_decoder_all_tokens_are_about_as_likely():
+def test_an_untrained_decoder_predicts_nearly_uniform_tokens():
     decoder = Decoder(500, 3, 64, 4, 128)
     generator = np.random.default_rng(0)
     tokens = jnp.asarray(generator.integers(0, 500, size=(2, 2, 20)))
     memory = jnp.asarray(generator.normal(size=(2, 9, 64)), jnp.float32)
     variables = jax.jit(decoder.init)(jax.random.key(0), tokens, memory)
     log_probs = jax.nn.log_softmax(run(decoder, variables, tokens, memory).logits)
-    own = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # the input, whose embedding it is made of
-    for said in (log_probs, own):
-        assert abs(float(said.mean()) + np.log(500)) < 1
+    of_inputs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # not higher for the input tokens
+    for values in (log_probs, of_inputs):
+        assert abs(float(values.mean()) + np.log(500)) < 1
     assert 0.05 < float(log_probs.std()) < 1
 
 
@@ -249,7 +249,7 @@ def test_dropout_only_in_training():
         ({"max_length": 8}, "max_length=8"),
     ],
 )
-def test_settings_that_cannot_work_are_named(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         make_decoder(**settings)
     with pytest.raises(ValueError, match="heads=3"):

@@ -26,7 +26,7 @@ def shapes(model, size):
 
 @functools.cache
 def variables():
-    """Random parameters and statistics of the micro variant, drawn on the host."""
+    """Random parameters and statistics of the micro variant, sampled on the host."""
     random = np.random.RandomState(0)
     _, tree = shapes(EfficientNet("micro"), 32)
 
@@ -56,7 +56,7 @@ def run(train, key=0, **settings):
     return compiled_run(train, **settings)(variables(), IMAGES, jax.random.key(key))
 
 
-# Parameters of the classifiers as published, less the 1000-way classifier's.
+# Published parameter counts, without those of the 1000-way classifier.
 PARAMETERS = {
     "b0": 5_288_548 - 1_281_000,
     "b3": 12_233_232 - 1_537_000,
@@ -66,7 +66,7 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameters_are_as_many_as_published(name):
+def test_parameter_counts_are_those_published(name):
     features, tree = shapes(EfficientNet(name), VARIANTS[name].resolution)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == PARAMETERS[name]
     side = -(-VARIANTS[name].resolution // 32)
@@ -82,7 +82,7 @@ def test_other_variants(name):
     assert has_squeeze == VARIANTS[name].squeeze_excite
 
 
-def test_parameter_paths_are_what_rules_are_written_against():
+def test_parameter_paths_are_stable():
     paths = set(traverse_util.flatten_dict(shapes(EfficientNet("b0"), 64)[1]["params"], sep="/"))
     assert {
         "stem/conv/kernel",
@@ -96,7 +96,7 @@ def test_parameter_paths_are_what_rules_are_written_against():
     assert "stage_1/block_0/expand/conv/kernel" not in paths
 
 
-def test_an_unknown_variant_lists_the_known():
+def test_an_unknown_variant_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'b9'.*b0, b1"):
         variant_named("b9")
 
@@ -104,13 +104,13 @@ def test_an_unknown_variant_lists_the_known():
 def test_drop_path_keeps_the_mean_and_whole_images():
     x = jnp.ones((4000, 2, 1, 3))
     out = np.asarray(drop_path(jax.random.key(0), x, 0.25))
-    kept = out[:, 0, 0, 0] != 0
-    np.testing.assert_allclose(out[kept], 1 / 0.75, rtol=1e-6)
-    assert (out[~kept] == 0).all()
-    assert 0.72 < kept.mean() < 0.78
+    survived = out[:, 0, 0, 0] != 0
+    np.testing.assert_allclose(out[survived], 1 / 0.75, rtol=1e-6)
+    assert (out[~survived] == 0).all()
+    assert 0.72 < survived.mean() < 0.78
 
 
-def test_stochastic_depth_works_in_training_alone():
+def test_stochastic_depth_is_active_in_training_only():
     plain, _ = run(True)
     first, _ = run(True, key=0, drop_path=0.9)
     assert not np.allclose(first, run(True, key=1, drop_path=0.9)[0])
@@ -123,23 +123,23 @@ def norm_paths():
     return frozenset(path.rsplit("/", 1)[0] for path in flat)
 
 
-def test_a_network_whose_norms_are_all_frozen_is_still():
+def test_a_network_with_frozen_norms_is_deterministic():
     features, new = run(True, drop_path=0.9, frozen_norms=norm_paths())
     np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables()["batch_stats"])
 
 
-def test_a_partly_frozen_network_moves_above_the_cut_alone():
-    below = frozenset(path for path in norm_paths() if path.startswith(("stem", "stage_1", "stage_2")))
-    assert below
-    _, new = run(True, frozen_norms=below)
+def test_frozen_norms_keep_their_statistics():
+    frozen = frozenset(path for path in norm_paths() if path.startswith(("stem", "stage_1", "stage_2")))
+    assert frozen
+    _, new = run(True, frozen_norms=frozen)
     for path, old in traverse_util.flatten_dict(variables()["batch_stats"], sep="/").items():
         now = traverse_util.flatten_dict(new["batch_stats"], sep="/")[path]
-        assert np.array_equal(now, old) == (path.rsplit("/", 1)[0] in below), path
+        assert np.array_equal(now, old) == (path.rsplit("/", 1)[0] in frozen), path
 
 
 @pytest.mark.parametrize("stage", ["stage_2", "head"])
-def test_a_network_cut_in_two_is_the_network(stage):
+def test_a_split_network_equals_the_network(stage):
     model = EfficientNet("micro")
     needed = variant_named("micro").stages_up_to(stage)
     below = {name: {part: tree[part] for part in needed} for name, tree in variables().items()}
@@ -152,7 +152,7 @@ def test_a_network_cut_in_two_is_the_network(stage):
     np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_statistics_below_a_cut_are_kept():
+def test_statistics_below_a_split_are_unchanged():
     def upper_half(variables, features):
         return EfficientNet("micro").apply(
             variables, features, train=True, start_after="stage_2", mutable=["batch_stats"]
@@ -166,12 +166,12 @@ def test_statistics_below_a_cut_are_kept():
         assert np.array_equal(old[path], now[path]) == path.startswith(("stem", "stage_1", "stage_2")), path
 
 
-def test_an_unknown_stage_lists_the_known():
+def test_an_unknown_stage_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'stage_9'; choose one of stem, stage_1, .*, head"):
         EfficientNet("micro").apply(variables(), IMAGES, train=False, stop_after="stage_9")
 
 
-def test_bfloat16_is_near_float32():
+def test_bfloat16_is_close_to_float32():
     exact, _ = run(False)
     rough, _ = run(False, dtype=jnp.bfloat16)
     assert rough.dtype == jnp.bfloat16
@@ -179,15 +179,15 @@ def test_bfloat16_is_near_float32():
 
 
 @pytest.mark.slow
-def test_eight_devices_do_what_one_does():
+def test_eight_devices_equal_one_device():
     model = EfficientNet("micro", norm_group_size=1, drop_path=0.5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
     def step(params, images):
         def loss(params):
-            given = {"params": params, "batch_stats": variables()["batch_stats"]}
+            all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
             rngs = {"dropout": jax.random.key(0)}
-            features, new = model.apply(given, images, train=True, rngs=rngs, mutable=["batch_stats"])
+            features, new = model.apply(all_variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
             return jnp.mean(features**2), new
 
         return jax.value_and_grad(loss, has_aux=True)(params)

@@ -1,4 +1,4 @@
-"""The image encoder: which slots the decoder sees, and that they say what the image shows and where."""
+"""The image encoder: memory positions for the decoder, and their dependence on image contents and positions."""
 
 from __future__ import annotations
 
@@ -37,24 +37,24 @@ def test_slots(memory, slots, pooling):
         np.testing.assert_array_equal(out.memory[:, -1], out.vector)
 
 
-def test_a_slot_stands_for_its_cell_row_by_row():
+def test_memory_positions_are_cells_in_row_major_order():
     changed = project(FEATURES.at[0, 1, 2].add(1.0)).memory != project().memory
     assert np.flatnonzero(np.asarray(changed).any(-1)).tolist() == [1 * 4 + 2]
 
 
-def test_equal_cells_differ_by_their_position():
+def test_equal_cells_differ_by_position():
     same = project(jnp.ones_like(FEATURES)).memory[0]
     assert len(np.unique(np.asarray(same).round(5), axis=0)) == 12
 
 
-def test_the_flattened_vector_knows_where_and_the_mean_does_not():
+def test_the_flattened_vector_depends_on_positions_and_the_mean_does_not():
     mirrored = FEATURES[:, :, ::-1]
     for pooling, equal in (("mean", True), ("flatten", False)):
         one, other = (project(f, image_memory="vector", vector=pooling).vector for f in (FEATURES, mirrored))
         assert np.allclose(one, other, atol=1e-5) == equal
 
 
-def test_memory_dropout_works_in_training_alone():
+def test_memory_dropout_is_active_in_training_only():
     np.testing.assert_array_equal(project(memory_dropout=0.5).memory, project().memory)
     dropped = np.asarray(project(train=True, memory_dropout=0.5).memory)
     assert 0.3 < (dropped == 0).mean() < 0.7
@@ -72,6 +72,6 @@ def test_the_whole_encoder_on_images():
 
 
 @pytest.mark.parametrize("settings", [{"image_memory": "cells"}, {"vector": "max"}])
-def test_an_unknown_choice_is_refused(settings):
+def test_an_unknown_choice_is_rejected(settings):
     with pytest.raises(ValueError, match=f"model.{next(iter(settings))} is"):
         project(**settings)

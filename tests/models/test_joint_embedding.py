@@ -1,4 +1,4 @@
-"""The space that images and texts share: unit vectors, a bounded temperature, and nothing where nobody asks for it."""
+"""The joint embedding of images and texts: unit vectors, a bounded temperature, and no parameters if unused."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make(with_texts: bool):
     return build_model(build_spec(ModelSpec, config), vocabulary_size=12, max_length=6, text_encoder=text)
 
 
-def test_the_temperature_stops_at_its_clamp_and_can_come_back():
+def test_the_temperature_is_clamped_and_can_recover():
     space = SharedSpace(4, temperature=0.1, min_temperature=0.05)
 
     def scale(log_scale):
@@ -41,7 +41,7 @@ def test_the_temperature_stops_at_its_clamp_and_can_come_back():
         SharedSpace(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
 
 
-def test_without_a_use_for_texts_the_model_is_the_same_but_for_their_parts():
+def test_models_with_and_without_texts_share_their_other_parts():
     plain, searchable = make(with_texts=False), make(with_texts=True)
     plain_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (plain, searchable))
     assert set(plain_variables["params"]) == {"image_encoder", "decoder"}
@@ -50,7 +50,7 @@ def test_without_a_use_for_texts_the_model_is_the_same_but_for_their_parts():
     with pytest.raises(ValueError, match="without a joint embedding"):
         plain.apply(plain_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
 
-    # The same parameters in both, and one space: the captions are scored alike.
+    # With equal parameters, both models score the captions alike.
     shared = jax.tree.map(lambda a: a, variables)
     shared["params"]["decoder"] = plain_variables["params"]["decoder"]
     for part in plain_variables["params"]["image_encoder"]:
@@ -60,7 +60,7 @@ def test_without_a_use_for_texts_the_model_is_the_same_but_for_their_parts():
     np.testing.assert_array_equal(jax.jit(lambda v: searchable.apply(v, IMAGES, TOKENS))(shared), logits)
 
 
-def test_vectors_have_length_one_and_pads_do_not_matter():
+def test_vectors_have_unit_length_and_ignore_pads():
     model = make(with_texts=True)
     variables = random_variables(model, IMAGES, TOKENS)
 
@@ -72,8 +72,8 @@ def test_vectors_have_length_one_and_pads_do_not_matter():
 
     images, texts = run(TOKENS[:, 0])
     longer = run(jnp.pad(TOKENS[:, 0], ((0, 0), (0, 2)), constant_values=1))[1]
-    for found in (images, texts):
-        assert found.dtype == jnp.float32
-        np.testing.assert_allclose(np.linalg.norm(found, axis=-1), 1, rtol=1e-5)
-        assert np.abs(found[0] - found[1]).max() > 1e-3
+    for vectors in (images, texts):
+        assert vectors.dtype == jnp.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
+        assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
     np.testing.assert_allclose(longer, texts, atol=1e-5)

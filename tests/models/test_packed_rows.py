@@ -1,4 +1,4 @@
-"""The decoder on packed rows: the same scores as on one caption per row, dropout included."""
+"""The decoder on packed rows: the scores equal those of one caption per row, also with dropout."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_tokens(seed: int = 0) -> np.ndarray:
 
 @functools.cache
 def outcome(rows: int):
-    """Scores by caption, how many count, and gradients; packed where there are `rows`."""
+    """Returns scores by caption, the token count and gradients. Packed if `rows` is positive."""
     tokens, mask = make_tokens(), np.array([True, True, False, True])
     batch = {"tokens": tokens, "mask": mask, **(pack_captions(tokens, mask, rows) if rows else {})}
     memory = np.random.default_rng(2).normal(size=(BATCH, 6, WIDTH)).astype(np.float32)
@@ -41,12 +41,12 @@ def outcome(rows: int):
         scores = rows.segments.to_captions(output.logits * rows.weights[..., None])
         return (scores**2).sum(), (scores, rows.weights.sum())
 
-    (_, found), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(variables, batch)
-    return *found, gradient
+    (_, scores_and_count), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(variables, batch)
+    return *scores_and_count, gradient
 
 
 @pytest.mark.parametrize("rows", [1, 2, BATCH])
-def test_scores_and_gradients_are_those_of_one_caption_per_row(rows):
+def test_scores_and_gradients_equal_one_caption_per_row(rows):
     (ours, count, gradient), (plain, plain_count, plain_gradient) = outcome(rows), outcome(0)
     assert 0 < count == plain_count
     np.testing.assert_allclose(ours, plain, rtol=1e-6, atol=1e-5)

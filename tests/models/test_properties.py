@@ -1,4 +1,4 @@
-"""What the system this grew from got wrong, held here for the real model classes (the table in the design)."""
+"""Properties that an earlier system violated, tested on the model classes (the table in the design)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCABULARY, LENGTH, PAD = 23, 8, 1
 
 
 class Captioner:
-    """A small captioner with random weights, its images and captions, and its compiled passes."""
+    """A small captioner with random weights, images, captions and compiled passes."""
 
     def __init__(self, norm: str):
         config = default_config().model
@@ -33,7 +33,7 @@ class Captioner:
         self.images = jnp.asarray(generator.normal(size=(2, 32, 32, 3)), jnp.float32)
         self.tokens = jnp.asarray(generator.integers(4, VOCABULARY, size=(2, 3, LENGTH))).at[..., 0].set(0)
         self.variables = random_variables(self.model, self.images, self.tokens[..., :-1], scale=0.3)
-        # Variables are arguments: programs that are the same for both kinds of norm are compiled once.
+        # Variables are arguments, so both kinds of norm share compiled programs.
         self.logits = functools.partial(jax.jit(self.model.apply), self.variables)
         self.features = functools.partial(
             jax.jit(functools.partial(self.model.apply, method="encode_images")), self.variables
@@ -67,7 +67,7 @@ def test_the_loss_has_a_gradient_in_the_image(captioner):
 
     @jax.jit
     def gradients(variables, images):
-        """The gradient in the memory, and what it comes to in the pixels."""
+        """Returns the gradients with respect to the memory and to the pixels."""
 
         def loss(memory):
             return captioner.loss(captioner.model.apply(variables, inputs, memory, method="decode").logits, targets)
@@ -80,12 +80,12 @@ def test_the_loss_has_a_gradient_in_the_image(captioner):
         return gradient, *pull_back(gradient)
 
     in_features, in_pixels = gradients(captioner.variables, captioner.images)
-    assert np.abs(in_features).max(-1).min() > 0, "every slot of the memory"
+    assert np.abs(in_features).max(-1).min() > 0, "every memory position"
     assert np.abs(in_pixels).max((1, 2, 3)).min() > 1e-6, "every image"
 
 
 @pytest.mark.parametrize("mode", ["logits", "trained"])
-def test_later_tokens_change_nothing_before_them(captioner, mode):
+def test_logits_do_not_depend_on_later_tokens(captioner, mode):
     run = getattr(captioner, mode)
     inputs = captioner.tokens[..., :-1]
     logits = np.asarray(run(captioner.images, inputs))
@@ -96,8 +96,8 @@ def test_later_tokens_change_nothing_before_them(captioner, mode):
         assert np.abs(others[..., t + 1 :, :] - logits[..., t + 1 :, :]).max(-1).min() > 1e-6
 
 
-def test_no_target_reaches_the_step_that_predicts_it(captioner):
-    """Also with a text encoder in the model that reads these very captions."""
+def test_logits_do_not_depend_on_their_target(captioner):
+    """Also if the model has a text encoder that reads the same captions."""
     roberta = RobertaSizes(
         vocab_size=VOCABULARY,
         hidden_size=8,
@@ -121,16 +121,16 @@ def test_no_target_reaches_the_step_that_predicts_it(captioner):
         target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY)
         other_text, other_logits = map(np.asarray, run(target_changed))
         np.testing.assert_array_equal(other_logits[..., :t, :], logits[..., :t, :])  # step t - 1 predicts token t
-        assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder did read it"
+        assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder reads it"
 
 
-def test_a_model_without_a_use_for_texts_has_no_text_encoder(captioner):
+def test_a_model_without_texts_has_no_text_encoder(captioner):
     assert set(captioner.variables["params"]) == {"image_encoder", "decoder"}
     with pytest.raises(ValueError, match="without a text encoder"):
         captioner.model.apply(captioner.variables, captioner.tokens[0], captioner.tokens[0], method="encode_texts")
 
 
-def test_more_padding_changes_nothing(captioner):
+def test_padding_has_no_effect(captioner):
     tokens = captioner.tokens.at[:, 1, 5:].set(PAD)  # captions of different lengths
     more = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
     decode = jax.jit(functools.partial(captioner.model.apply, method="decode"))
@@ -144,7 +144,7 @@ def test_more_padding_changes_nothing(captioner):
         assert captioner.loss(long, more[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
 
 
-def test_loss_of_logits_that_know_nothing_and_everything(captioner):
+def test_the_loss_of_uniform_and_of_perfect_logits(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
     targets = captioner.tokens[..., 1:]
     uniform = captioner.loss(jnp.full_like(logits, 3.0), targets)

@@ -56,11 +56,11 @@ def test_equals_the_golden_file(name):
 def assert_equals_flax_roberta(name: str, *, train: bool) -> None:
     sizes = peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
-    ours, theirs, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    ours, flax_module, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     params, rngs = seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
     hidden, gradient = hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
     expected, reference = hidden_and_gradient(
-        lambda v: theirs.apply(v, *inputs, deterministic=not train, rngs=rngs)[0], params, mask
+        lambda v: flax_module.apply(v, *inputs, deterministic=not train, rngs=rngs)[0], params, mask
     )
     np.testing.assert_allclose(hidden[mask], expected[mask], atol=1e-5)
     for path, value in reference.items():
@@ -79,14 +79,14 @@ def test_equals_flax_roberta(name):
 
 
 @pytest.mark.usefixtures("flax_roberta")
-def test_starts_and_drops_out_as_flax_roberta_does():
-    """The same parameters from the same key, and the same masks of dropout: runs that were started on it resume."""
+def test_initialisation_and_dropout_equal_flax_roberta():
+    """Equal parameters and dropout masks for equal keys, so runs that started with Flax RoBERTa resume."""
     name = "two layers"
     sizes = peers.SIZES[name]
-    ours, theirs, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    ours, flax_module, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     with quick_compilation():
         fresh = flat(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
-        reference = flat(jax.jit(lambda key: theirs.init(key, *inputs))(jax.random.key(3)))
+        reference = flat(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
     assert fresh.keys() == reference.keys()
     for path, value in reference.items():
         np.testing.assert_array_equal(fresh[path], value, err_msg=path)
@@ -103,10 +103,10 @@ def test_equals_torch_roberta(name):
     params = seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
     assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
-    whole = mask.copy()
-    whole[3] = False  # PyTorch's positions follow the ids, in which a gap counts as a pad
+    full_mask = mask.copy()
+    full_mask[3] = False  # positions in PyTorch follow the ids, where a gap counts as a pad
     hidden = jax.jit(roberta.apply)({"params": params}, ids, mask)
-    np.testing.assert_allclose(hidden[whole], peers.torch_hidden(sizes, state)[whole], atol=1e-5)
+    np.testing.assert_allclose(hidden[full_mask], peers.torch_hidden(sizes, state)[full_mask], atol=1e-5)
 
 
 def test_the_defaults_are_those_of_config_json():
@@ -122,7 +122,7 @@ def test_positions_count_the_real_tokens():
     assert position_ids(mask, 3).tolist() == [[4, 5, 3, 6], [4, 3, 3, 3]]
 
 
-def test_bfloat16_computes_near_float32_on_float32_parameters():
+def test_bfloat16_with_float32_parameters_is_close_to_float32():
     sizes = RobertaSizes(**peers.SIZES["two layers"])
     ids, mask = peers.texts_of(peers.SIZES["two layers"])
     half, params = Roberta(sizes, dtype=jnp.bfloat16), seeded(Roberta(sizes), ids, mask)
@@ -141,6 +141,6 @@ def test_bfloat16_computes_near_float32_on_float32_parameters():
         ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; it must be one of gelu, gelu_new"),
     ],
 )
-def test_sizes_that_make_no_roberta_are_refused(other, message):
+def test_invalid_sizes_are_rejected(other, message):
     with pytest.raises(ValueError, match=message):
         RobertaSizes(**{**peers.SIZES["two layers"], **other})

@@ -1,4 +1,4 @@
-"""TextEncoder, and weights in every published form."""
+"""TextEncoder, and weights in every published format."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def encoder_variables(params, width=8):
     return encoder, {"params": {**variables["params"], "roberta": params}}
 
 
-def test_the_vector_is_the_mean_of_robertas_states(params):
+def test_the_vector_is_the_mean_of_the_roberta_states(params):
     encoder, variables = encoder_variables(params)
     features = jax.jit(encoder.apply)(variables, IDS, MASK)
     expected = jax.jit(Roberta(SIZES).apply)({"params": params}, IDS, MASK)
@@ -58,12 +58,12 @@ def test_the_vector_is_the_mean_of_robertas_states(params):
     np.testing.assert_allclose(features.vector, mean @ kernel, atol=1e-5)
 
 
-def test_pads_change_nothing(params):
+def test_pads_have_no_effect(params):
     encoder, variables = encoder_variables(params)
     run = jax.jit(encoder.apply)
     features = run(variables, IDS, MASK)
     longer = jnp.pad(IDS, ((0, 0), (0, 4)), constant_values=1)
-    junk = jnp.where(jnp.pad(MASK, ((0, 0), (0, 4))), longer, 17)  # the mask decides, not the id
+    junk = jnp.where(jnp.pad(MASK, ((0, 0), (0, 4))), longer, 17)  # the mask matters, not the id
     for ids in (longer, junk):
         padded = run(variables, ids, longer != 1)
         np.testing.assert_allclose(padded.vector, features.vector, atol=1e-5)
@@ -87,7 +87,7 @@ def test_dropout_only_in_training(params):
     assert not np.allclose(first, second)
 
 
-def test_too_long_a_text_is_refused(params):
+def test_texts_that_are_too_long_are_rejected(params):
     encoder, variables = encoder_variables(params)
     ids = jnp.full((1, 19), 5)
     with pytest.raises(ValueError, match="positions for 18"):
@@ -95,37 +95,37 @@ def test_too_long_a_text_is_refused(params):
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reads_every_published_form(tmp_path, params, form):
+def test_reads_every_published_format(tmp_path, params, form):
     loaded = load_roberta(str(write_folder(tmp_path, form, SIZES, params, OUTPUT_BIAS)))
     assert loaded.sizes == SIZES
-    if form == "flax safetensors":  # has an encoder only
+    if form == "flax safetensors":  # encoder only
         assert loaded.output_bias is None
     else:
         np.testing.assert_array_equal(loaded.output_bias, OUTPUT_BIAS)
     jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.device_get(params))
 
 
-def test_a_hub_name_is_read_as_a_folder_is(tmp_path, params, monkeypatch):
+def test_a_hub_name_is_read_like_a_folder(tmp_path, params, monkeypatch):
     import huggingface_hub
 
-    asked = []
+    requested = []
 
     def snapshot_download(name, allow_patterns):
-        asked.append(name)
+        requested.append(name)
         if name == "nobody/nothing":
             raise OSError("no such repository")
         return str(write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    loaded, read = load_roberta("roberta-base"), load_roberta(str(tmp_path))
-    assert asked == ["roberta-base"]
-    np.testing.assert_array_equal(loaded.output_bias, read.output_bias)
-    jax.tree.map(np.testing.assert_array_equal, loaded.params, read.params)
+    loaded, expected = load_roberta("roberta-base"), load_roberta(str(tmp_path))
+    assert requested == ["roberta-base"]
+    np.testing.assert_array_equal(loaded.output_bias, expected.output_bias)
+    jax.tree.map(np.testing.assert_array_equal, loaded.params, expected.params)
     with pytest.raises(FileNotFoundError, match=r"'nobody/nothing' is not a local folder.*no such repository"):
         load_roberta("nobody/nothing")
 
 
-def test_weights_that_do_not_fit_are_named(tmp_path, params):
+def test_incompatible_weights_are_rejected(tmp_path, params):
     write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
     config = {**dataclasses.asdict(SIZES), "model_type": "roberta", "num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -137,7 +137,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path, params):
         load_roberta(str(tmp_path))
 
 
-def test_a_folder_without_weights_is_named(tmp_path):
+def test_a_folder_without_weights_is_reported(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(FileNotFoundError, match=r"flax_model\.msgpack"):
         load_roberta(str(tmp_path))
@@ -165,7 +165,7 @@ def test_reads_a_folder_saved_by_torch():
 
 
 def test_reads_a_bin_without_torch():
-    """The file holds `seeded_weights` as `roberta_peers.py` saved them, in PyTorch's form of before 2020."""
+    """The file has the `seeded_weights` of `roberta_peers.py` in the PyTorch format of before 2020."""
     loaded = load_roberta(str(GOLDEN.parent / "roberta_bin"))
     assert loaded.sizes == RobertaSizes(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
     state = torch_state(traverse_util.flatten_dict(loaded.params, sep="."))
@@ -184,9 +184,9 @@ def test_names_of_before_2019_and_half_precision_are_read(tmp_path, params):
         tensors[name.removesuffix(end) + old.get(end, "")] = value.astype(ml_dtypes.bfloat16)
     save_file(tensors, tmp_path / "model.safetensors")
     loaded = load_roberta(str(tmp_path))
-    for read, written in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
-        assert read.dtype == np.float32
-        np.testing.assert_array_equal(read, np.asarray(written).astype(ml_dtypes.bfloat16).astype(np.float32))
+    for restored, written in zip(jax.tree.leaves(loaded.params), jax.tree.leaves(params), strict=True):
+        assert restored.dtype == np.float32
+        np.testing.assert_array_equal(restored, np.asarray(written).astype(ml_dtypes.bfloat16).astype(np.float32))
 
 
 @pytest.mark.torch
@@ -209,7 +209,7 @@ def test_reads_a_folder_that_the_installed_transformers_saves(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("shards", [1, 2])
-def test_reads_a_bin_as_torch_saves_it_now(tmp_path, params, shards):
+def test_reads_a_bin_of_the_current_torch_format(tmp_path, params, shards):
     torch = pytest.importorskip("torch")
     write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -228,7 +228,7 @@ def test_reads_a_bin_as_torch_saves_it_now(tmp_path, params, shards):
 
 
 @pytest.mark.torch
-def test_golden_is_what_torch_computes():
+def test_the_golden_file_equals_torch():
     torch = pytest.importorskip("torch")
     from transformers import RobertaModel
 

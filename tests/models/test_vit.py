@@ -32,8 +32,8 @@ def compiled_run(train, **settings):
     def apply(variables, images, key):
         return model.apply(variables, images, train=train, rngs={"dropout": key})
 
-    given = variables(settings.get("class_token", True))
-    return jax.jit(apply).lower(given, IMAGES, jax.random.key(0)).compile(QUICK)
+    variables_of_model = variables(settings.get("class_token", True))
+    return jax.jit(apply).lower(variables_of_model, IMAGES, jax.random.key(0)).compile(QUICK)
 
 
 def run(train=False, key=0, images=IMAGES, **settings):
@@ -47,16 +47,16 @@ def shapes(model, size):
     return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
 
 
-# Parameters of the classifiers as published, less the 1000-way classifier's.
+# Published parameter counts, without those of the 1000-way classifier.
 @pytest.mark.parametrize(("size", "parameters"), [("s16", 22_050_664 - 385_000), ("b16", 86_567_656 - 769_000)])
-def test_parameters_are_as_many_as_published(size, parameters):
+def test_parameter_counts_are_those_published(size, parameters):
     features, tree = shapes(VisionTransformer(size), 224)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == parameters
     assert features.shape == (2, 14, 14, SIZES[size].width)
     assert set(tree["params"]) == set(SIZES[size].stage_names)
 
 
-def test_parameter_paths_are_what_rules_are_written_against():
+def test_parameter_paths_are_stable():
     paths = set(traverse_util.flatten_dict(variables()["params"], sep="/"))
     assert {
         "embed/patches/kernel",
@@ -75,13 +75,13 @@ def test_parameter_paths_are_what_rules_are_written_against():
 
 
 def test_a_cell_is_its_patch():
-    # Attention mixes all patches, so after the embedding alone a change stays where it is.
+    # Only after the embedding is a change local, because attention mixes all patches.
     def embed(images):
         return VisionTransformer("micro").apply(variables(), images, train=False, stop_after="embed")
 
     changed = embed(IMAGES.at[:, 8:16, 24:32].add(1.0)) - embed(IMAGES)
     assert np.flatnonzero(np.abs(changed).max((0, 2))).tolist() == [1 + 1 * 4 + 3]
-    # The features are those of the patches: the last norm is per token, so a shift of one token reaches one cell.
+    # Features are those of the patches. The last norm is per token, so a shift of one token changes one cell.
     tokens = jnp.zeros((1, 17, 32)).at[:, 1 + 2 * 4 + 1].set(jnp.arange(32.0))
     cells = VisionTransformer("micro").apply(variables(), tokens, train=False, start_after="block_1")
     odd = np.abs(cells - cells[:, :1, :1]).max(-1)[0] > 0
@@ -90,7 +90,7 @@ def test_a_cell_is_its_patch():
 
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize("stage", ["embed", "block_0", "block_1", "norm"])
-def test_a_network_cut_in_two_is_the_network(stage, class_token):
+def test_a_split_network_equals_the_network(stage, class_token):
     model, names = VisionTransformer("micro", class_token), SIZES["micro"].stage_names
     params = variables(class_token)["params"]
     below = {"params": {name: params[name] for name in names[: names.index(stage) + 1]}}
@@ -103,13 +103,13 @@ def test_a_network_cut_in_two_is_the_network(stage, class_token):
     np.testing.assert_allclose(jax.jit(halves)(IMAGES), run(class_token=class_token), rtol=1e-5, atol=1e-5)
 
 
-def test_stochastic_depth_works_in_training_alone():
+def test_stochastic_depth_is_active_in_training_only():
     plain = run()
     np.testing.assert_array_equal(run(train=True), plain)
     np.testing.assert_array_equal(run(drop_path=0.5), plain)
     first = run(train=True, drop_path=0.5)
     assert not np.allclose(first, run(train=True, drop_path=0.5, key=1))
-    # The first block is never skipped, the last one's two branches are dropped or doubled: images come in four kinds.
+    # Only the two branches of the last block are dropped or doubled, so there are four different results.
     same = run(train=True, drop_path=0.5, images=jnp.broadcast_to(IMAGES[:1], IMAGES.shape))
     assert 2 <= len(np.unique(same[:, 0, 0, 0].round(4))) <= 4
 
@@ -121,7 +121,7 @@ def test_blocks_with_frozen_norms_are_never_skipped():
     assert not np.allclose(run(train=True, drop_path=0.9, frozen_norms=half), run())
 
 
-def test_bfloat16_is_near_float32():
+def test_bfloat16_is_close_to_float32():
     rough = run(dtype=jnp.bfloat16)
     assert rough.dtype == jnp.bfloat16
     assert np.abs(rough.astype(np.float32) - run()).max() < 0.05 * np.abs(run()).max()
@@ -135,7 +135,7 @@ def test_every_parameter_has_a_gradient():
     assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
 
 
-def test_eight_devices_do_what_one_does():
+def test_eight_devices_equal_one_device():
     model = VisionTransformer("micro", drop_path=0.5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
@@ -158,16 +158,16 @@ def test_eight_devices_do_what_one_does():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
 
 
-def test_the_choice_of_gelu_counts():
+def test_the_choice_of_gelu_has_an_effect():
     assert not np.array_equal(run(gelu="tanh"), run())
 
 
-def test_images_that_have_no_whole_patches_name_the_key():
+def test_images_with_partial_patches_name_the_key():
     for shape in ((1, 30, 30, 3), (1, 32, 24, 3)):
         with pytest.raises(ValueError, match=r"config\.data\.image_size"):
             VisionTransformer("micro").init(jax.random.key(0), jnp.zeros(shape), train=False)
 
 
-def test_an_unknown_stage_lists_the_known():
+def test_an_unknown_stage_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'stage_1'; choose one of embed, block_0, block_1, norm"):
         VisionTransformer("micro").apply(variables(), IMAGES, train=False, stop_after="stage_1")
