@@ -1,4 +1,4 @@
-"""The arithmetic of a roofline, and the search for the largest batch."""
+"""The roofline model, and the search for the largest batch."""
 
 from __future__ import annotations
 
@@ -29,31 +29,31 @@ def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
     )
 
 
-def test_the_slowest_side_binds():
+def test_the_slowest_resource_is_the_bound():
     assert cost().memory == 10
-    found = roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
-    assert (found.bound, found.images_per_second) == ("compute", 10 / 2)
-    found = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
-    assert (found.bound, found.images_per_second) == ("memory", 10 / 5)
+    estimate = roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
+    assert (estimate.bound, estimate.images_per_second) == ("compute", 10 / 2)
+    estimate = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
+    assert (estimate.bound, estimate.images_per_second) == ("memory", 10 / 5)
     assert roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP).bound == "compute"
     both = frozenset([frozenset(range(4))])
     reduction = Collective("all-reduce", bytes=400, groups=both, source="")
-    found = roofline(cost(4000, 500.0, (reduction,)), CHIP)
-    assert found.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the links' bandwidth
-    assert (found.bound, found.images_per_second) == ("links", 10 / 30)
+    estimate = roofline(cost(4000, 500.0, (reduction,)), CHIP)
+    assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the link bandwidth
+    assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)
 
 
-def test_bytes_are_shared_out_by_the_modules_that_move_them():
+def test_bytes_are_attributed_to_modules():
     sources = (
         "jit(step)/jvp(Model)/decoder/layer_0/dot",
         "jit(step)/transpose(jvp(Model))/image_encoder/stem/conv",
         "",
     )
-    found = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
-    assert [found.bytes_of(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
+    total = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
+    assert [total.bytes_of(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
 
 
-def test_chips_say_what_their_makers_do():
+def test_chips_have_the_published_numbers():
     assert CHIPS["v5e"].balance == pytest.approx(240.5, abs=0.1)
     assert all(chip.source.endswith(name) for name, chip in CHIPS.items())
 
@@ -67,13 +67,13 @@ def test_the_search_ends_at_the_largest_batch_that_fits(start, memory):
         calls.append(images)
         return memory(images) if memory(images) < 2000 else None
 
-    found = largest_batch(memory_of, Tried(start, memory_of(start)), fixed=50, unit=8, limit=1000, compilations=20)
-    best = max(one.images for one in found if one.memory and one.memory <= 1000)
+    result = largest_batch(memory_of, Tried(start, memory_of(start)), fixed=50, unit=8, limit=1000, compilations=20)
+    best = max(one.images for one in result if one.memory and one.memory <= 1000)
     assert memory(best) <= 1000 < memory(best + 8)
-    assert [one.images for one in found] == calls and len(set(calls)) == len(calls)
+    assert [one.images for one in result] == calls and len(set(calls)) == len(calls)
 
 
-def test_the_search_compiles_no_more_than_it_may():
-    found = largest_batch(lambda n: n * n, Tried(64, None), fixed=0, unit=1, limit=1000, compilations=3)
-    assert [one.images for one in found] == [64, 32, 16, 24]
+def test_the_search_respects_its_limit_of_compilations():
+    result = largest_batch(lambda n: n * n, Tried(64, None), fixed=0, unit=1, limit=1000, compilations=3)
+    assert [one.images for one in result] == [64, 32, 16, 24]
     assert largest_batch(lambda n: n, Tried(8, 8), 0, 8, 7, compilations=3) == [Tried(8, 8)]

@@ -1,4 +1,4 @@
-"""FLOPs counted before compilation: of both passes, and only what has a gradient."""
+"""FLOPs counted before compilation, of the forward and backward pass. Only existing gradients count."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def shape(*sizes):
     return jax.ShapeDtypeStruct(sizes, jnp.float32)
 
 
-def test_a_product_costs_as_much_again_for_each_gradient():
+def test_each_gradient_costs_as_much_as_the_product():
     x, w = shape(5, 4), shape(4, 3)
     once = 2 * 5 * 4 * 3
     assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(once, once)
@@ -32,7 +32,7 @@ def test_loops_and_branches_count():
     def loop(w, x):
         return lax.scan(lambda carry, _: (carry @ w, None), x, length=3)[0]
 
-    # The first turn's input has no gradient, but a loop's turns are all alike.
+    # The input of the first iteration has no gradient, but all iterations of a loop count alike.
     assert count_matrix_flops(loop, w, x) == MatrixFlops(3 * once, 6 * once)
 
     def choice(w, x):
@@ -52,23 +52,23 @@ def test_b0_has_the_published_multiply_adds():
     model = EfficientNet("b0")
     images = jnp.zeros((1, 224, 224, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    found = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
-    assert found.forward / 2 == pytest.approx(0.39e9, rel=0.02)
-    assert 2.9 < found.total / found.forward < 3  # the pixels have no gradient
+    flops = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
+    assert flops.forward / 2 == pytest.approx(0.39e9, rel=0.02)
+    assert 2.9 < flops.total / flops.forward < 3  # the pixels have no gradient
 
 
-def test_the_compiler_multiplies_no_more_than_the_model_says():
+def test_the_compiler_does_not_multiply_more_than_the_model():
     model = EfficientNet("micro")
     images = jnp.zeros((2, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
-    found = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
+    flops = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
     lowered = (
         jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, images).lower(lowering_platforms=("tpu",))
     )
-    assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / found.forward <= 1  # padding is not counted
+    assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / flops.forward <= 1  # padding is not counted
 
 
-def test_a_product_that_no_result_needs_does_not_count():
+def test_unused_products_do_not_count():
     w, x = shape(4, 4), shape(5, 4)
 
     def unused(w, x):

@@ -1,4 +1,4 @@
-"""What is read from a compiled program's text: collectives in every form, and FLOPs as XLA counts them."""
+"""Parsing the text of a compiled program: collectives in every form, and the FLOP counts of XLA."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ENTRY = """ENTRY %main (a: f32[16,8]) -> f32[16,8] {{
 
 
 def collective(line: str, devices: int = 8):
-    (found,) = CompiledText(HEAD + ENTRY.format(line=line)).collectives(devices)
-    return found
+    (parsed,) = CompiledText(HEAD + ENTRY.format(line=line)).collectives(devices)
+    return parsed
 
 
 @pytest.mark.parametrize(
@@ -40,16 +40,20 @@ def collective(line: str, devices: int = 8):
         ("mesh['axis_0'=8], device_ids=([8]<=[2,4]T(1,0)) {'axis_0'}", "unknown"),
     ],
 )
-def test_the_axis_of_a_collective_is_told_from_its_groups(groups, axis):
-    found = collective(
+def test_the_axis_of_a_collective_follows_from_its_groups(groups, axis):
+    parsed = collective(
         f"%r = f32[16,8]{{1,0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add, "
         'metadata={op_name="jit(step)/grad"}'
     )
-    assert (found.kind, found.bytes, found.source) == ("all-reduce", 16 * 8 * 4, "jit(step)/grad")
-    assert found.axis(MESH) == axis
+    assert (parsed.kind, parsed.bytes, parsed.source) == (
+        "all-reduce",
+        16 * 8 * 4,
+        "jit(step)/grad",
+    )
+    assert parsed.axis(MESH) == axis
 
 
-def test_bytes_are_those_of_the_whole_array_and_rings_send_nothing_twice():
+def test_bytes_are_those_of_the_whole_array_sent_once_around_the_ring():
     gathered = collective(
         "%g = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4]", 4
     )
@@ -63,7 +67,7 @@ def test_bytes_are_those_of_the_whole_array_and_rings_send_nothing_twice():
     assert reduced.by_rows == {16: 16 * 8 * 4, 8: 8 * 4}
 
 
-def test_one_that_runs_beside_computation_counts_once():
+def test_an_asynchronous_collective_counts_once():
     lines = """%s = (f32[16,8]{1,0}, f32[64,8]{1,0}) all-gather-start(%a), channel_id=3, replica_groups=[1,4]<=[4]
   %d = f32[64,8]{1,0} all-gather-done(%s)
   %c = f32[64,8]{1,0} all-gather(%a), channel_id=3, replica_groups=[1,4]<=[4]"""
@@ -72,16 +76,20 @@ def test_one_that_runs_beside_computation_counts_once():
 
 def test_a_chain_of_permutations_runs_along_an_axis():
     pairs = "{{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}}"
-    found = collective(f"%p = f32[16,8]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}")
-    assert found.axis(MESH) == "data"
+    parsed = collective(f"%p = f32[16,8]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}")
+    assert parsed.axis(MESH) == "data"
 
 
-def test_a_program_of_several_devices_reduces_over_their_axis():
+def test_a_program_on_several_devices_reduces_over_their_axis():
     mesh = Mesh(jax.devices()[:8], ("data",))
     rows = NamedSharding(mesh, PartitionSpec("data"))
     compiled = jax.jit(lambda x: jnp.sum(x, 0), in_shardings=rows).lower(jax.ShapeDtypeStruct((16, 5), jnp.float32))
-    (found,) = CompiledText(compiled.compile().as_text()).collectives(8)
-    assert (found.kind, found.bytes, found.axis({"data": 8})) == ("all-reduce", 20, "data")
+    (parsed,) = CompiledText(compiled.compile().as_text()).collectives(8)
+    assert (parsed.kind, parsed.bytes, parsed.axis({"data": 8})) == (
+        "all-reduce",
+        20,
+        "data",
+    )
 
 
 CONVOLUTIONS = {
@@ -95,7 +103,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_count_what_xla_counts(name):
+def test_convolutions_equal_the_count_of_xla(name):
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **CONVOLUTIONS[name]}
     groups = settings.get("feature_group_count", 1)
     shapes = jax.ShapeDtypeStruct((2, 9, 7, 8), jnp.float32), jax.ShapeDtypeStruct((3, 3, 8 // groups, 12), jnp.float32)
@@ -121,13 +129,13 @@ def test_products_of_two_types_count_as_the_wider():
     assert CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype() == {"bf16": once, "f32": once}
 
 
-def test_traffic_is_counted_as_arrays_are_laid_out():
+def test_traffic_includes_the_padding_of_layouts():
     lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), calls=%in, metadata={op_name="jit(f)/decoder/mul"}
   %c = (bf16[100,30]{0,1:T(8,128)(2,1)}, bf16[100,30]{0,1:T(8,128)(2,1)S(1)}, u32[]) copy-start(%b)
   %d = bf16[100,30]{0,1:T(8,128)(2,1)} copy-done(%c)
   %e = f32[5]{0:T(128)S(1)} fusion(%d), calls=%in, metadata={op_name="jit(f)/encoder/add"}"""
     first, copied, last = CompiledText(HEAD + ENTRY.format(line=lines)).traffic()
-    taken, tiles = 16 * 8 * 4, 128 * 32 * 2
-    assert first == Traffic("jit(f)/decoder/mul", taken + tiles, tiles)
+    bytes_read, tiles = 16 * 8 * 4, 128 * 32 * 2
+    assert first == Traffic("jit(f)/decoder/mul", bytes_read + tiles, tiles)
     assert copied == Traffic("jit(f)/decoder/mul", 2 * tiles, tiles)
     assert last == Traffic("jit(f)/encoder/add", tiles + 128 * 4, 128 * 4)

@@ -1,4 +1,4 @@
-"""A run planned for devices that are not there, without its data."""
+"""Planning a run for devices that are not attached, without its data."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     more = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
     arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *options, *more)
     assert run_main(*arguments) == 0
-    printed, found = capsys.readouterr().out, json.loads((tmp_path / "plan_cpu_8.json").read_text())
-    assert found["chips"] == 8 and found["mesh"] == {"data": 8, "model": 1} and found["dtype"] == "float32"
-    assert found["assumed"]["vocabulary"] == 290 and "assumed vocabulary: 290" in printed
-    train = found["programs"]["train"]
+    printed, stored = capsys.readouterr().out, json.loads((tmp_path / "plan_cpu_8.json").read_text())
+    assert stored["chips"] == 8 and stored["mesh"] == {"data": 8, "model": 1} and stored["dtype"] == "float32"
+    assert stored["assumed"]["vocabulary"] == 290 and "assumed vocabulary: 290" in printed
+    train = stored["programs"]["train"]
     assert train["images_per_chip"] == 2 and train["memory"]["total"] > train["memory"]["arguments"] > 0
     assert train["per_image"]["matrix_flops"] > 0
-    # Every device takes its part of gradients and metrics, and gathers all vectors of the contrastive objective.
+    # Every device reduces gradients and metrics, and gathers all vectors of the contrastive objective.
     assert {group["axis"] for group in train["collectives"]} == {"data"}
     gathers = [group for group in train["collectives"] if group["kind"] == "all-gather"]
     width = 16
     assert gathers and sum(group["bytes"] for group in gathers) >= 16 * 2 * width * 4
     reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
-    assert reductions["bytes"] >= 4 * found["parameters"]["trained"]
+    assert reductions["bytes"] >= 4 * stored["parameters"]["trained"]
     assert (
         train["rows_like_weights"] and "as many rows as the global batch" in printed
-    )  # 16 images, and a text encoder 16 wide
+    )  # 16 images, and a text encoder of width 16
     assert "all-gather (data)" in printed and "decode: 2 images per chip" in printed
 
 
@@ -76,7 +76,7 @@ def test_a_run_in_bfloat16_encodes_and_decodes_without_float32_products(workdir,
 
 
 @pytest.mark.slow
-def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
+def test_phases_of_unfreezing_are_selected_by_a_step(workdir):
     changes = {"optimizer.rules": FROZEN_FIRST, "mesh.data": 1, "optimizer.ema": 0.9}
     first = planned(workdir, Request("cpu:1", ("encoder",), "first", 2, 290), **changes)
     early = planned(workdir, Request("cpu:1", (), "6", 2, 290), **changes)
@@ -84,7 +84,7 @@ def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
     last = planned(workdir, Request("cpu:1", (), "last", 2, 290), **changes)
     assert late["phase"]["starts"] == [0, 7] and not late["programs"]["encoder"]["rows_like_weights"]
     assert first["parameters"] == early["parameters"] != late["parameters"] == last["parameters"]
-    flops = [found["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] for found in (first, late)]
+    flops = [result["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] for result in (first, late)]
     assert flops[0] < 0.7 * flops[1]  # frozen convolutions have no gradients
     everything = planned(workdir, Request("cpu:1", (), "all", 2, 290), **changes)
     assert everything["parameters"]["trained"] == everything["parameters"]["all"] > last["parameters"]["trained"]
@@ -92,22 +92,22 @@ def test_phases_of_unfreezing_are_planned_by_a_step_in_them(workdir):
         planned(workdir, Request("cpu:1", (), "end"), **changes)
 
 
-def test_a_workdir_that_was_trained_in_knows_its_vocabulary(small_workdir, workdir):
+def test_a_trained_workdir_provides_its_vocabulary(small_workdir, workdir):
     from etils import epath
 
-    found = planned(epath.Path(small_workdir), Request("cpu:1", (), images=2))
-    assert list(found["assumed"]) == ["packing"]
+    result = planned(epath.Path(small_workdir), Request("cpu:1", (), images=2))
+    assert list(result["assumed"]) == ["packing"]
     assert planned(workdir, Request("cpu:1", (), images=2))["assumed"]["vocabulary"] == 300
 
 
-def test_what_does_not_go_together_is_refused(workdir):
+def test_incompatible_arguments_are_rejected(workdir):
     with pytest.raises(ValueError, match="batch_size=4 images cannot be divided over 8 devices"):
         planned(workdir, Request("cpu:8", ("train",)))
     with pytest.raises(ValueError, match="unknown program eval; expected some of train, decode, encoder"):
         planned(workdir, Request("cpu:8", ("eval",)))
 
 
-def test_a_batch_that_the_backbone_cannot_be_trained_on_is_refused_before_anything_is_compiled(workdir):
+def test_a_batch_that_the_backbone_does_not_support_is_rejected_before_compilation(workdir):
     groups = {"model.encoder.norm_group_size": 6, "mesh.data": 1}
     for programs in (("decode", "train"), ("encoder",)):
         with pytest.raises(ValueError, match="norm_group_size=6 does not divide the 4 images"):
@@ -118,8 +118,8 @@ def test_a_batch_that_the_backbone_cannot_be_trained_on_is_refused_before_anythi
         planned(workdir, Request("cpu:1", ("train",), images=5), **{"optimizer.accumulation": 2, "mesh.data": 1})
     assert not list(workdir.iterdir())
     frozen = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
-    found = planned(workdir, Request("cpu:1", ("encoder",), images=4), **groups, **{"optimizer.rules": frozen})
-    assert found["programs"]["encoder"]["per_image"]["matrix_flops"] == 0  # no gradient is asked for
+    result = planned(workdir, Request("cpu:1", ("encoder",), images=4), **groups, **{"optimizer.rules": frozen})
+    assert result["programs"]["encoder"]["per_image"]["matrix_flops"] == 0  # there are no gradients
 
 
 def config_with_constants(**changes) -> ConfigDict:
@@ -138,21 +138,21 @@ def test_constants_of_an_objective_are_planned_from_the_data(workdir, small_imag
         without = planned(workdir, request, **{"mesh.data": 1})
     assert with_constants["assumed"]["constants"] == "of rare: made with the assumed vocabulary"
     assert "constants" not in without["assumed"]
-    arguments = [found["programs"]["train"]["memory"]["arguments"] for found in (with_constants, without)]
+    arguments = [result["programs"]["train"]["memory"]["arguments"] for result in (with_constants, without)]
     assert arguments[0] - arguments[1] == 4 * 290  # a frequency for each token
 
 
-def test_constants_that_cannot_be_made_are_named_with_what_to_do(workdir):
+def test_unavailable_constants_are_reported_with_a_remedy(workdir):
     config = config_with_constants(**{"data.root": "nowhere"})
     message = r"^config\.objective\.terms\.rare has constants .* \(no such folder: nowhere.*\): start the run once"
-    with pytest.raises(ValueError, match=message) as refused:
+    with pytest.raises(ValueError, match=message) as error:
         plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
     assert plan(RunSpec.from_config(config), workdir, Request("cpu:1", ()))["programs"] == {}
 
 
 @pytest.mark.slow
-def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
+def test_stored_constants_of_the_run_are_used(small_workdir, tmp_path):
     import shutil
 
     import numpy as np
@@ -168,24 +168,24 @@ def test_constants_that_the_run_has_stored_are_taken(small_workdir, tmp_path):
     store_constants({"rare": FrequentTokens()}, constants, workdir)
     config = config_with_constants(**{"data.root": "nowhere"})
     with quick_compilation():
-        found = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
-    assert found["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in found["assumed"]
+        result = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
+    assert result["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in result["assumed"]
 
 
 @pytest.mark.long
-def test_a_tpu_that_is_not_there(workdir, capsys):
+def test_a_tpu_that_is_not_attached(workdir, capsys):
     if importlib.util.find_spec("libtpu") is None:
         pytest.skip("needs the TPU's compiler: pip install 'caption-jax[tpu]'")
     changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
     request = Request("v5e:2x2", ("train",), images=16, vocabulary=290, compilations=1)
-    found = plan(RunSpec.from_config(config_of(**changes)), workdir, request)
-    print_plan(found)
-    train = found["programs"]["train"]
-    assert found["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0
+    result = plan(RunSpec.from_config(config_of(**changes)), workdir, request)
+    print_plan(result)
+    train = result["programs"]["train"]
+    assert result["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0
     assert train["per_image"]["matrix_flops"] <= 1.05 * train["per_image"]["analytic_matrix_flops"]
     assert train["roofline"]["bound"] in ("compute", "memory", "links")
-    # Statistics of groups cross no devices: what is left are the gradients, the metrics and the running statistics.
+    # Group statistics stay on a device, so only gradients, metrics and running statistics are reduced.
     assert {(group["kind"], group["axis"]) for group in train["collectives"]} == {("all-reduce", "data")}
-    tried = found["largest_batch"]["tried"]
+    tried = result["largest_batch"]["tried"]
     assert len(tried) == 2 and tried[1]["images"] > 16
     assert "maximum images/s" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Values that no run can use: each is refused where the config is read, by its key."""
+"""Invalid values are rejected with their key when the config is read."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATE, FRACTION = "must be in [0, 1)", "must be in [0, 1]"
 ONE, ZERO = "must be 1 or more", "or more"
 VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
 
-REFUSED = [
+INVALID = [
     ("seed", 2**63, "64-bit integer"),
     ("dtype", "float16", "'auto', 'bfloat16' or 'float32'"),
     ("data.source", "web", "'shapes', 'folder' or 'tfds'"),
@@ -128,19 +128,19 @@ REFUSED = [
     ("mesh.data", 0, "-1 for all that remain"),
     ("mesh.model", -2, "-1 for all that remain"),
 ]
-# Strings that are free: a name that means nothing is an error of the file, the hub or the run that it is looked up in.
+# Free strings. An unknown name is an error of the file, the hub or the run in which it is looked up.
 FREE = {
     *("init_from", "train.best_metric", "decode.prefix", "data.tokenizer", "data.root", "data.images", "data.context"),
     *("data.split_field", "data.tfds_name", "data.tfds_dir", "data.feature_cache.stage", "data.feature_cache.folder"),
     *(f"data.split_files.{split}" for split in ("train", "val", "test")),
     *(f"model.{part}.weights" for part in ("encoder", "decoder", "text_encoder")),
-    "model.encoder.variant",  # checked, in words of its own
+    "model.encoder.variant",  # checked, with another message
 }
 
 
 def config_of(**changes: Any) -> ConfigDict:
     config = default_config().unlock()
-    for key, value in changes.items():  # not by `update`, which would convert what is of another type
+    for key, value in changes.items():  # not `update`, which would convert values of other types
         *sections, name = key.split(".")
         section = config
         for part in sections:
@@ -151,21 +151,21 @@ def config_of(**changes: Any) -> ConfigDict:
 
 
 def leaves() -> Iterator[tuple[str, Any]]:
-    """Keys and defaults of the config's numbers and strings."""
+    """Keys and defaults of the numbers and strings of the config."""
     return ((key, value) for key, value in flatten(as_mapping(RunSpec())).items() if not isinstance(value, bool))
 
 
-@pytest.mark.parametrize(("key", "value", "wanted"), REFUSED)
-def test_a_value_out_of_range_is_refused_by_its_key(key, value, wanted):
-    with pytest.raises(ConfigError) as refused:
+@pytest.mark.parametrize(("key", "value", "expected"), INVALID)
+def test_values_out_of_range_are_rejected_with_their_key(key, value, expected):
+    with pytest.raises(ConfigError) as error:
         RunSpec.from_config(config_of(**{key: value}))
-    (message,) = str(refused.value).splitlines()
-    assert message.startswith(f"config.{key} is {value!r}; it must be ") and wanted in message
+    (message,) = str(error.value).splitlines()
+    assert message.startswith(f"config.{key} is {value!r}; it must be ") and expected in message
 
 
 def test_the_table_is_complete():
     assert {key for key, default in leaves() if isinstance(default, int | float | str)} <= {
-        *(key for key, _, _ in REFUSED),
+        *(key for key, _, _ in INVALID),
         *FREE,
     }
 
@@ -173,7 +173,7 @@ def test_the_table_is_complete():
 def test_every_number_has_a_range():
     numbers = {key: default for key, default in leaves() if isinstance(default, int | float)}
     assert len(numbers) > 60
-    for key, default in numbers.items():  # no exceptions: a seed has to fit 64 bits
+    for key, default in numbers.items():  # no exceptions, because a seed must fit into 64 bits
         for absurd in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
             with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it must be")):
                 RunSpec.from_config(config_of(**{key: absurd}))
@@ -214,10 +214,10 @@ def test_every_number_has_a_range():
         ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets unknown 'rate'"),
     ],
 )
-def test_what_does_not_go_together_is_refused_in_a_line(changes, message):
-    with pytest.raises(ConfigError, match=message) as refused:
+def test_incompatible_values_are_rejected_in_one_line(changes, message):
+    with pytest.raises(ConfigError, match=message) as error:
         RunSpec.from_config(config_of(**changes))
-    assert len(str(refused.value).splitlines()) == 1 and "config." in str(refused.value)
+    assert len(str(error.value).splitlines()) == 1 and "config." in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_what_does_not_go_together_is_refused_in_a_line(changes, message):
         ({"model": {"encoder": "b0"}}, r"config\.model\.encoder is 'b0'; expected a dictionary"),
     ],
 )
-def test_a_value_in_place_of_a_section_is_refused(values, message):
+def test_a_value_instead_of_a_section_is_rejected(values, message):
     with pytest.raises(ConfigError, match=message):
         RunSpec.from_config(values)
 
@@ -239,7 +239,7 @@ class WithoutDefault:
     weight: float
 
 
-def test_a_field_that_has_to_be_set_is_named():
+def test_a_required_field_is_reported():
     values = {"evaluators": {"own": {"name": f"{__name__}:WithoutDefault"}}}
     with pytest.raises(
         ConfigError, match=r"config\.evaluators\.own must set weight, because WithoutDefault has no def"
@@ -259,7 +259,7 @@ def test_a_field_that_has_to_be_set_is_named():
         {"decode.method": "greedy", "decode.groups": 2, "decode.candidates": 9},
     ],
 )
-def test_values_with_a_meaning_of_their_own_are_taken(changes):
+def test_special_values_are_accepted(changes):
     spec = RunSpec.from_config(config_of(**changes))
     flat = flatten(as_mapping(spec))
     assert {key: flat[key] for key in changes} == changes
@@ -273,7 +273,7 @@ def test_settings_may_be_traced_inside_a_program():
     assert doubled(0.5) == 1
 
 
-def test_choices_are_those_of_what_carries_them_out():
+def test_choices_equal_those_of_the_implementations():
     assert set(data_spec.INTERPOLATIONS) == set(INTERPOLATIONS)
     for shapes in CaptionShapes.builder_configs:
         assert DataSpec(shapes=shapes).shapes == shapes

@@ -1,4 +1,4 @@
-"""Specs: every key of a config once, checked where the config becomes a spec, and the same again after JSON."""
+"""Specs: one field per config key, checked when the config becomes a spec, and unchanged by JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from caption_jax.specs import DatasetFacts, DecodeSpec, RunSpec, as_mapping, bui
 
 @dataclasses.dataclass(frozen=True)
 class Repetition:
-    """An extension, as a user's own file would define one."""
+    """An extension as a user would define it."""
 
     weight: float = 1.0
     window: int = 3
@@ -41,15 +41,15 @@ def test_the_default_config_is_the_default_spec():
     assert config_of(RunSpec()).to_dict() == default_config().to_dict()
 
 
-def test_a_spec_survives_json_and_flags_can_override_what_comes_back():
+def test_a_spec_survives_json_and_can_be_overridden_by_flags():
     config = default_config()
     config.optimizer.rules = ((r"decoder/.*", {"lr": 0.5}), (r"(?!decoder/).*", {"lr": 0.0, "from_step": 3}))
     config.decode.banned_words = ("a", "b c")
     config.model.encoder.variant = "lite0"
     spec = RunSpec.from_config(config)
-    again = RunSpec.from_config(json.loads(json.dumps(as_mapping(spec))))
-    assert again == spec and again.optimizer.rules == config.optimizer.rules
-    restored = config_of(again)
+    restored = RunSpec.from_config(json.loads(json.dumps(as_mapping(spec))))
+    assert restored == spec and restored.optimizer.rules == config.optimizer.rules
+    restored = config_of(restored)
     restored.optimizer.learning_rate = 0.5
     assert differences(spec, RunSpec.from_config(restored)) == {"optimizer.learning_rate": (1e-3, 0.5)}
 
@@ -77,14 +77,14 @@ def test_a_spec_survives_json_and_flags_can_override_what_comes_back():
         ({"dtype": "float16"}, r"config\.dtype is 'float16'"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(changes, message):
+def test_invalid_values_are_rejected_with_their_key(changes, message):
     config = default_config()
     config.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=message):
         RunSpec.from_config(config)
 
 
-def test_unknown_keys_and_wrong_types_are_named():
+def test_unknown_keys_and_wrong_types_are_reported():
     with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'beams'\?"):
         build_spec(DecodeSpec, {"beam": 3}, "decode")
     with pytest.raises(ConfigError, match=r"config\.decode\.beams is '3'; it must be of type int"):
@@ -113,24 +113,24 @@ def test_an_extension_is_built_from_its_own_fields_and_stored_by_name(tmp_path):
         ({"name": ""}, "has no name"),
     ],
 )
-def test_what_is_wrong_with_an_extension_is_said_with_its_key(values, message):
+def test_errors_of_an_extension_name_its_key(values, message):
     with pytest.raises(ConfigError, match=message):
         with_term(**values)
 
 
 @pytest.mark.parametrize(("images", "steps", "every"), [(100, 60, 3), (20, 20, 1), (6_000, 3_740, 187)])
-def test_epochs_become_steps_of_whole_batches(images, steps, every):
+def test_epochs_are_converted_to_steps_of_full_batches(images, steps, every):
     spec = dataclasses.replace(RunSpec(), train=dataclasses.replace(RunSpec().train, epochs=20))
     train = resolve(spec, DatasetFacts(images)).train
     assert (train.steps, train.eval_every, train.checkpoint_every) == (steps, every, every)
 
 
-def test_numbers_that_are_given_stay():
-    given = dataclasses.replace(RunSpec().train, steps=7, eval_every=2, checkpoint_every=3)
-    assert resolve(dataclasses.replace(RunSpec(), train=given), DatasetFacts(1000)).train == given
+def test_explicit_steps_take_precedence():
+    explicit = dataclasses.replace(RunSpec().train, steps=7, eval_every=2, checkpoint_every=3)
+    assert resolve(dataclasses.replace(RunSpec(), train=explicit), DatasetFacts(1000)).train == explicit
 
 
-def test_a_config_of_the_first_format_is_read_and_one_of_a_newer_release_is_refused(tmp_path):
+def test_the_first_config_format_is_read_and_newer_ones_are_rejected(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"seed": 3, "model": {"encoder": {"variant": "lite0"}}, "decode": {"beams": 2}}))
     spec = read_spec(tmp_path)
