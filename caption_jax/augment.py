@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
 from caption_jax.ops.forms import FAST, Ops
 from caption_jax.specs import AugmentSpec
@@ -14,8 +14,8 @@ _GREY_WEIGHTS = (0.299, 0.587, 0.114)
 
 
 def augment(
-    key: Array,
-    images: UInt8[Array, "batch height width 3"],
+    key: Key[Array, ""] | UInt32[Array, "2"],
+    images: UInt8[Array, "batch height width 3"] | Float[Array, "batch height width 3"],
     spec: AugmentSpec,
     rows: Int[Array, " batch"] | None = None,
     ops: Ops = FAST,

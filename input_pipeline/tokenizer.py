@@ -201,11 +201,11 @@ class Vocabulary:
         """Number of compact ids, which is the output width of the decoder."""
         return len(self._to_full)
 
-    def to_full(self, ids: Int[np.ndarray, ...] | Sequence[int]) -> Int[np.ndarray, ...]:
+    def to_full(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
         """Full ids of compact ids of any shape, for a text encoder with the tokenizer's full embedding."""
         return self._to_full[np.asarray(ids)]
 
-    def to_compact(self, ids: Int[np.ndarray, ...] | Sequence[int]) -> Int[np.ndarray, ...]:
+    def to_compact(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
         """Compact ids of full ids of any shape; tokens outside the vocabulary become `<unk>`."""
         return self._to_compact[np.asarray(ids, np.int32)]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import resident_memory
+import shape_checks
 
 # Before JAX starts: eight CPU devices, so that sharded code runs sharded wherever the tests do.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
@@ -24,6 +25,7 @@ for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
+shape_checks.install()  # before anything of ours is imported
 
 
 def pytest_configure(config):

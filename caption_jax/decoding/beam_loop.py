@@ -34,7 +34,13 @@ class Captions(NamedTuple):
         """Returns the selected rows of each image."""
         return Captions(*(gather_rows(array, indices) for array in self))
 
-    def extend(self, step: Int[Array, ""], token: jax.Array, log_prob: jax.Array, score: jax.Array) -> Captions:
+    def extend(
+        self,
+        step: Int[Array, ""],
+        token: int | Int[Array, "batch rows"],
+        log_prob: Float[Array, "batch rows"],
+        score: Float[Array, "batch rows"],
+    ) -> Captions:
         """Writes a token and its log-probability at `step`, and replaces the score."""
         return Captions(
             self.tokens.at[:, :, step].set(token), self.log_probs.at[:, :, step].set(log_prob), jnp.asarray(score)

@@ -57,7 +57,7 @@ def constrain(constraints: Sequence[Constraint], log_probs: LogProbs, progress: 
     return log_probs
 
 
-def min_length(tokens: int | jax.Array, *, eos_id: int) -> Constraint:
+def min_length(tokens: int | Int[Array, ""], *, eos_id: int) -> Constraint:
     """Forbids captions shorter than `tokens` tokens, including <s> and </s>."""
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
@@ -67,7 +67,7 @@ def min_length(tokens: int | jax.Array, *, eos_id: int) -> Constraint:
     return apply
 
 
-def max_length(tokens: int | jax.Array | None = None, *, eos_id: int) -> Constraint:
+def max_length(tokens: int | Int[Array, ""] | None = None, *, eos_id: int) -> Constraint:
     """Forces </s> so that every caption has at most `tokens` tokens, including <s> and </s>.
 
     If `tokens` is None, the limit is that of the decoding method, which otherwise truncates captions without </s>.
@@ -171,7 +171,7 @@ def no_immediate_repeats() -> Constraint:
     return apply
 
 
-def repetition_penalty(penalty: float | jax.Array) -> Constraint:
+def repetition_penalty(penalty: float | Float[Array, ""]) -> Constraint:
     """Multiplies the log-probability of tokens already in the caption by `penalty`, which must be at least 1.
 
     Adapted from CTRL (Keskar et al., 2019, https://arxiv.org/abs/1909.05858), which scales logits. Scaling

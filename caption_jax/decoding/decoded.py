@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import flax.struct
-import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 class Decoded(flax.struct.PyTreeNode):
@@ -62,6 +61,8 @@ class Decoded(flax.struct.PyTreeNode):
         return None if self.all_attention is None else self.all_attention[:, 0]
 
 
-def gather_rows(array: jax.Array, rows: Int[Array, "batch chosen"]) -> jax.Array:
-    """Returns `array[b, rows[b, i]]` for an array of shape [batch, rows, ...]."""
+def gather_rows(
+    array: Shaped[Array, "batch rows *features"], rows: Int[Array, "batch chosen"]
+) -> Shaped[Array, "batch chosen *features"]:
+    """Returns `array[b, rows[b, i]]`."""
     return jnp.take_along_axis(array, rows.reshape(*rows.shape, *(1,) * (array.ndim - 2)), axis=1)

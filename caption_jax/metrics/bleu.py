@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Real
 
 from caption_jax.metrics.ngrams import LONGEST, CountedCaptions
 
@@ -36,7 +36,7 @@ def bleu_statistics(
     return statistics
 
 
-def bleu(statistics: Float[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch 4"]:
+def bleu(statistics: Real[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch 4"]:
     """BLEU-1 .. BLEU-4 from `bleu_statistics`, or from sums of them."""
     length, reference_length = statistics[..., :1].astype(float), statistics[..., 1:2].astype(float)
     possible, correct = statistics[..., 2 : 2 + LONGEST], statistics[..., 2 + LONGEST :]

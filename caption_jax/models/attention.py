@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         x: Float[Array, "*rows tokens width"],
         segments: Segments,
         cache: LayerCache | None = None,
-        position: Int[Array, ""] | None = None,
+        position: int | Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
     ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None]:
         """Returns the attention output, and the cache with the new keys and values written at `position`.
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
         self,
         qkv: Float[Array, "batch rows length 3 heads depth"],
         cache: LayerCache,
-        position: Int[Array, ""],
+        position: int | Int[Array, ""],
         visible: Bool[Array, "pools targets slots"],
     ) -> tuple[Float[Array, "batch rows length width"], LayerCache]:
         batch, rows, length, *features = qkv.shape

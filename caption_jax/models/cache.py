@@ -86,7 +86,7 @@ class Cache(flax.struct.PyTreeNode):
 
 
 def empty_cache(
-    memory: tuple[tuple[jax.Array, jax.Array], ...],
+    memory: tuple[tuple[Float[Array, "batch heads depth memory"], Float[Array, "batch heads memory depth"]], ...],
     memory_mask: Bool[Array, "batch memory"] | None,
     rows: int,
     groups: int,
@@ -97,7 +97,7 @@ def empty_cache(
         raise ValueError(f"cannot split the {rows} rows of a cache into {groups} groups of equal size")
     pools, rows_per_group = memory[0][0].shape[0] * groups, rows // groups
 
-    def layer(keys: jax.Array, values: jax.Array) -> LayerCache:
+    def layer(keys: Array, values: Array) -> LayerCache:
         _, heads, depth, _ = keys.shape
         return LayerCache(
             keys=jnp.zeros((pools, heads, depth, length * rows_per_group), keys.dtype),

@@ -6,7 +6,6 @@ import functools
 
 import flax.linen as nn
 import flax.struct
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.typing import Dtype
@@ -129,8 +128,10 @@ class DecoderLayer(nn.Module):
         self.feed_forward_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
         self.residual_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
 
-    def project_memory(self, memory: Float[Array, "batch memory width"]) -> tuple[jax.Array, jax.Array]:
-        """Returns keys [batch, heads, depth, memory] and values [batch, heads, memory, depth] for cross-attention."""
+    def project_memory(
+        self, memory: Float[Array, "batch memory width"]
+    ) -> tuple[Float[Array, "batch heads depth memory"], Float[Array, "batch heads memory depth"]]:
+        """Returns keys and values for cross-attention."""
         return self.cross_attention.project(memory.astype(self.dtype))
 
     def __call__(
@@ -141,7 +142,7 @@ class DecoderLayer(nn.Module):
         segments: Segments | None = None,
         memory_mask: Bool[Array, "batch memory"] | None = None,
         cache: LayerCache | None = None,
-        position: Int[Array, ""] | None = None,
+        position: int | Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
         train: bool = False,
     ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None, Float[Array, "*rows heads tokens memory"]]:
@@ -170,10 +171,10 @@ class DecoderLayer(nn.Module):
         x = self._post_norm(self.feed_forward_norm, x + self.residual_dropout(y, **dropout))
         return x, cache, attention
 
-    def _pre_norm(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+    def _pre_norm(self, norm: nn.Module, x: Array) -> Array:
         return norm(x) if self.norm == "pre" else x
 
-    def _post_norm(self, norm: nn.Module, x: jax.Array) -> jax.Array:
+    def _post_norm(self, norm: nn.Module, x: Array) -> Array:
         return norm(x) if self.norm == "post" else x
 
 
@@ -339,7 +340,7 @@ class Decoder(nn.Module):
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
 
-    def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> jax.Array:
+    def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> Float[Array, "*tokens width"]:
         if self.positions == "learned":
             table = self.position
         else:  # scaled to the magnitude of the initial embeddings
@@ -347,7 +348,7 @@ class Decoder(nn.Module):
         x = jnp.take(self.embedding, tokens, axis=0)
         return self.embedding_norm(x + jnp.take(table, positions, axis=0, mode="clip"))
 
-    def _logits(self, states: jax.Array) -> jax.Array:
+    def _logits(self, states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens vocabulary"]:
         table, bias = self.output_layer()
         return jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
 

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass
@@ -113,7 +113,7 @@ def contrastive_loss(vectors: Vectors, owner: Int[Array, " batch"], mesh: Mesh |
     image_losses = jax.nn.softplus(jax.nn.logsumexp(to_texts, axis=(1, 2))[:, None] - positives)
     text_losses = jax.nn.softplus(jax.nn.logsumexp(to_images, axis=2) - positives)
 
-    def mean(values: Float[Array, " batch"]) -> Ratio:
+    def mean(values: Float[Array, " batch"] | Bool[Array, " batch"]) -> Ratio:
         return Ratio(jnp.sum(values * counts), counts.sum())
 
     return ContrastiveLoss(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+from jaxtyping import Array, Float
 
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.caption_cross_entropy import CaptionCrossEntropy
@@ -14,7 +15,7 @@ from caption_jax.specs import ObjectiveSpec
 
 CAPTIONS, CONTRASTIVE = "captions", "contrastive"
 # Count over the whole batch that each sum is divided by, by objective and loss.
-Denominators = dict[str, dict[str, jax.Array]]
+Denominators = dict[str, dict[str, Float[Array, ""]]]
 
 
 def objectives_of(spec: ObjectiveSpec, *, joint_embedding: bool) -> dict[str, Objective]:
@@ -59,7 +60,7 @@ def counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
 
 def total_loss(
     objectives: Mapping[str, Objective], outputs: Mapping[str, ObjectiveOutput], denominators: Denominators
-) -> jax.Array:
+) -> Float[Array, ""]:
     """Returns the weighted sum of all losses; with `denominators` of the whole batch, a microbatch's contribution."""
     return sum(
         objectives[label].weight * ratio.total / nonzero(jax.lax.stop_gradient(denominators[label][name]))
@@ -68,7 +69,7 @@ def total_loss(
     )
 
 
-def mean_metrics(outputs: Mapping[str, ObjectiveOutput]) -> dict[str, jax.Array]:
+def mean_metrics(outputs: Mapping[str, ObjectiveOutput]) -> dict[str, Float[Array, ""]]:
     """Returns the means of all unweighted losses and all metrics.
 
     Names from extension objectives are prefixed with "label/". "loss" is the captioning cross-entropy.

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 
 class TokenLoss(NamedTuple):
@@ -29,7 +29,7 @@ class TokenLoss(NamedTuple):
 def token_cross_entropy_reference(
     logits: Float[Array, "*tokens vocabulary"],
     targets: Int[Array, "*tokens"],
-    weights: Float[Array, "*tokens"],
+    weights: Float[Array, "*tokens"] | Bool[Array, "*tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """Weighted cross-entropy with integer targets and label smoothing, in nats and float32.
@@ -68,7 +68,7 @@ def vocabulary_cross_entropy_reference(
     table: Float[Array, "vocabulary width"],
     bias: Float[Array, " vocabulary"],
     targets: Int[Array, "*groups tokens"],
-    weights: Float[Array, "*groups tokens"],
+    weights: Float[Array, "*groups tokens"] | Bool[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """`token_cross_entropy_reference` of the logits `states @ table.T + bias`.
@@ -98,7 +98,7 @@ def _check(logits: jax.Array, targets: jax.Array, weights: jax.Array, label_smoo
 def token_cross_entropy(
     logits: Float[Array, "*tokens vocabulary"],
     targets: Int[Array, "*tokens"],
-    weights: Float[Array, "*tokens"],
+    weights: Float[Array, "*tokens"] | Bool[Array, "*tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """`token_cross_entropy_reference`, which writes the gradient directly in the dtype of the logits.
@@ -154,7 +154,7 @@ def vocabulary_cross_entropy(
     table: Float[Array, "vocabulary width"],
     bias: Float[Array, " vocabulary"],
     targets: Int[Array, "*groups tokens"],
-    weights: Float[Array, "*groups tokens"],
+    weights: Float[Array, "*groups tokens"] | Bool[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
 ) -> TokenLoss:
     """`vocabulary_cross_entropy_reference`; on a CPU, only a few rows of the logits exist at a time.

@@ -69,7 +69,7 @@ def dropout(
     return jnp.where(jnp.concatenate(samples, axis=-1)[..., :width] >= threshold, x * scale, jnp.zeros((), x.dtype))
 
 
-def _key_words(key: Key[Array, ""]) -> UInt32[Array, 2]:
+def _key_words(key: Key[Array, ""]) -> UInt32[Array, "2"]:
     return jax.random.bits(key, (2,), jnp.uint32)
 
 

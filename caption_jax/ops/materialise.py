@@ -7,10 +7,10 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 
-def materialised_reference(function: Callable[..., Array], *arrays: Array, opaque: Array) -> Array:
+def materialised_reference(function: Callable[..., Array], *arrays: Array, opaque: Float[Array, "..."]) -> Array:
     """Returns `function(*arrays)`.
 
     Args:
@@ -23,7 +23,7 @@ def materialised_reference(function: Callable[..., Array], *arrays: Array, opaqu
     return function(*arrays)
 
 
-def materialised(function: Callable[..., Array], *arrays: Array, opaque: Array) -> Array:
+def materialised(function: Callable[..., Array], *arrays: Array, opaque: Float[Array, "..."]) -> Array:
     """`materialised_reference`, computed only once for any number of consumers.
 
     XLA:CPU fuses a sum into all of its consumers, so a convolution written as a sum would be recomputed for each of

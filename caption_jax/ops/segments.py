@@ -92,15 +92,18 @@ class Segments:
         """Index of each token's image, where all of the `images` images have the same number of captions."""
         return self.caption_ids // (self.captions // images)
 
-    def to_captions(self, x: Float[Array, "*rows tokens *features"]) -> Float[Array, "captions length *features"]:
-        """Moves tokens from their rows to their captions, padding captions with zeros."""
+    def to_captions(self, x: Float[Array, "..."]) -> Float[Array, "captions length *features"]:
+        """Moves tokens [*rows, tokens, *features] to their captions, padding captions with zeros."""
         features = x.shape[len(self.rows) + 1 :]
         if self.is_packed:
             x = _take(x.reshape(*self.rows, x.shape[len(self.rows)], -1), self.tokens, self._slots)
         return x.reshape(self.captions, self.length, *features)
 
-    def to_rows(self, x: Float[Array, "captions length *features"]) -> Float[Array, "*rows tokens *features"]:
-        """Moves tokens from their captions back to their rows, with zeros for padding; the adjoint of `to_captions`."""
+    def to_rows(self, x: Float[Array, "captions length *features"]) -> Float[Array, "..."]:
+        """Moves tokens from their captions back to their rows [*rows, tokens, *features], with zeros for padding.
+
+        The adjoint of `to_captions`.
+        """
         features = x.shape[2:]
         if self.is_packed:
             x = _take(x.reshape(*self.rows, self.per_row * self.length, -1), self._slots, self.tokens)

@@ -14,7 +14,7 @@ _BLOCK = 32
 
 def top_k_reference(values: Values, k: int) -> Largest:
     """The `k` largest values of each row in descending order, and their indices; the first of equal values wins."""
-    return jax.lax.top_k(values, k)
+    return tuple(jax.lax.top_k(values, k))
 
 
 def top_k(values: Values, k: int) -> Largest:
@@ -25,7 +25,7 @@ def top_k(values: Values, k: int) -> Largest:
     """
     options = values.shape[-1]
     if options < 8 * k * _BLOCK:
-        return jax.lax.top_k(values, k)
+        return tuple(jax.lax.top_k(values, k))
     end = options - options % _BLOCK  # of the last complete block
     maxima = values[..., :end].reshape(*values.shape[:-1], -1, _BLOCK).max(-1)
     # Sorted, so that ties are resolved in favour of the lower index.

@@ -88,7 +88,7 @@ def _best_of_block(
     # [rows, queries] is twice as fast on CPUs as its transpose. HIGHEST keeps TPUs from rounding vectors to bfloat16.
     scores = jnp.matmul(block, queries.T, precision=jax.lax.Precision.HIGHEST)
     if method == "approx":
-        return jax.lax.approx_max_k(scores.T, k)
+        return tuple(jax.lax.approx_max_k(scores.T, k))
     rows, count = scores.shape
     groups = -(-rows // _GROUP_ROWS)
     scores = jnp.pad(scores, ((0, groups * _GROUP_ROWS - rows), (0, 0)), constant_values=-jnp.inf)

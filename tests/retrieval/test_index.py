@@ -214,7 +214,7 @@ def test_invalid_vectors_are_rejected(tmp_path):
     with writing(tmp_path, 3, MODEL) as index:
         for vectors in (np.zeros((1, 2)), np.zeros((2, 3)), np.full((1, 3), np.nan)):
             with pytest.raises(ValueError, match=r"1 images require finite vectors of shape \(1, 3\)"):
-                index.append(vectors, [Entry("a")])
+                index.append(vectors.astype(np.float32), [Entry("a")])
     assert len(ImageIndex(tmp_path)) == 0
 
 

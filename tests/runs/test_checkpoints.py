@@ -33,7 +33,11 @@ def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
     variables = {"params": params, "batch_stats": {"image_encoder": {"mean": jnp.full(width, step, jnp.float32)}}}
     optimizer, _ = make_optimizer(default_config().optimizer, params, 100)
     state = create_state(variables, optimizer, averaged)
-    numbered = jax.tree.map(lambda a: a + jnp.asarray(step, a.dtype) / 8, (state.opt_state, state.ema))
+
+    def number(a):
+        return a + jnp.asarray(step / 8 if jnp.issubdtype(a.dtype, jnp.floating) else step, a.dtype)
+
+    numbered = jax.tree.map(number, (state.opt_state, state.ema))
     return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=numbered[0], ema=numbered[1])
 
 

@@ -27,7 +27,7 @@ with optional_packages("drawing plots"):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-RgbImage = UInt8[np.ndarray, "height width 3"]
+RgbImage = UInt8[np.ndarray, "rows columns 3"]
 
 _DPI = 100
 _GAP = 14  # pixels between cells and at the border
@@ -79,7 +79,7 @@ def caption_grid(
 
 
 def attention_overlay(
-    image: RgbImage,
+    image: UInt8[np.ndarray, "height width 3"],
     words: Sequence[str],
     attention: Float[np.ndarray, "words slots"],
     *,

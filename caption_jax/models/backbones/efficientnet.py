@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, variant_named
 from caption_jax.models.batch_norm import BatchNorm
@@ -310,7 +310,7 @@ class Classifier(nn.Module):
         return nn.Dense(self.classes, name="dense")(jnp.mean(features, axis=(1, 2)))
 
 
-def drop_path(key: Array, x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
+def drop_path(key: Key[Array, ""], x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
     """Zeroes the branch of each image with probability `rate`, and scales up the others to preserve the mean."""
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

@@ -48,12 +48,12 @@ class VisionTransformer(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Float[Array, "batch height width inputs"] | Float[Array, "batch tokens width"],
+        images: Float[Array, "batch rows columns inputs"] | Float[Array, "batch tokens inputs"],
         *,
         train: bool,
         start_after: str = "",
         stop_after: str = "",
-    ) -> Float[Array, "batch h w width"] | Float[Array, "batch tokens width"]:
+    ) -> Float[Array, "batch h w features"] | Float[Array, "batch tokens features"]:
         """Returns features of normalised square images: [batch, height / 16, width / 16, 384] for S/16.
 
         Args:
@@ -100,7 +100,7 @@ class Embedding(nn.Module):
     param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch tokens width"]:
+    def __call__(self, images: Float[Array, "batch rows columns 3"]) -> Float[Array, "batch tokens width"]:
         """Returns the class token, if any, then the patches in row-major order.
 
         Raises:

@@ -97,7 +97,7 @@ def test_oblong_grids_empty_captions_and_a_single_memory_position():
     image = plain(RED)[0]
     assert attention_overlay(image, ["a"], np.ones((1, 6)), grid=(2, 3)).ndim == 3
     assert attention_overlay(image, ["a"], np.ones((1, 1))).ndim == 3
-    assert attention_overlay(image, [], np.zeros((0,))).ndim == 3
+    assert attention_overlay(image, [], np.zeros((0, 4))).ndim == 3
 
 
 def test_attention_that_does_not_fit_the_grid_is_rejected():
