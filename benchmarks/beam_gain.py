@@ -87,7 +87,7 @@ def main() -> None:
     decoder = Decoder(options.workdir, options.split, options.root)
     references = dict(decoder.split.references)
     settings = [
-        {"method": "beam", "beams": options.beams, "length_penalty": name, "alpha": alpha}
+        {"method": "beam", "num_beams": options.beams, "length_penalty": name, "alpha": alpha}
         for name, alphas in EXPONENTS.items()
         for alpha in alphas
     ]

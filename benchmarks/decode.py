@@ -82,7 +82,7 @@ class Ours:
         self.variables["params"]["decoder"]["output_bias"] = bias.at[EOS].set(-1e4)
         self._search = jax.jit(
             lambda variables, memory: beam_search(
-                self.model, variables, memory, max_length=work.tokens + 1, beams=work.beams
+                self.model, variables, memory, max_length=work.tokens + 1, num_beams=work.beams
             )
         )
 

@@ -1,6 +1,6 @@
 """Images per second per core from JPEG files to uint8 batches, compared with tf.data and PyTorch's DataLoader.
 
-    python -m benchmarks.input_pipeline [--root=FOLDER] [--fits=squash] [--count=200] [--rounds=5]
+    python -m benchmarks.input_pipeline [--root=FOLDER] [--modes=stretch] [--count=200] [--rounds=5]
 
 Requires the bench extra. FOLDER contains photographs (.jpg), repeated up to `--count`; the default is the development
 data next to the checkout. Each contestant runs in its own process, and they alternate. Processor time is measured, over
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.alternate import alternate, contest, print_result, serve
-from benchmarks.peers.image_loaders import FITS, KINDS, TORCH, recycled
+from benchmarks.peers.image_loaders import KINDS, RESIZE_MODES, TORCH, recycled
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini" / "images"
 
@@ -33,7 +33,7 @@ class EmptyCaptions:
         return np.array([0, 2] + [1] * (max_length - 2), np.int32)
 
 
-def our_pipeline(paths: list[str], size: int, fit: str, batch: int) -> Callable[[], None]:
+def our_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callable[[], None]:
     """Returns a function that runs the pipeline once, from starting its threads to the last batch."""
     from caption_jax.config import default_config
     from input_pipeline.batches import eval_batches
@@ -46,7 +46,7 @@ def our_pipeline(paths: list[str], size: int, fit: str, batch: int) -> Callable[
     split = Split("train", [Record(Path(path), ("",), number) for number, path in enumerate(paths)])
 
     def work() -> None:
-        batches = eval_batches(split, Preprocessing(size, fit), EmptyCaptions(), data)
+        batches = eval_batches(split, Preprocessing(size, mode), EmptyCaptions(), data)
         count = sum(int(loaded["mask"].sum()) for loaded in prefetch_to_device(batches, None, data.prefetch))
         if count != len(paths):
             raise AssertionError(f"loaded {count} of {len(paths)} images")
@@ -54,9 +54,9 @@ def our_pipeline(paths: list[str], size: int, fit: str, batch: int) -> Callable[
     return work
 
 
-def measure(fit: str, options: argparse.Namespace) -> dict[str, float]:
+def measure(mode: str, options: argparse.Namespace) -> dict[str, float]:
     """Images per second of processor time, for ours and every kind of peer."""
-    task = [f"--fit={fit}", *(f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch"))]
+    task = [f"--mode={mode}", *(f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch"))]
     peers = {kind: (["benchmarks.peers.image_loaders", f"--kind={kind}", *task], {}) for kind in KINDS}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
     commands = {"ours": (["benchmarks.input_pipeline", "--serve", *task], {}), **peers}
@@ -78,8 +78,8 @@ def main() -> None:
     """Runs the benchmark, or our contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=PHOTOGRAPHS)
-    parser.add_argument("--fits", default="squash")
-    parser.add_argument("--fit", choices=FITS, default="squash", help="resize mode of the contestant")
+    parser.add_argument("--modes", default="stretch")
+    parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch", help="resize mode of the contestant")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
@@ -88,15 +88,15 @@ def main() -> None:
     options = parser.parse_args()
     paths = recycled(options.root, options.count)
     if options.serve:
-        serve(our_pipeline(paths, options.size, options.fit, options.batch))
+        serve(our_pipeline(paths, options.size, options.mode, options.batch))
         return
     cells = {}
-    for fit in options.fits.split(","):
-        rates = measure(fit, options)
+    for mode in options.modes.split(","):
+        rates = measure(mode, options)
         for name, rate in rates.items():
-            print(f"{fit:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
+            print(f"{mode:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
         for name, rate in best_peers(rates).items():
-            cells[f"{fit}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+            cells[f"{mode}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
     print_result("input_pipeline", cells, "images/s/core")
 
 

@@ -8,16 +8,44 @@ documentation are defined by the dataclasses in `caption_jax/specs/` and, for `c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from caption_jax.specs import RunSpec, as_mapping
+from caption_jax.specs.renamed_keys import current_key, current_value
+
+
+class Config(ConfigDict):
+    """A ConfigDict that also accepts the former names of renamed keys, with a warning."""
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(current_key(key, self._fields))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        key = current_key(key, self._fields)
+        if isinstance(value, ConfigDict) and not isinstance(value, Config):
+            value = Config(value)  # a field keeps its type
+        super().__setitem__(key, current_value(key, value))
+
+    def get_type(self, key: str) -> type:
+        """The type of a key's values, which flags are parsed as."""
+        return super().get_type(current_key(key, self._fields))
 
 
 def default_config() -> ConfigDict:
     """Returns a locked config with the default values of all keys."""
-    return ConfigDict(as_mapping(RunSpec())).lock()
+    return _to_config(as_mapping(RunSpec())).lock()
 
 
 def config_of(spec: RunSpec) -> ConfigDict:
     """Returns the locked config of a spec, whose keys flags can override; the inverse of `RunSpec.from_config`."""
-    return ConfigDict(as_mapping(spec)).lock()
+    return _to_config(as_mapping(spec)).lock()
+
+
+def _to_config(values: Mapping[str, Any]) -> Config:
+    config = Config()
+    for key, value in values.items():
+        config[key] = _to_config(value) if isinstance(value, Mapping) else value
+    return config

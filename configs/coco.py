@@ -62,5 +62,5 @@ def get_config() -> ConfigDict:
     )
     config.train.epochs = 20
     config.train.patience = 5
-    config.decode.double_tokens = "forbid"
+    config.decode.immediate_repeats = "forbid"
     return config.lock()

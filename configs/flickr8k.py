@@ -63,5 +63,5 @@ def get_config() -> ConfigDict:
     config.data.feature_cache.views = 4
     config.train.epochs = 12
     config.decode.max_length = 22
-    config.decode.double_tokens = "forbid"
+    config.decode.immediate_repeats = "forbid"
     return config.lock()

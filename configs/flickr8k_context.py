@@ -23,6 +23,6 @@ from caption_jax.configs import flickr8k_search
 def get_config() -> ConfigDict:
     """Returns the config."""
     config = flickr8k_search.get_config()
-    config.model.context.slots = 5
+    config.model.context.max_texts = 5
     config.model.context.form = "tokens"
     return config.lock()

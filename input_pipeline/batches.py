@@ -12,7 +12,7 @@ K = `captions_per_image` (0 for the maximum over all images) and L = `max_length
     features     float16 or float32 [b, *shape]: instead of `image` with a feature cache; encoder features of one view
     tokens       int32 [b, K, L]: captions from <s> to </s>, padded. Captions repeat if an image has fewer than K
     context      int32 [b, max_texts, L]: captions of other images, in the format of `tokens`; unused rows are padding.
-                 Only if `config.model.context.slots` > 0
+                 Only if `config.model.context.max_texts` > 0
     mask         bool [b]: False for padding and for images that could not be read
     index        int32 [b]: index of the image in its split; -1 for padding
 

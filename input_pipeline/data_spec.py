@@ -11,7 +11,7 @@ from input_pipeline.spec_checks import at_least, check_fields, interval, one_of,
 from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SOURCES = ("shapes", "folder", "tfds")
-FITS = ("squash", "crop")
+RESIZE_MODES = ("stretch", "crop")
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
 
 
@@ -72,7 +72,7 @@ class DataSpec:
     # report. An image that turns out to be unreadable later is always masked and reported.
     on_error: str = "stop"
     image_size: int = 224
-    fit: str = "squash"  # how an image is made square: "squash" (stretch) or "crop" (centre crop)
+    resize: str = "stretch"  # how an image is made square: "stretch" (stretch) or "crop" (centre crop)
     interpolation: str = "bicubic"  # "bilinear", "bicubic" or "area"
     # "train" (byte-level BPE trained on the training captions), a folder with vocab.json and merges.txt, or a hub name
     tokenizer: str = "train"
@@ -81,7 +81,7 @@ class DataSpec:
     compact_vocabulary: bool = True  # the decoder predicts only the tokens that occur in the training captions
     max_length: int = 40  # tokens per caption, including <s> and </s>; longer captions are truncated
     captions_per_image: int = 1  # captions per image per step; 0 for all
-    context: str = ""  # index folder with the neighbours of the splits; required if model.context.slots > 0
+    context: str = ""  # index folder with the neighbours of the splits; required if model.context.max_texts > 0
     batch_size: int = 32  # images per step, over all devices
     eval_batch_size: int = 32
     workers: int = 2  # threads that read and decode images
@@ -103,7 +103,7 @@ class DataSpec:
             captions=strings("files"),
             on_error=one_of("stop", "skip"),
             image_size=at_least(1),
-            fit=one_of(*FITS),
+            resize=one_of(*RESIZE_MODES),
             interpolation=one_of(*INTERPOLATIONS),
             vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0),
             max_length=at_least(3, "<s>, a token and </s>"),

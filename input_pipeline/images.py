@@ -65,20 +65,20 @@ class Preprocessing:
 
     Attributes:
         size: side of the square, in pixels.
-        fit: "squash" stretches the image to the square; "crop" keeps the aspect ratio and takes a centre crop.
+        resize: "stretch" stretches the image to the square; "crop" keeps the aspect ratio and takes a centre crop.
         interpolation: "bilinear", "bicubic" or "area", each with antialiasing.
         mean: per-channel mean, in 0..255.
         std: per-channel standard deviation, in 0..255.
     """
 
     size: int = 224
-    fit: str = "squash"
+    resize: str = "stretch"
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
 
     def __post_init__(self):
-        check_choices(self.size, self.fit, self.interpolation)
+        check_choices(self.size, self.resize, self.interpolation)
         for key in ("mean", "std"):
             value = tuple(float(x) for x in np.asarray(getattr(self, key)).reshape(-1))
             if len(value) != 3:
@@ -93,7 +93,7 @@ class Preprocessing:
         Raises:
             ImageError: the image cannot be read. The message contains `name`, which defaults to the path.
         """
-        return decode_image(image, self.size, self.fit, self.interpolation, name=name)
+        return decode_image(image, self.size, self.resize, self.interpolation, name=name)
 
     def normalise(self, images: Any) -> Float[Any, "*batch height width 3"]:
         """Normalises pixels in 0..255 (NumPy or JAX, integer or float) by `mean` and `std`, in float32."""
@@ -108,6 +108,9 @@ class Preprocessing:
     def from_json(cls, text: str) -> Preprocessing:
         """Parses the output of `to_json`, with a warning if its pixel version is not the current one."""
         settings = json.loads(text)
+        if "fit" in settings:  # its name until version 0.2
+            settings["resize"] = {"squash": "stretch"}.get(settings["fit"], settings["fit"])
+            del settings["fit"]
         if (version := settings.pop("pixels", 1)) != PIXEL_VERSION:
             log.warning(
                 "the run was trained with version %d of image preprocessing; the current version is %d, and pixels "
@@ -119,7 +122,7 @@ class Preprocessing:
 
 
 def decode_image(
-    image: ImageLike, size: int, fit: str = "squash", interpolation: str = "bicubic", *, name: str | None = None
+    image: ImageLike, size: int, resize: str = "stretch", interpolation: str = "bicubic", *, name: str | None = None
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Decodes an image and resizes it to a square of 8-bit RGB.
 
@@ -130,18 +133,18 @@ def decode_image(
         image: a path, encoded bytes, a PIL image, or a uint8 or uint16 array [height, width] or
             [height, width, 1, 3 or 4].
         size: side of the result, in pixels.
-        fit: "squash" or "crop"; see `Preprocessing`.
+        resize: "stretch" or "crop"; see `Preprocessing`.
         interpolation: "bilinear", "bicubic" or "area".
         name: name of the image in error messages; defaults to the path.
 
     Raises:
         ImageError: the image cannot be read.
     """
-    check_choices(size, fit, interpolation)
+    check_choices(size, resize, interpolation)
     name = name or _name_of(image)
     with _open_image(image, name) as pil_image:
         pixels = _reduce(pil_image, reduction_factor(*pil_image.size, size), name, owned=pil_image is not image)
-        square = to_square(pixels, size, fit, interpolation)
+        square = to_square(pixels, size, resize, interpolation)
         return _orient(square, pil_image)  # after resizing, because the square is smaller and both fits are symmetric
 
 

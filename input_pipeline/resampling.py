@@ -13,7 +13,7 @@ from jaxtyping import UInt8
 from kornia_rs import imgproc
 from PIL import Image
 
-from input_pipeline.data_spec import FITS
+from input_pipeline.data_spec import RESIZE_MODES
 from input_pipeline.errors import ConfigError
 
 INTERPOLATIONS = {
@@ -25,12 +25,12 @@ FACTORS = (8, 4, 2)  # the factors that JPEG decoders support efficiently
 _MIN_FRACTION = 15 / 16  # of the target size that must remain after the reduction
 
 
-def check_choices(size: int, fit: str, interpolation: str) -> None:
-    """Raises ConfigError for an invalid size, fit or interpolation."""
+def check_choices(size: int, resize: str, interpolation: str) -> None:
+    """Raises ConfigError for an invalid size, resize mode or interpolation."""
     if size < 1:
         raise ConfigError(f"image size must be at least 1, got {size}")
-    if fit not in FITS:
-        raise ConfigError(f"unknown fit {fit!r}; expected one of {', '.join(FITS)}")
+    if resize not in RESIZE_MODES:
+        raise ConfigError(f"unknown resize mode {resize!r}; expected one of {', '.join(RESIZE_MODES)}")
     if interpolation not in INTERPOLATIONS:
         raise ConfigError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
 
@@ -41,7 +41,7 @@ def reduction_factor(width: int, height: int, size: int) -> int:
 
 
 def to_square(
-    pixels: UInt8[np.ndarray, "height width 3"], size: int, fit: str, interpolation: str
+    pixels: UInt8[np.ndarray, "height width 3"], size: int, resize: str, interpolation: str
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes an image to a square, with antialiasing.
 
@@ -52,10 +52,10 @@ def to_square(
     Args:
         pixels: the image, already reduced by its integer factor.
         size: side of the result, in pixels.
-        fit: "squash" stretches the image to the square; "crop" takes the centre square.
+        resize: "stretch" stretches the image to the square; "crop" takes the centre square.
         interpolation: a key of `INTERPOLATIONS`.
     """
-    if fit == "crop":
+    if resize == "crop":
         height, width, _ = pixels.shape
         side = min(height, width)
         top, left = (height - side) // 2, (width - side) // 2

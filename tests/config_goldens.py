@@ -29,7 +29,7 @@ def named_config(name: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = module.get_config()
-    if config.model.context.slots:
+    if config.model.context.max_texts:
         config.data.context = "index"  # which whoever uses it has to name
     return config
 

@@ -42,7 +42,7 @@ def get_config(kind: str = "") -> ConfigDict:
     config.augment.min_crop_scale = 0.5
     config.augment.saturation = 0.2
     config.model.memory_dropout = config.model.decoder.dropout = 0.2
-    config.optimizer.accumulation = 2
+    config.optimizer.grad_accum_steps = 2
     config.optimizer.ema = 0.95
     config.optimizer.rules = ((BACKBONE, {"from_step": 25}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
     if kind == "cached":

@@ -42,7 +42,7 @@ WITH_TEXT_ENCODER = (
     "--config.model.text_encoder.width=16",
     "--config.model.text_encoder.heads=2",
     "--config.model.text_encoder.feed_forward=32",
-    "--config.model.shared_space.width=16",
+    "--config.model.joint_embedding.width=16",
     "--config.data.batch_size=8",
 )
 

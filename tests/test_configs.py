@@ -30,9 +30,11 @@ def shapes_of(name: str) -> dict:
     config = named_config(name)
     length = config.data.max_length
     searchable = config.objective.contrastive_weight > 0
-    has_texts = searchable or config.model.context.slots
+    has_texts = searchable or config.model.context.max_texts
     text = roberta_sizes(config.model.text_encoder, 5000, length, PAD) if has_texts else None
-    model = build_model(build_spec(ModelSpec, config.model), 5000, length, text_encoder=text, shared_space=searchable)
+    model = build_model(
+        build_spec(ModelSpec, config.model), 5000, length, text_encoder=text, joint_embedding=searchable
+    )
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
@@ -61,9 +63,9 @@ def test_its_rules_fit_its_model(name):
     settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
     trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
-    searchable, context = config.objective.contrastive_weight > 0, config.model.context.slots > 0
+    searchable, context = config.objective.contrastive_weight > 0, config.model.context.max_texts > 0
     assert (searchable or context) == any(path.startswith("text_encoder/") for path in trained)
-    assert searchable == ("shared_space/log_scale" in trained)
+    assert searchable == ("joint_embedding/log_scale" in trained)
     assert context == ("context/position" in trained)
     make_optimizer(config.optimizer, params, total_steps=1000)
     steps = [start for start, _ in phases(params, config.optimizer.rules)]
@@ -74,7 +76,7 @@ def test_its_rules_fit_its_model(name):
 def test_its_numbers_fit_each_other(name):
     config = named_config(name)
     assert config.decode.max_length <= config.data.max_length
-    assert config.data.batch_size % config.optimizer.accumulation == 0
+    assert config.data.batch_size % config.optimizer.grad_accum_steps == 0
     group = config.model.encoder.norm_group_size
     assert not group or config.data.batch_size % group == 0
     assert not any(config.data.split_fractions.values()) or not any(config.data.split_files.values())
@@ -85,7 +87,7 @@ def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
     config = named_config(name)
     assert not config.objective.contrastive_weight
     patterns = [pattern for pattern, _ in config.optimizer.rules]
-    text = ("text_encoder/dense/kernel", "shared_space/log_scale", "context/norm/bias")
+    text = ("text_encoder/dense/kernel", "joint_embedding/log_scale", "context/norm/bias")
     for path in (*text, "image_encoder/pooled/dense/kernel"):
         assert sum(bool(re.fullmatch(pattern, path)) for pattern in patterns) == 1, path
 

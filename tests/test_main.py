@@ -86,9 +86,9 @@ def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_wor
 
 
 def test_evaluate_decodes_as_asked_and_says_so(small_workdir, capsys):
-    beam = ["--config.decode.method=beam", "--config.decode.beams=2", "--config.decode.prefix=on the"]
+    beam = ["--config.decode.method=beam", "--config.decode.num_beams=2", "--config.decode.prefix=on the"]
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test", *beam) == 0
-    how = "beam alpha=0.0 beams=2 length_penalty=power max_length=10 prefix=on the"
+    how = "beam alpha=0.0 num_beams=2 length_penalty=power max_length=10 prefix=on the"
     assert f"decoding: {how}" in capsys.readouterr().out
     captions = read_results(small_workdir / "captions_test.json")
     assert all(caption.startswith("on the") for caption in captions.values())

@@ -26,7 +26,7 @@ FORMER_NAMES = {
         "ImageCaptioningModel",
         "ImageEncoder",
         "ImageFeatures",
-        "SharedSpace",
+        "JointEmbedding",
         "TextEncoder",
         "TextFeatures",
         "VARIANTS",

@@ -15,14 +15,14 @@ from typing import Any
 
 from benchmarks.alternate import serve
 
-FITS = ("squash", "crop")
+RESIZE_MODES = ("stretch", "crop")
 # torchvision tensors and Pillow images, each in this process and with 2 workers.
 TORCH = {f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)}
 KINDS = ("tf", "tf-aliased", *TORCH, "bare", "bare-decode")
 
 
-def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) -> Callable[[], int]:
-    """tf.data. "squash" decodes at half size when ours does, "crop" decodes only the square."""
+def tf_data(paths: list[str], size: int, mode: str, batch: int, antialias: bool) -> Callable[[], int]:
+    """tf.data. "stretch" decodes at half size when ours does, "crop" decodes only the square."""
     import tensorflow as tf
 
     def load(path: Any) -> Any:
@@ -34,7 +34,7 @@ def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) 
         def decode(ratio: int) -> Any:
             return tf.image.decode_jpeg(data, channels=3, ratio=ratio, dct_method="INTEGER_FAST")
 
-        if fit == "crop":
+        if mode == "crop":
             window = [(height - side) // 2, (width - side) // 2, side, side]
             image = tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
         else:
@@ -47,7 +47,7 @@ def tf_data(paths: list[str], size: int, fit: str, batch: int, antialias: bool) 
     return lambda: sum(len(images) for images in batches.as_numpy_iterator())
 
 
-def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str, workers: int) -> Callable[[], int]:
+def torch_loader(paths: list[str], size: int, mode: str, batch: int, decoder: str, workers: int) -> Callable[[], int]:
     """PyTorch's DataLoader, with torchvision's decoder and transforms (tensors) or Pillow's."""
     import torch
     from PIL import Image
@@ -55,7 +55,7 @@ def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str
     from torchvision.transforms import v2
 
     torch.set_num_threads(1)
-    resize = [v2.Resize((size, size))] if fit == "squash" else [v2.Resize(size), v2.CenterCrop(size)]
+    resize = [v2.Resize((size, size))] if mode == "stretch" else [v2.Resize(size), v2.CenterCrop(size)]
     transform = v2.Compose([*resize, v2.PILToTensor()] if decoder == "pillow" else resize)
 
     class Images(torch.utils.data.Dataset):
@@ -75,7 +75,7 @@ def torch_loader(paths: list[str], size: int, fit: str, batch: int, decoder: str
     return work
 
 
-def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[], int]:
+def bare_loop(paths: list[str], size: int, mode: str, resize: bool) -> Callable[[], int]:
     """A loop over the decoder, at the scale that our pipeline uses, and the resize."""
     import simplejpeg
 
@@ -88,33 +88,33 @@ def bare_loop(paths: list[str], size: int, fit: str, resize: bool) -> Callable[[
             factor = reduction_factor(width, height, size)
             pixels = simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
             if resize:
-                to_square(pixels, size, fit, "bicubic")
+                to_square(pixels, size, mode, "bicubic")
         return len(paths)
 
     return work
 
 
-def loader(kind: str, paths: list[str], size: int, fit: str, batch: int) -> Callable[[], int]:
+def loader(kind: str, paths: list[str], size: int, mode: str, batch: int) -> Callable[[], int]:
     """Returns a function that loads all images once and returns their number."""
     if kind in TORCH:
-        return torch_loader(paths, size, fit, batch, *TORCH[kind])
+        return torch_loader(paths, size, mode, batch, *TORCH[kind])
     if kind.startswith("tf"):
-        return tf_data(paths, size, fit, batch, antialias=kind == "tf")
-    return bare_loop(paths, size, fit, resize=kind == "bare")
+        return tf_data(paths, size, mode, batch, antialias=kind == "tf")
+    return bare_loop(paths, size, mode, resize=kind == "bare")
 
 
 def main() -> None:
     """Runs one kind as a contestant."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
-    parser.add_argument("--fit", choices=FITS, default="squash")
+    parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch")
     parser.add_argument("--root", type=Path, required=True)
     parser.add_argument("--count", type=int, default=400)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
     paths = recycled(options.root, options.count)
-    work = loader(options.kind, paths, options.size, options.fit, options.batch)
+    work = loader(options.kind, paths, options.size, options.mode, options.batch)
     if (count := work()) != len(paths):
         raise AssertionError(f"{options.kind} loaded {count} of {len(paths)} images")
     serve(work, warm_ups=1)

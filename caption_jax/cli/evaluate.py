@@ -21,7 +21,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         experiment = open_experiment(workdir, spec)
         print_assessment(evaluate_split(experiment, options.split, options.images, context))
         return 0
-    check_context(spec.model.context.slots, context)
+    check_context(spec.model.context.max_texts, context)
     other = open_other_data(options.data, spec.data, options.split if options["split"].present else "")
     if jax.process_index() == 0:
         print(f"captions: {other.captions}")

@@ -34,7 +34,7 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     features: Any,
     *,
     max_length: int,
-    beams: int = 5,
+    num_beams: int = 5,
     candidates: int = 1,
     length_penalty: str = "power",
     alpha: float | Float[Array, ""] = 0.0,
@@ -47,14 +47,14 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     eos_id: int = EOS,
     pad_id: int = PAD,
 ) -> Decoded:
-    """Searches for the highest-scoring captions, keeping the `beams` best hypotheses at each step.
+    """Searches for the highest-scoring captions, keeping the `num_beams` best hypotheses at each step.
 
     The score of a caption is its log-probability (after constraints) divided by the length penalty. At each step, all
-    hypotheses are extended by one token and the extensions are ranked. Extensions by </s> that rank among the `beams`
-    best become candidates. The `beams` best extensions by other tokens become the next hypotheses, so their number
+    hypotheses are extended by one token and the extensions are ranked. Extensions by </s> among the best `num_beams`
+    become candidates. The `num_beams` best extensions by other tokens become the next hypotheses, so their number
     never shrinks. Hypotheses that reach the length limit also become candidates. An image is finished once none of its
     hypotheses can still overtake its `candidates` best captions, and the loop stops once all images are finished.
-    `beams=1` runs greedy decoding.
+    `num_beams=1` runs greedy decoding.
 
     With `groups` above 1 this is diverse beam search (Vijayakumar et al., 2016, https://arxiv.org/abs/1610.02424): the
     groups choose their tokens one after another, and each token is penalised by `diversity` times the number of
@@ -68,13 +68,13 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
         features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
             a sequence with one entry per model).
         max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
-        beams: total number of hypotheses per image, over all groups.
+        num_beams: total number of hypotheses per image, over all groups.
         candidates: number of captions to return per image, best first; 1 or a multiple of `groups`, each of which
             contributes the same number.
         length_penalty: "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha), where the length in tokens
             includes </s> but not <s>.
         alpha: exponent of the length penalty; 0 disables it, larger values favour longer captions.
-        groups: number of groups; must divide `beams`.
+        groups: number of groups; must divide `num_beams`.
         diversity: strength of the diversity penalty between groups, at least 0.
         constraints: see `caption_jax.decoding.constraints`.
         memory_mask: True for memory positions to attend to; all positions if None.
@@ -89,13 +89,13 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     Example:
         Suppose the first token is "a" (0.6) or "one" (0.4), followed by "cat" (0.4), "dog" (0.3) or </s> (0.3) after
         "a", and by "cat" (0.9) or </s> (0.1) after "one", and every noun is followed by </s>. Greedy decoding returns
-        "a cat" (0.24). With `beams=2` both hypotheses survive the first step, their best extensions are "one cat"
+        "a cat" (0.24). With `num_beams=2` both hypotheses survive the first step, their best extensions are "one cat"
         (0.36) and "a cat" (0.24), and "one cat </s>" is returned with `score == [log 0.36]`; `candidates=2` also
         returns "a cat </s>". With "power" and `alpha=1` the scores are divided by 3, the length including </s>.
     """
-    _check(beams, candidates, groups, length_penalty)
+    _check(num_beams, candidates, groups, length_penalty)
     penalty = functools.partial(_penalty, length_penalty, alpha)
-    if beams == 1:
+    if num_beams == 1:
         decoded = greedy(
             model,
             variables,
@@ -113,7 +113,7 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     group_captions = Search(
         predictor=predictor,
         length=predictor.limit(max_length),
-        width=beams // groups,
+        width=num_beams // groups,
         groups=groups,
         candidates=max(candidates // groups, 1),
         penalty=penalty,
@@ -129,18 +129,18 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     return decoded
 
 
-def _check(beams: int, candidates: int, groups: int, length_penalty: str) -> None:
-    if min(beams, candidates, groups) < 1:
-        raise ConfigError(f"beams={beams}, candidates={candidates} and groups={groups} must all be at least 1")
-    if beams % groups:
-        raise ConfigError(f"groups={groups} must divide beams={beams}")
+def _check(num_beams: int, candidates: int, groups: int, length_penalty: str) -> None:
+    if min(num_beams, candidates, groups) < 1:
+        raise ConfigError(f"num_beams={num_beams}, candidates={candidates} and groups={groups} must all be at least 1")
+    if num_beams % groups:
+        raise ConfigError(f"groups={groups} must divide num_beams={num_beams}")
     if candidates > 1 and candidates % groups:
         raise ConfigError(
             f"candidates={candidates} must be 1 or a multiple of groups={groups}, because every group returns the same "
             "number of captions"
         )
-    if candidates > beams:
-        raise ConfigError(f"candidates={candidates} cannot be more than beams={beams}; increase beams")
+    if candidates > num_beams:
+        raise ConfigError(f"candidates={candidates} cannot be more than num_beams={num_beams}; increase num_beams")
     if length_penalty not in LENGTH_PENALTIES:
         raise ConfigError(f"unknown length_penalty {length_penalty!r}; expected one of {', '.join(LENGTH_PENALTIES)}")
 

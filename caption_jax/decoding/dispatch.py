@@ -96,9 +96,9 @@ def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, opt
     if spec.method == "greedy":
         return greedy(model, variables, features, **options)
     if spec.method == "beam":
-        names = ("beams", "candidates", "length_penalty", "alpha", "groups", "diversity")
+        names = ("num_beams", "candidates", "length_penalty", "alpha", "groups", "diversity")
         return beam_search(model, variables, features, **{name: getattr(spec, name) for name in names}, **options)
-    names = ("draws", "temperature", "top_k", "top_p")
+    names = ("num_samples", "temperature", "top_k", "top_p")
     return sample(model, variables, features, **{name: getattr(spec, name) for name in names}, **options)
 
 
@@ -109,7 +109,7 @@ def constraints_from(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> l
         constraints.append(min_length(spec.min_length, eos_id=EOS))
     if spec.no_repeat_ngram:
         constraints.append(no_repeat_ngram(spec.no_repeat_ngram))
-    if spec.double_tokens == "forbid":
+    if spec.immediate_repeats == "forbid":
         constraints.append(no_immediate_repeats())
     if spec.repetition_penalty > 1:
         constraints.append(repetition_penalty(spec.repetition_penalty))

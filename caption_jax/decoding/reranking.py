@@ -82,12 +82,12 @@ def reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -
     setting = f"config.decode.rerank_weight={spec.rerank_weight}"
     if not isinstance(model, ImageCaptioningModel):
         raise ConfigError(f"{setting} supports a single model only; for an ensemble set it to 0")
-    if model.shared_space is None or text_ids is None:
+    if model.joint_embedding is None or text_ids is None:
         raise ConfigError(
             f"{setting} compares captions with images, but this model has no joint embedding: train one with "
             "config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py, or set rerank_weight to 0"
         )
     spec.check_ranking()
     if spec.method == "sample":
-        return spec, spec.draws
-    return dataclasses.replace(spec, candidates=spec.beams), spec.candidates
+        return spec, spec.num_samples
+    return dataclasses.replace(spec, candidates=spec.num_beams), spec.candidates

@@ -23,7 +23,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
     key: Key[Array, ""],
     *,
     max_length: int,
-    draws: int = 1,
+    num_samples: int = 1,
     temperature: float | Float[Array, ""] = 1.0,
     top_k: int = 0,
     top_p: float | Float[Array, ""] = 1.0,
@@ -48,7 +48,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
             a sequence with one entry per model).
         key: PRNG key.
         max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
-        draws: number of independent samples per image.
+        num_samples: number of independent samples per image.
         temperature: divisor of the log-probabilities, above 0.
         top_k: sample from the `top_k` most probable tokens; 0 disables the limit.
         top_p: sample from the smallest set of most probable tokens whose total probability reaches `top_p` (nucleus
@@ -63,8 +63,8 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
 
     Example:
         Suppose the model predicts "a" (0.5), "the" (0.3) and "one" (0.2). `top_p=0.6` samples "a" and "the" at odds of
-        5:3, `top_k=1` is greedy decoding, and `temperature=0.5` makes the odds 25:9:4. With `draws=3`, `all_tokens` has
-        shape [batch, 3, length].
+        5:3, `top_k=1` is greedy decoding, and `temperature=0.5` makes the odds 25:9:4. With `num_samples=3`, the shape
+        of `all_tokens` is [batch, 3, length].
     """
     predictor = Predictor(model, variables, features, memory_mask)
     ids = jnp.arange(predictor.batch) if image_ids is None else image_ids
@@ -80,7 +80,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
     decoded = roll_out(
         predictor,
         choose,
-        rows=draws,
+        rows=num_samples,
         max_length=max_length,
         constraints=constraints,
         bos_id=bos_id,

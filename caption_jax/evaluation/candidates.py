@@ -95,7 +95,7 @@ def _make_step(
 ) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]]:
     """Builds `(variables, batch) -> outputs`, with candidate arrays of shape [exponents, batch, candidates, ...]."""
     model, description = experiment.model(), experiment.description
-    spec = dataclasses.replace(decode_spec, candidates=decode_spec.beams, rerank_weight=0.0)
+    spec = dataclasses.replace(decode_spec, candidates=decode_spec.num_beams, rerank_weight=0.0)
 
     def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         features = encode_batch(model, variables, batch, description)

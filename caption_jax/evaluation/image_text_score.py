@@ -63,7 +63,7 @@ class JointEmbeddingScore(Evaluator):
         """
         from caption_jax.evaluation.recall import TextVectors
 
-        if not experiment.description.has_shared_space:
+        if not experiment.description.has_joint_embedding:
             raise ConfigError(
                 f"{SCORE} requires a model with a joint embedding of images and texts: train one with "
                 "config.objective.contrastive_weight above 0, or remove the score from config.evaluators"

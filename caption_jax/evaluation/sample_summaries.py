@@ -86,6 +86,6 @@ def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndar
     def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:
         batch = {"image": pixels, "context": context}
         features, decoded = caption_batch(model, variables, batch, description, spec, return_attention=True)
-        return decoded.replace(all_attention=decoded.all_attention[..., : features.image_slots])
+        return decoded.replace(all_attention=decoded.all_attention[..., : features.image_memory_length])
 
     return run

@@ -225,7 +225,7 @@ def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
         ConfigError: an entry of `config.evaluators` is not an evaluator, or is not compatible with the run.
     """
     built_in: list[Evaluator] = [CaptionScores()]
-    if experiment.description.has_shared_space:
+    if experiment.description.has_joint_embedding:
         built_in.append(RetrievalRecall())
     evaluators = [("", evaluator) for evaluator in (*built_in, HtmlReport())]
     for label, evaluator in experiment.spec.evaluators.items():

@@ -93,7 +93,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
             names.
 
     Raises:
-        ConfigError: the split is the test split, or `config.decode.beams` is below 2.
+        ConfigError: the split is the test split, or `config.decode.num_beams` is below 2.
         WorkdirError: the model has no joint embedding.
         MissingPackageError: the extra `train`, which reads batches of images, is not installed.
     """
@@ -112,7 +112,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
         "unreadable_images": len(split.references) - len(candidates),
         "halves": f"by a hash of image id and seed {SEED}; each half uses the best setting on the other half",
         "intervals": "95 % confidence, 10000 paired bootstrap samples; p-values from 10000 randomization samples",
-        **({"context": context_kind} if experiment.spec.model.context.slots else {}),
+        **({"context": context_kind} if experiment.spec.model.context.max_texts else {}),
         **protocol(),
         "decode": as_mapping(decode_spec),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
@@ -204,14 +204,14 @@ def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
         raise ConfigError(
             "cannot tune on the test split, because its scores would no longer be unbiased: use --split=val"
         )
-    if experiment.model().shared_space is None:
+    if experiment.model().joint_embedding is None:
         raise WorkdirError(
             "this run's model has no joint embedding, so captions cannot be reranked by image similarity: train one "
             "with config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py"
         )
     spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0)
-    if spec.beams < 2:
-        raise ConfigError(f"config.decode.beams is {spec.beams}; tuning requires 2 or more")
+    if spec.num_beams < 2:
+        raise ConfigError(f"config.decode.num_beams is {spec.num_beams}; tuning requires 2 or more")
     if spec.length_penalty not in EXPONENTS:
         raise ConfigError(
             f"config.decode.length_penalty is {spec.length_penalty!r}; it must be one of {', '.join(EXPONENTS)}"
@@ -223,7 +223,7 @@ def _override(experiment: Experiment, chosen: DecodeSpec) -> str:
     """Command line flags that change the stored decode settings to the chosen ones."""
     stored, settings = as_mapping(read_spec(experiment.workdir).decode), as_mapping(chosen)
     changed = {name for name, value in settings.items() if value != stored[name]}
-    names = ["method", *sorted(changed - {"method"} | {"beams", "alpha", "rerank_weight"})]
+    names = ["method", *sorted(changed - {"method"} | {"num_beams", "alpha", "rerank_weight"})]
     return " ".join(shlex.quote(f"--config.decode.{name}={settings[name]}") for name in names)
 
 

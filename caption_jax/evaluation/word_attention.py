@@ -25,8 +25,8 @@ def teacher_forced_attention(
     variables: PyTree,
     pixels: UInt8[np.ndarray, "images size size 3"],
     tokens: Int[np.ndarray, "images length"],
-    context: Int[np.ndarray, "images texts length"] | None = None,
-) -> Float[np.ndarray, "images length slots"]:
+    context: Int[np.ndarray, "images texts text_length"] | None = None,
+) -> Float[np.ndarray, "images length memory"]:
     """Cross-attention over the image when predicting each token, averaged over layers and heads.
 
     The tokens are teacher-forced, so the result does not depend on the decoding method.
@@ -44,14 +44,14 @@ def teacher_forced_attention(
     def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None) -> jax.Array:
         features = encode_batch(model, variables, {"image": pixels, "context": context}, description)
         attention = Predictor(model, variables, features).attention(tokens[:, None], BOS, PAD)[:, 0]
-        return attention[..., : features.image_slots]
+        return attention[..., : features.image_memory_length]
 
     return jax.device_get(run(variables, pixels, tokens, context))
 
 
 def attention_per_word(
-    vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length slots"]
-) -> tuple[list[str], Float[np.ndarray, "words slots"]]:
+    vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length memory"]
+) -> tuple[list[str], Float[np.ndarray, "words memory"]]:
     """Words of a caption and their attention, averaged over the tokens of each word."""
     spans = vocabulary.words_with_spans(tokens)
     return [word for word, _, _ in spans], np.array([attention[start:end].mean(axis=0) for _, start, end in spans])
@@ -59,7 +59,7 @@ def attention_per_word(
 
 def stack_context(
     context: ContextCaptions | None, records: Sequence[Record]
-) -> Int32[np.ndarray, "images slots length"] | None:
+) -> Int32[np.ndarray, "images texts text_length"] | None:
     """Context token ids of the records, as in a batch; None if there is no context or no record."""
     if context is None or not records:
         return None

@@ -131,7 +131,7 @@ class Captioner:
             ValueError: the model has no joint embedding.
         """
         _check_list("embed_images", images)
-        self._description.check_shared_space()
+        self._description.check_joint_embedding()
 
         def load(chunk: list[ImageLike]) -> list[np.ndarray]:
             with ThreadPoolExecutor(max_workers=4) as pool:
@@ -147,13 +147,13 @@ class Captioner:
             ValueError: the model has no joint embedding.
         """
         _check_list("embed_texts", texts)
-        self._description.check_shared_space()
+        self._description.check_joint_embedding()
         return self._embed(self._embed_texts, texts, self._description.text_tokenizer.encode)
 
     def _embed(
         self, run: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> Float32[np.ndarray, "items width"]:
-        batches = [np.zeros((0, self._description.spec.model.shared_space.width), np.float32)]
+        batches = [np.zeros((0, self._description.spec.model.joint_embedding.width), np.float32)]
         for chunk in _chunks(items, self._batch_size):
             vectors = run(self._variables, self._pad_batch(load(chunk)))
             batches.append(np.asarray(vectors)[: len(chunk)])
@@ -171,15 +171,15 @@ class Captioner:
         rows = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
         return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
 
-    def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images slots length"]:
+    def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
         """Text encoder ids of the context texts; unused rows contain only <pad>."""
-        max_texts = self._description.spec.model.context.slots
+        max_texts = self._description.spec.model.context.max_texts
         for image_texts in texts:
             _check_list("context", image_texts)
             if len(image_texts) > max_texts:
                 raise ConfigError(
                     f"an image has {len(image_texts)} context texts, but this run's model accepts at most {max_texts} "
-                    "(config.model.context.slots)"
+                    "(config.model.context.max_texts)"
                 )
         tokenizer = self._description.text_tokenizer
         ids = np.full((len(texts), max_texts, tokenizer.max_length), PAD, np.int32)

@@ -28,7 +28,7 @@ def encode_for_decoding(
     model: ImageCaptioningModel,
     variables: PyTree,
     pixels: UInt8[jax.Array, "batch size size 3"],
-    context_ids: Int[jax.Array, "batch slots length"] | None,
+    context_ids: Int[jax.Array, "batch texts text_length"] | None,
     description: RunDescription,
 ) -> ImageFeatures:
     """Encodes images, and their context if there is any, into the features that the decoder attends to.
@@ -56,7 +56,7 @@ def encode_batch(
     Args:
         model: the model of the run.
         variables: `params` and `batch_stats`.
-        batch: `image` [batch, size, size, 3] uint8 and optionally `context` [batch, slots, length] (vocabulary ids).
+        batch: `image` [batch, size, size, 3] uint8 and optionally `context` [batch, texts, length] (vocabulary ids).
         description: the run description.
     """
     context = batch.get("context")

@@ -17,7 +17,7 @@ _LAZY_IMPORTS = {
     "ImageFeatures": "image_encoder",
     "Roberta": "roberta",
     "RobertaSizes": "roberta",
-    "SharedSpace": "joint_embedding",
+    "JointEmbedding": "joint_embedding",
     "TextEncoder": "text_encoder",
     "TextFeatures": "text_encoder",
     "VARIANTS": "backbones.efficientnet_variants",
@@ -29,6 +29,9 @@ __all__ = sorted(_LAZY_IMPORTS)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "SharedSpace":  # its name until version 0.2
+        warnings.warn("caption_jax.models.SharedSpace is now JointEmbedding", DeprecationWarning, stacklevel=2)
+        name = "JointEmbedding"
     if name == "depthwise_conv":  # its location until version 0.2
         from caption_jax.ops.depthwise import depthwise_conv
 

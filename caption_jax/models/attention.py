@@ -111,8 +111,8 @@ class CrossAttention(nn.Module):
         self.out = _dense(self.width, self.output_scale, self, "out")
 
     def project(
-        self, memory: Float[Array, "batch slots width"]
-    ) -> tuple[Float[Array, "batch heads depth slots"], Float[Array, "batch heads slots depth"]]:
+        self, memory: Float[Array, "batch memory width"]
+    ) -> tuple[Float[Array, "batch heads depth memory"], Float[Array, "batch heads memory depth"]]:
         """Returns the keys and values of the memory."""
         projected = self.key_value(memory).reshape(*memory.shape[:2], 2, self.heads, self.width // self.heads)
         return projected[:, :, 0].transpose(0, 2, 3, 1), projected[:, :, 1].swapaxes(1, 2)
@@ -120,13 +120,13 @@ class CrossAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "*rows tokens width"],
-        keys: Float[Array, "batch heads depth slots"],
-        values: Float[Array, "batch heads slots depth"],
-        memory_mask: Bool[Array, "batch slots"] | None,
+        keys: Float[Array, "batch heads depth memory"],
+        values: Float[Array, "batch heads memory depth"],
+        memory_mask: Bool[Array, "batch memory"] | None,
         segments: Segments,
         *,
         decoding: bool = False,
-    ) -> tuple[Float[Array, "*rows tokens width"], Float[Array, "*rows heads tokens slots"]]:
+    ) -> tuple[Float[Array, "*rows tokens width"], Float[Array, "*rows heads tokens memory"]]:
         """Returns the attention output and the float32 attention weights over the projected memory."""
         queries = self.query(x).reshape(*x.shape[:-1], self.heads, self.width // self.heads)
         attended, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)

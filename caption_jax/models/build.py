@@ -13,7 +13,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
-from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.models.joint_embedding import JointEmbedding
 from caption_jax.models.roberta import RobertaSizes
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.forms import FORMS
@@ -33,7 +33,7 @@ def build_model(
     frozen_norms: frozenset[str] = frozenset(),
     backbone_settings: Any = None,
     text_encoder: Mapping[str, Any] | None = None,
-    shared_space: bool = True,
+    joint_embedding: bool = True,
 ) -> ImageCaptioningModel:
     """Builds the model of `config.model`. Parameters are float32, whatever the computation `dtype`.
 
@@ -48,7 +48,7 @@ def build_model(
             for the defaults, for random weights.
         text_encoder: fields of `RobertaSizes` (see `roberta_sizes`). If set, the model has a text encoder, and a
             context memory if the config enables one. None for neither.
-        shared_space: whether a model with a text encoder also has a joint embedding of images and texts.
+        joint_embedding: whether a model with a text encoder also has a joint embedding of images and texts.
     """
     encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
     return ImageCaptioningModel(
@@ -62,7 +62,7 @@ def build_model(
             width=decoder.width,
             image_memory=spec.image_memory,
             vector=spec.vector,
-            always_vector=text_encoder is not None and shared_space,
+            always_vector=text_encoder is not None and joint_embedding,
             memory_dropout=spec.memory_dropout,
             dtype=dtype,
             ops=ops,
@@ -83,7 +83,7 @@ def build_model(
             dtype=dtype,
             ops=ops,
         ),
-        **({} if text_encoder is None else _text_modules(spec, text_encoder, shared_space, dtype)),
+        **({} if text_encoder is None else _text_modules(spec, text_encoder, joint_embedding, dtype)),
     )
 
 
@@ -111,12 +111,14 @@ def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, 
     }
 
 
-def _text_modules(spec: ModelSpec, sizes: Mapping[str, Any], shared_space: bool, dtype: Dtype) -> dict[str, nn.Module]:
-    space, context, width = spec.shared_space, spec.context, spec.decoder.width
+def _text_modules(
+    spec: ModelSpec, sizes: Mapping[str, Any], joint_embedding: bool, dtype: Dtype
+) -> dict[str, nn.Module]:
+    space, context, width = spec.joint_embedding, spec.context, spec.decoder.width
     encoder = TextEncoder(RobertaSizes(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
     submodules: dict[str, nn.Module] = {"text_encoder": encoder}
-    if shared_space:
-        submodules["shared_space"] = SharedSpace(space.width, space.temperature, space.min_temperature)
-    if context.slots:
-        submodules["context"] = ContextMemory(context.slots, width, context.form, dtype=dtype)
+    if joint_embedding:
+        submodules["joint_embedding"] = JointEmbedding(space.width, space.temperature, space.min_temperature)
+    if context.max_texts:
+        submodules["context"] = ContextMemory(context.max_texts, width, context.form, dtype=dtype)
     return submodules

@@ -12,7 +12,7 @@ from caption_jax.models.cache import Cache
 from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
-from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.models.joint_embedding import JointEmbedding
 from caption_jax.models.text_encoder import TextEncoder, TextFeatures
 from caption_jax.ops.forms import Ops
 from caption_jax.ops.segments import Segments
@@ -24,20 +24,20 @@ class ImageCaptioningModel(nn.Module):
     The decoder depends only on the image, the texts passed to `add_context` and the tokens before the predicted one.
     Embeddings of the captions to be predicted (`embed_texts`) are never an input of the decoder.
 
-    Parameters are stored under `image_encoder/`, `decoder/`, `text_encoder/`, `shared_space/` and `context/`.
+    Parameters are stored under `image_encoder/`, `decoder/`, `text_encoder/`, `joint_embedding/` and `context/`.
 
     Attributes:
         image_encoder: maps pixels to the memory.
         decoder: maps memory and tokens to logits.
         text_encoder: maps texts to vectors; None (no parameters) if unused.
-        shared_space: joint embedding of images and texts; requires a text encoder and an image encoder with a vector.
+        joint_embedding: of images and texts; requires a text encoder and an image encoder with a vector.
         context: maps the context texts of an image to memory positions; requires a text encoder.
     """
 
     image_encoder: ImageEncoder
     decoder: Decoder
     text_encoder: TextEncoder | None = None
-    shared_space: SharedSpace | None = None
+    joint_embedding: JointEmbedding | None = None
     context: ContextMemory | None = None
 
     @property
@@ -120,14 +120,14 @@ class ImageCaptioningModel(nn.Module):
             ValueError: the model was built without context, or for fewer texts per image.
         """
         if self.context is None:
-            raise ValueError("this model was built without context (config.model.context.slots=0)")
+            raise ValueError("this model was built without context (config.model.context.max_texts=0)")
         texts = self.encode_texts(ids.reshape(-1, ids.shape[-1]), mask.reshape(-1, ids.shape[-1]), train=train)
         context, context_mask = self.context(texts, mask)
         image_mask = jnp.ones(features.memory.shape[:2], bool)
         return features.replace(
             memory=jnp.concatenate([features.memory, context.astype(features.memory.dtype)], axis=1),
             memory_mask=jnp.concatenate([image_mask, context_mask], axis=1),
-            context_slots=context.shape[1],
+            context_memory_length=context.shape[1],
         )
 
     def embed_images(self, features: ImageFeatures) -> Float[Array, "batch shared"]:
@@ -191,15 +191,15 @@ class ImageCaptioningModel(nn.Module):
         memory, memory_mask = _memory(features, memory_mask)
         return self.decoder.start_cache(memory, memory_mask=memory_mask, rows=rows, groups=groups, length=length)
 
-    def _space(self) -> SharedSpace:
-        if self.shared_space is None:
+    def _space(self) -> JointEmbedding:
+        if self.joint_embedding is None:
             raise ValueError("this model was built without a joint embedding")
-        return self.shared_space
+        return self.joint_embedding
 
     def _init_text_parameters(self, features: ImageFeatures) -> None:
         """Runs the submodules that `__call__` does not use, to create their parameters during initialisation."""
         ids = jnp.zeros((1, 1), jnp.int32)
-        if self.shared_space is not None:
+        if self.joint_embedding is not None:
             self.embed_images(features)
             self.embed_texts(ids, ids == 0)
         elif self.text_encoder is not None:

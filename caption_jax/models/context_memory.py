@@ -18,7 +18,7 @@ class ContextMemory(nn.Module):
     The embeddings distinguish the texts from each other and, with the bias of the layer norm, from the image.
 
     Attributes:
-        slots: maximum number of context texts per image.
+        max_texts: maximum number of context texts per image.
         width: feature size of the memory.
         form: 'vector' (the text's vector, one position per text) or 'tokens' (the text encoder's hidden states, one
             position per token).
@@ -26,7 +26,7 @@ class ContextMemory(nn.Module):
         param_dtype: dtype of the parameters.
     """
 
-    slots: int
+    max_texts: int
     width: int
     form: Literal["vector", "tokens"] = "vector"
     dtype: Dtype = jnp.float32
@@ -35,7 +35,7 @@ class ContextMemory(nn.Module):
     @nn.compact
     def __call__(
         self, features: TextFeatures, mask: Bool[Array, "batch texts length"]
-    ) -> tuple[Float[Array, "batch slots width"], Bool[Array, "batch slots"]]:
+    ) -> tuple[Float[Array, "batch memory width"], Bool[Array, "batch memory"]]:
         """Returns the memory of each image, text after text, and its mask.
 
         Args:
@@ -43,18 +43,18 @@ class ContextMemory(nn.Module):
             mask: True for real tokens; texts without any are masked.
 
         Raises:
-            ValueError: `form` is unknown, or there are more than `slots` texts.
+            ValueError: `form` is unknown, or there are more than `max_texts` texts.
         """
         if self.form not in ("vector", "tokens"):
             raise ValueError(f"config.model.context.form is {self.form!r}; it must be 'vector' or 'tokens'")
         batch, texts, _ = mask.shape
-        if texts > self.slots:
-            raise ValueError(f"{texts} context texts per image, but config.model.context.slots={self.slots}")
+        if texts > self.max_texts:
+            raise ValueError(f"{texts} context texts per image, but config.model.context.max_texts={self.max_texts}")
         is_vector = self.form == "vector"
         states = features.vector[:, None] if is_vector else features.tokens
         x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(states)
         x = x.reshape(batch, texts, -1, self.width)
-        shape = (self.slots, self.width)
+        shape = (self.max_texts, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
         x = x + position[:texts, None].astype(x.dtype)
         x = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)

@@ -23,18 +23,18 @@ class ImageFeatures:
         vector: one vector per image; None if unused.
         memory_mask: True for memory positions to attend to; all of them if None. Positions of the image are always
             True, those of context (`ImageCaptioningModel.add_context`) can be masked.
-        context_slots: number of context positions, at the end of the memory.
+        context_memory_length: number of context positions, at the end of the memory.
     """
 
-    memory: Float[Array, "batch slots width"]
+    memory: Float[Array, "batch memory width"]
     vector: Float[Array, "batch width"] | None
-    memory_mask: Bool[Array, "batch slots"] | None = None
-    context_slots: int = struct.field(default=0, pytree_node=False)
+    memory_mask: Bool[Array, "batch memory"] | None = None
+    context_memory_length: int = struct.field(default=0, pytree_node=False)
 
     @property
-    def image_slots(self) -> int:
+    def image_memory_length(self) -> int:
         """Number of memory positions of the image, which precede those of context."""
-        return self.memory.shape[1] - self.context_slots
+        return self.memory.shape[1] - self.context_memory_length
 
 
 class ImageEncoder(nn.Module):

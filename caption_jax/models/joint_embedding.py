@@ -11,7 +11,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 
-class SharedSpace(nn.Module):
+class JointEmbedding(nn.Module):
     """A linear projection for each modality, and a learned temperature (CLIP; Radford et al., 2021).
 
     Parameters: `image/kernel`, `text/kernel` and `log_scale`, the natural log of 1 / temperature
@@ -32,8 +32,8 @@ class SharedSpace(nn.Module):
         """Creates the parameters. Raises ValueError unless 0 < min_temperature <= temperature."""
         if not 0 < self.min_temperature <= self.temperature:
             raise ValueError(
-                f"config.model.shared_space.temperature is {self.temperature}; it must be at least "
-                f"config.model.shared_space.min_temperature={self.min_temperature}, and both must be above 0"
+                f"config.model.joint_embedding.temperature is {self.temperature}; it must be at least "
+                f"config.model.joint_embedding.min_temperature={self.min_temperature}, and both must be above 0"
             )
         self.image = nn.Dense(self.width, use_bias=False)
         self.text = nn.Dense(self.width, use_bias=False)

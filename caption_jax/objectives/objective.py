@@ -61,7 +61,7 @@ class Objective(Protocol):
         weight: weight of the objective in the total loss.
         batch_fields: batch fields that the objective reads. Batches without them are rejected.
         accumulates: whether the sums over microbatches add up to those over the whole batch. False for objectives that
-            compare the rows of a batch with each other, which cannot be used with `config.optimizer.accumulation`
+            compare the rows of a batch with each other, which cannot be used with `config.optimizer.grad_accum_steps`
             above 1.
     """
 

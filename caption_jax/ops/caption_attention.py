@@ -11,10 +11,10 @@ from caption_jax.ops.segments import Segments
 
 QKV = Float[Array, "*rows tokens 3 heads depth"]
 Queries = Float[Array, "*rows tokens heads depth"]
-Keys = Float[Array, "images heads depth slots"]
-Values = Float[Array, "images heads slots depth"]
+Keys = Float[Array, "images heads depth memory"]
+Values = Float[Array, "images heads memory depth"]
 Attended = Float[Array, "*rows tokens width"]
-Weights = Float[Array, "*rows heads tokens slots"]
+Weights = Float[Array, "*rows heads tokens memory"]
 
 
 def caption_attention_reference(qkv: QKV, segments: Segments) -> Attended:
@@ -41,7 +41,7 @@ def memory_attention_reference(
     queries: Queries,
     keys: Keys,
     values: Values,
-    mask: Bool[Array, "images slots"] | None,
+    mask: Bool[Array, "images memory"] | None,
     segments: Segments,
     *,
     decoding: bool = False,
@@ -87,7 +87,7 @@ def memory_attention(
     queries: Queries,
     keys: Keys,
     values: Values,
-    mask: Bool[Array, "images slots"] | None,
+    mask: Bool[Array, "images memory"] | None,
     segments: Segments,
     *,
     decoding: bool = False,

@@ -78,16 +78,16 @@ def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDe
     assumed["vocabulary"] = size
     assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer; the run will have fewer"
     text_encoder = None
-    shared_space = spec.objective.contrastive_weight > 0
-    if shared_space or spec.model.context.slots > 0:
+    joint_embedding = spec.objective.contrastive_weight > 0
+    if joint_embedding or spec.model.context.max_texts > 0:
         if spec.model.text_encoder.weights:
             text_encoder = _ROBERTA_BASE
             assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the sizes of roberta-base"
         else:
             text_encoder = roberta_sizes(spec.model.text_encoder, size, spec.data.max_length, PAD)
     backbone = stored_settings(spec.model.encoder.settings_class())
-    settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, shared_space)
-    pixels = Preprocessing(spec.data.image_size, spec.data.fit, spec.data.interpolation)
+    settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, joint_embedding)
+    pixels = Preprocessing(spec.data.image_size, spec.data.resize, spec.data.interpolation)
     return RunDescription(spec, settings, pixels, AssumedVocabulary(size)), assumed
 
 

@@ -118,7 +118,7 @@ def _check_images(program: Program, name: str, images: int, frozen: frozenset[st
         return
     spec = program.description.spec
     if name == "encoder":  # planned without gradient accumulation
-        spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, accumulation=1))
+        spec = dataclasses.replace(spec, optimizer=dataclasses.replace(spec.optimizer, grad_accum_steps=1))
     norms = frozen_norms(flatten(program.abstract_state.params)) - frozen_norms(frozen)
     check_images(spec, images, norms)
 
@@ -214,7 +214,7 @@ def _search(
     first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
     spec = program.description.spec
     multiple = spec.model.encoder.batch_multiple
-    unit = multiple * spec.optimizer.accumulation if multiple > 1 else math.lcm(8, spec.optimizer.accumulation)
+    unit = multiple * spec.optimizer.grad_accum_steps if multiple > 1 else math.lcm(8, spec.optimizer.grad_accum_steps)
     tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
     fitting = [one.images for one in tried if fits(one, limit)]
     return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

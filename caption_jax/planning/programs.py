@@ -75,8 +75,8 @@ def _images(program: Program, rows: int) -> jax.ShapeDtypeStruct:
 
 def _context(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     spec = program.description.spec
-    shape = (rows, spec.model.context.slots, spec.data.max_length)
-    return {"context": jax.ShapeDtypeStruct(shape, jnp.int32)} if spec.model.context.slots else {}
+    shape = (rows, spec.model.context.max_texts, spec.data.max_length)
+    return {"context": jax.ShapeDtypeStruct(shape, jnp.int32)} if spec.model.context.max_texts else {}
 
 
 def _variables(program: Program) -> PyTree:

@@ -15,12 +15,12 @@ KINDS = ("retrieved", "none", "shuffled")
 
 def default_kind(experiment: Experiment) -> str:
     """The kind of context for training and evaluation by default: "retrieved", or "none" if the model takes none."""
-    return "retrieved" if experiment.spec.model.context.slots else "none"
+    return "retrieved" if experiment.spec.model.context.max_texts else "none"
 
 
 def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
     """Entries on context for an evaluation protocol; empty if the model takes no context."""
-    return {"context": kind} if experiment.spec.model.context.slots else {}
+    return {"context": kind} if experiment.spec.model.context.max_texts else {}
 
 
 def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextCaptions | None:
@@ -41,14 +41,14 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         ConfigError: the kind is unknown, or the model takes no context.
     """
     spec = experiment.spec
-    slots, folder = spec.model.context.slots, spec.data.context
+    max_texts, folder = spec.model.context.max_texts, spec.data.context
     if kind not in KINDS:
         raise ConfigError(f"context is {kind!r}; it must be one of {', '.join(KINDS)}")
     if kind == "none":
         return None
-    if not slots:
-        raise ConfigError(f"context is {kind!r}, but this run's model takes none (config.model.context.slots=0)")
-    neighbours = read_neighbours(folder, split_name, at_least=slots)
+    if not max_texts:
+        raise ConfigError(f"context is {kind!r}, but this run's model takes none (config.model.context.max_texts=0)")
+    neighbours = read_neighbours(folder, split_name, at_least=max_texts)
     ids = experiment.split(split_name).image_ids
     if missing := [image_id for image_id in ids if image_id not in neighbours]:
         raise DataError(
@@ -59,7 +59,7 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
     return ContextCaptions(
         _rotate(selected) if kind == "shuffled" else selected,
         experiment.split("train"),
-        slots,
+        max_texts,
         experiment.description.vocabulary,
         experiment.description.model_settings.max_length,
         spec.model.context.dropout,

@@ -22,7 +22,8 @@ from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 from caption_jax.files import absolute
-from caption_jax.runs.weights import CHOICES, Weights
+from caption_jax.runs.weights import CHOICES, Weights, rename_modules
+from caption_jax.specs.renamed_keys import RENAMED_MODULES
 
 PyTree = Any
 
@@ -80,6 +81,8 @@ class Checkpoints:
         step = self._last.latest_step()
         if step is None:
             return None
+        names = self._former_names(step)
+        weights, train = (rename_modules(tree, names) for tree in (weights, train))
         template = {"weights": ocp.args.StandardRestore(weights), "train": ocp.args.StandardRestore(train)}
         try:
             items = self._last.restore(step, args=ocp.args.Composite(records=ocp.args.JsonRestore(), **template))
@@ -90,7 +93,13 @@ class Checkpoints:
                 f"--config.init_from={self._last.directory.parent.parent}. First mismatch: {str(error)[:1000]}"
             ) from error
         self._delete_best_from(step + 1)
-        return Restored(items["weights"], items["train"], items["records"], step)
+        weights, train = (rename_modules(items[name], RENAMED_MODULES) for name in ("weights", "train"))
+        return Restored(weights, train, items["records"], step)
+
+    def _former_names(self, step: int) -> dict[str, str]:
+        """Present to former names of the modules that a checkpoint of an older release stores under the latter."""
+        stored = self._last.item_metadata(step)["weights"].tree["params"]
+        return {present: former for former, present in RENAMED_MODULES.items() if former in stored}
 
     def is_saved(self, step: int) -> bool:
         """Whether a complete checkpoint of `step` exists. Thread-safe."""
@@ -143,7 +152,8 @@ def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Py
 
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
         template = jax.tree.map(restore_target, checkpointer.metadata(folder).item_metadata["weights"].tree)
-        return checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))["weights"]
+        items = checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))
+        return rename_modules(items["weights"], RENAMED_MODULES)
 
 
 def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:

@@ -32,20 +32,23 @@ class ModelSettings:
         max_length: maximum caption length in tokens, including <s> and </s>.
         backbone: settings of the image backbone's weights (`stored_settings`).
         text_encoder: sizes of the text encoder; None if the model has no text encoder.
-        shared_space: whether a model with a text encoder has a joint embedding of images and texts.
+        joint_embedding: whether a model with a text encoder has a joint embedding of images and texts.
     """
 
     vocabulary_size: int
     max_length: int
     backbone: Mapping[str, Any]
     text_encoder: dict[str, Any] | None = None
-    shared_space: bool = True
+    joint_embedding: bool = True
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSettings:
         """Parses the settings of a stored run. Before version 0.2, the EfficientNet settings were top-level keys."""
         backbone = {key: content[key] for key in ("padding", "norm_epsilon") if key in content}
-        return cls(**{"backbone": backbone, **{key: content[key] for key in content.keys() - backbone.keys()}})
+        settings = {"backbone": backbone, **{key: content[key] for key in content.keys() - backbone.keys()}}
+        if "shared_space" in settings:  # its name until version 0.2
+            settings["joint_embedding"] = settings.pop("shared_space")
+        return cls(**settings)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,7 +88,7 @@ class RunDescription:
             frozen_norms=frozen_norms,
             backbone_settings=self.backbone_settings,
             text_encoder=self.model_settings.text_encoder,
-            shared_space=self.model_settings.shared_space,
+            joint_embedding=self.model_settings.joint_embedding,
         )
 
     @functools.cached_property
@@ -112,13 +115,13 @@ class RunDescription:
         return self.model_settings.text_encoder is not None
 
     @property
-    def has_shared_space(self) -> bool:
+    def has_joint_embedding(self) -> bool:
         """Whether the model has a joint embedding of images and texts."""
-        return self.has_text_encoder and self.model_settings.shared_space
+        return self.has_text_encoder and self.model_settings.joint_embedding
 
-    def check_shared_space(self) -> None:
+    def check_joint_embedding(self) -> None:
         """Raises WorkdirError if the model has no joint embedding of images and texts."""
-        if not self.has_shared_space:
+        if not self.has_joint_embedding:
             raise WorkdirError(
                 "this run was trained without a joint embedding of images and texts: train one with "
                 "--config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
@@ -134,7 +137,7 @@ class RunDescription:
         if not self.has_text_encoder:
             raise WorkdirError(
                 "this run was trained without a text encoder: train one with --config.objective.contrastive_weight or "
-                "--config.model.context.slots above 0"
+                "--config.model.context.max_texts above 0"
             )
         rows = self.model_settings.text_encoder["vocab_size"]
         return TextTokenizer(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)

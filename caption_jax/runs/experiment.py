@@ -82,7 +82,7 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     spec.check_available()
     mesh = make_mesh(spec.mesh)
     _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
-    _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.accumulation)
+    _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
     splits = open_splits(spec.data)
     if "train" not in splits:
         raise ConfigError(f"config.data has no train split; available splits are {', '.join(sorted(splits))}")
@@ -117,15 +117,15 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
     settings = _backbone_settings(spec)
     data = spec.data
     vocabulary = build_vocabulary(data, train.captions)
-    shared_space, context = spec.objective.contrastive_weight > 0, spec.model.context.slots > 0
-    text_encoder = text_encoder_sizes(spec, vocabulary) if shared_space or context else None
+    joint_embedding, context = spec.objective.contrastive_weight > 0, spec.model.context.max_texts > 0
+    text_encoder = text_encoder_sizes(spec, vocabulary) if joint_embedding or context else None
     if spec.model.decoder.weights:
         check_decoder_weights(spec, vocabulary)
     model_settings = ModelSettings(
-        vocabulary.size, data.max_length, stored_settings(settings), text_encoder, shared_space
+        vocabulary.size, data.max_length, stored_settings(settings), text_encoder, joint_embedding
     )
     mean, std = tuple(map(float, settings.mean)), tuple(map(float, settings.std))
-    preprocessing = Preprocessing(data.image_size, data.fit, data.interpolation, mean, std)
+    preprocessing = Preprocessing(data.image_size, data.resize, data.interpolation, mean, std)
     return RunDescription(spec, model_settings, preprocessing, vocabulary)
 
 

@@ -36,10 +36,10 @@ def check_images(spec: RunSpec, images: int, norms: Set[str]) -> None:
         ConfigError: `images` is not a multiple of the number of microbatches, or the backbone cannot be trained on a
             microbatch of this size.
     """
-    microbatches = spec.optimizer.accumulation
+    microbatches = spec.optimizer.grad_accum_steps
     if images % microbatches:
         raise ConfigError(
-            f"{images} images per step must be a multiple of config.optimizer.accumulation={microbatches}"
+            f"{images} images per step must be a multiple of config.optimizer.grad_accum_steps={microbatches}"
         )
     backbone_norms = frozenset(path.removeprefix(_BACKBONE) for path in norms if path.startswith(_BACKBONE))
     check_batch(spec.model.encoder, images // microbatches, backbone_norms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
+from caption_jax.specs.renamed_keys import RENAMED_MODULES
 from input_pipeline.files import is_on_bucket
 
 PyTree = Any
@@ -65,6 +67,16 @@ def to_safetensors(variables: PyTree) -> bytes:
     return save(flat(variables))
 
 
+def rename_modules(tree: PyTree, names: Mapping[str, str]) -> PyTree:
+    """Returns a pytree of dictionaries and tuples with some dictionary keys renamed."""
+    if isinstance(tree, dict):
+        return {names.get(key, key): rename_modules(value, names) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        values = [rename_modules(value, names) for value in tree]
+        return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
+    return tree
+
+
 def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     """Reads a file in the format of `to_safetensors`. Local files are hashed in parallel with reading.
 
@@ -77,12 +89,16 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     """
     if is_on_bucket(file):
         content = file.read_bytes()
-        return nested(load(content)), hashlib.sha256(content).hexdigest()
+        return _with_present_names(nested(load(content))), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(_sha256, file)
         with safe_open(file, "numpy") as opened:
             variables = nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
-        return variables, digest.result()
+        return _with_present_names(variables), digest.result()
+
+
+def _with_present_names(variables: PyTree) -> PyTree:
+    return rename_modules(variables, RENAMED_MODULES)
 
 
 def _sha256(file: epath.Path) -> str:

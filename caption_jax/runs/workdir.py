@@ -9,6 +9,7 @@ import dataclasses
 import importlib.metadata
 import json
 import platform
+import warnings
 from typing import Any
 
 from etils import epath
@@ -21,7 +22,7 @@ from input_pipeline.files import write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
-VERSION = 2  # of config.json
+VERSION = 3  # of config.json
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
@@ -39,7 +40,7 @@ _FIXED = (
     "data.compact_vocabulary",
     "data.max_length",
     "data.image_size",
-    "data.fit",
+    "data.resize",
     "data.interpolation",
     "data.batch_size",
     "data.captions_per_image",
@@ -107,7 +108,10 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
         )
     try:
         values = content if version == 1 else content["spec"]  # version 1 is the bare spec
-        return RunSpec.from_config(values, if_unavailable="keep")
+        with warnings.catch_warnings():
+            if version < 3:  # its keys have the names of that release
+                warnings.simplefilter("ignore", FutureWarning)
+            return RunSpec.from_config(values, if_unavailable="keep")
     except ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from error
 

@@ -18,6 +18,7 @@ from caption_jax.specs.extensions import (
     is_mapping,
     suggestion,
 )
+from caption_jax.specs.renamed_keys import current_key, current_value
 from input_pipeline.errors import ConfigError, UserError
 
 
@@ -38,13 +39,15 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not is_mapping(values):
         raise ConfigError(f"{path} is {values!r}; it must be a dictionary with the keys {', '.join(fields)}")
+    values = {current_key(name, fields): value for name, value in values.items()}
     for name in values:
         if name not in fields:
             raise ConfigError(f"{path} has no key {name!r}{suggestion(name, list(fields))}")
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
         raise ConfigError(f"{path} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
-        name: _field_value(cls, fields[name], value, _join(key, name), if_unavailable) for name, value in values.items()
+        name: _field_value(cls, fields[name], current_value(name, value), _join(key, name), if_unavailable)
+        for name, value in values.items()
     }
     try:
         return cls(**arguments)

@@ -19,14 +19,14 @@ class DecodeSpec:
     max_length: int = 40  # maximum number of tokens, including <s> and </s>
     min_length: int = 0  # minimum number of tokens, counted likewise
     at_limit: str = "cut"  # captions that reach max_length are "cut", or forced to "end" with </s>
-    beams: int = 5  # beam: hypotheses per image
+    num_beams: int = 5  # beam: hypotheses per image
     candidates: int = 1  # beam: captions returned per image
     # beam: divisor of scores, "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha)
     length_penalty: str = "power"
     alpha: float = 0.0  # beam: 0 for no length penalty; higher values favor longer captions
     groups: int = 1  # beam: number of diverse groups that the beams are split into
     diversity: float = 0.5  # beam: penalty of a token per earlier group that chose it at the same step
-    draws: int = 1  # sample: samples per image
+    num_samples: int = 1  # sample: samples per image
     temperature: float = 1.0  # sample: divisor of the log-probabilities
     top_k: int = 0  # sample: restrict sampling to the k most likely tokens; 0 for all
     top_p: float = 1.0  # sample: nucleus sampling, restricted to this probability mass; 1 for all
@@ -34,7 +34,7 @@ class DecodeSpec:
     # beam, sample: rank candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
     # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
-    double_tokens: str = "allow"  # immediate repeats, as in "a large large dog": "allow" or "forbid"
+    immediate_repeats: str = "allow"  # immediate repeats, as in "a large large dog": "allow" or "forbid"
     no_repeat_ngram: int = 0  # forbid repeated n-grams of this length; 0 for no such rule
     repetition_penalty: float = 1.0  # factor on the log-probabilities of tokens already generated
     banned_words: tuple[str, ...] = ()  # words or phrases that captions must not contain
@@ -49,19 +49,19 @@ class DecodeSpec:
             max_length=at_least(2, "<s> and a token"),
             min_length=at_least(0, "for any"),
             at_limit=one_of("cut", "end"),
-            beams=at_least(1),
+            num_beams=at_least(1),
             candidates=at_least(1),
             length_penalty=one_of("power", "gnmt"),
             alpha=interval("[-10, 10]", "0 for no length penalty"),
             groups=at_least(1),
             diversity=at_least(0, "for none"),
-            draws=at_least(1),
+            num_samples=at_least(1),
             temperature=above(0),
             top_k=at_least(0, "for all"),
             top_p=interval("(0, 1]", "1 for all"),
             seed=SEED,
             rerank_weight=at_least(0, "for none"),
-            double_tokens=one_of("allow", "forbid"),
+            immediate_repeats=one_of("allow", "forbid"),
             no_repeat_ngram=at_least(0, "for no such rule"),
             repetition_penalty=at_least(1),
             banned_words=strings("words or phrases"),
@@ -76,23 +76,26 @@ class DecodeSpec:
 
     def check_ranking(self) -> None:
         """Raises ConfigError if the decoding method yields a single candidate, which leaves nothing to rerank."""
-        key = {"beam": "beams", "sample": "draws"}.get(self.method)
+        key = {"beam": "num_beams", "sample": "num_samples"}.get(self.method)
         if key is None or getattr(self, key) < 2:
             setting = f'method="{self.method}"' + (f" and {key}={getattr(self, key)}" if key else "")
             raise ConfigError(
                 f"config.decode.rerank_weight={self.rerank_weight} reranks candidates, but "
-                f"config.decode.{setting} yields only one: use beam search with beams > 1, or sampling with draws > 1"
+                f"config.decode.{setting} yields only one: use beam search with num_beams > 1, or "
+                "sampling with num_samples > 1"
             )
 
     def _check_beams(self) -> None:
-        if self.beams % self.groups:
-            raise ConfigError(f"config.decode.groups={self.groups} must divide config.decode.beams={self.beams}")
+        if self.num_beams % self.groups:
+            raise ConfigError(
+                f"config.decode.groups={self.groups} must divide config.decode.num_beams={self.num_beams}"
+            )
         if self.candidates > 1 and self.candidates % self.groups:
             raise ConfigError(
                 f"config.decode.candidates={self.candidates} must be 1 or a multiple of config.decode.groups="
                 f"{self.groups}, because each group returns the same number"
             )
-        if self.candidates > self.beams:
+        if self.candidates > self.num_beams:
             raise ConfigError(
-                f"config.decode.candidates={self.candidates} must not exceed config.decode.beams={self.beams}"
+                f"config.decode.candidates={self.candidates} must not exceed config.decode.num_beams={self.num_beams}"
             )

@@ -48,7 +48,7 @@ class OptimizerSpec:
     b2: float = 0.98
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 for none
-    accumulation: int = 1  # microbatches per update (gradient accumulation)
+    grad_accum_steps: int = 1  # microbatches per update (gradient accumulation)
     ema: float = 0.0  # decay of the exponential moving average of parameters; 0 for none
     # (pattern, settings): the settings apply to parameters whose full path matches the pattern. Each parameter must
     # match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
@@ -68,7 +68,7 @@ class OptimizerSpec:
             b2=interval("[0, 1)"),
             weight_decay=at_least(0, "for none"),
             clip_norm=at_least(0, "for none"),
-            accumulation=at_least(1),
+            grad_accum_steps=at_least(1),
             ema=interval("[0, 1)", "0 for none"),
         )
         for rule in self.rules:

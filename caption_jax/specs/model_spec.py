@@ -53,7 +53,7 @@ class DecoderSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderSpec:
-    """The text encoder; only built if objective.contrastive_weight or model.context.slots is positive."""
+    """The text encoder; only built if objective.contrastive_weight or model.context.max_texts is positive."""
 
     # "" (random, with the sizes below and the compact vocabulary), or a RoBERTa (local folder or hub name), whose sizes
     # replace those below. A RoBERTa reads the full vocabulary of data.tokenizer, which must be its tokenizer.
@@ -89,12 +89,12 @@ class JointEmbeddingSpec:
 
     def __post_init__(self):
         check_fields(
-            self, "config.model.shared_space", width=at_least(1), temperature=above(0), min_temperature=above(0)
+            self, "config.model.joint_embedding", width=at_least(1), temperature=above(0), min_temperature=above(0)
         )
         if self.min_temperature > self.temperature:
             raise ConfigError(
-                f"config.model.shared_space.temperature is {self.temperature}; it must be at least "
-                f"config.model.shared_space.min_temperature={self.min_temperature}"
+                f"config.model.joint_embedding.temperature is {self.temperature}; it must be at least "
+                f"config.model.joint_embedding.min_temperature={self.min_temperature}"
             )
 
 
@@ -102,7 +102,7 @@ class JointEmbeddingSpec:
 class ContextSpec:
     """Texts that the decoder attends to in addition to the image, encoded by the text encoder."""
 
-    slots: int = 0  # maximum number of texts per image; 0 for no context
+    max_texts: int = 0  # maximum number of texts per image; 0 for no context
     form: str = "vector"  # memory per text: one pooled "vector", or the encoder states of all "tokens"
     dropout: float = 0.2  # fraction of training images without context in each epoch
 
@@ -110,7 +110,7 @@ class ContextSpec:
         check_fields(
             self,
             "config.model.context",
-            slots=at_least(0, "for no context"),
+            max_texts=at_least(0, "for no context"),
             form=one_of("vector", "tokens"),
             dropout=interval("[0, 1)", "0 for none"),
         )
@@ -128,7 +128,7 @@ class ModelSpec:
     encoder: Backbone = extension(EfficientNetBackbone)  # keys of EfficientNet, or {"name": "package.module:Class", ..}
     decoder: DecoderSpec = DecoderSpec()
     text_encoder: TextEncoderSpec = TextEncoderSpec()
-    shared_space: JointEmbeddingSpec = JointEmbeddingSpec()
+    joint_embedding: JointEmbeddingSpec = JointEmbeddingSpec()
     context: ContextSpec = ContextSpec()
 
     def __post_init__(self):

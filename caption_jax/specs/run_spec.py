@@ -80,18 +80,18 @@ class RunSpec:
     @property
     def has_context(self) -> bool:
         """Whether the decoder attends to texts in addition to the image."""
-        return self.model.context.slots > 0
+        return self.model.context.max_texts > 0
 
     def _check_batches(self) -> None:
-        microbatches, size = self.optimizer.accumulation, self.data.batch_size
+        microbatches, size = self.optimizer.grad_accum_steps, self.data.batch_size
         if size % microbatches:
             raise ConfigError(
-                f"config.data.batch_size={size} must be a multiple of config.optimizer.accumulation={microbatches}: "
-                f"set it to {max(size // microbatches, 1) * microbatches}"
+                f"config.data.batch_size={size} must be a multiple of config.optimizer.grad_accum_steps="
+                f"{microbatches}: set it to {max(size // microbatches, 1) * microbatches}"
             )
 
     def _check_contrastive(self) -> None:
-        weight, microbatches = self.objective.contrastive_weight, self.optimizer.accumulation
+        weight, microbatches = self.objective.contrastive_weight, self.optimizer.grad_accum_steps
         if self.decode.rerank_weight and not weight:
             raise ConfigError(
                 f"config.decode.rerank_weight={self.decode.rerank_weight} compares captions with images, which "
@@ -101,28 +101,28 @@ class RunSpec:
             self.decode.check_ranking()
         if weight and microbatches > 1:
             raise ConfigError(
-                f"config.optimizer.accumulation={microbatches} with config.objective.contrastive_weight={weight}: "
+                f"config.optimizer.grad_accum_steps={microbatches} with config.objective.contrastive_weight={weight}: "
                 "captions would be contrasted only with the images of their microbatch, which is an easier loss than "
-                "that of the whole batch. Set accumulation to 1; to save memory, set "
+                "that of the whole batch. Set grad_accum_steps to 1; to save memory, set "
                 "config.model.text_encoder.remat=True or reduce config.data.batch_size"
             )
 
     def _check_terms(self) -> None:
-        microbatches = self.optimizer.accumulation
+        microbatches = self.optimizer.grad_accum_steps
         for label, objective in self.objective.terms.items():
             if microbatches > 1 and not getattr(objective, "accumulates", True):
                 raise ConfigError(
-                    f"config.optimizer.accumulation={microbatches} with config.objective.terms.{label}: it compares "
-                    "the rows of a batch with each other, so the sum over microbatches differs from the loss of the "
-                    "whole batch. Set accumulation to 1"
+                    f"config.optimizer.grad_accum_steps={microbatches} with config.objective.terms.{label}: it "
+                    "compares the rows of a batch with each other, so the sum over microbatches differs from the loss "
+                    "of the whole batch. Set grad_accum_steps to 1"
                 )
 
     def _check_context(self) -> None:
-        slots = self.model.context.slots
-        if slots and not self.data.context:
+        max_texts = self.model.context.max_texts
+        if max_texts and not self.data.context:
             raise ConfigError(
-                f"config.model.context.slots={slots} requires context captions: set config.data.context to the folder "
-                "of an index of the training split that has the neighbours of all splits (docs/context.md)"
+                f"config.model.context.max_texts={max_texts} requires context captions: set config.data.context to the "
+                "folder of an index of the training split that has the neighbours of all splits (docs/context.md)"
             )
 
     def _check_feature_cache(self) -> None:

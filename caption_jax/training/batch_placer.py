@@ -34,14 +34,14 @@ def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], di
 
 
 def _packs(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
-    choice, processes, microbatches = spec.train.packing, jax.process_count(), spec.optimizer.accumulation
+    choice, processes, microbatches = spec.train.packing, jax.process_count(), spec.optimizer.grad_accum_steps
     if choice == "never":
         return False
     if processes > 1 or microbatches > 1:  # their packed rows would differ in length
         if choice == "always":
             raise ConfigError(
-                'config.train.packing="always" requires a single process and config.optimizer.accumulation=1, got '
-                f'{processes} processes and config.optimizer.accumulation={microbatches}; set packing to "never"'
+                'config.train.packing="always" requires a single process and config.optimizer.grad_accum_steps=1, got '
+                f'{processes} processes and config.optimizer.grad_accum_steps={microbatches}; set packing to "never"'
             )
         return False
     return choice == "always" or mesh.devices.flat[0].platform == "cpu"

@@ -55,7 +55,7 @@ class Program:
     @property
     def objectives(self) -> dict[str, Objective]:
         """Objectives by label."""
-        return objectives_of(self.description.spec.objective, joint_embedding=self.description.has_shared_space)
+        return objectives_of(self.description.spec.objective, joint_embedding=self.description.has_joint_embedding)
 
     def with_constants(self, constants: Mapping[str, PyTree]) -> Program:
         """Returns the program with constants of its objectives, replicated on every device."""

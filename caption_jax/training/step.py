@@ -82,8 +82,8 @@ class GradientResult(NamedTuple):
 class TrainStep:
     """A training step `(state, batch, constants) -> (state, metrics)`, to be transformed by `jax.jit`.
 
-    The batch is split into `config.optimizer.accumulation` microbatches whose gradients are accumulated. Each loss is
-    divided by its count over the whole batch, so the update equals that of the whole batch, except for dropout masks
+    The batch is split into `config.optimizer.grad_accum_steps` microbatches whose gradients are accumulated. Each loss
+    is divided by its count over the whole batch, so the update equals that of the whole batch, except for dropout masks
     and for trained batch norms, whose statistics are computed per microbatch. Only trainable parameters are
     differentiated, so the backward pass stops at the lowest trainable layer.
 
@@ -186,7 +186,7 @@ class TrainStep:
         if "features" in batch:  # computed from augmented images
             return batch["features"], self.spec.data.feature_cache.stage
         # Indices of these rows in the whole batch, see `_split_rows`.
-        rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.accumulation + microbatch.index
+        rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.grad_accum_steps + microbatch.index
         images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, rows, self.model.ops)
         return self.preprocessing.normalise(images), ""
 
@@ -194,7 +194,7 @@ class TrainStep:
         self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, batch: Batch, step_key: jax.Array
     ) -> GradientResult:
         """Computes the gradient of the total loss over the whole batch, one microbatch at a time."""
-        grad_accum_steps = self.spec.optimizer.accumulation
+        grad_accum_steps = self.spec.optimizer.grad_accum_steps
         if grad_accum_steps == 1:
             return self._microbatch_gradient(trainable, constant, batch_stats, Microbatch(batch, 0, step_key))
         rows = jax.tree.map(lambda array: _split_rows(array, grad_accum_steps), batch)

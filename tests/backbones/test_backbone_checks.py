@@ -85,7 +85,10 @@ def test_groups_of_trained_norms_must_divide_the_batch():
     ("changes", "message"),
     [
         ({"model.encoder.norm_group_size": 3}, r"model\.encoder\.norm_group_size=3 does not divide the 4 images"),
-        ({"model.encoder.norm_group_size": 4, "optimizer.accumulation": 2}, "norm_group_size=4 does not divide the 2"),
+        (
+            {"model.encoder.norm_group_size": 4, "optimizer.grad_accum_steps": 2},
+            "norm_group_size=4 does not divide the 2",
+        ),
     ],
 )
 def test_runs_whose_groups_do_not_divide_the_batch_are_rejected(small_images, tmp_path, changes, message):

@@ -109,15 +109,15 @@ def assert_finds(decoded, image, expected, table):
 @pytest.mark.parametrize(
     ("rules", "options"),
     [
-        pytest.param((), {"beams": 2, "length_penalty": "power"}, marks=pytest.mark.slow),
-        ((), {"beams": 3, "length_penalty": "gnmt", "candidates": 3}),
-        (("min_length", "no_repeat_2"), {"beams": 3, "length_penalty": "power", "candidates": 2}),
-        (("penalty", "endings"), {"beams": 2, "length_penalty": "gnmt"}),
-        (("prefix", "must_end"), {"beams": 3, "length_penalty": "power"}),
-        (("phrases", "max_length"), {"beams": 2, "length_penalty": "power", "candidates": 2}),
-        ((), {"beams": 4, "groups": 2, "length_penalty": "power", "candidates": 2}),
-        (("no_immediate_repeats",), {"beams": 3, "length_penalty": "power", "candidates": 3}),
-        (("no_repeat_1",), {"beams": 6, "groups": 3, "length_penalty": "gnmt", "candidates": 6}),
+        pytest.param((), {"num_beams": 2, "length_penalty": "power"}, marks=pytest.mark.slow),
+        ((), {"num_beams": 3, "length_penalty": "gnmt", "candidates": 3}),
+        (("min_length", "no_repeat_2"), {"num_beams": 3, "length_penalty": "power", "candidates": 2}),
+        (("penalty", "endings"), {"num_beams": 2, "length_penalty": "gnmt"}),
+        (("prefix", "must_end"), {"num_beams": 3, "length_penalty": "power"}),
+        (("phrases", "max_length"), {"num_beams": 2, "length_penalty": "power", "candidates": 2}),
+        ((), {"num_beams": 4, "groups": 2, "length_penalty": "power", "candidates": 2}),
+        (("no_immediate_repeats",), {"num_beams": 3, "length_penalty": "power", "candidates": 3}),
+        (("no_repeat_1",), {"num_beams": 6, "groups": 3, "length_penalty": "gnmt", "candidates": 6}),
     ],
     ids=lambda value: "-".join(map(str, value.values() if isinstance(value, dict) else value)) or "free",
 )
@@ -131,7 +131,7 @@ def test_matches_the_reference_search(rules, options, seed, values):
     for image, table in enumerate(tables):
         try:
             expected = plain.plain_beam_search(
-                table, reference_rules, penalty, options["beams"], candidates, groups, diversity
+                table, reference_rules, penalty, options["num_beams"], candidates, groups, diversity
             )
         except plain.NearTieError:
             assume(False)
@@ -155,7 +155,7 @@ EXHAUSTIVE_BEAMS = 3 ** (LENGTH - 1) * 4
 @CASES
 @given(seed=st.integers(0, 10**6), values=VALUES)
 def test_exhaustive_beam_finds_the_best_captions(rules, length_penalty, seed, values):
-    options = {"beams": EXHAUSTIVE_BEAMS, "candidates": 4, "length_penalty": length_penalty}
+    options = {"num_beams": EXHAUSTIVE_BEAMS, "candidates": 4, "length_penalty": length_penalty}
     decoded, tables, reference_rules = search(rules, seed, values, **options)
     penalty = getattr(plain, length_penalty)(values["alpha"])
     for image, table in enumerate(tables):
@@ -172,7 +172,7 @@ def test_exhaustive_beam_finds_the_best_captions(rules, length_penalty, seed, va
 def test_a_single_beam_is_greedy(seed):
     variables, memory = random_captioner(seed)
     words_only = [constraints.banned_tokens([0, 1])]
-    single = beam_search(MODEL, variables, memory, max_length=5, beams=1, alpha=1.0, constraints=words_only)
+    single = beam_search(MODEL, variables, memory, max_length=5, num_beams=1, alpha=1.0, constraints=words_only)
     expected = greedy(MODEL, variables, memory, max_length=5, constraints=words_only)
     np.testing.assert_array_equal(single.tokens, expected.tokens)
     np.testing.assert_array_equal(single.log_prob, expected.log_prob)
@@ -191,7 +191,7 @@ def test_the_loop_stops_when_no_beam_can_win():
         jax.debug.callback(lambda step: steps.append(int(step)), progress.step)
         return log_probs
 
-    decoded = beam_search(MODEL, variables, memory, max_length=5, beams=3, alpha=0.5, constraints=[count])
+    decoded = beam_search(MODEL, variables, memory, max_length=5, num_beams=3, alpha=0.5, constraints=[count])
     jax.block_until_ready(decoded.tokens)
     jax.effects_barrier()
     assert decoded.tokens.tolist() == [[EOS, PAD, PAD, PAD]] * 2
@@ -201,10 +201,10 @@ def test_the_loop_stops_when_no_beam_can_win():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"beams": 3, "groups": 2}, "must divide beams=3"),
-        ({"beams": 2, "candidates": 3}, "cannot be more than beams=2"),
-        ({"beams": 4, "groups": 2, "candidates": 3}, "multiple of groups=2"),
-        ({"beams": 0}, "at least 1"),
+        ({"num_beams": 3, "groups": 2}, "must divide num_beams=3"),
+        ({"num_beams": 2, "candidates": 3}, "cannot be more than num_beams=2"),
+        ({"num_beams": 4, "groups": 2, "candidates": 3}, "multiple of groups=2"),
+        ({"num_beams": 0}, "at least 1"),
         ({"length_penalty": "wu"}, "power, gnmt"),
     ],
 )

@@ -35,7 +35,7 @@ def compiled(config: dict, vocabulary=None):
 
 def test_beam_settings_reach_the_search():
     variables, memory = random_captioner(6)
-    options = {"beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
+    options = {"num_beams": 4, "candidates": 2, "length_penalty": "gnmt", "alpha": 1.5, "groups": 2, "diversity": 1.0}
     actual = compiled({"method": "beam", **options})(variables, memory)
     search = functools.partial(beam_search, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
     expected = jax.jit(search)(variables, memory)
@@ -45,7 +45,7 @@ def test_beam_settings_reach_the_search():
 
 def test_sampling_settings_reach_the_sampler():
     variables, memory = random_captioner(6)
-    options = {"draws": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
+    options = {"num_samples": 5, "temperature": 1.7, "top_k": 3, "top_p": 0.9}
     actual = compiled({"method": "sample", "seed": 3, **options})(variables, memory)
     sampler = functools.partial(sample, MODEL, max_length=40, constraints=NO_SPECIALS, **options)
     expected = jax.jit(sampler)(variables, memory, jax.random.key(3))
@@ -54,7 +54,7 @@ def test_sampling_settings_reach_the_sampler():
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_constraints_are_satisfied(method):
-    config = {"method": method, "beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
+    config = {"method": method, "num_beams": 3, "min_length": 5, "no_repeat_ngram": 1, "prefix": "b", "at_limit": "end"}
     run = compiled(config, Letters())
     for seed in range(4):
         for caption in np.asarray(run(*random_captioner(seed)).tokens):
@@ -63,10 +63,10 @@ def test_constraints_are_satisfied(method):
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_immediate_repeats_are_forbidden(method):
-    config = {"method": method, "draws": 8, "min_length": 5}
+    config = {"method": method, "num_samples": 8, "min_length": 5}
     repeats = {"allow": 0, "forbid": 0}
     for setting in repeats:
-        run = compiled({**config, "double_tokens": setting})
+        run = compiled({**config, "immediate_repeats": setting})
         for seed in range(4):
             tokens = np.asarray(run(*random_captioner(seed)).all_tokens)
             repeats[setting] += int(((tokens[..., 1:] == tokens[..., :-1]) & (tokens[..., 1:] > EOS)).sum())
@@ -77,7 +77,7 @@ def test_banned_words_are_encoded_as_inside_a_sentence():
     settings = {"banned_words": ("be",), "banned_endings": ("a", "e b")}
     assert len(constraints_from(DecodeSpec(**settings), Letters())) == 3
     variables, memory = random_captioner(0)
-    config = {"method": "beam", "beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
+    config = {"method": "beam", "num_beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
     unconstrained = compiled({**config, "banned_words": (), "banned_endings": ()})(variables, memory)
     unconstrained = np.asarray(unconstrained.all_tokens)
     constrained = compiled(config, Letters())(variables, memory)
@@ -93,9 +93,9 @@ def test_banned_words_are_encoded_as_inside_a_sentence():
     ("config", "message"),
     [
         ({"method": "viterbi"}, "'viterbi'"),
-        ({"beam": 3}, "no key 'beam'; did you mean 'beams'"),
+        ({"beam": 3}, "no key 'beam'; did you mean 'num_beams'"),
         ({"at_limit": "stop"}, "at_limit"),
-        ({"double_tokens": "no"}, "double_tokens"),
+        ({"immediate_repeats": "no"}, "immediate_repeats"),
         ({"repetition_penalty": 0.5}, "1 or more"),
         ({"banned_words": ("a",)}, "pass the vocabulary"),
     ],

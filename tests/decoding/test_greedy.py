@@ -101,9 +101,9 @@ def decode_batch(config):
     "config",
     [
         {"method": "greedy"},
-        pytest.param({"method": "beam", "beams": 3, "alpha": 0.7, "candidates": 2}, marks=pytest.mark.slow),
-        {"method": "beam", "beams": 4, "groups": 2, "no_repeat_ngram": 2, "min_length": 3},
-        {"method": "sample", "draws": 3, "seed": 4},
+        pytest.param({"method": "beam", "num_beams": 3, "alpha": 0.7, "candidates": 2}, marks=pytest.mark.slow),
+        {"method": "beam", "num_beams": 4, "groups": 2, "no_repeat_ngram": 2, "min_length": 3},
+        {"method": "sample", "num_samples": 3, "seed": 4},
     ],
     ids=lambda config: f"{config['method']}-{config.get('groups', 1)}",
     scope="class",
@@ -160,7 +160,7 @@ def test_an_ensemble_averages_probabilities():
 
 def test_an_ensemble_of_two_copies_equals_the_model():
     variables, memory = random_captioner(3)
-    config = {"method": "beam", "beams": 3, "alpha": 1.0, "max_length": 5}
+    config = {"method": "beam", "num_beams": 3, "alpha": 1.0, "max_length": 5}
     alone = jax.jit(lambda v, m: decode(MODEL, v, m, DecodeSpec(**config)))(variables, memory)
     twice = jax.jit(lambda v, m: decode([MODEL] * 2, [v] * 2, [m] * 2, DecodeSpec(**config)))(variables, memory)
     np.testing.assert_array_equal(alone.tokens, twice.tokens)
@@ -180,7 +180,7 @@ def test_invalid_ensembles_are_rejected():
 def test_attention_weights_are_returned(method):
     variables, memory = random_captioner(5)
     mask = jnp.array([[True, True, False], [True, True, True]])
-    config = {"method": method, "beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
+    config = {"method": method, "num_beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
 
     @jax.jit
     def run(variables, memory):

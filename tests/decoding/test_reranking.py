@@ -21,7 +21,7 @@ from input_pipeline.special_tokens import PAD
 
 IMAGES, VOCABULARY, LENGTH, WIDTH, MEMORY_LENGTH = 8, 9, 6, 16, 3
 FULL_IDS = np.array([0, 1, 2, 3, 17, 6, 14, 11, 5], np.int32)  # token ids in the vocabulary of the text encoder
-BEAM = {"method": "beam", "beams": 4, "alpha": 0.6, "max_length": LENGTH}
+BEAM = {"method": "beam", "num_beams": 4, "alpha": 0.6, "max_length": LENGTH}
 
 
 def text_ids(tokens):
@@ -34,7 +34,7 @@ def captioner():
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    config.model.shared_space.width = 8
+    config.model.joint_embedding.width = 8
     sizes = roberta_sizes(config.model.text_encoder, 20, LENGTH, PAD)
     model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes)
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
@@ -68,7 +68,7 @@ def plain_similarities(tokens) -> np.ndarray:
     model, variables, features = captioner()
     captions = FULL_IDS[np.pad(tokens.reshape(-1, tokens.shape[-1]), ((0, 0), (1, 0)))]
     hidden = jax.jit(lambda ids: model.apply(variables, ids, ids != 1, method="encode_texts").tokens)(captions)
-    dense, embedding = variables["params"]["text_encoder"]["dense"], variables["params"]["shared_space"]
+    dense, embedding = variables["params"]["text_encoder"]["dense"], variables["params"]["joint_embedding"]
     similarities = np.zeros(tokens.shape[:2])
     for row, (image, candidate) in enumerate(np.ndindex(*similarities.shape)):
         mean = np.asarray(hidden[row])[captions[row] != 1].mean(0) @ dense["kernel"] + dense["bias"]
@@ -110,7 +110,7 @@ def test_beams_are_reranked_by_score_and_similarity():
 
 
 def test_samples_are_reranked_by_log_probability_and_similarity():
-    settings = {"method": "sample", "draws": 5, "max_length": LENGTH}
+    settings = {"method": "sample", "num_samples": 5, "max_length": LENGTH}
     samples, actual = run(settings), run({**settings, "rerank_weight": 3.0})
     total = np.asarray(samples.all_log_probs) + 3.0 * plain_similarities(samples.all_tokens)
     order = np.argsort(-total, axis=1)
@@ -136,9 +136,9 @@ def test_reranking_on_eight_devices_matches_one():
     ("settings", "message"),
     [
         ({"method": "greedy"}, r'config\.decode\.method="greedy" yields only one'),
-        ({"method": "beam", "beams": 1}, "beams=1 yields only one"),
-        ({"method": "sample"}, "draws=1 yields only one"),
-        ({"method": "beam", "beams": 3, "candidates": 4}, r"must not exceed config\.decode\.beams=3"),
+        ({"method": "beam", "num_beams": 1}, "num_beams=1 yields only one"),
+        ({"method": "sample"}, "num_samples=1 yields only one"),
+        ({"method": "beam", "num_beams": 3, "candidates": 4}, r"must not exceed config\.decode\.num_beams=3"),
         ({"method": "beam", "rerank_weight": -1.0}, "0 .* or more"),
     ],
 )

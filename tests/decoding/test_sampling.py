@@ -21,7 +21,7 @@ KEY = jax.random.key(0)
 def test_samples_follow_the_distribution_of_the_model(temperature):
     variables, memory = random_captioner(0, images=1)
     (table,) = next_log_probs(variables, memory)
-    samples = sample(MODEL, variables, memory, KEY, max_length=3, draws=4000, temperature=temperature)
+    samples = sample(MODEL, variables, memory, KEY, max_length=3, num_samples=4000, temperature=temperature)
     tokens = np.asarray(samples.all_tokens)[0]
     expected = np.exp(table[()] / temperature)
     expected /= expected.sum()
@@ -38,8 +38,8 @@ def test_samples_follow_the_distribution_of_the_model(temperature):
 def test_sampling_from_the_most_likely_token_is_greedy():
     variables, memory = random_captioner(1, images=4)
     best = greedy(MODEL, variables, memory, max_length=5).tokens
-    top_1 = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_k=1)
-    small_nucleus = sample(MODEL, variables, memory, KEY, max_length=5, draws=3, top_p=0.01)
+    top_1 = sample(MODEL, variables, memory, KEY, max_length=5, num_samples=3, top_k=1)
+    small_nucleus = sample(MODEL, variables, memory, KEY, max_length=5, num_samples=3, top_p=0.01)
     for samples in (top_1, small_nucleus):
         np.testing.assert_array_equal(samples.all_tokens, np.repeat(best[:, None], 3, axis=1))
 
@@ -47,7 +47,9 @@ def test_sampling_from_the_most_likely_token_is_greedy():
 def test_samples_differ_and_depend_on_the_key_only():
     variables, memory = random_captioner(1)
     words_only = [banned_tokens([0, PAD])]
-    run = jax.jit(lambda key: sample(MODEL, variables, memory, key, max_length=5, draws=8, constraints=words_only))
+    run = jax.jit(
+        lambda key: sample(MODEL, variables, memory, key, max_length=5, num_samples=8, constraints=words_only)
+    )
     first, again, other = run(KEY), run(KEY), run(jax.random.key(1))
     np.testing.assert_array_equal(first.all_tokens, again.all_tokens)
     assert not np.array_equal(first.all_tokens, other.all_tokens)

@@ -28,7 +28,7 @@ def assessed(
         "tokenization": "PTB",
         "metrics": "own",
         "document_frequencies": "the scored references",
-        "decode": {"method": "beam", "beams": 3},
+        "decode": {"method": "beam", "num_beams": 3},
         "step": 1200,
         "device": "1 x cpu",
         "wall_seconds": 3.2,

@@ -65,7 +65,10 @@ def test_a_misleading_similarity_gets_no_weight():
 
 @pytest.mark.slow
 def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, capsys):
-    beam = ["--config.decode.beams=4", "--config.decode.max_length=5"]  # so short that the captions differ in quality
+    beam = [
+        "--config.decode.num_beams=4",
+        "--config.decode.max_length=5",
+    ]  # so short that the captions differ in quality
     run_flags = ["--split=train", f"--workdir={searchable_workdir}"]
     assert run_main("--mode=tune", *run_flags, *beam) == 0
     output = capsys.readouterr().out
@@ -75,7 +78,7 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
     cells = {(cell["alpha"], cell["rerank_weight"]): cell["CIDEr-D"] for cell in result["settings"]}
     assert len(cells) == len(result["settings"]) == 7 * 11
     assert max(cells.values()) == cells[tuple(result["chosen"].values())]
-    assert result["protocol"]["decode"]["beams"] == 4 and "halves" in result["protocol"]
+    assert result["protocol"]["decode"]["num_beams"] == 4 and "halves" in result["protocol"]
     references = (
         open_experiment(epath.Path(searchable_workdir), read_spec(searchable_workdir)).split("train").references
     )
@@ -99,7 +102,7 @@ def test_a_captioner_reranks_by_similarity_if_configured(searchable_workdir, dis
     captions_by_weight = []
     with quick_compilation():
         for weight in (0.0, 1e4):
-            config = {"method": "beam", "beams": 4, "max_length": 10, "rerank_weight": weight}
+            config = {"method": "beam", "num_beams": 4, "max_length": 10, "rerank_weight": weight}
             captioner = caption_jax.load(str(searchable_workdir), decode_config=config)
             captions_by_weight.append([caption.text for caption in captioner.caption(images)])
         vectors = captioner.embed_images(images)
@@ -112,7 +115,7 @@ def test_the_test_split_and_models_without_texts_are_rejected(searchable_workdir
     with pytest.raises(ValueError, match="cannot tune on the test split"):
         run_main("--mode=tune", f"--workdir={searchable_workdir}", "--split=test")
     with pytest.raises(ValueError, match="is 1; tuning requires 2 or more"):
-        run_main("--mode=tune", f"--workdir={searchable_workdir}", "--config.decode.beams=1")
+        run_main("--mode=tune", f"--workdir={searchable_workdir}", "--config.decode.num_beams=1")
     with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
         run_main("--mode=tune", f"--workdir={small_workdir}")
     rank = ["--config.decode.method=beam", "--config.decode.rerank_weight=1"]

@@ -30,7 +30,7 @@ def small_description() -> RunDescription:
     config = small_run.get_config()
     config.data.context = "an index"
     config.dtype = "float32"
-    config.model.context.slots = MAX_TEXTS
+    config.model.context.max_texts = MAX_TEXTS
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     spec = RunSpec.from_config(config)
     tokenizer = Tokenizer.train(
@@ -41,7 +41,7 @@ def small_description() -> RunDescription:
     assert vocabulary.size < tokenizer.size
     sizes = roberta_sizes(spec.model.text_encoder, tokenizer.size, LENGTH, PAD)
     backbone = {"padding": "symmetric", "norm_epsilon": 1e-5}
-    settings = ModelSettings(vocabulary.size, LENGTH, backbone, sizes, shared_space=False)
+    settings = ModelSettings(vocabulary.size, LENGTH, backbone, sizes, joint_embedding=False)
     return RunDescription(spec, settings, Preprocessing(size=32), vocabulary)
 
 

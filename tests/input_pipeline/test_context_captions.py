@@ -16,8 +16,8 @@ from input_pipeline.records import DataError, Record, Split
 NEIGHBOURS = {1000 + i: [1000 + (i + step) % 7 for step in (1, 2, 3)] for i in range(6)} | {1006: []}
 
 
-def make_context(split=None, neighbours=NEIGHBOURS, slots=2, dropout=0.0):
-    return ContextCaptions(neighbours, split or make_split(7), slots, Letters(), 8, dropout)
+def make_context(split=None, neighbours=NEIGHBOURS, max_texts=2, dropout=0.0):
+    return ContextCaptions(neighbours, split or make_split(7), max_texts, Letters(), 8, dropout)
 
 
 def take(batches, count):
@@ -87,7 +87,7 @@ def test_a_run_cannot_resume_with_another_context():
     state = batches(make_context()).get_state()
     batches(make_context()).set_state(state)
     others = (
-        make_context(slots=1),
+        make_context(max_texts=1),
         make_context(dropout=0.1),
         make_context(neighbours=NEIGHBOURS | {1006: [1000]}),
         None,

@@ -59,8 +59,8 @@ def test_formats_keep_their_corners(kind):
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-@pytest.mark.parametrize("fit", ["squash", "crop"])
-def test_camera_orientation_is_undone(orientation, fit):
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+def test_camera_orientation_is_undone(orientation, resize):
     # The pixels that a camera stores: the inverse of the operation of a viewer for this tag.
     undo = {
         1: None,
@@ -76,8 +76,8 @@ def test_camera_orientation_is_undone(orientation, fit):
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = encoded(stored, "JPEG", quality=95, exif=exif)
-    assert_corners(decode_image(data, 24, fit))
-    assert_corners(decode_image(Image.open(io.BytesIO(data)), 24, fit))
+    assert_corners(decode_image(data, 24, resize))
+    assert_corners(decode_image(Image.open(io.BytesIO(data)), 24, resize))
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -166,12 +166,12 @@ def test_first_frame_of_an_animation():
     assert_corners(decode_image(data, 32))
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 300), (300, 1), (7, 5)])
-def test_tiny_and_thin_images(shape, fit):
+def test_tiny_and_thin_images(shape, resize):
     image = np.full((*shape, 3), (12, 34, 56), np.uint8)
     for data in (image, encoded(Image.fromarray(image), "PNG")):
-        square = decode_image(data, 16, fit)
+        square = decode_image(data, 16, resize)
         assert square.shape == (16, 16, 3)
         np.testing.assert_array_equal(square, np.broadcast_to(np.uint8([12, 34, 56]), square.shape))
 
@@ -180,7 +180,7 @@ def test_crop_keeps_the_centre_and_the_aspect():
     pixels = np.zeros((40, 120, 3), np.uint8)
     pixels[:, 40:80] = 255
     assert decode_image(pixels, 40, "crop", "area").min() == 255
-    assert decode_image(pixels, 40, "squash", "area").min() == 0
+    assert decode_image(pixels, 40, "stretch", "area").min() == 0
 
 
 def test_truncated_files_are_rejected_by_name(tmp_path):
@@ -246,21 +246,21 @@ def test_ambiguous_arrays_are_rejected(array):
         decode_image(array, 8)
 
 
-@pytest.mark.parametrize("fit", ["squash", "crop"])
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
 @pytest.mark.parametrize("interpolation", list(INTERPOLATIONS))
-def test_file_image_and_array_agree(tmp_path, fit, interpolation):
+def test_file_image_and_array_agree(tmp_path, resize, interpolation):
     """Also with scaled decoding: exact for lossless formats, within rounding and chroma subsampling for JPEG."""
     pixels = photograph()
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    from_array = decode_image(pixels, 91, fit, interpolation)
-    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 91, fit, interpolation), from_array)
-    np.testing.assert_array_equal(decode_image(Image.fromarray(pixels), 91, fit, interpolation), from_array)
+    from_array = decode_image(pixels, 91, resize, interpolation)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", 91, resize, interpolation), from_array)
+    np.testing.assert_array_equal(decode_image(Image.fromarray(pixels), 91, resize, interpolation), from_array)
 
     Image.fromarray(pixels).save(tmp_path / "a.jpg", quality=90)
     full = np.asarray(Image.open(tmp_path / "a.jpg"))
     difference = np.abs(
-        decode_image(tmp_path / "a.jpg", 91, fit, interpolation).astype(int)
-        - decode_image(full, 91, fit, interpolation)
+        decode_image(tmp_path / "a.jpg", 91, resize, interpolation).astype(int)
+        - decode_image(full, 91, resize, interpolation)
     )
     assert difference.mean() < 1
     assert difference.max() < 12
@@ -271,15 +271,15 @@ def test_file_image_and_array_agree(tmp_path, fit, interpolation):
     width=st.integers(8, 350),
     height=st.integers(8, 350),
     size=st.integers(12, 40),
-    fit=st.sampled_from(["squash", "crop"]),
+    resize=st.sampled_from(["stretch", "crop"]),
 )
-def test_the_scaling_factor_of_the_jpeg_decoder_is_as_expected(width, height, size, fit):
+def test_the_scaling_factor_of_the_jpeg_decoder_is_as_expected(width, height, size, resize):
     """A ramp reveals any shift or wrong scale, for every remainder of the division by 2, 4 and 8."""
     across = np.linspace(0, 255, width)[None, :].repeat(height, 0)
     down = np.linspace(255, 0, height)[:, None].repeat(width, 1)
     ramp = np.stack([across, down, across], -1).astype(np.uint8)
     data = encoded(Image.fromarray(ramp), "JPEG", quality=100, subsampling=0)
-    difference = decode_image(data, size, fit).astype(int) - decode_image(ramp, size, fit)
+    difference = decode_image(data, size, resize).astype(int) - decode_image(ramp, size, resize)
     # Sizes of a few pixels are excluded because the padding of the last JPEG block is visible.
     assert np.abs(difference).mean() < 1.5
 
@@ -321,7 +321,7 @@ def test_normalise_is_equal_in_numpy_and_jax():
 def test_bicubic_equals_pillow_up_to_rounding(shape):
     pixels = photograph(shape[1], shape[0]) if min(shape) > 48 else photograph(300, 48)[: shape[0]]
     pillow = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
-    difference = np.abs(to_square(pixels, 224, "squash", "bicubic") - pillow)
+    difference = np.abs(to_square(pixels, 224, "stretch", "bicubic") - pillow)
     assert difference.mean() < 0.1
     assert difference.max() < 15
 
@@ -352,7 +352,7 @@ def test_preprocessing_survives_json():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": 0}, {"fit": "stretch"}, {"interpolation": "nearest"}, {"mean": (0.0,)}, {"std": (1, 1, 0)}]
+    "bad", [{"size": 0}, {"resize": "stretch"}, {"interpolation": "nearest"}, {"mean": (0.0,)}, {"std": (1, 1, 0)}]
 )
 def test_invalid_preprocessing_is_rejected(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

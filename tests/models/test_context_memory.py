@@ -28,14 +28,16 @@ NO_CONTEXT = jnp.full_like(CONTEXT, PAD)
 
 
 @functools.cache
-def built(form: str = "vector", shared_space: bool = False):
+def built(form: str = "vector", joint_embedding: bool = False):
     config = default_config().model
     config.encoder.variant = "micro"
     config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
-    config.context.update({"slots": SLOTS, "form": form})
+    config.context.update({"max_texts": SLOTS, "form": form})
     text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH, PAD)
-    model = build_model(build_spec(ModelSpec, config), VOCABULARY, LENGTH, text_encoder=text, shared_space=shared_space)
+    model = build_model(
+        build_spec(ModelSpec, config), VOCABULARY, LENGTH, text_encoder=text, joint_embedding=joint_embedding
+    )
     return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
 
 
@@ -91,15 +93,17 @@ def test_texts_are_memory_positions_after_those_of_the_image(form, slots):
         return more, model.apply(variables, TOKENS, more, return_attention=True, method="decode").attention
 
     more, attention = run(CONTEXT)
-    image_slots = more.image_slots
-    np.testing.assert_array_equal(more.memory[:, :image_slots], FEATURES.memory)
-    assert more.memory.shape[1] == attention.shape[-1] == image_slots + slots
+    image_memory_length = more.image_memory_length
+    np.testing.assert_array_equal(more.memory[:, :image_memory_length], FEATURES.memory)
+    assert more.memory.shape[1] == attention.shape[-1] == image_memory_length + slots
     real = CONTEXT != PAD
     counts = real.any(-1) if form == "vector" else real.reshape(2, -1)
-    np.testing.assert_array_equal(more.memory_mask, np.concatenate([np.ones((2, image_slots), bool), counts], axis=1))
+    np.testing.assert_array_equal(
+        more.memory_mask, np.concatenate([np.ones((2, image_memory_length), bool), counts], axis=1)
+    )
     hidden = np.asarray(attention).max((0, 2, 3, 4))[~np.asarray(more.memory_mask)]
     assert hidden.size and not hidden.any()
-    assert np.asarray(attention)[..., image_slots:].sum(-1).max((0, 2, 3, 4)).min() > 1e-3
+    assert np.asarray(attention)[..., image_memory_length:].sum(-1).max((0, 2, 3, 4)).min() > 1e-3
 
 
 def test_the_caption_loss_trains_the_text_encoder():
@@ -128,7 +132,7 @@ def test_the_caption_loss_trains_the_text_encoder():
 def test_every_decoding_method_reads_the_context_from_the_cache(method):
     """Log probabilities of decoding equal those of a teacher-forced pass with the same context."""
     model, variables = built()
-    settings = {"method": method, "max_length": LENGTH, "beams": 2, "min_length": LENGTH}
+    settings = {"method": method, "max_length": LENGTH, "num_beams": 2, "min_length": LENGTH}
 
     @jax.jit
     def run(context):
@@ -151,15 +155,15 @@ def test_every_decoding_method_reads_the_context_from_the_cache(method):
 
 def test_context_has_a_text_encoder_but_no_joint_embedding():
     assert set(built()[1]["params"]) == {"image_encoder", "decoder", "text_encoder", "context"}
-    assert set(built(shared_space=True)[1]["params"]) == {*built()[1]["params"], "shared_space"}
+    assert set(built(joint_embedding=True)[1]["params"]) == {*built()[1]["params"], "joint_embedding"}
 
 
 def test_texts_that_do_not_fit_are_rejected():
     model, variables = built()
-    with pytest.raises(ValueError, match=r"4 context texts per image, but config\.model\.context\.slots=3"):
+    with pytest.raises(ValueError, match=r"4 context texts per image, but config\.model\.context\.max_texts=3"):
         model.apply(variables, jnp.zeros((2, 4, 4), jnp.int32), method=logits_of)
     with pytest.raises(ValueError, match=r"config\.model\.context\.form is 'words'"):
         built("words")
     plain = model.clone(context=None)
-    with pytest.raises(ValueError, match=r"without context \(config\.model\.context\.slots=0\)"):
+    with pytest.raises(ValueError, match=r"without context \(config\.model\.context\.max_texts=0\)"):
         plain.apply(variables, CONTEXT, method=logits_of)

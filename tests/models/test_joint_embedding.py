@@ -10,7 +10,7 @@ from random_weights import random_variables
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_sizes
-from caption_jax.models.joint_embedding import SharedSpace
+from caption_jax.models.joint_embedding import JointEmbedding
 from caption_jax.specs import ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
@@ -28,7 +28,7 @@ def make(with_texts: bool):
 
 
 def test_the_temperature_is_clamped_and_can_recover():
-    space = SharedSpace(4, temperature=0.1, min_temperature=0.05)
+    space = JointEmbedding(4, temperature=0.1, min_temperature=0.05)
 
     def scale(log_scale):
         return space.apply({"params": {"log_scale": log_scale}}, method="scale")
@@ -37,8 +37,8 @@ def test_the_temperature_is_clamped_and_can_recover():
     assert float(scale(jnp.float32(5.0))) == pytest.approx(20)
     further, back = (jax.grad(lambda x, sign=sign: sign * scale(x))(jnp.float32(5.0)) for sign in (-1.0, 1.0))
     assert float(further) == 0 and float(back) == pytest.approx(20)
-    with pytest.raises(ValueError, match=r"shared_space\.temperature is 0\.01"):
-        SharedSpace(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
+    with pytest.raises(ValueError, match=r"joint_embedding\.temperature is 0\.01"):
+        JointEmbedding(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
 
 
 def test_models_with_and_without_texts_share_their_other_parts():
@@ -46,7 +46,7 @@ def test_models_with_and_without_texts_share_their_other_parts():
     plain_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (plain, searchable))
     assert set(plain_variables["params"]) == {"image_encoder", "decoder"}
     assert "pooled" not in plain_variables["params"]["image_encoder"]
-    assert set(variables["params"]) == {"image_encoder", "decoder", "text_encoder", "shared_space"}
+    assert set(variables["params"]) == {"image_encoder", "decoder", "text_encoder", "joint_embedding"}
     with pytest.raises(ValueError, match="without a joint embedding"):
         plain.apply(plain_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
 

@@ -158,7 +158,7 @@ def small_captioner():
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    config.model.shared_space.width = WIDTH
+    config.model.joint_embedding.width = WIDTH
     model = build_model(
         build_spec(ModelSpec, config.model), 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6, PAD)
     )
@@ -252,7 +252,7 @@ def test_a_training_step_on_eight_devices_matches_one():
     start = flatten(variables["params"])
     for path, value in flatten(params).items():
         np.testing.assert_allclose(flatten(other_params)[path], value, rtol=0, atol=1e-5, err_msg=path)
-    for path in ("text_encoder/dense/kernel", "shared_space/image/kernel", "shared_space/log_scale"):
+    for path in ("text_encoder/dense/kernel", "joint_embedding/image/kernel", "joint_embedding/log_scale"):
         assert np.abs(flatten(params)[path] - np.asarray(start[path])).max() > 1e-4, path
 
 
@@ -283,4 +283,4 @@ def test_rules_freeze_the_text_encoder_or_part_of_it(pattern):
     assert not trained & frozen and {path for path in before if re.fullmatch(pattern, path)} == frozen
     text = {path for path in before if path.startswith("text_encoder/")}
     assert bool(trained & text) == (not text <= frozen)
-    assert "shared_space/text/kernel" in trained and any(path.startswith("image_encoder/") for path in trained)
+    assert "joint_embedding/text/kernel" in trained and any(path.startswith("image_encoder/") for path in trained)

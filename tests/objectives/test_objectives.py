@@ -97,8 +97,8 @@ def test_gradient_accumulation_rejects_terms_that_compare_rows():
     config = small_run.get_config().unlock()
     config.objective.terms = {"spread": {"name": "token_frequencies:SpreadOfImages"}}
     RunSpec.from_config(config)
-    config.optimizer.accumulation = 2
-    with pytest.raises(ConfigError, match=r"accumulation=2 with config.objective.terms.spread: it compares"):
+    config.optimizer.grad_accum_steps = 2
+    with pytest.raises(ConfigError, match=r"grad_accum_steps=2 with config.objective.terms.spread: it compares"):
         RunSpec.from_config(config)
 
 

@@ -113,7 +113,7 @@ def test_a_nonpositive_weight_is_rejected():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.accumulation": 2}])
+@pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.grad_accum_steps": 2}])
 def test_a_run_trains_with_unlikelihood(settings, small_images, tmp_path):
     config = small_run.get_config().unlock()
     config.data.root = str(small_images)

@@ -37,7 +37,7 @@ def model_on(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
         encoder=EfficientNetBackbone("micro", norm_group_size=2, drop_path=0.3),
         decoder=DecoderSpec(layers=2, width=16, heads=2, feed_forward=32, dropout_bits=dropout_bits),
         text_encoder=TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=16),
-        shared_space=JointEmbeddingSpec(width=8),
+        joint_embedding=JointEmbeddingSpec(width=8),
     )
     text = roberta_sizes(spec.text_encoder, VOCABULARY, LENGTH, pad_id=1)
     return build_model(spec, VOCABULARY, LENGTH, dtype, text_encoder=text)
@@ -99,7 +99,7 @@ def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, pac
     plain, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
     tolerances = TOLERANCES[dtype]
     assert fast[0] == pytest.approx(plain[0], rel=tolerances["loss"])
-    assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "shared_space"}
+    assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "joint_embedding"}
     for ours, expected in zip(fast[1:], plain[1:], strict=True):
         assert ours.keys() == expected.keys()
         for path in ours:

@@ -113,9 +113,11 @@ def test_a_batch_that_the_backbone_does_not_support_is_rejected_before_compilati
         with pytest.raises(ValueError, match="norm_group_size=6 does not divide the 4 images"):
             planned(workdir, Request("cpu:1", programs, images=4), **groups)
     with pytest.raises(ValueError, match="norm_group_size=6 does not divide the 3 images"):
-        planned(workdir, Request("cpu:1", ("train",), images=6), **groups, **{"optimizer.accumulation": 2})
-    with pytest.raises(ValueError, match=r"5 images per step must be a multiple of config\.optimizer\.accumulation=2"):
-        planned(workdir, Request("cpu:1", ("train",), images=5), **{"optimizer.accumulation": 2, "mesh.data": 1})
+        planned(workdir, Request("cpu:1", ("train",), images=6), **groups, **{"optimizer.grad_accum_steps": 2})
+    with pytest.raises(
+        ValueError, match=r"5 images per step must be a multiple of config\.optimizer\.grad_accum_steps=2"
+    ):
+        planned(workdir, Request("cpu:1", ("train",), images=5), **{"optimizer.grad_accum_steps": 2, "mesh.data": 1})
     assert not list(workdir.iterdir())
     frozen = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
     result = planned(workdir, Request("cpu:1", ("encoder",), images=4), **groups, **{"optimizer.rules": frozen})

@@ -66,10 +66,10 @@ def make_config(index: Path, images: Path) -> ConfigDict:
     config = small_run.get_config()
     config.data.root, config.data.context = str(images), str(index)
     config.data.feature_cache.stage = "stage_2"
-    config.model.context.update({"slots": 2, "form": "tokens", "dropout": 0.3})
+    config.model.context.update({"max_texts": 2, "form": "tokens", "dropout": 0.3})
     config.model.text_encoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
     config.optimizer.rules = ((FROZEN, {"lr": 0.0}), (f"(?!{FROZEN}).*", {"lr": 1.0}))
-    config.optimizer.update({"accumulation": 2, "ema": 0.9})
+    config.optimizer.update({"grad_accum_steps": 2, "ema": 0.9})
     config.train.update({"steps": STEPS, "log_every": 10, "eval_every": STEPS, "checkpoint_every": 25})
     return config
 
@@ -171,15 +171,15 @@ def test_captioner_uses_context_texts(workdir, distinct_images, capsys):
 def test_a_model_without_context_rejects_it(small_workdir, small_images):
     with pytest.raises(ValueError, match=r"this run's model accepts at most 0"):
         caption_jax.load(str(small_workdir)).caption([small_run.picture()], [["a title"]])
-    with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.slots=0\)"):
+    with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.max_texts=0\)"):
         small_run.run_main("--mode=evaluate", f"--workdir={small_workdir}", "--context=retrieved")
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.context": ""}, r"context\.slots=2 requires context captions: set config\.data\.context"),
-        ({"model.context.slots": -1}, r"context\.slots is -1"),
+        ({"data.context": ""}, r"context\.max_texts=2 requires context captions: set config\.data\.context"),
+        ({"model.context.max_texts": -1}, r"context\.max_texts is -1"),
         ({"model.context.dropout": 1.0}, r"context\.dropout is 1\.0"),
     ],
 )
@@ -212,11 +212,13 @@ def small_captioner():
     small_run.shrink(config)
     config.dtype = "float32"
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
-    config.model.context.update({"slots": MAX_TEXTS, "form": "tokens"})
+    config.model.context.update({"max_texts": MAX_TEXTS, "form": "tokens"})
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
     sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
-    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes, shared_space=False)
+    model = build_model(
+        build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes, joint_embedding=False
+    )
     random = np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
@@ -267,7 +269,7 @@ def test_logits_do_not_depend_on_the_captions_of_the_image(workdir):
 def test_a_training_step_on_eight_devices_matches_one(microbatches):
     """Uses SGD, so differences between parameters are proportional to differences between gradients."""
     config, model, variables = small_captioner()
-    config.optimizer.accumulation = microbatches
+    config.optimizer.grad_accum_steps = microbatches
     config.data.context = "no/index"  # required by the spec, but unused because the batch contains context
     spec = RunSpec.from_config(config)
     rows = ROWS * microbatches

@@ -196,7 +196,7 @@ def test_a_text_encoder_is_copied_token_by_token(tmp_path):
         np.testing.assert_array_equal(result[words][row], expected, err_msg=token)
     np.testing.assert_array_equal(result[positions][:12], weights[positions])
     np.testing.assert_array_equal(result[positions][12:], fresh[positions][12:])
-    for path in ("params/shared_space/log_scale", "params/text_encoder/dense/kernel"):
+    for path in ("params/joint_embedding/log_scale", "params/text_encoder/dense/kernel"):
         np.testing.assert_array_equal(result[path], weights[path], err_msg=path)
 
 
@@ -222,6 +222,6 @@ def test_a_run_without_text_encoder_copies_its_other_weights(source, caplog):
     folder, weights = source
     with caplog.at_level(logging.INFO, logger="absl"):
         fresh, result = transferred(folder, with_text_encoder(description()))
-    assert "params/shared_space/log_scale" in caplog.text
+    assert "params/joint_embedding/log_scale" in caplog.text
     for path in result:
         np.testing.assert_array_equal(result[path], weights.get(path, fresh[path]), err_msg=path)

@@ -24,8 +24,8 @@ def test_every_golden_file_is_of_a_config():
 
 def test_a_changed_default_is_one_changed_line():
     spec = RunSpec()
-    changed = dataclasses.replace(spec, decode=dataclasses.replace(spec.decode, beams=7))
+    changed = dataclasses.replace(spec, decode=dataclasses.replace(spec.decode, num_beams=7))
     before, after = as_lines(spec), as_lines(changed)
     assert [pair for pair in zip(before, after, strict=True) if len(set(pair)) > 1] == [
-        ("config.decode.beams = 5", "config.decode.beams = 7")
+        ("config.decode.num_beams = 5", "config.decode.num_beams = 7")
     ]

@@ -62,14 +62,17 @@ def test_a_spec_survives_json_and_can_be_overridden_by_flags():
         ({"augment.min_crop_scale": 0.0}, r"augment\.min_crop_scale is 0\.0"),
         ({"model.decoder.heads": 7}, r"width=512 must be a multiple of heads=7"),
         ({"model.encoder.variant": "b9"}, r"config\.model\.encoder.*no EfficientNet variant 'b9'"),
-        ({"model.context.slots": 2}, r"set config\.data\.context"),
+        ({"model.context.max_texts": 2}, r"set config\.data\.context"),
         ({"optimizer.ema": 1.0}, r"optimizer\.ema is 1\.0"),
         ({"train.steps": -1}, r"train\.steps is -1"),
         (
-            {"optimizer.accumulation": 5},
-            r"must be a multiple of config\.optimizer\.accumulation=5: set it to 30",
+            {"optimizer.grad_accum_steps": 5},
+            r"must be a multiple of config\.optimizer\.grad_accum_steps=5: set it to 30",
         ),
-        ({"objective.contrastive_weight": 1.0, "optimizer.accumulation": 2}, r"accumulation=2 with .*_weight=1\.0"),
+        (
+            {"objective.contrastive_weight": 1.0, "optimizer.grad_accum_steps": 2},
+            r"grad_accum_steps=2 with .*_weight=1\.0",
+        ),
         ({"decode.rerank_weight": 1.0}, r"config\.decode\.rerank_weight=1\.0 compares captions with images"),
         ({"decode.method": "viterbi"}, r"config\.decode\.method is 'viterbi'"),
         ({"data.feature_cache.stage": "stage_9"}, r"feature_cache\.stage: unknown stage 'stage_9'.*stage_7"),
@@ -85,10 +88,10 @@ def test_invalid_values_are_rejected_with_their_key(changes, message):
 
 
 def test_unknown_keys_and_wrong_types_are_reported():
-    with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'beams'\?"):
+    with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'num_beams'\?"):
         build_spec(DecodeSpec, {"beam": 3}, "decode")
-    with pytest.raises(ConfigError, match=r"config\.decode\.beams is '3'; it must be of type int"):
-        build_spec(DecodeSpec, {"beams": "3"}, "decode")
+    with pytest.raises(ConfigError, match=r"config\.decode\.num_beams is '3'; it must be of type int"):
+        build_spec(DecodeSpec, {"num_beams": "3"}, "decode")
     assert build_spec(DecodeSpec, {"alpha": 1}, "decode").alpha == 1.0
 
 
@@ -132,9 +135,9 @@ def test_explicit_steps_take_precedence():
 
 def test_the_first_config_format_is_read_and_newer_ones_are_rejected(tmp_path):
     path = tmp_path / "config.json"
-    path.write_text(json.dumps({"seed": 3, "model": {"encoder": {"variant": "lite0"}}, "decode": {"beams": 2}}))
+    path.write_text(json.dumps({"seed": 3, "model": {"encoder": {"variant": "lite0"}}, "decode": {"num_beams": 2}}))
     spec = read_spec(tmp_path)
-    assert (spec.seed, spec.model.encoder.variant, spec.decode.beams) == (3, "lite0", 2)
+    assert (spec.seed, spec.model.encoder.variant, spec.decode.num_beams) == (3, "lite0", 2)
     assert spec.train == RunSpec().train
     path.write_text(json.dumps({"version": 99, "spec": {}}))
     with pytest.raises(WorkdirError, match=r"config\.json has version 99, written by a newer release"):

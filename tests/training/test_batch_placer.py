@@ -31,10 +31,10 @@ def test_on_cpu_each_device_gets_a_row_of_tokens_without_pads():
 
 def test_pads_are_kept_on_request_and_with_microbatches():
     assert "segment_ids" not in placed(**{"train.packing": "never"})
-    assert "segment_ids" not in placed(**{"optimizer.accumulation": 2})
+    assert "segment_ids" not in placed(**{"optimizer.grad_accum_steps": 2})
 
 
 @pytest.mark.parametrize("changes", [{"train.packing": "sometimes"}, {"train.packing": "always"}])
 def test_invalid_settings_name_their_keys(changes):
     with pytest.raises(ValueError, match=r"config\.train\.packing"):
-        placed(**changes, **{"optimizer.accumulation": 2})
+        placed(**changes, **{"optimizer.grad_accum_steps": 2})

@@ -88,15 +88,17 @@ def test_a_resumed_run_cannot_drop_or_add_the_text_encoder(searchable_workdir, s
     config = config_of(read_spec(searchable_workdir))
     config.objective.contrastive_weight = 0.25  # another positive weight is allowed
     unchanged = (searchable_workdir / "config.json").read_text()
-    assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_shared_space
+    assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_joint_embedding
     (searchable_workdir / "config.json").write_text(unchanged)
 
 
 def test_gradient_accumulation_is_rejected(tmp_path):
     config = small_run.get_config()
     config.objective.contrastive_weight = 0.5
-    config.optimizer.accumulation = 2
-    with pytest.raises(ValueError, match=r"optimizer\.accumulation=2 with config\.objective\.contrastive_weight=0\.5"):
+    config.optimizer.grad_accum_steps = 2
+    with pytest.raises(
+        ValueError, match=r"optimizer\.grad_accum_steps=2 with config\.objective\.contrastive_weight=0\.5"
+    ):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 

@@ -124,7 +124,7 @@ def deterministic_config(accumulation: int) -> ConfigDict:
             "augment.min_crop_scale": 0.5,
             "optimizer.name": "sgd",
             "optimizer.learning_rate": 0.5,
-            "optimizer.accumulation": accumulation,
+            "optimizer.grad_accum_steps": accumulation,
         }
     )
     config.optimizer.rules = FROZEN_BACKBONE

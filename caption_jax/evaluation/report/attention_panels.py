@@ -13,7 +13,7 @@ from PIL import Image
 def attention_panels(
     image: UInt8[np.ndarray, "height width 3"],
     words: Sequence[str],
-    attention: Float[np.ndarray, "words slots"],
+    attention: Float[np.ndarray, "words memory"],
     *,
     grid: tuple[int, int] | None = None,
 ) -> list[tuple[str, UInt8[np.ndarray, "height width 3"]]]:

@@ -81,7 +81,7 @@ def caption_grid(
 def attention_overlay(
     image: UInt8[np.ndarray, "height width 3"],
     words: Sequence[str],
-    attention: Float[np.ndarray, "words slots"],
+    attention: Float[np.ndarray, "words memory"],
     *,
     grid: tuple[int, int] | None = None,
     columns: int = 6,

@@ -9,7 +9,7 @@ from caption_jax.evaluation.assessment import Assessment
 from caption_jax.specs import DecodeSpec, as_mapping
 
 # Settings that are shown for each decoding method even if they have their default values.
-_ALWAYS_SHOWN = {"beam": ("beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
+_ALWAYS_SHOWN = {"beam": ("num_beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
 
 
 def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
@@ -49,7 +49,7 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
 def decode_settings(decode: dict[str, Any]) -> str:
     """Summarises `config.decode`: the method, its main settings and all other settings with non-default values.
 
-    For example "beam alpha=0.0 beams=3 length_penalty=power max_length=40".
+    For example "beam alpha=0.0 num_beams=3 length_penalty=power max_length=40".
 
     Args:
         decode: settings by name; settings missing in older runs have their defaults.

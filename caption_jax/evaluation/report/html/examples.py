@@ -150,7 +150,7 @@ def _word_panels(
     for record, image, caption_tokens, caption_attention in zip(records, pixels, tokens, attention, strict=True):
         words, word_attention = attention_per_word(vocabulary, caption_tokens, caption_attention)
         # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
-        background = _thumbnail(record, _PANEL_SIDE) if preprocessing.fit == "squash" else image
+        background = _thumbnail(record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
         panels[record.image_id] = [
             (title, JpegImage.encode(panel)) for title, panel in attention_panels(background, words, word_attention)
         ]

@@ -1,0 +1,52 @@
+"""Former names of config keys and modules. They work for one release: keys with a warning, stored runs without."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Container
+from typing import Any
+
+# Version 0.2: former name -> present name, in the section that has the latter.
+_KEYS = {
+    "accumulation": "grad_accum_steps",  # optimizer
+    "beams": "num_beams",  # decode
+    "double_tokens": "immediate_repeats",  # decode
+    "draws": "num_samples",  # decode
+    "fit": "resize",  # data
+    "shared_space": "joint_embedding",  # model
+    "slots": "max_texts",  # model.context
+}
+_VALUES = {("resize", "squash"): "stretch"}
+
+RENAMED_MODULES = {"shared_space": "joint_embedding"}  # in paths of parameters
+
+
+def current_key(key: Any, keys: Container[str]) -> Any:
+    """Returns the present name of a key of the section that has `keys`; other keys are returned unchanged."""
+    renamed = _KEYS.get(key)
+    if renamed is None or key in keys or renamed not in keys:
+        return key
+    _warn(f"config key {key!r}", renamed)
+    return renamed
+
+
+def current_value(key: str, value: Any) -> Any:
+    """Returns the present spelling of the value of a key."""
+    renamed = _VALUES.get((key, value)) if isinstance(value, str) else None
+    if renamed is None:
+        return value
+    _warn(f"config value {key}={value!r}", renamed)
+    return renamed
+
+
+def current_path(pattern: str) -> str:
+    """Returns the pattern of a rule with the present names of modules."""
+    for former, renamed in RENAMED_MODULES.items():
+        if isinstance(pattern, str) and former in pattern:
+            _warn(f"module {former!r} in the rule {pattern!r}", renamed)
+            pattern = pattern.replace(former, renamed)
+    return pattern
+
+
+def _warn(what: str, renamed: str) -> None:
+    warnings.warn(f"{what} is now {renamed!r}; the former name will be removed in 0.3", FutureWarning, stacklevel=4)
