@@ -1,6 +1,6 @@
-"""A process in which only the packages of the base installation can be imported, whatever else is installed.
+"""A process that can import only the packages of the base installation, whatever else is installed.
 
-`outcomes()` starts it; run as a script it prints, as JSON, what happened to each of its imports and calls.
+`outcomes()` starts it. As a script, it prints the outcomes of its imports and calls as JSON.
 """
 
 from __future__ import annotations
@@ -22,42 +22,42 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @functools.cache
 def outcomes() -> dict[str, dict[str, str]]:
-    """Two tables: "modules", of ours by name, and "uses" of optional packages; the values are errors, "" for none."""
+    """Returns two tables of errors: "modules" by name, and "uses" of optional packages. No error is ""."""
     ours = {"caption_jax", "input_pipeline"}
     blocked = sorted(set(importlib.metadata.packages_distributions()) - base_modules() - ours)
     command = [sys.executable, __file__]
-    done = subprocess.run(command, input=json.dumps(blocked), cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    process = subprocess.run(command, input=json.dumps(blocked), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout.splitlines()[-1])
 
 
 def base_modules() -> set[str]:
-    """Top-level modules of the requirements in pyproject.toml that are in no extra, and of what these require."""
+    """Top-level modules of the requirements in pyproject.toml outside the extras, and of their requirements."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    seen: set[tuple[str, str]] = set()
+    visited: set[tuple[str, str]] = set()
 
     def add(text: str, extra: str) -> None:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             return
-        for wanted in ("", *requirement.extras):
-            key = (canonicalize_name(requirement.name), wanted)
-            if key not in seen:
-                seen.add(key)
-                for needed in importlib.metadata.requires(key[0]) or ():
-                    add(needed, wanted)
+        for requested_extra in ("", *requirement.extras):
+            key = (canonicalize_name(requirement.name), requested_extra)
+            if key not in visited:
+                visited.add(key)
+                for dependency in importlib.metadata.requires(key[0]) or ():
+                    add(dependency, requested_extra)
 
     for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
         add(text, "")
-    names = {name for name, _ in seen}
-    homes = importlib.metadata.packages_distributions()
-    return {module for module, owners in homes.items() if names & set(map(canonicalize_name, owners))}
+    names = {name for name, _ in visited}
+    distributions = importlib.metadata.packages_distributions()
+    return {module for module, owners in distributions.items() if names & set(map(canonicalize_name, owners))}
 
 
 class _Blocker:
-    """An import hook before which some top-level modules do not exist."""
+    """An import hook that hides some top-level modules."""
 
     def __init__(self, blocked: list[str]):
         self._blocked = frozenset(blocked)
@@ -68,7 +68,7 @@ class _Blocker:
 
 
 def our_modules() -> list[str]:
-    """Names of all modules of the two packages."""
+    """Returns the names of all modules of the two packages."""
     files = [file for package in ("caption_jax", "input_pipeline") for file in (ROOT / package).rglob("*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
     return sorted(name for name in names if not name.endswith("__main__"))
@@ -77,13 +77,13 @@ def our_modules() -> list[str]:
 def _error_of(call: Callable[[], object]) -> str:
     try:
         call()
-    except Exception as error:  # reported, whatever it is
+    except Exception as error:  # all errors are reported
         return f"{type(error).__name__}: {error}"
     return ""
 
 
 def _uses() -> dict[str, Callable[[], object]]:
-    """What asks for an optional package, under a name that begins with the package's."""
+    """Uses of optional packages. Each name starts with that of the package."""
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
     from caption_jax.files import absolute
@@ -126,7 +126,7 @@ def _uses() -> dict[str, Callable[[], object]]:
         "libtpu": parse_topology("v5e:2x2").devices,
         "gcsfs": lambda: absolute("gs://bucket/run"),
         "s3fs": lambda: absolute("s3://bucket/run"),
-        # tokenizers, of the base installation, brings it for now; it is blocked only here.
+        # tokenizers, in the base installation, still requires it, so it is blocked separately.
         "huggingface_hub of RoBERTa": lambda: load_roberta("someone/model"),
         "huggingface_hub of encoders": lambda: locate("someone/model", (), "nothing"),
         "huggingface_hub of tokenizers": lambda: Tokenizer.from_hub("someone/model"),

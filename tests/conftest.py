@@ -1,4 +1,4 @@
-"""What all tests share: the optional data folder, eight simulated devices and compiled programs."""
+"""Shared fixtures: the optional data folder, eight simulated devices and compiled programs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import pytest
 import resident_memory
 import shape_checks
 
-# Before JAX starts: eight CPU devices, so that sharded code runs sharded wherever the tests do.
+# Set before JAX starts. Eight CPU devices, so sharded code runs sharded on any machine.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling programs that run once. JAX_DISABLE_MOST_OPTIMIZATIONS=0: as a run compiles them.
+# Most time is spent compiling programs that run once. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles like a real run.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 for name, value in FLAGS.items():
@@ -31,21 +31,21 @@ shape_checks.install()  # before anything of ours is imported
 def pytest_configure(config):
     """Settings for all processes of a session, which inherit the environment of the first.
 
-    They use one folder of compiled programs; JAX_COMPILATION_CACHE_DIR can name a lasting one. JAX compiles again, with
-    a warning, what it finds half written by another process.
+    They share a folder of compiled programs, or JAX_COMPILATION_CACHE_DIR if it is set. If another process is still
+    writing a program, JAX compiles it again with a warning.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="test-programs-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     if config.getoption("-m") != "torch":
-        # Where torch is installed, transformers imports it, and torch Triton, which has crashed processes that run JAX.
+        # If torch is installed, transformers imports it and Triton, which has crashed processes that run JAX.
         os.environ.setdefault("USE_TORCH", "0")
         os.environ.setdefault("USE_TF", "0")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
-    """Compiled programs stay in memory until the process ends: a gigabyte and more by the end of all tests."""
+    """Clears compiled programs, which would otherwise take more than a gigabyte by the end of all tests."""
     yield
     if "jax" in sys.modules and resident_memory.resident_mb() > 1500:
         sys.modules["jax"].clear_caches()
@@ -53,7 +53,7 @@ def bounded_memory():
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of photographs that stands beside a development checkout, or a skip that says what is missing."""
+    """The folder of photographs next to a development checkout. Skips the test if it is missing."""
     root = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not root.is_dir():
         pytest.skip("needs the development photographs in ../shared/data, which are not part of this repository")
@@ -62,7 +62,7 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """A path `gs://bucket` of a bucket in memory."""
+    """The path `gs://bucket` of an in-memory bucket."""
     import memory_bucket
 
     yield memory_bucket.make_bucket(monkeypatch)
@@ -71,7 +71,7 @@ def bucket(monkeypatch):
 
 @pytest.fixture
 def own_files(tmp_path, monkeypatch) -> list[str]:
-    """The files that docs/extending.md shows, importable as `own.<name>`; their paths."""
+    """Paths of the example files of docs/extending.md, importable as `own.<name>`."""
     import doc_examples
 
     names = doc_examples.write_own_files(tmp_path)
@@ -83,13 +83,13 @@ def own_files(tmp_path, monkeypatch) -> list[str]:
 
 @pytest.fixture(scope="session")
 def compile_cache() -> Path:
-    """The folder of compiled programs, which processes that tests start use too."""
+    """The folder of compiled programs, also for processes that tests start."""
     return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")
 def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`made_once(name, make)`: a folder of all processes of the session, written by `make` in the first that asks."""
+    """`made_once(name, make)` returns a folder shared by all processes of the session. The first caller runs `make`."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
 
@@ -108,7 +108,7 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 
 @pytest.fixture(scope="session")
 def small_images(made_once) -> Path:
-    """The data of `small_run`: a folder of twelve images with captions. Only to be read."""
+    """The data of `small_run`: a folder of twelve images with captions. Read-only."""
     import small_run
 
     return made_once("data/boxes", small_run.write_images)
@@ -116,14 +116,14 @@ def small_images(made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def small_workdir(made_once, small_images, tmp_path_factory) -> Path:
-    """What `main.py` left after it trained the captioner of `small_run`; each process has its own copy."""
+    """The workdir of the trained captioner of `small_run`. Each process has its own copy."""
     workdir = made_once("trained/boxes", functools.partial(train_small, small_images))
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "boxes"))
 
 
 @pytest.fixture(scope="session")
 def distinct_images(made_once) -> Path:
-    """As `small_images`, but no two training images are of the same scene."""
+    """Like `small_images`, but all training images have different scenes."""
     import small_run
 
     return made_once("data/scenes", functools.partial(small_run.write_images, scenes=small_run.DISTINCT_SCENES))
@@ -131,7 +131,7 @@ def distinct_images(made_once) -> Path:
 
 @pytest.fixture(scope="session")
 def searchable_workdir(made_once, distinct_images, tmp_path_factory) -> Path:
-    """As `small_workdir`, trained on `distinct_images` with a text encoder."""
+    """Like `small_workdir`, trained on `distinct_images` with a text encoder."""
     import small_run
 
     train = functools.partial(train_small, distinct_images, flags=small_run.WITH_TEXT_ENCODER)

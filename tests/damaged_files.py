@@ -1,4 +1,4 @@
-"""Images and caption files with damage drawn by hypothesis, and what reading them may do: succeed or name the file."""
+"""Images and caption files damaged by hypothesis, which must be read or rejected with the name of the file."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIDE = 16
 
 @functools.cache
 def whole_image(kind: str, mode: str) -> bytes:
-    """A small image of the format, drawn from a seed."""
+    """A small random image of the format."""
     pixels = np.random.default_rng(len(kind)).integers(0, 256, (23, 31, 3), np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, kind)
@@ -51,7 +51,7 @@ CAPTION_FILES: dict[str, Any] = {
     },
 }
 
-# Where (as a fraction of the file) and what: bytes put over others, put in, or everything from there cut off.
+# An edit overwrites bytes, inserts bytes or truncates the file, at a position that is a fraction of its length.
 edits = st.lists(
     st.tuples(st.sampled_from(["over", "insert", "cut"]), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
     min_size=1,
@@ -65,25 +65,25 @@ json_values = st.recursive(
 
 
 def edited(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
-    """The bytes after each change in turn."""
-    for change, where, piece in changes:
-        start = int(where * len(data))
+    """Applies the changes in order."""
+    for change, position, content in changes:
+        start = int(position * len(data))
         if change == "cut":
             data = data[:start]
         else:
-            data = data[:start] + piece + data[start + (len(piece) if change == "over" else 0) :]
+            data = data[:start] + content + data[start + (len(content) if change == "over" else 0) :]
     return data
 
 
 @st.composite
 def damaged_images(draw) -> bytes:
-    """An image file of any format that is read, with bytes changed, inserted or cut off."""
+    """An image file of any supported format with bytes changed, inserted or cut off."""
     return edited(whole_image(draw(st.sampled_from(KINDS)), draw(st.sampled_from(["RGB", "L"]))), draw(edits))
 
 
 @st.composite
 def damaged_captions(draw) -> bytes:
-    """A caption file of any accepted form with one value of its JSON replaced, or bytes changed."""
+    """A caption file of any supported format with one JSON value replaced, or bytes changed."""
     name = draw(st.sampled_from(sorted(CAPTION_FILES)))
     content = copy.deepcopy(CAPTION_FILES[name])
     if not isinstance(content, str):
@@ -97,7 +97,7 @@ def damaged_captions(draw) -> bytes:
 
 
 def _with_another_value(draw, content: Any) -> Any:
-    """The JSON value with one thing in it, at any depth, replaced."""
+    """Replaces one value inside a JSON value, at any depth."""
     keys = range(len(content)) if isinstance(content, list) else sorted(content) if isinstance(content, dict) else ()
     if not keys or draw(st.integers(0, 3)) == 0:
         return draw(json_values)
@@ -107,7 +107,7 @@ def _with_another_value(draw, content: Any) -> Any:
 
 
 def check_image(data: bytes) -> bool:
-    """Reads the image both ways; whether it could be read. Anything but pixels or an `ImageError` fails."""
+    """Decodes the image in both ways and returns whether it is readable. Errors other than `ImageError` fail."""
     try:
         pixels = decode_image(data, SIDE, name="damaged")
         small = thumbnail(data, SIDE, name="damaged")
@@ -120,9 +120,9 @@ def check_image(data: bytes) -> bool:
 
 
 def check_captions(data: bytes) -> bool:
-    """Opens a folder with the caption file, leaving out what cannot be used; whether any image was left.
+    """Opens a folder with the caption file, skipping problems. Returns whether any image is valid.
 
-    Anything but splits or a `DataError` that names the folder fails.
+    Errors other than a `DataError` that names the folder fail.
     """
     root = Path(_folder().name)
     (root / "captions").write_bytes(data)
@@ -139,7 +139,7 @@ def check_captions(data: bytes) -> bool:
 
 @functools.cache
 def _folder() -> tempfile.TemporaryDirectory:
-    """A folder with the images, removed when the process ends."""
+    """A folder with the images, deleted when the process exits."""
     folder = tempfile.TemporaryDirectory()
     images = Path(folder.name) / "images"
     images.mkdir()

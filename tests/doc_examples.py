@@ -1,4 +1,4 @@
-"""The code that the documents show."""
+"""The code examples of the documentation."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ EXTENDING = ROOT / "docs" / "extending.md"
 
 
 def python_blocks(document: Path) -> list[str]:
-    """Every block of Python in a document."""
+    """Returns all Python blocks of a document."""
     return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def write_own_files(folder: Path) -> list[str]:
-    """Writes the files `own/*.py` of docs/extending.md into `folder`, as a user would; returns their names."""
+    """Writes the files `own/*.py` of docs/extending.md into `folder`. Returns their names."""
     files = re.findall(r"`(own/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", EXTENDING.read_text(), flags=re.DOTALL)
     (folder / "own").mkdir()
     for name, code in files:

@@ -1,4 +1,4 @@
-"""A bucket in memory under gs://, which, like a real one, cannot rename."""
+"""An in-memory bucket under gs://, which cannot rename objects, like a real one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class MemoryBucket(MemoryFileSystem):
-    """Objects by their names after gs://; epath asks for them where TensorFlow's file system is not installed."""
+    """Objects by their names after gs://. epath uses it if the file system of TensorFlow is not installed."""
 
     protocol = ("gcs", "gs")
     cachable = False
@@ -29,7 +29,7 @@ class MemoryBucket(MemoryFileSystem):
 
 
 def make_bucket(patch: pytest.MonkeyPatch) -> epath.Path:
-    """An empty bucket, as long as the patch lasts."""
+    """Returns an empty bucket, which exists as long as the patch."""
     objects = type("Objects", (MemoryBucket,), {"store": {}, "pseudo_dirs": [""]})
     patch.setattr(fsspec, "filesystem", lambda *_, **options: objects(**options))
     patch.setattr(gpath, "_is_tf_installed", lambda: False)
@@ -38,5 +38,5 @@ def make_bucket(patch: pytest.MonkeyPatch) -> epath.Path:
 
 
 def forget() -> None:
-    """Makes epath ask for the file system of buckets again."""
+    """Clears the file system of buckets that epath has cached."""
     gpath.backend_lib.fsspec_backend._get_filesystem.cache_clear()

@@ -1,4 +1,4 @@
-"""What a process holds in memory (Linux)."""
+"""Resident memory of a process (Linux)."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from pathlib import Path
 
 
 def resident_mb(pid: int | str = "self") -> float:
-    """Resident memory of a process; 0 on systems without /proc."""
+    """Resident memory of a process in MB, 0 on systems without /proc."""
     file = Path(f"/proc/{pid}/statm")
     return int(file.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20 if file.exists() else 0.0

@@ -1,4 +1,4 @@
-"""A run that uses all that a resumed run could lose, and the means to start, stop and compare such runs.
+"""A run with all the state that a resumed run could lose, and helpers to start, stop and compare such runs.
 
 Also a config file: --config=tests/resume_run.py, or resume_run.py:cached for one with a feature cache.
 """
@@ -22,15 +22,17 @@ STEPS = 60
 CHECKPOINT_EVERY = 10
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "image_encoder/backbone/.*"
-# Compiled for the sake of a few steps.
-QUICKLY = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes --xla_cpu_use_fusion_emitters=false"
+# Fast compilation, because the runs have only a few steps.
+QUICK_COMPILATION = (
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes --xla_cpu_use_fusion_emitters=false"
+)
 TIMES = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
 
 
 def get_config(kind: str = "") -> ConfigDict:
-    """Dropout, augmentation, captions picked by epoch, trained batch norms, accumulation, averages and two stages.
+    """Dropout, augmentation, captions chosen by epoch, batch norms, gradient accumulation, averages and two stages.
 
-    Of the kind "cached", the lower half of the encoder stays frozen and what it gives is stored.
+    With the kind "cached", the lower half of the encoder is frozen and its features are cached.
     """
     from tests.small_run import get_config as small_config
 
@@ -60,7 +62,7 @@ def get_config(kind: str = "") -> ConfigDict:
 
 @dataclasses.dataclass(frozen=True)
 class Runs:
-    """Starts `python main.py` in processes of their own, which share compiled programs.
+    """Starts `python main.py` in separate processes that share compiled programs.
 
     Attributes:
         data: folder of images and captions.
@@ -73,11 +75,11 @@ class Runs:
     config: str = __file__
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-        """Starts the run of the config in `workdir`; what it says goes to `<workdir>.log`."""
+        """Starts the run of the config in `workdir`. Its output is written to `<workdir>.log`."""
         command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": QUICKLY,
+            "XLA_FLAGS": QUICK_COMPILATION,
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
@@ -91,30 +93,30 @@ class Runs:
             )
 
     def complete(self, workdir: Path, *flags: str) -> str:
-        """Runs to the end and returns all that was said in `workdir` so far."""
+        """Runs to the end and returns the whole log of `workdir`."""
         assert self.start(workdir, *flags).wait() == 0, log_of(workdir).read_text()
         return log_of(workdir).read_text()
 
     def kill(self, workdir: Path, reached: Callable[[Path], bool], delay: float = 0.0) -> bool:
-        """Starts the run and kills it some seconds after its workdir looks as wanted; False if it ended before."""
+        """Starts the run and kills it `delay` seconds after `reached` is true. Returns False if it finished before."""
         process = self.start(workdir)
         try:
             while not reached(workdir) and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(delay)
             process.kill()
-            ended = process.wait()
+            status = process.wait()
         finally:
             process.kill()
-        assert ended in (0, -signal.SIGKILL), log_of(workdir).read_text()
-        return ended != 0
+        assert status in (0, -signal.SIGKILL), log_of(workdir).read_text()
+        return status != 0
 
     def stop_when(self, workdir: Path, reached: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
-        """Starts the run and sends it a signal as soon as its workdir looks as wanted."""
+        """Starts the run and sends it a signal as soon as `reached` is true."""
         process = self.start(workdir)
         try:
             while not reached(workdir):
-                assert process.poll() is None, "it ended before:\n" + log_of(workdir).read_text()
+                assert process.poll() is None, "the run finished early:\n" + log_of(workdir).read_text()
                 time.sleep(0.002)
             process.send_signal(signal_number)
             process.wait()
@@ -128,12 +130,12 @@ def log_of(workdir: Path) -> Path:
 
 
 def has_trained(steps: int) -> Callable[[Path], bool]:
-    """Whether the log of numbers holds so many steps."""
+    """Whether metrics.jsonl has so many steps."""
     return lambda workdir: any(step >= steps for step, split, _ in rows(workdir) if split == "train")
 
 
 def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
-    """Whether a checkpoint of `steps` steps or more is being written at this moment."""
+    """Whether a checkpoint of `steps` steps or more is being written."""
 
     def reached(workdir: Path) -> bool:
         folder = workdir / "checkpoints" / which
@@ -146,13 +148,13 @@ def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
 
 
 def rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
-    """The lines of metrics.jsonl, times left out; a line that is being written is passed over."""
+    """The lines of metrics.jsonl without times. A line that is being written is skipped."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    found = [json.loads(line) for line in lines if line.endswith("\n")]
+    parsed = [json.loads(line) for line in lines if line.endswith("\n")]
     return [
         (row["step"], row["split"], {name: value for name, value in row["values"].items() if name not in TIMES})
-        for row in found
+        for row in parsed
     ]
 
 
@@ -162,32 +164,32 @@ def saved_steps(workdir: Path, which: str = "last") -> list[int]:
 
 
 def state_of(workdir: Path) -> dict[str, bytes]:
-    """Every array of the newest checkpoint and of the best weights, and the records, by name."""
-    found = {}
+    """Returns all arrays and records of the newest checkpoint and of the best weights, by name."""
+    state = {}
     for which in ("last", "best"):
         folder = workdir / "checkpoints" / which / str(saved_steps(workdir, which)[-1])
         for item in sorted(path.name for path in folder.iterdir() if path.is_dir()):
             for name, value in _read(folder / item):
-                found[f"{which}/{folder.name}/{item}/{name}"] = value
-    return found
+                state[f"{which}/{folder.name}/{item}/{name}"] = value
+    return state
 
 
 def results_of(workdir: Path) -> dict:
-    """Final scores (times left out) and captions."""
+    """Returns the final scores, without times, and captions."""
     scores = json.loads((workdir / "eval_val.json").read_text())
     scores["protocol"].pop("wall_seconds")
     return {**scores, "captions": json.loads((workdir / "captions_val.json").read_text())}
 
 
 def assert_same_end(one: Path, two: Path) -> None:
-    """Both runs hold the same bits, numbers, scores and captions."""
+    """Asserts that both runs have equal states, metrics, scores and captions."""
     assert_same_state(one, two)
-    assert any("/train/params/" in name for name in state_of(one))  # beside the averages
+    assert any("/train/params/" in name for name in state_of(one))  # in addition to the averages
     assert results_of(one) == results_of(two)
 
 
 def assert_same_state(one: Path, two: Path) -> None:
-    """Both runs hold the same bits and have logged the same numbers."""
+    """Asserts that both runs have equal states and metrics."""
     first, second = state_of(one), state_of(two)
     assert first.keys() == second.keys()
     assert all(any(part in name for name in first) for part in ("/train/opt_state/", "/weights/params/", "/records/"))

@@ -1,4 +1,4 @@
-"""A captioner so small that training it takes seconds, its data, and the command line run inside this process.
+"""A captioner that trains within seconds, its data, and the command line in this process.
 
 Also a config file: --config=tests/small_run.py.
 """
@@ -33,9 +33,9 @@ MAIN_FLAGS = (
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 SIDES = ("left", "right")
 SCENES = [(list(COLOURS)[number % 4], SIDES[number % 2]) for number in range(12)]
-# All of train differ, so that each image can be told by its captions.
+# All training images differ, so captions identify them.
 DISTINCT_SCENES = [*itertools.product(COLOURS, SIDES), *itertools.product(list(COLOURS)[:2], SIDES)]
-# Flags that train the captioner together with a text encoder.
+# Flags that train the captioner with a text encoder.
 WITH_TEXT_ENCODER = (
     "--config.objective.contrastive_weight=1.0",
     "--config.model.text_encoder.layers=1",
@@ -48,7 +48,7 @@ WITH_TEXT_ENCODER = (
 
 
 def get_config() -> ConfigDict:
-    """A hundred and sixty steps on the images of `write_images`: enough for captions with words in them."""
+    """160 steps on the images of `write_images`, enough for captions with words."""
     config = default_config()
     config.data.source = "folder"
     config.data.image_size = 32
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes the model of a config as small as it gets."""
+    """Makes the model of a config as small as possible."""
     config.model.encoder.variant = "micro"
     config.model.encoder.weights = ""
     config.model.decoder.layers = 1
@@ -105,17 +105,17 @@ def picture(colour: str = "red", side: str = "left") -> Image.Image:
 
 
 def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
-    """Runs main.py as a command would, but without Java; returns its exit status.
+    """Runs main.py in this process, without Java. Returns its exit status.
 
-    An error that would end it is raised here, also where a user would be told of it in a line.
+    Errors are raised, even those that the command reports in one line.
 
     Args:
-        arguments: of the command.
-        script: another file that starts the same command line.
+        arguments: arguments of the command.
+        script: another file with the same command line.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        # Java takes longer to start than all else that a test does.
+        # Starting Java takes longer than the rest of a test.
         patch.setattr(user_errors, "user_message", lambda error: None)
         patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
         try:
@@ -123,7 +123,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
                 runpy.run_path(str(script), run_name="__main__")
         except SystemExit as stop:
             return int(stop.code or 0)
-        finally:  # a process defines a flag once, and config flags define one for each key that is overridden
+        finally:  # flags can be defined once per process, and config flags define one per overridden key
             for name in [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]:
                 delattr(flags.FLAGS, name)
             flags.FLAGS.unparse_flags()
@@ -133,7 +133,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
 
 @contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Within it, programs are compiled as fast as can be; those of a small model run fast enough all the same."""
+    """Context in which programs compile as fast as possible. Small models are still fast enough."""
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")

@@ -1,4 +1,4 @@
-"""Training and captioning for a time, while their memory is watched (Linux)."""
+"""Training and captioning for a given time with measurements of memory (Linux)."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from resume_run import Runs, log_of, rows, saved_steps
 
 import caption_jax
 
-ALLOWED_MB = 64  # more at the end than at the start; allocators keep what they once had
+ALLOWED_MB = 64  # growth from start to end; allocators do not return all memory
 
 
 def assert_steady(samples: list[float]) -> None:
-    """The last third of the samples needs no more memory than the first."""
+    """Asserts that the last third of the samples needs no more memory than the first."""
     assert len(samples) >= 9, samples
     thirds = [np.median(part) for part in np.array_split(samples, 3)]
     assert thirds[-1] - thirds[0] < ALLOWED_MB, f"MB, medians of thirds: {thirds}"
 
 
 def ticks(seconds: float, samples: int = 300) -> Iterator[None]:
-    """Comes back at even times, at least every second of a short run."""
+    """Yields at regular intervals, at least every second of a short run."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         yield
@@ -39,12 +39,12 @@ def wait_until(condition: Callable[[], bool], process, workdir: Path) -> None:
 
 
 def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
-    """Trains in a process of its own, with an evaluation every 100 steps and a checkpoint every 50, then stops it."""
+    """Trains in a separate process, with an evaluation every 100 steps and a checkpoint every 50, then stops it."""
     workdir = folder / "run"
     flags = ("steps=100000000", "log_every=50", "eval_every=100", "checkpoint_every=50", "sample_images=1")
     process = Runs(images, cache).start(workdir, *(f"--config.train.{flag}" for flag in flags))
     try:
-        wait_until(lambda: sum(split == "val" for _, split, _ in rows(workdir)) >= 3, process, workdir)  # warm by then
+        wait_until(lambda: sum(split == "val" for _, split, _ in rows(workdir)) >= 3, process, workdir)  # warmed up
         warm, samples = rows(workdir)[-1][0], []
         for _ in ticks(seconds):
             assert process.poll() is None, log_of(workdir).read_text()
@@ -53,12 +53,12 @@ def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
         assert process.wait(timeout=300) == 0, log_of(workdir).read_text()
     finally:
         process.kill()
-    assert saved_steps(workdir)[-1] > warm + 100  # it did train and evaluate meanwhile
+    assert saved_steps(workdir)[-1] > warm + 100  # it has trained and evaluated in the meantime
     assert_steady(samples)
 
 
 def caption_for(seconds: float, workdir: Path) -> None:
-    """Captions images again and again in this process, batches of every size up to nine."""
+    """Captions images repeatedly in this process, in batches of up to nine."""
     captioner, draw = caption_jax.load(str(workdir)), np.random.default_rng(0)
     names, samples = list(small_run.COLOURS), []
 
@@ -67,7 +67,7 @@ def caption_for(seconds: float, workdir: Path) -> None:
         assert len(captioner.caption(pictures)) == count
 
     with small_run.quick_compilation():
-        for count in range(1, 10):  # each size is compiled once
+        for count in range(1, 10):  # each size compiles once
             caption(count)
         for _ in ticks(seconds):
             for _ in range(20):

@@ -1,4 +1,4 @@
-"""What a stranger can rely on: dependencies one way, and files and functions that are read in one sitting."""
+"""The architecture: dependencies in one direction, and bounded sizes of files and functions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PACKAGES = ("caption_jax", "input_pipeline")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60  # without the docstring
 
-# Packages that can be lifted out and used alone, and what else of ours they may import.
+# Packages that can be used on their own, and the other packages of this project that they may import.
 LIFTABLE = {
     "caption_jax.ops": (),
     "caption_jax.models": ("caption_jax.ops",),
@@ -32,11 +32,11 @@ LIFTABLE = {
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module of both packages."""
-    found = {}
+    files = {}
     for package in PACKAGES:
         for path in sorted((ROOT / package).rglob("*.py")):
-            found[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
-    return found
+            files[".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")] = path
+    return files
 
 
 MODULES = modules()
@@ -44,7 +44,7 @@ TREES = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in MOD
 
 
 def imports(name: str, *, inside_functions: bool) -> set[str]:
-    """Modules of ours that a module imports; those for type checkers alone do not count."""
+    """Modules of this project that a module imports, except those only for type checkers."""
     return set(_imports(ast.iter_child_nodes(TREES[name]), inside_functions)) - {name}
 
 
@@ -67,32 +67,32 @@ def _is_ours(name: str) -> bool:
 
 
 def _module(name: str) -> str:
-    """The module that a dotted name is, or is defined in."""
+    """The module of a dotted name, which is a module or a member of one."""
     while name not in MODULES:
         name = name.rpartition(".")[0]
     return name
 
 
 def package_of(module: str) -> str:
-    """`caption_jax.runs` for `caption_jax.runs.workdir`; a module directly below `caption_jax` stands for itself."""
+    """`caption_jax.runs` for `caption_jax.runs.workdir`; a module directly in `caption_jax` is its own package."""
     parts = module.split(".")
     return parts[0] if parts[0] == "input_pipeline" else ".".join(parts[:2])
 
 
 def cycle_in(graph: Mapping[str, set[str]]) -> list[str]:
-    """The nodes of one cycle in order, the first one again at the end; empty where there is none."""
+    """Returns the nodes of one cycle in order, with the first one repeated at the end, or an empty list."""
     done: set[str] = set()
 
     def search(path: list[str]) -> list[str]:
         for following in sorted(graph.get(path[-1], ())):
             if following in path:
                 return [*path[path.index(following) :], following]
-            if following not in done and (found := search([*path, following])):
-                return found
+            if following not in done and (cycle := search([*path, following])):
+                return cycle
         done.add(path[-1])
         return []
 
-    return next((found for start in sorted(graph) if start not in done and (found := search([start]))), [])
+    return next((cycle for start in sorted(graph) if start not in done and (cycle := search([start]))), [])
 
 
 def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
@@ -107,11 +107,11 @@ def functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, int]]:
         yield from functions(node, name)
 
 
-def test_no_module_is_imported_by_what_it_imports():
+def test_imports_of_modules_have_no_cycles():
     assert not cycle_in({name: imports(name, inside_functions=False) for name in MODULES})
 
 
-def test_packages_depend_on_each_other_one_way():
+def test_dependencies_of_packages_have_no_cycles():
     graph: dict[str, set[str]] = defaultdict(set)
     for name in MODULES:
         for imported in imports(name, inside_functions=True):
@@ -121,7 +121,7 @@ def test_packages_depend_on_each_other_one_way():
 
 
 @pytest.mark.parametrize("package", LIFTABLE)
-def test_liftable_packages_import_only_what_they_may(package):
+def test_liftable_packages_import_only_allowed_packages(package):
     allowed = (package, *LIFTABLE[package])
     wrong = {
         f"{name} imports {imported}"
@@ -137,51 +137,53 @@ def _is_below(name: str, package: str) -> bool:
     return name == package or name.startswith(f"{package}.")
 
 
-def test_each_folder_is_a_package_that_git_keeps():
+def test_each_folder_is_a_package_that_git_does_not_ignore():
     folders = {path.parent for path in MODULES.values()}
     assert not [str(folder.relative_to(ROOT)) for folder in folders if not (folder / "__init__.py").is_file()]
     ignoring = subprocess.run(["git", "check-ignore", *folders], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert not ignoring.stdout  # such as by a line for the workdirs of runs
+    assert not ignoring.stdout  # for example because of a pattern for workdirs
 
 
 def test_no_two_files_share_a_name():
-    homes = defaultdict(list)
+    modules_by_stem = defaultdict(list)
     for name, path in MODULES.items():
         exempt = path.stem.startswith("__") or _is_below(name, "caption_jax.cli")  # mode X is cli/X.py
         if _is_below(name, "caption_jax") and not exempt:
-            homes[path.stem].append(name)
-    assert not {stem: names for stem, names in homes.items() if len(names) > 1}
+            modules_by_stem[path.stem].append(name)
+    assert not {stem: names for stem, names in modules_by_stem.items() if len(names) > 1}
 
 
-def test_files_are_read_in_one_sitting():
+def test_files_have_at_most_400_lines():
     files = [*MODULES.values(), ROOT / "main.py", *(ROOT / "configs").glob("*.py"), *(ROOT / "tests").rglob("*.py")]
     lengths = {str(path.relative_to(ROOT)): len(path.read_text(encoding="utf-8").splitlines()) for path in files}
     assert not {path: lines for path, lines in lengths.items() if lines > MAX_FILE_LINES}
 
 
-def test_functions_are_read_in_one_sitting():
-    lengths = dict(found for name, tree in TREES.items() for found in functions(tree, name))
+def test_functions_have_at_most_60_lines():
+    lengths = dict(item for name, tree in TREES.items() for item in functions(tree, name))
     assert not {name: lines for name, lines in lengths.items() if lines > MAX_FUNCTION_LINES}
 
 
 def test_the_model_has_no_platform_branches():
-    assert not [name for name, tree in TREES.items() if _is_below(name, "caption_jax.models") and asks_platform(tree)]
+    assert not [
+        name for name, tree in TREES.items() if _is_below(name, "caption_jax.models") and depends_on_platform(tree)
+    ]
 
 
-def test_what_depends_on_the_platform_is_listed():
+def test_files_that_depend_on_the_platform_are_listed():
     listed = re.findall(r"^    (\S+\.py) ", ast.get_docstring(TREES["caption_jax.ops"]), flags=re.MULTILINE)
-    asking = [
+    dependent = [
         str(path.relative_to(ROOT / "caption_jax"))
         for name, path in MODULES.items()
-        if _is_below(name, "caption_jax") and asks_platform(TREES[name])
+        if _is_below(name, "caption_jax") and depends_on_platform(TREES[name])
     ]
-    assert listed == sorted(asking), "the list in caption_jax/ops/__init__.py"
+    assert listed == sorted(dependent), "the list in caption_jax/ops/__init__.py"
     assert len(listed) > 8
 
 
-def asks_platform(tree: ast.AST) -> bool:
-    """Whether code reads what it runs on: `device.platform`, `sys.platform`, `lax.platform_dependent` and the like."""
+def depends_on_platform(tree: ast.AST) -> bool:
+    """Whether code depends on the platform: `device.platform`, `sys.platform`, `lax.platform_dependent` and similar."""
     attributes = (node for node in ast.walk(tree) if isinstance(node, ast.Attribute))
-    asked = {node.attr for node in attributes if ast.unparse(node) != "platform.platform"}  # for versions.json
-    asked |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
-    return bool(asked & {"platform", "platform_dependent", "default_backend"})
+    names = {node.attr for node in attributes if ast.unparse(node) != "platform.platform"}  # for versions.json
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    return bool(names & {"platform", "platform_dependent", "default_backend"})

@@ -37,7 +37,7 @@ def _augment(key, images, config: AugmentSpec, rows=None) -> np.ndarray:
     return np.asarray(jax.jit(lambda key, images, rows: augment(key, images, config, rows))(key, images, rows))
 
 
-def test_with_everything_off_pixels_stay_as_they_are():
+def test_without_augmentation_pixels_are_unchanged():
     images = _images()
     out = _augment(jax.random.key(0), images, _config())
     assert out.dtype == jnp.float32
@@ -47,31 +47,31 @@ def test_with_everything_off_pixels_stay_as_they_are():
 def test_flip_mirrors_about_half_of_the_images_exactly():
     images = _images(64, 6)
     out = _augment(jax.random.key(1), images, _config(flip=True))
-    kept = np.array([np.array_equal(a, b) for a, b in zip(out, images, strict=True)])
+    unchanged = np.array([np.array_equal(a, b) for a, b in zip(out, images, strict=True)])
     mirrored = np.array([np.array_equal(a, b[:, ::-1]) for a, b in zip(out, images, strict=True)])
-    assert np.all(kept ^ mirrored)
+    assert np.all(unchanged ^ mirrored)
     assert 16 < mirrored.sum() < 48
 
 
-def test_crops_keep_to_their_area_and_aspect():
+def test_crops_respect_their_area_and_aspect():
     size, config = 64, _config(min_crop_scale=0.5, max_aspect=1.25)
-    images = _smooth_images(200, size)  # red is the column, green the row: their spread is the crop's extent
+    images = _smooth_images(200, size)  # red is the column and green the row, so their range is the extent of the crop
     out = _augment(jax.random.key(3), images, config)
     spread = np.ptp(out, axis=(1, 2)) / np.ptp(images[0], axis=(0, 1))
     width, height = np.minimum(spread[:, 0], 1), np.minimum(spread[:, 1], 1)
     assert (width * height).min() > 0.44 and (width * height).max() <= 1
     assert (width * height).max() > 0.9 > (width * height).min() + 0.3
     assert (width / height).max() < 1.3 and (width / height).min() > 1 / 1.3
-    assert np.ptp(out.mean((1, 2))[:, 0]) > 20  # crops lie in different places
+    assert np.ptp(out.mean((1, 2))[:, 0]) > 20  # crops have different positions
 
 
-def test_a_flat_image_stays_flat_under_every_crop():
+def test_crops_of_a_uniform_image_are_uniform():
     images = np.full((16, 12, 12, 3), 200, np.uint8)
     out = _augment(jax.random.key(0), images, _config(min_crop_scale=0.1, max_aspect=3.0, flip=True))
     np.testing.assert_allclose(out, 200, atol=1e-3)
 
 
-def test_brightness_scales_each_image_by_its_own_factor():
+def test_brightness_scales_each_image_by_a_factor():
     images = np.full((64, 4, 4, 3), 100, np.uint8)
     factors = _augment(jax.random.key(0), images, _config(brightness=0.2))[:, 0, 0, 0] / 100
     assert factors.min() >= 0.8 and factors.max() <= 1.2
@@ -86,7 +86,7 @@ def test_contrast_moves_pixels_about_the_mean_grey():
     assert ratio.min() >= 0.6 and ratio.max() <= 1.4 and np.ptp(ratio) > 0.4
 
 
-def test_saturation_keeps_greys_and_the_brightness_of_colours():
+def test_saturation_preserves_greys_and_the_brightness_of_colours():
     grey = np.repeat(_images(8)[..., :1], 3, -1)
     np.testing.assert_allclose(_augment(jax.random.key(0), grey, _config(saturation=0.5)), grey, atol=1e-3)
     colours = _images(8) // 2 + 64
@@ -101,7 +101,7 @@ def test_pixels_stay_within_their_range():
     assert float(out.min()) >= 0 and float(out.max()) <= 255
 
 
-def test_an_image_s_augmentation_depends_on_key_and_row_only():
+def test_the_augmentation_of_an_image_depends_only_on_key_and_row():
     images, config, key = _images(), _config(**EVERYTHING), jax.random.key(5)
     whole = _augment(key, images, config)
     part = _augment(key, images[3:5], config, rows=jnp.array([3, 4]))
@@ -113,7 +113,7 @@ def test_an_image_s_augmentation_depends_on_key_and_row_only():
     assert np.abs(twins[0] - twins[1]).max() > 1
 
 
-def test_eight_devices_augment_as_one_does_and_exchange_nothing():
+def test_eight_devices_augment_like_one_without_communication():
     images, key = _images(16), jax.random.key(2)
     mesh = make_mesh(MeshSpec())
     assert mesh.shape["data"] == 8
@@ -130,6 +130,6 @@ def test_eight_devices_augment_as_one_does_and_exchange_nothing():
     ("settings", "key"),
     [({"min_crop_scale": 0.0}, "min_crop_scale"), ({"max_aspect": 0.5}, "max_aspect"), ({"contrast": 1.5}, "contrast")],
 )
-def test_settings_out_of_range_are_named(settings, key):
+def test_settings_out_of_range_are_rejected(settings, key):
     with pytest.raises(ValueError, match=key):
         _config(**settings)

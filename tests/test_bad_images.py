@@ -1,4 +1,4 @@
-"""Odd and broken images, end to end: each is used the right way up or reported by name, and the others go on."""
+"""Unusual and broken images, end to end: they are used upright or reported by name, and do not affect others."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
     return buffer.getvalue()
 
 
-def turned_by_the_camera(image: Image.Image) -> bytes:
-    """A JPEG whose pixels lie on their side and whose EXIF tag says so."""
+def rotated_by_the_camera(image: Image.Image) -> bytes:
+    """A JPEG with rotated pixels and the corresponding EXIF tag."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
 
 
 def with_alpha_in_its_palette(image: Image.Image) -> bytes:
-    """A palette PNG, the first colours of whose palette are transparent."""
+    """A palette PNG whose first colours are transparent."""
     return encoded(image.quantize(16), "PNG", transparency=bytes([0, 128, 255]))
 
 
@@ -41,8 +41,8 @@ def in_sixteen_bits(image: Image.Image) -> bytes:
     return encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG")
 
 
-# What can be read, and the picture that it shows where a caption can tell.
-ODD = {
+# Readable images, and the words of their captions if these identify the image.
+UNUSUAL = {
     "cmyk.jpg": (encoded(picture("red", "left").convert("CMYK"), "JPEG", quality=95), ("red", "left")),
     "moving.gif": (
         encoded(picture("blue", "left"), "GIF", save_all=True, append_images=[picture("red", "right")]),
@@ -50,30 +50,30 @@ ODD = {
     ),
     "one_pixel.png": (encoded(Image.new("RGB", (1, 1), (9, 90, 200)), "PNG"), None),
     "palette.png": (with_alpha_in_its_palette(picture("green", "right")), None),
-    "rotated.jpg": (turned_by_the_camera(picture("green", "right")), ("green", "right")),
+    "rotated.jpg": (rotated_by_the_camera(picture("green", "right")), ("green", "right")),
     "sixteen.png": (in_sixteen_bits(picture("yellow", "right")), None),
 }
 BROKEN = {"text.jpg": b"This is no image.\n" * 40, "truncated.jpg": encoded(picture(), "JPEG", quality=95)[:500]}
 
 
-def test_caption_reports_what_is_broken_and_captions_the_rest(small_workdir, tmp_path, capsys):
-    for name, content in {**BROKEN, **{name: content for name, (content, _) in ODD.items()}}.items():
+def test_caption_reports_broken_images_and_captions_the_others(small_workdir, tmp_path, capsys):
+    for name, content in {**BROKEN, **{name: content for name, (content, _) in UNUSUAL.items()}}.items():
         (tmp_path / name).write_bytes(content)
     assert run_main("--mode=caption", f"--workdir={small_workdir}", tmp_path) == 1
-    told = capsys.readouterr()
-    captions = {Path(path).name: caption for path, caption in (line.split("\t") for line in told.out.splitlines())}
-    assert list(captions) == sorted(ODD)
-    for name, (_, shown) in ODD.items():
-        if shown:
-            assert all(word in captions[name] for word in shown), (name, captions[name])
+    output = capsys.readouterr()
+    captions = {Path(path).name: caption for path, caption in (line.split("\t") for line in output.out.splitlines())}
+    assert list(captions) == sorted(UNUSUAL)
+    for name, (_, words) in UNUSUAL.items():
+        if words:
+            assert all(word in captions[name] for word in words), (name, captions[name])
     for name in BROKEN:
-        assert f"error: {tmp_path / name}: " in told.err
-    assert "2 of 8 images have no caption" in told.err
+        assert f"error: {tmp_path / name}: " in output.err
+    assert "2 of 8 images have no caption" in output.err
 
 
-def test_caption_as_json_lines_says_which_failed(small_workdir, tmp_path, capsys):
+def test_json_lines_have_the_errors_of_failed_images(small_workdir, tmp_path, capsys):
     (tmp_path / "text.jpg").write_bytes(BROKEN["text.jpg"])
-    (tmp_path / "cmyk.jpg").write_bytes(ODD["cmyk.jpg"][0])
+    (tmp_path / "cmyk.jpg").write_bytes(UNUSUAL["cmyk.jpg"][0])
     assert run_main("--mode=caption", f"--workdir={small_workdir}", "--format=jsonl", tmp_path) == 1
     good, bad = map(json.loads, capsys.readouterr().out.splitlines())
     assert good["path"].endswith("cmyk.jpg") and "red" in good["caption"]
@@ -87,35 +87,35 @@ def train(folder: Path, workdir: Path, *overrides: str) -> int:
 
 @pytest.fixture
 def damaged(tmp_path, small_images) -> Path:
-    """The small data set with all odd images in training, two broken ones there and one in validation."""
+    """The small data set with all unusual and two broken images in training, and a broken one in validation."""
     folder = shutil.copytree(small_images, tmp_path / "damaged")
-    contents = [*BROKEN.values(), *(content for content, _ in ODD.values()), BROKEN["truncated.jpg"]]
-    for number, content in enumerate(contents):  # 8 images are for training, the ninth is of the validation split
+    contents = [*BROKEN.values(), *(content for content, _ in UNUSUAL.values()), BROKEN["truncated.jpg"]]
+    for number, content in enumerate(contents):  # 8 images are for training, the ninth is in the validation split
         (folder / "images" / f"{number:02d}.png").write_bytes(content)
     return folder
 
 
 @pytest.mark.slow
-def test_training_goes_on_without_what_is_broken(compile_cache, small_workdir, damaged, tmp_path, capsys, caplog):
+def test_training_continues_without_broken_images(compile_cache, small_workdir, damaged, tmp_path, capsys, caplog):
     workdir = tmp_path / "run"
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
         assert train(damaged, workdir) == 0
     for name in ("00.png", "01.png", "08.png"):
         assert f"Skipping unreadable image: {damaged / 'images' / name}: " in caplog.text
     rows = [row.values for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
-    assert [row["unreadable_images"] for row in rows] == [2] * 8  # each once, however many epochs
+    assert [row["unreadable_images"] for row in rows] == [2] * 8  # each is counted once, for any number of epochs
     assert all(math.isfinite(row["loss"]) for row in rows)
 
-    found = json.loads((workdir / "eval_val.json").read_text())
-    assert found["protocol"]["images"] == 2 and found["protocol"]["unreadable_images"] == 1
-    assert list(found["protocol"]["unreadable"]) == ["08.png"]
+    results = json.loads((workdir / "eval_val.json").read_text())
+    assert results["protocol"]["images"] == 2 and results["protocol"]["unreadable_images"] == 1
+    assert list(results["protocol"]["unreadable"]) == ["08.png"]
     captions = read_results(workdir / "captions_val.json")
     assert list(captions) == ["08.png", "09.png"] and captions["08.png"] == ""
-    told = capsys.readouterr().out
-    assert "1 images could not be read and count as empty captions:\n  08.png: " in told
+    output = capsys.readouterr().out
+    assert "1 images could not be read and count as empty captions:\n  08.png: " in output
 
 
-def test_training_stops_when_nothing_can_be_read(compile_cache, small_workdir, tmp_path):
+def test_training_stops_if_no_image_can_be_read(compile_cache, small_workdir, tmp_path):
     folder = write_images(tmp_path / "data")
     for path in (folder / "images").iterdir():
         path.write_bytes(BROKEN["text.jpg"])

@@ -1,4 +1,4 @@
-"""configs/coco.py end to end on eighty COCO photographs, as COCO's JSON and as a TFDS copy, with RoBERTa's tokens."""
+"""configs/coco.py end to end on eighty COCO photographs, as COCO JSON and as a TFDS copy, with RoBERTa tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from input_pipeline.tokenizer import Tokenizer
 
 
 def coco_config(shared_data: Path) -> ConfigDict:
-    """The config as it is, pointed at the photographs and the tokenizer that are here; the set has no split."""
+    """The config with the paths of the photographs and the tokenizer. The data set has no split."""
     spec = importlib.util.spec_from_file_location("coco_config", ROOT / "configs" / "coco.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -54,11 +54,11 @@ def coco_config(shared_data: Path) -> ConfigDict:
 
 
 def small(config: ConfigDict) -> ConfigDict:
-    """The same with a small model that is unfrozen halfway, so that both stages of the config run."""
+    """The config with a small model that is unfrozen halfway, so both stages of the config run."""
     shrink(config)
     config.data.image_size = 32
-    norms, encoder, rest = config.optimizer.rules
-    config.optimizer.rules = (norms, (encoder[0], {**encoder[1], "from_step": 2}), rest)
+    norms, encoder, others = config.optimizer.rules
+    config.optimizer.rules = (norms, (encoder[0], {**encoder[1], "from_step": 2}), others)
     return config
 
 
@@ -66,10 +66,10 @@ def weights_of(workdir: Path) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(jax.device_get(read_weights(workdir, "last").variables), sep="/")
 
 
-def assert_it_ran(workdir: Path, steps: int) -> None:
-    found = json.loads((workdir / "eval_val.json").read_text())
-    assert found["step"] == steps and found["protocol"]["images"] == 4
-    assert all(math.isfinite(value) for value in found["metrics"].values())
+def assert_completed(workdir: Path, steps: int) -> None:
+    results = json.loads((workdir / "eval_val.json").read_text())
+    assert results["step"] == steps and results["protocol"]["images"] == 4
+    assert all(math.isfinite(value) for value in results["metrics"].values())
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
     assert [row.step for row in rows][-1] == steps
     assert all(math.isfinite(row.values["loss"]) for row in rows)
@@ -84,35 +84,35 @@ def from_json(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, Confi
     return workdir, config
 
 
-def test_it_trains_and_evaluates_on_cocos_json(from_json):
+def test_training_and_evaluation_on_coco_json(from_json):
     workdir, config = from_json
-    assert_it_ran(workdir, steps=4)
+    assert_completed(workdir, steps=4)
     vocabulary = read_description(workdir).vocabulary
-    # Nothing is known yet: every token of the vocabulary is about as likely as another.
+    # The untrained model predicts a nearly uniform distribution over the vocabulary.
     first = next(row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train")
     assert first.values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
-    assert 500 < vocabulary.size < 2000  # what 360 captions use of RoBERTa's 50,265 tokens
+    assert 500 < vocabulary.size < 2000  # the tokens of 360 captions, of 50,265 in RoBERTa
     assert vocabulary.to_full(vocabulary.encode("a man", 6)).tolist()[-2:] == [1, 1]
     text = open_splits(DataSpec.of(config.data))["train"][0].captions[0]
     assert vocabulary.decode(vocabulary.encode(text, 40)) == text.lower().strip()
 
 
-def test_the_encoder_is_released_but_its_norms_are_not(from_json):
+def test_the_encoder_is_unfrozen_except_its_norms(from_json):
     workdir, _ = from_json
     with quick_compilation():
         initial = init_variables(read_description(workdir))
     before = traverse_util.flatten_dict(jax.device_get(initial), sep="/")
     after = weights_of(workdir)
-    same = {path for path in before if np.array_equal(before[path], after[path])}
+    unchanged = {path for path in before if np.array_equal(before[path], after[path])}
     backbone = {path for path in before if path.startswith("params/image_encoder/backbone/")}
     norms = {path for path in backbone if path.endswith(("norm/scale", "norm/bias"))}
-    assert norms <= same and not (backbone - norms) & same
-    # Norms that are frozen run on stored statistics, in both stages.
-    assert {path for path in before if path.startswith("batch_stats/")} <= same
+    assert norms <= unchanged and not (backbone - norms) & unchanged
+    # Frozen norms use stored statistics in both stages.
+    assert {path for path in before if path.startswith("batch_stats/")} <= unchanged
 
 
 @pytest.mark.slow
-def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
+def test_a_tfds_copy_trains_bit_for_bit_equally(from_json, shared_data, tmp_path):
     from input_pipeline.sources.prepare_tfds import prepare
 
     workdir, config = from_json
@@ -128,16 +128,16 @@ def test_a_tfds_copy_trains_to_the_same_bits(from_json, shared_data, tmp_path):
     }
     with quick_compilation():
         train_and_evaluate(RunSpec.from_config(copied), tmp_path / "run")
-    assert_it_ran(tmp_path / "run", steps=4)
-    expected, found = weights_of(workdir), weights_of(tmp_path / "run")
-    assert expected.keys() == found.keys()
+    assert_completed(tmp_path / "run", steps=4)
+    expected, actual = weights_of(workdir), weights_of(tmp_path / "run")
+    assert expected.keys() == actual.keys()
     for path in expected:
-        np.testing.assert_array_equal(found[path], expected[path], err_msg=path)
+        np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
 
 
 @pytest.mark.slow
-def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
-    """EfficientNet-B0 at 224 x 224, the decoder of 6 layers, 512 wide, and a text encoder of roberta-base's; random."""
+def test_the_config_runs_at_its_real_size(shared_data, compile_cache, tmp_path):
+    """EfficientNet-B0 at 224 x 224, a decoder of 6 layers of width 512, and a text encoder as large as roberta-base."""
     config = coco_config(shared_data)
     config.objective.contrastive_weight = 0.5
     config.model.text_encoder.update({"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072})
@@ -145,7 +145,7 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
     config.train.log_every = 1
     with quick_compilation():
         train_and_evaluate(RunSpec.from_config(config), tmp_path / "run")
-    assert_it_ran(tmp_path / "run", steps=2)
+    assert_completed(tmp_path / "run", steps=2)
     shapes = {path: array.shape for path, array in weights_of(tmp_path / "run").items()}
     assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)
     assert sum(path.endswith("/conv/kernel") for path in shapes if "backbone" in path) > 40
@@ -156,7 +156,7 @@ def test_its_real_sizes_run(shared_data, compile_cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_text_encoder_of_roberta_bases_size_runs(shared_data):
+def test_a_text_encoder_of_the_size_of_roberta_base_runs(shared_data):
     tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
     sizes = RobertaSizes(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5

@@ -1,4 +1,4 @@
-"""The configs of the package are found by name, and import each other in a checkout as in an installation."""
+"""The configs of the package are found by name, and import each other in a checkout and in an installation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.cli.command_flags import replace_flag
 from caption_jax.config_files import FOLDER, find_config
 
 
-def test_the_configs_of_a_checkout_are_those_beside_the_package():
+def test_a_checkout_uses_its_own_configs():
     assert Path(FOLDER) == ROOT / "configs"
     module = importlib.import_module("caption_jax.configs.folder_search")
     assert Path(module.__file__) == ROOT / "configs" / "folder_search.py"
@@ -20,7 +20,7 @@ def test_the_configs_of_a_checkout_are_those_beside_the_package():
 
 
 @pytest.mark.parametrize(
-    ("typed", "found"),
+    ("typed", "resolved"),
     [
         ("coco", "coco.py"),
         ("coco.py", "coco.py"),
@@ -28,18 +28,18 @@ def test_the_configs_of_a_checkout_are_those_beside_the_package():
         ("configs/workdir.py:gs://bucket/run", "workdir.py:gs://bucket/run"),
     ],
 )
-def test_a_config_of_the_package_is_found_from_any_folder(typed, found, tmp_path, monkeypatch):
+def test_a_config_of_the_package_is_found_from_any_folder(typed, resolved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config(typed) == f"{FOLDER}/{found}"
+    assert find_config(typed) == f"{FOLDER}/{resolved}"
 
 
 @pytest.mark.parametrize("typed", ["", "nothing", "configs/nothing.py", "other/coco.py", "/configs/coco.py"])
-def test_any_other_path_is_left_as_it_is(typed, tmp_path, monkeypatch):
+def test_any_other_path_is_unchanged(typed, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert find_config(typed) == typed
 
 
-def test_a_file_of_that_path_comes_first(tmp_path, monkeypatch):
+def test_an_existing_file_takes_precedence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "coco.py").touch()
     assert find_config("coco.py:argument") == "coco.py:argument"

@@ -1,4 +1,4 @@
-"""Every config file: it builds, takes overrides, and its rules fit the model that it describes."""
+"""Every config file builds, accepts overrides, and has rules that match its model."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from input_pipeline.special_tokens import PAD
 
 @functools.cache
 def shapes_of(name: str) -> dict:
-    """Shapes of all parameters of the config's model at its real size; nothing is computed or compiled."""
+    """Shapes of all parameters of the model at its real size, without computation or compilation."""
     config = named_config(name)
     length = config.data.max_length
     searchable = config.objective.contrastive_weight > 0
@@ -41,24 +41,24 @@ def shapes_of(name: str) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), images, tokens)["params"]
 
 
-def test_the_configs_are_those_the_documents_name():
+def test_the_documents_list_all_configs():
     assert {"shapes", "flickr8k", "flickr8k_search", "flickr8k_context", "coco"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_it_sets_known_keys_only_and_keeps_their_types(name):
+def test_configs_set_only_known_keys_and_preserve_types(name):
     config, default = named_config(name), default_config()
     assert config.is_locked
     flat = {path: new for path, (_, new) in differences(RunSpec(), RunSpec.from_config(config)).items()}
     for path, value in flat.items():
-        was = functools.reduce(lambda node, key: node[key], path.split("."), default)
-        assert isinstance(value, type(was)), path
+        default_value = functools.reduce(lambda node, key: node[key], path.split("."), default)
+        assert isinstance(value, type(default_value)), path
     with pytest.raises(AttributeError):
         config.data.bach_size = 1
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_its_rules_fit_its_model(name):
+def test_rules_match_the_model(name):
     config, params = named_config(name), shapes_of(name)
     settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
     trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
@@ -73,7 +73,7 @@ def test_its_rules_fit_its_model(name):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_its_numbers_fit_each_other(name):
+def test_numbers_are_consistent(name):
     config = named_config(name)
     assert config.decode.max_length <= config.data.max_length
     assert config.data.batch_size % config.optimizer.grad_accum_steps == 0
@@ -83,7 +83,7 @@ def test_its_numbers_fit_each_other(name):
 
 
 @pytest.mark.parametrize("name", ["flickr8k", "folder", "coco"])
-def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
+def test_a_text_encoder_can_be_enabled_on_the_command_line(name):
     config = named_config(name)
     assert not config.objective.contrastive_weight
     patterns = [pattern for pattern, _ in config.optimizer.rules]
@@ -92,7 +92,7 @@ def test_a_text_encoder_can_be_switched_on_from_the_command_line(name):
         assert sum(bool(re.fullmatch(pattern, path)) for pattern in patterns) == 1, path
 
 
-def test_flickr8k_trains_from_stored_features_all_but_the_encoder():
+def test_flickr8k_trains_everything_but_the_encoder_from_cached_features():
     config = named_config("flickr8k")
     ((_, frozen),) = phases(shapes_of("flickr8k"), config.optimizer.rules)
     assert frozen == {path for path in flat_paths("flickr8k") if path.startswith("image_encoder/backbone/")}
@@ -101,13 +101,13 @@ def test_flickr8k_trains_from_stored_features_all_but_the_encoder():
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_what_its_feature_cache_stores_stays_frozen(name):
+def test_cached_stages_stay_frozen(name):
     config = named_config(name)
     check_frozen(shapes_of(name), RunSpec.from_config(config))
     assert config.data.feature_cache.views == 1 or not RunSpec.from_config(config).augment.is_identity
 
 
-def test_coco_releases_the_encoder_but_its_batch_norms():
+def test_coco_unfreezes_the_encoder_except_its_batch_norms():
     (_, before), (start, after) = phases(shapes_of("coco"), named_config("coco").optimizer.rules)
     assert start > 0
     backbone = {path for path in flat_paths("coco") if path.startswith("image_encoder/backbone/")}
@@ -116,7 +116,7 @@ def test_coco_releases_the_encoder_but_its_batch_norms():
     assert len(after) == 2 * 49  # B0 has 49 batch norms
 
 
-def test_the_roberta_decoder_has_robertas_shape_and_keeps_its_weights_slower():
+def test_the_roberta_decoder_has_the_roberta_shape_and_a_lower_learning_rate():
     from caption_jax.parameters.paths import flatten
     from caption_jax.pretrained.roberta_decoder import check_shape
 
@@ -137,8 +137,8 @@ def flat_paths(name: str) -> set[str]:
     return set(traverse_util.flatten_dict(shapes_of(name), sep="/"))
 
 
-def test_the_stored_config_is_the_config(tmp_path: Path):
-    """What a run stores, `evaluate` and `caption` read back: equal, locked, and of types that flags can override."""
+def test_the_stored_config_equals_the_config(tmp_path: Path):
+    """`evaluate` and `caption` read the stored config: equal, locked, and with types that flags can override."""
     from etils import epath
 
     from caption_jax.runs.description import ModelSettings, RunDescription
@@ -160,7 +160,7 @@ def test_the_stored_config_is_the_config(tmp_path: Path):
     assert stored.optimizer.rules == config.optimizer.rules
 
 
-def test_a_config_stored_before_a_key_was_added_has_its_default(tmp_path: Path):
+def test_keys_missing_in_a_stored_config_have_their_defaults(tmp_path: Path):
     values = named_config("shapes").to_dict()
     del values["train"]["patience"], values["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(values))

@@ -1,4 +1,4 @@
-"""The documents name files, modules, classes, config keys and sections that exist, and show code that runs."""
+"""The documents mention only existing files, modules, classes, config keys and sections, and their code runs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from caption_jax.specs import RunSpec
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGES = ("caption_jax", "input_pipeline", "benchmarks")
 FOLDERS = (*PACKAGES, "configs", "tests")
-EXAMPLES = "own/"  # files that docs/extending.md shows
-READERS_OWN = ["config", "WORKDIR", "pil_image", "array"]  # what examples take for granted
+EXAMPLES = "own/"  # files of docs/extending.md
+READERS_OWN = ["config", "WORKDIR", "pil_image", "array"]  # names that examples assume
 
 
 @functools.cache
@@ -34,13 +34,13 @@ def sources() -> dict[Path, ast.Module]:
 
 
 def quoted(text: str) -> str:
-    """What a document has in backticks outside its blocks of code, on a line each."""
+    """The text in backticks outside code blocks, one item per line."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return "\n".join(re.findall(r"`([^`\n]+)`", prose))
 
 
 def missing_files(text: str) -> list[str]:
-    """Paths of Python files in backticks that are in neither the checkout nor `caption_jax`; configs anywhere."""
+    """Paths of Python files in backticks that are in neither the checkout nor `caption_jax`, except configs."""
     names = {path.name for path in sources()}
     missing = [path for path in re.findall(r"configs/\w+\.py", text) if not (ROOT / path).is_file()]
     for path in re.findall(r"[\w/.-]+\.py\b", quoted(text)):
@@ -51,7 +51,7 @@ def missing_files(text: str) -> list[str]:
 
 
 def missing_names(text: str) -> list[str]:
-    """Dotted names, `caption_jax.module.Class` or `caption_jax.module:Class`, that are nothing."""
+    """Dotted names, `caption_jax.module.Class` or `caption_jax.module:Class`, that do not exist."""
     pattern = rf"(?<![\w/])(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?::\w+)?(?!/)"
     return [name for name in dict.fromkeys(re.findall(pattern, text)) if not resolves(name)]
 
@@ -60,23 +60,23 @@ def resolves(name: str) -> bool:
     module, *attributes = name.replace(":", ".").split(".")
     while attributes and is_module(f"{module}.{attributes[0]}"):
         module = f"{module}.{attributes.pop(0)}"
-    found = importlib.import_module(module)
+    target = importlib.import_module(module)
     for attribute in attributes:
-        if not hasattr(found, attribute):
+        if not hasattr(target, attribute):
             return False
-        found = getattr(found, attribute)
+        target = getattr(target, attribute)
     return True
 
 
 def is_module(name: str) -> bool:
     try:
         return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # its parent is no package
+    except ModuleNotFoundError:  # the parent is not a package
         return False
 
 
 def missing_members(text: str) -> list[str]:
-    """`Class.member` in backticks that no class of ours has."""
+    """`Class.member` in backticks that no class of this project has."""
     named = re.findall(r"\b[A-Z]\w*[a-z]\w*\.\w+", quoted(text))
     return [name for name in named if name not in all_members()]
 
@@ -113,7 +113,7 @@ def has_key(config: ConfigDict, key: str) -> bool:
 
 
 def broken_links(document: Path, text: str) -> list[str]:
-    """Links to files that are not there, or to headings that they do not have."""
+    """Links to missing files or headings."""
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
         path, _, section = link.partition("#")
@@ -124,7 +124,7 @@ def broken_links(document: Path, text: str) -> list[str]:
 
 
 def anchors(document: Path) -> set[str]:
-    """What GitHub makes of the headings."""
+    """The anchors of headings on GitHub."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -135,11 +135,11 @@ def faults(document: Path, text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_what_a_document_names_exists(document):
+def test_everything_that_a_document_mentions_exists(document):
     assert not faults(document, document.read_text(encoding="utf-8"))
 
 
-def test_what_does_not_exist_is_noticed():
+def test_missing_items_are_detected():
     wrong = [
         "caption_jax/training/lop.py",
         "lop.py",
@@ -154,12 +154,12 @@ def test_what_does_not_exist_is_noticed():
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_examples_import_what_they_use(document):
+def test_examples_import_the_names_they_use(document):
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select=F821"]
     command += ["--config", f"builtins = {READERS_OWN}", "--stdin-filename=example.py", "-"]
     for code in python_blocks(document):
-        done = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
+        assert process.returncode == 0, process.stdout + process.stderr
 
 
 def test_configs_of_the_examples_are_valid():
@@ -172,7 +172,7 @@ def test_configs_of_the_examples_are_valid():
     assert len(configs) == 3
 
 
-def test_every_class_that_is_shown_is_a_file_to_copy(own_files):
+def test_every_example_class_is_in_a_file(own_files):
     assert len(own_files) == sum("class " in code for code in python_blocks(EXTENDING))
     for name in own_files:
         importlib.import_module(name.removesuffix(".py").replace("/", "."))

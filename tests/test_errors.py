@@ -1,4 +1,4 @@
-"""What a command says of an error: a line where the user can mend it, a traceback where the program is wrong."""
+"""Errors of a command: one line if the user can fix it, a traceback if the program has a bug."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from caption_jax.specs import RunSpec
 
 
 def caught(call) -> Exception:
-    with pytest.raises(Exception) as found:
+    with pytest.raises(Exception) as info:
         call()
-    return found.value
+    return info.value
 
 
 def test_a_user_error_gives_its_message(tmp_path):
@@ -30,20 +30,20 @@ def test_a_user_error_gives_its_message(tmp_path):
     config.optimizer.name = "nothing"
     assert "'nothing'" in user_message(caught(lambda: RunSpec.from_config(config)))
     (tmp_path / "results.json").write_text("{")
-    error = caught(lambda: read_results(tmp_path / "results.json"))  # that another error led to
+    error = caught(lambda: read_results(tmp_path / "results.json"))  # caused by another error
     assert user_message(error) == str(error)
 
 
-def test_a_library_may_pass_it_on():
-    ours = caught(lambda: compute_dtype("nothing"))
+def test_user_errors_are_found_through_their_causes():
+    user_error = caught(lambda: compute_dtype("nothing"))
 
-    def pass_on():
+    def wrap():
         try:
-            raise OSError("there is no config") from ours
+            raise OSError("there is no config") from user_error
         except OSError as error:
             raise RuntimeError("a worker failed") from error
 
-    assert user_message(caught(pass_on)) == str(ours)
+    assert user_message(caught(wrap)) == str(user_error)
 
 
 def test_a_check_of_a_backbone_names_the_key():
@@ -53,10 +53,10 @@ def test_a_check_of_a_backbone_names_the_key():
         RunSpec.from_config(config)
 
 
-def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path):
+def test_other_errors_keep_their_traceback(tmp_path):
     assert user_message(caught(lambda: (tmp_path / "none.json").read_text())) is None
     assert user_message(caught(lambda: default_config().nothing)) is None
-    assert user_message(caught(lambda: variant_named("b99"))) is None  # called wrongly: a plain ValueError
+    assert user_message(caught(lambda: variant_named("b99"))) is None  # a plain ValueError, because of a wrong call
 
 
 @pytest.mark.parametrize(
@@ -73,15 +73,15 @@ def test_what_python_a_library_or_a_mistake_raises_keeps_its_traceback(tmp_path)
         (ImageSetError, ValueError),
     ],
 )
-def test_each_kind_is_the_builtin_error_that_callers_catch(kind, builtin):
-    error = pickle.loads(pickle.dumps(kind("a/b.json is missing")))  # as from a worker process
+def test_each_kind_is_a_builtin_error(kind, builtin):
+    error = pickle.loads(pickle.dumps(kind("a/b.json is missing")))  # as in a worker process
     assert isinstance(error, builtin) and isinstance(error, errors.UserError)
     assert str(error) == "a/b.json is missing"
 
 
-def test_a_command_ends_in_one_line(tmp_path):
+def test_a_command_prints_one_line(tmp_path):
     command = [sys.executable, "main.py", "--mode=caption", f"--workdir={tmp_path / 'none'}", "photo.jpg"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 1
-    (line,) = done.stderr.splitlines()
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 1
+    (line,) = process.stderr.splitlines()
     assert line.startswith("error: ") and str(tmp_path / "none") in line

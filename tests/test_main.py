@@ -1,4 +1,4 @@
-"""The command line from images to captions, run as `python main.py` runs it."""
+"""The command line from images to captions, run like `python main.py`."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from caption_jax.telemetry.metrics_file import read_metrics
 SMALL = ROOT / "tests" / "small_run.py"
 
 
-def test_training_leaves_the_files_that_the_document_lists(small_workdir):
+def test_training_writes_the_documented_files(small_workdir):
     rows = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs" / "workdir.md").read_text(), flags=re.MULTILINE)
     names = [name for name in rows if "." in name or name.endswith("/")]
     assert len(names) >= 10
-    where_asked_for = {"profile/", "features/<key>/", "objectives/<label>.npz"}
-    for name in set(names) - where_asked_for - {"compile_cache/"}:  # the last is elsewhere while tests run
+    optional = {"profile/", "features/<key>/", "objectives/<label>.npz"}
+    for name in set(names) - optional - {"compile_cache/"}:  # tests use another compile cache
         pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val")
         assert list(small_workdir.glob(pattern)), name
     assert [path.stat().st_size > 0 for path in (small_workdir / "tensorboard").glob("events.*")] == [True]
-    with Image.open(small_workdir / "loss_curve.png") as picture:
-        assert picture.width > 300
+    with Image.open(small_workdir / "loss_curve.png") as plot:
+        assert plot.width > 300
 
 
 def test_training_logs_every_interval_once(small_workdir):
@@ -44,36 +44,36 @@ def test_training_logs_every_interval_once(small_workdir):
     assert rows[2].values["unreadable_images"] == 0
 
 
-def test_the_evaluation_says_what_how_and_of_which_step(small_workdir):
-    found = json.loads((small_workdir / "eval_val.json").read_text())
-    assert set(found) == {"split", "step", "metrics", "intervals", "absent", "diversity", "protocol", "images"}
-    assert (found["split"], found["step"]) == ("val", 160)
+def test_the_evaluation_has_metrics_protocol_and_step(small_workdir):
+    results = json.loads((small_workdir / "eval_val.json").read_text())
+    assert set(results) == {"split", "step", "metrics", "intervals", "absent", "diversity", "protocol", "images"}
+    assert (results["split"], results["step"]) == ("val", 160)
     metrics = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact_match", "loss", "token_accuracy"}
-    assert set(found["metrics"]) >= metrics
-    assert found["protocol"]["images"] == 2 and found["protocol"]["unreadable"] == {}
-    assert {"tokenization", "decode", "image_input", "intervals", "versions"} <= set(found["protocol"])
-    low, high = found["intervals"]["CIDEr-D"]
-    assert low <= found["metrics"]["CIDEr-D"] <= high
-    assert {"novel", "distinct-1", "mean_length", "function_word_ending"} <= set(found["diversity"])
-    assert [image["image_id"] for image in found["images"]] == ["08.png", "09.png"]
-    assert all(image["log_prob"] < 0 and 0 <= image["ROUGE-L"] <= 1 for image in found["images"])
+    assert set(results["metrics"]) >= metrics
+    assert results["protocol"]["images"] == 2 and results["protocol"]["unreadable"] == {}
+    assert {"tokenization", "decode", "image_input", "intervals", "versions"} <= set(results["protocol"])
+    low, high = results["intervals"]["CIDEr-D"]
+    assert low <= results["metrics"]["CIDEr-D"] <= high
+    assert {"novel", "distinct-1", "mean_length", "function_word_ending"} <= set(results["diversity"])
+    assert [image["image_id"] for image in results["images"]] == ["08.png", "09.png"]
+    assert all(image["log_prob"] < 0 and 0 <= image["ROUGE-L"] <= 1 for image in results["images"])
 
 
-def test_captions_are_in_coco_results_form(small_workdir):
+def test_captions_are_in_the_coco_results_format(small_workdir):
     captions = read_results(small_workdir / "captions_val.json")
     assert list(captions) == ["08.png", "09.png"]
     assert all("box" in caption for caption in captions.values())
 
 
-def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_workdir, capsys):
+def test_evaluate_uses_the_stored_config_and_separate_files_for_blank_images(small_workdir, capsys):
     before = (small_workdir / "eval_val.json").read_text()
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test") == 0
-    told = capsys.readouterr().out
-    assert "test split: 2 images (real)" in told
-    assert re.search(r"METEOR +absent: left out of the tests", told)
-    assert re.search(r"CIDEr-D +\d\.\d+ +\[\d\.\d+, \d\.\d+\]", told) and re.search(r"novel +\d\.\d+", told)
+    output = capsys.readouterr().out
+    assert "test split: 2 images (real)" in output
+    assert re.search(r"METEOR +absent: left out of the tests", output)
+    assert re.search(r"CIDEr-D +\d\.\d+ +\[\d\.\d+, \d\.\d+\]", output) and re.search(r"novel +\d\.\d+", output)
     report = (small_workdir / "report_test.html").read_text()
-    assert report.count("<img") > 4 + 2 * 3  # cards, and where it looked for the words of two captions
+    assert report.count("<img") > 4 + 2 * 3  # cards, and attention maps of two captions
     assert "10.png" in report and "<svg" in report
     assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank") == 0
     assert "val split: 2 images (blank)" in capsys.readouterr().out
@@ -85,18 +85,18 @@ def test_evaluate_takes_the_stored_config_and_keeps_blank_images_apart(small_wor
     assert not (small_workdir / "report_val_blank.html").exists()
 
 
-def test_evaluate_decodes_as_asked_and_says_so(small_workdir, capsys):
+def test_evaluate_applies_and_reports_decoding_overrides(small_workdir, capsys):
     beam = ["--config.decode.method=beam", "--config.decode.num_beams=2", "--config.decode.prefix=on the"]
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test", *beam) == 0
-    how = "beam alpha=0.0 num_beams=2 length_penalty=power max_length=10 prefix=on the"
-    assert f"decoding: {how}" in capsys.readouterr().out
+    protocol = "beam alpha=0.0 num_beams=2 length_penalty=power max_length=10 prefix=on the"
+    assert f"decoding: {protocol}" in capsys.readouterr().out
     captions = read_results(small_workdir / "captions_test.json")
     assert all(caption.startswith("on the") for caption in captions.values())
     report = (small_workdir / "report_test.html").read_text()
-    assert how in report
+    assert protocol in report
 
 
-def test_a_model_that_was_moved_takes_the_place_of_its_workdir(small_workdir, small_images, tmp_path, capsys):
+def test_a_moved_model_can_replace_its_workdir(small_workdir, small_images, tmp_path, capsys):
     model = shutil.copytree(next(small_workdir.glob("model-*")), tmp_path / "boxes")
     lines = []
     for folder in (small_workdir, model):
@@ -107,12 +107,12 @@ def test_a_model_that_was_moved_takes_the_place_of_its_workdir(small_workdir, sm
     assert read_results(model / "captions_val.json") == read_results(small_workdir / "captions_val.json")
 
 
-def test_evaluate_names_the_splits_there_are(small_workdir):
+def test_an_unknown_split_lists_the_available_ones(small_workdir):
     with pytest.raises(ValueError, match=r"no split 'dev'; the dataset has train \(8\), val \(2\), test \(2\)"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")
 
 
-def test_caption_takes_paths_patterns_and_folders(small_workdir, small_images, capsys):
+def test_caption_accepts_paths_patterns_and_folders(small_workdir, small_images, capsys):
     images = small_images / "images"
     status = run_main("--mode=caption", f"--workdir={small_workdir}", images / "03.png", images / "0[01].png", images)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
@@ -124,7 +124,7 @@ def test_caption_takes_paths_patterns_and_folders(small_workdir, small_images, c
 
 
 @pytest.fixture
-def own_cache(tmp_path):
+def separate_cache(tmp_path):
     """A folder of compiled programs that no other test writes to."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
@@ -137,14 +137,14 @@ def own_cache(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_a_second_start_of_caption_compiles_and_traces_nothing(small_workdir, small_images, own_cache, monkeypatch):
+def test_a_second_start_of_caption_does_not_compile_or_trace(small_workdir, small_images, separate_cache, monkeypatch):
     caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
     assert run_main(*caption) == 0
-    compiled = sorted(path.name for path in own_cache.iterdir() if not path.name.endswith("-atime"))
+    compiled = sorted(path.name for path in separate_cache.iterdir() if not path.name.endswith("-atime"))
     assert any(re.fullmatch(r"caption-[0-9a-f]{32}\.stablehlo", name) for name in compiled)
     monkeypatch.setattr(RunDescription, "model", lambda self: pytest.fail("the model was built to be traced"))
     assert run_main(*caption) == 0
-    assert sorted(path.name for path in own_cache.iterdir() if not path.name.endswith("-atime")) == compiled
+    assert sorted(path.name for path in separate_cache.iterdir() if not path.name.endswith("-atime")) == compiled
 
 
 def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, capsys):
@@ -152,24 +152,24 @@ def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, 
     arguments.append("--config.decode.prefix=on the")
     assert run_main(*arguments, f"--workdir={small_workdir}", small_images / "images" / "00.png") == 0
     (line,) = capsys.readouterr().out.splitlines()
-    found = json.loads(line)
-    assert set(found) >= {"path", "caption", "log_prob", "tokens"}
-    assert 0 < len(found["tokens"]) <= 3 and "".join(found["tokens"]).strip() == found["caption"]
-    assert found["log_prob"] < 0 and found["caption"].startswith("on the")
+    results = json.loads(line)
+    assert set(results) >= {"path", "caption", "log_prob", "tokens"}
+    assert 0 < len(results["tokens"]) <= 3 and "".join(results["tokens"]).strip() == results["caption"]
+    assert results["log_prob"] < 0 and results["caption"].startswith("on the")
 
 
-def test_caption_says_by_its_status_what_it_left_out(small_workdir, small_images, tmp_path, capsys):
+def test_the_exit_status_of_caption_reports_skipped_images(small_workdir, small_images, tmp_path, capsys):
     caption = ["--mode=caption", f"--workdir={small_workdir}"]
     assert run_main(*caption, tmp_path / "none.jpg", small_images / "images" / "00.png") == 1
-    told = capsys.readouterr()
-    assert len(told.out.splitlines()) == 1 and "none.jpg: no such file" in told.err
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) == 1 and "none.jpg: no such file" in output.err
     assert run_main(*caption, tmp_path, str(tmp_path / "*.jpg")) == 2
     assert run_main(*caption) == 2
     assert "no images" in capsys.readouterr().err
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse file names that are not UTF-8")
-def test_caption_takes_a_name_that_is_not_utf8(small_workdir, small_images, tmp_path, capfdbinary):
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems reject file names that are not UTF-8")
+def test_caption_accepts_a_name_that_is_not_utf8(small_workdir, small_images, tmp_path, capfdbinary):
     name = os.fsencode(tmp_path) + b"/caf\xe9.png"
     shutil.copy(small_images / "images" / "00.png", name)
     caption = ["--mode=caption", f"--workdir={small_workdir}", tmp_path]
@@ -179,7 +179,7 @@ def test_caption_takes_a_name_that_is_not_utf8(small_workdir, small_images, tmp_
     assert os.fsencode(json.loads(capfdbinary.readouterr().out)["path"]) == name
 
 
-def test_a_captioner_reads_an_image_however_it_comes(small_workdir, small_images):
+def test_a_captioner_accepts_all_image_types(small_workdir, small_images):
     path = small_images / "images" / "02.png"
     with Image.open(path) as opened:
         image = opened.copy()
@@ -198,30 +198,30 @@ def test_a_captioner_reads_an_image_however_it_comes(small_workdir, small_images
 
 
 @pytest.mark.parametrize(
-    ("argument", "near"), [("--config.data.bach_size=8", "batch_size"), ("--config.dta.batch_size=8", "data")]
+    ("argument", "suggestion"), [("--config.data.bach_size=8", "batch_size"), ("--config.dta.batch_size=8", "data")]
 )
-def test_an_unknown_key_names_the_near_one(tmp_path, small_images, argument, near):
-    with pytest.raises((AttributeError, KeyError), match=f'Did you mean "{near}"'):
+def test_an_unknown_key_suggests_a_similar_one(tmp_path, small_images, argument, suggestion):
+    with pytest.raises((AttributeError, KeyError), match=f'Did you mean "{suggestion}"'):
         run_main(f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", f"--config.data.root={small_images}", argument)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_misspelt_key_in_a_config_file_names_the_near_one(tmp_path):
-    file = tmp_path / "mine.py"
+def test_a_misspelt_key_in_a_config_file_suggests_a_similar_one(tmp_path):
+    file = tmp_path / "custom.py"
     lines = ["from caption_jax.config import default_config", "", "def get_config():", "    config = default_config()"]
     file.write_text("\n".join([*lines, "    config.optimizer.lerning_rate = 1.0", "    return config", ""]))
     with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
         run_main(f"--config={file}", f"--workdir={tmp_path / 'run'}")
 
 
-def test_a_folder_that_is_no_workdir_is_named(tmp_path):
+def test_a_folder_that_is_not_a_workdir_is_reported(tmp_path):
     with pytest.raises(OSError, match=f"config.json is missing: {tmp_path} is not the workdir of a training run"):
         run_main("--mode=caption", f"--workdir={tmp_path}", "a.jpg")
 
 
 @pytest.mark.slow
-def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp_path):
-    """The shell's view: status, what goes to which stream, and that stray arguments and missing flags are refused."""
+def test_in_a_separate_process(small_workdir, small_images, compile_cache, tmp_path):
+    """Exit status and output streams, and errors for stray arguments and missing flags."""
 
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
@@ -229,10 +229,10 @@ def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
     (tmp_path / "broken.jpg").write_text("no image")
-    done = run("--mode=caption", f"--workdir={small_workdir}", "broken.jpg", small_images / "images" / "00.png")
-    assert done.returncode == 1, done.stderr
-    assert [line.split("\t")[0] for line in done.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
-    assert "error: broken.jpg: not in a supported image format" in done.stderr and "Traceback" not in done.stderr
+    process = run("--mode=caption", f"--workdir={small_workdir}", "broken.jpg", small_images / "images" / "00.png")
+    assert process.returncode == 1, process.stderr
+    assert [line.split("\t")[0] for line in process.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
+    assert "error: broken.jpg: not in a supported image format" in process.stderr and "Traceback" not in process.stderr
     assert not (tmp_path / "compile_cache").exists()
     images = " ".join([str(small_images / "images")] * 2)
     command = f"{sys.executable} {ROOT / 'main.py'} --mode=caption --workdir={small_workdir} {images}"
@@ -240,6 +240,6 @@ def test_in_a_process_of_its_own(small_workdir, small_images, compile_cache, tmp
         ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True, check=False
     )
     assert (closed.returncode, len(closed.stdout)) == (141, 1) and "Traceback" not in closed.stderr
-    refused = run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg")
-    assert refused.returncode == 2 and "takes no arguments" in refused.stderr and "Traceback" not in refused.stderr
+    rejected = run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg")
+    assert rejected.returncode == 2 and "takes no arguments" in rejected.stderr and "Traceback" not in rejected.stderr
     assert "--workdir" in run("--mode=evaluate").stderr

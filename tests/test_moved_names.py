@@ -1,4 +1,4 @@
-"""Imports and commands of the previous release: they work, and warn of where they have moved to."""
+"""Imports and commands of the previous release still work, and warn with the new name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FORMER_NAMES = {
 
 @pytest.mark.parametrize("module", FORMER_NAMES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_public_names_of_the_previous_release_are_there(module):
+def test_public_names_of_the_previous_release_exist(module):
     for name in FORMER_NAMES[module]:
         assert getattr(importlib.import_module(module), name) is not None, name
 
@@ -58,7 +58,7 @@ def test_a_moved_module_is_the_same_module(former):
     assert module.__name__ == MOVED[former] == module.__spec__.name
 
 
-def test_moved_names_warn_once_they_are_used():
+def test_moved_names_warn_on_first_use():
     from caption_jax import evaluation, models
 
     with pytest.warns(DeprecationWarning, match=r"caption_jax\.evaluation\.score is now caption_jax\.metrics\.score"):
@@ -71,9 +71,9 @@ def test_moved_names_warn_once_they_are_used():
 
 def test_import_statements_of_the_previous_release():
     code = "from caption_jax.evaluation import score; from caption_jax.evaluation.ptb import tokenize_all"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert done.stderr.count("DeprecationWarning") == 2
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert process.stderr.count("DeprecationWarning") == 2
 
 
 def test_the_scorer_runs_under_its_former_name(tmp_path):
@@ -83,6 +83,6 @@ def test_the_scorer_runs_under_its_former_name(tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     files = [str(tmp_path / "results.json"), str(tmp_path / "annotations.json")]
     command = [sys.executable, "-m", "caption_jax.evaluation", *files, "--no-java", "--samples=10"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0 and "BLEU-4" in done.stdout
-    assert done.stderr.strip() == "python -m caption_jax.evaluation is now python -m caption_jax.metrics"
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0 and "BLEU-4" in process.stdout
+    assert process.stderr.strip() == "python -m caption_jax.evaluation is now python -m caption_jax.metrics"

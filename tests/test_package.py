@@ -1,4 +1,4 @@
-"""The package as a newcomer meets it: light imports, and set-up files that agree with each other."""
+"""The package: light imports and consistent packaging files."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ CONSTRAINTS = [
 
 
 def imported_by(statement: str) -> set[str]:
-    """Top-level modules that a fresh interpreter holds after `statement`."""
+    """Top-level modules that a new interpreter has loaded after `statement`."""
     code = f"{statement}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return set(done.stdout.split())
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    return set(process.stdout.split())
 
 
 @pytest.mark.parametrize(
@@ -68,8 +68,8 @@ def test_imports_are_light(statement, absent):
     assert not imported_by(statement) & absent
 
 
-def test_a_wheel_holds_every_file_of_the_package():
-    """Setuptools adds modules by itself and other files only where pyproject.toml names them."""
+def test_a_wheel_has_every_file_of_the_package():
+    """Setuptools adds modules automatically, but other files only if pyproject.toml lists them."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packaged = {
         path
@@ -86,7 +86,7 @@ def test_a_wheel_holds_every_file_of_the_package():
     assert files == packaged and ROOT / "caption_jax/evaluation/report/html/templates/report.html.j2" in packaged
 
 
-def test_a_wheel_holds_the_configs_the_types_and_the_version(tmp_path):
+def test_a_wheel_has_the_configs_the_types_and_the_version(tmp_path):
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split("\0")[:-1]:
         if name.startswith(("caption_jax/", "input_pipeline/", "configs/")) or "/" not in name:
@@ -94,8 +94,8 @@ def test_a_wheel_holds_the_configs_the_types_and_the_version(tmp_path):
             shutil.copy(ROOT / name, tmp_path / "tree" / name)
     build = "import sys; from setuptools import build_meta; build_meta.build_wheel(sys.argv[1])"
     command = [sys.executable, "-c", build, str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path / "tree", capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    process = subprocess.run(command, cwd=tmp_path / "tree", capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
     assert {path.name for path in (tmp_path / "site").iterdir()} == {
@@ -111,15 +111,15 @@ def test_a_wheel_holds_the_configs_the_types_and_the_version(tmp_path):
         "print(find_config('configs/coco.py')); print(folder_search.__file__); folder_search.get_config()"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
     configs = tmp_path / "site" / "caption_jax" / "configs"
-    assert done.stdout.splitlines() == [str(configs / "coco.py"), str(configs / "folder_search.py")]
+    assert process.stdout.splitlines() == [str(configs / "coco.py"), str(configs / "folder_search.py")]
 
 
-def test_every_public_name_is_there():
+def test_every_public_name_exists():
     for name in caption_jax.__all__:
         assert getattr(caption_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'captoin'"):
@@ -128,15 +128,15 @@ def test_every_public_name_is_there():
 
 def requirements() -> list[Requirement]:
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
-    wanted = [Requirement(text) for group in groups for text in group]
-    return [requirement for requirement in wanted if requirement.name != PROJECT["name"]]
+    parsed = [Requirement(text) for group in groups for text in group]
+    return [requirement for requirement in parsed if requirement.name != PROJECT["name"]]
 
 
-def test_constraints_pin_one_release_of_everything_asked_for():
+def test_constraints_pin_one_release_per_requirement():
     pins = {}
     for line in CONSTRAINTS:
         match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
-        assert match, f"constraints.txt: {line!r} is no plain pin"
+        assert match, f"constraints.txt: {line!r} is not a plain pin"
         assert match[1] not in pins, f"constraints.txt pins {match[1]} twice"
         pins[match[1]] = match[2]
     for requirement in requirements():
@@ -155,18 +155,18 @@ def test_constraints_pin_one_release_of_everything_asked_for():
 )
 def test_each_platform_gets_one_tensorflow(system, machine, package):
     platform = {"sys_platform": system, "platform_machine": machine}
-    wanted = [
+    installed = [
         requirement.name
         for requirement in map(Requirement, PROJECT["optional-dependencies"]["train"])
         if requirement.name in ("tensorflow", "tensorflow-cpu")
         and (requirement.marker is None or Marker(str(requirement.marker)).evaluate(platform))
     ]
-    assert wanted == [package]
+    assert installed == [package]
 
 
-def test_the_test_extra_brings_no_torch():
-    asked = {Requirement(text).name for text in PROJECT["optional-dependencies"]["test"]}
-    assert not asked & {"torch", "torchvision", "timm"}
+def test_the_test_extra_does_not_require_torch():
+    names = {Requirement(text).name for text in PROJECT["optional-dependencies"]["test"]}
+    assert not names & {"torch", "torchvision", "timm"}
 
 
 def readme_commands() -> list[str]:
@@ -185,7 +185,7 @@ def test_readme_has_one_command_to_train_and_one_to_test():
 
 
 def test_ci_runs_the_test_command_of_the_readme(tmp_path):
-    """Runs .ci/run with commands that only note how they were called."""
+    """Runs .ci/run with fake commands that record their arguments."""
     script = (ROOT / ".ci" / "run").read_text()
     pattern = re.search(r"grep -E '([^']+)' README.md", script)[1]
     assert re.findall(pattern, README, flags=re.MULTILINE) == [readme_commands()[1]]
@@ -201,17 +201,17 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
         (tmp_path / "log").write_text("")
         environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
         command = ["bash", str(tmp_path / "ci" / "run")]
-        done = subprocess.run(
+        process = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
-        return done.returncode, (tmp_path / "log").read_text().splitlines()
+        return process.returncode, (tmp_path / "log").read_text().splitlines()
 
     status, calls = run()
     assert status == 0
     slow = "python -m pytest -m slow --durations=25"
     assert calls[-3:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest", slow]
     assert {"ruff check .", "ruff format --check ."} <= set(calls)
-    assert not list(tmp_path.glob("tmp.*")), "the environment was left behind"
+    assert not list(tmp_path.glob("tmp.*")), "the environment still exists"
     for failing in (
         "python -m pytest",
         slow,

@@ -1,4 +1,4 @@
-"""A run that is stopped, in whatever way, and started again ends as if nothing had happened."""
+"""A run that is stopped in any way and resumed ends like an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def runs(small_images, compile_cache) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(runs, tmp_path_factory) -> Path:
+def uninterrupted(runs, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
     runs.complete(workdir)
     assert saved_steps(workdir)[-1] == STEPS
@@ -49,21 +49,21 @@ def undisturbed(runs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(runs, undisturbed, tmp_path):
+def test_killed_while_a_checkpoint_is_written(runs, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
     killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert CHECKPOINT_EVERY <= saved_steps(workdir)[-1] < STEPS
     assert "resuming from step" in runs.complete(workdir)
-    assert_same_end(workdir, undisturbed)
+    assert_same_end(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_killed_again_and_again_at_every_kind_of_moment(runs, undisturbed, tmp_path):
-    """A sample of `tests/long/test_kills.py`: each start of the run resumes the one that was killed before."""
+def test_killed_repeatedly_at_every_kind_of_moment(runs, uninterrupted, tmp_path):
+    """A short version of `tests/long/test_kills.py`: each start resumes the run that was killed before."""
     workdir = tmp_path / "run"
     for reached in (
-        lambda folder: (folder / "config.json").exists(),  # before anything is trained
+        lambda folder: (folder / "config.json").exists(),  # before training
         has_trained(1),
         is_writing(15, "best"),
         has_trained(33),
@@ -71,28 +71,28 @@ def test_killed_again_and_again_at_every_kind_of_moment(runs, undisturbed, tmp_p
     ):
         runs.stop_when(workdir, reached, signal.SIGKILL)
     assert f"resuming from step 50 of {STEPS}" in runs.complete(workdir)
-    assert_same_end(workdir, undisturbed)
+    assert_same_end(workdir, uninterrupted)
 
 
 @pytest.mark.slow
-def test_a_terminated_run_saves_and_goes_on_under_a_changed_harmless_key(runs, undisturbed, tmp_path):
+def test_a_terminated_run_saves_and_resumes_with_a_changed_harmless_key(runs, uninterrupted, tmp_path):
     workdir = tmp_path / "run"
-    ended = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
-    said = log_of(workdir).read_text()
-    assert ended.returncode == 0, said
+    process = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
+    log = log_of(workdir).read_text()
+    assert process.returncode == 0, log
     step = saved_steps(workdir)[-1]
-    assert f"stop requested: saved step {step}" in said
+    assert f"stop requested: saved step {step}" in log
     assert 12 <= step < STEPS and rows(workdir)[-1][0] == step
     assert not (workdir / "eval_val.json").exists()
-    said = runs.complete(workdir, "--config.data.workers=3")
-    assert "config.data.workers changed since this run was started: 1 -> 3" in said
-    assert f"resuming from step {step} of {STEPS}" in said
-    assert_same_end(workdir, undisturbed)
+    log = runs.complete(workdir, "--config.data.workers=3")
+    assert "config.data.workers changed since this run was started: 1 -> 3" in log
+    assert f"resuming from step {step} of {STEPS}" in log
+    assert_same_end(workdir, uninterrupted)
 
 
 @pytest.fixture
 def trained(small_workdir, tmp_path) -> Path:
-    """A copy of the finished run of `small_run`, to do things to."""
+    """A copy of the finished run of `small_run`, which tests may modify."""
     return Path(shutil.copytree(small_workdir, tmp_path / "trained", ignore=shutil.ignore_patterns("compile_cache")))
 
 
@@ -104,11 +104,11 @@ def config(small_images) -> ConfigDict:
     return config
 
 
-def test_a_run_goes_on_from_its_checkpoint_as_if_it_had_not_been_interrupted(small_workdir, trained, config):
+def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained, config):
     middle, end = saved_steps(trained)
     shutil.rmtree(trained / "checkpoints" / "last" / str(end))
-    assert saved_steps(trained, "best")[-1] > middle  # of the future, for a run that goes on from the middle
-    with small_run.quick_compilation():  # as the whole run was
+    assert saved_steps(trained, "best")[-1] > middle  # later than the step from which the run resumes
+    with small_run.quick_compilation():  # like the uninterrupted run
         train_and_evaluate(RunSpec.from_config(config), trained)
     assert saved_steps(trained) == [middle, end]
     assert_same_state(trained, small_workdir)
@@ -126,7 +126,7 @@ def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
     assert_model_is_best_checkpoint(small_workdir)
 
 
-def test_a_run_of_an_older_release_gets_its_model_when_it_is_started_again(trained, config):
+def test_a_resumed_run_of_an_older_release_writes_its_model(trained, config):
     shutil.rmtree(next(trained.glob("model-*")))
     (trained / "best_model.json").unlink()
     with small_run.quick_compilation():
@@ -145,7 +145,7 @@ def test_without_an_evaluation_the_last_model_is_loaded(config, tmp_path, compil
     assert {path.name for path in (tmp_path / "run").glob("model-*")} == {"model-3", "model-4"}
 
 
-def test_a_run_from_scratch_does_not_take_the_place_of_a_model(trained, config):
+def test_a_run_from_scratch_does_not_replace_a_model(trained, config):
     shutil.rmtree(trained / "checkpoints")
     config.train.log_every = 7
     before = (trained / "config.json").read_text()
@@ -155,28 +155,29 @@ def test_a_run_from_scratch_does_not_take_the_place_of_a_model(trained, config):
 
 
 @pytest.mark.parametrize("profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_loss_that_is_no_number_ends_the_run_after_the_last_good_checkpoint(trained, config, profiled):
-    done = saved_steps(trained)[-1]
+def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(trained, config, profiled):
+    steps_before = saved_steps(trained)[-1]
     config.optimizer.learning_rate = 1e30
-    config.train.update({"steps": done + 9, "checkpoint_every": 1, "eval_every": 1})
-    config.train.profile.update({"start": done, "steps": 100 if profiled else 0})
-    with pytest.raises(NonFiniteLossError, match=rf"step {done + 1}: .*Images of the step: \['?0") as error:
+    config.train.update({"steps": steps_before + 9, "checkpoint_every": 1, "eval_every": 1})
+    config.train.profile.update({"start": steps_before, "steps": 100 if profiled else 0})
+    with pytest.raises(NonFiniteLossError, match=rf"step {steps_before + 1}: .*Images of the step: \['?0") as error:
         train_and_evaluate(RunSpec.from_config(config), trained)
     assert "config.optimizer.learning_rate" in str(error.value)
-    assert saved_steps(trained)[-1] == read_weights(trained, "last").step == done
+    assert saved_steps(trained)[-1] == read_weights(trained, "last").step == steps_before
     for which in ("best", "last"):
         weights = read_weights(trained, which)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
-    assert bool(list((trained / "profile").rglob("*.xplane.pb"))) == profiled  # though the run ended before the trace
+    traces = list((trained / "profile").rglob("*.xplane.pb"))
+    assert bool(traces) == profiled  # although the run stopped before the end of the trace
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_early_stays_stopped(config, compile_cache, tmp_path):
+def test_a_run_that_stopped_early_does_not_continue(config, compile_cache, tmp_path):
     config.optimizer.learning_rate = 0.0
-    config.model.encoder.norm_momentum = 1.0  # nothing changes, so no score is better than the first
+    config.model.encoder.norm_momentum = 1.0  # nothing changes, so no score exceeds the first
     config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
-    found = train_and_evaluate(RunSpec.from_config(config), tmp_path)
-    assert found.protocol["step"] == 2
+    results = train_and_evaluate(RunSpec.from_config(config), tmp_path)
+    assert results.protocol["step"] == 2
     assert saved_steps(tmp_path) == [2, 6]
     before = rows(tmp_path)
     train_and_evaluate(RunSpec.from_config(config), tmp_path)
@@ -187,7 +188,7 @@ def test_a_run_that_stopped_early_stays_stopped(config, compile_cache, tmp_path)
     assert saved_steps(tmp_path) == [6, 8]
 
 
-def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
+def test_changes_incompatible_with_the_state_are_rejected(trained, config):
     config.seed = 1
     config.model.decoder.width = 32
     with pytest.raises(ValueError) as error:
@@ -202,9 +203,9 @@ def test_changes_that_the_state_cannot_survive_are_refused(trained, config):
     assert read_weights(trained).step == saved_steps(trained)[-1]
 
 
-def test_a_folder_without_a_checkpoint_starts_afresh_under_any_config(config, tmp_path):
+def test_a_folder_without_a_checkpoint_starts_from_scratch_with_any_config(config, tmp_path):
     for name in ("model.json", "config.json"):
-        (tmp_path / name).write_text("{")  # of a run that was killed as it began, or failed and was then mended
+        (tmp_path / name).write_text("{")  # of a run that was killed at its start, or that failed and was fixed
     experiment = start_experiment(RunSpec.from_config(config), tmp_path)
     description = read_description(tmp_path)
     assert description.spec == RunSpec.from_config(config)

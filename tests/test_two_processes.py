@@ -1,4 +1,4 @@
-"""Two processes train one model, as on two machines: the same numbers, one set of files, one end."""
+"""Two processes train one model, as on two machines: equal metrics, one set of files and a common end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resume_run import QUICKLY, Runs, has_trained, log_of, results_of, rows, saved_steps
+from resume_run import QUICK_COMPILATION, Runs, has_trained, log_of, results_of, rows, saved_steps
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
@@ -51,23 +51,23 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", ":cached"])
-def test_two_processes_train_as_one_does(runs, tmp_path, kind):
+def test_two_processes_equal_one_process(runs, tmp_path, kind):
     runs = dataclasses.replace(runs, config=runs.config + kind)
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = f"{QUICKLY} --xla_force_host_platform_device_count=2"
+    flags = f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2"
     alone = runs.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
     wait_for([alone], one)
     wait_for(start_both(runs, two, "--config.train.steps=12"), two)
 
     assert "process 1 of 2" in log_of(two).read_text()
-    assert [row[:2] for row in rows(two)] == [row[:2] for row in rows(one)]  # each step once, not once a process
-    for (step, split, theirs), (_, _, ours) in zip(rows(two), rows(one), strict=True):
-        np.testing.assert_allclose(theirs["loss"], ours["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
-    theirs, ours = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
-    # Stored features may differ in the last bit. Adam magnifies that where a gradient is rounding alone (key biases).
+    assert [row[:2] for row in rows(two)] == [row[:2] for row in rows(one)]  # each step once, not once per process
+    for (step, split, actual), (_, _, expected) in zip(rows(two), rows(one), strict=True):
+        np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
+    actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
+    # Cached features may differ in the last bit, which Adam magnifies if a gradient is only rounding (key biases).
     tolerance = 1e-3 if kind else 1e-4
-    for path in ours:
-        np.testing.assert_allclose(theirs[path], ours[path], rtol=0, atol=tolerance, err_msg=path)
+    for path in expected:
+        np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
     assert saved_steps(two) == saved_steps(one)
     model, best = read_model(two).weights, read_weights(two)
     assert model.step == best.step
@@ -78,24 +78,24 @@ def test_two_processes_train_as_one_does(runs, tmp_path, kind):
     assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(kind)] * 2
 
 
-def test_a_signal_to_one_stops_both_and_one_goes_on_alone(runs, tmp_path):
+def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
     workdir = tmp_path / "run"
-    both = start_both(runs, workdir, "--config.train.steps=2000")
+    processes = start_both(runs, workdir, "--config.train.steps=2000")
     while not has_trained(8)(workdir):
-        assert [process.poll() for process in both] == [None, None], log_of(workdir).read_text()
+        assert [process.poll() for process in processes] == [None, None], log_of(workdir).read_text()
         time.sleep(0.01)
-    both[1].send_signal(signal.SIGTERM)
-    wait_for(both, workdir)
+    processes[1].send_signal(signal.SIGTERM)
+    wait_for(processes, workdir)
     step = saved_steps(workdir)[-1]
-    said = log_of(workdir).read_text()
-    assert said.count(f"stop requested: saved step {step}") == 2
+    log = log_of(workdir).read_text()
+    assert log.count(f"stop requested: saved step {step}") == 2
     assert 8 <= step < 2000
 
     alone = runs.start(
         workdir,
         *FLAGS,
         f"--config.train.steps={step + 3}",
-        XLA_FLAGS=f"{QUICKLY} --xla_force_host_platform_device_count=2",
+        XLA_FLAGS=f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2",
     )
     wait_for([alone], workdir)
     assert saved_steps(workdir)[-1] == step + 3
