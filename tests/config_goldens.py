@@ -1,6 +1,6 @@
-"""Every file of `configs/`, and the spec that it resolves to as `tests/golden/configs/NAME.txt`.
+"""Golden files of the configs: the resolved spec of `configs/NAME.py` is `tests/golden/configs/NAME.txt`.
 
-A changed default shows in the diff of these files. After a change that is meant, this rewrites them:
+A changed default shows in the diff of these files. After an intended change, rewrite them with:
 
     python -m tests.config_goldens
 """
@@ -30,23 +30,23 @@ def named_config(name: str) -> ConfigDict:
     spec.loader.exec_module(module)
     config = module.get_config()
     if config.model.context.max_texts:
-        config.data.context = "index"  # which whoever uses it has to name
+        config.data.context = "index"  # a required value
     return config
 
 
 def golden_text(name: str) -> str:
-    """What `--dry_run` prints of the config on a data set of the assumed size."""
+    """Returns the config as `--dry_run` prints it for a data set of the assumed size."""
     spec = resolve(RunSpec.from_config(named_config(name)), ASSUMED)
     return "\n".join([f"# configs/{name}.py on {ASSUMED.train_images} training images", *as_lines(spec), ""])
 
 
 def golden_path(name: str) -> Path:
-    """The file that holds `golden_text`."""
+    """Returns the path of the golden file."""
     return GOLDENS / f"{name}.txt"
 
 
 def rewrite() -> None:
-    """Writes the files of all configs and removes those of others."""
+    """Writes the files of all configs and deletes all others."""
     GOLDENS.mkdir(parents=True, exist_ok=True)
     for path in GOLDENS.glob("*.txt"):
         path.unlink()

@@ -59,18 +59,18 @@ def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
 
 def caption_for(seconds: float, workdir: Path) -> None:
     """Captions images repeatedly in this process, in batches of up to nine."""
-    captioner, draw = caption_jax.load(str(workdir)), np.random.default_rng(0)
+    captioner, rng = caption_jax.load(str(workdir)), np.random.default_rng(0)
     names, samples = list(small_run.COLOURS), []
 
     def caption(count: int) -> None:
-        pictures = [small_run.picture(names[draw.integers(len(names))], "left") for _ in range(count)]
-        assert len(captioner.caption(pictures)) == count
+        images_of_batch = [small_run.picture(names[rng.integers(len(names))], "left") for _ in range(count)]
+        assert len(captioner.caption(images_of_batch)) == count
 
     with small_run.quick_compilation():
         for count in range(1, 10):  # each size compiles once
             caption(count)
         for _ in ticks(seconds):
             for _ in range(20):
-                caption(int(draw.integers(1, 10)))
+                caption(int(rng.integers(1, 10)))
             samples.append(resident_mb())
     assert_steady(samples)

@@ -41,7 +41,7 @@ def runs(small_images, compile_cache) -> Runs:
 
 @pytest.fixture(scope="module")
 def uninterrupted(runs, tmp_path_factory) -> Path:
-    workdir = tmp_path_factory.mktemp("runs") / "undisturbed"
+    workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     runs.complete(workdir)
     assert saved_steps(workdir)[-1] == STEPS
     assert [step for step, split, _ in rows(workdir) if split == "train"] == list(range(1, STEPS + 1))

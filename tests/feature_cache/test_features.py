@@ -117,15 +117,15 @@ def test_float16_features_change_parameters_by_their_rounding(variables, images,
 @pytest.mark.slow
 def test_a_stopped_run_resumes_bit_for_bit_with_its_features(compile_cache, images, tmp_path):
     config = make_config(images, augment=True, views=3)
-    whole, halves = tmp_path / "whole", tmp_path / "halves"
-    undisturbed = train(config, whole)
-    train(config, halves, stop_after=4)
-    written = blocks(halves)
-    resumed = train(config, halves)
-    jax.tree.map(np.testing.assert_array_equal, resumed, undisturbed)
-    assert rows(halves) == rows(whole)
-    assert blocks(halves) == written and len(written) == 1
-    assert len(list((halves / "features").iterdir())) == 1
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    expected = train(config, uninterrupted)
+    train(config, stopped, stop_after=4)
+    written = blocks(stopped)
+    resumed = train(config, stopped)
+    jax.tree.map(np.testing.assert_array_equal, resumed, expected)
+    assert rows(stopped) == rows(uninterrupted)
+    assert blocks(stopped) == written and len(written) == 1
+    assert len(list((stopped / "features").iterdir())) == 1
 
 
 def test_an_interrupted_computation_resumes_after_its_complete_blocks(variables, images, tmp_path, monkeypatch):

@@ -70,11 +70,11 @@ def test_dropout_removes_the_context_of_some_images_in_some_epochs():
 
 def test_context_does_not_depend_on_processes_threads_or_resuming():
     context = make_context(dropout=0.3)
-    whole = train(8, context)
+    full = train(8, context)
     parts = [train(8, context, data_config(workers=0), process_index=i, process_count=2) for i in (0, 1)]
-    for batch, one, two in zip(whole, *parts, strict=True):
+    for batch, one, two in zip(full, *parts, strict=True):
         assert_same_batch(batch, {key: np.concatenate([one[key], two[key]]) for key in batch})
-    for batch, resumed in zip(whole[5:], train(3, context, start=20), strict=True):
+    for batch, resumed in zip(full[5:], train(3, context, start=20), strict=True):
         assert_same_batch(batch, resumed)
 
 

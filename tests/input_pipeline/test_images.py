@@ -304,8 +304,8 @@ def test_the_image_of_the_caller_is_not_modified():
 def test_large_photographs_equal_a_plain_resize():
     """The integer-factor step must not blur or shift, compared with one antialiased resize of the full image."""
     pixels = photograph(640, 480)
-    plain = np.asarray(Image.fromarray(pixels).resize((100, 100), Image.Resampling.BICUBIC)).astype(int)
-    assert np.abs(decode_image(pixels, 100) - plain).mean() < 2
+    expected = np.asarray(Image.fromarray(pixels).resize((100, 100), Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(decode_image(pixels, 100) - expected).mean() < 2
 
 
 def test_normalise_is_equal_in_numpy_and_jax():

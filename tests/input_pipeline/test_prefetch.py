@@ -53,15 +53,15 @@ class Counter:
 
 @pytest.mark.parametrize("size", [0, 1, 4])
 def test_batches_and_states_equal_the_inner_iterator(size):
-    plain = train()
+    inner = train()
     with prefetch_to_device(train(), jax.device_put, size) as ahead:
-        assert ahead.get_state() == plain.get_state()
+        assert ahead.get_state() == inner.get_state()
         for _ in range(6):
             batch = next(ahead)
             assert isinstance(batch["image"], jax.Array)
-            assert_same_batch(jax.device_get(batch), next(plain))
-            assert ahead.get_state() == plain.get_state()
-    plain.close()
+            assert_same_batch(jax.device_get(batch), next(inner))
+            assert ahead.get_state() == inner.get_state()
+    inner.close()
 
 
 def test_state_is_that_of_the_last_consumed_batch():

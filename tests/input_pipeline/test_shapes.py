@@ -175,8 +175,8 @@ def test_objects_stay_inside_and_apart():
 
 
 def test_scenes_depend_on_the_seed():
-    first, same, other = (list(itertools.islice(scenes(seed), 20)) for seed in (1, 1, 2))
-    assert first == same and first != other
+    first, repeated, other = (list(itertools.islice(scenes(seed), 20)) for seed in (1, 1, 2))
+    assert first == repeated and first != other
 
 
 def test_scene_text_is_json(folder, splits):

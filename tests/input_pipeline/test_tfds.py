@@ -84,12 +84,12 @@ def test_read_only_folders_are_supported(splits, tfds_dir, monkeypatch):
     for index in tfds_dir.glob("small_captions/*/captions_*.json"):
         index.unlink()
 
-    def refuse(*args, **kwargs):
+    def fail(*args, **kwargs):
         raise PermissionError("read-only")
 
     from etils import epath
 
-    monkeypatch.setattr(type(epath.Path(tfds_dir)), "write_text", refuse)
+    monkeypatch.setattr(type(epath.Path(tfds_dir)), "write_text", fail)
     assert_same_splits(open_tfds("small_captions", tfds_dir), splits)
     assert not list(tfds_dir.glob("small_captions/*/captions_*.json"))
 

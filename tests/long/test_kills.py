@@ -20,29 +20,29 @@ def runs(small_images, compile_cache) -> Runs:
     return Runs(small_images, compile_cache)
 
 
-def draw_moment(draw: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
+def random_moment(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
     """Returns the state of the workdir that arms the kill, and the delay of the kill in seconds."""
-    step = draw.randint((saved_steps(workdir) or [0])[-1] + 1, STEPS)
-    kind = draw.choice(["start", "step", "last", "best"])
+    step = rng.randint((saved_steps(workdir) or [0])[-1] + 1, STEPS)
+    kind = rng.choice(["start", "step", "last", "best"])
     if kind == "start":  # imports, restoring a checkpoint, the first compilation
-        return lambda folder: True, draw.uniform(0, 15)
+        return lambda folder: True, rng.uniform(0, 15)
     if kind == "step":
-        return has_trained(step), draw.uniform(0, 0.05)
-    return is_writing(step, kind), draw.choice([0, draw.uniform(0, 0.02)])
+        return has_trained(step), rng.uniform(0, 0.05)
+    return is_writing(step, kind), rng.choice([0, rng.uniform(0, 0.02)])
 
 
 def test_a_repeatedly_killed_run_ends_like_an_uninterrupted_one(runs, amount, tmp_path):
-    undisturbed = tmp_path / "undisturbed"
-    runs.complete(undisturbed)
-    draw = random.Random(amount("seed"))
+    uninterrupted = tmp_path / "uninterrupted"
+    runs.complete(uninterrupted)
+    rng = random.Random(amount("seed"))
     kills, number, killed = 0, 0, True
     while kills < amount("kills"):
         workdir = tmp_path / f"run_{number}"
-        killed = runs.kill(workdir, *draw_moment(draw, workdir))
+        killed = runs.kill(workdir, *random_moment(rng, workdir))
         kills += killed
         if not killed:  # it finished first
-            assert_same_end(workdir, undisturbed)
+            assert_same_end(workdir, uninterrupted)
             number += 1
     if killed:
         runs.complete(workdir)
-        assert_same_end(workdir, undisturbed)
+        assert_same_end(workdir, uninterrupted)

@@ -30,8 +30,8 @@ def built():
     return make()
 
 
-@pytest.mark.parametrize(("image_memory", "slots"), [("grid", 16), ("vector", 1), ("both", 17)])
-def test_the_decoder_attends_to_the_configured_memory(image_memory, slots):
+@pytest.mark.parametrize(("image_memory", "memory_length"), [("grid", 16), ("vector", 1), ("both", 17)])
+def test_the_decoder_attends_to_the_configured_memory(image_memory, memory_length):
     model, variables = make(image_memory=image_memory)
 
     @jax.jit
@@ -40,7 +40,7 @@ def test_the_decoder_attends_to_the_configured_memory(image_memory, slots):
         return model.apply(variables, tokens, features, return_attention=True, method="decode")
 
     output = run(IMAGES, TOKENS)
-    assert output.attention.shape == (1, 2, 2, 2, 4, slots)
+    assert output.attention.shape == (1, 2, 2, 2, 4, memory_length)
     assert output.logits.shape == (2, 2, 4, 12)
 
 

@@ -83,8 +83,8 @@ def test_each_image_attends_only_to_its_own_texts(form):
     assert np.abs(swapped[0] - logits[0]).max() > 1e-4, "the order of the texts matters"
 
 
-@pytest.mark.parametrize(("form", "slots"), [("vector", SLOTS), ("tokens", SLOTS * 4)])
-def test_texts_are_memory_positions_after_those_of_the_image(form, slots):
+@pytest.mark.parametrize(("form", "positions"), [("vector", SLOTS), ("tokens", SLOTS * 4)])
+def test_texts_are_memory_positions_after_those_of_the_image(form, positions):
     model, variables = built(form)
 
     @jax.jit
@@ -95,7 +95,7 @@ def test_texts_are_memory_positions_after_those_of_the_image(form, slots):
     more, attention = run(CONTEXT)
     image_memory_length = more.image_memory_length
     np.testing.assert_array_equal(more.memory[:, :image_memory_length], FEATURES.memory)
-    assert more.memory.shape[1] == attention.shape[-1] == image_memory_length + slots
+    assert more.memory.shape[1] == attention.shape[-1] == image_memory_length + positions
     real = CONTEXT != PAD
     counts = real.any(-1) if form == "vector" else real.reshape(2, -1)
     np.testing.assert_array_equal(

@@ -111,10 +111,10 @@ def test_drop_path_keeps_the_mean_and_whole_images():
 
 
 def test_stochastic_depth_is_active_in_training_only():
-    plain, _ = run(True)
+    all_blocks, _ = run(True)
     first, _ = run(True, key=0, drop_path=0.9)
     assert not np.allclose(first, run(True, key=1, drop_path=0.9)[0])
-    assert not np.allclose(first, plain)
+    assert not np.allclose(first, all_blocks)
     np.testing.assert_array_equal(run(False, drop_path=0.9)[0], run(False)[0])
 
 

@@ -26,10 +26,10 @@ def project(features=FEATURES, train=False, **settings):
 
 
 @pytest.mark.parametrize("pooling", ["mean", "flatten"])
-@pytest.mark.parametrize(("memory", "slots"), [("grid", 12), ("vector", 1), ("both", 13)])
-def test_slots(memory, slots, pooling):
+@pytest.mark.parametrize(("memory", "length"), [("grid", 12), ("vector", 1), ("both", 13)])
+def test_the_length_of_the_memory(memory, length, pooling):
     out = project(image_memory=memory, vector=pooling)
-    assert out.memory.shape == (2, slots, 8)
+    assert out.memory.shape == (2, length, 8)
     if memory == "grid":
         assert out.vector is None
     else:
@@ -43,8 +43,8 @@ def test_memory_positions_are_cells_in_row_major_order():
 
 
 def test_equal_cells_differ_by_position():
-    same = project(jnp.ones_like(FEATURES)).memory[0]
-    assert len(np.unique(np.asarray(same).round(5), axis=0)) == 12
+    memory = project(jnp.ones_like(FEATURES)).memory[0]
+    assert len(np.unique(np.asarray(memory).round(5), axis=0)) == 12
 
 
 def test_the_flattened_vector_depends_on_positions_and_the_mean_does_not():

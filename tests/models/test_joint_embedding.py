@@ -42,21 +42,21 @@ def test_the_temperature_is_clamped_and_can_recover():
 
 
 def test_models_with_and_without_texts_share_their_other_parts():
-    plain, searchable = make(with_texts=False), make(with_texts=True)
-    plain_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (plain, searchable))
-    assert set(plain_variables["params"]) == {"image_encoder", "decoder"}
-    assert "pooled" not in plain_variables["params"]["image_encoder"]
+    captioner, searchable = make(with_texts=False), make(with_texts=True)
+    captioner_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (captioner, searchable))
+    assert set(captioner_variables["params"]) == {"image_encoder", "decoder"}
+    assert "pooled" not in captioner_variables["params"]["image_encoder"]
     assert set(variables["params"]) == {"image_encoder", "decoder", "text_encoder", "joint_embedding"}
     with pytest.raises(ValueError, match="without a joint embedding"):
-        plain.apply(plain_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
+        captioner.apply(captioner_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
 
     # With equal parameters, both models score the captions alike.
     shared = jax.tree.map(lambda a: a, variables)
-    shared["params"]["decoder"] = plain_variables["params"]["decoder"]
-    for part in plain_variables["params"]["image_encoder"]:
-        shared["params"]["image_encoder"][part] = plain_variables["params"]["image_encoder"][part]
-    shared["batch_stats"] = plain_variables["batch_stats"]
-    logits = jax.jit(lambda v: plain.apply(v, IMAGES, TOKENS))(plain_variables)
+    shared["params"]["decoder"] = captioner_variables["params"]["decoder"]
+    for part in captioner_variables["params"]["image_encoder"]:
+        shared["params"]["image_encoder"][part] = captioner_variables["params"]["image_encoder"][part]
+    shared["batch_stats"] = captioner_variables["batch_stats"]
+    logits = jax.jit(lambda v: captioner.apply(v, IMAGES, TOKENS))(captioner_variables)
     np.testing.assert_array_equal(jax.jit(lambda v: searchable.apply(v, IMAGES, TOKENS))(shared), logits)
 
 

@@ -47,8 +47,8 @@ def outcome(rows: int):
 
 @pytest.mark.parametrize("rows", [1, 2, BATCH])
 def test_scores_and_gradients_equal_one_caption_per_row(rows):
-    (ours, count, gradient), (plain, plain_count, plain_gradient) = outcome(rows), outcome(0)
-    assert 0 < count == plain_count
-    np.testing.assert_allclose(ours, plain, rtol=1e-6, atol=1e-5)
-    for array, plain_array in zip(*map(jax.tree.leaves, (gradient, plain_gradient)), strict=True):
-        np.testing.assert_allclose(array, plain_array, rtol=0, atol=1e-5 * np.abs(plain_array).max())
+    (ours, count, gradient), (expected, expected_count, expected_gradient) = outcome(rows), outcome(0)
+    assert 0 < count == expected_count
+    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-5)
+    for array, expected_array in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
+        np.testing.assert_allclose(array, expected_array, rtol=0, atol=1e-5 * np.abs(expected_array).max())

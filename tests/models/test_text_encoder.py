@@ -76,8 +76,8 @@ def test_remat_gives_the_same_gradient(params):
         _, variables = encoder_variables(params)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, IDS, MASK).vector ** 2).sum()))(variables)
 
-    plain, recomputed = gradient(False), gradient(True)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), plain, recomputed)
+    stored_activations, recomputed = gradient(False), gradient(True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), stored_activations, recomputed)
 
 
 def test_dropout_only_in_training(params):

@@ -104,9 +104,9 @@ def test_a_split_network_equals_the_network(stage, class_token):
 
 
 def test_stochastic_depth_is_active_in_training_only():
-    plain = run()
-    np.testing.assert_array_equal(run(train=True), plain)
-    np.testing.assert_array_equal(run(drop_path=0.5), plain)
+    all_blocks = run()
+    np.testing.assert_array_equal(run(train=True), all_blocks)
+    np.testing.assert_array_equal(run(drop_path=0.5), all_blocks)
     first = run(train=True, drop_path=0.5)
     assert not np.allclose(first, run(train=True, drop_path=0.5, key=1))
     # Only the two branches of the last block are dropped or doubled, so there are four different results.

@@ -96,9 +96,9 @@ def test_accuracy_counts_the_correct_weighted_tokens():
 
 def test_microbatches_add_up():
     logits, targets, weights = _problem(shape=(4, 3, 5))
-    whole = token_cross_entropy(logits, targets, weights, 0.1)
+    full = token_cross_entropy(logits, targets, weights, 0.1)
     halves = [token_cross_entropy(logits[i::2], targets[i::2], weights[i::2], 0.1) for i in range(2)]
-    np.testing.assert_allclose(jax.tree.map(jnp.add, *halves), whole, rtol=1e-6)
+    np.testing.assert_allclose(jax.tree.map(jnp.add, *halves), full, rtol=1e-6)
 
 
 def test_low_precision_logits_are_summed_in_float32_and_have_gradients_of_their_dtype():

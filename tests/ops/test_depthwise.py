@@ -75,7 +75,7 @@ def test_bfloat16_is_exact_up_to_one_rounding(stride):
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_sharded_batch_is_not_moved(stride):
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     x, kernel, _ = numbers(3, (8, 8))
     x = jnp.tile(x, (8, 1, 1, 1)) * jnp.arange(1, 17)[:, None, None, None]
 
@@ -84,12 +84,12 @@ def test_a_sharded_batch_is_not_moved(stride):
 
     gradients = jax.jit(jax.grad(loss, argnums=(0, 1)))
     alone = gradients(x, kernel)
-    lowered = gradients.lower(jax.device_put(x, rows), jax.device_put(kernel, whole))
+    lowered = gradients.lower(jax.device_put(x, rows), jax.device_put(kernel, replicated))
     split = lowered.compile()
     (reduction,) = figures_of(lowered, split, mesh, images=2)["collectives"]
     assert (reduction["kind"], reduction["count"]) == ("all-reduce", 1)  # one, of the kernel gradient
     assert reduction["bytes"] == kernel.nbytes
-    for one, eight in zip(alone, split(jax.device_put(x, rows), jax.device_put(kernel, whole)), strict=True):
+    for one, eight in zip(alone, split(jax.device_put(x, rows), jax.device_put(kernel, replicated)), strict=True):
         np.testing.assert_allclose(one, eight, rtol=1e-5, atol=1e-4)  # sums up to 200, in another order
 
 

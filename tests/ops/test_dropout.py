@@ -17,9 +17,11 @@ MASKS = ["100110111110", "001111000111"]  # from the first release
 @pytest.mark.parametrize("shape", [(3, 8), (2, 3, 21), (5, 64)])
 def test_equals_the_reference(bits, shape):
     x = jnp.asarray(np.random.default_rng(0).normal(size=shape), jnp.float32)
-    ours, plain = (jax.jit(op, static_argnums=(2, 4))(KEY, x, 0.4, None, bits) for op in (dropout, dropout_reference))
+    ours, reference = (
+        jax.jit(op, static_argnums=(2, 4))(KEY, x, 0.4, None, bits) for op in (dropout, dropout_reference)
+    )
     assert 0 < int((ours == 0).sum()) < ours.size
-    np.testing.assert_array_equal(ours, plain)
+    np.testing.assert_array_equal(ours, reference)
 
 
 @pytest.mark.parametrize("op", [dropout, dropout_reference])
@@ -34,10 +36,10 @@ def test_sixteen_bits_match_the_rate_and_eight_bits_round_it(op):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_the_mask_of_a_row_depends_on_its_id_alone(bits):
     x = jnp.ones((6, 40))
-    whole = dropout(KEY, x, 0.5, None, bits)
+    full = dropout(KEY, x, 0.5, None, bits)
     order = jnp.array([4, 1, 5])
-    np.testing.assert_array_equal(dropout(KEY, x[:3], 0.5, order, bits), whole[order])
-    assert len(np.unique(whole, axis=0)) == 6
+    np.testing.assert_array_equal(dropout(KEY, x[:3], 0.5, order, bits), full[order])
+    assert len(np.unique(full, axis=0)) == 6
 
 
 def test_masks_equal_those_of_the_first_release():

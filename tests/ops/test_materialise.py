@@ -1,4 +1,4 @@
-"""A materialised result: the same numbers for any opaque value, and one loop in the program."""
+"""A materialised result: equal for any opaque value, and computed in one loop."""
 
 from __future__ import annotations
 

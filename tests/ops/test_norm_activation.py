@@ -35,10 +35,10 @@ def test_values_statistics_and_gradients_equal_the_reference(activation, groups,
 
         return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, scale, bias)
 
-    def close(ours, plain):
-        assert ours.dtype == plain.dtype
-        ours, plain = np.float32(ours), np.float32(plain)
-        np.testing.assert_allclose(ours, plain, rtol=tolerance, atol=tolerance * np.abs(plain).max())
+    def close(ours, reference):
+        assert ours.dtype == reference.dtype
+        ours, reference = np.float32(ours), np.float32(reference)
+        np.testing.assert_allclose(ours, reference, rtol=tolerance, atol=tolerance * np.abs(reference).max())
 
     jax.tree.map(close, outcome(norm_activation), outcome(norm_activation_reference))
 
@@ -55,7 +55,7 @@ def test_stored_statistics_give_the_results_of_the_reference(activation):
 
         return jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(x, scale, bias)
 
-    close = lambda ours, plain: np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)  # noqa: E731
+    close = lambda ours, reference: np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)  # noqa: E731
     jax.tree.map(close, outcome(stored_norm_activation), outcome(stored_norm_activation_reference))
 
 

@@ -96,11 +96,16 @@ TOLERANCES = {
     ],
 )
 def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, packed):
-    plain, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
+    reference, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
     tolerances = TOLERANCES[dtype]
-    assert fast[0] == pytest.approx(plain[0], rel=tolerances["loss"])
-    assert {path.split("/")[0] for path in plain[1]} == {"image_encoder", "decoder", "text_encoder", "joint_embedding"}
-    for ours, expected in zip(fast[1:], plain[1:], strict=True):
+    assert fast[0] == pytest.approx(reference[0], rel=tolerances["loss"])
+    assert {path.split("/")[0] for path in reference[1]} == {
+        "image_encoder",
+        "decoder",
+        "text_encoder",
+        "joint_embedding",
+    }
+    for ours, expected in zip(fast[1:], reference[1:], strict=True):
         assert ours.keys() == expected.keys()
         for path in ours:
             difference, norm = np.linalg.norm(ours[path] - expected[path]), np.linalg.norm(expected[path])
@@ -119,17 +124,19 @@ def test_captions_agree(method):
 
         return run(variables(), IMAGES)
 
-    fast, plain = captions("fast"), captions("reference")
-    np.testing.assert_array_equal(fast.all_tokens, plain.all_tokens)
-    np.testing.assert_allclose(fast.all_scores, plain.all_scores, rtol=1e-5)
+    fast, reference = captions("fast"), captions("reference")
+    np.testing.assert_array_equal(fast.all_tokens, reference.all_tokens)
+    np.testing.assert_allclose(fast.all_scores, reference.all_scores, rtol=1e-5)
     assert len(np.unique(fast.all_tokens.reshape(-1, fast.all_tokens.shape[-1]), axis=0)) > 1
 
 
 def test_augmentation_agrees():
     spec = AugmentSpec(flip=True, min_crop_scale=0.4, max_aspect=1.4, brightness=0.3)
     pixels = RANDOM.integers(0, 256, (BATCH, 24, 24, 3), np.uint8)
-    fast, plain = (augment(jax.random.key(0), pixels, spec, ops=model_on(name).ops) for name in ("fast", "reference"))
-    np.testing.assert_allclose(fast, plain, atol=1e-2)
+    fast, reference = (
+        augment(jax.random.key(0), pixels, spec, ops=model_on(name).ops) for name in ("fast", "reference")
+    )
+    np.testing.assert_allclose(fast, reference, atol=1e-2)
 
 
 def test_an_unknown_choice_is_rejected():

@@ -19,11 +19,11 @@ def test_equals_the_product_and_its_gradients(dtype, tolerance):
         out, pullback = jax.vjp(op, x, kernel)
         return out, *pullback(weights)
 
-    for ours, plain in zip(
+    for ours, reference in zip(
         jax.jit(both, static_argnums=0)(pointwise_conv), both(pointwise_conv_reference), strict=True
     ):
         assert ours.dtype == dtype
-        scale = float(jnp.abs(plain).max())
+        scale = float(jnp.abs(reference).max())
         np.testing.assert_allclose(
-            ours.astype(jnp.float32), plain.astype(jnp.float32), rtol=tolerance, atol=tolerance * scale
+            ours.astype(jnp.float32), reference.astype(jnp.float32), rtol=tolerance, atol=tolerance * scale
         )

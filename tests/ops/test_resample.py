@@ -39,10 +39,10 @@ def test_an_enlarged_crop_equals_jax_image():
 
 def test_every_implementation_equals_the_reference():
     images = jnp.asarray(_images(5, 17), jnp.float32)
-    draw = jax.random.uniform(jax.random.key(0), (4, 5))
-    windows = (draw[0] * 0.5, draw[1] * 0.5), (draw[2] * 0.5 + 0.5, -draw[3] * 0.5)
-    plain = resample_reference(images, *windows)
+    uniform = jax.random.uniform(jax.random.key(0), (4, 5))
+    windows = (uniform[0] * 0.5, uniform[1] * 0.5), (uniform[2] * 0.5 + 0.5, -uniform[3] * 0.5)
+    reference = resample_reference(images, *windows)
     taps = [module._taps(*window, 17) for window in windows]
-    np.testing.assert_allclose(module._gather(images, *taps), plain, atol=1e-2)
+    np.testing.assert_allclose(module._gather(images, *taps), reference, atol=1e-2)
     with jax.default_matmul_precision("highest"):
-        np.testing.assert_allclose(module._multiply(images, *taps), plain, atol=1e-2)
+        np.testing.assert_allclose(module._multiply(images, *taps), reference, atol=1e-2)

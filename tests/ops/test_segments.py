@@ -50,16 +50,16 @@ def test_tokens_return_to_their_captions_and_pads_are_zero(rows):
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_token_ids_do_not_depend_on_packing(rows):
     segments = segments_of(rows)
-    plain = Segments.one_per_row((BATCH, CAPTIONS, LENGTH)).token_ids
+    unpacked = Segments.one_per_row((BATCH, CAPTIONS, LENGTH)).token_ids
     is_token = np.asarray(segments.segment_ids) > 0
-    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], plain.reshape(-1, LENGTH)[real()])
+    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], unpacked.reshape(-1, LENGTH)[real()])
     np.testing.assert_array_equal(
         np.asarray(segments.image_ids(BATCH))[is_token], np.repeat(np.arange(BATCH), real().reshape(BATCH, -1).sum(1))
     )
 
 
-def close(ours, plain):
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-5)
+def close(ours, reference):
+    np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 4])  # 0: not packed
@@ -87,5 +87,5 @@ def test_attention_equals_the_reference(rows):
         return jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(qkv, queries, keys, values)
 
     ours = outcome(attention.caption_attention, attention.memory_attention)
-    plain = outcome(attention.caption_attention_reference, attention.memory_attention_reference)
-    jax.tree.map(close, ours, plain)
+    reference = outcome(attention.caption_attention_reference, attention.memory_attention_reference)
+    jax.tree.map(close, ours, reference)

@@ -19,8 +19,8 @@ def test_equals_the_reference(options, seed):
     values[1] = -np.inf  # all but a few are excluded
     values[1, :, rng.integers(0, options, 3)] = -1.0
     result = jax.jit(top_k, static_argnums=1)(jnp.asarray(values), 5)
-    for ours, plain in zip(result, top_k_reference(values, 5), strict=True):
-        np.testing.assert_array_equal(ours, plain)
+    for ours, reference in zip(result, top_k_reference(values, 5), strict=True):
+        np.testing.assert_array_equal(ours, reference)
 
 
 def test_the_largest_may_all_be_in_one_block_or_in_the_remainder():

@@ -18,27 +18,27 @@ def shape(*sizes):
 
 def test_each_gradient_costs_as_much_as_the_product():
     x, w = shape(5, 4), shape(4, 3)
-    once = 2 * 5 * 4 * 3
-    assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(once, once)
-    assert count_matrix_flops(lambda p: p["x"] @ p["w"], {"x": x, "w": w}) == MatrixFlops(once, 2 * once)
-    assert count_matrix_flops(lambda p, x, w: x @ w + p, shape(3), x, w) == MatrixFlops(once, 0)
+    forward = 2 * 5 * 4 * 3
+    assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(forward, forward)
+    assert count_matrix_flops(lambda p: p["x"] @ p["w"], {"x": x, "w": w}) == MatrixFlops(forward, 2 * forward)
+    assert count_matrix_flops(lambda p, x, w: x @ w + p, shape(3), x, w) == MatrixFlops(forward, 0)
     assert count_matrix_flops(lambda w, x: lax.stop_gradient(w * 2).T @ x.T, w, shape(5, 4)).backward == 0
 
 
 def test_loops_and_branches_count():
     w, x = shape(4, 4), shape(5, 4)
-    once = 2 * 5 * 4 * 4
+    forward = 2 * 5 * 4 * 4
 
     def loop(w, x):
         return lax.scan(lambda carry, _: (carry @ w, None), x, length=3)[0]
 
     # The input of the first iteration has no gradient, but all iterations of a loop count alike.
-    assert count_matrix_flops(loop, w, x) == MatrixFlops(3 * once, 6 * once)
+    assert count_matrix_flops(loop, w, x) == MatrixFlops(3 * forward, 6 * forward)
 
     def choice(w, x):
         return lax.cond(x[0, 0] > 0, lambda w, x: (x @ w) @ w, lambda w, x: x, w, x)
 
-    assert count_matrix_flops(choice, w, x) == MatrixFlops(2 * once, 3 * once)
+    assert count_matrix_flops(choice, w, x) == MatrixFlops(2 * forward, 3 * forward)
 
 
 def test_a_recomputed_pass_counts_once():

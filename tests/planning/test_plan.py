@@ -66,7 +66,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_run_in_bfloat16_encodes_and_decodes_without_float32_products(workdir, capsys):
-    """Parameters, norms and sums are float32, operands are not. (In a step, those of the attention's gradient are.)"""
+    """Parameters, norms and sums are float32, but operands are bfloat16, except in attention gradients."""
     request = Request("cpu:1", ("encoder", "decode"), images=2)
     result = planned(workdir, request, **{"mesh.data": 1, "dtype": "bfloat16"})
     for program in result["programs"].values():

@@ -15,7 +15,7 @@ print("start", flush=True)
 restart_with_huge_pages(__file__)
 print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
-RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); print('goes on')"
+RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); print('still running')"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 
@@ -45,7 +45,7 @@ def test_existing_malloc_settings_are_preserved(tmp_path):
 
 
 def test_a_program_that_runs_the_command_is_not_restarted(tmp_path):
-    assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "goes on"
+    assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "still running"
 
 
 def test_a_command_exits_quickly_and_flushes_its_output(tmp_path):
@@ -53,11 +53,11 @@ def test_a_command_exits_quickly_and_flushes_its_output(tmp_path):
         "import atexit, sys\n"
         "from caption_jax.runtime.process import fast_exit\n"
         "atexit.register(print, 'exit handler')\n"
-        "sys.stdout.write('said')\n"
+        "sys.stdout.write('output')\n"
         "fast_exit(__file__, 3)\n"
     )
     (tmp_path / "program.py").write_text(program)
     process = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
-    assert (process.returncode, process.stdout) == (3, "said")
+    assert (process.returncode, process.stdout) == (3, "output")
     within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
     assert within.stdout.split() == ["saidgoes", "on", "exit", "handler"]

@@ -69,8 +69,8 @@ def test_a_stored_config_of_an_earlier_release_is_read_without_a_warning(tmp_pat
     spec = {"data": {"fit": "squash"}, "decode": {"beams": 7}, "model": {"shared_space": {"width": 32}}}
     spec["optimizer"] = {"rules": [["shared_space/.*", {"lr": 0.5}], ["(?!shared_space).*", {}]]}
     (tmp_path / "config.json").write_text(json.dumps({"version": 2, "spec": spec}))
-    read = read_spec(tmp_path)
-    assert (read.data.resize, read.decode.num_beams, read.model.joint_embedding.width) == ("stretch", 7, 32)
+    restored = read_spec(tmp_path)
+    assert (restored.data.resize, restored.decode.num_beams, restored.model.joint_embedding.width) == ("stretch", 7, 32)
     assert not [warning for warning in recwarn if warning.category is FutureWarning]
 
 
@@ -80,8 +80,8 @@ def test_weights_and_checkpoints_of_an_earlier_release(tmp_path):
     }
     present = {"params": {"joint_embedding" if k == "shared_space" else k: v for k, v in former["params"].items()}}
     (tmp_path / "model.safetensors").write_bytes(weights.to_safetensors(former))
-    read, _ = weights.read_safetensors(epath.Path(tmp_path / "model.safetensors"))
-    np.testing.assert_equal(read, present)
+    restored, _ = weights.read_safetensors(epath.Path(tmp_path / "model.safetensors"))
+    np.testing.assert_equal(restored, present)
 
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, former, {"moments": former["params"]}, {})

@@ -138,8 +138,8 @@ def test_adam_is_adamw_without_decay():
 def test_learning_rate_multiples_scale_the_update():
     rules = (("encoder/.*", {"lr": 0.25}), ("decoder/.*", {}))
     slow, _ = _run(_spec(rules=rules, weight_decay=0.0), 1)
-    plain, _ = _run(_spec(weight_decay=0.0), 1)
-    moved = [jax.tree.map(jnp.subtract, params, _params()) for params in (slow, plain)]
+    without_rules, _ = _run(_spec(weight_decay=0.0), 1)
+    moved = [jax.tree.map(jnp.subtract, params, _params()) for params in (slow, without_rules)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.25 * b, atol=1e-6), *(m["encoder"] for m in moved))
     jax.tree.map(np.testing.assert_array_equal, *(m["decoder"] for m in moved))
 

@@ -49,11 +49,11 @@ def program_on_one_device(workdir) -> Program:
 
 def two_steps(program: Program, update) -> tuple[dict, dict]:
     """Returns the parameters after two updates on random pixels, and the last metrics."""
-    draw = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     size, settings = program.description.preprocessing.size, program.description.model_settings
     batch = {
-        "image": draw.integers(0, 256, (4, size, size, 3), np.uint8),
-        "tokens": draw.integers(3, settings.vocabulary_size, (4, 1, settings.max_length), np.int32),
+        "image": rng.integers(0, 256, (4, size, size, 3), np.uint8),
+        "tokens": rng.integers(3, settings.vocabulary_size, (4, 1, settings.max_length), np.int32),
         "index": np.arange(4, dtype=np.int32),
         "mask": np.ones(4, bool),
     }

@@ -141,9 +141,9 @@ def variables() -> dict:
     model = model_of(make_config())
     arguments = (jnp.zeros((1, SIDE, SIDE, 3)), jnp.zeros((1, 1, LENGTH - 1), jnp.int32))
     init = jax.jit(functools.partial(model.init, train=False), compiler_options=QUICK_COMPILATION)
-    made = dict(init(jax.random.key(0), *arguments))
-    made["batch_stats"] = jax.tree.map(lambda a: a * 1.5 + 0.1, made["batch_stats"])
-    return made
+    initial = dict(init(jax.random.key(0), *arguments))
+    initial["batch_stats"] = jax.tree.map(lambda a: a * 1.5 + 0.1, initial["batch_stats"])
+    return initial
 
 
 def mesh_of(data: int, model: int = 1) -> jax.sharding.Mesh:
@@ -259,12 +259,12 @@ def test_four_microbatches_equal_the_whole_batch():
     weights = (batch["tokens"][..., 1:] != 1) * batch["mask"][:, None, None]
     tokens = [weights[part::4].sum() for part in range(4)]
     assert len(set(tokens)) > 1  # microbatches of different weights
-    whole, metrics = deterministic(1).run(deterministic(1).start, batch, frozen_backbone())
+    full, metrics = deterministic(1).run(deterministic(1).start, batch, frozen_backbone())
     parts, sliced = deterministic(4).run(deterministic(4).start, batch, frozen_backbone())
     for name in metrics:
         np.testing.assert_allclose(sliced[name], metrics[name], rtol=2e-6, err_msg=name)
     before, moved = flatten(deterministic(1).start.params), 0.0
-    for path, value in flatten(whole.params).items():
+    for path, value in flatten(full.params).items():
         np.testing.assert_allclose(flatten(parts.params)[path], value, rtol=0, atol=2e-7, err_msg=path)
         moved = max(moved, np.abs(np.asarray(value) - np.asarray(before[path])).max())
     assert moved > 1e-3

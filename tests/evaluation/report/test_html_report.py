@@ -146,8 +146,9 @@ def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
     assert {name: len(ids) for name, ids in groups.items()} == {"best": 8, "worst": 8, "random": 8}
     assert not set(groups["best"]) & set(groups["worst"]) and 0 not in {*groups["worst"], *groups["random"]}
     cider = dict(zip(scores.image_ids, scores.values["CIDEr-D"], strict=True))
-    rest = [cider[i] for i in readable - set(groups["best"]) - set(groups["worst"])]
-    assert min(cider[i] for i in groups["best"]) >= max(rest) and max(cider[i] for i in groups["worst"]) <= min(rest)
+    others = [cider[i] for i in readable - set(groups["best"]) - set(groups["worst"])]
+    assert min(cider[i] for i in groups["best"]) >= max(others)
+    assert max(cider[i] for i in groups["worst"]) <= min(others)
     assert cider[groups["best"][0]] == max(cider.values())
     assert groups == choose(scores, readable) and len(set(groups["random"])) == 8
     assert choose(scores, {3, 4})["best"] != choose(scores, {3, 4})["worst"]
@@ -238,7 +239,7 @@ def test_a_browser_shows_the_file_without_requests_or_messages(tmp_path):
 
 
 def test_missing_packages_are_a_warning_with_the_command(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "jinja2", None)  # as if it were not installed
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # simulates a missing package
     HtmlReport().write(FinalEvaluation(None, "val", None, None, None, None, []))
     (record,) = caplog.records
     assert record.levelname == "WARNING"

@@ -122,9 +122,9 @@ def test_the_loss_curve_has_a_panel_for_scores_if_there_are_any(tmp_path):
     for scored in (False, True):
         write_run(tmp_path / f"{scored}.jsonl", scored=scored)
         loss_curve(tmp_path / f"{scored}.jsonl", tmp_path / f"{scored}.png")
-        with Image.open(tmp_path / f"{scored}.png") as picture:
-            sizes[scored] = picture.size
-            assert ink(np.asarray(picture)) > 500
+        with Image.open(tmp_path / f"{scored}.png") as image:
+            sizes[scored] = image.size
+            assert ink(np.asarray(image)) > 500
     assert sizes[True][1] > sizes[False][1]
 
 
