@@ -88,7 +88,7 @@ def test_evaluate_uses_the_stored_config_and_separate_files_for_blank_images(sma
 def test_evaluate_applies_and_reports_decoding_overrides(small_workdir, capsys):
     beam = ["--config.decode.method=beam", "--config.decode.num_beams=2", "--config.decode.prefix=on the"]
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test", *beam) == 0
-    protocol = "beam alpha=0.0 num_beams=2 length_penalty=power max_length=10 prefix=on the"
+    protocol = "beam alpha=0.0 length_penalty=power max_length=10 num_beams=2 prefix=on the"
     assert f"decoding: {protocol}" in capsys.readouterr().out
     captions = read_results(small_workdir / "captions_test.json")
     assert all(caption.startswith("on the") for caption in captions.values())

@@ -47,7 +47,7 @@ class ImageCaptioningModel(nn.Module):
 
     def __call__(
         self,
-        images: Float[Array, "batch height width inputs"],
+        images: Float[Array, "batch *grid inputs"],
         tokens: Int[Array, "batch captions length"],
         *,
         train: bool = False,
@@ -70,7 +70,7 @@ class ImageCaptioningModel(nn.Module):
         return self.decode(tokens, features, train=train).logits
 
     def encode_images(
-        self, images: Float[Array, "batch height width inputs"], *, train: bool = False, start_after: str = ""
+        self, images: Float[Array, "batch *grid inputs"], *, train: bool = False, start_after: str = ""
     ) -> ImageFeatures:
         """Returns the memory for the decoder, and the image vector.
 

@@ -81,7 +81,7 @@ class ImageEncoder(nn.Module):
         self.dropout = nn.Dropout(self.memory_dropout)
 
     def __call__(
-        self, images: Float[Array, "batch height width inputs"], *, train: bool, start_after: str = ""
+        self, images: Float[Array, "batch *grid inputs"], *, train: bool, start_after: str = ""
     ) -> ImageFeatures:
         """Returns the features of normalised images. Training with dropout requires the RNG stream "dropout".
 

@@ -22,7 +22,7 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 Hidden = Float[Array, "texts length hidden"]
-Visible = Bool[Array, "texts #length length"]  # targets, then sources
+Visible = Bool[Array, "#texts #length length"]  # targets, then sources
 
 # Activations of the feed-forward networks, by their names in config.json.
 ACTIVATIONS = {

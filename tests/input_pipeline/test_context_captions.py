@@ -99,7 +99,7 @@ def test_a_run_cannot_resume_with_another_context():
 
 def test_evaluation_uses_first_captions_and_padding_rows_have_none():
     val = make_split(3, name="val")
-    context = make_context(near={1000: [1005, 1004], 1001: [1003], 1002: []})
+    context = make_context(neighbours={1000: [1005, 1004], 1001: [1003], 1002: []})
     (batch,) = take(eval_batches(val, PREPROCESSING, Letters(), data_config(), context=context), 2)
     assert [texts(ids) for ids in batch["context"]] == [["5/0", "4/0"], ["3/0", ""], ["", ""], ["", ""]]
     assert (batch["context"][1, 1] == 1).all() and (batch["context"][2:] == 1).all()

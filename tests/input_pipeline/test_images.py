@@ -352,7 +352,7 @@ def test_preprocessing_survives_json():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"size": 0}, {"resize": "stretch"}, {"interpolation": "nearest"}, {"mean": (0.0,)}, {"std": (1, 1, 0)}]
+    "bad", [{"size": 0}, {"resize": "squash"}, {"interpolation": "nearest"}, {"mean": (0.0,)}, {"std": (1, 1, 0)}]
 )
 def test_invalid_preprocessing_is_rejected(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

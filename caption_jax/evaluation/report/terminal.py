@@ -49,7 +49,7 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
 def decode_settings(decode: dict[str, Any]) -> str:
     """Summarises `config.decode`: the method, its main settings and all other settings with non-default values.
 
-    For example "beam alpha=0.0 num_beams=3 length_penalty=power max_length=40".
+    For example "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3".
 
     Args:
         decode: settings by name; settings missing in older runs have their defaults.
