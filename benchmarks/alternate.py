@@ -1,6 +1,6 @@
-"""Shared code of the benchmarks: contestants that alternate in separate processes, and the JSON line at the end.
+"""Shared code of the benchmarks: comparisons between alternating processes, and the JSON line at the end.
 
-Each contestant runs in its own child process, so two libraries share neither threads nor memory. All children stay
+Each side of a comparison runs in a child process, so two libraries share neither threads nor memory. All children stay
 alive. One works while the others wait, and rounds alternate, so a busy minute of the machine affects all of them.
 """
 
@@ -23,16 +23,16 @@ _READY = "ready"
 
 
 class Seconds(NamedTuple):
-    """Wall time and processor time of one run.
+    """Wall time and CPU time of one run.
 
-    Processor time covers all threads, including spin waits, and child processes that have exited.
+    CPU time covers all threads, including spin waits, and child processes that have exited.
     """
 
     wall: float
     processor: float
 
 
-class Contestant:
+class Side:
     """A child process that repeats the same work on request."""
 
     def __init__(
@@ -87,7 +87,7 @@ def serve(work: Callable[[], Any], warm_ups: int = 2, uncounted: int = 0) -> Non
         work: Function to time. It must block until the work is done.
         warm_ups: Number of runs before the first turn.
         uncounted: Number of untimed runs at the start of each turn, for work that in practice runs without pauses.
-            While another contestant runs, caches go cold and freed memory is returned. On virtual machines it goes
+            While another side runs, caches go cold and freed memory is returned. On virtual machines it goes
             back to the host, so each page costs a fault there.
     """
     for _ in range(warm_ups):
@@ -106,17 +106,17 @@ def _processor_seconds() -> float:
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
 
 
-def alternate(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, Seconds]:
-    """Returns the median times of each contestant over `rounds` rounds, in each of which every contestant runs once."""
-    times: dict[str, list[Seconds]] = {name: [] for name in contestants}
+def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, Seconds]:
+    """Returns the median times of each side over `rounds` rounds. Every side runs once per round."""
+    times: dict[str, list[Seconds]] = {name: [] for name in sides}
     for _ in range(rounds):
-        for name, contestant in contestants.items():
-            times[name].append(contestant.run())
+        for name, side in sides.items():
+            times[name].append(side.run())
     return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in times.items()}
 
 
 def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, float]]:
-    """Returns the cells for `print_result`, one per peer: images per second and the ratio of processor time."""
+    """Returns the cells for `print_result`, one per peer: images per second and the ratio of CPU time."""
     ours = seconds["ours"]
     return {
         name: {
@@ -131,14 +131,14 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
 
 
 @contextlib.contextmanager
-def contest(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Contestant]]:
-    """Starts a contestant per name from its `(arguments, environment)`, and stops them all on exit."""
+def contest(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Side]]:
+    """Starts one child process per name from its `(arguments, environment)`, and stops them all on exit."""
     with contextlib.ExitStack() as stack:
-        contestants = {}
+        sides = {}
         for name, (arguments, environment) in commands.items():
-            contestants[name] = Contestant(arguments, environment)
-            stack.callback(contestants[name].close)
-        yield contestants
+            sides[name] = Side(arguments, environment)
+            stack.callback(sides[name].close)
+        yield sides
 
 
 def print_result(name: str, cells: Mapping[str, Mapping[str, float]], unit: str) -> None:

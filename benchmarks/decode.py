@@ -7,7 +7,7 @@ layers, tied output and learned positions, as in ours, with its key/value cache.
 positions, in float32, with random weights that never produce </s>, so both run every step. Rounds alternate and the
 median counts. The peer runs with one thread or one per core, whichever is faster in a trial; a single thread wins if
 steps are small or other programs are running. A breakdown of our time follows. The last line is JSON: `ratio` is the
-worst of the batches above one. `cells` holds all of them, with the ratios of wall time and of processor time, which is
+worst of the batches above one. `cells` holds all of them, with the ratios of wall time and of CPU time, which is
 less sensitive to other programs.
 """
 
@@ -59,7 +59,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Work:
-    """Workload of both contestants."""
+    """Workload of both sides."""
 
     batch: int
     beams: int
@@ -148,17 +148,17 @@ def _memory(size: Size, work: Work) -> np.ndarray:
 
 
 def compare(size: Size, work: Work, rounds: int) -> tuple[Ours, dict[str, float]]:
-    """Captions per second and processor milliseconds per caption of ours and the peer, in alternating rounds."""
+    """Captions per second and CPU milliseconds per caption of ours and the peer, in alternating rounds."""
     ours, peer = Ours(size, work), Peer(size, work)
-    contestants = {"ours": ours.run, "peer": peer.run}
-    for name, run in contestants.items():
+    sides = {"ours": ours.run, "peer": peer.run}
+    for name, run in sides.items():
         tokens = run()
         if tokens.shape != (work.batch, work.tokens):
             raise AssertionError(f"{name} returned tokens of shape {tokens.shape}")
     cell: dict[str, float] = {"peer_threads": peer.choose_threads()}
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
-        for name, run in contestants.items():
+        for name, run in sides.items():
             times[name].append(timed(run))
     for name, measured in times.items():
         cell[name] = work.batch / statistics.median(wall for wall, _ in measured)
@@ -168,7 +168,7 @@ def compare(size: Size, work: Work, rounds: int) -> tuple[Ours, dict[str, float]
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """Returns (wall, processor) seconds of a call."""
+    """Returns (wall, CPU) seconds of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     jax.block_until_ready(function(*arguments))
     return time.perf_counter() - wall, time.process_time() - processor
@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--serve", default="", choices=["", *SIZES], help="run as our contestant, with the first batch size"
+        "--serve", default="", choices=["", *SIZES], help="run as our side of the comparison, with the first batch size"
     )
     options = parser.parse_args()
     if options.serve:
@@ -239,7 +239,7 @@ def main() -> None:
             ours, cell = compare(size, work, options.rounds)
             cells[f"{name}, batch {batch}"] = {key: round(value, 3) for key, value in cell.items()}
             print(f"{name}, batch {batch}: ours {cell['ours']:.1f}, peer {cell['peer']:.1f} captions/s, "
-                  f"ratio {cell['ratio']:.2f}; processor time per caption: ours {cell['ours_processor_ms']:.1f} ms, "
+                  f"ratio {cell['ratio']:.2f}; CPU time per caption: ours {cell['ours_processor_ms']:.1f} ms, "
                   f"peer {cell['peer_processor_ms']:.1f} ms in {cell['peer_threads']} threads", flush=True)  # fmt: skip
             spent = ", ".join(f"{part} {ms:.1f} ms" for part, ms in breakdown(ours, size, options.rounds).items())
             print(f"    per batch: {spent}", flush=True)

@@ -3,7 +3,7 @@
     python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
 EfficientNet-B0 at 224 pixels up to its last features, with stored batch norm statistics, in float32. Requires the
-bench extra. Each contestant runs in its own process, and they alternate: five warm-up passes, then a timed one. The
+bench extra. Each side runs in its own process, and they alternate: five warm-up passes, then a timed one. The
 last line is JSON; its `ratio` is that of the worst cell.
 """
 
@@ -34,10 +34,10 @@ def our_encoder(batch: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(forward(variables, images))
 
 
-def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+def side_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Returns the commands that start ours and the peers."""
     cores_flag = f"--cores={cores}"
-    work = [cores_flag, "--work=encoder", f"--batch={batch}"]
+    work = [cores_flag, "--workload=encoder", f"--batch={batch}"]
     commands = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
@@ -48,13 +48,13 @@ def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[lis
 
 
 def main() -> None:
-    """Runs the benchmark, or our contestant."""
+    """Runs the benchmark, or our side of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
+    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--serve", type=int, default=0, help="run as our contestant, with this batch size")
+    parser.add_argument("--serve", type=int, default=0, help="run as our side of the comparison, with this batch size")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
@@ -62,11 +62,11 @@ def main() -> None:
         return
     cells = {}
     for batch in map(int, options.batches.split(",")):
-        with contest(contestants(batch, options.cores, options.peers.split(","))) as sides:
+        with contest(side_commands(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
         for name, (wall, processor) in seconds.items():
             print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "
-                  f"processor time {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
+                  f"CPU time {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
         cells |= {f"batch {batch}, {name}": cell for name, cell in compare(seconds, batch).items()}
     print_result("encoder", cells, "images/s")
 

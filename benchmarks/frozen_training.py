@@ -15,8 +15,8 @@ optimizer are not counted. The ratio of the cell is utilisation over 0.4.
 
 Captions have random tokens, and lengths distributed as in Flickr8k (13.3 input tokens on average, standard deviation
 3.8). Ours is the program that a run compiles (`caption_jax.training.program`), with batches placed on the device as in
-a run. Float32. Each contestant runs in its own process, and they alternate; every turn starts with untimed work.
-Requires the bench extra. `--clock=processor` measures processor time, summed over all cores, instead of wall time,
+a run. Float32. Each side runs in its own process, and they alternate; every turn starts with untimed work.
+Requires the bench extra. `--clock=processor` measures CPU time, summed over all cores, instead of wall time,
 because it is reproducible on a busy machine. The last line is JSON; its `ratio` is that of the worst cell.
 """
 
@@ -149,8 +149,8 @@ def matrix_product(library: str) -> Callable[[], Any]:
     return lambda: product(x, y).block_until_ready()
 
 
-def contestant(name: str, batch: int, captions: int) -> Callable[[], Any]:
-    """Returns the work of the named contestant."""
+def side_work(name: str, batch: int, captions: int) -> Callable[[], Any]:
+    """Returns the work of the named side."""
     if name.startswith("product_"):
         return matrix_product(name.removeprefix("product_"))
     if name == "flickr8k":
@@ -205,25 +205,25 @@ def utilisation(turns: Callable) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Runs the benchmark, or one of its contestants."""
+    """Runs the benchmark, or one side of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="keras,utilisation")
     parser.add_argument("--batch", type=int, default=32, help="images per step in the comparison with Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="clock to measure with")
-    parser.add_argument("--serve", default="", help="run as the contestant of this name")
+    parser.add_argument("--serve", default="", help="run as the side of this name")
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
         uncounted = 10 if options.serve.startswith("product_") else 1  # in practice steps and products run back to back
-        serve(contestant(options.serve, options.batch, options.captions), uncounted=uncounted)
+        serve(side_work(options.serve, options.batch, options.captions), uncounted=uncounted)
         return
 
     quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
 
     def turns(names: list[str]) -> dict[str, float]:
-        """Returns the median seconds of each contestant, by the selected clock."""
+        """Returns the median seconds of each side, by the selected clock."""
         commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *sizes], quiet) for name in names}
         with contest(commands) as sides:
             return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}

@@ -1,4 +1,4 @@
-"""Processor time per image of libraries that decode or resize JPEG images, each in a plain single-threaded loop.
+"""CPU time per image of libraries that decode or resize JPEG images, each in a plain single-threaded loop.
 
     python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
 
@@ -84,7 +84,7 @@ def resizers(size: int) -> dict[str, Work]:
 
 
 def measure(libraries: dict[str, Work], items: list[Any], rounds: int) -> dict[str, float]:
-    """Median milliseconds of processor time per item; the first round is a warm-up."""
+    """Median milliseconds of CPU time per item; the first round is a warm-up."""
     times: dict[str, list[float]] = {name: [] for name in libraries}
     for _ in range(rounds + 1):
         for name, work in libraries.items():

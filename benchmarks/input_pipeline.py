@@ -3,8 +3,8 @@
     python -m benchmarks.input_pipeline [--root=FOLDER] [--modes=stretch] [--count=200] [--rounds=5]
 
 Requires the bench extra. FOLDER contains photographs (.jpg), repeated up to `--count`; the default is the development
-data next to the checkout. Each contestant runs in its own process, and they alternate. Processor time is measured, over
-all threads and worker processes. It is more stable than wall time on a busy machine, and its inverse is the throughput
+data next to the checkout. Each side runs in its own process, and they alternate. CPU time is measured, over all
+threads and worker processes. It is more stable than wall time on a busy machine, and its inverse is the throughput
 that each additional core adds. Peers produce the same output as ours, an antialiased square of 224 pixels, and a loop
 over the decoder and the resize alone is compared too. A peer with workers counts with its best number of workers. The
 last line is JSON; its `ratio` is that of the worst cell. The lines before it also list variants with different output:
@@ -55,7 +55,7 @@ def our_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callable
 
 
 def measure(mode: str, options: argparse.Namespace) -> dict[str, float]:
-    """Images per second of processor time, for ours and every kind of peer."""
+    """Images per second of CPU time, for ours and every kind of peer."""
     task = [f"--mode={mode}", *(f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch"))]
     peers = {kind: (["benchmarks.peers.image_loaders", f"--kind={kind}", *task], {}) for kind in KINDS}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
@@ -75,16 +75,16 @@ def best_peers(rates: dict[str, float]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Runs the benchmark, or our contestant."""
+    """Runs the benchmark, or our side of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, default=PHOTOGRAPHS)
     parser.add_argument("--modes", default="stretch")
-    parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch", help="resize mode of the contestant")
+    parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch", help="resize mode with --serve")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help="run as our contestant")
+    parser.add_argument("--serve", action="store_true", help="run as our side of the comparison")
     options = parser.parse_args()
     paths = recycled(options.root, options.count)
     if options.serve:

@@ -158,12 +158,12 @@ def work(name: str, implementation: str) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Runs the benchmark, or one implementation of an operation as a contestant."""
+    """Runs the benchmark, or one implementation of an operation as one side of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", default=",".join(NAMES))
-    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
+    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("OP", "IMPLEMENTATION"), help="run as a contestant")
+    parser.add_argument("--serve", nargs=2, metavar=("OP", "IMPLEMENTATION"), help="run as one side of the comparison")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
@@ -179,7 +179,7 @@ def main() -> None:
             seconds = alternate(sides, options.rounds)
         cells[name] = compare(seconds, 1)["reference"]
         ours, reference = (1e3 * seconds[side].processor for side in IMPLEMENTATIONS)
-        times = f"processor time {ours:8.1f} ms, reference {reference:8.1f} ms"
+        times = f"CPU time {ours:8.1f} ms, reference {reference:8.1f} ms"
         ratios = f"ratio {cells[name]['processor_ratio']:.2f}, wall time {cells[name]['ratio']:.2f}"
         print(f"{name:24} {times}, {ratios}", flush=True)
     print_result("ops", cells, "passes/s")

@@ -3,7 +3,7 @@
     git worktree add ../base REVISION
     python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--starts=3] [--rounds=5]
 
-Each part is the contestant of the benchmark of that name, started from both trees; the two processes alternate. A
+Each part is our side of the benchmark of that name, started from both trees; the two processes alternate. A
 process can be slow for its whole lifetime, depending on where its memory is allocated, so each pair is started
 `--starts` times and the median of all turns counts. There are no peers, so the bench extra is not required. The ratio
 of a cell is the seconds of the base over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
@@ -18,7 +18,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.alternate import Contestant, Seconds, print_result
+from benchmarks.alternate import Seconds, Side, print_result
 from caption_jax.runtime.process import HUGE_PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +36,7 @@ PARTS = {
 
 
 def alternate_trees(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
-    """Median seconds of the same contestant in both trees.
+    """Median seconds of the same work in both trees.
 
     Each tree has a separate compilation cache (`JAX_COMPILATION_CACHE_DIR`).
     """
@@ -47,7 +47,7 @@ def alternate_trees(arguments: list[str], base: Path, starts: int, rounds: int) 
                 sides = {}
                 for name, tree in {"ours": ROOT, "base": base}.items():
                     environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{name}"}
-                    sides[name] = Contestant(arguments, environment, tree)
+                    sides[name] = Side(arguments, environment, tree)
                     stack.callback(sides[name].close)
                 for _ in range(rounds):
                     for name, side in sides.items():
@@ -81,7 +81,7 @@ def main() -> None:
             cells[f"{part}, {name}"] = result
             print(
                 f"{part + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
-                f"ratio {result['ratio']:.3f}, processor time {result['processor_ratio']:.3f}",
+                f"ratio {result['ratio']:.3f}, CPU time {result['processor_ratio']:.3f}",
                 flush=True,
             )
     print_result("revisions", cells, "ms")

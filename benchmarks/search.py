@@ -60,20 +60,20 @@ def check_same(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.n
         raise AssertionError(f"{different.sum()} of {different.size} rows differ from the peer's")
 
 
-def compare(contestants: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
-    """Queries per second and processor milliseconds per query of all contestants, in alternating rounds."""
-    results = {name: search(queries) for name, search in contestants.items()}
+def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
+    """Queries per second and CPU milliseconds per query of all sides, in alternating rounds."""
+    results = {name: search(queries) for name, search in sides.items()}
     for result in results.values():
         check_same(results["ours"], result)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in contestants}
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
-        for name, search in contestants.items():
+        for name, search in sides.items():
             times[name].append(timed(search, queries))
     cell = {}
     for name, measured in times.items():
         cell[name] = len(queries) / statistics.median(wall for wall, _ in measured)
         cell[f"{name}_processor_ms"] = 1e3 * statistics.median(spent for _, spent in measured) / len(queries)
-    peer = max(cell[name] for name in contestants if name != "ours")
+    peer = max(cell[name] for name in sides if name != "ours")
     return {**cell, "ratio": cell["ours"] / peer}
 
 
@@ -103,7 +103,7 @@ class Peer:
 
 
 def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """Returns (wall, processor) seconds of a call."""
+    """Returns (wall, CPU) seconds of a call."""
     wall, processor = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, time.process_time() - processor
@@ -119,12 +119,12 @@ def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tu
     searcher.search(queries[:1], top)
     memory = (peak_memory() - before) / vectors.nbytes
     peer = Peer(vectors, top)
-    contestants = {
+    sides = {
         "ours": lambda batch: searcher.search(batch, top),
         "peer": peer.search,
         "peer_with_blas": peer.search_with_blas,
     }
-    return memory, {f"batch {batch}": compare(contestants, queries[:batch], rounds) for batch in BATCHES}
+    return memory, {f"batch {batch}": compare(sides, queries[:batch], rounds) for batch in BATCHES}
 
 
 def main() -> None:
@@ -141,9 +141,9 @@ def main() -> None:
         memory, cells = measure(path, options.vectors, options.dimension, options.top, options.rounds)
     for name, cell in cells.items():
         print(f"{name}: ratio {cell['ratio']:.2f}")
-        for contestant in ("ours", "peer", "peer_with_blas"):
-            spent = f"{cell[f'{contestant}_processor_ms']:.1f} ms of processor time per query"
-            print(f"    {contestant:15}{cell[contestant]:8.1f} queries/s, {spent}")
+        for side in ("ours", "peer", "peer_with_blas"):
+            spent = f"{cell[f'{side}_processor_ms']:.1f} ms of CPU time per query"
+            print(f"    {side:15}{cell[side]:8.1f} queries/s, {spent}")
     print(f"our memory: {memory:.2f} x the vectors")
     main_cell = cells[f"batch {BATCHES[0]}"]
     device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"

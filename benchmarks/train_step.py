@@ -6,8 +6,8 @@ The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers 
 per image, a compact vocabulary of 10,000). All parameters are trained, with batch statistics in batch norm, dropout,
 label smoothing, gradient clipping and AdamW, in float32 on random pixels and tokens, without augmentation or averaged
 weights. Ours is the program that a run compiles (`caption_jax.training.program`). Requires the bench extra. Each
-contestant runs in its own process, and they alternate: a warm-up step, then a timed one. The last line is JSON; its
-`ratio` is that of the fastest peer.
+side runs in its own process, and they alternate: a warm-up step, then a timed one. The last line is JSON; its `ratio`
+is that of the fastest peer.
 """
 
 from __future__ import annotations
@@ -61,10 +61,10 @@ def our_step(batch: int) -> Callable[[], Any]:
     return step
 
 
-def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+def side_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
     """Returns the commands that start ours and the peers."""
     cores_flag = f"--cores={cores}"
-    work = [cores_flag, "--work=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    work = [cores_flag, "--workload=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
     commands = {
         "torch": (["benchmarks.peers.torch_captioner", *work], {}),
         "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
@@ -77,24 +77,22 @@ def contestants(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[lis
 
 
 def main() -> None:
-    """Runs the benchmark, or our contestant."""
+    """Runs the benchmark, or our side of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="cores per contestant")
+    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help="run as our contestant")
+    parser.add_argument("--serve", action="store_true", help="run as our side of the comparison")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
         serve(our_step(options.batch), uncounted=1)
         return
-    with contest(contestants(options.batch, options.cores, options.peers.split(","))) as sides:
+    with contest(side_commands(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)
     for name, (wall, processor) in seconds.items():
-        print(
-            f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, processor time {processor:6.3f} s"
-        )
+        print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {processor:6.3f} s")
     print_result("train_step", compare(seconds, options.batch), "images/s")
 
 

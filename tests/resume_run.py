@@ -83,7 +83,7 @@ class Runs:
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
-        with log_of(workdir).open("a") as log:
+        with log_path(workdir).open("a") as log:
             return subprocess.Popen(
                 [*command, f"--config.data.root={self.data}", *flags],
                 cwd=ROOT,
@@ -94,29 +94,29 @@ class Runs:
 
     def complete(self, workdir: Path, *flags: str) -> str:
         """Runs to the end and returns the whole log of `workdir`."""
-        assert self.start(workdir, *flags).wait() == 0, log_of(workdir).read_text()
-        return log_of(workdir).read_text()
+        assert self.start(workdir, *flags).wait() == 0, log_path(workdir).read_text()
+        return log_path(workdir).read_text()
 
-    def kill(self, workdir: Path, reached: Callable[[Path], bool], delay: float = 0.0) -> bool:
-        """Starts the run and kills it `delay` seconds after `reached` is true. Returns False if it finished before."""
+    def kill(self, workdir: Path, condition: Callable[[Path], bool], delay: float = 0.0) -> bool:
+        """Starts the run and kills it `delay` seconds after `condition` is true. Returns False if it finished first."""
         process = self.start(workdir)
         try:
-            while not reached(workdir) and process.poll() is None:
+            while not condition(workdir) and process.poll() is None:
                 time.sleep(0.002)
             time.sleep(delay)
             process.kill()
             status = process.wait()
         finally:
             process.kill()
-        assert status in (0, -signal.SIGKILL), log_of(workdir).read_text()
+        assert status in (0, -signal.SIGKILL), log_path(workdir).read_text()
         return status != 0
 
-    def stop_when(self, workdir: Path, reached: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
-        """Starts the run and sends it a signal as soon as `reached` is true."""
+    def stop_when(self, workdir: Path, condition: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
+        """Starts the run and sends it a signal as soon as `condition` is true."""
         process = self.start(workdir)
         try:
-            while not reached(workdir):
-                assert process.poll() is None, "the run finished early:\n" + log_of(workdir).read_text()
+            while not condition(workdir):
+                assert process.poll() is None, "the run finished early:\n" + log_path(workdir).read_text()
                 time.sleep(0.002)
             process.send_signal(signal_number)
             process.wait()
@@ -125,7 +125,7 @@ class Runs:
         return process
 
 
-def log_of(workdir: Path) -> Path:
+def log_path(workdir: Path) -> Path:
     return workdir.with_name(workdir.name + ".log")
 
 
@@ -137,14 +137,14 @@ def has_trained(steps: int) -> Callable[[Path], bool]:
 def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
     """Whether a checkpoint of `steps` steps or more is being written."""
 
-    def reached(workdir: Path) -> bool:
+    def condition(workdir: Path) -> bool:
         folder = workdir / "checkpoints" / which
         if not folder.is_dir():
             return False
         names = [name for name in os.listdir(folder) if not name.isdigit()]
         return any(int(name.partition(".")[0]) >= steps for name in names if name[0].isdigit())
 
-    return reached
+    return condition
 
 
 def rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
@@ -181,7 +181,7 @@ def results_of(workdir: Path) -> dict:
     return {**scores, "captions": json.loads((workdir / "captions_val.json").read_text())}
 
 
-def assert_same_end(one: Path, two: Path) -> None:
+def assert_same_result(one: Path, two: Path) -> None:
     """Asserts that both runs have equal states, metrics, scores and captions."""
     assert_same_state(one, two)
     assert any("/train/params/" in name for name in state_of(one))  # in addition to the averages

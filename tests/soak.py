@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import small_run
 from resident_memory import resident_mb
-from resume_run import Runs, log_of, rows, saved_steps
+from resume_run import Runs, log_path, rows, saved_steps
 
 import caption_jax
 
@@ -34,7 +34,7 @@ def ticks(seconds: float, samples: int = 300) -> Iterator[None]:
 
 def wait_until(condition: Callable[[], bool], process, workdir: Path) -> None:
     while not condition():
-        assert process.poll() is None, log_of(workdir).read_text()
+        assert process.poll() is None, log_path(workdir).read_text()
         time.sleep(0.25)
 
 
@@ -47,10 +47,10 @@ def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
         wait_until(lambda: sum(split == "val" for _, split, _ in rows(workdir)) >= 3, process, workdir)  # warmed up
         warm, samples = rows(workdir)[-1][0], []
         for _ in ticks(seconds):
-            assert process.poll() is None, log_of(workdir).read_text()
+            assert process.poll() is None, log_path(workdir).read_text()
             samples.append(resident_mb(process.pid))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 0, log_of(workdir).read_text()
+        assert process.wait(timeout=300) == 0, log_path(workdir).read_text()
     finally:
         process.kill()
     assert saved_steps(workdir)[-1] > warm + 100  # it has trained and evaluated in the meantime

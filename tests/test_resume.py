@@ -1,4 +1,4 @@
-"""A run that is stopped in any way and resumed ends like an uninterrupted run."""
+"""However a run is stopped, resuming it gives the same result as an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from resume_run import (
     CHECKPOINT_EVERY,
     STEPS,
     Runs,
-    assert_same_end,
+    assert_same_result,
     assert_same_state,
     has_trained,
     is_writing,
-    log_of,
+    log_path,
     rows,
     saved_steps,
 )
@@ -40,7 +40,7 @@ def runs(small_images, compile_cache) -> Runs:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(runs, tmp_path_factory) -> Path:
+def uninterrupted_workdir(runs, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     runs.complete(workdir)
     assert saved_steps(workdir)[-1] == STEPS
@@ -49,36 +49,38 @@ def uninterrupted(runs, tmp_path_factory) -> Path:
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(runs, uninterrupted, tmp_path):
+def test_killed_while_a_checkpoint_is_written(runs, uninterrupted_workdir, tmp_path):
     workdir = tmp_path / "run"
     killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
     assert CHECKPOINT_EVERY <= saved_steps(workdir)[-1] < STEPS
     assert "resuming from step" in runs.complete(workdir)
-    assert_same_end(workdir, uninterrupted)
+    assert_same_result(workdir, uninterrupted_workdir)
 
 
 @pytest.mark.slow
-def test_killed_repeatedly_at_every_kind_of_moment(runs, uninterrupted, tmp_path):
+def test_killed_repeatedly_at_different_stages(runs, uninterrupted_workdir, tmp_path):
     """A short version of `tests/long/test_kills.py`: each start resumes the run that was killed before."""
     workdir = tmp_path / "run"
-    for reached in (
+    for condition in (
         lambda folder: (folder / "config.json").exists(),  # before training
         has_trained(1),
         is_writing(15, "best"),
         has_trained(33),
         lambda folder: saved_steps(folder)[-1:] == [50],
     ):
-        runs.stop_when(workdir, reached, signal.SIGKILL)
+        runs.stop_when(workdir, condition, signal.SIGKILL)
     assert f"resuming from step 50 of {STEPS}" in runs.complete(workdir)
-    assert_same_end(workdir, uninterrupted)
+    assert_same_result(workdir, uninterrupted_workdir)
 
 
 @pytest.mark.slow
-def test_a_terminated_run_saves_and_resumes_with_a_changed_harmless_key(runs, uninterrupted, tmp_path):
+def test_a_terminated_run_saves_and_resumes_after_changing_a_key_that_does_not_affect_results(
+    runs, uninterrupted_workdir, tmp_path
+):
     workdir = tmp_path / "run"
     process = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
-    log = log_of(workdir).read_text()
+    log = log_path(workdir).read_text()
     assert process.returncode == 0, log
     step = saved_steps(workdir)[-1]
     assert f"stop requested: saved step {step}" in log
@@ -87,32 +89,32 @@ def test_a_terminated_run_saves_and_resumes_with_a_changed_harmless_key(runs, un
     log = runs.complete(workdir, "--config.data.workers=3")
     assert "config.data.workers changed since this run was started: 1 -> 3" in log
     assert f"resuming from step {step} of {STEPS}" in log
-    assert_same_end(workdir, uninterrupted)
+    assert_same_result(workdir, uninterrupted_workdir)
 
 
 @pytest.fixture
-def trained(small_workdir, tmp_path) -> Path:
+def trained_workdir(small_workdir, tmp_path) -> Path:
     """A copy of the finished run of `small_run`, which tests may modify."""
     return Path(shutil.copytree(small_workdir, tmp_path / "trained", ignore=shutil.ignore_patterns("compile_cache")))
 
 
 @pytest.fixture
 def config(small_images) -> ConfigDict:
-    """The config of that run."""
+    """The config of `small_run`."""
     config = small_run.get_config()
     config.data.root = str(small_images)
     return config
 
 
-def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained, config):
-    middle, end = saved_steps(trained)
-    shutil.rmtree(trained / "checkpoints" / "last" / str(end))
-    assert saved_steps(trained, "best")[-1] > middle  # later than the step from which the run resumes
+def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_workdir, config):
+    middle, end = saved_steps(trained_workdir)
+    shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(end))
+    assert saved_steps(trained_workdir, "best")[-1] > middle  # later than the step from which the run resumes
     with small_run.quick_compilation():  # like the uninterrupted run
-        train_and_evaluate(RunSpec.from_config(config), trained)
-    assert saved_steps(trained) == [middle, end]
-    assert_same_state(trained, small_workdir)
-    assert_model_is_best_checkpoint(trained)
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    assert saved_steps(trained_workdir) == [middle, end]
+    assert_same_state(trained_workdir, small_workdir)
+    assert_model_is_best_checkpoint(trained_workdir)
 
 
 def assert_model_is_best_checkpoint(workdir: Path) -> None:
@@ -126,12 +128,12 @@ def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
     assert_model_is_best_checkpoint(small_workdir)
 
 
-def test_a_resumed_run_of_an_older_release_writes_its_model(trained, config):
-    shutil.rmtree(next(trained.glob("model-*")))
-    (trained / "best_model.json").unlink()
+def test_a_resumed_run_of_an_older_release_writes_its_model(trained_workdir, config):
+    shutil.rmtree(next(trained_workdir.glob("model-*")))
+    (trained_workdir / "best_model.json").unlink()
     with small_run.quick_compilation():
-        train_and_evaluate(RunSpec.from_config(config), trained)
-    assert_model_is_best_checkpoint(trained)
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    assert_model_is_best_checkpoint(trained_workdir)
 
 
 @pytest.mark.slow
@@ -145,29 +147,29 @@ def test_without_an_evaluation_the_last_model_is_loaded(config, tmp_path, compil
     assert {path.name for path in (tmp_path / "run").glob("model-*")} == {"model-3", "model-4"}
 
 
-def test_a_run_from_scratch_does_not_replace_a_model(trained, config):
-    shutil.rmtree(trained / "checkpoints")
+def test_a_run_from_scratch_does_not_replace_a_model(trained_workdir, config):
+    shutil.rmtree(trained_workdir / "checkpoints")
     config.train.log_every = 7
-    before = (trained / "config.json").read_text()
+    before = (trained_workdir / "config.json").read_text()
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
-        train_and_evaluate(RunSpec.from_config(config), trained)
-    assert (trained / "config.json").read_text() == before
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    assert (trained_workdir / "config.json").read_text() == before
 
 
 @pytest.mark.parametrize("profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(trained, config, profiled):
-    steps_before = saved_steps(trained)[-1]
+def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(trained_workdir, config, profiled):
+    steps_before = saved_steps(trained_workdir)[-1]
     config.optimizer.learning_rate = 1e30
     config.train.update({"steps": steps_before + 9, "checkpoint_every": 1, "eval_every": 1})
     config.train.profile.update({"start": steps_before, "steps": 100 if profiled else 0})
     with pytest.raises(NonFiniteLossError, match=rf"step {steps_before + 1}: .*Images of the step: \['?0") as error:
-        train_and_evaluate(RunSpec.from_config(config), trained)
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert "config.optimizer.learning_rate" in str(error.value)
-    assert saved_steps(trained)[-1] == read_weights(trained, "last").step == steps_before
+    assert saved_steps(trained_workdir)[-1] == read_weights(trained_workdir, "last").step == steps_before
     for which in ("best", "last"):
-        weights = read_weights(trained, which)
+        weights = read_weights(trained_workdir, which)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
-    traces = list((trained / "profile").rglob("*.xplane.pb"))
+    traces = list((trained_workdir / "profile").rglob("*.xplane.pb"))
     assert bool(traces) == profiled  # although the run stopped before the end of the trace
 
 
@@ -188,24 +190,25 @@ def test_a_run_that_stopped_early_does_not_continue(config, compile_cache, tmp_p
     assert saved_steps(tmp_path) == [6, 8]
 
 
-def test_changes_incompatible_with_the_state_are_rejected(trained, config):
+def test_changes_incompatible_with_the_state_are_rejected(trained_workdir, config):
     config.seed = 1
     config.model.decoder.width = 32
     with pytest.raises(ValueError) as error:
-        train_and_evaluate(RunSpec.from_config(config), trained)
-    for words in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained}"):
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    for words in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained_workdir}"):
         assert words in str(error.value)
     config.seed, config.model.decoder.width = 0, 16
     config.optimizer.ema = 0.5
     with pytest.raises(ValueError, match="does not match the parameters of this config") as error:
-        train_and_evaluate(RunSpec.from_config(config), trained)
-    assert f"--config.init_from={trained}" in str(error.value)
-    assert read_weights(trained).step == saved_steps(trained)[-1]
+        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    assert f"--config.init_from={trained_workdir}" in str(error.value)
+    assert read_weights(trained_workdir).step == saved_steps(trained_workdir)[-1]
 
 
 def test_a_folder_without_a_checkpoint_starts_from_scratch_with_any_config(config, tmp_path):
     for name in ("model.json", "config.json"):
-        (tmp_path / name).write_text("{")  # of a run that was killed at its start, or that failed and was fixed
+        # Left by a run that was killed during startup, or whose config was corrected after an error.
+        (tmp_path / name).write_text("{")
     experiment = start_experiment(RunSpec.from_config(config), tmp_path)
     description = read_description(tmp_path)
     assert description.spec == RunSpec.from_config(config)

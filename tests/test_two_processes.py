@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resume_run import QUICK_COMPILATION, Runs, has_trained, log_of, results_of, rows, saved_steps
+from resume_run import QUICK_COMPILATION, Runs, has_trained, log_path, results_of, rows, saved_steps
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
@@ -44,7 +44,7 @@ def start_both(runs: Runs, workdir: Path, *flags: str) -> list[subprocess.Popen]
 def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
     try:
         for process in processes:
-            assert process.wait(timeout=900) == 0, log_of(workdir).read_text()
+            assert process.wait(timeout=900) == 0, log_path(workdir).read_text()
     finally:
         for process in processes:
             process.kill()
@@ -59,7 +59,7 @@ def test_two_processes_equal_one_process(runs, tmp_path, kind):
     wait_for([alone], one)
     wait_for(start_both(runs, two, "--config.train.steps=12"), two)
 
-    assert "process 1 of 2" in log_of(two).read_text()
+    assert "process 1 of 2" in log_path(two).read_text()
     assert [row[:2] for row in rows(two)] == [row[:2] for row in rows(one)]  # each step once, not once per process
     for (step, split, actual), (_, _, expected) in zip(rows(two), rows(one), strict=True):
         np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
@@ -82,12 +82,12 @@ def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
     workdir = tmp_path / "run"
     processes = start_both(runs, workdir, "--config.train.steps=2000")
     while not has_trained(8)(workdir):
-        assert [process.poll() for process in processes] == [None, None], log_of(workdir).read_text()
+        assert [process.poll() for process in processes] == [None, None], log_path(workdir).read_text()
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     wait_for(processes, workdir)
     step = saved_steps(workdir)[-1]
-    log = log_of(workdir).read_text()
+    log = log_path(workdir).read_text()
     assert log.count(f"stop requested: saved step {step}") == 2
     assert 8 <= step < 2000
 
@@ -99,4 +99,4 @@ def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
     )
     wait_for([alone], workdir)
     assert saved_steps(workdir)[-1] == step + 3
-    assert f"resuming from step {step}" in log_of(workdir).read_text()
+    assert f"resuming from step {step}" in log_path(workdir).read_text()

@@ -2,8 +2,8 @@
 
     python -m benchmarks.peers.image_loaders --kind=tf-crop --root=FOLDER --count=400 --size=224 --batch=32
 
-Runs one of `KINDS` as a contestant; see `benchmarks.alternate.serve`. Each produces the same output as our pipeline,
-antialiased 8-bit RGB squares, unless its name contains `aliased`, and uses its fastest settings.
+Runs one of `KINDS` as one side of a comparison; see `benchmarks.alternate.serve`. Each produces the same output as our
+pipeline, antialiased 8-bit RGB squares, unless its name contains `aliased`, and uses its fastest settings.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ def loader(kind: str, paths: list[str], size: int, mode: str, batch: int) -> Cal
 
 
 def main() -> None:
-    """Runs one kind as a contestant."""
+    """Runs one kind as one side of the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch")

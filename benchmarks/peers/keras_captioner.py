@@ -1,8 +1,8 @@
 """The captioner of `configs/coco.py` in Keras on its JAX backend: EfficientNetB0 and a decoder of Keras layers.
 
-    KERAS_BACKEND=jax python -m benchmarks.peers.keras_captioner --work=train_step --batch=16
+    KERAS_BACKEND=jax python -m benchmarks.peers.keras_captioner --workload=train_step --batch=16
 
-Runs as a contestant of a benchmark (benchmarks/alternate.py). Started standalone, it waits for lines on standard input.
+One side of a benchmark (benchmarks/alternate.py). When run on its own, it waits for commands on stdin.
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ def encoder(batch: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Runs the work selected by the flags as a contestant."""
+    """Runs the selected workload as one side of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
+    parser.add_argument("--workload", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=40)
@@ -90,7 +90,7 @@ def main() -> None:
     use_cores(options.cores)
     if keras.backend.backend() != "jax":
         parser.error("this peer runs Keras on JAX: set KERAS_BACKEND=jax")
-    if options.work == "encoder":
+    if options.workload == "encoder":
         serve(encoder(options.batch), warm_ups=1, uncounted=5)
     else:
         serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1, uncounted=1)

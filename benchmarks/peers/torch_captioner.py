@@ -1,8 +1,8 @@
 """The captioner of `configs/coco.py` in PyTorch: torchvision's EfficientNet-B0 and `nn.TransformerDecoder`.
 
-    python -m benchmarks.peers.torch_captioner --work=train_step --batch=16 --compile=1
+    python -m benchmarks.peers.torch_captioner --workload=train_step --batch=16 --compile=1
 
-Runs as a contestant of a benchmark (benchmarks/alternate.py). Started standalone, it waits for lines on standard input.
+One side of a benchmark (benchmarks/alternate.py). When run on its own, it waits for commands on stdin.
 Images are channels_last, attention is PyTorch's fused implementation (without dropout on its weights, as in ours), and
 so is AdamW.
 """
@@ -95,9 +95,9 @@ def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
 
 
 def main() -> None:
-    """Runs the work selected by the flags as a contestant."""
+    """Runs the selected workload as one side of a comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--work", choices=["train_step", "encoder"], required=True)
+    parser.add_argument("--workload", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--vocabulary", type=int, default=10_000)
     parser.add_argument("--length", type=int, default=40)
@@ -107,7 +107,7 @@ def main() -> None:
     use_cores(options.cores)
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)
-    if options.work == "encoder":
+    if options.workload == "encoder":
         serve(encoder(options.batch, bool(options.compile)), uncounted=5)
     else:
         serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)), uncounted=1)

@@ -15,7 +15,7 @@ from caption_jax.decoding.predictor import Predictor
 from caption_jax.models.cache import Cache
 
 # Selects one token per row, from constrained log-probabilities and the step.
-Choose = Callable[[LogProbs, Int[Array, ""]], Int[Array, "batch rows"]]
+SelectToken = Callable[[LogProbs, Int[Array, ""]], Int[Array, "batch rows"]]
 
 
 class _State(NamedTuple):
@@ -30,7 +30,7 @@ class _State(NamedTuple):
 
 def roll_out(
     predictor: Predictor,
-    choose: Choose,
+    select_token: SelectToken,
     *,
     rows: int,
     max_length: int,
@@ -60,11 +60,11 @@ def roll_out(
     def advance(state: _State) -> _State:
         logits, caches = predictor.step(state.last, state.caches)
         log_normaliser = jax.nn.logsumexp(logits, axis=-1)
-        allowed = logits - log_normaliser[..., None]
+        constrained_log_probs = logits - log_normaliser[..., None]
         if constraints:
-            allowed = constrain(constraints, allowed, Progress(state.tokens, state.step))
-        token = choose(allowed, state.step).astype(jnp.int32)
-        stuck = state.stuck | (~state.finished & jnp.isneginf(_at(allowed, token)))
+            constrained_log_probs = constrain(constraints, constrained_log_probs, Progress(state.tokens, state.step))
+        token = select_token(constrained_log_probs, state.step).astype(jnp.int32)
+        stuck = state.stuck | (~state.finished & jnp.isneginf(_at(constrained_log_probs, token)))
         token = jnp.where(state.finished | stuck, pad_id, token)
         log_prob = jnp.where(state.finished, 0.0, _at(logits, token) - log_normaliser)
         return _State(

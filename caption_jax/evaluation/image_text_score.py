@@ -24,7 +24,7 @@ from caption_jax.evaluation.evaluator import EvalBatch, Evaluator, ImageId, Resu
 from input_pipeline.special_tokens import BOS, PAD
 
 if TYPE_CHECKING:  # the config imports this module in every mode, so it must be cheap to import
-    from caption_jax.evaluation.recall import TextVectors
+    from caption_jax.evaluation.recall import TextEmbedder
     from caption_jax.runs.experiment import Experiment
 
 PyTree = Any
@@ -35,7 +35,7 @@ WITH_REFERENCES = "ref_joint_embedding_score"
 
 class _State(NamedTuple):
     text_ids: Any  # maps the decoder's token ids to the text encoder's
-    texts: TextVectors
+    embed_texts: TextEmbedder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,14 +61,14 @@ class JointEmbeddingScore(Evaluator):
         Raises:
             ConfigError: the model has no joint embedding.
         """
-        from caption_jax.evaluation.recall import TextVectors
+        from caption_jax.evaluation.recall import TextEmbedder
 
         if not experiment.description.has_joint_embedding:
             raise ConfigError(
                 f"{SCORE} requires a model with a joint embedding of images and texts: train one with "
                 "config.objective.contrastive_weight above 0, or remove the score from config.evaluators"
             )
-        return _State(experiment.description.text_ids, TextVectors(experiment))
+        return _State(experiment.description.text_ids, TextEmbedder(experiment))
 
     def outputs(self, state: _State, batch: EvalBatch) -> dict[str, jax.Array]:
         """`image` and `caption` [batch, width]: unit vectors of the images and their decoded captions."""
@@ -88,8 +88,9 @@ class JointEmbeddingScore(Evaluator):
             ids = [record.image_id for record in records]
             captions = _rows(outputs.arrays["caption"], ids)
             values = image_text_scores(_rows(outputs.arrays["image"], ids), captions, self.weight)
-            texts = state.texts(variables, [caption for record in records for caption in record.captions])
-            references = np.split(texts, np.cumsum([len(record.captions) for record in records])[:-1])
+            reference_captions = [caption for record in records for caption in record.captions]
+            text_vectors = state.embed_texts(variables, reference_captions)
+            references = np.split(text_vectors, np.cumsum([len(record.captions) for record in records])[:-1])
             pairs = zip(references, captions, strict=True)
             max_cosines = np.array([(vectors @ caption).max() for vectors, caption in pairs])
             scores |= dict(zip(ids, values.tolist(), strict=True))

@@ -20,7 +20,7 @@ from input_pipeline.special_tokens import PAD
 PyTree = Any
 
 
-class TextVectors:
+class TextEmbedder:
     """Embeds texts in the joint embedding space, in batches of `config.data.eval_batch_size`; compiled once.
 
     Args:
@@ -58,20 +58,20 @@ class RetrievalRecall(Evaluator):
         """The metrics of `retrieval_scores`."""
         return tuple(retrieval_scores(np.ones((1, 1)), np.zeros(1, int)))
 
-    def prepare(self, experiment: Experiment) -> TextVectors:
+    def prepare(self, experiment: Experiment) -> TextEmbedder:
         """Builds the text embedding function, which is compiled on first use."""
-        return TextVectors(experiment)
+        return TextEmbedder(experiment)
 
-    def outputs(self, state: TextVectors, batch: EvalBatch) -> dict[str, jax.Array]:
+    def outputs(self, state: TextEmbedder, batch: EvalBatch) -> dict[str, jax.Array]:
         """`image` [batch, width]: unit vectors of the images."""
         return {"image": batch.model.apply(batch.variables, batch.features, method="embed_images")}
 
-    def summarise(self, state: TextVectors, variables: PyTree, outputs: SplitOutputs) -> Result:
+    def summarise(self, state: TextEmbedder, variables: PyTree, outputs: SplitOutputs) -> Result:
         """Computes retrieval metrics over all images and captions of the split."""
         if not outputs.split.captions:
             return Result()
-        texts = state(variables, outputs.split.captions)
-        return Result(split_retrieval(outputs.split, outputs.arrays["image"], texts))
+        text_vectors = state(variables, outputs.split.captions)
+        return Result(split_retrieval(outputs.split, outputs.arrays["image"], text_vectors))
 
 
 def split_retrieval(

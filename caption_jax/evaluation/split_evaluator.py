@@ -28,20 +28,20 @@ from input_pipeline.records import Split
 PyTree = Any
 
 
-class Prepared(NamedTuple):
+class PreparedEvaluator(NamedTuple):
     """An evaluator with its label in the config ("" for built-in evaluators) and its prepared state."""
 
     label: str
     evaluator: Evaluator
     state: Any
 
-    def named(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def prefix_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Prefixes the names of values with the label."""
         return {f"{self.label}/{name}" if self.label else name: value for name, value in values.items()}
 
 
 @dataclass
-class _Collected:
+class _CollectedOutputs:
     """Outputs of the evaluation step, collected by image id."""
 
     tokens: dict[Any, np.ndarray] = field(default_factory=dict)
@@ -62,10 +62,10 @@ class _Collected:
                 for name, array in arrays.items():
                     collected[name][image_id] = array[row]
 
-    def shuffled(self) -> _Collected:
+    def shuffled(self) -> _CollectedOutputs:
         """A copy in which each image has the outputs of the next one."""
         arrays = [{name: _rotated(rows) for name, rows in per_evaluator.items()} for per_evaluator in self.arrays]
-        return _Collected(_rotated(self.tokens), _rotated(self.log_probs), arrays, self.sums)
+        return _CollectedOutputs(_rotated(self.tokens), _rotated(self.log_probs), arrays, self.sums)
 
     def reference_metrics(self) -> dict[str, float]:
         """Teacher-forced loss and token accuracy of the references."""
@@ -127,14 +127,14 @@ class SplitEvaluator:
         names = [
             name
             for prepared in self._evaluators
-            for name in prepared.named(dict.fromkeys(prepared.evaluator.metric_names()))
+            for name in prepared.prefix_names(dict.fromkeys(prepared.evaluator.metric_names()))
         ]
         if name not in names:
             raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
         """Decodes and scores every image of the split. The last batch is padded and masked, not dropped."""
-        started = time.time()
+        start_time = time.time()
         description = self._experiment.description
         batches = eval_batches(
             self.split,
@@ -145,14 +145,14 @@ class SplitEvaluator:
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        collected = _Collected()
+        collected = _CollectedOutputs()
         for batch in batches:
             if self._images == "blank":
                 batch = {**batch, "image": np.full_like(batch["image"], 128)}
             collected.add(self.split, jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh))))
         if self._images == "shuffled":
             collected = collected.shuffled()
-        return self._summarise(collected, variables, step, started, dict(batches.problems))
+        return self._summarise(collected, variables, step, start_time, dict(batches.problems))
 
     def on_full_split(self) -> SplitEvaluator:
         """A copy of this evaluator for the whole split, without `limit`; the compiled step is shared."""
@@ -166,32 +166,35 @@ class SplitEvaluator:
             prepared.evaluator.write(final)
 
     def _summarise(
-        self, collected: _Collected, variables: PyTree, step: int, started: float, problems: dict
+        self, collected: _CollectedOutputs, variables: PyTree, step: int, start_time: float, problems: dict
     ) -> Evaluation:
         decode, tokens = self._experiment.description.vocabulary.decode, collected.tokens
         missing = [record for record in self.split if record.image_id not in tokens]
-        unreadable = {record.image_id: problems.get(record.name, "read by another process") for record in missing}
+        unreadable = {
+            record.image_id: problems.get(record.name, "could not be read by another process; see its log")
+            for record in missing
+        }
         captions = {image_id: decode(tokens.get(image_id, ())) for image_id in self.split.image_ids}
         reference_metrics = collected.reference_metrics()
         metrics: dict[str, float] = {}
         per_image: dict[str, Mapping[Any, float]] = {}
-        results: list[tuple[Prepared, Result]] = []
+        results: list[tuple[PreparedEvaluator, Result]] = []
         for index, prepared in enumerate(self._evaluators):
             arrays = collected.arrays[index] if collected.arrays else {}
             outputs = SplitOutputs(self.split, captions, arrays, reference_metrics)
             result = prepared.evaluator.summarise(prepared.state, variables, outputs)
-            metrics |= prepared.named(result.metrics)
-            per_image |= prepared.named(result.per_image)
+            metrics |= prepared.prefix_names(result.metrics)
+            per_image |= prepared.prefix_names(result.per_image)
             results.append((prepared, result))
-        protocol = self._protocol(results, unreadable, step, time.time() - started)
+        protocol = self._protocol(results, unreadable, step, time.time() - start_time)
         return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, protocol, per_image)
 
     def _protocol(
-        self, results: list[tuple[Prepared, Result]], unreadable: dict, step: int, seconds: float
+        self, results: list[tuple[PreparedEvaluator, Result]], unreadable: dict, step: int, seconds: float
     ) -> dict[str, Any]:
         mesh = self._experiment.mesh
         built_in = [result.protocol for prepared, result in results if not prepared.label]
-        named = {
+        labelled = {
             prepared.label: {
                 NAME: import_path(type(prepared.evaluator)),
                 **as_mapping(prepared.evaluator),
@@ -210,7 +213,7 @@ class SplitEvaluator:
             "image_input": self._images,
             **context_protocol(self._experiment, self._context_kind),
             **{key: value for part in built_in for key, value in part.items()},
-            **({"evaluators": named} if named else {}),
+            **({"evaluators": labelled} if labelled else {}),
             "decode": as_mapping(self._experiment.spec.decode),
             "step": step,
             "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
@@ -218,7 +221,7 @@ class SplitEvaluator:
         }
 
 
-def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
+def prepare_evaluators(experiment: Experiment) -> list[PreparedEvaluator]:
     """Prepares the built-in evaluators that apply to the run, followed by those of `config.evaluators`.
 
     Raises:
@@ -235,7 +238,7 @@ def prepare_evaluators(experiment: Experiment) -> list[Prepared]:
                 f"subclass of {import_path(Evaluator)}"
             )
         evaluators.append((label, evaluator))
-    return [Prepared(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
+    return [PreparedEvaluator(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
 
 
 def _rotated(per_image: dict[Any, Any]) -> dict[Any, Any]:

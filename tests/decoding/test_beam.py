@@ -56,7 +56,7 @@ CASES = settings(max_examples=40, deadline=None, suppress_health_check=list(Heal
 
 
 @functools.cache
-def compiled(rules: tuple[str, ...], **options):
+def compile_search(rules: tuple[str, ...], **options):
     @jax.jit
     def run(variables, memory, values):
         rule_constraints = [RULES[name][0](values) for name in ("words", *rules)]
@@ -85,12 +85,12 @@ def compiled(rules: tuple[str, ...], **options):
 def search(rules, seed, values, **options):
     variables, memory = random_captioner(seed)
     traced = {name: jnp.asarray(value) for name, value in values.items()}
-    decoded = jax.device_get(compiled(rules, **options)(variables, memory, traced))
+    decoded = jax.device_get(compile_search(rules, **options)(variables, memory, traced))
     reference_rules = [RULES[name][1](values) for name in ("words", *rules)]
     return decoded, next_log_probs(variables, memory), reference_rules
 
 
-def assert_finds(decoded, image, expected, table):
+def assert_candidates_match(decoded, image, expected, table):
     """Checks the (score, caption) pairs, best first, and that the remaining candidates are empty."""
     for rank in range(decoded.all_tokens.shape[1]):
         tokens, score = decoded.all_tokens[image, rank].tolist(), decoded.all_scores[image, rank]
@@ -137,7 +137,7 @@ def test_matches_the_reference_search(rules, options, seed, values):
             assume(False)
         scores = [score for score, _ in expected]
         assume(all(a - b > 2e-5 for a, b in itertools.pairwise(scores)))
-        assert_finds(decoded, image, expected, table)
+        assert_candidates_match(decoded, image, expected, table)
 
 
 # With this many beams the search is exhaustive.
@@ -165,7 +165,7 @@ def test_exhaustive_beam_finds_the_best_captions(rules, length_penalty, seed, va
         ]
         best = sorted((pair for pair in scored if pair[0] > -np.inf), key=lambda pair: -pair[0])[:5]
         assume(all(a[0] - b[0] > 2e-5 for a, b in itertools.pairwise(best)))
-        assert_finds(decoded, image, best[:4], table)
+        assert_candidates_match(decoded, image, best[:4], table)
 
 
 @pytest.mark.parametrize("seed", range(5))

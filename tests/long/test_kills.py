@@ -1,4 +1,4 @@
-"""A run that is repeatedly killed at random moments ends like an uninterrupted run.
+"""A run that is repeatedly killed at random times gives the same result as an uninterrupted run.
 
 python -m pytest -m long tests/long/test_kills.py --kills=200
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resume_run import STEPS, Runs, assert_same_end, has_trained, is_writing, saved_steps
+from resume_run import STEPS, Runs, assert_same_result, has_trained, is_writing, saved_steps
 
 pytestmark = pytest.mark.long
 
@@ -32,8 +32,8 @@ def random_moment(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], b
 
 
 def test_a_repeatedly_killed_run_ends_like_an_uninterrupted_one(runs, amount, tmp_path):
-    uninterrupted = tmp_path / "uninterrupted"
-    runs.complete(uninterrupted)
+    uninterrupted_workdir = tmp_path / "uninterrupted"
+    runs.complete(uninterrupted_workdir)
     rng = random.Random(amount("seed"))
     kills, number, killed = 0, 0, True
     while kills < amount("kills"):
@@ -41,8 +41,8 @@ def test_a_repeatedly_killed_run_ends_like_an_uninterrupted_one(runs, amount, tm
         killed = runs.kill(workdir, *random_moment(rng, workdir))
         kills += killed
         if not killed:  # it finished first
-            assert_same_end(workdir, uninterrupted)
+            assert_same_result(workdir, uninterrupted_workdir)
             number += 1
     if killed:
         runs.complete(workdir)
-        assert_same_end(workdir, uninterrupted)
+        assert_same_result(workdir, uninterrupted_workdir)

@@ -16,7 +16,7 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
     """Prints the protocol, scores with confidence intervals, caption statistics, unreadable images and samples.
 
     Args:
-        assessment: the evaluation.
+        assessment: the scored evaluation.
         samples: number of captions to print, from the beginning of the split.
     """
     protocol, evaluation = assessment.protocol, assessment.evaluation
@@ -52,7 +52,7 @@ def decode_settings(decode: dict[str, Any]) -> str:
     For example "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3".
 
     Args:
-        decode: settings by name; settings missing in older runs have their defaults.
+        decode: settings by name; settings missing from older runs fall back to their defaults.
     """
     defaults = as_mapping(DecodeSpec())
     settings = {**defaults, **decode}

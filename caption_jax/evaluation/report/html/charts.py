@@ -13,7 +13,7 @@ from caption_jax.telemetry.metrics_file import Row, series, smoothed
 
 Points = Float[np.ndarray, "points 2"]
 
-_MAX_POINTS = 400  # per polyline; more increase the file size without a visible difference
+_MAX_POINTS = 400  # per polyline; more points only make the file larger
 _MAX_MARKS = 40
 _TICKS = 5
 
@@ -79,7 +79,7 @@ class Polyline:
 
 @dataclass(frozen=True)
 class Chart:
-    """A chart as input of the template.
+    """Template data for one chart.
 
     Attributes:
         title: heading.
