@@ -60,4 +60,4 @@ def test_a_command_exits_quickly_and_flushes_its_output(tmp_path):
     process = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (3, "output")
     within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
-    assert within.stdout.split() == ["saidgoes", "on", "exit", "handler"]
+    assert within.stdout.split() == ["outputstill", "running", "exit", "handler"]
