@@ -30,7 +30,7 @@ class Config(ConfigDict):
         super().__setitem__(key, current_value(key, value))
 
     def get_type(self, key: str) -> type:
-        """The type of a key's values, which flags are parsed as."""
+        """Returns the type that flags for a key are parsed as."""
         return super().get_type(current_key(key, self._fields))
 
 

@@ -31,7 +31,9 @@ def current_key(key: Any, keys: Container[str]) -> Any:
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Returns the present spelling of the value of a key."""
+    """Returns the value of a key with present names: choices, and modules in the patterns of `rules`."""
+    if key == "rules" and isinstance(value, tuple | list):
+        return type(value)(_current_rule(rule) for rule in value)
     renamed = _VALUES.get((key, value)) if isinstance(value, str) else None
     if renamed is None:
         return value
@@ -39,13 +41,15 @@ def current_value(key: str, value: Any) -> Any:
     return renamed
 
 
-def current_path(pattern: str) -> str:
-    """Returns the pattern of a rule with the present names of modules."""
+def _current_rule(rule: Any) -> Any:
+    if not (isinstance(rule, tuple | list) and rule and isinstance(rule[0], str)):
+        return rule  # malformed, which the spec reports
+    pattern = rule[0]
     for former, renamed in RENAMED_MODULES.items():
-        if isinstance(pattern, str) and former in pattern:
+        if former in pattern:
             _warn(f"module {former!r} in the rule {pattern!r}", renamed)
             pattern = pattern.replace(former, renamed)
-    return pattern
+    return type(rule)((pattern, *rule[1:]))
 
 
 def _warn(what: str, renamed: str) -> None:

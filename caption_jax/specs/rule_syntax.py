@@ -8,7 +8,6 @@ import math
 import re
 from typing import Any
 
-from caption_jax.specs.renamed_keys import current_path
 from input_pipeline.errors import ConfigError
 
 
@@ -38,7 +37,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern:
         ConfigError: the pattern is not a valid regular expression.
     """
     try:
-        return re.compile(current_path(pattern))
+        return re.compile(pattern)
     except (re.error, TypeError) as error:
         raise ConfigError(f"config.{key}: {pattern!r} is not a valid regular expression ({error})") from error
 

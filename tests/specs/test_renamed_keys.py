@@ -71,6 +71,7 @@ def test_a_stored_config_of_an_earlier_release_is_read_without_a_warning(tmp_pat
     (tmp_path / "config.json").write_text(json.dumps({"version": 2, "spec": spec}))
     restored = read_spec(tmp_path)
     assert (restored.data.resize, restored.decode.num_beams, restored.model.joint_embedding.width) == ("stretch", 7, 32)
+    assert [pattern for pattern, _ in restored.optimizer.rules] == ["joint_embedding/.*", "(?!joint_embedding).*"]
     assert not [warning for warning in recwarn if warning.category is FutureWarning]
 
 
