@@ -34,22 +34,16 @@ class Settings(Protocol):
     source: str
 
 
-# Protocol properties are documented under `Attributes` of the class, hence the D102 suppressions.
-
-
 class Pretrained(Protocol):
-    """Pretrained weights, converted to the parameter tree of the module.
-
-    Attributes:
-        variables: variable collections of the module: `params` and, if it has any, `batch_stats`.
-        source: origin of the weights, for logging.
-    """
+    """Pretrained weights, converted to the parameter tree of the module."""
 
     @property
-    def variables(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def variables(self) -> Mapping[str, Any]:
+        """Variable collections of the module: `params` and, if it has any, `batch_stats`."""
 
     @property
-    def source(self) -> str: ...  # noqa: D102
+    def source(self) -> str:
+        """Origin of the weights, for logging."""
 
 
 class Backbone(Protocol):
@@ -61,18 +55,18 @@ class Backbone(Protocol):
     Attributes:
         weights: source of the pretrained weights, interpreted by the backbone; "" for random initialization.
         settings_class: class of `settings()`. The defaults of its fields apply to random weights.
-        stage_names: names of the stages in order. The parameters of a stage are under `<stage>/...`.
-        batch_multiple: number of images that are normalized together; the training batch size must be a multiple.
     """
 
     weights: str
     settings_class: ClassVar[type[Settings]]
 
     @property
-    def stage_names(self) -> tuple[str, ...]: ...  # noqa: D102
+    def stage_names(self) -> tuple[str, ...]:
+        """Names of the stages in order. The parameters of a stage are under `<stage>/...`."""
 
     @property
-    def batch_multiple(self) -> int: ...  # noqa: D102
+    def batch_multiple(self) -> int:
+        """Number of images that are normalized together; the training batch size must be a multiple."""
 
     def check_image_size(self, image_size: int) -> None:
         """Checks the height and width of images, in pixels, when the config is read. Optional.

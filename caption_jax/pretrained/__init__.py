@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from caption_jax.errors import WeightsError  # noqa: F401 (listed in __all__ below)
+from caption_jax.errors import WeightsError as WeightsError
 from caption_jax.lazy_names import lazy_names
 
 _MODULES = {
