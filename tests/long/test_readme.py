@@ -24,7 +24,7 @@ def exact_match(folder: Path, name: str) -> float:
     return json.loads((folder / "runs" / "shapes" / name).read_text())["metrics"]["exact_match"]
 
 
-def test_the_first_command_reaches_the_documented_scores(tmp_path):
+def test_the_first_command_trains_a_captioner_that_uses_the_image(tmp_path):
     line = re.search(r"^python3 -m venv .*--mode=evaluate.*$", (ROOT / "README.md").read_text(), flags=re.MULTILINE)[0]
     commands = [shlex.split(part)[1:] for part in line.split(" && ") if "main.py" in part]
     assert len(commands) == 2

@@ -106,8 +106,7 @@ def test_the_page_has_scores_captions_protocol_and_images():
     for expected in (
         "a dog runs on the grass",
         "a pair of cats on a mat",
-        "beam alpha=",
-        "num_beams=3",
+        "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3",
         "1,200",
         "PTB",
         "jax",
