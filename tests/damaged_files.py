@@ -26,7 +26,7 @@ SIDE = 16
 
 
 @functools.cache
-def whole_image(kind: str, mode: str) -> bytes:
+def intact_image(kind: str, mode: str) -> bytes:
     """A small random image of the format."""
     pixels = np.random.default_rng(len(kind)).integers(0, 256, (23, 31, 3), np.uint8)
     buffer = io.BytesIO()
@@ -64,7 +64,7 @@ json_values = st.recursive(
 )
 
 
-def edited(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
+def apply_edits(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
     """Applies the changes in order."""
     for change, position, content in changes:
         start = int(position * len(data))
@@ -78,7 +78,7 @@ def edited(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
 @st.composite
 def damaged_images(draw) -> bytes:
     """An image file of any supported format with bytes changed, inserted or cut off."""
-    return edited(whole_image(draw(st.sampled_from(KINDS)), draw(st.sampled_from(["RGB", "L"]))), draw(edits))
+    return apply_edits(intact_image(draw(st.sampled_from(KINDS)), draw(st.sampled_from(["RGB", "L"]))), draw(edits))
 
 
 @st.composite
@@ -93,7 +93,7 @@ def damaged_captions(draw) -> bytes:
         content = "\n".join(map(json.dumps, lines))
         if draw(st.booleans()):
             return content.encode()
-    return edited(content.encode(), draw(edits))
+    return apply_edits(content.encode(), draw(edits))
 
 
 def _with_another_value(draw, content: Any) -> Any:
@@ -144,5 +144,5 @@ def _folder() -> tempfile.TemporaryDirectory:
     images = Path(folder.name) / "images"
     images.mkdir()
     for name in NAMES:
-        (images / name).write_bytes(whole_image("PNG", "RGB"))
+        (images / name).write_bytes(intact_image("PNG", "RGB"))
     return folder

@@ -1,7 +1,7 @@
-"""What checks the shapes in signatures while tests run: jaxtyping's import hook, with beartype.
+"""Checks the shapes in signatures while tests run, with jaxtyping's import hook and beartype.
 
-Annotations without a shape are left to type checkers: tests pass stand-ins for specs and models, and each process that
-imports the packages would start 8 seconds later.
+Annotations without a shape are not checked: tests pass stand-ins for specs and models, and the import of the packages
+would take 8 seconds longer in each process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PACKAGES = ("caption_jax", "input_pipeline")
 
 
 def install() -> None:
-    """Has every module that states shapes checked by `checked` from when it is imported."""
+    """Installs the hook, which applies `checked` to the modules with shapes when they are imported."""
     jaxtyping.install_import_hook(modules_with_shapes(), f"{__name__}.{checked.__name__}")
 
 
@@ -35,7 +35,7 @@ def modules_with_shapes() -> list[str]:
 
 @contextlib.contextmanager
 def unchecked_shapes() -> Iterator[None]:
-    """Within it nothing is checked: for tests of what a function itself says of arrays that do not fit."""
+    """Disables the checks, for tests of a function's own errors for arrays of the wrong shape."""
     jaxtyping.config.update("jaxtyping_disable", True)
     try:
         yield
@@ -49,14 +49,14 @@ class _Accepts(type):
 
 
 class AnyArray(metaclass=_Accepts):
-    """What JAX takes where `Array` is annotated: a NumPy array or scalar, too."""
+    """Any array that JAX accepts for `Array`, including NumPy arrays and scalars."""
 
 
 def checked(function: Callable) -> Callable:
-    """The function with its shapes checked by beartype, where it states any.
+    """Returns the function with runtime checks of the shapes in its annotations, if it has any.
 
-    A dataclass of JAX arrays is a pytree, which `jax.vmap`, `jax.lax.scan` and `jax.tree.map` build of leaves of other
-    ranks, or of no arrays at all: its fields are not checked.
+    Fields of dataclasses of JAX arrays are not checked. They are pytrees, which `jax.vmap`, `jax.lax.scan` and
+    `jax.tree.map` rebuild with leaves of other ranks, or with leaves that are not arrays.
     """
     shapes = {name: hint for name, hint in function.__annotations__.items() if _array_types(hint)}
     kinds = set().union(*map(_array_types, shapes.values()))
@@ -67,14 +67,14 @@ def checked(function: Callable) -> Callable:
 
 
 def _array_types(hint: Any) -> set[Any]:
-    """The types of the arrays whose shapes an annotation states."""
+    """Returns the array types in an annotation that have a shape."""
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return {hint.array_type}
     return set().union(*map(_array_types, typing.get_args(hint)))
 
 
 def _widened(hint: Any) -> Any:
-    """The annotation with `AnyArray` for `Array`."""
+    """Returns the annotation with `Array` replaced by `AnyArray`."""
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return hint.dtype[AnyArray, hint.dim_str] if hint.array_type is jaxtyping.Array else hint
     if not _array_types(hint):

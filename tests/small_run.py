@@ -91,13 +91,13 @@ def write_images(folder: Path, scenes: Sequence[tuple[str, str]] = SCENES) -> Pa
         rows = csv.writer(file)
         rows.writerow(["image", "caption", "split"])
         for number, (split, (colour, side)) in enumerate(zip(SPLITS, scenes, strict=True)):
-            picture(colour, side).save(folder / "images" / f"{number:02d}.png")
+            box_image(colour, side).save(folder / "images" / f"{number:02d}.png")
             rows.writerow([f"{number:02d}.png", f"A {colour} box on the {side}.", split])
             rows.writerow([f"{number:02d}.png", f"on the {side}, a {colour} box", split])
     return folder
 
 
-def picture(colour: str = "red", side: str = "left") -> Image.Image:
+def box_image(colour: str = "red", side: str = "left") -> Image.Image:
     """A grey image, 48 x 36, with a coloured box in its left or right half."""
     pixels = np.full((36, 48, 3), 128, np.uint8)
     pixels[6:30, slice(4, 22) if side == "left" else slice(26, 44)] = COLOURS[colour]

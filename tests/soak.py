@@ -63,7 +63,7 @@ def caption_for(seconds: float, workdir: Path) -> None:
     names, samples = list(small_run.COLOURS), []
 
     def caption(count: int) -> None:
-        images_of_batch = [small_run.picture(names[rng.integers(len(names))], "left") for _ in range(count)]
+        images_of_batch = [small_run.box_image(names[rng.integers(len(names))], "left") for _ in range(count)]
         assert len(captioner.caption(images_of_batch)) == count
 
     with small_run.quick_compilation():

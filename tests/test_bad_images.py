@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import ROOT, picture, run_main, write_images
+from small_run import ROOT, box_image, run_main, write_images
 
 from caption_jax.metrics import read_results
 from caption_jax.telemetry.metrics_file import read_metrics
@@ -43,17 +43,17 @@ def in_sixteen_bits(image: Image.Image) -> bytes:
 
 # Readable images, and the words of their captions if these identify the image.
 UNUSUAL = {
-    "cmyk.jpg": (encoded(picture("red", "left").convert("CMYK"), "JPEG", quality=95), ("red", "left")),
+    "cmyk.jpg": (encoded(box_image("red", "left").convert("CMYK"), "JPEG", quality=95), ("red", "left")),
     "moving.gif": (
-        encoded(picture("blue", "left"), "GIF", save_all=True, append_images=[picture("red", "right")]),
+        encoded(box_image("blue", "left"), "GIF", save_all=True, append_images=[box_image("red", "right")]),
         ("blue", "left"),
     ),
     "one_pixel.png": (encoded(Image.new("RGB", (1, 1), (9, 90, 200)), "PNG"), None),
-    "palette.png": (with_alpha_in_its_palette(picture("green", "right")), None),
-    "rotated.jpg": (rotated_by_the_camera(picture("green", "right")), ("green", "right")),
-    "sixteen.png": (in_sixteen_bits(picture("yellow", "right")), None),
+    "palette.png": (with_alpha_in_its_palette(box_image("green", "right")), None),
+    "rotated.jpg": (rotated_by_the_camera(box_image("green", "right")), ("green", "right")),
+    "sixteen.png": (in_sixteen_bits(box_image("yellow", "right")), None),
 }
-BROKEN = {"text.jpg": b"This is no image.\n" * 40, "truncated.jpg": encoded(picture(), "JPEG", quality=95)[:500]}
+BROKEN = {"text.jpg": b"This is no image.\n" * 40, "truncated.jpg": encoded(box_image(), "JPEG", quality=95)[:500]}
 
 
 def test_caption_reports_broken_images_and_captions_the_others(small_workdir, tmp_path, capsys):

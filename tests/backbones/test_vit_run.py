@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from small_run import get_config, picture, quick_compilation
+from small_run import box_image, get_config, quick_compilation
 
 import caption_jax
 from caption_jax.feature_cache.features import cache_key
@@ -125,7 +125,7 @@ def test_training_from_cached_tokens_changes_only_later_layers(trained, experime
 
 @pytest.mark.slow
 def test_the_run_captions_an_image_file(trained, tmp_path):
-    picture("red").save(tmp_path / "red.png")
+    box_image("red").save(tmp_path / "red.png")
     with quick_compilation():
         (caption,) = caption_jax.load(trained).caption([tmp_path / "red.png"])
     assert caption.tokens and caption.text and np.isfinite(caption.log_prob) and caption.log_prob < 0

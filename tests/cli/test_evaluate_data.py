@@ -6,7 +6,7 @@ import json
 import shutil
 
 import pytest
-from small_run import picture, run_main
+from small_run import box_image, run_main
 
 from caption_jax.errors import ConfigError, DataError, MissingFileError
 from caption_jax.evaluation.other_data import check_context
@@ -22,7 +22,7 @@ def holiday(tmp_path):
     folder.mkdir()
     lines = []
     for name, colour, side in (("a.png", "red", "left"), ("b.png", "blue", "right"), ("c.png", "green", "left")):
-        picture(colour, side).save(folder / name)
+        box_image(colour, side).save(folder / name)
         lines += [f"{name}#0\tA {colour} box on the {side}.", f"{name}#1\tone {colour} box"]
     (folder / "token.txt").write_text("\n".join(lines))
     return folder

@@ -10,7 +10,7 @@ import subprocess
 import sys
 
 import pytest
-from small_run import ROOT, picture, run_main
+from small_run import ROOT, box_image, run_main
 
 import caption_jax
 from caption_jax.config import config_of
@@ -42,7 +42,7 @@ def workdir(searchable_workdir, tmp_path_factory):
 
 @pytest.fixture
 def image(tmp_path):
-    picture("red").save(tmp_path / "red.png")
+    box_image("red").save(tmp_path / "red.png")
     return tmp_path / "red.png"
 
 

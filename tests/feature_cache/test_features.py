@@ -43,7 +43,7 @@ def images(tmp_path_factory) -> Path:
         table.writerow(["image", "caption"])
         for number in range(7):
             colour, side = list(small_run.COLOURS)[number % 4], ("left", "right")[number % 2]
-            small_run.picture(colour, side).save(folder / "images" / f"{number}.png")
+            small_run.box_image(colour, side).save(folder / "images" / f"{number}.png")
             table.writerows([[f"{number}.png", f"a {colour} box"], [f"{number}.png", f"on the {side}, a box"]])
     return folder
 

@@ -64,7 +64,7 @@ def batch(run) -> dict[str, np.ndarray]:
     context = np.full((len(TEXTS), MAX_TEXTS, LENGTH), PAD, np.int32)
     for row, texts in zip(context, TEXTS, strict=True):
         row[: len(texts)] = vocabulary.encode_batch(texts, LENGTH)
-    images = [small_run.picture("red"), small_run.picture("blue", "right")]
+    images = [small_run.box_image("red"), small_run.box_image("blue", "right")]
     return {"image": np.stack([run[0].preprocessing.load(image) for image in images]), "context": context}
 
 

@@ -10,14 +10,14 @@ from damaged_files import (
     check_image,
     damaged_captions,
     damaged_images,
-    whole_image,
+    intact_image,
 )
 from hypothesis import given, settings
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_intact_images_are_read(kind):
-    assert check_image(whole_image(kind, "RGB"))
+    assert check_image(intact_image(kind, "RGB"))
 
 
 @pytest.mark.parametrize("name", sorted(CAPTION_FILES))

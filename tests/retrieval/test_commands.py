@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import picture, quick_compilation, run_main
+from small_run import box_image, quick_compilation, run_main
 
 import caption_jax
 from caption_jax.retrieval.index import ImageIndex
@@ -20,7 +20,7 @@ def photographs(tmp_path_factory) -> Path:
     """Four images, one per colour, and an unreadable file."""
     folder = tmp_path_factory.mktemp("photographs")
     for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
-        picture(colour, side).save(folder / f"{colour}.png")
+        box_image(colour, side).save(folder / f"{colour}.png")
     (folder / "broken.jpg").write_bytes(b"no image")
     return folder
 

@@ -170,7 +170,7 @@ def test_captioner_uses_context_texts(workdir, distinct_images, capsys):
 
 def test_a_model_without_context_rejects_it(small_workdir, small_images):
     with pytest.raises(ValueError, match=r"this run's model accepts at most 0"):
-        caption_jax.load(str(small_workdir)).caption([small_run.picture()], [["a title"]])
+        caption_jax.load(str(small_workdir)).caption([small_run.box_image()], [["a title"]])
     with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.max_texts=0\)"):
         small_run.run_main("--mode=evaluate", f"--workdir={small_workdir}", "--context=retrieved")
 
