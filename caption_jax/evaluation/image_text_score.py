@@ -92,7 +92,7 @@ class JointEmbeddingScore(Evaluator):
             text_vectors = state.embed_texts(variables, reference_captions)
             references = np.split(text_vectors, np.cumsum([len(record.captions) for record in records])[:-1])
             pairs = zip(references, captions, strict=True)
-            max_cosines = np.array([(vectors @ caption).max() for vectors, caption in pairs])
+            max_cosines = np.array([(vectors @ caption).max(initial=0.0) for vectors, caption in pairs])
             scores |= dict(zip(ids, values.tolist(), strict=True))
             with_references |= dict(zip(ids, reference_scores(values, max_cosines).tolist(), strict=True))
         per_image = {SCORE: scores, WITH_REFERENCES: with_references}

@@ -54,7 +54,10 @@ def attention_per_word(
 ) -> tuple[list[str], Float[np.ndarray, "words memory"]]:
     """Words of a caption and their attention, averaged over the tokens of each word."""
     spans = vocabulary.words_with_spans(tokens)
-    return [word for word, _, _ in spans], np.array([attention[start:end].mean(axis=0) for _, start, end in spans])
+    per_word = np.empty((len(spans), attention.shape[1]), attention.dtype)
+    for row, (_, start, end) in enumerate(spans):
+        per_word[row] = attention[start:end].mean(axis=0)
+    return [word for word, _, _ in spans], per_word
 
 
 def stack_context(
