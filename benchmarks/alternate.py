@@ -80,13 +80,13 @@ def use_cores(count: int) -> None:
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def serve(work: Callable[[], Any], warm_ups: int = 2, uncounted: int = 0) -> None:
+def serve(work: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0) -> None:
     """Child side: runs `work` once per line on standard input and prints the time it took.
 
     Args:
         work: Function to time. It must block until the work is done.
         warm_ups: Number of runs before the first turn.
-        uncounted: Number of untimed runs at the start of each turn, for work that in practice runs without pauses.
+        untimed_runs: Number of untimed runs at the start of each turn, for work that in practice runs without pauses.
             While another side runs, caches go cold and freed memory is returned. On virtual machines it goes
             back to the host, so each page costs a fault there.
     """
@@ -94,7 +94,7 @@ def serve(work: Callable[[], Any], warm_ups: int = 2, uncounted: int = 0) -> Non
         work()
     print(_READY, flush=True)
     for _ in sys.stdin:
-        for _ in range(uncounted):
+        for _ in range(untimed_runs):
             work()
         wall, processor = time.perf_counter(), _processor_seconds()
         work()
@@ -131,7 +131,7 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
 
 
 @contextlib.contextmanager
-def contest(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Side]]:
+def start_sides(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Side]]:
     """Starts one child process per name from its `(arguments, environment)`, and stops them all on exit."""
     with contextlib.ExitStack() as stack:
         sides = {}

@@ -230,7 +230,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         batch = int(options.batches.split(",")[0])
-        serve(Ours(SIZES[options.serve], Work(batch, options.beams, options.tokens)).run, uncounted=1)
+        serve(Ours(SIZES[options.serve], Work(batch, options.beams, options.tokens)).run, untimed_runs=1)
         return
     cells: dict[str, dict[str, float]] = {}
     for name in options.sizes.split(","):

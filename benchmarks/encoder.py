@@ -13,7 +13,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from caption_jax.runtime.process import HUGE_PAGES
 
 
@@ -58,11 +58,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(our_encoder(options.serve), uncounted=5)
+        serve(our_encoder(options.serve), untimed_runs=5)
         return
     cells = {}
     for batch in map(int, options.batches.split(",")):
-        with contest(side_commands(batch, options.cores, options.peers.split(","))) as sides:
+        with start_sides(side_commands(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
         for name, (wall, processor) in seconds.items():
             print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 
 from caption_jax.models.backbones import efficientnet
 from caption_jax.models.backbones import efficientnet_variants as variants
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.norm_activation import norm_activation_reference
 from caption_jax.planning.cost import Cost, measure
 from caption_jax.planning.topology import parse_topology, prepare
@@ -34,7 +34,7 @@ PLAIN_NORMS = dataclasses.replace(FAST, norm_activation=norm_activation_referenc
 def training_step(options: argparse.Namespace, ops: Ops) -> jax.stages.Lowered:
     """Lowers the step from feature gradients to parameter gradients and new statistics for the chip."""
     model = efficientnet.EfficientNet(options.variant, norm_group_size=options.group, dtype=jnp.bfloat16, ops=ops)
-    size = variants.variant_named(options.variant).resolution
+    size = variants.get_variant(options.variant).resolution
     images = jax.ShapeDtypeStruct((options.images, size, size, 3), jnp.bfloat16)
 
     def run(params, statistics, images):

@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alternate import alternate, contest, print_result, serve
+from benchmarks.alternate import alternate, print_result, serve, start_sides
 from benchmarks.peers.keras_published import Design
 from caption_jax.runtime.process import HUGE_PAGES
 from caption_jax.specs import RunSpec
@@ -216,8 +216,10 @@ def main() -> None:
     options = parser.parse_args()
     sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
-        uncounted = 10 if options.serve.startswith("product_") else 1  # in practice steps and products run back to back
-        serve(side_work(options.serve, options.batch, options.captions), uncounted=uncounted)
+        untimed_runs = (
+            10 if options.serve.startswith("product_") else 1
+        )  # in practice steps and products run back to back
+        serve(side_work(options.serve, options.batch, options.captions), untimed_runs=untimed_runs)
         return
 
     quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
@@ -225,7 +227,7 @@ def main() -> None:
     def turns(names: list[str]) -> dict[str, float]:
         """Returns the median seconds of each side, by the selected clock."""
         commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *sizes], quiet) for name in names}
-        with contest(commands) as sides:
+        with start_sides(commands) as sides:
             return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
 
     cells: dict[str, dict[str, float]] = {}

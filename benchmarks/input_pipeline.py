@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alternate import alternate, contest, print_result, serve
+from benchmarks.alternate import alternate, print_result, serve, start_sides
 from benchmarks.peers.image_loaders import KINDS, RESIZE_MODES, TORCH, recycled
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini" / "images"
@@ -60,7 +60,7 @@ def measure(mode: str, options: argparse.Namespace) -> dict[str, float]:
     peers = {kind: (["benchmarks.peers.image_loaders", f"--kind={kind}", *task], {}) for kind in KINDS}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "2"}
     commands = {"ours": (["benchmarks.input_pipeline", "--serve", *task], {}), **peers}
-    with contest({name: (arguments, quiet) for name, (arguments, _) in commands.items()}) as sides:
+    with start_sides({name: (arguments, quiet) for name, (arguments, _) in commands.items()}) as sides:
         seconds = alternate(sides, options.rounds)
     return {name: options.count / times.processor for name, times in seconds.items()}
 

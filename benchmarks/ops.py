@@ -15,7 +15,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from caption_jax.runtime.process import HUGE_PAGES
 
 TOKENS, WIDTH, HEADS, VOCABULARY = 3_584, 512, 8, 10_000
@@ -142,7 +142,7 @@ def work(name: str, implementation: str) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from caption_jax.ops.forms import FAST, REFERENCE
+    from caption_jax.ops.implementations import FAST, REFERENCE
 
     ops = FAST if implementation == "ours" or name.startswith("dropout") else REFERENCE
     differentiated = trained(ops)
@@ -167,7 +167,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(work(*options.serve), uncounted=2)
+        serve(work(*options.serve), untimed_runs=2)
         return
     cells = {}
     for name in options.ops.split(","):
@@ -175,7 +175,7 @@ def main() -> None:
             side: (["benchmarks.ops", f"--cores={options.cores}", "--serve", name, side], HUGE_PAGES)
             for side in IMPLEMENTATIONS
         }
-        with contest(commands) as sides:
+        with start_sides(commands) as sides:
             seconds = alternate(sides, options.rounds)
         cells[name] = compare(seconds, 1)["reference"]
         ours, reference = (1e3 * seconds[side].processor for side in IMPLEMENTATIONS)

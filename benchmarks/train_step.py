@@ -16,7 +16,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, compare, contest, print_result, serve, use_cores
+from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from caption_jax.runtime.process import HUGE_PAGES
 
 VOCABULARY, LENGTH = 10_000, 40
@@ -87,9 +87,9 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(our_step(options.batch), uncounted=1)
+        serve(our_step(options.batch), untimed_runs=1)
         return
-    with contest(side_commands(options.batch, options.cores, options.peers.split(","))) as sides:
+    with start_sides(side_commands(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)
     for name, (wall, processor) in seconds.items():
         print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {processor:6.3f} s")

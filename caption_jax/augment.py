@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key, UInt8, UInt32
 
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.specs import AugmentSpec
 
 # Weights of red, green and blue in greyscale (ITU-R BT.601), as in PIL.

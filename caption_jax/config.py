@@ -39,7 +39,7 @@ def default_config() -> ConfigDict:
     return _to_config(as_mapping(RunSpec())).lock()
 
 
-def config_of(spec: RunSpec) -> ConfigDict:
+def to_config_dict(spec: RunSpec) -> ConfigDict:
     """Returns the locked config of a spec, whose keys flags can override; the inverse of `RunSpec.from_config`."""
     return _to_config(as_mapping(spec)).lock()
 

@@ -89,7 +89,7 @@ class DataSpec:
     feature_cache: FeatureCacheSpec = FeatureCacheSpec()  # docs/training.md
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> DataSpec:
+    def from_config(cls, values: Mapping[str, Any]) -> DataSpec:
         """Builds the spec from the values of `config.data`, for commands that need no other section."""
         parts = {"split_files": SplitFiles, "split_fractions": SplitFractions, "feature_cache": FeatureCacheSpec}
         return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})

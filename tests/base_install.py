@@ -87,8 +87,8 @@ def _uses() -> dict[str, Callable[[], object]]:
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
     from caption_jax.files import absolute
-    from caption_jax.metrics.java_metrics import absent
-    from caption_jax.models.backbones.efficientnet_variants import variant_named
+    from caption_jax.metrics.java_metrics import unavailable_metrics
+    from caption_jax.models.backbones.efficientnet_variants import get_variant
     from caption_jax.planning.topology import parse_topology
     from caption_jax.pretrained.roberta_weights import load_roberta
     from caption_jax.pretrained.weight_files import open_weights
@@ -106,10 +106,10 @@ def _uses() -> dict[str, Callable[[], object]]:
 
     def open_keras() -> None:
         with tempfile.NamedTemporaryFile(suffix=".h5") as file:
-            open_weights(Path(file.name), variant_named("b0"))
+            open_weights(Path(file.name), get_variant("b0"))
 
     def java() -> None:
-        raise RuntimeError(absent()["METEOR"])
+        raise RuntimeError(unavailable_metrics()["METEOR"])
 
     return {
         "grain of training": lambda: train_and_evaluate(RunSpec(), "none"),

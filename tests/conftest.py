@@ -71,11 +71,11 @@ def bucket(monkeypatch):
 
 
 @pytest.fixture
-def own_files(tmp_path, monkeypatch) -> list[str]:
+def example_files(tmp_path, monkeypatch) -> list[str]:
     """Paths of the example files of docs/extending.md, importable as `own.<name>`."""
     import doc_examples
 
-    names = doc_examples.write_own_files(tmp_path)
+    names = doc_examples.write_example_files(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield names
     for module in [module for module in sys.modules if module.partition(".")[0] == "own"]:
@@ -89,8 +89,8 @@ def compile_cache() -> Path:
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`made_once(name, make)` returns a folder shared by all processes of the session. The first caller runs `make`."""
+def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`build_once(name, make)` returns a folder shared by all test processes; the first caller fills it with `make`."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
 
@@ -108,35 +108,35 @@ def made_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pat
 
 
 @pytest.fixture(scope="session")
-def small_images(made_once) -> Path:
+def small_images(build_once) -> Path:
     """The data of `small_run`: a folder of twelve images with captions. Read-only."""
     import small_run
 
-    return made_once("data/boxes", small_run.write_images)
+    return build_once("data/boxes", small_run.write_images)
 
 
 @pytest.fixture(scope="session")
-def small_workdir(made_once, small_images, tmp_path_factory) -> Path:
+def small_workdir(build_once, small_images, tmp_path_factory) -> Path:
     """The workdir of the trained captioner of `small_run`. Each process has its own copy."""
-    workdir = made_once("trained/boxes", functools.partial(train_small, small_images))
+    workdir = build_once("trained/boxes", functools.partial(train_small, small_images))
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "boxes"))
 
 
 @pytest.fixture(scope="session")
-def distinct_images(made_once) -> Path:
+def distinct_images(build_once) -> Path:
     """Like `small_images`, but all training images have different scenes."""
     import small_run
 
-    return made_once("data/scenes", functools.partial(small_run.write_images, scenes=small_run.DISTINCT_SCENES))
+    return build_once("data/scenes", functools.partial(small_run.write_images, scenes=small_run.DISTINCT_SCENES))
 
 
 @pytest.fixture(scope="session")
-def searchable_workdir(made_once, distinct_images, tmp_path_factory) -> Path:
+def searchable_workdir(build_once, distinct_images, tmp_path_factory) -> Path:
     """Like `small_workdir`, trained on `distinct_images` with a text encoder."""
     import small_run
 
     train = functools.partial(train_small, distinct_images, flags=small_run.WITH_TEXT_ENCODER)
-    workdir = made_once("trained/searchable", train)
+    workdir = build_once("trained/searchable", train)
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "searchable"))
 
 

@@ -15,7 +15,7 @@ def python_blocks(document: Path) -> list[str]:
     return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
-def write_own_files(folder: Path) -> list[str]:
+def write_example_files(folder: Path) -> list[str]:
     """Writes the files `own/*.py` of docs/extending.md into `folder`. Returns their names."""
     files = re.findall(r"`(own/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", EXTENDING.read_text(), flags=re.DOTALL)
     (folder / "own").mkdir()

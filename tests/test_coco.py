@@ -14,7 +14,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from small_run import ROOT, quick_compilation, shrink
 
-from caption_jax.models import RobertaSizes, TextEncoder
+from caption_jax.models import RobertaSettings, TextEncoder
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.initial_variables import init_variables
 from caption_jax.runs.workdir import read_description
@@ -93,7 +93,7 @@ def test_training_and_evaluation_on_coco_json(from_json):
     assert first.values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
     assert 500 < vocabulary.size < 2000  # the tokens of 360 captions, of 50,265 in RoBERTa
     assert vocabulary.to_full(vocabulary.encode("a man", 6)).tolist()[-2:] == [1, 1]
-    text = open_splits(DataSpec.of(config.data))["train"][0].captions[0]
+    text = open_splits(DataSpec.from_config(config.data))["train"][0].captions[0]
     assert vocabulary.decode(vocabulary.encode(text, 40)) == text.lower().strip()
 
 
@@ -116,7 +116,7 @@ def test_a_tfds_copy_trains_bit_for_bit_equally(from_json, shared_data, tmp_path
     from input_pipeline.sources.prepare_tfds import prepare
 
     workdir, config = from_json
-    folder = open_splits(DataSpec.of(config.data))
+    folder = open_splits(DataSpec.from_config(config.data))
     prepare(folder, "coco_mini", tmp_path / "tfds")
     copied = small(coco_config(shared_data))
     copied.data.source = "tfds"
@@ -158,7 +158,7 @@ def test_the_config_runs_at_its_real_size(shared_data, compile_cache, tmp_path):
 @pytest.mark.slow
 def test_a_text_encoder_of_the_size_of_roberta_base_runs(shared_data):
     tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
-    sizes = RobertaSizes(
+    sizes = RobertaSettings(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
     )
     assert (sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads) == (12, 768, 12)

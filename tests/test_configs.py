@@ -13,9 +13,9 @@ import pytest
 from config_goldens import CONFIGS, named_config
 from flax import traverse_util
 
-from caption_jax.config import config_of, default_config
+from caption_jax.config import default_config, to_config_dict
 from caption_jax.feature_cache.features import check_frozen
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import read_spec
@@ -31,7 +31,7 @@ def shapes_of(name: str) -> dict:
     length = config.data.max_length
     searchable = config.objective.contrastive_weight > 0
     has_texts = searchable or config.model.context.max_texts
-    text = roberta_sizes(config.model.text_encoder, 5000, length, PAD) if has_texts else None
+    text = roberta_settings(config.model.text_encoder, 5000, length, PAD) if has_texts else None
     model = build_model(
         build_spec(ModelSpec, config.model), 5000, length, text_encoder=text, joint_embedding=searchable
     )
@@ -154,7 +154,7 @@ def test_the_stored_config_equals_the_config(tmp_path: Path):
         RunDescription(RunSpec.from_config(config), model_settings, Preprocessing(), Vocabulary(tokenizer, [5])),
     )
     assert read_spec(tmp_path) == RunSpec.from_config(config)
-    stored = config_of(read_spec(tmp_path))
+    stored = to_config_dict(read_spec(tmp_path))
     assert stored.is_locked
     assert isinstance(stored.data.captions, tuple) and isinstance(stored.optimizer.rules, tuple)
     assert stored.optimizer.rules == config.optimizer.rules

@@ -172,7 +172,7 @@ def test_configs_of_the_examples_are_valid():
     assert len(configs) == 3
 
 
-def test_every_example_class_is_in_a_file(own_files):
-    assert len(own_files) == sum("class " in code for code in python_blocks(EXTENDING))
-    for name in own_files:
+def test_every_example_class_is_in_a_file(example_files):
+    assert len(example_files) == sum("class " in code for code in python_blocks(EXTENDING))
+    for name in example_files:
         importlib.import_module(name.removesuffix(".py").replace("/", "."))

@@ -13,7 +13,7 @@ from caption_jax import errors
 from caption_jax.config import default_config
 from caption_jax.errors import user_message
 from caption_jax.metrics import ImageSetError, read_results
-from caption_jax.models.backbones.efficientnet_variants import variant_named
+from caption_jax.models.backbones.efficientnet_variants import get_variant
 from caption_jax.runs.description import compute_dtype
 from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
@@ -56,7 +56,7 @@ def test_a_check_of_a_backbone_names_the_key():
 def test_other_errors_keep_their_traceback(tmp_path):
     assert user_message(caught(lambda: (tmp_path / "none.json").read_text())) is None
     assert user_message(caught(lambda: default_config().nothing)) is None
-    assert user_message(caught(lambda: variant_named("b99"))) is None  # a plain ValueError, because of a wrong call
+    assert user_message(caught(lambda: get_variant("b99"))) is None  # a plain ValueError, because of a wrong call
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from resume_run import (
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.loading import read_model
-from caption_jax.runs.weights import fingerprint, flat, nested
+from caption_jax.runs.weights import fingerprint, flatten_arrays, unflatten_arrays
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
@@ -120,7 +120,7 @@ def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_wo
 def assert_model_is_best_checkpoint(workdir: Path) -> None:
     loaded, best = read_model(workdir), read_weights(workdir)
     assert loaded.weights.step == best.step
-    assert fingerprint(loaded.weights.variables) == fingerprint(nested(flat(best.variables)))
+    assert fingerprint(loaded.weights.variables) == fingerprint(unflatten_arrays(flatten_arrays(best.variables)))
     assert (workdir / f"model-{best.step}" / "model.safetensors").exists()
 
 

@@ -91,9 +91,9 @@ def main() -> None:
     if keras.backend.backend() != "jax":
         parser.error("this peer runs Keras on JAX: set KERAS_BACKEND=jax")
     if options.workload == "encoder":
-        serve(encoder(options.batch), warm_ups=1, uncounted=5)
+        serve(encoder(options.batch), warm_ups=1, untimed_runs=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1, uncounted=1)
+        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1, untimed_runs=1)
 
 
 if __name__ == "__main__":

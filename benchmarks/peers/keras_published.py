@@ -58,7 +58,7 @@ def train_step(
     weights = encode.trainable_weights + decode.trainable_weights
     optimizer.build(weights)
 
-    def loss_of(cells: Any, caption: Any) -> Any:
+    def compute_loss(cells: Any, caption: Any) -> Any:
         probabilities = decode([caption[:, :-1], cells], training=True)
         targets = caption[:, 1:]
         real = tf.cast(targets != PAD, tf.float32)
@@ -82,11 +82,11 @@ def train_step(
 
             def all_captions() -> Any:
                 encoded = tf.repeat(encode(cells, training=True), captions, axis=0)
-                return loss_of(encoded, tf.reshape(tokens, (batch * captions, length)))
+                return compute_loss(encoded, tf.reshape(tokens, (batch * captions, length)))
 
             return update(all_captions)
         losses = [
-            update(lambda number=number: loss_of(encode(cells, training=True), tokens[:, number]))
+            update(lambda number=number: compute_loss(encode(cells, training=True), tokens[:, number]))
             for number in range(captions)
         ]
         return tf.add_n(losses) / captions

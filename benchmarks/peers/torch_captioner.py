@@ -63,16 +63,16 @@ def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Call
     images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
     tokens = torch.randint(3, vocabulary, (batch, length))
 
-    def loss_of(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    def compute_loss(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         pixels = ((images.float() - 127.5) / 127.5).permute(0, 3, 1, 2)  # a view, so channels_last
         logits = model(pixels, tokens[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.1)
 
-    loss_of = torch.compile(loss_of) if compiled else loss_of
+    compute_loss = torch.compile(compute_loss) if compiled else compute_loss
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(images, tokens)
+        loss = compute_loss(images, tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
@@ -108,9 +108,9 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)
     if options.workload == "encoder":
-        serve(encoder(options.batch, bool(options.compile)), uncounted=5)
+        serve(encoder(options.batch, bool(options.compile)), untimed_runs=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)), uncounted=1)
+        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)), untimed_runs=1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import math
 from collections.abc import Set
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings, variant_named
+from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings, get_variant
 from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import at_least, check_fields, interval
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     from caption_jax.models.backbones.efficientnet import EfficientNet
-    from caption_jax.ops.forms import Ops
+    from caption_jax.ops.implementations import Ops
     from caption_jax.pretrained.efficientnet_weights import PretrainedEncoder
 
 
@@ -36,7 +36,7 @@ class EfficientNetBackbone:
     drop_path: float = 0.0  # stochastic depth rate of the last block
 
     def __post_init__(self):
-        variant_named(self.variant)
+        get_variant(self.variant)
         check_fields(
             self,
             "config.model.encoder",
@@ -48,7 +48,7 @@ class EfficientNetBackbone:
     @property
     def stage_names(self) -> tuple[str, ...]:
         """Names of the stages in order, as in parameter paths."""
-        return variant_named(self.variant).stage_names
+        return get_variant(self.variant).stage_names
 
     @property
     def batch_multiple(self) -> int:
@@ -96,7 +96,7 @@ class EfficientNetBackbone:
             ops=ops,
         )
 
-    def fits(self, other: Any) -> bool:
+    def accepts_weights_of(self, other: Any) -> bool:
         """Whether `other` is the same variant."""
         return isinstance(other, EfficientNetBackbone) and other.variant == self.variant
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from flax import linen as nn
     from jax.typing import DTypeLike
 
-    from caption_jax.ops.forms import Ops
+    from caption_jax.ops.implementations import Ops
 
 Triple = tuple[float, float, float]
 
@@ -121,7 +121,7 @@ class Backbone(Protocol):
             ops: implementation of the ops in `caption_jax.ops`, for networks that use them.
         """
 
-    def fits(self, other: Backbone) -> bool:
+    def accepts_weights_of(self, other: Backbone) -> bool:
         """Whether weights of the backbone `other` can be loaded into this network."""
 
     def network_key(self, settings: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jax.typing import DTypeLike
 
     from caption_jax.models.backbones.vit import VisionTransformer
-    from caption_jax.ops.forms import Ops
+    from caption_jax.ops.implementations import Ops
     from caption_jax.pretrained.vit_weights import PretrainedViT
 
 
@@ -112,7 +112,7 @@ class ViT:
             dtype=dtype,
         )
 
-    def fits(self, other: Any) -> bool:
+    def accepts_weights_of(self, other: Any) -> bool:
         """Whether `other` is a ViT of the same size."""
         return isinstance(other, ViT) and other.size == self.size
 

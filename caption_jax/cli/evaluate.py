@@ -7,8 +7,8 @@ from absl import flags
 
 from caption_jax.cli.command_flags import context_kind, spec_from_flags
 from caption_jax.evaluation.assessment import Assessment
+from caption_jax.evaluation.external_data import check_context, open_external_data
 from caption_jax.evaluation.final_evaluation import evaluate_split
-from caption_jax.evaluation.other_data import check_context, open_other_data
 from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.files import absolute
 from caption_jax.runs.experiment import open_experiment
@@ -22,7 +22,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         print_assessment(evaluate_split(experiment, options.split, options.images, context))
         return 0
     check_context(spec.model.context.max_texts, context)
-    other = open_other_data(options.data, spec.data, options.split if options["split"].present else "")
+    other = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
     if jax.process_index() == 0:
         print(f"captions: {other.captions}")
     experiment = open_experiment(workdir, spec, {other.split.name: other.split})

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 def get_config(workdir: str) -> ConfigDict:
     """Returns the stored config of the run in `workdir`."""
-    from caption_jax.config import config_of
+    from caption_jax.config import to_config_dict
     from caption_jax.runs.workdir import read_spec
 
-    return config_of(read_spec(workdir))
+    return to_config_dict(read_spec(workdir))

@@ -76,7 +76,7 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         spec, count = reranking_settings(spec, model, text_ids)
     options = {
         "max_length": spec.max_length,
-        "constraints": [*constraints_from(spec, vocabulary), *constraints],
+        "constraints": [*make_constraints(spec, vocabulary), *constraints],
         "memory_mask": memory_mask,
         "return_attention": return_attention,
         "bos_id": BOS,
@@ -102,7 +102,7 @@ def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, opt
     return sample(model, variables, features, **{name: getattr(spec, name) for name in names}, **options)
 
 
-def constraints_from(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> list[Constraint]:
+def make_constraints(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> list[Constraint]:
     """Returns the constraints of a `decode` section; <s> and <pad> are always banned."""
     constraints = [banned_tokens([BOS, PAD])]
     if spec.min_length > 2:

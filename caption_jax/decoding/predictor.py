@@ -14,7 +14,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.models.cache import Cache
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.image_encoder import ImageFeatures
-from caption_jax.ops.forms import Ops
+from caption_jax.ops.implementations import Ops
 
 PyTree = Any
 Features = ImageFeatures | Float[Array, "batch memory width"]

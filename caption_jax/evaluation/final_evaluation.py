@@ -8,7 +8,7 @@ import jax
 
 from caption_jax.evaluation.assessment import Assessment, as_results, assess
 from caption_jax.evaluation.evaluator import FinalEvaluation
-from caption_jax.evaluation.other_data import OtherData
+from caption_jax.evaluation.external_data import ExternalData
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
@@ -19,7 +19,11 @@ from input_pipeline.files import write_atomically
 
 
 def evaluate_split(
-    experiment: Experiment, split: str, images: str = "real", context: str = "", other_data: OtherData | None = None
+    experiment: Experiment,
+    split: str,
+    images: str = "real",
+    context: str = "",
+    external_data: ExternalData | None = None,
 ) -> Assessment:
     """Evaluates a run's best weights on a split.
 
@@ -32,15 +36,15 @@ def evaluate_split(
         split: name of the split.
         images: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
-        other_data: the dataset of the split, if it is not the run's.
+        external_data: the dataset of the split, if it is not the run's.
 
     Raises:
         MissingPackageError: the extra `train`, which reads batches of images, is not installed.
     """
     require("evaluation", "grain")
-    data = {} if other_data is None else {"data": f"{other_data.name} ({other_data.captions.name})"}
+    data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.captions.name})"}
     evaluator = SplitEvaluator(experiment, split, images=images, context=context, data=data)
-    names = [split] if other_data is None else [other_data.name, split]
+    names = [split] if external_data is None else [external_data.name, split]
     return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.non_default_inputs]))
 
 

@@ -161,7 +161,7 @@ def _make_forward(experiment: Experiment) -> Callable:
     def forward(variables: PyTree, images: jax.Array, rows: jax.Array, view: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), _VIEWS), view)
         pixels = preprocessing.normalise(augment(key, images, spec.augment, rows, model.ops))
-        features = model.apply(variables, settings.stage, pixels, method="encode_up_to")
+        features = model.apply(variables, settings.stage, pixels, method="encode_to_stage")
         return features.astype(settings.dtype)
 
     return forward

@@ -34,7 +34,7 @@ class DocumentFrequencies:
     counts: Mapping[str, int]
 
     @classmethod
-    def of(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
+    def from_references(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
         """Counts n-grams in tokenized references, grouped by image."""
         counts: Counter[str] = Counter()
         images = 0

@@ -22,7 +22,7 @@ _JARS = {
 }
 
 
-def absent() -> dict[str, str]:
+def unavailable_metrics() -> dict[str, str]:
     """Metric name -> reason, for each metric that cannot be computed on this machine."""
     if not is_installed("pycocoevalcap"):
         return dict.fromkeys(METRICS, f"needs {not_installed('pycocoevalcap')}")
@@ -44,7 +44,7 @@ def java_scores(
     Raises:
         ImageSetError, DataError: as in `score`.
     """
-    missing = absent()
+    missing = unavailable_metrics()
     tokens, candidates = tokenize_pair(references, hypotheses)
     results = {image_id: [candidate] for image_id, candidate in candidates.items()}
     scores: dict[str, float] = {}

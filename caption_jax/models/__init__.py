@@ -16,22 +16,24 @@ _LAZY_IMPORTS = {
     "ImageEncoder": "image_encoder",
     "ImageFeatures": "image_encoder",
     "Roberta": "roberta",
-    "RobertaSizes": "roberta",
+    "RobertaSettings": "roberta",
     "JointEmbedding": "joint_embedding",
     "TextEncoder": "text_encoder",
     "TextFeatures": "text_encoder",
     "VARIANTS": "backbones.efficientnet_variants",
     "build_model": "build",
-    "roberta_sizes": "build",
+    "roberta_settings": "build",
 }
+
+_FORMER_NAMES = {"SharedSpace": "JointEmbedding", "roberta_sizes": "roberta_settings"}  # until version 0.2
 
 __all__ = sorted(_LAZY_IMPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name == "SharedSpace":  # its name until version 0.2
-        warnings.warn("caption_jax.models.SharedSpace is now JointEmbedding", DeprecationWarning, stacklevel=2)
-        name = "JointEmbedding"
+    if name in _FORMER_NAMES:
+        warnings.warn(f"caption_jax.models.{name} is now {_FORMER_NAMES[name]}", DeprecationWarning, stacklevel=2)
+        name = _FORMER_NAMES[name]
     if name == "depthwise_conv":  # its location until version 0.2
         from caption_jax.ops.depthwise import depthwise_conv
 

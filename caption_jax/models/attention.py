@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.cache import LayerCache
 from caption_jax.models.layers import Dense
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.segments import Segments
 
 

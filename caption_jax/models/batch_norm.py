@@ -8,7 +8,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.norm_activation import Activation
 
 

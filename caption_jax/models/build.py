@@ -14,9 +14,9 @@ from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.models.joint_embedding import JointEmbedding
-from caption_jax.models.roberta import RobertaSizes
+from caption_jax.models.roberta import RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
-from caption_jax.ops.forms import FORMS
+from caption_jax.ops.implementations import IMPLEMENTATIONS
 
 if TYPE_CHECKING:
     from caption_jax.specs import ModelSpec, TextEncoderSpec
@@ -46,11 +46,11 @@ def build_model(
             depends on the backbone: frozen batch norms use their stored statistics in training too.
         backbone_settings: settings of the image backbone, which must match those its weights were trained with. None
             for the defaults, for random weights.
-        text_encoder: fields of `RobertaSizes` (see `roberta_sizes`). If set, the model has a text encoder, and a
+        text_encoder: fields of `RobertaSettings` (see `roberta_settings`). If set, the model has a text encoder, and a
             context memory if the config enables one. None for neither.
         joint_embedding: whether a model with a text encoder also has a joint embedding of images and texts.
     """
-    encoder, decoder, ops = spec.encoder, spec.decoder, FORMS[spec.ops]
+    encoder, decoder, ops = spec.encoder, spec.decoder, IMPLEMENTATIONS[spec.ops]
     return ImageCaptioningModel(
         image_encoder=ImageEncoder(
             backbone=encoder.build(
@@ -87,7 +87,7 @@ def build_model(
     )
 
 
-def roberta_sizes(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
+def roberta_settings(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
     """Returns the sizes of a text encoder that is trained from scratch, for `build_model`.
 
     Args:
@@ -115,7 +115,7 @@ def _text_modules(
     spec: ModelSpec, sizes: Mapping[str, Any], joint_embedding: bool, dtype: Dtype
 ) -> dict[str, nn.Module]:
     space, context, width = spec.joint_embedding, spec.context, spec.decoder.width
-    encoder = TextEncoder(RobertaSizes(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
+    encoder = TextEncoder(RobertaSettings(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
     submodules: dict[str, nn.Module] = {"text_encoder": encoder}
     if joint_embedding:
         submodules["joint_embedding"] = JointEmbedding(space.width, space.temperature, space.min_temperature)

@@ -14,7 +14,7 @@ from caption_jax.models.decoder import Decoder, DecoderOutput
 from caption_jax.models.image_encoder import ImageEncoder, ImageFeatures
 from caption_jax.models.joint_embedding import JointEmbedding
 from caption_jax.models.text_encoder import TextEncoder, TextFeatures
-from caption_jax.ops.forms import Ops
+from caption_jax.ops.implementations import Ops
 from caption_jax.ops.segments import Segments
 
 
@@ -77,13 +77,13 @@ class ImageCaptioningModel(nn.Module):
         Args:
             images: normalised pixels, or the output of the encoder's stage `start_after`.
             train: enables dropout, stochastic depth and batch statistics.
-            start_after: stage of the backbone whose output `images` is (see `encode_up_to`); "" for pixels.
+            start_after: stage of the backbone whose output `images` is (see `encode_to_stage`); "" for pixels.
         """
         return self.image_encoder(images, train=train, start_after=start_after)
 
-    def encode_up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
+    def encode_to_stage(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
         """Returns the output of the image encoder's `stage`; only the parameters up to that stage are required."""
-        return self.image_encoder.up_to(stage, images)
+        return self.image_encoder.encode_to_stage(stage, images)
 
     def encode_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False

@@ -15,7 +15,7 @@ from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, empty_cache
 from caption_jax.models.layers import Dense, Dropout
 from caption_jax.ops.dropout import Bits
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.segments import Segments
 
 INIT_STDDEV = 0.02  # of embeddings, as in RoBERTa

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from caption_jax.models.layers import Dense
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 
 
 @struct.dataclass
@@ -86,13 +86,13 @@ class ImageEncoder(nn.Module):
         """Returns the features of normalised images. Training with dropout requires the RNG stream "dropout".
 
         Args:
-            images: normalised pixels, or the output of the backbone's stage `start_after` (see `up_to`).
+            images: normalised pixels, or the output of the backbone's stage `start_after` (see `encode_to_stage`).
             train: enables dropout, stochastic depth and batch statistics.
             start_after: stage whose output `images` is; "" for pixels.
         """
         return self.project(self.backbone(images, train=train, start_after=start_after), train=train)
 
-    def up_to(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
+    def encode_to_stage(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
         """Returns the output of the backbone's `stage` for normalised images, with stored norm statistics."""
         return self.backbone(images, train=False, stop_after=stage)
 

@@ -8,7 +8,7 @@ from flax.typing import Dtype, Initializer
 from jaxtyping import Array, Float, Int
 
 from caption_jax.ops.dropout import Bits
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 
 
 class Dense(nn.Module):

@@ -35,7 +35,7 @@ ACTIVATIONS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class RobertaSizes:
+class RobertaSettings:
     """Hyperparameters of a RoBERTa model, with the names and defaults of its config.json.
 
     Attributes:
@@ -96,7 +96,7 @@ class Roberta(nn.Module):
         param_dtype: dtype of the parameters.
     """
 
-    sizes: RobertaSizes
+    sizes: RobertaSettings
     remat: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -133,7 +133,7 @@ def position_ids(mask: Bool[Array, "texts length"], pad_id: int) -> Int[Array, "
 class RobertaModule(nn.Module):
     """Base class of RoBERTa's submodules, with the attributes of `Roberta`."""
 
-    sizes: RobertaSizes
+    sizes: RobertaSettings
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 

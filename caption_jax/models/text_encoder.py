@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
-from caption_jax.models.roberta import Roberta, RobertaSizes
+from caption_jax.models.roberta import Roberta, RobertaSettings
 
 
 class TextFeatures(flax.struct.PyTreeNode):
@@ -37,7 +37,7 @@ class TextEncoder(nn.Module):
         param_dtype: dtype of the parameters.
     """
 
-    sizes: RobertaSizes
+    sizes: RobertaSettings
     width: int
     remat: bool = False
     dtype: Dtype = jnp.float32

@@ -43,7 +43,7 @@ class CaptionRows(flax.struct.PyTreeNode):
     segments: Segments
 
     @classmethod
-    def of(cls, batch: Mapping[str, jax.Array]) -> CaptionRows:
+    def from_batch(cls, batch: Mapping[str, jax.Array]) -> CaptionRows:
         """Builds the rows of a batch, which is packed (see `input_pipeline.packing`) if it has "segment_ids"."""
         tokens = batch["tokens"]
         if "segment_ids" not in batch:
@@ -95,7 +95,7 @@ class ForwardPass:
         if "context" in batch:
             context = text_ids(batch["context"])
             self.memory = model.add_context(self.images, context, context != PAD, train=True)
-        self._rows = CaptionRows.of(batch)
+        self._rows = CaptionRows.from_batch(batch)
         self.segments = self._rows.segments
         self.targets: Int[Array, "*rows tokens"] = self._rows.targets
         self.weights: Float[Array, "*rows tokens"] = self._rows.weights

@@ -18,7 +18,7 @@ CAPTIONS, CONTRASTIVE = "captions", "contrastive"
 Denominators = dict[str, dict[str, Float[Array, ""]]]
 
 
-def objectives_of(spec: ObjectiveSpec, *, joint_embedding: bool) -> dict[str, Objective]:
+def make_objectives(spec: ObjectiveSpec, *, joint_embedding: bool) -> dict[str, Objective]:
     """Returns the objectives of a run by label. Training minimises their weighted sum.
 
     Args:

@@ -1,8 +1,8 @@
 """Operations of the models, losses and beam search, as pure functions of arrays.
 
 Each file starts with a plain reference, which defines the operation in a few lines. It is followed by an optimised
-implementation with the same arguments and results, and the speedup that justifies it. `forms` collects both sets of
-implementations, `FAST` and `REFERENCE`. A model uses `FAST` unless `config.model.ops` is "reference".
+implementation with the same arguments and results, and the speedup that justifies it. `implementations` defines the two
+sets of operations, `FAST` and `REFERENCE`. A model uses `FAST` unless `config.model.ops` is "reference".
 
 The platform is selected at lowering (`jax.lax.platform_dependent`), not at tracing, so a TPU program compiled on a CPU
 contains the TPU implementation. Speedups compare CPU time with that of the reference, on two cores, and include the

@@ -178,9 +178,11 @@ def _vocabulary_cross_entropy(states, table, bias, targets, weights, smoothing):
 
 def _vocabulary_forward(states, table, bias, targets, weights, smoothing):
     """Returns the sums, and the gradients of the first one."""
-    forms = {"cpu": _in_chunks, "default": _unchunked}
-    forms = {name: functools.partial(form, smoothing=smoothing) for name, form in forms.items()}
-    return jax.lax.platform_dependent(states, table, bias, targets, weights, **forms)
+    implementations = {"cpu": _in_chunks, "default": _unchunked}
+    implementations = {
+        name: functools.partial(function, smoothing=smoothing) for name, function in implementations.items()
+    }
+    return jax.lax.platform_dependent(states, table, bias, targets, weights, **implementations)
 
 
 def _unchunked(states, table, bias, targets, weights, smoothing):

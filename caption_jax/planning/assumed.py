@@ -11,7 +11,7 @@ from etils import epath
 from jaxtyping import Int
 
 from caption_jax.backbones.protocol import stored_settings
-from caption_jax.models.build import roberta_sizes
+from caption_jax.models.build import roberta_settings
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.workdir import read_description
 from caption_jax.specs import RunSpec
@@ -84,7 +84,7 @@ def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDe
             text_encoder = _ROBERTA_BASE
             assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the sizes of roberta-base"
         else:
-            text_encoder = roberta_sizes(spec.model.text_encoder, size, spec.data.max_length, PAD)
+            text_encoder = roberta_settings(spec.model.text_encoder, size, spec.data.max_length, PAD)
     backbone = stored_settings(spec.model.encoder.settings_class())
     settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, joint_embedding)
     pixels = Preprocessing(spec.data.image_size, spec.data.resize, spec.data.interpolation)

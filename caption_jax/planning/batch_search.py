@@ -15,7 +15,7 @@ class Tried:
 
 
 def largest_batch(
-    memory_of: Callable[[int], int | None], first: Tried, fixed: int, unit: int, limit: float, compilations: int
+    measure_memory: Callable[[int], int | None], first: Tried, fixed: int, unit: int, limit: float, compilations: int
 ) -> list[Tried]:
     """Searches for the largest batch that fits, assuming that memory grows about linearly with the batch size.
 
@@ -23,12 +23,12 @@ def largest_batch(
     extrapolation is outside of them.
 
     Args:
-        memory_of: compiles the program for a number of images and returns its memory, or None if it does not fit.
+        measure_memory: compiles the program for a number of images and returns its memory, or None if it does not fit.
         first: a batch that has already been compiled.
         fixed: approximate bytes that do not depend on the batch size.
         unit: the batch size must be a multiple of this.
         limit: bytes of memory.
-        compilations: maximum number of calls of `memory_of`.
+        compilations: maximum number of calls of `measure_memory`.
 
     Returns:
         All batches tried, including `first`. The result is the largest one that fits; it is exact if the next larger
@@ -49,7 +49,7 @@ def largest_batch(
             guess = (low + high) // 2 // unit * unit
         if guess <= low:
             break
-        tried.append(Tried(guess, memory_of(guess)))
+        tried.append(Tried(guess, measure_memory(guess)))
     return tried
 
 

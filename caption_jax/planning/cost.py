@@ -59,7 +59,7 @@ class Cost:
         """Bytes read from and written to main memory (HBM), without those in on-chip vector memory."""
         return max(self.bytes - sum(operation.on_chip for operation in self.traffic), 0.0)
 
-    def bytes_of(self, part: str) -> float:
+    def bytes_by_module(self, part: str) -> float:
         """The part of `bytes` that belongs to a module of the model, by its name in the traced program."""
         total = sum(operation.bytes for operation in self.traffic)
         selected = sum(operation.bytes for operation in self.traffic if f"/{part}/" in operation.source)

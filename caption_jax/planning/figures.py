@@ -36,7 +36,7 @@ def program_figures(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = 
             "matrix_flops_by_dtype": {dtype: flops / images for dtype, flops in cost.matrix_flops_by_dtype.items()},
             "bytes": cost.bytes / images,
             "memory_bytes": cost.memory_bytes / images,
-            "bytes_by_part": {part: cost.bytes_of(part) / images for part in parts},
+            "bytes_by_part": {part: cost.bytes_by_module(part) / images for part in parts},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
         "collectives": _collectives(cost, mesh, images * mesh.shape["data"]),

@@ -205,7 +205,7 @@ def _search(
     limit = topology.chip.memory
     state = measured.get("memory", {}).get("arguments", 0)
 
-    def memory_of(images: int) -> int | None:
+    def measure_memory(images: int) -> int | None:
         try:
             return _cost(planned, images, program).memory
         except OutOfMemoryError:
@@ -215,6 +215,6 @@ def _search(
     spec = program.description.spec
     multiple = spec.model.encoder.batch_multiple
     unit = multiple * spec.optimizer.grad_accum_steps if multiple > 1 else math.lcm(8, spec.optimizer.grad_accum_steps)
-    tried = largest_batch(memory_of, first, state, unit, limit, request.compilations)
+    tried = largest_batch(measure_memory, first, state, unit, limit, request.compilations)
     fitting = [one.images for one in tried if fits(one, limit)]
     return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}

@@ -62,7 +62,7 @@ def train_batch(program: Program, rows: int) -> dict[str, jax.ShapeDtypeStruct]:
     }
     if not data.feature_cache.stage:
         return batch | {"image": _images(program, rows)}
-    stored = partial(description.model().apply, method="encode_up_to")
+    stored = partial(description.model().apply, method="encode_to_stage")
     pixels = jax.ShapeDtypeStruct((rows, data.image_size, data.image_size, 3), jnp.float32)
     features = jax.eval_shape(lambda v, x: stored(v, data.feature_cache.stage, x), _variables(program), pixels)
     return batch | {"features": jax.ShapeDtypeStruct(features.shape, jnp.dtype(data.feature_cache.dtype))}

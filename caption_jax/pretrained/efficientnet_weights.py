@@ -23,7 +23,7 @@ from caption_jax.models.backbones.efficientnet_variants import (
     EfficientNetSettings,
     Triple,
     Variant,
-    variant_named,
+    get_variant,
 )
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
@@ -51,7 +51,7 @@ class PretrainedEncoder(EfficientNetSettings):
 
 def encoder_settings(weights: str, variant: str) -> EfficientNetSettings:
     """Returns the settings of `weights` without reading the weights themselves (see `load_encoder_weights`)."""
-    named = variant_named(variant)
+    named = get_variant(variant)
     if not weights:
         return EfficientNetSettings()
     path, tensors, names = _open(weights, variant)
@@ -75,7 +75,7 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
         WeightsError: keys are missing, unexpected or have a different shape; the padding of a timm model is unknown; or
             the weights cannot be located or read.
     """
-    named = variant_named(variant)
+    named = get_variant(variant)
     path, tensors, names = _open(weights, variant)
     settings = _settings_of(path, tensors, names, variant, named)
     shapes, modules = _expected(variant), names.modules(named)
@@ -109,7 +109,7 @@ def _expected(variant: str) -> dict[str, tuple[int, ...]]:
 
 def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.Naming]:
     path = _locate(weights, variant)
-    tensors = open_weights(path, variant_named(variant))
+    tensors = open_weights(path, get_variant(variant))
     tensors = {key.removeprefix("efficientnet."): tensor for key, tensor in tensors.items()}
     for names in naming.NAMINGS:
         if names.stem in tensors:

@@ -42,7 +42,7 @@ def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int)
     """Checks that a decoder can be initialised from a RoBERTa.
 
     Args:
-        sizes: sizes of the RoBERTa, from `load_roberta_sizes`.
+        sizes: sizes of the RoBERTa, from `load_roberta_settings`.
         decoder: `model.decoder` of the run's spec.
         max_length: maximum number of tokens per caption.
 

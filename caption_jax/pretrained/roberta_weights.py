@@ -18,7 +18,7 @@ from flax import traverse_util
 from jaxtyping import Float32
 
 from caption_jax.errors import MissingFileError, WeightsError
-from caption_jax.models.roberta import Roberta, RobertaSizes
+from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.pretrained.weight_files import Tensor, open_weights
 from input_pipeline.extras import optional_packages
 
@@ -61,7 +61,7 @@ class PretrainedText:
         output_bias: bias of the language modelling head, one value per token; None if the file has none.
     """
 
-    sizes: RobertaSizes
+    sizes: RobertaSettings
     params: dict[str, Any]
     source: str
     output_bias: Float32[np.ndarray, " vocabulary"] | None = None
@@ -87,8 +87,8 @@ def load_roberta(name: str) -> PretrainedText:
     return PretrainedText(sizes, _fit(tensors, sizes, source), str(source), output_bias)
 
 
-def load_roberta_sizes(name: str) -> dict[str, Any]:
-    """Returns the fields of `RobertaSizes` for the model that `load_roberta` loads, without reading the weights.
+def load_roberta_settings(name: str) -> dict[str, Any]:
+    """Returns the fields of `RobertaSettings` for the model that `load_roberta` loads, without reading the weights.
 
     Raises:
         MissingFileError: the folder or hub model does not exist or has no config.json.
@@ -101,7 +101,7 @@ def _folder(name: str) -> Path:
     return Path(name) if Path(name).is_dir() else _from_hub(name)
 
 
-def _read_sizes(folder: Path) -> RobertaSizes:
+def _read_sizes(folder: Path) -> RobertaSettings:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise MissingFileError(f"{folder} has no config.json; a RoBERTa folder must contain config.json and weights")
@@ -111,9 +111,9 @@ def _read_sizes(folder: Path) -> RobertaSizes:
     for key in ("is_decoder", "add_cross_attention"):
         if settings.get(key):
             raise WeightsError(f"{config_file} has {key}=true, which a text encoder does not support")
-    fields = {field.name for field in dataclasses.fields(RobertaSizes)}
+    fields = {field.name for field in dataclasses.fields(RobertaSettings)}
     try:
-        return RobertaSizes(**{key: value for key, value in settings.items() if key in fields})
+        return RobertaSettings(**{key: value for key, value in settings.items() if key in fields})
     except ValueError as error:
         raise WeightsError(f"{config_file}: {error}") from error
 
@@ -167,7 +167,7 @@ def _open(source: Path) -> Mapping[str, Tensor]:
     return open_weights(source)
 
 
-def _fit(tensors: Mapping[str, Tensor], sizes: RobertaSizes, source: Path) -> dict[str, Any]:
+def _fit(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path) -> dict[str, Any]:
     """Converts the tensors to a parameter tree of `Roberta` and checks names and shapes."""
     ids = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), ids, ids == 0)["params"]

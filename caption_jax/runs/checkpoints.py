@@ -22,14 +22,14 @@ from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 from caption_jax.files import absolute
-from caption_jax.runs.weights import CHOICES, Weights, rename_modules
+from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, rename_modules
 from caption_jax.specs.renamed_keys import RENAMED_MODULES
 
 PyTree = Any
 
 
 @dataclass(frozen=True)
-class Restored:
+class RestoredState:
     """State restored from a checkpoint: two pytrees of arrays, JSON records and their step."""
 
     weights: PyTree
@@ -72,7 +72,7 @@ class Checkpoints:
         for later in [s for s in self._best.all_steps() if s >= step]:
             self._best.delete(later)
 
-    def restore(self, weights: PyTree, train: PyTree) -> Restored | None:
+    def restore(self, weights: PyTree, train: PyTree) -> RestoredState | None:
         """Restores the newest checkpoint with the shapes, dtypes and shardings of two templates; None if there is none.
 
         Raises:
@@ -94,7 +94,7 @@ class Checkpoints:
             ) from error
         self._delete_best_from(step + 1)
         weights, train = (rename_modules(items[name], RENAMED_MODULES) for name in ("weights", "train"))
-        return Restored(weights, train, items["records"], step)
+        return RestoredState(weights, train, items["records"], step)
 
     def _former_names(self, step: int) -> dict[str, str]:
         """Present to former names of the modules that a checkpoint of an older release stores under the latter."""
@@ -130,10 +130,10 @@ def read_weights(
         FileNotFoundError: there is no checkpoint.
         ValueError: `which` is neither "best" nor "last".
     """
-    if which not in CHOICES:
+    if which not in CHECKPOINT_CHOICES:
         raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
     folder = absolute(source) / "checkpoints"
-    for name in CHOICES[which]:
+    for name in CHECKPOINT_CHOICES[which]:
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
     raise MissingFileError(f"no checkpoint in {folder}: is {source} the --workdir of a run that has saved one?")

@@ -17,7 +17,7 @@ from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_sizes
+from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_settings
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
@@ -118,7 +118,7 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
     data = spec.data
     vocabulary = build_vocabulary(data, train.captions)
     joint_embedding, context = spec.objective.contrastive_weight > 0, spec.model.context.max_texts > 0
-    text_encoder = text_encoder_sizes(spec, vocabulary) if joint_embedding or context else None
+    text_encoder = text_encoder_settings(spec, vocabulary) if joint_embedding or context else None
     if spec.model.decoder.weights:
         check_decoder_weights(spec, vocabulary)
     model_settings = ModelSettings(
@@ -134,7 +134,7 @@ def _backbone_settings(spec: RunSpec) -> Settings:
     encoder = spec.model.encoder
     if spec.init_from:
         source = workdir_files.read_description(spec.init_from)
-        if encoder.fits(source.spec.model.encoder):  # then `init_from` overrides any other weights
+        if encoder.accepts_weights_of(source.spec.model.encoder):  # then `init_from` overrides any other weights
             return dataclasses.replace(source.backbone_settings, source=spec.init_from)
     return encoder.settings()
 

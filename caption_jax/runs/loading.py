@@ -14,7 +14,7 @@ from caption_jax.errors import ConfigError, UserError
 from caption_jax.files import storage_path
 from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_pointer
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.weights import CHOICES, Weights, flat, nested
+from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, flatten_arrays, unflatten_arrays
 from caption_jax.runs.workdir import read_description
 
 PyTree = Any
@@ -66,7 +66,7 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
         WorkdirError: a file of the model is corrupted.
         ConfigError: `which` is unknown, or "last" was requested from an artifact.
     """
-    if which not in CHOICES:
+    if which not in CHECKPOINT_CHOICES:
         raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
     model = _read(storage_path(source), which)
     for extension in model.description.spec.unavailable:
@@ -115,4 +115,6 @@ def _read_checkpoint(workdir: epath.Path, which: str) -> Model:
             "training command again to write one",
             *(workdir, POINTER),
         )
-    return Model(description, Weights(nested(flat(weights.variables)), weights.step))  # the tree of an artifact
+    return Model(
+        description, Weights(unflatten_arrays(flatten_arrays(weights.variables)), weights.step)
+    )  # the tree of an artifact

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from caption_jax.errors import ConfigError
-from caption_jax.models.build import roberta_sizes
+from caption_jax.models.build import roberta_settings
 from caption_jax.specs import RunSpec
 from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Vocabulary
 
 
-def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
+def text_encoder_settings(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
     """Returns the sizes of the text encoder, checked against the tokenizer and the caption length.
 
     Raises:
@@ -20,10 +20,10 @@ def text_encoder_sizes(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, Any]:
     """
     name, data = spec.model.text_encoder.weights, spec.data
     if not name:
-        return roberta_sizes(spec.model.text_encoder, vocabulary.size, data.max_length, PAD)
-    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+        return roberta_settings(spec.model.text_encoder, vocabulary.size, data.max_length, PAD)
+    from caption_jax.pretrained.roberta_weights import load_roberta_settings
 
-    sizes = load_roberta_sizes(name)
+    sizes = load_roberta_settings(name)
     _check_tokenizer("config.model.text_encoder.weights", name, sizes, spec, vocabulary)
     longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
     if data.max_length > longest:
@@ -41,10 +41,10 @@ def check_decoder_weights(spec: RunSpec, vocabulary: Vocabulary) -> None:
         ConfigError: the RoBERTa does not fit the decoder or the tokenizer.
     """
     from caption_jax.pretrained.roberta_decoder import check_shape
-    from caption_jax.pretrained.roberta_weights import load_roberta_sizes
+    from caption_jax.pretrained.roberta_weights import load_roberta_settings
 
     name = spec.model.decoder.weights
-    sizes = load_roberta_sizes(name)
+    sizes = load_roberta_settings(name)
     check_shape(sizes, spec.model.decoder, spec.data.max_length)
     _check_tokenizer("config.model.decoder.weights", name, sizes, spec, vocabulary)
 

@@ -21,7 +21,7 @@ from input_pipeline.files import is_on_bucket
 PyTree = Any
 
 # Checkpoint folders in order of preference: before the first evaluation, the last checkpoint serves as the best.
-CHOICES = {"best": ("best", "last"), "last": ("last",)}
+CHECKPOINT_CHOICES = {"best": ("best", "last"), "last": ("last",)}
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 def to_safetensors(variables: PyTree) -> bytes:
     """Serializes variables to safetensors, with one array per leaf, named by its path joined with slashes."""
-    return save(flat(variables))
+    return save(flatten_arrays(variables))
 
 
 def rename_modules(tree: PyTree, names: Mapping[str, str]) -> PyTree:
@@ -89,11 +89,11 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     """
     if is_on_bucket(file):
         content = file.read_bytes()
-        return _with_present_names(nested(load(content))), hashlib.sha256(content).hexdigest()
+        return _with_present_names(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(_sha256, file)
         with safe_open(file, "numpy") as opened:
-            variables = nested({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
+            variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
         return _with_present_names(variables), digest.result()
 
 
@@ -106,13 +106,13 @@ def _sha256(file: epath.Path) -> str:
         return hashlib.file_digest(content, "sha256").hexdigest()
 
 
-def flat(tree: PyTree) -> dict[str, np.ndarray]:
+def flatten_arrays(tree: PyTree) -> dict[str, np.ndarray]:
     """Flattens nested dictionaries of arrays; keys are joined with slashes."""
     leaves = jax.tree.leaves_with_path(tree)
     return {"/".join(key.key for key in path): np.asarray(leaf, order="C") for path, leaf in leaves}
 
 
-def nested(arrays: dict[str, np.ndarray]) -> PyTree:
+def unflatten_arrays(arrays: dict[str, np.ndarray]) -> PyTree:
     """The inverse of `flat`, without empty dictionaries."""
     tree: PyTree = {}
     for name, array in arrays.items():

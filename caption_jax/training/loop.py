@@ -22,7 +22,7 @@ from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import default_kind, open_context
 from caption_jax.runs.artifact_writer import ArtifactWriter
-from caption_jax.runs.checkpoints import Checkpoints, Restored, read_weights
+from caption_jax.runs.checkpoints import Checkpoints, RestoredState, read_weights
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.step_images import check_step_images
@@ -136,7 +136,7 @@ class Run:
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
 
-    def _first_state(self) -> tuple[TrainState, Restored | None]:
+    def _first_state(self) -> tuple[TrainState, RestoredState | None]:
         """Returns the initial state, or the state and contents of the latest checkpoint, sharded over the devices."""
         abstract = self.program.abstract_state
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
@@ -145,7 +145,7 @@ class Run:
         self.artifacts.delete_after(0)
         return self.program.start(initial_variables(self.experiment)), None
 
-    def _resume(self, restored: Restored) -> None:
+    def _resume(self, restored: RestoredState) -> None:
         """Restores the rest of a checkpoint: data iterator, clock, early stopping and artifacts."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from caption_jax.objectives.objective import Objective
-from caption_jax.objectives.total_objective import objectives_of
+from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
@@ -55,7 +55,7 @@ class Program:
     @property
     def objectives(self) -> dict[str, Objective]:
         """Objectives by label."""
-        return objectives_of(self.description.spec.objective, joint_embedding=self.description.has_joint_embedding)
+        return make_objectives(self.description.spec.objective, joint_embedding=self.description.has_joint_embedding)
 
     def with_constants(self, constants: Mapping[str, PyTree]) -> Program:
         """Returns the program with constants of its objectives, replicated on every device."""

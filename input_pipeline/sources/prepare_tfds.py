@@ -111,7 +111,7 @@ def _main(arguments: list[str]) -> None:
     if len(arguments) > 1:
         raise app.UsageError(f"unexpected arguments: {' '.join(arguments[1:])}")
     logging.basicConfig(level=logging.INFO)
-    spec = dataclasses.replace(DataSpec.of(_CONFIG.value.data), source="folder")
+    spec = dataclasses.replace(DataSpec.from_config(_CONFIG.value.data), source="folder")
     splits = open_splits(spec)
     folder = prepare(splits, spec.tfds_name, spec.tfds_dir)
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())

@@ -17,7 +17,7 @@ from caption_jax.backbones.vit_backbone import ViT
 from caption_jax.models.backbones.efficientnet import EfficientNet
 from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings
 from caption_jax.models.backbones.vit_sizes import ViTSettings
-from caption_jax.ops.forms import REFERENCE
+from caption_jax.ops.implementations import REFERENCE
 from caption_jax.runs.workdir import read_description, write_description
 
 TORCH = EfficientNetSettings("symmetric", 1e-5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0), "a file")
@@ -56,10 +56,10 @@ def test_features_cached_by_earlier_releases_have_the_same_key():
 
 
 def test_weights_fit_only_the_same_network():
-    assert EfficientNetBackbone(drop_path=0.5).fits(EfficientNetBackbone(weights="a file"))
-    assert not EfficientNetBackbone().fits(EfficientNetBackbone("b1"))
-    assert not EfficientNetBackbone().fits(ViT()) and not ViT().fits(EfficientNetBackbone())
-    assert ViT(drop_path=0.5).fits(ViT()) and not ViT().fits(ViT("b16"))
+    assert EfficientNetBackbone(drop_path=0.5).accepts_weights_of(EfficientNetBackbone(weights="a file"))
+    assert not EfficientNetBackbone().accepts_weights_of(EfficientNetBackbone("b1"))
+    assert not EfficientNetBackbone().accepts_weights_of(ViT()) and not ViT().accepts_weights_of(EfficientNetBackbone())
+    assert ViT(drop_path=0.5).accepts_weights_of(ViT()) and not ViT().accepts_weights_of(ViT("b16"))
 
 
 def test_stages_up_to_a_stage():

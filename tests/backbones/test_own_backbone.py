@@ -18,7 +18,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.f
 
 
 @pytest.fixture
-def config(own_files) -> ConfigDict:
+def config(example_files) -> ConfigDict:
     config = get_config()
     config.model.encoder = {"name": "own.backbone:Patches", "width": 24}
     return config
@@ -32,7 +32,7 @@ def test_the_decoder_attends_to_its_features(config):
 
     @jax.jit
     def run(variables):
-        stored = model.apply(variables, "embed", IMAGES, method="encode_up_to")
+        stored = model.apply(variables, "embed", IMAGES, method="encode_to_stage")
         from_stored = model.apply(variables, stored, tokens, start_after="embed")
         return stored, from_stored, model.apply(variables, IMAGES, tokens)
 

@@ -85,7 +85,7 @@ def test_logits_from_cached_tokens_and_from_images_are_equal(experiment):
 
     @jax.jit
     def logits(variables, images):
-        cached = model.apply(variables, "block_0", images, method="encode_up_to")
+        cached = model.apply(variables, "block_0", images, method="encode_to_stage")
         return (
             cached,
             model.apply(variables, cached, tokens, start_after="block_0"),

@@ -9,7 +9,7 @@ import pytest
 from small_run import box_image, run_main
 
 from caption_jax.errors import ConfigError, DataError, MissingFileError
-from caption_jax.evaluation.other_data import check_context
+from caption_jax.evaluation.external_data import check_context
 from caption_jax.metrics import read_results
 
 EVALUATE = "--mode=evaluate"

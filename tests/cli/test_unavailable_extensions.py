@@ -13,7 +13,7 @@ import pytest
 from small_run import ROOT, box_image, run_main
 
 import caption_jax
-from caption_jax.config import config_of
+from caption_jax.config import to_config_dict
 from caption_jax.errors import ConfigError
 from caption_jax.runs.artifact import POINTER
 from caption_jax.runs.experiment import open_experiment
@@ -93,7 +93,7 @@ def test_the_config_is_preserved(workdir):
     spec = read_spec(workdir)
     stored = json.loads(json.dumps(as_mapping(spec)))
     assert stored["objective"]["terms"] == {"rare": TERM}
-    assert RunSpec.from_config(config_of(spec), "keep") == RunSpec.from_config(stored, "keep") == spec
+    assert RunSpec.from_config(to_config_dict(spec), "keep") == RunSpec.from_config(stored, "keep") == spec
 
 
 @pytest.mark.parametrize(

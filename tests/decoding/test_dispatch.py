@@ -11,7 +11,7 @@ from tiny_captioner import EOS, MODEL, random_captioner
 
 from caption_jax.decoding import beam_search, decode, sample
 from caption_jax.decoding.constraints import banned_tokens
-from caption_jax.decoding.dispatch import constraints_from
+from caption_jax.decoding.dispatch import make_constraints
 from caption_jax.specs import DecodeSpec, build_spec
 
 NO_SPECIALS = [banned_tokens([0, 1])]
@@ -75,7 +75,7 @@ def test_immediate_repeats_are_forbidden(method):
 
 def test_banned_words_are_encoded_as_inside_a_sentence():
     settings = {"banned_words": ("be",), "banned_endings": ("a", "e b")}
-    assert len(constraints_from(DecodeSpec(**settings), Letters())) == 3
+    assert len(make_constraints(DecodeSpec(**settings), Letters())) == 3
     variables, memory = random_captioner(0)
     config = {"method": "beam", "num_beams": 4, "candidates": 4, "banned_words": ("be",), "banned_endings": ("a",)}
     unconstrained = compiled({**config, "banned_words": (), "banned_endings": ()})(variables, memory)

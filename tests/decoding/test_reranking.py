@@ -14,7 +14,7 @@ from tiny_captioner import MODEL, random_captioner
 
 from caption_jax.config import default_config
 from caption_jax.decoding import Decoded, decode, rerank
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
@@ -35,7 +35,7 @@ def captioner():
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.joint_embedding.width = 8
-    sizes = roberta_sizes(config.model.text_encoder, 20, LENGTH, PAD)
+    sizes = roberta_settings(config.model.text_encoder, 20, LENGTH, PAD)
     model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes)
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), tokens)

@@ -10,7 +10,7 @@ from caption_jax.specs import RunSpec
 from input_pipeline.records import Record, Split
 
 
-@pytest.mark.usefixtures("own_files")
+@pytest.mark.usefixtures("example_files")
 def test_the_evaluator_of_the_documentation_works():
     config = get_config().unlock()
     config.evaluators = {"own": {"name": "own.caption_length:CaptionLength", "limit": 3}}

@@ -14,7 +14,7 @@ import small_run
 
 from caption_jax.inference.captioner import Captioner
 from caption_jax.inference.captioning import caption_batch, encode_batch, encode_for_decoding
-from caption_jax.models.build import roberta_sizes
+from caption_jax.models.build import roberta_settings
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.specs import RunSpec
 from input_pipeline.images import Preprocessing
@@ -39,7 +39,7 @@ def small_description() -> RunDescription:
     token_ids = {token for ids in tokenizer.encode_batch(["a red box on the left, the right"]) for token in ids}
     vocabulary = Vocabulary(tokenizer, token_ids)
     assert vocabulary.size < tokenizer.size
-    sizes = roberta_sizes(spec.model.text_encoder, tokenizer.size, LENGTH, PAD)
+    sizes = roberta_settings(spec.model.text_encoder, tokenizer.size, LENGTH, PAD)
     backbone = {"padding": "symmetric", "norm_epsilon": 1e-5}
     settings = ModelSettings(vocabulary.size, LENGTH, backbone, sizes, joint_embedding=False)
     return RunDescription(spec, settings, Preprocessing(size=32), vocabulary)

@@ -103,7 +103,7 @@ def test_references_without_a_word():
 def test_document_frequencies_default_to_the_references(tmp_path):
     references, hypotheses = random_captions(200, 3)
     tokens, _ = tokenize_pair(references, hypotheses)
-    frequencies = DocumentFrequencies.of(tokens.values())
+    frequencies = DocumentFrequencies.from_references(tokens.values())
     assert frequencies.images == 200
     expected = score_images(references, hypotheses).values["CIDEr-D"]
     np.testing.assert_allclose(
@@ -116,7 +116,7 @@ def test_document_frequencies_default_to_the_references(tmp_path):
 
 def test_document_frequencies_of_a_corpus_change_the_score():
     references, hypotheses = random_captions(50, 4)
-    corpus = DocumentFrequencies.of(tokenize_pair(*random_captions(400, 5))[0].values())
+    corpus = DocumentFrequencies.from_references(tokenize_pair(*random_captions(400, 5))[0].values())
     assert score(references, hypotheses, corpus)["CIDEr-D"] != pytest.approx(score(references, hypotheses)["CIDEr-D"])
     # A single image scores 0 with its own frequencies, because every n-gram is in every image. A corpus fixes that.
     assert score({1: ["a red dog"]}, {1: "a red dog"})["CIDEr-D"] == 0

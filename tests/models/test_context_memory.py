@@ -13,7 +13,7 @@ from small_run import quick_compilation
 
 from caption_jax.config import default_config
 from caption_jax.decoding import decode
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
@@ -34,7 +34,7 @@ def built(form: str = "vector", joint_embedding: bool = False):
     config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
     config.context.update({"max_texts": SLOTS, "form": form})
-    text = roberta_sizes(config.text_encoder, VOCABULARY, LENGTH, PAD)
+    text = roberta_settings(config.text_encoder, VOCABULARY, LENGTH, PAD)
     model = build_model(
         build_spec(ModelSpec, config), VOCABULARY, LENGTH, text_encoder=text, joint_embedding=joint_embedding
     )

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from program_figures import figures_of
 
 from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
-from caption_jax.models.backbones.efficientnet_variants import VARIANTS, variant_named
+from caption_jax.models.backbones.efficientnet_variants import VARIANTS, get_variant
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
 QUICK = {"xla_backend_optimization_level": "0"}
@@ -98,7 +98,7 @@ def test_parameter_paths_are_stable():
 
 def test_an_unknown_variant_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"'b9'.*b0, b1"):
-        variant_named("b9")
+        get_variant("b9")
 
 
 def test_drop_path_keeps_the_mean_and_whole_images():
@@ -141,7 +141,7 @@ def test_frozen_norms_keep_their_statistics():
 @pytest.mark.parametrize("stage", ["stage_2", "head"])
 def test_a_split_network_equals_the_network(stage):
     model = EfficientNet("micro")
-    needed = variant_named("micro").stages_up_to(stage)
+    needed = get_variant("micro").stages_up_to(stage)
     below = {name: {part: tree[part] for part in needed} for name, tree in variables().items()}
 
     def halves(below, variables, images):

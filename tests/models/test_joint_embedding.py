@@ -9,7 +9,7 @@ import pytest
 from random_weights import random_variables
 
 from caption_jax.config import default_config
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.models.joint_embedding import JointEmbedding
 from caption_jax.specs import ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
@@ -23,7 +23,7 @@ def make(with_texts: bool):
     config.encoder.variant = "micro"
     config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    text = roberta_sizes(config.text_encoder, 12, 6, PAD) if with_texts else None
+    text = roberta_settings(config.text_encoder, 12, 6, PAD) if with_texts else None
     return build_model(build_spec(ModelSpec, config), vocabulary_size=12, max_length=6, text_encoder=text)
 
 

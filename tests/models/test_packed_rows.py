@@ -35,7 +35,7 @@ def outcome(rows: int):
     variables = random_variables(decoder, tokens[..., :-1], memory)
 
     def run(variables, batch):
-        rows = CaptionRows.of(batch)
+        rows = CaptionRows.from_batch(batch)
         rngs = {"dropout": jax.random.key(1)}
         output = decoder.apply(variables, rows.inputs, memory, segments=rows.segments, train=True, rngs=rngs)
         scores = rows.segments.to_captions(output.logits * rows.weights[..., None])

@@ -13,7 +13,7 @@ from random_weights import random_variables
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
-from caption_jax.models.roberta import RobertaSizes
+from caption_jax.models.roberta import RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.cross_entropy import token_cross_entropy
 from caption_jax.specs import ModelSpec, build_spec
@@ -98,7 +98,7 @@ def test_logits_do_not_depend_on_later_tokens(captioner, mode):
 
 def test_logits_do_not_depend_on_their_target(captioner):
     """Also if the model has a text encoder that reads the same captions."""
-    roberta = RobertaSizes(
+    roberta = RobertaSettings(
         vocab_size=VOCABULARY,
         hidden_size=8,
         num_hidden_layers=1,

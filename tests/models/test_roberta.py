@@ -16,7 +16,7 @@ from roberta_folder import torch_state
 from seeded_weights import seeded_weights
 from small_run import quick_compilation
 
-from caption_jax.models.roberta import Roberta, RobertaSizes, position_ids
+from caption_jax.models.roberta import Roberta, RobertaSettings, position_ids
 
 every_size = pytest.mark.parametrize("name", peers.SIZES)
 
@@ -45,7 +45,7 @@ def hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[str, np.n
 def test_equals_the_golden_file(name):
     golden, sizes = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
-    roberta = Roberta(RobertaSizes(**sizes))
+    roberta = Roberta(RobertaSettings(**sizes))
     params = seeded(roberta, ids, mask)
     hidden, gradient = hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
     np.testing.assert_allclose(hidden[mask], golden[f"{name}/hidden"][mask], atol=1e-5)
@@ -56,7 +56,7 @@ def test_equals_the_golden_file(name):
 def assert_equals_flax_roberta(name: str, *, train: bool) -> None:
     sizes = peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
-    ours, flax_module, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     params, rngs = seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
     hidden, gradient = hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
     expected, reference = hidden_and_gradient(
@@ -83,7 +83,7 @@ def test_initialisation_and_dropout_equal_flax_roberta():
     """Equal parameters and dropout masks for equal keys, so runs that started with Flax RoBERTa resume."""
     name = "two layers"
     sizes = peers.SIZES[name]
-    ours, flax_module, inputs = Roberta(RobertaSizes(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     with quick_compilation():
         fresh = flat(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
         reference = flat(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
@@ -99,7 +99,7 @@ def test_equals_torch_roberta(name):
     pytest.importorskip("torch")
     sizes = peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
-    roberta = Roberta(RobertaSizes(**sizes))
+    roberta = Roberta(RobertaSettings(**sizes))
     params = seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
     assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
@@ -112,7 +112,7 @@ def test_equals_torch_roberta(name):
 def test_the_defaults_are_those_of_config_json():
     transformers = pytest.importorskip("transformers")
     config = transformers.RobertaConfig()
-    for field in dataclasses.fields(RobertaSizes):
+    for field in dataclasses.fields(RobertaSettings):
         assert getattr(config, field.name) == field.default, field.name
 
 
@@ -123,7 +123,7 @@ def test_positions_count_the_real_tokens():
 
 
 def test_bfloat16_with_float32_parameters_is_close_to_float32():
-    sizes = RobertaSizes(**peers.SIZES["two layers"])
+    sizes = RobertaSettings(**peers.SIZES["two layers"])
     ids, mask = peers.texts_of(peers.SIZES["two layers"])
     half, params = Roberta(sizes, dtype=jnp.bfloat16), seeded(Roberta(sizes), ids, mask)
     fresh = jax.eval_shape(half.init, jax.random.key(0), ids, mask)["params"]
@@ -143,4 +143,4 @@ def test_bfloat16_with_float32_parameters_is_close_to_float32():
 )
 def test_invalid_sizes_are_rejected(other, message):
     with pytest.raises(ValueError, match=message):
-        RobertaSizes(**{**peers.SIZES["two layers"], **other})
+        RobertaSettings(**{**peers.SIZES["two layers"], **other})

@@ -18,11 +18,11 @@ from safetensors.numpy import load_file, save_file
 from seeded_weights import seeded_array
 
 from caption_jax.errors import WeightsError
-from caption_jax.models.roberta import Roberta, RobertaSizes
+from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.pretrained.roberta_weights import load_roberta
 
-SIZES = RobertaSizes(
+SIZES = RobertaSettings(
     vocab_size=60,
     hidden_size=16,
     num_hidden_layers=2,
@@ -167,7 +167,7 @@ def test_reads_a_folder_saved_by_torch():
 def test_reads_a_bin_without_torch():
     """The file has the `seeded_weights` of `roberta_peers.py` in the PyTorch format of before 2020."""
     loaded = load_roberta(str(GOLDEN.parent / "roberta_bin"))
-    assert loaded.sizes == RobertaSizes(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
+    assert loaded.sizes == RobertaSettings(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
     state = torch_state(traverse_util.flatten_dict(loaded.params, sep="."))
     assert len(state) == 21
     for name, value in state.items():

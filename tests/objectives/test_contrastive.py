@@ -14,10 +14,10 @@ from program_figures import figures_of
 from small_run import shrink
 
 from caption_jax.config import default_config
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.objectives.contrastive import Contrastive, Vectors, contrastive_loss, joint_vectors
 from caption_jax.objectives.forward_pass import ForwardPass
-from caption_jax.objectives.total_objective import objectives_of
+from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
@@ -160,7 +160,7 @@ def small_captioner():
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.joint_embedding.width = WIDTH
     model = build_model(
-        build_spec(ModelSpec, config.model), 12, 6, text_encoder=roberta_sizes(config.model.text_encoder, 12, 6, PAD)
+        build_spec(ModelSpec, config.model), 12, 6, text_encoder=roberta_settings(config.model.text_encoder, 12, 6, PAD)
     )
     random = np.random.default_rng(0)
     images = random.normal(size=(4, 32, 32, 3)).astype(np.float32)
@@ -209,7 +209,7 @@ def test_captions_are_converted_to_the_token_ids_of_roberta():
 
 def joint_step(model, optimizer, spec: RunSpec, frozen: frozenset[str], mesh) -> TrainStep:
     """The training step for the sum of the caption loss and the contrastive loss."""
-    objectives = {**objectives_of(spec.objective, joint_embedding=False), "contrastive": Contrastive(1.0)}
+    objectives = {**make_objectives(spec.objective, joint_embedding=False), "contrastive": Contrastive(1.0)}
     text_ids = TextTokenizer(FakeVocabulary(), False, 6).from_caption_ids
     return TrainStep(model, optimizer, Preprocessing(32), spec, frozen, objectives, text_ids, mesh)
 

@@ -20,7 +20,7 @@ from caption_jax.objectives.constants import (
     stored_constants,
 )
 from caption_jax.objectives.objective import ObjectiveOutput, Ratio
-from caption_jax.objectives.total_objective import check_batch, mean_metrics, objectives_of, total_loss
+from caption_jax.objectives.total_objective import check_batch, make_objectives, mean_metrics, total_loss
 from caption_jax.specs import ObjectiveSpec, RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
@@ -86,9 +86,9 @@ def test_losses_are_divided_by_the_counts_of_the_whole_batch():
 
 def test_invalid_objectives_are_rejected():
     with pytest.raises(ConfigError, match="label is reserved"):
-        objectives_of(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)
+        make_objectives(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)
     with pytest.raises(ConfigError, match="OptimizerSpec is not an objective"):
-        objectives_of(ObjectiveSpec(terms={"own": RunSpec().optimizer}), joint_embedding=False)
+        make_objectives(ObjectiveSpec(terms={"own": RunSpec().optimizer}), joint_embedding=False)
     with pytest.raises(ConfigError, match=r"'spread' requires depth, but .* only contain mask, tokens"):
         check_batch({"spread": SpreadOfImages()}, {"tokens": 0, "mask": 0})
 

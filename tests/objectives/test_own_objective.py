@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from small_run import get_config
 
-from caption_jax.objectives.total_objective import objectives_of
+from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.specs import RunSpec
 
 
-@pytest.mark.usefixtures("own_files")
+@pytest.mark.usefixtures("example_files")
 def test_loss_is_the_negative_entropy_of_unmasked_tokens():
     config = get_config().unlock()
     config.objective.terms = {"confidence": {"name": "own.confidence_penalty:ConfidencePenalty", "weight": 0.5}}
-    objective = objectives_of(RunSpec.from_config(config).objective, joint_embedding=False)["confidence"]
+    objective = make_objectives(RunSpec.from_config(config).objective, joint_embedding=False)["confidence"]
     assert objective.weight == 0.5
 
     table = np.zeros((8, 3), np.float32)

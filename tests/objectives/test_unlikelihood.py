@@ -64,7 +64,7 @@ def plain_loss(states, table, bias) -> tuple[float, float]:
 def mean_loss(states, table, bias, packed: bool):
     """Mean loss and repetition probability of the objective for these decoder states."""
     data = batch()
-    rows = CaptionRows.of({**data, **(pack_captions(**data, rows=1) if packed else {})})
+    rows = CaptionRows.from_batch({**data, **(pack_captions(**data, rows=1) if packed else {})})
     states = rows.segments.to_rows(states.reshape(ROWS * CAPTIONS, TARGETS, WIDTH))
 
     def to_captions(x):

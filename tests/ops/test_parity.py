@@ -15,7 +15,7 @@ from caption_jax.augment import augment
 from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.decoding import decode
 from caption_jax.errors import ConfigError
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
 from input_pipeline.packing import pack_captions
@@ -39,7 +39,7 @@ def model_on(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
         text_encoder=TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=16),
         joint_embedding=JointEmbeddingSpec(width=8),
     )
-    text = roberta_sizes(spec.text_encoder, VOCABULARY, LENGTH, pad_id=1)
+    text = roberta_settings(spec.text_encoder, VOCABULARY, LENGTH, pad_id=1)
     return build_model(spec, VOCABULARY, LENGTH, dtype, text_encoder=text)
 
 
@@ -62,7 +62,7 @@ def objective(model, rows):
 
 def caption_rows(packed):
     batch = {"tokens": TOKENS, "mask": np.ones(BATCH, bool)}
-    return CaptionRows.of(jax.tree.map(jnp.asarray, batch | (pack_captions(**batch, rows=1) if packed else {})))
+    return CaptionRows.from_batch(jax.tree.map(jnp.asarray, batch | (pack_captions(**batch, rows=1) if packed else {})))
 
 
 def loss_and_gradients(model, packed):

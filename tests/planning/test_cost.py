@@ -50,7 +50,7 @@ def test_bytes_are_attributed_to_modules():
         "",
     )
     total = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
-    assert [total.bytes_of(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
+    assert [total.bytes_by_module(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
 
 
 def test_chips_have_the_published_numbers():
@@ -63,11 +63,13 @@ def test_chips_have_the_published_numbers():
 def test_the_search_ends_at_the_largest_batch_that_fits(start, memory):
     calls = []
 
-    def memory_of(images):
+    def measure_memory(images):
         calls.append(images)
         return memory(images) if memory(images) < 2000 else None
 
-    result = largest_batch(memory_of, Tried(start, memory_of(start)), fixed=50, unit=8, limit=1000, compilations=20)
+    result = largest_batch(
+        measure_memory, Tried(start, measure_memory(start)), fixed=50, unit=8, limit=1000, compilations=20
+    )
     best = max(one.images for one in result if one.memory and one.memory <= 1000)
     assert memory(best) <= 1000 < memory(best + 8)
     assert [one.images for one in result] == calls and len(set(calls)) == len(calls)

@@ -21,7 +21,7 @@ FROZEN_FIRST = (
 )
 
 
-def config_of(**changes) -> ConfigDict:
+def make_config(**changes) -> ConfigDict:
     config = get_config()
     with config.unlocked():
         config.update_from_flattened_dict({"mesh.data": -1, **changes})
@@ -30,7 +30,7 @@ def config_of(**changes) -> ConfigDict:
 
 def planned(tmp_path, request, **changes):
     with quick_compilation():
-        return plan(RunSpec.from_config(config_of(**changes)), tmp_path, request)
+        return plan(RunSpec.from_config(make_config(**changes)), tmp_path, request)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ def test_a_batch_that_the_backbone_does_not_support_is_rejected_before_compilati
 
 
 def config_with_constants(**changes) -> ConfigDict:
-    config = config_of(**{"mesh.data": 1, **changes})
+    config = make_config(**{"mesh.data": 1, **changes})
     with config.unlocked():
         config.objective.terms = ConfigDict({"rare": {"name": "token_frequencies:FrequentTokens"}})
     return config
@@ -180,7 +180,7 @@ def test_a_tpu_that_is_not_attached(workdir, capsys):
         pytest.skip("needs the TPU's compiler: pip install 'caption-jax[tpu]'")
     changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
     request = Request("v5e:2x2", ("train",), images=16, vocabulary=290, compilations=1)
-    result = plan(RunSpec.from_config(config_of(**changes)), workdir, request)
+    result = plan(RunSpec.from_config(make_config(**changes)), workdir, request)
     print_plan(result)
     train = result["programs"]["train"]
     assert result["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0

@@ -11,12 +11,14 @@ import numpy as np
 from flax import traverse_util
 from safetensors.numpy import save_file
 
-from caption_jax.models.roberta import RobertaSizes
+from caption_jax.models.roberta import RobertaSettings
 
 FORMS = ("msgpack", "flax safetensors", "torch safetensors", "sharded torch safetensors")
 
 
-def write_folder(folder: Path, form: str, sizes: RobertaSizes, params, output_bias: np.ndarray | None = None) -> Path:
+def write_folder(
+    folder: Path, form: str, sizes: RobertaSettings, params, output_bias: np.ndarray | None = None
+) -> Path:
     """Writes config.json and the `params` of a `Roberta`, with the other tensors of a language model.
 
     The form "flax safetensors" contains only the encoder, without the bias of the language model head. Returns the

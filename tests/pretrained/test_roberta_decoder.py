@@ -17,7 +17,7 @@ from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.roberta import Attention, Embeddings, Layer
 from caption_jax.pretrained.roberta_decoder import check_shape, decoder_arrays
-from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_sizes
+from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_settings
 
 # A random RobertaForMaskedLM, saved by PyTorch: 2 layers, width 16, 4 heads, 40 tokens.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"
@@ -134,7 +134,7 @@ VALID = {
     ],
 )
 def test_shape_mismatches_are_reported(changes, message):
-    sizes, decoder = load_roberta_sizes(str(GOLDEN)), default_config().model.decoder
+    sizes, decoder = load_roberta_settings(str(GOLDEN)), default_config().model.decoder
     decoder.update(VALID)
     check_shape(sizes, decoder, max_length=12)
     with pytest.raises(WeightsError, match="has positions for 12 tokens"):

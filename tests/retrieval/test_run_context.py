@@ -19,9 +19,9 @@ from resume_run import assert_same_state, saved_steps
 import caption_jax
 from caption_jax.config import default_config
 from caption_jax.metrics import read_results
-from caption_jax.models.build import build_model, roberta_sizes
+from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.models.image_encoder import ImageFeatures
-from caption_jax.objectives.total_objective import objectives_of
+from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, put_batch, replicated
 from caption_jax.retrieval.context_captions import open_context
@@ -215,7 +215,7 @@ def small_captioner():
     config.model.context.update({"max_texts": MAX_TEXTS, "form": "tokens"})
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
-    sizes = roberta_sizes(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
+    sizes = roberta_settings(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
     model = build_model(
         build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes, joint_embedding=False
     )
@@ -287,7 +287,7 @@ def test_a_training_step_on_eight_devices_matches_one(microbatches):
     results = []
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
-        objectives = objectives_of(spec.objective, joint_embedding=False)
+        objectives = make_objectives(spec.objective, joint_embedding=False)
         update = TrainStep(
             model,
             optimizer,

@@ -10,7 +10,7 @@ import small_run
 from ml_collections import ConfigDict
 from roberta_folder import write_folder
 
-from caption_jax.models.roberta import Roberta, RobertaSizes
+from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.pretrained.roberta_weights import PretrainedText
 from input_pipeline.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ def write_roberta(folder: Path, form: str) -> PretrainedText:
     """Writes random weights, with the output bias, and a tokenizer into `folder`; `form` as for `write_folder`."""
     tokenizer = Tokenizer.train(TEXTS, 400)
     tokenizer.save(folder)
-    sizes = RobertaSizes(
+    sizes = RobertaSettings(
         vocab_size=tokenizer.size,
         hidden_size=8,
         num_hidden_layers=2,

@@ -29,7 +29,7 @@ def roberta(request, tmp_path_factory) -> tuple[Path, PretrainedText]:
     return folder, write_roberta(folder, request.param)
 
 
-def config_of(folder: Path, small_images: Path) -> ConfigDict:
+def make_config(folder: Path, small_images: Path) -> ConfigDict:
     config = roberta_config(folder, small_images)
     decoder = {"weights": str(folder), "layers": 1, "width": 8, "heads": 2, "feed_forward": 12}
     config.model.decoder.update({**decoder, "norm": "post", "norm_epsilon": 1e-5, "activation": "gelu"})
@@ -38,7 +38,7 @@ def config_of(folder: Path, small_images: Path) -> ConfigDict:
 
 def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(roberta, small_images, tmp_path, caplog):
     folder, text = roberta
-    experiment = start_experiment(RunSpec.from_config(config_of(folder, small_images)), epath.Path(tmp_path))
+    experiment = start_experiment(RunSpec.from_config(make_config(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
     with small_run.quick_compilation(), caplog.at_level(logging.INFO):
         variables = initial_variables(experiment)
@@ -74,11 +74,11 @@ def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(robert
 
 
 def test_incompatible_configs_are_rejected_before_anything_is_written(roberta, small_images, tmp_path):
-    config = config_of(roberta[0], small_images)
+    config = make_config(roberta[0], small_images)
     config.model.decoder.width = 16
     with pytest.raises(ValueError, match=r"config\.model\.decoder, width=8, not 16"):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
-    config = config_of(roberta[0], small_images)
+    config = make_config(roberta[0], small_images)
     config.data.tokenizer, config.objective.contrastive_weight = "train", 0.0
     with pytest.raises(ValueError, match=r"decoder\.weights=.* trained with \d+ tokens.*set config\.data\.tokenizer"):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))

@@ -13,7 +13,7 @@ from etils import epath
 from flax import traverse_util
 from small_run import get_config, write_images
 
-from caption_jax.models.build import roberta_sizes
+from caption_jax.models.build import roberta_settings
 from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.checkpoints import Checkpoints
 from caption_jax.runs.description import ModelSettings, RunDescription
@@ -178,7 +178,7 @@ def test_preprocessing_is_that_of_the_copied_encoder(source, tmp_path):
 def with_text_encoder(run: RunDescription) -> RunDescription:
     text = TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=8)
     spec = dataclasses.replace(run.spec, model=dataclasses.replace(run.spec.model, text_encoder=text))
-    sizes = roberta_sizes(text, run.vocabulary.size, run.model_settings.max_length, PAD)
+    sizes = roberta_settings(text, run.vocabulary.size, run.model_settings.max_length, PAD)
     settings = dataclasses.replace(run.model_settings, text_encoder=sizes)
     return dataclasses.replace(run, spec=spec, model_settings=settings)
 

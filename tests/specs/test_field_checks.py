@@ -138,7 +138,7 @@ FREE = {
 }
 
 
-def config_of(**changes: Any) -> ConfigDict:
+def make_config(**changes: Any) -> ConfigDict:
     config = default_config().unlock()
     for key, value in changes.items():  # not `update`, which would convert values of other types
         *sections, name = key.split(".")
@@ -158,7 +158,7 @@ def leaves() -> Iterator[tuple[str, Any]]:
 @pytest.mark.parametrize(("key", "value", "expected"), INVALID)
 def test_values_out_of_range_are_rejected_with_their_key(key, value, expected):
     with pytest.raises(ConfigError) as error:
-        RunSpec.from_config(config_of(**{key: value}))
+        RunSpec.from_config(make_config(**{key: value}))
     (message,) = str(error.value).splitlines()
     assert message.startswith(f"config.{key} is {value!r}; it must be ") and expected in message
 
@@ -176,7 +176,7 @@ def test_every_number_has_a_range():
     for key, default in numbers.items():  # no exceptions, because a seed must fit into 64 bits
         for absurd in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
             with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it must be")):
-                RunSpec.from_config(config_of(**{key: absurd}))
+                RunSpec.from_config(make_config(**{key: absurd}))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_every_number_has_a_range():
 )
 def test_incompatible_values_are_rejected_in_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
-        RunSpec.from_config(config_of(**changes))
+        RunSpec.from_config(make_config(**changes))
     assert len(str(error.value).splitlines()) == 1 and "config." in str(error.value)
 
 
@@ -263,7 +263,7 @@ def test_a_required_field_is_reported():
     ],
 )
 def test_special_values_are_accepted(changes):
-    spec = RunSpec.from_config(config_of(**changes))
+    spec = RunSpec.from_config(make_config(**changes))
     flat = flatten(as_mapping(spec))
     assert {key: flat[key] for key in changes} == changes
 

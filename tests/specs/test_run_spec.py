@@ -8,7 +8,7 @@ import json
 import pytest
 from etils import epath
 
-from caption_jax.config import config_of, default_config
+from caption_jax.config import default_config, to_config_dict
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.runs.workdir import read_spec, write_spec
 from caption_jax.specs import DatasetFacts, DecodeSpec, RunSpec, as_mapping, build_spec, differences, resolve
@@ -38,7 +38,7 @@ def with_term(**values) -> RunSpec:
 
 def test_the_default_config_is_the_default_spec():
     assert RunSpec.from_config(default_config()) == RunSpec()
-    assert config_of(RunSpec()).to_dict() == default_config().to_dict()
+    assert to_config_dict(RunSpec()).to_dict() == default_config().to_dict()
 
 
 def test_a_spec_survives_json_and_can_be_overridden_by_flags():
@@ -49,7 +49,7 @@ def test_a_spec_survives_json_and_can_be_overridden_by_flags():
     spec = RunSpec.from_config(config)
     restored = RunSpec.from_config(json.loads(json.dumps(as_mapping(spec))))
     assert restored == spec and restored.optimizer.rules == config.optimizer.rules
-    restored = config_of(restored)
+    restored = to_config_dict(restored)
     restored.optimizer.learning_rate = 0.5
     assert differences(spec, RunSpec.from_config(restored)) == {"optimizer.learning_rate": (1e-3, 0.5)}
 

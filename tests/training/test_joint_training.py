@@ -14,7 +14,7 @@ from etils import epath
 from resume_run import assert_same_state, saved_steps
 
 import caption_jax
-from caption_jax.config import config_of
+from caption_jax.config import to_config_dict
 from caption_jax.evaluation.recall import split_retrieval
 from caption_jax.metrics import retrieval_scores
 from caption_jax.runs.experiment import start_experiment
@@ -81,11 +81,11 @@ def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
 
 def test_a_resumed_run_cannot_drop_or_add_the_text_encoder(searchable_workdir, small_workdir):
     for workdir, weight in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
-        config = config_of(read_spec(workdir))
+        config = to_config_dict(read_spec(workdir))
         config.objective.contrastive_weight = weight
         with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {weight}"):
             start_experiment(RunSpec.from_config(config), epath.Path(workdir))
-    config = config_of(read_spec(searchable_workdir))
+    config = to_config_dict(read_spec(searchable_workdir))
     config.objective.contrastive_weight = 0.25  # another positive weight is allowed
     unchanged = (searchable_workdir / "config.json").read_text()
     assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_joint_embedding

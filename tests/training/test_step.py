@@ -15,7 +15,7 @@ from small_run import shrink
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model
-from caption_jax.objectives.total_objective import objectives_of
+from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import (
@@ -72,7 +72,7 @@ class Setup:
     def step(self, frozen: frozenset[str]) -> Callable:
         model = model_of(self.config, frozen_norms(frozen))
         spec = RunSpec.from_config(self.config)
-        objectives = objectives_of(spec.objective, joint_embedding=False)
+        objectives = make_objectives(spec.objective, joint_embedding=False)
         update = TrainStep(model, self.optimizer[0], PREPROCESSING, spec, frozen, objectives)
         return jax.jit(
             update,

@@ -12,10 +12,10 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
-from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, variant_named
+from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, get_variant
 from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.ops.depthwise import Padding, explicit_padding
-from caption_jax.ops.forms import FAST, Ops
+from caption_jax.ops.implementations import FAST, Ops
 
 
 def _activation(name: str) -> Callable[[Array], Array]:
@@ -269,7 +269,7 @@ class EfficientNet(nn.Module):
         Raises:
             ValueError: unknown variant or stage.
         """
-        variant = variant_named(self.variant)
+        variant = get_variant(self.variant)
         settings = BlockSettings(
             self.norm_group_size,
             self.norm_momentum,

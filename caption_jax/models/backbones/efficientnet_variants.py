@@ -156,7 +156,7 @@ VARIANTS: dict[str, Variant] = {
 }
 
 
-def variant_named(name: str) -> Variant:
+def get_variant(name: str) -> Variant:
     """Returns the variant called `name`. Raises ValueError if there is none."""
     if name not in VARIANTS:
         raise ValueError(f"there is no EfficientNet variant {name!r}; choose one of {', '.join(VARIANTS)}")

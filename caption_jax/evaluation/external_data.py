@@ -15,7 +15,7 @@ ALL = "all"
 
 
 @dataclasses.dataclass(frozen=True)
-class OtherData:
+class ExternalData:
     """A dataset to evaluate a run on.
 
     Attributes:
@@ -29,7 +29,7 @@ class OtherData:
     split: Split
 
 
-def open_other_data(folder: str, data: DataSpec, split: str = "") -> OtherData:
+def open_external_data(folder: str, data: DataSpec, split: str = "") -> ExternalData:
     """Opens a folder with the `folder` data source.
 
     Args:
@@ -59,7 +59,7 @@ def open_other_data(folder: str, data: DataSpec, split: str = "") -> OtherData:
         selected = get_split(splits, split)
     else:
         selected = Split(ALL, [record for records in splits.values() for record in records])
-    return OtherData(root.resolve().name, captions, selected)
+    return ExternalData(root.resolve().name, captions, selected)
 
 
 def check_context(max_texts: int, kind: str) -> None:

@@ -94,4 +94,4 @@ REFERENCE = Ops(
     top_k=top_k.top_k_reference,
 )
 
-FORMS = {form.name: form for form in (FAST, REFERENCE)}
+IMPLEMENTATIONS = {ops.name: ops for ops in (FAST, REFERENCE)}
