@@ -117,7 +117,8 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         # Starting Java takes longer than the rest of a test.
         patch.setattr(user_errors, "user_message", lambda error: None)
-        patch.setattr(java_metrics, "absent", lambda: dict.fromkeys(java_metrics.METRICS, "left out of the tests"))
+        unavailable = dict.fromkeys(java_metrics.METRICS, "left out of the tests")
+        patch.setattr(java_metrics, "unavailable_metrics", lambda: unavailable)
         try:
             with quick_compilation():
                 runpy.run_path(str(script), run_name="__main__")

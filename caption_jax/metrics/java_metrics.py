@@ -52,13 +52,13 @@ def java_scores(
         if name in missing:
             continue
         try:
-            scores[name] = float(_scorer(name).compute_score(tokens, results)[0])
+            scores[name] = float(_make_scorer(name).compute_score(tokens, results)[0])
         except Exception as error:  # a failing Java program must not discard the other scores
             missing[name] = f"the Java program failed ({type(error).__name__}: {error})"
     return scores, missing
 
 
-def _scorer(name: str):
+def _make_scorer(name: str):
     if name == "METEOR":
         from pycocoevalcap.meteor.meteor import Meteor
 

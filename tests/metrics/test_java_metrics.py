@@ -24,8 +24,8 @@ def test_a_metric_is_absent_if_its_program_fails(monkeypatch):
         def compute_score(self, references, results):
             raise BrokenPipeError("the program exited")
 
-    monkeypatch.setattr(java_metrics, "absent", lambda: {"SPICE": "not installed"})
-    monkeypatch.setattr(java_metrics, "_scorer", lambda name: Broken())
+    monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "not installed"})
+    monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: Broken())
     scores, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
     assert scores == {} and "the program exited" in absent["METEOR"] and absent["SPICE"] == "not installed"
 
