@@ -1,4 +1,4 @@
-"""Caption metrics in plain Python and NumPy; neither JAX nor Java is required.
+"""Caption metrics in pure Python and NumPy. JAX and Java are not required.
 
     from caption_jax.metrics import score
     score(references={1: ["a dog runs", "a running dog"]}, hypotheses={1: "a dog"})

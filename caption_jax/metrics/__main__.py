@@ -24,20 +24,20 @@ examples:
 
 Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations may be in any format supported
 for training: COCO caption JSON, Karpathy's dataset_*.json, JSON lines, CSV with the columns image and caption, or
-token.txt. Results may be in any of these formats too. If the results identify images by file name rather than by id,
-the annotations are matched by file name.
+token.txt. Results may use these formats too. If the results identify images by file name instead of id, annotations
+are matched by file name.
 """
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Prints scores with intervals, plus a comparison if two results files are passed; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    """Prints scores with intervals, and a comparison if two results files are passed. Returns the exit status."""
+    options = _make_parser().parse_args(arguments)
     try:
-        report = _report(options)
+        report = _make_report(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(_as_text(report))
+    print(_format_report(report))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
             json.dump(report, file, indent=2, ensure_ascii=False)
@@ -45,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m caption_jax.metrics",
         description="Scores captions like COCO's tools, without Java. Two results files are compared image by image.",
@@ -70,21 +70,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _report(options: argparse.Namespace) -> dict[str, Any]:
+def _make_report(options: argparse.Namespace) -> dict[str, Any]:
     paths = [path for path in (options.results, options.other_results) if path]
     results = [read_results(path) for path in paths]
-    by_name = bool(results[0]) and isinstance(next(iter(results[0])), str)
-    references = read_annotations(options.annotations, split=options.split, ids="file_name" if by_name else "id")
+    has_names = bool(results[0]) and isinstance(next(iter(results[0])), str)
+    references = read_annotations(options.annotations, split=options.split, ids="file_name" if has_names else "id")
     for path, captions in zip(paths, results, strict=True):
         try:
             check_image_set(references, captions)
         except ImageSetError as error:
             raise ImageSetError(f"{path} does not match {options.annotations}: {error}") from error
     frequencies = DocumentFrequencies.load(options.frequencies) if options.frequencies else None
-    training = None
+    training_captions = None
     if options.training:
-        training = [caption for captions in read_annotations(options.training).values() for caption in captions]
-    scored = [score_images(references, captions, frequencies) for captions in results]
+        annotations = read_annotations(options.training)
+        training_captions = [caption for captions in annotations.values() for caption in captions]
+    all_scores = [score_images(references, captions, frequencies) for captions in results]
     sampling = {"samples": options.samples, "confidence": options.confidence, "seed": options.seed}
     report: dict[str, Any] = {
         "images": len(references),
@@ -92,7 +93,7 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
         "sampling": sampling,
         "results": [],
     }
-    for path, captions, scores in zip(paths, results, scored, strict=True):
+    for path, captions, scores in zip(paths, results, all_scores, strict=True):
         java, absent = ({}, {}) if options.no_java else java_metrics.java_scores(references, captions)
         report["results"].append(
             {
@@ -100,41 +101,45 @@ def _report(options: argparse.Namespace) -> dict[str, Any]:
                 "metrics": {name: vars(interval) for name, interval in intervals(scores, **sampling).items()},
                 "java_metrics": java,
                 "absent": absent,
-                "diversity": diversity(captions, training),
-                "images": _per_image(scores.image_ids, captions, scores.values),
+                "diversity": diversity(captions, training_captions),
+                "images": _make_image_rows(scores.image_ids, captions, scores.values),
             }
         )
-    if len(scored) == 2:
-        report["comparison"] = {name: vars(result) for name, result in compare(*scored, **sampling).items()}
+    if len(all_scores) == 2:
+        report["comparison"] = {name: vars(result) for name, result in compare(*all_scores, **sampling).items()}
     return report
 
 
-def _per_image(image_ids: tuple[Hashable, ...], captions: dict, values: dict) -> list[dict[str, Any]]:
+def _make_image_rows(image_ids: tuple[Hashable, ...], captions: dict, values: dict) -> list[dict[str, Any]]:
     return [
-        {"image_id": image_id, "caption": captions[image_id], **{name: float(row[i]) for name, row in values.items()}}
+        {
+            "image_id": image_id,
+            "caption": captions[image_id],
+            **{name: float(per_image[i]) for name, per_image in values.items()},
+        }
         for i, image_id in enumerate(image_ids)
     ]
 
 
-def _as_text(report: dict[str, Any]) -> str:
+def _format_report(report: dict[str, Any]) -> str:
     sampling = report["sampling"]
     percent = f"{100 * sampling['confidence']:g} %"
     lines = [f"{report['images']} images; {percent} intervals from {sampling['samples']} bootstrap samples"]
     lines += [f"{name}: {value}" for name, value in report["protocol"].items()]
     for result in report["results"]:
         lines += ["", result["file"]]
-        rows = {name: Interval(**interval) for name, interval in result["metrics"].items()}
-        lines += [f"  {name:<21}{row.value:9.4f}   [{row.low:.4f}, {row.high:.4f}]" for name, row in rows.items()]
+        metrics = {name: Interval(**fields) for name, fields in result["metrics"].items()}
+        lines += [f"  {name:<21}{i.value:9.4f}   [{i.low:.4f}, {i.high:.4f}]" for name, i in metrics.items()]
         lines += [
             f"  {name:<21}{value:9.4f}" for name, value in {**result["java_metrics"], **result["diversity"]}.items()
         ]
         lines += [f"  {name:<21}   absent: {reason}" for name, reason in result["absent"].items()]
     if "comparison" in report:
         lines += ["", f"{report['results'][1]['file']} - {report['results'][0]['file']}, paired"]
-        for name, row in report["comparison"].items():
-            result = Comparison(**row)
-            interval = f"[{result.low:+.4f}, {result.high:+.4f}]"
-            lines.append(f"  {name:<21}{result.difference:+9.4f}   {interval:<20} p = {result.p_value:.4f}")
+        for name, fields in report["comparison"].items():
+            comparison = Comparison(**fields)
+            interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"
+            lines.append(f"  {name:<21}{comparison.difference:+9.4f}   {interval:<20} p = {comparison.p_value:.4f}")
     return "\n".join(lines)
 
 

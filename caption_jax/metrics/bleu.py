@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Int, Real
 
-from caption_jax.metrics.ngrams import LONGEST, CountedCaptions
+from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions
 
-# Added to numerators and denominators by COCO's tools; without them scores would differ in the ninth digit.
+# COCO's tools add these to numerators and denominators. Without them, scores would differ in the ninth digit.
 _TINY, _SMALL = 1e-15, 1e-9
 
 
 def bleu_statistics(
     captions: CountedCaptions, num_references: int, image_index: Int[np.ndarray, " captions"]
 ) -> Int[np.ndarray, "images 10"]:
-    """Per-image BLEU statistics; the statistics of a corpus are their sum.
+    """Computes BLEU statistics per image. The statistics of a corpus are their sum.
 
     Args:
         captions: all references, followed by one hypothesis per image.
@@ -22,33 +22,33 @@ def bleu_statistics(
         image_index: image index of each caption, in ascending order for the references.
 
     Returns:
-        Columns: hypothesis length, length of the closest reference (the shorter one in a tie), number of n-grams in
-        the hypothesis for n = 1 .. 4, and number of matched n-grams for n = 1 .. 4 (clipped to the maximum count in
-        any single reference).
+        An array with the columns: hypothesis length; closest reference length (the shorter one in a tie); number of
+        n-grams in the hypothesis for n = 1 .. 4; number of matched n-grams for n = 1 .. 4, clipped to the maximum
+        count in any single reference.
     """
     lengths = captions.lengths[num_references:]
-    statistics = np.zeros((len(lengths), 2 + 2 * LONGEST), np.int64)
+    statistics = np.zeros((len(lengths), 2 + 2 * MAX_ORDER), np.int64)
     statistics[:, 0] = lengths
-    statistics[:, 1] = _closest_lengths(captions.lengths[:num_references], image_index[:num_references], lengths)
-    for n in range(1, LONGEST + 1):
+    statistics[:, 1] = _find_closest_lengths(captions.lengths[:num_references], image_index[:num_references], lengths)
+    for n in range(1, MAX_ORDER + 1):
         statistics[:, 1 + n] = np.maximum(0, lengths - n + 1)
-        statistics[:, 1 + LONGEST + n] = _matches(captions, n, num_references, image_index)
+        statistics[:, 1 + MAX_ORDER + n] = _count_matches(captions, n, num_references, image_index)
     return statistics
 
 
 def bleu(statistics: Real[np.ndarray, "*batch 10"]) -> Float[np.ndarray, "*batch 4"]:
-    """BLEU-1 .. BLEU-4 from `bleu_statistics`, or from sums of them."""
+    """Computes BLEU-1 .. BLEU-4 from the output of `bleu_statistics`, or from sums over images."""
     length, reference_length = statistics[..., :1].astype(float), statistics[..., 1:2].astype(float)
-    possible, correct = statistics[..., 2 : 2 + LONGEST], statistics[..., 2 + LONGEST :]
-    precision = np.cumprod((correct + _TINY) / (possible + _SMALL), axis=-1)
-    scores = precision ** (1 / np.arange(1, LONGEST + 1))
+    total, matched = statistics[..., 2 : 2 + MAX_ORDER], statistics[..., 2 + MAX_ORDER :]
+    precision_product = np.cumprod((matched + _TINY) / (total + _SMALL), axis=-1)
+    scores = precision_product ** (1 / np.arange(1, MAX_ORDER + 1))
     ratio = (length + _TINY) / (reference_length + _SMALL)
     with np.errstate(over="ignore", divide="ignore"):
         brevity_penalty = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
     return scores * brevity_penalty
 
 
-def _closest_lengths(
+def _find_closest_lengths(
     reference_lengths: Int[np.ndarray, " references"],
     image_index: Int[np.ndarray, " references"],
     lengths: Int[np.ndarray, " images"],
@@ -59,17 +59,17 @@ def _closest_lengths(
     return reference_lengths[order][first_of_image]
 
 
-def _matches(
+def _count_matches(
     captions: CountedCaptions, n: int, num_references: int, image_index: Int[np.ndarray, " captions"]
 ) -> Int[np.ndarray, " images"]:
     counts = captions.counts[n - 1]
-    key = image_index[counts.caption] * max(1, counts.size) + counts.ngram
+    key = image_index[counts.caption] * max(1, counts.num_ngrams) + counts.ngram
     is_reference = counts.caption < num_references
     # Maximum count of each n-gram in any single reference of the image.
     order = np.lexsort((counts.count[is_reference], key[is_reference]))
     reference_key, reference_count = key[is_reference][order], counts.count[is_reference][order]
-    last = np.append(reference_key[1:] != reference_key[:-1], True) if len(reference_key) else np.zeros(0, bool)
-    reference_key, reference_count = reference_key[last], reference_count[last]
+    is_last = np.append(reference_key[1:] != reference_key[:-1], True) if len(reference_key) else np.zeros(0, bool)
+    reference_key, reference_count = reference_key[is_last], reference_count[is_last]
     hypothesis_key, hypothesis_count = key[~is_reference], counts.count[~is_reference]
     matched, position = match_keys(reference_key, hypothesis_key)
     clipped = np.minimum(hypothesis_count[matched], reference_count[position])
@@ -80,7 +80,7 @@ def _matches(
 def match_keys(
     sorted_keys: Int[np.ndarray, " keys"], queries: Int[np.ndarray, " queries"]
 ) -> tuple[Int[np.ndarray, " matches"], Int[np.ndarray, " matches"]]:
-    """Indices of the queries that occur in `sorted_keys`, and their positions in `sorted_keys`."""
+    """Returns the indices of the queries that occur in `sorted_keys`, and their positions in `sorted_keys`."""
     if not len(sorted_keys):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     position = np.minimum(np.searchsorted(sorted_keys, queries), len(sorted_keys) - 1)

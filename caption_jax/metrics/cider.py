@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from caption_jax.metrics.bleu import match_keys
-from caption_jax.metrics.ngrams import LONGEST, CountedCaptions, NGramCounts
+from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions, NGramCounts
 from input_pipeline.errors import DataError
 
 _SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
@@ -40,7 +40,7 @@ class DocumentFrequencies:
         images = 0
         for captions in references:
             images += 1
-            counts.update({ngram for caption in captions for ngram in _ngrams(caption.split())})
+            counts.update({ngram for caption in captions for ngram in _iterate_ngrams(caption.split())})
         return cls(images, counts)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -60,8 +60,8 @@ class DocumentFrequencies:
         try:
             with gzip.open(path, "rt", encoding="utf-8") as file:
                 header = json.loads(file.readline())
-                rows = (line.rstrip("\n").split("\t") for line in file)
-                counts = {ngram: int(count) for count, ngram in rows}
+                fields = (line.rstrip("\n").split("\t") for line in file)
+                counts = {ngram: int(count) for count, ngram in fields}
             if len(counts) != header["ngrams"]:
                 raise ValueError(f"expected {header['ngrams']} n-grams, got {len(counts)}")
         except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
@@ -77,7 +77,7 @@ def cider_d(
     image_index: Int[np.ndarray, " captions"],
     frequencies: DocumentFrequencies | None = None,
 ) -> Float[np.ndarray, " images"]:
-    """CIDEr-D per image.
+    """Computes CIDEr-D per image.
 
     Args:
         captions: all references, followed by one hypothesis per image.
@@ -85,62 +85,64 @@ def cider_d(
         image_index: image index of each caption, in ascending order for the references.
         frequencies: document frequencies of a corpus; computed from the references if None.
     """
-    images = len(image_index) - num_references
-    log_images = np.log(float(frequencies.images if frequencies else images))
-    # COCO's tools define the length as the number of bigrams.
+    num_images = len(image_index) - num_references
+    log_images = np.log(float(frequencies.images if frequencies else num_images))
+    # COCO's tools define the length of a caption as its number of bigrams.
     length = np.maximum(0, captions.lengths - 1)
     reference_image = image_index[:num_references]
     difference = (length[num_references:][reference_image] - length[:num_references]).astype(float)
     penalty = np.exp(-(difference**2) / (2 * _SIGMA**2))
     total = np.zeros(num_references)
-    for n in range(1, LONGEST + 1):
+    for n in range(1, MAX_ORDER + 1):
         counts = captions.counts[n - 1]
-        documents = _documents(captions, n, num_references, image_index, frequencies)
+        documents = _count_documents(captions, n, num_references, image_index, frequencies)
         weight = counts.count * (log_images - np.log(np.maximum(1.0, documents)))[counts.ngram]
-        total += _similarity(counts, weight, num_references, image_index) * penalty
-    per_image = np.bincount(reference_image, total, images)
-    return 10.0 * per_image / LONGEST / np.bincount(reference_image, minlength=images)
+        total += _clipped_cosines(counts, weight, num_references, image_index) * penalty
+    per_image = np.bincount(reference_image, total, num_images)
+    return 10.0 * per_image / MAX_ORDER / np.bincount(reference_image, minlength=num_images)
 
 
-def _documents(
+def _count_documents(
     captions: CountedCaptions,
     n: int,
     num_references: int,
     image_index: Int[np.ndarray, " captions"],
     frequencies: DocumentFrequencies | None,
 ) -> Float[np.ndarray, " ngrams"]:
-    """Number of images whose references contain each n-gram."""
+    """Counts the images with references that contain each n-gram."""
     counts = captions.counts[n - 1]
     if frequencies is not None:
-        texts = (captions.text(n, ngram) for ngram in range(counts.size))
-        return np.array([frequencies.counts.get(text, 0) for text in texts], float)
+        ngrams = (captions.ngram_text(n, ngram) for ngram in range(counts.num_ngrams))
+        return np.array([frequencies.counts.get(ngram, 0) for ngram in ngrams], float)
     is_reference = counts.caption < num_references
-    pairs = np.sort(image_index[counts.caption[is_reference]] * max(1, counts.size) + counts.ngram[is_reference])
-    is_first = np.diff(pairs, prepend=-1) != 0
-    return np.bincount(pairs[is_first] % max(1, counts.size), minlength=counts.size).astype(float)
+    base = max(1, counts.num_ngrams)
+    keys = np.sort(image_index[counts.caption[is_reference]] * base + counts.ngram[is_reference])
+    is_first = np.diff(keys, prepend=-1) != 0
+    return np.bincount(keys[is_first] % base, minlength=counts.num_ngrams).astype(float)
 
 
-def _similarity(
+def _clipped_cosines(
     counts: NGramCounts,
-    weight: Float[np.ndarray, " rows"],
+    weight: Float[np.ndarray, " entries"],
     num_references: int,
     image_index: Int[np.ndarray, " captions"],
 ) -> Float[np.ndarray, " references"]:
-    """Clipped cosine similarity between each reference and its image's hypothesis, for one n-gram length."""
+    """Returns the clipped cosine similarity between each reference and the hypothesis of its image, for one order."""
     norm = np.sqrt(np.bincount(counts.caption, weight**2, len(image_index)))
-    key = image_index[counts.caption] * max(1, counts.size) + counts.ngram
+    key = image_index[counts.caption] * max(1, counts.num_ngrams) + counts.ngram
     is_reference = counts.caption < num_references
-    rows = np.flatnonzero(is_reference)
-    hypothesis_rows = np.flatnonzero(~is_reference)  # ordered by image and n-gram, so their keys are sorted
-    matches, position = match_keys(key[hypothesis_rows], key[rows])
-    reference_weight = weight[rows[matches]]
-    product = np.minimum(weight[hypothesis_rows[position]], reference_weight) * reference_weight
-    dot = np.bincount(counts.caption[rows[matches]], product, num_references)[:num_references].astype(float)
+    reference_entries = np.flatnonzero(is_reference)
+    hypothesis_entries = np.flatnonzero(~is_reference)  # ordered by image and n-gram, so their keys are sorted
+    matches, position = match_keys(key[hypothesis_entries], key[reference_entries])
+    matched_entries = reference_entries[matches]
+    reference_weight = weight[matched_entries]
+    product = np.minimum(weight[hypothesis_entries[position]], reference_weight) * reference_weight
+    dot = np.bincount(counts.caption[matched_entries], product, num_references)[:num_references].astype(float)
     scale = norm[num_references:][image_index[:num_references]] * norm[:num_references]
     return np.divide(dot, scale, out=dot, where=scale != 0)
 
 
-def _ngrams(words: list[str]) -> Iterable[str]:
-    for n in range(1, LONGEST + 1):
+def _iterate_ngrams(words: list[str]) -> Iterable[str]:
+    for n in range(1, MAX_ORDER + 1):
         for start in range(len(words) - n + 1):
             yield " ".join(words[start : start + n])

@@ -11,9 +11,9 @@ import numpy as np
 def seeded_halves(image_ids: Iterable[Hashable], seed: int = 0) -> tuple[list[Hashable], list[Hashable]]:
     """Splits images into two halves by a hash of the seed and the id, independent of the order of the images."""
     image_ids = list(image_ids)
-    ordered = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}/{image_id}".encode()).digest())
-    first = set(ordered[: len(ordered) // 2])
-    return [i for i in image_ids if i in first], [i for i in image_ids if i not in first]
+    by_hash = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}/{image_id}".encode()).digest())
+    first_half = set(by_hash[: len(by_hash) // 2])
+    return [i for i in image_ids if i in first_half], [i for i in image_ids if i not in first_half]
 
 
 def cross_tuned(
@@ -21,7 +21,9 @@ def cross_tuned(
     halves: tuple[Sequence[Hashable], Sequence[Hashable]],
     scores: tuple[Sequence[float], Sequence[float]],
 ) -> tuple[dict[Hashable, str], tuple[int, int]]:
-    """Captions of each half, generated with the setting that scores best on the other half (the first one in a tie).
+    """Combines the captions of both halves, each generated with the setting that scores best on the other half.
+
+    Ties are broken in favour of the first setting.
 
     Args:
         captions: image id -> caption, for each setting.
@@ -29,8 +31,8 @@ def cross_tuned(
         scores: score of each setting on each half.
 
     Returns:
-        The captions, in the order of `captions[0]`, and the index of the setting used for each half.
+        The combined captions, in the order of `captions[0]`, and the index of the setting used for each half.
     """
-    chosen = int(np.argmax(scores[1])), int(np.argmax(scores[0]))
-    mixed = {i: captions[setting][i] for half, setting in zip(halves, chosen, strict=True) for i in half}
-    return {i: mixed[i] for i in captions[0]}, chosen
+    settings = int(np.argmax(scores[1])), int(np.argmax(scores[0]))
+    combined = {i: captions[setting][i] for half, setting in zip(halves, settings, strict=True) for i in half}
+    return {i: combined[i] for i in captions[0]}, settings

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from caption_jax.metrics.ptb import tokenize_all
 from input_pipeline.errors import DataError
 
-# A caption that ends in one of these words was truncated, or trained with a reward that is insensitive to endings.
+# A caption that ends in one of these words was truncated, or its model was trained with a reward that ignores endings.
 _ENDINGS = """
 a an the this that these those his her its their my your our some very several many each every no not
 and or but nor while as if because when where who which whose
@@ -39,11 +39,11 @@ def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[st
         raise DataError("there are no captions")
     captions = tokenize_all(list(hypotheses.values()))
     words = [caption.split() for caption in captions]
-    pairs = [pair for caption in words for pair in itertools.pairwise(caption)]
+    word_pairs = [pair for caption in words for pair in itertools.pairwise(caption)]
     all_words = [word for caption in words for word in caption]
     metrics = {
-        "distinct-1": _ratio(len(set(all_words)), len(all_words)),
-        "distinct-2": _ratio(len(set(pairs)), len(pairs)),
+        "distinct-1": _divide(len(set(all_words)), len(all_words)),
+        "distinct-2": _divide(len(set(word_pairs)), len(word_pairs)),
         "vocabulary": float(len(set(all_words))),
         "unique": len(set(captions)) / len(captions),
     }
@@ -51,11 +51,11 @@ def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[st
         training = set(tokenize_all(list(training_captions)))
         metrics["novel"] = sum(caption not in training for caption in captions) / len(captions)
     metrics["mean_length"] = len(all_words) / len(captions)
-    # The tokenizer treats the end of "riding a." as an initial, the token "a.".
+    # The tokenizer treats the last letter of "riding a." as an initial and returns the token "a.".
     endings = sum(bool(caption) and caption[-1].rstrip(".") in FUNCTION_WORDS for caption in words)
     metrics["function_word_ending"] = endings / len(captions)
     return metrics
 
 
-def _ratio(count: int, total: int) -> float:
+def _divide(count: int, total: int) -> float:
     return count / total if total else 0.0

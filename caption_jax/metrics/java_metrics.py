@@ -1,4 +1,4 @@
-"""METEOR and SPICE through their Java implementations; reported as absent if these are not available."""
+"""METEOR and SPICE, computed by their Java implementations or reported as absent if these are not available."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from caption_jax.metrics.scores import tokenize_pair
 from input_pipeline.extras import is_installed, not_installed
 
 METRICS = ("METEOR", "SPICE")
-_JARS = {
+_FILES = {
     "METEOR": ("meteor/meteor-1.5.jar", "meteor/data/paraphrase-en.gz"),
-    # pycocoevalcap downloads SPICE's parser on first use; nothing is downloaded here.
+    # pycocoevalcap downloads SPICE's parser on first use; this module downloads nothing.
     "SPICE": (
         "spice/spice-1.0.jar",
         "spice/lib/stanford-corenlp-3.6.0.jar",
@@ -23,39 +23,39 @@ _JARS = {
 
 
 def unavailable_metrics() -> dict[str, str]:
-    """Metric name -> reason, for each metric that cannot be computed on this machine."""
+    """Returns metric name -> reason for each metric that cannot be computed on this machine."""
     if not is_installed("pycocoevalcap"):
         return dict.fromkeys(METRICS, f"needs {not_installed('pycocoevalcap')}")
     if shutil.which("java") is None:
         return dict.fromkeys(METRICS, "Java is not installed (no `java` on the PATH)")
     folder = Path(next(iter(find_spec("pycocoevalcap").submodule_search_locations)))
-    missing = {name: [path for path in paths if not (folder / path).is_file()] for name, paths in _JARS.items()}
+    missing = {name: [path for path in paths if not (folder / path).is_file()] for name, paths in _FILES.items()}
     return {name: f"missing in pycocoevalcap: {', '.join(paths)}" for name, paths in missing.items() if paths}
 
 
 def java_scores(
     references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
 ) -> tuple[dict[str, float], dict[str, str]]:
-    """Scores captions with the available Java metrics through pycocoevalcap, on the same tokens as `score`.
+    """Scores captions with the available Java metrics of pycocoevalcap, using the same tokens as `score`.
 
     Returns:
         Metric name -> value for the metrics that ran, and metric name -> reason for those that are absent.
 
     Raises:
-        ImageSetError, DataError: as in `score`.
+        ImageSetError, DataError: see `score`.
     """
-    missing = unavailable_metrics()
-    tokens, candidates = tokenize_pair(references, hypotheses)
-    results = {image_id: [candidate] for image_id, candidate in candidates.items()}
+    absent = unavailable_metrics()
+    tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses)
+    results = {image_id: [caption] for image_id, caption in tokenized_hypotheses.items()}
     scores: dict[str, float] = {}
     for name in METRICS:
-        if name in missing:
+        if name in absent:
             continue
         try:
-            scores[name] = float(_make_scorer(name).compute_score(tokens, results)[0])
-        except Exception as error:  # a failing Java program must not discard the other scores
-            missing[name] = f"the Java program failed ({type(error).__name__}: {error})"
-    return scores, missing
+            scores[name] = float(_make_scorer(name).compute_score(tokenized_references, results)[0])
+        except Exception as error:  # if a Java program fails, the other scores are still returned
+            absent[name] = f"the Java program failed ({type(error).__name__}: {error})"
+    return scores, absent
 
 
 def _make_scorer(name: str):

@@ -8,26 +8,26 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-LONGEST = 4  # BLEU and CIDEr-D use n-grams of one to four words
+MAX_ORDER = 4  # BLEU and CIDEr-D use n-grams of one to four words
 
 
 @dataclasses.dataclass(frozen=True)
 class NGramCounts:
-    """Counts of the n-grams of one length in each caption, as sparse rows ordered by caption, then by n-gram.
+    """Counts of n-grams of one order in each caption, in sparse coordinate format, sorted by caption and n-gram.
 
     Attributes:
         caption: index of the caption.
-        ngram: id of the n-gram; ids are shared by all captions that are counted together.
+        ngram: id of the n-gram; all captions of a batch share the same ids.
         count: number of occurrences, at least 1.
-        size: number of distinct n-grams; ids are in [0, size).
-        first: for each id, the start of one occurrence in `CountedCaptions.words`.
+        num_ngrams: number of distinct n-grams; ids are in [0, num_ngrams).
+        example_start: for each id, the start of one occurrence in `CountedCaptions.words`.
     """
 
-    caption: Int[np.ndarray, " rows"]
-    ngram: Int[np.ndarray, " rows"]
-    count: Int[np.ndarray, " rows"]
-    size: int
-    first: Int[np.ndarray, " ngrams"]
+    caption: Int[np.ndarray, " entries"]
+    ngram: Int[np.ndarray, " entries"]
+    count: Int[np.ndarray, " entries"]
+    num_ngrams: int
+    example_start: Int[np.ndarray, " ngrams"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,32 +44,33 @@ class CountedCaptions:
     words: list[str]
     counts: tuple[NGramCounts, ...]
 
-    def text(self, n: int, ngram: int) -> str:
-        """The words of an n-gram, joined by spaces."""
-        start = self.counts[n - 1].first[ngram]
+    def ngram_text(self, n: int, ngram: int) -> str:
+        """Returns the words of an n-gram, joined by spaces."""
+        start = self.counts[n - 1].example_start[ngram]
         return " ".join(self.words[start : start + n])
 
 
 def count_ngrams(captions: Sequence[str]) -> CountedCaptions:
     """Counts the n-grams of tokenized captions, whose words are separated by whitespace."""
-    split = [caption.split() for caption in captions]
-    words = [word for caption in split for word in caption]
-    lengths = np.array([len(caption) for caption in split], np.int64)
+    words_per_caption = [caption.split() for caption in captions]
+    words = [word for caption_words in words_per_caption for word in caption_words]
+    lengths = np.array([len(caption_words) for caption_words in words_per_caption], np.int64)
     vocabulary: dict[str, int] = {}
     word_ids = np.array([vocabulary.setdefault(word, len(vocabulary)) for word in words], np.int64)
-    caption = np.repeat(np.arange(len(split)), lengths)
+    caption_index = np.repeat(np.arange(len(captions)), lengths)
     counts = []
     starts, ids = np.arange(len(words)), word_ids
-    for n in range(1, LONGEST + 1):
+    for n in range(1, MAX_ORDER + 1):
         if n > 1:
             # Extend each (n-1)-gram by the next word if that word belongs to the same caption.
-            inside = starts + n - 1 < len(words)
-            inside[inside] = caption[starts[inside]] == caption[starts[inside] + n - 1]
-            starts, ids = starts[inside], ids[inside]
+            has_next = starts + n - 1 < len(words)
+            has_next[has_next] = caption_index[starts[has_next]] == caption_index[starts[has_next] + n - 1]
+            starts, ids = starts[has_next], ids[has_next]
             ids = ids * max(1, len(vocabulary)) + word_ids[starts + n - 1]
-        # Renumbering keeps ids small, so the product above cannot overflow.
+        # Renumber the ids to keep them small, so that the product above cannot overflow.
         _, first, ids = np.unique(ids, return_index=True, return_inverse=True)
-        size = len(first)
-        rows, count = np.unique(caption[starts] * max(1, size) + ids, return_counts=True)
-        counts.append(NGramCounts(rows // max(1, size), rows % max(1, size), count, size, starts[first]))
+        num_ngrams = len(first)
+        base = max(1, num_ngrams)
+        keys, count = np.unique(caption_index[starts] * base + ids, return_counts=True)
+        counts.append(NGramCounts(keys // base, keys % base, count, num_ngrams, starts[first]))
     return CountedCaptions(lengths, words, tuple(counts))

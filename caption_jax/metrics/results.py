@@ -1,4 +1,4 @@
-"""Reading and writing of results files and reference captions, in the formats supported for training."""
+"""Reads and writes results files, and reads reference captions in the formats supported for training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from input_pipeline.annotations import Row, read_rows, read_text
 from input_pipeline.errors import DataError
 from input_pipeline.files import write_atomically
 
-_LIST_LIMIT = 10  # ids or problems listed in an error message
+_MAX_LISTED = 10  # maximum number of ids or problems listed in an error message
 
 
 class ResultsError(DataError):
-    """A results or annotation file is malformed; the message contains the file and the problem."""
+    """A results or annotation file is malformed; the message names the file and the problem."""
 
 
 class ImageSetError(DataError):
@@ -39,26 +39,26 @@ def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
         ResultsError: the format is not supported, or an image occurs more than once (the first ten are listed).
     """
     captions: dict[Hashable, list[str]] = {}
-    for row in _rows(path):
+    for row in _read_valid_rows(path):
         captions.setdefault(row.image_id, []).extend(row.captions)
-    duplicates = [image_id for image_id, texts in captions.items() if len(texts) > 1]
+    duplicates = [image_id for image_id, image_captions in captions.items() if len(image_captions) > 1]
     if duplicates:
-        raise ResultsError(f"{path}: {len(duplicates)} images have more than one caption: {_listed(duplicates)}")
-    return {image_id: text for image_id, texts in captions.items() for text in texts}
+        raise ResultsError(f"{path}: {len(duplicates)} images have more than one caption: {_format_ids(duplicates)}")
+    return {image_id: caption for image_id, image_captions in captions.items() for caption in image_captions}
 
 
 def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str = "id") -> dict[Hashable, list[str]]:
     """Reads reference captions in any format supported for training.
 
-    Supported are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (also separated by tabs or semicolons) and
+    The formats are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (separated by commas, tabs or semicolons) and
     Flickr8k's token.txt; see `input_pipeline.annotations.ACCEPTED` for examples.
 
     Args:
         path: the file.
         split: name of a split in the file, such as "test", or a text file with one image name per line; all images if
             empty.
-        ids: key of the result: "id" (in Karpathy's files `cocoid`, else `imgid`) or "file_name". Files without ids are
-            always keyed by file name.
+        ids: key of the result: "id" (`cocoid` or else `imgid` in Karpathy's files) or "file_name". File names are also
+            used if the file has no ids.
 
     Returns:
         Image id -> captions, for every image that has at least one caption.
@@ -70,7 +70,7 @@ def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str 
     """
     if ids not in ("id", "file_name"):
         raise ValueError(f'ids must be "id" or "file_name", got {ids!r}')
-    rows = _rows(path)
+    rows = _read_valid_rows(path)
     if split:
         rows = _select_split(path, rows, split)
     captions: dict[Hashable, list[str]] = {}
@@ -84,19 +84,18 @@ def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str 
     return captions
 
 
-def _rows(path: str | os.PathLike[str]) -> list[Row]:
-    """All rows of a file. Unusable entries are an error because scores of the remaining ones would be misleading."""
+def _read_valid_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """Reads all rows of a file. Unusable entries are errors, because scores without them would be misleading."""
     problems: list[str] = []
     try:
         rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), names_needed=False))
     except DataError as error:
         raise ResultsError(str(error)) from error
     if problems:
-        shown = [
-            *problems[:_LIST_LIMIT],
-            *([f"and {len(problems) - _LIST_LIMIT} more"] if len(problems) > _LIST_LIMIT else []),
-        ]
-        raise ResultsError("\n  ".join([f"{path}: {len(problems)} entries cannot be used:", *shown]))
+        lines = [f"{path}: {len(problems)} entries cannot be used:", *problems[:_MAX_LISTED]]
+        if len(problems) > _MAX_LISTED:
+            lines.append(f"and {len(problems) - _MAX_LISTED} more")
+        raise ResultsError("\n  ".join(lines))
     return rows
 
 
@@ -124,14 +123,14 @@ def check_image_set(references: Collection[Hashable], hypotheses: Collection[Has
     missing = [image_id for image_id in references if image_id not in hypothesis_ids]
     extra = [image_id for image_id in hypotheses if image_id not in reference_ids]
     if missing:
-        lines.append(f"  {len(missing)} without a result: {_listed(missing)}")
+        lines.append(f"  {len(missing)} without a result: {_format_ids(missing)}")
     if extra:
-        lines.append(f"  {len(extra)} without references: {_listed(extra)}")
+        lines.append(f"  {len(extra)} without references: {_format_ids(extra)}")
     if {str(image_id) for image_id in reference_ids} & {str(image_id) for image_id in extra}:
         lines.append("  some ids differ only in type: a number in one and text in the other")
     raise ImageSetError("\n".join(lines))
 
 
-def _listed(image_ids: list[Hashable]) -> str:
-    shown = ", ".join(repr(image_id) for image_id in image_ids[:_LIST_LIMIT])
-    return shown + (f" and {len(image_ids) - _LIST_LIMIT} more" if len(image_ids) > _LIST_LIMIT else "")
+def _format_ids(image_ids: list[Hashable]) -> str:
+    text = ", ".join(repr(image_id) for image_id in image_ids[:_MAX_LISTED])
+    return text + (f" and {len(image_ids) - _MAX_LISTED} more" if len(image_ids) > _MAX_LISTED else "")

@@ -15,10 +15,10 @@ def retrieval_scores(
     image_of_text: Int[np.ndarray, " texts"],
     at: Sequence[int] = (1, 5, 10),
 ) -> dict[str, float]:
-    """Recall@k and median rank for image-to-text and text-to-image retrieval.
+    """Computes recall@k and median rank for image-to-text and text-to-image retrieval.
 
-    For an image, the best-ranked of its own texts counts. Ties are resolved against the correct item, so a model with
-    constant scores gains nothing.
+    If an image has several texts, image-to-text retrieval uses the rank of the best one. Ties are resolved against the
+    correct item, so that constant similarities are not rewarded.
 
     Args:
         similarity: similarity scores; higher is more similar.
@@ -33,32 +33,32 @@ def retrieval_scores(
         ValueError: the shapes do not match, an index is out of range, or a similarity is NaN.
     """
     similarity, image_of_text = np.asarray(similarity), np.asarray(image_of_text)
-    _check(similarity, image_of_text)
-    images, texts = similarity.shape
-    own = similarity[image_of_text, np.arange(texts)]
-    image_ranks_of_texts = (similarity >= own).sum(0)
-    # The rank of an image's best own text counts only the texts of other images.
-    best = np.full(images, -np.inf)
-    np.maximum.at(best, image_of_text, own)
-    not_own = image_of_text[None, :] != np.arange(images)[:, None]
-    text_ranks_of_images = 1 + (not_own & (similarity >= best[:, None])).sum(1)
+    _check_inputs(similarity, image_of_text)
+    num_images, num_texts = similarity.shape
+    correct = similarity[image_of_text, np.arange(num_texts)]
+    text_to_image_ranks = (similarity >= correct).sum(0)
+    # The best text of an image is ranked among the texts of all other images.
+    best = np.full(num_images, -np.inf)
+    np.maximum.at(best, image_of_text, correct)
+    is_incorrect = image_of_text[None, :] != np.arange(num_images)[:, None]
+    image_to_text_ranks = 1 + (is_incorrect & (similarity >= best[:, None])).sum(1)
     metrics = {}
-    for name, ranks in (("image_to_text", text_ranks_of_images), ("text_to_image", image_ranks_of_texts)):
+    for name, ranks in (("image_to_text", image_to_text_ranks), ("text_to_image", text_to_image_ranks)):
         for k in at:
             metrics[f"{name}_R@{k}"] = float((ranks <= k).mean())
         metrics[f"{name}_median_rank"] = float(np.median(ranks))
     return metrics
 
 
-def _check(similarity: np.ndarray, image_of_text: np.ndarray) -> None:
+def _check_inputs(similarity: np.ndarray, image_of_text: np.ndarray) -> None:
     if similarity.ndim != 2 or image_of_text.shape != similarity.shape[1:]:
         shapes = f"{similarity.shape} and {image_of_text.shape}"
         raise ValueError(f"similarity must be [images, texts] and image_of_text [texts]; the shapes are {shapes}")
     if not similarity.size:
         raise DataError("similarity is empty; there is nothing to rank")
-    without_text = np.setdiff1d(np.arange(similarity.shape[0]), image_of_text)
-    if len(without_text):
-        raise DataError(f"{len(without_text)} images have no text, the first has index {without_text[0]}")
+    images = np.setdiff1d(np.arange(similarity.shape[0]), image_of_text)
+    if len(images):
+        raise DataError(f"{len(images)} images have no text, the first has index {images[0]}")
     if image_of_text.min() < 0 or image_of_text.max() >= similarity.shape[0]:
         raise ValueError(f"image_of_text contains indices outside 0 .. {similarity.shape[0] - 1}")
     if np.isnan(similarity).any():

@@ -1,4 +1,4 @@
-"""ROUGE-L (Lin, 2004) matching COCO's tools: maximum recall and precision over the references, beta 1.2."""
+"""ROUGE-L (Lin, 2004) matching COCO's tools: maximum recall and precision over the references, with beta = 1.2."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ _BETA_SQUARED = 1.2**2
 
 
 def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
-    """ROUGE-L of one tokenized caption against its references.
+    """Computes ROUGE-L of one tokenized caption against its references.
 
-    Words are separated by single spaces, so an empty caption consists of one empty word, which matches an empty
+    Captions are split at single spaces, so an empty caption consists of one empty word, which matches an empty
     reference. COCO's tools behave the same way.
     """
     words = hypothesis.split(" ")
@@ -20,7 +20,7 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
     precision = recall = 0.0
     for reference in references:
         reference_words = reference.split(" ")
-        common = _common_subsequence(masks, len(words), reference_words)
+        common = _lcs_length(masks, len(words), reference_words)
         precision = max(precision, common / len(words))
         recall = max(recall, common / len(reference_words))
     if precision == 0 or recall == 0:
@@ -28,11 +28,11 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
     return (1 + _BETA_SQUARED) * precision * recall / (recall + _BETA_SQUARED * precision)
 
 
-def _common_subsequence(masks: dict[str, int], length: int, words: list[str]) -> int:
-    """Length of the longest common subsequence of `words` and a sequence of `length` words.
+def _lcs_length(masks: dict[str, int], length: int, words: list[str]) -> int:
+    """Returns the length of the longest common subsequence of `words` and a sequence of `length` words.
 
     `masks` maps each word of the sequence to a bit mask of its positions. A column of the dynamic programming table is
-    stored in the bits of an integer (Hyyro, 2004); a zero bit is an increment of one.
+    stored in the bits of an integer (Hyyro, 2004), where a zero bit stands for an increment of one.
     """
     all_ones = (1 << length) - 1
     column = all_ones

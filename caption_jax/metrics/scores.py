@@ -10,13 +10,13 @@ from jaxtyping import Float, Int
 
 from caption_jax.metrics.bleu import bleu, bleu_statistics
 from caption_jax.metrics.cider import DocumentFrequencies, cider_d
-from caption_jax.metrics.ngrams import LONGEST, count_ngrams
+from caption_jax.metrics.ngrams import MAX_ORDER, count_ngrams
 from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.metrics.results import check_image_set
 from caption_jax.metrics.rouge import rouge_l
 from input_pipeline.errors import DataError
 
-_BLEU = tuple(f"BLEU-{n}" for n in range(1, LONGEST + 1))
+_BLEU = tuple(f"BLEU-{n}" for n in range(1, MAX_ORDER + 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,9 +24,9 @@ class ImageScores:
     """Per-image scores, and the statistics needed for corpus scores.
 
     Attributes:
-        image_ids: the images, in the order of all arrays.
-        values: metric name -> one value per image. BLEU values are sentence-level scores; corpus BLEU is not their
-            mean.
+        image_ids: ids of the images, in the order of all arrays.
+        values: metric name -> one value per image. BLEU values are sentence-level scores, so their mean is not corpus
+            BLEU.
         bleu_statistics: see `bleu.bleu_statistics`.
     """
 
@@ -35,7 +35,7 @@ class ImageScores:
     bleu_statistics: Int[np.ndarray, "images 10"]
 
     def corpus(self) -> dict[str, float]:
-        """Corpus scores: metric name -> value over all images."""
+        """Returns the corpus scores: metric name -> value over all images."""
         corpus_bleu = dict(zip(_BLEU, bleu(self.bleu_statistics.sum(0)), strict=True))
         return {name: float(corpus_bleu.get(name, values.mean())) for name, values in self.values.items()}
 
@@ -43,8 +43,8 @@ class ImageScores:
 def mean_over_runs(runs: Sequence[ImageScores]) -> ImageScores:
     """Averages the per-image scores of several runs of one system, for example with different seeds.
 
-    This removes the variance of a single run when two systems are compared image by image (`compare`). BLEU statistics
-    are summed, as if each image occurred in the corpus once per run.
+    This reduces the variance between runs when two systems are compared with `compare`. BLEU statistics are summed, as
+    if each image occurred in the corpus once per run.
 
     Raises:
         ValueError: `runs` is empty, or the runs do not cover the same images in the same order.
@@ -83,29 +83,29 @@ def score_images(
     hypotheses: Mapping[Hashable, str],
     frequencies: DocumentFrequencies | None = None,
 ) -> ImageScores:
-    """Per-image version of `score`, for intervals, comparisons and error analysis."""
+    """Computes the scores of `score` per image, for intervals, comparisons and error analysis."""
     tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses)
     image_ids = tuple(references)
-    per_image = [tokenized_references[image_id] for image_id in image_ids]
-    candidates = [tokenized_hypotheses[image_id] for image_id in image_ids]
-    flat = [caption for captions in per_image for caption in captions]
-    counted = count_ngrams(flat + candidates)
-    images = np.arange(len(per_image))
-    image_index = np.concatenate([np.repeat(images, list(map(len, per_image))), images])
-    statistics = bleu_statistics(counted, len(flat), image_index)
+    image_references = [tokenized_references[image_id] for image_id in image_ids]
+    image_hypotheses = [tokenized_hypotheses[image_id] for image_id in image_ids]
+    all_references = [caption for captions in image_references for caption in captions]
+    counted = count_ngrams(all_references + image_hypotheses)
+    indices = np.arange(len(image_ids))
+    image_index = np.concatenate([np.repeat(indices, list(map(len, image_references))), indices])
+    statistics = bleu_statistics(counted, len(all_references), image_index)
     values = dict(zip(_BLEU, bleu(statistics).T, strict=True))
-    pairs = list(zip(candidates, per_image, strict=True))
-    values["ROUGE-L"] = np.array([rouge_l(candidate, captions) for candidate, captions in pairs])
-    values["CIDEr-D"] = cider_d(counted, len(flat), image_index, frequencies)
-    exact = [candidate != "" and candidate in captions for candidate, captions in pairs]
-    values["exact_match"] = np.array(exact, float)
+    pairs = list(zip(image_hypotheses, image_references, strict=True))
+    values["ROUGE-L"] = np.array([rouge_l(hypothesis, captions) for hypothesis, captions in pairs])
+    values["CIDEr-D"] = cider_d(counted, len(all_references), image_index, frequencies)
+    exact_matches = [hypothesis != "" and hypothesis in captions for hypothesis, captions in pairs]
+    values["exact_match"] = np.array(exact_matches, float)
     return ImageScores(image_ids, values, statistics)
 
 
 def tokenize_pair(
     references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
 ) -> tuple[dict[Hashable, list[str]], dict[Hashable, str]]:
-    """Tokenizes references and hypotheses, each as the lines of one file in the order of `references`.
+    """Tokenizes references and hypotheses as the lines of two files, in the order of `references`.
 
     Raises:
         ImageSetError: references and hypotheses cover different images; the message lists the difference.
@@ -114,19 +114,17 @@ def tokenize_pair(
     check_image_set(references, hypotheses)
     if not references:
         raise DataError("there are no images to score")
-    without_references = [image_id for image_id, captions in references.items() if not captions]
-    if without_references:
-        raise DataError(
-            f"{len(without_references)} images have no reference caption, the first is {without_references[0]!r}"
-        )
-    tokens = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
-    tokenized = {image_id: [next(tokens) for _ in captions] for image_id, captions in references.items()}
-    candidates = tokenize_all([hypotheses[image_id] for image_id in references])
-    return tokenized, dict(zip(references, candidates, strict=True))
+    unreferenced = [image_id for image_id, captions in references.items() if not captions]
+    if unreferenced:
+        raise DataError(f"{len(unreferenced)} images have no reference caption, the first is {unreferenced[0]!r}")
+    tokenized = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
+    tokenized_references = {image_id: [next(tokenized) for _ in captions] for image_id, captions in references.items()}
+    tokenized_hypotheses = tokenize_all([hypotheses[image_id] for image_id in references])
+    return tokenized_references, dict(zip(references, tokenized_hypotheses, strict=True))
 
 
 def protocol(frequencies: DocumentFrequencies | None = None) -> dict[str, str]:
-    """Description of the protocol behind `score`, to be stored along with the scores."""
+    """Describes the evaluation protocol of `score`, to be stored with the scores."""
     source = f"a corpus of {frequencies.images} images" if frequencies else "the scored references"
     return {
         "tokenization": "port of COCO's PTB tokens (CoreNLP 3.4.1 PTBTokenizer, lower case, punctuation removed)",

@@ -1,4 +1,4 @@
-"""Statistical significance: bootstrap intervals, and paired comparison of two systems on the same images."""
+"""Statistical significance: bootstrap intervals and paired comparisons of two systems on the same images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.metrics.bleu import bleu
 from caption_jax.metrics.scores import ImageScores
 from input_pipeline.errors import ConfigError
 
-_CHUNK = 200  # samples per chunk; bounds the memory
+_CHUNK_SIZE = 200  # samples per chunk, which limits memory usage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Comparison:
         difference: difference over all images.
         low: lower bound of its confidence interval.
         high: upper bound of its confidence interval.
-        p_value: probability of a difference at least as large under the null hypothesis of equivalent systems.
+        p_value: probability of a difference of this size or larger if the systems are equivalent.
     """
 
     difference: float
@@ -42,15 +42,15 @@ class Comparison:
 
 
 def intervals(scores: ImageScores, samples: int = 1000, confidence: float = 0.95, seed: int = 0) -> dict[str, Interval]:
-    """Percentile bootstrap intervals over images (Efron, 1979) for each metric; deterministic for a fixed seed.
+    """Computes percentile bootstrap intervals over images (Efron, 1979) for each metric.
 
-    Images are resampled with replacement and corpus scores are recomputed: BLEU from its statistics, the others as
-    means. CIDEr-D keeps the document frequencies of all images.
+    Images are resampled with replacement. For each sample, BLEU is recomputed from its statistics, and the other
+    metrics are averaged. CIDEr-D uses the document frequencies of all images. Deterministic for a fixed seed.
     """
-    resampled = np.concatenate(
-        [_corpus(weights, scores) for weights in _bootstrap_weights(len(scores.image_ids), samples, seed)]
+    sample_scores = np.concatenate(
+        [_score_corpora(weights, scores) for weights in _sample_bootstrap_weights(len(scores.image_ids), samples, seed)]
     )
-    low, high = _percentile_interval(resampled, confidence)
+    low, high = _compute_percentile_interval(sample_scores, confidence)
     return {
         name: Interval(value, float(low[column]), float(high[column]))
         for column, (name, value) in enumerate(scores.corpus().items())
@@ -60,31 +60,34 @@ def intervals(scores: ImageScores, samples: int = 1000, confidence: float = 0.95
 def compare(
     first: ImageScores, second: ImageScores, samples: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> dict[str, Comparison]:
-    """Compares two systems on the same images, metric by metric.
+    """Compares two systems on the same images for each metric.
 
-    The interval comes from a paired bootstrap (both systems are scored on the same resampled images; Koehn, 2004). The
-    p-value comes from two-sided approximate randomization (Noreen, 1989): per image, the captions of the two systems
-    are swapped at random.
+    The interval is computed by paired bootstrap resampling (Koehn, 2004), which scores both systems on the same
+    resampled images. The p-value is computed by two-sided approximate randomization (Noreen, 1989), which randomly
+    swaps the captions of the two systems for each image.
 
     Raises:
         ValueError: the results do not cover the same images in the same order.
     """
     if first.image_ids != second.image_ids:
         raise ValueError("the two results do not cover the same images in the same order")
-    images = len(first.image_ids)
+    num_images = len(first.image_ids)
     differences = np.concatenate(
-        [_corpus(weights, second) - _corpus(weights, first) for weights in _bootstrap_weights(images, samples, seed)]
+        [
+            _score_corpora(weights, second) - _score_corpora(weights, first)
+            for weights in _sample_bootstrap_weights(num_images, samples, seed)
+        ]
     )
-    low, high = _percentile_interval(differences, confidence)
+    low, high = _compute_percentile_interval(differences, confidence)
     names = list(first.values)
-    ones = np.ones((1, images))
-    observed = (_corpus(ones, second) - _corpus(ones, first))[0]
+    ones = np.ones((1, num_images))
+    observed = (_score_corpora(ones, second) - _score_corpora(ones, first))[0]
     exceedances = np.zeros(len(names))
     rng = np.random.default_rng([seed, 1])
-    for count in _chunk_sizes(samples):
-        swap = rng.integers(0, 2, (count, images)).astype(float)
-        permuted = _corpus(1 - swap, second, swap, first) - _corpus(1 - swap, first, swap, second)
-        # The tolerance counts exact ties, whose sums may differ in the last digits because of summation order.
+    for count in _iterate_chunk_sizes(samples):
+        swap = rng.integers(0, 2, (count, num_images)).astype(float)
+        permuted = _score_corpora(1 - swap, second, swap, first) - _score_corpora(1 - swap, first, swap, second)
+        # The tolerance includes exact ties, which can differ in the last digits because of the order of summation.
         exceedances += (np.abs(permuted) >= np.abs(observed) - 1e-12).sum(0)
     p_values = (1 + exceedances) / (1 + samples)
     return {
@@ -93,43 +96,45 @@ def compare(
     }
 
 
-def _corpus(
+def _score_corpora(
     weights: Float[np.ndarray, "samples images"],
     scores: ImageScores,
     other_weights: Float[np.ndarray, "samples images"] | None = None,
-    others: ImageScores | None = None,
+    other: ImageScores | None = None,
 ) -> Float[np.ndarray, "samples metrics"]:
-    """Scores of corpora in which each image of `scores` (and of `others`) occurs `weights` (`other_weights`) times."""
-    images = weights.sum(1, keepdims=True)
+    """Scores corpora in which each image of `scores` (and of `other`) occurs `weights` (`other_weights`) times."""
+    corpus_size = weights.sum(1, keepdims=True)
     statistics = weights @ scores.bleu_statistics.astype(float)
     sums = weights @ np.stack(list(scores.values.values()), 1)
-    if others is not None:
-        images = images + other_weights.sum(1, keepdims=True)
-        statistics = statistics + other_weights @ others.bleu_statistics.astype(float)
-        sums = sums + other_weights @ np.stack(list(others.values.values()), 1)
-    values = sums / images
+    if other is not None:
+        corpus_size = corpus_size + other_weights.sum(1, keepdims=True)
+        statistics = statistics + other_weights @ other.bleu_statistics.astype(float)
+        sums = sums + other_weights @ np.stack(list(other.values.values()), 1)
+    values = sums / corpus_size
     columns = [list(scores.values).index(f"BLEU-{n}") for n in range(1, 5)]
     values[:, columns] = bleu(statistics)
     return values
 
 
-def _bootstrap_weights(images: int, samples: int, seed: int) -> Iterator[Float[np.ndarray, "samples images"]]:
-    """Yields, chunk by chunk, the number of times each image occurs in each bootstrap sample."""
+def _sample_bootstrap_weights(
+    num_images: int, samples: int, seed: int
+) -> Iterator[Float[np.ndarray, "samples images"]]:
+    """Yields, in chunks of samples, how often each image occurs in each bootstrap sample."""
     rng = np.random.default_rng([seed, 0])
-    for count in _chunk_sizes(samples):
-        indices = rng.integers(0, images, (count, images))
-        indices += np.arange(count)[:, None] * images
-        yield np.bincount(indices.ravel(), minlength=count * images).reshape(count, images).astype(float)
+    for count in _iterate_chunk_sizes(samples):
+        indices = rng.integers(0, num_images, (count, num_images))
+        indices += np.arange(count)[:, None] * num_images
+        yield np.bincount(indices.ravel(), minlength=count * num_images).reshape(count, num_images).astype(float)
 
 
-def _chunk_sizes(samples: int) -> Iterator[int]:
+def _iterate_chunk_sizes(samples: int) -> Iterator[int]:
     if samples < 1:
         raise ConfigError(f"samples must be at least 1, got {samples}")
-    for start in range(0, samples, _CHUNK):
-        yield min(_CHUNK, samples - start)
+    for start in range(0, samples, _CHUNK_SIZE):
+        yield min(_CHUNK_SIZE, samples - start)
 
 
-def _percentile_interval(
+def _compute_percentile_interval(
     values: Float[np.ndarray, "samples metrics"], confidence: float
 ) -> tuple[Float[np.ndarray, " metrics"], Float[np.ndarray, " metrics"]]:
     if not 0 < confidence < 1:

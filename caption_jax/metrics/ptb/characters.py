@@ -1,12 +1,14 @@
 """Character classes of PTB tokens, measured on the reference tokenizer.
 
 The reference tokenizer supports only the basic multilingual plane of the Unicode version of its time. Newer letters,
-emoji and most control characters are in none of the tables and are dropped.
+emoji and most control characters are not listed here and are dropped.
 """
 
 from __future__ import annotations
 
-# Ranges of code points in hexadecimal. Letters, excluding digits:
+# Code points and ranges in hexadecimal.
+
+# Letters, excluding digits:
 _LETTER_RANGES = """
 41-5a 61-7a aa b5 ba c0-d6 d8-f6 f8-2c1 2c6-2d1 2e0-2e4 2ec 2ee 370-374 376-377 37a-37d 386 388-38a 38c 38e-3a1
 3a3-3f5 3f7-481 48a-527 531-556 559 561-587 5d0-5ea 5f0-5f2 620-64a 66e-66f 671-6d3 6d5 6e5-6e6 6ee-6ef 6fa-6fc 6ff
@@ -45,7 +47,7 @@ _MARK_RANGES = """
 c3e-c56 d3e-d44 d46-d48 e31 e34-e3a e47-e4e eb1 eb4-ebc ec8-ecd
 """
 
-# Non-ASCII characters that are tokens on their own:
+# Non-ASCII characters that are always separate tokens:
 _SYMBOL_RANGES = """
 a1 a5-a9 ac ae-b4 b6-b9 bf d7 f7 37e 387 589 5be 5c0 5c3 5c6 5f3-5f4 600-603 606-60c 614 61b 61e-61f 66a 66d 6d4
 700-70d 7f6-7f8 964-965 e3f e4f 1fbd 2016-2017 201a 201e-2023 2030-2038 203b 203e-2042 2044 2070 2074-207e 2080-208e
@@ -79,12 +81,12 @@ REPLACEMENTS = {
 }
 
 
-def _character_class(ranges: str) -> str:
-    """Converts ranges to the contents of a regular expression character class."""
-    bounds = [part.partition("-") for part in ranges.split()]
+def _make_character_class(ranges: str) -> str:
+    """Returns the contents of a regular expression character class that matches the ranges."""
+    bounds = [code_points.partition("-") for code_points in ranges.split()]
     return "".join(f"\\u{int(low, 16):04x}-\\u{int(high or low, 16):04x}" for low, _, high in bounds)
 
 
-LETTERS = _character_class(_LETTER_RANGES)
-MARKS = _character_class(_MARK_RANGES)
-SYMBOLS = _character_class(_SYMBOL_RANGES)
+LETTERS = _make_character_class(_LETTER_RANGES)
+MARKS = _make_character_class(_MARK_RANGES)
+SYMBOLS = _make_character_class(_SYMBOL_RANGES)

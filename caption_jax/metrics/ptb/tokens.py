@@ -1,4 +1,4 @@
-"""Splits a line into PTB tokens; the longest matching rule wins."""
+"""Splits a line into PTB tokens, using the longest match of any rule at each position."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import re
 from caption_jax.metrics.ptb.characters import REPLACEMENTS, SYMBOLS
 from caption_jax.metrics.ptb.token_rules import RULES, Rule
 
-_SPACE = re.compile(r"[\s\u00a0]+")
+_WHITESPACE = re.compile(r"[\s\u00a0]+")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _SYMBOL = re.compile(f"[!-/:-@\\[-`{{-~{SYMBOLS}{re.escape(''.join(REPLACEMENTS))}]")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&nbsp;": "", "&mdash;": "--", "&ndash;": "--", "&md;": "--"}
 _EXACT_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # case-sensitive, unlike the others
 
 
-def split(line: str, following: str = "") -> list[str]:
-    """Splits a line into lower-cased tokens; spaces inside a token become no-break spaces, as in the reference.
+def split(line: str, next_line: str = "") -> list[str]:
+    """Splits a line into lower-case tokens. Spaces inside a token become no-break spaces, as in the reference.
 
     Args:
-        line: the text.
-        following: the next line. The reference tokenizer reads a whole file, and the first word of the next line
-            determines whether it splits off the period after a single letter at the end of a line ("plan b.").
+        line: the line to split.
+        next_line: the next line of the file. The reference tokenizer reads whole files, and the first word of the next
+            line determines whether a period after a single letter at the end of a line ("plan b.") is split off.
     """
-    text = f"{line}\n{following[:40]}\n"
+    text = f"{line}\n{next_line[:40]}\n"
     tokens: list[str] = []
     position, end = 0, len(line)
     while position < end:
-        space = _SPACE.match(text, position)
-        if space:
-            position = space.end()
+        whitespace = _WHITESPACE.match(text, position)
+        if whitespace:
+            position = whitespace.end()
             continue
-        kind, length = _longest(text, position)
+        kind, length = _match_longest(text, position)
         token = _normalise(kind, text[position : position + length])
         if token:
             tokens.append(token.lower())
@@ -39,25 +39,25 @@ def split(line: str, following: str = "") -> list[str]:
     return tokens
 
 
-def _longest(text: str, position: int) -> tuple[str, int]:
-    """Kind and length of the token at `position`; ("character", 1) if no rule matches."""
-    match_end, kind, end = position, "character", position + 1
-    for rule in _rules_for(text[position]):
+def _match_longest(text: str, position: int) -> tuple[str, int]:
+    """Returns the kind and length of the token at `position`; ("character", 1) if no rule matches."""
+    match_end, kind, token_end = position, "character", position + 1
+    for rule in _select_rules(text[position]):
         match = rule.pattern.match(text, position)
         if match and match.end() > match_end:
             match_end, kind = match.end(), rule.kind
-            end = match.end("token") if "token" in rule.pattern.groupindex else match_end
-    return kind, end - position
+            token_end = match.end("token") if "token" in rule.pattern.groupindex else match_end
+    return kind, token_end - position
 
 
 @functools.lru_cache(maxsize=512)
-def _rules_for(first: str) -> tuple[Rule, ...]:
-    """Rules that can match text starting with `first`; most characters leave only a few."""
-    return tuple(rule for rule in RULES if rule.first.match(first))
+def _select_rules(character: str) -> tuple[Rule, ...]:
+    """Returns the rules for tokens that start with `character`, which are usually few."""
+    return tuple(rule for rule in RULES if rule.first.match(character))
 
 
 def _normalise(kind: str, text: str) -> str:  # noqa: C901 - one case per kind of token
-    """Formats a token as the reference tokenizer prints it."""
+    """Converts the matched text to the form in which the reference tokenizer prints it."""
     match kind:
         case "word":
             return text.replace("\u00ad", "")
