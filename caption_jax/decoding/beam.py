@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from caption_jax.decoding.beam_loop import Search, best_captions
+from caption_jax.decoding.beam_loop import BeamSearch, select_best
 from caption_jax.decoding.constraints import Constraint
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
@@ -24,7 +24,7 @@ LENGTH_PENALTIES: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
     "gnmt": lambda length, alpha: ((5.0 + length) / 6.0) ** alpha,  # Wu et al., 2016, https://arxiv.org/abs/1609.08144
 }
 
-# Exponents to try when tuning, by penalty.
+# Exponents to try when tuning, for each length penalty.
 EXPONENTS = {"power": (0.0, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3), "gnmt": (0.5, 0.8, 1.1, 1.4, 1.7, 2.0)}
 
 
@@ -51,9 +51,9 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
 
     The score of a caption is its log-probability (after constraints) divided by the length penalty. At each step, all
     hypotheses are extended by one token and the extensions are ranked. Extensions by </s> among the best `num_beams`
-    become candidates. The `num_beams` best extensions by other tokens become the next hypotheses, so their number
-    never shrinks. Hypotheses that reach the length limit also become candidates. An image is finished once none of its
-    hypotheses can still overtake its `candidates` best captions, and the loop stops once all images are finished.
+    become candidates. The `num_beams` best extensions by other tokens become the next hypotheses, so the number of
+    hypotheses never decreases. Hypotheses that reach the length limit also become candidates. An image is finished once
+    none of its hypotheses can overtake its `candidates` best captions, and the loop stops once all images are finished.
     `num_beams=1` runs greedy decoding.
 
     With `groups` above 1 this is diverse beam search (Vijayakumar et al., 2016, https://arxiv.org/abs/1610.02424): the
@@ -69,8 +69,8 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
             a sequence with one entry per model).
         max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
         num_beams: total number of hypotheses per image, over all groups.
-        candidates: number of captions to return per image, best first; 1 or a multiple of `groups`, each of which
-            contributes the same number.
+        candidates: number of captions to return per image, best first; 1, or a multiple of `groups`, to which all
+            groups contribute equally.
         length_penalty: "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha), where the length in tokens
             includes </s> but not <s>.
         alpha: exponent of the length penalty; 0 disables it, larger values favour longer captions.
@@ -89,12 +89,12 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     Example:
         Suppose the first token is "a" (0.6) or "one" (0.4), followed by "cat" (0.4), "dog" (0.3) or </s> (0.3) after
         "a", and by "cat" (0.9) or </s> (0.1) after "one", and every noun is followed by </s>. Greedy decoding returns
-        "a cat" (0.24). With `num_beams=2` both hypotheses survive the first step, their best extensions are "one cat"
-        (0.36) and "a cat" (0.24), and "one cat </s>" is returned with `score == [log 0.36]`; `candidates=2` also
-        returns "a cat </s>". With "power" and `alpha=1` the scores are divided by 3, the length including </s>.
+        "a cat" (0.24). With `num_beams=2`, both first tokens become hypotheses and their best extensions are "one cat"
+        (0.36) and "a cat" (0.24), so "one cat </s>" is returned with `score == [log 0.36]`. `candidates=2` also returns
+        "a cat </s>". With "power" and `alpha=1`, the scores are divided by 3, the length including </s>.
     """
-    _check(num_beams, candidates, groups, length_penalty)
-    penalty = functools.partial(_penalty, length_penalty, alpha)
+    _check_settings(num_beams, candidates, groups, length_penalty)
+    penalty = functools.partial(_compute_penalty, length_penalty, alpha)
     if num_beams == 1:
         decoded = greedy(
             model,
@@ -110,9 +110,9 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
         )
         return decoded.replace(all_scores=decoded.all_scores / penalty((decoded.all_tokens != pad_id).sum(-1)))
     predictor = Predictor(model, variables, features, memory_mask)
-    group_captions = Search(
+    group_captions = BeamSearch(
         predictor=predictor,
-        length=predictor.limit(max_length),
+        length=predictor.limit_length(max_length),
         width=num_beams // groups,
         groups=groups,
         candidates=max(candidates // groups, 1),
@@ -123,13 +123,13 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
         eos_id=eos_id,
         pad_id=pad_id,
     ).run()
-    decoded = Decoded(*best_captions(list(group_captions), candidates))
+    decoded = Decoded(*select_best(list(group_captions), candidates))
     if return_attention:
-        decoded = decoded.replace(all_attention=predictor.attention(decoded.all_tokens, bos_id, pad_id))
+        decoded = decoded.replace(all_attention=predictor.compute_attention(decoded.all_tokens, bos_id, pad_id))
     return decoded
 
 
-def _check(num_beams: int, candidates: int, groups: int, length_penalty: str) -> None:
+def _check_settings(num_beams: int, candidates: int, groups: int, length_penalty: str) -> None:
     if min(num_beams, candidates, groups) < 1:
         raise ConfigError(f"num_beams={num_beams}, candidates={candidates} and groups={groups} must all be at least 1")
     if num_beams % groups:
@@ -145,5 +145,5 @@ def _check(num_beams: int, candidates: int, groups: int, length_penalty: str) ->
         raise ConfigError(f"unknown length_penalty {length_penalty!r}; expected one of {', '.join(LENGTH_PENALTIES)}")
 
 
-def _penalty(name: str, alpha: float | jax.Array, length: jax.Array) -> jax.Array:
+def _compute_penalty(name: str, alpha: float | jax.Array, length: jax.Array) -> jax.Array:
     return LENGTH_PENALTIES[name](jnp.maximum(length, 1).astype(jnp.float32), jnp.asarray(alpha, jnp.float32))

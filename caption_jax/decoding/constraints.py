@@ -1,15 +1,15 @@
-"""Constraints on captions: functions on log-probabilities that can be combined in any order.
+"""Constraints on captions: functions of log-probabilities that can be combined in any order.
 
 A constraint is called at each step with the log-probabilities of the next token and the tokens so far, and returns
-modified log-probabilities: -inf forbids a token, and lower values penalise it. Nothing is renormalised, so with
-constraints that only forbid tokens, beam search looks for the most probable captions under the model among those
-allowed. A constraint must not return values above 0, because early stopping relies on scores that never increase.
+modified log-probabilities, where -inf forbids a token and lower values penalise it. They are not renormalised, so with
+constraints that only forbid tokens, beam search maximises the probability under the model over all allowed captions.
+A constraint must not return values above 0, because early stopping relies on scores that never increase.
 
 Example:
     `[min_length(5, eos_id=2), no_repeat_ngram(3), banned_endings([[17], [23]], eos_id=2)]` requires at least three
     tokens between <s> and </s>, no repeated trigram, and captions that do not end in token 17 or 23. At step 0, the
-    first constraint turns log-probabilities `[-9, -9, -1.2, -1.6, -0.7]` into `[-9, -9, -inf, -1.6, -0.7]`, which rules
-    out </s>.
+    first constraint forbids </s> by changing log-probabilities `[-9, -9, -1.2, -1.6, -0.7]` to
+    `[-9, -9, -inf, -1.6, -0.7]`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Progress(NamedTuple):
         return jax.lax.dynamic_slice_in_dim(self.tokens, jnp.maximum(self.step - count, 0), count, axis=-1)
 
     def ends_with(self, ids: Sequence[int]) -> Bool[Array, "batch rows"]:
-        """Whether each caption so far ends with `ids`, of which there are at most `length`."""
+        """Returns whether each caption so far ends with `ids` (at most `length` tokens)."""
         return (self.last(len(ids)) == np.asarray(ids, np.int32)).all(-1) & (self.step >= len(ids))
 
 
@@ -51,7 +51,7 @@ Constraint = Callable[[LogProbs, Progress], LogProbs]
 
 
 def constrain(constraints: Sequence[Constraint], log_probs: LogProbs, progress: Progress) -> LogProbs:
-    """Applies constraints in order."""
+    """Applies the constraints in order."""
     for constraint in constraints:
         log_probs = constraint(log_probs, progress)
     return log_probs
@@ -70,7 +70,7 @@ def min_length(tokens: int | Int[Array, ""], *, eos_id: int) -> Constraint:
 def max_length(tokens: int | Int[Array, ""] | None = None, *, eos_id: int) -> Constraint:
     """Forces </s> so that every caption has at most `tokens` tokens, including <s> and </s>.
 
-    If `tokens` is None, the limit is that of the decoding method, which otherwise truncates captions without </s>.
+    If `tokens` is None, the length limit of decoding is used, which otherwise truncates captions without adding </s>.
     """
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
@@ -82,7 +82,7 @@ def max_length(tokens: int | Int[Array, ""] | None = None, *, eos_id: int) -> Co
 
 
 def banned_tokens(ids: Sequence[int]) -> Constraint:
-    """Forbids these tokens."""
+    """Forbids the given tokens."""
     ids = np.asarray(ids, np.int32)
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
@@ -92,40 +92,40 @@ def banned_tokens(ids: Sequence[int]) -> Constraint:
 
 
 def banned_phrases(phrases: Sequence[Sequence[int]]) -> Constraint:
-    """Forbids these token sequences anywhere in a caption."""
+    """Forbids the given token sequences anywhere in a caption."""
     phrases = [np.asarray(phrase, np.int32) for phrase in phrases if len(phrase)]
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         for phrase in phrases:
             if len(phrase) <= progress.tokens.shape[-1]:
-                completes = progress.ends_with(phrase[:-1])
-                log_probs = _forbid(log_probs, _one_hot(int(phrase[-1]), log_probs) & completes[..., None])
+                is_partial_match = progress.ends_with(phrase[:-1])
+                log_probs = _forbid(log_probs, _one_hot(int(phrase[-1]), log_probs) & is_partial_match[..., None])
         return log_probs
 
     return apply
 
 
 def banned_endings(endings: Sequence[Sequence[int]], *, eos_id: int) -> Constraint:
-    """Forbids captions that end in any of these token sequences, whether at </s> or at the length limit."""
+    """Forbids captions that end in any of the given token sequences, before </s> or at the length limit."""
     endings = [np.asarray(ending, np.int32) for ending in endings if len(ending)]
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         length = progress.tokens.shape[-1]
-        final = progress.step == length - 1
+        is_last_step = progress.step == length - 1
         for ending in endings:
             if len(ending) > length:
                 continue
             log_probs = _forbid(log_probs, _one_hot(eos_id, log_probs) & progress.ends_with(ending)[..., None])
             # At the length limit the next token is the last one, so it must not complete the ending.
-            completes = final & progress.ends_with(ending[:-1])
-            log_probs = _forbid(log_probs, _one_hot(int(ending[-1]), log_probs) & completes[..., None])
+            is_partial_match = is_last_step & progress.ends_with(ending[:-1])
+            log_probs = _forbid(log_probs, _one_hot(int(ending[-1]), log_probs) & is_partial_match[..., None])
         return log_probs
 
     return apply
 
 
 def required_prefix(ids: Int[Array, "*images length"] | Sequence[int]) -> Constraint:
-    """Forces captions to start with these tokens: one prefix for all images, or one per image, padded with -1."""
+    """Forces captions to start with the given tokens: one prefix for all images, or one per image, padded with -1."""
     ids = jnp.asarray(ids, jnp.int32)
     ids = ids if ids.ndim == 2 else ids[None]
 
@@ -134,8 +134,8 @@ def required_prefix(ids: Int[Array, "*images length"] | Sequence[int]) -> Constr
             return log_probs
         index = jnp.minimum(progress.step, ids.shape[1] - 1)
         required = jax.lax.dynamic_index_in_dim(ids, index, axis=1)[:, :, None]  # [images or 1, 1, 1]
-        in_prefix = (required >= 0) & (progress.step < ids.shape[1])
-        return _forbid(log_probs, in_prefix & (jnp.arange(log_probs.shape[-1]) != required))
+        is_in_prefix = (required >= 0) & (progress.step < ids.shape[1])
+        return _forbid(log_probs, is_in_prefix & (jnp.arange(log_probs.shape[-1]) != required))
 
     return apply
 
@@ -147,16 +147,16 @@ def no_repeat_ngram(size: int) -> Constraint:
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         length = progress.tokens.shape[-1]
-        starts = length - size + 1
-        if starts < 1:
+        num_ngrams = length - size + 1
+        if num_ngrams < 1:
             return log_probs
-        repeated = jnp.arange(starts) + size - 1 < progress.step  # only complete n-grams
+        is_match = jnp.arange(num_ngrams) + size - 1 < progress.step  # only complete n-grams
         if size > 1:
             context = progress.last(size - 1)
-            windows = [progress.tokens[..., i : i + starts] == context[..., i : i + 1] for i in range(size - 1)]
-            repeated = repeated & jnp.stack(windows).all(0)
-        repeated = jnp.broadcast_to(repeated, (*log_probs.shape[:2], starts))
-        return _scatter_min(log_probs, progress.tokens[..., size - 1 :], jnp.where(repeated, -jnp.inf, jnp.inf))
+            matches = [progress.tokens[..., i : i + num_ngrams] == context[..., i : i + 1] for i in range(size - 1)]
+            is_match = is_match & jnp.stack(matches).all(0)
+        is_match = jnp.broadcast_to(is_match, (*log_probs.shape[:2], num_ngrams))
+        return _scatter_min(log_probs, progress.tokens[..., size - 1 :], jnp.where(is_match, -jnp.inf, jnp.inf))
 
     return apply
 
@@ -165,8 +165,8 @@ def no_immediate_repeats() -> Constraint:
     """Forbids immediate repeats of a token, as in "a large large dog"; words of several tokens can still repeat."""
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
-        repeated = jnp.arange(log_probs.shape[-1]) == progress.last(1)
-        return _forbid(log_probs, repeated & (progress.step > 0))
+        is_repeat = jnp.arange(log_probs.shape[-1]) == progress.last(1)
+        return _forbid(log_probs, is_repeat & (progress.step > 0))
 
     return apply
 
@@ -199,6 +199,6 @@ def _forbid(log_probs: LogProbs, tokens: jax.Array) -> LogProbs:
 
 
 def _scatter_min(log_probs: LogProbs, ids: jax.Array, values: jax.Array) -> LogProbs:
-    """Replaces the entries at `ids` of each row by the minimum of themselves and `values`."""
-    row = jax.vmap(lambda row, ids, values: row.at[ids].min(values))
-    return jax.vmap(row)(log_probs, ids, values)
+    """Lowers the entries at `ids` of each row to `values` where these are smaller."""
+    scatter_rows = jax.vmap(lambda row, ids, values: row.at[ids].min(values))
+    return jax.vmap(scatter_rows)(log_probs, ids, values)

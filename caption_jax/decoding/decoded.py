@@ -1,4 +1,4 @@
-"""The output of every decoding method."""
+"""The output type of all decoding methods."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Shaped
 class Decoded(flax.struct.PyTreeNode):
     """Captions for a batch of images, with one or more candidates per image.
 
-    Beam search and `rerank` return candidates best first, sampling returns samples in the order they were drawn, and
-    greedy decoding returns one candidate. Properties without the prefix "all_" refer to the first candidate.
+    Beam search and `rerank` sort the candidates, best first. Sampling returns unsorted samples, and greedy decoding one
+    candidate. Properties without the prefix "all_" refer to the first candidate.
 
     Attributes:
         all_tokens: token ids after <s>, up to and including </s>, followed by padding. A caption truncated at the
@@ -62,7 +62,7 @@ class Decoded(flax.struct.PyTreeNode):
 
 
 def gather_rows(
-    array: Shaped[Array, "batch rows *features"], rows: Int[Array, "batch chosen"]
-) -> Shaped[Array, "batch chosen *features"]:
+    array: Shaped[Array, "batch rows *features"], rows: Int[Array, "batch selected"]
+) -> Shaped[Array, "batch selected *features"]:
     """Returns `array[b, rows[b, i]]`."""
     return jnp.take_along_axis(array, rows.reshape(*rows.shape, *(1,) * (array.ndim - 2)), axis=1)

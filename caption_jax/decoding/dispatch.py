@@ -1,4 +1,4 @@
-"""Decoding with the method and settings of a config."""
+"""Caption decoding with the method and settings of a config."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from caption_jax.decoding.constraints import (
 )
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
-from caption_jax.decoding.reranking import TextIds, rerank, reranking_settings, similarities
+from caption_jax.decoding.reranking import TextIds, make_reranking_settings, rerank, similarities
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
 from caption_jax.specs import DecodeSpec
@@ -63,17 +63,17 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         key: PRNG key for sampling; created from the config's seed if None.
         image_ids: one integer per image, which makes its samples independent of the batch; the index in the batch if
             None.
-        constraints: constraints in addition to those of the config.
+        constraints: additional constraints, applied after the constraints of the config.
         memory_mask: True for memory positions to attend to; all positions if None.
         return_attention: also return the cross-attention of each token.
-        text_ids: maps token ids of the decoder to those of the text encoder; required if `rerank_weight` is not 0.
+        text_ids: maps token ids of the decoder to token ids of the text encoder; required if `rerank_weight` is not 0.
 
     Raises:
         ConfigError: the config contains words but no vocabulary is passed, or the model does not support reranking.
     """
     weight, count = spec.rerank_weight, 0
     if weight:
-        spec, count = reranking_settings(spec, model, text_ids)
+        spec, count = make_reranking_settings(spec, model, text_ids)
     options = {
         "max_length": spec.max_length,
         "constraints": [*make_constraints(spec, vocabulary), *constraints],
@@ -103,7 +103,7 @@ def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, opt
 
 
 def make_constraints(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> list[Constraint]:
-    """Returns the constraints of a `decode` section; <s> and <pad> are always banned."""
+    """Makes the constraints of a `decode` section, which always include a ban of <s> and <pad>."""
     constraints = [banned_tokens([BOS, PAD])]
     if spec.min_length > 2:
         constraints.append(min_length(spec.min_length, eos_id=EOS))
@@ -114,24 +114,24 @@ def make_constraints(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> l
     if spec.repetition_penalty > 1:
         constraints.append(repetition_penalty(spec.repetition_penalty))
     if spec.banned_words:
-        constraints.append(banned_phrases([_mid_sentence_ids(word, vocabulary) for word in spec.banned_words]))
+        constraints.append(banned_phrases([_encode_mid_sentence(word, vocabulary) for word in spec.banned_words]))
     if spec.banned_endings:
-        endings = [word + stop for word in spec.banned_endings for stop in ("", ".", " .")]
-        constraints.append(banned_endings([_mid_sentence_ids(word, vocabulary) for word in endings], eos_id=EOS))
+        endings = [word + period for word in spec.banned_endings for period in ("", ".", " .")]
+        constraints.append(banned_endings([_encode_mid_sentence(word, vocabulary) for word in endings], eos_id=EOS))
     if spec.prefix:
-        constraints.append(required_prefix(_ids(spec.prefix, vocabulary)))
+        constraints.append(required_prefix(_encode(spec.prefix, vocabulary)))
     if spec.at_limit == "end":
         constraints.append(max_length(eos_id=EOS))
     return constraints
 
 
-def _mid_sentence_ids(words: str, vocabulary: Tokenizer | None) -> list[int]:
-    """Token ids of words in the middle of a sentence, which can differ from those at its start."""
-    prefix = _ids("a", vocabulary)
-    return _ids(f"a {words}", vocabulary)[len(prefix) :]
+def _encode_mid_sentence(words: str, vocabulary: Tokenizer | None) -> list[int]:
+    """Returns the token ids of words in the middle of a sentence, which can differ from the ids at its start."""
+    prefix = _encode("a", vocabulary)
+    return _encode(f"a {words}", vocabulary)[len(prefix) :]
 
 
-def _ids(text: str, vocabulary: Tokenizer | None) -> list[int]:
+def _encode(text: str, vocabulary: Tokenizer | None) -> list[int]:
     if vocabulary is None:
         raise ConfigError(
             "config.decode contains words (banned_words, banned_endings or prefix): pass the vocabulary to decode()"

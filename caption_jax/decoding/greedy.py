@@ -45,8 +45,8 @@ def greedy(  # noqa: PLR0913 - keyword-only: the arguments common to all decodin
         pad_id: id of <pad>, which fills finished captions.
 
     Example:
-        If the most probable tokens are "a" (0.9), "cat" (0.6) and </s> (0.8) in turn, then with `max_length=6` the loop
-        takes three steps. `tokens` is `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` is
+        If the most probable tokens are "a" (0.9), then "cat" (0.6), then </s> (0.8), the loop runs three steps. With
+        `max_length=6`, `tokens` is `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` is
         `[[log 0.9, log 0.6, log 0.8, 0, 0]]` and `log_prob` is `[log 0.432]`.
     """
     predictor = Predictor(model, variables, features, memory_mask)
@@ -61,5 +61,5 @@ def greedy(  # noqa: PLR0913 - keyword-only: the arguments common to all decodin
         pad_id=pad_id,
     )
     if return_attention:
-        decoded = decoded.replace(all_attention=predictor.attention(decoded.all_tokens, bos_id, pad_id))
+        decoded = decoded.replace(all_attention=predictor.compute_attention(decoded.all_tokens, bos_id, pad_id))
     return decoded

@@ -31,7 +31,7 @@ class Predictor:
         memory_mask: True for memory positions to attend to, for all models; all positions if None.
 
     Raises:
-        ValueError: the sequences of an ensemble differ in length, or its models in vocabulary size.
+        ValueError: the sequences of an ensemble differ in length, or its models differ in vocabulary size.
     """
 
     def __init__(
@@ -45,34 +45,35 @@ class Predictor:
             model, variables, features = (model,), (variables,), (features,)
         if not len(model) == len(variables) == len(features):
             raise ValueError(
-                f"an ensemble of {len(model)} models needs as many variables and features, "
+                f"an ensemble of {len(model)} models requires one set of variables and features per model, "
                 f"got {len(variables)} and {len(features)}"
             )
-        sizes = {member.decoder.vocabulary_size for member in model}
-        if len(sizes) != 1:
-            raise ConfigError(f"the models of an ensemble must share a vocabulary, got {sorted(sizes)} tokens")
+        vocabulary_sizes = {member.decoder.vocabulary_size for member in model}
+        if len(vocabulary_sizes) != 1:
+            sizes = sorted(vocabulary_sizes)
+            raise ConfigError(f"the models of an ensemble must share a vocabulary, got {sizes} tokens")
         self._members = tuple(zip(model, variables, features, strict=True))
         self._memory_mask = memory_mask
-        self.vocabulary_size = sizes.pop()
+        self.vocabulary_size = vocabulary_sizes.pop()
 
-    def limit(self, max_length: int) -> int:
-        """Maximum number of tokens after <s>, from `max_length` (which counts <s>) and the limits of the decoders."""
+    def limit_length(self, max_length: int) -> int:
+        """Limits `max_length` to the maximum of the decoders, and returns the number of tokens after <s>."""
         return min(max_length, *(model.decoder.max_length for model, _, _ in self._members)) - 1
 
     @property
     def ops(self) -> Ops:
-        """Operations of the first model."""
+        """Kernel implementations of the first model."""
         return self._members[0][0].ops
 
     @property
-    def batch(self) -> int:
+    def batch_size(self) -> int:
         """Number of images in the batch."""
         return jax.tree.leaves(self._members[0][2])[0].shape[0]
 
-    def start(self, rows: int, groups: int, length: int) -> tuple[Cache, ...]:
+    def start_caches(self, rows: int, groups: int, length: int) -> tuple[Cache, ...]:
         """Creates caches for `rows` captions of `length` tokens per image.
 
-        Rows form `groups` groups of equal size and are reordered only within their group.
+        The rows form `groups` groups of equal size and are reordered only within a group.
         """
         options = {"memory_mask": self._memory_mask, "rows": rows, "groups": groups, "length": length}
         return tuple(
@@ -83,7 +84,7 @@ class Predictor:
     def step(
         self, tokens: Int[Array, "batch rows"], caches: tuple[Cache, ...]
     ) -> tuple[Float[Array, "batch rows vocabulary"], tuple[Cache, ...]]:
-        """Feeds one token per row and returns the logits of the next one (for an ensemble, log-probabilities)."""
+        """Feeds one token per row and returns the logits of the next token (log-probabilities for an ensemble)."""
         outputs = [
             model.apply(variables, tokens[:, :, None], cache=cache, method="decode")
             for (model, variables, _), cache in zip(self._members, caches, strict=True)
@@ -94,21 +95,21 @@ class Predictor:
             logits = [functools.reduce(jnp.logaddexp, log_probs) - jnp.log(len(log_probs))]
         return logits[0], tuple(output.cache for output in outputs)
 
-    def attention(
+    def compute_attention(
         self, tokens: Int[Array, "batch rows length"], bos_id: int, pad_id: int
     ) -> Float[Array, "batch rows length memory"]:
-        """Cross-attention when predicting each of `tokens`, averaged over layers, heads and models.
+        """Computes the cross-attention when predicting each of `tokens`, averaged over layers, heads and models.
 
-        Uses one teacher-forced pass over the finished captions, which is cheaper than storing attention while decoding.
+        Uses one teacher-forced pass over the finished captions, which is faster than storing attention while decoding.
         """
-        first = jnp.full_like(tokens[..., :1], bos_id)
-        inputs = jnp.concatenate([first, tokens[..., :-1]], axis=-1)
-        maps = [
+        bos = jnp.full_like(tokens[..., :1], bos_id)
+        inputs = jnp.concatenate([bos, tokens[..., :-1]], axis=-1)
+        attention_maps = [
             model.apply(
                 variables, inputs, features, memory_mask=self._memory_mask, return_attention=True, method="decode"
             ).attention.mean((0, 3))
             for model, variables, features in self._members
         ]
-        if len({m.shape for m in maps}) > 1:
+        if len({attention_map.shape for attention_map in attention_maps}) > 1:
             raise ConfigError("return_attention requires all models of the ensemble to have the same memory length")
-        return jnp.where((tokens != pad_id)[..., None], sum(maps) / len(maps), 0.0)
+        return jnp.where((tokens != pad_id)[..., None], sum(attention_maps) / len(attention_maps), 0.0)

@@ -18,7 +18,7 @@ from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, PAD
 
 PyTree = Any
-# Maps token ids of the decoder, of any shape, to those of the text encoder.
+# Maps token ids of the decoder to token ids of the text encoder.
 TextIds = Callable[[Int[Array, "*shape"]], Int[Array, "*shape"]]
 
 
@@ -32,14 +32,14 @@ def similarities(
     bos_id: int = BOS,
     pad_id: int = PAD,
 ) -> Float[Array, "batch candidates"]:
-    """Cosine similarity, from -1 to 1, of each candidate and its image in the joint embedding.
+    """Computes the cosine similarity of each candidate and its image in the joint embedding.
 
     Args:
         model: a captioner with a joint embedding.
         variables: variables of the model.
         features: image features from `encode_images`.
         tokens: token ids of the candidates after <s>, as returned by decoding.
-        text_ids: maps token ids of the decoder to those of the text encoder.
+        text_ids: maps token ids of the decoder to token ids of the text encoder.
         bos_id: id of <s> in both vocabularies.
         pad_id: id of <pad> in both vocabularies.
     """
@@ -47,7 +47,7 @@ def similarities(
     ids = text_ids(captions).reshape(-1, captions.shape[-1])
     texts = model.apply(variables, ids, ids != pad_id, method="embed_texts").reshape(*tokens.shape[:2], -1)
     images = model.apply(variables, features, method="embed_images")
-    # In full precision, as in training, because accelerators would otherwise round the vectors to 8 bits.
+    # In full precision, as in training. By default, accelerators would round the vectors to 8 bits.
     return jnp.einsum("bd,bcd->bc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -56,11 +56,11 @@ def rerank(
 ) -> Decoded:
     """Returns the `count` candidates with the highest score + `weight` * similarity, which becomes their score.
 
-    Ties keep their order, and empty candidates (score -inf) stay last.
+    The sort is stable, and empty candidates (score -inf) are last.
 
     Example:
-        With scores -2.0 and -2.5 (nats) and similarities 0.1 and 0.4, the first candidate wins at `weight=1` (-1.9
-        against -2.1) and the second at `weight=2` (-1.7 against -1.8).
+        With scores -2.0 and -2.5 (nats) and similarities 0.1 and 0.4, the first candidate is ranked first at `weight=1`
+        (-1.9 against -2.1), and the second candidate at `weight=2` (-1.7 against -1.8).
     """
     score = decoded.all_scores + weight * similarity
     order = jnp.argsort(-score, axis=1, stable=True)[:, :count]
@@ -68,8 +68,8 @@ def rerank(
     return ranked.replace(all_scores=gather_rows(score, order))
 
 
-def reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
-    """Returns settings that decode all candidates to be ranked, and the number of candidates to keep afterwards.
+def make_reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
+    """Returns settings that decode all candidates to be ranked, and the number of candidates to retain.
 
     Args:
         spec: the `decode` section, with a nonzero `rerank_weight`.

@@ -39,7 +39,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
 
     Can be traced by `jax.jit`. Constraints are applied first, then temperature, top-k and top-p. The samples for an
     image depend only on `key` and its entry in `image_ids`, not on the rest of the batch. The returned
-    log-probabilities are those of the model at temperature 1, without truncation.
+    log-probabilities are computed at temperature 1, without truncation.
 
     Args:
         model: a captioner, or a sequence of captioners (an ensemble, whose probabilities are averaged).
@@ -62,16 +62,16 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
         pad_id: id of <pad>, which fills finished captions.
 
     Example:
-        Suppose the model predicts "a" (0.5), "the" (0.3) and "one" (0.2). `top_p=0.6` samples "a" and "the" at odds of
-        5:3, `top_k=1` is greedy decoding, and `temperature=0.5` makes the odds 25:9:4. With `num_samples=3`, the shape
-        of `all_tokens` is [batch, 3, length].
+        Suppose the model predicts "a" (0.5), "the" (0.3) and "one" (0.2). `top_p=0.6` samples "a" and "the" with odds
+        5:3, `top_k=1` is greedy decoding, and `temperature=0.5` changes the odds to 25:9:4. With `num_samples=3`, the
+        shape of `all_tokens` is [batch, 3, length].
     """
     predictor = Predictor(model, variables, features, memory_mask)
-    ids = jnp.arange(predictor.batch) if image_ids is None else image_ids
+    ids = jnp.arange(predictor.batch_size) if image_ids is None else image_ids
     image_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
 
-    def choose(log_probs: LogProbs, step: Int[Array, ""]) -> Int[Array, "batch rows"]:
-        truncated = nucleus(keep_top_k(log_probs / temperature, top_k), top_p)
+    def sample_tokens(log_probs: LogProbs, step: Int[Array, ""]) -> Int[Array, "batch rows"]:
+        truncated = keep_top_p(keep_top_k(log_probs / temperature, top_k), top_p)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, step)
         # Gumbel-max trick, with separate noise for each image.
         noise = jax.vmap(lambda key: jax.random.gumbel(key, truncated.shape[1:]))(step_keys)
@@ -79,7 +79,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
 
     decoded = roll_out(
         predictor,
-        choose,
+        sample_tokens,
         rows=num_samples,
         max_length=max_length,
         constraints=constraints,
@@ -88,20 +88,23 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
         pad_id=pad_id,
     )
     if return_attention:
-        decoded = decoded.replace(all_attention=predictor.attention(decoded.all_tokens, bos_id, pad_id))
+        decoded = decoded.replace(all_attention=predictor.compute_attention(decoded.all_tokens, bos_id, pad_id))
     return decoded
 
 
 def keep_top_k(log_probs: LogProbs, count: int) -> LogProbs:
-    """Sets all but the `count` most probable tokens (and ties with the last one) to -inf; 0 keeps all tokens."""
+    """Sets all except the `count` most probable tokens to -inf; 0 disables the limit.
+
+    Ties with the last of these tokens are included.
+    """
     if count <= 0 or count >= log_probs.shape[-1]:
         return log_probs
     threshold = jax.lax.top_k(log_probs, count)[0][..., -1:]
     return jnp.where(log_probs >= threshold, log_probs, -jnp.inf)
 
 
-def nucleus(log_probs: LogProbs, mass: float | Float[Array, ""]) -> LogProbs:
-    """Sets tokens outside the nucleus of probability `mass` to -inf; ties with its last token are kept.
+def keep_top_p(log_probs: LogProbs, mass: float | Float[Array, ""]) -> LogProbs:
+    """Sets tokens outside the nucleus of probability `mass` to -inf. Ties with its last token are included.
 
     Finds the smallest probability in the nucleus by bisection on its bits, one bit per pass over the vocabulary, which
     is faster than sorting.
@@ -113,9 +116,9 @@ def nucleus(log_probs: LogProbs, mass: float | Float[Array, ""]) -> LogProbs:
     bits = jax.lax.bitcast_convert_type(probs, jnp.int32)
 
     def refine(i: Int[Array, ""], threshold: Int[Array, "batch rows"]) -> Int[Array, "batch rows"]:
-        higher = threshold | (1 << (29 - i))  # 1.0 has no bit above bit 29
-        is_enough = jnp.where(bits >= higher[..., None], probs, 0.0).sum(-1) >= mass
-        return jnp.where(is_enough, higher, threshold)
+        raised = threshold | (1 << (29 - i))  # 1.0 has no bit above bit 29
+        has_mass = jnp.where(bits >= raised[..., None], probs, 0.0).sum(-1) >= mass
+        return jnp.where(has_mass, raised, threshold)
 
     threshold = jax.lax.fori_loop(0, 30, refine, jnp.zeros(log_probs.shape[:2], jnp.int32))
     return jnp.where(bits >= threshold[..., None], log_probs, -jnp.inf)

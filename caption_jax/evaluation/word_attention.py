@@ -1,4 +1,4 @@
-"""Cross-attention over the image for each word of a caption, for visualization."""
+"""Cross-attention over the image for each word of a caption, for visualisation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def teacher_forced_attention(
     tokens: Int[np.ndarray, "images length"],
     context: Int[np.ndarray, "images texts text_length"] | None = None,
 ) -> Float[np.ndarray, "images length memory"]:
-    """Cross-attention over the image when predicting each token, averaged over layers and heads.
+    """Computes the cross-attention over the image when predicting each token, averaged over layers and heads.
 
     The tokens are teacher-forced, so the result does not depend on the decoding method.
 
@@ -43,7 +43,7 @@ def teacher_forced_attention(
     @jax.jit
     def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None) -> jax.Array:
         features = encode_batch(model, variables, {"image": pixels, "context": context}, description)
-        attention = Predictor(model, variables, features).attention(tokens[:, None], BOS, PAD)[:, 0]
+        attention = Predictor(model, variables, features).compute_attention(tokens[:, None], BOS, PAD)[:, 0]
         return attention[..., : features.image_memory_length]
 
     return jax.device_get(run(variables, pixels, tokens, context))
@@ -52,18 +52,18 @@ def teacher_forced_attention(
 def attention_per_word(
     vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length memory"]
 ) -> tuple[list[str], Float[np.ndarray, "words memory"]]:
-    """Words of a caption and their attention, averaged over the tokens of each word."""
+    """Returns the words of a caption and their attention, averaged over the tokens of each word."""
     spans = vocabulary.words_with_spans(tokens)
     per_word = np.empty((len(spans), attention.shape[1]), attention.dtype)
-    for row, (_, start, end) in enumerate(spans):
-        per_word[row] = attention[start:end].mean(axis=0)
+    for i, (_, start, end) in enumerate(spans):
+        per_word[i] = attention[start:end].mean(axis=0)
     return [word for word, _, _ in spans], per_word
 
 
 def stack_context(
     context: ContextCaptions | None, records: Sequence[Record]
 ) -> Int32[np.ndarray, "images texts text_length"] | None:
-    """Context token ids of the records, as in a batch; None if there is no context or no record."""
+    """Returns the context token ids of the records, as in a batch; None if there is no context or no record."""
     if context is None or not records:
         return None
     return np.stack([context.load(record.image_id) for record in records])

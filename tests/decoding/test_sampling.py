@@ -12,7 +12,7 @@ from tiny_captioner import MODEL, PAD, next_log_probs, random_captioner
 
 from caption_jax.decoding import greedy, sample
 from caption_jax.decoding.constraints import banned_tokens
-from caption_jax.decoding.sampling import keep_top_k, nucleus
+from caption_jax.decoding.sampling import keep_top_k, keep_top_p
 
 KEY = jax.random.key(0)
 
@@ -62,7 +62,7 @@ def test_samples_differ_and_depend_on_the_key_only():
 @given(st.lists(st.integers(-8, 8), min_size=7, max_size=7), st.floats(0.01, 0.999))
 def test_nucleus_is_the_smallest_set_with_the_mass(logits, mass):
     logits = np.array([logits], np.float32) / 2
-    kept = np.isfinite(np.asarray(_nucleus(logits[None], mass)))[0, 0]
+    kept = np.isfinite(np.asarray(_keep_top_p(logits[None], mass)))[0, 0]
     probs = np.exp(logits[0] - logits.max(), dtype=np.float64)
     probs /= probs.sum()
     order = np.argsort(-probs, kind="stable")
@@ -72,12 +72,12 @@ def test_nucleus_is_the_smallest_set_with_the_mass(logits, mass):
     np.testing.assert_array_equal(kept, probs >= least - 1e-9)
 
 
-_nucleus = jax.jit(nucleus)
+_keep_top_p = jax.jit(keep_top_p)
 
 
 def test_filter_examples():
     log_probs = jnp.log(jnp.array([[[0.5, 0.3, 0.2]]]))
-    assert np.isfinite(nucleus(log_probs, 0.6)).tolist() == [[[True, True, False]]]
-    assert np.isfinite(nucleus(log_probs, 1.0)).all() and np.isfinite(nucleus(log_probs, jnp.array(1.0))).all()
+    assert np.isfinite(keep_top_p(log_probs, 0.6)).tolist() == [[[True, True, False]]]
+    assert np.isfinite(keep_top_p(log_probs, 1.0)).all() and np.isfinite(keep_top_p(log_probs, jnp.array(1.0))).all()
     assert np.isfinite(keep_top_k(log_probs, 2)).tolist() == [[[True, True, False]]]
     assert np.isfinite(keep_top_k(log_probs, 0)).all() and np.isfinite(keep_top_k(log_probs, 9)).all()
