@@ -1,1 +1,1 @@
-"""Captioning and embedding of images with a trained run."""
+"""Captioning and embedding of images with the model of a trained run."""

@@ -1,4 +1,4 @@
-"""The `caption` mode of the command line: reads image files and prints one line per image."""
+"""The `caption` mode of the command line, which captions image files and prints one line per image."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ def caption_files(
         captioner: the model.
         arguments: paths, glob patterns or folders (searched recursively for image files).
         output_format: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
-        context: context texts passed along with every image, for models trained with context.
+        context: context texts passed with every image, for models trained with context.
 
     Returns:
-        Exit status: 0 if every image was captioned, 1 if some could not be read, 2 if no image files match.
+        Exit status: 0 if every image was captioned, 1 if some could not be read, 2 if no files match.
     """
     paths = list(find_images(arguments))
     if not paths:
         suffixes = " ".join(IMAGE_SUFFIXES)
-        print(f"no images: {list(arguments)} matches no file, and no folder with {suffixes} files", file=sys.stderr)
+        print(f"no images: {list(arguments)} matches no file and no folder with {suffixes} files", file=sys.stderr)
         return 2
     allow_undecodable_output()
     failures = 0

@@ -61,7 +61,7 @@ class Captioner:
         self._description, self._variables, self._batch_size = description, variables, batch_size
         decode_spec = decode or description.spec.decode
 
-        def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
+        def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             model = description.model()
             features = encode_for_decoding(model, variables, pixels, context, description)
             decoded = decode_features(model, variables, features, description, decode_spec)
@@ -76,7 +76,7 @@ class Captioner:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
         cache_key = description.cache_key()
-        self._run = CachedProgram(run, "caption", {**cache_key, "decode": as_mapping(decode_spec)})
+        self._generate = CachedProgram(generate, "caption", {**cache_key, "decode": as_mapping(decode_spec)})
         self._embed_images = CachedProgram(embed_images, "embed_images", cache_key)
         self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key)
 
@@ -90,9 +90,9 @@ class Captioner:
 
         Raises:
             ImageError: an image cannot be read; the message identifies it. `caption_each` continues instead.
-            TypeError: `images` is a single image, or the context of an image is a single text.
-            ValueError: the model does not support context or this many texts per image, or the lengths of `images` and
-                `context` differ.
+            TypeError: `images` is a single image, or the context of an image is a single string.
+            ValueError: the model does not support context or this number of texts per image, or the lengths of `images`
+                and `context` differ.
         """
         _check_list("caption", images)
         if context is not None and len(context) != len(images):
@@ -107,11 +107,11 @@ class Captioner:
     def caption_each(
         self, images: Iterable[ImageLike], context: Iterable[Sequence[str]] | None = None
     ) -> Iterator[Caption | ImageError]:
-        """Yields, in order, the caption of each image, or the error if it cannot be read; see `caption`."""
+        """Yields the caption of each image in order, or an error if the image cannot be read; see `caption`."""
         texts_per_image = itertools.repeat(()) if context is None else context
-        for chunk in _chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
+        for chunk in _split_into_chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
-                loaded = list(pool.map(self._load, (image for image, _ in chunk)))
+                loaded = list(pool.map(self._try_load, (image for image, _ in chunk)))
             readable = [not isinstance(image, ImageError) for image in loaded]
             pixels = list(itertools.compress(loaded, readable))
             texts = list(itertools.compress((texts for _, texts in chunk), readable))
@@ -143,7 +143,7 @@ class Captioner:
         """Embeds texts as unit vectors in the joint embedding space; long texts are truncated to the caption length.
 
         Raises:
-            TypeError: `texts` is a single text.
+            TypeError: `texts` is a single string.
             ValueError: the model has no joint embedding.
         """
         _check_list("embed_texts", texts)
@@ -151,28 +151,28 @@ class Captioner:
         return self._embed(self._embed_texts, texts, self._description.text_tokenizer.encode)
 
     def _embed(
-        self, run: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
+        self, embed: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> Float32[np.ndarray, "items width"]:
         batches = [np.zeros((0, self._description.spec.model.joint_embedding.width), np.float32)]
-        for chunk in _chunks(items, self._batch_size):
-            vectors = run(self._variables, self._pad_batch(load(chunk)))
+        for chunk in _split_into_chunks(items, self._batch_size):
+            vectors = embed(self._variables, self._pad_batch(load(chunk)))
             batches.append(np.asarray(vectors)[: len(chunk)])
         return np.concatenate(batches)
 
-    def _load(self, image: ImageLike) -> np.ndarray | ImageError:
+    def _try_load(self, image: ImageLike) -> np.ndarray | ImageError:
         try:
             return self._description.preprocessing.load(image)
         except ImageError as error:
             return error
 
     def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]]) -> list[Caption]:
-        context = self._pad_batch(self._context_ids(texts), PAD) if any(texts) else None
-        tokens, log_probs = jax.device_get(self._run(self._variables, self._pad_batch(pixels), context))
-        rows = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
-        return [self._to_caption(tokens.tolist(), float(log_prob)) for tokens, log_prob in rows]
+        context = self._pad_batch(self._encode_context(texts), PAD) if any(texts) else None
+        tokens, log_probs = jax.device_get(self._generate(self._variables, self._pad_batch(pixels), context))
+        outputs = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
+        return [self._make_caption(token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 
-    def _context_ids(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
-        """Text encoder ids of the context texts; unused rows contain only <pad>."""
+    def _encode_context(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
+        """Returns the text encoder ids of the context texts. Rows without a text contain only <pad>."""
         max_texts = self._description.spec.model.context.max_texts
         for image_texts in texts:
             _check_list("context", image_texts)
@@ -183,23 +183,23 @@ class Captioner:
                 )
         tokenizer = self._description.text_tokenizer
         ids = np.full((len(texts), max_texts, tokenizer.max_length), PAD, np.int32)
-        for row, image_texts in zip(ids, texts, strict=True):
+        for image_ids, image_texts in zip(ids, texts, strict=True):
             non_empty = [text for text in image_texts if text.strip()]
-            row[: len(non_empty)] = tokenizer.encode(non_empty)
+            image_ids[: len(non_empty)] = tokenizer.encode(non_empty)
         return ids
 
     def _pad_batch(self, arrays: Sequence[np.ndarray], fill_value: int = 0) -> np.ndarray:
-        """Stacks arrays into a batch of size 1 or `batch_size`, so at most two programs are compiled."""
+        """Stacks arrays into a batch of size 1 or `batch_size`, so that at most two programs are compiled."""
         shape = (1 if len(arrays) == 1 else self._batch_size, *arrays[0].shape)
         batch = np.full(shape, fill_value, arrays[0].dtype)
         batch[: len(arrays)] = arrays
         return batch
 
-    def _to_caption(self, tokens: list[int], log_prob: float) -> Caption:
+    def _make_caption(self, token_ids: list[int], log_prob: float) -> Caption:
         vocabulary = self._description.vocabulary
-        until_end = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
-        pieces = vocabulary.pieces(token for token in until_end if token not in (BOS, PAD))
-        return Caption(vocabulary.decode(tokens), log_prob, tuple(pieces))
+        caption_ids = token_ids[: token_ids.index(EOS)] if EOS in token_ids else token_ids
+        tokens = vocabulary.pieces(i for i in caption_ids if i not in (BOS, PAD))
+        return Caption(vocabulary.decode(token_ids), log_prob, tuple(tokens))
 
 
 def load(
@@ -229,7 +229,7 @@ def _check_list(method: str, items: Any) -> None:
         raise TypeError(f"{method} takes a list of {kind}, {method}([...]), got a single {type(items).__name__}")
 
 
-def _chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+def _split_into_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     chunk: list[Any] = []
     for item in items:
         chunk.append(item)

@@ -1,7 +1,7 @@
-"""From pixels to captions: normalise, encode, add context, decode. All code that generates captions uses this module.
+"""The steps of captioning: normalisation, encoding, context and decoding. Used by all code that captions images.
 
-These are pure functions to be traced by `jax.jit`. Flax is imported lazily, when they are called, because it is not
-needed if the program is loaded from the cache.
+These are pure functions to be traced by `jax.jit`. Flax is imported when they are called, because it is not needed if
+the program is loaded from the cache.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def encode_for_decoding(
     context_ids: Int[jax.Array, "batch texts text_length"] | None,
     description: RunDescription,
 ) -> ImageFeatures:
-    """Encodes images, and their context if there is any, into the features that the decoder attends to.
+    """Encodes images and their optional context into the features that the decoder attends to.
 
     Args:
         model: the model of the run.
         variables: `params` and `batch_stats`.
         pixels: unnormalised images, as returned by `description.preprocessing.load`.
-        context_ids: context texts as text encoder ids (`description.text_tokenizer`), padded with <pad>; unused rows
-            contain only <pad>. None for models without context, or to ignore context.
+        context_ids: context texts as text encoder ids (`description.text_tokenizer`), padded with <pad>; rows without a
+            text contain only <pad>. None for models without context, or to ignore context.
         description: the run description.
     """
     images = description.preprocessing.normalise(pixels)
