@@ -46,7 +46,7 @@ class Assessment:
         return {**self.evaluation.metrics, **self.java_metrics}
 
     def image_rows(self) -> list[dict[str, Any]]:
-        """Id, caption, log-probability (None for unreadable images) and scores of each image."""
+        """Returns the id, caption, log-probability (None for unreadable images) and scores of each image."""
         evaluation = self.evaluation
         return [
             {
@@ -54,13 +54,13 @@ class Assessment:
                 "caption": evaluation.captions[image_id],
                 "log_prob": evaluation.log_probs.get(image_id),
                 **{name: round(float(values[row]), 6) for name, values in self.images.values.items()},
-                **{name: _rounded(values.get(image_id)) for name, values in evaluation.per_image.items()},
+                **{name: _round(values.get(image_id)) for name, values in evaluation.per_image.items()},
             }
             for row, image_id in enumerate(self.images.image_ids)
         ]
 
 
-def _rounded(value: float | None) -> float | None:
+def _round(value: float | None) -> float | None:
     return None if value is None else round(float(value), 6)
 
 
@@ -81,9 +81,9 @@ def assess(
     """
     scores = score_images(references, evaluation.captions)
     absent = dict.fromkeys(JAVA_METRICS, "computed in evaluate mode only")
-    computed: dict[str, float] = {}
+    java_metrics: dict[str, float] = {}
     if java:
-        computed, absent = java_scores(references, evaluation.captions)
+        java_metrics, absent = java_scores(references, evaluation.captions)
     protocol = {
         **evaluation.protocol,
         "intervals": f"{100 * CONFIDENCE:g} % confidence, {SAMPLES} bootstrap samples of the images, seed {SEED}",
@@ -95,14 +95,14 @@ def assess(
         intervals=intervals(scores, SAMPLES, CONFIDENCE, SEED),
         images=scores,
         diversity=diversity(evaluation.captions, training_captions),
-        java_metrics=computed,
+        java_metrics=java_metrics,
         absent=absent,
         protocol=protocol,
     )
 
 
 def as_results(assessment: Assessment) -> dict[str, Any]:
-    """The contents of `eval_<split>.json`."""
+    """Returns the contents of `eval_<split>.json`."""
     protocol = assessment.protocol
     return {
         "split": protocol["split"],

@@ -39,9 +39,9 @@ class ImageCandidates:
     similarities: Float32[np.ndarray, "exponents candidates"]
 
     def best(self, exponent: int, weight: float) -> str:
-        """The caption that decoding returns with the exponent at index `exponent` and `rerank_weight=weight`."""
-        ranked = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
-        return self.texts[exponent][int(np.argmax(ranked))]
+        """Returns the caption that decoding selects with exponent number `exponent` and `rerank_weight=weight`."""
+        scores = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
+        return self.texts[exponent][int(np.argmax(scores))]
 
 
 def find_candidates(
@@ -52,7 +52,7 @@ def find_candidates(
     exponents: Sequence[float],
     context: ContextCaptions | None = None,
 ) -> dict[Any, ImageCandidates]:
-    """Beam search candidates of every readable image of a split. Each image is read and encoded once.
+    """Finds the beam search candidates of every readable image of a split. Each image is read and encoded once.
 
     Args:
         experiment: a run whose model has a text encoder.
@@ -82,11 +82,11 @@ def find_candidates(
     )
     candidates = {}
     for batch in batches:
-        out = jax.device_get(step(variables, put_batch(batch, mesh)))
-        for row in np.flatnonzero(out["mask"]):
-            texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in out["tokens"][:, row])
-            image_id = split[int(out["index"][row])].image_id
-            candidates[image_id] = ImageCandidates(texts, out["scores"][:, row], out["similarities"][:, row])
+        outputs = jax.device_get(step(variables, put_batch(batch, mesh)))
+        for row in np.flatnonzero(outputs["mask"]):
+            texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in outputs["tokens"][:, row])
+            image_id = split[int(outputs["index"][row])].image_id
+            candidates[image_id] = ImageCandidates(texts, outputs["scores"][:, row], outputs["similarities"][:, row])
     return candidates
 
 
@@ -100,12 +100,12 @@ def _make_step(
     def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         features = encode_batch(model, variables, batch, description)
 
-        def search(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
+        def decode_candidates(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
             decoded = decode_features(model, variables, features, description, dataclasses.replace(spec, alpha=alpha))
-            cosines = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
-            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": cosines}
+            similarity = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
+            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": similarity}
 
-        results = jax.lax.map(search, jnp.asarray(exponents, jnp.float32))  # compiles beam search only once
+        results = jax.lax.map(decode_candidates, jnp.asarray(exponents, jnp.float32))  # compiles beam search once
         return {**results, "index": batch["index"], "mask": batch["mask"]}
 
     return step

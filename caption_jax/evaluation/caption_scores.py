@@ -1,4 +1,4 @@
-"""Evaluator that scores captions against the references, and reports the loss of the references."""
+"""Evaluator that scores captions against the references, and reports the loss on the references."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class CaptionScores(Evaluator):
-    """`caption_jax.metrics.score` of the decoded captions, and "loss" and "token_accuracy" of the references."""
+    """Computes `caption_jax.metrics.score` of the decoded captions, and the loss and token accuracy on references."""
 
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics of `score`, followed by the loss and token accuracy of the references."""
+        """Returns the metric names of `score`, followed by "loss" and "token_accuracy"."""
         return (*score({0: ["a dog"]}, {0: "a dog"}), "loss", "token_accuracy")
 
     def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:

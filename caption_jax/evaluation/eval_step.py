@@ -1,4 +1,4 @@
-"""The evaluation step, a pure function of variables and batch."""
+"""The evaluation step, a pure function of the variables and a batch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ Batch = dict[str, jax.Array]
 def make_eval_step(
     model: ImageCaptioningModel, description: RunDescription, evaluators: Sequence[tuple[Evaluator, Any]] = ()
 ) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
-    """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the loss of the references.
+    """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the loss on the references.
 
-    Outputs: `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum` and
-    `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list of the outputs of each
+    The outputs are `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum`
+    and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list of the outputs of each
     evaluator; `index` and `mask` of the batch.
 
     Args:
         model: the model of the run.
         description: the run description.
-        evaluators: pairs of an evaluator and its prepared state.
+        evaluators: (evaluator, prepared state) pairs.
     """
     decode_spec = description.spec.decode
 

@@ -35,7 +35,7 @@ class EvalBatch(NamedTuple):
         model: the model of the run.
         variables: the variables of the model.
         pixels: normalised images.
-        features: image features that the decoder attends to, including any context.
+        features: features that the decoder attends to, including any context.
         batch: the arrays of the batch, including the reference "tokens" [batch, captions, length].
         decoded: the decoded captions.
     """
@@ -55,9 +55,9 @@ class SplitOutputs:
     Attributes:
         split: the images and their references.
         captions: image id -> decoded caption, in the order of the split; "" for images that could not be read.
-        arrays: name -> image id -> row of the array that `Evaluator.outputs` returned under that name. Padding and
-            images that could not be read are left out.
-        reference_metrics: teacher-forced "loss" (nats per token) and "token_accuracy" of the references.
+        arrays: name -> image id -> row of the array with that name in `Evaluator.outputs`. Padding and images that
+            could not be read are omitted.
+        reference_metrics: teacher-forced "loss" (nats per token) and "token_accuracy" on the references.
     """
 
     split: Split
@@ -72,7 +72,7 @@ class Result:
 
     Attributes:
         metrics: name -> value over the split, for each name in `Evaluator.metric_names`.
-        per_image: name -> image id -> value, for the rows of `eval_<split>.json`.
+        per_image: name -> image id -> value, for the entries of `images` in `eval_<split>.json`.
         protocol: settings to record in the evaluation protocol.
     """
 
@@ -87,8 +87,8 @@ class Evaluation:
 
     Attributes:
         metrics: metric name -> value. "loss" and "token_accuracy" are computed on the references with teacher forcing.
-            The metrics of `retrieval_scores` are included if the model has a joint embedding. Metrics of evaluators
-            from the config are named `<label>/<name>`.
+            The metrics of `retrieval_scores` are included if the model has a joint embedding. Metrics of the evaluators
+            in the config are named `<label>/<name>`.
         captions: image id -> generated caption, in the order of the split; "" for images that could not be read.
         tokens: image id -> decoded token ids, for readable images only.
         log_probs: image id -> summed log-probability of the tokens, for readable images only.
@@ -116,7 +116,7 @@ class FinalEvaluation(NamedTuple):
         split: the images.
         variables: the best weights.
         context: context captions of the images, or None.
-        non_default_inputs: labels of modified inputs, such as "blank" images or "context_none"; empty by default.
+        non_default_inputs: labels of modified inputs, such as "blank" (images) or "context_none"; empty by default.
     """
 
     experiment: Experiment
@@ -136,14 +136,14 @@ class Evaluator:
     """
 
     def metric_names(self) -> tuple[str, ...]:
-        """The keys of `Result.metrics`, available before the first evaluation."""
+        """Returns the keys of `Result.metrics`. Called before the first evaluation."""
         return ()
 
     def prepare(self, experiment: Experiment) -> Any:
         """Prepares the state passed to `outputs` and `summarise`, such as compiled functions. Called once per run.
 
         Raises:
-            ConfigError: the run does not meet the requirements of this evaluator; the message states the remedy.
+            ConfigError: the run does not meet the requirements of this evaluator.
         """
         return None
 
@@ -152,12 +152,12 @@ class Evaluator:
 
         Args:
             state: the result of `prepare`.
-            batch: the batch, some rows of which may be padding.
+            batch: the batch, which may contain padding rows.
         """
         return {}
 
     def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:
-        """Computes the metrics of a split. Called by all processes with equal arguments.
+        """Computes the metrics of a split. Called by all processes with identical arguments.
 
         Args:
             state: the result of `prepare`.

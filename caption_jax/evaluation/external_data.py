@@ -1,4 +1,4 @@
-"""Evaluation on a dataset other than the run's: a folder with images and a caption file."""
+"""Evaluation on other datasets than the dataset of the run: folders with images and a caption file."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class ExternalData:
     """A dataset to evaluate a run on.
 
     Attributes:
-        name: name of the folder, which becomes part of the output file names.
+        name: name of the folder, which is part of the output file names.
         captions: path of the caption file.
-        split: the images; named "all" if it contains every image of the folder.
+        split: the images to evaluate; named "all" if it contains every image of the folder.
     """
 
     name: str
@@ -40,7 +40,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
 
     Raises:
         MissingFileError: the folder does not exist or has no caption file.
-        DataError: the files cannot be used, or the split does not exist.
+        DataError: the files are invalid, or the split does not exist.
     """
     root = Path(folder)
     captions = find_caption_file(root)
@@ -63,7 +63,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
 
 
 def check_context(max_texts: int, kind: str) -> None:
-    """Checks that the model does not require context captions, which are not available for other datasets.
+    """Checks that the model is evaluated without context captions, which are not available for other datasets.
 
     Args:
         max_texts: maximum number of context texts of the model.

@@ -27,19 +27,19 @@ def evaluate_split(
 ) -> Assessment:
     """Evaluates a run's best weights on a split.
 
-    Writes eval_<split>.json, captions_<split>.json and report_<split>.html. With another dataset the files are named
-    eval_<data>_<split>.json and so on. With non-default images or context, the file names contain their labels, and no
-    HTML report is written.
+    Writes eval_<split>.json, captions_<split>.json and report_<split>.html, or eval_<data>_<split>.json etc. for an
+    external dataset. With non-default images or context, the file names contain their labels, and no HTML report is
+    written.
 
     Args:
         experiment: the run.
         split: name of the split.
         images: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
-        external_data: the dataset of the split, if it is not the run's.
+        external_data: the dataset that contains the split; None for the dataset of the run.
 
     Raises:
-        MissingPackageError: the extra `train`, which reads batches of images, is not installed.
+        MissingPackageError: the extra `train`, which is required to read batches of images, is not installed.
     """
     require("evaluation", "grain")
     data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.captions.name})"}
@@ -59,11 +59,11 @@ def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str
     """
     weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
     evaluation = evaluator(weights.variables, weights.step)
-    main_process = jax.process_index() == 0
-    training = experiment.splits.get("train")
-    training_captions = training.captions if training is not None else None
-    assessment = assess(evaluation, evaluator.split.references, training_captions, java=java and main_process)
-    if main_process:
+    is_main_process = jax.process_index() == 0
+    train_split = experiment.splits.get("train")
+    training_captions = train_split.captions if train_split is not None else None
+    assessment = assess(evaluation, evaluator.split.references, training_captions, java=java and is_main_process)
+    if is_main_process:
         workdir = experiment.workdir
         write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", evaluation.captions)

@@ -1,4 +1,4 @@
-"""Evaluator for image-text retrieval in the joint embedding."""
+"""Evaluator of image-text retrieval in the joint embedding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 class TextEmbedder:
-    """Embeds texts in the joint embedding space, in batches of `config.data.eval_batch_size`; compiled once.
+    """Embeds texts in the joint embedding space, in batches of `config.data.eval_batch_size`. Compiles once.
 
     Args:
         experiment: a run whose model has a text encoder.
@@ -35,18 +35,18 @@ class TextEmbedder:
         def embed(variables: PyTree, ids: jax.Array) -> jax.Array:
             return model.apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
-        self._run = jax.jit(embed, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self._embed = jax.jit(embed, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
     def __call__(self, variables: PyTree, texts: Sequence[str]) -> Float32[np.ndarray, "texts width"]:
-        """Unit vectors of all texts, replicated in every process."""
+        """Returns the unit vectors of all texts, replicated in every process."""
         ids = self._tokenizer.encode(texts)
         vectors = []
         for start in range(0, len(ids), self._batch_size):
             chunk = ids[start : start + self._batch_size]
             padded = np.full((self._batch_size, ids.shape[1]), PAD, np.int32)
             padded[: len(chunk)] = chunk
-            local = np.split(padded, jax.process_count())[jax.process_index()]
-            vectors.append(np.asarray(self._run(variables, put_batch(local, self._mesh)))[: len(chunk)])
+            local_ids = np.split(padded, jax.process_count())[jax.process_index()]
+            vectors.append(np.asarray(self._embed(variables, put_batch(local_ids, self._mesh)))[: len(chunk)])
         return np.concatenate(vectors)
 
 
@@ -55,7 +55,7 @@ class RetrievalRecall(Evaluator):
     """Recall@k and median rank between the images of a split and their reference captions."""
 
     def metric_names(self) -> tuple[str, ...]:
-        """The metrics of `retrieval_scores`."""
+        """Returns the metric names of `retrieval_scores`."""
         return tuple(retrieval_scores(np.ones((1, 1)), np.zeros(1, int)))
 
     def prepare(self, experiment: Experiment) -> TextEmbedder:
@@ -63,7 +63,7 @@ class RetrievalRecall(Evaluator):
         return TextEmbedder(experiment)
 
     def outputs(self, state: TextEmbedder, batch: EvalBatch) -> dict[str, jax.Array]:
-        """`image` [batch, width]: unit vectors of the images."""
+        """Returns `image` [batch, width], the unit vectors of the images."""
         return {"image": batch.model.apply(batch.variables, batch.features, method="embed_images")}
 
     def summarise(self, state: TextEmbedder, variables: PyTree, outputs: SplitOutputs) -> Result:
@@ -77,11 +77,11 @@ class RetrievalRecall(Evaluator):
 def split_retrieval(
     split: Split, images: Mapping[Any, Float32[np.ndarray, " width"]], texts: Float32[np.ndarray, "captions width"]
 ) -> dict[str, float]:
-    """Retrieval metrics between the images of a split that have captions, and all their captions.
+    """Computes retrieval metrics between the captions of a split and the images with captions.
 
     Args:
         split: the split.
-        images: image id -> vector. Images that could not be read are missing, and count as misses in both directions.
+        images: image id -> vector. Images that could not be read are missing and count as misses in both directions.
         texts: vectors of `split.captions`.
 
     Returns:

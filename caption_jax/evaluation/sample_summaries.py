@@ -1,4 +1,4 @@
-"""TensorBoard image summaries written at each evaluation: captioned images, and cross-attention per word."""
+"""TensorBoard image summaries written at each evaluation: captioned images and cross-attention per word."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from input_pipeline.records import Record, Split
 
 PyTree = Any
 
-_ATTENTION_IMAGES = 4  # number of samples with attention maps
+_NUM_ATTENTION_IMAGES = 4  # number of samples with attention maps
 
 
 class SampleSummaries:
-    """Image summaries of the first `config.train.sample_images` images of a split, with captions and attention.
+    """Writes summaries of the first `config.train.sample_images` images of a split, with captions and attention.
 
     The images are read once, and the decoder is compiled once. Disabled in multi-process training.
 
@@ -36,12 +36,12 @@ class SampleSummaries:
 
     def __init__(self, experiment: Experiment, split: Split, context: ContextCaptions | None = None):
         self._vocabulary = experiment.description.vocabulary
-        multi_process = jax.process_count() > 1  # every process would have to run the decoder
-        count = 0 if multi_process else min(experiment.spec.train.sample_images, len(split))
+        is_multi_process = jax.process_count() > 1  # every process would have to run the decoder
+        count = 0 if is_multi_process else min(experiment.spec.train.sample_images, len(split))
         self._images, records = _load_readable(experiment, split.records[:count])
         self._references = [record.captions[0] if record.captions else "" for record in records]
         self._context = stack_context(context, records)
-        self._decode = _decoder_with_attention(experiment)
+        self._decode = _make_attention_decoder(experiment)
 
     def write(self, monitor: Monitor, weights: PyTree, step: int) -> None:
         """Captions the images with `weights` and writes the summaries to the monitor."""
@@ -53,9 +53,9 @@ class SampleSummaries:
         )
 
         decoded = jax.device_get(self._decode(weights, self._images, self._context))
-        captions = [self._vocabulary.decode(row) for row in decoded.tokens]
+        captions = [self._vocabulary.decode(tokens) for tokens in decoded.tokens]
         summaries = {"samples": caption_grid(self._images, captions, self._references)}
-        for i in range(min(_ATTENTION_IMAGES, len(captions))):
+        for i in range(min(_NUM_ATTENTION_IMAGES, len(captions))):
             words, attention = attention_per_word(self._vocabulary, decoded.tokens[i], decoded.attention[i])
             if words:
                 summaries[f"attention_{i}"] = attention_overlay(self._images[i], words, attention)
@@ -63,21 +63,21 @@ class SampleSummaries:
 
 
 def _load_readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
-    """Pixels [images, size, size, 3] and records of the readable images."""
+    """Returns the pixels [images, size, size, 3] and records of the readable images."""
     images, readable = [], []
     for record in records:
         try:
             images.append(experiment.description.preprocessing.load(record.source(), name=record.name))
         except (ImageError, OSError):
-            continue  # reported by the evaluation of the same images
+            continue  # evaluation reports unreadable images
         readable.append(record)
     return np.array(images), readable
 
 
-def _decoder_with_attention(experiment: Experiment) -> Callable[[PyTree, np.ndarray, np.ndarray | None], Decoded]:
+def _make_attention_decoder(experiment: Experiment) -> Callable[[PyTree, np.ndarray, np.ndarray | None], Decoded]:
     """Builds a jitted greedy decoder `(variables, pixels, context) -> decoded` that also returns attention per token.
 
-    The attention covers only the memory positions of the image, not those of the context.
+    The attention covers the memory positions of the image, without the context.
     """
     model, description = experiment.model(), experiment.description
     spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0)

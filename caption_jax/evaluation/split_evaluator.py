@@ -1,4 +1,4 @@
-"""Evaluation of a split: decodes every image once and passes captions and arrays to all evaluators."""
+"""Evaluation of a split, which decodes every image once and passes the outputs to all evaluators."""
 
 from __future__ import annotations
 
@@ -29,46 +29,46 @@ PyTree = Any
 
 
 class PreparedEvaluator(NamedTuple):
-    """An evaluator with its label in the config ("" for built-in evaluators) and its prepared state."""
+    """An evaluator with its prepared state and its label in the config ("" for built-in evaluators)."""
 
     label: str
     evaluator: Evaluator
     state: Any
 
     def prefix_names(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Prefixes the names of values with the label."""
+        """Prefixes the keys of `values` with the label."""
         return {f"{self.label}/{name}" if self.label else name: value for name, value in values.items()}
 
 
 @dataclass
 class _CollectedOutputs:
-    """Outputs of the evaluation step, collected by image id."""
+    """Outputs of the evaluation step by image id."""
 
     tokens: dict[Any, np.ndarray] = field(default_factory=dict)
     log_probs: dict[Any, float] = field(default_factory=dict)
     arrays: list[dict[str, dict[Any, np.ndarray]]] = field(default_factory=list)  # one dictionary per evaluator
     sums: np.ndarray = field(default_factory=lambda: np.zeros(3))  # loss, correct tokens, all tokens
 
-    def add(self, split: Split, out: dict[str, PyTree]) -> None:
-        """Adds the rows of a batch, except padding and unreadable images."""
-        self.sums += [out["loss_sum"], out["correct_sum"], out["weight_sum"]]
+    def add(self, split: Split, outputs: dict[str, PyTree]) -> None:
+        """Adds the outputs of a batch, except those of padding and unreadable images."""
+        self.sums += [outputs["loss_sum"], outputs["correct_sum"], outputs["weight_sum"]]
         if not self.arrays:
-            self.arrays = [{name: {} for name in arrays} for arrays in out["evaluators"]]
-        for row in np.flatnonzero(out["mask"]):
-            image_id = split[int(out["index"][row])].image_id
-            self.tokens[image_id] = out["tokens"][row]
-            self.log_probs[image_id] = float(out["log_prob"][row])
-            for collected, arrays in zip(self.arrays, out["evaluators"], strict=True):
+            self.arrays = [{name: {} for name in arrays} for arrays in outputs["evaluators"]]
+        for row in np.flatnonzero(outputs["mask"]):
+            image_id = split[int(outputs["index"][row])].image_id
+            self.tokens[image_id] = outputs["tokens"][row]
+            self.log_probs[image_id] = float(outputs["log_prob"][row])
+            for collected, arrays in zip(self.arrays, outputs["evaluators"], strict=True):
                 for name, array in arrays.items():
                     collected[name][image_id] = array[row]
 
-    def shuffled(self) -> _CollectedOutputs:
-        """A copy in which each image has the outputs of the next one."""
-        arrays = [{name: _rotated(rows) for name, rows in per_evaluator.items()} for per_evaluator in self.arrays]
-        return _CollectedOutputs(_rotated(self.tokens), _rotated(self.log_probs), arrays, self.sums)
+    def shuffle(self) -> _CollectedOutputs:
+        """Returns a copy that assigns to each image the outputs of the next image."""
+        arrays = [{name: _rotate(rows) for name, rows in per_evaluator.items()} for per_evaluator in self.arrays]
+        return _CollectedOutputs(_rotate(self.tokens), _rotate(self.log_probs), arrays, self.sums)
 
     def reference_metrics(self) -> dict[str, float]:
-        """Teacher-forced loss and token accuracy of the references."""
+        """Returns the teacher-forced loss and token accuracy on the references."""
         loss, correct, weight = self.sums
         return {"loss": float(loss / max(weight, 1)), "token_accuracy": float(correct / max(weight, 1))}
 
@@ -81,14 +81,14 @@ class SplitEvaluator:
         split_name: name of the split, such as "train", "val" or "test".
         limit: maximum number of images, sampled at even intervals; 0 for all.
         images: "real", or an ablation of the image input: "blank" (mid-grey images) or "shuffled" (the caption of each
-            image is scored against the references of another one).
+            image is scored against the references of another image).
         context: see `open_context`; "" for the kind of context used in training.
         data: protocol entries that describe the dataset; None for the dataset of the run.
 
     Attributes:
         split: the images.
         context: context captions of the images, or None.
-        non_default_inputs: labels of `images` and `context` that differ from the default.
+        non_default_inputs: labels of `images` and `context` if they differ from the defaults.
 
     Raises:
         ConfigError: an argument is invalid, or an evaluator of the config is not compatible with the run.
@@ -133,7 +133,7 @@ class SplitEvaluator:
             raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
-        """Decodes and scores every image of the split. The last batch is padded and masked, not dropped."""
+        """Decodes and scores every image of the split. The last batch is padded and masked instead of dropped."""
         start_time = time.time()
         description = self._experiment.description
         batches = eval_batches(
@@ -151,11 +151,11 @@ class SplitEvaluator:
                 batch = {**batch, "image": np.full_like(batch["image"], 128)}
             collected.add(self.split, jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh))))
         if self._images == "shuffled":
-            collected = collected.shuffled()
+            collected = collected.shuffle()
         return self._summarise(collected, variables, step, start_time, dict(batches.problems))
 
     def on_full_split(self) -> SplitEvaluator:
-        """A copy of this evaluator for the whole split, without `limit`; the compiled step is shared."""
+        """Returns an evaluator of the whole split, without `limit`, that shares the compiled step."""
         evaluator = copy.copy(self)
         evaluator.split = self._experiment.split(self._split_name)
         return evaluator
@@ -169,10 +169,10 @@ class SplitEvaluator:
         self, collected: _CollectedOutputs, variables: PyTree, step: int, start_time: float, problems: dict
     ) -> Evaluation:
         decode, tokens = self._experiment.description.vocabulary.decode, collected.tokens
-        missing = [record for record in self.split if record.image_id not in tokens]
         unreadable = {
             record.image_id: problems.get(record.name, "could not be read by another process; see its log")
-            for record in missing
+            for record in self.split
+            if record.image_id not in tokens
         }
         captions = {image_id: decode(tokens.get(image_id, ())) for image_id in self.split.image_ids}
         reference_metrics = collected.reference_metrics()
@@ -186,14 +186,14 @@ class SplitEvaluator:
             metrics |= prepared.prefix_names(result.metrics)
             per_image |= prepared.prefix_names(result.per_image)
             results.append((prepared, result))
-        protocol = self._protocol(results, unreadable, step, time.time() - start_time)
+        protocol = self._make_protocol(results, unreadable, step, time.time() - start_time)
         return Evaluation(metrics, captions, tokens, collected.log_probs, unreadable, protocol, per_image)
 
-    def _protocol(
+    def _make_protocol(
         self, results: list[tuple[PreparedEvaluator, Result]], unreadable: dict, step: int, seconds: float
     ) -> dict[str, Any]:
         mesh = self._experiment.mesh
-        built_in = [result.protocol for prepared, result in results if not prepared.label]
+        built_in_protocols = [result.protocol for prepared, result in results if not prepared.label]
         labelled = {
             prepared.label: {
                 NAME: import_path(type(prepared.evaluator)),
@@ -212,7 +212,7 @@ class SplitEvaluator:
             "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
             "image_input": self._images,
             **context_protocol(self._experiment, self._context_kind),
-            **{key: value for part in built_in for key, value in part.items()},
+            **{key: value for protocol in built_in_protocols for key, value in protocol.items()},
             **({"evaluators": labelled} if labelled else {}),
             "decode": as_mapping(self._experiment.spec.decode),
             "step": step,
@@ -222,7 +222,7 @@ class SplitEvaluator:
 
 
 def prepare_evaluators(experiment: Experiment) -> list[PreparedEvaluator]:
-    """Prepares the built-in evaluators that apply to the run, followed by those of `config.evaluators`.
+    """Prepares the built-in evaluators that apply to the run, followed by the evaluators in `config.evaluators`.
 
     Raises:
         ConfigError: an entry of `config.evaluators` is not an evaluator, or is not compatible with the run.
@@ -241,14 +241,14 @@ def prepare_evaluators(experiment: Experiment) -> list[PreparedEvaluator]:
     return [PreparedEvaluator(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
 
 
-def _rotated(per_image: dict[Any, Any]) -> dict[Any, Any]:
-    """Assigns to each image the value of the next one."""
+def _rotate(per_image: dict[Any, Any]) -> dict[Any, Any]:
+    """Assigns to each image the value of the next image."""
     values = list(per_image.values())
     return dict(zip(per_image, [*values[1:], *values[:1]], strict=True))
 
 
 def _subsample(split: Split, limit: int) -> Split:
-    """At most `limit` records, at even intervals over the split."""
+    """Selects at most `limit` records at even intervals."""
     if not limit or limit >= len(split):
         return split
     indices = np.linspace(0, len(split) - 1, limit).round().astype(int)

@@ -1,4 +1,4 @@
-"""`--mode=tune`: selects the length penalty and the weight of image similarity in reranking beam candidates."""
+"""Tuning of the length penalty and of reranking by image similarity for beam search (`--mode=tune`)."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 
-# The range covers several orders of magnitude. Beam scores are in nats, per caption or, with a length penalty, roughly
-# per token, and the similarities of an image's candidates differ by a few hundredths.
+# Covers several orders of magnitude, because beam scores are in nats, per caption or, with a length penalty, roughly
+# per token, whereas the similarities of an image to its candidates differ by a few hundredths.
 WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-SEED = 0  # of the split into halves
+SEED = 0  # seed of the split into halves
 
 # Baselines that the tuned captions are compared with.
 BASELINE, PENALTY_TUNED = "beam search as given", "beam search, penalty tuned alike"
@@ -62,8 +62,8 @@ class Tuning:
     Attributes:
         settings: the settings of the grid.
         scores: CIDEr-D of each setting on the first half, the second half and all images.
-        chosen: the best setting on all images.
-        for_halves: for each half, the best setting on the other half.
+        best: the best setting on all images.
+        half_settings: for each half, the best setting on the other half.
         baseline: the setting of the config, without reranking.
         metrics: system name -> metric -> value over all images.
         gains: system name -> metric -> gain of the cross-tuned captions over that system.
@@ -72,8 +72,8 @@ class Tuning:
 
     settings: list[Setting]
     scores: Float[np.ndarray, "3 settings"]
-    chosen: Setting
-    for_halves: tuple[Setting, Setting]
+    best: Setting
+    half_settings: tuple[Setting, Setting]
     baseline: Setting
     metrics: dict[str, dict[str, float]]
     gains: dict[str, dict[str, Comparison]]
@@ -81,25 +81,25 @@ class Tuning:
 
 
 def tune_split(experiment: Experiment, split_name: str, context: str = "") -> dict[str, Any]:
-    """Tunes `rerank_weight` and `alpha` of beam search on a split; writes tune_<split>.json and returns its contents.
+    """Tunes `rerank_weight` and `alpha` of beam search on a split, writes tune_<split>.json and returns its contents.
 
-    Also writes the cross-tuned captions, each half decoded with the best setting on the other half, to
-    captions_<split>_tuned.json, and those with only the length penalty tuned to captions_<split>_penalty.json.
+    Also writes the cross-tuned captions, where each half is decoded with the best setting on the other half, to
+    captions_<split>_tuned.json. Cross-tuned captions without reranking are written to captions_<split>_penalty.json.
 
     Args:
         experiment: the run.
         split_name: name of the split.
-        context: see `open_context`; "" for the kind of context used in training. Other kinds are added to the file
+        context: see `open_context`; "" for the kind of context used in training. Other kinds become part of the file
             names.
 
     Raises:
         ConfigError: the split is the test split, or `config.decode.num_beams` is below 2.
         WorkdirError: the model has no joint embedding.
-        MissingPackageError: the extra `train`, which reads batches of images, is not installed.
+        MissingPackageError: the extra `train`, which is required to read batches of images, is not installed.
     """
     require("tuning", "grain")
-    started = time.time()
-    decode_spec = _beam_search(experiment, split_name)
+    start_time = time.time()
+    decode_spec = _make_beam_search_spec(experiment, split_name)
     split = experiment.split(split_name)
     exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
     weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
@@ -116,10 +116,10 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
         **protocol(),
         "decode": as_mapping(decode_spec),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
-        "wall_seconds": round(time.time() - started, 1),
+        "wall_seconds": round(time.time() - start_time, 1),
     }
-    results = {"split": split_name, "step": weights.step, **_as_results(tuning), "protocol": tuning_protocol}
-    results["override"] = _override(experiment, replace(decode_spec, **asdict(tuning.chosen)))
+    results = {"split": split_name, "step": weights.step, **_make_results(tuning), "protocol": tuning_protocol}
+    results["override"] = _make_override_flags(experiment, replace(decode_spec, **asdict(tuning.best)))
     if jax.process_index() == 0:
         suffix = split_name if context_kind == default_kind(experiment) else f"{split_name}_context_{context_kind}"
         write_atomically(experiment.workdir / f"tune_{suffix}.json", json.dumps(results, indent=2) + "\n")
@@ -138,7 +138,7 @@ def tune(
 
     Args:
         references: image id -> reference captions.
-        candidates: image id -> candidates; images that could not be read are missing and get an empty caption.
+        candidates: image id -> candidates; images that could not be read are missing, and their captions are empty.
         exponents: length penalty exponents of the candidates.
         alpha: exponent of the baseline beam search; must be one of `exponents`.
     """
@@ -152,53 +152,54 @@ def tune(
         }
         for setting in settings
     ]
-    per_image = _per_image_cider(references, captions)
+    cider = _compute_cider(references, captions)
     halves = seeded_halves(references, SEED)
-    scores = np.array([_means(per_image, captions, ids) for ids in (*halves, list(references))])
-    without_rerank = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
+    scores = np.array([_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
+    penalty_only = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
     baseline = Setting(alpha, 0.0)
-    tuned, chosen = cross_tuned(captions, halves, (scores[0], scores[1]))
+    tuned, half_indices = cross_tuned(captions, halves, (scores[0], scores[1]))
+    penalty_scores = scores[:, penalty_only]
     penalty_tuned, _ = cross_tuned(
-        [captions[index] for index in without_rerank], halves, (scores[0, without_rerank], scores[1, without_rerank])
+        [captions[index] for index in penalty_only], halves, (penalty_scores[0], penalty_scores[1])
     )
     systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: penalty_tuned, "tuned": tuned}
-    scored: dict[str, ImageScores] = {name: score_images(references, output) for name, output in systems.items()}
+    system_scores: dict[str, ImageScores] = {name: score_images(references, output) for name, output in systems.items()}
     return Tuning(
         settings=settings,
         scores=scores,
-        chosen=settings[int(np.argmax(scores[2]))],
-        for_halves=(settings[chosen[0]], settings[chosen[1]]),
+        best=settings[int(np.argmax(scores[2]))],
+        half_settings=(settings[half_indices[0]], settings[half_indices[1]]),
         baseline=baseline,
-        metrics={name: system_scores.corpus() for name, system_scores in scored.items()},
-        gains={name: compare(scored[name], scored["tuned"]) for name in (BASELINE, PENALTY_TUNED)},
+        metrics={name: image_scores.corpus() for name, image_scores in system_scores.items()},
+        gains={name: compare(system_scores[name], system_scores["tuned"]) for name in (BASELINE, PENALTY_TUNED)},
         captions=systems,
     )
 
 
-def _per_image_cider(
+def _compute_cider(
     references: Mapping[Any, Sequence[str]], captions: Sequence[Mapping[Any, str]]
 ) -> dict[Any, dict[str, float]]:
-    """CIDEr-D of every distinct caption: image id -> caption -> score.
+    """Returns image id -> caption -> CIDEr-D for every distinct caption.
 
     The score depends only on the caption and the references of all images, so each distinct caption is scored once.
     """
-    texts = {image_id: list(dict.fromkeys(output[image_id] for output in captions)) for image_id in references}
+    distinct = {image_id: list(dict.fromkeys(output[image_id] for output in captions)) for image_id in references}
     scores: dict[Any, dict[str, float]] = {image_id: {} for image_id in references}
-    for index in range(max(map(len, texts.values()))):
-        batch = {image_id: distinct[min(index, len(distinct) - 1)] for image_id, distinct in texts.items()}
-        scored = score_images(references, batch)
-        for image_id, value in zip(scored.image_ids, scored.values["CIDEr-D"], strict=True):
+    for index in range(max(map(len, distinct.values()))):
+        batch = {image_id: texts[min(index, len(texts) - 1)] for image_id, texts in distinct.items()}
+        batch_scores = score_images(references, batch)
+        for image_id, value in zip(batch_scores.image_ids, batch_scores.values["CIDEr-D"], strict=True):
             scores[image_id][batch[image_id]] = float(value)
     return scores
 
 
-def _means(
-    per_image: Mapping[Any, Mapping[str, float]], captions: Sequence[Mapping[Any, str]], image_ids: Sequence[Any]
+def _mean_scores(
+    scores: Mapping[Any, Mapping[str, float]], captions: Sequence[Mapping[Any, str]], image_ids: Sequence[Any]
 ) -> list[float]:
-    return [float(np.mean([per_image[i][output[i]] for i in image_ids])) for output in captions]
+    return [float(np.mean([scores[i][output[i]] for i in image_ids])) for output in captions]
 
 
-def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
+def _make_beam_search_spec(experiment: Experiment, split_name: str) -> DecodeSpec:
     """Checks the arguments of `tune_split` and returns the beam search settings to tune."""
     if split_name == "test":
         raise ConfigError(
@@ -219,20 +220,20 @@ def _beam_search(experiment: Experiment, split_name: str) -> DecodeSpec:
     return spec
 
 
-def _override(experiment: Experiment, chosen: DecodeSpec) -> str:
-    """Command line flags that change the stored decode settings to the chosen ones."""
-    stored, settings = as_mapping(read_spec(experiment.workdir).decode), as_mapping(chosen)
+def _make_override_flags(experiment: Experiment, tuned: DecodeSpec) -> str:
+    """Returns the command line flags that change the stored decoding settings to the tuned settings."""
+    stored, settings = as_mapping(read_spec(experiment.workdir).decode), as_mapping(tuned)
     changed = {name for name, value in settings.items() if value != stored[name]}
     names = ["method", *sorted(changed - {"method"} | {"num_beams", "alpha", "rerank_weight"})]
     return " ".join(shlex.quote(f"--config.decode.{name}={settings[name]}") for name in names)
 
 
-def _as_results(tuning: Tuning) -> dict[str, Any]:
-    """The results section of tune_<split>.json."""
-    rows = zip(tuning.settings, tuning.scores.T.tolist(), strict=True)
+def _make_results(tuning: Tuning) -> dict[str, Any]:
+    """Returns the entries of tune_<split>.json that describe the results."""
+    setting_scores = zip(tuning.settings, tuning.scores.T.tolist(), strict=True)
     return {
-        "chosen": asdict(tuning.chosen),
-        "chosen_on_the_other_half": [asdict(setting) for setting in tuning.for_halves],
+        "chosen": asdict(tuning.best),
+        "chosen_on_the_other_half": [asdict(setting) for setting in tuning.half_settings],
         "given": asdict(tuning.baseline),
         "metrics": tuning.metrics,
         "gain_over": {
@@ -240,13 +241,13 @@ def _as_results(tuning: Tuning) -> dict[str, Any]:
         },
         "settings": [
             {**asdict(setting), "CIDEr-D": overall, "CIDEr-D_of_halves": [first, second]}
-            for setting, (first, second, overall) in rows
+            for setting, (first, second, overall) in setting_scores
         ],
     }
 
 
 def print_tuning(results: Mapping[str, Any]) -> None:
-    """Prints the grid, the cross-tuned comparison and the flags of the best setting."""
+    """Prints the scores of the grid, the comparison of cross-tuned captions and the flags of the best setting."""
     protocol, cells = results["protocol"], results["settings"]
     print(f"\n{results['split']} split: {protocol['images']} images, step {results['step']}, {protocol['device']}")
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}\n")

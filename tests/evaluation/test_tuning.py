@@ -40,7 +40,7 @@ def candidates_of(right_is_similar: bool) -> tuple[dict[int, list[str]], dict[in
 def test_a_helpful_similarity_gets_a_weight():
     references, candidates = candidates_of(right_is_similar=True)
     result = tune(references, candidates, [0.0, 0.7], 0.0)
-    assert result.chosen == result.for_halves[0] == result.for_halves[1] == Setting(0.0, 1.0)  # 0.4 > 0.3 from 1 on
+    assert result.best == result.half_settings[0] == result.half_settings[1] == Setting(0.0, 1.0)  # 0.4 > 0.3 from 1 on
     gain = result.gains[BASELINE]["CIDEr-D"]
     assert gain.low > 0.5 and gain.p_value < 0.01 and result.gains[PENALTY_TUNED]["CIDEr-D"] == gain
     wrong = {number: candidates[number].texts[0][0] for number in references}
@@ -59,7 +59,7 @@ def test_a_misleading_similarity_gets_no_weight():
     references, candidates = candidates_of(right_is_similar=False)
     del candidates[3]  # unreadable
     result = tune(references, candidates, [0.0, 0.7], 0.7)
-    assert result.chosen.rerank_weight == 0
+    assert result.best.rerank_weight == 0
     assert result.gains[BASELINE]["CIDEr-D"].difference == 0 and result.gains[BASELINE]["CIDEr-D"].p_value == 1
 
 

@@ -1,4 +1,4 @@
-"""Attention maps: a copy of the image per word, bright where the decoder attended."""
+"""Attention maps: one copy of the image per word, which is bright where the decoder attended."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def attention_panels(
     """Returns a (title, panel) pair per word; the panel is bright where the decoder attended when predicting the word.
 
     Each panel is normalised to its maximum. If the memory contains the image vector after the grid, the title shows the
-    fraction of attention on it.
+    fraction of attention on the vector.
 
     Args:
         image: the input of the encoder, possibly with a different aspect ratio.
         words: words of the caption, or a subset of them.
-        attention: one row per word, with the grid cells in row-major order, followed by the image vector if there is
-            one. Rows need not sum to one.
+        attention: one row per word, with the grid cells in row-major order, optionally followed by the image vector.
+            Rows do not have to sum to one.
         grid: (rows, columns) of the grid; square by default.
 
     Raises:
@@ -37,17 +37,17 @@ def attention_panels(
         return []
     if attention.ndim != 2 or len(words) != len(attention):
         raise ValueError(f"attention for {len(words)} words must be [words, memory], got shape {attention.shape}")
-    (rows, columns), has_vector = _grid_shape(attention.shape[1], grid)
+    (rows, columns), has_vector = _get_grid_shape(attention.shape[1], grid)
     panels = []
     for word, weights, total in zip(words, attention, attention.sum(axis=1), strict=True):
         title = f"{word}  ({weights[-1] / max(total, 1e-12):.0%} vector)" if has_vector else word
         cells = weights[: rows * columns].reshape(rows, columns)
-        panels.append((title, _spotlight(np.asarray(image, np.uint8), cells)))
+        panels.append((title, _darken_unattended(np.asarray(image, np.uint8), cells)))
     return panels
 
 
-def _grid_shape(length: int, grid: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
-    """The (rows, columns) of the grid, and whether the image vector follows it in a memory of `length` positions."""
+def _get_grid_shape(length: int, grid: tuple[int, int] | None) -> tuple[tuple[int, int], bool]:
+    """Returns (rows, columns) of the grid, and whether an image vector follows it in a memory of `length` positions."""
     candidates = [grid] if grid else [(math.isqrt(n), math.isqrt(n)) for n in (length, length - 1) if n]
     for rows, columns in candidates:
         if length - rows * columns in (0, 1):
@@ -56,14 +56,14 @@ def _grid_shape(length: int, grid: tuple[int, int] | None) -> tuple[tuple[int, i
     raise ValueError(f"{length} memory positions do not form {expected}, with or without an image vector")
 
 
-def _spotlight(
+def _darken_unattended(
     image: UInt8[np.ndarray, "height width 3"], weights: Float[np.ndarray, "rows columns"]
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Darkens and desaturates the image where the weights are low."""
     height, width = image.shape[:2]
     weights = weights / max(weights.max(), 1e-12)
-    smooth = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
-    light = np.clip(np.asarray(smooth), 0.0, 1.0)[..., None]
+    upsampled = Image.fromarray(weights.astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
+    opacity = np.clip(np.asarray(upsampled), 0.0, 1.0)[..., None]
     pixels = image.astype(np.float32)
-    dark = 0.25 * pixels.mean(axis=-1, keepdims=True)
-    return np.clip(dark + light * (pixels - dark), 0, 255).astype(np.uint8)
+    background = 0.25 * pixels.mean(axis=-1, keepdims=True)
+    return np.clip(background + opacity * (pixels - background), 0, 255).astype(np.uint8)

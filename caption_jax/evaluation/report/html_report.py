@@ -18,7 +18,7 @@ from input_pipeline.extras import require
 class HtmlReport(Evaluator):
     """Writes `report_<split>.html`, except for evaluations with non-default images or context.
 
-    Without the extra `train` it logs a warning instead.
+    Logs a warning instead if the extra `train` is not installed.
     """
 
     def write(self, final: FinalEvaluation) -> None:
@@ -27,7 +27,7 @@ class HtmlReport(Evaluator):
             return
         try:
             require(f"report_{final.suffix}.html", "jinja2")
-        except MissingPackageError as error:  # the scores need none of it
+        except MissingPackageError as error:  # not raised, because the scores have already been written
             logging.warning("%s", error)
             return
         workdir = final.experiment.workdir

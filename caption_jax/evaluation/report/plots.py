@@ -1,6 +1,6 @@
-"""Plots: captioned images, attention maps and loss curves.
+"""Plots of captioned images, attention maps and loss curves.
 
-They are drawn on matplotlib's Agg canvas instead of pyplot, which would require global state and is not thread-safe.
+They use matplotlib's Agg canvas instead of pyplot, which has global state and is not thread-safe.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ RgbImage = UInt8[np.ndarray, "rows columns 3"]
 _DPI = 100
 _GAP = 14  # pixels between cells and at the border
 _LINE_HEIGHT = 15  # pixels, for 9-point text
-_REGULAR_WIDTH, _BOLD_WIDTH = 7.1, 8.2  # pixels per letter of 9-point text, conservative estimates
+_REGULAR_WIDTH, _BOLD_WIDTH = 7.1, 8.2  # conservative estimates of pixels per letter of 9-point text
 _BLACK, _GREY, _BLUE, _ORANGE = "#1a1a1a", "#707070", "#1f5fa8", "#d1660a"
 
 
 def caption_grid(
-    images: UInt8[np.ndarray, "n height width 3"],
+    images: UInt8[np.ndarray, "images height width 3"],
     generated: Sequence[str],
     references: Sequence[str | Sequence[str]],
     *,
@@ -54,7 +54,7 @@ def caption_grid(
         cell: side length of a grid cell in pixels.
 
     Returns:
-        The rendered grid.
+        The grid as an RGB image.
 
     Raises:
         ValueError: there are no images, or the numbers of images, captions and references differ.
@@ -64,18 +64,18 @@ def caption_grid(
             f"images, generated captions and references must have the same nonzero length, got "
             f"{len(images)}, {len(generated)} and {len(references)}"
         )
-    first_references = [[text] if isinstance(text, str) else list(text)[:2] for text in references]
-    generated_lines = [_wrap(text or "(empty)", cell, 3, _BOLD_WIDTH) for text in generated]
-    reference_lines = [[line for text in texts for line in _wrap(text, cell, 2)] for texts in first_references]
-    lines = max(len(a) + len(b) for a, b in zip(generated_lines, reference_lines, strict=True))
+    first_references = [[item] if isinstance(item, str) else list(item)[:2] for item in references]
+    caption_lines = [_wrap(caption or "(empty)", cell, 3, _BOLD_WIDTH) for caption in generated]
+    reference_lines = [[line for caption in item for line in _wrap(caption, cell, 2)] for item in first_references]
+    num_lines = max(len(above) + len(below) for above, below in zip(caption_lines, reference_lines, strict=True))
     columns = min(columns, len(images))
-    layout = _GridLayout(columns, math.ceil(len(images) / columns), cell, lines)
-    figure = layout.figure()
+    layout = _GridLayout(columns, math.ceil(len(images) / columns), cell, num_lines)
+    figure = layout.make_figure()
     for i, image in enumerate(images):
-        _show(layout.axes(figure, i), image)
-        layout.write(figure, i, 0, generated_lines[i], color=_BLACK, weight="bold")
-        layout.write(figure, i, len(generated_lines[i]), reference_lines[i], color=_GREY)
-    return _to_array(figure)
+        _draw_image(layout.add_axes(figure, i), image)
+        layout.draw_text(figure, i, 0, caption_lines[i], color=_BLACK, weight="bold")
+        layout.draw_text(figure, i, len(caption_lines[i]), reference_lines[i], color=_GREY)
+    return _render(figure)
 
 
 def attention_overlay(
@@ -91,7 +91,7 @@ def attention_overlay(
 
     Args:
         image: see `attention_panels`.
-        words: see `attention_panels`. If empty, only the original image is drawn.
+        words: see `attention_panels`; if there are none, only the original image is drawn.
         attention: see `attention_panels`.
         grid: see `attention_panels`.
         columns: maximum number of panels per row.
@@ -102,16 +102,16 @@ def attention_overlay(
     """
     panels = [("", np.asarray(image, np.uint8)), *attention_panels(image, words, attention, grid=grid)]
     columns = min(columns, len(panels))
-    layout = _GridLayout(columns, math.ceil(len(panels) / columns), cell, lines=1)
-    figure = layout.figure()
+    layout = _GridLayout(columns, math.ceil(len(panels) / columns), cell, num_lines=1)
+    figure = layout.make_figure()
     for i, (title, panel) in enumerate(panels):
-        _show(layout.axes(figure, i), panel)
-        layout.write(figure, i, 0, _wrap(title, cell, 1), color=_BLACK)
-    return _to_array(figure)
+        _draw_image(layout.add_axes(figure, i), panel)
+        layout.draw_text(figure, i, 0, _wrap(title, cell, 1), color=_BLACK)
+    return _render(figure)
 
 
 def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
-    """Plots the logged metrics of a run as a PNG: loss by step and, if available, CIDEr-D in a second panel.
+    """Plots the logged metrics of a run as a PNG: the loss and, if available, CIDEr-D in a second panel.
 
     Args:
         metrics: the `metrics.jsonl` file written by `Monitor`.
@@ -124,16 +124,16 @@ def loss_curve(metrics: epath.PathLike, path: epath.PathLike) -> None:
     rows = read_metrics(metrics)
     scores = series(rows, "CIDEr-D")
     figure = Figure(figsize=(8, 6 if scores else 4), dpi=_DPI, layout="constrained", facecolor="white")
-    upper, *lower = np.atleast_1d(figure.subplots(2 if scores else 1, sharex=True))
-    _draw_losses(upper, series(rows, "loss"))
-    for axes in lower:
-        _draw_scores(axes, scores)
-    for axes in (upper, *lower):
+    panels = np.atleast_1d(figure.subplots(2 if scores else 1, sharex=True))
+    _draw_losses(panels[0], series(rows, "loss"))
+    if scores:
+        _draw_scores(panels[1], scores)
+    for axes in panels:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
-    (lower or [upper])[-1].set_xlabel("step")
+    panels[-1].set_xlabel("step")
     buffer = io.BytesIO()
-    Image.fromarray(_to_array(figure)).save(buffer, "PNG")
+    Image.fromarray(_render(figure)).save(buffer, "PNG")
     write_atomically(path, buffer.getvalue())
 
 
@@ -160,27 +160,27 @@ def _draw_scores(axes: Axes, scores: dict[str, np.ndarray]) -> None:
 
 
 def _wrap(text: str, width: int, max_lines: int, letter_width: float = _REGULAR_WIDTH) -> list[str]:
-    """Wraps text into lines of at most `width` pixels; text beyond `max_lines` is replaced by an ellipsis."""
+    """Wraps text into lines of at most `width` pixels, truncated to `max_lines` lines with an ellipsis."""
     return textwrap.wrap(text, max(int(width / letter_width), 8), max_lines=max_lines, placeholder=" …")
 
 
-def _show(axes: Axes, image: np.ndarray) -> None:
+def _draw_image(axes: Axes, image: np.ndarray) -> None:
     axes.imshow(image, interpolation="antialiased")
     axes.set_axis_off()
 
 
 @dataclass(frozen=True)
 class _GridLayout:
-    """A grid of square cells with sides of `side` pixels and `lines` lines of text below each cell."""
+    """A grid of square cells with sides of `side` pixels and `num_lines` lines of text below each cell."""
 
     columns: int
     rows: int
     side: int
-    lines: int
+    num_lines: int
 
     @property
     def row_height(self) -> int:
-        return self.side + self.lines * _LINE_HEIGHT + 8 + _GAP
+        return self.side + self.num_lines * _LINE_HEIGHT + 8 + _GAP
 
     @property
     def width(self) -> int:
@@ -190,29 +190,30 @@ class _GridLayout:
     def height(self) -> int:
         return self.rows * self.row_height + _GAP
 
-    def figure(self) -> Figure:
+    def make_figure(self) -> Figure:
         return Figure(figsize=(self.width / _DPI, self.height / _DPI), dpi=_DPI, facecolor="white")
 
-    def axes(self, figure: Figure, index: int) -> Axes:
-        left, top = self._corner(index)
+    def add_axes(self, figure: Figure, index: int) -> Axes:
+        left, top = self._get_corner(index)
         bottom = 1 - (top + self.side) / self.height
         return figure.add_axes((left / self.width, bottom, self.side / self.width, self.side / self.height))
 
-    def write(self, figure: Figure, index: int, first: int, lines: Sequence[str], **style: str) -> None:
-        """Draws lines of text below a cell, starting at line `first` of its text area."""
-        left, top = self._corner(index)
-        for number, line in enumerate(lines, start=first + 1):
-            x, y = left / self.width, 1 - (top + self.side + number * _LINE_HEIGHT) / self.height
-            # parse_math=False because a pair of dollar signs in a caption is not a formula.
+    def draw_text(self, figure: Figure, index: int, first_line: int, lines: Sequence[str], **style: str) -> None:
+        """Draws lines of text below a cell, starting at line `first_line` of its text area."""
+        left, top = self._get_corner(index)
+        for line_number, line in enumerate(lines, start=first_line + 1):
+            x, y = left / self.width, 1 - (top + self.side + line_number * _LINE_HEIGHT) / self.height
+            # parse_math=False, because dollar signs in a caption do not enclose a formula.
             figure.text(x, y, line, va="baseline", fontsize=9, parse_math=False, **style)
 
-    def _corner(self, index: int) -> tuple[int, int]:
+    def _get_corner(self, index: int) -> tuple[int, int]:
+        """Returns the (left, top) pixel of a cell."""
         row, column = divmod(index, self.columns)
         return _GAP + column * (self.side + _GAP), _GAP + row * self.row_height
 
 
-def _to_array(figure: Figure) -> RgbImage:
-    """Renders the figure; glyphs missing in the font become boxes."""
+def _render(figure: Figure) -> RgbImage:
+    """Renders the figure as an RGB image. Glyphs missing from the font become boxes."""
     canvas = FigureCanvasAgg(figure)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")

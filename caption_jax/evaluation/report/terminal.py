@@ -8,7 +8,7 @@ from typing import Any
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.specs import DecodeSpec, as_mapping
 
-# Settings that are shown for each decoding method even if they have their default values.
+# Settings that are shown for each decoding method even if they have default values.
 _ALWAYS_SHOWN = {"beam": ("num_beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
 
 
@@ -16,14 +16,14 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
     """Prints the protocol, scores with confidence intervals, caption statistics, unreadable images and samples.
 
     Args:
-        assessment: the scored evaluation.
+        assessment: scores, captions and protocol of a split.
         samples: number of captions to print, from the beginning of the split.
     """
     protocol, evaluation = assessment.protocol, assessment.evaluation
-    model_input = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
+    inputs = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
     data = f" of {protocol['data']}" if "data" in protocol else ""
     print(
-        f"\n{protocol['split']} split{data}: {protocol['images']} images ({model_input}), step {protocol['step']}, "
+        f"\n{protocol['split']} split{data}: {protocol['images']} images ({inputs}), step {protocol['step']}, "
         f"{protocol['device']}"
     )
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
@@ -49,13 +49,13 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
 def decode_settings(decode: dict[str, Any]) -> str:
     """Summarises `config.decode`: the method, its main settings and all other settings with non-default values.
 
-    For example "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3".
+    For example, "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3".
 
     Args:
-        decode: settings by name; settings missing from older runs fall back to their defaults.
+        decode: name -> value. Settings that older runs do not have are set to their defaults.
     """
     defaults = as_mapping(DecodeSpec())
     settings = {**defaults, **decode}
-    always = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
-    names = [name for name in sorted(defaults) if name in always or settings[name] != defaults[name]]
+    always_shown = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
+    names = [name for name in sorted(defaults) if name in always_shown or settings[name] != defaults[name]]
     return " ".join([decode["method"], *(f"{name}={settings[name]}" for name in names if name != "method")])

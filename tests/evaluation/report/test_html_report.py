@@ -20,7 +20,7 @@ from small_assessment import CAPTIONS, REFERENCES, assessed
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
-from caption_jax.evaluation.report.html.examples import Example, JpegImage, choose
+from caption_jax.evaluation.report.html.examples import Example, JpegImage, select_images
 from caption_jax.evaluation.report.html.page import render
 from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.metrics import score_images
@@ -142,7 +142,7 @@ def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
     captions = {i: texts[0] if i % 3 else "a caption" for i, texts in references.items()}
     scores = score_images(references, captions)
     readable = set(range(1, 40))
-    groups = choose(scores, readable)
+    groups = select_images(scores, readable)
     assert {name: len(ids) for name, ids in groups.items()} == {"best": 8, "worst": 8, "random": 8}
     assert not set(groups["best"]) & set(groups["worst"]) and 0 not in {*groups["worst"], *groups["random"]}
     cider = dict(zip(scores.image_ids, scores.values["CIDEr-D"], strict=True))
@@ -150,9 +150,9 @@ def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
     assert min(cider[i] for i in groups["best"]) >= max(others)
     assert max(cider[i] for i in groups["worst"]) <= min(others)
     assert cider[groups["best"][0]] == max(cider.values())
-    assert groups == choose(scores, readable) and len(set(groups["random"])) == 8
-    assert choose(scores, {3, 4})["best"] != choose(scores, {3, 4})["worst"]
-    assert choose(scores, set()) == {"best": [], "worst": [], "random": []}
+    assert groups == select_images(scores, readable) and len(set(groups["random"])) == 8
+    assert select_images(scores, {3, 4})["best"] != select_images(scores, {3, 4})["worst"]
+    assert select_images(scores, set()) == {"best": [], "worst": [], "random": []}
 
 
 def test_charts_have_a_description_and_stay_inside_their_frame():

@@ -26,7 +26,7 @@ def write_report(
         run_name: title of the report.
         assessment: scores, captions and protocol of a split.
         examples: the "best", "worst" and "random" examples from `make_examples`.
-        rows: logged metrics of the run for the training curves, which are omitted if there are none.
+        rows: logged metrics of the run; if there are none, training curves are omitted.
     """
     from caption_jax.evaluation.report.html.page import render
 

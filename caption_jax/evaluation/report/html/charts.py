@@ -1,4 +1,4 @@
-"""Layout of the report's line charts: ticks, labels and polylines in SVG coordinates."""
+"""Layout of line charts for the report: ticks, labels and polylines in SVG coordinates."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from caption_jax.telemetry.metrics_file import Row, series, smoothed
 
 Points = Float[np.ndarray, "points 2"]
 
-_MAX_POINTS = 400  # per polyline; more points only make the file larger
-_MAX_MARKS = 40
-_TICKS = 5
+_MAX_POINTS = 400  # maximum number of points per polyline, which limits the file size
+_MAX_MARKERS = 40  # maximum number of points of a curve with markers
+_NUM_TICKS = 5
 
 
 @dataclass(frozen=True)
 class Frame:
-    """The plot area of a chart, with its ranges of steps and values. Lengths are in SVG user units.
+    """The plot area of a chart and the ranges of its axes. Lengths are in SVG user units.
 
-    The margins fit labels at the largest font size in the style sheet, which is used on phones.
+    The margins leave room for labels at the largest font size in the style sheet, which is used on phones.
     """
 
     steps: tuple[float, float]
@@ -70,11 +70,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Polyline:
-    """A curve in SVG coordinates. `marked` curves have a marker at each point."""
+    """A curve in SVG coordinates, with a marker at each point if `has_markers` is set."""
 
     coordinates: Sequence[tuple[float, float]]
     style: str
-    marked: bool
+    has_markers: bool
 
 
 @dataclass(frozen=True)
@@ -102,35 +102,35 @@ class Chart:
     polylines: Sequence[Polyline]
 
 
-def training_charts(rows: Sequence[Row]) -> list[Chart]:
-    """Charts of the loss and the validation CIDEr-D, each only if it has been logged."""
+def make_training_charts(rows: Sequence[Row]) -> list[Chart]:
+    """Makes charts of the loss and the validation CIDEr-D, omitting metrics that have not been logged."""
     losses, scores = series(rows, "loss"), series(rows, "CIDEr-D")
     charts = []
     if losses:
-        curves = [curve for split, points in losses.items() for curve in _loss_curves(split, points)]
-        last = (f"{split} {points[-1, 1]:.3f} at step {points[-1, 0]:,.0f}" for split, points in losses.items())
-        charts.append(_chart("Loss", "nats per token", curves, f"last loss: {', '.join(last)}"))
+        curves = [curve for split, points in losses.items() for curve in _make_loss_curves(split, points)]
+        last_losses = (f"{split} {points[-1, 1]:.3f} at step {points[-1, 0]:,.0f}" for split, points in losses.items())
+        charts.append(_make_chart("Loss", "nats per token", curves, f"last loss: {', '.join(last_losses)}"))
     if scores:
         curves = [Curve(points, split, "val") for split, points in scores.items()]
         best = [(split, *points[points[:, 1].argmax()]) for split, points in scores.items()]
         summary = "; ".join(f"best {split} CIDEr-D {value:.3f} at step {step:,.0f}" for split, step, value in best)
-        charts.append(_chart("CIDEr-D", "higher is better", curves, summary, minimum=0.0))
+        charts.append(_make_chart("CIDEr-D", "higher is better", curves, summary, minimum=0.0))
     return charts
 
 
-def _loss_curves(split: str, points: Points) -> list[Curve]:
+def _make_loss_curves(split: str, points: Points) -> list[Curve]:
     if split != "train":
         return [Curve(points, split, "val")]
     smooth = np.stack([points[:, 0], smoothed(points[:, 1])], axis=1)
     return [Curve(points, "", "raw"), Curve(smooth, split, "train")]
 
 
-def _chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum: float | None = None) -> Chart:
-    """Lays out a chart whose value axis starts at `minimum`, by default the smallest value."""
+def _make_chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum: float | None = None) -> Chart:
+    """Lays out a chart with a value axis that starts at `minimum`, or at the smallest value if None."""
     points = np.concatenate([curve.points for curve in curves if curve.style != "raw"])
-    steps = _round_numbers(0.0, float(points[:, 0].max()))
+    steps = _choose_tick_values(0.0, float(points[:, 0].max()))
     lowest = float(points[:, 1].min()) if minimum is None else minimum
-    values = _round_numbers(lowest, float(points[:, 1].max()))
+    values = _choose_tick_values(lowest, float(points[:, 1].max()))
     frame = Frame((steps[0], max(steps[-1], 1.0)), (values[0], values[-1]))
     return Chart(
         title=title,
@@ -139,26 +139,26 @@ def _chart(title: str, unit: str, curves: Sequence[Curve], summary: str, minimum
         legend=[(curve.name, curve.style) for curve in curves if curve.name],
         frame=frame,
         value_ticks=[Tick(frame.y(value), f"{value:g}") for value in values],
-        step_ticks=[Tick(frame.x(step), _step_label(step)) for step in steps],
-        polylines=[_polyline(frame, curve) for curve in curves],
+        step_ticks=[Tick(frame.x(step), _format_step(step)) for step in steps],
+        polylines=[_make_polyline(frame, curve) for curve in curves],
     )
 
 
-def _polyline(frame: Frame, curve: Curve) -> Polyline:
+def _make_polyline(frame: Frame, curve: Curve) -> Polyline:
     indices = np.unique(np.linspace(0, len(curve.points) - 1, _MAX_POINTS).round().astype(int))
     coordinates = [(frame.x(step), frame.y(value)) for step, value in curve.points[indices]]
-    return Polyline(coordinates, curve.style, marked=curve.style == "val" and len(coordinates) <= _MAX_MARKS)
+    return Polyline(coordinates, curve.style, has_markers=curve.style == "val" and len(coordinates) <= _MAX_MARKERS)
 
 
-def _round_numbers(low: float, high: float) -> list[float]:
-    """About five evenly spaced round numbers that cover the range from `low` to `high`."""
+def _choose_tick_values(low: float, high: float) -> list[float]:
+    """Returns about five evenly spaced round values that cover the range from `low` to `high`."""
     span = high - low if high > low else max(abs(high), 1.0)
-    rough = span / _TICKS
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(size * power for size in (1, 2, 2.5, 5, 10) if size * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(max(high, low + step) / step - 1e-9)
-    return [round(n * step, 10) for n in range(first, last + 1)]
+    min_spacing = span / _NUM_TICKS
+    power = 10.0 ** math.floor(math.log10(min_spacing))
+    spacing = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= min_spacing * 0.999)
+    first, last = math.floor(low / spacing + 1e-9), math.ceil(max(high, low + spacing) / spacing - 1e-9)
+    return [round(i * spacing, 10) for i in range(first, last + 1)]
 
 
-def _step_label(step: float) -> str:
+def _format_step(step: float) -> str:
     return f"{step / 1000:g}k" if step >= 10_000 else f"{step:g}"

@@ -24,7 +24,7 @@ from input_pipeline.records import Record, Split
 PyTree = Any
 
 _GROUP_SIZE = 8  # images per group
-_WITH_ATTENTION = 2  # number of images per group with attention maps
+_ATTENTION_IMAGES_PER_GROUP = 2  # number of images per group with attention maps
 _CARD_SIDE = 400  # longer side of an image in pixels
 _PANEL_SIDE = 200  # longer side of an attention panel in pixels
 _JPEG_QUALITY = 80
@@ -56,7 +56,7 @@ class Example:
         caption: the generated caption.
         references: the reference captions.
         scores: metric name -> value for this image.
-        attention: a (title, panel) pair per word of the caption, see `attention_panels`; empty for most images.
+        attention: a (title, panel) pair per word of the caption (see `attention_panels`); empty for most images.
     """
 
     image_id: Any
@@ -67,7 +67,7 @@ class Example:
     attention: Sequence[tuple[str, JpegImage]] = ()
 
 
-def choose(
+def select_images(
     scores: ImageScores, readable: Collection[Any], count: int = _GROUP_SIZE, seed: int = 0
 ) -> dict[str, list[Any]]:
     """Selects the images with the highest and lowest CIDEr-D, and a random sample.
@@ -82,15 +82,15 @@ def choose(
         seed: random seed of the sample.
 
     Returns:
-        "best", "worst" and "random" -> image ids. The first two start with the most extreme image; random images are in
-        the order of the split.
+        "best", "worst" and "random" -> image ids. The first two groups start with the most extreme image. Random images
+        are in the order of the split.
     """
     rows = [row for row, image_id in enumerate(scores.image_ids) if image_id in readable]
     ranked = sorted(rows, key=lambda row: (-scores.values["CIDEr-D"][row], -scores.values["ROUGE-L"][row]))
-    extreme = min(count, max(len(rows) // 2, 1))
+    num_ranked = min(count, max(len(rows) // 2, 1))
     sample = np.random.default_rng(seed).permutation(rows)[:count].tolist()
-    groups = {"best": ranked[:extreme], "worst": ranked[::-1][:extreme], "random": sorted(sample)}
-    return {name: [scores.image_ids[row] for row in selected] for name, selected in groups.items()}
+    groups = {"best": ranked[:num_ranked], "worst": ranked[::-1][:num_ranked], "random": sorted(sample)}
+    return {name: [scores.image_ids[row] for row in group] for name, group in groups.items()}
 
 
 def make_examples(
@@ -100,46 +100,46 @@ def make_examples(
     variables: PyTree,
     context: ContextCaptions | None = None,
 ) -> dict[str, list[Example]]:
-    """Reads the images of each group of `choose`, and computes attention maps for the first ones of a group.
+    """Reads the images of each group of `select_images`, and computes attention maps for the first of them.
 
     Args:
-        split: the captioned images.
-        assessment: their captions and scores.
+        split: the images.
+        assessment: captions and scores of the images.
         description: the run description.
         variables: the variables that generated the captions.
         context: context captions of the images, or None.
     """
-    groups = choose(assessment.images, set(assessment.evaluation.tokens))
+    groups = select_images(assessment.images, set(assessment.evaluation.tokens))
     records = {record.image_id: record for record in split}
     rows = {image_id: row for row, image_id in enumerate(assessment.images.image_ids)}
-    with_attention = dict.fromkeys(image_id for ids in groups.values() for image_id in ids[:_WITH_ATTENTION])
-    panels = _word_panels(
-        [records[image_id] for image_id in with_attention], assessment, description, variables, context
+    attention_ids = dict.fromkeys(image_id for ids in groups.values() for image_id in ids[:_ATTENTION_IMAGES_PER_GROUP])
+    panels = _make_word_panels(
+        [records[image_id] for image_id in attention_ids], assessment, description, variables, context
     )
 
-    def example(image_id: Any) -> Example:
+    def make_example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
-            thumbnail=JpegImage.encode(_thumbnail(records[image_id], _CARD_SIDE)),
+            thumbnail=JpegImage.encode(_load_thumbnail(records[image_id], _CARD_SIDE)),
             caption=assessment.evaluation.captions[image_id],
             references=assessment.references[image_id],
             scores={name: float(values[rows[image_id]]) for name, values in assessment.images.values.items()},
             attention=panels.get(image_id, ()),
         )
 
-    examples = {image_id: example(image_id) for ids in groups.values() for image_id in ids}
+    examples = {image_id: make_example(image_id) for ids in groups.values() for image_id in ids}
     return {name: [examples[image_id] for image_id in ids] for name, ids in groups.items()}
 
 
-def _word_panels(
+def _make_word_panels(
     records: Sequence[Record],
     assessment: Assessment,
     description: RunDescription,
     variables: PyTree,
     context: ContextCaptions | None,
 ) -> dict[Any, list[tuple[str, JpegImage]]]:
-    """Image id -> a (title, panel) pair per word of its caption; see `attention_panels`."""
-    # Skipped in multi-process runs, where every process would have to run the program, and for vectors without a grid.
+    """Returns image id -> a (title, panel) pair per word of the caption; see `attention_panels`."""
+    # Skipped for image vectors, which have no grid, and in multi-process runs, which would need all processes.
     if jax.process_count() > 1 or description.spec.model.image_memory == "vector" or not records:
         return {}
     preprocessing, vocabulary = description.preprocessing, description.vocabulary
@@ -150,12 +150,12 @@ def _word_panels(
     for record, image, caption_tokens, caption_attention in zip(records, pixels, tokens, attention, strict=True):
         words, word_attention = attention_per_word(vocabulary, caption_tokens, caption_attention)
         # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
-        background = _thumbnail(record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
+        shown_image = _load_thumbnail(record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
         panels[record.image_id] = [
-            (title, JpegImage.encode(panel)) for title, panel in attention_panels(background, words, word_attention)
+            (title, JpegImage.encode(panel)) for title, panel in attention_panels(shown_image, words, word_attention)
         ]
     return panels
 
 
-def _thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def _load_thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
     return thumbnail(record.source(), longer_side, name=record.name)

@@ -1,4 +1,4 @@
-"""Renders the report from templates/. All values are escaped, and undefined values are errors."""
+"""Renders the report from the templates. All values are escaped, and undefined values raise errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from caption_jax.evaluation.assessment import CONFIDENCE, Assessment
-from caption_jax.evaluation.report.html.charts import training_charts
+from caption_jax.evaluation.report.html.charts import make_training_charts
 from caption_jax.evaluation.report.html.examples import Example
 from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.telemetry.metrics_file import Row
@@ -42,33 +42,33 @@ _DESCRIPTIONS = {
 def render(
     run_name: str, assessment: Assessment, examples: Mapping[str, Sequence[Example]], rows: Sequence[Row]
 ) -> str:
-    """Renders the page as text that UTF-8 can encode.
+    """Renders the page as text that can be encoded as UTF-8.
 
     Args:
         run_name: heading of the page.
         assessment: scores, captions and protocol of a split.
-        examples: the "best", "worst" and "random" examples.
+        examples: the "best", "worst" and "random" examples from `make_examples`.
         rows: logged metrics of the run.
     """
-    with_attention = {
+    attention_examples = {  # by id, to remove duplicates
         example.image_id: example for group in examples.values() for example in group if example.attention
     }
-    page = _template().render(
+    page = _load_template().render(
         run_name=run_name,
         assessment=assessment,
         protocol=assessment.protocol,
         confidence=f"{100 * CONFIDENCE:g} %",
-        charts=training_charts(rows),
+        charts=make_training_charts(rows),
         examples=examples,
-        attention_examples=list(with_attention.values()),  # without duplicates
-        aspect_ratio=_aspect_ratio(examples),
+        attention_examples=list(attention_examples.values()),
+        aspect_ratio=_compute_aspect_ratio(examples),
     )
     # Unencodable characters, such as lone surrogates in a file name, are replaced by question marks.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
 @functools.cache
-def _template() -> jinja2.Template:
+def _load_template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("caption_jax.evaluation.report.html"),
         autoescape=True,
@@ -84,7 +84,7 @@ def _template() -> jinja2.Template:
 
 
 def _describe_metric(name: str) -> str:
-    """A short explanation of a metric; "" if the metric is unknown."""
+    """Returns a short explanation of a metric; "" if the metric is unknown."""
     if name in _DESCRIPTIONS:
         return _DESCRIPTIONS[name]
     direction, is_recall, count = name.partition("_R@")  # the names of `retrieval_scores`
@@ -93,7 +93,7 @@ def _describe_metric(name: str) -> str:
     return "median rank of the first correct match (1 is best)" if name.endswith("_median_rank") else ""
 
 
-def _aspect_ratio(examples: Mapping[str, Sequence[Example]]) -> float:
-    """Aspect ratio (width / height) of the image frames: the median of the images, clipped."""
+def _compute_aspect_ratio(examples: Mapping[str, Sequence[Example]]) -> float:
+    """Returns the aspect ratio (width / height) of the image frames, the clipped median over the images."""
     ratios = [example.thumbnail.width / example.thumbnail.height for group in examples.values() for example in group]
     return min(max(statistics.median(ratios), 0.75), 1.5) if ratios else 1.0
