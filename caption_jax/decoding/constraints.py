@@ -1,9 +1,9 @@
 """Constraints on captions: functions of log-probabilities that can be combined in any order.
 
 A constraint is called at each step with the log-probabilities of the next token and the tokens so far, and returns
-modified log-probabilities, where -inf forbids a token and lower values penalise it. They are not renormalised, so with
-constraints that only forbid tokens, beam search maximises the probability under the model over all allowed captions.
-A constraint must not return values above 0, because early stopping relies on scores that never increase.
+modified log-probabilities, where -inf forbids a token and lower values penalise it. They are not renormalised, so if
+constraints only forbid tokens, beam search ranks the allowed captions by their probability under the model. A
+constraint must not return values above 0, because early stopping relies on scores that never increase.
 
 Example:
     `[min_length(5, eos_id=2), no_repeat_ngram(3), banned_endings([[17], [23]], eos_id=2)]` requires at least three

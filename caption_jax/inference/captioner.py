@@ -111,13 +111,13 @@ class Captioner:
         texts_per_image = itertools.repeat(()) if context is None else context
         for chunk in _split_into_chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
             with ThreadPoolExecutor(max_workers=4) as pool:
-                loaded = list(pool.map(self._try_load, (image for image, _ in chunk)))
-            readable = [not isinstance(image, ImageError) for image in loaded]
-            pixels = list(itertools.compress(loaded, readable))
-            texts = list(itertools.compress((texts for _, texts in chunk), readable))
+                results = list(pool.map(self._try_load, (image for image, _ in chunk)))
+            is_readable = [not isinstance(result, ImageError) for result in results]
+            pixels = list(itertools.compress(results, is_readable))
+            texts = list(itertools.compress((texts for _, texts in chunk), is_readable))
             captions = iter(self._caption_pixels(pixels, texts) if pixels else [])
-            for image in loaded:
-                yield image if isinstance(image, ImageError) else next(captions)
+            for result in results:
+                yield result if isinstance(result, ImageError) else next(captions)
 
     def embed_images(self, images: Sequence[ImageLike]) -> Float32[np.ndarray, "images width"]:
         """Embeds images as unit vectors; the dot product with a text embedding is the cosine similarity.

@@ -21,7 +21,7 @@ _SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
 
 @dataclasses.dataclass(frozen=True)
 class DocumentFrequencies:
-    """Number of images whose references contain each n-gram.
+    """Number of images with references that contain each n-gram.
 
     Frequencies from a large corpus are useful when scoring a small set of images or computing a reward.
 
@@ -95,9 +95,9 @@ def cider_d(
     total = np.zeros(num_references)
     for n in range(1, MAX_ORDER + 1):
         counts = captions.counts[n - 1]
-        documents = _count_documents(captions, n, num_references, image_index, frequencies)
-        weight = counts.count * (log_images - np.log(np.maximum(1.0, documents)))[counts.ngram]
-        total += _clipped_cosines(counts, weight, num_references, image_index) * penalty
+        document_counts = _count_documents(captions, n, num_references, image_index, frequencies)
+        weight = counts.count * (log_images - np.log(np.maximum(1.0, document_counts)))[counts.ngram]
+        total += _compute_clipped_cosines(counts, weight, num_references, image_index) * penalty
     per_image = np.bincount(reference_image, total, num_images)
     return 10.0 * per_image / MAX_ORDER / np.bincount(reference_image, minlength=num_images)
 
@@ -121,13 +121,13 @@ def _count_documents(
     return np.bincount(keys[is_first] % base, minlength=counts.num_ngrams).astype(float)
 
 
-def _clipped_cosines(
+def _compute_clipped_cosines(
     counts: NGramCounts,
     weight: Float[np.ndarray, " entries"],
     num_references: int,
     image_index: Int[np.ndarray, " captions"],
 ) -> Float[np.ndarray, " references"]:
-    """Returns the clipped cosine similarity between each reference and the hypothesis of its image, for one order."""
+    """Computes the clipped cosine similarity of each reference and its image's hypothesis, for n-grams of one order."""
     norm = np.sqrt(np.bincount(counts.caption, weight**2, len(image_index)))
     key = image_index[counts.caption] * max(1, counts.num_ngrams) + counts.ngram
     is_reference = counts.caption < num_references

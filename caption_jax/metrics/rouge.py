@@ -20,7 +20,7 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
     precision = recall = 0.0
     for reference in references:
         reference_words = reference.split(" ")
-        common = _lcs_length(masks, len(words), reference_words)
+        common = _compute_lcs_length(masks, len(words), reference_words)
         precision = max(precision, common / len(words))
         recall = max(recall, common / len(reference_words))
     if precision == 0 or recall == 0:
@@ -28,7 +28,7 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
     return (1 + _BETA_SQUARED) * precision * recall / (recall + _BETA_SQUARED * precision)
 
 
-def _lcs_length(masks: dict[str, int], length: int, words: list[str]) -> int:
+def _compute_lcs_length(masks: dict[str, int], length: int, words: list[str]) -> int:
     """Returns the length of the longest common subsequence of `words` and a sequence of `length` words.
 
     `masks` maps each word of the sequence to a bit mask of its positions. A column of the dynamic programming table is

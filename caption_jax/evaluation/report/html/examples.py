@@ -85,12 +85,12 @@ def select_images(
         "best", "worst" and "random" -> image ids. The first two groups start with the most extreme image. Random images
         are in the order of the split.
     """
-    rows = [row for row, image_id in enumerate(scores.image_ids) if image_id in readable]
-    ranked = sorted(rows, key=lambda row: (-scores.values["CIDEr-D"][row], -scores.values["ROUGE-L"][row]))
-    num_ranked = min(count, max(len(rows) // 2, 1))
-    sample = np.random.default_rng(seed).permutation(rows)[:count].tolist()
+    indices = [i for i, image_id in enumerate(scores.image_ids) if image_id in readable]
+    ranked = sorted(indices, key=lambda i: (-scores.values["CIDEr-D"][i], -scores.values["ROUGE-L"][i]))
+    num_ranked = min(count, max(len(indices) // 2, 1))
+    sample = np.random.default_rng(seed).permutation(indices)[:count].tolist()
     groups = {"best": ranked[:num_ranked], "worst": ranked[::-1][:num_ranked], "random": sorted(sample)}
-    return {name: [scores.image_ids[row] for row in group] for name, group in groups.items()}
+    return {name: [scores.image_ids[i] for i in group] for name, group in groups.items()}
 
 
 def make_examples(
@@ -100,7 +100,7 @@ def make_examples(
     variables: PyTree,
     context: ContextCaptions | None = None,
 ) -> dict[str, list[Example]]:
-    """Reads the images of each group of `select_images`, and computes attention maps for the first of them.
+    """Reads the images of each group of `select_images`, and computes attention maps for the first images.
 
     Args:
         split: the images.
