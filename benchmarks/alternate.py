@@ -1,7 +1,8 @@
-"""Shared code of the benchmarks: comparisons between alternating processes, and the JSON line at the end.
+"""Shared code of the benchmarks: timing of alternating processes, and the JSON line with the results.
 
-Each side of a comparison runs in a child process, so two libraries share neither threads nor memory. All children stay
-alive. One works while the others wait, and rounds alternate, so a busy minute of the machine affects all of them.
+A benchmark compares two or more implementations, called sides. Each side runs in a child process, so the libraries
+share neither threads nor memory. All children stay alive and take turns, one run each per round, so load from other
+programs affects all sides alike.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-_READY = "ready"
+_READY = "ready"  # printed by a child process that is ready to run
 
 
 class Seconds(NamedTuple):
-    """Wall time and CPU time of one run.
+    """Wall time and CPU time of a run.
 
-    CPU time covers all threads, including spin waits, and child processes that have exited.
+    CPU time is summed over all threads, including spin waits, and over child processes that have exited.
     """
 
     wall: float
@@ -33,7 +34,7 @@ class Seconds(NamedTuple):
 
 
 class Side:
-    """A child process that repeats the same work on request."""
+    """A child process that runs and times a function on request."""
 
     def __init__(
         self, arguments: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
@@ -42,8 +43,8 @@ class Side:
 
         Args:
             arguments: Module and flags.
-            environment: Variables to add to the environment of this process.
-            folder: Working directory, searched first for modules. Defaults to the current directory.
+            environment: Environment variables to set in addition to those of this process.
+            folder: Working directory, from which modules are imported first. Defaults to the current directory.
         """
         self._process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
@@ -53,70 +54,84 @@ class Side:
             env={**os.environ, **(environment or {})},
             cwd=folder,
         )
-        self._expect(_READY)
+        self._read_reply(_READY)
 
     def run(self) -> Seconds:
-        """Does the work once. Raises RuntimeError if the child has exited."""
+        """Runs the function once and returns its time.
+
+        Raises:
+            RuntimeError: The child process has exited.
+        """
         self._process.stdin.write("run\n")
         self._process.stdin.flush()
-        return Seconds(*map(float, self._expect("seconds").split()))
+        return Seconds(*map(float, self._read_reply("seconds").split()))
 
     def close(self) -> None:
-        """Stops the child."""
+        """Stops the child process."""
         self._process.stdin.close()
         self._process.wait()
 
-    def _expect(self, word: str) -> str:
+    def _read_reply(self, keyword: str) -> str:
+        """Returns the text after the keyword of the next line that starts with it."""
         for line in self._process.stdout:  # libraries may print other lines
-            first, _, rest = line.strip().partition(" ")
-            if first == word:
-                return rest
+            first_word, _, text = line.strip().partition(" ")
+            if first_word == keyword:
+                return text
         raise RuntimeError(f"{' '.join(self._process.args[1:])} exited with status {self._process.wait()}")
 
 
 def use_cores(count: int) -> None:
-    """Restricts this process to `count` cores. Call it before a library starts its threads."""
+    """Restricts this process to `count` cores. Must be called before a library starts its threads."""
     if count < len(os.sched_getaffinity(0)):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:count])
 
 
-def serve(work: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0) -> None:
-    """Child side: runs `work` once per line on standard input and prints the time it took.
+def serve(function: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0) -> None:
+    """Runs in the child process: calls `function` once per line on standard input and prints its time.
 
     Args:
-        work: Function to time. It must block until the work is done.
-        warm_ups: Number of runs before the first turn.
-        untimed_runs: Number of untimed runs at the start of each turn, for work that in practice runs without pauses.
-            While another side runs, caches go cold and freed memory is returned. On virtual machines it goes
-            back to the host, so each page costs a fault there.
+        function: Function to time. It must block until its results are available.
+        warm_ups: Number of calls before the first timed one.
+        untimed_runs: Number of untimed calls before each timed one. Use it for functions that are called without
+            pauses in practice: while another side runs, the caches lose their data and freed memory is returned to the
+            kernel. A virtual machine returns it to its host, where each page then costs a fault.
     """
     for _ in range(warm_ups):
-        work()
+        function()
     print(_READY, flush=True)
     for _ in sys.stdin:
         for _ in range(untimed_runs):
-            work()
-        wall, processor = time.perf_counter(), _processor_seconds()
-        work()
-        print("seconds", time.perf_counter() - wall, _processor_seconds() - processor, flush=True)
+            function()
+        wall, processor = time.perf_counter(), _get_cpu_seconds()
+        function()
+        print("seconds", time.perf_counter() - wall, _get_cpu_seconds() - processor, flush=True)
 
 
-def _processor_seconds() -> float:
-    own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+def _get_cpu_seconds() -> float:
+    process, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+    return process.ru_utime + process.ru_stime + children.ru_utime + children.ru_stime
 
 
 def alternate(sides: Mapping[str, Side], rounds: int) -> dict[str, Seconds]:
-    """Returns the median times of each side over `rounds` rounds. Every side runs once per round."""
+    """Runs every side once per round and returns the median times of each side."""
     times: dict[str, list[Seconds]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             times[name].append(side.run())
-    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in times.items()}
+    return {name: Seconds(*map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
 
 
 def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, float]]:
-    """Returns the cells for `print_result`, one per peer: images per second and the ratio of CPU time."""
+    """Compares the side "ours" with each other side.
+
+    Args:
+        seconds: Times of each side.
+        images: Number of images that a side processes in this time.
+
+    Returns:
+        The results by name of the other side, in images per second; see `print_result`. `processor_ratio` is the ratio
+        of the CPU times.
+    """
     ours = seconds["ours"]
     return {
         name: {
@@ -132,7 +147,7 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
 
 @contextlib.contextmanager
 def start_sides(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]]) -> Iterator[dict[str, Side]]:
-    """Starts one child process per name from its `(arguments, environment)`, and stops them all on exit."""
+    """Starts a child process from each `(arguments, environment)` pair, and stops all of them on exit."""
     with contextlib.ExitStack() as stack:
         sides = {}
         for name, (arguments, environment) in commands.items():
@@ -142,21 +157,21 @@ def start_sides(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]])
 
 
 def print_result(name: str, cells: Mapping[str, Mapping[str, float]], unit: str) -> None:
-    """Prints the last line of a benchmark: the worst cell, then all cells.
+    """Prints the results as one line of JSON: the comparison with the lowest ratio, then all of them (`cells`).
 
     Args:
         name: Name of the benchmark.
-        cells: Per comparison, `ours` and `peer` in `unit`, and their `ratio`. Above 1 means that ours is better.
+        cells: Results of each comparison: `ours` and `peer` in `unit`, and `ratio`, which is above 1 if ours is better.
         unit: Unit of `ours` and `peer`.
     """
     rounded = {label: {key: round(value, 3) for key, value in cell.items()} for label, cell in cells.items()}
     worst = min(rounded.values(), key=lambda cell: cell["ratio"])
-    device = f"{_processor()} ({platform.machine()}, {os.cpu_count()} cores)"
+    device = f"{_get_processor_name()} ({platform.machine()}, {os.cpu_count()} cores)"
     summary = {key: worst[key] for key in ("ratio", "ours", "peer")}
     print(json.dumps({"name": name, **summary, "unit": unit, "device": device, "cells": rounded}))
 
 
-def _processor() -> str:
+def _get_processor_name() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):

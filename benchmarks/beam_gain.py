@@ -2,10 +2,11 @@
 
     python -m benchmarks.beam_gain WORKDIR [--split=val] [--beams=5] [--out=FILE] [--config.data.root=FOLDER]
 
-The split is divided into two halves (every other image). Each half is captioned with the penalty that has the best
-CIDEr-D on the other half. The resulting captions of all images are compared with greedy captions by a paired
-bootstrap. Both methods keep the other decoding settings of the run's config, except reranking. The images are encoded
-once. The exponent of a penalty is an argument of the compiled search, so all exponents share one compilation.
+The split is divided into two halves by taking every other image. Each half is captioned with the penalty that has the
+best CIDEr-D on the other half. The resulting captions of all images are compared with greedy captions by a paired
+bootstrap. Both methods use the run's config for all other decoding settings, except that reranking is disabled. Images
+are encoded only once, and the exponent of a penalty is an argument of the compiled beam search, so changing it does not
+recompile.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from input_pipeline.batches import eval_batches
 from input_pipeline.sources import open_splits
 
 
-class Decoder:
+class SplitCaptioner:
     """Captions a split with different decoding settings."""
 
     def __init__(self, workdir: str, split_name: str, root: str):
@@ -41,7 +42,7 @@ class Decoder:
         self.step, self.variables = weights.step, weights.variables
         self.split, self.model = open_splits(data)[split_name], self.description.model()
         self._batches = list(self._encode(data))
-        self._compiled: dict[str, Any] = {}
+        self._compiled_functions: dict[str, Any] = {}
 
     def _encode(self, data: Any):
         preprocessing = self.description.preprocessing
@@ -53,26 +54,31 @@ class Decoder:
         for batch in eval_batches(self.split, preprocessing, self.description.vocabulary, data):
             yield encode(self.variables, batch["image"]), np.asarray(batch["index"])[np.asarray(batch["mask"])]
 
-    def captions(self, settings: dict[str, Any]) -> dict[Any, str]:
-        """Returns image id -> caption, decoded with the run's config, overridden by `settings`."""
+    def caption(self, settings: dict[str, Any]) -> dict[Any, str]:
+        """Returns captions by image id, decoded with the settings of the run overridden by `settings`."""
         spec = dataclasses.replace(self.description.spec.decode, rerank_weight=0.0, **settings)
-        fixed = dataclasses.replace(spec, alpha=0.0)
-        name = repr(fixed)
-        if name not in self._compiled:
+        static_spec = dataclasses.replace(spec, alpha=0.0)
+        key = repr(static_spec)
+        if key not in self._compiled_functions:
 
-            def run(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
-                vocabulary = self.description.vocabulary
+            def decode_batch(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
+                traced_spec = dataclasses.replace(static_spec, alpha=alpha)
                 return decode(
-                    self.model, variables, memory, dataclasses.replace(fixed, alpha=alpha), vocabulary=vocabulary
+                    self.model, variables, memory, traced_spec, vocabulary=self.description.vocabulary
                 ).tokens
 
-            self._compiled[name] = jax.jit(run)
-        result = {image_id: "" for image_id in self.split.image_ids}
-        for memory, index in self._batches:
-            tokens = np.asarray(self._compiled[name](self.variables, memory, jnp.float32(spec.alpha)))
-            for row, position in enumerate(index):
-                result[self.split.image_ids[int(position)]] = self.description.vocabulary.decode(tokens[row])
-        return result
+            self._compiled_functions[key] = jax.jit(decode_batch)
+        captions = {image_id: "" for image_id in self.split.image_ids}
+        for memory, indices in self._batches:
+            tokens = np.asarray(self._compiled_functions[key](self.variables, memory, jnp.float32(spec.alpha)))
+            for row, index in enumerate(indices):
+                captions[self.split.image_ids[int(index)]] = self.description.vocabulary.decode(tokens[row])
+        return captions
+
+
+def compute_cider(references: dict[Any, Any], captions: dict[Any, str], image_ids: list[Any]) -> float:
+    """Returns the CIDEr-D of the captions of some of the images."""
+    return score({i: references[i] for i in image_ids}, {i: captions[i] for i in image_ids})["CIDEr-D"]
 
 
 def main() -> None:
@@ -84,33 +90,30 @@ def main() -> None:
     parser.add_argument("--out", default="")
     parser.add_argument("--config.data.root", dest="root", default="")
     options = parser.parse_args()
-    decoder = Decoder(options.workdir, options.split, options.root)
-    references = dict(decoder.split.references)
+    captioner = SplitCaptioner(options.workdir, options.split, options.root)
+    references = dict(captioner.split.references)
     settings = [
         {"method": "beam", "num_beams": options.beams, "length_penalty": name, "alpha": alpha}
         for name, alphas in EXPONENTS.items()
         for alpha in alphas
     ]
-    greedy = decoder.captions({"method": "greedy"})
-    results = []
-    for setting in settings:
-        results.append(decoder.captions(setting))
-        cider = score(references, results[-1])["CIDEr-D"]
-        print(f"{setting['length_penalty']} {setting['alpha']}: CIDEr-D {cider:.4f}")
+    labels = [f"{setting['length_penalty']} {setting['alpha']}" for setting in settings]
+    greedy_captions = captioner.caption({"method": "greedy"})
+    beam_captions = []
+    for label, setting in zip(labels, settings, strict=True):
+        beam_captions.append(captioner.caption(setting))
+        print(f"{label}: CIDEr-D {score(references, beam_captions[-1])['CIDEr-D']:.4f}")
     halves = list(references)[0::2], list(references)[1::2]
-    scores = [
-        [score({i: references[i] for i in half}, {i: captions[i] for i in half})["CIDEr-D"] for captions in results]
-        for half in halves
-    ]
-    tuned, chosen = cross_tuned(results, halves, scores)
-    greedy_scores, beam_scores = score_images(references, greedy), score_images(references, tuned)
+    ciders = [[compute_cider(references, captions, half) for captions in beam_captions] for half in halves]
+    tuned_captions, chosen = cross_tuned(beam_captions, halves, ciders)
+    greedy_scores, beam_scores = score_images(references, greedy_captions), score_images(references, tuned_captions)
     gains = compare(greedy_scores, beam_scores)
     report = {
         "split": options.split,
         "images": len(references),
-        "step": decoder.step,
+        "step": captioner.step,
         "chosen": [settings[i] for i in chosen],
-        "halves": {f"{s['length_penalty']} {s['alpha']}": [h[i] for h in scores] for i, s in enumerate(settings)},
+        "halves": dict(zip(labels, map(list, zip(*ciders, strict=True)), strict=True)),
         "greedy": {name: vars(interval) for name, interval in intervals(greedy_scores).items()},
         "beam": {name: vars(interval) for name, interval in intervals(beam_scores).items()},
         "gain": {name: vars(gain) for name, gain in gains.items()},

@@ -1,10 +1,10 @@
-"""Images per second of the encoder's forward pass on a CPU, compared with PyTorch and with Keras on JAX.
+"""Images per second of the image encoder's forward pass on a CPU, compared with PyTorch and with Keras on JAX.
 
     python -m benchmarks.encoder [--batches=1,16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
-EfficientNet-B0 at 224 pixels up to its last features, with stored batch norm statistics, in float32. Requires the
-bench extra. Each side runs in its own process, and they alternate: five warm-up passes, then a timed one. The
-last line is JSON; its `ratio` is that of the worst cell.
+The encoder is EfficientNet-B0 without its classifier, at 224 pixels, with stored batch norm statistics, in float32.
+Each implementation runs in a separate process. The processes alternate; in each round, a process runs five warm-up
+passes and a timed one. Requires the bench extra. The last line is JSON, and `ratio` is the lowest of all comparisons.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from benchmarks.alternate import alternate, compare, print_result, serve, start_
 from caption_jax.runtime.process import HUGE_PAGES
 
 
-def our_encoder(batch: int) -> Callable[[], Any]:
-    """Returns the forward pass of a run's encoder."""
+def make_forward_pass(batch: int) -> Callable[[], Any]:
+    """Returns a function that runs the forward pass of our encoder."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
     import jax
     import numpy as np
 
@@ -34,35 +34,35 @@ def our_encoder(batch: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(forward(variables, images))
 
 
-def side_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the commands that start ours and the peers."""
+def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Returns the (arguments, environment) pairs that start ours and the requested peers."""
     cores_flag = f"--cores={cores}"
-    work = [cores_flag, "--workload=encoder", f"--batch={batch}"]
+    peer_flags = [cores_flag, "--workload=encoder", f"--batch={batch}"]
     commands = {
-        "torch": (["benchmarks.peers.torch_captioner", *work], {}),
-        "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
-        "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
+        "torch": (["benchmarks.peers.torch_captioner", *peer_flags], {}),
+        "torch_compile": (["benchmarks.peers.torch_captioner", *peer_flags, "--compile=1"], {}),
+        "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     ours = ["benchmarks.encoder", f"--serve={batch}", cores_flag]
     return {"ours": (ours, HUGE_PAGES), **{name: commands[name] for name in peers}}
 
 
 def main() -> None:
-    """Runs the benchmark, or our side of the comparison."""
+    """Runs the benchmark, or our implementation as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", default="1,16")
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores that each process may use")
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--serve", type=int, default=0, help="run as our side of the comparison, with this batch size")
+    parser.add_argument("--serve", type=int, default=0, help="run as a child process, with this batch size")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(our_encoder(options.serve), untimed_runs=5)
+        serve(make_forward_pass(options.serve), untimed_runs=5)
         return
     cells = {}
     for batch in map(int, options.batches.split(",")):
-        with start_sides(side_commands(batch, options.cores, options.peers.split(","))) as sides:
+        with start_sides(make_commands(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
         for name, (wall, processor) in seconds.items():
             print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "

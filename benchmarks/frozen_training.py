@@ -2,22 +2,23 @@
 
     python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
-keras: the published Keras design (`benchmarks/peers/keras_published.py`) on TensorFlow, compared with ours, which reads
-the feature cache. The peer runs EfficientNetB0 in every epoch, or reads its stored features. Both have one decoder
-layer of width 512, feed-forward width 512, 2 heads and a vocabulary of 10,000, and train on the same number of images
-(224 pixels) and captions (25 tokens) per step. The design runs with one update per caption and with one update per
-batch; the faster of the two is the peer.
+keras: compares training on cached features with Keras's published image captioner on TensorFlow
+(`benchmarks/peers/keras_published.py`), which either runs EfficientNetB0 in every epoch or reads stored features. Both
+models have one decoder layer of width 512, feed-forward width 512, 2 heads and a vocabulary of 10,000. Both train on
+the same number of images (224 pixels) and captions (25 tokens) per step. The Keras model is measured with one update
+per caption and with one update per batch, and compared by the faster of the two.
 
-utilisation: the step of `configs/flickr8k.py` on stored features of stage_7. Useful FLOP/s over the FLOP/s of a product
-of square matrices by jnp or NumPy, whichever is faster. Useful FLOPs are those of the matrix products in the forward
-and backward pass, for tokens that are not padding and the keys that they attend to. Norms, softmax, dropout and the
-optimizer are not counted. The ratio of the cell is utilisation over 0.4.
+utilisation: measures the training step of `configs/flickr8k.py` on stored features of stage_7. Utilisation is the
+useful FLOP/s of the step divided by the FLOP/s of a product of square matrices by jnp or NumPy, whichever is faster.
+Useful FLOPs are those of matrix products in the forward and backward pass, excluding padding and masked keys. Norms,
+softmax, dropout and the optimizer are not counted. `ratio` is the utilisation divided by 0.4.
 
 Captions have random tokens, and lengths distributed as in Flickr8k (13.3 input tokens on average, standard deviation
-3.8). Ours is the program that a run compiles (`caption_jax.training.program`), with batches placed on the device as in
-a run. Float32. Each side runs in its own process, and they alternate; every turn starts with untimed work.
-Requires the bench extra. `--clock=processor` measures CPU time, summed over all cores, instead of wall time,
-because it is reproducible on a busy machine. The last line is JSON; its `ratio` is that of the worst cell.
+3.8). Our implementation is the program that a run compiles (`caption_jax.training.program`), in float32, including the
+transfer of batches to the device. Each implementation runs in a separate process. The processes alternate, and in each
+round they make untimed calls before the timed one. Requires the bench extra. `--clock=processor` measures CPU time
+summed over all cores instead of wall time, which is reproducible on a busy machine. The last line is JSON, and `ratio`
+is the lowest of all comparisons.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ from caption_jax.runtime.process import HUGE_PAGES
 from caption_jax.specs import RunSpec
 
 MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
-SIDE, CELLS, CHANNELS = 224, 49, 1280
-STAGE = (7, 7, 320)  # shape of stage_7's features
-FLICKR_VOCABULARY, FLICKR_BATCH, BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
+IMAGE_SIZE, GRID_POSITIONS, CHANNELS = 224, 49, 1280
+STAGE_7_SHAPE = (7, 7, 320)
+FLICKR_VOCABULARY, FLICKR_BATCH_SIZE, FLICKR_BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
 TARGET_UTILISATION = 0.4
 
 
 def make_tokens(images: int, captions: int, length: int, vocabulary: int, seed: int) -> np.ndarray:
-    """Returns int32 [images, captions, length]: <s>, random tokens, </s> and padding."""
+    """Returns captions as int32 [images, captions, length]: <s>, random tokens, </s> and padding."""
     random = np.random.default_rng(seed)
     end = np.clip(np.rint(random.normal(MEAN_LENGTH, LENGTH_STDDEV, (images, captions))), 3, length - 1)[..., None]
     position = np.arange(length)
@@ -50,8 +51,8 @@ def make_tokens(images: int, captions: int, length: int, vocabulary: int, seed: 
     return np.where(position == 0, 0, tokens).astype(np.int32)
 
 
-def published_size() -> Any:
-    """Returns our config with the sizes of the Keras design."""
+def make_keras_design_spec() -> RunSpec:
+    """Returns a spec with the model dimensions of Keras's published design."""
     from caption_jax.config import default_config
 
     config, design = default_config(), Design()
@@ -62,8 +63,8 @@ def published_size() -> Any:
     return RunSpec.from_config(config)
 
 
-def flickr8k() -> Any:
-    """Returns configs/flickr8k.py with the whole backbone frozen."""
+def make_flickr8k_spec() -> RunSpec:
+    """Returns the spec of configs/flickr8k.py with the whole backbone frozen."""
     from caption_jax.configs import flickr8k
 
     with flickr8k.get_config().unlocked() as config:
@@ -75,8 +76,8 @@ def flickr8k() -> Any:
 _FROZEN = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
 
 
-def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
-    """Returns a function that performs one update per batch, as a run does."""
+def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
+    """Returns a function that performs one update per batch, with the program that a run compiles."""
     import jax
 
     from caption_jax.parameters.freezing import phases
@@ -87,45 +88,50 @@ def our_step(config: Any, vocabulary: int, batches: list[dict[str, np.ndarray]])
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    settings = ModelSettings(vocabulary, config.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
-    description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no text is encoded
-    mesh = make_mesh(config.mesh)
-    program, put_on_devices = make_program(description, mesh, steps=10_000), batch_placer(config, mesh)
+    settings = ModelSettings(vocabulary, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
+    # No text is encoded, so the description needs no vocabulary.
+    description = RunDescription(spec, settings, Preprocessing(IMAGE_SIZE), vocabulary=None)
+    mesh = make_mesh(spec.mesh)
+    program, put_on_devices = make_program(description, mesh, steps=10_000), batch_placer(spec, mesh)
     state = program.start(init_variables(description))
-    ((_, frozen),) = phases(state.params, config.optimizer.rules)
+    ((_, frozen),) = phases(state.params, spec.optimizer.rules)
     update = program.update(frozen)
 
-    def steps() -> None:
+    def run_steps() -> None:
         nonlocal state
         for batch in batches:
             state, metrics = update(state, put_on_devices(batch), program.constants)
         if not np.isfinite(float(jax.block_until_ready(metrics)["loss"])):
             raise AssertionError("the loss is not finite")
 
-    return steps
+    return run_steps
 
 
-def our_batch(images: int, captions: int, config: Any, vocabulary: int, shape: tuple[int, ...], seed: int) -> dict:
-    """Returns a batch of stored features."""
+def make_batch(images: int, captions: int, spec: RunSpec, vocabulary: int, shape: tuple[int, ...], seed: int) -> dict:
+    """Returns a batch of random features of this shape per image, with captions."""
     features = np.random.default_rng(seed).normal(size=(images, *shape)).astype(np.float16)
-    tokens = make_tokens(images, captions, config.data.max_length, vocabulary, seed)
+    tokens = make_tokens(images, captions, spec.data.max_length, vocabulary, seed)
     return {"features": features, "tokens": tokens, "mask": np.ones(images, bool)}
 
 
-def flickr8k_batches() -> list[dict[str, np.ndarray]]:
-    """Returns several batches, because the number of tokens varies."""
-    config = flickr8k()
-    captions = config.data.captions_per_image
-    return [our_batch(FLICKR_BATCH, captions, config, FLICKR_VOCABULARY, STAGE, seed) for seed in range(BATCHES)]
+def make_flickr8k_batches() -> list[dict[str, np.ndarray]]:
+    """Returns several batches for configs/flickr8k.py, because the number of tokens varies between batches."""
+    spec = make_flickr8k_spec()
+    captions = spec.data.captions_per_image
+    return [
+        make_batch(FLICKR_BATCH_SIZE, captions, spec, FLICKR_VOCABULARY, STAGE_7_SHAPE, seed)
+        for seed in range(FLICKR_BATCHES)
+    ]
 
 
-def useful_operations(config: Any, vocabulary: int, batch: dict[str, np.ndarray]) -> float:
-    """FLOPs of the matrix products of a step, excluding padding and masked keys.
+def count_useful_flops(spec: RunSpec, vocabulary: int, batch: dict[str, np.ndarray]) -> float:
+    """Returns the FLOPs of the matrix products of a step, excluding padding and masked keys.
 
-    In the backward pass a product costs two products, one for the gradient of each factor. The last convolution is
-    frozen and has no gradient; the projection of its output has a gradient for its weights only.
+    The backward pass of a matrix product consists of two products, one for the gradient of each factor. There are two
+    exceptions: the last convolution is frozen and has no gradients, and the projection of its output has only a
+    gradient of the weights.
     """
-    decoder, memory_length = config.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
+    decoder, memory_length = spec.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
     width, images = decoder.width, len(batch["tokens"])
     lengths = (batch["tokens"][..., 1:] != 1).sum(-1)  # input tokens per caption
     tokens = lengths.sum()
@@ -133,12 +139,12 @@ def useful_operations(config: Any, vocabulary: int, batch: dict[str, np.ndarray]
     attention = 2 * width * ((lengths * (lengths + 1) // 2).sum() + tokens * memory_length)
     memory = images * memory_length * 2 * width * width
     trained = decoder.layers * (projections + attention + memory) + tokens * width * vocabulary
-    cells = images * memory_length * CHANNELS
-    return 2.0 * (3 * trained + 2 * cells * width + cells * batch["features"].shape[-1])
+    activations = images * memory_length * CHANNELS
+    return 2.0 * (3 * trained + 2 * activations * width + activations * batch["features"].shape[-1])
 
 
-def matrix_product(library: str) -> Callable[[], Any]:
-    """Returns a function that multiplies two square matrices, large enough to reach the processor's peak."""
+def make_matrix_product(library: str) -> Callable[[], Any]:
+    """Returns a function that multiplies two square matrices, which are large enough to reach peak FLOP/s."""
     a, b = np.random.default_rng(0).normal(size=(2, MATRIX_SIZE, MATRIX_SIZE)).astype(np.float32)
     if library == "numpy":
         return lambda: a @ b
@@ -149,52 +155,52 @@ def matrix_product(library: str) -> Callable[[], Any]:
     return lambda: product(x, y).block_until_ready()
 
 
-def side_work(name: str, batch: int, captions: int) -> Callable[[], Any]:
-    """Returns the work of the named side."""
+def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
+    """Returns the function that the named child process times."""
     if name.startswith("product_"):
-        return matrix_product(name.removeprefix("product_"))
+        return make_matrix_product(name.removeprefix("product_"))
     if name == "flickr8k":
-        return our_step(flickr8k(), FLICKR_VOCABULARY, flickr8k_batches())
+        return make_training_steps(make_flickr8k_spec(), FLICKR_VOCABULARY, make_flickr8k_batches())
     design = Design()
     if name == "ours":
-        config = published_size()
-        grid = our_batch(batch, captions, config, design.vocabulary, (7, 7, CHANNELS), 0)
-        return our_step(config, design.vocabulary, [grid])
-    from benchmarks.peers.keras_published import train_step
+        spec = make_keras_design_spec()
+        features = make_batch(batch, captions, spec, design.vocabulary, (7, 7, CHANNELS), 0)
+        return make_training_steps(spec, design.vocabulary, [features])
+    from benchmarks.peers.keras_published import make_train_step
 
     _, source, updates = name.split("_")
     random, tokens = np.random.default_rng(0), make_tokens(batch, captions, design.length, design.vocabulary, 0)
     if source == "cached":
-        inputs = random.normal(size=(batch, CELLS, CHANNELS)).astype(np.float16)
+        inputs = random.normal(size=(batch, GRID_POSITIONS, CHANNELS)).astype(np.float16)
     else:
-        inputs = random.integers(0, 256, (batch, SIDE, SIDE, 3), np.uint8)
-    return train_step(design, inputs, tokens, features=source == "cached", updates=updates)
+        inputs = random.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+    return make_train_step(design, inputs, tokens, is_features=source == "cached", updates=updates)
 
 
-def against_keras(batch: int, captions: int, turns: Callable) -> dict[str, dict[str, float]]:
-    """Returns the cells of the comparison with Keras, in captions per second."""
+def compare_with_keras(batch: int, captions: int, time_sides: Callable) -> dict[str, dict[str, float]]:
+    """Returns the results of the comparisons with Keras, in captions per second."""
     keras = [f"keras_{source}_{updates}" for source in ("recomputed", "cached") for updates in ("caption", "batch")]
-    seconds = turns(["ours", *keras])
-    speed = {name: batch * captions / elapsed for name, elapsed in seconds.items()}
-    for name, value in speed.items():
-        print(f"{name:24} {value:8.1f} captions/s", flush=True)
+    seconds = time_sides(["ours", *keras])
+    rates = {name: batch * captions / elapsed for name, elapsed in seconds.items()}
+    for name, rate in rates.items():
+        print(f"{name:24} {rate:8.1f} captions/s", flush=True)
     cells = {}
     for source in ("recomputed", "cached"):
-        peer = max(speed[name] for name in keras if source in name)
-        cells[f"Keras, features {source}"] = {"ours": speed["ours"], "peer": peer, "ratio": speed["ours"] / peer}
+        peer = max(rates[name] for name in keras if source in name)
+        cells[f"Keras, features {source}"] = {"ours": rates["ours"], "peer": peer, "ratio": rates["ours"] / peer}
     return cells
 
 
-def utilisation(turns: Callable) -> dict[str, dict[str, float]]:
-    """Returns the cell of the step of configs/flickr8k.py, in useful GFLOP/s."""
+def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
+    """Returns the FLOP utilisation of the training step of configs/flickr8k.py, with useful GFLOP/s."""
     products = ["product_numpy", "product_jnp"]
-    seconds = turns(["flickr8k", *products])
-    batches = flickr8k_batches()
-    useful = sum(useful_operations(flickr8k(), FLICKR_VOCABULARY, batch) for batch in batches)
+    seconds = time_sides(["flickr8k", *products])
+    batches = make_flickr8k_batches()
+    useful = sum(count_useful_flops(make_flickr8k_spec(), FLICKR_VOCABULARY, batch) for batch in batches)
     ours, peak = useful / seconds["flickr8k"], 2 * MATRIX_SIZE**3 / min(seconds[name] for name in products)
-    step, captions = seconds["flickr8k"] / BATCHES, batches[0]["tokens"][..., 0].size
+    step, captions = seconds["flickr8k"] / FLICKR_BATCHES, batches[0]["tokens"][..., 0].size
     print(
-        f"flickr8k: {useful / BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
+        f"flickr8k: {useful / FLICKR_BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
         f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f}; "
         f"model FLOP utilisation {ours / peak:.3f}",
         flush=True,
@@ -205,36 +211,37 @@ def utilisation(turns: Callable) -> dict[str, dict[str, float]]:
 
 
 def main() -> None:
-    """Runs the benchmark, or one side of a comparison."""
+    """Runs the benchmark, or one implementation as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parts", default="keras,utilisation")
     parser.add_argument("--batch", type=int, default=32, help="images per step in the comparison with Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="clock to measure with")
-    parser.add_argument("--serve", default="", help="run as the side of this name")
+    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="wall time or CPU time")
+    parser.add_argument("--serve", default="", help="run this implementation as a child process")
     options = parser.parse_args()
-    sizes = [f"--batch={options.batch}", f"--captions={options.captions}"]
     if options.serve:
-        untimed_runs = (
-            10 if options.serve.startswith("product_") else 1
-        )  # in practice steps and products run back to back
-        serve(side_work(options.serve, options.batch, options.captions), untimed_runs=untimed_runs)
+        # In practice, steps and matrix products follow one another without pauses.
+        untimed_runs = 10 if options.serve.startswith("product_") else 1
+        serve(make_workload(options.serve, options.batch, options.captions), untimed_runs=untimed_runs)
         return
 
-    quiet = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
+    flags = [f"--batch={options.batch}", f"--captions={options.captions}"]
+    environment = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
 
-    def turns(names: list[str]) -> dict[str, float]:
-        """Returns the median seconds of each side, by the selected clock."""
-        commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *sizes], quiet) for name in names}
+    def time_sides(names: list[str]) -> dict[str, float]:
+        """Returns the median seconds of each side, measured by the selected clock."""
+        commands = {
+            name: (["benchmarks.frozen_training", f"--serve={name}", *flags], environment) for name in names
+        }
         with start_sides(commands) as sides:
             return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
 
     cells: dict[str, dict[str, float]] = {}
     if "keras" in options.parts:
-        cells |= against_keras(options.batch, options.captions, turns)
+        cells |= compare_with_keras(options.batch, options.captions, time_sides)
     if "utilisation" in options.parts:
-        cells |= utilisation(turns)
+        cells |= measure_utilisation(time_sides)
     print_result("frozen_training", cells, "captions/s")
 
 

@@ -1,12 +1,13 @@
-"""CPU time per image of libraries that decode or resize JPEG images, each in a plain single-threaded loop.
+"""CPU time per image of libraries that decode or resize JPEG images, in a single-threaded loop.
 
     python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
 
-It justifies the libraries of `input_pipeline.images` and `input_pipeline.resampling`: simplejpeg and kornia-rs. They
-are compared with Pillow, with OpenCV and imagecodecs if installed, and with the decoder of kornia-rs (zune-jpeg, in
-Rust). At one eighth a decoder produces a single pixel per block, so that cell measures Huffman decoding, which no scale
-avoids. FOLDER contains photographs (.jpg); the default is the development data next to the checkout. Rounds alternate
-and the median counts. The last line is JSON; its `ratio` is that of the worst cell, the time of a library over ours.
+The libraries used by `input_pipeline.images` and `input_pipeline.resampling`, simplejpeg and kornia-rs, are compared
+with Pillow, with OpenCV and imagecodecs if installed, and with the decoder of kornia-rs (zune-jpeg, in Rust). At a
+scale of 1/8, a decoder computes a single pixel per block, so the time is mostly that of Huffman decoding, which every
+scale requires. FOLDER contains photographs (.jpg); the default is the development data next to the checkout. Results
+are medians over alternating rounds. The last line is JSON; `ratio` is the time of the fastest other library divided by
+ours, for the task where it is lowest.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ from PIL import Image
 
 from benchmarks.alternate import print_result
 from benchmarks.input_pipeline import PHOTOGRAPHS
-from benchmarks.peers.image_loaders import recycled
+from benchmarks.peers.image_loaders import list_images
 
-Work = Callable[[Any], Any]
+ImageFunction = Callable[[Any], Any]
 
 
-def decoders() -> dict[str, dict[str, Work]]:
-    """Decoders from JPEG bytes to pixels at full and at reduced size. The first of each is ours."""
+def make_decoders() -> dict[str, dict[str, ImageFunction]]:
+    """Returns functions from JPEG bytes to pixels, by scale and library. The first library of each scale is ours."""
 
-    def pillow(data: bytes, factor: int) -> np.ndarray:
+    def pillow_decode(data: bytes, factor: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
         if factor > 1:
             image.draft(None, (image.width // factor, image.height // factor))
@@ -48,51 +49,54 @@ def decoders() -> dict[str, dict[str, Work]]:
         return simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
 
     factors = {"decode": 1, "decode at a half": 2, "decode at an eighth": 8}
-    result: dict[str, dict[str, Work]] = {
-        kind: {
+    decoders: dict[str, dict[str, ImageFunction]] = {
+        task: {
             "simplejpeg": functools.partial(simplejpeg_decode, factor=factor),
-            "Pillow": functools.partial(pillow, factor=factor),
+            "Pillow": functools.partial(pillow_decode, factor=factor),
         }
-        for kind, factor in factors.items()
+        for task, factor in factors.items()
     }
-    result["decode"]["kornia-rs"] = kornia_io.decode_image_jpeg
+    decoders["decode"]["kornia-rs"] = kornia_io.decode_image_jpeg
     if importlib.util.find_spec("cv2"):
         import cv2
 
         cv2.setNumThreads(1)
-        for kind, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at a half", cv2.IMREAD_REDUCED_COLOR_2)):
-            result[kind]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
+        for task, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at a half", cv2.IMREAD_REDUCED_COLOR_2)):
+            decoders[task]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
 
-        result["decode"]["imagecodecs"] = imagecodecs.jpeg8_decode
-    return result
+        decoders["decode"]["imagecodecs"] = imagecodecs.jpeg8_decode
+    return decoders
 
 
-def resizers(size: int) -> dict[str, Work]:
-    """Antialiased resizing to a square, bicubic except for OpenCV's area interpolation. The first is ours."""
+def make_resizers(size: int) -> dict[str, ImageFunction]:
+    """Returns functions that resize pixels to a square with antialiasing, by library. The first library is ours.
+
+    The interpolation is bicubic, except that OpenCV averages areas.
+    """
     square = (size, size)
-    result: dict[str, Work] = {
+    resizers: dict[str, ImageFunction] = {
         "kornia-rs": lambda pixels: imgproc.resize(pixels, square, "bicubic", antialias=True),
         "Pillow": lambda pixels: np.asarray(Image.fromarray(pixels).resize(square, Image.Resampling.BICUBIC)),
     }
     if importlib.util.find_spec("cv2"):
         import cv2
 
-        result["OpenCV, area"] = lambda pixels: cv2.resize(pixels, square, interpolation=cv2.INTER_AREA)
-    return result
+        resizers["OpenCV, area"] = lambda pixels: cv2.resize(pixels, square, interpolation=cv2.INTER_AREA)
+    return resizers
 
 
-def measure(libraries: dict[str, Work], items: list[Any], rounds: int) -> dict[str, float]:
-    """Median milliseconds of CPU time per item; the first round is a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in libraries}
+def measure(functions: dict[str, ImageFunction], images: list[Any], rounds: int) -> dict[str, float]:
+    """Returns the median CPU time of each function in milliseconds per image. The first round is a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
-        for name, work in libraries.items():
+        for name, function in functions.items():
             start = time.process_time()
-            for item in items:
-                work(item)
-            times[name].append(1000 * (time.process_time() - start) / len(items))
-    return {name: statistics.median(measured[1:]) for name, measured in times.items()}
+            for image in images:
+                function(image)
+            times[name].append(1000 * (time.process_time() - start) / len(images))
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
 def main() -> None:
@@ -102,19 +106,20 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    files = [Path(path).read_bytes() for path in sorted(set(recycled(options.root, 80)))]
-    whole = [simplejpeg.decode_jpeg(data) for data in files]
-    half = [decoders()["decode at a half"]["simplejpeg"](data) for data in files]
-    tasks = {kind: (libraries, files) for kind, libraries in decoders().items()}
-    tasks["resize the whole"] = (resizers(options.size), whole)
-    tasks["resize the half"] = (resizers(options.size), half)
+    files = [Path(path).read_bytes() for path in sorted(set(list_images(options.root, 80)))]
+    decoders, resizers = make_decoders(), make_resizers(options.size)
+    full_images = [simplejpeg.decode_jpeg(data) for data in files]
+    half_images = [decoders["decode at a half"]["simplejpeg"](data) for data in files]
+    tasks = {task: (functions, files) for task, functions in decoders.items()}
+    tasks["resize the whole"] = (resizers, full_images)
+    tasks["resize the half"] = (resizers, half_images)
     cells = {}
-    for task, (libraries, items) in tasks.items():
-        times = measure(libraries, items, options.rounds)
+    for task, (functions, images) in tasks.items():
+        times = measure(functions, images, options.rounds)
         print(f"{task:19}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
-        ours, *others = times.items()
+        (_, ours), *others = times.items()
         for name, value in others:
-            cells[f"{task}: {name}"] = {"ours": ours[1], "peer": value, "ratio": value / ours[1]}
+            cells[f"{task}: {name}"] = {"ours": ours, "peer": value, "ratio": value / ours}
     print_result("image_libraries", cells, "ms")
 
 

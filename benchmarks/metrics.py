@@ -2,9 +2,10 @@
 
     python -m benchmarks.metrics [--captions=captions.csv] [--images=5000] [--rounds=5]
 
-BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Both sides start every round without caches.
-Rounds alternate and the median counts. Scores must agree within 1e-9. The peer requires Java. Captions are read from a
-CSV file (`image,caption`, as in Flickr8k), or generated from rendered scenes without one. The last line is JSON.
+Computes BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Results are medians over alternating
+rounds; caches are cleared before each round. The scores of both implementations must agree within 1e-9. pycocoevalcap
+requires Java. Captions are read from a CSV file (`image,caption`, as in Flickr8k) if there is one, and generated from
+rendered scenes otherwise. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ DEVELOPMENT_CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" /
 
 
 def read_references(path: Path | None, images: int) -> References:
-    """Returns five captions per image."""
+    """Returns five captions per image: those in the CSV file at `path`, or captions of rendered scenes."""
     if path is None:
         return {image: list(scene.captions()) for image, scene in enumerate(itertools.islice(scenes(0), images))}
     by_name: dict[str, list[str]] = {}
@@ -52,7 +53,7 @@ def read_references(path: Path | None, images: int) -> References:
 
 
 def make_hypotheses(references: References) -> Hypotheses:
-    """Returns one caption per image, a reference with words replaced, about as accurate as a captioner's output."""
+    """Returns a reference of each image with random words replaced, about as accurate as a captioner's output."""
     rng = random.Random(0)
     words = [word for captions in itertools.islice(references.values(), 500) for word in captions[0].split()]
     return {
@@ -61,40 +62,46 @@ def make_hypotheses(references: References) -> Hypotheses:
     }
 
 
-def ours(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    """Computes all metrics in this process."""
+def score_with_ours(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    """Computes all metrics with `caption_jax.metrics`."""
     clear_cache()
     return score(references, hypotheses)
 
 
-def peer(references: References, hypotheses: Hypotheses) -> dict[str, float]:
-    """Computes all metrics with pycocoevalcap, as its `COCOEvalCap` does."""
-    gts = PTBTokenizer().tokenize({i: [{"caption": text} for text in texts] for i, texts in references.items()})
-    res = PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()})
+def score_with_pycocoevalcap(references: References, hypotheses: Hypotheses) -> dict[str, float]:
+    """Computes all metrics with pycocoevalcap, in the same way as its `COCOEvalCap`."""
+    gts = tokenize_with_pycocoevalcap(references)
+    res = tokenize_with_pycocoevalcap({image: [caption] for image, caption in hypotheses.items()})
     bleu, _ = Bleu(4).compute_score(gts, res, verbose=0)
     scores = {f"BLEU-{n}": value for n, value in enumerate(bleu, start=1)}
     return {**scores, "ROUGE-L": Rouge().compute_score(gts, res)[0], "CIDEr-D": Cider().compute_score(gts, res)[0]}
 
 
+def tokenize_with_pycocoevalcap(captions: dict[int, list[str]]) -> dict[int, list[str]]:
+    """Returns the captions of each image, tokenized by the Java tokenizer."""
+    return PTBTokenizer().tokenize({image: [{"caption": text} for text in texts] for image, texts in captions.items()})
+
+
 def time_tokenization(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
-    """Returns the seconds that tokenization alone takes, (ours, peer)."""
-    captions = [caption for texts in references.values() for caption in texts]
+    """Returns the seconds that tokenization takes, (ours, peer)."""
+    references_list = [caption for captions in references.values() for caption in captions]
+    hypotheses_list = list(hypotheses.values())
     clear_cache()
-    our_seconds, _ = timed(lambda: (tokenize_all(captions), tokenize_all(list(hypotheses.values()))))
-    peer_seconds, _ = timed(
+    our_seconds, _ = time_call(lambda: (tokenize_all(references_list), tokenize_all(hypotheses_list)))
+    peer_seconds, _ = time_call(
         lambda: (
-            PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in enumerate(captions)}),
-            PTBTokenizer().tokenize({i: [{"caption": caption}] for i, caption in hypotheses.items()}),
+            tokenize_with_pycocoevalcap({i: [caption] for i, caption in enumerate(references_list)}),
+            tokenize_with_pycocoevalcap({i: [caption] for i, caption in enumerate(hypotheses_list)}),
         )
     )
     return our_seconds, peer_seconds
 
 
-def timed(function: Callable, *arguments):
-    """Returns the seconds of a call and its result."""
-    started = time.perf_counter()
+def time_call(function: Callable, *arguments):
+    """Calls a function. Returns the wall time in seconds and the result."""
+    start = time.perf_counter()
     result = function(*arguments)
-    return time.perf_counter() - started, result
+    return time.perf_counter() - start, result
 
 
 def main() -> None:
@@ -107,20 +114,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     if shutil.which("java") is None:
-        sys.exit("the peer's tokenizer is a Java program: install Java to compare")
+        sys.exit("the tokenizer of pycocoevalcap requires Java: install it and make sure that `java` is on the PATH")
     references = read_references(options.captions, options.images)
     hypotheses = make_hypotheses(references)
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(options.rounds):
-        our_seconds, actual = timed(ours, references, hypotheses)
-        peer_seconds, expected = timed(peer, references, hypotheses)
-        worst = max(abs(actual[name] - value) for name, value in expected.items())
-        if not worst <= 1e-9:
-            sys.exit(f"the scores differ by {worst}: ours {actual}, peer {expected}")
+        our_seconds, actual = time_call(score_with_ours, references, hypotheses)
+        peer_seconds, expected = time_call(score_with_pycocoevalcap, references, hypotheses)
+        difference = max(abs(actual[name] - value) for name, value in expected.items())
+        if not difference <= 1e-9:
+            sys.exit(f"the scores differ by {difference}: ours {actual}, peer {expected}")
         seconds["ours"].append(our_seconds)
         seconds["peer"].append(peer_seconds)
         times = f"ours {our_seconds:.2f} s, peer {peer_seconds:.2f} s"
-        print(f"round {number + 1}: {times}; scores within {worst:.1e}", flush=True)
+        print(f"round {number + 1}: {times}; scores agree within {difference:.1e}", flush=True)
     tokenization = time_tokenization(references, hypotheses)
     print(f"tokenization: ours {tokenization[0]:.2f} s, peer {tokenization[1]:.2f} s")
     median = {name: statistics.median(values) for name, values in seconds.items()}

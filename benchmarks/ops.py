@@ -1,11 +1,12 @@
-"""CPU time of each operation of `caption_jax.ops`, compared with the reference implementation in the same file.
+"""CPU time of each operation in `caption_jax.ops`, compared with the reference implementation in the same file.
 
     python -m benchmarks.ops [--ops=dense,dropout] [--cores=2] [--rounds=5]
 
-Sizes are those of training on Flickr8k (packed tokens, width 512) and of EfficientNet-B0 at 224 pixels. Operations that
-training differentiates are timed with their gradients. Each implementation runs in its own process, and they alternate:
-two warm-up passes, then a timed one. The peer of dropout is `jax.random.bernoulli`, as in `nn.Dropout`, because the
-reference uses the same random bits. A second cell compares masks of 16 and 8 bits. The last line is JSON.
+The shapes are those of training on Flickr8k (packed tokens, width 512) and of EfficientNet-B0 at 224 pixels. Operations
+that training differentiates are timed with their gradients. Each implementation runs in a separate process. The
+processes alternate; in each round, a process runs two warm-up passes and a timed one. Dropout is compared with
+`jax.random.bernoulli`, as in `nn.Dropout`, because the reference implementation generates the same random bits as ours.
+`dropout_16_bits` compares masks of 16 bits ("ours") and 8 bits ("reference"). The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from benchmarks.alternate import alternate, compare, print_result, serve, start_
 from caption_jax.runtime.process import HUGE_PAGES
 
 TOKENS, WIDTH, HEADS, VOCABULARY = 3_584, 512, 8, 10_000
-IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have up to 35 tokens, 22 on average
+IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have at most 35 tokens, and 22 on average
 IMPLEMENTATIONS = ("ours", "reference")
 NAMES = (
     *("dense", "pointwise_conv", "depthwise_conv", "norm_activation", "stored_norm_activation"),
@@ -28,15 +29,15 @@ NAMES = (
 )
 
 
-def normal(*shape: int) -> Any:
-    """Returns the same random array for both implementations."""
+def make_array(*shape: int) -> Any:
+    """Returns a random float32 array, which is the same for both implementations."""
     import numpy as np
 
     return np.random.default_rng(0).normal(size=shape).astype(np.float32)
 
 
-def segments() -> Any:
-    """Returns one row packed with 160 captions and no padding."""
+def make_segments() -> Any:
+    """Returns the segments of 160 captions packed into one row without padding."""
     import numpy as np
 
     from caption_jax.ops.segments import Segments
@@ -48,15 +49,16 @@ def segments() -> Any:
     return Segments.packed(ids[None], positions[None], captions, LENGTH)
 
 
-def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
-    """Operations that training differentiates, as functions that return one array, and their arguments.
+def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]:
+    """Returns the operations that are timed with their gradients, as (function, arguments) pairs.
 
-    `dense` and `pointwise_conv` are combined with activations, because the cost of their gradient depends on those.
+    Each function returns one array. `dense` and `pointwise_conv` are combined with activation functions, which affect
+    the cost of their gradients.
     """
     import jax
     import numpy as np
 
-    head = WIDTH // HEADS
+    head_dim = WIDTH // HEADS
     targets = np.random.default_rng(1).integers(0, VOCABULARY, TOKENS)
     weights, channels = np.ones(TOKENS, np.float32), (np.ones(32, np.float32),) * 3
     norm = functools.partial(ops.norm_activation, groups=1, epsilon=1e-3, activation="swish")
@@ -64,42 +66,51 @@ def trained(ops: Any) -> dict[str, tuple[Callable, tuple]]:
     def token_loss(logits):
         return ops.token_cross_entropy(logits, targets[:624], weights[:624], 0.1).loss_sum
 
-    def vocabulary_loss(states, table, bias):
-        return ops.vocabulary_cross_entropy(states, table, bias, targets, weights, 0.1).loss_sum
+    def vocabulary_loss(states, embedding, bias):
+        return ops.vocabulary_cross_entropy(states, embedding, bias, targets, weights, 0.1).loss_sum
+
+    def caption_attention(qkv):
+        return ops.caption_attention(qkv, make_segments())
 
     def memory_attention(queries, keys, values):
-        return ops.memory_attention(queries, keys, values, None, segments())[0]
+        return ops.memory_attention(queries, keys, values, None, make_segments())[0]
 
     def feed_forward(x, expand, contract):
         return ops.dense(jax.nn.gelu(ops.dense(x, expand)), contract)
 
-    def expanded(x, kernel, scale):
+    def expand_channels(x, kernel, scale):
         return jax.nn.swish(ops.pointwise_conv(x, kernel) * scale)
 
     return {
-        "dense": (feed_forward, (normal(TOKENS, WIDTH), normal(WIDTH, 4 * WIDTH), normal(4 * WIDTH, WIDTH))),
-        "pointwise_conv": (expanded, (normal(16, 28, 28, 40), normal(40, 240), normal(240))),
-        "depthwise_conv": (ops.depthwise_conv, (normal(16, 56, 56, 144), normal(3, 3, 144))),
-        "norm_activation": (lambda *arrays: norm(*arrays)[0], (normal(16, 112, 112, 32), *channels)),
-        "caption_attention": (lambda qkv: ops.caption_attention(qkv, segments()), (normal(TOKENS, 3, HEADS, head),)),
+        "dense": (
+            feed_forward,
+            (make_array(TOKENS, WIDTH), make_array(WIDTH, 4 * WIDTH), make_array(4 * WIDTH, WIDTH)),
+        ),
+        "pointwise_conv": (expand_channels, (make_array(16, 28, 28, 40), make_array(40, 240), make_array(240))),
+        "depthwise_conv": (ops.depthwise_conv, (make_array(16, 56, 56, 144), make_array(3, 3, 144))),
+        "norm_activation": (lambda *arrays: norm(*arrays)[0], (make_array(16, 112, 112, 32), *channels)),
+        "caption_attention": (caption_attention, (make_array(TOKENS, 3, HEADS, head_dim),)),
         "memory_attention": (
             memory_attention,
             (
-                normal(TOKENS, HEADS, head),
-                normal(IMAGES, HEADS, head, MEMORY_LENGTH),
-                normal(IMAGES, HEADS, MEMORY_LENGTH, head),
+                make_array(TOKENS, HEADS, head_dim),
+                make_array(IMAGES, HEADS, head_dim, MEMORY_LENGTH),
+                make_array(IMAGES, HEADS, MEMORY_LENGTH, head_dim),
             ),
         ),
-        "token_cross_entropy": (token_loss, (normal(624, VOCABULARY),)),
+        "token_cross_entropy": (token_loss, (make_array(624, VOCABULARY),)),
         "vocabulary_cross_entropy": (
             vocabulary_loss,
-            (normal(TOKENS, WIDTH), normal(VOCABULARY, WIDTH), normal(VOCABULARY)),
+            (make_array(TOKENS, WIDTH), make_array(VOCABULARY, WIDTH), make_array(VOCABULARY)),
         ),
     }
 
 
-def applied(ops: Any, implementation: str) -> dict[str, tuple[Callable, tuple]]:
-    """Operations timed without a gradient. Those of a decoding step run twenty times in a row."""
+def make_forward_functions(ops: Any, implementation: str) -> dict[str, tuple[Callable, tuple]]:
+    """Returns the operations that are timed without gradients, as (function, arguments) pairs.
+
+    Operations of a decoding step are executed 20 times per pass.
+    """
     import jax
     import jax.numpy as jnp
 
@@ -123,33 +134,39 @@ def applied(ops: Any, implementation: str) -> dict[str, tuple[Callable, tuple]]:
 
         return jax.lax.fori_loop(0, 20, step, queries)
 
-    tokens = normal(TOKENS, 4 * WIDTH)
+    def dropout_with_bits(x):
+        return ops.dropout(key, x, 0.1, None, 16 if implementation == "ours" else 8)
+
+    states = make_array(TOKENS, 4 * WIDTH)
     return {
-        "stored_norm_activation": (stored_norm, (normal(16, 112, 112, 32),)),
-        "dropout": (dropout, (tokens,)),
-        "dropout_16_bits": (lambda x: ops.dropout(key, x, 0.1, None, 16 if implementation == "ours" else 8), (tokens,)),
-        "attend": (attend, (normal(16, 5, HEADS, 64), normal(16, HEADS, 64, 100), normal(16, HEADS, 100, 64))),
-        "resample": (lambda pixels: ops.resample(pixels, fractions, fractions), (normal(IMAGES, 224, 224, 3),)),
-        "top_k": (top_k, (normal(80, VOCABULARY),)),
+        "stored_norm_activation": (stored_norm, (make_array(16, 112, 112, 32),)),
+        "dropout": (dropout, (states,)),
+        "dropout_16_bits": (dropout_with_bits, (states,)),
+        "attend": (
+            attend,
+            (make_array(16, 5, HEADS, 64), make_array(16, HEADS, 64, 100), make_array(16, HEADS, 100, 64)),
+        ),
+        "resample": (lambda pixels: ops.resample(pixels, fractions, fractions), (make_array(IMAGES, 224, 224, 3),)),
+        "top_k": (top_k, (make_array(80, VOCABULARY),)),
     }
 
 
-def work(name: str, implementation: str) -> Callable[[], Any]:
-    """Returns a function that runs one pass of an operation."""
+def make_pass(name: str, implementation: str) -> Callable[[], Any]:
+    """Returns a function that runs one pass of the named operation, compiled."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
     import jax
     import jax.numpy as jnp
 
     from caption_jax.ops.implementations import FAST, REFERENCE
 
     ops = FAST if implementation == "ours" or name.startswith("dropout") else REFERENCE
-    differentiated = trained(ops)
-    function, arrays = differentiated.get(name) or applied(ops, implementation)[name]
+    differentiated = make_differentiated_functions(ops)
+    function, arrays = differentiated.get(name) or make_forward_functions(ops, implementation)[name]
     arrays = jax.device_put(arrays)
     if name in differentiated:
-        cotangent = jax.device_put(normal(*jax.eval_shape(function, *arrays).shape))
+        cotangent = jax.device_put(make_array(*jax.eval_shape(function, *arrays).shape))
         argnums = tuple(range(len(arrays)))
         run = jax.jit(jax.value_and_grad(lambda *arrays: jnp.vdot(function(*arrays), cotangent), argnums))
     else:
@@ -158,27 +175,30 @@ def work(name: str, implementation: str) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Runs the benchmark, or one implementation of an operation as one side of the comparison."""
+    """Runs the benchmark, or one implementation of an operation as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--ops", default=",".join(NAMES))
-    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores that each process may use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", nargs=2, metavar=("OP", "IMPLEMENTATION"), help="run as one side of the comparison")
+    parser.add_argument("--serve", nargs=2, metavar=("OP", "IMPLEMENTATION"), help="run as a child process")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(work(*options.serve), untimed_runs=2)
+        serve(make_pass(*options.serve), untimed_runs=2)
         return
     cells = {}
     for name in options.ops.split(","):
         commands = {
-            side: (["benchmarks.ops", f"--cores={options.cores}", "--serve", name, side], HUGE_PAGES)
-            for side in IMPLEMENTATIONS
+            implementation: (
+                ["benchmarks.ops", f"--cores={options.cores}", "--serve", name, implementation],
+                HUGE_PAGES,
+            )
+            for implementation in IMPLEMENTATIONS
         }
         with start_sides(commands) as sides:
             seconds = alternate(sides, options.rounds)
         cells[name] = compare(seconds, 1)["reference"]
-        ours, reference = (1e3 * seconds[side].processor for side in IMPLEMENTATIONS)
+        ours, reference = (1e3 * seconds[implementation].processor for implementation in IMPLEMENTATIONS)
         times = f"CPU time {ours:8.1f} ms, reference {reference:8.1f} ms"
         ratios = f"ratio {cells[name]['processor_ratio']:.2f}, wall time {cells[name]['ratio']:.2f}"
         print(f"{name:24} {times}, {ratios}", flush=True)

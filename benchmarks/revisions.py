@@ -1,12 +1,13 @@
-"""Speed of this revision compared with a checkout of another one, to check that a refactoring costs nothing.
+"""Speed of this revision compared with a checkout of another revision, to check that a change does not affect speed.
 
     git worktree add ../base REVISION
     python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--starts=3] [--rounds=5]
 
-Each part is our side of the benchmark of that name, started from both trees; the two processes alternate. A
-process can be slow for its whole lifetime, depending on where its memory is allocated, so each pair is started
-`--starts` times and the median of all turns counts. There are no peers, so the bench extra is not required. The ratio
-of a cell is the seconds of the base over ours: 0.95 means that this revision takes 5 % longer. The last line is JSON.
+Each part runs our implementation in the benchmark of that name. One process runs the code of this checkout, another the
+code of the other checkout (the base), and the two processes alternate. A process can be slow for its whole lifetime,
+depending on where its memory is allocated, so each pair of processes is started `--starts` times, and results are
+medians over all rounds. No peers are involved, so the bench extra is not required. Ratios are the time of the base
+divided by that of this revision; 0.95 means that this revision takes 5 % longer. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,28 +36,32 @@ PARTS = {
 }
 
 
-def alternate_trees(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
-    """Median seconds of the same work in both trees.
+def time_checkouts(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
+    """Returns the median times of a benchmark in both checkouts, which have separate compilation caches.
 
-    Each tree has a separate compilation cache (`JAX_COMPILATION_CACHE_DIR`).
+    Args:
+        arguments: Module of the benchmark and its flags.
+        base: Folder of the other checkout.
+        starts: Number of times that each pair of processes is started.
+        rounds: Number of timed runs per process.
     """
     times: dict[str, list[Seconds]] = {"ours": [], "base": []}
-    with tempfile.TemporaryDirectory() as compiled:
+    with tempfile.TemporaryDirectory() as cache_folder:
         for _ in range(starts):
             with contextlib.ExitStack() as stack:
                 sides = {}
-                for name, tree in {"ours": ROOT, "base": base}.items():
-                    environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{compiled}/{name}"}
-                    sides[name] = Side(arguments, environment, tree)
+                for name, checkout in {"ours": ROOT, "base": base}.items():
+                    environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{cache_folder}/{name}"}
+                    sides[name] = Side(arguments, environment, checkout)
                     stack.callback(sides[name].close)
                 for _ in range(rounds):
                     for name, side in sides.items():
                         times[name].append(side.run())
-    return {name: Seconds(*map(statistics.median, zip(*rows, strict=True))) for name, rows in times.items()}
+    return {name: Seconds(*map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
 
 
-def cell(seconds: Mapping[str, Seconds]) -> dict[str, float]:
-    """Returns a cell for `print_result`, in milliseconds."""
+def compare(seconds: Mapping[str, Seconds]) -> dict[str, float]:
+    """Returns the results in milliseconds; see `print_result`."""
     ours, base = seconds["ours"], seconds["base"]
     return {
         "ours": 1e3 * ours.wall,
@@ -77,7 +82,7 @@ def main() -> None:
     cells = {}
     for part in options.parts.split(","):
         for name, arguments in PARTS[part].items():
-            result = cell(alternate_trees(arguments, options.base.resolve(), options.starts, options.rounds))
+            result = compare(time_checkouts(arguments, options.base.resolve(), options.starts, options.rounds))
             cells[f"{part}, {name}"] = result
             print(
                 f"{part + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "

@@ -2,12 +2,14 @@
 
     python -m benchmarks.search [--vectors=1000000] [--dimension=256] [--top=10] [--rounds=7]
 
-Requires the bench extra. Ours searches a memory-mapped file, as `--mode=search` does; faiss searches a copy in memory.
-Both must return the same rows. They alternate, with their default number of threads, and the median counts. faiss runs
-with its defaults, and with its matrix product enabled for small batches and larger blocks, a setting that is several
-times faster here. The ratio is to the faster of the two. Batches of 32 queries determine the result; single queries are
-reported in the cells. Memory is the increase of the process's peak memory from before opening the vectors to after our
-searches, in multiples of the size of the vectors. The last line is JSON.
+Requires the bench extra. Our implementation searches a memory-mapped file, like `--mode=search`; faiss searches a copy
+in memory. Both must return the same rows. Each uses its default number of threads. Results are medians over alternating
+rounds. faiss is measured with its default settings, and with settings that use a matrix product for smaller batches and
+larger blocks, which is several times faster here. Ratios refer to the faster of the two.
+
+The last line is JSON. `ratio` is that of batches of 32 queries, and `cells` also contains the results of single
+queries. `memory` is the increase in peak memory of the process due to opening the vectors and searching them with our
+implementation, divided by the size of the vectors.
 """
 
 from __future__ import annotations
@@ -34,50 +36,59 @@ BATCHES = (32, 1)
 
 
 def write_vectors(path: Path, count: int, dimension: int) -> None:
-    """Writes random unit vectors in chunks, so they are never all in memory."""
+    """Writes random unit vectors in chunks, so that they do not have to fit in memory."""
     random = np.random.default_rng(0)
     with path.open("wb") as file:
         for start in range(0, count, 10_000):
-            file.write(unit_vectors(random, min(10_000, count - start), dimension).tobytes())
+            file.write(make_unit_vectors(random, min(10_000, count - start), dimension).tobytes())
 
 
-def unit_vectors(random: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+def make_unit_vectors(random: np.random.Generator, count: int, dimension: int) -> np.ndarray:
     """Returns random unit vectors, float32 [count, dimension]."""
     vectors = random.standard_normal((count, dimension), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def peak_memory() -> int:
-    """Peak resident memory of this process, in bytes."""
+def get_peak_memory() -> int:
+    """Returns the peak resident memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def check_same(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.ndarray]) -> None:
-    """Raises AssertionError if the rows differ, except for ties within rounding."""
+def check_results(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, np.ndarray]) -> None:
+    """Checks that the scores and rows of two searches are equal, except for the order of equal scores.
+
+    Raises:
+        AssertionError: The results differ.
+    """
     np.testing.assert_allclose(ours[0], peer[0], atol=1e-6)
-    different = ours[1] != peer[1]
-    if different.mean() > 1e-3:
-        raise AssertionError(f"{different.sum()} of {different.size} rows differ from the peer's")
+    is_different = ours[1] != peer[1]
+    if is_different.mean() > 1e-3:  # scores that are equal up to rounding may be in a different order
+        raise AssertionError(f"{is_different.sum()} of {is_different.size} rows differ from those of faiss")
 
 
 def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
-    """Queries per second and CPU milliseconds per query of all sides, in alternating rounds."""
+    """Runs all sides in alternating rounds.
+
+    Returns:
+        The medians of each side: queries per second, and CPU milliseconds per query. `ratio` compares ours with the
+        fastest other side.
+    """
     results = {name: search(queries) for name, search in sides.items()}
     for result in results.values():
-        check_same(results["ours"], result)
+        check_results(results["ours"], result)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, search in sides.items():
-            times[name].append(timed(search, queries))
+            times[name].append(time_call(search, queries))
     cell = {}
-    for name, measured in times.items():
-        cell[name] = len(queries) / statistics.median(wall for wall, _ in measured)
-        cell[f"{name}_processor_ms"] = 1e3 * statistics.median(spent for _, spent in measured) / len(queries)
+    for name, pairs in times.items():
+        cell[name] = len(queries) / statistics.median(wall for wall, _ in pairs)
+        cell[f"{name}_processor_ms"] = 1e3 * statistics.median(processor for _, processor in pairs) / len(queries)
     peer = max(cell[name] for name in sides if name != "ours")
     return {**cell, "ratio": cell["ours"] / peer}
 
 
-class Peer:
+class FaissIndex:
     """faiss-cpu's exact inner-product index over a copy of the vectors."""
 
     def __init__(self, vectors: np.ndarray, top: int):
@@ -89,40 +100,40 @@ class Peer:
         self._defaults = faiss.cvar.distance_compute_blas_threshold, faiss.cvar.distance_compute_blas_database_bs
 
     def search(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Searches with faiss's defaults."""
+        """Searches with the default settings of faiss."""
         return self._search(queries, *self._defaults)
 
     def search_with_blas(self, queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Searches with a matrix product for batches of 20 or more (formerly faiss's limit), 65,536 rows at a time."""
+        """Searches with a matrix product for 20 queries or more (a former default), in blocks of 65,536 rows."""
         return self._search(queries, 20, 65536)
 
-    def _search(self, queries: np.ndarray, threshold: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    def _search(self, queries: np.ndarray, threshold: int, block_rows: int) -> tuple[np.ndarray, np.ndarray]:
         settings = self._faiss.cvar
-        settings.distance_compute_blas_threshold, settings.distance_compute_blas_database_bs = threshold, rows
+        settings.distance_compute_blas_threshold, settings.distance_compute_blas_database_bs = threshold, block_rows
         return self._index.search(queries, self._top)
 
 
-def timed(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """Returns (wall, CPU) seconds of a call."""
+def time_call(function: Callable, *arguments: Any) -> tuple[float, float]:
+    """Calls a function and returns its wall time and CPU time in seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     function(*arguments)
     return time.perf_counter() - wall, time.process_time() - processor
 
 
 def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tuple[float, dict[str, dict[str, float]]]:
-    """Returns our memory in multiples of the vectors, and the result of `compare` for each batch size."""
-    queries = unit_vectors(np.random.default_rng(1), max(BATCHES), dimension)
-    before = peak_memory()
+    """Returns our memory as a multiple of the size of the vectors, and the results by batch size; see `compare`."""
+    queries = make_unit_vectors(np.random.default_rng(1), max(BATCHES), dimension)
+    initial_memory = get_peak_memory()
     vectors = np.memmap(path, np.float32, "r", shape=(count, dimension))
     searcher = Searcher(vectors)
     searcher.search(queries, top)
     searcher.search(queries[:1], top)
-    memory = (peak_memory() - before) / vectors.nbytes
-    peer = Peer(vectors, top)
+    memory = (get_peak_memory() - initial_memory) / vectors.nbytes
+    faiss_index = FaissIndex(vectors, top)
     sides = {
         "ours": lambda batch: searcher.search(batch, top),
-        "peer": peer.search,
-        "peer_with_blas": peer.search_with_blas,
+        "peer": faiss_index.search,
+        "peer_with_blas": faiss_index.search_with_blas,
     }
     return memory, {f"batch {batch}": compare(sides, queries[:batch], rounds) for batch in BATCHES}
 
@@ -142,13 +153,13 @@ def main() -> None:
     for name, cell in cells.items():
         print(f"{name}: ratio {cell['ratio']:.2f}")
         for side in ("ours", "peer", "peer_with_blas"):
-            spent = f"{cell[f'{side}_processor_ms']:.1f} ms of CPU time per query"
-            print(f"    {side:15}{cell[side]:8.1f} queries/s, {spent}")
-    print(f"our memory: {memory:.2f} x the vectors")
-    main_cell = cells[f"batch {BATCHES[0]}"]
+            cpu_time = f"{cell[f'{side}_processor_ms']:.1f} ms of CPU time per query"
+            print(f"    {side:15}{cell[side]:8.1f} queries/s, {cpu_time}")
+    print(f"our memory: {memory:.2f} x the size of the vectors")
+    largest = cells[f"batch {BATCHES[0]}"]
     device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
-    peer = max(main_cell["peer"], main_cell["peer_with_blas"])
-    result = {"name": "search", "ratio": round(main_cell["ratio"], 3), "ours": round(main_cell["ours"], 3)}
+    peer = max(largest["peer"], largest["peer_with_blas"])
+    result = {"name": "search", "ratio": round(largest["ratio"], 3), "ours": round(largest["ours"], 3)}
     result["peer"] = round(peer, 3)
     cells = {name: {key: round(value, 3) for key, value in cell.items()} for name, cell in cells.items()}
     cells["memory"] = {"vectors": round(memory, 3)}

@@ -1,12 +1,13 @@
-"""Time from starting a command to its first result, with a warm compilation cache compared with a cold one.
+"""Time from the start of a command to its first result, with a warm and with a cold compilation cache.
 
     python -m benchmarks.startup [--parts=caption,train] [--rounds=5] [--encoder=lite0]
 
-A model of the size of configs/flickr8k.py with random weights is trained for one step on random noise and captions one
-image. Then warm and cold processes alternate, the cold ones with an empty compilation cache. `caption` runs
-`main.py --mode=caption` on one image to completion. `train` runs `main.py` in a new workdir until metrics.jsonl has its
-first step (4 of 8 images, so startup dominates). Wall time is compared, and CPU time is reported as well. The last line
-is JSON; its `ratio` is cold / warm wall time of whichever part has the lower one.
+`caption` runs `main.py --mode=caption` on one image to completion. `train` runs `main.py` in a new workdir until
+metrics.jsonl contains the first step, which has a batch of 4 images, so most of the time is spent on startup. The model
+is that of configs/flickr8k.py with random weights, and the images are random noise. First, both commands are run once
+to fill the cache. Then processes with this cache (warm) alternate with processes with an empty cache (cold). Both wall
+time and CPU time are reported. The last line is JSON; `ratio` is the wall time of cold processes divided by that of
+warm ones, the lower ratio of the two parts.
 """
 
 from __future__ import annotations
@@ -30,32 +31,40 @@ from benchmarks.alternate import print_result, serve
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("dog", "cat", "man", "woman", "child", "red", "blue", "green", "runs", "sits", "jumps", "over", "under", "on")
-TIMEOUT = 600  # seconds, after which a process is considered hung
+TIMEOUT = 600  # seconds after which a process is considered hung
 
 
 class Launcher:
-    """Starts main.py in a folder that also contains the data and a trained workdir."""
+    """Runs and times main.py, in a folder that also contains the dataset and a trained workdir."""
 
     def __init__(self, folder: Path, encoder: str):
         self._folder, self._encoder = folder, encoder
         self.warm_cache_dir = folder / "compiled"
         self.image = write_images(folder / "data")
-        self.train(self.warm_cache_dir, folder / "trained", wait_for_exit=True)
-        self.caption(self.warm_cache_dir)
+        self.time_training(self.warm_cache_dir, folder / "trained", wait_for_exit=True)
+        self.time_captioning(self.warm_cache_dir)
 
-    def caption(self, cache_dir: Path) -> tuple[float, float]:
-        """Returns the (wall, CPU) seconds of captioning one image."""
+    def time_captioning(self, cache_dir: Path) -> tuple[float, float]:
+        """Captions one image and returns the wall time and CPU time in seconds."""
         return self._run(["--mode=caption", f"--workdir={self._folder / 'trained'}", str(self.image)], cache_dir)
 
-    def train(self, cache_dir: Path, workdir: Path | None = None, wait_for_exit: bool = False) -> tuple[float, float]:
-        """Returns the (wall, CPU) seconds to the first training step, in a new workdir by default."""
+    def time_training(
+        self, cache_dir: Path, workdir: Path | None = None, wait_for_exit: bool = False
+    ) -> tuple[float, float]:
+        """Starts training and returns the wall time and CPU time until the first step, in seconds.
+
+        Args:
+            cache_dir: Folder of the compilation cache.
+            workdir: Workdir of the run; a new folder if None.
+            wait_for_exit: Whether to wait until the run has finished instead.
+        """
         workdir = workdir or Path(tempfile.mkdtemp(dir=self._folder))
         settings = {
             "data.root": self._folder / "data",
             "data.split_files.train": "",
             "data.split_files.val": "",
             "data.batch_size": 4,
-            "data.eval_batch_size": 4,  # also the batch size for computing features
+            "data.eval_batch_size": 4,  # also used for computing features
             "model.encoder.variant": self._encoder,
             "model.encoder.weights": "",
             "train.steps": 1,
@@ -65,30 +74,30 @@ class Launcher:
         arguments += [f"--config.{key}={value}" for key, value in settings.items()]
         return self._run(arguments, cache_dir, None if wait_for_exit else workdir / "metrics.jsonl")
 
-    def _run(self, arguments: list[str], cache_dir: Path, result: Path | None = None) -> tuple[float, float]:
-        """Runs main.py to completion, or until a file is no longer empty."""
+    def _run(self, arguments: list[str], cache_dir: Path, result_file: Path | None = None) -> tuple[float, float]:
+        """Runs main.py to completion, or until `result_file` is not empty. Returns (wall, CPU) seconds."""
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache_dir)}
         command = [sys.executable, str(ROOT / "main.py"), *arguments]
         with tempfile.TemporaryFile() as output:
             start = time.perf_counter()
             process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-            while result is not None and not (result.exists() and result.stat().st_size):
+            while result_file is not None and not (result_file.exists() and result_file.stat().st_size):
                 if process.poll() is not None or time.perf_counter() - start > TIMEOUT:
                     break
                 time.sleep(0.01)
             else:
-                if result is not None:
+                if result_file is not None:
                     process.kill()
             _, status, usage = os.wait4(process.pid, 0)
             seconds = time.perf_counter() - start
-            if status and not (result is not None and result.exists()):
+            if status and not (result_file is not None and result_file.exists()):
                 output.seek(0)
                 raise RuntimeError(f"{' '.join(command)} failed:\n{output.read().decode(errors='replace')}")
         return seconds, usage.ru_utime + usage.ru_stime
 
 
 def write_images(folder: Path, count: int = 8) -> Path:
-    """Writes noise images of 224 x 224 pixels with five captions per image, and returns the path of the first."""
+    """Writes noise images of 224 x 224 pixels with five captions per image. Returns the path of the first image."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.csv").open("w", newline="") as file:
@@ -102,22 +111,29 @@ def write_images(folder: Path, count: int = 8) -> Path:
 
 
 def measure(
-    part: str, start: Callable[[Path], tuple[float, float]], launcher: Launcher, rounds: int
+    part: str, run: Callable[[Path], tuple[float, float]], warm_cache_dir: Path, rounds: int
 ) -> dict[str, float]:
-    """Median seconds of alternating warm (`ours`) and cold (`peer`) starts."""
+    """Returns the median seconds of alternating processes with a warm cache (`ours`) and a cold one (`peer`).
+
+    Args:
+        part: Name of the command, to print.
+        run: Function from the folder of the compilation cache to the wall time and CPU time of the command.
+        warm_cache_dir: Folder with compiled programs.
+        rounds: Number of processes of each kind.
+    """
     times: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for _ in range(rounds):
-        cold = Path(tempfile.mkdtemp())
+        cold_cache_dir = Path(tempfile.mkdtemp())
         try:
-            times["peer"].append(start(cold))
+            times["peer"].append(run(cold_cache_dir))
         finally:
-            shutil.rmtree(cold)
-        times["ours"].append(start(launcher.warm_cache_dir))
+            shutil.rmtree(cold_cache_dir)
+        times["ours"].append(run(warm_cache_dir))
     cell = {}
-    for side, name in (("ours", "warm"), ("peer", "cold")):
+    for side, cache in (("ours", "warm"), ("peer", "cold")):
         wall, cpu = (statistics.median(column) for column in zip(*times[side], strict=True))
         cell |= {side: wall, f"{side}_processor": cpu}
-        print(f"{part:7} {name}: {wall:6.2f} s, CPU {cpu:6.2f} s", flush=True)
+        print(f"{part:7} {cache}: {wall:6.2f} s, CPU {cpu:6.2f} s", flush=True)
     return {
         **cell,
         "ratio": cell["peer"] / cell["ours"],
@@ -135,18 +151,17 @@ def main() -> None:
         "--serve",
         default="",
         choices=["", "caption", "train"],
-        help="run as one side of a comparison, with a warm cache",
+        help="run as a child process that starts this command with a warm cache",
     )
     options = parser.parse_args()
-    if options.serve:
-        with tempfile.TemporaryDirectory() as folder:
-            launcher = Launcher(Path(folder), options.encoder)
-            serve(lambda: getattr(launcher, options.serve)(launcher.warm_cache_dir))
-        return
     with tempfile.TemporaryDirectory() as folder:
         launcher = Launcher(Path(folder), options.encoder)
-        functions = {"caption": launcher.caption, "train": launcher.train}
-        cells = {part: measure(part, functions[part], launcher, options.rounds) for part in options.parts.split(",")}
+        cache_dir = launcher.warm_cache_dir
+        functions = {"caption": launcher.time_captioning, "train": launcher.time_training}
+        if options.serve:
+            serve(lambda: functions[options.serve](cache_dir))
+            return
+        cells = {part: measure(part, functions[part], cache_dir, options.rounds) for part in options.parts.split(",")}
     print_result("startup", cells, "seconds")
 
 

@@ -2,12 +2,13 @@
 
     python -m benchmarks.train_step [--batch=16] [--peers=torch,torch_compile,keras_jax] [--cores=2]
 
-The model of `configs/coco.py` (EfficientNet-B0 at 224 pixels, 6 decoder layers of width 512, one caption of 40 tokens
-per image, a compact vocabulary of 10,000). All parameters are trained, with batch statistics in batch norm, dropout,
-label smoothing, gradient clipping and AdamW, in float32 on random pixels and tokens, without augmentation or averaged
-weights. Ours is the program that a run compiles (`caption_jax.training.program`). Requires the bench extra. Each
-side runs in its own process, and they alternate: a warm-up step, then a timed one. The last line is JSON; its `ratio`
-is that of the fastest peer.
+The model is that of `configs/coco.py`: EfficientNet-B0 at 224 pixels, and 6 decoder layers of width 512. A step trains
+all parameters on random pixels and tokens in float32, with one caption of 40 tokens per image and a vocabulary of
+10,000. It includes batch statistics in batch norm, dropout, label smoothing, gradient clipping and AdamW, but neither
+augmentation nor averaged weights. Our implementation is the program that a run compiles
+(`caption_jax.training.program`). Each implementation runs in a separate process. The processes alternate; in each
+round, a process runs a warm-up step and a timed one. Requires the bench extra. The last line is JSON, and `ratio` is
+the lowest of all comparisons.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ from caption_jax.runtime.process import HUGE_PAGES
 VOCABULARY, LENGTH = 10_000, 40
 
 
-def our_step(batch: int) -> Callable[[], Any]:
-    """Returns one update by the program of a run, on random data."""
+def make_step(batch: int) -> Callable[[], Any]:
+    """Returns a function that performs one update on random data, with the program that a run compiles."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # as main.py does, which restarts with HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
     import jax
     import numpy as np
 
@@ -38,37 +39,38 @@ def our_step(batch: int) -> Callable[[], Any]:
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    config = default_config()  # has the model of configs/coco.py
+    spec = RunSpec.from_config(default_config())  # the model has the dimensions of configs/coco.py by default
     settings = ModelSettings(VOCABULARY, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
-    spec = RunSpec.from_config(config)
-    description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)  # no text is encoded
+    # No text is encoded, so the description needs no vocabulary.
+    description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)
     mesh = make_mesh(spec.mesh)
     program = make_program(description, mesh, steps=10_000)
     state, update = program.start(init_variables(description)), program.update(frozenset())
     random = np.random.default_rng(0)
-    data = {
+    arrays = {
         "image": random.integers(0, 256, (batch, 224, 224, 3), np.uint8),
         "tokens": random.integers(3, VOCABULARY, (batch, 1, LENGTH), np.int32),
         "mask": np.ones(batch, bool),
     }
-    data = put_batch(data, mesh)
+    device_arrays = put_batch(arrays, mesh)
 
     def step() -> float:
         nonlocal state
-        state, metrics = update(state, data, program.constants)
+        state, metrics = update(state, device_arrays, program.constants)
         return float(jax.block_until_ready(metrics)["loss"])
 
     return step
 
 
-def side_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the commands that start ours and the peers."""
+def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Returns the (arguments, environment) pairs that start ours and the requested peers."""
     cores_flag = f"--cores={cores}"
-    work = [cores_flag, "--workload=train_step", f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    dimensions = [f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    peer_flags = [cores_flag, "--workload=train_step", *dimensions]
     commands = {
-        "torch": (["benchmarks.peers.torch_captioner", *work], {}),
-        "torch_compile": (["benchmarks.peers.torch_captioner", *work, "--compile=1"], {}),
-        "keras_jax": (["benchmarks.peers.keras_captioner", *work], {"KERAS_BACKEND": "jax"}),
+        "torch": (["benchmarks.peers.torch_captioner", *peer_flags], {}),
+        "torch_compile": (["benchmarks.peers.torch_captioner", *peer_flags, "--compile=1"], {}),
+        "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     return {
         "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], HUGE_PAGES),
@@ -77,19 +79,19 @@ def side_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[l
 
 
 def main() -> None:
-    """Runs the benchmark, or our side of the comparison."""
+    """Runs the benchmark, or our implementation as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--peers", default="torch,torch_compile,keras_jax")
-    parser.add_argument("--cores", type=int, default=2, help="cores per side of the comparison")
+    parser.add_argument("--cores", type=int, default=2, help="number of cores that each process may use")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--serve", action="store_true", help="run as our side of the comparison")
+    parser.add_argument("--serve", action="store_true", help="run as a child process")
     options = parser.parse_args()
     if options.serve:
         use_cores(options.cores)
-        serve(our_step(options.batch), untimed_runs=1)
+        serve(make_step(options.batch), untimed_runs=1)
         return
-    with start_sides(side_commands(options.batch, options.cores, options.peers.split(","))) as sides:
+    with start_sides(make_commands(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)
     for name, (wall, processor) in seconds.items():
         print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {processor:6.3f} s")

@@ -1,9 +1,10 @@
-"""Image loading with other libraries, from JPEG files to square batches, for `benchmarks.input_pipeline`.
+"""Pipelines of other libraries from JPEG files to batches of square images, for `benchmarks.input_pipeline`.
 
-    python -m benchmarks.peers.image_loaders --kind=tf-crop --root=FOLDER --count=400 --size=224 --batch=32
+    python -m benchmarks.peers.image_loaders --kind=tf --mode=crop --root=FOLDER --count=400 --size=224 --batch=32
 
-Runs one of `KINDS` as one side of a comparison; see `benchmarks.alternate.serve`. Each produces the same output as our
-pipeline, antialiased 8-bit RGB squares, unless its name contains `aliased`, and uses its fastest settings.
+Runs one of `KINDS` as a child process of a benchmark; see `benchmarks.alternate.serve`. Each pipeline uses its fastest
+settings and has the same output as ours, antialiased 8-bit RGB squares. The exceptions are `tf-aliased`, which does not
+antialias, and `bare-decode`, which does not resize.
 """
 
 from __future__ import annotations
@@ -16,13 +17,19 @@ from typing import Any
 from benchmarks.alternate import serve
 
 RESIZE_MODES = ("stretch", "crop")
-# torchvision tensors and Pillow images, each in this process and with 2 workers.
-TORCH = {f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)}
-KINDS = ("tf", "tf-aliased", *TORCH, "bare", "bare-decode")
+# Decoder (torchvision's or Pillow's) and number of worker processes.
+TORCH_KINDS = {
+    f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)
+}
+KINDS = ("tf", "tf-aliased", *TORCH_KINDS, "bare", "bare-decode")
 
 
-def tf_data(paths: list[str], size: int, mode: str, batch: int, antialias: bool) -> Callable[[], int]:
-    """tf.data. "stretch" decodes at half size when ours does, "crop" decodes only the square."""
+def make_tf_data_loader(paths: list[str], size: int, mode: str, batch: int, antialias: bool) -> Callable[[], int]:
+    """Returns a loader that uses tf.data.
+
+    In mode "stretch", it decodes at half size under the same condition as our pipeline. In mode "crop", it decodes only
+    the square.
+    """
     import tensorflow as tf
 
     def load(path: Any) -> Any:
@@ -39,7 +46,7 @@ def tf_data(paths: list[str], size: int, mode: str, batch: int, antialias: bool)
             image = tf.image.decode_and_crop_jpeg(data, window, channels=3, dct_method="INTEGER_FAST")
         else:
             image = tf.cond(16 * side >= 15 * 2 * size, lambda: decode(2), lambda: decode(1))
-        image = tf.image.resize(image, (size, size), antialias=antialias)  # bilinear, because bicubic is slower
+        image = tf.image.resize(image, (size, size), antialias=antialias)  # bilinear, which is faster than bicubic
         return tf.cast(tf.round(image), tf.uint8)
 
     files = tf.data.Dataset.from_tensor_slices(paths)
@@ -47,8 +54,13 @@ def tf_data(paths: list[str], size: int, mode: str, batch: int, antialias: bool)
     return lambda: sum(len(images) for images in batches.as_numpy_iterator())
 
 
-def torch_loader(paths: list[str], size: int, mode: str, batch: int, decoder: str, workers: int) -> Callable[[], int]:
-    """PyTorch's DataLoader, with torchvision's decoder and transforms (tensors) or Pillow's."""
+def make_torch_loader(
+    paths: list[str], size: int, mode: str, batch: int, decoder: str, workers: int
+) -> Callable[[], int]:
+    """Returns a loader that uses PyTorch's DataLoader.
+
+    The decoder "tensor" decodes and resizes with torchvision, "pillow" with Pillow.
+    """
     import torch
     from PIL import Image
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
@@ -69,19 +81,19 @@ def torch_loader(paths: list[str], size: int, mode: str, batch: int, decoder: st
                 image.draft("RGB", (size, size))
                 return transform(image.convert("RGB"))
 
-    def work() -> int:
+    def load_images() -> int:
         return sum(len(images) for images in torch.utils.data.DataLoader(Images(), batch, num_workers=workers))
 
-    return work
+    return load_images
 
 
-def bare_loop(paths: list[str], size: int, mode: str, resize: bool) -> Callable[[], int]:
-    """A loop over the decoder, at the scale that our pipeline uses, and the resize."""
+def make_loop(paths: list[str], size: int, mode: str, resize: bool) -> Callable[[], int]:
+    """Returns a loader without a pipeline: a loop that decodes at the scale of our pipeline and optionally resizes."""
     import simplejpeg
 
     from input_pipeline.resampling import reduction_factor, to_square
 
-    def work() -> int:
+    def load_images() -> int:
         for path in paths:
             data = Path(path).read_bytes()
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
@@ -91,20 +103,20 @@ def bare_loop(paths: list[str], size: int, mode: str, resize: bool) -> Callable[
                 to_square(pixels, size, mode, "bicubic")
         return len(paths)
 
-    return work
+    return load_images
 
 
-def loader(kind: str, paths: list[str], size: int, mode: str, batch: int) -> Callable[[], int]:
+def make_loader(kind: str, paths: list[str], size: int, mode: str, batch: int) -> Callable[[], int]:
     """Returns a function that loads all images once and returns their number."""
-    if kind in TORCH:
-        return torch_loader(paths, size, mode, batch, *TORCH[kind])
+    if kind in TORCH_KINDS:
+        return make_torch_loader(paths, size, mode, batch, *TORCH_KINDS[kind])
     if kind.startswith("tf"):
-        return tf_data(paths, size, mode, batch, antialias=kind == "tf")
-    return bare_loop(paths, size, mode, resize=kind == "bare")
+        return make_tf_data_loader(paths, size, mode, batch, antialias=kind == "tf")
+    return make_loop(paths, size, mode, resize=kind == "bare")
 
 
 def main() -> None:
-    """Runs one kind as one side of the comparison."""
+    """Runs a loader as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch")
@@ -113,15 +125,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     options = parser.parse_args()
-    paths = recycled(options.root, options.count)
-    work = loader(options.kind, paths, options.size, options.mode, options.batch)
-    if (count := work()) != len(paths):
+    paths = list_images(options.root, options.count)
+    load_images = make_loader(options.kind, paths, options.size, options.mode, options.batch)
+    if (count := load_images()) != len(paths):
         raise AssertionError(f"{options.kind} loaded {count} of {len(paths)} images")
-    serve(work, warm_ups=1)
+    serve(load_images, warm_ups=1)
 
 
-def recycled(root: Path, count: int) -> list[str]:
-    """Returns `count` paths of JPEG files in a folder, repeating them as needed.
+def list_images(root: Path, count: int) -> list[str]:
+    """Returns the paths of `count` JPEG files in a folder, repeating files if there are fewer.
 
     Raises:
         FileNotFoundError: The folder contains no JPEG files.

@@ -1,8 +1,8 @@
-"""The captioner of `configs/coco.py` in Keras on its JAX backend: EfficientNetB0 and a decoder of Keras layers.
+"""The captioner of `configs/coco.py` in Keras on the JAX backend: EfficientNetB0 and a decoder of Keras layers.
 
     KERAS_BACKEND=jax python -m benchmarks.peers.keras_captioner --workload=train_step --batch=16
 
-One side of a benchmark (benchmarks/alternate.py). When run on its own, it waits for commands on stdin.
+Runs as a child process of a benchmark, which controls it via standard input; see `benchmarks.alternate.serve`.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ class Positions(layers.Layer):
     """Learned position embeddings, added to the input."""
 
     def build(self, shape: tuple[int, ...]) -> None:
-        """Creates the embedding table."""
-        self.table = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
+        """Creates the embeddings."""
+        self.embedding = self.add_weight(shape=shape[1:], initializer=keras.initializers.RandomNormal(stddev=0.02))
 
     def call(self, x: Any) -> Any:
         """Returns the input plus the position embeddings."""
-        return x + self.table
+        return x + self.embedding
 
 
-def captioner(
+def build_captioner(
     vocabulary: int, length: int, width: int = 512, depth: int = 6, heads: int = 8, hidden: int = 2048
 ) -> keras.Model:
-    """Returns a pre-norm model from pixels in 0..255 and tokens to logits, with tied input and output embeddings."""
+    """Returns a pre-norm captioner with tied embeddings.
+
+    Its inputs are pixels [batch, 224, 224, 3] in 0..255 and tokens [batch, length]; its outputs are logits
+    [batch, length, vocabulary].
+    """
     images, tokens = layers.Input((224, 224, 3)), layers.Input((length,), dtype="int32")
     backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
     grid = layers.Dense(width)(layers.Reshape((49, 1280))(backbone(images)))
@@ -52,9 +56,9 @@ def captioner(
     return keras.Model([images, tokens], embedding(layers.LayerNormalization()(x), reverse=True))
 
 
-def train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
+def make_train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
     """Returns a function that performs one update of all parameters on random data."""
-    model = captioner(vocabulary, length - 1)
+    model = build_captioner(vocabulary, length - 1)
     model.compile(
         keras.optimizers.AdamW(1e-3, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -66,8 +70,8 @@ def train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
     return lambda: model.train_on_batch([images, tokens[:, :-1]], tokens[:, 1:])
 
 
-def encoder(batch: int) -> Callable[[], Any]:
-    """Returns the jitted forward pass of the encoder."""
+def make_forward_pass(batch: int) -> Callable[[], Any]:
+    """Returns a function that runs the jitted forward pass of the encoder."""
     import jax
 
     model = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
@@ -79,7 +83,7 @@ def encoder(batch: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Runs the selected workload as one side of a comparison."""
+    """Runs the selected workload as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
@@ -91,9 +95,9 @@ def main() -> None:
     if keras.backend.backend() != "jax":
         parser.error("this peer runs Keras on JAX: set KERAS_BACKEND=jax")
     if options.workload == "encoder":
-        serve(encoder(options.batch), warm_ups=1, untimed_runs=5)
+        serve(make_forward_pass(options.batch), warm_ups=1, untimed_runs=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length), warm_ups=1, untimed_runs=1)
+        serve(make_train_step(options.batch, options.vocabulary, options.length), warm_ups=1, untimed_runs=1)
 
 
 if __name__ == "__main__":

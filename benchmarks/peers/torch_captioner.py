@@ -2,9 +2,9 @@
 
     python -m benchmarks.peers.torch_captioner --workload=train_step --batch=16 --compile=1
 
-One side of a benchmark (benchmarks/alternate.py). When run on its own, it waits for commands on stdin.
-Images are channels_last, attention is PyTorch's fused implementation (without dropout on its weights, as in ours), and
-so is AdamW.
+Runs as a child process of a benchmark, which controls it via standard input; see `benchmarks.alternate.serve`. Images
+are in channels_last format, and attention and AdamW are PyTorch's fused implementations. As in our model, there is no
+dropout on attention weights.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.alternate import serve, use_cores
 
 
 class Captioner(nn.Module):
-    """Image encoder, projection of its grid, and a pre-norm decoder with tied input and output embeddings."""
+    """Image encoder, projection of its feature grid, and a pre-norm decoder with tied embeddings."""
 
     def __init__(
         self, vocabulary: int, length: int, width: int = 512, layers: int = 6, heads: int = 8, hidden: int = 2048
@@ -46,7 +46,12 @@ class Captioner(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns logits [batch, length, vocabulary] for normalised images [batch, 3, height, width] and tokens."""
+        """Returns logits [batch, length, vocabulary].
+
+        Args:
+            images: Normalised images [batch, 3, height, width].
+            tokens: Input tokens [batch, length].
+        """
         grid = self.backbone(images).flatten(2).transpose(1, 2)
         memory = self.memory_dropout(self.grid_norm(self.grid(grid) + self.grid_position))
         length = tokens.shape[1]
@@ -56,8 +61,8 @@ class Captioner(nn.Module):
         return F.linear(x, self.embedding.weight, self.output_bias)
 
 
-def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Callable[[], float]:
-    """Returns one update of all parameters on random data, with label smoothing, gradient clipping and AdamW."""
+def make_train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Callable[[], float]:
+    """Returns a function that performs one update of all parameters on random data, and returns the loss."""
     model = Captioner(vocabulary, length).train().to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
@@ -81,8 +86,8 @@ def train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Call
     return step
 
 
-def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
-    """Returns the forward pass of the encoder."""
+def make_forward_pass(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
+    """Returns a function that runs the forward pass of the encoder."""
     model = torchvision.models.efficientnet_b0().features.eval().to(memory_format=torch.channels_last)
     images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
     forward = torch.compile(model) if compiled else model
@@ -95,7 +100,7 @@ def encoder(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
 
 
 def main() -> None:
-    """Runs the selected workload as one side of a comparison."""
+    """Runs the selected workload as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)
@@ -108,9 +113,10 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)
     if options.workload == "encoder":
-        serve(encoder(options.batch, bool(options.compile)), untimed_runs=5)
+        serve(make_forward_pass(options.batch, bool(options.compile)), untimed_runs=5)
     else:
-        serve(train_step(options.batch, options.vocabulary, options.length, bool(options.compile)), untimed_runs=1)
+        train_step = make_train_step(options.batch, options.vocabulary, options.length, bool(options.compile))
+        serve(train_step, untimed_runs=1)
 
 
 if __name__ == "__main__":
