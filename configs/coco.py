@@ -3,15 +3,15 @@
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.root=FOLDER
 
 FOLDER contains COCO's images (train2014/, val2014/) and Karpathy's dataset_coco.json. docs/data.md describes other
-layouts, such as COCO's captions_train2017.json. For a dataset prepared by TFDS:
+layouts, such as COCO's captions_train2017.json. If the dataset was prepared by TFDS, run
 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.source=tfds --config.data.tfds_dir=FOLDER
 
-113,287 training, 5,000 validation and 5,000 test images. The encoder weights and the tokenizer are downloaded from the
-Hugging Face hub; to train offline, specify local files: --config.model.encoder.weights=efficientnet_b0.pth
---config.data.tokenizer=FOLDER_WITH_VOCAB_AND_MERGES.
+The splits have 113,287 training, 5,000 validation and 5,000 test images. The encoder weights and the tokenizer are
+downloaded from the Hugging Face hub. To train offline, specify local files with
+--config.model.encoder.weights=efficientnet_b0.pth --config.data.tokenizer=FOLDER_WITH_VOCAB_AND_MERGES.
 
-We have not trained this config on COCO yet; it is tested end to end on 80 COCO images (tests/test_coco.py).
+This config has been tested end to end on 80 COCO images (tests/test_coco.py), but not trained on all of COCO yet.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = 1000
     config.optimizer.weight_decay = 0.05
     config.optimizer.ema = 0.9995
-    # The encoder is frozen for two epochs (885 steps of 256 images) and then trained at a tenth of the learning rate.
-    # Its batch norms keep the ImageNet statistics.
+    # The encoder is frozen for two epochs (885 steps of 256 images) and then trained with a tenth of the learning rate.
+    # Its batch norms are frozen and use the statistics of ImageNet.
     norms = r"image_encoder/backbone/.*norm/(scale|bias)"
     config.optimizer.rules = (
         (norms, {"lr": 0.0}),

@@ -2,13 +2,13 @@
 
     python main.py --config=configs/coco_roberta_decoder.py --workdir=WORKDIR --config.data.root=FOLDER
 
-FOLDER is the one of coco.py. RoBERTa and its tokenizer are downloaded from the Hugging Face hub; to train offline,
-specify a folder with config.json, weights, vocab.json and merges.txt: --config.model.decoder.weights=DIR
---config.data.tokenizer=DIR.
+FOLDER has the same contents as for coco.py. RoBERTa and its tokenizer are downloaded from the Hugging Face hub. To
+train offline, specify a folder with config.json, weights, vocab.json and merges.txt:
+--config.model.decoder.weights=DIR --config.data.tokenizer=DIR.
 
 Self-attention, feed-forward layers, norms, position embeddings and token embeddings (of the tokens in the training
-captions) are initialised from RoBERTa; cross-attention to the image is trained from scratch. The log lists both. We
-have not trained this config on COCO.
+captions) are initialised from RoBERTa. Cross-attention to the image is trained from scratch. The log lists the
+parameters of both kinds. This config has not been trained on COCO.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def get_config() -> ConfigDict:
     config.model.decoder.norm_epsilon = 1e-5
     config.model.decoder.activation = "gelu"
 
-    # Pretrained decoder parameters have a tenth of the learning rate of new ones; the image encoder is as in coco.py.
+    # Pretrained decoder parameters have a tenth of the learning rate of new ones. The rules of the image encoder are
+    # those of coco.py.
     config.optimizer.learning_rate = 5e-4
     config.optimizer.warmup_steps = 2000
     *encoder, _ = config.optimizer.rules

