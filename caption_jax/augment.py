@@ -43,12 +43,12 @@ def augment(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     crop_keys, flip_keys, colour_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
     flips = jax.vmap(jax.random.bernoulli)(flip_keys) if spec.flip else jnp.zeros(len(rows), bool)
-    pixels = _jitter(colour_keys, images, spec) if spec.jitters else images.astype(jnp.float32)
-    if spec.crops:
+    pixels = _jitter(colour_keys, images, spec) if spec.has_jitter else images.astype(jnp.float32)
+    if spec.has_crops:
         pixels = _random_crop(crop_keys, pixels, flips, spec, ops)
     elif spec.flip:
         pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)
-    return jnp.clip(pixels, 0, 255) if spec.jitters else pixels
+    return jnp.clip(pixels, 0, 255) if spec.has_jitter else pixels
 
 
 def _random_crop(keys, pixels, flips, spec, ops):

@@ -1,4 +1,4 @@
-"""Frozen dataclasses of a run's config: each key with its default, meaning and validation."""
+"""The config of a run as frozen dataclasses, with the default, meaning and validation of each key."""
 
 from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import as_mapping, build_spec, differences

@@ -1,4 +1,4 @@
-"""`config.augment`: random crops, horizontal flips and color jitter."""
+"""`config.augment`: random crops, horizontal flips and colour jitter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class AugmentSpec:
     flip: bool = False  # flip horizontally with probability 0.5
     min_crop_scale: float = 1.0  # minimum area of a random crop, as a fraction of the image; 1 for no crop
     max_aspect: float = 1.0  # maximum aspect ratio of the crop
-    brightness: float = 0.0  # color jitter: maximum relative change
+    brightness: float = 0.0  # colour jitter: maximum relative change
     contrast: float = 0.0
     saturation: float = 0.0
 
@@ -30,16 +30,16 @@ class AugmentSpec:
         )
 
     @property
-    def jitters(self) -> bool:
-        """Whether colors are jittered."""
+    def has_jitter(self) -> bool:
+        """Whether colours are jittered."""
         return bool(self.brightness or self.contrast or self.saturation)
 
     @property
-    def crops(self) -> bool:
+    def has_crops(self) -> bool:
         """Whether images are randomly cropped."""
         return self.min_crop_scale < 1 or self.max_aspect > 1
 
     @property
     def is_identity(self) -> bool:
         """Whether augmentation leaves images unchanged."""
-        return not (self.flip or self.jitters or self.crops)
+        return not (self.flip or self.has_jitter or self.has_crops)

@@ -16,7 +16,7 @@ from caption_jax.specs.extensions import (
     build_if_available,
     import_path,
     is_mapping,
-    suggestion,
+    suggest_key,
 )
 from caption_jax.specs.renamed_keys import current_key, current_value
 from input_pipeline.errors import ConfigError, UserError
@@ -33,7 +33,7 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
             `UnavailableExtension` instead.
 
     Raises:
-        ConfigError: a key is unknown, the type of a value differs from that of the default, or validation fails.
+        ConfigError: a key is unknown or missing, a value has a different type than the default, or validation fails.
     """
     path = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -42,18 +42,18 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
     values = {current_key(name, fields): value for name, value in values.items()}
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{path} has no key {name!r}{suggestion(name, list(fields))}")
+            raise ConfigError(f"{path} has no key {name!r}{suggest_key(name, list(fields))}")
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
         raise ConfigError(f"{path} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
-        name: _field_value(cls, fields[name], current_value(name, value), _join(key, name), if_unavailable)
+        name: _convert_value(cls, fields[name], current_value(name, value), _join_keys(key, name), if_unavailable)
         for name, value in values.items()
     }
     try:
         return cls(**arguments)
     except UserError:
         raise
-    except ValueError as error:  # from an extension's validation, which does not need to use our error classes
+    except ValueError as error:  # validation of an extension, which need not use our error classes
         raise ConfigError(f"config.{key}: {error}") from error
 
 
@@ -63,8 +63,8 @@ def as_mapping(spec: Any) -> dict[str, Any]:
     for field in dataclasses.fields(spec):
         value = getattr(spec, field.name)
         if "extension" in field.metadata:
-            named = {} if type(value) is field.metadata["extension"] else {NAME: import_path(type(value))}
-            result[field.name] = {**named, **as_mapping(value)}
+            name = {} if type(value) is field.metadata["extension"] else {NAME: import_path(type(value))}
+            result[field.name] = {**name, **as_mapping(value)}
         elif "extensions" in field.metadata:
             result[field.name] = {
                 label: dict(item.values)
@@ -73,7 +73,7 @@ def as_mapping(spec: Any) -> dict[str, Any]:
                 for label, item in value.items()
             }
         else:
-            result[field.name] = as_mapping(value) if dataclasses.is_dataclass(value) else _plain(value)
+            result[field.name] = as_mapping(value) if dataclasses.is_dataclass(value) else _to_builtin_types(value)
     return result
 
 
@@ -83,22 +83,25 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
         return {prefix: tree}
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat.update(flatten(value, _join(prefix, key)))
+        flat.update(flatten(value, _join_keys(prefix, key)))
     return flat
 
 
 def as_lines(spec: Any) -> list[str]:
-    """A line `config.KEY = VALUE` per key, in the order of the fields, with the values as JSON."""
+    """Returns a line `config.KEY = VALUE` per key, in the order of the fields, with the values as JSON."""
     return [f"config.{key} = {json.dumps(value)}" for key, value in flatten(as_mapping(spec)).items()]
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Returns the keys whose values differ, "a.b.c" -> (old value, new value); a missing key counts as None."""
-    first, second = flatten(as_mapping(old)), flatten(as_mapping(new))
+    """Returns the keys with different values in two specs, as "a.b.c" -> (old value, new value).
+
+    Missing keys have the value None.
+    """
+    old_values, new_values = flatten(as_mapping(old)), flatten(as_mapping(new))
     return {
-        key: (first.get(key), second.get(key))
-        for key in sorted(first.keys() | second.keys())
-        if first.get(key) != second.get(key)
+        key: (old_values.get(key), new_values.get(key))
+        for key in sorted(old_values.keys() | new_values.keys())
+        if old_values.get(key) != new_values.get(key)
     }
 
 
@@ -106,16 +109,16 @@ def _is_required(field: dataclasses.Field) -> bool:
     return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_unavailable: IfUnavailable) -> Any:
+def _convert_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_unavailable: IfUnavailable) -> Any:
     if "extension" in field.metadata:
         return build_extension(value, key, build_spec, field.metadata["extension"])
     if "extensions" in field.metadata:
-        return _labelled_extensions(value, key, if_unavailable)
+        return _build_extensions(value, key, if_unavailable)
     default = field.default if field.default is not dataclasses.MISSING else None
     if dataclasses.is_dataclass(default):
         return build_spec(type(default), value, key, if_unavailable)
     expected = type(default) if default is not None else typing.get_origin(typing.get_type_hints(cls)[field.name])
-    value = _plain(value)
+    value = _to_builtin_types(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(expected, type) and type(value) is not expected:
@@ -123,19 +126,19 @@ def _field_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_u
     return value
 
 
-def _labelled_extensions(values: Mapping[str, Any], key: str, if_unavailable: IfUnavailable) -> dict[str, Any]:
+def _build_extensions(values: Mapping[str, Any], key: str, if_unavailable: IfUnavailable) -> dict[str, Any]:
     if not is_mapping(values):
         raise ConfigError(f"config.{key} is {values!r}; it must be a dictionary of extensions by label")
     build = build_if_available if if_unavailable == "keep" else build_extension
-    return {label: build(_plain(item), _join(key, label), build_spec) for label, item in values.items()}
+    return {label: build(_to_builtin_types(item), _join_keys(key, label), build_spec) for label, item in values.items()}
 
 
-def _plain(value: Any) -> Any:
+def _to_builtin_types(value: Any) -> Any:
     """Recursively converts lists to tuples and mappings to dictionaries."""
     if is_mapping(value):
-        return {key: _plain(item) for key, item in value.items()}
-    return tuple(_plain(item) for item in value) if isinstance(value, list | tuple) else value
+        return {key: _to_builtin_types(item) for key, item in value.items()}
+    return tuple(_to_builtin_types(item) for item in value) if isinstance(value, list | tuple) else value
 
 
-def _join(prefix: str, name: str) -> str:
+def _join_keys(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name

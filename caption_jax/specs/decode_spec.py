@@ -17,26 +17,26 @@ class DecodeSpec:
 
     method: str = "greedy"  # "greedy", "beam" or "sample"
     max_length: int = 40  # maximum number of tokens, including <s> and </s>
-    min_length: int = 0  # minimum number of tokens, counted likewise
+    min_length: int = 0  # minimum number of tokens, including <s> and </s>
     at_limit: str = "cut"  # captions that reach max_length are "cut", or forced to "end" with </s>
     num_beams: int = 5  # beam: hypotheses per image
     candidates: int = 1  # beam: captions returned per image
     # beam: divisor of scores, "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha)
     length_penalty: str = "power"
-    alpha: float = 0.0  # beam: 0 for no length penalty; higher values favor longer captions
-    groups: int = 1  # beam: number of diverse groups that the beams are split into
-    diversity: float = 0.5  # beam: penalty of a token per earlier group that chose it at the same step
+    alpha: float = 0.0  # beam: 0 for no length penalty; higher values favour longer captions
+    groups: int = 1  # beam: number of groups of beams (diverse beam search)
+    diversity: float = 0.5  # beam: penalty of a token for each previous group that selected it in the same step
     num_samples: int = 1  # sample: samples per image
     temperature: float = 1.0  # sample: divisor of the log-probabilities
     top_k: int = 0  # sample: restrict sampling to the k most likely tokens; 0 for all
     top_p: float = 1.0  # sample: nucleus sampling, restricted to this probability mass; 1 for all
     seed: int = 0  # sample
-    # beam, sample: rank candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
+    # beam, sample: ranks candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
     # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
-    immediate_repeats: str = "allow"  # immediate repeats, as in "a large large dog": "allow" or "forbid"
-    no_repeat_ngram: int = 0  # forbid repeated n-grams of this length; 0 for no such rule
-    repetition_penalty: float = 1.0  # factor on the log-probabilities of tokens already generated
+    immediate_repeats: str = "allow"  # repeats of a token, as in "a large large dog": "allow" or "forbid"
+    no_repeat_ngram: int = 0  # length of n-grams that must not be repeated; 0 to disable
+    repetition_penalty: float = 1.0  # factor on the log-probabilities of tokens that have already been generated
     banned_words: tuple[str, ...] = ()  # words or phrases that captions must not contain
     banned_endings: tuple[str, ...] = ()  # words or phrases that captions must not end with, with or without a period
     prefix: str = ""  # text that every caption starts with
@@ -75,7 +75,7 @@ class DecodeSpec:
             self._check_beams()
 
     def check_ranking(self) -> None:
-        """Raises ConfigError if the decoding method yields a single candidate, which leaves nothing to rerank."""
+        """Raises ConfigError if the decoding method yields a single candidate, which cannot be reranked."""
         key = {"beam": "num_beams", "sample": "num_samples"}.get(self.method)
         if key is None or getattr(self, key) < 2:
             setting = f'method="{self.method}"' + (f" and {key}={getattr(self, key)}" if key else "")

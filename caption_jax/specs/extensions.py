@@ -4,10 +4,10 @@ A backbone, objective or evaluator is a frozen dataclass. A config specifies it 
 
     {"name": "package.module:Class", "field": value, ...}
 
-The keys are the fields of the class, validated by its `__post_init__`. There is no registry.
+The other keys are the fields of the class, validated by its `__post_init__`. There is no registry.
 
-Captioning requires neither objectives nor evaluators, so a stored run whose extensions can no longer be imported is
-read with an `UnavailableExtension` for each of them.
+Captioning requires neither objectives nor evaluators. If those of a stored run can no longer be imported, its spec
+contains an `UnavailableExtension` for each of them.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ class UnavailableExtension:
     reason: str
 
     def __str__(self) -> str:
-        """The reason, prefixed with the config key and import path."""
+        """Returns the reason, prefixed with the config key and import path."""
         prefix = f"config.{self.key}.name={self.values.get(NAME, '')}"
         return self.reason if self.reason.startswith(prefix) else f"{prefix}: {self.reason}"
 
 
-def extension(default: type) -> Any:
-    """A dataclass field for one extension; `default` is the class to use if the config specifies none."""
+def extension_field(default: type) -> Any:
+    """Returns a dataclass field for an extension. `default` is the class to use if the config does not specify one."""
     return dataclasses.field(default_factory=default, metadata={"extension": default})
 
 
-def extensions() -> Any:
-    """A dataclass field for any number of extensions by label, empty by default."""
+def extensions_field() -> Any:
+    """Returns a dataclass field for a dictionary of extensions by label, which is empty by default."""
     return dataclasses.field(default_factory=dict, metadata={"extensions": True})
 
 
@@ -119,16 +119,16 @@ def build_if_available(
 
 
 def import_path(cls: type) -> str:
-    """Import path of a class, "package.module:Class"."""
+    """Returns the import path of a class, "package.module:Class"."""
     return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def is_mapping(value: Any) -> bool:
-    """Whether a value is a Mapping or a ConfigDict, which does not subclass Mapping."""
+    """Whether a value is a Mapping or a ConfigDict, which is not a subclass of Mapping."""
     return isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "items"))
 
 
-def suggestion(name: str, known: list[str]) -> str:
-    """The part of an error message that suggests a valid key."""
-    matches = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else f"; valid keys are {', '.join(known)}"
+def suggest_key(name: str, valid_keys: list[str]) -> str:
+    """Returns the end of an error message about an unknown key, which suggests a valid one."""
+    matches = difflib.get_close_matches(name, valid_keys, n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else f"; valid keys are {', '.join(valid_keys)}"

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from caption_jax.specs.extensions import extensions
+from caption_jax.specs.extensions import extensions_field
 from caption_jax.specs.rule_syntax import check_partition_rule, parse_parameter_rule
 from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import above, at_least, check_fields, interval, number, one_of
@@ -24,7 +24,7 @@ class ObjectiveSpec:
     # embedding, which enables text-to-image search.
     contrastive_weight: float = 0.0
     # Additional terms: label -> {"name": "package.module:Class", ..} (docs/extending.md).
-    terms: Mapping[str, Any] = extensions()
+    terms: Mapping[str, Any] = extensions_field()
 
     def __post_init__(self):
         check_fields(
@@ -50,9 +50,9 @@ class OptimizerSpec:
     clip_norm: float = 1.0  # 0 for none
     grad_accum_steps: int = 1  # microbatches per update (gradient accumulation)
     ema: float = 0.0  # decay of the exponential moving average of parameters; 0 for none
-    # (pattern, settings): the settings apply to parameters whose full path matches the pattern. Each parameter must
-    # match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
-    # from_step: frozen until that step.
+    # (pattern, settings): the settings apply to parameters with a full path that matches the pattern. Each parameter
+    # must match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
+    # from_step: step until which the parameters are frozen.
     rules: tuple[tuple[str, Mapping[str, float]], ...] = ((".*", {"lr": 1.0, "decay": 1.0, "from_step": 0}),)
 
     def __post_init__(self):
@@ -77,7 +77,7 @@ class OptimizerSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ProfileSpec:
-    """Steps to profile for TensorBoard; 0 steps for none."""
+    """Steps to profile for TensorBoard. Profiling is disabled if `steps` is 0."""
 
     start: int = 0
     steps: int = 0
@@ -99,8 +99,8 @@ class TrainSpec:
     patience: int = 0  # stop after this many evaluations without improvement; 0 for never
     eval_images: int = 0  # validation images to score during training; 0 for all
     sample_images: int = 16  # validation images to show in TensorBoard
-    # Skip pad tokens in the computation of a step: "auto" (on CPUs), "always" or "never". The step is compiled once for
-    # each of the few resulting batch shapes.
+    # Whether to skip padding in the computation of a step: "auto" (on CPUs), "always" or "never". The step is compiled
+    # once for each of the few resulting batch shapes.
     packing: str = "auto"
     profile: ProfileSpec = ProfileSpec()
 
@@ -126,7 +126,7 @@ class MeshSpec:
 
     data: int = -1  # devices along the batch axis; -1 for all remaining devices
     model: int = 1
-    # (pattern, mesh axis names, one per dimension) of sharded parameters.
+    # Sharded parameters: (pattern, mesh axis names, one per dimension).
     rules: tuple[tuple[str, tuple[str | None, ...]], ...] = ()
 
     def __post_init__(self):

@@ -1,4 +1,4 @@
-"""`config.model`: model sizes and pretrained weights."""
+"""`config.model`: model dimensions and pretrained weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
-from caption_jax.specs.extensions import extension
+from caption_jax.specs.extensions import extension_field
 from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import above, at_least, check_fields, interval, one_of
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 class DecoderSpec:
     """The caption decoder."""
 
-    # "" (random), or a RoBERTa (local folder or hub name) to initialize the layers from. The sizes of the decoder must
-    # match (configs/coco_roberta_decoder.py), and data.tokenizer must be the tokenizer of the RoBERTa.
+    # "" for random initialisation, or a RoBERTa checkpoint (local folder or hub name) with the initial weights. The
+    # decoder must have the dimensions of the checkpoint (configs/coco_roberta_decoder.py), and data.tokenizer must be
+    # its tokenizer.
     weights: str = ""
     layers: int = 6
     width: int = 512
     heads: int = 8
     feed_forward: int = 2048
     dropout: float = 0.1
-    dropout_bits: int = 8  # random bits per element: 8 (rates are multiples of 1/256) or 16 (exact within 2 ** -17)
+    dropout_bits: int = 8  # random bits per element: 8 (rate rounded to a multiple of 1/256) or 16 (within 2 ** -17)
     norm: str = "pre"  # "pre" or "post"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (tanh approximation)
@@ -53,10 +54,11 @@ class DecoderSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TextEncoderSpec:
-    """The text encoder; only built if objective.contrastive_weight or model.context.max_texts is positive."""
+    """The text encoder, which is built only if objective.contrastive_weight or model.context.max_texts is positive."""
 
-    # "" (random, with the sizes below and the compact vocabulary), or a RoBERTa (local folder or hub name), whose sizes
-    # replace those below. A RoBERTa reads the full vocabulary of data.tokenizer, which must be its tokenizer.
+    # "" for random initialisation with the dimensions below and the compact vocabulary, or a RoBERTa checkpoint (local
+    # folder or hub name). The dimensions of the checkpoint override those below. It uses the full vocabulary of
+    # data.tokenizer, which must be its tokenizer.
     weights: str = ""
     layers: int = 4
     width: int = 256
@@ -81,7 +83,7 @@ class TextEncoderSpec:
 
 @dataclasses.dataclass(frozen=True)
 class JointEmbeddingSpec:
-    """The joint embedding of images and texts; only built if objective.contrastive_weight is positive."""
+    """The joint embedding of images and texts, which is built only if objective.contrastive_weight is positive."""
 
     width: int = 256
     temperature: float = 0.07  # initial value of the learned temperature
@@ -103,7 +105,7 @@ class ContextSpec:
     """Texts that the decoder attends to in addition to the image, encoded by the text encoder."""
 
     max_texts: int = 0  # maximum number of texts per image; 0 for no context
-    form: str = "vector"  # memory per text: one pooled "vector", or the encoder states of all "tokens"
+    form: str = "vector"  # memory of a text: a pooled "vector", or the encoder states of its "tokens"
     dropout: float = 0.2  # fraction of training images without context in each epoch
 
     def __post_init__(self):
@@ -120,12 +122,12 @@ class ContextSpec:
 class ModelSpec:
     """The captioning model."""
 
-    # Implementation of the ops in caption_jax/ops: "fast" or plain "reference".
-    ops: str = "fast"
+    ops: str = "fast"  # implementation of the operations in caption_jax/ops: "fast" or "reference"
     image_memory: str = "grid"  # image features that the decoder attends to: "grid", "vector" or "both"
-    vector: str = "mean"  # pooling of the image vector: "mean" or "flatten"
+    vector: str = "mean"  # computation of the image vector from the grid: "mean" or "flatten"
     memory_dropout: float = 0.1
-    encoder: Backbone = extension(EfficientNetBackbone)  # keys of EfficientNet, or {"name": "package.module:Class", ..}
+    # Keys of EfficientNet, or {"name": "package.module:Class", ..} (docs/extending.md).
+    encoder: Backbone = extension_field(EfficientNetBackbone)
     decoder: DecoderSpec = DecoderSpec()
     text_encoder: TextEncoderSpec = TextEncoderSpec()
     joint_embedding: JointEmbeddingSpec = JointEmbeddingSpec()

@@ -1,4 +1,7 @@
-"""Former names of config keys and modules. They work for one release: keys with a warning, stored runs without."""
+"""Former names of config keys and modules, which work for one release.
+
+Their use in a config logs a warning, but reading a stored run that contains them does not.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import warnings
 from collections.abc import Container
 from typing import Any
 
-# Version 0.2: former name -> present name, in the section that has the latter.
+# Former name -> current name, since version 0.2, in the section that contains the current name.
 _KEYS = {
     "accumulation": "grad_accum_steps",  # optimizer
     "beams": "num_beams",  # decode
@@ -18,11 +21,16 @@ _KEYS = {
 }
 _VALUES = {("resize", "squash"): "stretch"}
 
-RENAMED_MODULES = {"shared_space": "joint_embedding"}  # in paths of parameters
+RENAMED_MODULES = {"shared_space": "joint_embedding"}  # in parameter paths
 
 
 def current_key(key: Any, keys: Container[str]) -> Any:
-    """Returns the present name of a key of the section that has `keys`; other keys are returned unchanged."""
+    """Returns the current name of a key of a section.
+
+    Args:
+        key: current or former name; any other key is returned unchanged.
+        keys: current names of all keys of the section.
+    """
     renamed = _KEYS.get(key)
     if renamed is None or key in keys or renamed not in keys:
         return key
@@ -31,7 +39,7 @@ def current_key(key: Any, keys: Container[str]) -> Any:
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Returns the value of a key with present names: choices, and modules in the patterns of `rules`."""
+    """Returns the value of a key with former names of choices, and of modules in `rules`, replaced by current ones."""
     if key == "rules" and isinstance(value, tuple | list):
         return type(value)(_current_rule(rule) for rule in value)
     renamed = _VALUES.get((key, value)) if isinstance(value, str) else None
@@ -43,7 +51,7 @@ def current_value(key: str, value: Any) -> Any:
 
 def _current_rule(rule: Any) -> Any:
     if not (isinstance(rule, tuple | list) and rule and isinstance(rule[0], str)):
-        return rule  # malformed, which the spec reports
+        return rule  # malformed; validation of the spec raises an error
     pattern = rule[0]
     for former, renamed in RENAMED_MODULES.items():
         if former in pattern:
@@ -52,5 +60,5 @@ def _current_rule(rule: Any) -> Any:
     return type(rule)((pattern, *rule[1:]))
 
 
-def _warn(what: str, renamed: str) -> None:
-    warnings.warn(f"{what} is now {renamed!r}; the former name will be removed in 0.3", FutureWarning, stacklevel=4)
+def _warn(former: str, renamed: str) -> None:
+    warnings.warn(f"{former} is now {renamed!r}; the former name will be removed in 0.3", FutureWarning, stacklevel=4)

@@ -21,16 +21,16 @@ class DatasetFacts:
 def resolve(spec: RunSpec, facts: DatasetFacts) -> RunSpec:
     """Replaces epochs, and zeros that mean "once per epoch", with numbers of steps.
 
-    An epoch has as many steps as there are full batches of training images, at least one.
+    The number of steps per epoch is the number of full batches of training images, at least 1.
     """
     train = spec.train
-    epoch = max(facts.train_images // spec.data.batch_size, 1)
+    steps_per_epoch = max(facts.train_images // spec.data.batch_size, 1)
     return dataclasses.replace(
         spec,
         train=dataclasses.replace(
             train,
-            steps=train.steps or max(round(train.epochs * epoch), 1),
-            eval_every=train.eval_every or epoch,
-            checkpoint_every=train.checkpoint_every or epoch,
+            steps=train.steps or max(round(train.epochs * steps_per_epoch), 1),
+            eval_every=train.eval_every or steps_per_epoch,
+            checkpoint_every=train.checkpoint_every or steps_per_epoch,
         ),
     )

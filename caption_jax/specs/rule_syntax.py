@@ -13,12 +13,12 @@ from input_pipeline.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, order=True)
 class ParameterRule:
-    """Settings of a rule in `config.optimizer.rules`; ordered, so that it can be a pytree key.
+    """Settings of a rule in `config.optimizer.rules`. They are ordered, as required of keys of a pytree.
 
     Attributes:
         lr: multiplier of the learning rate; 0 freezes the parameter for the whole run.
         decay: multiplier of `weight_decay`. Biases, norm scales and other vectors are never decayed; see `is_decayed`.
-        from_step: number of updates for which the parameter is frozen.
+        from_step: number of initial updates for which the parameter is frozen.
     """
 
     lr: float = 1.0
@@ -30,7 +30,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern:
     """Compiles the regular expression of a rule.
 
     Args:
-        pattern: pattern from the config.
+        pattern: regular expression in the config.
         key: config key of the rules, for the error message.
 
     Raises:
@@ -55,11 +55,11 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
     except (TypeError, ValueError, AttributeError) as error:
         raise ConfigError(f"config.optimizer.rules: {rule!r} is not a (pattern, dictionary) pair") from error
     compile_pattern(pattern, "optimizer.rules")
-    known = [field.name for field in dataclasses.fields(ParameterRule)]
+    names = [field.name for field in dataclasses.fields(ParameterRule)]
     for name, value in settings.items():
-        if name not in known:
-            matches = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {matches[0]!r}?" if matches else f"; expected {', '.join(known)} (lr=0 freezes)"
+        if name not in names:
+            matches = difflib.get_close_matches(name, names, n=1)
+            hint = f"; did you mean {matches[0]!r}?" if matches else f"; expected {', '.join(names)} (lr=0 freezes)"
             raise ConfigError(f"config.optimizer.rules: {pattern!r} sets unknown {name!r}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it must be 0 or more")
@@ -71,7 +71,7 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
 
 
 def check_partition_rule(rule: tuple[str, Any]) -> None:
-    """Checks the syntax of a rule of `config.mesh.rules`; `parameter_shardings` checks the axes against parameters.
+    """Checks the syntax of a rule of `config.mesh.rules`. `parameter_shardings` compares its axes with the parameters.
 
     Raises:
         ConfigError: the rule is not a pair of a regular expression and a list of axis names.
@@ -80,8 +80,8 @@ def check_partition_rule(rule: tuple[str, Any]) -> None:
         pattern, axes = rule
     except (TypeError, ValueError):
         pattern, axes = None, None
-    names = axes if isinstance(axes, list | tuple) else ()
-    if pattern is None or names is not axes or not all(name is None or isinstance(name, str) for name in names):
+    is_sequence = isinstance(axes, list | tuple)
+    if pattern is None or not is_sequence or not all(name is None or isinstance(name, str) for name in axes):
         raise ConfigError(
             f"config.mesh.rules: {rule!r} is not a (pattern, axes) pair with one mesh axis per dimension: "
             '"data", "model" or None'

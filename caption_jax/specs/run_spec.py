@@ -10,7 +10,7 @@ from caption_jax.backbones.backbone_checks import check_image_size
 from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import build_spec
 from caption_jax.specs.decode_spec import DecodeSpec
-from caption_jax.specs.extensions import IfUnavailable, UnavailableExtension, extensions
+from caption_jax.specs.extensions import IfUnavailable, UnavailableExtension, extensions_field
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, TrainSpec
 from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
@@ -20,11 +20,11 @@ from input_pipeline.spec_checks import SEED, check_fields, one_of
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
-    """All config keys of a run. Sections validate themselves; constraints between sections are checked here."""
+    """All config keys of a run. Sections validate their own keys; this class checks constraints between sections."""
 
     seed: int = 0
     dtype: str = "auto"  # compute dtype: "auto" (bfloat16 on accelerators, float32 on CPU), "bfloat16" or "float32"
-    init_from: str = ""  # workdir of a run whose weights to start from; "" for none
+    init_from: str = ""  # workdir of a run to load the initial weights from; "" for none
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec = ModelSpec()
@@ -34,7 +34,7 @@ class RunSpec:
     decode: DecodeSpec = DecodeSpec()
     # Additional evaluators of the validation and test splits: label -> {"name": "package.module:Class", ..}
     # (docs/extending.md).
-    evaluators: Mapping[str, Any] = extensions()
+    evaluators: Mapping[str, Any] = extensions_field()
     mesh: MeshSpec = MeshSpec()
 
     @classmethod
@@ -44,10 +44,10 @@ class RunSpec:
         Args:
             config: all keys, or those that differ from the defaults.
             if_unavailable: handling of objectives and evaluators that cannot be loaded; see `build_spec`. Training and
-                evaluation reject a spec that keeps them (`check_available`).
+                evaluation call `check_available`, which rejects a spec with unavailable extensions.
 
         Raises:
-            ConfigError: a value is out of range, keys contradict each other, or an extension cannot be loaded; the
+            ConfigError: a value is out of range, values contradict each other, or an extension cannot be loaded. The
                 message names the key.
         """
         return build_spec(cls, config, if_unavailable=if_unavailable)
@@ -68,7 +68,7 @@ class RunSpec:
         return tuple(extension for extension in configured if isinstance(extension, UnavailableExtension))
 
     def check_available(self) -> None:
-        """Raises ConfigError, with the key and module, if an objective or evaluator is unavailable."""
+        """Raises ConfigError, which names the key and the module, if an objective or evaluator is unavailable."""
         for extension in self.unavailable:
             raise ConfigError(f"{extension}: training and evaluation require it; restore the module or remove the key")
 
