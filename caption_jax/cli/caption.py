@@ -10,6 +10,6 @@ from caption_jax.inference.captioner import load
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Prints one line per image; the exit status is 1 if an image could not be read."""
+    """Prints one line per image; returns the exit status, which is 1 if an image could not be read."""
     captioner = load(options.workdir, options.checkpoint, spec_from_flags(options, "keep").decode)
     return caption_files(captioner, arguments, options.format, options.context or ())

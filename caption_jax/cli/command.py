@@ -25,15 +25,15 @@ Override keys of the config with flags such as `--config.data.batch_size=64`. Al
 stored in the workdir, unless --config is set.
 """
 
-# Too short for huge pages to pay for a restart, and without background writes when they finish.
+# Modes that are too short for huge pages to be worth a restart, and have no background writes at exit.
 _SHORT_MODES = ("caption", "search")
 _MODES_WITH_ARGUMENTS = ("caption", "index")
 
-flags.disclaim_key_flags()  # attributes the flags to the main script, so that `--help` lists them
+flags.disclaim_key_flags()  # the flags then belong to the main script, so `--help` lists them
 
 
 def main() -> None:
-    """The installed command `caption-jax`."""
+    """Entry point of the installed command `caption-jax`."""
     script = sys.modules["__main__"]
     script.__doc__ = script.__doc__ or _HELP  # `--help` prints it above the flags
     run(sys.argv[0])
@@ -45,28 +45,31 @@ def run(script: str) -> None:
     Args:
         script: path of the file that Python was started with.
     """
-    typed = command_flags.typed_flags(sys.argv)
-    if typed.get("mode") not in _SHORT_MODES:
+    flag_values = command_flags.read_flags(sys.argv)
+    if flag_values.get("mode") not in _SHORT_MODES:
         restart_with_huge_pages(script)  # before any slow imports
     command_flags.define()
     app.run(
         functools.partial(_run_with_flags, script),
-        argv=_with_config(sys.argv, typed),
+        argv=_resolve_config_flag(sys.argv, flag_values),
         flags_parser=functools.partial(_parse_flags, script),
     )
 
 
-def _with_config(argv: list[str], typed: dict[str, str]) -> list[str]:
-    """Resolves the name of a packaged config; without `--config`, adds the stored config for modes that can use it."""
-    if "config" in typed:
-        return command_flags.replace_flag(argv, "config", find_config(typed["config"]))
-    if typed.get("mode", "train") == "train" or "workdir" not in typed:
+def _resolve_config_flag(argv: list[str], flag_values: dict[str, str]) -> list[str]:
+    """Replaces the name of a packaged config by its path.
+
+    Without `--config`, adds the stored config of the workdir in all modes except `train`.
+    """
+    if "config" in flag_values:
+        return command_flags.replace_flag(argv, "config", find_config(flag_values["config"]))
+    if flag_values.get("mode", "train") == "train" or "workdir" not in flag_values:
         return argv
-    return [*argv[:1], f"--config={stored_config.__file__}:{typed['workdir']}", *argv[1:]]
+    return [*argv[:1], f"--config={stored_config.__file__}:{flag_values['workdir']}", *argv[1:]]
 
 
 def _parse_flags(script: str, argv: list[str]) -> list[str]:
-    """Parses the flags. A `UserError`, raised while the stored config is read, is printed and ends the process."""
+    """Parses the flags, which reads the config. If that raises a `UserError`, prints it and ends the process."""
     try:
         return app.parse_flags_with_usage(argv)
     except errors.UserError as error:
@@ -77,17 +80,17 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
     """Runs the command after absl has parsed the flags; returns the exit status."""
     options, arguments = flags.FLAGS, argv[1:]
     try:
-        _check(options, arguments)
+        _check_usage(options, arguments)
         set_up_platform(options)
         status = _run_mode(options, arguments)
-    except Exception as error:  # `_print_error` re-raises everything that is not a user error
+    except Exception as error:  # `_print_error` re-raises errors that are not user errors
         status = _print_error(error, script)
     if options.mode in _SHORT_MODES:
         fast_exit(script, status)
     return status
 
 
-def _check(options: flags.FlagValues, arguments: list[str]) -> None:
+def _check_usage(options: flags.FlagValues, arguments: list[str]) -> None:
     if options.mode not in _MODES_WITH_ARGUMENTS and arguments:
         raise app.UsageError(f"mode {options.mode} takes no arguments, but got {arguments}")
     if options.mode != "train" and options.dry_run:
@@ -98,17 +101,17 @@ def _check(options: flags.FlagValues, arguments: list[str]) -> None:
 
 def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
     """Calls `run` in the module of the mode, `caption_jax/cli/<mode>.py`."""
-    # Imported here because it imports JAX, which must not happen before the platform is set up.
-    mode = importlib.import_module(f"caption_jax.cli.{options.mode}")
+    # The import is here because it imports JAX, which must not happen before the platform is set up.
+    module = importlib.import_module(f"caption_jax.cli.{options.mode}")
     try:
-        status = mode.run(options, arguments)
+        status = module.run(options, arguments)
         sys.stdout.flush()
         return status
     except BrokenPipeError:
         if options.mode == "train":
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not fail again
-        return 141  # 128 + SIGPIPE: the reader (such as `head`) closed the pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not raise again
+        return 141  # 128 + SIGPIPE, because the reader (such as `head`) has closed the pipe
 
 
 def _print_error(error: Exception, script: str) -> int:

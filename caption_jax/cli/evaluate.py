@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from absl import flags
 
-from caption_jax.cli.command_flags import context_kind, spec_from_flags
+from caption_jax.cli.command_flags import get_context_kind, spec_from_flags
 from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.external_data import check_context, open_external_data
 from caption_jax.evaluation.final_evaluation import evaluate_split
@@ -16,21 +16,22 @@ from caption_jax.runs.experiment import open_experiment
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
-    workdir, spec, context = absolute(options.workdir), spec_from_flags(options), context_kind(options)
+    workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
     if not options.data:
         experiment = open_experiment(workdir, spec)
         print_assessment(evaluate_split(experiment, options.split, options.images, context))
         return 0
     check_context(spec.model.context.max_texts, context)
-    other = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
+    external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
+    split = external_data.split
     if jax.process_index() == 0:
-        print(f"captions: {other.captions}")
-    experiment = open_experiment(workdir, spec, {other.split.name: other.split})
-    print_assessment(evaluate_split(experiment, other.split.name, options.images, context, other))
+        print(f"captions: {external_data.captions}")
+    experiment = open_experiment(workdir, spec, {split.name: split})
+    print_assessment(evaluate_split(experiment, split.name, options.images, context, external_data))
     return 0
 
 
 def print_assessment(assessment: Assessment | None) -> None:
-    """Prints an evaluation, if there is one, on process 0."""
+    """Prints an assessment in process 0; does nothing if it is None."""
     if assessment is not None and jax.process_index() == 0:
         print_evaluation(assessment)

@@ -9,11 +9,11 @@ from caption_jax.retrieval.commands import index_folder, index_images, named_ima
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Indexes image files or the images of a split; the exit status is 1 if an image could not be read."""
-    names_split = options["split"].present
-    if arguments and names_split:
+    """Indexes image files or the images of a split; returns the exit status, 1 if an image could not be read."""
+    has_split = options["split"].present
+    if arguments and has_split:
         raise app.UsageError(f"index takes either files or --split, not both --split={options.split} and {arguments}")
-    if not arguments and not names_split:
+    if not arguments and not has_split:
         raise app.UsageError("index requires image files or folders, or a split of the data with --split")
     spec = spec_from_flags(options, "keep")
     return index_images(

@@ -1,4 +1,4 @@
-"""`--mode=plan`: estimates the memory and time of a run on devices that do not need to be attached."""
+"""`--mode=plan`: estimates the memory and time of a run on devices that need not be available."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process setup for all modes: distributed initialization and the compilation cache."""
+"""Process setup for all modes: XLA flags, `jax.distributed` and the compilation cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from caption_jax.runtime.process import set_up_process
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
-    """Sets up JAX: XLA flags, `jax.distributed` if there are several processes, and the compilation cache."""
+    """Sets XLA flags, initialises `jax.distributed` if there are several processes, and sets the compilation cache."""
     set_up_process()
     import jax
 
@@ -25,17 +25,21 @@ def set_up_platform(options: flags.FlagValues) -> None:
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
         jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs add up to seconds
+    # By default, programs that compile quickly are not cached, but many of them together take seconds.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.set_verbosity(logging.INFO if options.mode in ("train", "plan") else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
 
 
 def _join_processes() -> None:
-    """Initializes `jax.distributed` if the environment indicates several processes."""
+    """Initialises `jax.distributed` if the environment indicates several processes."""
     import jax
 
-    several = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    if several or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        # Clusters do not need these variables, because JAX detects their processes.
-        names = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(**{key: int(os.environ[name]) for key, name in names.items() if name in os.environ})
+    is_tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    is_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    if is_tpu_pod or is_slurm or "JAX_COORDINATOR_ADDRESS" in os.environ:
+        # TPU pods and SLURM do not need these variables, because JAX detects their processes.
+        variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
+        jax.distributed.initialize(
+            **{key: int(os.environ[name]) for key, name in variables.items() if name in os.environ}
+        )

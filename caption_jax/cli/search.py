@@ -8,7 +8,7 @@ from caption_jax.retrieval.commands import index_folder, search_images
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
-    """Prints one line per result; returns the exit status."""
+    """Prints one result per line; returns the exit status."""
     if not (options.query or "").strip():
         raise app.UsageError("search requires --query with a text or the path of an image")
     return search_images(

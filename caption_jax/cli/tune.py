@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 from absl import flags
 
-from caption_jax.cli.command_flags import context_kind, spec_from_flags
+from caption_jax.cli.command_flags import get_context_kind, spec_from_flags
 from caption_jax.evaluation.tuning import print_tuning, tune_split
 from caption_jax.files import absolute
 from caption_jax.runs.experiment import open_experiment
@@ -14,7 +14,7 @@ from caption_jax.runs.experiment import open_experiment
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Prints the scores of each setting; returns the exit status."""
     experiment = open_experiment(absolute(options.workdir), spec_from_flags(options))
-    tuning = tune_split(experiment, options.split, context_kind(options))
+    tuning = tune_split(experiment, options.split, get_context_kind(options))
     if jax.process_index() == 0:
         print_tuning(tuning)
     return 0
