@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the folder `configs` of the checkout is the package `caption_jax.configs`."""
+"""Installs the folder `configs` as the package `caption_jax.configs`, which pyproject.toml cannot express."""
 
 from setuptools import find_packages, setup
 
