@@ -63,9 +63,7 @@ class SplitCaptioner:
 
             def decode_batch(variables: Any, memory: jax.Array, alpha: jax.Array) -> jax.Array:
                 traced_spec = dataclasses.replace(static_spec, alpha=alpha)
-                return decode(
-                    self.model, variables, memory, traced_spec, vocabulary=self.description.vocabulary
-                ).tokens
+                return decode(self.model, variables, memory, traced_spec, vocabulary=self.description.vocabulary).tokens
 
             self._compiled_functions[key] = jax.jit(decode_batch)
         captions = {image_id: "" for image_id in self.split.image_ids}

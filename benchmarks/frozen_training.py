@@ -231,9 +231,7 @@ def main() -> None:
 
     def time_sides(names: list[str]) -> dict[str, float]:
         """Returns the median seconds of each side, measured by the selected clock."""
-        commands = {
-            name: (["benchmarks.frozen_training", f"--serve={name}", *flags], environment) for name in names
-        }
+        commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *flags], environment) for name in names}
         with start_sides(commands) as sides:
             return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
 
