@@ -1,4 +1,4 @@
-"""The captioning model as Flax linen modules, imported lazily. Depends on no other package of the project but `ops`."""
+"""Flax linen modules of the captioning model, imported lazily. `ops` is the only other project package they import."""
 
 from __future__ import annotations
 
@@ -25,16 +25,17 @@ _LAZY_IMPORTS = {
     "roberta_settings": "build",
 }
 
-_FORMER_NAMES = {"SharedSpace": "JointEmbedding", "roberta_sizes": "roberta_settings"}  # until version 0.2
+# Renamed in version 0.2.
+_DEPRECATED_NAMES = {"SharedSpace": "JointEmbedding", "roberta_sizes": "roberta_settings"}
 
 __all__ = sorted(_LAZY_IMPORTS)
 
 
 def __getattr__(name: str) -> Any:
-    if name in _FORMER_NAMES:
-        warnings.warn(f"caption_jax.models.{name} is now {_FORMER_NAMES[name]}", DeprecationWarning, stacklevel=2)
-        name = _FORMER_NAMES[name]
-    if name == "depthwise_conv":  # its location until version 0.2
+    if name in _DEPRECATED_NAMES:
+        warnings.warn(f"caption_jax.models.{name} is now {_DEPRECATED_NAMES[name]}", DeprecationWarning, stacklevel=2)
+        name = _DEPRECATED_NAMES[name]
+    if name == "depthwise_conv":  # moved in version 0.2
         from caption_jax.ops.depthwise import depthwise_conv
 
         message = "caption_jax.models.depthwise_conv is now caption_jax.ops.depthwise.depthwise_conv"

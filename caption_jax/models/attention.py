@@ -13,7 +13,7 @@ from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.segments import Segments
 
 
-def _dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
+def _make_dense(features: int, scale: float, module: nn.Module, name: str) -> Dense:
     init = nn.initializers.variance_scaling(scale, "fan_in", "truncated_normal")
     settings = {"dtype": module.dtype, "param_dtype": module.param_dtype, "ops": module.ops}
     return Dense(features, kernel_init=init, name=name, **settings)
@@ -40,8 +40,8 @@ class SelfAttention(nn.Module):
 
     def setup(self):
         """Creates the submodules."""
-        self.qkv = _dense(3 * self.width, 1.0, self, "qkv")
-        self.out = _dense(self.width, self.output_scale, self, "out")
+        self.qkv = _make_dense(3 * self.width, 1.0, self, "qkv")
+        self.out = _make_dense(self.width, self.output_scale, self, "out")
 
     def __call__(
         self,
@@ -53,16 +53,16 @@ class SelfAttention(nn.Module):
     ) -> tuple[Float[Array, "*rows tokens width"], LayerCache | None]:
         """Returns the attention output, and the cache with the new keys and values written at `position`.
 
-        `visible` masks the cache slots that each token may attend to (`Cache.visible_slots`). Without a cache, a token
-        attends to itself and the preceding tokens of its caption, according to `segments`.
+        With a cache, `visible` is True for the slots that each token may attend to (`Cache.visible_slots`). Without a
+        cache, a token attends to itself and the preceding tokens of its caption, which `segments` defines.
         """
         qkv = self.qkv(x)
         qkv = qkv.reshape(*x.shape[:-1], 3, self.heads, self.width // self.heads)
         if cache is None:
-            attended = self.ops.caption_attention(qkv, segments)
+            output = self.ops.caption_attention(qkv, segments)
         else:
-            attended, cache = self._attend_to_cache(qkv, cache, position, visible)
-        return self.out(attended), cache
+            output, cache = self._attend_to_cache(qkv, cache, position, visible)
+        return self.out(output), cache
 
     def _attend_to_cache(
         self,
@@ -72,21 +72,21 @@ class SelfAttention(nn.Module):
         visible: Bool[Array, "pools targets slots"],
     ) -> tuple[Float[Array, "batch rows length width"], LayerCache]:
         batch, rows, length, *features = qkv.shape
-        pools = cache.keys.shape[0]  # the rows of a group share a pool, step-major like its slots
+        pools = cache.keys.shape[0]  # rows of a group share a pool, in step-major order like its slots
         rows_per_pool = batch * rows // pools
         qkv = qkv.reshape(pools, rows_per_pool, length, *features).swapaxes(1, 2)
         qkv = qkv.reshape(pools, length * rows_per_pool, *features)
-        queries, keys, values = (qkv[:, :, part] for part in range(3))
+        queries, keys, values = (qkv[:, :, i] for i in range(3))
         cache = cache.write(keys, values, position * rows_per_pool)
-        attended, _ = self.ops.attend(queries, cache.keys, cache.values, visible[:, None], decoding=True)
-        attended = attended.reshape(pools, length, rows_per_pool, self.width).swapaxes(1, 2)
-        return attended.reshape(batch, rows, length, self.width), cache
+        output, _ = self.ops.attend(queries, cache.keys, cache.values, visible[:, None], decoding=True)
+        output = output.reshape(pools, length, rows_per_pool, self.width).swapaxes(1, 2)
+        return output.reshape(batch, rows, length, self.width), cache
 
 
 class CrossAttention(nn.Module):
-    """Attention of all captions of an image to the image's memory.
+    """Cross-attention from the captions of an image to its memory.
 
-    The memory and its keys and values are stored once per image, not once per caption.
+    The memory, its keys and its values are stored once per image, not once per caption.
 
     Attributes:
         width: feature size of the inputs, memory and outputs.
@@ -106,9 +106,9 @@ class CrossAttention(nn.Module):
 
     def setup(self):
         """Creates the submodules."""
-        self.query = _dense(self.width, 1.0, self, "query")
-        self.key_value = _dense(2 * self.width, 1.0, self, "key_value")
-        self.out = _dense(self.width, self.output_scale, self, "out")
+        self.query = _make_dense(self.width, 1.0, self, "query")
+        self.key_value = _make_dense(2 * self.width, 1.0, self, "key_value")
+        self.out = _make_dense(self.width, self.output_scale, self, "out")
 
     def project(
         self, memory: Float[Array, "batch memory width"]
@@ -129,5 +129,5 @@ class CrossAttention(nn.Module):
     ) -> tuple[Float[Array, "*rows tokens width"], Float[Array, "*rows heads tokens memory"]]:
         """Returns the attention output and the float32 attention weights over the projected memory."""
         queries = self.query(x).reshape(*x.shape[:-1], self.heads, self.width // self.heads)
-        attended, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)
-        return self.out(attended), weights
+        output, weights = self.ops.memory_attention(queries, keys, values, memory_mask, segments, decoding=decoding)
+        return self.out(output), weights

@@ -1,4 +1,4 @@
-"""Batch normalisation with statistics per group of images, independent of how the batch is split over devices."""
+"""Batch normalisation with statistics per group of images, which do not depend on the number of devices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from caption_jax.ops.norm_activation import Activation
 class BatchNorm(nn.Module):
     """Normalises each channel by the mean and variance of a group of images (Ioffe and Szegedy, 2015).
 
-    In training, `group_size` consecutive images share statistics (Hoffer et al., 2017, "ghost" batch normalisation); 0
-    means the whole batch. The group size does not depend on the number of devices, so a batch gives the same result on
-    one device and on eight. The collection `batch_stats` holds running averages, `mean` and `var`, of the groups' means
-    and (biased) variances. They are used at inference, and always if the norm is frozen.
+    In training, `group_size` consecutive images share statistics (Hoffer et al., 2017, "ghost" batch normalisation).
+    The group size does not depend on the number of devices, so the results are the same on one device and on eight. The
+    collection `batch_stats` contains `mean` and `var`, running averages of the mean and (biased) variance of groups.
+    They are used at inference, and also in training if the norm is frozen.
 
     Statistics and normalisation are computed in float32; the result is cast to `dtype`.
 
     Attributes:
-        group_size: images that share statistics in training; 0 for the whole batch. Must divide the batch size.
+        group_size: number of images that share statistics in training; must divide the batch size. 0 for all images.
         momentum: decay rate of the running averages.
         epsilon: added to the variance.
         activation: applied after the normalisation: 'linear' (none), 'swish' or 'relu6'.
-        frozen: whether to use the stored statistics in training too.
+        frozen: whether to use the stored statistics in training as well.
         dtype: dtype of the result.
         param_dtype: dtype of `scale` and `bias`.
         ops: implementation of the operation.
@@ -46,7 +46,11 @@ class BatchNorm(nn.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], *, train: bool
     ) -> Float[Array, "batch height width channels"]:
-        """Normalises and activates `x`. Raises ValueError if the group size does not divide the batch size."""
+        """Normalises `x` and applies the activation.
+
+        Raises:
+            ValueError: the group size does not divide the batch size.
+        """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (channels,), self.param_dtype)
@@ -59,16 +63,16 @@ class BatchNorm(nn.Module):
             out = self.ops.stored_norm_activation(x, *stored, scale, bias, self.epsilon, self.activation)
             return out.astype(self.dtype)
 
-        groups = self._groups(x.shape[0])
+        groups = self._count_groups(x.shape[0])
         shift = lax.stop_gradient(running_mean.value)
         out, mean, var = self.ops.norm_activation(x, scale, bias, shift, groups, self.epsilon, self.activation)
         if not self.is_initializing():
-            for running, new in ((running_mean, mean), (running_var, var)):
-                new = lax.stop_gradient(jnp.mean(new, axis=0))
-                running.value = self.momentum * running.value + (1 - self.momentum) * new
+            for running, group_values in ((running_mean, mean), (running_var, var)):
+                batch_value = lax.stop_gradient(jnp.mean(group_values, axis=0))
+                running.value = self.momentum * running.value + (1 - self.momentum) * batch_value
         return out.astype(self.dtype)
 
-    def _groups(self, batch: int) -> int:
+    def _count_groups(self, batch: int) -> int:
         if self.group_size == 0 or self.is_initializing():
             return 1
         if batch % self.group_size:

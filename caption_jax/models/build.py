@@ -1,4 +1,4 @@
-"""Builds the captioning model from its config."""
+"""Builds the captioning model from `config.model`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from caption_jax.ops.implementations import IMPLEMENTATIONS
 if TYPE_CHECKING:
     from caption_jax.specs import ModelSpec, TextEncoderSpec
 
-_BACKBONE = "image_encoder/backbone/"
+_BACKBONE_PREFIX = "image_encoder/backbone/"
 
 
 def build_model(
@@ -35,7 +35,7 @@ def build_model(
     text_encoder: Mapping[str, Any] | None = None,
     joint_embedding: bool = True,
 ) -> ImageCaptioningModel:
-    """Builds the model of `config.model`. Parameters are float32, whatever the computation `dtype`.
+    """Builds the captioning model. Its parameters are always float32.
 
     Args:
         spec: the `model` section of a run's spec.
@@ -43,19 +43,20 @@ def build_model(
         max_length: maximum caption length in tokens, including <s> and </s>.
         dtype: computation dtype; norm statistics, softmax and logits are always float32.
         frozen_norms: paths ("image_encoder/backbone/stem/norm") of norms whose scale and bias are frozen. The effect
-            depends on the backbone: frozen batch norms use their stored statistics in training too.
-        backbone_settings: settings of the image backbone, which must match those its weights were trained with. None
-            for the defaults, for random weights.
+            depends on the backbone. For example, frozen batch norms also use their stored statistics in training.
+        backbone_settings: settings that the weights of the image backbone were trained with. If None, the default
+            settings for random weights.
         text_encoder: fields of `RobertaSettings` (see `roberta_settings`). If set, the model has a text encoder, and a
-            context memory if the config enables one. None for neither.
+            context memory if the config enables one. If None, it has neither.
         joint_embedding: whether a model with a text encoder also has a joint embedding of images and texts.
     """
     encoder, decoder, ops = spec.encoder, spec.decoder, IMPLEMENTATIONS[spec.ops]
+    backbone_norms = [path for path in frozen_norms if path.startswith(_BACKBONE_PREFIX)]
     return ImageCaptioningModel(
         image_encoder=ImageEncoder(
             backbone=encoder.build(
                 encoder.settings_class() if backbone_settings is None else backbone_settings,
-                frozen_norms=frozenset(p.removeprefix(_BACKBONE) for p in frozen_norms if p.startswith(_BACKBONE)),
+                frozen_norms=frozenset(path.removeprefix(_BACKBONE_PREFIX) for path in backbone_norms),
                 dtype=dtype,
                 ops=ops,
             ),
@@ -83,12 +84,12 @@ def build_model(
             dtype=dtype,
             ops=ops,
         ),
-        **({} if text_encoder is None else _text_modules(spec, text_encoder, joint_embedding, dtype)),
+        **({} if text_encoder is None else _build_text_modules(spec, text_encoder, joint_embedding, dtype)),
     )
 
 
 def roberta_settings(spec: TextEncoderSpec, vocabulary_size: int, max_length: int, pad_id: int) -> dict[str, Any]:
-    """Returns the sizes of a text encoder that is trained from scratch, for `build_model`.
+    """Returns the fields of `RobertaSettings` for a text encoder that is trained from scratch.
 
     Args:
         spec: the `model.text_encoder` section of a run's spec.
@@ -111,14 +112,14 @@ def roberta_settings(spec: TextEncoderSpec, vocabulary_size: int, max_length: in
     }
 
 
-def _text_modules(
-    spec: ModelSpec, sizes: Mapping[str, Any], joint_embedding: bool, dtype: Dtype
+def _build_text_modules(
+    spec: ModelSpec, settings: Mapping[str, Any], joint_embedding: bool, dtype: Dtype
 ) -> dict[str, nn.Module]:
-    space, context, width = spec.joint_embedding, spec.context, spec.decoder.width
-    encoder = TextEncoder(RobertaSettings(**sizes), width, remat=spec.text_encoder.remat, dtype=dtype)
+    joint, context, width = spec.joint_embedding, spec.context, spec.decoder.width
+    encoder = TextEncoder(RobertaSettings(**settings), width, remat=spec.text_encoder.remat, dtype=dtype)
     submodules: dict[str, nn.Module] = {"text_encoder": encoder}
     if joint_embedding:
-        submodules["joint_embedding"] = JointEmbedding(space.width, space.temperature, space.min_temperature)
+        submodules["joint_embedding"] = JointEmbedding(joint.width, joint.temperature, joint.min_temperature)
     if context.max_texts:
         submodules["context"] = ContextMemory(context.max_texts, width, context.form, dtype=dtype)
     return submodules

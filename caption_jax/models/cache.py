@@ -1,13 +1,13 @@
 """KV cache of the decoder, laid out so that beams can be reordered without copying keys or values.
 
-The rows (beams) of an image share one pool of slots. Slot (step, row) holds the key and value that the row computed at
-that step, and never moves. A small table, `ancestors[image, row, step]`, maps each row and step to the row whose
-slot holds the row's history at that step. Reordering beams only reorders this table (a few bytes per step), whereas
+The rows (beams) of an image share one pool of slots. Slot (step, row) stores the key and value that the row computed at
+that step, and is never moved. A lookup table, `ancestors[image, row, step]`, maps each row and step to the row whose
+slot stores that step of its history. Reordering beams only reorders this table (a few bytes per step), whereas
 gathering per-row caches would copy all keys and values in every layer at every step. The cost is that each row also
-computes masked scores against the slots of its siblings, but their keys are read anyway.
+computes masked scores for the slots of the other rows, but their keys are read anyway.
 
-Rows that are never reordered among each other can avoid this cost: rows are split into `groups` with one pool each.
-Diverse beam search has one pool per beam group, sampling one per sample.
+To avoid this cost, rows that are never exchanged can be split into `groups` with one pool each. Diverse beam search has
+one pool per beam group, and sampling has one pool per sample.
 
 Keys are stored as [heads, depth, slots] and values as [heads, slots, depth], so that the matrix products of a step read
 them sequentially. With the layout of the projections, [slots, heads, depth], the attention of a step takes twice as
@@ -48,13 +48,13 @@ class LayerCache(flax.struct.PyTreeNode):
 class Cache(flax.struct.PyTreeNode):
     """State of autoregressive decoding with several captions ("rows") per image.
 
-    Each group of rows of an image has its own pool; pools are image-major.
+    There is one pool per image and group of rows, in image-major order.
 
     Attributes:
         layers: keys and values of each layer.
-        ancestors: row (within the group) whose slot holds this row's history at each step.
+        ancestors: row (within the group) whose slot stores this row's history at each step.
         position: number of tokens decoded so far; the same for all rows.
-        memory_mask: True for memory positions that may be attended to; all of them if None.
+        memory_mask: True for memory positions that may be attended to; all positions if None.
     """
 
     layers: tuple[LayerCache, ...]
@@ -63,9 +63,9 @@ class Cache(flax.struct.PyTreeNode):
     memory_mask: Bool[Array, "batch memory"] | None
 
     def visible_slots(self, length: int) -> Bool[Array, "pools targets slots"]:
-        """Mask of the slots that each of `length` new tokens per row may attend to: its row's history, up to itself.
+        """Returns the mask of the slots that each of `length` new tokens per row may attend to.
 
-        Targets are step-major, like slots.
+        These are the slots of the row's history up to and including the token. Targets are step-major, like slots.
         """
         pools, rows, steps = self.ancestors.shape
         step = jnp.arange(steps)
@@ -74,10 +74,7 @@ class Cache(flax.struct.PyTreeNode):
         return (is_ancestor & is_causal[:, None, :, None]).reshape(pools, length * rows, steps * rows)
 
     def reorder(self, parents: Int[Array, "batch rows"]) -> Cache:
-        """Returns the cache in which row i of each image continues the image's row `parents[image, i]`.
-
-        A row and its parent must be in the same group.
-        """
+        """Returns the cache in which row i of each image continues the row `parents[image, i]` of the same group."""
         pools, rows, steps = self.ancestors.shape
         row_in_group = parents.reshape(pools, rows) % rows
         history = jnp.take_along_axis(self.ancestors, row_in_group[:, :, None], axis=1)
@@ -85,19 +82,30 @@ class Cache(flax.struct.PyTreeNode):
         return self.replace(ancestors=jnp.where(jnp.arange(steps) < self.position, history, identity))
 
 
-def empty_cache(
+def create_cache(
     memory: tuple[tuple[Float[Array, "batch heads depth memory"], Float[Array, "batch heads memory depth"]], ...],
     memory_mask: Bool[Array, "batch memory"] | None,
     rows: int,
     groups: int,
     length: int,
 ) -> Cache:
-    """Returns a cache for `length` steps of `rows` captions per image, with each layer's projected memory."""
+    """Returns an empty cache for `length` steps of `rows` captions per image.
+
+    Args:
+        memory: keys and values of the memory for each layer.
+        memory_mask: True for memory positions that may be attended to; all positions if None.
+        rows: number of captions per image.
+        groups: number of groups that the rows are split into.
+        length: number of steps.
+
+    Raises:
+        ValueError: `groups` does not divide `rows`.
+    """
     if rows % groups:
         raise ValueError(f"cannot split the {rows} rows of a cache into {groups} groups of equal size")
     pools, rows_per_group = memory[0][0].shape[0] * groups, rows // groups
 
-    def layer(keys: Array, values: Array) -> LayerCache:
+    def create_layer_cache(keys: Array, values: Array) -> LayerCache:
         _, heads, depth, _ = keys.shape
         return LayerCache(
             keys=jnp.zeros((pools, heads, depth, length * rows_per_group), keys.dtype),
@@ -107,5 +115,5 @@ def empty_cache(
         )
 
     identity = jnp.broadcast_to(jnp.arange(rows_per_group, dtype=jnp.int32)[:, None], (pools, rows_per_group, length))
-    layers = tuple(layer(keys, values) for keys, values in memory)
+    layers = tuple(create_layer_cache(keys, values) for keys, values in memory)
     return Cache(layers, identity, jnp.zeros((), jnp.int32), memory_mask)

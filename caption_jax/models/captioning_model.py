@@ -19,7 +19,7 @@ from caption_jax.ops.segments import Segments
 
 
 class ImageCaptioningModel(nn.Module):
-    """Encoder-decoder captioning model: `images -> memory -> logits`.
+    """Encoder-decoder captioning model, `images -> memory -> logits`.
 
     The decoder depends only on the image, the texts passed to `add_context` and the tokens before the predicted one.
     Embeddings of the captions to be predicted (`embed_texts`) are never an input of the decoder.
@@ -29,9 +29,10 @@ class ImageCaptioningModel(nn.Module):
     Attributes:
         image_encoder: maps pixels to the memory.
         decoder: maps memory and tokens to logits.
-        text_encoder: maps texts to vectors; None (no parameters) if unused.
-        joint_embedding: of images and texts; requires a text encoder and an image encoder with a vector.
-        context: maps the context texts of an image to memory positions; requires a text encoder.
+        text_encoder: maps texts to vectors; None if unused.
+        joint_embedding: maps images and texts to one space; requires a text encoder and an image encoder that computes
+            a vector. None if unused.
+        context: maps the context texts of an image to memory positions; requires a text encoder. None if unused.
     """
 
     image_encoder: ImageEncoder
@@ -42,7 +43,7 @@ class ImageCaptioningModel(nn.Module):
 
     @property
     def ops(self) -> Ops:
-        """Implementation of the operations, also for the loss, augmentation and beam search."""
+        """Implementation of the operations, also used by the loss, augmentation and beam search."""
         return self.decoder.ops
 
     def __call__(
@@ -55,11 +56,11 @@ class ImageCaptioningModel(nn.Module):
     ) -> Float[Array, "batch captions length vocabulary"]:
         """Returns teacher-forced float32 logits of each next token, with one encoder pass for all captions of an image.
 
-        For initialisation and standalone use. Training runs `objectives.forward_pass.ForwardPass` instead, which
-        computes the same in separate steps, as the loss terms require them.
+        This method is for initialisation and standalone use. Training uses `objectives.forward_pass.ForwardPass`, which
+        runs the same computation in the steps that the loss terms need.
 
         Args:
-            images: normalised pixels, or the output of the encoder's stage `start_after`.
+            images: normalised pixels, or the output of the backbone stage `start_after`.
             tokens: captions starting with <s>, without their last token.
             train: enables dropout, stochastic depth and batch statistics; requires the RNG stream "dropout".
             start_after: see `encode_images`.
@@ -75,20 +76,25 @@ class ImageCaptioningModel(nn.Module):
         """Returns the memory for the decoder, and the image vector.
 
         Args:
-            images: normalised pixels, or the output of the encoder's stage `start_after`.
+            images: normalised pixels, or the output of the backbone stage `start_after`.
             train: enables dropout, stochastic depth and batch statistics.
-            start_after: stage of the backbone whose output `images` is (see `encode_to_stage`); "" for pixels.
+            start_after: backbone stage that computed `images` (see `encode_to_stage`); "" if they are pixels.
         """
         return self.image_encoder(images, train=train, start_after=start_after)
 
     def encode_to_stage(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
-        """Returns the output of the image encoder's `stage`; only the parameters up to that stage are required."""
+        """Returns the output of the backbone stage `stage`. Only the parameters up to that stage are required."""
         return self.image_encoder.encode_to_stage(stage, images)
 
     def encode_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
     ) -> TextFeatures:
-        """Returns features of texts, given as token ids of the text encoder.
+        """Encodes texts, given as token ids of the text encoder.
+
+        Args:
+            ids: token ids with <s> and </s>.
+            mask: True for tokens, False for padding.
+            train: enables dropout; requires the RNG stream "dropout".
 
         Raises:
             ValueError: the model has no text encoder.
@@ -105,19 +111,19 @@ class ImageCaptioningModel(nn.Module):
         *,
         train: bool = False,
     ) -> ImageFeatures:
-        """Appends the context texts of each image to its memory, after the positions of the image.
+        """Appends the context texts of each image to its memory, after the image positions.
 
-        The texts become part of the memory, and are projected into the cache like the image. If an image has no text
-        (its `mask` is all False), the outputs of the decoder equal those without context.
+        The decoder caches the keys and values of context positions like those of image positions. If an image has no
+        context texts (its `mask` is all False), the decoder's outputs are the same as without context.
 
         Args:
             features: output of `encode_images`.
             ids: context texts as token ids of the text encoder; never the captions to be predicted.
-            mask: True for real tokens; texts without any are ignored.
+            mask: True for tokens, False for padding; texts without tokens are ignored.
             train: enables dropout in the text encoder; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: the model was built without context, or for fewer texts per image.
+            ValueError: the model was built without context, or there are more texts per image than it supports.
         """
         if self.context is None:
             raise ValueError("this model was built without context (config.model.context.max_texts=0)")
@@ -136,17 +142,21 @@ class ImageCaptioningModel(nn.Module):
         Raises:
             ValueError: the model has no joint embedding.
         """
-        return self._space().images(features.vector)
+        return self._get_joint_embedding().embed_images(features.vector)
 
     def embed_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
     ) -> Float[Array, "texts shared"]:
-        """Returns unit vectors of texts in the joint embedding space; arguments as in `encode_texts`."""
-        return self._space().texts(self.encode_texts(ids, mask, train=train).vector)
+        """Returns unit vectors of texts in the joint embedding space; see `encode_texts` for the arguments.
+
+        Raises:
+            ValueError: the model has no joint embedding.
+        """
+        return self._get_joint_embedding().embed_texts(self.encode_texts(ids, mask, train=train).vector)
 
     def similarity_scale(self) -> Float[Array, ""]:
-        """Scale of the similarities in training: 1 / temperature."""
-        return self._space().scale()
+        """Returns the factor by which similarities are multiplied in training, 1 / temperature."""
+        return self._get_joint_embedding().similarity_scale()
 
     def decode(
         self,
@@ -159,11 +169,11 @@ class ImageCaptioningModel(nn.Module):
         train: bool = False,
         return_attention: bool = False,
     ) -> DecoderOutput:
-        """Runs the decoder on `features` (or a bare memory), or continues from `cache`; see `Decoder`.
+        """Runs the decoder on image features or a memory array, or continues from `cache`; see `Decoder`.
 
-        `memory_mask` masks memory positions in addition to those masked in `features`.
+        `memory_mask` is combined with the mask in `features`: a position must be True in both.
         """
-        memory, memory_mask = _memory(features, memory_mask)
+        memory, memory_mask = _get_memory(features, memory_mask)
         return self.decoder(
             tokens,
             memory,
@@ -175,7 +185,7 @@ class ImageCaptioningModel(nn.Module):
         )
 
     def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
-        """Weights and bias of the output layer; see `Decoder.output_layer`."""
+        """Returns the weights and bias of the output layer; see `Decoder.output_layer`."""
         return self.decoder.output_layer()
 
     def start_cache(
@@ -188,16 +198,16 @@ class ImageCaptioningModel(nn.Module):
         length: int | None = None,
     ) -> Cache:
         """Returns an empty cache for `rows` captions per image; see `Decoder.start_cache`."""
-        memory, memory_mask = _memory(features, memory_mask)
+        memory, memory_mask = _get_memory(features, memory_mask)
         return self.decoder.start_cache(memory, memory_mask=memory_mask, rows=rows, groups=groups, length=length)
 
-    def _space(self) -> JointEmbedding:
+    def _get_joint_embedding(self) -> JointEmbedding:
         if self.joint_embedding is None:
             raise ValueError("this model was built without a joint embedding")
         return self.joint_embedding
 
     def _init_text_parameters(self, features: ImageFeatures) -> None:
-        """Runs the submodules that `__call__` does not use, to create their parameters during initialisation."""
+        """Creates the parameters of the submodules that `__call__` does not use, by running them."""
         ids = jnp.zeros((1, 1), jnp.int32)
         if self.joint_embedding is not None:
             self.embed_images(features)
@@ -209,9 +219,9 @@ class ImageCaptioningModel(nn.Module):
             self.add_context(features, ids, ids == 0)
 
 
-def _memory(features, mask):
-    """Returns the memory and its combined mask."""
+def _get_memory(features, extra_mask):
+    """Returns the memory, and its mask combined with `extra_mask`."""
     if not isinstance(features, ImageFeatures):
-        return features, mask
-    masks = [each for each in (features.memory_mask, mask) if each is not None]
+        return features, extra_mask
+    masks = [mask for mask in (features.memory_mask, extra_mask) if mask is not None]
     return features.memory, functools.reduce(jnp.logical_and, masks) if masks else None

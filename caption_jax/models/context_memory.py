@@ -13,7 +13,7 @@ from caption_jax.models.text_encoder import TextFeatures
 
 
 class ContextMemory(nn.Module):
-    """Memory for the context texts of an image: a dense layer, a learned embedding per text, layer norm.
+    """Computes the memory of context texts: dense layer, learned embedding of the text's index, layer norm.
 
     The embeddings distinguish the texts from each other and, with the bias of the layer norm, from the image.
 
@@ -36,11 +36,11 @@ class ContextMemory(nn.Module):
     def __call__(
         self, features: TextFeatures, mask: Bool[Array, "batch texts length"]
     ) -> tuple[Float[Array, "batch memory width"], Bool[Array, "batch memory"]]:
-        """Returns the memory of each image, text after text, and its mask.
+        """Returns the memory of each image, with its texts concatenated, and the mask of the memory.
 
         Args:
-            features: features of batch * texts texts, image-major.
-            mask: True for real tokens; texts without any are masked.
+            features: features of `batch * texts` texts in image-major order.
+            mask: True for tokens, False for padding. Texts without tokens are masked.
 
         Raises:
             ValueError: `form` is unknown, or there are more than `max_texts` texts.

@@ -12,18 +12,18 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.attention import CrossAttention, SelfAttention
-from caption_jax.models.cache import Cache, LayerCache, empty_cache
+from caption_jax.models.cache import Cache, LayerCache, create_cache
 from caption_jax.models.layers import Dense, Dropout
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.segments import Segments
 
-INIT_STDDEV = 0.02  # of embeddings, as in RoBERTa
+INIT_STDDEV = 0.02  # standard deviation of the initial embeddings, as in RoBERTa
 
 # Activations of the feed-forward networks, by name.
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x * normal_cdf(x)
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # cheaper approximation, within 0.0005
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # faster approximation, with an error below 0.0005
 }
 
 
@@ -33,7 +33,7 @@ class DecoderOutput(flax.struct.PyTreeNode):
     Attributes:
         logits: float32 logits of the next token.
         states: final hidden states, the input of the output layer.
-        cache: updated cache; None if decoding without a cache.
+        cache: updated cache; None without a cache.
         attention: float32 cross-attention weights; None unless requested.
     """
 
@@ -44,7 +44,7 @@ class DecoderOutput(flax.struct.PyTreeNode):
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with an activation in between."""
+    """Two dense layers, with an activation and dropout in between."""
 
     width: int
     hidden: int
@@ -150,8 +150,8 @@ class DecoderLayer(nn.Module):
 
         `segments` maps each token to its caption. If None, each row is one caption: [batch, captions, tokens, width].
 
-        If `cache` is given, it provides the projected memory and `memory` is ignored; `position` and `visible` come
-        from the enclosing `Cache`.
+        With a cache, `memory` is ignored because the cache contains its keys and values. `position` and `visible` are
+        those of the enclosing `Cache`.
         """
         keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
         decoding = cache is not None
@@ -228,7 +228,7 @@ class Decoder(nn.Module):
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,), self.param_dtype)
         if self.positions == "learned":
             self.position = self.param("position", init, (self.max_length, self.width), self.param_dtype)
-        # Pre-norm residuals accumulate without normalisation. Scale them so their initial sum has the variance of one.
+        # Pre-norm residuals are summed without normalisation. Scale them to give the initial sum the variance of one.
         output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embedding_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)
@@ -270,11 +270,11 @@ class Decoder(nn.Module):
 
         Args:
             tokens: token ids of the captions, starting with <s>; with a cache, the tokens from `cache.position` on.
-            memory: memory to attend to; ignored with a cache, which holds the projected memory.
+            memory: memory to attend to; ignored with a cache, which contains its keys and values.
             segments: segments of packed tokens; None for one caption per row, [batch, captions, length], which a cache
                 requires.
-            memory_mask: True for memory positions to attend to; all of them if None. With a cache, the cache's mask is
-                used instead.
+            memory_mask: True for memory positions to attend to; all positions if None. Ignored with a cache, which has
+                its own mask.
             cache: from `start_cache` or the previous call.
             train: enables dropout.
             return_attention: whether to return the cross-attention weights as well.
@@ -314,7 +314,7 @@ class Decoder(nn.Module):
         return DecoderOutput(self._logits(states), states, cache, jnp.stack(weights) if return_attention else None)
 
     def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
-        """Weights and bias of the output layer: `logits = states @ table.T + bias`."""
+        """Returns the weights and bias of the output layer, `logits = states @ embedding.T + bias`."""
         return self.embedding.astype(self.dtype), self.output_bias.astype(jnp.float32)
 
     def start_cache(
@@ -336,25 +336,25 @@ class Decoder(nn.Module):
         length = self.max_length if length is None else length
         if length > self.max_length:
             raise ValueError(f"got a cache length of {length}, but this decoder has max_length={self.max_length}")
-        return empty_cache(
+        return create_cache(
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
 
     def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> Float[Array, "*tokens width"]:
         if self.positions == "learned":
-            table = self.position
+            position_embedding = self.position
         else:  # scaled to the magnitude of the initial embeddings
-            table = 2**0.5 * INIT_STDDEV * jnp.asarray(sinusoids(self.max_length, self.width))
+            position_embedding = 2**0.5 * INIT_STDDEV * jnp.asarray(make_sinusoids(self.max_length, self.width))
         x = jnp.take(self.embedding, tokens, axis=0)
-        return self.embedding_norm(x + jnp.take(table, positions, axis=0, mode="clip"))
+        return self.embedding_norm(x + jnp.take(position_embedding, positions, axis=0, mode="clip"))
 
     def _logits(self, states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens vocabulary"]:
-        table, bias = self.output_layer()
-        return jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+        embedding, bias = self.output_layer()
+        return jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
 
 
-def sinusoids(length: int, width: int) -> np.ndarray:
-    """Sinusoidal position embeddings [length, width]: sines, then cosines, of wavelengths from 2 pi to 10,000 x 2 pi.
+def make_sinusoids(length: int, width: int) -> np.ndarray:
+    """Returns position embeddings [length, width] of sines, then cosines, with wavelengths from 2 pi to 10,000 x 2 pi.
 
     See Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
     """

@@ -19,11 +19,11 @@ class ImageFeatures:
     """Features of a batch of images.
 
     Attributes:
-        memory: memory that the decoder attends to: the grid cells in row-major order, then the vector.
+        memory: input of the decoder's cross-attention: the grid cells in row-major order, then the vector, then any
+            context positions (`ImageCaptioningModel.add_context`).
         vector: one vector per image; None if unused.
-        memory_mask: True for memory positions to attend to; all of them if None. Positions of the image are always
-            True, those of context (`ImageCaptioningModel.add_context`) can be masked.
-        context_memory_length: number of context positions, at the end of the memory.
+        memory_mask: True for memory positions to attend to; all positions if None. Image positions are always True.
+        context_memory_length: number of context positions.
     """
 
     memory: Float[Array, "batch memory width"]
@@ -33,12 +33,12 @@ class ImageFeatures:
 
     @property
     def image_memory_length(self) -> int:
-        """Number of memory positions of the image, which precede those of context."""
+        """Number of image positions, which precede the context positions."""
         return self.memory.shape[1] - self.context_memory_length
 
 
 class ImageEncoder(nn.Module):
-    """A backbone, and the projection of its features to the model's width.
+    """A backbone and a projection of its features to the width of the model.
 
     Attributes:
         backbone: maps normalised images to features [batch, h, w, channels]; takes `train`, `start_after` and
@@ -46,9 +46,8 @@ class ImageEncoder(nn.Module):
         width: width of the model.
         image_memory: 'grid' (one memory position per cell, with a learned position embedding), 'vector' (one memory
             position) or 'both'.
-        vector: pooling of the vector before its dense layer: the 'mean' of all cells, or all cells concatenated
-            ('flatten').
-        always_vector: whether to compute the vector even if it is not part of the memory, for the joint embedding.
+        vector: pooling of the cells before the dense layer of the vector, 'mean' or 'flatten' (concatenation).
+        always_vector: whether to compute the vector for the joint embedding even if it is not part of the memory.
         memory_dropout: dropout rate of the memory.
         dtype: computation dtype.
         param_dtype: dtype of the parameters.
@@ -86,18 +85,18 @@ class ImageEncoder(nn.Module):
         """Returns the features of normalised images. Training with dropout requires the RNG stream "dropout".
 
         Args:
-            images: normalised pixels, or the output of the backbone's stage `start_after` (see `encode_to_stage`).
+            images: normalised pixels, or the output of the backbone stage `start_after`.
             train: enables dropout, stochastic depth and batch statistics.
-            start_after: stage whose output `images` is; "" for pixels.
+            start_after: backbone stage that computed `images` (see `encode_to_stage`); "" if they are pixels.
         """
         return self.project(self.backbone(images, train=train, start_after=start_after), train=train)
 
     def encode_to_stage(self, stage: str, images: Float[Array, "batch height width 3"]) -> Float[Array, "batch ..."]:
-        """Returns the output of the backbone's `stage` for normalised images, with stored norm statistics."""
+        """Returns the output of the backbone stage `stage` for normalised images, with stored norm statistics."""
         return self.backbone(images, train=False, stop_after=stage)
 
     def project(self, features: Float[Array, "batch h w channels"], *, train: bool) -> ImageFeatures:
-        """Returns the memory and the vector, given the features of the backbone."""
+        """Projects the features of the backbone to the memory and the vector."""
         parts, vector = [], None
         if self.image_memory != "grid" or self.always_vector:
             vector = self.pooled(features)

@@ -14,8 +14,8 @@ from jaxtyping import Array, Float
 class JointEmbedding(nn.Module):
     """A linear projection for each modality, and a learned temperature (CLIP; Radford et al., 2021).
 
-    Parameters: `image/kernel`, `text/kernel` and `log_scale`, the natural log of 1 / temperature
-    (https://arxiv.org/abs/2103.00020, section 2.3). Everything is computed in float32, because at a temperature of 0.01
+    The parameters are `image/kernel`, `text/kernel` and `log_scale`, the natural log of 1 / temperature
+    (https://arxiv.org/abs/2103.00020, section 2.3). All computation is in float32, because at a temperature of 0.01
     the rounding error of bfloat16 would change the scaled similarities by about 0.4.
 
     Attributes:
@@ -40,24 +40,24 @@ class JointEmbedding(nn.Module):
         init = nn.initializers.constant(-math.log(self.temperature))
         self.log_scale = self.param("log_scale", init, (), jnp.float32)
 
-    def images(self, vectors: Float[Array, "images hidden"]) -> Float[Array, "images width"]:
+    def embed_images(self, vectors: Float[Array, "images hidden"]) -> Float[Array, "images width"]:
         """Projects the image encoder's vectors to unit vectors of the joint embedding."""
         return _normalise(self.image(vectors.astype(jnp.float32)))
 
-    def texts(self, vectors: Float[Array, "texts hidden"]) -> Float[Array, "texts width"]:
+    def embed_texts(self, vectors: Float[Array, "texts hidden"]) -> Float[Array, "texts width"]:
         """Projects the text encoder's vectors to unit vectors of the joint embedding."""
         return _normalise(self.text(vectors.astype(jnp.float32)))
 
-    def scale(self) -> Float[Array, ""]:
-        """Scale of the similarities: 1 / temperature, clamped."""
+    def similarity_scale(self) -> Float[Array, ""]:
+        """Returns 1 / temperature, clamped to 1 / `min_temperature`."""
         return jnp.exp(clip_above(self.log_scale, -math.log(self.min_temperature)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def clip_above(value: Float[Array, ""], maximum: float) -> Float[Array, ""]:
-    """`min(value, maximum)`, with a zero gradient at the maximum or above only if descent would increase `value`.
+    """Returns `min(value, maximum)`. At or above the maximum, gradients that would increase `value` further are zero.
 
-    With the gradient of a plain minimum, a parameter that momentum has carried past the maximum would never come back.
+    With the gradient of `jnp.minimum`, a parameter that momentum has pushed past the maximum would never return.
     """
     return jnp.minimum(value, maximum)
 
@@ -73,6 +73,6 @@ def _backward(maximum, value, gradient):
 clip_above.defvjp(_forward, _backward)
 
 
-def _normalise(vectors: Float[Array, "rows width"]) -> Float[Array, "rows width"]:
+def _normalise(vectors: Float[Array, "vectors width"]) -> Float[Array, "vectors width"]:
     squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
     return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))

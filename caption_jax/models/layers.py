@@ -1,4 +1,4 @@
-"""Linen layers shared by several modules, which wrap operations of `ops` with parameters and RNG streams."""
+"""Linen layers that wrap operations of `ops` with parameters and RNG streams."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Dropout(nn.Module):
     """Sets random elements to 0 and scales up the others to preserve the mean (Srivastava et al., 2014).
 
     Attributes:
-        rate: fraction of the elements to set to 0, in [0, 1). No random bits are generated if 0.
+        rate: fraction of the elements to set to 0, in [0, 1). If it is 0, no random bits are generated.
         bits: random bits per element, 8 or 16; the rate is rounded to a multiple of 2 ** -bits.
         ops: implementation of the operation.
     """
@@ -55,7 +55,10 @@ class Dropout(nn.Module):
     ) -> Float[Array, "*batch width"]:
         """Applies dropout with the RNG stream "dropout" if `train`; otherwise returns `x` unchanged.
 
-        `ids` are the ids of the rows of `x`, which determine their masks. If None, the rows are numbered in order.
+        Args:
+            x: input array.
+            train: whether to apply dropout.
+            ids: id of each vector in `x`, which determines its mask. If None, vectors are numbered in order.
 
         Raises:
             ValueError: `rate` is outside [0, 1), or `bits` is neither 8 nor 16.

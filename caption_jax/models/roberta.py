@@ -1,7 +1,7 @@
 """RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), a retrained BERT encoder (Devlin et al., 2018).
 
-Post-norm transformer layers on top of token, position and type embeddings. The parameter paths match `FlaxRobertaModel`
-of transformers without its pooler, so its checkpoints load unchanged:
+Post-norm transformer layers on top of token, position and type embeddings. The parameter paths are those of
+`FlaxRobertaModel` in transformers without its pooler, so its checkpoints load unchanged:
 
     embeddings/{word,position,token_type}_embeddings/embedding, embeddings/LayerNorm/{scale,bias}
     encoder/layer/0/attention/self/{query,key,value}/{kernel,bias}
@@ -22,9 +22,9 @@ from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
 Hidden = Float[Array, "texts length hidden"]
-Visible = Bool[Array, "#texts #length length"]  # targets, then sources
+Visible = Bool[Array, "#texts #length length"]  # [texts, targets, sources]
 
-# Activations of the feed-forward networks, by their names in config.json.
+# Activations of the feed-forward networks, by their name in config.json.
 ACTIVATIONS = {
     "gelu": functools.partial(nn.gelu, approximate=False),
     "gelu_new": functools.partial(nn.gelu, approximate=True),
@@ -47,8 +47,8 @@ class RobertaSettings:
         hidden_act: activation of the feed-forward networks, a key of `ACTIVATIONS`.
         hidden_dropout_prob: dropout rate of the embeddings and of the output of each attention and feed-forward block.
         attention_probs_dropout_prob: dropout rate of the attention weights.
-        max_position_embeddings: number of position embeddings, `max_length` of which are used by tokens.
-        type_vocab_size: number of token type embeddings; RoBERTa uses only the first.
+        max_position_embeddings: number of position embeddings; tokens use `max_length` of them.
+        type_vocab_size: number of token type embeddings; RoBERTa uses only the first one.
         layer_norm_eps: epsilon of the layer norms.
         initializer_range: standard deviation of the initial embeddings and kernels.
         pad_token_id: token id and position id of padding.
@@ -82,7 +82,7 @@ class RobertaSettings:
 
     @property
     def max_length(self) -> int:
-        """Maximum text length in tokens. Positions start at `pad_token_id` + 1; `pad_token_id` is for padding."""
+        """Maximum text length in tokens. The position ids of tokens start at `pad_token_id` + 1."""
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
@@ -90,13 +90,13 @@ class Roberta(nn.Module):
     """The encoder up to its last hidden states, without a pooler or an output layer.
 
     Attributes:
-        sizes: hyperparameters of the network.
+        settings: hyperparameters of the network.
         remat: whether to recompute each layer's activations in the backward pass instead of storing them.
         dtype: computation dtype; norm statistics and softmax are always float32.
         param_dtype: dtype of the parameters.
     """
 
-    sizes: RobertaSettings
+    settings: RobertaSettings
     remat: bool = False
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
@@ -109,23 +109,23 @@ class Roberta(nn.Module):
 
         Args:
             input_ids: token ids with <s> and </s>.
-            mask: True for real tokens. Other ids are ignored, and their hidden states are undefined.
+            mask: True for tokens, False for padding. Hidden states of padding are undefined.
             train: enables dropout; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: the texts are longer than `sizes.max_length`.
+            ValueError: the texts are longer than `settings.max_length`.
         """
-        length, max_length = input_ids.shape[1], self.sizes.max_length
+        length, max_length = input_ids.shape[1], self.settings.max_length
         if length > max_length:
             raise ValueError(f"got texts of {length} tokens, but this RoBERTa has positions for {max_length}")
-        common = (self.sizes, self.dtype, self.param_dtype)
-        positions = position_ids(mask, self.sizes.pad_token_id)
-        x = Embeddings(*common, name="embeddings")(input_ids, positions, train)
-        return Encoder(*common, remat=self.remat, name="encoder")(x, mask[:, None], train)
+        attributes = (self.settings, self.dtype, self.param_dtype)
+        positions = make_position_ids(mask, self.settings.pad_token_id)
+        x = Embeddings(*attributes, name="embeddings")(input_ids, positions, train)
+        return Encoder(*attributes, remat=self.remat, name="encoder")(x, mask[:, None], train)
 
 
-def position_ids(mask: Bool[Array, "texts length"], pad_id: int) -> Int[Array, "texts length"]:
-    """Returns RoBERTa's position ids: real tokens are numbered from `pad_id` + 1, all padding has `pad_id`."""
+def make_position_ids(mask: Bool[Array, "texts length"], pad_id: int) -> Int[Array, "texts length"]:
+    """Returns RoBERTa's position ids: `pad_id` for padding, and consecutive ids from `pad_id` + 1 for tokens."""
     mask = mask.astype(jnp.int32)
     return jnp.cumsum(mask, axis=1) * mask + pad_id
 
@@ -133,13 +133,13 @@ def position_ids(mask: Bool[Array, "texts length"], pad_id: int) -> Int[Array, "
 class RobertaModule(nn.Module):
     """Base class of RoBERTa's submodules, with the attributes of `Roberta`."""
 
-    sizes: RobertaSettings
+    settings: RobertaSettings
     dtype: Dtype = jnp.float32
     param_dtype: Dtype = jnp.float32
 
-    def submodule(self, cls: type[RobertaModule], name: str, **kwargs: bool) -> RobertaModule:
-        """Creates a submodule with the same sizes and dtypes."""
-        return cls(self.sizes, self.dtype, self.param_dtype, name=name, **kwargs)
+    def make_submodule(self, cls: type[RobertaModule], name: str, **kwargs: bool) -> RobertaModule:
+        """Creates a submodule with the same settings and dtypes."""
+        return cls(self.settings, self.dtype, self.param_dtype, name=name, **kwargs)
 
 
 class Embeddings(RobertaModule):
@@ -150,21 +150,21 @@ class Embeddings(RobertaModule):
         self, input_ids: Int[Array, "texts length"], positions: Int[Array, "texts length"], train: bool
     ) -> Hidden:
         """Returns the input of the first layer."""
-        x = _embed(self, self.sizes.vocab_size, "word_embeddings")(input_ids)
-        x = x + _embed(self, self.sizes.type_vocab_size, "token_type_embeddings")(jnp.zeros_like(input_ids))
-        x = x + _embed(self, self.sizes.max_position_embeddings, "position_embeddings")(positions)
-        return _dropout(self)(_norm(self)(x), deterministic=not train)
+        x = _make_embed(self, self.settings.vocab_size, "word_embeddings")(input_ids)
+        x = x + _make_embed(self, self.settings.type_vocab_size, "token_type_embeddings")(jnp.zeros_like(input_ids))
+        x = x + _make_embed(self, self.settings.max_position_embeddings, "position_embeddings")(positions)
+        return _make_dropout(self)(_make_norm(self)(x), deterministic=not train)
 
 
 class Encoder(RobertaModule):
-    """All layers; their parameters are under `layer/`."""
+    """Stack of layers, with parameters under `layer/`."""
 
     remat: bool = False
 
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns the output of the last layer; see `Layer`."""
-        return self.submodule(Layers, "layer", remat=self.remat)(x, visible, train)
+        return self.make_submodule(Layers, "layer", remat=self.remat)(x, visible, train)
 
 
 class Layers(RobertaModule):
@@ -175,9 +175,9 @@ class Layers(RobertaModule):
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns the output of the last layer; see `Layer`."""
-        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer  # 3 is `train`, after the module
-        for index in range(self.sizes.num_hidden_layers):
-            x = self.submodule(layer, str(index))(x, visible, train)
+        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer  # `train`, as 0 is the module
+        for index in range(self.settings.num_hidden_layers):
+            x = self.make_submodule(layer, str(index))(x, visible, train)
         return x
 
 
@@ -190,11 +190,11 @@ class Layer(RobertaModule):
 
         Args:
             x: hidden states.
-            visible: True for the sources that a target attends to; in RoBERTa, all real tokens.
+            visible: True where a target attends to a source; RoBERTa attends to all tokens except padding.
             train: enables dropout; requires the RNG stream "dropout".
         """
-        x = self.submodule(Attention, "attention")(x, visible, train)
-        return self.submodule(Output, "output")(self.submodule(Intermediate, "intermediate")(x), x, train)
+        x = self.make_submodule(Attention, "attention")(x, visible, train)
+        return self.make_submodule(Output, "output")(self.make_submodule(Intermediate, "intermediate")(x), x, train)
 
 
 class Attention(RobertaModule):
@@ -203,7 +203,8 @@ class Attention(RobertaModule):
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns new hidden states; see `Layer`."""
-        return self.submodule(Output, "output")(self.submodule(SelfAttention, "self")(x, visible, train), x, train)
+        output = self.make_submodule(SelfAttention, "self")(x, visible, train)
+        return self.make_submodule(Output, "output")(output, x, train)
 
 
 class SelfAttention(RobertaModule):
@@ -212,15 +213,15 @@ class SelfAttention(RobertaModule):
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns the attention output with heads concatenated; see `Layer`."""
-        width, heads = self.sizes.hidden_size, self.sizes.num_attention_heads
+        width, heads = self.settings.hidden_size, self.settings.num_attention_heads
         query, key, value = (
-            _dense(self, width, name)(x).reshape(*x.shape[:2], heads, width // heads)
+            _make_dense(self, width, name)(x).reshape(*x.shape[:2], heads, width // heads)
             for name in ("query", "key", "value")
         )
         scores = jnp.einsum("bqhd,bkhd->bhqk", query / jnp.sqrt(width // heads).astype(self.dtype), key)
         scores = jnp.where(visible[:, None], scores, jnp.finfo(self.dtype).min)
         weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(self.dtype)
-        rate = self.sizes.attention_probs_dropout_prob
+        rate = self.settings.attention_probs_dropout_prob
         if train and rate:  # one mask for all texts and heads, as in linen's attention
             keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - rate, weights.shape[2:])
             weights = weights * (keep.astype(self.dtype) / jnp.asarray(1 - rate, self.dtype))
@@ -233,32 +234,32 @@ class Intermediate(RobertaModule):
     @nn.compact
     def __call__(self, x: Hidden) -> Float[Array, "texts length intermediate"]:
         """Applies the layer to each token."""
-        return ACTIVATIONS[self.sizes.hidden_act](_dense(self, self.sizes.intermediate_size, "dense")(x))
+        return ACTIVATIONS[self.settings.hidden_act](_make_dense(self, self.settings.intermediate_size, "dense")(x))
 
 
 class Output(RobertaModule):
-    """Dense layer back to the hidden width, dropout, residual connection and layer norm."""
+    """Projection to the hidden width, followed by dropout, a residual connection and layer norm."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "texts length inputs"], residual: Hidden, train: bool) -> Hidden:
         """Returns the layer norm of `residual` plus the projection of `x`."""
-        x = _dense(self, self.sizes.hidden_size, "dense")(x)
-        return _norm(self)(_dropout(self)(x, deterministic=not train) + residual)
+        x = _make_dense(self, self.settings.hidden_size, "dense")(x)
+        return _make_norm(self)(_make_dropout(self)(x, deterministic=not train) + residual)
 
 
-def _embed(module: RobertaModule, rows: int, name: str) -> nn.Embed:
-    init = nn.initializers.normal(module.sizes.initializer_range)
-    return nn.Embed(rows, module.sizes.hidden_size, module.dtype, module.param_dtype, init, name=name)
+def _make_embed(module: RobertaModule, num_embeddings: int, name: str) -> nn.Embed:
+    init = nn.initializers.normal(module.settings.initializer_range)
+    return nn.Embed(num_embeddings, module.settings.hidden_size, module.dtype, module.param_dtype, init, name=name)
 
 
-def _dense(module: RobertaModule, features: int, name: str) -> nn.Dense:
-    init = nn.initializers.normal(module.sizes.initializer_range)
+def _make_dense(module: RobertaModule, features: int, name: str) -> nn.Dense:
+    init = nn.initializers.normal(module.settings.initializer_range)
     return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
-def _norm(module: RobertaModule) -> nn.LayerNorm:
-    return nn.LayerNorm(module.sizes.layer_norm_eps, module.dtype, module.param_dtype, name="LayerNorm")
+def _make_norm(module: RobertaModule) -> nn.LayerNorm:
+    return nn.LayerNorm(module.settings.layer_norm_eps, module.dtype, module.param_dtype, name="LayerNorm")
 
 
-def _dropout(module: RobertaModule) -> nn.Dropout:
-    return nn.Dropout(module.sizes.hidden_dropout_prob, name="dropout")
+def _make_dropout(module: RobertaModule) -> nn.Dropout:
+    return nn.Dropout(module.settings.hidden_dropout_prob, name="dropout")

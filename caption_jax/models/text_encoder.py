@@ -1,4 +1,4 @@
-"""RoBERTa as a text encoder."""
+"""Text encoder: RoBERTa with mean pooling and a projection."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TextFeatures(flax.struct.PyTreeNode):
 
     Attributes:
         tokens: last hidden states of RoBERTa; undefined for padding.
-        vector: projected mean of `tokens` over the mask.
+        vector: projection of the mean of `tokens`, excluding padding.
     """
 
     tokens: Float[Array, "texts length hidden"]
@@ -27,17 +27,17 @@ class TextEncoder(nn.Module):
     """RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692) with mean pooling and a projection.
 
     Parameters are stored under `roberta/` (see `Roberta`) and `dense/`. `caption_jax.pretrained.roberta_weights` loads
-    published weights into the former.
+    published weights into `roberta/`.
 
     Attributes:
-        sizes: hyperparameters of RoBERTa, including its dropout rates and pad id.
+        settings: hyperparameters of RoBERTa, including its dropout rates and pad id.
         width: dimension of the vector.
         remat: whether to recompute each layer's activations in the backward pass instead of storing them.
         dtype: computation dtype.
         param_dtype: dtype of the parameters.
     """
 
-    sizes: RobertaSettings
+    settings: RobertaSettings
     width: int
     remat: bool = False
     dtype: Dtype = jnp.float32
@@ -45,7 +45,7 @@ class TextEncoder(nn.Module):
 
     def setup(self):
         """Creates the submodules."""
-        self.roberta = Roberta(self.sizes, self.remat, self.dtype, self.param_dtype)
+        self.roberta = Roberta(self.settings, self.remat, self.dtype, self.param_dtype)
         self.dense = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def __call__(
@@ -55,11 +55,11 @@ class TextEncoder(nn.Module):
 
         Args:
             input_ids: token ids with <s> and </s>.
-            mask: True for real tokens. Other ids are ignored.
-            train: enables dropout at the rates in `sizes`; requires the RNG stream "dropout".
+            mask: True for tokens, False for padding.
+            train: enables dropout at the rates in `settings`; requires the RNG stream "dropout".
 
         Raises:
-            ValueError: the texts are longer than `sizes.max_length`.
+            ValueError: the texts are longer than `settings.max_length`.
         """
         hidden = self.roberta(input_ids, mask, train=train)
         weights = mask[..., None].astype(jnp.float32)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from random_weights import random_variables
 
-from caption_jax.models.decoder import Decoder, DecoderLayer, sinusoids
+from caption_jax.models.decoder import Decoder, DecoderLayer, make_sinusoids
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoder_layer_torch.npz"
 WIDTH, HEADS, HIDDEN = 8, 2, 12
@@ -203,7 +203,7 @@ def test_order_of_tokens_matters_and_positions_differ():
     same = jnp.full_like(tokens, 4)
     logits = run(decoder, variables, same, memory).logits
     assert np.abs(np.diff(logits, axis=2)).max(-1).min() > 1e-3
-    signals = sinusoids(40, 8)
+    signals = make_sinusoids(40, 8)
     assert signals.shape == (40, 8)
     assert len(np.unique(signals.round(5), axis=0)) == 40
 

@@ -16,7 +16,7 @@ from roberta_folder import torch_state
 from seeded_weights import seeded_weights
 from small_run import quick_compilation
 
-from caption_jax.models.roberta import Roberta, RobertaSettings, position_ids
+from caption_jax.models.roberta import Roberta, RobertaSettings, make_position_ids
 
 every_size = pytest.mark.parametrize("name", peers.SIZES)
 
@@ -118,8 +118,8 @@ def test_the_defaults_are_those_of_config_json():
 
 def test_positions_count_the_real_tokens():
     mask = jnp.array([[True, True, False, True], [True, False, False, False]])
-    assert position_ids(mask, 1).tolist() == [[2, 3, 1, 4], [2, 1, 1, 1]]
-    assert position_ids(mask, 3).tolist() == [[4, 5, 3, 6], [4, 3, 3, 3]]
+    assert make_position_ids(mask, 1).tolist() == [[2, 3, 1, 4], [2, 1, 1, 1]]
+    assert make_position_ids(mask, 3).tolist() == [[4, 5, 3, 6], [4, 3, 3, 3]]
 
 
 def test_bfloat16_with_float32_parameters_is_close_to_float32():

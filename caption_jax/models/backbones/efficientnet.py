@@ -1,4 +1,4 @@
-"""EfficientNet B0-B7 (Tan and Le, 2019) and EfficientNet-Lite 0-4: one block table, scaled in width and depth."""
+"""EfficientNet B0-B7 (Tan and Le, 2019) and EfficientNet-Lite 0-4."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from caption_jax.ops.depthwise import Padding, explicit_padding
 from caption_jax.ops.implementations import FAST, Ops
 
 
-def _activation(name: str) -> Callable[[Array], Array]:
+_FAN_OUT_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _get_activation(name: str) -> Callable[[Array], Array]:
     return {"swish": nn.swish, "relu6": nn.relu6}[name]
 
 
@@ -26,9 +29,9 @@ def _activation(name: str) -> Callable[[Array], Array]:
 class BlockSettings:
     """Settings shared by all blocks and convolutions of a network.
 
-    `padding` and `norm_epsilon` depend on the origin of the weights: 'same' and 1e-3 for weights from TensorFlow,
-    'symmetric' and (usually) 1e-5 for weights trained in PyTorch. `frozen_norms` are paths relative to the module that
-    has these settings.
+    `padding` and `norm_epsilon` depend on the origin of the weights. They are 'same' and 1e-3 for weights trained in
+    TensorFlow, 'symmetric' and usually 1e-5 for weights trained in PyTorch. The paths in `frozen_norms` are relative to
+    the module that the settings are passed to.
     """
 
     norm_group_size: int = 0
@@ -42,7 +45,7 @@ class BlockSettings:
     param_dtype: DTypeLike = jnp.float32
     ops: Ops = FAST
 
-    def within(self, name: str) -> BlockSettings:
+    def for_submodule(self, name: str) -> BlockSettings:
         """Returns the settings of the submodule `name`, with `frozen_norms` relative to it."""
         prefix = f"{name}/"
         return replace(
@@ -50,8 +53,8 @@ class BlockSettings:
             frozen_norms=frozenset(path.removeprefix(prefix) for path in self.frozen_norms if path.startswith(prefix)),
         )
 
-    def norm(self, name: str, *, linear: bool = False) -> BatchNorm:
-        """Returns a batch norm with these settings, followed by the activation unless `linear`."""
+    def make_norm(self, name: str, *, linear: bool = False) -> BatchNorm:
+        """Creates a batch norm with these settings, including the activation unless `linear`."""
         return BatchNorm(
             group_size=self.norm_group_size,
             momentum=self.norm_momentum,
@@ -66,7 +69,7 @@ class BlockSettings:
 
 
 class Stem(nn.Module):
-    """3 x 3 convolution with stride 2, norm, activation."""
+    """3 x 3 convolution with stride 2, followed by norm and activation."""
 
     channels: int
     settings: BlockSettings
@@ -74,23 +77,23 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch h w channels"]:
         """Returns features at half the resolution."""
-        s = self.settings
+        settings = self.settings
         x = nn.Conv(
             self.channels,
             (3, 3),
             strides=2,
-            padding=explicit_padding(x.shape[1], x.shape[2], 3, 2, s.padding),
+            padding=explicit_padding(x.shape[1], x.shape[2], 3, 2, settings.padding),
             use_bias=False,
-            kernel_init=_fan_out,
-            dtype=s.dtype,
-            param_dtype=s.param_dtype,
+            kernel_init=_FAN_OUT_INIT,
+            dtype=settings.dtype,
+            param_dtype=settings.param_dtype,
             name="conv",
         )(x)
-        return s.norm("norm")(x, train=train)
+        return settings.make_norm("norm")(x, train=train)
 
 
 class Pointwise(nn.Module):
-    """1 x 1 convolution (a matrix product over channels), norm, and activation unless `linear`."""
+    """1 x 1 convolution, followed by norm and, unless `linear`, activation."""
 
     channels: int
     settings: BlockSettings
@@ -99,13 +102,12 @@ class Pointwise(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w inputs"], *, train: bool) -> Float[Array, "batch h w channels"]:
         """Returns features at the same resolution."""
-        s = self.settings
-        x = PointwiseConv(self.channels, s, name="conv")(x)
-        return s.norm("norm", linear=self.linear)(x, train=train)
+        x = PointwiseConv(self.channels, self.settings, name="conv")(x)
+        return self.settings.make_norm("norm", linear=self.linear)(x, train=train)
 
 
 class PointwiseConv(nn.Module):
-    """Holds the kernel of a 1 x 1 convolution."""
+    """1 x 1 convolution, with a kernel of shape [inputs, channels] and no bias."""
 
     channels: int
     settings: BlockSettings
@@ -113,13 +115,13 @@ class PointwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w channels"]:
         """Returns the convolution of `x`."""
-        s = self.settings
-        kernel = self.param("kernel", _fan_out, (x.shape[-1], self.channels), s.param_dtype)
-        return s.ops.pointwise_conv(x.astype(s.dtype), kernel.astype(s.dtype))
+        settings = self.settings
+        kernel = self.param("kernel", _FAN_OUT_INIT, (x.shape[-1], self.channels), settings.param_dtype)
+        return settings.ops.pointwise_conv(x.astype(settings.dtype), kernel.astype(settings.dtype))
 
 
 class Depthwise(nn.Module):
-    """Depthwise convolution, norm, activation. Its kernel is [size, size, channels]."""
+    """Depthwise convolution, followed by norm and activation."""
 
     kernel: int
     stride: int
@@ -128,13 +130,12 @@ class Depthwise(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w c"]:
         """Returns features at 1 / stride of the resolution."""
-        s = self.settings
-        x = DepthwiseConv(self.kernel, self.stride, s, name="conv")(x)
-        return s.norm("norm")(x, train=train)
+        x = DepthwiseConv(self.kernel, self.stride, self.settings, name="conv")(x)
+        return self.settings.make_norm("norm")(x, train=train)
 
 
 class DepthwiseConv(nn.Module):
-    """Holds the kernel of a depthwise convolution."""
+    """Depthwise convolution, with a kernel of shape [size, size, channels] and no bias."""
 
     kernel: int
     stride: int
@@ -143,33 +144,36 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"]) -> Float[Array, "batch h w c"]:
         """Returns the convolution of `x`."""
-        s = self.settings
+        settings = self.settings
         shape = (self.kernel, self.kernel, x.shape[-1])
-        kernel = self.param("kernel", nn.initializers.normal(math.sqrt(2.0) / self.kernel), shape, s.param_dtype)
-        return s.ops.depthwise_conv(x.astype(s.dtype), kernel.astype(s.dtype), stride=self.stride, padding=s.padding)
+        init = nn.initializers.normal(math.sqrt(2.0) / self.kernel)
+        kernel = self.param("kernel", init, shape, settings.param_dtype).astype(settings.dtype)
+        x = x.astype(settings.dtype)
+        return settings.ops.depthwise_conv(x, kernel, stride=self.stride, padding=settings.padding)
 
 
 class SqueezeExcite(nn.Module):
-    """Reweights the channels by a function of their mean activations over the image (Hu et al., 2018)."""
+    """Reweights the channels by a function of their means over the image (Hu et al., 2018)."""
 
-    squeezed: int
+    hidden_channels: int
     settings: BlockSettings
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """Returns `x` with reweighted channels."""
-        s = self.settings
-        dense = dict(kernel_init=_fan_out, dtype=s.dtype, param_dtype=s.param_dtype)
-        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(s.dtype)
-        hidden = _activation(s.activation)(nn.Dense(self.squeezed, name="reduce", **dense)(pooled))
-        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense)(hidden))
+        settings = self.settings
+        dense_settings = dict(kernel_init=_FAN_OUT_INIT, dtype=settings.dtype, param_dtype=settings.param_dtype)
+        pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(settings.dtype)
+        hidden = nn.Dense(self.hidden_channels, name="reduce", **dense_settings)(pooled)
+        hidden = _get_activation(settings.activation)(hidden)
+        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense_settings)(hidden))
         return x * weights[:, None, None, :]
 
 
 class Block(nn.Module):
     """Inverted residual block (Sandler et al., 2018): expand, depthwise, squeeze-excite, project.
 
-    The residual connection is added if the block keeps the shape.
+    It has a residual connection if its input and output have the same shape.
     """
 
     stage: Stage
@@ -179,15 +183,16 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
-        """Returns the block's features. Training with `drop_path` requires the RNG stream "dropout"."""
-        s, stage, residual = self.settings, self.stage, x
+        """Returns the features of the block. Training with `drop_path` requires the RNG stream "dropout"."""
+        settings, stage, residual = self.settings, self.stage, x
         inputs = x.shape[-1]
         if stage.expand != 1:
-            x = Pointwise(inputs * stage.expand, s.within("expand"), name="expand")(x, train=train)
-        x = Depthwise(stage.kernel, self.stride, s.within("depthwise"), name="depthwise")(x, train=train)
-        if s.squeeze_excite:
-            x = SqueezeExcite(max(1, inputs // 4), s, name="squeeze")(x)
-        x = Pointwise(stage.channels, s.within("project"), linear=True, name="project")(x, train=train)
+            x = Pointwise(inputs * stage.expand, settings.for_submodule("expand"), name="expand")(x, train=train)
+        depthwise = Depthwise(stage.kernel, self.stride, settings.for_submodule("depthwise"), name="depthwise")
+        x = depthwise(x, train=train)
+        if settings.squeeze_excite:
+            x = SqueezeExcite(max(1, inputs // 4), settings, name="squeeze")(x)
+        x = Pointwise(stage.channels, settings.for_submodule("project"), linear=True, name="project")(x, train=train)
         if self.stride != 1 or inputs != stage.channels:
             return x
         if train and self.drop_path > 0 and not self._is_frozen():
@@ -200,7 +205,7 @@ class Block(nn.Module):
 
 
 class StageBlocks(nn.Module):
-    """The blocks of a stage; the first one applies the stride and changes the number of channels."""
+    """Blocks of a stage. The first one applies the stride and changes the number of channels."""
 
     stage: Stage
     drop_paths: tuple[float, ...]
@@ -208,30 +213,30 @@ class StageBlocks(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "batch height width c"], *, train: bool) -> Float[Array, "batch h w channels"]:
-        """Returns the stage's features."""
+        """Returns the features of the stage."""
         for index, rate in enumerate(self.drop_paths):
             stride = self.stage.stride if index == 0 else 1
             name = f"block_{index}"
-            x = Block(self.stage, stride, rate, self.settings.within(name), name=name)(x, train=train)
+            x = Block(self.stage, stride, rate, self.settings.for_submodule(name), name=name)(x, train=train)
         return x
 
 
 class EfficientNet(nn.Module):
     """EfficientNet up to its last feature map, without pooling, dropout or classifier.
 
-    Parameter paths: `stem/{conv,norm}/...`, `head/{conv,norm}/...`, and for block 0 of stage 1
+    The parameter paths are `stem/{conv,norm}/...`, `head/{conv,norm}/...`, and for block 0 of stage 1
     `stage_1/block_0/{expand,depthwise,project}/{conv/kernel,norm/scale,norm/bias}` and
     `stage_1/block_0/squeeze/{reduce,expand}/{kernel,bias}`.
 
     Attributes:
         variant: a key of `VARIANTS`.
-        norm_group_size: images that share batch-norm statistics in training; 0 for the whole batch.
+        norm_group_size: number of images that share batch-norm statistics in training; 0 for the whole batch.
         norm_momentum: decay rate of the running statistics.
         drop_path: probability that an image skips the last block (stochastic depth, Huang et al., 2016); it increases
             linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
         frozen_norms: paths within this module ('stem/norm', 'stage_1/block_0/expand/norm') of norms that use their
             stored statistics in training.
-        padding: 'same' (TensorFlow's) or 'symmetric' (PyTorch's).
+        padding: 'same' (as in TensorFlow) or 'symmetric' (as in PyTorch).
         norm_epsilon: epsilon of the batch norms.
         dtype: computation dtype; statistics are always float32.
         param_dtype: dtype of the parameters.
@@ -263,11 +268,11 @@ class EfficientNet(nn.Module):
         Args:
             images: normalised pixels, or the output of the stage `start_after`.
             train: enables batch statistics in the norms and stochastic depth.
-            start_after: run only the stages after this one ("stem", "stage_1", .., "head").
-            stop_after: run only up to this stage, and return its output.
+            start_after: runs only the stages after this one ("stem", "stage_1", ..., "head").
+            stop_after: runs only the stages up to this one, and returns its output.
 
         Raises:
-            ValueError: unknown variant or stage.
+            ValueError: the variant or a stage is unknown.
         """
         variant = get_variant(self.variant)
         settings = BlockSettings(
@@ -282,25 +287,25 @@ class EfficientNet(nn.Module):
             self.param_dtype,
             self.ops,
         )
-        stages: list[nn.Module] = [Stem(variant.stem_channels, settings.within("stem"), name="stem")]
-        rates = self._drop_paths(variant)
+        stages: list[nn.Module] = [Stem(variant.stem_channels, settings.for_submodule("stem"), name="stem")]
+        rates = self._compute_drop_rates(variant)
         for index, stage in enumerate(variant.scaled_stages, start=1):
             name, stage_rates, rates = f"stage_{index}", rates[: stage.blocks], rates[stage.blocks :]
-            stages.append(StageBlocks(stage, stage_rates, settings.within(name), name=name))
-        stages.append(Pointwise(variant.head_channels, settings.within("head"), name="head"))
+            stages.append(StageBlocks(stage, stage_rates, settings.for_submodule(name), name=name))
+        stages.append(Pointwise(variant.head_channels, settings.for_submodule("head"), name="head"))
         x = images.astype(self.dtype)
         first, end = len(variant.stages_up_to(start_after)), len(variant.stages_up_to(stop_after)) or len(stages)
         for stage in stages[first:end]:
             x = stage(x, train=train)
         return x
 
-    def _drop_paths(self, variant: Variant) -> tuple[float, ...]:
+    def _compute_drop_rates(self, variant: Variant) -> tuple[float, ...]:
         blocks = sum(stage.blocks for stage in variant.scaled_stages)
         return tuple(self.drop_path * index / max(blocks - 1, 1) for index in range(blocks))
 
 
 class Classifier(nn.Module):
-    """Mean over cells, then a dense layer: the ImageNet head, used to verify that weights were loaded correctly."""
+    """ImageNet head, a mean over cells and a dense layer. Used to verify that weights were loaded correctly."""
 
     classes: int = 1000
 
@@ -311,9 +316,7 @@ class Classifier(nn.Module):
 
 
 def drop_path(key: Key[Array, ""], x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
-    """Zeroes the branch of each image with probability `rate`, and scales up the others to preserve the mean."""
+    """Zeroes the branch of each image with probability `rate`, and scales up the other images to preserve the mean."""
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
-
-_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")

@@ -1,7 +1,7 @@
-"""Vision Transformer (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929), also SigLIP's image tower.
+"""Vision Transformer (Dosovitskiy et al., 2020, https://arxiv.org/abs/2010.11929).
 
-SigLIP's tower (Zhai et al., 2023, https://arxiv.org/abs/2303.15343) has no class token and uses the tanh approximation
-of the GELU.
+Also implements SigLIP's image tower (Zhai et al., 2023, https://arxiv.org/abs/2303.15343), which has no class token and
+uses the tanh approximation of GELU.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from caption_jax.models.backbones.vit_sizes import SIZES, Size
 class VisionTransformer(nn.Module):
     """A ViT up to its final layer norm, without pooling or classifier.
 
-    Parameter paths: `embed/{patches/kernel,patches/bias,class_token,position}`, `norm/{scale,bias}`, and for block 0
-    `block_0/{attention_norm,feed_forward_norm}/{scale,bias}`, `block_0/attention/{qkv,out}/{kernel,bias}` and
+    The parameter paths are `embed/{patches/kernel,patches/bias,class_token,position}`, `norm/{scale,bias}`, and for
+    block 0 `block_0/{attention_norm,feed_forward_norm}/{scale,bias}`, `block_0/attention/{qkv,out}/{kernel,bias}` and
     `block_0/feed_forward/{expand,contract}/{kernel,bias}`.
 
     Attributes:
@@ -31,7 +31,7 @@ class VisionTransformer(nn.Module):
         class_token, gelu, norm_epsilon: see `ViTSettings`.
         drop_path: probability that an image skips a branch of the last block (stochastic depth, Huang et al., 2016); it
             increases linearly from 0 at the first block. A block whose norms are all frozen is never skipped.
-        frozen_norms: paths within this module ('block_0/attention_norm') of norms whose parameters are not trained.
+        frozen_norms: paths within this module ('block_0/attention_norm') of norms whose parameters are frozen.
         dtype: computation dtype; norm statistics and softmax are always float32.
         param_dtype: dtype of the parameters.
     """
@@ -59,22 +59,23 @@ class VisionTransformer(nn.Module):
         Args:
             images: normalised pixels, or the output of the stage `start_after`.
             train: enables stochastic depth, which requires the RNG stream "dropout".
-            start_after: run only the stages after this one ("embed", "block_0", .., "norm").
-            stop_after: run only up to this stage, and return its output: the tokens, or the feature grid after "norm".
+            start_after: runs only the stages after this one ("embed", "block_0", ..., "norm").
+            stop_after: runs only the stages up to this one, and returns its output: tokens, or the feature grid after
+                "norm".
 
         Raises:
-            ValueError: unknown stage, or the images cannot be split into patches.
+            ValueError: a stage is unknown, or the images cannot be split into patches.
         """
         size = SIZES[self.size]
-        stages = size.stage_names[_stages_until(size, start_after) : _stages_until(size, stop_after) or None]
+        stages = size.stage_names[_count_stages(size, start_after) : _count_stages(size, stop_after) or None]
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         x = images.astype(self.dtype)
         if "embed" in stages:
             x = Embedding(size.width, size.patch, self.class_token, **dtypes, name="embed")(x)
         for index in range(size.blocks):
             name, rate = f"block_{index}", self.drop_path * index / (size.blocks - 1)
-            frozen = {f"{name}/attention_norm", f"{name}/feed_forward_norm"} <= self.frozen_norms
-            block = Block(size.heads, self.gelu, self.norm_epsilon, 0.0 if frozen else rate, **dtypes, name=name)
+            is_frozen = {f"{name}/attention_norm", f"{name}/feed_forward_norm"} <= self.frozen_norms
+            block = Block(size.heads, self.gelu, self.norm_epsilon, 0.0 if is_frozen else rate, **dtypes, name=name)
             x = block(x, train=train) if name in stages else x
         if "norm" not in stages:
             return x
@@ -89,7 +90,7 @@ class Embedding(nn.Module):
 
     Attributes:
         width: feature size of a token.
-        patch: side of a patch, in pixels.
+        patch: patch size in pixels.
         class_token: whether to prepend a class token.
     """
 
@@ -101,10 +102,10 @@ class Embedding(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "batch rows columns 3"]) -> Float[Array, "batch tokens width"]:
-        """Returns the class token, if any, then the patches in row-major order.
+        """Returns the tokens of the patches in row-major order, after the class token if there is one.
 
         Raises:
-            ValueError: the images are not square, or their side is not a multiple of the patch size.
+            ValueError: the images are not square, or their side length is not a multiple of the patch size.
         """
         batch, height, width, channels = images.shape
         if height != width or height % self.patch:
@@ -114,7 +115,7 @@ class Embedding(nn.Module):
             )
         side = height // self.patch
         patches = images.reshape(batch, side, self.patch, side, self.patch, channels).swapaxes(2, 3)
-        x = _dense(self, self.width, "patches")(patches.reshape(batch, side * side, -1))
+        x = _make_dense(self, self.width, "patches")(patches.reshape(batch, side * side, -1))
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros, (self.width,), self.param_dtype)
             token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
@@ -124,7 +125,7 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm self-attention and feed-forward network, each with a residual connection.
+    """Pre-norm self-attention and a pre-norm feed-forward network, each with a residual connection.
 
     Attributes:
         heads: number of attention heads.
@@ -144,7 +145,7 @@ class Block(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"], *, train: bool) -> Float[Array, "batch tokens width"]:
         """Returns the output tokens. Training with `drop_path` requires the RNG stream "dropout"."""
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        # One mask value per image: its whole branch is either dropped or scaled up to preserve the mean.
+        # One mask value per image, so a branch is either dropped as a whole or scaled up to preserve the mean.
         drop = nn.Dropout(self.drop_path, broadcast_dims=(1, 2), deterministic=not train)
         y = nn.LayerNorm(self.norm_epsilon, **dtypes, name="attention_norm")(x)
         x = x + drop(SelfAttention(self.heads, **dtypes, name="attention")(y))
@@ -167,13 +168,13 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Returns the projected attention output."""
         batch, tokens, width = x.shape
-        qkv = _dense(self, 3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
-        attended = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return _dense(self, width, "out")(attended.reshape(x.shape))
+        qkv = _make_dense(self, 3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        output = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        return _make_dense(self, width, "out")(output.reshape(x.shape))
 
 
 class FeedForward(nn.Module):
-    """Two dense layers with a GELU in between (Hendrycks and Gimpel, 2016); the hidden layer is 4 x the width.
+    """Two dense layers with a GELU (Hendrycks and Gimpel, 2016) in between. The hidden width is 4 times the width.
 
     Attributes:
         gelu: see `ViTSettings`.
@@ -186,17 +187,17 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "batch tokens width"]) -> Float[Array, "batch tokens width"]:
         """Applies the network to each token."""
-        hidden = _dense(self, 4 * x.shape[-1], "expand")(x)
-        return _dense(self, x.shape[-1], "contract")(nn.gelu(hidden, approximate=self.gelu == "tanh"))
+        hidden = _make_dense(self, 4 * x.shape[-1], "expand")(x)
+        return _make_dense(self, x.shape[-1], "contract")(nn.gelu(hidden, approximate=self.gelu == "tanh"))
 
 
-def _dense(module: Embedding | SelfAttention | FeedForward, features: int, name: str) -> nn.Dense:
+def _make_dense(module: Embedding | SelfAttention | FeedForward, features: int, name: str) -> nn.Dense:
     init = nn.initializers.xavier_uniform()
     return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
-def _stages_until(size: Size, stage: str) -> int:
-    """Number of stages up to and including `stage`; 0 for "". Raises ValueError if there is no such stage."""
+def _count_stages(size: Size, stage: str) -> int:
+    """Returns the number of stages up to and including `stage`, or 0 for "". Raises ValueError if it is unknown."""
     if stage and stage not in size.stage_names:
-        raise ValueError(f"there is no stage {stage!r}; choose one of {', '.join(size.stage_names)}")
+        raise ValueError(f"unknown stage {stage!r}; expected one of {', '.join(size.stage_names)}")
     return size.stage_names.index(stage) + 1 if stage else 0

@@ -1,4 +1,4 @@
-"""Sizes of ViTs, and the settings that depend on the weights. Does not import Flax."""
+"""Model sizes of ViT, and settings that depend on the weights. Does not import Flax."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ Triple = tuple[float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """Size of a ViT (table 1 of the paper). The hidden width of the feed-forward networks is 4 x `width`.
+    """Size of a ViT (table 1 of the paper). The hidden width of its feed-forward networks is 4 times `width`.
 
     Attributes:
         width: feature size of a token.
         blocks: number of blocks.
         heads: attention heads per block; must divide `width`.
-        patch: side of a patch, in pixels.
+        patch: patch size in pixels.
     """
 
     width: int
@@ -33,22 +33,22 @@ class Size:
 SIZES = {
     "s16": Size(384, 12, 6, 16),
     "b16": Size(768, 12, 12, 16),
-    # Not in the paper; for tests.
+    # For tests; not in the paper.
     "micro": Size(32, 2, 2, 8),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ViTSettings:
-    """Settings that must match those the weights were trained with. The defaults are the paper's.
+    """Settings that must match those the weights were trained with. The defaults are those of the paper.
 
     Attributes:
         class_token: whether a learned token precedes the patches. It is not part of the features.
-        gelu: activation of the feed-forward networks: 'exact', or 'tanh' for its approximation.
+        gelu: variant of GELU in the feed-forward networks, 'exact' or 'tanh' (approximation).
         norm_epsilon: epsilon of the layer norms.
         mean: mean of the red, green and blue channels, in [0, 255].
-        std: standard deviation of the channels; the network's input is (pixel - mean) / std.
-        source: origin of the settings, for the log.
+        std: standard deviation of the channels. The input of the network is (pixel - mean) / std.
+        source: origin of the settings, for logging.
     """
 
     class_token: bool = True
