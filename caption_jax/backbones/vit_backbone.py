@@ -1,6 +1,6 @@
 """ViT (Dosovitskiy et al., 2020) image backbone. Imports Flax only in `build`.
 
-A config selects it instead of EfficientNet by its import path, with the fields of `ViT` as keys:
+It is selected in the config by its import path, with the fields of `ViT` as keys:
 
     config.model.encoder = {
         "name": "caption_jax.backbones.vit_backbone:ViT",
@@ -33,10 +33,10 @@ class ViT:
     """ViT image backbone. The fields are the keys of `config.model.encoder`.
 
     `weights` is "" (random), a local .safetensors, .bin or .pth file, a folder saved by transformers or timm, or a
-    Hugging Face hub name, with the tensor names of ViT in timm, or of ViT or SigLIP in transformers.
+    Hugging Face hub name. The tensors must have the names of ViT in timm, or of ViT or SigLIP in transformers.
 
     Raises:
-        ConfigError: the size is unknown, or the rate is outside [0, 1).
+        ConfigError: the size is unknown, or `drop_path` is outside [0, 1).
     """
 
     settings_class: ClassVar[type] = ViTSettings
@@ -52,7 +52,7 @@ class ViT:
 
     @property
     def stage_names(self) -> tuple[str, ...]:
-        """Names of the stages in order, as in parameter paths."""
+        """Names of the stages in order, as in the parameter paths."""
         return SIZES[self.size].stage_names
 
     @property
@@ -62,7 +62,7 @@ class ViT:
 
     @property
     def batch_multiple(self) -> int:
-        """1, because images are normalized independently."""
+        """1, because layer norm does not share statistics between images."""
         return 1
 
     def check_image_size(self, image_size: int) -> None:
@@ -96,10 +96,7 @@ class ViT:
         dtype: DTypeLike = "float32",
         ops: Ops | None = None,
     ) -> VisionTransformer:
-        """Builds the linen module. Blocks whose layer norms are all in `frozen_norms` are never dropped by `drop_path`.
-
-        `ops` is ignored.
-        """
+        """Builds the linen module. Blocks whose norms are all in `frozen_norms` are never dropped. `ops` is ignored."""
         from caption_jax.models.backbones.vit import VisionTransformer
 
         return VisionTransformer(
@@ -117,5 +114,5 @@ class ViT:
         return isinstance(other, ViT) and other.size == self.size
 
     def network_key(self, settings: ViTSettings) -> dict[str, Any]:
-        """Size, class token, GELU and epsilon."""
+        """Returns the size, class token, GELU and epsilon."""
         return {"size": self.size, **stored_settings(settings)}
