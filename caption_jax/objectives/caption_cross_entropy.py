@@ -13,7 +13,7 @@ from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, 
 
 @dataclass(frozen=True)
 class CaptionCrossEntropy(Objective):
-    """Cross-entropy with label smoothing in nats, averaged over all caption tokens.
+    """Cross-entropy in nats with label smoothing, averaged over all target tokens.
 
     Attributes:
         weight: weight of this objective in the total loss.
@@ -27,11 +27,11 @@ class CaptionCrossEntropy(Objective):
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:
         """Returns the loss and the token accuracy."""
-        table, bias = model.output_layer()  # logits = states @ table.T + bias, in chunks on CPU
-        tokens = model.ops.vocabulary_cross_entropy(
-            forward.decoded.states, table, bias, forward.targets, forward.weights, self.label_smoothing
+        embedding, bias = model.output_layer()
+        token_loss = model.ops.vocabulary_cross_entropy(
+            forward.decoded.states, embedding, bias, forward.targets, forward.weights, self.label_smoothing
         )
         return ObjectiveOutput(
-            losses={"loss": Ratio(tokens.loss_sum, tokens.weight_sum)},
-            metrics={"token_accuracy": Ratio(tokens.correct_sum, tokens.weight_sum)},
+            losses={"loss": Ratio(token_loss.loss_sum, token_loss.weight_sum)},
+            metrics={"token_accuracy": Ratio(token_loss.correct_sum, token_loss.weight_sum)},
         )

@@ -1,4 +1,4 @@
-"""The forward pass that all objectives share, and its target tokens."""
+"""Forward pass that all objectives share, and its target tokens."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def target_weights(batch: Mapping[str, jax.Array]) -> Float[Array, "batch captio
 class CaptionRows(flax.struct.PyTreeNode):
     """Inputs and targets of the decoder for the captions of a batch.
 
-    Inputs are all tokens of a caption except the last, and targets are all tokens except the first. A row holds either
-    one caption, in arrays of shape [batch, captions, targets], or several captions packed without padding.
+    Inputs are all tokens of a caption except the last, and targets are all tokens except the first. A row contains
+    either one caption, in arrays of shape [batch, captions, targets], or several captions packed without padding.
 
     Attributes:
-        inputs: token ids that the decoder reads.
-        targets: token ids that the decoder predicts.
+        inputs: input token ids of the decoder.
+        targets: token ids for the decoder to predict.
         weights: 1 for targets that contribute to the loss, 0 for the others.
         segments: caption and position of each token.
     """
@@ -57,25 +57,25 @@ class CaptionRows(flax.struct.PyTreeNode):
 
 
 class ForwardPass:
-    """The forward pass over a microbatch. Images are encoded on construction, captions are decoded on first use.
+    """Forward pass over a microbatch. Images are encoded on construction, and captions are decoded on first use.
 
     Per-token arrays use the row layout of the decoder: [batch, captions, targets], or packed (see `CaptionRows`).
     `to_tokens` and `to_captions` convert between the layouts, so an objective does not depend on which one is used.
 
     Args:
         model: model bound to its variables.
-        images: normalised pixels [batch, height, width, 3], or the output of the encoder stage `start_after`.
+        images: normalised pixels [batch, height, width, 3], or the output of the backbone stage `start_after`.
         batch: "tokens" [batch, captions, length] and "mask", optionally with "context" and packed rows.
         start_after: see `ImageCaptioningModel.encode_images`.
-        text_ids: maps token ids of the decoder to those of the text encoder; None for models without a text encoder.
+        text_ids: maps token ids of the decoder to ids of the text encoder; None for models without a text encoder.
         mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
 
     Attributes:
         images: image features, without context.
-        memory: memory that the decoder attends to, including the batch's context if there is any.
+        memory: image features with the context of the batch, if there is any. The decoder attends to their memory.
         segments: caption and position of each token.
-        targets: token ids that the decoder predicts, per token.
-        weights: 1 for targets that contribute to the loss, 0 for the others, per token.
+        targets: token ids for the decoder to predict.
+        weights: 1 for targets that contribute to the loss, 0 for the others.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class ForwardPass:
         text_ids: Callable[[jax.Array], jax.Array] | None = None,
         mesh: Mesh | None = None,
     ):
-        self._model, self._captions = model, batch["tokens"].shape[:2]
+        self._model, self._captions_shape = model, batch["tokens"].shape[:2]
         self.text_ids, self.mesh = text_ids, mesh
         self.images: ImageFeatures = model.encode_images(images, train=True, start_after=start_after)
         self.memory = self.images
@@ -104,8 +104,8 @@ class ForwardPass:
     def decoded(self) -> DecoderOutput:
         """Logits and states of the decoder, per token.
 
-        For packed rows, compute logits in chunks from the states and `model.output_layer()`, because on CPU a single
-        row holds all tokens of the batch. XLA does not compute logits that are never read.
+        For packed rows, compute logits in chunks from the states and `model.output_layer()`, because on a CPU a single
+        row contains all tokens of the batch. XLA does not compute logits that are not used.
         """
         return self._model.decode(self._rows.inputs, self.memory, segments=self.segments, train=True)
 
@@ -114,6 +114,6 @@ class ForwardPass:
         return self.segments.to_rows(x.reshape(self.segments.captions, *x.shape[2:]))
 
     def to_captions(self, x: Array) -> Array:
-        """The inverse of `to_tokens`; 0 at padding that packing removed."""
+        """Inverts `to_tokens`. Padding that packing removed is filled with zeros."""
         captions = self.segments.to_captions(x)
-        return captions.reshape(*self._captions, *captions.shape[1:])
+        return captions.reshape(*self._captions_shape, *captions.shape[1:])

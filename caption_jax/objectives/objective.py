@@ -1,6 +1,6 @@
-"""The extension point for training objectives: the protocol of classes listed in `config.objective.terms`.
+"""The protocol of training objectives, which can be extended with the classes in `config.objective.terms`.
 
-See docs/extending.md for how to write one, and `unlikelihood.py` for a self-contained example.
+See docs/extending.md for how to write an objective, and `unlikelihood.py` for a self-contained example.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ Batch = Mapping[str, jax.Array]
 
 
 class Ratio(NamedTuple):
-    """A mean stored as a sum and a count, so that it can be accumulated over microbatches.
+    """A mean, stored as a sum and a count so that it can be accumulated over microbatches.
 
     Attributes:
-        total: f32 scalar, the sum over tokens, images or other items.
-        count: f32 scalar, the number of items; has no gradient.
+        total: float32 scalar, sum over tokens, images or other items.
+        count: float32 scalar, number of items; has no gradient.
     """
 
     total: Float[Array, ""]
     count: Float[Array, ""]
 
     def mean(self) -> Float[Array, ""]:
-        """Returns `total / count`, or 0 if nothing was counted."""
-        return self.total / nonzero(self.count)
+        """Returns `total / count`, or 0 if `count` is 0."""
+        return self.total / replace_zero(self.count)
 
 
 class ObjectiveOutput(NamedTuple):
-    """Losses and metrics of an objective for a microbatch, by name. Extensions are logged as "label/name".
+    """Losses and metrics of an objective for a microbatch, by name. Those of extensions are logged as "label/name".
 
     Attributes:
-        losses: terms whose means over the whole batch, times the objective's weight, are added to the total loss.
+        losses: terms of the total loss. The mean of each over the whole batch is multiplied by the objective's weight.
         metrics: values that are logged but do not contribute to the gradient.
     """
 
@@ -60,9 +60,8 @@ class Objective(Protocol):
     Attributes:
         weight: weight of the objective in the total loss.
         batch_fields: batch fields that the objective reads. Batches without them are rejected.
-        accumulates: whether the sums over microbatches add up to those over the whole batch. False for objectives that
-            compare the rows of a batch with each other, which cannot be used with `config.optimizer.grad_accum_steps`
-            above 1.
+        accumulates: whether sums over microbatches add up to the sums over the whole batch. False for objectives that
+            compare the rows of a batch with each other, which require `config.optimizer.grad_accum_steps` to be 1.
     """
 
     weight: float
@@ -72,11 +71,11 @@ class Objective(Protocol):
     def prepare(self, train: Split, vocabulary: Vocabulary) -> PyTree:
         """Computes constants from the training split before the first step, such as statistics of its captions.
 
-        They are stored in the workdir and compared when the run resumes. This must be deterministic: the same split,
-        vocabulary and fields must give the same arrays on every process.
+        They are stored in the workdir and compared when the run resumes. This method must be deterministic. The same
+        split, vocabulary and fields must result in the same arrays in every process.
 
         Returns:
-            Nested dictionaries of NumPy arrays, {} if there are none.
+            A nested dictionary of NumPy arrays, {} if there are none.
         """
         del train, vocabulary
         return {}
@@ -96,6 +95,6 @@ class Objective(Protocol):
         ...
 
 
-def nonzero(count: Float[Array, ""]) -> Float[Array, ""]:
-    """Replaces a count of 0 by 1, for use as a divisor."""
+def replace_zero(count: Float[Array, ""]) -> Float[Array, ""]:
+    """Replaces a count of 0 with 1, for use as a divisor."""
     return jnp.where(count == 0, 1.0, count)

@@ -1,4 +1,4 @@
-"""The total loss of a run: captioning, contrastive and extension objectives."""
+"""Total loss of a run, a weighted sum of captioning, contrastive and extension objectives."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from jaxtyping import Array, Float
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.caption_cross_entropy import CaptionCrossEntropy
 from caption_jax.objectives.contrastive import Contrastive
-from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, nonzero
+from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, replace_zero
 from caption_jax.specs import ObjectiveSpec
 
 CAPTIONS, CONTRASTIVE = "captions", "contrastive"
-# Count over the whole batch that each sum is divided by, by objective and loss.
+# Counts over the whole batch, by objective and loss. The sum of each loss is divided by its count.
 Denominators = dict[str, dict[str, Float[Array, ""]]]
 
 
@@ -53,7 +53,7 @@ def check_batch(objectives: Mapping[str, Objective], batch: Batch) -> None:
             )
 
 
-def counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
+def get_counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
     """Returns the counts of all losses."""
     return {label: {name: ratio.count for name, ratio in output.losses.items()} for label, output in outputs.items()}
 
@@ -61,9 +61,13 @@ def counts(outputs: Mapping[str, ObjectiveOutput]) -> Denominators:
 def total_loss(
     objectives: Mapping[str, Objective], outputs: Mapping[str, ObjectiveOutput], denominators: Denominators
 ) -> Float[Array, ""]:
-    """Returns the weighted sum of all losses; with `denominators` of the whole batch, a microbatch's contribution."""
+    """Returns the weighted sum of all losses.
+
+    If `outputs` are those of a microbatch and `denominators` those of the whole batch, the result is the contribution
+    of the microbatch to the total loss.
+    """
     return sum(
-        objectives[label].weight * ratio.total / nonzero(jax.lax.stop_gradient(denominators[label][name]))
+        objectives[label].weight * ratio.total / replace_zero(jax.lax.stop_gradient(denominators[label][name]))
         for label, output in outputs.items()
         for name, ratio in output.losses.items()
     )

@@ -1,6 +1,6 @@
 """Unlikelihood training against repetition (Welleck et al. 2020, https://arxiv.org/abs/1908.04319).
 
-An extension objective that is enabled in the config by its import path:
+This extension objective is enabled in the config by its import path:
 
     config.objective.terms = {
         "unlikelihood": {"name": "caption_jax.objectives.unlikelihood:Unlikelihood", "weight": 0.5}
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
     from caption_jax.objectives.forward_pass import ForwardPass
 
-_CHUNK = 512  # number of tokens whose logits are computed at a time in packed batches
+_CHUNK_SIZE = 512  # number of tokens whose logits are computed at a time in packed batches
 _MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, as in the authors' code; nearly certain candidates have no gradient
 
 
 @dataclass(frozen=True)
 class Unlikelihood(Objective):
-    """Penalises tokens that already occur in the caption: the paper's token-level objective.
+    """Penalises tokens that already occur in the caption (the token-level objective of the paper).
 
     The loss of a target x_t is the sum of -log(1 - p(c | x_<t, image)) over the candidates c, which are the distinct
-    tokens among x_1 .. x_(t-1) except x_t. <s> is not a candidate because it is never a target.
+    tokens among x_1, ..., x_(t-1) except x_t. <s> is not a candidate because it is never a target.
 
-    Reports `loss`, in nats, and `repetition_probability`, the total probability of all candidates. Both are means over
-    targets.
+    Reports `loss`, in nats, and `repetition_probability`, the total probability of all candidates. Both are averaged
+    over targets.
 
     Attributes:
         weight: weight of this objective in the total loss, alpha in the paper.
@@ -50,19 +50,19 @@ class Unlikelihood(Objective):
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:
-        """Computes the loss from the log-probability of each token of a caption at each of its positions.
+        """Computes the loss from the log-probability of each token of a caption at each position of the caption.
 
-        The logits of these few tokens are inner products of the decoder's states and rows of the output layer. The rest
-        of the vocabulary only contributes to the normaliser.
+        The logits of these few tokens are inner products of the decoder's states and rows of the output layer. Other
+        tokens of the vocabulary only contribute to the normaliser.
         """
         del constants, key
         targets, weights = batch["tokens"][..., 1:], forward.to_captions(forward.weights)
-        table, bias = model.output_layer()
+        embedding, bias = model.output_layer()
         states = forward.to_captions(forward.decoded.states)
-        logits = jnp.einsum("bktd,bkcd->bktc", states, table[targets], preferred_element_type=jnp.float32)
+        logits = jnp.einsum("bktd,bkcd->bktc", states, embedding[targets], preferred_element_type=jnp.float32)
         logits += bias[targets][..., None, :]
-        log_normaliser = forward.to_captions(_log_normaliser(forward, table, bias))
-        is_candidate = candidates(targets) & (weights[..., None] > 0)
+        log_normaliser = forward.to_captions(_compute_log_normaliser(forward, embedding, bias))
+        is_candidate = find_candidates(targets) & (weights[..., None] > 0)
         probabilities = jnp.exp(jnp.where(is_candidate, logits - log_normaliser[..., None], -jnp.inf))
         loss = -jnp.log(jnp.maximum(1 - probabilities, _MIN_COMPLEMENT))
         return ObjectiveOutput(
@@ -71,17 +71,17 @@ class Unlikelihood(Objective):
         )
 
 
-def candidates(targets: Int[Array, "*captions targets"]) -> Bool[Array, "*captions targets candidates"]:
-    """Returns a mask of the candidates for each target: the first occurrences of other tokens at earlier positions."""
+def find_candidates(targets: Int[Array, "*captions targets"]) -> Bool[Array, "*captions targets candidates"]:
+    """Returns a mask of the candidates for each target, the first occurrences of other tokens at earlier positions."""
     length = targets.shape[-1]
-    earlier = jnp.tril(jnp.ones((length, length), bool), -1)
-    same = targets[..., :, None] == targets[..., None, :]
-    is_first = ~(same & earlier).any(-1)  # first occurrence of a token in the caption
-    return earlier & ~same & is_first[..., None, :]
+    is_earlier = jnp.tril(jnp.ones((length, length), bool), -1)
+    is_same = targets[..., :, None] == targets[..., None, :]
+    is_first = ~(is_same & is_earlier).any(-1)  # first occurrence of a token in the caption
+    return is_earlier & ~is_same & is_first[..., None, :]
 
 
-def _log_normaliser(
-    forward: ForwardPass, table: Float[Array, "vocabulary width"], bias: Float[Array, " vocabulary"]
+def _compute_log_normaliser(
+    forward: ForwardPass, embedding: Float[Array, "vocabulary width"], bias: Float[Array, " vocabulary"]
 ) -> Float[Array, "*tokens"]:
     """Returns the log-sum-exp of the logits over the vocabulary, per token.
 
@@ -92,14 +92,14 @@ def _log_normaliser(
         return jax.checkpoint(lambda logits: jax.nn.logsumexp(logits, axis=-1))(forward.decoded.logits)
 
     @jax.checkpoint
-    def chunk_log_normaliser(states: Float[Array, "*groups chunk width"]) -> Float[Array, "*groups chunk"]:
-        logits = jnp.einsum("...d,vd->...v", states, table, preferred_element_type=jnp.float32) + bias
+    def compute_chunk(states: Float[Array, "*groups chunk width"]) -> Float[Array, "*groups chunk"]:
+        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
         return jax.nn.logsumexp(logits, axis=-1)
 
     states = forward.decoded.states
     *groups, tokens, width = states.shape
-    num_chunks = -(-tokens // _CHUNK)
-    padded = jnp.pad(states, [(0, 0)] * len(groups) + [(0, num_chunks * _CHUNK - tokens), (0, 0)])
-    chunked = jnp.moveaxis(padded.reshape(*groups, num_chunks, _CHUNK, width), -3, 0)
-    log_normaliser = jnp.moveaxis(jax.lax.map(chunk_log_normaliser, chunked), 0, -2)
+    num_chunks = -(-tokens // _CHUNK_SIZE)
+    padded = jnp.pad(states, [(0, 0)] * len(groups) + [(0, num_chunks * _CHUNK_SIZE - tokens), (0, 0)])
+    chunks = jnp.moveaxis(padded.reshape(*groups, num_chunks, _CHUNK_SIZE, width), -3, 0)
+    log_normaliser = jnp.moveaxis(jax.lax.map(compute_chunk, chunks), 0, -2)
     return log_normaliser.reshape(*groups, -1)[..., :tokens]

@@ -1,29 +1,31 @@
 """Operations of the models, losses and beam search, as pure functions of arrays.
 
-Each file starts with a plain reference, which defines the operation in a few lines. It is followed by an optimised
-implementation with the same arguments and results, and the speedup that justifies it. `implementations` defines the two
-sets of operations, `FAST` and `REFERENCE`. A model uses `FAST` unless `config.model.ops` is "reference".
+Each file defines an operation by a short reference implementation, followed by an optimised implementation with the
+same arguments and results, and its speedup. `implementations` defines two sets of operations, `FAST` and `REFERENCE`. A
+model uses `FAST` unless `config.model.ops` is "reference".
 
 The platform is selected at lowering (`jax.lax.platform_dependent`), not at tracing, so a TPU program compiled on a CPU
-contains the TPU implementation. Speedups compare CPU time with that of the reference, on two cores, and include the
-gradient where training needs it. They are measured by `python -m benchmarks.ops` (docs/performance.md).
+host contains the TPU implementation. Speedups are ratios of CPU time, reference to optimised, on two cores. They
+include the gradient where training needs it and are measured by `python -m benchmarks.ops` (docs/performance.md).
 
-All platform-dependent code of `caption_jax/` (tests/test_architecture.py checks that this list is complete):
+The following code in `caption_jax/` depends on the platform (tests/test_architecture.py checks that the list is
+complete):
 
-    ops/attend.py               on a CPU, small matrix products of decoding as multiplications and sums
-    ops/cross_entropy.py        on a CPU, the logits are computed a few rows at a time
+    ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
+    ops/cross_entropy.py        on a CPU, the logits are computed in chunks
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller factor
-    ops/depthwise.py            on a CPU, sums of shifted copies of the image
+    ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
-    ops/pointwise.py            on a CPU, gradients of flattened arrays
+    ops/pointwise.py            on a CPU, gradients are products of flattened arrays
     ops/resample.py             gathers on a CPU, two matrix products elsewhere
-    runs/description.py         `config.dtype` "auto": float32 on a CPU, bfloat16 elsewhere; on a CPU, XLA compiles the
-                                initialiser without optimisation
+    runs/description.py         `config.dtype` "auto" is float32 on a CPU and bfloat16 elsewhere; on a CPU, XLA compiles
+                                the initialiser without optimisation
     runtime/cached_program.py   the platform is part of the key of a cached program
-    runtime/process.py          on Linux, a restart with huge pages for malloc; 512-bit vectors for XLA:CPU
-    training/batch_placer.py    `config.train.packing` "auto": on a CPU, captions are packed into rows without padding
+    runtime/process.py          on Linux, the process restarts with huge pages for malloc; XLA:CPU uses 512-bit vectors
+    training/batch_placer.py    with `config.train.packing` "auto" on a CPU, captions are packed into rows
     training/program.py         on a single CPU device, the update is a cached program
 
-Optimised for CPUs, but the same on all platforms: `ops/caption_attention.py`, `ops/dropout.py`, `ops/materialise.py`,
-`ops/segments.py` and `ops/top_k.py`, the sums of `augment.py` and the matrix products of `retrieval/search.py`.
+The following code is optimised for CPUs, but is the same on all platforms: `ops/caption_attention.py`,
+`ops/dropout.py`, `ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
+products in `retrieval/search.py`.
 """

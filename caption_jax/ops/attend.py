@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762), softmax in float32."""
+"""Scaled dot-product attention (Vaswani et al., 2017, https://arxiv.org/abs/1706.03762), with a float32 softmax."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ Queries = Float[Array, "groups targets heads depth"]
 Keys = Float[Array, "groups heads depth sources"]
 Values = Float[Array, "groups heads sources depth"]
 Mask = Bool[Array, "#groups #heads #targets sources"]
-Attended = tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]
+OutputAndWeights = tuple[Float[Array, "groups targets width"], Float[Array, "groups heads targets sources"]]
 
-MASKED = -1e30  # finite, so a target whose sources are all masked gets their mean rather than NaN
+MASKED = -1e30  # finite, so the output is not NaN but a mean if all sources of a target are masked
 
 
 def attend_reference(
     queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, decoding: bool = False
-) -> Attended:
+) -> OutputAndWeights:
     """Computes the attention of each target over the sources.
 
     Args:
         queries: projected queries.
         keys: projected keys.
         values: projected values.
-        mask: True where a target may attend to a source; everywhere if None.
+        mask: True where a target may attend to a source; None if it may attend to all sources.
         decoding: whether this is a decoding step, with few targets and no gradient. Does not affect the result.
 
     Returns:
@@ -36,45 +36,47 @@ def attend_reference(
     queries = queries * queries.shape[-1] ** -0.5
     scores = jnp.einsum("gqhd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, MASKED), axis=-1)
-    attended = jnp.einsum("ghqn,ghnd->gqhd", weights.astype(values.dtype), values)
-    return attended.reshape(*attended.shape[:2], -1), weights
+    output = jnp.einsum("ghqn,ghnd->gqhd", weights.astype(values.dtype), values)
+    return output.reshape(*output.shape[:2], -1), weights
 
 
 # Numbers of targets for which sums are faster than matrix products on a CPU.
 _FEW_TARGETS = range(2, 17)
 
 
-def attend(queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, decoding: bool = False) -> Attended:
+def attend(
+    queries: Queries, keys: Keys, values: Values, mask: Mask | None, *, decoding: bool = False
+) -> OutputAndWeights:
     """`attend_reference`; on a CPU, the small matrix products of decoding are multiplications and sums in one loop.
 
-    This avoids a matrix product call per head (speedup for a beam of 5: 2.4). It is used only for decoding, because its
-    gradient is many times slower. A single target, as in greedy decoding, is faster as a matrix product.
+    This avoids a matrix product call per head (speedup for 5 beams: 2.4). Sums are used only for decoding, because
+    their gradient is many times slower. A matrix product is faster for a single target, as in greedy decoding.
     """
     queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
     if decoding and queries.shape[2] in _FEW_TARGETS:
-        scores = _on_cpu(_scores_by_sum, _scores, queries, keys)
-        apply_weights = _apply_weights_by_sum, _apply_weights
+        scores = _run_for_platform(_compute_scores_by_sum, _compute_scores, queries, keys)
+        apply_on_cpu = _apply_weights_by_sum
     else:
-        scores = _scores(queries, keys)
-        apply_weights = _apply_weights, _apply_weights
+        scores = _compute_scores(queries, keys)
+        apply_on_cpu = _apply_weights
     if mask is not None:
         scores = jnp.where(mask, scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    attended = _on_cpu(*apply_weights, weights.astype(values.dtype), values).swapaxes(1, 2)
-    return attended.reshape(*attended.shape[:2], -1), weights
+    output = _run_for_platform(apply_on_cpu, _apply_weights, weights.astype(values.dtype), values).swapaxes(1, 2)
+    return output.reshape(*output.shape[:2], -1), weights
 
 
-def _on_cpu(cpu: Callable, default: Callable, *arrays: Array) -> Array:
+def _run_for_platform(cpu: Callable, default: Callable, *arrays: Array) -> Array:
     if cpu is default:
         return cpu(*arrays)
     return jax.lax.platform_dependent(*arrays, cpu=cpu, default=default)
 
 
-def _scores(queries: Array, keys: Array) -> Array:
+def _compute_scores(queries: Array, keys: Array) -> Array:
     return jnp.einsum("ghqd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
 
 
-def _scores_by_sum(queries: Array, keys: Array) -> Array:
+def _compute_scores_by_sum(queries: Array, keys: Array) -> Array:
     return (queries[..., None].astype(jnp.float32) * keys[:, :, None]).sum(3)
 
 

@@ -1,4 +1,4 @@
-"""Attention of captions in packed rows: self-attention, and cross-attention to the memory of the image."""
+"""Self-attention of captions in packed rows, and their cross-attention to the memory of the image."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ QKV = Float[Array, "*rows tokens 3 heads depth"]
 Queries = Float[Array, "*rows tokens heads depth"]
 Keys = Float[Array, "images heads depth memory"]
 Values = Float[Array, "images heads memory depth"]
-Attended = Float[Array, "*rows tokens width"]
+Output = Float[Array, "*rows tokens width"]
 Weights = Float[Array, "*rows heads tokens memory"]
 
 
-def caption_attention_reference(qkv: QKV, segments: Segments) -> Attended:
-    """Causal self-attention: each token attends to itself and the preceding tokens of its caption.
+def caption_attention_reference(qkv: QKV, segments: Segments) -> Output:
+    """Causal self-attention. Each token attends to itself and the preceding tokens of its caption.
 
     Args:
         qkv: projected queries, keys and values.
         segments: segments of the tokens.
 
     Returns:
-        The attention output with heads concatenated, in the dtype of `qkv`. It is undefined for padding.
+        The attention output with heads concatenated, in the dtype of `qkv`; undefined for padding.
     """
     queries, keys, values = jnp.moveaxis(qkv, -3, 0)
     ids, positions = segments.segment_ids, segments.positions
@@ -33,8 +33,8 @@ def caption_attention_reference(qkv: QKV, segments: Segments) -> Attended:
     queries = queries * queries.shape[-1] ** -0.5
     scores = jnp.einsum("...qhd,...khd->...hqk", queries, keys, preferred_element_type=jnp.float32)
     weights = jax.nn.softmax(jnp.where(visible[..., None, :, :], scores, MASKED), axis=-1)
-    attended = jnp.einsum("...hqk,...khd->...qhd", weights.astype(values.dtype), values)
-    return attended.reshape(*attended.shape[:-2], -1)
+    output = jnp.einsum("...hqk,...khd->...qhd", weights.astype(values.dtype), values)
+    return output.reshape(*output.shape[:-2], -1)
 
 
 def memory_attention_reference(
@@ -45,14 +45,14 @@ def memory_attention_reference(
     segments: Segments,
     *,
     decoding: bool = False,
-) -> tuple[Attended, Weights]:
+) -> tuple[Output, Weights]:
     """Cross-attention of each token to the memory of its caption's image.
 
     Args:
         queries: projected queries.
-        keys: projected keys of the memories. Captions are image-major, and all images have the same number of them.
-        values: projected values of the memories.
-        mask: True for memory positions to attend to; all of them if None.
+        keys: projected keys of each image's memory. Captions are image-major, with the same number for all images.
+        values: projected values of each image's memory.
+        mask: True for memory positions to attend to; all positions if None.
         segments: segments of the tokens.
         decoding: whether this is a decoding step, with few targets and no gradient. Does not affect the result.
 
@@ -60,27 +60,27 @@ def memory_attention_reference(
         The attention output with heads concatenated, in the dtype of `values`, and the attention weights in float32.
     """
     del decoding
-    images = jnp.broadcast_to(segments.image_ids(len(keys)), queries.shape[:-2])
+    image_ids = jnp.broadcast_to(segments.image_ids(len(keys)), queries.shape[:-2])
     queries = queries * queries.shape[-1] ** -0.5
-    scores = jnp.einsum("...hd,...hdn->...hn", queries, keys[images], preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...hd,...hdn->...hn", queries, keys[image_ids], preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask[images][..., None, :], scores, MASKED)
+        scores = jnp.where(mask[image_ids][..., None, :], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    attended = jnp.einsum("...hn,...hnd->...hd", weights.astype(values.dtype), values[images])
-    return attended.reshape(*attended.shape[:-2], -1), jnp.swapaxes(weights, -3, -2)
+    output = jnp.einsum("...hn,...hnd->...hd", weights.astype(values.dtype), values[image_ids])
+    return output.reshape(*output.shape[:-2], -1), jnp.swapaxes(weights, -3, -2)
 
 
-def caption_attention(qkv: QKV, segments: Segments) -> Attended:
-    """`caption_attention_reference`, computed per caption: tokens are moved to [captions, length] and back.
+def caption_attention(qkv: QKV, segments: Segments) -> Output:
+    """`caption_attention_reference`, computed per caption. Tokens are moved to [captions, length] and back.
 
-    On a CPU, all captions of a batch are packed into one row, and nearly all scores between its tokens are masked.
-    Skipping these gives a speedup of 34, including the gradient.
+    On a CPU, all captions of a batch are packed into one row, and nearly all scores between its tokens are masked. Not
+    computing these gives a speedup of 34, including the gradient.
     """
     qkv = segments.to_captions(qkv)
-    queries, keys, values = (qkv[:, :, part] for part in range(3))
+    queries, keys, values = (qkv[:, :, i] for i in range(3))
     causal = jnp.tril(jnp.ones((1, 1, segments.length, segments.length), bool))
-    attended, _ = attend(queries, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), causal)
-    return segments.to_rows(attended)
+    output, _ = attend(queries, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), causal)
+    return segments.to_rows(output)
 
 
 def memory_attention(
@@ -91,17 +91,17 @@ def memory_attention(
     segments: Segments,
     *,
     decoding: bool = False,
-) -> tuple[Attended, Weights]:
-    """`memory_attention_reference` with all captions of an image as targets of one matrix product.
+) -> tuple[Output, Weights]:
+    """`memory_attention_reference`, with one matrix product for all captions of an image.
 
     The keys and values of the memory are stored and read once per image. Speedup, including the gradient: 9.4.
     """
     queries = segments.to_captions(queries)
     queries = queries.reshape(len(keys), -1, *queries.shape[2:])
     mask = None if mask is None else mask[:, None, None, :]
-    attended, weights = attend(queries, keys, values, mask, decoding=decoding)
+    output, weights = attend(queries, keys, values, mask, decoding=decoding)
     weights = weights.swapaxes(1, 2)
-    attended, weights = (
-        segments.to_rows(x.reshape(segments.captions, segments.length, *x.shape[2:])) for x in (attended, weights)
+    output, weights = (
+        segments.to_rows(x.reshape(segments.captions, segments.length, *x.shape[2:])) for x in (output, weights)
     )
-    return attended, jnp.swapaxes(weights, -3, -2)
+    return output, jnp.swapaxes(weights, -3, -2)

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 def dense_reference(
     x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs features"]
 ) -> Float[Array, "*batch features"]:
-    """`x @ kernel`, over the last axis of `x`."""
+    """Returns `x @ kernel`."""
     return jnp.dot(x, kernel)
 
 
@@ -19,9 +19,9 @@ def dense_reference(
 def dense(x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "*batch features"]:
     """`dense_reference` with a gradient optimised for CPUs.
 
-    On a CPU, the gradient of the kernel transposes the smaller of the two factors in a separate pass. XLA might
-    transpose the larger one instead, fused with the operations that compute it. Speedup for a feed-forward network,
-    including its gradient: 1.04.
+    On a CPU, the gradient of the kernel transposes the smaller of the two factors in a separate pass. XLA may instead
+    transpose the larger one, fused with the operations that compute it. Speedup for a feed-forward network, including
+    its gradient: 1.04.
     """
     return jnp.dot(x, kernel)
 
@@ -30,18 +30,18 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return jnp.dot(x, kernel), (x, kernel)
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(*saved, gradient, cpu=_gradients_on_cpu, default=_gradients)
+def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(*residuals, gradient, cpu=_compute_gradients_on_cpu, default=_compute_gradients)
 
 
 dense.defvjp(_forward, _backward)
 
 
-def _gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+def _compute_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     return jax.vjp(jnp.dot, x, kernel)[1](gradient)
 
 
-def _gradients_on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+def _compute_gradients_on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     x, gradient = lax.optimization_barrier((x, gradient))
     x_grad = jnp.dot(gradient, kernel.T)
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])

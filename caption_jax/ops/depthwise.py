@@ -1,6 +1,6 @@
-"""Depthwise 2-D convolution: each channel has its own kernel.
+"""Depthwise 2-D convolution, with a separate kernel for each channel.
 
-All implementations process images independently, so a batch can stay sharded over devices. Only the gradient of the
+All implementations process images independently, so a batch can remain sharded over devices. Only the gradient of the
 kernel, a sum over the batch, requires a reduction across devices.
 """
 
@@ -14,17 +14,17 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from caption_jax.ops.materialise import materialised
+from caption_jax.ops.materialise import materialise
 
 Padding = Literal["same", "symmetric"]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
 def explicit_padding(height: int, width: int, kernel: int, stride: int, padding: Padding) -> Pads:
-    """Returns the zero padding in rows and columns: ((top, bottom), (left, right)).
+    """Returns the zero padding ((top, bottom), (left, right)).
 
-    'same' follows TensorFlow: the output has ceil(size / stride) cells, and an odd pixel of padding goes to the bottom
-    and right. 'symmetric' follows PyTorch: kernel // 2 on all sides.
+    As in TensorFlow, 'same' gives an output of ceil(size / stride) cells, and adds an odd pixel of padding at the
+    bottom and right. As in PyTorch, 'symmetric' adds kernel // 2 pixels on all sides.
     """
     if padding == "symmetric":
         side = (kernel // 2, kernel // 2)
@@ -46,18 +46,18 @@ def depthwise_conv_reference(
     stride: int = 1,
     padding: Padding = "same",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Convolves each channel with its own square kernel (a cross-correlation, as usual in deep learning).
+    """Convolves each channel with a separate square kernel (a cross-correlation, as usual in deep learning).
 
     Args:
         x: images.
-        kernel: kernel of each channel, cast to the dtype of `x`, which is also the dtype of the result.
+        kernel: kernel of each channel. It is cast to the dtype of `x`, which is also the dtype of the result.
         stride: stride along both axes.
         padding: see `explicit_padding`.
 
     Raises:
         ValueError: `kernel` does not match the channels of `x`, or `padding` is unknown.
     """
-    return _grouped(x, kernel.astype(x.dtype), stride=stride, pads=_pads(x, kernel, stride, padding))
+    return _grouped_conv(x, kernel.astype(x.dtype), stride=stride, pads=_compute_pads(x, kernel, stride, padding))
 
 
 def depthwise_conv(
@@ -73,17 +73,17 @@ def depthwise_conv(
     of the image, each multiplied by one kernel element per channel. Sums are computed in float32. Speedup, including
     the gradient: 20.
     """
-    return _depthwise(x, kernel.astype(x.dtype), stride, _pads(x, kernel, stride, padding))
+    return _depthwise_conv(x, kernel.astype(x.dtype), stride, _compute_pads(x, kernel, stride, padding))
 
 
-def _pads(x: Array, kernel: Array, stride: int, padding: Padding) -> Pads:
+def _compute_pads(x: Array, kernel: Array, stride: int, padding: Padding) -> Pads:
     if kernel.ndim != 3 or kernel.shape[0] != kernel.shape[1] or kernel.shape[2] != x.shape[-1]:
         channels = x.shape[-1]
         raise ValueError(f"a depthwise kernel for {channels} channels must be [k, k, {channels}], not {kernel.shape}")
     return explicit_padding(x.shape[1], x.shape[2], kernel.shape[0], stride, padding)
 
 
-def _grouped(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+def _grouped_conv(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
     return lax.conv_general_dilated(
         x,
         kernel[:, :, None, :],
@@ -95,41 +95,43 @@ def _grouped(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _depthwise(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
+def _depthwise_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     return lax.platform_dependent(
         x,
         kernel,
-        cpu=partial(_shifted_sum, stride=stride, pads=pads),
-        default=partial(_grouped, stride=stride, pads=pads),
+        cpu=partial(_sum_shifted, stride=stride, pads=pads),
+        default=partial(_grouped_conv, stride=stride, pads=pads),
     )
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-    def on_cpu(x: Array, kernel: Array) -> Array:
-        return materialised(partial(_shifted_sum, stride=stride, pads=pads), x, kernel, opaque=kernel)
+    def compute_on_cpu(x: Array, kernel: Array) -> Array:
+        return materialise(partial(_sum_shifted, stride=stride, pads=pads), x, kernel, opaque=kernel)
 
-    out = lax.platform_dependent(x, kernel, cpu=on_cpu, default=partial(_grouped, stride=stride, pads=pads))
-    return out, (x, kernel)
+    grouped_conv = partial(_grouped_conv, stride=stride, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=compute_on_cpu, default=grouped_conv), (x, kernel)
 
 
-def _backward(stride: int, pads: Pads, saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+def _backward(stride: int, pads: Pads, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     return lax.platform_dependent(
-        *saved,
+        *residuals,
         gradient,
-        cpu=partial(_shifted_gradients, stride=stride, pads=pads),
-        default=partial(_grouped_gradients, stride=stride, pads=pads),
+        cpu=partial(_compute_shifted_gradients, stride=stride, pads=pads),
+        default=partial(_compute_grouped_gradients, stride=stride, pads=pads),
     )
 
 
-_depthwise.defvjp(_forward, _backward)
+_depthwise_conv.defvjp(_forward, _backward)
 
 
-def _grouped_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads) -> tuple[Array, Array]:
-    _, pullback = jax.vjp(partial(_grouped, stride=stride, pads=pads), x, kernel)
+def _compute_grouped_gradients(
+    x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads
+) -> tuple[Array, Array]:
+    _, pullback = jax.vjp(partial(_grouped_conv, stride=stride, pads=pads), x, kernel)
     return pullback(gradient)
 
 
-def _shifted_sum(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+def _sum_shifted(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
     (top, bottom), (left, right) = pads
     size = kernel.shape[0]
     rows = (x.shape[1] + top + bottom - size) // stride + 1
@@ -144,20 +146,22 @@ def _shifted_sum(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
     return total.astype(x.dtype)
 
 
-def _shifted_gradients(x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads) -> tuple[Array, Array]:
-    input_gradient = partial(_input_gradient, shape=x.shape[1:3], stride=stride, pads=pads)
+def _compute_shifted_gradients(
+    x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads
+) -> tuple[Array, Array]:
+    compute_input_gradient = partial(_compute_input_gradient, shape=x.shape[1:3], stride=stride, pads=pads)
     return (
-        materialised(input_gradient, gradient, kernel, opaque=kernel).astype(x.dtype),
-        _kernel_gradient(x, gradient, kernel.shape[0], stride, pads).astype(kernel.dtype),
+        materialise(compute_input_gradient, gradient, kernel, opaque=kernel).astype(x.dtype),
+        _compute_kernel_gradient(x, gradient, kernel.shape[0], stride, pads).astype(kernel.dtype),
     )
 
 
-def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
-    """Transposed convolution as shifted sums, one for each phase of the stride, interleaved at the end.
+def _compute_input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
+    """Computes the transposed convolution as shifted sums, one for each phase of the stride, and interleaves them.
 
     Input row p contributes to output row q through kernel row i if p + top = stride * q + i. The gradients of the rows
-    p = stride * m + phase therefore involve only every stride-th kernel row, and are a plain convolution of the
-    output's gradient with those kernel rows.
+    p = stride * m + phase therefore depend only on every stride-th kernel row, and are an ordinary convolution of the
+    output's gradient with those rows.
     """
     height, width = shape
     (top, _), (left, _) = pads
@@ -173,52 +177,54 @@ def _input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stri
     after_columns = max((stride - 1 + left) // stride + columns - gradient.shape[2], 0)
     padded = jnp.pad(gradient, ((0, 0), (before, after_rows), (before, after_columns), (0, 0)))
 
-    def phase_gradient(row_phase: int, column_phase: int) -> Array:
+    def compute_phase_gradient(row_phase: int, column_phase: int) -> Array:
         total = 0.0
         for i in range((row_phase + top) % stride, size, stride):
             for j in range((column_phase + left) % stride, size, stride):
-                r = before + (row_phase + top - i) // stride
-                c = before + (column_phase + left - j) // stride
-                total = total + padded[:, r : r + rows, c : c + columns] * kernel[i, j]
+                row = before + (row_phase + top - i) // stride
+                column = before + (column_phase + left - j) // stride
+                total = total + padded[:, row : row + rows, column : column + columns] * kernel[i, j]
         return total
 
     if stride == 1:
-        return phase_gradient(0, 0)
-    phases = [jnp.stack([phase_gradient(a, b) for b in range(stride)], axis=3) for a in range(stride)]
+        return compute_phase_gradient(0, 0)
+    phases = [jnp.stack([compute_phase_gradient(i, j) for j in range(stride)], axis=3) for i in range(stride)]
     merged = jnp.stack(phases, axis=2)  # [batch, rows, row phase, columns, column phase, channels]
     merged = merged.reshape(gradient.shape[0], rows * stride, columns * stride, gradient.shape[3])
     return merged[:, :height, :width]
 
 
-# Side of the tiles below, in cells. XLA fuses a copy into up to 15 uses of it, and a loop over 15 moving addresses is
-# much slower than a loop over a copy. Tiles of 16 or more cells prevent this fusion.
-_TILE = 4
+# Side length of the tiles in `_compute_kernel_gradient`, in cells. XLA fuses a copy into its consumers if there are at
+# most 15, and a loop over 15 moving addresses is much slower than a loop over a copy. Tiles of 16 or more cells prevent
+# this fusion.
+_TILE_SIDE = 4
 
 
-def _kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pads) -> Array:
-    """Sum over images and cells of (shifted input) x (output gradient), for each kernel element and channel.
+def _compute_kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pads) -> Array:
+    """Sums (shifted input) x (output gradient) over images and cells, for each kernel element and channel.
 
-    Loops over tiles of the output. The slices of both arrays for a tile are copied, small enough to stay in cache, and
-    the products of all its cells are accumulated in one fused loop, without an XLA reduction or an array of products.
-    Images have separate sums until the end, because the mesh shards the batch, so devices reduce only once.
+    Loops over tiles of the output. For each tile, the slices of both arrays are copied, which fit in the cache, and the
+    products of all cells are accumulated in one fused loop, without an XLA reduction or an array of products. Images
+    have separate sums until the end, so that devices that shard the batch reduce only once.
     """
-    down, across = (-(-cells // _TILE) for cells in gradient.shape[1:3])
-    below, right = down * _TILE - gradient.shape[1], across * _TILE - gradient.shape[2]
-    (top, bottom), (left, end) = pads
-    x = jnp.pad(x, ((0, 0), (top, bottom + stride * below), (left, end + stride * right), (0, 0)))
-    gradient = jnp.pad(gradient, ((0, 0), (0, below), (0, right), (0, 0)))
-    images, channels, tile_side = x.shape[0], x.shape[-1], stride * (_TILE - 1) + size
+    tile_rows, tile_columns = (-(-cells // _TILE_SIDE) for cells in gradient.shape[1:3])
+    extra_rows = tile_rows * _TILE_SIDE - gradient.shape[1]
+    extra_columns = tile_columns * _TILE_SIDE - gradient.shape[2]
+    (top, bottom), (left, right) = pads
+    x = jnp.pad(x, ((0, 0), (top, bottom + stride * extra_rows), (left, right + stride * extra_columns), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, extra_rows), (0, extra_columns), (0, 0)))
+    images, channels, input_side = x.shape[0], x.shape[-1], stride * (_TILE_SIDE - 1) + size
 
-    def add_tile(step: Array, total: Array) -> Array:
-        row, column = step // across * _TILE, step % across * _TILE
-        pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, tile_side, tile_side, channels))
-        gradients = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE, _TILE, channels))
+    def add_tile(tile: Array, total: Array) -> Array:
+        row, column = tile // tile_columns * _TILE_SIDE, tile % tile_columns * _TILE_SIDE
+        pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, input_side, input_side, channels))
+        gradients = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE_SIDE, _TILE_SIDE, channels))
         pixels, gradients = pixels.astype(jnp.float32), gradients.astype(jnp.float32)
         return total + sum(
             pixels[:, stride * i : stride * i + size, stride * j : stride * j + size] * gradients[:, i, None, j, None]
-            for i in range(_TILE)
-            for j in range(_TILE)
+            for i in range(_TILE_SIDE)
+            for j in range(_TILE_SIDE)
         )
 
     sums = jnp.zeros((images, size, size, channels), jnp.float32)
-    return jnp.sum(lax.fori_loop(0, down * across, add_tile, sums), axis=0)
+    return jnp.sum(lax.fori_loop(0, tile_rows * tile_columns, add_tile, sums), axis=0)

@@ -23,9 +23,9 @@ def dropout_reference(
     """Sets random elements of `x` to 0 and scales up the others to preserve the mean.
 
     Each 64-bit output block of Threefry (Salmon et al., 2011) covers 64 / `bits` elements. The rate is therefore
-    rounded to a multiple of 2 ** -bits, but never to 0 or 1: with 8 bits 0.1 becomes 26 / 256, with 16 it is exact to
-    within 2 ** -17. The scale matches the rounded rate. The counters encode the row id and the column, so the
-    mask of a row does not depend on the position of the row or on the sharding of the array.
+    rounded to a multiple of 2 ** -bits, but never to 0 or 1. With 8 bits, 0.1 becomes 26 / 256; with 16 bits, the error
+    is at most 2 ** -17. The scale matches the rounded rate. The counters encode the row id and the column, so the mask
+    of a row does not depend on the position of the row or on the sharding of the array.
 
     Args:
         key: PRNG key of this mask.
@@ -35,12 +35,12 @@ def dropout_reference(
         bits: random bits per element, 8 or 16.
     """
     *rows, width = x.shape
-    key_words, counters = _key_words(key), _counters(rows, width, ids, bits)
+    key_words, counters = _get_key_words(key), _make_counters(rows, width, ids, bits)
     blocks = counters[0].shape[-1]
     words = threefry_2x32(key_words, jnp.concatenate([counter.ravel() for counter in counters]))
     words = words.reshape(2, *rows, blocks, 1) >> (bits * jnp.arange(32 // bits, dtype=jnp.uint32))
-    samples = jnp.concatenate([half.reshape(*rows, -1) for half in words % 2**bits], axis=-1)[..., :width]
-    threshold = _threshold(rate, bits)
+    samples = jnp.concatenate([word.reshape(*rows, -1) for word in words % 2**bits], axis=-1)[..., :width]
+    threshold = _compute_threshold(rate, bits)
     return jnp.where(samples < threshold, 0, x * jnp.asarray(2**bits / (2**bits - threshold), x.dtype))
 
 
@@ -51,38 +51,38 @@ def dropout(
     ids: Int[Array, "*rows"] | None = None,
     bits: Bits = 8,
 ) -> Float[Array, "*rows width"]:
-    """`dropout_reference`, which splits the random bits into elements by a bitcast instead of arithmetic.
+    """`dropout_reference`, with a bitcast instead of arithmetic to split the random bits into elements.
 
     Speedup over `jax.random.bernoulli`, which generates 32 bits per element: 2.76. Masks with 16 bits take 2.1 times as
-    long as with 8, which is why 8 is the default.
+    long as masks with 8 bits, the default.
 
-    The primitive is called directly because `threefry_2x32` takes both counters in one array, and devices would have to
+    The primitive is called directly because `threefry_2x32` takes both counters as one array, and devices would have to
     exchange halves of it.
     """
     *rows, width = x.shape
-    counters = _counters(rows, width, ids, bits)
-    words = threefry2x32_p.bind(*(jnp.full(counters[0].shape, word) for word in _key_words(key)), *counters)
+    counters = _make_counters(rows, width, ids, bits)
+    words = threefry2x32_p.bind(*(jnp.full(counters[0].shape, word) for word in _get_key_words(key)), *counters)
     dtype = {8: jnp.uint8, 16: jnp.uint16}[bits]
     samples = [jax.lax.bitcast_convert_type(word, dtype).reshape(*rows, -1) for word in words]
-    threshold = _threshold(rate, bits)
+    threshold = _compute_threshold(rate, bits)
     scale = jnp.asarray(2**bits / (2**bits - threshold), x.dtype)
     return jnp.where(jnp.concatenate(samples, axis=-1)[..., :width] >= threshold, x * scale, jnp.zeros((), x.dtype))
 
 
-def _key_words(key: Key[Array, ""]) -> UInt32[Array, "2"]:
+def _get_key_words(key: Key[Array, ""]) -> UInt32[Array, "2"]:
     return jax.random.bits(key, (2,), jnp.uint32)
 
 
-def _counters(
+def _make_counters(
     rows: list[int], width: int, ids: Int[Array, "*rows"] | None, bits: Bits
 ) -> list[UInt32[Array, "*rows blocks"]]:
-    """The two halves of the Threefry counters: row id and block of columns."""
+    """Returns the two words of the Threefry counters, the row id and the index of a block of columns."""
     if ids is None:
         ids = jnp.arange(math.prod(rows)).reshape(rows)
     blocks = jnp.arange(-(-width * bits // 64), dtype=jnp.uint32)
     return jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), blocks)
 
 
-def _threshold(rate: float, bits: Bits) -> int:
-    """Threshold in [1, 2 ** bits - 1] below which a random sample drops its element."""
+def _compute_threshold(rate: float, bits: Bits) -> int:
+    """Returns the threshold in [1, 2 ** bits - 1] below which a random sample drops its element."""
     return min(max(round(rate * 2**bits), 1), 2**bits - 1)

@@ -1,4 +1,4 @@
-"""The two sets of implementations of all operations, fast and reference; a model uses one of them."""
+"""Two sets of implementations of all operations, fast and reference. A model uses one of them."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ from caption_jax.ops import (
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Ops:
-    """One implementation of every operation. Modules take it as an attribute, which is static when tracing.
+    """One implementation of every operation. It is a static attribute of modules.
+
+    Each operation is documented at its reference implementation, such as `dense.dense_reference`.
 
     Attributes:
         name: "fast" or "reference".
-        dense: matrix product with a kernel; see `dense.dense_reference`, and similarly for the others.
+        dense: matrix product with a kernel.
         pointwise_conv: 1 x 1 convolution.
         depthwise_conv: depthwise convolution.
         norm_activation: batch norm with the statistics of the batch, followed by an activation.
@@ -34,11 +36,11 @@ class Ops:
         dropout: dropout.
         attend: scaled dot-product attention.
         caption_attention: causal self-attention of captions in packed rows.
-        memory_attention: cross-attention of captions in packed rows to the memories of their images.
+        memory_attention: cross-attention of captions in packed rows to the memory of their image.
         token_cross_entropy: cross-entropy, given logits.
         vocabulary_cross_entropy: cross-entropy, given hidden states and an output layer.
         resample: bilinear crop and resize, for augmentation.
-        top_k: the k largest of many values, for beam search.
+        top_k: the k largest of many values and their indices, for beam search.
     """
 
     name: str

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 def pointwise_conv_reference(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "inputs channels"]
 ) -> Float[Array, "batch height width channels"]:
-    """Mixes the channels of each cell: `x @ kernel`, in the dtype of `x`."""
+    """Returns `x @ kernel`, which mixes the channels of each cell, in the dtype of `x`."""
     return jnp.dot(x, kernel)
 
 
@@ -19,10 +19,10 @@ def pointwise_conv_reference(
 def pointwise_conv(
     x: Float[Array, "batch height width inputs"], kernel: Float[Array, "inputs channels"]
 ) -> Float[Array, "batch height width channels"]:
-    """`pointwise_conv_reference` with a gradient optimised for CPUs: matrix products of [cells, channels] arrays.
+    """`pointwise_conv_reference` with a gradient optimised for CPUs.
 
-    For arrays with more dimensions, XLA:CPU would transpose whole activations. Speedup with a subsequent activation,
-    including the gradient: 1.35.
+    The gradient consists of matrix products of [cells, channels] arrays, because XLA:CPU would transpose activations
+    with more dimensions. Speedup with a subsequent activation, including the gradient: 1.35.
     """
     return jnp.dot(x, kernel)
 
@@ -31,18 +31,18 @@ def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
     return jnp.dot(x, kernel), (x, kernel)
 
 
-def _backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(*saved, gradient, cpu=_flat_gradients, default=_gradients)
+def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    return lax.platform_dependent(*residuals, gradient, cpu=_compute_flat_gradients, default=_compute_gradients)
 
 
 pointwise_conv.defvjp(_forward, _backward)
 
 
-def _gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+def _compute_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     return jax.vjp(jnp.dot, x, kernel)[1](gradient)
 
 
-def _flat_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
+def _compute_flat_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     cells = x.reshape(-1, x.shape[-1])
     gradient = lax.optimization_barrier(gradient.reshape(-1, gradient.shape[-1]))
     x_grad = lax.dot_general(gradient, kernel, (((1,), (1,)), ((), ())))

@@ -1,4 +1,4 @@
-"""Rows of packed tokens: captions are concatenated, so no computation is spent on padding between them."""
+"""Rows of packed tokens, in which captions are concatenated without padding in between."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from jaxtyping import Array, Float, Int
 class Segments:
     """Maps each token of a batch of rows to its caption and its position in the caption.
 
-    Rows contain the captions of the batch in order, starting with caption r * `per_row` in row r. Empty captions take
-    no space. An unpacked batch is the special case of one caption per row (`one_per_row`). Rows are sharded over the
-    mesh, and tokens never move between rows.
+    Rows contain the captions of the batch in order. The first caption of row i has the index i * `per_row`. Empty
+    captions take no space. An unpacked batch is the special case of one caption per row (`one_per_row`). Rows are
+    sharded over the mesh, and tokens are never moved between rows.
 
     Attributes:
         segment_ids: index of the token's caption in its row, starting from 1; 0 for padding.
         positions: position of the token in its caption, starting from 0.
-        tokens: the inverse mapping: index in the row of the token at each position of each caption, or the number of
-            tokens in the row if there is none. None for unpacked rows, which need no inverse.
+        tokens: inverse mapping, from each position of each caption to the index of its token in the row, or to the
+            length of the row if there is no token. None for unpacked rows, which need no inverse.
         rows: shape of the row axes, such as (batch, captions); () for a single row without an axis.
         per_row: number of captions per row.
         length: maximum number of tokens per caption.
@@ -44,7 +44,7 @@ class Segments:
 
     @classmethod
     def one_per_row(cls, shape: tuple[int, ...], start: int | Int[Array, ""] = 0) -> Segments:
-        """Segments of unpacked tokens of shape [*rows, length], with positions starting from `start`."""
+        """Creates the segments of unpacked tokens of shape [*rows, length], with positions starting from `start`."""
         *rows, length = shape
         ids = np.ones(length, np.int32)
         return cls(ids, start + np.arange(length, dtype=np.int32), None, tuple(rows), 1, length)
@@ -53,10 +53,10 @@ class Segments:
     def packed(
         cls, segment_ids: Int[Array, "*rows tokens"], positions: Int[Array, "*rows tokens"], per_row: int, length: int
     ) -> Segments:
-        """Segments of packed tokens, with the ids and positions computed by `input_pipeline.packing`.
+        """Creates the segments of packed tokens from the ids and positions computed by `input_pipeline.packing`.
 
-        The axis of a single row is removed, because sums over tokens behind an axis of length 1 are 50 times slower on
-        XLA:CPU, such as in the gradients of biases and norms.
+        If there is a single row, its axis is removed. With a leading axis of length 1, XLA:CPU would sum over tokens 50
+        times slower, for example in the gradients of biases and norms.
         """
         if segment_ids.shape[:-1] == (1,):
             segment_ids, positions = segment_ids[0], positions[0]
@@ -64,7 +64,7 @@ class Segments:
         no_token = jnp.full((per_row * length,), count, segment_ids.dtype)
         slots = jnp.where(segment_ids > 0, (segment_ids - 1) * length + positions, per_row * length)
         indices = jnp.arange(count, dtype=segment_ids.dtype)
-        tokens = _over_rows(lambda row: no_token.at[row].set(indices, mode="drop"), slots)
+        tokens = _map_rows(lambda row_slots: no_token.at[row_slots].set(indices, mode="drop"), slots)
         return cls(segment_ids, positions, tokens, tuple(rows), per_row, length)
 
     @property
@@ -79,34 +79,34 @@ class Segments:
 
     @property
     def caption_ids(self) -> Int[Array, "*rows tokens"]:
-        """Index in the batch of each token's caption; for padding, that of any caption in its row."""
+        """Index of each token's caption in the batch. For padding, it is the first caption of the row."""
         first = self.per_row * jnp.arange(math.prod(self.rows), dtype=jnp.int32).reshape(*self.rows, 1)
         return first + jnp.maximum(self.segment_ids, 1) - 1
 
     @property
     def token_ids(self) -> Int[Array, "*rows tokens"]:
-        """Index of each token in the unpacked batch, which does not depend on the packing."""
+        """Index of each token in the unpacked batch."""
         return self.caption_ids * self.length + self.positions
 
     def image_ids(self, images: int) -> Int[Array, "*rows tokens"]:
-        """Index of each token's image, where all of the `images` images have the same number of captions."""
+        """Returns the index of each token's image. All `images` images must have the same number of captions."""
         return self.caption_ids // (self.captions // images)
 
     def to_captions(self, x: Float[Array, "..."]) -> Float[Array, "captions length *features"]:
         """Moves tokens [*rows, tokens, *features] to their captions, padding captions with zeros."""
         features = x.shape[len(self.rows) + 1 :]
         if self.is_packed:
-            x = _take(x.reshape(*self.rows, x.shape[len(self.rows)], -1), self.tokens, self._slots)
+            x = _gather(x.reshape(*self.rows, x.shape[len(self.rows)], -1), self.tokens, self._slots)
         return x.reshape(self.captions, self.length, *features)
 
     def to_rows(self, x: Float[Array, "captions length *features"]) -> Float[Array, "..."]:
         """Moves tokens from their captions back to their rows [*rows, tokens, *features], with zeros for padding.
 
-        The adjoint of `to_captions`.
+        This is the adjoint of `to_captions`.
         """
         features = x.shape[2:]
         if self.is_packed:
-            x = _take(x.reshape(*self.rows, self.per_row * self.length, -1), self._slots, self.tokens)
+            x = _gather(x.reshape(*self.rows, self.per_row * self.length, -1), self._slots, self.tokens)
         return x.reshape(*self.rows, -1, *features)
 
     @property
@@ -115,25 +115,33 @@ class Segments:
         return jnp.where(self.segment_ids > 0, slots, self.per_row * self.length)
 
 
-def _over_rows(function, *arrays: Array) -> Array:
-    """Maps a function of single rows over the leading axes, which are all but the last axis of the first argument."""
+def _map_rows(function, *arrays: Array) -> Array:
+    """Maps a function of single rows over the leading axes, all axes of the first array except the last."""
     for _ in range(arrays[0].ndim - 1):
         function = jax.vmap(function)
     return function(*arrays)
 
 
 @jax.custom_vjp
-def _take(x: Float[Array, "*rows before width"], indices: Int[Array, "*rows after"], back: Int[Array, "*rows before"]):
-    """x[indices] for each row, or 0 if an index is out of bounds.
+def _gather(
+    x: Float[Array, "*rows inputs width"], indices: Int[Array, "*rows outputs"], inverse: Int[Array, "*rows inputs"]
+):
+    """Returns x[indices] for each row, or 0 where an index is out of bounds.
 
-    The gradient is also a gather, with the indices `back`: each element is taken at most once, so no sum is needed.
+    The gradient is also a gather, with the inverse indices, because each element of `x` is used at most once.
     """
-    del back
+    del inverse
     take = functools.partial(jnp.take, axis=0, mode="fill", fill_value=0)
-    return _over_rows(lambda indices, x: take(x, indices), indices, x)
+    return _map_rows(lambda indices, x: take(x, indices), indices, x)
 
 
-_take.defvjp(
-    lambda x, indices, back: (_take(x, indices, back), (indices, back)),
-    lambda saved, gradient: (_take(gradient, *saved[::-1]), None, None),
-)
+def _gather_forward(x: Array, indices: Array, inverse: Array) -> tuple[Array, tuple[Array, Array]]:
+    return _gather(x, indices, inverse), (indices, inverse)
+
+
+def _gather_backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, None, None]:
+    indices, inverse = residuals
+    return _gather(gradient, inverse, indices), None, None
+
+
+_gather.defvjp(_gather_forward, _gather_backward)

@@ -10,7 +10,7 @@ import numpy as np
 from etils import epath
 
 from caption_jax.errors import ConfigError
-from caption_jax.objectives.constants import stored_constants
+from caption_jax.objectives.constants import load_constants
 from caption_jax.objectives.objective import Objective
 from caption_jax.planning.assumed import AssumedVocabulary
 from caption_jax.runs.description import RunDescription
@@ -36,7 +36,7 @@ def constant_shapes(
         ConfigError: constants that are not stored cannot be prepared.
     """
     assumed = isinstance(description.vocabulary, AssumedVocabulary)
-    constants = {} if assumed else stored_constants(objectives, workdir)
+    constants = {} if assumed else load_constants(objectives, workdir)
     for label, objective in objectives.items():
         if label not in constants and _has_prepare(objective) and (tree := _prepare(label, objective, description)):
             constants[label] = tree

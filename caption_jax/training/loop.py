@@ -17,7 +17,12 @@ from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import stored_features
 from caption_jax.files import absolute
-from caption_jax.objectives.constants import check_same_constants, fingerprints, prepare_constants, store_constants
+from caption_jax.objectives.constants import (
+    check_same_constants,
+    compute_fingerprints,
+    prepare_constants,
+    store_constants,
+)
 from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import default_kind, open_context
@@ -239,7 +244,7 @@ def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Pro
     constants = prepare_constants(program.objectives, experiment)
     if jax.process_index() == 0:
         store_constants(program.objectives, constants, experiment.workdir)
-    return program.with_constants(constants), fingerprints(constants)
+    return program.with_constants(constants), compute_fingerprints(constants)
 
 
 def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:

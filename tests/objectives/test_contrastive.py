@@ -15,7 +15,7 @@ from small_run import shrink
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_settings
-from caption_jax.objectives.contrastive import Contrastive, Vectors, contrastive_loss, joint_vectors
+from caption_jax.objectives.contrastive import Contrastive, Vectors, contrastive_loss, embed_batch
 from caption_jax.objectives.forward_pass import ForwardPass
 from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.freezing import phases
@@ -181,7 +181,7 @@ def test_the_text_encoder_does_not_affect_the_decoder():
 
         def outputs(model):
             forward = ForwardPass(model, images, batch, text_ids=lambda tokens: (tokens + shift) % FakeVocabulary.size)
-            return forward.decoded.logits, joint_vectors(model, forward, tokens)
+            return forward.decoded.logits, embed_batch(model, forward, tokens)
 
         return model.apply(
             {**variables, "params": params},

@@ -14,10 +14,10 @@ from token_frequencies import NAME, FrequentTokens, SpreadOfImages
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.objectives.constants import (
     check_same_constants,
-    fingerprints,
+    compute_fingerprints,
     prepare_constants,
     store_constants,
-    stored_constants,
+    load_constants,
 )
 from caption_jax.objectives.objective import ObjectiveOutput, Ratio
 from caption_jax.objectives.total_objective import check_batch, make_objectives, mean_metrics, total_loss
@@ -50,8 +50,8 @@ def test_constants_are_prepared_once_and_reused_on_resume(tmp_path):
     store_constants(objectives, first, epath.Path(tmp_path))
     resumed = prepare_constants({"rare": FrequentTokens(0.5)}, run_in(tmp_path, "a fly is", resuming=True))
     jax.tree.map(np.testing.assert_array_equal, resumed, first)
-    jax.tree.map(np.testing.assert_array_equal, stored_constants(objectives, epath.Path(tmp_path)), first)
-    check_same_constants(fingerprints(first), fingerprints(resumed), tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, load_constants(objectives, epath.Path(tmp_path)), first)
+    check_same_constants(compute_fingerprints(first), compute_fingerprints(resumed), tmp_path)
 
 
 def test_a_new_run_does_not_reuse_stored_constants(tmp_path):
@@ -67,8 +67,8 @@ def test_resuming_with_different_constants_is_rejected(tmp_path):
     store_constants(objectives, first, epath.Path(tmp_path))
     changed = prepare_constants({"rare": FrequentTokens(1.0, power=0.5)}, run_in(tmp_path, "a dog", resuming=True))
     with pytest.raises(WorkdirError, match=r"constants of config.objective.terms.rare"):
-        check_same_constants(fingerprints(first), fingerprints(changed), tmp_path)
-    check_same_constants({}, fingerprints(changed), tmp_path)  # saved before the term was added
+        check_same_constants(compute_fingerprints(first), compute_fingerprints(changed), tmp_path)
+    check_same_constants({}, compute_fingerprints(changed), tmp_path)  # saved before the term was added
 
 
 def test_losses_are_divided_by_the_counts_of_the_whole_batch():

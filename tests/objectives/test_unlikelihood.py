@@ -13,7 +13,7 @@ import small_run
 
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.forward_pass import CaptionRows
-from caption_jax.objectives.unlikelihood import Unlikelihood, candidates
+from caption_jax.objectives.unlikelihood import Unlikelihood, find_candidates
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
@@ -102,7 +102,7 @@ def test_gradient_matches_the_definition(packed):
 
 
 def test_candidates_are_distinct_earlier_tokens_except_the_target():
-    mask = np.asarray(candidates(jnp.array([5, 6, 5, 5, 7])))
+    mask = np.asarray(find_candidates(jnp.array([5, 6, 5, 5, 7])))
     positions = [np.flatnonzero(row).tolist() for row in mask]
     assert positions == [[], [0], [1], [1], [0, 1]]
 
