@@ -88,7 +88,8 @@ def check_frozen(params: PyTree, spec: RunSpec) -> None:
     settings = flatten(match_rules(params, rules))
     trained = [path for path in dependencies if settings[path].lr > 0]
     if trained:
-        rule_indices = match_paths(flatten(params), [pattern for pattern, _ in rules], "optimizer.rules", every=True)
+        all_patterns = [pattern for pattern, _ in rules]
+        rule_indices = match_paths(flatten(params), all_patterns, "optimizer.rules", require_all=True)
         patterns = sorted({rules[rule_indices[path]][0] for path in trained})
         raise ConfigError(
             f"config.data.feature_cache.stage={spec.data.feature_cache.stage!r} requires all image encoder parameters "

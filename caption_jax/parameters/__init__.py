@@ -1,1 +1,1 @@
-"""Parameters by path: rules, freezing and sharding."""
+"""Rules, freezing and sharding of parameters, by their paths."""

@@ -1,4 +1,4 @@
-"""Frozen parameters and frozen norms at each step of training."""
+"""Frozen parameters and frozen norms in each phase of training."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ PyTree = Any
 
 
 def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
-    """Returns the phases of gradual unfreezing in order, as `(first step, paths of the frozen parameters)`.
+    """Returns the phases of gradual unfreezing in order, as `(first step, paths of frozen parameters)`.
 
-    The first phase starts at step 0, and every `from_step` that unfreezes parameters starts another one.
+    The first phase starts at step 0, and each `from_step` that unfreezes parameters starts another one.
 
     Raises:
         ConfigError: see `match_rules`.
@@ -28,7 +28,7 @@ def phases(params: PyTree, rules: Rules) -> list[tuple[int, frozenset[str]]]:
 
 
 def trained_norms(params: PyTree, rules: Rules, steps: int) -> frozenset[str]:
-    """Returns the paths of the norms with any parameter that is trained during a run of `steps` updates.
+    """Returns the paths of the norms whose scale or bias is trained in a run of `steps` updates.
 
     Raises:
         ConfigError: see `match_rules`.
@@ -40,7 +40,7 @@ def trained_norms(params: PyTree, rules: Rules, steps: int) -> frozenset[str]:
 def frozen_norms(frozen: Collection[str]) -> frozenset[str]:
     """Returns the paths of the norms (modules with a `scale` and a `bias`) whose parameters are all frozen.
 
-    A frozen batch norm should use its running statistics, because its scale and bias were trained with those.
+    A frozen batch norm should use its running statistics, because its scale and bias were trained with them.
     """
     modules = {path.rpartition("/")[0] for path in frozen if path.rpartition("/")[2] == "scale"}
     return frozenset(module for module in modules if f"{module}/bias" in frozen)

@@ -20,12 +20,12 @@ def match_rules(params: PyTree, rules: Rules) -> PyTree:
     Args:
         params: nested dictionary of parameters or their shapes.
         rules: `config.optimizer.rules`, pairs of a regular expression and a dictionary with any of the keys "lr",
-            "decay" and "from_step". The expression must match the whole path ("decoder/embedding").
+            "decay" and "from_step". The regular expression must match the whole path ("decoder/embedding").
 
     Raises:
         ConfigError: a parameter matches no rule or several rules, or a rule matches nothing or has an unknown key. The
             message lists them with close matches.
     """
     parsed = [parse_parameter_rule(rule) for rule in rules]
-    matched = match_paths(flatten(params), [pattern for pattern, _ in parsed], "optimizer.rules", every=True)
-    return unflatten({path: parsed[index][1] for path, index in matched.items()})
+    indices = match_paths(flatten(params), [pattern for pattern, _ in parsed], "optimizer.rules", require_all=True)
+    return unflatten({path: parsed[index][1] for path, index in indices.items()})

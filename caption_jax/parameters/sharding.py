@@ -26,14 +26,15 @@ def make_mesh(spec: MeshSpec, devices: Sequence[jax.Device] | None = None) -> Me
 
     Args:
         spec: the number of devices along the axes `data` and `model`; one of them can be -1 to use all devices.
-        devices: devices to use; all devices if None. In a single process some devices may remain idle, with a warning.
+        devices: devices to use; all devices if None. A single process may leave some of them idle, with a warning.
 
     Raises:
         ConfigError: the axis sizes do not divide the number of devices, or the model axis would span processes.
     """
-    devices = sorted(jax.devices() if devices is None else devices, key=lambda d: (d.process_index, d.id))
+    devices = jax.devices() if devices is None else devices
+    devices = sorted(devices, key=lambda device: (device.process_index, device.id))
     count, processes = len(devices), len({device.process_index for device in devices})
-    data, model = _axis_sizes(spec, count)
+    data, model = _resolve_axis_sizes(spec, count)
     if processes > 1:
         if data * model != count:
             raise ConfigError(
@@ -59,20 +60,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of arrays that are replicated on every device."""
+    """Returns the sharding of arrays that are replicated on all devices."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str | None]]], mesh: Mesh) -> PyTree:
     """Returns a tree with the structure of `params` and the sharding of each parameter as leaves.
 
-    Example:
-        `(("decoder/embedding", ("model", None)),)` shards the rows of the embedding over the model axis.
+    For example, the rules `(("decoder/embedding", ("model", None)),)` shard the first dimension of the embedding over
+    the axis "model". Parameters that match no rule are replicated.
 
     Args:
         params: nested dictionary of parameters or their shapes.
-        rules: `config.mesh.rules`, pairs of a regular expression for the whole path and, for each dimension, a mesh
-            axis or None (or "") if it is not sharded. Parameters that match no rule are replicated.
+        rules: `config.mesh.rules`, pairs of a regular expression for the whole path and a tuple with the mesh axis of
+            each dimension, None (or "") for dimensions that are not sharded.
         mesh: the device mesh.
 
     Raises:
@@ -81,17 +82,17 @@ def parameter_shardings(params: PyTree, rules: Sequence[tuple[str, Sequence[str 
             the path of the parameter.
     """
     flat = flatten(params)
-    matched = match_paths(flat, [pattern for pattern, _ in rules], "mesh.rules", every=False)
+    indices = match_paths(flat, [pattern for pattern, _ in rules], "mesh.rules", require_all=False)
     shardings = {path: replicated(mesh) for path in flat}
-    for path, index in matched.items():
+    for path, index in indices.items():
         pattern, axes = rules[index]
-        spec = _partition(path, tuple(flat[path].shape), pattern, axes, mesh)
+        spec = _make_partition_spec(path, tuple(flat[path].shape), pattern, axes, mesh)
         shardings[path] = NamedSharding(mesh, spec)
     return unflatten(shardings)
 
 
 def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) -> PyTree:
-    """Returns the sharding of each array in `tree`, following the parameter that it corresponds to.
+    """Returns a tree with the sharding of each array in `tree`, taken from the corresponding parameter.
 
     An array corresponds to a parameter if its path ends with the parameter's path and the shapes are equal, as for
     optimizer moments and averaged parameters. All other arrays are replicated.
@@ -102,25 +103,25 @@ def shardings_like(tree: PyTree, params: PyTree, shardings: PyTree, mesh: Mesh) 
         shardings: the shardings of `params` from `parameter_shardings`.
         mesh: the device mesh.
     """
-    owners = {tuple(path.split("/")): value for path, value in flatten(params).items()}
-    targets = {tuple(path.split("/")): value for path, value in flatten(shardings).items()}
+    param_by_path = {tuple(path.split("/")): param for path, param in flatten(params).items()}
+    sharding_by_path = {tuple(path.split("/")): sharding for path, sharding in flatten(shardings).items()}
 
-    def sharding_of(key_path: tuple, leaf: Any) -> NamedSharding:
+    def get_sharding(key_path: tuple, leaf: Any) -> NamedSharding:
         names = tuple(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in key_path)
         for start in range(len(names)):
-            owner = owners.get(names[start:])
-            if owner is not None and tuple(owner.shape) == tuple(leaf.shape):
-                return targets[names[start:]]
+            param = param_by_path.get(names[start:])
+            if param is not None and tuple(param.shape) == tuple(leaf.shape):
+                return sharding_by_path[names[start:]]
         return replicated(mesh)
 
-    return jax.tree_util.tree_map_with_path(sharding_of, tree)
+    return jax.tree_util.tree_map_with_path(get_sharding, tree)
 
 
 def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     """Transfers the rows read by this process to its devices, and returns the global batch.
 
     Args:
-        batch: tree of NumPy arrays [rows of this process, ...]. All processes must pass the same number of rows.
+        batch: tree of NumPy arrays [rows of this process, ...], with the same number of rows in all processes.
         mesh: the device mesh.
 
     Raises:
@@ -141,21 +142,21 @@ def put_batch(batch: PyTree, mesh: Mesh) -> PyTree:
     return jax.tree.map(put, batch)
 
 
-def _axis_sizes(spec: MeshSpec, count: int) -> tuple[int, int]:
+def _resolve_axis_sizes(spec: MeshSpec, count: int) -> tuple[int, int]:
     sizes = {"data": spec.data, "model": spec.model}
     inferred = [name for name, size in sizes.items() if size == -1]
     if inferred:
-        (other,) = set(sizes) - set(inferred)
-        if count % sizes[other]:
-            raise ConfigError(f"mesh.{other}={sizes[other]} does not divide the {count} available devices")
-        sizes[inferred[0]] = count // sizes[other]
+        (fixed,) = set(sizes) - set(inferred)
+        if count % sizes[fixed]:
+            raise ConfigError(f"mesh.{fixed}={sizes[fixed]} does not divide the {count} available devices")
+        sizes[inferred[0]] = count // sizes[fixed]
     data, model = sizes["data"], sizes["model"]
     if data * model > count:
         raise ConfigError(f"mesh.data={data} x mesh.model={model} needs {data * model} devices, but there are {count}")
     return data, model
 
 
-def _partition(
+def _make_partition_spec(
     path: str, shape: tuple[int, ...], pattern: str, axes: Sequence[str | None], mesh: Mesh
 ) -> PartitionSpec:
     context = f"config.mesh.rules: {pattern!r} shards {path!r} of shape {shape} by {tuple(axes)}"
