@@ -43,8 +43,8 @@ def augment(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, rows)
     crop_keys, flip_keys, colour_keys = jax.vmap(lambda k: tuple(jax.random.split(k, 3)))(keys)
     flips = jax.vmap(jax.random.bernoulli)(flip_keys) if spec.flip else jnp.zeros(len(rows), bool)
-    pixels = _jitter_colours(colour_keys, images, spec) if spec.jitters else images.astype(jnp.float32)
-    if spec.crops:
+    pixels = _jitter_colours(colour_keys, images, spec) if spec.has_jitter else images.astype(jnp.float32)
+    if spec.has_crops:
         pixels = _random_crop(crop_keys, pixels, flips, spec, ops)
     elif spec.flip:
         pixels = jnp.where(flips[:, None, None, None], pixels[:, :, ::-1], pixels)

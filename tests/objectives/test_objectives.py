@@ -15,9 +15,9 @@ from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.objectives.constants import (
     check_same_constants,
     compute_fingerprints,
+    load_constants,
     prepare_constants,
     store_constants,
-    load_constants,
 )
 from caption_jax.objectives.objective import ObjectiveOutput, Ratio
 from caption_jax.objectives.total_objective import check_batch, make_objectives, mean_metrics, total_loss

@@ -17,7 +17,6 @@ from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.ops.depthwise import Padding, explicit_padding
 from caption_jax.ops.implementations import FAST, Ops
 
-
 _FAN_OUT_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
@@ -319,4 +318,3 @@ def drop_path(key: Key[Array, ""], x: Float[Array, "batch h w c"], rate: float) 
     """Zeroes the branch of each image with probability `rate`, and scales up the other images to preserve the mean."""
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
-
