@@ -32,7 +32,7 @@ from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from caption_jax.metrics import score
 from caption_jax.metrics.ptb import clear_cache, tokenize_all
-from input_pipeline.sources.shapes_dataset.scenes import scenes
+from input_pipeline.sources.shapes_dataset.scenes import generate_scenes
 
 References = dict[int, list[str]]
 Hypotheses = dict[int, str]
@@ -42,7 +42,8 @@ DEVELOPMENT_CAPTIONS = Path(__file__).resolve().parents[2] / "shared" / "data" /
 def read_references(path: Path | None, images: int) -> References:
     """Returns five captions per image: those in the CSV file at `path`, or captions of rendered scenes."""
     if path is None:
-        return {image: list(scene.captions()) for image, scene in enumerate(itertools.islice(scenes(0), images))}
+        scenes = itertools.islice(generate_scenes(0), images)
+        return {image: list(scene.captions()) for image, scene in enumerate(scenes)}
     by_name: dict[str, list[str]] = {}
     with open(path, encoding="utf-8", newline="") as file:
         for row in csv.DictReader(file):

@@ -1,1 +1,1 @@
-"""The host side of the data pipeline: sources of captioned images, records, examples and batches of NumPy arrays."""
+"""The host side of the data pipeline, from sources of captioned images to batches of NumPy arrays."""

@@ -1,6 +1,6 @@
-"""Readers of five caption file formats, detected by content and parsed into a common row type.
+"""Reads caption files in five formats, which are detected by content and parsed into a common row type.
 
-Uses only the standard library, so that `caption_jax.metrics` reads the same files without heavy imports.
+Uses only the standard library, so `caption_jax.metrics` can read the same files without heavy imports.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Row:
         image: image file name as in the caption file; "" if the file has only an id.
         captions: may be empty, and may contain empty strings.
         split: split name as in the file; "" if missing.
-        image_id: the id in the file, or else the image name.
+        image_id: the id in the file, or the image name if there is none.
         folder: image subfolder as in the file; "" if missing.
-        number: Karpathy's sequential image number (`imgid`), if the file has no id other than the name.
+        number: Karpathy's sequential image number (`imgid`); None if missing or if the file has a `cocoid`.
     """
 
     image: str
@@ -50,7 +50,7 @@ class Row:
 
 
 def read_rows(
-    path: Path, on_problem: Callable[[str, str], None], *, split_field: str = "", names_needed: bool = True
+    path: Path, on_problem: Callable[[str, str], None], *, split_field: str = "", require_names: bool = True
 ) -> Iterator[Row]:
     """Reads a caption file in any accepted format.
 
@@ -58,8 +58,8 @@ def read_rows(
         path: the file.
         on_problem: called with the kind and a description of each entry that cannot be used.
         split_field: name of the split field; "" for the field `split`, if it exists.
-        names_needed: whether images without a file name are a problem. If False (metrics need only ids), the rows of a
-            COCO file are in the order of its annotations instead of its images.
+        require_names: whether to report images without a file name as problems. If False (metrics use only ids), the
+            rows of a COCO file follow the order of its annotations instead of its images.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -69,11 +69,11 @@ def read_rows(
     start = text.lstrip()[:1]
     if not start:
         raise DataError(f"{path} is empty. {ACCEPTED}")
-    reader = _Reader(path, on_problem, split_field, names_needed)
+    reader = _Reader(path, on_problem, split_field, require_names)
     if start in "{[":
-        return reader.json_rows(text)
+        return reader.read_json(text)
     first_line = text.lstrip().split("\n", 1)[0].rstrip("\r")
-    return reader.token_rows(text) if _TOKEN_LINE.match(first_line) else reader.csv_rows(text)
+    return reader.read_token_lines(text) if _TOKEN_LINE.match(first_line) else reader.read_csv(text)
 
 
 def read_text(path: Path) -> str:
@@ -90,19 +90,19 @@ def read_text(path: Path) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class _Reader:
-    """Parser of one file; the attributes are the arguments of `read_rows`."""
+    """Parser for one file; the attributes are the arguments of `read_rows`."""
 
     path: Path
     on_problem: Callable[[str, str], None]
     split_field: str
-    names_needed: bool
+    require_names: bool
 
-    def csv_rows(self, text: str) -> Iterator[Row]:
-        """Rows of a CSV file with a header, separated by commas, tabs or semicolons."""
+    def read_csv(self, text: str) -> Iterator[Row]:
+        """Yields the rows of a CSV file with a header and commas, tabs or semicolons between fields."""
         lines = io.StringIO(text, newline="")
-        delimiter, header = self._header(lines.readline())
-        image, caption = _position(header, IMAGE_FIELDS), _position(header, CAPTION_FIELDS)
-        split = _position(header, (self.split_field.lower() or "split",))
+        delimiter, header = self._parse_header(lines.readline())
+        image, caption = _find_column(header, IMAGE_FIELDS), _find_column(header, CAPTION_FIELDS)
+        split = _find_column(header, (self.split_field.lower() or "split",))
         if self.split_field and split is None:
             raise DataError(
                 f"{self.path} has no column {self.split_field!r} (config.data.split_field); its columns are "
@@ -114,8 +114,8 @@ class _Reader:
                 if not fields:
                     continue
                 if len(fields) != len(header):
-                    where = f"{self.path}, line {reader.line_num + 1}"
-                    problem = f"{where}: expected {len(header)} fields, got {len(fields)}; quote commas"
+                    location = f"{self.path}, line {reader.line_num + 1}"
+                    problem = f"{location}: expected {len(header)} fields, got {len(fields)}; quote commas"
                     self.on_problem("malformed rows", problem)
                     continue
                 name = fields[image].strip()
@@ -123,88 +123,88 @@ class _Reader:
         except csv.Error as error:
             raise DataError(f"{self.path}, line {reader.line_num + 1}: {error}. {ACCEPTED}") from None
 
-    def _header(self, line: str) -> tuple[str, list[str]]:
-        """Detects the delimiter from the header line; returns it with the lower-case column names."""
+    def _parse_header(self, line: str) -> tuple[str, list[str]]:
+        """Returns the delimiter, which is detected from the header line, and the lower-case column names."""
         for delimiter in ",\t;":
             header = [name.strip().lower() for name in next(csv.reader([line], delimiter=delimiter), [])]
-            if _position(header, IMAGE_FIELDS) is not None and _position(header, CAPTION_FIELDS) is not None:
+            if _find_column(header, IMAGE_FIELDS) is not None and _find_column(header, CAPTION_FIELDS) is not None:
                 return delimiter, header
         raise DataError(f"unknown format of {self.path}, which starts with {line.strip()[:80]!r}. {ACCEPTED}")
 
-    def token_rows(self, text: str) -> Iterator[Row]:
-        """Rows of a file in the format of Flickr8k's token.txt."""
-        for number, line in enumerate(text.splitlines(), 1):
+    def read_token_lines(self, text: str) -> Iterator[Row]:
+        """Yields the rows of a file in the format of Flickr8k's token.txt."""
+        for line_number, line in enumerate(text.splitlines(), 1):
             if not line.strip():
                 continue
             match = _TOKEN_LINE.match(line)
             if match is None:
-                self.on_problem("malformed rows", f"{self.path}, line {number}: expected name.jpg#0<tab>caption")
+                self.on_problem("malformed rows", f"{self.path}, line {line_number}: expected name.jpg#0<tab>caption")
                 continue
             yield Row(match["image"], [match["caption"]], "", match["image"])
 
-    def json_rows(self, text: str) -> Iterator[Row]:
-        """Rows of a JSON or JSON lines file."""
+    def read_json(self, text: str) -> Iterator[Row]:
+        """Returns an iterator over the rows of a JSON or JSON lines file."""
         try:
             content = json.loads(text)
         except json.JSONDecodeError as error:
             if not error.msg.startswith("Extra data"):
                 raise DataError(f"{self.path}, line {error.lineno}: not valid JSON ({error.msg}). {ACCEPTED}") from None
-            return self._object_rows(self._json_lines(text))
+            return self._read_objects(self._parse_json_lines(text))
         if isinstance(content, list):
-            return self._object_rows(enumerate(content, 1))
+            return self._read_objects(enumerate(content, 1))
         if isinstance(content, dict):
-            images, annotations = _objects(content.get("images")), _objects(content.get("annotations"))
-            if annotations is not None and (images is not None or not self.names_needed):
-                return self._coco_rows(images or [], annotations)
+            images, annotations = _as_objects(content.get("images")), _as_objects(content.get("annotations"))
+            if annotations is not None and (images is not None or not self.require_names):
+                return self._read_coco(images or [], annotations)
             if images is not None:
                 if any("sentences" in image for image in images):
-                    return self._karpathy_rows(images)
-            elif _first(content, IMAGE_FIELDS) is not None:  # JSON lines with a single line
-                return self._object_rows([(1, content)])
+                    return self._read_karpathy(images)
+            elif _get_first(content, IMAGE_FIELDS) is not None:  # JSON lines with a single line
+                return self._read_objects([(1, content)])
         keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
         raise DataError(f"unknown JSON format of {self.path}, which contains {keys[:200]}. {ACCEPTED}")
 
-    def _json_lines(self, text: str) -> Iterator[tuple[int, Any]]:
-        for number, line in enumerate(text.split("\n"), 1):
+    def _parse_json_lines(self, text: str) -> Iterator[tuple[int, Any]]:
+        for line_number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
-                yield number, json.loads(line)
+                yield line_number, json.loads(line)
             except json.JSONDecodeError as error:
-                self.on_problem("malformed rows", f"{self.path}, line {number}: not valid JSON ({error.msg})")
+                self.on_problem("malformed rows", f"{self.path}, line {line_number}: not valid JSON ({error.msg})")
 
-    def _object_rows(self, objects: Iterable[tuple[int, Any]]) -> Iterator[Row]:
+    def _read_objects(self, objects: Iterable[tuple[int, Any]]) -> Iterator[Row]:
         for number, item in objects:
             item = item if isinstance(item, dict) else {}
-            image, captions = _first(item, IMAGE_FIELDS), _first(item, CAPTION_FIELDS)
+            image, captions = _get_first(item, IMAGE_FIELDS), _get_first(item, CAPTION_FIELDS)
             image_id = item.get("image_id", image)
-            if image is None and not self.names_needed and isinstance(image_id, int | str):
+            if image is None and not self.require_names and isinstance(image_id, int | str):
                 image = ""
             captions = [captions] if isinstance(captions, str) else captions
-            usable = isinstance(image, str) and _is_id(image_id) and isinstance(captions, list) and _all_text(captions)
-            if not usable:
+            has_captions = isinstance(captions, list) and _are_strings(captions)
+            if not isinstance(image, str) or not _is_id(image_id) or not has_captions:
                 self.on_problem(
                     "malformed rows", f"{self.path}, object {number}: expected an image name and a caption or captions"
                 )
                 continue
-            yield Row(image, captions, self._split_of(item), image_id)
+            yield Row(image, captions, self._get_split(item), image_id)
 
-    def _coco_rows(self, images: list[dict], annotations: list[dict]) -> Iterator[Row]:
+    def _read_coco(self, images: list[dict], annotations: list[dict]) -> Iterator[Row]:
         rows: dict[Any, Row] = {}
         for image in images:
             name = image.get("file_name") or ""
-            if not _is_id(image.get("id")) or not isinstance(name, str) or not (name or not self.names_needed):
+            if not _is_id(image.get("id")) or not isinstance(name, str) or (self.require_names and not name):
                 self.on_problem("malformed rows", f"{self.path}: image without id or file_name: {str(image)[:80]}")
             elif image["id"] not in rows:
                 # COCO specifies the folder only in the URL: .../train2017/000000000009.jpg
                 folder = str(image.get("coco_url", "")).split("/")[-2:-1]
-                rows[image["id"]] = Row(name, [], self._split_of(image), image["id"], folder[0] if folder else "")
-            elif self.names_needed:
+                rows[image["id"]] = Row(name, [], self._get_split(image), image["id"], folder[0] if folder else "")
+            elif self.require_names:
                 self.on_problem("images listed twice", f"{self.path}: id {image['id']} ({image['file_name']})")
         captioned: dict[Any, Row] = {}
         for annotation in annotations:
             image_id = annotation.get("image_id")
-            if not self.names_needed and _is_id(image_id):
+            if not self.require_names and _is_id(image_id):
                 rows.setdefault(image_id, Row("", [], "", image_id))
             row = rows.get(image_id) if _is_id(image_id) else None
             if row is None:
@@ -214,31 +214,31 @@ class _Reader:
                 self.on_problem("malformed rows", problem)
             else:
                 captioned.setdefault(image_id, row).captions.append(annotation["caption"])
-        yield from (rows if self.names_needed else captioned).values()
+        yield from (rows if self.require_names else captioned).values()
 
-    def _karpathy_rows(self, images: list[dict]) -> Iterator[Row]:
+    def _read_karpathy(self, images: list[dict]) -> Iterator[Row]:
         for image in images:
-            sentences = _objects(image.get("sentences", []))
+            sentences = _as_objects(image.get("sentences", []))
             sentences = [None] if sentences is None else [sentence.get("raw") for sentence in sentences]
             name, folder = image.get("filename") or "", image.get("filepath") or ""
             image_id, number = image.get("cocoid", name), image.get("imgid")
-            identified = name != "" or (not self.names_needed and (image_id != "" or number is not None))
-            if not identified or not _is_id(image_id) or not _all_text([name, folder, *sentences]):
+            is_identified = name != "" or (not self.require_names and (image_id != "" or number is not None))
+            if not is_identified or not _is_id(image_id) or not _are_strings([name, folder, *sentences]):
                 problem = f"{self.path}: image without filename or raw sentences: {str(image)[:80]}"
                 self.on_problem("malformed rows", problem)
                 continue
             number = None if "cocoid" in image else number
-            yield Row(name, sentences, self._split_of(image), image_id, folder, number)
+            yield Row(name, sentences, self._get_split(image), image_id, folder, number)
 
-    def _split_of(self, item: dict) -> str:
+    def _get_split(self, item: dict) -> str:
         return str(item.get(self.split_field or "split", "") or "")
 
 
-def _position(header: list[str], names: tuple[str, ...]) -> int | None:
+def _find_column(header: list[str], names: tuple[str, ...]) -> int | None:
     return next((header.index(name) for name in names if name in header), None)
 
 
-def _first(item: dict, names: tuple[str, ...]) -> Any:
+def _get_first(item: dict, names: tuple[str, ...]) -> Any:
     return next((item[name] for name in names if name in item), None)
 
 
@@ -246,10 +246,10 @@ def _is_id(value: Any) -> bool:
     return isinstance(value, int | float | str) and value == value  # JSON may contain NaN, which is not equal to itself
 
 
-def _objects(items: Any) -> list[dict] | None:
-    """The objects in a JSON list, with {} for non-objects; None if `items` is not a list."""
+def _as_objects(items: Any) -> list[dict] | None:
+    """Returns the objects in a JSON list, with {} for non-objects, or None if `items` is not a list."""
     return [item if isinstance(item, dict) else {} for item in items] if isinstance(items, list) else None
 
 
-def _all_text(captions: list) -> bool:
-    return all(isinstance(caption, str) for caption in captions)
+def _are_strings(values: list) -> bool:
+    return all(isinstance(value, str) for value in values)

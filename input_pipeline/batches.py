@@ -1,19 +1,19 @@
-"""Batches of NumPy arrays: exactly resumable for training, each example exactly once for evaluation.
+"""Iterators over batches of NumPy arrays: exactly resumable for training, one pass over all examples for evaluation.
 
-The images of a training run form one infinite sequence of epochs, each shuffled by (seed, epoch). Global batch b is the
-b-th run of `batch_size` consecutive images, and process p of P takes the p-th of P equal parts of it. The data of a
-step therefore does not depend on the number of processes or threads, and the state of an iterator is a single number,
-the images consumed so far. A batch may span two epochs.
+The images of a training run form one infinite sequence of epochs, each shuffled by (seed, epoch). Each global batch
+consists of the next `batch_size` images of the sequence, and process p of P loads the p-th of P equal parts. The data
+of a step therefore does not depend on the number of processes or threads, and the number of consumed images is the
+entire state of an iterator. A batch may span two epochs.
 
 A `Batch` is a dictionary of the following arrays, where b = batch_size / P images (`eval_batch_size` for evaluation),
 K = `captions_per_image` (0 for the maximum over all images) and L = `max_length` tokens:
 
     image        uint8 [b, size, size, 3]: pixels
-    features     float16 or float32 [b, *shape]: instead of `image` with a feature cache; encoder features of one view
+    features     float16 or float32 [b, *shape]: encoder features of one view; replaces `image` with a feature cache
     tokens       int32 [b, K, L]: captions from <s> to </s>, padded. Captions repeat if an image has fewer than K
     context      int32 [b, max_texts, L]: captions of other images, in the format of `tokens`; unused rows are padding.
-                 Only if `config.model.context.max_texts` > 0
-    mask         bool [b]: False for padding and for images that could not be read
+                 Present if `config.model.context.max_texts` > 0
+    mask         bool [b]: False for padding and for unreadable images
     index        int32 [b]: index of the image in its split; -1 for padding
 
 Packed training batches (`packing.py`), with several captions per row and no padding between them, also contain
@@ -23,8 +23,8 @@ Packed training batches (`packing.py`), with several captions per row and no pad
     segment_ids  int32 [rows, packed]: 1-based index of the token's caption within its row; 0 for padding
     positions    int32 [rows, packed]: 0-based position of the token within its caption
 
-`_ShuffledEpochs` orders the images, `_Shard` selects those of this process, grain's threads call `_ExampleLoader` on
-each, and `_Batches` assembles the arrays.
+`_ShuffledEpochs` defines the order of images, `_Shard` selects the images of one process, grain's threads load them
+with `_ExampleLoader`, and `_Batches` assembles the arrays.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ from input_pipeline.records import MAX_LISTED, DataError, Split
 
 Batch = dict[str, np.ndarray]  # the arrays listed in the module docstring
 
-# Abort when this many images are unreadable before any could be read: the images are probably the wrong ones.
+# If none of the first images can be read, an error is raised after this many, because the dataset is probably broken.
 MAX_UNREADABLE = 32
 
 log = logging.getLogger(__name__)
@@ -60,8 +60,8 @@ log = logging.getLogger(__name__)
 class Example:
     """Pixels or features of one image, with its selected captions as token ids.
 
-    `image` is None if it could not be read, for the reason in `problem`. `context` contains captions of other images,
-    or None if batches have no context.
+    `image` is None if it could not be read, and `problem` is the reason. `context` contains captions of other images,
+    or is None if batches have no context.
     """
 
     index: int
@@ -85,17 +85,17 @@ def train_batches(  # noqa: PLR0913 - the optional inputs are keyword-only
 ) -> TrainBatches:
     """Returns an infinite iterator over the training batches of one process.
 
-    Images that cannot be read are logged by name. The module docstring lists the arrays of a batch.
+    The names of unreadable images are logged. The module docstring lists the arrays of a batch.
 
     Args:
         split: the training split.
         preprocessing: preprocessing of images.
         vocabulary: encodes captions.
         spec: `config.data`.
-        seed: seed of the order of images and captions.
-        features: stored features of the images of `split`, used instead of pixels.
-        context: context of the images of `split`.
-        process_index: index of this process, which selects its part of each global batch.
+        seed: seed for the order of images and captions.
+        features: stored features of the images in `split`, used instead of pixels.
+        context: context captions of the images in `split`.
+        process_index: index of this process, which determines its part of each global batch.
         process_count: number of processes.
 
     Raises:
@@ -115,11 +115,11 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> EvalBatches:
-    """Returns an iterator for one pass over a split, in order, with each example exactly once across all processes.
+    """Returns an iterator for one ordered pass over a split, with each example exactly once across all processes.
 
     Batches have the format of `train_batches`, with `eval_batch_size` images and the first captions of each image. The
-    last batch is padded with rows of mask False and index -1, so every process has the same number of batches; process
-    p takes the p-th part of each. Unreadable images have mask False but keep their index.
+    last batch is padded with rows that have mask False and index -1, so every process has the same number of batches;
+    process p loads the p-th part of each. Unreadable images have mask False and their actual index.
     """
     inputs = Pixels(split, preprocessing)
     return EvalBatches(split, inputs, vocabulary, spec, context, process_index, process_count)
@@ -140,7 +140,7 @@ class _Batches:
         self.batch_size = batch_size
         self.local_size = batch_size // process_count
         self.problems: dict[str, str] = {}  # reason by name of the unreadable image
-        self.problem_count = 0  # rows masked because the image was unreadable, repetitions included
+        self.problem_count = 0  # rows with unreadable images, including repetitions
         self._process_index = process_index
         self._loader = loader
         self._workers = workers
@@ -156,13 +156,13 @@ class _Batches:
             self._examples.close()
         self._examples = None
 
-    def _read(self, order: _Shard) -> Iterator[Example]:
-        ahead = max(2 * self._workers, self.local_size)
+    def _iterate(self, shard: _Shard) -> Iterator[Example]:
+        buffer_size = max(2 * self._workers, self.local_size) if self._workers else 0
         with optional_packages("reading batches of images"):
             import grain
 
-        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=ahead if self._workers else 0)
-        return iter(grain.MapDataset.source(order).map(self._loader).to_iter_dataset(options))
+        options = grain.ReadOptions(num_threads=self._workers, prefetch_buffer_size=buffer_size)
+        return iter(grain.MapDataset.source(shard).map(self._loader).to_iter_dataset(options))
 
     def _assemble(self, count: int) -> Batch:
         """Assembles a batch of `count` examples; the remaining rows are padding."""
@@ -233,12 +233,12 @@ class TrainBatches(_Batches):
 
     @property
     def epoch(self) -> float:
-        """Epochs completed so far, including the fraction of the current one."""
+        """Number of epochs completed so far, including the fraction of the current epoch."""
         return self._consumed / len(self.split)
 
     def __next__(self) -> Batch:
         if self._examples is None:
-            self._examples = self._read(
+            self._examples = self._iterate(
                 _Shard(self._order, self._consumed, self.batch_size, self.local_size, self._process_index)
             )
         batch = self._assemble(self.local_size)
@@ -246,7 +246,7 @@ class TrainBatches(_Batches):
         return batch
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the position in the sequence of images and the identity of that sequence, as a small JSON dictionary.
+        """Returns the number of consumed images and the identity of their sequence, as a JSON-compatible dictionary.
 
         "split" is a hash of the image ids in order. The state is the same on every process, and a run may resume with a
         different number of processes or batch size.
@@ -254,10 +254,10 @@ class TrainBatches(_Batches):
         return {"images": self._consumed, **self._sequence}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Restores a state returned by `get_state`; the next batch is the one that would have followed it.
+        """Restores a state returned by `get_state`; iteration resumes with the batch after it.
 
         Raises:
-            DataError: the state is from a different sequence (other images, context or seed).
+            DataError: the state is from a different sequence (images, context or seed differ).
         """
         keys = [key for key in ("seed", "split", "context") if state.get(key) != self._sequence.get(key)]
         differences = [f"{key}: saved {state.get(key)}, current {self._sequence.get(key)}" for key in keys]
@@ -268,7 +268,7 @@ class TrainBatches(_Batches):
 
 
 class EvalBatches(_Batches):
-    """Iterator for one ordered pass; see `eval_batches`. `len` is the number of batches."""
+    """Iterator over one ordered pass; see `eval_batches`. Its length is the number of batches."""
 
     def __init__(
         self,
@@ -294,7 +294,7 @@ class EvalBatches(_Batches):
         start = self._batch * self.batch_size
         if self._examples is None:
             order = range(len(self.split))
-            self._examples = self._read(_Shard(order, start, self.batch_size, self.local_size, self._process_index))
+            self._examples = self._iterate(_Shard(order, start, self.batch_size, self.local_size, self._process_index))
         remaining = len(self.split) - start - self._process_index * self.local_size
         batch = self._assemble(min(max(remaining, 0), self.local_size))
         self._batch += 1
@@ -317,7 +317,7 @@ class _Shard:
         return self._length
 
     def __getitem__(self, index: int) -> tuple[int, int]:
-        """Returns (position in the global sequence, index of the record)."""
+        """Returns the position in the global sequence and the index of the record."""
         batch, row = divmod(index, self._local_size)
         position = self._start + batch * self._batch_size + self._offset + row
         return position, self._order[position]
@@ -330,25 +330,25 @@ class _ShuffledEpochs:
         if not count:
             raise DataError("the training split has no images")
         self._count = count
-        self._epoch = functools.lru_cache(maxsize=3)(functools.partial(_epoch_order, count, seed))
+        self._shuffle_epoch = functools.lru_cache(maxsize=3)(functools.partial(_shuffle_epoch, count, seed))
 
     def __len__(self) -> int:
         return sys.maxsize
 
     def __getitem__(self, position: int) -> int:
         epoch, index = divmod(position, self._count)
-        return int(self._epoch(epoch)[index])
+        return int(self._shuffle_epoch(epoch)[index])
 
 
-def _epoch_order(count: int, seed: int, epoch: int) -> np.ndarray:
-    # Argsort of raw random numbers, because NumPy guarantees that they are stable across versions, unlike permutations.
-    # (grain's shuffle takes milliseconds per image on datasets of a few hundred images.)
+def _shuffle_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+    # NumPy guarantees that raw random numbers are stable across versions, but not permutations. (grain's shuffle takes
+    # milliseconds per image on datasets of a few hundred images.)
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=16).digest(), "big")
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
 class _ExampleLoader:
-    """Loads the example for (position, record index). Thread-safe."""
+    """Loads the example for a position in the global sequence and a record index. Thread-safe."""
 
     def __init__(
         self,
@@ -364,19 +364,19 @@ class _ExampleLoader:
         self.context = context
         self._seed = seed
         self._captions = EncodedCaptions(split, vocabulary, spec.max_length)
-        self._count = spec.captions_per_image or max((1, *(len(r.captions) for r in split)))
+        self._captions_per_image = spec.captions_per_image or max((1, *(len(record.captions) for record in split)))
         empty = np.asarray(vocabulary.encode("", spec.max_length), np.int32)
-        self.blank = np.tile(empty, (self._count, 1))
+        self.blank = np.tile(empty, (self._captions_per_image, 1))
 
     def __call__(self, item: tuple[int, int]) -> Example:
         position, index = item
         record, epoch = self.split[index], position // len(self.split)
         tokens = self.blank
         if record.captions:
-            numbers = range(self._count)
+            available, choices = len(record.captions), range(self._captions_per_image)
             if self._seed is not None:
-                numbers = choose_captions(len(record.captions), self._count, self._seed, epoch, record.image_id)
-            tokens = np.stack([self._captions[index, number % len(record.captions)] for number in numbers])
+                choices = choose_captions(available, len(choices), self._seed, epoch, record.image_id)
+            tokens = np.stack([self._captions[index, choice % available] for choice in choices])
         context = None if self.context is None else self.context.load(record.image_id, self._seed, epoch)
         try:
             return Example(index, tokens, self.inputs.load(index, epoch), context)
@@ -385,16 +385,16 @@ class _ExampleLoader:
 
 
 def choose_captions(available: int, count: int, seed: int, epoch: int, image_id: str | int) -> list[int]:
-    """Returns the indices of the captions of an image to use in an epoch.
+    """Chooses the captions of an image for an epoch, and returns their indices.
 
-    The captions are shuffled by (seed, image id), and each epoch takes the next `count` of them, cyclically. No caption
-    occurs twice in a step (unless there are fewer than `count`), and over many epochs all are used equally often.
+    The captions are shuffled by (seed, image id), and each epoch uses the next `count` captions, cyclically. A step
+    uses each caption at most once, unless there are fewer than `count`. Over many epochs, all are used equally often.
 
     Args:
         available: number of captions of the image, at least 1.
-        count: number of captions to select.
+        count: number of captions to choose.
         seed: seed of the run.
-        epoch: epoch, from 0.
+        epoch: 0-based epoch.
         image_id: id of the image.
     """
     return cycle_indices(available, count, f"{seed}/{image_id!r}", epoch)

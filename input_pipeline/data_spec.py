@@ -17,7 +17,7 @@ INTERPOLATIONS = ("bilinear", "bicubic", "area")
 
 @dataclasses.dataclass(frozen=True)
 class SplitFiles:
-    """Text files that list the images of each split, one image name per line; "" for no file."""
+    """Text files that list the images of each split, one image name per line; "" if there is no file."""
 
     train: str = ""
     val: str = ""
@@ -60,19 +60,19 @@ class DataSpec:
 
     source: str = "shapes"  # "shapes", "folder" (your own images, COCO folders, Karpathy JSON) or "tfds"
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
-    root: str = ""  # folder source: the folder that `images` and `captions` are relative to
+    root: str = ""  # folder source: base folder of `images` and `captions`
     images: str = "images"  # folder source: image folder
     captions: tuple[str, ...] = ("captions.csv",)  # folder source: CSV, JSONL, COCO or Karpathy JSON, token.txt
     split_files: SplitFiles = SplitFiles()  # text files, one image name per line
     split_field: str = ""  # name of the CSV column or JSON field that holds the split
-    split_fractions: SplitFractions = SplitFractions()  # split by a hash of the image id, if nothing else defines one
+    split_fractions: SplitFractions = SplitFractions()  # used if nothing else defines the splits
     tfds_name: str = "coco_captions"  # tfds source: builder name
     tfds_dir: str = ""  # directory of prepared TFDS datasets; "" for the TFDS default
     # What to do about missing files, empty captions etc. when the dataset is opened: "stop" or "skip". Both print a
     # report. An image that turns out to be unreadable later is always masked and reported.
     on_error: str = "stop"
     image_size: int = 224
-    resize: str = "stretch"  # how an image is made square: "stretch" (stretch) or "crop" (centre crop)
+    resize: str = "stretch"  # how an image is made square: "stretch" (changes the aspect ratio) or "crop" (centre crop)
     interpolation: str = "bicubic"  # "bilinear", "bicubic" or "area"
     # "train" (byte-level BPE trained on the training captions), a folder with vocab.json and merges.txt, or a hub name
     tokenizer: str = "train"
@@ -86,13 +86,13 @@ class DataSpec:
     eval_batch_size: int = 32
     workers: int = 2  # threads that read and decode images
     prefetch: int = 4  # batches prepared ahead of the step
-    feature_cache: FeatureCacheSpec = FeatureCacheSpec()  # docs/training.md
+    feature_cache: FeatureCacheSpec = FeatureCacheSpec()  # see docs/training.md
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> DataSpec:
-        """Builds the spec from the values of `config.data`, for commands that need no other section."""
-        parts = {"split_files": SplitFiles, "split_fractions": SplitFractions, "feature_cache": FeatureCacheSpec}
-        return cls(**{key: parts[key](**value) if key in parts else value for key, value in values.items()})
+        """Builds the spec from the values of `config.data`, for commands that use no other section."""
+        nested = {"split_files": SplitFiles, "split_fractions": SplitFractions, "feature_cache": FeatureCacheSpec}
+        return cls(**{key: nested[key](**value) if key in nested else value for key, value in values.items()})
 
     def __post_init__(self):
         check_fields(

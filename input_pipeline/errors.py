@@ -1,18 +1,19 @@
-"""Errors that the user can fix: `main.py` prints their message as one line.
+"""Errors that the user can fix, which `main.py` prints as a one-line message.
 
-Any other exception is a bug in the program or in a library and keeps its traceback. Each class also derives from the
-matching builtin exception, so `except ValueError` works. Imports nothing, because both packages use these.
+Any other exception is a bug in the program or in a library and is printed with its traceback. Each class also derives
+from the matching builtin exception, so `except ValueError` works. This module imports nothing, because both packages
+use it.
 """
 
 from __future__ import annotations
 
 
 class UserError(Exception):
-    """Base class. The message names the config key, flag, file or image at fault and what to do about it."""
+    """Base class. The message names the config key, flag, file or image at fault and the remedy."""
 
 
 class ConfigError(UserError, ValueError):
-    """An invalid value of a config key or flag, on its own or in combination with others."""
+    """An invalid value of a config key or flag, or an invalid combination of values."""
 
 
 class DataError(UserError, ValueError):

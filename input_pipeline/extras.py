@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from input_pipeline.errors import MissingPackageError
 
-# Extra -> top-level modules that it installs, of those that this project imports.
+# Top-level modules that this project imports, by the extra that installs them.
 EXTRAS = {
     "train": ("grain", "tensorflow_datasets", "tensorflow", "tensorboard", "clu", "matplotlib", "jinja2"),
     "java": ("pycocoevalcap",),
@@ -31,7 +31,7 @@ EXTRAS = {
 TRAINING = ("grain", "clu", "tensorboard", "tensorflow", "matplotlib", "jinja2")
 
 _EXTRA_BY_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
-_BUCKETS = {"gs": "gcsfs", "s3": "s3fs"}
+_BUCKET_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # fsspec's clients by URL scheme
 
 
 def is_installed(module: str) -> bool:
@@ -54,11 +54,11 @@ def require(purpose: str, *modules: str) -> None:
     """
     missing = [module for module in modules if not is_installed(module)]
     if missing:
-        raise MissingPackageError(f"{purpose} needs {not_installed(*missing)}")
+        raise MissingPackageError(f"{purpose} needs {describe_missing(*missing)}")
 
 
-def not_installed(*modules: str) -> str:
-    """Returns the end of the error message: the missing modules (of `EXTRAS`) and the command that installs them."""
+def describe_missing(*modules: str) -> str:
+    """Returns the end of an error message, which lists missing modules of `EXTRAS` and the command to install them."""
     extras = ",".join(dict.fromkeys(_EXTRA_BY_MODULE[module] for module in modules))
     return f"packages that are not installed ({', '.join(modules)}): pip install 'caption-jax[{extras}]'"
 
@@ -80,7 +80,7 @@ def optional_packages(purpose: str) -> Iterator[None]:
         module = (error.name or "").partition(".")[0]
         if module not in _EXTRA_BY_MODULE or is_installed(module):
             raise
-        raise MissingPackageError(f"{purpose} needs {not_installed(module)}") from error
+        raise MissingPackageError(f"{purpose} needs {describe_missing(module)}") from error
 
 
 def prepare_bucket(path: str | os.PathLike[str]) -> None:
@@ -92,10 +92,10 @@ def prepare_bucket(path: str | os.PathLike[str]) -> None:
         MissingPackageError: neither is installed. The message contains the command that installs the client.
     """
     path = os.fspath(path)
-    scheme, on_bucket, _ = path.partition("://")
-    if not on_bucket or scheme not in _BUCKETS:
+    scheme, separator, _ = path.partition("://")
+    if not separator or scheme not in _BUCKET_CLIENTS:
         return
-    if is_installed(_BUCKETS[scheme]):
+    if is_installed(_BUCKET_CLIENTS[scheme]):
         os.environ.setdefault("EPATH_USE_TF", "0")  # read when a path with a scheme is first used
     elif not is_installed("tensorflow"):
-        require(path, _BUCKETS[scheme])
+        require(path, _BUCKET_CLIENTS[scheme])

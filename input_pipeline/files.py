@@ -1,4 +1,4 @@
-"""Atomic file writes. Imports nothing from this repository, so that both packages can use it."""
+"""Atomic file writes. This module imports nothing from this repository, because both packages use it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def is_on_bucket(path: str | os.PathLike[str]) -> bool:
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
     """Replaces a file atomically: readers see the old or the new content, even if the process is killed.
 
-    On a local disk, the content is written to a uniquely named temporary file in the same folder (so that several
-    processes can write the same file), flushed to disk and renamed. Buckets have no rename, but an object becomes
-    visible only once it is complete.
+    On a local disk, the content is written to a temporary file in the same folder, flushed to disk and renamed. The
+    temporary name is unique, so several processes can write the same file. Objects in a bucket cannot be renamed, but
+    they become visible only when they are complete.
 
     Args:
         path: local file or object in a bucket; its folder must exist.

@@ -24,7 +24,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from input_pipeline.errors import ConfigError, UserError
-from input_pipeline.resampling import check_choices, reduction_factor, to_square
+from input_pipeline.resampling import check_choices, choose_reduction_factor, resize_to_square
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
@@ -35,7 +35,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".ti
 log = logging.getLogger(__name__)
 
 _ORIENTATION = 0x0112  # EXIF tag of the camera orientation
-# Operations that turn an image of each orientation upright, in order: (transpose, reverse rows, reverse columns).
+# Operations that undo each orientation, in the order (transpose, reverse rows, reverse columns).
 _UPRIGHT = {
     2: (False, False, True),
     3: (False, True, True),
@@ -106,9 +106,9 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
-        """Parses the output of `to_json`, with a warning if its pixel version is not the current one."""
+        """Parses the output of `to_json`, and logs a warning if its pixel version is not the current one."""
         settings = json.loads(text)
-        if "fit" in settings:  # its name until version 0.2
+        if "fit" in settings:  # the name of `resize` until version 0.2
             settings["resize"] = {"squash": "stretch"}.get(settings["fit"], settings["fit"])
             del settings["fit"]
         if (version := settings.pop("pixels", 1)) != PIXEL_VERSION:
@@ -141,27 +141,30 @@ def decode_image(
         ImageError: the image cannot be read.
     """
     check_choices(size, resize, interpolation)
-    name = name or _name_of(image)
+    name = name or _get_name(image)
     with _open_image(image, name) as pil_image:
-        pixels = _reduce(pil_image, reduction_factor(*pil_image.size, size), name, owned=pil_image is not image)
-        square = to_square(pixels, size, resize, interpolation)
-        return _orient(square, pil_image)  # after resizing, because the square is smaller and both fits are symmetric
+        factor = choose_reduction_factor(*pil_image.size, size)
+        pixels = _reduce(pil_image, factor, name, can_modify=pil_image is not image)
+        square = resize_to_square(pixels, size, resize, interpolation)
+        return _orient(square, pil_image)  # after the resize: the square is smaller, and both modes are symmetric
 
 
-def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes an image as `decode_image` does and shrinks it for display, keeping the aspect ratio.
+def make_thumbnail(
+    image: ImageLike, longer_side: int, *, name: str | None = None
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes an image as `decode_image` does and shrinks it for display, preserving the aspect ratio.
 
     Args:
         image: as in `decode_image`.
-        longest: maximum length of the longer side, in pixels; smaller images are not enlarged.
+        longer_side: maximum length of the longer side, in pixels; smaller images are not enlarged.
         name: name of the image in error messages; defaults to the path.
 
     Raises:
         ImageError: the image cannot be read.
     """
-    name = name or _name_of(image)
+    name = name or _get_name(image)
     with _open_image(image, name) as pil_image:
-        scale = min(1.0, longest / max(pil_image.size))
+        scale = min(1.0, longer_side / max(pil_image.size))
         size = tuple(max(round(side * scale), 1) for side in pil_image.size)
         if pil_image is not image and pil_image.format == "JPEG":
             pil_image.draft(None, size)
@@ -171,7 +174,7 @@ def thumbnail(image: ImageLike, longest: int, *, name: str | None = None) -> UIn
 
 @contextlib.contextmanager
 def _open_image(image: ImageLike, name: str) -> Iterator[Image.Image]:
-    """Context manager of an open image that turns errors inside the block into `ImageError`."""
+    """Opens an image, and converts errors inside the `with` block to `ImageError`."""
     pil_image = None
     try:
         pil_image = _open(image, name)
@@ -180,13 +183,13 @@ def _open_image(image: ImageLike, name: str) -> Iterator[Image.Image]:
     except (ImageError, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise almost any exception on malformed data
-        raise ImageError(name, _reason(error)) from error
+        raise ImageError(name, _describe_error(error)) from error
     finally:
         if pil_image is not None and pil_image is not image:
             pil_image.close()
 
 
-def _name_of(image: ImageLike) -> str:
+def _get_name(image: ImageLike) -> str:
     if isinstance(image, str | os.PathLike):
         return os.fspath(image)
     if isinstance(image, Image.Image):
@@ -195,7 +198,7 @@ def _name_of(image: ImageLike) -> str:
 
 
 def _open(image: ImageLike, name: str) -> Image.Image:
-    """Opens the image, reading only its header if the format allows."""
+    """Opens an image; if the format allows it, only the header is read."""
     if isinstance(image, Image.Image):
         return image
     if isinstance(image, str | os.PathLike):
@@ -214,17 +217,17 @@ def _open(image: ImageLike, name: str) -> Image.Image:
         except Image.UnidentifiedImageError:
             start = bytes(image[:12])
             raise ImageError(name, f"not in a supported image format (the file starts with {start!r})") from None
-    return _from_array(np.asarray(image), name)
+    return _image_from_array(np.asarray(image), name)
 
 
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
+def _image_from_array(array: np.ndarray, name: str) -> Image.Image:
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
         expected = "[height, width] or [height, width, 1, 3 or 4]"
         raise ImageError(name, f"array of unsupported shape {array.shape}; expected {expected}")
     if array.dtype == np.uint16:
-        array = _eight_bits(array)
+        array = _to_eight_bits(array)
     if array.dtype != np.uint8:
         raise ImageError(name, f"array of unsupported dtype {array.dtype}; expected uint8 (0..255) or uint16")
     return Image.fromarray(np.ascontiguousarray(array))
@@ -238,15 +241,15 @@ def _check_size(image: Image.Image, name: str) -> None:
         raise ImageError(name, f"declares {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _reduce(image: Image.Image, factor: int, name: str, owned: bool) -> UInt8[np.ndarray, "height width 3"]:
-    """RGB pixels, reduced by an integer factor. The image may be modified in place if `owned`."""
+def _reduce(image: Image.Image, factor: int, name: str, can_modify: bool) -> UInt8[np.ndarray, "height width 3"]:
+    """Returns the RGB pixels, reduced by an integer factor. `can_modify` allows in-place changes to the image."""
     width, height = image.size
-    if owned and image.format == "JPEG":
+    if can_modify and image.format == "JPEG":
         if image.mode in ("RGB", "L"):
             target = {"min_width": -(-width // factor), "min_height": -(-height // factor)}
-            with contextlib.suppress(ValueError):  # Pillow, below, may still read the file or raise its own error
+            with contextlib.suppress(ValueError):  # fall back to Pillow
                 return simplejpeg.decode_jpeg(image.fp.getvalue(), **target)
-        # The decoder picks the largest factor whose result is not below this size, which is exactly `factor`.
+        # The decoder selects the largest factor that yields at least this size, which is exactly `factor`.
         image.draft(None, (width // factor, height // factor))
     rgb = _to_rgb(image, name)
     if factor > 1 and rgb.size == (width, height):
@@ -255,14 +258,14 @@ def _reduce(image: Image.Image, factor: int, name: str, owned: bool) -> UInt8[np
 
 
 def _orient(pixels: UInt8[np.ndarray, "height width 3"], image: Image.Image) -> UInt8[np.ndarray, "rows columns 3"]:
-    """The pixels turned upright by the EXIF orientation of the image."""
-    transposed, rows, columns = _UPRIGHT.get(_orientation(image), (False, False, False))
-    if transposed:
+    """Applies the EXIF orientation of the image to its pixels."""
+    transpose, reverse_rows, reverse_columns = _UPRIGHT.get(_get_orientation(image), (False, False, False))
+    if transpose:
         pixels = pixels.transpose(1, 0, 2)
-    return pixels[:: -1 if rows else 1, :: -1 if columns else 1]
+    return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
 
 
-def _orientation(image: Image.Image) -> int:
+def _get_orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the EXIF block is damaged, but the pixels may still be intact
@@ -278,23 +281,23 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
         levels = np.asarray(image)
         if levels.min() < 0 or levels.max() > 65535:
             raise ImageError(name, "has 32-bit pixels outside 0..65535; save it with 8 or 16 bits")
-        return Image.fromarray(_eight_bits(levels)).convert("RGB")
+        return Image.fromarray(_to_eight_bits(levels)).convert("RGB")
     if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        with_alpha = image.convert("RGBA")
-        white = Image.new("RGBA", with_alpha.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, with_alpha).convert("RGB")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
     if mode == "RGB":
         image.load()
         return image
     return image.convert("RGB")
 
 
-def _eight_bits(levels: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
-    """Scales 0..65535 to 0..255, rounding to the nearest."""
+def _to_eight_bits(levels: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
+    """Scales 0..65535 to 0..255, rounding to nearest."""
     return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
-def _reason(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     text = str(error) or type(error).__name__
     if isinstance(error, Image.DecompressionBombError):
         return f"rejected as a decompression bomb ({text})"

@@ -1,7 +1,7 @@
-"""Inputs of the model per image: pixels, or precomputed features of the frozen part of the encoder.
+"""Model inputs for each image: pixels, or precomputed features of the frozen part of the encoder.
 
 Features are stored in blocks, memory-mapped files that each contain an array [images, views, *shape] for consecutive
-images; a view is one augmentation (crop or flip). Blocks are written atomically.
+images. A view is an augmented version of an image (crop or flip). Blocks are written atomically.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from input_pipeline.records import DataError, Split
 BLOCK_BYTES = 64 * 2**20  # approximate block size, which bounds the work that is lost when a process is killed
 MAX_BLOCKS = 256  # larger caches use larger blocks, because each block is an open file
 
-_SAMPLED = 64  # images whose bytes are hashed to identify a dataset that is not stored as image files
+_HASHED_IMAGES = 64  # approximate number of images that are hashed if a dataset is not stored as image files
 
 
 class Inputs(Protocol):
-    """Interface of the inputs of a batch.
+    """Interface of model inputs.
 
     Attributes:
         name: key in the batch.
-        shape: shape of the array per image.
+        shape: shape of the array of one image.
         dtype: dtype of the array.
     """
 
@@ -38,7 +38,7 @@ class Inputs(Protocol):
     dtype: np.dtype
 
     def load(self, index: int, epoch: int = 0) -> np.ndarray:
-        """Returns the array of image `index` of the split. Raises ImageError."""
+        """Returns the array of the image at `index` in the split. Raises ImageError."""
 
 
 class Pixels:
@@ -67,8 +67,8 @@ class FeatureFiles:
     Attributes:
         folder: local folder.
         images: number of images in the split.
-        views: arrays per image.
-        shape: shape of one such array.
+        views: number of views per image.
+        shape: shape of the features of one view.
         dtype: dtype of the stored values.
     """
 
@@ -79,44 +79,51 @@ class FeatureFiles:
     dtype: np.dtype
 
     @property
-    def image_bytes(self) -> int:
-        """Bytes per image."""
+    def bytes_per_image(self) -> int:
+        """Size of the features of all views of one image, in bytes."""
         return self.views * int(np.prod(self.shape)) * np.dtype(self.dtype).itemsize
 
     @property
-    def block_images(self) -> int:
-        """Images per block; the last block may have fewer."""
-        return max(BLOCK_BYTES // self.image_bytes, -(-self.images // MAX_BLOCKS), 1)
+    def images_per_block(self) -> int:
+        """Number of images per block; the last block may have fewer."""
+        return max(BLOCK_BYTES // self.bytes_per_image, -(-self.images // MAX_BLOCKS), 1)
 
     @property
     def blocks(self) -> range:
-        """Numbers of all blocks."""
-        return range(-(-self.images // self.block_images))
+        """Indices of all blocks."""
+        return range(-(-self.images // self.images_per_block))
 
-    def rows(self, block: int) -> range:
-        """Indices of the images in a block."""
-        first = block * self.block_images
-        return range(first, min(first + self.block_images, self.images))
+    def image_indices(self, block: int) -> range:
+        """Returns the indices of the images in a block."""
+        first = block * self.images_per_block
+        return range(first, min(first + self.images_per_block, self.images))
 
-    def has(self, block: int) -> bool:
+    def has_block(self, block: int) -> bool:
         """Whether a block exists; existing blocks are complete."""
-        return self._path(block, "npy").exists()
+        return self._get_path(block, "npy").exists()
 
     def write(self, block: int, features: np.ndarray, problems: dict[int, str]) -> None:
-        """Stores a block: features [images, views, *shape], and the reasons why some images (by index) have none."""
-        write_atomically(self._path(block, "json"), json.dumps(problems, indent=2))
+        """Writes a block.
+
+        Args:
+            block: index of the block.
+            features: features of the images in the block, [images, views, *shape].
+            problems: the reason for each unreadable image, by its index in the split.
+        """
+        write_atomically(self._get_path(block, "json"), json.dumps(problems, indent=2))
         # The array is written last, so its presence marks the block as complete.
-        write_atomically(self._path(block, "npy"), lambda file: np.save(file, features.astype(self.dtype, copy=False)))
+        path = self._get_path(block, "npy")
+        write_atomically(path, lambda file: np.save(file, features.astype(self.dtype, copy=False)))
 
     def read(self, block: int) -> tuple[np.ndarray, dict[int, str]]:
-        """Returns the memory-mapped features and the problems that `write` stored.
+        """Returns the memory-mapped features and the problems of a block; see `write`.
 
         Raises:
             DataError: the block is missing.
         """
         try:
-            features = np.load(self._path(block, "npy"), mmap_mode="r")
-            problems = json.loads(self._path(block, "json").read_text())
+            features = np.load(self._get_path(block, "npy"), mmap_mode="r")
+            problems = json.loads(self._get_path(block, "json").read_text())
         except FileNotFoundError as error:
             raise DataError(
                 f"{error.filename} is missing: set config.data.feature_cache.folder to a folder shared by all "
@@ -124,17 +131,17 @@ class FeatureFiles:
             ) from error
         return features, {int(index): reason for index, reason in problems.items()}
 
-    def _path(self, block: int, kind: str) -> Path:
-        return self.folder / f"block_{block:05d}.{kind}"
+    def _get_path(self, block: int, suffix: str) -> Path:
+        return self.folder / f"block_{block:05d}.{suffix}"
 
 
 class StoredFeatures:
     """Stored features of all images of a split, one view per epoch; see `FeatureFiles`.
 
     Args:
-        files: files of which all blocks exist.
-        split: the split that was encoded.
-        seed: seed of the order of views.
+        files: the stored blocks, all of which must exist.
+        split: the encoded split.
+        seed: seed for the order of views.
     """
 
     name = "features"
@@ -151,8 +158,8 @@ class StoredFeatures:
         record = self._split[index]
         if index in self._problems:
             raise ImageError(record.name, self._problems[index])
-        block, row = divmod(index, self._files.block_images)
-        # Copied here so that page faults wait for the disk in the prefetching thread.
+        block, row = divmod(index, self._files.images_per_block)
+        # Copied here, so that the prefetching thread waits for the disk.
         return np.array(self._features[block][row, choose_view(self._files.views, self._seed, epoch, record.image_id)])
 
 
@@ -162,36 +169,36 @@ def choose_view(views: int, seed: int, epoch: int, image_id: str | int) -> int:
 
 
 def cycle_indices(available: int, count: int, key: str, epoch: int) -> list[int]:
-    """Returns `count` indices below `available`: each epoch takes the next ones of a cyclic order shuffled by `key`."""
-    number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
+    """Returns the next `count` indices below `available` for an epoch, in a cyclic order that is shuffled by `key`."""
+    random_number = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big")
     order: list[int] = []
     for index in range(available):  # the digits of a random number in the factorial base are a random permutation
-        number, position = divmod(number, index + 1)
+        random_number, position = divmod(random_number, index + 1)
         order.insert(position, index)
-    return [order[(epoch * count + turn) % available] for turn in range(count)]
+    return [order[(epoch * count + offset) % available] for offset in range(count)]
 
 
 def fingerprint(split: Split) -> str:
-    """Hash of the images of a split: their ids in order, and the size and modification time of each file.
+    """Returns a hash of the image ids in order, and of the size and modification time of each image file.
 
-    If images are not files, the bytes of a sample are hashed, because reading all of them would take as long as an
-    epoch.
+    If images are not files, the content of a sample of them is hashed, because reading all images would take as long as
+    an epoch.
     """
     digest = hashlib.sha256()
-    every = max(len(split) // _SAMPLED, 1)
+    stride = max(len(split) // _HASHED_IMAGES, 1)
     for index, record in enumerate(split):
         content = ""
         if isinstance(record.image, Path):
-            content = _file_state(record.image)
-        elif index % every == 0:
+            content = _describe_file(record.image)
+        elif index % stride == 0:
             content = hashlib.sha256(record.source()).hexdigest()
         digest.update(f"{record.image_id!r}\t{content}\n".encode())
     return digest.hexdigest()
 
 
-def _file_state(path: Path) -> str:
+def _describe_file(path: Path) -> str:
     try:
-        state = path.stat()
+        status = path.stat()
     except OSError:
         return "unreadable"
-    return f"{state.st_size} {state.st_mtime_ns}"
+    return f"{status.st_size} {status.st_mtime_ns}"

@@ -1,4 +1,4 @@
-"""Prefetches batches to the device in a background thread, with an exact resume state."""
+"""Prefetches batches to the device in a background thread, and supports exact resumption."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ def prefetch_to_device(iterator: Iterator, put: Callable[[Any], Any] | None = No
     """Prepares batches in a background thread, up to `size` ahead.
 
     Args:
-        iterator: iterator over batches. If it has `get_state` and `set_state`, so does the result; its state is the one
-            after the last batch returned, regardless of batches that were prefetched.
-        put: called in the thread on each batch, usually `jax.device_put` with a sharding; its result is returned.
-        size: number of batches to prefetch; with 0, batches are made on demand, without a thread.
+        iterator: iterator over batches. If it has `get_state` and `set_state`, so does the result, whose state refers
+            to the last batch returned, not to prefetched ones.
+        put: called in the thread on each batch, usually `jax.device_put` with a sharding; the result replaces the
+            batch.
+        size: number of batches to prefetch; 0 to prepare batches on demand, without a thread.
     """
     return Prefetched(iterator, put or (lambda batch: batch), size)
 
 
 class Prefetched:
-    """Iterator over prefetched batches; see `prefetch_to_device`. Other attributes are those of the inner iterator."""
+    """Iterator over prefetched batches; see `prefetch_to_device`. Other attributes belong to the inner iterator."""
 
     def __init__(self, iterator: Iterator, put: Callable[[Any], Any], size: int):
         if size < 0:
@@ -58,19 +59,19 @@ class Prefetched:
     def __next__(self) -> Any:
         if self._ended:
             raise StopIteration
-        batch, self._state = self._take()
+        batch, self._state = self._get_next()
         return batch
 
-    def _take(self) -> tuple[Any, Any]:
+    def _get_next(self) -> tuple[Any, Any]:
         if not self._size:
             try:
-                return _make(self._iterator, self._put)
+                return _prepare_next(self._iterator, self._put)
             except StopIteration:
                 self._ended = True
                 raise
         if self._worker is None:
             self._worker = _Worker(self._iterator, self._put, self._size)
-        result, error = self._worker.take()
+        result, error = self._worker.get()
         if result is not _END:
             return result
         self._stop()
@@ -80,7 +81,7 @@ class Prefetched:
         raise StopIteration
 
     def get_state(self) -> Any:
-        """Returns the state of the inner iterator after the last batch returned."""
+        """Returns the state of the inner iterator at the last batch returned."""
         if not self._has_state:
             raise AttributeError("the prefetched iterator has no state")
         return self._state
@@ -93,7 +94,7 @@ class Prefetched:
         self._ended = False
 
     def close(self) -> None:
-        """Stops this thread and those of the inner iterator, and ends the iteration. Idempotent."""
+        """Stops the thread, closes the inner iterator and ends the iteration. Idempotent."""
         self._stop()
         self._ended = True
         if hasattr(self._iterator, "close"):
@@ -105,7 +106,7 @@ class Prefetched:
             self._worker = None
 
 
-def _make(iterator: Iterator, put: Callable[[Any], Any]) -> tuple[Any, Any]:
+def _prepare_next(iterator: Iterator, put: Callable[[Any], Any]) -> tuple[Any, Any]:
     batch = next(iterator)
     state = iterator.get_state() if hasattr(iterator, "get_state") else None
     return put(batch), state
@@ -119,32 +120,32 @@ class _Worker:
         self._stopping = threading.Event()
         arguments = (iterator, put, self._queue, self._stopping)
         # The thread holds no reference to this object, so it also stops when the iterator is garbage-collected.
-        self._thread = threading.Thread(target=_work, args=arguments, name="prefetch", daemon=True)
+        self._thread = threading.Thread(target=_fill_queue, args=arguments, name="prefetch", daemon=True)
         # A daemon thread inside the device runtime can crash the interpreter at shutdown. The finalizer stops the
-        # thread earlier: at exit, or when this object is garbage-collected.
-        self._finalizer = weakref.finalize(self, _halt, self._thread, self._queue, self._stopping)
+        # thread before that, at exit or when this object is garbage-collected.
+        self._finalizer = weakref.finalize(self, _stop_thread, self._thread, self._queue, self._stopping)
         self._thread.start()
 
-    def take(self) -> tuple[Any, BaseException | None]:
+    def get(self) -> tuple[Any, BaseException | None]:
         return self._queue.get()
 
     def stop(self) -> None:
         self._finalizer()
 
 
-def _work(iterator: Iterator, put: Callable[[Any], Any], ready: queue.Queue, stopping: threading.Event) -> None:
-    item: tuple[Any, BaseException | None] = (_END, None)
+def _fill_queue(iterator: Iterator, put: Callable[[Any], Any], ready: queue.Queue, stopping: threading.Event) -> None:
+    last_item: tuple[Any, BaseException | None] = (_END, None)
     try:
         while not stopping.is_set():
-            ready.put((_make(iterator, put), None))
+            ready.put((_prepare_next(iterator, put), None))
     except StopIteration:
         pass
     except BaseException as error:  # raised in the consumer
-        item = (_END, error)
-    ready.put(item)
+        last_item = (_END, error)
+    ready.put(last_item)
 
 
-def _halt(thread: threading.Thread, ready: queue.Queue, stopping: threading.Event) -> None:
+def _stop_thread(thread: threading.Thread, ready: queue.Queue, stopping: threading.Event) -> None:
     stopping.set()
     while thread.is_alive():
         try:  # the thread may be blocked on a full queue

@@ -10,7 +10,7 @@ from pathlib import Path
 from input_pipeline.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
-MAX_LISTED = 10  # problems of each kind that a report lists; the remaining ones are counted
+MAX_LISTED = 10  # maximum number of problems of each kind that a report lists
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Record:
         image: file of the encoded image, or a function that returns its bytes.
         captions: at least one if the split is used for training or evaluation.
         image_id: unique across all splits.
-        name: name of the image in messages; defaults to the path or the id.
+        name: name of the image in messages; defaults to the path, or to the id if there is no file.
     """
 
     image: Path | Callable[[], bytes]
@@ -72,7 +72,7 @@ class Split(Sequence[Record]):
 
     @property
     def references(self) -> dict[str | int, list[str]]:
-        """Captions by image id, the references of `caption_jax.metrics.score`."""
+        """Captions by image id, in the format of the references of `caption_jax.metrics.score`."""
         return {record.image_id: list(record.captions) for record in self.records}
 
     def take(self, count: int) -> Split:
@@ -81,19 +81,20 @@ class Split(Sequence[Record]):
 
 
 def check_splits(splits: Mapping[str, Split]) -> dict[str, Split]:
-    """Returns the splits, after checking that every image id occurs only once across them.
+    """Checks that every image id occurs only once across all splits, and returns the splits.
 
     Raises:
-        DataError: an id occurs twice. The message lists the first ten and their splits.
+        DataError: an id occurs more than once. The message lists the first ten such ids and their splits.
     """
-    split_of: dict[str | int, str] = {}
+    split_by_id: dict[str | int, str] = {}
     report = Report("the dataset")
     for name, split in splits.items():
         for image_id in split.image_ids:
-            if image_id in split_of:
-                where = f"twice in {name}" if split_of[image_id] == name else f"{split_of[image_id]} and {name}"
-                report.add("duplicate image ids", f"{image_id} ({where})")
-            split_of[image_id] = name
+            if image_id in split_by_id:
+                other = split_by_id[image_id]
+                splits_of_id = f"twice in {name}" if other == name else f"{other} and {name}"
+                report.add("duplicate image ids", f"{image_id} ({splits_of_id})")
+            split_by_id[image_id] = name
     report.finish("stop", "Each image must belong to exactly one split; remove it from the others.")
     return dict(splits)
 
@@ -127,7 +128,11 @@ class Report:
         return "\n".join(lines)
 
     def finish(self, on_error: str, remedy: str) -> None:
-        """Raises ("stop") or logs a warning ("skip") if there are any problems.
+        """Raises an error ("stop") or logs a warning ("skip") if there are any problems.
+
+        Args:
+            on_error: "stop" or "skip".
+            remedy: last line of the error message.
 
         Raises:
             DataError: there are problems and `on_error` is "stop".

@@ -1,9 +1,9 @@
-"""Resampling of pixels to a square, the same for every kind of input.
+"""Resamples pixels to a square, identically for every kind of input.
 
-First, the image is reduced by an integer factor (8, 4 or 2) if it stays at least 15/16 of the target size. (At 224,
-this includes the 640 x 427 photographs that make up most of COCO.) For JPEGs, the decoder applies the factor by
-dropping high frequencies; for all other inputs it is a box average. Partial blocks at the right and bottom edges count
-as full ones. Then the image is resized to the square once, with antialiasing.
+First, the image is reduced by an integer factor (8, 4 or 2) if the result is at least 15/16 of the target size. (At
+224, this applies to the 640 x 427 photographs that make up most of COCO.) For JPEGs, the decoder applies the factor by
+dropping high frequencies; for all other inputs it is a box average. Partial blocks at the right and bottom edges are
+treated as full blocks. Then the image is resized to the square in one step, with antialiasing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ INTERPOLATIONS = {
     "area": Image.Resampling.BOX,
 }
 FACTORS = (8, 4, 2)  # the factors that JPEG decoders support efficiently
-_MIN_FRACTION = 15 / 16  # of the target size that must remain after the reduction
+_MIN_REDUCED_SIZE = 15 / 16  # minimum size after the reduction, as a fraction of the target size
 
 
 def check_choices(size: int, resize: str, interpolation: str) -> None:
@@ -35,19 +35,19 @@ def check_choices(size: int, resize: str, interpolation: str) -> None:
         raise ConfigError(f"unknown interpolation {interpolation!r}; expected one of {', '.join(INTERPOLATIONS)}")
 
 
-def reduction_factor(width: int, height: int, size: int) -> int:
-    """Integer factor (8, 4, 2 or 1) by which an image is reduced before the resize to a square of side `size`."""
-    return next((factor for factor in FACTORS if min(width, height) >= factor * size * _MIN_FRACTION), 1)
+def choose_reduction_factor(width: int, height: int, size: int) -> int:
+    """Returns the factor (8, 4, 2 or 1) by which to reduce an image before the resize to a square of side `size`."""
+    return next((factor for factor in FACTORS if min(width, height) >= factor * size * _MIN_REDUCED_SIZE), 1)
 
 
-def to_square(
+def resize_to_square(
     pixels: UInt8[np.ndarray, "height width 3"], size: int, resize: str, interpolation: str
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Resizes an image to a square, with antialiasing.
 
-    Bicubic interpolation, the default, uses kornia-rs: less than half of Pillow's time for the same pixels up to
-    rounding (0.04 of 255 levels on average). Other modes use Pillow, because kornia-rs does not antialias them. Both
-    release the GIL.
+    Bicubic interpolation, the default, uses kornia-rs, which takes less than half of Pillow's time and produces the
+    same pixels up to rounding (0.04 of 255 levels on average). Other modes use Pillow, because kornia-rs does not
+    antialias them. Both libraries release the GIL.
 
     Args:
         pixels: the image, already reduced by its integer factor.

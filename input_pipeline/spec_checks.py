@@ -34,11 +34,11 @@ def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
 
     Args:
         spec: the instance.
-        key: its name in error messages, such as "config.train".
+        key: config key of the instance, such as "config.train", for error messages.
         constraints: constraints by field name.
 
     Raises:
-        ConfigError: a value is invalid. The message names the key of the first one and its constraint.
+        ConfigError: a value is invalid. The message names the key of the first invalid value and its constraint.
     """
     for name, constraint in constraints.items():
         value = getattr(spec, name)
@@ -47,9 +47,9 @@ def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
 
 
 def number(description: str, is_met: Callable[[float], bool]) -> Constraint:
-    """Finite numbers for which `is_met` is true.
+    """Requires a finite number for which `is_met` is true.
 
-    Arrays are not checked, because a setting may be a traced scalar inside a program.
+    Arrays are not checked, because a field may be a traced scalar inside a jitted function.
     """
 
     def is_met_and_finite(value: Any) -> bool:
@@ -59,17 +59,17 @@ def number(description: str, is_met: Callable[[float], bool]) -> Constraint:
 
 
 def at_least(low: float, meaning: str = "") -> Constraint:
-    """Numbers greater than or equal to `low`; `meaning` explains the value `low`, such as "for none"."""
+    """Requires a number greater than or equal to `low`; `meaning` explains the value `low`, such as "for none"."""
     return number(f"{low} ({meaning}) or more" if meaning else f"{low} or more", lambda value: value >= low)
 
 
-def above(low: float) -> Constraint:
-    """Numbers greater than `low`."""
+def greater_than(low: float) -> Constraint:
+    """Requires a number greater than `low`."""
     return number(f"above {low}", lambda value: value > low)
 
 
 def interval(bounds: str, meaning: str = "") -> Constraint:
-    """Numbers in an interval such as "[0, 1)"; `meaning` explains an endpoint, such as "0 for none"."""
+    """Requires a number in an interval such as "[0, 1)"; `meaning` explains an endpoint, such as "0 for none"."""
     low, high = map(float, bounds[1:-1].split(","))
 
     def is_met(value: float) -> bool:
@@ -81,13 +81,13 @@ def interval(bounds: str, meaning: str = "") -> Constraint:
 
 
 def one_of(*choices: Any) -> Constraint:
-    """One of a fixed set of values."""
+    """Requires one of a fixed set of values."""
     *others, last = map(repr, choices)
     return Constraint(f"{', '.join(others)} or {last}" if others else last, lambda value: value in choices)
 
 
 def strings(items: str) -> Constraint:
-    """A list of strings, none empty or blank; `items` is their plural in the message, such as "files"."""
+    """Requires a list of non-blank strings; `items` describes them in the error message, such as "files"."""
     return Constraint(
         f"a list of {items}",
         lambda value: isinstance(value, list | tuple) and all(isinstance(text, str) and text.strip() for text in value),

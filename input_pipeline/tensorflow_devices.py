@@ -1,4 +1,4 @@
-"""TensorFlow in a JAX process: it writes event files and prepares datasets, on the CPU only."""
+"""Restricts TensorFlow to the CPU in a JAX process, where it writes event files and prepares datasets."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def keep_tensorflow_off_accelerators(purpose: str) -> None:
         MissingPackageError: TensorFlow is not installed.
         RuntimeError: TensorFlow has already claimed an accelerator.
     """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # its start-up notes about CPU instructions
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hides start-up messages about CPU instructions
     with optional_packages(purpose):
         import tensorflow as tf
 
     for kind in ("GPU", "TPU"):
         try:
             tf.config.set_visible_devices([], kind)
-        except RuntimeError as error:  # its devices are initialised; harmless unless it holds one of these
+        except RuntimeError as error:  # devices are already initialised; harmless if there is no accelerator
             if tf.config.get_visible_devices(kind):
                 raise RuntimeError(
                     f"TensorFlow holds a {kind} that JAX needs: call keep_tensorflow_off_accelerators() before "

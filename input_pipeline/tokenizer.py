@@ -1,7 +1,7 @@
-"""Captions to token ids and back: byte-level BPE, and the compact vocabulary that the decoder predicts.
+"""Converts captions to token ids and back, with byte-level BPE and a compact vocabulary for the decoder.
 
-`Tokenizer` uses *full* ids, those of the tokenizer files (50,265 for RoBERTa). `Vocabulary` maps them to and from
-*compact* ids, which cover the special tokens and the tokens that occur in the training captions, so the output layer
+`Tokenizer` uses *full* ids, which are defined by the tokenizer files (50,265 for RoBERTa). `Vocabulary` maps them to
+and from *compact* ids, which cover the special tokens and the tokens in the training captions, so that the output layer
 of the decoder has no rows that are never trained. All code outside this module uses compact ids.
 """
 
@@ -31,9 +31,9 @@ _VOCAB, _MERGES, _SETTINGS, _COMPACT = "vocab.json", "merges.txt", "tokenizer_se
 
 
 class Tokenizer:
-    """Byte-level BPE with RoBERTa's special tokens; ids are those of `vocab.json`.
+    """Byte-level BPE with RoBERTa's special tokens and the ids of `vocab.json`.
 
-    Special tokens in text are not parsed: the characters `</s>` in a caption are encoded as plain text.
+    Special tokens in text are not parsed; the characters `</s>` in a caption are encoded as ordinary text.
 
     Args:
         model: BPE model whose vocabulary has `<s>`, `<pad>`, `</s>`, `<unk>` at the ids 0, 1, 2, 3.
@@ -73,8 +73,8 @@ class Tokenizer:
         texts = [normalise(caption, lowercase) for caption in captions]
         if not any(texts):
             raise DataError("cannot train a tokenizer: no training caption contains text")
-        learner = Backend(models.BPE())
-        learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        trained = Backend(models.BPE())
+        trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         trainer = trainers.BpeTrainer(
             vocab_size=size,
             min_frequency=2,
@@ -82,9 +82,9 @@ class Tokenizer:
             initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
             show_progress=False,
         )
-        learner.train_from_iterator(texts, trainer)
-        # The trained backend parses special tokens in text; a tokenizer built around the bare model does not.
-        state = json.loads(learner.to_str())["model"]
+        trained.train_from_iterator(texts, trainer)
+        # The trained backend parses special tokens in text; a tokenizer rebuilt from its model does not.
+        state = json.loads(trained.to_str())["model"]
         model = models.BPE(vocab=state["vocab"], merges=[tuple(merge) for merge in state["merges"]])
         return cls(model, lowercase=lowercase, add_prefix_space=True)
 
@@ -114,12 +114,12 @@ class Tokenizer:
     def from_hub(cls, name: str, *, lowercase: bool = False, add_prefix_space: bool = False) -> Tokenizer:
         """Downloads `vocab.json` and `merges.txt` of a hub model such as `roberta-base`, unless they are cached."""
         with optional_packages(f"config.data.tokenizer={name!r}, which is not a local folder,"):
-            from huggingface_hub import hf_hub_download  # imported late: most runs need no network
+            from huggingface_hub import hf_hub_download  # imported lazily, because most runs do not use the hub
 
         try:
             vocab = hf_hub_download(name, _VOCAB)
             merges = hf_hub_download(name, _MERGES)
-        except Exception as error:  # the hub's client raises a dozen kinds
+        except Exception as error:  # the hub client raises many types
             raise ConfigError(
                 f"config.data.tokenizer={name!r} is not a local folder, and its {_VOCAB} and {_MERGES} could not be "
                 f"downloaded from the hub ({type(error).__name__}: {error})"
@@ -129,7 +129,7 @@ class Tokenizer:
 
     @property
     def size(self) -> int:
-        """Number of tokens in the tokenizer's own vocabulary."""
+        """Number of full ids."""
         return self._backend.get_vocab_size()
 
     @property
@@ -138,25 +138,25 @@ class Tokenizer:
         return self._special_ids
 
     def encode(self, text: str) -> list[int]:
-        """Full ids of a caption, including `<s>` and `</s>`."""
+        """Returns the full ids of a caption, including `<s>` and `</s>`."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Full ids of a batch of captions (tens of thousands per second)."""
+        """Returns the full ids of a batch of captions (tens of thousands per second)."""
         cleaned = [normalise(text, self.lowercase) for text in texts]
         return [[BOS, *encoding.ids, EOS] for encoding in self._backend.encode_batch_fast(cleaned)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of full ids, without special tokens and surrounding white space."""
+        """Returns the text of full ids, without special tokens and surrounding white space."""
         text_ids = [int(i) for i in ids if int(i) not in self._special_ids]
         return self._backend.decode(text_ids, skip_special_tokens=False).strip()
 
-    def name(self, token: int) -> str:
-        """The token string of a full id, such as "<s>", or "\u0120dog" at the start of a word."""
-        return self._backend.id_to_token(token)
+    def id_to_token(self, token_id: int) -> str:
+        """Returns the token string of a full id, such as "<s>", or "\u0120dog" at the start of a word."""
+        return self._backend.id_to_token(token_id)
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Text of each token on its own, for labels of images; a partial character is decoded as U+FFFD."""
+    def decode_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Returns the text of each token, for labels of attention maps; a partial character is decoded as U+FFFD."""
         specials = {i: self._backend.id_to_token(i) for i in self._special_ids}
         return [specials.get(int(i)) or self._backend.decode([int(i)], skip_special_tokens=False) for i in ids]
 
@@ -184,15 +184,15 @@ class Vocabulary:
 
     Args:
         tokenizer: the tokenizer that defines the full ids.
-        full_ids: full ids of the tokens to keep; the special tokens are always kept.
+        full_ids: full ids of the tokens to include; the special tokens are always included.
     """
 
     def __init__(self, tokenizer: Tokenizer, full_ids: Iterable[int]):
-        kept = sorted({int(i) for i in full_ids} - {BOS, PAD, EOS, UNK})
-        if kept and not 0 <= kept[-1] < tokenizer.size:
-            raise ValueError(f"token id {kept[-1]} is out of range for a tokenizer with {tokenizer.size} tokens")
+        text_ids = sorted({int(i) for i in full_ids} - {BOS, PAD, EOS, UNK})
+        if text_ids and not 0 <= text_ids[-1] < tokenizer.size:
+            raise ValueError(f"token id {text_ids[-1]} is out of range for a tokenizer with {tokenizer.size} tokens")
         self.tokenizer = tokenizer
-        self._to_full = np.array([BOS, PAD, EOS, UNK, *kept], np.int32)
+        self._to_full = np.array([BOS, PAD, EOS, UNK, *text_ids], np.int32)
         self._to_compact = np.full(tokenizer.size, UNK, np.int32)
         self._to_compact[self._to_full] = np.arange(len(self._to_full), dtype=np.int32)
 
@@ -202,19 +202,19 @@ class Vocabulary:
         return len(self._to_full)
 
     def to_full(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
-        """Full ids of compact ids of any shape, for a text encoder with the tokenizer's full embedding."""
+        """Converts compact ids of any shape to full ids, for a text encoder with the full embedding matrix."""
         return self._to_full[np.asarray(ids)]
 
     def to_compact(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
-        """Compact ids of full ids of any shape; tokens outside the vocabulary become `<unk>`."""
+        """Converts full ids of any shape to compact ids; tokens outside the vocabulary become `<unk>`."""
         return self._to_compact[np.asarray(ids, np.int32)]
 
     def encode(self, text: str, max_length: int) -> Int[np.ndarray, " max_length"]:
-        """Compact ids `<s> ... </s>` of a caption, padded with `<pad>` or truncated as in `encode_batch`."""
+        """Returns the compact ids of a caption from `<s>` to `</s>`, padded or truncated as in `encode_batch`."""
         return self.encode_batch([text], max_length)[0]
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "captions max_length"]:
-        """Compact ids of a batch of captions, one per row.
+        """Returns the compact ids of a batch of captions, padded with `<pad>`.
 
         A caption of more than `max_length` tokens is truncated and has no `</s>`, so that the model does not learn to
         stop in mid-sentence.
@@ -222,15 +222,15 @@ class Vocabulary:
         return self._to_compact[self.encode_full_batch(texts, max_length)]
 
     def encode_full_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts max_length"]:
-        """Full ids of a batch of texts, truncated and padded as in `encode_batch`; no token maps to `<unk>`."""
-        rows = np.full((len(texts), max_length), PAD, np.int32)
-        for row, ids in zip(rows, self.tokenizer.encode_batch(texts), strict=True):
+        """Returns the full ids of a batch of texts, padded or truncated as in `encode_batch`."""
+        batch = np.full((len(texts), max_length), PAD, np.int32)
+        for row, ids in zip(batch, self.tokenizer.encode_batch(texts), strict=True):
             ids = ids[:max_length]
             row[: len(ids)] = ids
-        return rows
+        return batch
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text of compact ids up to the first `</s>`, without special tokens."""
+        """Returns the text of compact ids up to the first `</s>`, without special tokens."""
         caption: list[int] = []
         for token in np.asarray(ids).tolist():
             if token == EOS:
@@ -238,17 +238,17 @@ class Vocabulary:
             caption.append(token)
         return self.tokenizer.decode(self._to_full[np.array(caption, np.int32)].tolist())
 
-    def pieces(self, ids: Iterable[int]) -> list[str]:
-        """Text of each token on its own; see `Tokenizer.pieces`."""
-        return self.tokenizer.pieces(self.to_full(list(ids)).tolist())
+    def decode_tokens(self, ids: Iterable[int]) -> list[str]:
+        """Returns the text of each token; see `Tokenizer.decode_tokens`."""
+        return self.tokenizer.decode_tokens(self.to_full(list(ids)).tolist())
 
     @property
     def tokens(self) -> tuple[str, ...]:
-        """Token strings by compact id, by which two vocabularies can be matched."""
-        return tuple(self.tokenizer.name(int(i)) for i in self._to_full)
+        """Token strings by compact id, which identify tokens across vocabularies."""
+        return tuple(self.tokenizer.id_to_token(int(i)) for i in self._to_full)
 
     def words_with_spans(self, ids: Iterable[int]) -> list[tuple[str, int, int]]:
-        """The words of compact ids up to `</s>`, each as (word, start, stop) with token indices."""
+        """Returns the words of compact ids up to `</s>`, each as (word, start, stop) with token indices."""
         ids = [int(i) for i in ids]
         ids = ids[: ids.index(EOS)] if EOS in ids else ids
         starts = [index for index, i in enumerate(ids) if index == 0 or self.tokens[i].startswith(_WORD_START)]
@@ -275,7 +275,7 @@ class Vocabulary:
         return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
 
     def fingerprint(self) -> str:
-        """Hash of the tokenizer and the mapping, identical for equal vocabularies."""
+        """Returns a hash of the tokenizer and the mapping, which is the same for equal vocabularies."""
         tokenizer = self.tokenizer
         parts = [tokenizer.lowercase, tokenizer.add_prefix_space, tokenizer._backend.to_str(), self._to_full.tolist()]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -297,8 +297,8 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabular
     """Builds the vocabulary of a run from `config.data` and the training captions.
 
     Args:
-        spec: its `tokenizer` ("train", a folder or a hub name), `vocabulary_size`, `lowercase` and
-            `compact_vocabulary` are used.
+        spec: `config.data`; the fields `tokenizer` ("train", a folder or a hub name), `vocabulary_size`, `lowercase`
+            and `compact_vocabulary` are used.
         train_captions: all captions of the training split.
     """
     captions = list(train_captions)
@@ -310,9 +310,8 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabular
         tokenizer = Tokenizer.from_hub(spec.tokenizer, lowercase=spec.lowercase)
     if not spec.compact_vocabulary:
         return Vocabulary(tokenizer, range(tokenizer.size))
-    occurring: set[int] = set()
-    occurring.update(*tokenizer.encode_batch(captions))
-    return Vocabulary(tokenizer, occurring)
+    full_ids = set().union(*tokenizer.encode_batch(captions))
+    return Vocabulary(tokenizer, full_ids)
 
 
 def normalise(text: str, lowercase: bool) -> str:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError
-from input_pipeline.images import ImageError, decode_image, thumbnail
+from input_pipeline.images import ImageError, decode_image, make_thumbnail
 from input_pipeline.sources import open_splits
 
 KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -110,7 +110,7 @@ def check_image(data: bytes) -> bool:
     """Decodes the image in both ways and returns whether it is readable. Errors other than `ImageError` fail."""
     try:
         pixels = decode_image(data, SIDE, name="damaged")
-        small = thumbnail(data, SIDE, name="damaged")
+        small = make_thumbnail(data, SIDE, name="damaged")
     except ImageError as error:
         assert "damaged" in str(error) and "\n" not in str(error)
         return False

@@ -91,16 +91,16 @@ def make_loop(paths: list[str], size: int, mode: str, resize: bool) -> Callable[
     """Returns a loader without a pipeline: a loop that decodes at the scale of our pipeline and optionally resizes."""
     import simplejpeg
 
-    from input_pipeline.resampling import reduction_factor, to_square
+    from input_pipeline.resampling import choose_reduction_factor, resize_to_square
 
     def load_images() -> int:
         for path in paths:
             data = Path(path).read_bytes()
             height, width, *_ = simplejpeg.decode_jpeg_header(data)
-            factor = reduction_factor(width, height, size)
+            factor = choose_reduction_factor(width, height, size)
             pixels = simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
             if resize:
-                to_square(pixels, size, mode, "bicubic")
+                resize_to_square(pixels, size, mode, "bicubic")
         return len(paths)
 
     return load_images

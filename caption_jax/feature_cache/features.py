@@ -67,7 +67,7 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
     forward = _make_forward(experiment)
     key = cache_key(experiment, frozen)
     files = _files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
-    stage, size = spec.data.feature_cache.stage, files.images * files.image_bytes
+    stage, size = spec.data.feature_cache.stage, files.images * files.bytes_per_image
     logging.info(
         "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
@@ -206,13 +206,13 @@ def _compute_missing(
 ) -> None:
     """Computes and writes the missing blocks that are assigned to this process."""
     assigned = files.blocks[jax.process_index() :: jax.process_count()]
-    missing = [block for block in assigned if not files.has(block)]
+    missing = [block for block in assigned if not files.has_block(block)]
     if not missing:
         return
     _prepare_folder(files, len(missing), key)
     mesh = experiment.mesh.local_mesh
     variables = jax.device_put(frozen, replicated(mesh))
-    indices = [index for block in missing for index in files.rows(block)]
+    indices = [index for block in missing for index in files.image_indices(block)]
     progress = _Progress(len(indices), files.views)
     block: _Block | None = None
     decoded = prefetch_to_device(_decode(experiment, indices), lambda d: _put(d, mesh), experiment.spec.data.prefetch)
@@ -271,8 +271,8 @@ class _Block:
     @classmethod
     def empty(cls, files: FeatureFiles, first: int) -> _Block:
         """Creates the block that starts at image index `first`."""
-        number = first // files.block_images
-        rows = files.rows(number)
+        number = first // files.images_per_block
+        rows = files.image_indices(number)
         return cls(number, rows, np.zeros((len(rows), files.views, *files.shape), files.dtype))
 
     def add(self, index: int, values: np.ndarray, problem: str | None) -> bool:
@@ -292,7 +292,7 @@ class _Block:
 def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
     """Creates the folder and key.json, after checking that there is disk space for the missing blocks."""
     files.folder.mkdir(parents=True, exist_ok=True)
-    needed = min(missing * files.block_images, files.images) * files.image_bytes
+    needed = min(missing * files.images_per_block, files.images) * files.bytes_per_image
     free = shutil.disk_usage(files.folder).free
     if needed > free:
         raise ConfigError(

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from caption_jax.metrics.scores import tokenize_pair
-from input_pipeline.extras import is_installed, not_installed
+from input_pipeline.extras import is_installed, describe_missing
 
 METRICS = ("METEOR", "SPICE")
 _FILES = {
@@ -25,7 +25,7 @@ _FILES = {
 def unavailable_metrics() -> dict[str, str]:
     """Returns metric name -> reason for each metric that cannot be computed on this machine."""
     if not is_installed("pycocoevalcap"):
-        return dict.fromkeys(METRICS, f"needs {not_installed('pycocoevalcap')}")
+        return dict.fromkeys(METRICS, f"needs {describe_missing('pycocoevalcap')}")
     if shutil.which("java") is None:
         return dict.fromkeys(METRICS, "Java is not installed (no `java` on the PATH)")
     folder = Path(next(iter(find_spec("pycocoevalcap").submodule_search_locations)))

@@ -88,7 +88,7 @@ def _read_valid_rows(path: str | os.PathLike[str]) -> list[Row]:
     """Reads all rows of a file. Unusable entries are errors, because scores without them would be misleading."""
     problems: list[str] = []
     try:
-        rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), names_needed=False))
+        rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), require_names=False))
     except DataError as error:
         raise ResultsError(str(error)) from error
     if problems:

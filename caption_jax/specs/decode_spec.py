@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import SEED, above, at_least, check_fields, interval, one_of, strings
+from input_pipeline.spec_checks import SEED, at_least, check_fields, greater_than, interval, one_of, strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class DecodeSpec:
             groups=at_least(1),
             diversity=at_least(0, "for none"),
             num_samples=at_least(1),
-            temperature=above(0),
+            temperature=greater_than(0),
             top_k=at_least(0, "for all"),
             top_p=interval("(0, 1]", "1 for all"),
             seed=SEED,

@@ -9,7 +9,7 @@ from typing import Any
 from caption_jax.specs.extensions import extensions_field
 from caption_jax.specs.rule_syntax import check_partition_rule, parse_parameter_rule
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import above, at_least, check_fields, interval, number, one_of
+from input_pipeline.spec_checks import at_least, check_fields, greater_than, interval, number, one_of
 
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "adafactor")
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
@@ -108,7 +108,7 @@ class TrainSpec:
         check_fields(
             self,
             "config.train",
-            epochs=above(0),
+            epochs=greater_than(0),
             steps=at_least(0, "for train.epochs"),
             log_every=at_least(1),
             eval_every=at_least(0, "for once per epoch"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from caption_jax.backbones.efficientnet_backbone import EfficientNetBackbone
 from caption_jax.specs.extensions import extension_field
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import above, at_least, check_fields, interval, one_of
+from input_pipeline.spec_checks import at_least, check_fields, greater_than, interval, one_of
 
 if TYPE_CHECKING:
     from caption_jax.backbones.protocol import Backbone
@@ -44,7 +44,7 @@ class DecoderSpec:
             dropout=interval("[0, 1)", "0 for none"),
             dropout_bits=one_of(8, 16),
             norm=one_of("pre", "post"),
-            norm_epsilon=above(0),
+            norm_epsilon=greater_than(0),
             activation=one_of("gelu", "gelu_tanh"),
             positions=one_of("learned", "sinusoidal"),
         )
@@ -91,7 +91,11 @@ class JointEmbeddingSpec:
 
     def __post_init__(self):
         check_fields(
-            self, "config.model.joint_embedding", width=at_least(1), temperature=above(0), min_temperature=above(0)
+            self,
+            "config.model.joint_embedding",
+            width=at_least(1),
+            temperature=greater_than(0),
+            min_temperature=greater_than(0),
         )
         if self.min_temperature > self.temperature:
             raise ConfigError(

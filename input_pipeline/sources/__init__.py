@@ -1,4 +1,4 @@
-"""Sources of captioned images. `open_splits` opens the one that `config.data.source` selects."""
+"""Sources of captioned images. `open_splits` opens the source selected by `config.data.source`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def open_splits(spec: DataSpec) -> dict[str, Split]:
         spec: `config.data`.
 
     Returns:
-        Splits by name: "train", "val" and "test", if they exist. They have no image id in common.
+        Splits by name: "train", "val" and "test", if they exist. Each image id occurs in only one split.
 
     Raises:
         DataError: the data has problems, or two splits share an image.
@@ -28,12 +28,12 @@ def open_splits(spec: DataSpec) -> dict[str, Split]:
         from input_pipeline.sources.shapes import open_shapes as open_source
     splits = check_splits(open_source(spec))
     if "train" in splits:
-        splits["train"] = _with_captions(splits["train"], spec.on_error)
+        splits["train"] = _drop_uncaptioned(splits["train"], spec.on_error)
     return splits
 
 
-def _with_captions(train: Split, on_error: str) -> Split:
-    """Drops training images without captions; training on empty captions would teach the model to output nothing."""
+def _drop_uncaptioned(train: Split, on_error: str) -> Split:
+    """Drops training images without captions, because empty captions would train the model to output nothing."""
     report = Report(f"the split {train.name!r}")
     report.extend("images without captions", (record.name for record in train if not record.captions))
     report.finish(on_error, "Skip them with --config.data.on_error=skip.")
@@ -44,7 +44,7 @@ def get_split(splits: dict[str, Split], name: str) -> Split:
     """Returns a split by name.
 
     Raises:
-        DataError: the split does not exist or has no images. The message lists the existing ones.
+        DataError: the split does not exist or has no images. The message lists the existing splits.
     """
     if not splits.get(name):
         available = ", ".join(f"{split} ({len(records)})" for split, records in splits.items())

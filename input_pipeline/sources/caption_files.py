@@ -6,7 +6,7 @@ from pathlib import Path
 
 from input_pipeline.errors import MissingFileError
 
-# Default names in order of precedence: ours, Flickr8k's, Karpathy's and COCO's.
+# Default names in order of precedence: this project's, then those of Flickr8k, Karpathy's splits and COCO.
 DEFAULT_NAMES = (
     "captions.csv",
     "captions.tsv",

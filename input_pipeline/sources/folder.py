@@ -22,10 +22,10 @@ log = logging.getLogger(__name__)
 def open_folder(spec: DataSpec) -> dict[str, Split]:
     """Opens images and captions on disk, and reports problems with them.
 
-    The split of an image is determined by the first of these that applies: `split_files`, a split field in the caption
-    files, the name of the caption file (`captions_val2017.json`, or `val=any.json` in `config.data.captions`), or
-    `split_fractions`. If none applies, all images are training images. Images are not decoded here, so unreadable ones
-    are detected only when a batch needs them.
+    The split of an image is determined by the first of the following that applies: `split_files`, a split field in the
+    caption files, the name of the caption file (`captions_val2017.json`, or `val=any.json` in `config.data.captions`),
+    or `split_fractions`. If none applies, all images are training images. Images are not decoded here, so unreadable
+    ones are detected only when a batch is loaded.
 
     Raises:
         DataError: a file is missing or has an unknown format, or there are problems and `on_error` is "stop".
@@ -35,11 +35,11 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
         raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
     report = Report(str(root))
     images: dict[str | int, _Image] = {}
-    by_file = any(dataclasses.asdict(spec.split_files).values())  # split files override all other sources of splits
+    has_split_files = any(dataclasses.asdict(spec.split_files).values())  # they override all other sources of splits
     for entry in spec.captions:
-        split, path = _caption_file(entry, several=len(spec.captions) > 1)
-        for row in _rows(root / path, spec.split_field, report):
-            if by_file:
+        split, path = _parse_entry(entry, is_only_file=len(spec.captions) == 1)
+        for row in _read_caption_file(root / path, spec.split_field, report):
+            if has_split_files:
                 row, split = dataclasses.replace(row, split=""), ""
             _merge(images, row, split, report)
     _check_captions(images, report)
@@ -50,16 +50,16 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
         "Fix the files, or skip these entries with --config.data.on_error=skip. Images are searched for in "
         f"{root / spec.images} (config.data.images) and its subfolders.",
     )
-    splits = _to_splits(images)
+    splits = _make_splits(images)
     if not splits:
         raise DataError(f"{root}: no usable image with a caption in {', '.join(spec.captions)}")
     return splits
 
 
 class _Image:
-    """Everything that the caption files specify about one image."""
+    """The contents of the caption files on one image, and its file and split."""
 
-    __slots__ = ("captions", "dropped", "folder", "hint", "image_id", "name", "path", "split")
+    __slots__ = ("captions", "folder", "hint", "image_id", "is_dropped", "name", "path", "split")
 
     def __init__(self, row: Row):
         self.name = row.image
@@ -69,22 +69,22 @@ class _Image:
         self.split = ""  # from a split file or field
         self.hint = ""  # split inferred from the name of the caption file
         self.path: Path | None = None
-        self.dropped = False
+        self.is_dropped = False
 
 
-def _caption_file(entry: str, several: bool) -> tuple[str, str]:
-    """Returns the split ("" if unspecified) and the path in an entry of config.data.captions."""
+def _parse_entry(entry: str, is_only_file: bool) -> tuple[str, str]:
+    """Returns the split ("" if unspecified) and the path of an entry of config.data.captions."""
     name, separator, path = entry.partition("=")
     if separator and name in SPLIT_NAMES:
         return SPLIT_NAMES[name], path
-    if not several:  # a single file named train.json may still contain all splits
+    if is_only_file:  # even a file named train.json may contain all splits
         return "", entry
     words = re.split(r"[^a-z]+", Path(entry).stem.lower())
     splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
     return (splits.pop() if len(splits) == 1 else ""), entry
 
 
-def _rows(path: Path, split_field: str, report: Report) -> Iterator[Row]:
+def _read_caption_file(path: Path, split_field: str, report: Report) -> Iterator[Row]:
     if path.is_dir():
         raise DataError(f"{path} is a folder; config.data.captions must list caption files")
     try:
@@ -103,42 +103,43 @@ def _merge(images: dict[str | int, _Image], row: Row, hint: str, report: Report)
         return
     elif hint != image.hint:
         report.add("images in two splits", f"{image.name}: caption files of {image.hint or '?'} and {hint or '?'}")
-        image.dropped = True
+        image.is_dropped = True
     if row.split:
         split = SPLIT_NAMES.get(row.split.lower())
         if split is None:
             report.add("unknown split names", f"{row.split!r} of {row.image} (expected {', '.join(SPLIT_NAMES)})")
-            image.dropped = True
+            image.is_dropped = True
         elif image.split and image.split != split:
             report.add("images in two splits", f"{image.name}: {image.split} and {split}")
-            image.dropped = True
+            image.is_dropped = True
         else:
             image.split = split
     image.captions += row.captions
 
 
 def _check_captions(images: dict[str | int, _Image], report: Report) -> None:
-    first: dict[tuple[str, str], _Image] = {}
+    first_by_name: dict[tuple[str, str], _Image] = {}
     duplicates = 0
     for image in images.values():
-        kept = [caption.strip() for caption in image.captions if caption.strip()]
-        if len(kept) < len(image.captions):
-            report.add("empty captions", f"{image.name} ({len(image.captions) - len(kept)} of {len(image.captions)})")
-        elif not kept:
+        captions = [caption.strip() for caption in image.captions if caption.strip()]
+        empty = len(image.captions) - len(captions)
+        if empty:
+            report.add("empty captions", f"{image.name} ({empty} of {len(image.captions)})")
+        elif not captions:
             report.add("images without captions", image.name)
-        image.dropped |= not kept
-        duplicates += len(kept) - len(set(kept))
-        image.captions = kept
-        other = first.setdefault((image.folder, image.name), image)
-        if other is not image:
-            report.add("images listed twice", f"{image.name}: ids {other.image_id} and {image.image_id}")
-            image.dropped = True
-    if duplicates:  # annotators do write the same sentence twice; metrics and training use both
+        image.is_dropped |= not captions
+        duplicates += len(captions) - len(set(captions))
+        image.captions = captions
+        first = first_by_name.setdefault((image.folder, image.name), image)
+        if first is not image:
+            report.add("images listed twice", f"{image.name}: ids {first.image_id} and {image.image_id}")
+            image.is_dropped = True
+    if duplicates:  # annotators sometimes write the same sentence twice; metrics and training use both
         log.info("%d captions are identical to another caption of the same image; they are kept.", duplicates)
 
 
 def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -> None:
-    """Locates the image files. Lists each folder once, which on network disks is faster than one stat per file."""
+    """Locates the image files. Lists each folder once, which is faster than one stat per file on network disks."""
     if not folder.is_dir():
         raise DataError(f"no such folder: {folder}; set config.data.images to the image folder")
     listings: dict[Path, frozenset[str]] = {}
@@ -152,15 +153,15 @@ def _find_files(images: dict[str | int, _Image], folder: Path, report: Report) -
 
     subfolders = sorted(Path(entry.path) for entry in os.scandir(folder) if entry.is_dir())
     for image in images.values():
-        direct = [folder / image.name, *([folder / image.folder / image.name] if image.folder else [])]
-        image.path = next((path for path in direct if exists(path)), None)
+        candidates = [folder / image.name, *([folder / image.folder / image.name] if image.folder else [])]
+        image.path = next((path for path in candidates if exists(path)), None)
         if image.path is not None:
             continue
-        matches = [sub / image.name for sub in subfolders if exists(sub / image.name)]
+        matches = [path for subfolder in subfolders if exists(path := subfolder / image.name)]
         if len(matches) == 1:
             image.path = matches[0]
             continue
-        image.dropped = True
+        image.is_dropped = True
         if matches:
             report.add("images in several folders", f"{image.name}: {', '.join(path.parent.name for path in matches)}")
         else:
@@ -178,14 +179,14 @@ def _assign_splits(images: dict[str | int, _Image], spec: DataSpec, root: Path, 
         unassigned = [image for image in images.values() if not image.split]
         report.extend("images without a split", (image.name for image in unassigned))
         for image in unassigned:
-            image.dropped = True
+            image.is_dropped = True
     elif any(image.hint for image in images.values()):
         source = "the names of the caption files"
         for image in images.values():
             image.split = image.hint or "train"
     else:
         source = ""
-        _split_by_fractions([image for image in images.values() if not image.dropped], fractions)
+        _split_by_fractions([image for image in images.values() if not image.is_dropped], fractions)
     if source and fractions:
         raise DataError(
             f"the splits are defined by both {source} and config.data.split_fractions; set the fractions to 0 or "
@@ -208,7 +209,7 @@ def _split_by_files(images: dict[str | int, _Image], files: dict[str, Path], rep
                 report.add("images in a split file without captions", f"{name} ({path.name})")
             elif image.split and image.split != split:
                 report.add("images in two splits", f"{name}: {image.split} and {split}")
-                image.dropped = True
+                image.is_dropped = True
             else:
                 image.split = split
     unassigned = sum(not image.split for image in images.values())
@@ -217,7 +218,7 @@ def _split_by_files(images: dict[str | int, _Image], files: dict[str, Path], rep
 
 
 def _split_by_fractions(images: list[_Image], fractions: dict[str, float]) -> None:
-    """Assigns splits by a hash of the image id, independently of the order of images and of the machine."""
+    """Assigns splits by a hash of the image id, which does not depend on the machine or the order of images."""
     shuffled = sorted(images, key=lambda image: hashlib.blake2b(repr(image.image_id).encode()).digest())
     for image in shuffled:
         image.split = "train"
@@ -229,8 +230,8 @@ def _split_by_fractions(images: list[_Image], fractions: dict[str, float]) -> No
         start += count
 
 
-def _to_splits(images: dict[str | int, _Image]) -> dict[str, Split]:
-    usable: Iterable[_Image] = (image for image in images.values() if image.split and not image.dropped)
+def _make_splits(images: dict[str | int, _Image]) -> dict[str, Split]:
+    usable: Iterable[_Image] = (image for image in images.values() if image.split and not image.is_dropped)
     records: dict[str, list[Record]] = {}
     for image in usable:
         records.setdefault(image.split, []).append(Record(image.path, tuple(image.captions), image.image_id))

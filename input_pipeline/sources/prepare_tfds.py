@@ -1,6 +1,7 @@
 """Converts a folder of captioned images to a TFDS dataset in array_record format.
 
-A few large files suit network file systems, object stores and TPU hosts. Read them with `config.data.source = "tfds"`.
+The format consists of a few large files, which suits network file systems, object stores and TPU hosts. Datasets are
+read with `config.data.source = "tfds"`.
 
     python -m input_pipeline.sources.prepare_tfds --config=configs/coco.py --config.data.root=COCO \
         --config.data.tfds_name=my_coco --config.data.tfds_dir=gs://bucket/tfds
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike = "") -> str:
     """Writes splits as a TFDS dataset. Images are copied byte for byte, in the order of the records.
 
-    The features are those of `coco_captions`: image, image/filename, image/id (int64 if all ids are integers, else
-    text), captions {id, text}.
+    The features match `coco_captions`: image, image/filename, image/id (int64 if all ids are integers, otherwise text),
+    captions {id, text}.
 
     Args:
         splits: splits returned by `open_splits`.
@@ -75,12 +76,12 @@ def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike 
     if builder.is_prepared():
         raise DataError(f"{builder.data_path} already exists; remove it or change config.data.tfds_name")
     builder.download_and_prepare()
-    open_tfds(builder)  # writes the caption index next to the data, so that no run has to build it
+    open_tfds(builder)  # writes the caption index next to the data, so runs do not have to build it
     return os.fspath(builder.data_path)
 
 
 class _Examples:
-    """Iterable over the examples of a split; images are read on the fly."""
+    """Iterable over the examples of a split; images are read during iteration."""
 
     def __init__(self, split: Split, integer_ids: bool):
         self._split = split
@@ -94,7 +95,7 @@ class _Examples:
                 encoded = source if isinstance(source, bytes) else source.read_bytes()
             except OSError as error:
                 raise DataError(f"{record.name} cannot be read: {error}") from error
-            captions = [{"id": caption_id + number, "text": text} for number, text in enumerate(record.captions)]
+            captions = [{"id": caption_id + index, "text": text} for index, text in enumerate(record.captions)]
             caption_id += len(captions)
             yield (
                 key,
@@ -114,11 +115,11 @@ def _main(arguments: list[str]) -> None:
     spec = dataclasses.replace(DataSpec.from_config(_CONFIG.value.data), source="folder")
     splits = open_splits(spec)
     folder = prepare(splits, spec.tfds_name, spec.tfds_dir)
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
-    print(f"Wrote {folder}: {sizes} images.")
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.items())
+    print(f"Wrote {folder}: {counts} images.")
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file, as for main.py.")
+    _CONFIG = config_flags.DEFINE_config_file("config", help_string="A config file in the format of main.py.")
     flags.mark_flag_as_required("config")
     app.run(_main)

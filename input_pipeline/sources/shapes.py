@@ -1,4 +1,4 @@
-"""The `shapes` source: synthetic scenes, rendered on first use without any download."""
+"""The `shapes` source: synthetic scenes, which are rendered on first use without any download."""
 
 from __future__ import annotations
 
@@ -40,18 +40,18 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
         import tensorflow_datasets as tfds  # imported lazily, because it takes a second
 
     tfds.disable_progress_bar()
-    builder = _prepared_builder(spec.shapes, spec.tfds_dir or None)
-    keep_encoded = {"image": tfds.decode.SkipDecoding()}
+    builder = _prepare_builder(spec.shapes, spec.tfds_dir or None)
+    decoders = {"image": tfds.decode.SkipDecoding()}
     return check_splits(
         {
-            name: Split(name, [_record(example) for example in builder.as_data_source(name, decoders=keep_encoded)])
+            name: Split(name, [_make_record(example) for example in builder.as_data_source(name, decoders=decoders)])
             for name in SPLITS
         }
     )
 
 
-def _record(example: Mapping[str, Any]) -> Record:
-    encoded: bytes = example["image"]  # kept in memory; the whole dataset takes 10 MB
+def _make_record(example: Mapping[str, Any]) -> Record:
+    encoded: bytes = example["image"]  # held in memory; the whole dataset takes 10 MB
     return Record(
         image=lambda: encoded,
         captions=tuple(text.decode("utf-8") for text in example["captions"]["text"]),
@@ -60,11 +60,11 @@ def _record(example: Mapping[str, Any]) -> Record:
     )
 
 
-def _prepared_builder(size: str, tfds_dir: str | None) -> Any:
+def _prepare_builder(size: str, tfds_dir: str | None) -> Any:
     from input_pipeline.sources.shapes_dataset.builder import CaptionShapes
 
-    make = functools.partial(CaptionShapes, config=size, file_format="array_record")
-    builder = make(data_dir=tfds_dir)
+    make_builder = functools.partial(CaptionShapes, config=size, file_format="array_record")
+    builder = make_builder(data_dir=tfds_dir)
     if not builder.data_path.exists():
         log.info("Generating the shapes dataset in %s (about ten seconds)", builder.data_path)
         keep_tensorflow_off_accelerators(_PURPOSE)
@@ -72,20 +72,21 @@ def _prepared_builder(size: str, tfds_dir: str | None) -> Any:
             if "://" in os.fspath(builder.data_path):
                 builder.download_and_prepare()  # object stores cannot rename a folder atomically
             else:
-                _prepare_atomically(make, Path(builder.data_path))
-        builder = make(data_dir=tfds_dir)
+                _prepare_atomically(make_builder, Path(builder.data_path))
+        builder = make_builder(data_dir=tfds_dir)
     return builder
 
 
-def _prepare_atomically(make: functools.partial, target: Path) -> None:
+def _prepare_atomically(make_builder: functools.partial, target: Path) -> None:
     """Generates the dataset in a temporary folder and renames it to `target`.
 
-    Safe with concurrent processes: all generate the same files, one rename succeeds, and the others discard their copy.
+    Safe with concurrent processes, because all of them generate the same files. One rename succeeds, and the other
+    processes discard their copies.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
     try:
-        builder = make(data_dir=os.fspath(temporary))
+        builder = make_builder(data_dir=os.fspath(temporary))
         builder.download_and_prepare()
         try:
             os.rename(builder.data_path, target)

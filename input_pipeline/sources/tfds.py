@@ -34,10 +34,10 @@ def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[st
     """Opens a prepared dataset with the features of `coco_captions`.
 
     Required features are `image` and `captions` (or `caption`: text, a list of texts, or a sequence of {"text"});
-    `image/id` and `image/filename` are optional. TFDS splits are mapped to ours: `restval` (Karpathy's COCO split) is
-    merged into `train`, and `validation` becomes `val`. Captions and ids are kept in memory; images are read on access,
-    from any thread. The first call reads all records to build an index of the captions, which is stored next to the
-    data if that folder is writable.
+    `image/id` and `image/filename` are optional. TFDS splits are mapped to `SPLITS`: `restval` (Karpathy's COCO split)
+    is merged into `train`, and `validation` becomes `val`. Captions and ids are loaded into memory; images are read on
+    access, from any thread. The first call reads all records to build an index of the captions, which is stored next to
+    the data if that folder is writable.
 
     Args:
         name_or_builder: "coco_captions", "coco_captions/2014:1.1.0", or a builder of a prepared dataset.
@@ -54,7 +54,7 @@ def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[st
         if split is None:
             log.info("%s: ignoring the split %r", builder.info.full_name, tfds_split)
             continue
-        records.setdefault(split, []).extend(_records(builder, tfds_split))
+        records.setdefault(split, []).extend(_load_records(builder, tfds_split))
     if not records:
         expected = ", ".join(SPLIT_NAMES)
         raise DataError(f"{builder.info.full_name} in {builder.data_path} has none of the splits {expected}")
@@ -62,8 +62,8 @@ def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[st
 
 
 def _open_builder(name: str, tfds_dir: str | os.PathLike) -> Any:
-    # Imported lazily, because it takes a second. TFDS imports TensorFlow for registered builders but not to read
-    # prepared files, so only the latter is supported.
+    # Imported lazily, because it takes a second. TFDS imports TensorFlow for registered builders but not for prepared
+    # files, so only prepared files are supported.
     prepare_bucket(tfds_dir)
     with optional_packages("a TFDS dataset"):
         import tensorflow_datasets as tfds
@@ -80,7 +80,7 @@ def _open_builder(name: str, tfds_dir: str | os.PathLike) -> Any:
         ) from None
 
 
-def _data_source(builder: Any, split: str) -> Sequence[dict[str, Any]]:
+def _open_data_source(builder: Any, split: str) -> Sequence[dict[str, Any]]:
     import tensorflow_datasets as tfds
 
     features = builder.info.features
@@ -95,28 +95,27 @@ def _data_source(builder: Any, split: str) -> Sequence[dict[str, Any]]:
         ) from None
 
 
-def _records(builder: Any, split: str) -> list[Record]:
-    source = _data_source(builder, split)
+def _load_records(builder: Any, split: str) -> list[Record]:
+    source = _open_data_source(builder, split)
     index = _read_index(builder, split, len(source))
     if index is None:
-        index = _make_index(builder, split, source)
+        index = _build_index(builder, split, source)
         _write_index(builder, split, index)
-    load = functools.partial(_image_bytes, source)
     return [
-        Record(functools.partial(load, number), tuple(captions), image_id, name)
-        for number, (image_id, name, captions) in enumerate(index)
+        Record(functools.partial(_read_image, source, row), tuple(captions), image_id, name)
+        for row, (image_id, name, captions) in enumerate(index)
     ]
 
 
-def _image_bytes(source: Sequence[dict[str, Any]], number: int) -> bytes:
-    return source[number]["image"]
+def _read_image(source: Sequence[dict[str, Any]], row: int) -> bytes:
+    return source[row]["image"]
 
 
-# The index of a split is [[id, name, [caption, ...]], ...]. With it, a run can build its vocabulary and check its
-# splits without reading gigabytes of images.
+# The index of a split is [[id, name, [caption, ...]], ...]. With the index, a run can build its vocabulary and check
+# its splits without reading gigabytes of images.
 
 
-def _make_index(builder: Any, split: str, source: Sequence[dict[str, Any]]) -> list[list[Any]]:
+def _build_index(builder: Any, split: str, source: Sequence[dict[str, Any]]) -> list[list[Any]]:
     features = builder.info.features
     captions_key = next((key for key in _CAPTION_FEATURES if key in features), None)
     if captions_key is None:
@@ -126,43 +125,44 @@ def _make_index(builder: Any, split: str, source: Sequence[dict[str, Any]]) -> l
     log.info("Building the caption index for %s images of %s", f"{len(source):,}", builder.info.full_name)
     index = []
     for start in range(0, len(source), _CHUNK):
-        numbers = range(start, min(start + _CHUNK, len(source)))
-        for number, example in zip(numbers, source.__getitems__(numbers), strict=True):
-            image_id = _plain(example[id_key]) if id_key else f"{split}/{number}"
-            name = f"{builder.info.name}/{split}[{number}]"
-            name += f" ({_plain(example[name_key])})" if name_key else ""
+        rows = range(start, min(start + _CHUNK, len(source)))
+        for row, example in zip(rows, source.__getitems__(rows), strict=True):
+            image_id = _to_python(example[id_key]) if id_key else f"{split}/{row}"
+            name = f"{builder.info.name}/{split}[{row}]"
+            name += f" ({_to_python(example[name_key])})" if name_key else ""
             captions = example[captions_key]
             captions = captions["text"] if isinstance(captions, dict) else captions
             captions = [captions] if isinstance(captions, bytes | str) else captions
-            index.append([image_id, name, [text for text in map(_plain, captions) if text.strip()]])
+            index.append([image_id, name, [text for text in map(_to_python, captions) if text.strip()]])
     return index
 
 
-def _plain(value: Any) -> str | int:
+def _to_python(value: Any) -> str | int:
     return value.decode("utf-8") if isinstance(value, bytes) else value if isinstance(value, str) else int(value)
 
 
-def _index_path(builder: Any, split: str) -> epath.Path:
+def _get_index_path(builder: Any, split: str) -> epath.Path:
     return epath.Path(builder.data_path) / f"captions_{split}.json"
 
 
 def _read_index(builder: Any, split: str, count: int) -> list[list[Any]] | None:
     try:
-        stored = json.loads(_index_path(builder, split).read_text())
+        stored = json.loads(_get_index_path(builder, split).read_text())
     except (OSError, ValueError):
         return None
-    stamp = _stamp(builder, split)
+    stamp = _make_stamp(builder, split)
     return stored["images"] if stored.get("stamp") == stamp and len(stored["images"]) == count else None
 
 
 def _write_index(builder: Any, split: str, index: list[list[Any]]) -> None:
-    path = _index_path(builder, split)
+    path = _get_index_path(builder, split)
     try:
-        write_atomically(path, json.dumps({"stamp": _stamp(builder, split), "images": index}))
+        write_atomically(path, json.dumps({"stamp": _make_stamp(builder, split), "images": index}))
     except OSError as error:
         log.info("%s cannot be written (%s); the caption index will be rebuilt at every start", path, error)
 
 
-def _stamp(builder: Any, split: str) -> list[Any]:
+def _make_stamp(builder: Any, split: str) -> list[Any]:
+    """Returns values that change with the records of the split."""
     info = builder.info.splits[split]
     return [str(builder.info.full_name), info.num_bytes, list(info.shard_lengths)]

@@ -59,7 +59,7 @@ def test_the_error_for_a_missing_package_is_one_line_with_the_command(extra, mod
 
 
 def test_packages_of_several_extras_give_one_command():
-    assert extras.not_installed("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
+    assert extras.describe_missing("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
 
 
 def test_a_damaged_installation_keeps_its_error():

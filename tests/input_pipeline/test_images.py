@@ -16,8 +16,8 @@ import pytest
 from hypothesis import strategies as st
 from PIL import Image
 
-from input_pipeline.images import ImageError, Preprocessing, decode_image, thumbnail
-from input_pipeline.resampling import INTERPOLATIONS, reduction_factor, to_square
+from input_pipeline.images import ImageError, Preprocessing, decode_image, make_thumbnail
+from input_pipeline.resampling import INTERPOLATIONS, choose_reduction_factor, resize_to_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -86,14 +86,14 @@ def test_thumbnails_are_upright_keep_their_aspect_and_are_never_enlarged(kind):
     exif = Image.Exif()
     exif[0x0112] = 6
     lying = encoded(corners(960, 640).transpose(Image.Transpose.ROTATE_90), kind, exif=exif)
-    small = thumbnail(lying, 120)
+    small = make_thumbnail(lying, 120)
     assert small.shape == (80, 120, 3)
     assert_corners(np.asarray(Image.fromarray(small).resize((80, 80))))
-    assert thumbnail(encoded(corners(), kind), 400).shape == (64, 96, 3)
+    assert make_thumbnail(encoded(corners(), kind), 400).shape == (64, 96, 3)
     image = corners()
-    assert thumbnail(image, 48).shape == (32, 48, 3) and image.size == (96, 64)
+    assert make_thumbnail(image, 48).shape == (32, 48, 3) and image.size == (96, 64)
     with pytest.raises(ImageError, match=r"a\.jpg: .*empty"):
-        thumbnail(b"", 100, name="a.jpg")
+        make_thumbnail(b"", 100, name="a.jpg")
 
 
 def test_images_with_damaged_exif_are_read():
@@ -321,14 +321,14 @@ def test_normalise_is_equal_in_numpy_and_jax():
 def test_bicubic_equals_pillow_up_to_rounding(shape):
     pixels = photograph(shape[1], shape[0]) if min(shape) > 48 else photograph(300, 48)[: shape[0]]
     pillow = np.asarray(Image.fromarray(pixels).resize((224, 224), Image.Resampling.BICUBIC)).astype(int)
-    difference = np.abs(to_square(pixels, 224, "stretch", "bicubic") - pillow)
+    difference = np.abs(resize_to_square(pixels, 224, "stretch", "bicubic") - pillow)
     assert difference.mean() < 0.1
     assert difference.max() < 15
 
 
 @pytest.mark.parametrize(("sides", "factor"), [((640, 427), 2), ((640, 400), 1), ((448, 448), 2), ((4000, 1700), 8)])
 def test_the_shrunken_image_has_at_least_fifteen_sixteenths_of_the_size(sides, factor):
-    assert reduction_factor(*sides, 224) == factor
+    assert choose_reduction_factor(*sides, 224) == factor
 
 
 def test_grey_jpeg_and_jpeg_with_trailing_bytes():

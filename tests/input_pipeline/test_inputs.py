@@ -23,12 +23,12 @@ def files(tmp_path, monkeypatch) -> FeatureFiles:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 4 * VIEWS * 2 * 4)
     files = FeatureFiles(tmp_path, IMAGES, VIEWS, (1, 2), np.dtype(np.float32))
     for block in files.blocks:
-        rows = files.rows(block)
+        rows = files.image_indices(block)
         features = np.array([[[[row, view]] for view in range(VIEWS)] for row in rows], np.float32)
-        assert not files.has(block)
+        assert not files.has_block(block)
         files.write(block, features, {5: "is torn"} if 5 in rows else {})
-        assert files.has(block)
-    assert list(files.blocks) == [0, 1, 2] and list(files.rows(2)) == [8, 9, 10]
+        assert files.has_block(block)
+    assert list(files.blocks) == [0, 1, 2] and list(files.image_indices(2)) == [8, 9, 10]
     return files
 
 
@@ -90,12 +90,12 @@ def test_a_missing_block_is_reported(files):
 
 def test_a_large_cache_has_larger_blocks():
     small, large = (FeatureFiles(Path(), images, 4, (14, 14, 112), np.dtype(np.float16)) for images in (6_000, 600_000))
-    assert small.block_images * small.image_bytes <= inputs.BLOCK_BYTES
+    assert small.images_per_block * small.bytes_per_image <= inputs.BLOCK_BYTES
     assert len(large.blocks) <= inputs.MAX_BLOCKS
     for files in (small, large):
-        rows = [row for block in files.blocks for row in (files.rows(block)[0], files.rows(block)[-1])]
-        assert rows[0] == 0 and rows[-1] == files.images - 1
-        assert all(after == before + 1 for before, after in zip(rows[1::2], rows[2::2], strict=False))
+        indices = [files.image_indices(block) for block in files.blocks]
+        assert indices[0][0] == 0 and indices[-1][-1] == files.images - 1
+        assert all(after[0] == before[-1] + 1 for before, after in itertools.pairwise(indices))
 
 
 def test_the_fingerprint_depends_on_the_images_and_their_order(tmp_path):

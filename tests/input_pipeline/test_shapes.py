@@ -16,9 +16,9 @@ from PIL import Image
 from caption_jax.config import default_config
 from caption_jax.specs import DataSpec, build_spec
 from input_pipeline.sources.shapes import open_shapes
-from input_pipeline.sources.shapes_dataset.builder import CaptionShapes, split_scenes
-from input_pipeline.sources.shapes_dataset.drawing import draw, png
-from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, scenes
+from input_pipeline.sources.shapes_dataset.builder import CaptionShapes, generate_split_scenes
+from input_pipeline.sources.shapes_dataset.drawing import draw_scene, encode_png
+from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, generate_scenes
 
 FULL = CaptionShapes.builder_configs["full"]
 
@@ -41,7 +41,7 @@ def splits(folder):
 
 @pytest.fixture(scope="module")
 def all_scenes() -> dict[str, list[Scene]]:
-    return {name: [scene for _, scene in split_scenes(FULL, name)] for name in ("train", "val", "test")}
+    return {name: [scene for _, scene in generate_split_scenes(FULL, name)] for name in ("train", "val", "test")}
 
 
 def test_splits(splits, folder):
@@ -61,11 +61,11 @@ def test_reading_and_regenerating_give_equal_data(splits, folder, tmp_path):
 
 
 def test_images_match_their_captions(splits):
-    scene_of = dict(split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
+    scene_of = dict(generate_split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
     for record in splits["val"]:
         scene = scene_of[record.image_id]
         assert record.captions == scene.captions()
-        assert record.source() == png(draw(scene, f"shapes picture {record.image_id}"))
+        assert record.source() == encode_png(draw_scene(scene, f"shapes picture {record.image_id}"))
 
 
 def test_no_tensorflow(folder, splits):
@@ -149,7 +149,7 @@ def test_sentences():
 
 def test_drawing_shows_count_side_size_and_colour():
     def ink(scene: Scene) -> np.ndarray:
-        pixels = np.asarray(draw(scene, "a seed"), np.int32)
+        pixels = np.asarray(draw_scene(scene, "a seed"), np.int32)
         return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60  # near the blue of the drawing
 
     small, large = (ink(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))
@@ -167,7 +167,7 @@ def test_objects_stay_inside_and_apart():
     # The most crowded scenes, over many seeds: the border stays free, and the three objects do not touch.
     for seed in range(40):
         for shape in ("square", "cross", "star", "circle"):
-            pixels = np.asarray(draw(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)
+            pixels = np.asarray(draw_scene(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)
             dark = pixels.max(-1) < 120
             assert not (dark[0].any() or dark[-1].any() or dark[:, 0].any())
             rows = dark.any(1)
@@ -175,7 +175,7 @@ def test_objects_stay_inside_and_apart():
 
 
 def test_scenes_depend_on_the_seed():
-    first, repeated, other = (list(itertools.islice(scenes(seed), 20)) for seed in (1, 1, 2))
+    first, repeated, other = (list(itertools.islice(generate_scenes(seed), 20)) for seed in (1, 1, 2))
     assert first == repeated and first != other
 
 

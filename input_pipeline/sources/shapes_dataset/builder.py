@@ -11,8 +11,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from input_pipeline.extras import optional_packages
-from input_pipeline.sources.shapes_dataset.drawing import SIDE, draw, png
-from input_pipeline.sources.shapes_dataset.scenes import Scene, scenes
+from input_pipeline.sources.shapes_dataset.drawing import SIDE, draw_scene, encode_png
+from input_pipeline.sources.shapes_dataset.scenes import Scene, generate_scenes
 
 with optional_packages("the shapes dataset"):
     import tensorflow_datasets as tfds
@@ -36,7 +36,8 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class CaptionShapes(tfds.core.GeneratorBasedBuilder):
     """Rendered scenes of coloured shapes with five captions each, generated without any download.
 
-    Features have the names of TFDS's `coco_captions`; in addition, `scene` describes the scene as JSON.
+    Features have the same names as in TFDS's `coco_captions`. The additional feature `scene` describes the scene as
+    JSON.
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -65,11 +66,11 @@ class CaptionShapes(tfds.core.GeneratorBasedBuilder):
         return {name: self._generate_examples(name) for name in ("train", "val", "test")}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, Any]]:
-        for image_id, scene in split_scenes(self.builder_config, split):
+        for image_id, scene in generate_split_scenes(self.builder_config, split):
             yield (
                 image_id,
                 {
-                    "image": png(draw(scene, f"shapes picture {image_id}")),
+                    "image": encode_png(draw_scene(scene, f"shapes picture {image_id}")),
                     "image/id": image_id,
                     "captions": [{"text": caption} for caption in scene.captions()],
                     "scene": json.dumps(dataclasses.asdict(scene)),
@@ -77,8 +78,8 @@ class CaptionShapes(tfds.core.GeneratorBasedBuilder):
             )
 
 
-def split_scenes(config: ShapesConfig, split: str) -> Iterator[tuple[int, Scene]]:
-    """Image ids and scenes of a split; all splits are slices of one stream of distinct scenes."""
+def generate_split_scenes(config: ShapesConfig, split: str) -> Iterator[tuple[int, Scene]]:
+    """Yields the image ids and scenes of a split. All splits are slices of one stream of distinct scenes."""
     start = {"train": 0, "val": config.train, "test": config.train + config.val}[split]
     stop = start + getattr(config, split)
-    return itertools.islice(enumerate(scenes(seed=0)), start, stop)
+    return itertools.islice(enumerate(generate_scenes(seed=0)), start, stop)

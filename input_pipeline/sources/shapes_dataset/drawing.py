@@ -1,4 +1,4 @@
-"""Renders a scene, antialiased, with small random variations of position, size, angle and colour."""
+"""Renders scenes with antialiasing, and with small random variations of position, size, angle and colour."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, pick
+from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, choose
 
 SIDE = 96  # pixels
 _OVERSAMPLING = 3
@@ -23,15 +23,15 @@ _COLOURS = {
 }
 _BACKGROUNDS = ((245, 245, 240), (232, 236, 242), (240, 232, 226), (228, 240, 230), (222, 222, 222))
 _RADIUS = {"small": (0.070, 0.082), "large": (0.125, 0.140)}  # fractions of the image side
-# Positions along the axis of a group; three large objects at their widest come close without touching.
-_LINE = {1: (0.5,), 2: (0.33, 0.67), 3: (0.19, 0.5, 0.81)}
-_ALONG_JITTER = {1: 0.09, 2: 0.03, 3: 0.01}
+# Positions of objects along the axis of a group, by their number. Even three of the largest objects do not touch.
+_POSITIONS = {1: (0.5,), 2: (0.33, 0.67), 3: (0.19, 0.5, 0.81)}
+_POSITION_JITTER = {1: 0.09, 2: 0.03, 3: 0.01}
 
 
-def draw(scene: Scene, seed: str) -> Image.Image:
+def draw_scene(scene: Scene, seed: str) -> Image.Image:
     """Renders a scene as an RGB image of `SIDE` x `SIDE` pixels, deterministic for a given seed."""
     rng = random.Random(seed)
-    canvas = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _jitter_colour(rng, pick(rng, _BACKGROUNDS), 6))
+    canvas = Image.new("RGB", (SIDE * _OVERSAMPLING,) * 2, _jitter_colour(rng, choose(rng, _BACKGROUNDS), 6))
     pen = ImageDraw.Draw(canvas)
     _draw_group(pen, rng, scene.first, scene.side)
     if scene.second is not None:
@@ -39,7 +39,7 @@ def draw(scene: Scene, seed: str) -> Image.Image:
     return canvas.reduce(_OVERSAMPLING)
 
 
-def png(image: Image.Image) -> bytes:
+def encode_png(image: Image.Image) -> bytes:
     """Encodes an image as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=3)
@@ -47,13 +47,13 @@ def png(image: Image.Image) -> bytes:
 
 
 def _draw_group(pen: ImageDraw.ImageDraw, rng: random.Random, group: Group, side: str) -> None:
-    for center in _LINE[group.count]:
-        along = center + _between(rng, -1, 1) * _ALONG_JITTER[group.count]
-        across = 0.26 + _between(rng, -0.04, 0.04)
+    for centre in _POSITIONS[group.count]:
+        along = centre + _uniform(rng, -1, 1) * _POSITION_JITTER[group.count]
+        across = 0.26 + _uniform(rng, -0.04, 0.04)
         if side in ("right", "bottom"):
             across = 1 - across
         x, y = (across, along) if side in ("left", "right") else (along, across)
-        radius = _between(rng, *_RADIUS[group.size])
+        radius = _uniform(rng, *_RADIUS[group.size])
         colour = _jitter_colour(rng, _COLOURS[group.colour], 12)
         _draw_object(pen, rng, group.shape, x, y, radius, colour)
 
@@ -69,7 +69,7 @@ def _draw_object(
 ) -> None:
     scale = SIDE * _OVERSAMPLING
     x, y, radius = x * scale, y * scale, radius * scale
-    turn = _between(rng, -0.12, 0.12)  # radians
+    rotation = _uniform(rng, -0.12, 0.12)  # radians
     if shape in ("circle", "ring"):
         box = (x - radius, y - radius, x + radius, y + radius)
         if shape == "circle":
@@ -77,24 +77,28 @@ def _draw_object(
         else:
             pen.ellipse(box, outline=colour, width=round(0.38 * radius))
         return
-    # Outlines are in polar coordinates: (angle from the top as a fraction of a turn, distance in radii).
+    # Outlines are in polar coordinates: (clockwise angle from the top in revolutions, distance in radii).
     pen.polygon(
         [
             (x + radius * distance * math.sin(angle), y - radius * distance * math.cos(angle))
-            for angle, distance in ((2 * math.pi * part + turn, distance) for part, distance in _OUTLINES[shape])
+            for angle, distance in ((2 * math.pi * turns + rotation, distance) for turns, distance in _OUTLINES[shape])
         ],
         fill=colour,
     )
 
 
-def _cross_outline() -> list[tuple[float, float]]:
-    half = 0.3  # half the width of an arm
-    inner = half * math.sqrt(2)
-    corner = math.atan2(half, 1) / (2 * math.pi)
-    reach = math.hypot(half, 1)
+def _make_cross_outline() -> list[tuple[float, float]]:
+    half_width = 0.3  # of an arm
+    inner_radius = half_width * math.sqrt(2)
+    outer_radius = math.hypot(half_width, 1)
+    corner = math.atan2(half_width, 1) / (2 * math.pi)
     outline = []
     for arm in range(4):
-        outline += [(arm / 4 - corner, reach), (arm / 4 + corner, reach), (arm / 4 + 1 / 8, inner)]
+        outline += [
+            (arm / 4 - corner, outer_radius),
+            (arm / 4 + corner, outer_radius),
+            (arm / 4 + 1 / 8, inner_radius),
+        ]
     return outline
 
 
@@ -102,14 +106,14 @@ _OUTLINES = {
     "square": [(1 / 8 + corner / 4, 1.2) for corner in range(4)],
     "triangle": [(corner / 3, 1.2) for corner in range(3)],
     "star": [(point / 10, 1.2 if point % 2 == 0 else 0.5) for point in range(10)],
-    "cross": _cross_outline(),
+    "cross": _make_cross_outline(),
 }
 
 
-def _between(rng: random.Random, low: float, high: float) -> float:
+def _uniform(rng: random.Random, low: float, high: float) -> float:
     return low + (high - low) * rng.random()
 
 
 def _jitter_colour(rng: random.Random, colour: tuple[int, int, int], amount: int) -> tuple[int, int, int]:
-    red, green, blue = (min(255, max(0, round(level + _between(rng, -amount, amount)))) for level in colour)
+    red, green, blue = (min(255, max(0, round(level + _uniform(rng, -amount, amount)))) for level in colour)
     return red, green, blue

@@ -18,7 +18,7 @@ from caption_jax.evaluation.word_attention import attention_per_word, stack_cont
 from caption_jax.metrics import ImageScores
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
-from input_pipeline.images import thumbnail
+from input_pipeline.images import make_thumbnail
 from input_pipeline.records import Record, Split
 
 PyTree = Any
@@ -157,5 +157,5 @@ def _make_word_panels(
     return panels
 
 
-def _load_thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
-    return thumbnail(record.source(), longer_side, name=record.name)
+def _thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
+    return make_thumbnail(record.source(), longer_side, name=record.name)
