@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import app, flags
 
 from caption_jax.cli.command_flags import spec_from_flags
-from caption_jax.retrieval.commands import index_folder, index_images, named_images, split_images
+from caption_jax.retrieval.commands import get_index_folder, index_images, match_images, open_split
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
@@ -18,8 +18,8 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     spec = spec_from_flags(options, "keep")
     return index_images(
         options.workdir,
-        index_folder(options.workdir, options.index),
-        named_images(arguments) if arguments else split_images(spec.data, options.split),
+        get_index_folder(options.workdir, options.index),
+        match_images(arguments) if arguments else open_split(spec.data, options.split),
         checkpoint=options.checkpoint,
         decode=spec.decode,
         captions=options.captions,

@@ -5,15 +5,15 @@ from __future__ import annotations
 from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
-from caption_jax.retrieval.commands import index_folder, split_images, store_neighbours
+from caption_jax.retrieval.commands import get_index_folder, open_split, store_neighbours
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the neighbours to the folder of the index; returns the exit status."""
     return store_neighbours(
         options.workdir,
-        index_folder(options.workdir, options.index),
-        split_images(spec_from_flags(options, "keep").data, options.split),
+        get_index_folder(options.workdir, options.index),
+        open_split(spec_from_flags(options, "keep").data, options.split),
         checkpoint=options.checkpoint,
         count=options.top,
     )

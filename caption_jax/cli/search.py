@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
-from caption_jax.retrieval.commands import index_folder, search_images
+from caption_jax.retrieval.commands import get_index_folder, search_images
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
@@ -13,10 +13,10 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError("search requires --query with a text or the path of an image")
     return search_images(
         options.workdir,
-        index_folder(options.workdir, options.index),
+        get_index_folder(options.workdir, options.index),
         options.query,
         checkpoint=options.checkpoint,
         top=options.top,
         method=options.search,
-        form=options.format,
+        output_format=options.format,
     )

@@ -1,1 +1,1 @@
-"""Image search by text or by image: an on-disk index with exact search (docs/search.md)."""
+"""Image search by text or by image, with an on-disk index (docs/search.md)."""

@@ -12,7 +12,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.files import allow_undecodable_output, json_line
 from caption_jax.inference.caption_files import find_images
 from caption_jax.inference.captioner import Captioner
-from caption_jax.retrieval.index import ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index import ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import Changes, update_index
 from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
 from caption_jax.retrieval.search import Searcher
@@ -28,7 +28,7 @@ from input_pipeline.special_tokens import UNK
 _PROGRESS_SECONDS = 10.0
 
 
-def index_folder(workdir: str, index_flag: str | None) -> Path:
+def get_index_folder(workdir: str, index_flag: str | None) -> Path:
     """Returns the folder of the index: the value of `--index`, or `index` in the workdir if it is not set.
 
     Raises:
@@ -40,11 +40,11 @@ def index_folder(workdir: str, index_flag: str | None) -> Path:
     return Path(folder)
 
 
-def named_images(arguments: Sequence[str]) -> list[Record]:
-    """Returns the images matched by paths, globs and folders.
+def match_images(arguments: Sequence[str]) -> list[Record]:
+    """Returns the images that match paths, globs and folders.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are no matches.
     """
     paths = [os.path.abspath(path) for path in find_images(arguments)]
     if not paths:
@@ -54,11 +54,11 @@ def named_images(arguments: Sequence[str]) -> list[Record]:
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
-def split_images(data: DataSpec, split: str) -> Split:
-    """Returns the images of a split.
+def open_split(data: DataSpec, split: str) -> Split:
+    """Opens the dataset and returns one of its splits.
 
     Raises:
-        DataError: there is no such split.
+        DataError: the split does not exist.
     """
     return get_split(open_splits(data), split)
 
@@ -73,7 +73,16 @@ def index_images(
     captions: str,
     missing: str,
 ) -> int:
-    """Updates the index in `folder`, or creates it; see `update_index`.
+    """Creates or updates the index in `folder`, and prints a summary.
+
+    Args:
+        workdir: workdir of the run.
+        folder: folder of the index.
+        images: the images to index.
+        checkpoint: "best" or "last".
+        decode: settings of the generated captions.
+        captions: "generated" or "none"; see `update_index`.
+        missing: "keep" or "drop"; see `update_index`.
 
     Returns:
         The exit status: 0, or 1 if an image could not be read.
@@ -85,7 +94,7 @@ def index_images(
     images = list(images)
     captioner, description, model = _load(workdir, checkpoint, decode)
     dimension = captioner.embed_images([]).shape[1]
-    with writing(folder, dimension, model) as index:
+    with open_for_writing(folder, dimension, model) as index:
         changes = update_index(
             index,
             images,
@@ -96,21 +105,23 @@ def index_images(
             progress=_Progress(),
             on_error=lambda error: print(f"error: {error}", file=sys.stderr, flush=True),
         )
-        _report(index, changes, missing)
+        _print_changes(index, changes, missing)
     return 1 if changes.failures else 0
 
 
-def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, top: int, method: str, form: str) -> int:
-    """Prints the images that best match a query, one per line: rank, score, path and caption, or JSON.
+def search_images(
+    workdir: str, folder: Path, query: str, *, checkpoint: str, top: int, method: str, output_format: str
+) -> int:
+    """Prints the images that best match a query, one per line, with rank, score, path and caption.
 
     Args:
         workdir: workdir of the run that built the index.
         folder: folder of the index.
-        query: text, or the path of an image. Existing files and names with an image suffix are treated as paths.
+        query: text, or the path of an image. Existing files and names with an image suffix are paths.
         checkpoint: "best" or "last".
         top: maximum number of results.
         method: "exact" or "approx"; see `Searcher`.
-        form: "text" (tab-separated) or "jsonl".
+        output_format: "text" (tab-separated) or "jsonl".
 
     Returns:
         The exit status: 0, or 1 if the query is an image that cannot be read.
@@ -135,7 +146,7 @@ def search_images(workdir: str, folder: Path, query: str, *, checkpoint: str, to
     scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
     allow_undecodable_output()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
-        if form == "jsonl":
+        if output_format == "jsonl":
             fields = {"path": entry.path, "id": entry.id, "caption": entry.caption}
             print(json_line({"rank": rank, "score": score, **fields}))
         else:
@@ -149,7 +160,7 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
     Args:
         workdir: workdir of the run that built the index.
         folder: folder of the index.
-        images: the split.
+        images: the split with the query images.
         checkpoint: "best" or "last".
         count: number of neighbours per image.
 
@@ -182,7 +193,7 @@ def _load(
 
 
 class _Progress:
-    """Periodically prints progress to stderr."""
+    """Prints the number of processed images to stderr every `_PROGRESS_SECONDS`."""
 
     def __init__(self):
         self._last_time = time.monotonic()
@@ -193,16 +204,16 @@ class _Progress:
             print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
 
 
-def _report(index: ImageIndex, changes: Changes, missing: str) -> None:
+def _print_changes(index: ImageIndex, changes: Changes, missing: str) -> None:
     counts = f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged"
-    print(f"{index.folder}: {_images(len(index))} ({counts})")
+    print(f"{index.folder}: {_format_images(len(index))} ({counts})")
     if changes.missing:
         action = "dropped" if missing == "drop" else "kept; --missing=drop removes them"
         first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
-        print(f"missing files: {_images(len(changes.missing))} ({action}): {first}", file=sys.stderr)
+        print(f"missing files: {_format_images(len(changes.missing))} ({action}): {first}", file=sys.stderr)
     if changes.failures:
-        print(f"{_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)
+        print(f"{_format_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)
 
 
-def _images(count: int) -> str:
+def _format_images(count: int) -> str:
     return f"{count:,} image" + ("" if count == 1 else "s")

@@ -14,12 +14,12 @@ KINDS = ("retrieved", "none", "shuffled")
 
 
 def default_kind(experiment: Experiment) -> str:
-    """The kind of context for training and evaluation by default: "retrieved", or "none" if the model takes none."""
+    """Returns the default kind of context, which is "retrieved", or "none" if the model takes no context."""
     return "retrieved" if experiment.spec.model.context.max_texts else "none"
 
 
 def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
-    """Entries on context for an evaluation protocol; empty if the model takes no context."""
+    """Returns the entry of an evaluation protocol for context, or {} if the model takes no context."""
     return {"context": kind} if experiment.spec.model.context.max_texts else {}
 
 
@@ -29,14 +29,14 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
     Args:
         experiment: the run.
         split_name: name of the split.
-        kind: "retrieved", "none", or "shuffled", which gives each image the context of the next one, to measure how
+        kind: "retrieved", "none", or "shuffled", which assigns each image the context of the next image, to measure how
             much captions depend on the context.
 
     Returns:
         The context captions, or None if `kind` is "none".
 
     Raises:
-        MissingFileError: there are no neighbours for the split.
+        MissingFileError: no neighbours are stored for the split.
         DataError: the neighbours were computed for another index or for other images.
         ConfigError: the kind is unknown, or the model takes no context.
     """
@@ -67,7 +67,7 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
 
 
 def _rotate(neighbours: Mapping[ImageId, Sequence[ImageId]]) -> dict[ImageId, list[ImageId]]:
-    """Assigns to each image the neighbours of the next one, excluding the image itself."""
+    """Assigns to each image the neighbours of the next image, except the image itself."""
     values = [*neighbours.values()]
     pairs = zip(neighbours, [*values[1:], *values[:1]], strict=True)
-    return {image_id: [other for other in others if other != image_id] for image_id, others in pairs}
+    return {image_id: [other_id for other_id in other_ids if other_id != image_id] for image_id, other_ids in pairs}

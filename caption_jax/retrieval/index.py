@@ -1,7 +1,7 @@
 """On-disk image index: a unit vector and a JSON line per image. docs/search.md describes the files.
 
-Data files are append-only, and an atomically replaced header records their valid length. A process that is killed at
-any time leaves a consistent index, and the next writer truncates the files to the recorded length.
+Data files are append-only, and an atomically replaced header records their valid length. The index remains consistent
+if a process is killed at any time; the next writer truncates the files to the recorded length.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from input_pipeline.files import write_atomically
 
 VERSION = 1
 _FORMAT = "caption-jax image index"
-_COPIED_ROWS = 16384  # rows copied at a time when rows are dropped
+_COPY_ROWS = 16384  # number of rows to copy at a time when rows are dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Entry:
 
     Attributes:
         id: id of the image in its dataset, or its path.
-        path: absolute path; None if the image is not stored in a file of its own.
+        path: absolute path; None if the image is not stored in a separate file.
         caption: generated caption; None if captions were disabled.
         size: file size in bytes when the image was indexed.
         mtime_ns: modification time of the file when the image was indexed, in nanoseconds.
@@ -82,20 +82,20 @@ class _Header:
     model: ModelIdentity
 
     @property
-    def vectors(self) -> str:
+    def vectors_name(self) -> str:
         return f"vectors-{self.generation}.f32"
 
     @property
-    def entries(self) -> str:
+    def entries_name(self) -> str:
         return f"entries-{self.generation}.jsonl"
 
     def to_json(self) -> dict[str, Any]:
         file_format = {"format": _FORMAT, "version": VERSION}
-        return {**file_format, **dataclasses.asdict(self), "vectors": self.vectors, "entries": self.entries}
+        return {**file_format, **dataclasses.asdict(self), "vectors": self.vectors_name, "entries": self.entries_name}
 
 
 class ImageIndex:
-    """An existing index, opened for reading. Use `writing` to create an index or add images.
+    """An existing index, opened for reading. Use `open_for_writing` to create an index or add images.
 
     Args:
         folder: folder of the index.
@@ -136,23 +136,23 @@ class ImageIndex:
 
     def entries(self) -> Iterator[Entry]:
         """Yields the metadata of all images, in row order."""
-        return (Entry(**json.loads(line)) for line in self._lines())
+        return (Entry(**json.loads(line)) for line in self._read_lines())
 
     def at(self, rows: Sequence[int]) -> list[Entry]:
         """Returns the metadata of the images in `rows`, in the same order."""
         entries = dict.fromkeys(rows)
-        # Only the requested lines are parsed, which takes 0.25 s for an index of a million images.
-        for row, line in enumerate(itertools.islice(self._lines(), max(entries, default=-1) + 1)):
+        # With a million images, this takes 0.25 s, because lines that are not requested are not parsed.
+        for row, line in enumerate(itertools.islice(self._read_lines(), max(entries, default=-1) + 1)):
             if row in entries:
                 entries[row] = Entry(**json.loads(line))
         return [entries[row] for row in rows]
 
-    def _lines(self) -> Iterator[bytes]:
+    def _read_lines(self) -> Iterator[bytes]:
         with self._entries_file.open("rb") as file:
             yield from itertools.islice(file, len(self))
 
     def check_model(self, model: ModelIdentity) -> None:
-        """Raises WorkdirError, with both models, if the index was built with another model than `model`."""
+        """Raises WorkdirError if the index was built with a model other than `model`; the message names both."""
         if model != self.model:
             raise WorkdirError(
                 f"the index in {self.folder} was built with another model ({self.model}) than the current one "
@@ -180,25 +180,26 @@ class ImageIndex:
             dataclasses.replace(header, count=len(self) + len(entries), entries_bytes=header.entries_bytes + len(lines))
         )
 
-    def keep(self, kept: Bool[np.ndarray, " images"]) -> None:
-        """Drops all rows except those in the mask `kept`, by rewriting the files and then deleting the old ones."""
-        old, vectors = self._header, self.vectors
-        new = dataclasses.replace(old, generation=old.generation + 1, count=int(kept.sum()))
-        with (self.folder / new.vectors).open("wb") as file:
-            starts = range(0, len(self), _COPIED_ROWS)
-            _write(file, (vectors[i : i + _COPIED_ROWS][kept[i : i + _COPIED_ROWS]].tobytes() for i in starts))
-        with (self.folder / new.entries).open("wb") as file:
-            size = _write(file, itertools.compress(self._lines(), kept))
+    def drop(self, mask: Bool[np.ndarray, " images"]) -> None:
+        """Drops the rows where `mask` is true, by rewriting the files and then deleting the old ones."""
+        retained, vectors = ~mask, self.vectors
+        old = self._header
+        new = dataclasses.replace(old, generation=old.generation + 1, count=int(retained.sum()))
+        with (self.folder / new.vectors_name).open("wb") as file:
+            starts = range(0, len(self), _COPY_ROWS)
+            _write(file, (vectors[i : i + _COPY_ROWS][retained[i : i + _COPY_ROWS]].tobytes() for i in starts))
+        with (self.folder / new.entries_name).open("wb") as file:
+            size = _write(file, itertools.compress(self._read_lines(), retained))
         self._write_header(dataclasses.replace(new, entries_bytes=size))
         self._clean()
 
     @property
     def _vectors_file(self) -> Path:
-        return self.folder / self._header.vectors
+        return self.folder / self._header.vectors_name
 
     @property
     def _entries_file(self) -> Path:
-        return self.folder / self._header.entries
+        return self.folder / self._header.entries_name
 
     def _clean(self) -> None:
         """Removes files of other generations, and incomplete data that a killed process appended."""
@@ -225,7 +226,8 @@ class ImageIndex:
             )
         names = [field.name for field in dataclasses.fields(_Header)]
         header = _Header(**{**{name: content[name] for name in names}, "model": ModelIdentity(**content["model"])})
-        expected_sizes = {header.vectors: header.count * header.dimension * 4, header.entries: header.entries_bytes}
+        vectors_bytes = header.count * header.dimension * 4
+        expected_sizes = {header.vectors_name: vectors_bytes, header.entries_name: header.entries_bytes}
         for name, expected_size in expected_sizes.items():
             file = self.folder / name
             size = file.stat().st_size if file.exists() else 0
@@ -239,7 +241,7 @@ class ImageIndex:
 
 
 @contextlib.contextmanager
-def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> Iterator[ImageIndex]:
+def open_for_writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> Iterator[ImageIndex]:
     """Opens an index for writing, or creates an empty one. Only one process at a time can write to an index.
 
     Args:
@@ -260,7 +262,7 @@ def writing(folder: str | os.PathLike, dimension: int, model: ModelIdentity) -> 
             raise LockedError(f"another process is writing to the index in {folder}: wait until it finishes") from None
         if not (folder / "index.json").exists():
             header = _Header(dimension, 0, 0, 0, model)
-            for name in (header.vectors, header.entries):
+            for name in (header.vectors_name, header.entries_name):
                 (folder / name).touch()
             write_atomically(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         index = ImageIndex(folder)

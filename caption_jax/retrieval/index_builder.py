@@ -22,7 +22,7 @@ from input_pipeline.records import Record
 
 CAPTIONS = ("generated", "none")
 MISSING = ("keep", "drop")
-_CHUNK = 256  # images per append, which is the most that a killed process loses
+_CHUNK = 256  # images per append; a killed process loses at most one chunk
 
 
 class Embedder(Protocol):
@@ -69,10 +69,10 @@ def update_index(
     """Adds images that are not in the index, and re-indexes those whose file size or modification time has changed.
 
     Changed images are removed from the index before any of them is read. If the update is killed, they are missing from
-    the index until the next update adds them. Indexed images that are not in `images` are kept.
+    the index until the next update adds them. Indexed images that are not in `images` are unaffected.
 
     Args:
-        index: an index opened with `writing`.
+        index: an index opened with `open_for_writing`.
         images: image files, or images of a dataset; duplicates of a path or id are skipped.
         embedder: the model of the index.
         preprocessing: preprocessing of the model.
@@ -92,16 +92,16 @@ def update_index(
         missing_paths = set(changes.missing)
         stale |= {row for row, entry in enumerate(index.entries()) if entry.path in missing_paths}
     if stale:
-        kept = np.ones(len(index), bool)
-        kept[list(stale)] = False
-        index.keep(kept)
+        mask = np.zeros(len(index), bool)
+        mask[list(stale)] = True
+        index.drop(mask)
     # Chunks are read while the previous one is embedded.
     with prefetch_to_device(read_chunks(pending, preprocessing), size=1) as chunks:
         for number, (entries, pixels, errors, updated) in enumerate(chunks, 1):
             for error in errors:
                 on_error(error)
             if entries:
-                index.append(embedder.embed_images(pixels), _with_captions(entries, pixels, embedder, captions))
+                index.append(embedder.embed_images(pixels), _add_captions(entries, pixels, embedder, captions))
             changes.failures += errors
             changes.updated += updated
             changes.added += len(entries) - updated
@@ -111,15 +111,15 @@ def update_index(
 
 @dataclasses.dataclass(frozen=True)
 class PendingImage:
-    """An image to be read; `replaces` is true if it is already in the index."""
+    """An image to be read; `is_update` is true if the image is already in the index."""
 
     record: Record
     entry: Entry
-    replaces: bool
+    is_update: bool
 
 
 def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[PendingImage], set[int], Changes]:
-    """Returns the images to read, the rows that are out of date, and the unchanged and missing images."""
+    """Returns the images to read, the stale rows, and the changes with the unchanged and missing images."""
     indexed = {entry.key: (row, entry.stamp) for row, entry in enumerate(index.entries())}
     pending, stale, keys, changes = [], set(), set(), Changes()
     for record in images:
@@ -146,7 +146,7 @@ def make_entry(record: Record) -> Entry:
     path = os.path.abspath(record.image)
     try:
         status = os.stat(path)
-    except OSError:  # the error is reported when the file is read
+    except OSError:  # reported when the file is read
         return Entry(record.image_id, path)
     return Entry(record.image_id, path, None, status.st_size, status.st_mtime_ns)
 
@@ -154,7 +154,7 @@ def make_entry(record: Record) -> Entry:
 def read_chunks(
     pending: Sequence[PendingImage], preprocessing: Preprocessing
 ) -> Iterator[tuple[list[Entry], list[UInt8[np.ndarray, "size size 3"]], list[ImageError], int]]:
-    """Yields chunks of entries, their pixels, errors of unreadable images, and the number of replaced entries."""
+    """Yields chunks of entries, their pixels, errors of unreadable images, and the number of updated entries."""
 
     def load(item: PendingImage) -> np.ndarray | ImageError:
         try:
@@ -166,14 +166,14 @@ def read_chunks(
         for start in range(0, len(pending), _CHUNK):
             chunk = pending[start : start + _CHUNK]
             loaded = list(pool.map(load, chunk))
-            valid = [not isinstance(image, ImageError) for image in loaded]
-            items = list(itertools.compress(chunk, valid))
+            is_readable = [not isinstance(image, ImageError) for image in loaded]
+            items = list(itertools.compress(chunk, is_readable))
             errors = [image for image in loaded if isinstance(image, ImageError)]
-            pixels = list(itertools.compress(loaded, valid))
-            yield [item.entry for item in items], pixels, errors, sum(item.replaces for item in items)
+            pixels = list(itertools.compress(loaded, is_readable))
+            yield [item.entry for item in items], pixels, errors, sum(item.is_update for item in items)
 
 
-def _with_captions(
+def _add_captions(
     entries: list[Entry], pixels: Sequence[np.ndarray], embedder: Embedder, captions: str
 ) -> list[Entry]:
     if captions == "none":

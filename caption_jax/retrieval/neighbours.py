@@ -1,4 +1,4 @@
-"""Nearest indexed images of each image of a split, stored in the folder of the index (docs/context.md)."""
+"""Finds the indexed images nearest to each image of a split, and stores them with the index (docs/context.md)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from input_pipeline.records import DataError, Record
 VERSION = 1
 DUPLICATE_COSINE = 0.9999  # images at least this similar are duplicates, whose captions would leak the references
 _FORMAT = "caption-jax neighbours"
-_EXTRA_RESULTS = 4  # additional results to request, because some are the image itself
+_EXTRA_RESULTS = 4  # additional results to request, because the image itself and duplicates are excluded
 
 ImageId = str | int
 
@@ -53,12 +53,12 @@ def find_neighbours(
 ) -> list[ImageNeighbours]:
     """Finds the `count` nearest indexed images of each image, or fewer if the index is smaller.
 
-    An image is never its own neighbour. Entries with the same id or file, and duplicates under another name (a cosine
-    of at least `DUPLICATE_COSINE`), are excluded.
+    The image itself is excluded, as are entries with the same id or file, and duplicates under another name (a cosine
+    similarity of at least `DUPLICATE_COSINE`).
 
     Args:
         index: an index built with the model of `embedder`.
-        images: the query images. Those that are in the index with an unchanged file are not read again.
+        images: the query images. Indexed images with unchanged files are not read again.
         embedder: the model.
         preprocessing: preprocessing of the model.
         count: number of neighbours per image.
@@ -70,8 +70,8 @@ def find_neighbours(
     results: dict[ImageId, ImageNeighbours] = {}
 
     def search(queries: Sequence[Entry], query_vectors: Float32[np.ndarray, "queries dimension"]) -> None:
-        for query, result in zip(queries, _nearest(searcher, entries, queries, query_vectors, count), strict=True):
-            results[query.id] = result
+        for result in _find_nearest(searcher, entries, queries, query_vectors, count):
+            results[result.id] = result
 
     indexed = [entry for entry in query_entries if entry.key in rows and entries[rows[entry.key]].stamp == entry.stamp]
     search(indexed, vectors[[rows[entry.key] for entry in indexed]])
@@ -87,27 +87,28 @@ def find_neighbours(
     return [results.get(entry.id, ImageNeighbours(entry.id, [], [])) for entry in query_entries]
 
 
-def _nearest(
+def _find_nearest(
     searcher: Searcher,
     entries: Sequence[Entry],
     queries: Sequence[Entry],
     vectors: Float32[np.ndarray, "queries dimension"],
     count: int,
 ) -> Iterable[ImageNeighbours]:
-    """Yields the neighbours of each query, excluding the query itself."""
+    """Yields the neighbours of each query."""
     scores, rows = searcher.search(vectors, count + _EXTRA_RESULTS)
     for query, vector, query_scores, query_rows in zip(queries, vectors, scores, rows, strict=True):
         k = count + _EXTRA_RESULTS
-        nearest = _without_itself(query, query_scores, [entries[row] for row in query_rows])
+        nearest = _exclude_query(query, query_scores, [entries[row] for row in query_rows])
         while len(nearest) < count and k < len(entries):  # the index has many duplicates of the query
             k *= 4
             query_scores, query_rows = (array[0] for array in searcher.search(vector[None], k))
-            nearest = _without_itself(query, query_scores, [entries[row] for row in query_rows])
+            nearest = _exclude_query(query, query_scores, [entries[row] for row in query_rows])
         nearest = nearest[:count]
         yield ImageNeighbours(query.id, [entry.id for entry, _ in nearest], [round(score, 6) for _, score in nearest])
 
 
-def _without_itself(query: Entry, scores: Iterable[float], entries: Sequence[Entry]) -> list[tuple[Entry, float]]:
+def _exclude_query(query: Entry, scores: Iterable[float], entries: Sequence[Entry]) -> list[tuple[Entry, float]]:
+    """Returns the entries that are neither the query nor duplicates of it, with their scores."""
     return [
         (entry, float(score))
         for entry, score in zip(entries, scores, strict=True)
@@ -118,25 +119,28 @@ def _without_itself(query: Entry, scores: Iterable[float], entries: Sequence[Ent
 def write_neighbours(index: ImageIndex, split: str, count: int, neighbours: Sequence[ImageNeighbours]) -> Path:
     """Writes the neighbours of a split to the folder of the index, replacing existing ones; returns the file path."""
     header = {"format": _FORMAT, "version": VERSION, "split": split, "images": len(neighbours), "neighbours": count}
-    lines = [header | {"index": _state(index)}, *map(dataclasses.asdict, neighbours)]
-    path = _path(index.folder, split)
+    lines = [header | {"index": _get_state(index)}, *map(dataclasses.asdict, neighbours)]
+    path = _get_path(index.folder, split)
     write_atomically(path, "".join(json_line(line) + "\n" for line in lines))
     return path
 
 
 def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[ImageId, list[ImageId]]:
-    """Reads the neighbours of a split, as image id -> ids of the neighbours in descending similarity.
+    """Reads the neighbours of a split.
 
     Args:
         folder: folder of the index.
         split: name of the split.
         at_least: required number of neighbours per image.
 
+    Returns:
+        The ids of the neighbours of each image in descending similarity, by image id.
+
     Raises:
-        MissingFileError: there is no index, or no neighbours are stored for the split.
-        DataError: the index has changed since, or too few neighbours are stored.
+        MissingFileError: the index does not exist, or no neighbours are stored for the split.
+        DataError: the index has changed since the neighbours were stored, or too few are stored.
     """
-    index, path = ImageIndex(folder), _path(Path(folder), split)
+    index, path = ImageIndex(folder), _get_path(Path(folder), split)
     remedy = f"run --mode=neighbours --index={folder} --split={split} with the --workdir of the index"
     try:
         first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -145,17 +149,17 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
     header = json.loads(first)
     if (header.get("format"), header.get("version")) != (_FORMAT, VERSION):
         raise DataError(f"{path} does not have format {_FORMAT!r}, version {VERSION}: {remedy}")
-    if header["index"] != _state(index):
-        raise DataError(f"{path} is out of date (index {header['index']}, now {_state(index)}): {remedy}")
+    if header["index"] != _get_state(index):
+        raise DataError(f"{path} is out of date (index {header['index']}, now {_get_state(index)}): {remedy}")
     if header["neighbours"] < at_least:
         raise DataError(f"{path} has {header['neighbours']} neighbours per image, {at_least} are required: {remedy}")
     return {line["id"]: line["neighbours"] for line in map(json.loads, lines)}
 
 
-def _path(folder: Path, split: str) -> Path:
+def _get_path(folder: Path, split: str) -> Path:
     return folder / f"neighbours-{split}.jsonl"
 
 
-def _state(index: ImageIndex) -> dict[str, Any]:
-    """State of an index, which changes whenever the index does."""
+def _get_state(index: ImageIndex) -> dict[str, Any]:
+    """Returns values that identify the current contents of an index."""
     return {"count": len(index), "generation": index.generation, "model": dataclasses.asdict(index.model)}

@@ -1,9 +1,8 @@
 """Nearest-neighbour search by inner product, with a fast exact top-k over blocks of rows.
 
-The k highest scores of a block are in the k groups of 64 rows with the highest maxima, because any score outside
-these groups is at most as high as each of their maxima. So `top_k` first selects the groups, and then the scores in
-these groups. This avoids `top_k` over long rows, which is slow in XLA on CPUs. Ties are ordered by row, as in a stable
-sort.
+The k highest scores of a block are in the k groups of 64 rows with the highest maxima, because no score outside these
+groups exceeds any of their maxima. Therefore, `top_k` first selects the groups, and then the scores in these groups.
+This avoids `top_k` over long rows, which is slow in XLA on CPUs. Ties are ordered by row, as in a stable sort.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from caption_jax.errors import ConfigError
 METHODS = ("exact", "approx")
 _BLOCK_ROWS = 65536
 _GROUP_ROWS = 64
-_QUERIES = 32  # queries per batch, which bounds the memory for the scores of a block
+_BATCH_QUERIES = 32  # queries per batch; limits the memory for the scores of a block
 
 
 class SearchResult(NamedTuple):
@@ -60,16 +59,17 @@ class Searcher:
             raise ValueError(f"k is {k}; it must be at least 1")
         if queries.ndim != 2 or queries.shape[1] != self._dimension:
             raise ValueError(f"queries must be of shape [queries, {self._dimension}], not {queries.shape}")
-        results = [self._search(queries[i : i + _QUERIES], k) for i in range(0, len(queries), _QUERIES)]
+        starts = range(0, len(queries), _BATCH_QUERIES)
+        results = [self._search(queries[start : start + _BATCH_QUERIES], k) for start in starts]
         empty = SearchResult(np.zeros((0, k), np.float32), np.zeros((0, k), np.int64))
         return SearchResult(*map(np.concatenate, zip(empty, *results, strict=True)))
 
     def _search(self, queries: Float32[np.ndarray, "queries dimension"], k: int) -> SearchResult:
         count = len(queries)
         # Padded to one of two batch sizes, so that at most two programs are compiled.
-        padded = np.zeros((1 if count == 1 else _QUERIES, self._dimension), np.float32)
+        padded = np.zeros((1 if count == 1 else _BATCH_QUERIES, self._dimension), np.float32)
         padded[:count] = queries
-        best = [_best_of_block(padded, block, min(k, len(block)), self._method) for block in self._blocks]
+        best = [_search_block(padded, block, min(k, len(block)), self._method) for block in self._blocks]
         best = jax.device_get(best)
         if not best:
             return SearchResult(np.zeros((count, 0), np.float32), np.zeros((count, 0), np.int64))
@@ -81,11 +81,11 @@ class Searcher:
 
 
 @functools.partial(jax.jit, static_argnames=("k", "method"))
-def _best_of_block(
+def _search_block(
     queries: Float[Array, "queries dimension"], block: Float[Array, "rows dimension"], k: int, method: str
 ) -> tuple[Float[Array, "queries k"], Int32[Array, "queries k"]]:
     """Returns the k highest scores of a block for each query, and their row indices in the block."""
-    # [rows, queries] is twice as fast on CPUs as its transpose. HIGHEST keeps TPUs from rounding vectors to bfloat16.
+    # [rows, queries] is twice as fast on CPUs as its transpose. HIGHEST prevents TPUs from rounding to bfloat16.
     scores = jnp.matmul(block, queries.T, precision=jax.lax.Precision.HIGHEST)
     if method == "approx":
         return tuple(jax.lax.approx_max_k(scores.T, k))
@@ -93,9 +93,9 @@ def _best_of_block(
     groups = -(-rows // _GROUP_ROWS)
     scores = jnp.pad(scores, ((0, groups * _GROUP_ROWS - rows), (0, 0)), constant_values=-jnp.inf)
     scores = scores.reshape(groups, _GROUP_ROWS, count)
-    _, chosen = jax.lax.top_k(scores.max(1).T, min(k, groups))
-    chosen = jnp.sort(chosen, axis=1)  # ties are ordered by row
-    candidates = scores[chosen, :, jnp.arange(count)[:, None]].reshape(count, -1)
+    _, top_groups = jax.lax.top_k(scores.max(1).T, min(k, groups))
+    top_groups = jnp.sort(top_groups, axis=1)  # orders ties by row
+    candidates = scores[top_groups, :, jnp.arange(count)[:, None]].reshape(count, -1)
     best, indices = jax.lax.top_k(candidates, k)
     group, offset = jnp.divmod(indices, _GROUP_ROWS)
-    return best, jnp.take_along_axis(chosen, group, axis=1) * _GROUP_ROWS + offset
+    return best, jnp.take_along_axis(top_groups, group, axis=1) * _GROUP_ROWS + offset

@@ -13,7 +13,7 @@ from PIL import Image
 
 from caption_jax.retrieval import index as index_module
 from caption_jax.retrieval import index_builder
-from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import update_index
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Record
@@ -31,7 +31,7 @@ def photographs(tmp_path) -> Path:
 def update(folder: Path, paths, **options):
     """Updates the index in `folder` from files. Returns the changes and the number of embedded images."""
     model = ColourModel()
-    with writing(folder, 3, MODEL) as index:
+    with open_for_writing(folder, 3, MODEL) as index:
         records = [Record(Path(path), (), str(path)) for path in paths]
         changes = update_index(index, records, model, Preprocessing(8), **options)
     return changes, model.embedded
@@ -125,7 +125,7 @@ def test_images_without_a_file_are_identified_by_their_id(tmp_path, photographs)
     records = [Record(lambda: content, ("A red square.",), 7), Record(lambda: content, (), "seven")]
     for _ in range(2):
         model = ColourModel()
-        with writing(tmp_path / "index", 3, MODEL) as index:
+        with open_for_writing(tmp_path / "index", 3, MODEL) as index:
             changes = update_index(index, records, model, Preprocessing(8), missing="drop")
     assert (changes.unchanged, changes.missing, model.embedded) == (2, [], 0)
     assert [(e.id, e.path, e.caption) for e in index.entries()] == [(7, None, "red"), ("seven", None, "red")]
@@ -178,11 +178,11 @@ def test_chunks_added_before_a_kill_are_kept(tmp_path, photographs, monkeypatch)
 
 
 def test_another_model_is_rejected(tmp_path):
-    with writing(tmp_path / "index", 3, MODEL):
+    with open_for_writing(tmp_path / "index", 3, MODEL):
         pass
     other = ModelIdentity(31, "cd" * 32)
     message = r"\(step 930, weights abababababab\).*\(step 31, weights cdcdcdcdcdcd\)"
-    with pytest.raises(ValueError, match=message), writing(tmp_path / "index", 3, other):
+    with pytest.raises(ValueError, match=message), open_for_writing(tmp_path / "index", 3, other):
         pass
 
 
@@ -190,16 +190,16 @@ def test_only_one_process_can_write(tmp_path):
     def blocked():
         return pytest.raises(BlockingIOError, match="another process is writing")
 
-    with writing(tmp_path / "index", 3, MODEL), blocked(), writing(tmp_path / "index", 3, MODEL):
+    with open_for_writing(tmp_path / "index", 3, MODEL), blocked(), open_for_writing(tmp_path / "index", 3, MODEL):
         pass
-    with writing(tmp_path / "index", 3, MODEL):
+    with open_for_writing(tmp_path / "index", 3, MODEL):
         pass
 
 
 def test_missing_and_corrupt_indexes_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no index in .* Build one with --mode=index"):
         ImageIndex(tmp_path)
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry(n) for n in range(3)])
     os.truncate(tmp_path / "vectors-0.f32", 24)
     with pytest.raises(ValueError, match=r"vectors-0\.f32 has 24 of 36 bytes: the index is damaged"):
@@ -211,7 +211,7 @@ def test_missing_and_corrupt_indexes_are_rejected(tmp_path):
 
 
 def test_invalid_vectors_are_rejected(tmp_path):
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         for vectors in (np.zeros((1, 2)), np.zeros((2, 3)), np.full((1, 3), np.nan)):
             with pytest.raises(ValueError, match=r"1 images require finite vectors of shape \(1, 3\)"):
                 index.append(vectors.astype(np.float32), [Entry("a")])
@@ -219,7 +219,7 @@ def test_invalid_vectors_are_rejected(tmp_path):
 
 
 def test_entries_are_returned_in_the_requested_order(tmp_path):
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(np.ones((5, 3), np.float32), [Entry(n, caption=f"ä{n}\udce9") for n in range(5)])
     assert [entry.caption for entry in index.at([4, 1, 3, 1])] == ["ä4\udce9", "ä1\udce9", "ä3\udce9", "ä1\udce9"]
     assert index.at([]) == []

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from colour_model import COLOURS, MODEL, ColourModel, paint
 
-from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, writing
+from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import update_index
 from caption_jax.retrieval.neighbours import ImageNeighbours, find_neighbours, read_neighbours, write_neighbours
 from input_pipeline.images import Preprocessing
@@ -34,7 +34,7 @@ def records(folder: Path, *names: str) -> list[Record]:
 
 
 def make_index(folder: Path, images: list[Record]) -> ImageIndex:
-    with writing(folder, 3, MODEL) as index:
+    with open_for_writing(folder, 3, MODEL) as index:
         update_index(index, images, ColourModel(), SIZE, captions="none")
     return ImageIndex(folder)
 
@@ -61,7 +61,7 @@ def test_an_image_is_recognised_by_its_id_or_its_file(tmp_path, photographs):
     """Even if its vector has changed."""
     red, green = records(photographs, "red", "green")
     vectors = np.array([[0, 0.6, 0.8], [0.8, 0, 0.6], [0, 0, 1]], np.float32)
-    with writing(tmp_path / "index", 3, MODEL) as index:
+    with open_for_writing(tmp_path / "index", 3, MODEL) as index:
         index.append(vectors, [Entry(1), Entry("other", str(green.image)), Entry(3)])
     images = [Record(red.image, (), 1), green]
     results = find_neighbours(ImageIndex(tmp_path / "index"), images, ColourModel(), SIZE, 3)
@@ -87,7 +87,7 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
     vectors = np.zeros((30, 3), np.float32)
     vectors[:25, 0] = 1
     vectors[25:] = [0.6, 0.8, 0]
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(vectors, [Entry(number) for number in range(30)])
     results = find_neighbours(ImageIndex(tmp_path), [Record(lambda: b"", (), 0)], ColourModel(), SIZE, 3)
     assert results == [ImageNeighbours(0, [25, 26, 27], [pytest.approx(0.6)] * 3)]
@@ -95,7 +95,7 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
 
 @pytest.fixture
 def stored(tmp_path) -> ImageIndex:
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry("a"), Entry("b\u2028"), Entry(3)])
     index = ImageIndex(tmp_path)
     write_neighbours(
@@ -120,7 +120,7 @@ def test_neighbours_round_trip(stored):
 
 
 def test_neighbours_of_a_changed_index_are_rejected(stored):
-    with writing(stored.folder, 3, MODEL) as index:
+    with open_for_writing(stored.folder, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32)[:1], [Entry("d")])
     with pytest.raises(DataError, match=r"val\.jsonl is out of date .*run --mode=neighbours --index="):
         read_neighbours(stored.folder, "val")

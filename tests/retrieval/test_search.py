@@ -13,7 +13,7 @@ from caption_jax.retrieval.search import Searcher
 def small_blocks(monkeypatch):
     """Uses blocks of 200 rows, so the vectors are a multiple of neither the group nor the block size."""
     monkeypatch.setattr(search, "_BLOCK_ROWS", 200)
-    monkeypatch.setattr(search, "_QUERIES", 4)
+    monkeypatch.setattr(search, "_BATCH_QUERIES", 4)
 
 
 def integer_vectors(*shape: int) -> np.ndarray:
