@@ -92,7 +92,7 @@ def _uses() -> dict[str, Callable[[], object]]:
     from caption_jax.planning.topology import parse_topology
     from caption_jax.pretrained.roberta_weights import load_roberta
     from caption_jax.pretrained.weight_files import open_weights
-    from caption_jax.pretrained.weight_sources import locate
+    from caption_jax.pretrained.weight_sources import locate_weights
     from caption_jax.specs import DataSpec, RunSpec
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run
@@ -128,7 +128,7 @@ def _uses() -> dict[str, Callable[[], object]]:
         "s3fs": lambda: absolute("s3://bucket/run"),
         # tokenizers, in the base installation, still requires it, so it is blocked separately.
         "huggingface_hub of RoBERTa": lambda: load_roberta("someone/model"),
-        "huggingface_hub of encoders": lambda: locate("someone/model", (), "nothing"),
+        "huggingface_hub of encoders": lambda: locate_weights("someone/model", (), "nothing"),
         "huggingface_hub of tokenizers": lambda: Tokenizer.from_hub("someone/model"),
     }
 

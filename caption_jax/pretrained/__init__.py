@@ -1,4 +1,4 @@
-"""Loaders of pretrained weights that do not need the libraries that wrote them. Submodules are imported lazily."""
+"""Loaders of pretrained weights, independent of the libraries that wrote them. Submodules are imported lazily."""
 
 from __future__ import annotations
 

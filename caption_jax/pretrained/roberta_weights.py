@@ -23,7 +23,7 @@ from caption_jax.pretrained.weight_files import Tensor, open_weights
 from input_pipeline.extras import optional_packages
 
 _FLAX_FILE = "flax_model.msgpack"
-# In order of preference; an index file lists the files of sharded weights.
+# Weight files in order of preference. An index file lists the files of sharded weights.
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -31,14 +31,14 @@ _WEIGHT_FILES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# Files on the hub by format; the next format is downloaded only if the repository has no weights in this one.
-_HUB_FORMS = (
+# File patterns of each format on the hub. The first format for which a repository has weights is downloaded.
+_HUB_FORMATS = (
     ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors"),
     (_FLAX_FILE,),
     ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*.bin"),
 )
 
-# PyTorch's names of our leaves; the second names were used until 2019. Module names are the same as PyTorch's.
+# PyTorch's names for our leaves; the second names were used until 2019. Module names are the same in PyTorch.
 _TORCH_LEAVES = {
     "embedding": ("weight",),
     "kernel": ("weight",),  # transposed
@@ -46,19 +46,19 @@ _TORCH_LEAVES = {
     "bias": ("bias", "beta"),
 }
 
-# Parts of a checkpoint that a text encoder does not need.
-_OTHER_PARTS = re.compile(r"(lm_head|pooler|classifier|qa_outputs)\..*|.*\.position_ids")
+# Tensors of a checkpoint that a text encoder does not use.
+_UNUSED_NAMES = re.compile(r"(lm_head|pooler|classifier|qa_outputs)\..*|.*\.position_ids")
 
 
 @dataclass(frozen=True)
 class PretrainedText:
-    """A pretrained RoBERTa.
+    """A pretrained RoBERTa model.
 
     Attributes:
-        sizes: sizes of the network.
+        sizes: settings of the network.
         params: parameters of the `roberta` submodule of a `TextEncoder`, as float32 NumPy arrays.
-        source: file of the weights.
-        output_bias: bias of the language modelling head, one value per token; None if the file has none.
+        source: path of the weight file.
+        output_bias: bias of the language modelling head; None if the file does not contain it.
     """
 
     sizes: RobertaSettings
@@ -68,7 +68,7 @@ class PretrainedText:
 
 
 def load_roberta(name: str) -> PretrainedText:
-    """Loads a RoBERTa from a hub name such as "roberta-base", or from a folder with config.json and weights.
+    """Loads a RoBERTa model from a hub name such as "roberta-base", or from a folder with config.json and weights.
 
     Supported weights are `model.safetensors` (PyTorch or Flax names), `flax_model.msgpack` and `pytorch_model.bin`; the
     first and the last may be sharded. A name that is not a local folder is looked up on the Hugging Face hub, or in its
@@ -76,15 +76,15 @@ def load_roberta(name: str) -> PretrainedText:
 
     Raises:
         MissingFileError: the folder or hub model does not exist or has no weights.
-        WeightsError: the config is not a RoBERTa's, or the weights do not match it.
+        WeightsError: config.json is not that of a RoBERTa model, or the weights do not match it.
     """
-    folder = _folder(name)
-    sizes = _read_sizes(folder)
-    source = _weight_file(folder)
+    folder = _locate_folder(name)
+    sizes = _read_settings(folder)
+    source = _locate_weight_file(folder)
     tensors = {key.removeprefix("roberta."): tensor for key, tensor in _open(source).items()}
     bias = tensors.get("lm_head.bias")
     output_bias = None if bias is None else np.asarray(bias.read(), np.float32)
-    return PretrainedText(sizes, _fit(tensors, sizes, source), str(source), output_bias)
+    return PretrainedText(sizes, _convert(tensors, sizes, source), str(source), output_bias)
 
 
 def load_roberta_settings(name: str) -> dict[str, Any]:
@@ -92,16 +92,16 @@ def load_roberta_settings(name: str) -> dict[str, Any]:
 
     Raises:
         MissingFileError: the folder or hub model does not exist or has no config.json.
-        WeightsError: the config is not a RoBERTa's.
+        WeightsError: config.json is not that of a RoBERTa model.
     """
-    return dataclasses.asdict(_read_sizes(_folder(name)))
+    return dataclasses.asdict(_read_settings(_locate_folder(name)))
 
 
-def _folder(name: str) -> Path:
-    return Path(name) if Path(name).is_dir() else _from_hub(name)
+def _locate_folder(name: str) -> Path:
+    return Path(name) if Path(name).is_dir() else _download(name)
 
 
-def _read_sizes(folder: Path) -> RobertaSettings:
+def _read_settings(folder: Path) -> RobertaSettings:
     config_file = folder / "config.json"
     if not config_file.is_file():
         raise MissingFileError(f"{folder} has no config.json; a RoBERTa folder must contain config.json and weights")
@@ -118,13 +118,13 @@ def _read_sizes(folder: Path) -> RobertaSettings:
         raise WeightsError(f"{config_file}: {error}") from error
 
 
-def _from_hub(name: str) -> Path:
+def _download(name: str) -> Path:
     with optional_packages(f"{name!r}, which is not a local folder,"):
         from huggingface_hub import snapshot_download
 
     try:
-        for form in _HUB_FORMS:
-            folder = Path(snapshot_download(name, allow_patterns=["config.json", *form]))
+        for patterns in _HUB_FORMATS:
+            folder = Path(snapshot_download(name, allow_patterns=["config.json", *patterns]))
             if any((folder / file).is_file() for file in _WEIGHT_FILES):
                 break
     except Exception as error:  # the hub client raises many types
@@ -135,7 +135,7 @@ def _from_hub(name: str) -> Path:
     return folder
 
 
-def _weight_file(folder: Path) -> Path:
+def _locate_weight_file(folder: Path) -> Path:
     for name in _WEIGHT_FILES:
         if (folder / name).is_file():
             return folder / name
@@ -157,7 +157,7 @@ class _Array:
 
 
 def _open(source: Path) -> Mapping[str, Tensor]:
-    """Returns the tensors by name, with modules separated by dots."""
+    """Returns the tensors by name, with dots between modules."""
     if source.name == _FLAX_FILE:
         flat = traverse_util.flatten_dict(flax.serialization.msgpack_restore(source.read_bytes()), sep=".")
         return {name: _Array(np.asarray(value)) for name, value in flat.items()}
@@ -167,33 +167,33 @@ def _open(source: Path) -> Mapping[str, Tensor]:
     return open_weights(source)
 
 
-def _fit(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path) -> dict[str, Any]:
-    """Converts the tensors to a parameter tree of `Roberta` and checks names and shapes."""
+def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path) -> dict[str, Any]:
+    """Converts the tensors to a parameter tree of `Roberta`, and checks names and shapes."""
     ids = jnp.zeros((1, 1), jnp.int32)
     shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), ids, ids == 0)["params"]
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
-    flax_names = any(name.endswith(".kernel") for name in tensors)
-    names = {path: _name(path, tensors, flax_names) for path in shapes}
+    has_flax_names = any(name.endswith(".kernel") for name in tensors)
+    names = {path: _get_tensor_name(path, tensors, has_flax_names) for path in shapes}
     missing = sorted(path for path, name in names.items() if name not in tensors)
-    unknown = sorted(name for name in tensors.keys() - names.values() if not _OTHER_PARTS.fullmatch(name))
-    if missing or unknown:
+    unexpected = sorted(name for name in tensors.keys() - names.values() if not _UNUSED_NAMES.fullmatch(name))
+    if missing or unexpected:
         raise WeightsError(
             f"{source} does not match its config.json: {len(missing)} arrays missing {missing[:5]}, "
-            f"{len(unknown)} unexpected {unknown[:5]}"
+            f"{len(unexpected)} unexpected {unexpected[:5]}"
         )
     flat = {}
     for path, shape in shapes.items():
         array = tensors[names[path]].read()
-        array = array.T if path.endswith("/kernel") and not flax_names else array
+        array = array.T if path.endswith("/kernel") and not has_flax_names else array
         if array.shape != shape:
             raise WeightsError(f"{source}: {path} has shape {array.shape}; config.json implies {shape}")
         flat[path] = np.ascontiguousarray(array, np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def _name(path: str, tensors: Mapping[str, Tensor], flax_names: bool) -> str:
-    """Returns the name in the file of our parameter `path`."""
+def _get_tensor_name(path: str, tensors: Mapping[str, Tensor], has_flax_names: bool) -> str:
+    """Returns the file's name for our parameter at `path`."""
     module, leaf = path.replace("/", ".").rsplit(".", 1)
-    leaves = (leaf,) if flax_names else _TORCH_LEAVES[leaf]
+    leaves = (leaf,) if has_flax_names else _TORCH_LEAVES[leaf]
     names = [f"{module}.{name}" for name in leaves]
     return next((name for name in names if name in tensors), names[0])

@@ -1,8 +1,8 @@
 """Reads the tensors of a PyTorch `.pth` file without PyTorch and without executing code from the file.
 
 A `.pth` file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
-Unpickling can call any Python object by name; this reader allows only those needed for a dictionary of tensors and
-raises an error for any other name.
+Unpickling can call any Python object by name; this reader supports only the names in a dictionary of tensors and raises
+an error for all others.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ _WRAPPERS = ("state_dict", "model")
 
 @dataclass(frozen=True)
 class _StorageType:
-    """Stand-in for torch.FloatStorage and the other storage classes while unpickling."""
+    """Replaces torch.FloatStorage and the other storage classes during unpickling."""
 
     dtype: np.dtype
 
 
 @dataclass(frozen=True)
 class _Storage:
-    """A contiguous array identified by its key; its bytes are read later."""
+    """A contiguous array in the file, identified by its key and read later."""
 
     key: str
     dtype: np.dtype
@@ -94,8 +94,9 @@ def read_state_dict(path: Path) -> dict[str, LazyTensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not all(isinstance(value, LazyTensor) for value in content.values()):
-        other = [k for k, v in content.items() if not isinstance(v, LazyTensor)] if isinstance(content, Mapping) else []
-        actual = f"the keys {other[:10]} are not tensors" if other else f"the file contains a {type(content).__name__}"
+        items = content.items() if isinstance(content, Mapping) else ()
+        keys = [key for key, value in items if not isinstance(value, LazyTensor)]
+        actual = f"the keys {keys[:10]} are not tensors" if keys else f"the file contains a {type(content).__name__}"
         raise WeightsError(f"{path}: expected a dictionary of tensors, but {actual}; save model.state_dict() instead")
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
@@ -115,7 +116,7 @@ class _TensorUnpickler(pickle.Unpickler):
         if module == "torch" and name in _DTYPES:
             return _StorageType(np.dtype(_DTYPES[name]))
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return partial(_tensor, self._path, self._load_storage)
+            return partial(_rebuild_tensor, self._path, self._load_storage)
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, requires_grad, hooks: data
         raise WeightsError(
@@ -134,7 +135,7 @@ class _TensorUnpickler(pickle.Unpickler):
         return self.storages.setdefault(str(key), _Storage(str(key), storage_type.dtype, int(count)))
 
 
-def _tensor(
+def _rebuild_tensor(
     path: Path,
     load_storage: Callable[[_Storage], np.ndarray],
     storage: _Storage,
@@ -153,9 +154,9 @@ def _tensor(
         raise WeightsError(f"{path}: tensor exceeds the bounds of storage {storage.key!r}; the file is damaged")
 
     def read() -> np.ndarray:
-        numbers = load_storage(storage)
-        steps = [stride * numbers.itemsize for stride in strides]
-        return np.lib.stride_tricks.as_strided(numbers[offset:], shape, steps).copy()
+        values = load_storage(storage)
+        byte_strides = [stride * values.itemsize for stride in strides]
+        return np.lib.stride_tricks.as_strided(values[offset:], shape, byte_strides).copy()
 
     return LazyTensor(shape, storage.dtype, read)
 
@@ -172,7 +173,7 @@ def _read_zip(path: Path) -> Any:
 
     def load_storage(storage: _Storage) -> np.ndarray:
         with zipfile.ZipFile(path) as archive:
-            return _numbers(path, storage, archive.read(f"{root}data/{storage.key}"))
+            return _decode_storage(path, storage, archive.read(f"{root}data/{storage.key}"))
 
     return _TensorUnpickler(io.BytesIO(content), path, load_storage).load()
 
@@ -180,8 +181,8 @@ def _read_zip(path: Path) -> Any:
 def _read_legacy(path: Path) -> Any:
     """Reads the format used before PyTorch 1.6.
 
-    It consists of pickles of a magic number, a protocol number, system information, the content and the storage keys,
-    followed by each storage as an 8-byte count and the values.
+    The file contains pickles of a magic number, a protocol number, system information, the content and the storage
+    keys, followed by an 8-byte count and the values of each storage.
     """
     offsets: dict[str, int] = {}
 
@@ -189,11 +190,11 @@ def _read_legacy(path: Path) -> Any:
         with open(path, "rb") as file:
             file.seek(offsets[storage.key])
             count = int.from_bytes(file.read(8), "little")
-            return _numbers(path, storage, file.read(count * storage.dtype.itemsize))
+            return _decode_storage(path, storage, file.read(count * storage.dtype.itemsize))
 
     with open(path, "rb") as file:
-        first = _TensorUnpickler(file, path, load_storage).load()
-        if first != _LEGACY_MAGIC or _TensorUnpickler(file, path, load_storage).load() != _LEGACY_PROTOCOL:
+        magic = _TensorUnpickler(file, path, load_storage).load()
+        if magic != _LEGACY_MAGIC or _TensorUnpickler(file, path, load_storage).load() != _LEGACY_PROTOCOL:
             raise WeightsError(f"{path} is not a PyTorch weight file: neither a zip archive nor a known magic number")
         system = _TensorUnpickler(file, path, load_storage).load()
         if not system.get("little_endian", True):
@@ -208,7 +209,7 @@ def _read_legacy(path: Path) -> Any:
     return content
 
 
-def _numbers(path: Path, storage: _Storage, raw: bytes) -> np.ndarray:
-    if len(raw) < storage.count * storage.dtype.itemsize:
+def _decode_storage(path: Path, storage: _Storage, content: bytes) -> np.ndarray:
+    if len(content) < storage.count * storage.dtype.itemsize:
         raise WeightsError(f"{path}: storage {storage.key!r} is truncated; download the file again")
-    return np.frombuffer(raw, storage.dtype.newbyteorder("<") if storage.dtype.kind in "fiu" else storage.dtype)
+    return np.frombuffer(content, storage.dtype.newbyteorder("<") if storage.dtype.kind in "fiu" else storage.dtype)

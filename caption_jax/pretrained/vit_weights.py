@@ -20,9 +20,9 @@ from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.vit import VisionTransformer
 from caption_jax.models.backbones.vit_sizes import SIZES, Triple, ViTSettings
 from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
-from caption_jax.pretrained.weight_sources import check_keys, listed_keys, locate, sibling_json
+from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
 
-HALVES = (0.5, 0.5, 0.5)
+_INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
 _SIZE_KEY = "config.model.encoder.size"
 _GELU: dict[str, Literal["exact", "tanh"]] = {
     "gelu": "exact",
@@ -30,8 +30,8 @@ _GELU: dict[str, Literal["exact", "tanh"]] = {
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
 }
-# timm model names, optionally followed by a tag of the training data, whose inputs are scaled to -1..1.
-_TIMM_HALVES = r"vit_(small|base)_patch16_(siglip_)?(gap_)?\d+(\.(augreg|orig|sam_in1k|webli|v2_webli)\w*)?"
+# Names of timm models with inputs in -1..1, optionally followed by a tag that identifies the training data.
+_TIMM_INCEPTION_SCALING = r"vit_(small|base)_patch16_(siglip_)?(gap_)?\d+(\.(augreg|orig|sam_in1k|webli|v2_webli)\w*)?"
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class _Naming:
     Attributes:
         library: name of the library.
         prefixes: possible key prefixes of the image tower; keys with other prefixes belong to other parts of the model.
-        modules: the library's module names by our paths, where "block" stands for each block. Three names are
-            concatenated.
+        modules: the library's module names by our paths, with "block" in place of "block_0", "block_1" etc. If there
+            are three names, their arrays are concatenated.
         position: key of the position embedding.
-        block: the library's prefix of a block; {} is the block number.
-        ignored: regular expression of keys, without the prefix, that do not affect the features.
-        class_token: key of the class token; "" if there is none.
+        block: the library's prefix for a block; {} is the block index.
+        ignored: regular expression for keys, without the prefix, that do not affect the features.
+        class_token: key of the class token; "" if the model has none.
     """
 
     library: Literal["timm", "transformers, ViT", "transformers, SigLIP"]
@@ -76,18 +76,18 @@ class _Naming:
     class_token: str = ""
 
     def keys(self, path: str) -> tuple[str, ...]:
-        """The library's keys for our parameter at `path` ("block_0/attention/qkv/kernel")."""
+        """Returns the library's keys for our parameter at `path` ("block_0/attention/qkv/kernel")."""
         if path in ("embed/class_token", "embed/position"):
             return (self.class_token if path == "embed/class_token" else self.position,)
         module, leaf = path.rsplit("/", 1)
-        number = re.match(r"block_(\d+)/", module)
+        block = re.match(r"block_(\d+)/", module)
         names = self.modules[re.sub(r"block_\d+/", "block/", module)]
-        start = self.block.format(number[1]) if number else ""
+        prefix = self.block.format(block[1]) if block else ""
         suffix = ".bias" if leaf == "bias" else ".weight"
-        return tuple(start + name + suffix for name in ([names] if isinstance(names, str) else names))
+        return tuple(prefix + name + suffix for name in ([names] if isinstance(names, str) else names))
 
 
-# Module names in timm, transformers' ViT and transformers' SigLIP, by our paths.
+# Module names in timm, transformers' ViT and transformers' SigLIP (in this order), by our paths.
 _MODULES: dict[str, tuple[str | tuple[str, str, str], ...]] = {
     "embed/patches": ("patch_embed.proj", "embeddings.patch_embeddings.projection", "embeddings.patch_embedding"),
     "block/attention_norm": ("norm1", "layernorm_before", "layer_norm1"),
@@ -102,11 +102,13 @@ _MODULES: dict[str, tuple[str | tuple[str, str, str], ...]] = {
     "block/feed_forward/contract": ("mlp.fc2", "output.dense", "mlp.fc2"),
     "norm": ("norm", "layernorm", "post_layernorm"),
 }
-_IN_TIMM, _IN_VIT, _IN_SIGLIP = ({ours: names[column] for ours, names in _MODULES.items()} for column in range(3))
+_TIMM_MODULES, _VIT_MODULES, _SIGLIP_MODULES = (
+    {path: names[column] for path, names in _MODULES.items()} for column in range(3)
+)
 _TIMM = _Naming(
     library="timm",
     prefixes=("",),
-    modules=_IN_TIMM,
+    modules=_TIMM_MODULES,
     class_token="cls_token",
     position="pos_embed",
     block="blocks.{}.",
@@ -115,7 +117,7 @@ _TIMM = _Naming(
 _VIT = _Naming(
     library="transformers, ViT",
     prefixes=("", "vit."),
-    modules=_IN_VIT,
+    modules=_VIT_MODULES,
     class_token="embeddings.cls_token",
     position="embeddings.position_embeddings",
     block="encoder.layer.{}.",
@@ -124,7 +126,7 @@ _VIT = _Naming(
 _SIGLIP = _Naming(
     library="transformers, SigLIP",
     prefixes=("vision_model.", ""),
-    modules=_IN_SIGLIP,
+    modules=_SIGLIP_MODULES,
     position="embeddings.position_embedding.weight",
     block="encoder.layers.{}.",
     ignored=r"(head|classifier)\..*|embeddings\.position_ids",
@@ -133,11 +135,11 @@ _SIGLIP = _Naming(
 
 def vit_settings(weights: str, size: str) -> ViTSettings:
     """Returns the settings of `weights` without reading the weights themselves (see `load_vit_weights`)."""
-    return _settings(*_open(weights), size)
+    return _read_settings(*_open(weights), size)
 
 
 def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
-    """Loads weights in the names and layouts of `VisionTransformer`.
+    """Loads weights, converted to the names and layouts of `VisionTransformer`.
 
     Args:
         weights: a `.safetensors`, `.bin` or `.pth` file; a folder with such a file, as saved by transformers or timm;
@@ -145,24 +147,25 @@ def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
             'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights determine epsilon,
             activation and input scaling.
         size: a key of `SIZES`.
-        image_size: side of the images in pixels; position embeddings for other sizes are resized as in timm.
+        image_size: side of the images in pixels; position embeddings for another size are resized as in timm.
 
     Raises:
         WeightsError: keys are missing, unexpected or have a different shape; the number of heads or the activation does
             not match; the input scaling is unknown; or the weights cannot be located or read.
     """
     path, tensors, naming = _open(weights)
-    settings = _settings(path, tensors, naming, size)
+    settings = _read_settings(path, tensors, naming, size)
     tokens = math.prod(tensors[naming.position].shape[:-1]) if naming.position in tensors else 0
     side = math.isqrt(max(tokens - settings.class_token, 1))
-    shapes = _shapes(size, settings.class_token, side * SIZES[size].patch)
-    keys = {ours: naming.keys(ours) for ours in shapes}
-    needed = {key for names in keys.values() for key in names}
-    extra = {key for key in tensors.keys() - needed if not re.fullmatch(naming.ignored, key)}
-    check_keys(path, needed - tensors.keys(), extra, network=f"ViT {size!r} ({naming.library})", key=_SIZE_KEY)
+    shapes = _get_expected_shapes(size, settings.class_token, side * SIZES[size].patch)
+    keys = {parameter: naming.keys(parameter) for parameter in shapes}
+    expected = {key for names in keys.values() for key in names}
+    unexpected = {key for key in tensors.keys() - expected if not re.fullmatch(naming.ignored, key)}
+    network = f"ViT {size!r} ({naming.library})"
+    check_keys(path, expected - tensors.keys(), unexpected, network=network, config_key=_SIZE_KEY)
     flat = {
-        ours: _read(path, {key: tensors[key] for key in keys[ours]}, ours, shape, size)
-        for ours, shape in shapes.items()
+        parameter: _read_parameter(path, {key: tensors[key] for key in keys[parameter]}, parameter, shape, size)
+        for parameter, shape in shapes.items()
     }
     flat["embed/position"] = resize_positions(
         flat["embed/position"], image_size // SIZES[size].patch, prefix=int(settings.class_token)
@@ -178,34 +181,34 @@ def resize_positions(
     This matches timm; transformers does not antialias.
 
     Args:
-        position: embeddings of `prefix` tokens without an image position, then of the patches in row-major order.
-        side: patches per side of the new grid.
+        position: embeddings of `prefix` tokens without a grid position, followed by the patches in row-major order.
+        side: number of patches per side of the new grid.
         prefix: 1 with a class token, 0 without.
     """
-    old = math.isqrt(position.shape[0] - prefix)
-    if old == side:
+    old_side = math.isqrt(position.shape[0] - prefix)
+    if old_side == side:
         return position
-    grid = position[prefix:].reshape(old, old, -1)
+    grid = position[prefix:].reshape(old_side, old_side, -1)
     resized = np.asarray(jax.image.resize(grid, (side, side, grid.shape[-1]), "cubic", antialias=True))
     return np.concatenate([position[:prefix], resized.reshape(side * side, -1)])
 
 
 @functools.cache
-def _shapes(size: str, class_token: bool, image_size: int) -> dict[str, tuple[int, ...]]:
-    """Shapes of all parameters by path."""
-    model = VisionTransformer(size, class_token)
+def _get_expected_shapes(size: str, has_class_token: bool, image_size: int) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of all parameters by path."""
+    model = VisionTransformer(size, has_class_token)
     images = jax.ShapeDtypeStruct((1, image_size, image_size, 3), jnp.float32)
     params = jax.eval_shape(functools.partial(model.init, train=False), jax.random.key(0), images)["params"]
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
 def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
-    """Returns the file, the tensors of the image tower without their prefix, and their naming scheme."""
+    """Returns the path of the file, the tensors of the image tower without their prefix, and their naming scheme."""
     choices = (
         "neither a local file or folder, nor a hub name such as 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k' or "
         "'google/siglip-base-patch16-224'"
     )
-    path = locate(weights, TORCH_NAMED_ENDINGS, choices)
+    path = locate_weights(weights, TORCH_NAMED_ENDINGS, choices)
     tensors = open_weights(path)
     for naming in (_TIMM, _VIT, _SIGLIP):
         for prefix in naming.prefixes:
@@ -214,22 +217,22 @@ def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
                 return path, tower, naming
     known = ", ".join(f"{naming.library} ({naming.modules['embed/patches']!r})" for naming in (_TIMM, _VIT, _SIGLIP))
     raise WeightsError(
-        f"{path} has no weights of a supported ViT: expected a key of {known}, got {listed_keys(tensors)}"
+        f"{path} has no weights of a supported ViT: expected a key of {known}, got {format_keys(tensors)}"
     )
 
 
-def _settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: str) -> ViTSettings:
-    config = sibling_json(path, "config.json")
+def _read_settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: str) -> ViTSettings:
+    config = read_sibling_json(path, "config.json")
     if naming is _TIMM:
         # timm uses the exact GELU even for SigLIP's B/16, which was trained with the tanh approximation.
         model, epsilon = config.get("model_args", {}), 1e-6
         heads, activation = model.get("num_heads"), model.get("act_layer", "gelu")
-        mean, std = _timm_pixels(path, config)
+        mean, std = _read_timm_scaling(path, config)
     else:
         model = config.get("vision_config", config)
         heads, epsilon = model.get("num_attention_heads"), model.get("layer_norm_eps", 1e-6)
         activation = model.get("hidden_act", "gelu" if naming is _VIT else "gelu_pytorch_tanh")
-        mean, std = _transformers_pixels(path, naming)
+        mean, std = _read_transformers_scaling(path, naming)
     if heads not in (None, SIZES[size].heads):
         raise WeightsError(
             f"{path}: config.json specifies {heads} heads, but ViT {size!r} has {SIZES[size].heads}; does {_SIZE_KEY} "
@@ -249,49 +252,53 @@ def _settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: 
     )
 
 
-def _timm_pixels(path: Path, config: Mapping[str, Any]) -> tuple[Triple, Triple]:
-    """Mean and standard deviation of pixels in 0..1."""
+def _read_timm_scaling(path: Path, config: Mapping[str, Any]) -> tuple[Triple, Triple]:
+    """Returns the mean and standard deviation that normalise pixels in 0..1."""
     pixels = config.get("pretrained_cfg", config)
     if "mean" in pixels and "std" in pixels:
         return tuple(pixels["mean"]), tuple(pixels["std"])
-    if re.fullmatch(_TIMM_HALVES, path.stem):
-        return HALVES, HALVES
+    if re.fullmatch(_TIMM_INCEPTION_SCALING, path.stem):
+        return _INCEPTION_MEAN, _INCEPTION_STD
     raise WeightsError(
         f"{path}: unknown input scaling of the timm weights; put timm's config.json next to the file, or name the file "
         "after the timm model (vit_small_patch16_224.augreg_in21k_ft_in1k...)"
     )
 
 
-def _transformers_pixels(path: Path, naming: _Naming) -> tuple[Triple, Triple]:
-    pixels = sibling_json(path, "preprocessor_config.json")
+def _read_transformers_scaling(path: Path, naming: _Naming) -> tuple[Triple, Triple]:
+    """Returns the mean and standard deviation that normalise pixels in 0..1."""
+    pixels = read_sibling_json(path, "preprocessor_config.json")
     if "image_mean" in pixels and "image_std" in pixels:
         return tuple(pixels["image_mean"]), tuple(pixels["image_std"])
     if naming is _SIGLIP:
-        return HALVES, HALVES
+        return _INCEPTION_MEAN, _INCEPTION_STD
     raise WeightsError(
         f"{path}: unknown input scaling of the weights; put the checkpoint's preprocessor_config.json next to the file"
     )
 
 
-def _read(path: Path, tensors: Mapping[str, Tensor], ours: str, shape: tuple[int, ...], size: str) -> np.ndarray:
-    """Reads tensors of the file and converts them to one of our parameters."""
+def _read_parameter(
+    path: Path, tensors: Mapping[str, Tensor], parameter: str, shape: tuple[int, ...], size: str
+) -> np.ndarray:
+    """Reads tensors of the file and converts them to our parameter at the path `parameter`."""
     try:
-        array = np.concatenate([_arrange(tensor.read(), ours) for tensor in tensors.values()], axis=-1)
-    except ValueError:  # wrong number of dimensions
+        array = np.concatenate([_arrange(tensor.read(), parameter) for tensor in tensors.values()], axis=-1)
+    except ValueError:  # invalid number of dimensions
         array = None
     if array is None or array.shape != shape:
         names = " and ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in tensors.items())
         raise WeightsError(
-            f"{path}: {names} does not match {ours} {shape} of ViT {size!r}; does {_SIZE_KEY} match the weights?"
+            f"{path}: {names} does not match {parameter} {shape} of ViT {size!r}; does {_SIZE_KEY} match the weights?"
         )
     return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _arrange(array: np.ndarray, ours: str) -> np.ndarray:
-    if ours == "embed/patches/kernel":  # from [width, 3, patch height, patch width]
+def _arrange(array: np.ndarray, parameter: str) -> np.ndarray:
+    """Converts an array to our layout."""
+    if parameter == "embed/patches/kernel":  # from [width, 3, patch height, patch width]
         return array.transpose(2, 3, 1, 0).reshape(-1, array.shape[0])
-    if ours == "embed/class_token":
+    if parameter == "embed/class_token":
         return array.reshape(-1)
-    if ours == "embed/position":
+    if parameter == "embed/position":
         return array.reshape(-1, array.shape[-1])
-    return array.T if ours.endswith("/kernel") else array
+    return array.T if parameter.endswith("/kernel") else array

@@ -1,4 +1,4 @@
-"""Opens weight files of several formats as named tensors that are read lazily."""
+"""Opens weight files in several formats, as named tensors that are read lazily."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
-from caption_jax.pretrained.naming import keras_modules
+from caption_jax.pretrained.naming import map_keras_modules
 from caption_jax.pretrained.torch_file import read_state_dict
 from input_pipeline.extras import optional_packages
 
@@ -22,7 +22,7 @@ KERAS_ENDINGS = (".h5", ".keras")
 TORCH_NAMED_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
 ENDINGS = (*TORCH_NAMED_ENDINGS, *KERAS_ENDINGS)
 
-# The variables of a layer in Keras 3 files, which store them by number, by layer class.
+# Variables by layer class, in the order of their indices in Keras 3 files.
 _KERAS_VARIABLES = {
     "conv2d": ("kernel", "bias"),
     "depthwise_conv2d": ("kernel",),
@@ -51,12 +51,12 @@ class _Tensor:
 
 
 def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor]:
-    """Returns the tensors of a weight file by name. Only names and shapes are read until `read()` is called.
+    """Returns the tensors of a weight file by name. Reads names and shapes; `Tensor.read` reads the values.
 
     Args:
         path: a PyTorch, safetensors or Keras file.
-        variant: EfficientNet variant, required for Keras files: Keras 3 stores layers by class and number, which are
-            converted to layer names ('stem_conv/kernel').
+        variant: EfficientNet variant. Required for Keras files, because Keras 3 identifies layers by class and index,
+            which are converted to layer names ('stem_conv/kernel').
 
     Raises:
         WeightsError: the file is missing, damaged or of an unsupported type.
@@ -82,7 +82,7 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
 
     try:
         with safe_open(path, "numpy") as file:
-            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, no dict
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
     except SafetensorError as error:
         raise WeightsError(f"{path} is not a complete safetensors file ({error}); download it again") from error
     return {key: _Tensor(shape, lambda key=key: read(key)) for key, shape in shapes.items()}
@@ -109,15 +109,15 @@ def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
         with h5py.File(source, "r") as file:
             return file[name][()]
 
-    renamed = _names_of_keras_3(datasets, variant, path) if _is_keras_3(datasets) else _names_of_keras_2(datasets)
-    return {key: _Tensor(datasets[name], lambda name=name: read(name)) for name, key in renamed.items()}
+    keys = _rename_keras_3(datasets, variant, path) if _is_keras_3(datasets) else _rename_keras_2(datasets)
+    return {key: _Tensor(datasets[name], lambda name=name: read(name)) for name, key in keys.items()}
 
 
 def _is_keras_3(datasets: dict[str, tuple[int, ...]]) -> bool:
     return any("/vars/" in name for name in datasets)
 
 
-def _names_of_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
+def _rename_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
     """Converts '[model_weights/]layer/.../depthwise_kernel:0' to 'layer/kernel'."""
     renamed = {}
     for name in datasets:
@@ -129,10 +129,10 @@ def _names_of_keras_2(datasets: dict[str, tuple[int, ...]]) -> dict[str, str]:
     return renamed
 
 
-def _names_of_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, path: Path) -> dict[str, str]:
-    """Converts 'layers/depthwise_conv2d_4/vars/0' to the name of the fifth depthwise layer, in construction order."""
+def _rename_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, path: Path) -> dict[str, str]:
+    """Converts 'layers/depthwise_conv2d_4/vars/0' to 'layer/kernel' of the fifth depthwise layer that Keras builds."""
     layers: dict[str, list[str]] = {kind: [] for kind in _KERAS_VARIABLES}
-    for layer in keras_modules(variant).values():
+    for layer in map_keras_modules(variant).values():
         kind = "batch_normalization" if layer.endswith("bn") else "conv2d"
         layers["depthwise_conv2d" if layer.endswith("dwconv") else kind].append(layer)
     layers["dense"], layers["normalization"] = ["predictions"], ["normalization"]

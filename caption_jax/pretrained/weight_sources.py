@@ -1,4 +1,4 @@
-"""Locates weights (a file, folder or hub name) and the JSON files next to them, and checks their keys."""
+"""Locates weights (a file, folder or hub name), reads the JSON files next to them, and checks their keys."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from input_pipeline.extras import optional_packages
 KEY = "config.model.encoder.weights"
 
 
-def locate(weights: str, endings: tuple[str, ...], choices: str) -> Path:
+def locate_weights(weights: str, endings: tuple[str, ...], choices: str) -> Path:
     """Returns the path of the weight file for a file, a folder or a hub name.
 
     A folder must contain `model.safetensors` or `pytorch_model.bin`, as saved by transformers or timm.
 
     Args:
         weights: value of the config key.
-        endings: supported file name endings; a value with one of them is treated as a file even if it does not exist.
+        endings: supported file name endings; a value with such an ending is a file even if it does not exist.
         choices: description of the valid values, for the error message.
 
     Raises:
-        WeightsError: `weights` is empty or none of these, or the download fails.
+        WeightsError: `weights` is empty or invalid, or the download fails.
     """
     if not weights:
         raise WeightsError(f"{KEY} is empty; set it to the weights to load")
     path = Path(weights).expanduser()
     if path.is_dir():
-        return _in_folder(path)
+        return _locate_in_folder(path)
     if path.exists() or weights.endswith(endings):
         return path
     if re.fullmatch(r"[\w.-]+/[\w.-]+", weights):
-        return _in_folder(_from_hub(weights))
+        return _locate_in_folder(_download(weights))
     raise WeightsError(f"{KEY} is {weights!r}: {choices}")
 
 
-def sibling_json(path: Path, name: str) -> dict[str, Any]:
-    """Returns the JSON object in the file `name` in the folder of `path`, or {} if the file does not exist.
+def read_sibling_json(path: Path, name: str) -> dict[str, Any]:
+    """Returns the JSON object in the file `name` next to `path`, or {} if the file does not exist.
 
     Raises:
-        WeightsError: the file is not a JSON object.
+        WeightsError: the file does not contain a JSON object.
     """
     file = path.parent / name
     if not file.is_file():
@@ -54,38 +54,41 @@ def sibling_json(path: Path, name: str) -> dict[str, Any]:
         raise WeightsError(f"{file} is not a JSON object ({error})") from error
 
 
-def check_keys(path: Path, missing: Collection[str], extra: Collection[str], *, network: str, key: str) -> None:
-    """Raises WeightsError with the missing and unexpected keys, if there are any.
+def check_keys(
+    path: Path, missing: Collection[str], unexpected: Collection[str], *, network: str, config_key: str
+) -> None:
+    """Raises WeightsError if a weight file has missing or unexpected keys.
 
     Args:
         path: the file.
-        missing: keys that the network needs and that the file does not have.
-        extra: keys of the file that the network does not use.
+        missing: keys of the network that are not in the file.
+        unexpected: keys of the file that the network does not use.
         network: description of the expected network, such as "EfficientNet 'b0' with timm names".
-        key: config key that selects the network.
+        config_key: config key that selects the network.
     """
-    if missing or extra:
-        parts = [f"{len(missing)} missing keys: {listed_keys(missing)}"] * bool(missing)
-        parts += [f"{len(extra)} unexpected keys: {listed_keys(extra)}"] * bool(extra)
+    if missing or unexpected:
+        parts = [f"{len(missing)} missing keys: {format_keys(missing)}"] * bool(missing)
+        parts += [f"{len(unexpected)} unexpected keys: {format_keys(unexpected)}"] * bool(unexpected)
         raise WeightsError(
-            f"{path} does not contain the weights of {network}: {'; '.join(parts)}. Does {key} match the weights?"
+            f"{path} does not contain the weights of {network}: {'; '.join(parts)}. "
+            f"Does {config_key} match the weights?"
         )
 
 
-def listed_keys(keys: Iterable[str]) -> str:
+def format_keys(keys: Iterable[str]) -> str:
     """Formats the first ten keys, in alphabetical order, for an error message."""
-    listed = sorted(keys)
-    return ", ".join(map(repr, listed[:10])) + (f" and {len(listed) - 10} more" if len(listed) > 10 else "")
+    keys = sorted(keys)
+    return ", ".join(map(repr, keys[:10])) + (f" and {len(keys) - 10} more" if len(keys) > 10 else "")
 
 
-def _in_folder(folder: Path) -> Path:
+def _locate_in_folder(folder: Path) -> Path:
     for name in ("model.safetensors", "pytorch_model.bin"):
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(f"no model.safetensors in {folder}; specify the weight file itself")
 
 
-def _from_hub(name: str) -> Path:
+def _download(name: str) -> Path:
     with optional_packages(f"{KEY}={name!r}"):
         from huggingface_hub import snapshot_download
 

@@ -37,10 +37,10 @@ def initial_variables(experiment: Experiment) -> PyTree:
         variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
         logging.info("text encoder: weights from %s", text.source)
     if spec.model.decoder.weights:
-        from caption_jax.pretrained.roberta_decoder import start_from_roberta
+        from caption_jax.pretrained.roberta_decoder import initialise_from_roberta
 
         rows = vocabulary.to_full(range(vocabulary.size))
-        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
+        decoder = initialise_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
         variables["params"]["decoder"] = decoder
     if spec.init_from:
         variables = transfer_weights(variables, spec.init_from, vocabulary)

@@ -16,7 +16,7 @@ from caption_jax.config import default_config
 from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.roberta import Attention, Embeddings, Layer
-from caption_jax.pretrained.roberta_decoder import check_shape, decoder_arrays
+from caption_jax.pretrained.roberta_decoder import check_shape, convert_decoder_params
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_settings
 
 # A random RobertaForMaskedLM, saved by PyTorch: 2 layers, width 16, 4 heads, 40 tokens.
@@ -43,7 +43,8 @@ def decoder_of(text: PretrainedText, **options) -> tuple[Decoder, dict]:
     params = jax.jit(decoder.init)(jax.random.key(0), TOKENS[:, None], MEMORY)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     flat |= {path: jnp.zeros_like(value) for path, value in flat.items() if "/cross_attention/out/" in path}
-    return decoder, traverse_util.unflatten_dict(flat | decoder_arrays(text, decoder.layers, 8, FULL_IDS), sep="/")
+    converted = convert_decoder_params(text, decoder.layers, 8, FULL_IDS)
+    return decoder, traverse_util.unflatten_dict(flat | converted, sep="/")
 
 
 def causal_roberta(text: PretrainedText) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -101,7 +102,7 @@ def test_logits_without_cross_attention_match_roberta(sentences):
 def test_the_token_type_embedding_is_added_to_the_positions():
     text = load_roberta(str(GOLDEN))
     embeddings = text.params["embeddings"]
-    arrays = decoder_arrays(text, 1, 5, FULL_IDS)
+    arrays = convert_decoder_params(text, 1, 5, FULL_IDS)
     np.testing.assert_array_equal(arrays["embedding"], embeddings["word_embeddings"]["embedding"][FULL_IDS])
     expected = embeddings["position_embeddings"]["embedding"][2:7] + embeddings["token_type_embeddings"]["embedding"][0]
     np.testing.assert_array_equal(arrays["position"], expected)
