@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from caption_jax.metrics.scores import tokenize_pair
-from input_pipeline.extras import is_installed, describe_missing
+from input_pipeline.extras import describe_missing, is_installed
 
 METRICS = ("METEOR", "SPICE")
 _FILES = {

@@ -173,9 +173,7 @@ def read_chunks(
             yield [item.entry for item in items], pixels, errors, sum(item.is_update for item in items)
 
 
-def _add_captions(
-    entries: list[Entry], pixels: Sequence[np.ndarray], embedder: Embedder, captions: str
-) -> list[Entry]:
+def _add_captions(entries: list[Entry], pixels: Sequence[np.ndarray], embedder: Embedder, captions: str) -> list[Entry]:
     if captions == "none":
         return entries
     texts = (caption.text for caption in embedder.caption(pixels))
