@@ -197,9 +197,9 @@ class Captioner:
 
     def _make_caption(self, token_ids: list[int], log_prob: float) -> Caption:
         vocabulary = self._description.vocabulary
-        until_end = tokens[: tokens.index(EOS)] if EOS in tokens else tokens
-        token_texts = vocabulary.decode_tokens(token for token in until_end if token not in (BOS, PAD))
-        return Caption(vocabulary.decode(tokens), log_prob, tuple(token_texts))
+        caption_ids = token_ids[: token_ids.index(EOS)] if EOS in token_ids else token_ids
+        tokens = vocabulary.decode_tokens(i for i in caption_ids if i not in (BOS, PAD))
+        return Caption(vocabulary.decode(token_ids), log_prob, tuple(tokens))
 
 
 def load(

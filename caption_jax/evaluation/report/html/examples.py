@@ -157,5 +157,5 @@ def _make_word_panels(
     return panels
 
 
-def _thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
+def _load_thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
     return make_thumbnail(record.source(), longer_side, name=record.name)
