@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_captioner import BOS, EOS, LENGTH, MODEL, PAD, VOCABULARY, next_log_probs, padded, random_captioner
+from tiny_captioner import BOS, EOS, LENGTH, MODEL, PAD, VOCABULARY, compute_next_log_probs, pad_caption, make_random_captioner
 
 from caption_jax.decoding import decode, greedy
 from caption_jax.decoding.constraints import banned_tokens, max_length, min_length
 from caption_jax.specs import DecodeSpec
 
-WORDS_ONLY = [banned_tokens([BOS, PAD])]
+NO_SPECIAL_TOKENS = [banned_tokens([BOS, PAD])]
 
 
-def naive_greedy(table) -> tuple[list[int], list[float]]:
-    """Takes the most likely token at each step, with a full forward pass per step."""
+def decode_greedily(table) -> tuple[list[int], list[float]]:
+    """Returns the tokens and log-probabilities of greedy decoding, padded to `LENGTH`."""
     tokens: tuple[int, ...] = ()
     scores = []
     while len(tokens) < LENGTH and tokens[-1:] != (EOS,):
@@ -25,61 +25,61 @@ def naive_greedy(table) -> tuple[list[int], list[float]]:
         log_probs[[BOS, PAD]] = -np.inf
         tokens = (*tokens, int(log_probs.argmax()))
         scores.append(log_probs.max())
-    return padded(tokens), scores + [0.0] * (LENGTH - len(scores))
+    return pad_caption(tokens), scores + [0.0] * (LENGTH - len(scores))
 
 
 @pytest.fixture(scope="module")
-def run():
-    return jax.jit(lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=WORDS_ONLY))
+def run_greedy():
+    return jax.jit(lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=NO_SPECIAL_TOKENS))
 
 
 @pytest.mark.parametrize("seed", [1, 3, 6, 9, 27, 37])
-def test_matches_a_naive_loop(run, seed):
-    variables, memory = random_captioner(seed, images=8)
-    decoded = run(variables, memory)
-    for image, table in enumerate(next_log_probs(variables, memory)):
-        tokens, scores = naive_greedy(table)
+def test_greedy_decoding_matches_the_reference(run_greedy, seed):
+    variables, memory = make_random_captioner(seed, images=8)
+    decoded = run_greedy(variables, memory)
+    for image, table in enumerate(compute_next_log_probs(variables, memory)):
+        tokens, scores = decode_greedily(table)
         assert decoded.tokens[image].tolist() == tokens
         np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
         assert decoded.log_prob[image] == pytest.approx(sum(scores), abs=1e-5)
 
 
-def test_captions_end_at_different_steps(run):
-    """Ensures that the tests above cover rows that are finished while others are not."""
-    variables, memory = random_captioner(27, images=8)
-    lengths = (np.asarray(run(variables, memory).tokens) != PAD).sum(-1)
+def test_captions_end_at_different_steps(run_greedy):
+    """Ensures that the tests above cover batches with finished and unfinished captions."""
+    variables, memory = make_random_captioner(27, images=8)
+    lengths = (np.asarray(run_greedy(variables, memory).tokens) != PAD).sum(-1)
     assert len(set(lengths.tolist())) > 1
 
 
-def test_the_loop_stops_when_all_captions_are_finished():
-    variables, memory = random_captioner(0)
+def test_decoding_stops_when_all_captions_are_finished():
+    variables, memory = make_random_captioner(0)
     variables["params"]["decoder"]["output_bias"][EOS] += 50
     steps = []
 
-    def count(log_probs, progress):
+    def record_step(log_probs, progress):
         jax.debug.callback(lambda step: steps.append(int(step)), progress.step)
         return log_probs
 
-    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=[min_length(3, eos_id=EOS), count])
+    decoded = greedy(MODEL, variables, memory, max_length=5, constraints=[min_length(3, eos_id=EOS), record_step])
     jax.block_until_ready(decoded.tokens)
     jax.effects_barrier()
     assert decoded.tokens[:, 1].tolist() == [EOS, EOS]
     assert max(steps) == 1
 
 
-def test_the_limit_includes_start_and_end_tokens():
-    variables, memory = random_captioner(0)
+def test_max_length_includes_start_and_end_tokens():
+    variables, memory = make_random_captioner(0)
     variables["params"]["decoder"]["output_bias"][EOS] -= 50
     assert greedy(MODEL, variables, memory, max_length=4).tokens.shape == (2, 3)
     assert greedy(MODEL, variables, memory, max_length=99).tokens.shape == (2, LENGTH)
-    truncated = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4}))
+    truncated = decode(MODEL, variables, memory, DecodeSpec(max_length=4))
     assert EOS not in np.asarray(truncated.tokens) and PAD not in np.asarray(truncated.tokens)
-    finished = decode(MODEL, variables, memory, DecodeSpec(**{"max_length": 4, "at_limit": "end"}))
+    finished = decode(MODEL, variables, memory, DecodeSpec(max_length=4, at_limit="end"))
     assert (np.asarray(finished.tokens)[:, -1] == EOS).all()
 
 
 def test_unsatisfiable_constraints_yield_an_empty_caption():
-    variables, memory = random_captioner(0)
+    variables, memory = make_random_captioner(0)
     unsatisfiable = [min_length(9, eos_id=EOS), max_length(3, eos_id=EOS)]
     decoded = greedy(MODEL, variables, memory, max_length=5, constraints=unsatisfiable)
     assert (np.asarray(decoded.tokens) == PAD).all()
@@ -88,7 +88,7 @@ def test_unsatisfiable_constraints_yield_an_empty_caption():
 
 @pytest.fixture(scope="class")
 def decode_batch(config):
-    """The method of a `config`, compiled once for all tests of `TestIndependence`."""
+    """`decode` with a `config`, compiled once for all tests of `TestIndependence`."""
 
     def run(variables, memory, ids, mask=None):
         spec = DecodeSpec(**{**config, "max_length": 5})
@@ -109,67 +109,70 @@ def decode_batch(config):
     scope="class",
 )
 class TestIndependence:
-    """Results do not depend on the batch, on padding images, on padded memory or on the devices."""
+    """Results do not depend on the other images of a batch, on memory padding or on the number of devices."""
 
-    def test_batch(self, decode_batch):
-        variables, memory = random_captioner(12, images=8)
+    def test_other_images_have_no_effect(self, decode_batch):
+        variables, memory = make_random_captioner(12, images=8)
         ids = np.arange(8)
-        together, backwards = decode_batch(variables, memory, ids), decode_batch(variables, memory[::-1], ids[::-1])
-        with_padding = np.where((ids % 2)[:, None, None], 0, memory)
-        padded = decode_batch(variables, with_padding, ids)
-        self.assert_same(together, jax.tree.map(lambda x: x[::-1], backwards))
-        self.assert_same(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (together, padded)))
-        alone = decode_batch(variables, memory[5:8], ids[5:8])
-        self.assert_same(jax.tree.map(lambda x: x[5:8], together), alone)
+        expected = decode_batch(variables, memory, ids)
+        reversed_batch = decode_batch(variables, memory[::-1], ids[::-1])
+        self.assert_equal_results(jax.tree.map(lambda x: x[::-1], reversed_batch), expected)
+        padded = decode_batch(variables, np.where((ids % 2)[:, None, None], 0, memory), ids)
+        self.assert_equal_results(*(jax.tree.map(lambda x: x[::2], decoded) for decoded in (padded, expected)))
+        smaller_batch = decode_batch(variables, memory[5:8], ids[5:8])
+        self.assert_equal_results(smaller_batch, jax.tree.map(lambda x: x[5:8], expected))
 
-    def test_padded_memory(self, decode_batch):
-        variables, memory = random_captioner(12, images=8)
+    def test_memory_padding_has_no_effect(self, decode_batch):
+        variables, memory = make_random_captioner(12, images=8)
         ids = np.arange(8)
-        junk = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
+        noise = np.random.default_rng(0).normal(size=(8, 4, memory.shape[-1])).astype(np.float32)
         mask = np.broadcast_to(np.arange(memory.shape[1] + 4) < memory.shape[1], (8, memory.shape[1] + 4))
-        padded = decode_batch(variables, np.concatenate([memory, junk], axis=1), ids, mask)
-        self.assert_same(decode_batch(variables, memory, ids), padded)
+        padded = decode_batch(variables, np.concatenate([memory, noise], axis=1), ids, mask)
+        self.assert_equal_results(padded, decode_batch(variables, memory, ids))
 
-    def test_devices(self, decode_batch):
-        variables, memory = random_captioner(12, images=8)
+    def test_the_number_of_devices_has_no_effect(self, decode_batch):
+        variables, memory = make_random_captioner(12, images=8)
         mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
         ids = np.arange(8)
-        alone = decode_batch(variables, memory, ids)
-        rows = NamedSharding(mesh, PartitionSpec("data"))
+        expected = decode_batch(variables, memory, ids)
+        sharding = NamedSharding(mesh, PartitionSpec("data"))
         variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        spread = decode_batch(variables, jax.device_put(memory, rows), jax.device_put(ids, rows))
-        assert len(spread.all_tokens.sharding.device_set) == 8
-        self.assert_same(alone, spread)
+        sharded = decode_batch(variables, jax.device_put(memory, sharding), jax.device_put(ids, sharding))
+        assert len(sharded.all_tokens.sharding.device_set) == 8
+        self.assert_equal_results(sharded, expected)
 
-    def assert_same(self, first, second):
-        np.testing.assert_array_equal(first.all_tokens, second.all_tokens)
-        np.testing.assert_allclose(first.all_scores, second.all_scores, atol=1e-5)
-        np.testing.assert_allclose(first.all_token_log_probs, second.all_token_log_probs, atol=1e-5)
+    def assert_equal_results(self, actual, expected):
+        np.testing.assert_array_equal(actual.all_tokens, expected.all_tokens)
+        np.testing.assert_allclose(actual.all_scores, expected.all_scores, atol=1e-5)
+        np.testing.assert_allclose(actual.all_token_log_probs, expected.all_token_log_probs, atol=1e-5)
 
 
 def test_an_ensemble_averages_probabilities():
-    (first, memory), (second, other_memory) = random_captioner(3), random_captioner(4)
-    tables = zip(next_log_probs(first, memory), next_log_probs(second, other_memory), strict=True)
+    (first, memory), (second, other_memory) = make_random_captioner(3), make_random_captioner(4)
+    tables = zip(compute_next_log_probs(first, memory), compute_next_log_probs(second, other_memory), strict=True)
     models, weights, memories = (MODEL, MODEL), (first, second), (memory, other_memory)
-    decoded = greedy(models, weights, memories, max_length=5, constraints=WORDS_ONLY)
-    for image, (a, b) in enumerate(tables):
-        tokens, scores = naive_greedy({tokens: np.log((np.exp(a[tokens]) + np.exp(b[tokens])) / 2) for tokens in a})
+    decoded = greedy(models, weights, memories, max_length=5, constraints=NO_SPECIAL_TOKENS)
+    for image, (first_table, second_table) in enumerate(tables):
+        averaged = {
+            prefix: np.log((np.exp(first_table[prefix]) + np.exp(second_table[prefix])) / 2) for prefix in first_table
+        }
+        tokens, scores = decode_greedily(averaged)
         assert decoded.tokens[image].tolist() == tokens
         np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
 
 
-def test_an_ensemble_of_two_copies_equals_the_model():
-    variables, memory = random_captioner(3)
+def test_an_ensemble_of_two_copies_matches_the_model():
+    variables, memory = make_random_captioner(3)
     config = {"method": "beam", "num_beams": 3, "alpha": 1.0, "max_length": 5}
-    alone = jax.jit(lambda v, m: decode(MODEL, v, m, DecodeSpec(**config)))(variables, memory)
-    twice = jax.jit(lambda v, m: decode([MODEL] * 2, [v] * 2, [m] * 2, DecodeSpec(**config)))(variables, memory)
-    np.testing.assert_array_equal(alone.tokens, twice.tokens)
-    np.testing.assert_allclose(alone.score, twice.score, atol=1e-5)
+    single = jax.jit(lambda v, m: decode(MODEL, v, m, DecodeSpec(**config)))(variables, memory)
+    ensemble = jax.jit(lambda v, m: decode([MODEL] * 2, [v] * 2, [m] * 2, DecodeSpec(**config)))(variables, memory)
+    np.testing.assert_array_equal(ensemble.tokens, single.tokens)
+    np.testing.assert_allclose(ensemble.score, single.score, atol=1e-5)
 
 
 def test_invalid_ensembles_are_rejected():
-    variables, memory = random_captioner(3)
-    with pytest.raises(ValueError, match="2 models requires one set"):
+    variables, memory = make_random_captioner(3)
+    with pytest.raises(ValueError, match="2 models needs as many"):
         greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
     other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY + 1))
     with pytest.raises(ValueError, match=r"\[6, 7\] tokens"):
@@ -178,7 +181,7 @@ def test_invalid_ensembles_are_rejected():
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_attention_weights_are_returned(method):
-    variables, memory = random_captioner(5)
+    variables, memory = make_random_captioner(5)
     mask = jnp.array([[True, True, False], [True, True, True]])
     config = {"method": method, "num_beams": 2, "candidates": 2 if method == "beam" else 1, "max_length": 5}
 
@@ -191,8 +194,8 @@ def test_attention_weights_are_returned(method):
             variables, jnp.zeros((2, 1, 1), int), cache=cache, return_attention=True, method="decode"
         )
 
-    decoded, first = run(variables, memory)
-    real = np.asarray(decoded.all_tokens) != PAD
-    np.testing.assert_allclose(decoded.all_attention.sum(-1), real, atol=1e-5)
+    decoded, first_step = run(variables, memory)
+    is_token = np.asarray(decoded.all_tokens) != PAD
+    np.testing.assert_allclose(decoded.all_attention.sum(-1), is_token, atol=1e-5)
     assert (np.asarray(decoded.attention)[0, :, 2] == 0).all() and (np.asarray(decoded.attention)[1, 0] > 0).all()
-    np.testing.assert_allclose(decoded.attention[:, 0], first.attention[0, :, 0].mean(1)[:, 0], atol=1e-5)
+    np.testing.assert_allclose(decoded.attention[:, 0], first_step.attention[0, :, 0].mean(1)[:, 0], atol=1e-5)

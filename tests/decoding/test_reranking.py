@@ -1,4 +1,4 @@
-"""Reranking candidates by score and similarity: against NumPy, in decoding, and on several devices."""
+"""Reranking of candidates by score and similarity, compared with NumPy and across devices."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from small_run import shrink
-from tiny_captioner import MODEL, random_captioner
+from tiny_captioner import MODEL, make_random_captioner
 
 from caption_jax.config import default_config
 from caption_jax.decoding import Decoded, decode, rerank
@@ -24,64 +24,66 @@ FULL_IDS = np.array([0, 1, 2, 3, 17, 6, 14, 11, 5], np.int32)  # token ids in th
 BEAM = {"method": "beam", "num_beams": 4, "alpha": 0.6, "max_length": LENGTH}
 
 
-def text_ids(tokens):
+def to_text_ids(tokens):
     return jnp.asarray(FULL_IDS)[tokens]
 
 
 @functools.cache
-def captioner():
-    """A model with a text encoder, random variables, and random image features."""
+def make_captioner():
+    """Returns a model with a text encoder, random variables, and random image features."""
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.joint_embedding.width = 8
-    sizes = roberta_settings(config.model.text_encoder, 20, LENGTH, PAD)
-    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes)
+    text_encoder = roberta_settings(config.model.text_encoder, 20, LENGTH, PAD)
+    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=text_encoder)
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), tokens)
-    random = np.random.default_rng(0)
-    normal = lambda shape: (0.7 * random.normal(size=shape)).astype(np.float32)  # noqa: E731
+    rng = np.random.default_rng(0)
+    normal = lambda shape: (0.7 * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
     variables = {"params": jax.tree.map(lambda leaf: normal(leaf.shape), shapes["params"])}
     return model, variables, ImageFeatures(normal((IMAGES, MEMORY_LENGTH, WIDTH)), normal((IMAGES, WIDTH)))
 
 
-def run(settings, **options) -> Decoded:
-    model, variables, features = captioner()
-    decoder = jax.jit(lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=text_ids, **options))
+def run_decode(settings, **options) -> Decoded:
+    model, variables, features = make_captioner()
+    decoder = jax.jit(lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=to_text_ids, **options))
     return jax.device_get(decoder(variables, features))
 
 
 @functools.cache
-def all_candidates() -> Decoded:
-    """All beams, in the order of beam search."""
-    return run({**BEAM, "candidates": 4}, return_attention=True)
+def decode_all_candidates() -> Decoded:
+    """Returns all beams in the order of beam search."""
+    return run_decode({**BEAM, "candidates": 4}, return_attention=True)
 
 
 @functools.cache
-def reranked() -> Decoded:
-    """The two best candidates after reranking."""
-    return run({**BEAM, "candidates": 2, "rerank_weight": 8.0}, return_attention=True)
+def decode_and_rerank() -> Decoded:
+    """Returns the two best candidates after reranking."""
+    return run_decode({**BEAM, "candidates": 2, "rerank_weight": 8.0}, return_attention=True)
 
 
-def plain_similarities(tokens) -> np.ndarray:
-    """Cosines of candidates and their images, computed in NumPy from the outputs of RoBERTa."""
-    model, variables, features = captioner()
+def compute_similarities(tokens) -> np.ndarray:
+    """Computes the cosine similarities of candidates and images in NumPy from the outputs of RoBERTa."""
+    model, variables, features = make_captioner()
     captions = FULL_IDS[np.pad(tokens.reshape(-1, tokens.shape[-1]), ((0, 0), (1, 0)))]
     hidden = jax.jit(lambda ids: model.apply(variables, ids, ids != 1, method="encode_texts").tokens)(captions)
     dense, embedding = variables["params"]["text_encoder"]["dense"], variables["params"]["joint_embedding"]
     similarities = np.zeros(tokens.shape[:2])
     for row, (image, candidate) in enumerate(np.ndindex(*similarities.shape)):
         mean = np.asarray(hidden[row])[captions[row] != 1].mean(0) @ dense["kernel"] + dense["bias"]
-        text, pixels = mean @ embedding["text"]["kernel"], features.vector[image] @ embedding["image"]["kernel"]
-        similarities[image, candidate] = text @ pixels / np.linalg.norm(text) / np.linalg.norm(pixels)
+        text_vector = mean @ embedding["text"]["kernel"]
+        image_vector = features.vector[image] @ embedding["image"]["kernel"]
+        norms = np.linalg.norm(text_vector) * np.linalg.norm(image_vector)
+        similarities[image, candidate] = text_vector @ image_vector / norms
     return similarities
 
 
 def test_reranking_matches_sorting():
-    random = np.random.default_rng(1)
-    scores, similarity = random.normal(size=(2, 5, 6)).astype(np.float32)
+    rng = np.random.default_rng(1)
+    scores, similarity = rng.normal(size=(2, 5, 6)).astype(np.float32)
     scores[0, 2] = scores[1, :] = -np.inf
-    scores[2, 1], similarity[2, 1] = scores[2, 4], similarity[2, 4]  # a tie, which the earlier candidate wins
+    scores[2, 1], similarity[2, 1] = scores[2, 4], similarity[2, 4]  # in a tie, the earlier candidate wins
     tokens = np.arange(5 * 6 * 3).reshape(5, 6, 3)
     actual = rerank(Decoded(tokens, -np.ones((5, 6, 3)), scores), similarity, 1.5, 4)
     for image in range(5):
@@ -93,41 +95,41 @@ def test_reranking_matches_sorting():
 
 
 def test_beams_are_reranked_by_score_and_similarity():
-    candidates = all_candidates()
-    similarities = plain_similarities(candidates.all_tokens)
+    candidates = decode_all_candidates()
+    similarities = compute_similarities(candidates.all_tokens)
     total = candidates.all_scores + 8.0 * similarities
     order = np.argsort(-total, axis=1)[:, :2]
-    actual = reranked()
-    rows = np.arange(IMAGES)[:, None]
-    np.testing.assert_array_equal(actual.all_tokens, candidates.all_tokens[rows, order])
-    np.testing.assert_allclose(actual.all_scores, total[rows, order], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(actual.all_attention, candidates.all_attention[rows, order], atol=1e-6)
-    np.testing.assert_allclose(actual.log_prob, candidates.all_log_probs[rows[:, 0], order[:, 0]], atol=1e-5)
-    assert 0 < (order[:, 0] > 0).sum() < IMAGES, "both terms must matter"
+    actual = decode_and_rerank()
+    images = np.arange(IMAGES)[:, None]
+    np.testing.assert_array_equal(actual.all_tokens, candidates.all_tokens[images, order])
+    np.testing.assert_allclose(actual.all_scores, total[images, order], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(actual.all_attention, candidates.all_attention[images, order], atol=1e-6)
+    np.testing.assert_allclose(actual.log_prob, candidates.all_log_probs[images[:, 0], order[:, 0]], atol=1e-5)
+    assert 0 < (order[:, 0] > 0).sum() < IMAGES, "both terms must affect the order"
     most_similar = rerank(candidates, similarities, 1e6, 1).tokens
-    np.testing.assert_array_equal(most_similar, candidates.all_tokens[rows[:, 0], similarities.argmax(1)])
+    np.testing.assert_array_equal(most_similar, candidates.all_tokens[images[:, 0], similarities.argmax(1)])
     np.testing.assert_array_equal(rerank(candidates, similarities, 0.0, 4).all_tokens, candidates.all_tokens)
 
 
 def test_samples_are_reranked_by_log_probability_and_similarity():
     settings = {"method": "sample", "num_samples": 5, "max_length": LENGTH}
-    samples, actual = run(settings), run({**settings, "rerank_weight": 3.0})
-    total = np.asarray(samples.all_log_probs) + 3.0 * plain_similarities(samples.all_tokens)
+    samples, actual = run_decode(settings), run_decode({**settings, "rerank_weight": 3.0})
+    total = np.asarray(samples.all_log_probs) + 3.0 * compute_similarities(samples.all_tokens)
     order = np.argsort(-total, axis=1)
     np.testing.assert_array_equal(actual.all_tokens, samples.all_tokens[np.arange(IMAGES)[:, None], order])
 
 
-def test_reranking_on_eight_devices_matches_one():
-    model, variables, features = captioner()
+def test_reranking_on_eight_devices_matches_one_device():
+    model, variables, features = make_captioner()
     mesh = Mesh(np.array(jax.devices()), ("data",))
-    rows, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    by_image, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     settings = {**BEAM, "candidates": 2, "rerank_weight": 8.0}
     decoder = jax.jit(
-        lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=text_ids),
-        in_shardings=(replicated, rows),
+        lambda v, f: decode(model, v, f, DecodeSpec(**settings), text_ids=to_text_ids),
+        in_shardings=(replicated, by_image),
         out_shardings=replicated,
     )
-    sharded, single = decoder(variables, features), reranked()
+    sharded, single = decoder(variables, features), decode_and_rerank()
     np.testing.assert_array_equal(sharded.tokens, single.tokens)
     np.testing.assert_allclose(sharded.score, single.score, atol=1e-5)
 
@@ -143,16 +145,16 @@ def test_reranking_on_eight_devices_matches_one():
     ],
 )
 def test_invalid_reranking_settings_are_rejected(settings, message):
-    model, variables, features = captioner()
+    model, variables, features = make_captioner()
     with pytest.raises(ValueError, match=message):
-        decode(model, variables, features, DecodeSpec(**{"rerank_weight": 1.0, **settings}), text_ids=text_ids)
+        decode(model, variables, features, DecodeSpec(**{"rerank_weight": 1.0, **settings}), text_ids=to_text_ids)
 
 
 def test_reranking_requires_a_joint_embedding():
     settings = {"method": "beam", "rerank_weight": 1.0}
-    variables, memory = random_captioner(0)
-    for model, ids in ((MODEL, text_ids), (captioner()[0], None)):
+    variables, memory = make_random_captioner(0)
+    for model, ids in ((MODEL, to_text_ids), (make_captioner()[0], None)):
         with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
             decode(model, variables, memory, DecodeSpec(**settings), text_ids=ids)
     with pytest.raises(ValueError, match="for an ensemble set it to 0"):
-        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**settings), text_ids=text_ids)
+        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**settings), text_ids=to_text_ids)
