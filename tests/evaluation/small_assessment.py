@@ -1,4 +1,4 @@
-"""The assessment of an evaluation of three images, without a model."""
+"""An assessment of captions of three images, made without a model."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ REFERENCES = {
 CAPTIONS = {"1.png": "a dog runs on the grass", "2.png": "a cat with a", "3.png": ""}
 
 
-def assessed(
+def make_assessment(
     captions: dict[str, str] = CAPTIONS, references: dict[str, list[str]] = REFERENCES, *, java: bool = False
 ) -> Assessment:
-    """Returns the assessment of three captions. The third image is unreadable."""
+    """Returns the assessment of the captions. The third image is unreadable."""
     readable = list(captions)[:2]
     protocol = {
         "split": "val",

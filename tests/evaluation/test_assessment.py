@@ -1,19 +1,19 @@
-"""The numerical results of an evaluation."""
+"""The results of an evaluation as JSON and as printed text."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from small_assessment import CAPTIONS, REFERENCES, assessed
+from small_assessment import CAPTIONS, REFERENCES, make_assessment
 
 from caption_jax.evaluation.assessment import as_results
 from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.metrics import diversity, java_metrics, score
 
 
-def test_results_have_scores_intervals_and_every_image():
-    results = json.loads(json.dumps(as_results(assessed()), allow_nan=False))
+def test_results_contain_scores_intervals_and_all_images():
+    results = json.loads(json.dumps(as_results(make_assessment()), allow_nan=False))
     expected = score(REFERENCES, CAPTIONS)
     assert set(results["intervals"]) == set(expected)
     for name, (low, high) in results["intervals"].items():
@@ -27,21 +27,21 @@ def test_results_have_scores_intervals_and_every_image():
 
 
 def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
-    assert assessed().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
+    assert make_assessment().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
 
-    class Meteor:
+    class FakeMeteor:
         def compute_score(self, references, results):
             return 0.25, [0.25]
 
     monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "no parser"})
-    monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: Meteor())
-    assessment = assessed(java=True)
+    monkeypatch.setattr(java_metrics, "_scorer", lambda name: FakeMeteor())
+    assessment = make_assessment(java=True)
     assert assessment.metrics["METEOR"] == 0.25 and assessment.absent == {"SPICE": "no parser"}
     assert as_results(assessment)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(assessment)["intervals"]
 
 
-def test_the_terminal_shows_the_results(capsys):
-    assessment = assessed()
+def test_results_are_printed(capsys):
+    assessment = make_assessment()
     print_evaluation(assessment)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
     interval = assessment.intervals["CIDEr-D"]

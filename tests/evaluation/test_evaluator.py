@@ -11,7 +11,7 @@ from input_pipeline.records import Record, Split
 
 
 @pytest.mark.usefixtures("example_files")
-def test_the_evaluator_of_the_documentation_works():
+def test_the_example_evaluator_counts_words_up_to_its_limit():
     config = get_config().unlock()
     config.evaluators = {"own": {"name": "own.caption_length:CaptionLength", "limit": 3}}
     evaluator = RunSpec.from_config(config).evaluators["own"]

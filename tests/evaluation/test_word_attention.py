@@ -17,7 +17,7 @@ def vocabulary() -> Vocabulary:
     return Vocabulary(tokenizer, range(tokenizer.size))
 
 
-def test_the_tokens_of_a_word_are_averaged(vocabulary):
+def test_attention_is_averaged_over_the_tokens_of_a_word(vocabulary):
     tokens = vocabulary.encode("a red zebra", 20)[1:]  # without <s>, as decoded
     attention = np.random.default_rng(0).random((len(tokens), 4), np.float32)
     words, per_word = attention_per_word(vocabulary, tokens, attention)

@@ -1,6 +1,6 @@
 """A headless Chromium that records the network requests and the console messages of a page.
 
-Speaks the DevTools protocol over two pipes, which are file descriptors 3 and 4 of the browser.
+Uses the DevTools protocol over two pipes, which are file descriptors 3 and 4 of the browser.
 """
 
 from __future__ import annotations
@@ -30,36 +30,36 @@ _FLAGS = (
 
 
 def find_browser() -> str | None:
-    """Returns the path of the browser, or None."""
+    """Returns the path of the browser, or None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Tab:
-    """Context manager of a page in a new browser.
+    """Context manager for a page in a new browser.
 
     Attributes:
-        requests: URLs that the page requested, except its own and data URIs.
-        messages: console output, exceptions and warnings of the browser.
+        requests: URLs requested by the page, except data URIs and the URL of the page.
+        messages: console output, exceptions, and warnings of the browser.
     """
 
-    def __init__(self, program: str, profile: Path):
+    def __init__(self, executable: str, profile: Path):
         self.requests: list[str] = []
         self.messages: list[str] = []
         self._loaded, self._url, self._count, self._buffer, self._session = False, "", 0, b"", None
         browser_in, self._out = os.pipe()
         self._in, browser_out = os.pipe()
-        high = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (browser_in, browser_out)]
+        duplicates = [fcntl.fcntl(pipe, fcntl.F_DUPFD_CLOEXEC, 10) for pipe in (browser_in, browser_out)]
         os.close(browser_in)
         os.close(browser_out)
         self._process = subprocess.Popen(
-            [program, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            [executable, *_FLAGS, f"--user-data-dir={profile}", "about:blank"],
             close_fds=False,
-            preexec_fn=lambda: (os.dup2(high[0], 3), os.dup2(high[1], 4)),
+            preexec_fn=lambda: (os.dup2(duplicates[0], 3), os.dup2(duplicates[1], 4)),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        for end in high:
-            os.close(end)
+        for pipe in duplicates:
+            os.close(pipe)
 
     def __enter__(self) -> Tab:
         pages = [target for target in self.call("Target.getTargets")["targetInfos"] if target["type"] == "page"]
@@ -76,7 +76,7 @@ class Tab:
         os.close(self._out)
 
     def open(self, url: str) -> None:
-        """Navigates to the page and waits until it has loaded."""
+        """Navigates to the URL and waits until the page has loaded."""
         self._loaded, self._url = False, url
         self.call("Page.navigate", url=url)
         while not self._loaded:
@@ -84,13 +84,13 @@ class Tab:
         self.evaluate("new Promise(done => setTimeout(done, 500))")  # for delayed requests
 
     def evaluate(self, expression: str) -> Any:
-        """Evaluates a JavaScript expression in the page."""
+        """Evaluates a JavaScript expression in the page and returns its value."""
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
     def screenshot(self, path: Path, width: int, height: int, scheme: str = "light") -> None:
-        """Writes a screenshot of the page in a window of that size."""
+        """Writes a PNG screenshot of the page in a window of `width` x `height` pixels."""
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
@@ -111,10 +111,10 @@ class Tab:
 
     def _receive(self) -> dict[str, Any]:
         """Reads the next message, and records it if it is an event."""
-        end = time.monotonic() + _TIMEOUT
+        deadline = time.monotonic() + _TIMEOUT
         while b"\0" not in self._buffer:
-            ready, _, _ = select.select([self._in], [], [], max(end - time.monotonic(), 0))
-            assert ready, f"no message of the browser in {_TIMEOUT} seconds"
+            ready, _, _ = select.select([self._in], [], [], max(deadline - time.monotonic(), 0))
+            assert ready, f"no message from the browser in {_TIMEOUT} seconds"
             chunk = os.read(self._in, 1 << 20)
             assert chunk, "the browser has exited"
             self._buffer += chunk
