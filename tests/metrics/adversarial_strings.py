@@ -1,4 +1,4 @@
-"""Random lines unlike captions, by kind, to locate differences between tokenizers; deterministic per seed."""
+"""Random lines unlike captions, by kind, which reveal differences between tokenizers. Deterministic per seed."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _KINDS: dict[str, tuple[list[str], list[str], int, int]] = {
 KINDS = tuple(_KINDS)
 
 
-def harder(kind: str, count: int, seed: int = 0) -> list[str]:
-    """Returns `count` random lines of a kind; "apostrophes" mixes letters and apostrophes, and so on."""
+def make_adversarial_lines(kind: str, count: int, seed: int = 0) -> list[str]:
+    """Returns `count` random lines of one of the `KINDS`, such as letters mixed with apostrophes."""
     first, others, min_parts, max_parts = _KINDS[kind]
     rng = random.Random(f"{kind} {seed}")
     lines = (

@@ -1,4 +1,4 @@
-"""Runs the Java tokenizer bundled with pycocoevalcap. As a script, it updates the golden file of the tests.
+"""Runs the Java tokenizer bundled with pycocoevalcap. As a script, updates the golden file of the tests:
 
 python tests/metrics/reference_tokenizer.py
 """
@@ -29,10 +29,10 @@ def find_jar() -> Path | None:
     return jar if jar.is_file() else None
 
 
-def reference_tokens(lines: Sequence[str]) -> list[str]:
-    """Returns the tokens that pycocoevalcap's PTBTokenizer produces for the lines, in a single run."""
+def run_reference_tokenizer(lines: Sequence[str]) -> list[str]:
+    """Tokenizes all lines in a single run of pycocoevalcap's PTBTokenizer."""
     jar = find_jar()
-    assert jar is not None, "needs Java and pycocoevalcap"
+    assert jar is not None, "requires Java and pycocoevalcap"
     with tempfile.NamedTemporaryFile(suffix=".txt") as file:
         # A last line without a newline is tokenized differently, a bug that affects pycocoevalcap's last caption.
         file.write("".join(f"{line}\n" for line in lines).encode())
@@ -55,8 +55,8 @@ def read_captions(shared_data: Path) -> list[str]:
 
 
 def write_golden(lines: Sequence[str]) -> None:
-    """Writes (line, tokens) pairs from one run of the reference over all lines, because their order matters."""
-    pairs = [list(pair) for pair in zip(lines, reference_tokens(lines), strict=True)]
+    """Writes (line, tokens) pairs from a single run over all lines, because tokens depend on the next line."""
+    pairs = [list(pair) for pair in zip(lines, run_reference_tokenizer(lines), strict=True)]
     rows = ",\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs)
     GOLDEN.write_text(f"[\n{rows}\n]\n", encoding="utf-8")
 

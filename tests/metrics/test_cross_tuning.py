@@ -20,8 +20,8 @@ def test_ties_select_the_first_setting():
     assert cross_tuned(captions, ([0], [1]), ([0.3, 0.3], [0.0, 0.0])) == ({0: "a", 1: "a"}, (0, 0))
 
 
-def test_halves_only_depend_on_the_seed_and_the_ids():
-    ids = [f"{number}.jpg" for number in range(101)]
+def test_halves_depend_only_on_the_seed_and_the_ids():
+    ids = [f"{i}.jpg" for i in range(101)]
     first, second = seeded_halves(ids, seed=3)
     assert (len(first), len(second)) == (50, 51) and set(first) | set(second) == set(ids)
     assert first == sorted(first, key=ids.index), "in the order of the input"

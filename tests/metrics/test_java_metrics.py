@@ -1,3 +1,5 @@
+"""METEOR and SPICE: scores with Java, and reasons for missing metrics without it."""
+
 from __future__ import annotations
 
 import shutil
@@ -20,12 +22,12 @@ def test_metrics_are_absent_without_java(monkeypatch):
 
 
 def test_a_metric_is_absent_if_its_program_fails(monkeypatch):
-    class Broken:
+    class FailingScorer:
         def compute_score(self, references, results):
             raise BrokenPipeError("the program exited")
 
     monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "not installed"})
-    monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: Broken())
+    monkeypatch.setattr(java_metrics, "_scorer", lambda name: FailingScorer())
     scores, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
     assert scores == {} and "the program exited" in absent["METEOR"] and absent["SPICE"] == "not installed"
 
@@ -39,8 +41,8 @@ def test_meteor_on_our_tokens_matches_pycocoevalcap():
     references, hypotheses = {**REFERENCES, 3: ["a hat"]}, {**HYPOTHESES, 3: "hats, a lot of"}
     tokenizer = PTBTokenizer()
     tokens = [
-        tokenizer.tokenize({i: [{"caption": caption} for caption in captions] for i, captions in texts.items()})
-        for texts in (references, {i: [caption] for i, caption in hypotheses.items()})
+        tokenizer.tokenize({image: [{"caption": text} for text in texts] for image, texts in captions.items()})
+        for captions in (references, {image: [text] for image, text in hypotheses.items()})
     ]
     expected = Meteor().compute_score(*tokens)[0]
     assert java_metrics.java_scores(references, hypotheses)[0]["METEOR"] == pytest.approx(expected, abs=1e-9)

@@ -20,27 +20,27 @@ from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.metrics.scores import tokenize_pair
 
 
-def reference_scores(references, hypotheses) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-    """Returns pycocoevalcap's scores on our tokens, for the corpus and per image."""
-    gts, candidates = tokenize_pair(references, hypotheses)
-    res = {image_id: [candidate] for image_id, candidate in candidates.items()}
-    bleu, bleu_images = Bleu(4).compute_score(gts, res, verbose=0)
-    rouge, rouge_images = Rouge().compute_score(gts, res)
-    cider, cider_images = Cider().compute_score(gts, res)
+def compute_reference_scores(references, hypotheses) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Computes pycocoevalcap's scores on our tokens, for the corpus and per image."""
+    reference_tokens, candidates = tokenize_pair(references, hypotheses)
+    candidate_tokens = {image_id: [candidate] for image_id, candidate in candidates.items()}
+    bleu, bleu_images = Bleu(4).compute_score(reference_tokens, candidate_tokens, verbose=0)
+    rouge, rouge_images = Rouge().compute_score(reference_tokens, candidate_tokens)
+    cider, cider_images = Cider().compute_score(reference_tokens, candidate_tokens)
     corpus = {**{f"BLEU-{n + 1}": bleu[n] for n in range(4)}, "ROUGE-L": rouge, "CIDEr-D": cider}
     images = {**{f"BLEU-{n + 1}": bleu_images[n] for n in range(4)}, "ROUGE-L": rouge_images, "CIDEr-D": cider_images}
     return corpus, images
 
 
-def assert_equal_to_reference(references, hypotheses) -> None:
+def assert_matches_pycocoevalcap(references, hypotheses) -> None:
     actual = score_images(references, hypotheses)
-    corpus, images = reference_scores(references, hypotheses)
+    corpus, images = compute_reference_scores(references, hypotheses)
     for name, expected in corpus.items():
         assert math.isclose(actual.corpus()[name], expected, rel_tol=0, abs_tol=1e-9), name
         np.testing.assert_allclose(actual.values[name], images[name], rtol=0, atol=1e-9, err_msg=name)
 
 
-def random_captions(images: int, seed: int) -> tuple[dict, dict]:
+def make_random_captions(images: int, seed: int) -> tuple[dict, dict]:
     """Returns one to six references per image, and hypotheses that are similar, dissimilar, empty or a single word."""
     rng = random.Random(seed)
     words = ["a", "the", "dog", "cat", "man", "red", "runs", "on", "in", "grass", ".", ",", "two", "isn't"]
@@ -68,17 +68,17 @@ def random_captions(images: int, seed: int) -> tuple[dict, dict]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_random_captions(seed):
-    assert_equal_to_reference(*random_captions(600, seed))
+def test_scores_of_random_captions_match_pycocoevalcap(seed):
+    assert_matches_pycocoevalcap(*make_random_captions(600, seed))
 
 
 @pytest.mark.slow
-def test_photographs(shared_data):
+def test_scores_of_photographs_match_pycocoevalcap(shared_data):
     captions = read_captions(shared_data)[:15000]
-    # The first caption of each photograph is scored against the other four, a third of them against another's.
+    # The first caption of each photograph is scored against the other four. Every third image has a caption of another.
     references = {image: captions[5 * image + 1 : 5 * image + 5] for image in range(3000)}
     hypotheses = {image: captions[5 * (image if image % 3 else (image + 1) % 3000)] for image in range(3000)}
-    assert_equal_to_reference(references, hypotheses)
+    assert_matches_pycocoevalcap(references, hypotheses)
 
 
 @settings(max_examples=150, deadline=None)
@@ -89,19 +89,19 @@ def test_photographs(shared_data):
         max_size=4,
     )
 )
-def test_tiny_captions(pairs):
+def test_scores_of_short_captions_match_pycocoevalcap(pairs):
     references = {image: captions for image, (captions, _) in enumerate(pairs)}
     if not any(tokenize_all([caption])[0] for captions in references.values() for caption in captions):
-        return  # pycocoevalcap fails if no reference contains a word; see the next test
-    assert_equal_to_reference(references, {image: hypothesis for image, (_, hypothesis) in enumerate(pairs)})
+        return  # pycocoevalcap fails if no reference contains a word, as in the next test
+    assert_matches_pycocoevalcap(references, {image: hypothesis for image, (_, hypothesis) in enumerate(pairs)})
 
 
-def test_references_without_a_word():
+def test_references_without_words_score_zero():
     assert score({1: ["."]}, {1: "a dog"})["CIDEr-D"] == 0
 
 
 def test_document_frequencies_default_to_the_references(tmp_path):
-    references, hypotheses = random_captions(200, 3)
+    references, hypotheses = make_random_captions(200, 3)
     tokens, _ = tokenize_pair(references, hypotheses)
     frequencies = DocumentFrequencies.from_references(tokens.values())
     assert frequencies.images == 200
@@ -115,10 +115,10 @@ def test_document_frequencies_default_to_the_references(tmp_path):
 
 
 def test_document_frequencies_of_a_corpus_change_the_score():
-    references, hypotheses = random_captions(50, 4)
-    corpus = DocumentFrequencies.from_references(tokenize_pair(*random_captions(400, 5))[0].values())
+    references, hypotheses = make_random_captions(50, 4)
+    corpus = DocumentFrequencies.from_references(tokenize_pair(*make_random_captions(400, 5))[0].values())
     assert score(references, hypotheses, corpus)["CIDEr-D"] != pytest.approx(score(references, hypotheses)["CIDEr-D"])
-    # A single image scores 0 with its own frequencies, because every n-gram is in every image. A corpus fixes that.
+    # Without a corpus, a single image scores 0, because each n-gram of its references occurs in every image.
     assert score({1: ["a red dog"]}, {1: "a red dog"})["CIDEr-D"] == 0
     assert score({1: ["a red dog"]}, {1: "a red dog"}, corpus)["CIDEr-D"] > 5
 

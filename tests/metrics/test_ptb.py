@@ -1,23 +1,25 @@
+"""The PTB tokenizer compared with the Java implementation, live and through a golden file."""
+
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
 import pytest
-from fuzz_strings import fuzz
-from harder_strings import KINDS, harder
+from fuzz_strings import make_fuzzed_lines
+from adversarial_strings import KINDS, make_adversarial_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reference_tokenizer import find_jar, read_captions, reference_tokens
+from reference_tokenizer import find_jar, read_captions, run_reference_tokenizer
 
 from caption_jax.metrics.ptb import PUNCTUATION, tokenize, tokenize_all
 from caption_jax.metrics.ptb.tokens import split
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "ptb_tokens.json"
-needs_java = pytest.mark.skipif(find_jar() is None, reason="needs Java and pycocoevalcap's tokenizer")
+requires_java = pytest.mark.skipif(find_jar() is None, reason="requires Java and pycocoevalcap's tokenizer")
 
 
-def differences(lines: list[str], expected: list[str]) -> list[tuple[str, str, str]]:
+def find_differences(lines: list[str], expected: list[str]) -> list[tuple[str, str, str]]:
     actual = tokenize_all(lines)
     return [row for row in zip(lines, expected, actual, strict=True) if row[1] != row[2]]
 
@@ -25,7 +27,7 @@ def differences(lines: list[str], expected: list[str]) -> list[tuple[str, str, s
 def test_tokens_match_the_golden_file():
     pairs = json.loads(GOLDEN.read_text(encoding="utf-8"))
     assert len(pairs) > 1000
-    assert not differences([line for line, _ in pairs], [tokens for _, tokens in pairs])
+    assert not find_differences([line for line, _ in pairs], [tokens for _, tokens in pairs])
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,7 @@ def test_tokens_match_the_golden_file():
         (" . ", ""),
     ],
 )
-def test_examples(caption, tokens):
+def test_tokens_of_example_captions(caption, tokens):
     assert tokenize(caption) == tokens
 
 
@@ -67,28 +69,28 @@ def test_any_string_can_be_tokenized(text):
     assert not PUNCTUATION & set(tokens.split(" "))
 
 
-@needs_java
+@requires_java
 @pytest.mark.java
 def test_all_captions_match_the_reference(shared_data):
     captions = read_captions(shared_data)
     assert len(captions) == 35400
-    assert not differences(captions, reference_tokens(captions))
+    assert not find_differences(captions, run_reference_tokenizer(captions))
 
 
-@needs_java
+@requires_java
 @pytest.mark.java
 @pytest.mark.parametrize("seed", [1, 2])
 def test_fuzzed_captions_match_the_reference(shared_data, seed):
-    lines = fuzz(20_000, read_captions(shared_data), seed)
-    different = differences(lines, reference_tokens(lines))
-    assert len(different) <= len(lines) // 1000, different[:20]
+    lines = make_fuzzed_lines(20_000, read_captions(shared_data), seed)
+    differences = find_differences(lines, run_reference_tokenizer(lines))
+    assert len(differences) <= len(lines) // 1000, differences[:20]
 
 
-@needs_java
+@requires_java
 @pytest.mark.java
 @pytest.mark.parametrize("kind", KINDS)
-def test_harder_strings_nearly_match_the_reference(kind):
-    lines = harder(kind, 15_000)
-    different = differences(lines, reference_tokens(lines))
-    print(f"{kind}: {len(different)} of {len(lines)} differ: {different[:12]}")  # for docs/metrics.md
-    assert len(different) <= len(lines) // 1000
+def test_adversarial_strings_nearly_match_the_reference(kind):
+    lines = make_adversarial_lines(kind, 15_000)
+    differences = find_differences(lines, run_reference_tokenizer(lines))
+    print(f"{kind}: {len(differences)} of {len(lines)} differ: {differences[:12]}")  # for docs/metrics.md
+    assert len(differences) <= len(lines) // 1000

@@ -1,3 +1,5 @@
+"""Result files and annotations: supported formats, validation and errors."""
+
 from __future__ import annotations
 
 import json
@@ -61,13 +63,13 @@ def test_invalid_results_are_rejected(tmp_path, content):
         read_results(tmp_path / "none.json")
 
 
-def test_coco_annotations(tmp_path):
+def test_coco_annotations_are_read(tmp_path):
     path = write_json(tmp_path / "a.json", COCO)
     assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     assert read_annotations(path, ids="file_name") == {"eight.jpg": ["a cat", "the cat"], "seven.jpg": ["a dog"]}
 
 
-def test_karpathy_annotations(tmp_path):
+def test_karpathy_annotations_are_read(tmp_path):
     path = write_json(tmp_path / "a.json", KARPATHY)
     assert read_annotations(path) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     assert read_annotations(path, split="test", ids="file_name") == {"seven.jpg": ["a dog"]}
@@ -76,12 +78,12 @@ def test_karpathy_annotations(tmp_path):
 
 
 @pytest.mark.parametrize("content", [[], {}, {"annotations": [{}]}, {"images": [{"id": 1}]}])
-def test_unknown_annotations_are_rejected(tmp_path, content):
+def test_annotations_in_an_unknown_format_are_rejected(tmp_path, content):
     with pytest.raises(ResultsError, match=r"a\.json"):
         read_annotations(write_json(tmp_path / "a.json", content))
 
 
-def test_csv_annotations(tmp_path):
+def test_csv_annotations_are_read(tmp_path):
     path, names = tmp_path / "captions.csv", tmp_path / "dev.txt"
     path.write_text('image,caption\na.jpg,"a dog, red"\nb.jpg,a cat\na.jpg,the dog\n')
     names.write_text("a.jpg\n")
@@ -95,7 +97,7 @@ def test_csv_annotations(tmp_path):
         read_annotations(path)
 
 
-TEXTS = {"a.jpg": ["a dog runs"], "b.jpg": ["a cat"]}
+CAPTIONS = {"a.jpg": ["a dog runs"], "b.jpg": ["a cat"]}
 FORMATS = {
     "columns.csv": "Image,Caption\na.jpg,a dog runs\nb.jpg,a cat\n",
     "semicolons.csv": "file_name;text\na.jpg;a dog runs\nb.jpg;a cat\n",
@@ -110,8 +112,8 @@ FORMATS = {
 @pytest.mark.parametrize("name", FORMATS)
 def test_references_and_results_accept_the_formats_of_training_data(name, tmp_path):
     (tmp_path / name).write_text(FORMATS[name], encoding="utf-8")
-    assert read_annotations(tmp_path / name, ids="file_name") == TEXTS
-    assert read_results(tmp_path / name) == {image: text for image, (text,) in TEXTS.items()}
+    assert read_annotations(tmp_path / name, ids="file_name") == CAPTIONS
+    assert read_results(tmp_path / name) == {image: caption for image, (caption,) in CAPTIONS.items()}
 
 
 def test_splits_are_selected_by_field_or_by_a_list_of_names(tmp_path):
@@ -123,8 +125,8 @@ def test_splits_are_selected_by_field_or_by_a_list_of_names(tmp_path):
 
 
 def test_file_names_are_optional(tmp_path):
-    by_id = {"annotations": COCO["annotations"]}
-    assert read_annotations(write_json(tmp_path / "a.json", by_id)) == {8: ["a cat", "the cat"], 7: ["a dog"]}
+    without_images = {"annotations": COCO["annotations"]}
+    assert read_annotations(write_json(tmp_path / "a.json", without_images)) == {8: ["a cat", "the cat"], 7: ["a dog"]}
     without_coco_ids = {"images": [{"imgid": 3, "filename": "a.jpg", "sentences": [{"raw": "a dog"}]}]}
     path = write_json(tmp_path / "k.json", without_coco_ids)
     assert read_annotations(path) == {3: ["a dog"]} and read_annotations(path, ids="file_name") == {"a.jpg": ["a dog"]}

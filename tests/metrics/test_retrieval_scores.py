@@ -1,3 +1,5 @@
+"""Retrieval scores compared with a brute-force implementation."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +9,7 @@ from shape_checks import unchecked_shapes
 from caption_jax.metrics import retrieval_scores
 
 
-def brute_force(similarity, image_of_text, at=(1, 5, 10)):
+def compute_brute_force_scores(similarity, image_of_text, cutoffs=(1, 5, 10)):
     images, texts = similarity.shape
     image_ranks, text_ranks = [], []
     for text in range(texts):
@@ -18,22 +20,22 @@ def brute_force(similarity, image_of_text, at=(1, 5, 10)):
         text_ranks.append(1 + sum(similarity[image, t] >= best for t in range(texts) if image_of_text[t] != image))
     scores = {}
     for name, ranks in (("image_to_text", text_ranks), ("text_to_image", image_ranks)):
-        scores |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in at}
+        scores |= {f"{name}_R@{k}": np.mean([rank <= k for rank in ranks]) for k in cutoffs}
         scores[f"{name}_median_rank"] = np.median(ranks)
     return scores
 
 
-@pytest.mark.parametrize("levels", [0, 5])
-def test_matches_brute_force(levels):
-    rng = np.random.default_rng(levels)
+@pytest.mark.parametrize("tie_levels", [0, 5])
+def test_scores_match_brute_force(tie_levels):
+    rng = np.random.default_rng(tie_levels)
     image_of_text = rng.permutation(np.repeat(np.arange(13), 3))
     similarity = rng.standard_normal((13, 39))
-    if levels:
-        similarity = np.round(similarity * levels / 3)  # many ties
-    assert retrieval_scores(similarity, image_of_text) == pytest.approx(brute_force(similarity, image_of_text))
+    if tie_levels:
+        similarity = np.round(similarity * tie_levels / 3)  # many ties
+    assert retrieval_scores(similarity, image_of_text) == pytest.approx(compute_brute_force_scores(similarity, image_of_text))
 
 
-def test_perfect_and_constant_similarity():
+def test_scores_of_perfect_and_constant_similarities():
     image_of_text = np.repeat(np.arange(20), 2)
     perfect = retrieval_scores((image_of_text == np.arange(20)[:, None]).astype(float), image_of_text)
     assert perfect["image_to_text_R@1"] == perfect["text_to_image_R@1"] == 1

@@ -1,3 +1,5 @@
+"""Corpus scores: names, ranges, and dependencies."""
+
 from __future__ import annotations
 
 import subprocess
@@ -15,7 +17,7 @@ REFERENCES = {
 }
 
 
-def test_perfect_captions():
+def test_perfect_captions_have_the_best_scores():
     scores = score(REFERENCES, {1: "a brown dog runs", 2: "two cats sit on a mat!", "three": "A man's hat"})
     assert scores["exact_match"] == 1
     assert scores["BLEU-4"] == pytest.approx(1, abs=1e-3)
@@ -23,7 +25,7 @@ def test_perfect_captions():
     assert scores["CIDEr-D"] > 2
 
 
-def test_names_and_ranges():
+def test_scores_have_the_expected_names_and_ranges():
     scores = score(REFERENCES, {1: "a dog", 2: "", "three": "man"})
     assert list(scores)[:6] == ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D"]
     assert all(isinstance(value, float) for value in scores.values())
