@@ -1,4 +1,4 @@
-"""Random weights of a model without its initialisation, whose compilation takes longer than most tests."""
+"""Random variables of a model, without its initialisation, which takes longer to compile than most tests."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flax import linen as nn
 
 
 def random_variables(module: nn.Module, *inputs: Any, seed: int = 0, scale: float = 0.4, **options: Any) -> dict:
-    """Variables of `module` for the inputs. Every array is random, so biases, norms and statistics have an effect."""
+    """Returns random variables of `module` for the inputs. Biases, norms and running statistics are random as well."""
     shapes = jax.eval_shape(lambda *arrays: module.init(jax.random.key(0), *arrays, **options), *inputs)
     generator = np.random.default_rng(seed)
 
-    def draw(path, shape: jax.ShapeDtypeStruct) -> jax.Array:
+    def sample(path, shape: jax.ShapeDtypeStruct) -> jax.Array:
         noise = scale * generator.normal(size=shape.shape)
         leaf = path[-1].key
         return jnp.asarray(1 + 0.5 * np.abs(noise) if leaf in ("scale", "var") else noise, shape.dtype)
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(sample, shapes)

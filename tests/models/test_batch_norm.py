@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,101 +14,99 @@ from caption_jax.models.batch_norm import BatchNorm
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 3, 2, 5) * [1, 2, 3, 4, 5] + [5, 4, 3, 2, 1], jnp.float32)
 
 
-def variables(images=IMAGES):
+def make_variables(images=IMAGES):
     channels = images.shape[-1]
-    random = np.random.RandomState(1)
-    params = {"scale": random.randn(channels), "bias": random.randn(channels)}
-    stats = {"mean": random.randn(channels), "var": random.uniform(0.5, 2, channels)}
+    rng = np.random.RandomState(1)
+    params = {"scale": rng.randn(channels), "bias": rng.randn(channels)}
+    stats = {"mean": rng.randn(channels), "var": rng.uniform(0.5, 2, channels)}
     return jax.tree.map(jnp.float32, {"params": params, "batch_stats": stats})
 
 
-def expected_output(images, mean, var, params, epsilon=1e-3):
+def normalise(images, mean, var, params, epsilon=1e-3):
     return (images - mean) / np.sqrt(var + epsilon) * params["scale"] + params["bias"]
 
 
-def train(norm, images=IMAGES):
-    return jax.jit(lambda v, x: norm.apply(v, x, train=True, mutable=["batch_stats"]))(variables(images), images)
+def apply_in_training(norm, images=IMAGES):
+    return jax.jit(lambda v, x: norm.apply(v, x, train=True, mutable=["batch_stats"]))(make_variables(images), images)
 
 
 @pytest.mark.parametrize("size", [0, 2, 8])
 def test_consecutive_images_share_statistics(size):
-    out, new = train(BatchNorm(group_size=size, momentum=0.9))
+    out, new = apply_in_training(BatchNorm(group_size=size, momentum=0.9))
     groups = np.asarray(IMAGES).reshape(-1, size or 8, *IMAGES.shape[1:])
-    means, vars_ = groups.mean((1, 2, 3)), groups.var((1, 2, 3))
-    params, stats = variables()["params"], variables()["batch_stats"]
-    expected = [expected_output(g, m, v, params) for g, m, v in zip(groups, means, vars_, strict=True)]
+    means, variances = groups.mean((1, 2, 3)), groups.var((1, 2, 3))
+    params, stats = make_variables()["params"], make_variables()["batch_stats"]
+    expected = [normalise(*statistics, params) for statistics in zip(groups, means, variances, strict=True)]
     np.testing.assert_allclose(out, np.concatenate(expected), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(new["batch_stats"]["mean"], 0.9 * stats["mean"] + 0.1 * means.mean(0), rtol=1e-5)
-    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * vars_.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(new["batch_stats"]["var"], 0.9 * stats["var"] + 0.1 * variances.mean(0), rtol=1e-5)
 
 
 def test_groups_are_independent():
     other = IMAGES.at[4:].multiply(3.0)
     norm = BatchNorm(group_size=4)
-    np.testing.assert_array_equal(train(norm)[0][:4], train(norm, other)[0][:4])
-    assert not np.allclose(train(BatchNorm())[0][:4], train(BatchNorm(), other)[0][:4])
+    np.testing.assert_array_equal(apply_in_training(norm)[0][:4], apply_in_training(norm, other)[0][:4])
+    assert not np.allclose(apply_in_training(BatchNorm())[0][:4], apply_in_training(BatchNorm(), other)[0][:4])
 
 
 def test_evaluation_uses_stored_statistics():
-    out = BatchNorm().apply(variables(), IMAGES, train=False)
-    stats = variables()["batch_stats"]
-    expected = expected_output(IMAGES, stats["mean"], stats["var"], variables()["params"])
+    out = BatchNorm().apply(make_variables(), IMAGES, train=False)
+    stats = make_variables()["batch_stats"]
+    expected = normalise(IMAGES, stats["mean"], stats["var"], make_variables()["params"])
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_norm_uses_stored_statistics_in_training():
-    import flax.linen as nn
-
-    class Pair(nn.Module):
+    class TwoNorms(nn.Module):
         @nn.compact
         def __call__(self, x, train):
             norms = BatchNorm(frozen=True, name="first"), BatchNorm(name="second")
             return [norm(x, train=train) for norm in norms]
 
-    both = {kind: {"first": tree, "second": tree} for kind, tree in variables().items()}
-    (first, second), new = Pair().apply(both, IMAGES, True, mutable=["batch_stats"])
-    np.testing.assert_array_equal(first, BatchNorm().apply(variables(), IMAGES, train=False))
-    np.testing.assert_allclose(second, train(BatchNorm())[0], rtol=1e-5, atol=1e-5)
-    np.testing.assert_array_equal(new["batch_stats"]["first"]["mean"], variables()["batch_stats"]["mean"])
-    assert not np.allclose(new["batch_stats"]["second"]["mean"], variables()["batch_stats"]["mean"])
+    variables = {kind: {"first": tree, "second": tree} for kind, tree in make_variables().items()}
+    (first, second), new = TwoNorms().apply(variables, IMAGES, True, mutable=["batch_stats"])
+    np.testing.assert_array_equal(first, BatchNorm().apply(make_variables(), IMAGES, train=False))
+    np.testing.assert_allclose(second, apply_in_training(BatchNorm())[0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(new["batch_stats"]["first"]["mean"], make_variables()["batch_stats"]["mean"])
+    assert not np.allclose(new["batch_stats"]["second"]["mean"], make_variables()["batch_stats"]["mean"])
 
 
 def test_variance_is_exact_far_from_zero():
     far = IMAGES + 3000.0
     stats = {"mean": jnp.full(5, 3001.0), "var": jnp.ones(5)}
-    variables_far_from_zero = {"params": variables()["params"], "batch_stats": stats}
-    out, _ = BatchNorm().apply(variables_far_from_zero, far, train=True, mutable=["batch_stats"])
+    all_variables = {"params": make_variables()["params"], "batch_stats": stats}
+    out, _ = BatchNorm().apply(all_variables, far, train=True, mutable=["batch_stats"])
     exact = np.asarray(far, np.float64)
-    expected = expected_output(exact, exact.mean((0, 1, 2)), exact.var((0, 1, 2)), variables()["params"])
+    expected = normalise(exact, exact.mean((0, 1, 2)), exact.var((0, 1, 2)), make_variables()["params"])
     np.testing.assert_allclose(out, expected, rtol=2e-3, atol=2e-3)
 
 
-def test_gradients_equal_those_of_the_formula():
+def test_gradients_match_the_formula():
     weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
 
-    def ours(params, x):
-        all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
+    def norm_loss(params, x):
+        all_variables = {"params": params, "batch_stats": make_variables()["batch_stats"]}
         out, _ = BatchNorm(group_size=4).apply(all_variables, x, train=True, mutable=["batch_stats"])
         return jnp.sum(out * weights)
 
-    def formula(params, x):
+    def formula_loss(params, x):
         grouped = x.reshape(2, 4, *x.shape[1:])
         mean, var = grouped.mean((1, 2, 3), keepdims=True), grouped.var((1, 2, 3), keepdims=True)
         out = (grouped - mean) / jnp.sqrt(var + 1e-3) * params["scale"] + params["bias"]
         return jnp.sum(out.reshape(x.shape) * weights)
 
-    actual = jax.jit(jax.grad(ours, (0, 1)))(variables()["params"], IMAGES)
-    expected = jax.jit(jax.grad(formula, (0, 1)))(variables()["params"], IMAGES)
+    actual = jax.jit(jax.grad(norm_loss, (0, 1)))(make_variables()["params"], IMAGES)
+    expected = jax.jit(jax.grad(formula_loss, (0, 1)))(make_variables()["params"], IMAGES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 4])
-def test_eight_devices_equal_one_device(size):
+def test_eight_devices_match_one_device(size):
     images = jnp.concatenate([IMAGES, 2 * IMAGES + 1])
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
     def step(x):
-        all_variables = variables()
+        all_variables = make_variables()
 
         def loss(params):
             out, new = BatchNorm(group_size=size).apply(
@@ -117,20 +116,20 @@ def test_eight_devices_equal_one_device(size):
 
         return jax.grad(loss, has_aux=True)(all_variables["params"])
 
-    alone = jax.jit(step)(images)
-    split = jax.jit(step)(jax.device_put(images, NamedSharding(mesh, PartitionSpec("data"))))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), alone, split)
+    single = jax.jit(step)(images)
+    sharded = jax.jit(step)(jax.device_put(images, NamedSharding(mesh, PartitionSpec("data"))))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), single, sharded)
 
 
 def test_groups_that_do_not_divide_the_batch_are_rejected():
     with pytest.raises(ValueError, match="norm_group_size 3 does not divide a batch of 8"):
-        train(BatchNorm(group_size=3))
+        apply_in_training(BatchNorm(group_size=3))
 
 
-def test_statistics_are_float32_under_bfloat16():
-    out, new = train(BatchNorm(dtype=jnp.bfloat16), IMAGES.astype(jnp.bfloat16))
+def test_statistics_are_float32_with_bfloat16_inputs():
+    out, new = apply_in_training(BatchNorm(dtype=jnp.bfloat16), IMAGES.astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
-    exact, _ = train(BatchNorm())
+    exact, _ = apply_in_training(BatchNorm())
     np.testing.assert_allclose(out.astype(jnp.float32), exact, rtol=0.03, atol=0.03)
     assert new["batch_stats"]["mean"].dtype == jnp.float32
 
@@ -143,17 +142,17 @@ ACTIVATIONS = {"linear": lambda z: z, "swish": jax.nn.swish, "relu6": jax.nn.rel
 def test_the_activation_is_applied_to_the_normalised_values(activation, train):
     weights = jnp.asarray(np.random.RandomState(2).randn(*IMAGES.shape), jnp.float32)
 
-    def loss(norm, outside, params, x):
-        all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
+    def loss(norm, outer_activation, params, x):
+        all_variables = {"params": params, "batch_stats": make_variables()["batch_stats"]}
         out = norm.apply(all_variables, x, train=train, mutable=["batch_stats"])[0]
-        return jnp.sum(outside(out) * weights), outside(out)
+        return jnp.sum(outer_activation(out) * weights), outer_activation(out)
 
-    def everything(norm, outside):
-        gradients, out = jax.jit(jax.grad(lambda *a: loss(norm, outside, *a), (0, 1), has_aux=True))(
-            variables()["params"], IMAGES
+    def compute_output_and_gradients(norm, outer_activation):
+        gradients, out = jax.jit(jax.grad(lambda *a: loss(norm, outer_activation, *a), (0, 1), has_aux=True))(
+            make_variables()["params"], IMAGES
         )
         return out, gradients
 
-    fused = everything(BatchNorm(group_size=4, activation=activation), lambda out: out)
-    apart = everything(BatchNorm(group_size=4), ACTIVATIONS[activation])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fused, apart)
+    fused = compute_output_and_gradients(BatchNorm(group_size=4, activation=activation), lambda out: out)
+    separate = compute_output_and_gradients(BatchNorm(group_size=4), ACTIVATIONS[activation])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), fused, separate)

@@ -1,4 +1,4 @@
-"""ImageCaptioningModel and build_model: the parts together."""
+"""The captioning model as built from a config: encoder, decoder and cache."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.f
 TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
 
 
-def make(dtype=jnp.float32, **settings):
+def make_model(dtype=jnp.float32, **settings):
     config = default_config().model
     config.encoder.variant = "micro"
     config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
@@ -26,13 +26,13 @@ def make(dtype=jnp.float32, **settings):
 
 
 @pytest.fixture(scope="module")
-def built():
-    return make()
+def model_and_variables():
+    return make_model()
 
 
 @pytest.mark.parametrize(("image_memory", "memory_length"), [("grid", 16), ("vector", 1), ("both", 17)])
 def test_the_decoder_attends_to_the_configured_memory(image_memory, memory_length):
-    model, variables = make(image_memory=image_memory)
+    model, variables = make_model(image_memory=image_memory)
 
     @jax.jit
     def run(images, tokens):
@@ -44,23 +44,23 @@ def test_the_decoder_attends_to_the_configured_memory(image_memory, memory_lengt
     assert output.logits.shape == (2, 2, 4, 12)
 
 
-def test_captions_are_scored_independently(built):
-    model, variables = built
+def test_captions_of_an_image_are_scored_independently(model_and_variables):
+    model, variables = model_and_variables
     run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
     together = run(IMAGES, TOKENS)
     for caption in range(2):
         np.testing.assert_allclose(together[:, caption], run(IMAGES, TOKENS[:, caption, None])[:, 0], atol=1e-5)
 
 
-def test_scores_do_not_depend_on_the_batch(built):
-    model, variables = built
+def test_scores_do_not_depend_on_other_images(model_and_variables):
+    model, variables = model_and_variables
     run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
     together = run(IMAGES, TOKENS)
     np.testing.assert_allclose(run(IMAGES[1:], TOKENS[1:])[0], together[1], atol=1e-5)
 
 
-def test_decoding_with_a_cache_equals_the_full_pass(built):
-    model, variables = built
+def test_cached_decoding_matches_the_full_pass(model_and_variables):
+    model, variables = model_and_variables
     full = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))(IMAGES, TOKENS)
     features = jax.jit(lambda images: model.apply(variables, images, method="encode_images"))(IMAGES)
     step = jax.jit(lambda tokens, cache: model.apply(variables, tokens, cache=cache, method="decode"))
@@ -72,27 +72,27 @@ def test_decoding_with_a_cache_equals_the_full_pass(built):
             np.testing.assert_allclose(output.logits[:, :, 0], full[:, :, t], atol=1e-5)
 
 
-def test_training_updates_batch_statistics_and_needs_random_keys(built):
-    model, variables = built
+def test_training_updates_all_batch_statistics(model_and_variables):
+    model, variables = model_and_variables
     key = jax.random.key(1)
     rngs = {"dropout": key, "drop_path": key}
     train = jax.jit(lambda v: model.apply(v, IMAGES, TOKENS, train=True, rngs=rngs, mutable=["batch_stats"]))
     logits, updated = train(variables)
     assert logits.shape == (2, 2, 4, 12) and bool(jnp.isfinite(logits).all())
-    moved = jax.tree.map(lambda a, b: not np.array_equal(a, b), variables["batch_stats"], updated["batch_stats"])
-    assert all(jax.tree.leaves(moved))
+    has_changed = jax.tree.map(lambda a, b: not np.array_equal(a, b), variables["batch_stats"], updated["batch_stats"])
+    assert all(jax.tree.leaves(has_changed))
 
 
-def test_bfloat16_keeps_float32_parameters_and_logits():
-    model, variables = make(dtype=jnp.bfloat16)
+def test_parameters_and_logits_are_float32_with_bfloat16():
+    model, variables = make_model(dtype=jnp.bfloat16)
     assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
     logits = jax.jit(lambda v: model.apply(v, IMAGES, TOKENS))(variables)
     assert logits.dtype == jnp.float32
-    exact = jax.jit(lambda v: make()[0].apply(v, IMAGES, TOKENS))(variables)
-    np.testing.assert_allclose(logits, exact, atol=0.3)
+    expected = jax.jit(lambda v: make_model()[0].apply(v, IMAGES, TOKENS))(variables)
+    np.testing.assert_allclose(logits, expected, atol=0.3)
 
 
-def test_a_decoder_without_memory_is_rejected(built):
-    model, variables = built
+def test_a_decoder_without_memory_is_rejected(model_and_variables):
+    model, variables = model_and_variables
     with pytest.raises(ValueError, match="needs a memory"):
         model.apply(variables, TOKENS, method="decode")

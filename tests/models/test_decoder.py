@@ -1,4 +1,4 @@
-"""Decoder and DecoderLayer: numbers, masks and the cache."""
+"""`Decoder` and `DecoderLayer`: comparison with PyTorch, masks and the cache."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def make_decoder(seed=0, **settings):
     return decoder, random_variables(decoder, tokens, memory, seed=seed), tokens, memory
 
 
-def run(decoder, variables, tokens, memory, mask=None, key=None, attention=False):
-    """One compiled pass without a cache. With a key, it is a training pass."""
+def run_decoder(decoder, variables, tokens, memory, mask=None, key=None, attention=False):
+    """Runs one compiled pass without a cache. With a key, it is a training pass."""
 
     @jax.jit
     def apply(variables, tokens, memory, mask, key):
@@ -39,8 +39,8 @@ def run(decoder, variables, tokens, memory, mask=None, key=None, attention=False
     return apply(variables, tokens, memory, mask, key)
 
 
-def layer_inputs():
-    """Weights in the names and layout of torch, tokens [batch, length, width] and memory, deterministic."""
+def make_layer_inputs():
+    """Returns weights with the names and layouts of PyTorch, tokens and memory [batch, length, width], and its mask."""
     generator = np.random.default_rng(7)
     shapes = {
         "self_attn.in_proj_weight": (3 * WIDTH, WIDTH),
@@ -63,19 +63,19 @@ def layer_inputs():
     return weights, tokens, memory, np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
 
 
-def from_torch(weights):
+def convert_torch_weights(weights):
     def dense(name):
         return {"kernel": weights[f"{name}.weight"].T, "bias": weights[f"{name}.bias"]}
 
-    def joint(name, part):
+    def slice_projection(name, part):
         return {"kernel": weights[f"{name}.in_proj_weight"][part].T, "bias": weights[f"{name}.in_proj_bias"][part]}
 
     norms = ("self_attention_norm", "cross_attention_norm", "feed_forward_norm")
     return {
-        "self_attention": {"qkv": joint("self_attn", slice(None)), "out": dense("self_attn.out_proj")},
+        "self_attention": {"qkv": slice_projection("self_attn", slice(None)), "out": dense("self_attn.out_proj")},
         "cross_attention": {
-            "query": joint("multihead_attn", slice(WIDTH)),
-            "key_value": joint("multihead_attn", slice(WIDTH, None)),
+            "query": slice_projection("multihead_attn", slice(WIDTH)),
+            "key_value": slice_projection("multihead_attn", slice(WIDTH, None)),
             "out": dense("multihead_attn.out_proj"),
         },
         "feed_forward": {"expand": dense("linear1"), "contract": dense("linear2")},
@@ -87,10 +87,10 @@ def from_torch(weights):
 
 
 @pytest.mark.parametrize("norm", ["pre", "post"])
-def test_layer_equals_torch(norm):
-    weights, tokens, memory, mask = layer_inputs()
+def test_layer_matches_torch(norm):
+    weights, tokens, memory, mask = make_layer_inputs()
     layer = DecoderLayer(WIDTH, HEADS, HIDDEN, norm=norm)
-    params = {"params": from_torch(weights)}
+    params = {"params": convert_torch_weights(weights)}
     output, _, attention = jax.jit(layer.apply)(params, tokens[:, None], memory, memory_mask=mask)
     golden = np.load(GOLDEN)
     np.testing.assert_allclose(output[:, 0], golden[norm], atol=2e-5)
@@ -98,9 +98,9 @@ def test_layer_equals_torch(norm):
 
 
 @pytest.mark.torch
-def test_the_golden_file_equals_torch():
+def test_the_golden_file_matches_torch():
     torch = pytest.importorskip("torch")
-    weights, tokens, memory, mask = layer_inputs()
+    weights, tokens, memory, mask = make_layer_inputs()
     outputs = {}
     for norm in ("pre", "post"):
         layer = torch.nn.TransformerDecoderLayer(
@@ -116,12 +116,12 @@ def test_the_golden_file_equals_torch():
         layer.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         inner = layer.multihead_attn.forward
 
-        def keep(*args, inner=inner, norm=norm, **kwargs):
+        def record_attention(*args, inner=inner, norm=norm, **kwargs):
             output, attention = inner(*args, **{**kwargs, "need_weights": True})
             outputs[f"{norm}_attention"] = attention.detach().numpy()
             return output, attention
 
-        layer.multihead_attn.forward = keep
+        layer.multihead_attn.forward = record_attention
         causal = torch.triu(torch.ones(6, 6, dtype=bool), 1)
         with torch.no_grad():
             output = layer(
@@ -147,10 +147,10 @@ def test_the_golden_file_equals_torch():
         ("post", "sinusoidal", (1,) * 9),
     ],
 )
-def test_cache_equals_teacher_forcing(norm, positions, chunks):
+def test_cached_decoding_matches_teacher_forcing(norm, positions, chunks):
     decoder, variables, tokens, memory = make_decoder(norm=norm, positions=positions)
     mask = jnp.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1]], bool)
-    full = run(decoder, variables, tokens, memory, mask, attention=True)
+    full = run_decoder(decoder, variables, tokens, memory, mask, attention=True)
     cache = decoder.apply(variables, memory, memory_mask=mask, rows=3, method="start_cache")
     step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache, return_attention=True))
     logits, attention, start = [], [], 0
@@ -163,15 +163,15 @@ def test_cache_equals_teacher_forcing(norm, positions, chunks):
     np.testing.assert_allclose(jnp.concatenate(attention, 4), full.attention, atol=1e-5)
 
 
-def test_reordered_rows_keep_their_cache():
-    """Beams reordered at every step have the scores of separate decoding."""
+def test_the_cache_is_reordered_with_the_captions():
+    """With beams reordered at each step, the logits match a full pass over each beam."""
     decoder, variables, tokens, memory = make_decoder()
     cache = decoder.apply(variables, memory, rows=3, method="start_cache")
     step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache))
     full = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
     generator, captions = np.random.default_rng(1), np.array(tokens)
     for t in range(9):
-        captions[..., t] = tokens[..., t]  # tokens after t are those of the next steps
+        captions[..., t] = tokens[..., t]
         output = step(jnp.asarray(captions[..., t : t + 1]), cache)
         np.testing.assert_allclose(output.logits[:, :, 0], full(captions)[:, :, t], atol=1e-5)
         parents = generator.integers(0, 3, size=(2, 3))
@@ -179,66 +179,66 @@ def test_reordered_rows_keep_their_cache():
         captions = np.take_along_axis(captions, parents[..., None], axis=1)
 
 
-def test_rows_of_an_image_are_independent_captions():
+def test_captions_of_an_image_are_independent():
     decoder, variables, tokens, memory = make_decoder()
-    together = run(decoder, variables, tokens, memory).logits
-    one = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
-    for row in range(3):
-        alone = one(tokens[:, row : row + 1])
-        np.testing.assert_allclose(together[:, row : row + 1], alone, atol=1e-5)
+    together = run_decoder(decoder, variables, tokens, memory).logits
+    apply = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
+    for caption in range(3):
+        separate = apply(tokens[:, caption : caption + 1])
+        np.testing.assert_allclose(together[:, caption : caption + 1], separate, atol=1e-5)
 
 
 def test_masked_memory_equals_absent_memory():
     decoder, variables, tokens, memory = make_decoder()
     mask = jnp.array([[True, True, False, True, False]] * 2)
-    masked = run(decoder, variables, tokens, memory, mask, attention=True)
-    absent = run(decoder, variables, tokens, memory[:, np.array([0, 1, 3])])
+    masked = run_decoder(decoder, variables, tokens, memory, mask, attention=True)
+    absent = run_decoder(decoder, variables, tokens, memory[:, np.array([0, 1, 3])])
     np.testing.assert_allclose(masked.logits, absent.logits, atol=1e-5)
     assert (np.asarray(masked.attention)[..., ~mask[0]] == 0).all()
     np.testing.assert_allclose(masked.attention.sum(-1), 1, atol=1e-5)
 
 
-def test_order_of_tokens_matters_and_positions_differ():
+def test_positions_change_the_logits_of_equal_tokens():
     decoder, variables, tokens, memory = make_decoder(positions="sinusoidal")
-    same = jnp.full_like(tokens, 4)
-    logits = run(decoder, variables, same, memory).logits
+    equal_tokens = jnp.full_like(tokens, 4)
+    logits = run_decoder(decoder, variables, equal_tokens, memory).logits
     assert np.abs(np.diff(logits, axis=2)).max(-1).min() > 1e-3
     signals = make_sinusoids(40, 8)
     assert signals.shape == (40, 8)
     assert len(np.unique(signals.round(5), axis=0)) == 40
 
 
-def test_bfloat16_computes_close_to_float32_and_gives_float32_logits():
+def test_bfloat16_logits_are_float32_and_close_to_float32_results():
     decoder, variables, tokens, memory = make_decoder()
-    half = Decoder(11, 2, WIDTH, HEADS, HIDDEN, max_length=9, dtype=jnp.bfloat16)
-    exact = run(decoder, variables, tokens, memory).logits
-    output = run(half, variables, tokens, memory)
+    bfloat16_decoder = Decoder(11, 2, WIDTH, HEADS, HIDDEN, max_length=9, dtype=jnp.bfloat16)
+    expected = run_decoder(decoder, variables, tokens, memory).logits
+    output = run_decoder(bfloat16_decoder, variables, tokens, memory)
     assert output.logits.dtype == jnp.float32
-    assert not np.array_equal(output.logits, exact)
-    np.testing.assert_allclose(output.logits, exact, atol=0.1)
-    fresh = jax.eval_shape(half.init, jax.random.key(0), tokens, memory)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(fresh))
+    assert not np.array_equal(output.logits, expected)
+    np.testing.assert_allclose(output.logits, expected, atol=0.1)
+    initial = jax.eval_shape(bfloat16_decoder.init, jax.random.key(0), tokens, memory)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(initial))
 
 
-def test_an_untrained_decoder_predicts_nearly_uniform_tokens():
+def test_an_untrained_decoder_predicts_a_nearly_uniform_distribution():
     decoder = Decoder(500, 3, 64, 4, 128)
     generator = np.random.default_rng(0)
     tokens = jnp.asarray(generator.integers(0, 500, size=(2, 2, 20)))
     memory = jnp.asarray(generator.normal(size=(2, 9, 64)), jnp.float32)
     variables = jax.jit(decoder.init)(jax.random.key(0), tokens, memory)
-    log_probs = jax.nn.log_softmax(run(decoder, variables, tokens, memory).logits)
-    of_inputs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # not higher for the input tokens
-    for values in (log_probs, of_inputs):
+    log_probs = jax.nn.log_softmax(run_decoder(decoder, variables, tokens, memory).logits)
+    input_log_probs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # inputs are not more likely
+    for values in (log_probs, input_log_probs):
         assert abs(float(values.mean()) + np.log(500)) < 1
     assert 0.05 < float(log_probs.std()) < 1
 
 
-def test_dropout_only_in_training():
+def test_dropout_is_active_in_training_only():
     decoder, variables, tokens, memory = make_decoder(dropout=0.3)
-    still = run(decoder, variables, tokens, memory).logits
-    np.testing.assert_array_equal(still, run(decoder, variables, tokens, memory).logits)
-    trained = [run(decoder, variables, tokens, memory, key=jax.random.key(k)).logits for k in (0, 1)]
-    assert not np.allclose(trained[0], trained[1]) and not np.allclose(trained[0], still)
+    deterministic = run_decoder(decoder, variables, tokens, memory).logits
+    np.testing.assert_array_equal(deterministic, run_decoder(decoder, variables, tokens, memory).logits)
+    with_dropout = [run_decoder(decoder, variables, tokens, memory, key=jax.random.key(k)).logits for k in (0, 1)]
+    assert not np.allclose(with_dropout[0], with_dropout[1]) and not np.allclose(with_dropout[0], deterministic)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""EfficientNet: sizes from the paper, stochastic depth, frozen parts, one device against eight."""
+"""EfficientNet: published parameter counts, stochastic depth, frozen parts and sharding."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
 from caption_jax.models.backbones.efficientnet_variants import VARIANTS, get_variant
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
-QUICK = {"xla_backend_optimization_level": "0"}
+QUICK_COMPILATION = {"xla_backend_optimization_level": "0"}
 
 
-def shapes(model, size):
+def infer_shapes(model, size):
     images = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
 
 
 @functools.cache
-def variables():
-    """Random parameters and statistics of the micro variant, sampled on the host."""
-    random = np.random.RandomState(0)
-    _, tree = shapes(EfficientNet("micro"), 32)
+def make_variables():
+    """Returns random parameters and statistics of the micro variant, sampled in NumPy."""
+    rng = np.random.RandomState(0)
+    _, tree = infer_shapes(EfficientNet("micro"), 32)
 
-    def draw(path, leaf):
+    def sample(path, leaf):
         name = path.rsplit("/", 1)[-1]
         if name in ("scale", "var"):
-            return random.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
-        spread = 0.1 if name in ("bias", "mean") else (2 / np.prod(leaf.shape[:-1])) ** 0.5
-        return (spread * random.randn(*leaf.shape)).astype(np.float32)
+            return rng.uniform(0.5, 1.5, leaf.shape).astype(np.float32)
+        scale = 0.1 if name in ("bias", "mean") else (2 / np.prod(leaf.shape[:-1])) ** 0.5
+        return (scale * rng.randn(*leaf.shape)).astype(np.float32)
 
     flat = traverse_util.flatten_dict(tree, sep="/")
-    return traverse_util.unflatten_dict({path: draw(path, leaf) for path, leaf in flat.items()}, sep="/")
+    return traverse_util.unflatten_dict({path: sample(path, leaf) for path, leaf in flat.items()}, sep="/")
 
 
 @functools.cache
-def compiled_run(train, **settings):
+def compile_run(train, **settings):
     model = EfficientNet("micro", **settings)
 
     def apply(variables, images, key):
         return model.apply(variables, images, train=train, rngs={"dropout": key}, mutable=["batch_stats"])
 
-    return jax.jit(apply).lower(variables(), IMAGES, jax.random.key(0)).compile(QUICK)
+    return jax.jit(apply).lower(make_variables(), IMAGES, jax.random.key(0)).compile(QUICK_COMPILATION)
 
 
 def run(train, key=0, **settings):
-    """Features and new statistics."""
-    return compiled_run(train, **settings)(variables(), IMAGES, jax.random.key(key))
+    """Returns features and updated statistics."""
+    return compile_run(train, **settings)(make_variables(), IMAGES, jax.random.key(key))
 
 
-# Published parameter counts, without those of the 1000-way classifier.
+# Published parameter counts without the 1000-way classifier.
 PARAMETERS = {
     "b0": 5_288_548 - 1_281_000,
     "b3": 12_233_232 - 1_537_000,
@@ -66,16 +66,16 @@ PARAMETERS = {
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_parameter_counts_are_those_published(name):
-    features, tree = shapes(EfficientNet(name), VARIANTS[name].resolution)
+def test_parameter_counts_match_the_published_counts(name):
+    features, tree = infer_shapes(EfficientNet(name), VARIANTS[name].resolution)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == PARAMETERS[name]
     side = -(-VARIANTS[name].resolution // 32)
     assert features.shape == (1, side, side, VARIANTS[name].head_channels)
 
 
 @pytest.mark.parametrize("name", ["lite1", "lite4", "tiny", "micro"])
-def test_other_variants(name):
-    features, tree = shapes(EfficientNet(name), VARIANTS[name].resolution)
+def test_output_shapes_and_squeeze_excite_match_the_variant(name):
+    features, tree = infer_shapes(EfficientNet(name), VARIANTS[name].resolution)
     side = -(-VARIANTS[name].resolution // VARIANTS[name].stride)
     assert features.shape == (1, side, side, VARIANTS[name].head_channels)
     has_squeeze = any("squeeze" in path for path in traverse_util.flatten_dict(tree["params"], sep="/"))
@@ -83,7 +83,7 @@ def test_other_variants(name):
 
 
 def test_parameter_paths_are_stable():
-    paths = set(traverse_util.flatten_dict(shapes(EfficientNet("b0"), 64)[1]["params"], sep="/"))
+    paths = set(traverse_util.flatten_dict(infer_shapes(EfficientNet("b0"), 64)[1]["params"], sep="/"))
     assert {
         "stem/conv/kernel",
         "stem/norm/scale",
@@ -96,12 +96,12 @@ def test_parameter_paths_are_stable():
     assert "stage_1/block_0/expand/conv/kernel" not in paths
 
 
-def test_an_unknown_variant_lists_the_known_ones():
+def test_the_error_for_an_unknown_variant_lists_known_variants():
     with pytest.raises(ValueError, match=r"'b9'.*b0, b1"):
         get_variant("b9")
 
 
-def test_drop_path_keeps_the_mean_and_whole_images():
+def test_drop_path_drops_whole_images_and_preserves_the_mean():
     x = jnp.ones((4000, 2, 1, 3))
     out = np.asarray(drop_path(jax.random.key(0), x, 0.25))
     survived = out[:, 0, 0, 0] != 0
@@ -118,88 +118,89 @@ def test_stochastic_depth_is_active_in_training_only():
     np.testing.assert_array_equal(run(False, drop_path=0.9)[0], run(False)[0])
 
 
-def norm_paths():
-    flat = traverse_util.flatten_dict(variables()["batch_stats"], sep="/")
+def get_norm_paths():
+    flat = traverse_util.flatten_dict(make_variables()["batch_stats"], sep="/")
     return frozenset(path.rsplit("/", 1)[0] for path in flat)
 
 
 def test_a_network_with_frozen_norms_is_deterministic():
-    features, new = run(True, drop_path=0.9, frozen_norms=norm_paths())
+    features, new = run(True, drop_path=0.9, frozen_norms=get_norm_paths())
     np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
-    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], variables()["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, new["batch_stats"], make_variables()["batch_stats"])
 
 
-def test_frozen_norms_keep_their_statistics():
-    frozen = frozenset(path for path in norm_paths() if path.startswith(("stem", "stage_1", "stage_2")))
+def test_statistics_of_frozen_norms_are_unchanged():
+    frozen = frozenset(path for path in get_norm_paths() if path.startswith(("stem", "stage_1", "stage_2")))
     assert frozen
     _, new = run(True, frozen_norms=frozen)
-    for path, old in traverse_util.flatten_dict(variables()["batch_stats"], sep="/").items():
-        now = traverse_util.flatten_dict(new["batch_stats"], sep="/")[path]
-        assert np.array_equal(now, old) == (path.rsplit("/", 1)[0] in frozen), path
+    for path, old in traverse_util.flatten_dict(make_variables()["batch_stats"], sep="/").items():
+        updated = traverse_util.flatten_dict(new["batch_stats"], sep="/")[path]
+        assert np.array_equal(updated, old) == (path.rsplit("/", 1)[0] in frozen), path
 
 
 @pytest.mark.parametrize("stage", ["stage_2", "head"])
-def test_a_split_network_equals_the_network(stage):
+def test_a_split_network_matches_the_network(stage):
     model = EfficientNet("micro")
-    needed = get_variant("micro").stages_up_to(stage)
-    below = {name: {part: tree[part] for part in needed} for name, tree in variables().items()}
+    lower_stages = get_variant("micro").stages_up_to(stage)
+    lower_variables = {name: {part: tree[part] for part in lower_stages} for name, tree in make_variables().items()}
 
-    def halves(below, variables, images):
-        middle = model.apply(below, images, train=False, stop_after=stage)
-        return model.apply(variables, middle, train=False, start_after=stage)
+    def run_in_two_parts(lower_variables, variables, images):
+        activations = model.apply(lower_variables, images, train=False, stop_after=stage)
+        return model.apply(variables, activations, train=False, start_after=stage)
 
-    features = jax.jit(halves).lower(below, variables(), IMAGES).compile(QUICK)(below, variables(), IMAGES)
+    arguments = (lower_variables, make_variables(), IMAGES)
+    features = jax.jit(run_in_two_parts).lower(*arguments).compile(QUICK_COMPILATION)(*arguments)
     np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
 
 
 def test_statistics_below_a_split_are_unchanged():
-    def upper_half(variables, features):
+    def run_upper_stages(variables, features):
         return EfficientNet("micro").apply(
             variables, features, train=True, start_after="stage_2", mutable=["batch_stats"]
         )
 
-    features = jnp.ones((8, 8, 8, 8))
-    _, new = jax.jit(upper_half).lower(variables(), features).compile(QUICK)(variables(), features)
-    old, now = (traverse_util.flatten_dict(tree["batch_stats"], sep="/") for tree in (variables(), new))
-    assert old.keys() == now.keys()
+    arguments = (make_variables(), jnp.ones((8, 8, 8, 8)))
+    _, new = jax.jit(run_upper_stages).lower(*arguments).compile(QUICK_COMPILATION)(*arguments)
+    old, updated = (traverse_util.flatten_dict(tree["batch_stats"], sep="/") for tree in (make_variables(), new))
+    assert old.keys() == updated.keys()
     for path in old:
-        assert np.array_equal(old[path], now[path]) == path.startswith(("stem", "stage_1", "stage_2")), path
+        assert np.array_equal(old[path], updated[path]) == path.startswith(("stem", "stage_1", "stage_2")), path
 
 
-def test_an_unknown_stage_lists_the_known_ones():
+def test_the_error_for_an_unknown_stage_lists_known_stages():
     with pytest.raises(ValueError, match=r"'stage_9'; choose one of stem, stage_1, .*, head"):
-        EfficientNet("micro").apply(variables(), IMAGES, train=False, stop_after="stage_9")
+        EfficientNet("micro").apply(make_variables(), IMAGES, train=False, stop_after="stage_9")
 
 
 def test_bfloat16_is_close_to_float32():
-    exact, _ = run(False)
-    rough, _ = run(False, dtype=jnp.bfloat16)
-    assert rough.dtype == jnp.bfloat16
-    assert np.abs(rough.astype(np.float32) - exact).max() < 0.05 * np.abs(exact).max()
+    expected, _ = run(False)
+    actual, _ = run(False, dtype=jnp.bfloat16)
+    assert actual.dtype == jnp.bfloat16
+    assert np.abs(actual.astype(np.float32) - expected).max() < 0.05 * np.abs(expected).max()
 
 
 @pytest.mark.slow
-def test_eight_devices_equal_one_device():
+def test_eight_devices_match_one_device():
     model = EfficientNet("micro", norm_group_size=1, drop_path=0.5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
     def step(params, images):
         def loss(params):
-            all_variables = {"params": params, "batch_stats": variables()["batch_stats"]}
+            all_variables = {"params": params, "batch_stats": make_variables()["batch_stats"]}
             rngs = {"dropout": jax.random.key(0)}
             features, new = model.apply(all_variables, images, train=True, rngs=rngs, mutable=["batch_stats"])
             return jnp.mean(features**2), new
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    alone = jax.jit(step).lower(variables()["params"], IMAGES).compile(QUICK)
-    (loss, stats), gradients = alone(variables()["params"], IMAGES)
+    single = jax.jit(step).lower(make_variables()["params"], IMAGES).compile(QUICK_COMPILATION)
+    (loss, stats), gradients = single(make_variables()["params"], IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
-    lowered = jax.jit(step).lower(variables()["params"], rows)
-    split = lowered.compile(QUICK)
-    assert {group["kind"] for group in figures_of(lowered, split, mesh)["collectives"]} == {"all-reduce"}
-    params = jax.device_put(variables()["params"], NamedSharding(mesh, PartitionSpec()))
-    (loss8, stats8), gradients8 = split(params, rows)
-    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats8, stats)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
+    lowered = jax.jit(step).lower(make_variables()["params"], rows)
+    sharded = lowered.compile(QUICK_COMPILATION)
+    assert {group["kind"] for group in figures_of(lowered, sharded, mesh)["collectives"]} == {"all-reduce"}
+    params = jax.device_put(make_variables()["params"], NamedSharding(mesh, PartitionSpec()))
+    (sharded_loss, sharded_stats), sharded_gradients = sharded(params, rows)
+    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_stats, stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_gradients, gradients)

@@ -1,4 +1,4 @@
-"""The image encoder: memory positions for the decoder, and their dependence on image contents and positions."""
+"""The image encoder: memory for the decoder, and its dependence on the contents and positions of image cells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def project(features=FEATURES, train=False, **settings):
 
 @pytest.mark.parametrize("pooling", ["mean", "flatten"])
 @pytest.mark.parametrize(("memory", "length"), [("grid", 12), ("vector", 1), ("both", 13)])
-def test_the_length_of_the_memory(memory, length, pooling):
+def test_memory_length_and_vector_match_the_settings(memory, length, pooling):
     out = project(image_memory=memory, vector=pooling)
     assert out.memory.shape == (2, length, 8)
     if memory == "grid":
@@ -47,11 +47,13 @@ def test_equal_cells_differ_by_position():
     assert len(np.unique(np.asarray(memory).round(5), axis=0)) == 12
 
 
-def test_the_flattened_vector_depends_on_positions_and_the_mean_does_not():
+def test_the_flattened_vector_depends_on_positions_unlike_the_mean():
     mirrored = FEATURES[:, :, ::-1]
-    for pooling, equal in (("mean", True), ("flatten", False)):
-        one, other = (project(f, image_memory="vector", vector=pooling).vector for f in (FEATURES, mirrored))
-        assert np.allclose(one, other, atol=1e-5) == equal
+    for pooling, is_equal in (("mean", True), ("flatten", False)):
+        original, changed = (
+            project(features, image_memory="vector", vector=pooling).vector for features in (FEATURES, mirrored)
+        )
+        assert np.allclose(original, changed, atol=1e-5) == is_equal
 
 
 def test_memory_dropout_is_active_in_training_only():
@@ -60,7 +62,7 @@ def test_memory_dropout_is_active_in_training_only():
     assert 0.3 < (dropped == 0).mean() < 0.7
 
 
-def test_the_whole_encoder_on_images():
+def test_the_encoder_has_the_expected_outputs_and_parameters():
     encoder = ImageEncoder(EfficientNet("micro", norm_group_size=2), width=8, image_memory="both")
     images = jax.ShapeDtypeStruct((4, 32, 48, 3), jnp.float32)
     init = functools.partial(encoder.init_with_output, train=False)
@@ -72,6 +74,6 @@ def test_the_whole_encoder_on_images():
 
 
 @pytest.mark.parametrize("settings", [{"image_memory": "cells"}, {"vector": "max"}])
-def test_an_unknown_choice_is_rejected(settings):
+def test_invalid_settings_are_rejected(settings):
     with pytest.raises(ValueError, match=f"model.{next(iter(settings))} is"):
         project(**settings)

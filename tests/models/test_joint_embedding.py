@@ -18,31 +18,32 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.f
 TOKENS = jnp.array([[[0, 5, 6, 7]], [[0, 8, 3, 1]]])
 
 
-def make(with_texts: bool):
+def make_model(has_text_encoder: bool):
     config = default_config().model
     config.encoder.variant = "micro"
     config.decoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
-    text = roberta_settings(config.text_encoder, 12, 6, PAD) if with_texts else None
+    text = roberta_settings(config.text_encoder, 12, 6, PAD) if has_text_encoder else None
     return build_model(build_spec(ModelSpec, config), vocabulary_size=12, max_length=6, text_encoder=text)
 
 
 def test_the_temperature_is_clamped_and_can_recover():
-    space = JointEmbedding(4, temperature=0.1, min_temperature=0.05)
+    embedding = JointEmbedding(4, temperature=0.1, min_temperature=0.05)
 
     def scale(log_scale):
-        return space.apply({"params": {"log_scale": log_scale}}, method="scale")
+        return embedding.apply({"params": {"log_scale": log_scale}}, method="scale")
 
     assert float(scale(jnp.log(10.0))) == pytest.approx(10)
     assert float(scale(jnp.float32(5.0))) == pytest.approx(20)
-    further, back = (jax.grad(lambda x, sign=sign: sign * scale(x))(jnp.float32(5.0)) for sign in (-1.0, 1.0))
-    assert float(further) == 0 and float(back) == pytest.approx(20)
+    # Gradients that would increase the scale beyond its limit are 0.
+    outward, inward = (jax.grad(lambda x, sign=sign: sign * scale(x))(jnp.float32(5.0)) for sign in (-1.0, 1.0))
+    assert float(outward) == 0 and float(inward) == pytest.approx(20)
     with pytest.raises(ValueError, match=r"joint_embedding\.temperature is 0\.01"):
         JointEmbedding(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
 
 
-def test_models_with_and_without_texts_share_their_other_parts():
-    captioner, searchable = make(with_texts=False), make(with_texts=True)
+def test_a_text_encoder_does_not_change_the_captioner():
+    captioner, searchable = make_model(has_text_encoder=False), make_model(has_text_encoder=True)
     captioner_variables, variables = (random_variables(model, IMAGES, TOKENS) for model in (captioner, searchable))
     assert set(captioner_variables["params"]) == {"image_encoder", "decoder"}
     assert "pooled" not in captioner_variables["params"]["image_encoder"]
@@ -50,7 +51,7 @@ def test_models_with_and_without_texts_share_their_other_parts():
     with pytest.raises(ValueError, match="without a joint embedding"):
         captioner.apply(captioner_variables, TOKENS[0], TOKENS[0] > 1, method="embed_texts")
 
-    # With equal parameters, both models score the captions alike.
+    # With equal parameters, both models compute equal logits.
     shared = jax.tree.map(lambda a: a, variables)
     shared["params"]["decoder"] = captioner_variables["params"]["decoder"]
     for part in captioner_variables["params"]["image_encoder"]:
@@ -61,7 +62,7 @@ def test_models_with_and_without_texts_share_their_other_parts():
 
 
 def test_vectors_have_unit_length_and_ignore_pads():
-    model = make(with_texts=True)
+    model = make_model(has_text_encoder=True)
     variables = random_variables(model, IMAGES, TOKENS)
 
     @jax.jit

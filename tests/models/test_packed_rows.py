@@ -1,4 +1,4 @@
-"""The decoder on packed rows: the scores equal those of one caption per row, also with dropout."""
+"""Decoder scores on packed rows equal scores with one caption per row, also with dropout."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ BATCH, CAPTIONS, LENGTH, WIDTH, VOCABULARY = 4, 4, 25, 24, 30
 
 
 def make_tokens(seed: int = 0) -> np.ndarray:
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     tokens = np.ones((BATCH, CAPTIONS, LENGTH + 1), np.int32)
     for caption in tokens.reshape(-1, LENGTH + 1):
-        words = random.integers(1, LENGTH - 1)
-        caption[: words + 2] = [0, *random.integers(4, VOCABULARY, words), 2]
+        length = rng.integers(1, LENGTH - 1)
+        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY, length), 2]
     return tokens
 
 
 @functools.cache
-def outcome(rows: int):
-    """Returns scores by caption, the token count and gradients. Packed if `rows` is positive."""
+def compute_scores_and_gradient(rows: int):
+    """Returns scores per caption, the token count and gradients. Captions are packed if `rows` is positive."""
     tokens, mask = make_tokens(), np.array([True, True, False, True])
     batch = {"tokens": tokens, "mask": mask, **(pack_captions(tokens, mask, rows) if rows else {})}
     memory = np.random.default_rng(2).normal(size=(BATCH, 6, WIDTH)).astype(np.float32)
@@ -47,8 +47,9 @@ def outcome(rows: int):
 
 @pytest.mark.parametrize("rows", [1, 2, BATCH])
 def test_scores_and_gradients_equal_one_caption_per_row(rows):
-    (ours, count, gradient), (expected, expected_count, expected_gradient) = outcome(rows), outcome(0)
+    scores, count, gradient = compute_scores_and_gradient(rows)
+    expected_scores, expected_count, expected_gradient = compute_scores_and_gradient(0)
     assert 0 < count == expected_count
-    np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-5)
     for array, expected_array in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
         np.testing.assert_allclose(array, expected_array, rtol=0, atol=1e-5 * np.abs(expected_array).max())

@@ -1,4 +1,4 @@
-"""Properties that an earlier system violated, tested on the model classes (the table in the design)."""
+"""Properties of the model classes that an earlier system violated."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VOCABULARY, LENGTH, PAD = 23, 8, 1
 
 
 class Captioner:
-    """A small captioner with random weights, images, captions and compiled passes."""
+    """A small captioner with random weights, images and captions, and compiled forward passes."""
 
     def __init__(self, norm: str):
         config = default_config().model
@@ -38,14 +38,14 @@ class Captioner:
         self.features = functools.partial(
             jax.jit(functools.partial(self.model.apply, method="encode_images")), self.variables
         )
-        self.trained = functools.partial(jax.jit(self._train), self.variables)
+        self.training_logits = functools.partial(jax.jit(self._train), self.variables)
 
     def _train(self, variables, images, tokens):
         key = jax.random.key(5)
         rngs = {"dropout": key, "drop_path": key}
         return self.model.apply(variables, images, tokens, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
-    def loss(self, logits, targets, smoothing=0.0):
+    def compute_loss(self, logits, targets, smoothing=0.0):
         sums = token_cross_entropy(logits, targets, targets != PAD, smoothing)
         return sums.loss_sum / sums.weight_sum
 
@@ -59,32 +59,32 @@ def test_swapping_the_images_changes_the_logits(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
     swapped = captioner.logits(captioner.images[::-1], captioner.tokens[..., :-1])
     change = np.abs(np.asarray(logits - swapped)).max(-1)
-    assert change.min() > 1e-3, "at every step of every caption"
+    assert change.min() > 1e-3, "logits must change at every step of every caption"
 
 
-def test_the_loss_has_a_gradient_in_the_image(captioner):
+def test_the_loss_has_a_gradient_with_respect_to_the_image(captioner):
     inputs, targets = captioner.tokens[..., :-1], captioner.tokens[..., 1:]
 
     @jax.jit
-    def gradients(variables, images):
+    def compute_gradients(variables, images):
         """Returns the gradients with respect to the memory and to the pixels."""
 
         def loss(memory):
-            return captioner.loss(captioner.model.apply(variables, inputs, memory, method="decode").logits, targets)
+            return captioner.compute_loss(captioner.model.apply(variables, inputs, memory, method="decode").logits, targets)
 
         def encode(images):
             return captioner.model.apply(variables, images, method="encode_images").memory
 
-        memory, pull_back = jax.vjp(encode, images)
+        memory, apply_vjp = jax.vjp(encode, images)
         gradient = jax.grad(loss)(memory)
-        return gradient, *pull_back(gradient)
+        return gradient, *apply_vjp(gradient)
 
-    in_features, in_pixels = gradients(captioner.variables, captioner.images)
-    assert np.abs(in_features).max(-1).min() > 0, "every memory position"
-    assert np.abs(in_pixels).max((1, 2, 3)).min() > 1e-6, "every image"
+    memory_gradient, pixel_gradient = compute_gradients(captioner.variables, captioner.images)
+    assert np.abs(memory_gradient).max(-1).min() > 0, "the loss must depend on every memory position"
+    assert np.abs(pixel_gradient).max((1, 2, 3)).min() > 1e-6, "the loss must depend on every image"
 
 
-@pytest.mark.parametrize("mode", ["logits", "trained"])
+@pytest.mark.parametrize("mode", ["logits", "training_logits"])
 def test_logits_do_not_depend_on_later_tokens(captioner, mode):
     run = getattr(captioner, mode)
     inputs = captioner.tokens[..., :-1]
@@ -97,7 +97,7 @@ def test_logits_do_not_depend_on_later_tokens(captioner, mode):
 
 
 def test_logits_do_not_depend_on_their_target(captioner):
-    """Also if the model has a text encoder that reads the same captions."""
+    """The text encoder of the model receives the same captions."""
     roberta = RobertaSettings(
         vocab_size=VOCABULARY,
         hidden_size=8,
@@ -108,20 +108,20 @@ def test_logits_do_not_depend_on_their_target(captioner):
     )
     model = captioner.model.clone(text_encoder=TextEncoder(roberta, width=16))
 
-    def both(model, images, tokens):
+    def encode_and_decode(model, images, tokens):
         flat = tokens.reshape(-1, LENGTH)
         return model.encode_texts(flat, flat != PAD).vector, model(images, tokens[..., :-1])
 
-    variables = random_variables(model, captioner.images, captioner.tokens, method=both)
+    variables = random_variables(model, captioner.images, captioner.tokens, method=encode_and_decode)
 
-    run = functools.partial(jax.jit(functools.partial(model.apply, method=both)), variables, captioner.images)
+    run = functools.partial(jax.jit(functools.partial(model.apply, method=encode_and_decode)), variables, captioner.images)
 
     text, logits = map(np.asarray, run(captioner.tokens))
     for t in range(1, LENGTH):
         target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY)
         other_text, other_logits = map(np.asarray, run(target_changed))
         np.testing.assert_array_equal(other_logits[..., :t, :], logits[..., :t, :])  # step t - 1 predicts token t
-        assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder reads it"
+        assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder must depend on the token"
 
 
 def test_a_model_without_texts_has_no_text_encoder(captioner):
@@ -134,22 +134,22 @@ def test_a_model_without_texts_has_no_text_encoder(captioner):
 
 def test_padding_has_no_effect(captioner):
     tokens = captioner.tokens.at[:, 1, 5:].set(PAD)  # captions of different lengths
-    more = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
+    longer = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
     decode = jax.jit(functools.partial(captioner.model.apply, method="decode"))
     memory = captioner.features(captioner.images).memory
-    short = decode(captioner.variables, tokens[..., :-1], memory).logits
-    long = decode(captioner.variables, more[..., :-1], memory).logits
-    real = np.asarray(tokens[..., 1:] != PAD)
-    np.testing.assert_allclose(long[..., : LENGTH - 1, :][real], short[real], atol=1e-5)
+    expected = decode(captioner.variables, tokens[..., :-1], memory).logits
+    padded = decode(captioner.variables, longer[..., :-1], memory).logits
+    is_token = np.asarray(tokens[..., 1:] != PAD)
+    np.testing.assert_allclose(padded[..., : LENGTH - 1, :][is_token], expected[is_token], atol=1e-5)
     for smoothing in (0.0, 0.1):
-        loss = captioner.loss(short, tokens[..., 1:], smoothing)
-        assert captioner.loss(long, more[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
+        loss = captioner.compute_loss(expected, tokens[..., 1:], smoothing)
+        assert captioner.compute_loss(padded, longer[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
 
 
-def test_the_loss_of_uniform_and_of_perfect_logits(captioner):
+def test_the_loss_of_uniform_and_peaked_logits(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
     targets = captioner.tokens[..., 1:]
-    uniform = captioner.loss(jnp.full_like(logits, 3.0), targets)
+    uniform = captioner.compute_loss(jnp.full_like(logits, 3.0), targets)
     assert float(uniform) == pytest.approx(math.log(VOCABULARY), abs=1e-5)
-    peaked = captioner.loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY), targets)
+    peaked = captioner.compute_loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY), targets)
     assert 0 <= float(peaked) < 1e-3

@@ -1,4 +1,4 @@
-"""Our RoBERTa against transformers' Flax and PyTorch modules."""
+"""RoBERTa compared with the Flax and PyTorch modules of transformers."""
 
 from __future__ import annotations
 
@@ -18,48 +18,48 @@ from small_run import quick_compilation
 
 from caption_jax.models.roberta import Roberta, RobertaSettings, make_position_ids
 
-every_size = pytest.mark.parametrize("name", peers.SIZES)
+for_each_size = pytest.mark.parametrize("name", peers.SIZES)
 
 
-def flat(tree) -> dict[str, np.ndarray]:
+def flatten(tree) -> dict[str, np.ndarray]:
     return traverse_util.flatten_dict(jax.device_get(tree), sep="/")
 
 
-def seeded(module: nn.Module, *inputs: Any) -> dict[str, Any]:
+def init_seeded(module: nn.Module, *inputs: Any) -> dict[str, Any]:
     shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
     return traverse_util.unflatten_dict(seeded_weights(shapes), sep="/")
 
 
-def hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def compute_hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     def loss(params):
         hidden = apply({"params": params})
         return (hidden * peers.cotangent_of(hidden, mask)).sum(), hidden
 
     with quick_compilation():
         gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
-    return np.asarray(hidden), flat(gradient)
+    return np.asarray(hidden), flatten(gradient)
 
 
-@every_size
-def test_equals_the_golden_file(name):
+@for_each_size
+def test_hidden_states_and_gradients_match_the_golden_file(name):
     golden, sizes = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
     roberta = Roberta(RobertaSettings(**sizes))
-    params = seeded(roberta, ids, mask)
-    hidden, gradient = hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
+    params = init_seeded(roberta, ids, mask)
+    hidden, gradient = compute_hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
     np.testing.assert_allclose(hidden[mask], golden[f"{name}/hidden"][mask], atol=1e-5)
-    thinned = np.concatenate([np.ravel(gradient[path])[::11] for path in sorted(gradient)])
-    np.testing.assert_allclose(thinned, golden[f"{name}/gradient"], atol=1e-5, rtol=1e-5)
+    thinned_gradient = np.concatenate([np.ravel(gradient[path])[::11] for path in sorted(gradient)])
+    np.testing.assert_allclose(thinned_gradient, golden[f"{name}/gradient"], atol=1e-5, rtol=1e-5)
 
 
-def assert_equals_flax_roberta(name: str, *, train: bool) -> None:
+def assert_matches_flax_roberta(name: str, *, train: bool) -> None:
     sizes = peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
-    params, rngs = seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
-    hidden, gradient = hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
-    expected, reference = hidden_and_gradient(
+    params, rngs = init_seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
+    hidden, gradient = compute_hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
+    expected, reference = compute_hidden_and_gradient(
         lambda v: flax_module.apply(v, *inputs, deterministic=not train, rngs=rngs)[0], params, mask
     )
     np.testing.assert_allclose(hidden[mask], expected[mask], atol=1e-5)
@@ -68,55 +68,55 @@ def assert_equals_flax_roberta(name: str, *, train: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def flax_roberta() -> None:
+def require_flax_roberta() -> None:
     pytest.importorskip("transformers.models.roberta.modeling_flax_roberta", reason="transformers 5 has no Flax models")
 
 
-@every_size
-@pytest.mark.usefixtures("flax_roberta")
-def test_equals_flax_roberta(name):
-    assert_equals_flax_roberta(name, train=False)
+@for_each_size
+@pytest.mark.usefixtures("require_flax_roberta")
+def test_hidden_states_and_gradients_match_flax_roberta(name):
+    assert_matches_flax_roberta(name, train=False)
 
 
-@pytest.mark.usefixtures("flax_roberta")
-def test_initialisation_and_dropout_equal_flax_roberta():
-    """Equal parameters and dropout masks for equal keys, so runs that started with Flax RoBERTa resume."""
+@pytest.mark.usefixtures("require_flax_roberta")
+def test_initialisation_and_dropout_match_flax_roberta():
+    """Equal keys yield equal parameters and dropout masks, so runs that started with Flax RoBERTa can be resumed."""
     name = "two layers"
     sizes = peers.SIZES[name]
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     with quick_compilation():
-        fresh = flat(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
-        reference = flat(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
-    assert fresh.keys() == reference.keys()
+        initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
+        reference = flatten(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
+    assert initial.keys() == reference.keys()
     for path, value in reference.items():
-        np.testing.assert_array_equal(fresh[path], value, err_msg=path)
-    assert_equals_flax_roberta(name, train=True)
+        np.testing.assert_array_equal(initial[path], value, err_msg=path)
+    assert_matches_flax_roberta(name, train=True)
 
 
 @pytest.mark.torch
-@every_size
-def test_equals_torch_roberta(name):
+@for_each_size
+def test_hidden_states_match_torch_roberta(name):
     pytest.importorskip("torch")
     sizes = peers.SIZES[name]
     ids, mask = peers.texts_of(sizes)
     roberta = Roberta(RobertaSettings(**sizes))
-    params = seeded(roberta, ids, mask)
+    params = init_seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
     assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
     full_mask = mask.copy()
-    full_mask[3] = False  # positions in PyTorch follow the ids, where a gap counts as a pad
+    full_mask[3] = False  # PyTorch derives positions from ids and treats the gap as padding
     hidden = jax.jit(roberta.apply)({"params": params}, ids, mask)
     np.testing.assert_allclose(hidden[full_mask], peers.torch_hidden(sizes, state)[full_mask], atol=1e-5)
 
 
-def test_the_defaults_are_those_of_config_json():
+def test_defaults_match_the_transformers_config():
     transformers = pytest.importorskip("transformers")
     config = transformers.RobertaConfig()
     for field in dataclasses.fields(RobertaSettings):
         assert getattr(config, field.name) == field.default, field.name
 
 
-def test_positions_count_the_real_tokens():
+def test_position_ids_count_unmasked_tokens():
     mask = jnp.array([[True, True, False, True], [True, False, False, False]])
     assert make_position_ids(mask, 1).tolist() == [[2, 3, 1, 4], [2, 1, 1, 1]]
     assert make_position_ids(mask, 3).tolist() == [[4, 5, 3, 6], [4, 3, 3, 3]]
@@ -125,22 +125,22 @@ def test_positions_count_the_real_tokens():
 def test_bfloat16_with_float32_parameters_is_close_to_float32():
     sizes = RobertaSettings(**peers.SIZES["two layers"])
     ids, mask = peers.texts_of(peers.SIZES["two layers"])
-    half, params = Roberta(sizes, dtype=jnp.bfloat16), seeded(Roberta(sizes), ids, mask)
-    fresh = jax.eval_shape(half.init, jax.random.key(0), ids, mask)["params"]
-    assert {leaf.dtype for leaf in jax.tree.leaves(fresh)} == {jnp.dtype("float32")}
-    hidden = jax.jit(half.apply)({"params": params}, ids, mask)
+    bfloat16_module, params = Roberta(sizes, dtype=jnp.bfloat16), init_seeded(Roberta(sizes), ids, mask)
+    initial = jax.eval_shape(bfloat16_module.init, jax.random.key(0), ids, mask)["params"]
+    assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
+    hidden = jax.jit(bfloat16_module.apply)({"params": params}, ids, mask)
     assert hidden.dtype == jnp.bfloat16
     expected = jax.jit(Roberta(sizes).apply)({"params": params}, ids, mask)
     np.testing.assert_allclose(hidden[mask], expected[mask], atol=0.05)
 
 
 @pytest.mark.parametrize(
-    ("other", "message"),
+    ("changes", "message"),
     [
         ({"num_attention_heads": 5}, "hidden_size=16 must be a multiple of num_attention_heads=5"),
         ({"hidden_act": "quick_gelu"}, "hidden_act is 'quick_gelu'; it must be one of gelu, gelu_new"),
     ],
 )
-def test_invalid_sizes_are_rejected(other, message):
+def test_invalid_settings_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
-        RobertaSettings(**{**peers.SIZES["two layers"], **other})
+        RobertaSettings(**{**peers.SIZES["two layers"], **changes})

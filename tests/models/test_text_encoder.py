@@ -1,4 +1,4 @@
-"""TextEncoder, and weights in every published format."""
+"""`TextEncoder`, and RoBERTa weights in all published formats."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ def params() -> dict:
     return jax.jit(Roberta(SIZES).init)(jax.random.key(3), IDS, MASK)["params"]
 
 
-def encoder_variables(params, width=8):
+def make_encoder(params, width=8):
     encoder = TextEncoder(SIZES, width)
     variables = jax.jit(encoder.init)(jax.random.key(0), IDS, MASK)
     return encoder, {"params": {**variables["params"], "roberta": params}}
 
 
 def test_the_vector_is_the_mean_of_the_roberta_states(params):
-    encoder, variables = encoder_variables(params)
+    encoder, variables = make_encoder(params)
     features = jax.jit(encoder.apply)(variables, IDS, MASK)
     expected = jax.jit(Roberta(SIZES).apply)({"params": params}, IDS, MASK)
     np.testing.assert_allclose(features.tokens, expected, atol=1e-6)
@@ -58,13 +58,13 @@ def test_the_vector_is_the_mean_of_the_roberta_states(params):
     np.testing.assert_allclose(features.vector, mean @ kernel, atol=1e-5)
 
 
-def test_pads_have_no_effect(params):
-    encoder, variables = encoder_variables(params)
+def test_padding_has_no_effect(params):
+    encoder, variables = make_encoder(params)
     run = jax.jit(encoder.apply)
     features = run(variables, IDS, MASK)
     longer = jnp.pad(IDS, ((0, 0), (0, 4)), constant_values=1)
-    junk = jnp.where(jnp.pad(MASK, ((0, 0), (0, 4))), longer, 17)  # the mask matters, not the id
-    for ids in (longer, junk):
+    other_ids = jnp.where(jnp.pad(MASK, ((0, 0), (0, 4))), longer, 17)  # masked ids that are not pads
+    for ids in (longer, other_ids):
         padded = run(variables, ids, longer != 1)
         np.testing.assert_allclose(padded.vector, features.vector, atol=1e-5)
         np.testing.assert_allclose(padded.tokens[:, :7][MASK], features.tokens[MASK], atol=1e-5)
@@ -73,29 +73,29 @@ def test_pads_have_no_effect(params):
 def test_remat_gives_the_same_gradient(params):
     def gradient(remat):
         encoder = TextEncoder(SIZES, 8, remat=remat)
-        _, variables = encoder_variables(params)
+        _, variables = make_encoder(params)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, IDS, MASK).vector ** 2).sum()))(variables)
 
     stored_activations, recomputed = gradient(False), gradient(True)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-4), stored_activations, recomputed)
 
 
-def test_dropout_only_in_training(params):
-    encoder, variables = encoder_variables(params)
+def test_dropout_depends_on_the_key(params):
+    encoder, variables = make_encoder(params)
     run = jax.jit(lambda key: encoder.apply(variables, IDS, MASK, train=True, rngs={"dropout": key}).vector)
     first, second = (run(jax.random.key(k)) for k in (0, 1))
     assert not np.allclose(first, second)
 
 
-def test_texts_that_are_too_long_are_rejected(params):
-    encoder, variables = encoder_variables(params)
+def test_too_many_tokens_are_rejected(params):
+    encoder, variables = make_encoder(params)
     ids = jnp.full((1, 19), 5)
     with pytest.raises(ValueError, match="positions for 18"):
         encoder.apply(variables, ids, ids != 1)
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reads_every_published_format(tmp_path, params, form):
+def test_all_published_formats_are_read(tmp_path, params, form):
     loaded = load_roberta(str(write_folder(tmp_path, form, SIZES, params, OUTPUT_BIAS)))
     assert loaded.sizes == SIZES
     if form == "flax safetensors":  # encoder only
@@ -105,7 +105,7 @@ def test_reads_every_published_format(tmp_path, params, form):
     jax.tree.map(np.testing.assert_array_equal, loaded.params, jax.device_get(params))
 
 
-def test_a_hub_name_is_read_like_a_folder(tmp_path, params, monkeypatch):
+def test_a_hub_repository_is_read_as_a_folder(tmp_path, params, monkeypatch):
     import huggingface_hub
 
     requested = []
@@ -137,7 +137,7 @@ def test_incompatible_weights_are_rejected(tmp_path, params):
         load_roberta(str(tmp_path))
 
 
-def test_a_folder_without_weights_is_reported(tmp_path):
+def test_folders_without_supported_weights_are_rejected(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "roberta"}))
     with pytest.raises(FileNotFoundError, match=r"flax_model\.msgpack"):
         load_roberta(str(tmp_path))
@@ -151,11 +151,11 @@ def test_a_folder_without_weights_is_reported(tmp_path):
             load_roberta(str(tmp_path))
 
 
-# A RobertaForMaskedLM of torch with random weights, saved by its own save_pretrained, and its hidden states.
+# A PyTorch RobertaForMaskedLM with random weights, written by save_pretrained, and its hidden states.
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "roberta_torch"
 
 
-def test_reads_a_folder_saved_by_torch():
+def test_a_folder_saved_by_torch_is_read():
     loaded, golden = load_roberta(str(GOLDEN)), np.load(GOLDEN / "expected.npz")
     encoder = TextEncoder(loaded.sizes, 8)
     ids, mask = golden["ids"], golden["ids"] != 1
@@ -164,8 +164,8 @@ def test_reads_a_folder_saved_by_torch():
     np.testing.assert_allclose(features.tokens[mask], golden["hidden"][mask], atol=1e-5)
 
 
-def test_reads_a_bin_without_torch():
-    """The file has the `seeded_weights` of `roberta_peers.py` in the PyTorch format of before 2020."""
+def test_a_pytorch_bin_file_is_read_without_torch():
+    """The file contains the `seeded_weights` of `roberta_peers.py` in PyTorch's format from before 2020."""
     loaded = load_roberta(str(GOLDEN.parent / "roberta_bin"))
     assert loaded.sizes == RobertaSettings(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
     state = torch_state(traverse_util.flatten_dict(loaded.params, sep="."))
@@ -175,7 +175,7 @@ def test_reads_a_bin_without_torch():
     np.testing.assert_array_equal(loaded.output_bias, seeded_array("lm_head.bias", (12,)))
 
 
-def test_names_of_before_2019_and_half_precision_are_read(tmp_path, params):
+def test_old_parameter_names_and_bfloat16_weights_are_read(tmp_path, params):
     write_folder(tmp_path, "torch safetensors", SIZES, params)
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     tensors = {}
@@ -190,7 +190,7 @@ def test_names_of_before_2019_and_half_precision_are_read(tmp_path, params):
 
 
 @pytest.mark.torch
-def test_reads_a_folder_that_the_installed_transformers_saves(tmp_path):
+def test_a_folder_saved_by_the_installed_transformers_is_read(tmp_path):
     torch = pytest.importorskip("torch")
     from transformers import RobertaConfig, RobertaForMaskedLM
 
@@ -209,7 +209,7 @@ def test_reads_a_folder_that_the_installed_transformers_saves(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("shards", [1, 2])
-def test_reads_a_bin_of_the_current_torch_format(tmp_path, params, shards):
+def test_pytorch_bin_files_of_the_current_format_are_read(tmp_path, params, shards):
     torch = pytest.importorskip("torch")
     write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -228,7 +228,7 @@ def test_reads_a_bin_of_the_current_torch_format(tmp_path, params, shards):
 
 
 @pytest.mark.torch
-def test_the_golden_file_equals_torch():
+def test_the_golden_file_matches_torch():
     torch = pytest.importorskip("torch")
     from transformers import RobertaModel
 

@@ -1,4 +1,4 @@
-"""ViT: sizes from the paper, stages, stochastic depth, one device against eight."""
+"""ViT: published parameter counts, stages, stochastic depth and sharding."""
 
 from __future__ import annotations
 
@@ -17,47 +17,47 @@ from caption_jax.models.backbones.vit import VisionTransformer
 from caption_jax.models.backbones.vit_sizes import SIZES
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
-QUICK = {"xla_backend_optimization_level": "0"}
+QUICK_COMPILATION = {"xla_backend_optimization_level": "0"}
 
 
 @functools.cache
-def variables(class_token=True):
+def make_variables(class_token=True):
     return random_variables(VisionTransformer("micro", class_token), IMAGES, train=False, scale=0.1)
 
 
 @functools.cache
-def compiled_run(train, **settings):
+def compile_run(train, **settings):
     model = VisionTransformer("micro", **settings)
 
     def apply(variables, images, key):
         return model.apply(variables, images, train=train, rngs={"dropout": key})
 
-    variables_of_model = variables(settings.get("class_token", True))
-    return jax.jit(apply).lower(variables_of_model, IMAGES, jax.random.key(0)).compile(QUICK)
+    variables = make_variables(settings.get("class_token", True))
+    return jax.jit(apply).lower(variables, IMAGES, jax.random.key(0)).compile(QUICK_COMPILATION)
 
 
 def run(train=False, key=0, images=IMAGES, **settings):
     return np.asarray(
-        compiled_run(train, **settings)(variables(settings.get("class_token", True)), images, jax.random.key(key))
+        compile_run(train, **settings)(make_variables(settings.get("class_token", True)), images, jax.random.key(key))
     )
 
 
-def shapes(model, size):
+def infer_shapes(model, size):
     images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     return jax.eval_shape(functools.partial(model.init_with_output, train=False), jax.random.key(0), images)
 
 
-# Published parameter counts, without those of the 1000-way classifier.
+# Published parameter counts without the 1000-way classifier.
 @pytest.mark.parametrize(("size", "parameters"), [("s16", 22_050_664 - 385_000), ("b16", 86_567_656 - 769_000)])
-def test_parameter_counts_are_those_published(size, parameters):
-    features, tree = shapes(VisionTransformer(size), 224)
+def test_parameter_counts_match_the_published_counts(size, parameters):
+    features, tree = infer_shapes(VisionTransformer(size), 224)
     assert sum(leaf.size for leaf in jax.tree.leaves(tree["params"])) == parameters
     assert features.shape == (2, 14, 14, SIZES[size].width)
     assert set(tree["params"]) == set(SIZES[size].stage_names)
 
 
 def test_parameter_paths_are_stable():
-    paths = set(traverse_util.flatten_dict(variables()["params"], sep="/"))
+    paths = set(traverse_util.flatten_dict(make_variables()["params"], sep="/"))
     assert {
         "embed/patches/kernel",
         "embed/class_token",
@@ -70,37 +70,37 @@ def test_parameter_paths_are_stable():
         "block_1/feed_forward/contract/bias",
         "norm/scale",
     } <= paths
-    without = set(traverse_util.flatten_dict(variables(class_token=False)["params"], sep="/"))
+    without = set(traverse_util.flatten_dict(make_variables(class_token=False)["params"], sep="/"))
     assert paths - without == {"embed/class_token"}
 
 
-def test_a_cell_is_its_patch():
-    # Only after the embedding is a change local, because attention mixes all patches.
+def test_features_are_in_patch_order():
+    # A change is local in the embedding only, because attention mixes all patches.
     def embed(images):
-        return VisionTransformer("micro").apply(variables(), images, train=False, stop_after="embed")
+        return VisionTransformer("micro").apply(make_variables(), images, train=False, stop_after="embed")
 
     changed = embed(IMAGES.at[:, 8:16, 24:32].add(1.0)) - embed(IMAGES)
     assert np.flatnonzero(np.abs(changed).max((0, 2))).tolist() == [1 + 1 * 4 + 3]
-    # Features are those of the patches. The last norm is per token, so a shift of one token changes one cell.
+    # Features are in the order of the patches. The last norm is per token, so one different token changes one cell.
     tokens = jnp.zeros((1, 17, 32)).at[:, 1 + 2 * 4 + 1].set(jnp.arange(32.0))
-    cells = VisionTransformer("micro").apply(variables(), tokens, train=False, start_after="block_1")
-    odd = np.abs(cells - cells[:, :1, :1]).max(-1)[0] > 0
-    assert np.argwhere(odd).tolist() == [[2, 1]]
+    cells = VisionTransformer("micro").apply(make_variables(), tokens, train=False, start_after="block_1")
+    differs = np.abs(cells - cells[:, :1, :1]).max(-1)[0] > 0
+    assert np.argwhere(differs).tolist() == [[2, 1]]
 
 
 @pytest.mark.parametrize("class_token", [True, False])
 @pytest.mark.parametrize("stage", ["embed", "block_0", "block_1", "norm"])
-def test_a_split_network_equals_the_network(stage, class_token):
+def test_a_split_network_matches_the_network(stage, class_token):
     model, names = VisionTransformer("micro", class_token), SIZES["micro"].stage_names
-    params = variables(class_token)["params"]
-    below = {"params": {name: params[name] for name in names[: names.index(stage) + 1]}}
-    above = {"params": {name: params[name] for name in names[names.index(stage) + 1 :]}}
+    params = make_variables(class_token)["params"]
+    lower_variables = {"params": {name: params[name] for name in names[: names.index(stage) + 1]}}
+    upper_variables = {"params": {name: params[name] for name in names[names.index(stage) + 1 :]}}
 
-    def halves(images):
-        middle = model.apply(below, images, train=False, stop_after=stage)
-        return model.apply(above, middle, train=False, start_after=stage)
+    def run_in_two_parts(images):
+        activations = model.apply(lower_variables, images, train=False, stop_after=stage)
+        return model.apply(upper_variables, activations, train=False, start_after=stage)
 
-    np.testing.assert_allclose(jax.jit(halves)(IMAGES), run(class_token=class_token), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(jax.jit(run_in_two_parts)(IMAGES), run(class_token=class_token), rtol=1e-5, atol=1e-5)
 
 
 def test_stochastic_depth_is_active_in_training_only():
@@ -109,33 +109,33 @@ def test_stochastic_depth_is_active_in_training_only():
     np.testing.assert_array_equal(run(drop_path=0.5), all_blocks)
     first = run(train=True, drop_path=0.5)
     assert not np.allclose(first, run(train=True, drop_path=0.5, key=1))
-    # Only the two branches of the last block are dropped or doubled, so there are four different results.
-    same = run(train=True, drop_path=0.5, images=jnp.broadcast_to(IMAGES[:1], IMAGES.shape))
-    assert 2 <= len(np.unique(same[:, 0, 0, 0].round(4))) <= 4
+    # Each of the two branches of the last block is dropped or doubled, so there are up to four different results.
+    features = run(train=True, drop_path=0.5, images=jnp.broadcast_to(IMAGES[:1], IMAGES.shape))
+    assert 2 <= len(np.unique(features[:, 0, 0, 0].round(4))) <= 4
 
 
 def test_blocks_with_frozen_norms_are_never_skipped():
     frozen = frozenset({"block_1/attention_norm", "block_1/feed_forward_norm"})
     np.testing.assert_array_equal(run(train=True, drop_path=0.9, frozen_norms=frozen), run())
-    half = frozenset({"block_1/attention_norm"})
-    assert not np.allclose(run(train=True, drop_path=0.9, frozen_norms=half), run())
+    partly_frozen = frozenset({"block_1/attention_norm"})
+    assert not np.allclose(run(train=True, drop_path=0.9, frozen_norms=partly_frozen), run())
 
 
 def test_bfloat16_is_close_to_float32():
-    rough = run(dtype=jnp.bfloat16)
-    assert rough.dtype == jnp.bfloat16
-    assert np.abs(rough.astype(np.float32) - run()).max() < 0.05 * np.abs(run()).max()
+    actual = run(dtype=jnp.bfloat16)
+    assert actual.dtype == jnp.bfloat16
+    assert np.abs(actual.astype(np.float32) - run()).max() < 0.05 * np.abs(run()).max()
 
 
 def test_every_parameter_has_a_gradient():
     def loss(params):
         return jnp.sum(VisionTransformer("micro").apply({"params": params}, IMAGES, train=True) ** 3)
 
-    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(variables()["params"]), sep="/")
+    gradients = traverse_util.flatten_dict(jax.jit(jax.grad(loss))(make_variables()["params"]), sep="/")
     assert all(np.abs(gradient).max() > 0 for gradient in gradients.values())
 
 
-def test_eight_devices_equal_one_device():
+def test_eight_devices_match_one_device():
     model = VisionTransformer("micro", drop_path=0.5)
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
 
@@ -147,27 +147,27 @@ def test_eight_devices_equal_one_device():
 
         return jax.value_and_grad(loss)(params)
 
-    params = variables()["params"]
-    loss, gradients = jax.jit(step).lower(params, IMAGES).compile(QUICK)(params, IMAGES)
+    params = make_variables()["params"]
+    loss, gradients = jax.jit(step).lower(params, IMAGES).compile(QUICK_COMPILATION)(params, IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     lowered = jax.jit(step).lower(params, rows)
-    split = lowered.compile(QUICK)
-    assert {group["kind"] for group in figures_of(lowered, split, mesh)["collectives"]} == {"all-reduce"}
-    loss8, gradients8 = split(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
-    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
+    sharded = lowered.compile(QUICK_COMPILATION)
+    assert {group["kind"] for group in figures_of(lowered, sharded, mesh)["collectives"]} == {"all-reduce"}
+    sharded_loss, sharded_gradients = sharded(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
+    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_gradients, gradients)
 
 
-def test_the_choice_of_gelu_has_an_effect():
+def test_the_gelu_setting_changes_the_features():
     assert not np.array_equal(run(gelu="tanh"), run())
 
 
-def test_images_with_partial_patches_name_the_key():
+def test_image_sizes_with_partial_patches_are_rejected():
     for shape in ((1, 30, 30, 3), (1, 32, 24, 3)):
         with pytest.raises(ValueError, match=r"config\.data\.image_size"):
             VisionTransformer("micro").init(jax.random.key(0), jnp.zeros(shape), train=False)
 
 
-def test_an_unknown_stage_lists_the_known_ones():
+def test_the_error_for_an_unknown_stage_lists_known_stages():
     with pytest.raises(ValueError, match=r"'stage_1'; choose one of embed, block_0, block_1, norm"):
-        VisionTransformer("micro").apply(variables(), IMAGES, train=False, stop_after="stage_1")
+        VisionTransformer("micro").apply(make_variables(), IMAGES, train=False, stop_after="stage_1")
