@@ -1,4 +1,4 @@
-"""The contrastive objective: its definition, masked rows, sharding, and its independence from the decoder."""
+"""The contrastive objective: loss formula, masked rows, sharding, and separation from the decoder."""
 
 from __future__ import annotations
 
@@ -29,29 +29,29 @@ from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
 
-# For programs that run only a few times.
+# Fast compilation, because each program runs only a few times.
 QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
     "xla_cpu_use_fusion_emitters": False,
 }
 ROWS, CAPTIONS, WIDTH, SCALE = 16, 3, 8, 20.0
-OWNER = np.arange(ROWS, dtype=np.int32)
+OWNER = np.arange(ROWS, dtype=np.int32)  # image index of each row
 OWNER[5] = 2  # the same image as row 2
 OWNER[[7, 11]] = -1  # masked rows
 
 
-def vectors(seed: int = 0, captions: int = CAPTIONS) -> tuple[np.ndarray, np.ndarray]:
-    """Unit vectors of images and of captions that are correlated with them."""
-    random = np.random.default_rng(seed)
-    images = random.normal(size=(ROWS, WIDTH))
-    texts = images[:, None] + 1.5 * random.normal(size=(ROWS, captions, WIDTH))
+def make_vectors(seed: int = 0, captions: int = CAPTIONS) -> tuple[np.ndarray, np.ndarray]:
+    """Returns unit vectors of images, [rows, width], and of correlated captions, [rows, captions, width]."""
+    rng = np.random.default_rng(seed)
+    images = rng.normal(size=(ROWS, WIDTH))
+    texts = images[:, None] + 1.5 * rng.normal(size=(ROWS, captions, WIDTH))
     unit = [array / np.linalg.norm(array, axis=-1, keepdims=True) for array in (images, texts)]
     return unit[0].astype(np.float32), unit[1].astype(np.float32)
 
 
-def plain_loss(images, texts, owner, scale) -> tuple[float, float, float]:
-    """The definition, one pair at a time. Returns the loss and both accuracies."""
+def compute_reference_loss(images, texts, owner, scale) -> tuple[float, float, float]:
+    """Computes the loss and both accuracies from their definitions, one pair at a time."""
     losses, image_correct, text_correct = [], [], []
     for i in np.flatnonzero(owner >= 0):
         others = [j for j in np.flatnonzero(owner >= 0) if owner[j] != owner[i]]
@@ -67,15 +67,15 @@ def plain_loss(images, texts, owner, scale) -> tuple[float, float, float]:
 
 
 def test_loss_and_accuracies_match_the_definition():
-    images, texts = vectors()
+    images, texts = make_vectors()
     loss, *accuracies = (ratio.mean() for ratio in jax.jit(contrastive_loss)(Vectors(images, texts, SCALE), OWNER))
-    expected = plain_loss(images.astype(np.float64), texts.astype(np.float64), OWNER, SCALE)
+    expected = compute_reference_loss(images.astype(np.float64), texts.astype(np.float64), OWNER, SCALE)
     np.testing.assert_allclose([loss, *accuracies], expected, rtol=1e-5)
     assert all(0.2 < accuracy < 1 for accuracy in accuracies)
 
 
-def test_one_caption_per_image_gives_the_clip_loss():
-    images, texts = vectors(captions=1)
+def test_loss_with_one_caption_per_image_equals_the_clip_loss():
+    images, texts = make_vectors(captions=1)
     logits = SCALE * images @ texts[:, 0].T
     diagonal = [-np.diag(jax.nn.log_softmax(logits, axis)).mean() for axis in (0, 1)]
     loss = contrastive_loss(Vectors(images, texts, SCALE), np.arange(ROWS)).loss.mean()
@@ -83,14 +83,18 @@ def test_one_caption_per_image_gives_the_clip_loss():
 
 
 @functools.cache
-def gradients_of(devices: int):
-    """Loss and gradients with respect to images, texts and scale, and the collectives, on so many devices."""
+def compute_gradients(devices: int):
+    """Computes the loss and the gradients with respect to images, texts and scale.
+
+    Returns:
+        (loss, gradients), and the collectives of the program.
+    """
     mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
 
     def loss(images, texts, scale, owner):
         return contrastive_loss(Vectors(images, texts, scale), owner, mesh).loss.mean()
 
-    images, texts = vectors()
+    images, texts = make_vectors()
     batch = put_batch({"images": images, "texts": texts, "owner": OWNER}, mesh)
     scale = jax.device_put(jnp.float32(SCALE), replicated(mesh))
     arguments = (batch["images"], batch["texts"], scale, batch["owner"])
@@ -100,31 +104,32 @@ def gradients_of(devices: int):
     return jax.device_get(compiled(*arguments)), collectives
 
 
-def test_eight_devices_compute_what_one_does():
-    ((loss, gradients), _), ((other_loss, other_gradients), _) = gradients_of(1), gradients_of(8)
+def test_gradients_on_eight_devices_match_one_device():
+    ((loss, gradients), _), ((other_loss, other_gradients), _) = compute_gradients(1), compute_gradients(8)
     assert other_loss == pytest.approx(loss, abs=1e-5)
     for gradient, other_gradient in zip(gradients, other_gradients, strict=True):
         np.testing.assert_allclose(other_gradient, gradient, rtol=0, atol=1e-5)
         assert np.abs(gradient).max() > 1e-3
 
 
-def test_each_side_is_gathered_once():
-    _, collectives = gradients_of(8)
+def test_images_captions_and_owners_are_gathered_once():
+    _, collectives = compute_gradients(8)
     (gathers,) = [group for group in collectives if group["kind"] == "all-gather"]
     assert gathers["count"] == 3  # images, captions and owners
     assert gathers["bytes"] == gathers["gathered"] == 4 * ROWS * (WIDTH + CAPTIONS * WIDTH + 1)
 
 
-def test_masked_rows_change_nothing_and_get_no_gradient():
-    images, texts = vectors()
+def test_masked_rows_have_no_effect_and_no_gradient():
+    images, texts = make_vectors()
     gradient = jax.jit(
         jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), OWNER).loss.mean(), (0, 1))
     )
     loss, gradients = gradient(images, texts)
-    others = vectors(seed=1)
+    replacements = make_vectors(seed=1)
     masked = OWNER < 0
     changed = [
-        np.where(masked.reshape(-1, *[1] * (a.ndim - 1)), b, a) for a, b in zip((images, texts), others, strict=True)
+        np.where(masked.reshape(-1, *[1] * (array.ndim - 1)), replacement, array)
+        for array, replacement in zip((images, texts), replacements, strict=True)
     ]
     other_loss, other_gradients = gradient(*changed)
     assert float(other_loss) == float(loss)
@@ -134,8 +139,8 @@ def test_masked_rows_change_nothing_and_get_no_gradient():
 
 
 @pytest.mark.parametrize("owner", [np.where(OWNER == 0, 0, -1), np.zeros(ROWS, np.int32)])
-def test_a_batch_without_negatives_has_no_loss(owner):
-    images, texts = vectors()
+def test_a_batch_without_negatives_has_zero_loss_and_gradient(owner):
+    images, texts = make_vectors()
     gradient = jax.jit(
         jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), owner).loss.mean(), (0, 1))
     )
@@ -144,7 +149,7 @@ def test_a_batch_without_negatives_has_no_loss(owner):
 
 
 class FakeVocabulary:
-    """A vocabulary whose full ids are twice the compact ids."""
+    """A vocabulary with full ids that are twice the compact ids."""
 
     size = 12
 
@@ -153,8 +158,8 @@ class FakeVocabulary:
 
 
 @functools.cache
-def small_captioner():
-    """A model with a text encoder, random variables, images and captions."""
+def make_captioner():
+    """Returns a model with a text encoder, random variables, images and captions."""
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
@@ -162,22 +167,22 @@ def small_captioner():
     model = build_model(
         build_spec(ModelSpec, config.model), 12, 6, text_encoder=roberta_settings(config.model.text_encoder, 12, 6, PAD)
     )
-    random = np.random.default_rng(0)
-    images = random.normal(size=(4, 32, 32, 3)).astype(np.float32)
-    tokens = random.integers(4, 12, size=(4, 2, 6)).astype(np.int32)
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(4, 32, 32, 3)).astype(np.float32)
+    tokens = rng.integers(4, 12, size=(4, 2, 6)).astype(np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
-    variables = jax.tree.map(lambda a: jnp.asarray(0.3 * random.normal(size=a.shape), a.dtype), dict(shapes))
+    variables = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), dict(shapes))
     variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
     return model, variables, images, tokens
 
 
 def test_the_text_encoder_does_not_affect_the_decoder():
-    model, variables, images, tokens = small_captioner()
+    model, variables, images, tokens = make_captioner()
     batch = {"tokens": tokens, "mask": np.ones(len(tokens), bool)}
 
     @functools.partial(jax.jit, compiler_options=QUICK_COMPILATION)
     def run(params, shift):
-        """Gives the text encoder texts that differ from the captions of the batch."""
+        """Returns logits and joint vectors. The text encoder receives token ids shifted by `shift`."""
 
         def outputs(model):
             forward = ForwardPass(model, images, batch, text_ids=lambda tokens: (tokens + shift) % FakeVocabulary.size)
@@ -196,64 +201,64 @@ def test_the_text_encoder_does_not_affect_the_decoder():
     np.testing.assert_array_equal(logits, other_logits)
     np.testing.assert_array_equal(joint.images, other_joint.images)
     difference = np.abs(np.asarray(joint.texts - other_joint.texts))
-    assert difference.max(-1).min() > 1e-4, "the text encoder must receive the other texts"
+    assert difference.max(-1).min() > 1e-4, "the text encoder must receive the shifted ids"
     modified = {**params, "text_encoder": jax.tree.map(lambda a: a + 1, params["text_encoder"])}
     np.testing.assert_array_equal(run(modified, 0)[0], logits)
 
 
-def test_captions_are_converted_to_the_token_ids_of_roberta():
+def test_captions_are_converted_to_roberta_token_ids():
     tokens = np.array([[0, 5, 11, 2, 1]])
     np.testing.assert_array_equal(TextTokenizer(FakeVocabulary(), True, 6).from_caption_ids(tokens), 2 * tokens)
     np.testing.assert_array_equal(TextTokenizer(FakeVocabulary(), False, 6).from_caption_ids(tokens), tokens)
 
 
-def joint_step(model, optimizer, spec: RunSpec, frozen: frozenset[str], mesh) -> TrainStep:
-    """The training step for the sum of the caption loss and the contrastive loss."""
+def make_joint_step(model, optimizer, spec: RunSpec, frozen: frozenset[str], mesh) -> TrainStep:
+    """Returns the training step for the sum of the caption loss and the contrastive loss."""
     objectives = {**make_objectives(spec.objective, joint_embedding=False), "contrastive": Contrastive(1.0)}
     text_ids = TextTokenizer(FakeVocabulary(), False, 6).from_caption_ids
     return TrainStep(model, optimizer, Preprocessing(32), spec, frozen, objectives, text_ids, mesh)
 
 
 @pytest.mark.slow
-def test_a_training_step_on_eight_devices_matches_one():
-    """Uses SGD, so differences between parameters are proportional to differences between gradients."""
+def test_a_training_step_on_eight_devices_matches_one_device():
+    """With SGD, parameter differences are proportional to gradient differences."""
     config = default_config()
     shrink(config)
     config.dtype = "float32"
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
-    model, variables, _, _ = small_captioner()
+    model, variables, _, _ = make_captioner()
     encoder = model.image_encoder
     model = model.clone(image_encoder=encoder.clone(backbone=encoder.backbone.clone(norm_group_size=2)))
     optimizer, _ = make_optimizer(config.optimizer, variables["params"], 10)
-    random = np.random.default_rng(1)
+    rng = np.random.default_rng(1)
     batch = {
-        "image": random.integers(0, 255, (ROWS, 32, 32, 3)).astype(np.uint8),
-        "tokens": random.integers(4, 12, (ROWS, 2, 6)).astype(np.int32),
+        "image": rng.integers(0, 255, (ROWS, 32, 32, 3)).astype(np.uint8),
+        "tokens": rng.integers(4, 12, (ROWS, 2, 6)).astype(np.int32),
         "mask": OWNER >= 0,
         "index": np.arange(ROWS, dtype=np.int32),
     }
     results = []
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
-        update = joint_step(model, optimizer, RunSpec.from_config(config), frozenset(), mesh)
+        update = make_joint_step(model, optimizer, RunSpec.from_config(config), frozenset(), mesh)
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         lowered = jax.jit(update).lower(state, put_batch(batch, mesh))
         compiled = lowered.compile(QUICK_COMPILATION)
         collectives = figures_of(lowered, compiled, mesh, ROWS // devices)["collectives"]
         gathered = sum(group["gathered"] for group in collectives if group["kind"] == "all-gather")
-        once = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # images, and two captions each
-        assert once <= gathered <= 1.5 * once
+        minimum = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # bytes of the images, and of two captions per image
+        assert minimum <= gathered <= 1.5 * minimum
         state, metrics = compiled(state, put_batch(batch, mesh))
         results.append(jax.device_get((metrics, state.params)))
     (metrics, params), (other_metrics, other_params) = results
     assert metrics.keys() >= {"contrastive_loss", "temperature", "image_to_text_accuracy", "text_to_image_accuracy"}
     for name in metrics:
         np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    start = flatten(variables["params"])
+    initial = flatten(variables["params"])
     for path, value in flatten(params).items():
         np.testing.assert_allclose(flatten(other_params)[path], value, rtol=0, atol=1e-5, err_msg=path)
     for path in ("text_encoder/dense/kernel", "joint_embedding/image/kernel", "joint_embedding/log_scale"):
-        assert np.abs(flatten(params)[path] - np.asarray(start[path])).max() > 1e-4, path
+        assert np.abs(flatten(params)[path] - np.asarray(initial[path])).max() > 1e-4, path
 
 
 @pytest.mark.slow
@@ -265,11 +270,11 @@ def test_rules_freeze_the_text_encoder_or_part_of_it(pattern):
     shrink(config)
     config.dtype = "float32"
     config.optimizer.rules = ((pattern, {"lr": 0.0}), (rf"(?!{pattern}).*", {"lr": 1.0}))
-    model, variables, _, tokens = small_captioner()
+    model, variables, _, tokens = make_captioner()
     optimizer, _ = make_optimizer(config.optimizer, variables["params"], 10)
     ((_, frozen),) = phases(variables["params"], config.optimizer.rules)
     mesh = make_mesh(ConfigDict({"data": 1, "model": 1}), jax.devices()[:1])
-    update = joint_step(model, optimizer, RunSpec.from_config(config), frozen, mesh)
+    update = make_joint_step(model, optimizer, RunSpec.from_config(config), frozen, mesh)
     batch = {
         "image": np.random.default_rng(1).integers(0, 255, (4, 32, 32, 3)).astype(np.uint8),
         "tokens": tokens,
@@ -281,6 +286,6 @@ def test_rules_freeze_the_text_encoder_or_part_of_it(pattern):
     before = flatten(variables["params"])
     trained = {path for path in before if not np.array_equal(before[path], after[path])}
     assert not trained & frozen and {path for path in before if re.fullmatch(pattern, path)} == frozen
-    text = {path for path in before if path.startswith("text_encoder/")}
-    assert bool(trained & text) == (not text <= frozen)
+    text_encoder = {path for path in before if path.startswith("text_encoder/")}
+    assert bool(trained & text_encoder) == (not text_encoder <= frozen)
     assert "joint_embedding/text/kernel" in trained and any(path.startswith("image_encoder/") for path in trained)

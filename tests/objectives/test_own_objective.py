@@ -21,11 +21,11 @@ def test_loss_is_the_negative_entropy_of_unmasked_tokens():
     objective = make_objectives(RunSpec.from_config(config).objective, joint_embedding=False)["confidence"]
     assert objective.weight == 0.5
 
-    table = np.zeros((8, 3), np.float32)
-    table[0] = 50.0  # states of ones make token 0 certain, states of zeros make all eight tokens equally likely
+    embedding = np.zeros((8, 3), np.float32)
+    embedding[0] = 50.0  # token 0 is certain for states of ones; all eight tokens are equally likely for zeros
     states = jnp.stack([jnp.ones((2, 3)), jnp.zeros((2, 3))], axis=1)[None]
     forward = SimpleNamespace(decoded=SimpleNamespace(states=states), weights=jnp.array([[[1.0, 1.0], [1.0, 0.0]]]))
-    model = SimpleNamespace(output_layer=lambda: (table, np.zeros(8, np.float32)))
+    model = SimpleNamespace(output_layer=lambda: (embedding, np.zeros(8, np.float32)))
     loss = objective(model, forward, {}, {}, jax.random.key(0)).losses["loss"]
     assert loss.count == 3
     assert float(loss.mean()) == pytest.approx(-np.log(8) / 3, abs=1e-6)

@@ -1,4 +1,4 @@
-"""Unlikelihood training: its definition, and a run that selects it in its config."""
+"""Unlikelihood training: the formula, and a training run that selects the objective in its config."""
 
 from __future__ import annotations
 
@@ -24,34 +24,34 @@ ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY = 4, 2, 7, 5, 9
 NAME = "caption_jax.objectives.unlikelihood:Unlikelihood"
 
 
-def batch() -> dict[str, np.ndarray]:
-    """Captions over a small vocabulary, with many repeated words."""
-    random = np.random.default_rng(0)
+def make_batch() -> dict[str, np.ndarray]:
+    """Returns captions over a small vocabulary, with many repeated tokens, and a mask of images."""
+    rng = np.random.default_rng(0)
     tokens = np.full((ROWS, CAPTIONS, TARGETS + 1), PAD, np.int32)
     for caption in tokens.reshape(-1, TARGETS + 1):
-        words = random.integers(2, TARGETS)
-        caption[: words + 2] = [0, *random.integers(4, VOCABULARY, words), 2]
+        length = rng.integers(2, TARGETS)
+        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY, length), 2]
     mask = np.ones(ROWS, bool)
     mask[1] = False
     return {"tokens": tokens, "mask": mask}
 
 
-def decoder_outputs(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decoder states, and table and bias of the output layer."""
-    random = np.random.default_rng(seed)
+def make_decoder_outputs(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns decoder states, and the embedding matrix and bias of the output layer."""
+    rng = np.random.default_rng(seed)
     shapes = ((ROWS, CAPTIONS, TARGETS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
-    return tuple(random.normal(size=shape).astype(np.float32) for shape in shapes)
+    return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 
-def plain_loss(states, table, bias) -> tuple[float, float]:
-    """The definition, token by token."""
-    data, loss, repetition, count = batch(), 0.0, 0.0, 0
+def compute_reference_loss(states, embedding, bias) -> tuple[float, float]:
+    """Computes the mean loss and repetition probability from their definitions, token by token."""
+    data, loss, repetition, count = make_batch(), 0.0, 0.0, 0
     for row, caption in np.ndindex(ROWS, CAPTIONS):
         targets = data["tokens"][row, caption, 1:]
         for position in range(TARGETS):
             if targets[position] == PAD or not data["mask"][row]:
                 continue
-            logits = table @ states[row, caption, position] + bias
+            logits = embedding @ states[row, caption, position] + bias
             probabilities = np.exp(logits) / np.exp(logits).sum()
             negatives = set(targets[:position].tolist()) - {int(targets[position])}
             loss -= sum(np.log(1 - probabilities[token]) for token in negatives)
@@ -61,9 +61,9 @@ def plain_loss(states, table, bias) -> tuple[float, float]:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def mean_loss(states, table, bias, packed: bool):
-    """Mean loss and repetition probability of the objective for these decoder states."""
-    data = batch()
+def compute_mean_loss(states, embedding, bias, packed: bool):
+    """Computes the mean loss and repetition probability with the objective."""
+    data = make_batch()
     rows = CaptionRows.from_batch({**data, **(pack_captions(**data, rows=1) if packed else {})})
     states = rows.segments.to_rows(states.reshape(ROWS * CAPTIONS, TARGETS, WIDTH))
 
@@ -74,30 +74,30 @@ def mean_loss(states, table, bias, packed: bool):
         segments=rows.segments,
         weights=rows.weights,
         to_captions=to_captions,
-        decoded=SimpleNamespace(states=states, logits=jnp.einsum("...d,vd->...v", states, table) + bias),
+        decoded=SimpleNamespace(states=states, logits=jnp.einsum("...d,vd->...v", states, embedding) + bias),
     )
-    model = SimpleNamespace(output_layer=lambda: (table, bias))
+    model = SimpleNamespace(output_layer=lambda: (embedding, bias))
     terms = Unlikelihood(0.5)(model, forward, data, {}, jax.random.key(0))
     return terms.losses["loss"].mean(), terms.metrics["repetition_probability"].mean()
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_loss_matches_the_definition(packed):
-    expected = plain_loss(*(array.astype(np.float64) for array in decoder_outputs()))
-    np.testing.assert_allclose(mean_loss(*decoder_outputs(), packed), expected, rtol=1e-5)
+    expected = compute_reference_loss(*(array.astype(np.float64) for array in make_decoder_outputs()))
+    np.testing.assert_allclose(compute_mean_loss(*make_decoder_outputs(), packed), expected, rtol=1e-5)
     assert expected[1] > 0.1
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_gradient_matches_the_definition(packed):
-    gradients = jax.grad(lambda *arrays: mean_loss(*arrays, packed)[0], (0, 1, 2))(*decoder_outputs())
-    random = np.random.default_rng(2)
+    gradients = jax.grad(lambda *arrays: compute_mean_loss(*arrays, packed)[0], (0, 1, 2))(*make_decoder_outputs())
+    rng = np.random.default_rng(2)
     for index, gradient in enumerate(gradients):
-        direction, step = random.normal(size=gradient.shape), 1e-5
-        moved = [[array.astype(np.float64) for array in decoder_outputs()] for _ in range(2)]
-        moved[0][index] += step * direction
-        moved[1][index] -= step * direction
-        expected = (plain_loss(*moved[0])[0] - plain_loss(*moved[1])[0]) / (2 * step)
+        direction, step = rng.normal(size=gradient.shape), 1e-5
+        shifted = [[array.astype(np.float64) for array in make_decoder_outputs()] for _ in range(2)]
+        shifted[0][index] += step * direction
+        shifted[1][index] -= step * direction
+        expected = (compute_reference_loss(*shifted[0])[0] - compute_reference_loss(*shifted[1])[0]) / (2 * step)
         assert np.vdot(gradient, direction) == pytest.approx(expected, rel=1e-3)
 
 
@@ -114,7 +114,7 @@ def test_a_nonpositive_weight_is_rejected():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.grad_accum_steps": 2}])
-def test_a_run_trains_with_unlikelihood(settings, small_images, tmp_path):
+def test_training_with_unlikelihood_decreases_the_loss(settings, small_images, tmp_path):
     config = small_run.get_config().unlock()
     config.data.root = str(small_images)
     config.update_from_flattened_dict({"train.steps": 12, "train.log_every": 1, **settings})

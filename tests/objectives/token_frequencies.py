@@ -1,4 +1,4 @@
-"""Test objectives: one with constants, which penalises frequent tokens, and one that compares rows."""
+"""Objectives for tests: one with constants, which penalises frequent tokens, and one that compares rows."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ NAME = "token_frequencies:FrequentTokens"
 
 @dataclasses.dataclass(frozen=True)
 class FrequentTokens(Objective):
+    """Expected training-set frequency of the predicted tokens, raised to a power."""
+
     weight: float = 1.0
     power: float = 1.0
 
@@ -29,7 +31,7 @@ class FrequentTokens(Objective):
 
 
 @dataclasses.dataclass(frozen=True)
-class SpreadOfImages(Objective):
+class ImageVariance(Objective):
     """Variance of the image vectors, which depends on all rows of a batch."""
 
     weight: float = 1.0
