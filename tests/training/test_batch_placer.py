@@ -1,4 +1,4 @@
-"""The runs whose token rows are packed without pads."""
+"""Packing of captions into rows without padding, as selected by the config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.specs import RunSpec
 from caption_jax.training.batch_placer import batch_placer
 
 
-def placed(**changes):
+def place_batch(**changes):
     config = default_config()
     config.update_from_flattened_dict(changes)
     tokens = np.ones((8, 5, 40), np.int32)
@@ -21,20 +21,20 @@ def placed(**changes):
     return batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
 
 
-def test_on_cpu_each_device_gets_a_row_of_tokens_without_pads():
-    batch = placed()
+def test_captions_are_packed_into_one_row_per_cpu_device():
+    batch = place_batch()
     ids = batch["segment_ids"]
     assert batch["inputs"].shape == batch["targets"].shape == batch["positions"].shape == ids.shape == (2, 256)
     assert len(ids.devices()) == 2
     assert [int((row > 0).sum()) for row in ids] == [3 * 5 * 9, 4 * 5 * 9]
 
 
-def test_pads_are_kept_on_request_and_with_microbatches():
-    assert "segment_ids" not in placed(**{"train.packing": "never"})
-    assert "segment_ids" not in placed(**{"optimizer.grad_accum_steps": 2})
+def test_captions_are_not_packed_on_request_or_with_microbatches():
+    assert "segment_ids" not in place_batch(**{"train.packing": "never"})
+    assert "segment_ids" not in place_batch(**{"optimizer.grad_accum_steps": 2})
 
 
 @pytest.mark.parametrize("changes", [{"train.packing": "sometimes"}, {"train.packing": "always"}])
-def test_invalid_settings_name_their_keys(changes):
+def test_invalid_settings_raise_an_error_with_the_key(changes):
     with pytest.raises(ValueError, match=r"config\.train\.packing"):
-        placed(**changes, **{"optimizer.grad_accum_steps": 2})
+        place_batch(**changes, **{"optimizer.grad_accum_steps": 2})

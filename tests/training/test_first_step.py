@@ -1,4 +1,4 @@
-"""The first step of a run does not wait for TensorFlow."""
+"""The first training step does not wait for the import of TensorFlow."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ folder = Path(sys.argv[1])
 config = small_run.get_config().unlock()
 config.data.root = str(small_run.write_images(folder / "data"))
 config.train.log_every = 2
-seen = []
+imported = []
 
 
 def stop_after_two_steps(step):
-    seen.append((step, "tensorflow" in sys.modules))
+    imported.append((step, "tensorflow" in sys.modules))
     return step == 2
 
 
@@ -36,13 +36,13 @@ with small_run.quick_compilation():
     experiment = start_experiment(RunSpec.from_config(config), epath.Path(folder / "run"))
     with contextlib.closing(Run(experiment)) as run:
         assert not run.train(stop_after_two_steps)
-assert seen[0] == (1, False), seen
-assert "tensorflow" in sys.modules  # for what step 2 has logged
+assert imported[0] == (1, False), imported
+assert "tensorflow" in sys.modules  # imported to log step 2
 """
 
 
 @pytest.mark.slow
-def test_a_run_on_a_folder_makes_its_first_step_without_tensorflow(tmp_path: Path):
+def test_the_first_step_does_not_import_tensorflow(tmp_path: Path):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
     command = [sys.executable, "-c", FIRST_STEP, str(tmp_path)]
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

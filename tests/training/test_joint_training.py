@@ -1,4 +1,4 @@
-"""A captioner trained with a text encoder: it retrieves images by text, and its run resumes like any other."""
+"""Training with a text encoder: retrieval, metrics, resuming and validation."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.records import Record, Split
 
-NAMES = {
+METRIC_NAMES = {
     f"{direction}_{metric}"
     for direction in ("image_to_text", "text_to_image")
     for metric in ("R@1", "R@5", "R@10", "median_rank")
@@ -33,7 +33,7 @@ NAMES = {
 
 @pytest.fixture(scope="module")
 def expected_scores(searchable_workdir, distinct_images) -> dict[str, float]:
-    """Retrieval among the training images and their captions, computed with the library."""
+    """Retrieval scores of the training images and captions, computed through the Python API."""
     captioner = caption_jax.load(str(searchable_workdir))
     with (distinct_images / "captions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
@@ -47,23 +47,23 @@ def expected_scores(searchable_workdir, distinct_images) -> dict[str, float]:
 
 
 def test_images_and_captions_retrieve_each_other(expected_scores):
-    for direction in ("image_to_text", "text_to_image"):  # chance is one of eight
+    for direction in ("image_to_text", "text_to_image"):  # chance is 1 / 8
         assert expected_scores[f"{direction}_R@1"] >= 0.6 and expected_scores[f"{direction}_median_rank"] == 1
 
 
-def test_evaluate_reports_the_same_scores_over_all_captions(searchable_workdir, expected_scores, capsys):
+def test_evaluate_mode_reports_the_same_scores(searchable_workdir, expected_scores, capsys):
     assert small_run.run_main("--mode=evaluate", f"--workdir={searchable_workdir}", "--split=train") == 0
     assert "image_to_text_median_rank" in capsys.readouterr().out
     results = json.loads((searchable_workdir / "eval_train.json").read_text())
-    assert {name: results["metrics"][name] for name in NAMES} == pytest.approx(expected_scores)
+    assert {name: results["metrics"][name] for name in METRIC_NAMES} == pytest.approx(expected_scores)
     assert results["protocol"]["captions"] == 16
 
 
-def test_training_logs_both_losses_and_validates_both_ways(searchable_workdir):
+def test_training_logs_both_losses_and_validates_retrieval(searchable_workdir):
     rows = read_metrics(searchable_workdir / "metrics.jsonl")
     train = [row.values for row in rows if row.split == "train"]
     (val,) = [row.values for row in rows if row.split == "val"]
-    assert val.keys() >= NAMES | {"CIDEr-D", "loss"}
+    assert val.keys() >= METRIC_NAMES | {"CIDEr-D", "loss"}
     assert train[-1]["contrastive_loss"] < 0.5 * train[0]["contrastive_loss"]
     assert train[-1]["loss"] < 0.5 * train[0]["loss"]
     assert train[0]["temperature"] == pytest.approx(0.07, rel=0.3) and train[-1]["temperature"] >= 0.01
@@ -79,14 +79,14 @@ def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
     assert_same_state(workdir, searchable_workdir)
 
 
-def test_a_resumed_run_cannot_drop_or_add_the_text_encoder(searchable_workdir, small_workdir):
+def test_resuming_cannot_remove_or_add_the_text_encoder(searchable_workdir, small_workdir):
     for workdir, weight in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
         config = to_config_dict(read_spec(workdir))
         config.objective.contrastive_weight = weight
         with pytest.raises(ValueError, match=rf"objective\.contrastive_weight: .* -> {weight}"):
             start_experiment(RunSpec.from_config(config), epath.Path(workdir))
     config = to_config_dict(read_spec(searchable_workdir))
-    config.objective.contrastive_weight = 0.25  # another positive weight is allowed
+    config.objective.contrastive_weight = 0.25  # other positive weights are allowed
     unchanged = (searchable_workdir / "config.json").read_text()
     assert start_experiment(RunSpec.from_config(config), epath.Path(searchable_workdir)).description.has_joint_embedding
     (searchable_workdir / "config.json").write_text(unchanged)
@@ -104,14 +104,14 @@ def test_gradient_accumulation_is_rejected(tmp_path):
 
 def test_embedding_without_a_text_encoder_is_rejected(small_workdir, tmp_path):
     captioner = caption_jax.load(str(small_workdir))
-    for embed, item in ((captioner.embed_images, small_run.picture()), (captioner.embed_texts, "a red box")):
+    for embed, item in ((captioner.embed_images, small_run.box_image()), (captioner.embed_texts, "a red box")):
         with pytest.raises(ValueError, match=r"--config\.objective\.contrastive_weight above 0"):
             embed([item])
         with pytest.raises(TypeError, match="takes a list of"):
             embed(item)
 
 
-def test_workdirs_older_than_text_encoders_are_read(small_workdir, tmp_path):
+def test_workdirs_from_before_text_encoders_are_read(small_workdir, tmp_path):
     workdir = Path(shutil.copytree(small_workdir, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints")))
     stored = json.loads((workdir / "model.json").read_text())
     assert stored.pop("text_encoder") is None
@@ -119,16 +119,16 @@ def test_workdirs_older_than_text_encoders_are_read(small_workdir, tmp_path):
     assert not read_description(workdir).has_text_encoder
 
 
-def split_of(captions: list[list[str]]) -> Split:
-    return Split("val", [Record(Path(f"{n}.png"), tuple(texts), n) for n, texts in enumerate(captions)])
+def make_split(captions: list[list[str]]) -> Split:
+    return Split("val", [Record(Path(f"{i}.png"), tuple(texts), i) for i, texts in enumerate(captions)])
 
 
 def test_unreadable_images_and_their_captions_are_misses():
-    split = split_of([["a", "b"], ["c"], [], ["d"]])  # the third has no captions, so it is not part of retrieval
+    split = make_split([["a", "b"], ["c"], [], ["d"]])  # the third image has no captions, so it is excluded
     texts = np.eye(4, dtype=np.float32)
     images = {0: texts[0] + texts[1], 1: texts[2], 2: texts[3], 3: texts[3]}
     assert split_retrieval(split, images, texts)["image_to_text_R@1"] == 1
     del images[3]
     scores = split_retrieval(split, images, texts)
     assert scores["image_to_text_R@1"] == pytest.approx(2 / 3) and scores["text_to_image_R@1"] == pytest.approx(3 / 4)
-    assert split_retrieval(split_of([[], []]), {}, np.zeros((0, 4), np.float32)) == {}
+    assert split_retrieval(make_split([[], []]), {}, np.zeros((0, 4), np.float32)) == {}

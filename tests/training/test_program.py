@@ -1,4 +1,4 @@
-"""The update as a cached program: the next start loads it, and its results are equal."""
+"""The update is cached as a compiled program, which later runs load."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from caption_jax.parameters.sharding import put_batch
 from caption_jax.runs.experiment import open_experiment
 from caption_jax.runs.initial_variables import init_variables
 from caption_jax.runs.workdir import read_spec
-from caption_jax.training import program as module
+from caption_jax.training import program as program_module
 from caption_jax.training.program import Program, make_program
 
 FROZEN = frozenset({"decoder/embedding"})
 
 
 @pytest.fixture
-def traces(monkeypatch, tmp_path):
-    """Records each tracing of a step, with an empty folder of cached programs."""
-    recorded, make = [], module.TrainStep
+def recorded_traces(monkeypatch, tmp_path):
+    """A list with an entry per traced step. The folder of cached programs is empty."""
+    recorded, original_step = [], program_module.TrainStep
 
-    def counted(*arguments, **settings):
-        step = make(*arguments, **settings)
+    def make_recording_step(*arguments, **settings):
+        step = original_step(*arguments, **settings)
 
-        def traced(state, batch, constants):
+        def recording_step(state, batch, constants):
             recorded.append(None)
             return step(state, batch, constants)
 
-        return traced
+        return recording_step
 
-    monkeypatch.setattr(module, "TrainStep", counted)
-    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setattr(program_module, "TrainStep", make_recording_step)
+    previous = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     yield recorded
-    jax.config.update("jax_compilation_cache_dir", before)
+    jax.config.update("jax_compilation_cache_dir", previous)
 
 
-def program_on_one_device(workdir) -> Program:
+def make_program_on_one_device(workdir) -> Program:
     experiment = open_experiment(epath.Path(workdir), read_spec(workdir))
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1), experiment.mesh.axis_names)
     return make_program(experiment.description, mesh, steps=10)
 
 
-def two_steps(program: Program, update) -> tuple[dict, dict]:
-    """Returns the parameters after two updates on random pixels, and the last metrics."""
+def run_two_steps(program: Program, update) -> tuple[dict, dict]:
+    """Returns the parameters and metrics after two updates on random images."""
     rng = np.random.default_rng(0)
     size, settings = program.description.preprocessing.size, program.description.model_settings
     batch = {
@@ -64,30 +64,30 @@ def two_steps(program: Program, update) -> tuple[dict, dict]:
 
 
 @pytest.mark.slow
-def test_a_second_start_loads_the_step_and_gives_equal_results(small_workdir, traces):
+def test_a_second_run_loads_the_cached_step_with_equal_results(small_workdir, recorded_traces):
     with quick_compilation():
-        first, second = (program_on_one_device(small_workdir) for _ in range(2))
-        cached = two_steps(first, first.cached_update(FROZEN))
-        assert len(traces) == 1
-        loaded = two_steps(second, second.cached_update(FROZEN))
-        assert len(traces) == 1
+        first, second = (make_program_on_one_device(small_workdir) for _ in range(2))
+        cached = run_two_steps(first, first.cached_update(FROZEN))
+        assert len(recorded_traces) == 1
+        loaded = run_two_steps(second, second.cached_update(FROZEN))
+        assert len(recorded_traces) == 1
         jax.tree.map(np.testing.assert_array_equal, loaded, cached)
-        jitted = two_steps(first, first.update(FROZEN))
-        assert len(traces) == 2
+        jitted = run_two_steps(first, first.update(FROZEN))
+        assert len(recorded_traces) == 2
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), cached, jitted)
 
 
 @pytest.mark.parametrize("change", ["frozen", "steps", "config"])
-def test_the_cache_key_covers_everything_that_changes_the_step(small_workdir, traces, monkeypatch, change):
+def test_the_cache_key_depends_on_frozen_parameters_steps_and_config(small_workdir, recorded_traces, monkeypatch, change):
     def make_short_step(*arguments, **settings):
         def step(state, batch, constants):
-            traces.append(None)
+            recorded_traces.append(None)
             return state, {"rows": batch["mask"].sum()}
 
         return step
 
-    monkeypatch.setattr(module, "TrainStep", make_short_step)
-    program = program_on_one_device(small_workdir)
+    monkeypatch.setattr(program_module, "TrainStep", make_short_step)
+    program = make_program_on_one_device(small_workdir)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.abstract_state)
     batch = put_batch({"mask": np.ones(4, bool)}, program.mesh)
     program.cached_update(FROZEN)(state, batch, {})
@@ -101,6 +101,6 @@ def test_the_cache_key_covers_everything_that_changes_the_step(small_workdir, tr
         description = dataclasses.replace(description, spec=dataclasses.replace(description.spec, objective=objective))
     changed = make_program(description, program.mesh, steps)
     assert int(changed.cached_update(frozen)(state, batch, {})[1]["rows"]) == 4
-    assert len(traces) == 2
+    assert len(recorded_traces) == 2
     changed.cached_update(frozen)(state, batch, {})
-    assert len(traces) == 2
+    assert len(recorded_traces) == 2

@@ -1,4 +1,4 @@
-"""Updates against the documented formulas of the optimizer, implemented in NumPy in double precision."""
+"""Updates compared with the documented formulas of the optimizers, implemented in NumPy in double precision."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ STAGED = (
     (r"decoder/out/.*", {"decay": 0.5, "from_step": 3}),
     (r"decoder/embedding", {"lr": 2.0}),
 )
-#        path prefix -> (lr, decay, from_step)
+# path prefix -> (lr, decay, from_step)
 SETTINGS = {
     "encoder/stem": (0, 1, 0),
     "encoder/norm": (0, 1, 0),
@@ -39,12 +39,12 @@ SETTINGS = {
 STEPS, WARMUP, PEAK, CLIP, DECAY, B1, B2 = 7, 4, 0.01, 0.5, 0.3, 0.9, 0.98
 
 
-class Method:
-    """The direction of one parameter under the named method, from its successive gradients."""
+class ReferenceOptimizer:
+    """Computes the update directions of one parameter from its successive gradients."""
 
     def __init__(self, name: str):
         self.name, self.updates = name, 0
-        self.first = self.second = self.rows = self.columns = 0.0
+        self.first_moment = self.second_moment = self.row_means = self.column_means = 0.0
 
     def __call__(self, gradient: np.ndarray) -> np.ndarray:
         self.updates += 1
@@ -52,36 +52,36 @@ class Method:
         return getattr(self, name)(gradient, self.updates)
 
     def adam(self, gradient: np.ndarray, t: int) -> np.ndarray:
-        self.first = B1 * self.first + (1 - B1) * gradient
-        self.second = B2 * self.second + (1 - B2) * gradient**2
-        return self.first / (1 - B1**t) / (np.sqrt(self.second / (1 - B2**t)) + 1e-8)
+        self.first_moment = B1 * self.first_moment + (1 - B1) * gradient
+        self.second_moment = B2 * self.second_moment + (1 - B2) * gradient**2
+        return self.first_moment / (1 - B1**t) / (np.sqrt(self.second_moment / (1 - B2**t)) + 1e-8)
 
     def lion(self, gradient: np.ndarray, t: int) -> np.ndarray:
-        direction = np.sign(B1 * self.first + (1 - B1) * gradient)
-        self.first = B2 * self.first + (1 - B2) * gradient
+        direction = np.sign(B1 * self.first_moment + (1 - B1) * gradient)
+        self.first_moment = B2 * self.first_moment + (1 - B2) * gradient
         return direction
 
     def sgd(self, gradient: np.ndarray, t: int) -> np.ndarray:
-        self.first = B1 * self.first + gradient
-        return self.first
+        self.first_moment = B1 * self.first_moment + gradient
+        return self.first_moment
 
     def adafactor(self, gradient: np.ndarray, t: int) -> np.ndarray:
         decay, square = 1 - t**-0.8, gradient**2 + 1e-30
         if gradient.ndim == 2 and min(gradient.shape) >= 128:
-            self.rows = decay * self.rows + (1 - decay) * square.mean(1)
-            self.columns = decay * self.columns + (1 - decay) * square.mean(0)
-            second = np.outer(self.rows, self.columns) / self.rows.mean()
+            self.row_means = decay * self.row_means + (1 - decay) * square.mean(1)
+            self.column_means = decay * self.column_means + (1 - decay) * square.mean(0)
+            second = np.outer(self.row_means, self.column_means) / self.row_means.mean()
         else:
-            second = self.second = decay * self.second + (1 - decay) * square
+            second = self.second_moment = decay * self.second_moment + (1 - decay) * square
         direction = gradient / np.sqrt(second)
         return direction / max(1, np.sqrt(np.mean(direction**2)))
 
 
-def expected_updates(name: str, params: dict, gradients: list[dict], clip_norm: float) -> list[dict]:
-    """Returns the updates of each step by path, from the gradients of every parameter."""
+def compute_expected_updates(name: str, params: dict, gradients: list[dict], clip_norm: float) -> list[dict]:
+    """Returns the updates of each step, keyed by path."""
     params = {path: value.astype(np.float64) for path, value in params.items()}
     settings = {path: SETTINGS[next(p for p in SETTINGS if path.startswith(p))] for path in params}
-    methods, result = {path: Method(name) for path in params}, []
+    optimizers, result = {path: ReferenceOptimizer(name) for path in params}, []
     for step in range(STEPS):
         active = [path for path, (lr, _, start) in settings.items() if lr and step >= start]
         norm = np.sqrt(sum((gradients[step][path].astype(np.float64) ** 2).sum() for path in active))
@@ -89,7 +89,7 @@ def expected_updates(name: str, params: dict, gradients: list[dict], clip_norm: 
         updates = {path: np.zeros_like(value) for path, value in params.items()}
         for path in active:
             lr, decay, _ = settings[path]
-            direction = methods[path](factor * gradients[step][path].astype(np.float64))
+            direction = optimizers[path](factor * gradients[step][path].astype(np.float64))
             if name != "adam" and path.endswith(("kernel", "embedding")):
                 direction = direction + DECAY * decay * params[path]
             updates[path] = -lr * PEAK * min((step + 1) / WARMUP, 1) * direction
@@ -100,22 +100,22 @@ def expected_updates(name: str, params: dict, gradients: list[dict], clip_norm: 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("clip_norm", [0.0, CLIP])
-def test_updates_follow_the_formula(name, clip_norm):
-    random = np.random.default_rng(0)
-    params = {path: random.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
+def test_updates_match_the_formula(name, clip_norm):
+    rng = np.random.default_rng(0)
+    params = {path: rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()}
     gradients = [
-        {path: random.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()} for _ in range(STEPS)
+        {path: rng.normal(size=shape).astype(np.float32) for path, shape in SHAPES.items()} for _ in range(STEPS)
     ]
     spec = OptimizerSpec(
         **{"name": name, "learning_rate": PEAK, "schedule": "constant", "warmup_steps": WARMUP, "rules": STAGED},
         **{"b1": B1, "b2": B2, "weight_decay": DECAY, "clip_norm": clip_norm},
     )
     optimizer, _ = make_optimizer(spec, unflatten(params), 100)
-    now = jax.tree.map(jnp.asarray, unflatten(params))
-    state, update = optimizer.init(now), jax.jit(optimizer.update)
-    for step, expected in enumerate(expected_updates(name, params, gradients, clip_norm)):
-        updates, state = update(unflatten(gradients[step]), state, now)
-        now = optax.apply_updates(now, updates)
+    current_params = jax.tree.map(jnp.asarray, unflatten(params))
+    state, update = optimizer.init(current_params), jax.jit(optimizer.update)
+    for step, expected in enumerate(compute_expected_updates(name, params, gradients, clip_norm)):
+        updates, state = update(unflatten(gradients[step]), state, current_params)
+        current_params = optax.apply_updates(current_params, updates)
         for path, value in flatten(updates).items():
             largest = np.abs(expected[path]).max()
             np.testing.assert_allclose(value, expected[path], rtol=1e-6, atol=1e-6 * largest, err_msg=f"{step} {path}")
