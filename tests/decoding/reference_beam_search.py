@@ -56,9 +56,7 @@ def banned_endings(endings: Sequence[tuple[int, ...]]) -> Rule:
 
 def required_prefix(prefix: Sequence[int]) -> Rule:
     return forbid(
-        lambda tokens: any(
-            token != required for token, required in zip(tokens, prefix, strict=False) if required >= 0
-        )
+        lambda tokens: any(token != required for token, required in zip(tokens, prefix, strict=False) if required >= 0)
     )
 
 

@@ -8,11 +8,20 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import reference_beam_search as reference
 import pytest
+import reference_beam_search as reference
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from tiny_captioner import EOS, LENGTH, MODEL, PAD, enumerate_captions, compute_next_log_probs, pad_caption, make_random_captioner
+from tiny_captioner import (
+    EOS,
+    LENGTH,
+    MODEL,
+    PAD,
+    compute_next_log_probs,
+    enumerate_captions,
+    make_random_captioner,
+    pad_caption,
+)
 
 from caption_jax.decoding import LENGTH_PENALTIES, beam_search, constraints, greedy
 
@@ -40,7 +49,10 @@ RULES = {
         lambda v: constraints.banned_endings([[3], [4, 5]], eos_id=EOS),
         lambda v: reference.banned_endings([(3,), (4, 5)]),
     ),
-    "phrases": (lambda v: constraints.banned_phrases([[5, 3], [4]]), lambda v: reference.banned_phrases([(5, 3), (4,)])),
+    "phrases": (
+        lambda v: constraints.banned_phrases([[5, 3], [4]]),
+        lambda v: reference.banned_phrases([(5, 3), (4,)]),
+    ),
     "prefix": (lambda v: constraints.required_prefix(v["prefix"]), lambda v: reference.required_prefix(v["prefix"])),
 }
 VALUES = st.fixed_dictionaries(

@@ -7,7 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from tiny_captioner import BOS, EOS, LENGTH, MODEL, PAD, VOCABULARY, compute_next_log_probs, pad_caption, make_random_captioner
+from tiny_captioner import (
+    BOS,
+    EOS,
+    LENGTH,
+    MODEL,
+    PAD,
+    VOCABULARY,
+    compute_next_log_probs,
+    make_random_captioner,
+    pad_caption,
+)
 
 from caption_jax.decoding import decode, greedy
 from caption_jax.decoding.constraints import banned_tokens, max_length, min_length
@@ -30,7 +40,9 @@ def decode_greedily(table) -> tuple[list[int], list[float]]:
 
 @pytest.fixture(scope="module")
 def run_greedy():
-    return jax.jit(lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=NO_SPECIAL_TOKENS))
+    return jax.jit(
+        lambda variables, memory: greedy(MODEL, variables, memory, max_length=5, constraints=NO_SPECIAL_TOKENS)
+    )
 
 
 @pytest.mark.parametrize("seed", [1, 3, 6, 9, 27, 37])

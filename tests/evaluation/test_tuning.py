@@ -17,7 +17,12 @@ from caption_jax.metrics import read_results, score
 from caption_jax.runs.experiment import open_experiment
 from caption_jax.runs.workdir import read_spec
 
-CAPTIONS = ["a red dog runs on grass", "two cats sit by the door", "an old man rides a horse", "birds fly over blue water"]
+CAPTIONS = [
+    "a red dog runs on grass",
+    "two cats sit by the door",
+    "an old man rides a horse",
+    "birds fly over blue water",
+]
 
 
 def make_candidates(correct_is_similar: bool) -> tuple[dict[int, list[str]], dict[int, ImageCandidates]]:
@@ -93,7 +98,11 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
     assert cider[0.0, 0.0] < cider[0.0, 100.0] <= max(cider.values())
     assert evaluate(*shlex.split(result["override"])) == pytest.approx(max(cider.values()))
     assert evaluate(*decode_flags, "--config.decode.rerank_weight=100") == pytest.approx(cider[0.0, 100.0])
-    assert evaluate(*decode_flags) == pytest.approx(cider[0.0, 0.0]) == pytest.approx(result["metrics"][BASELINE]["CIDEr-D"])
+    assert (
+        evaluate(*decode_flags)
+        == pytest.approx(cider[0.0, 0.0])
+        == pytest.approx(result["metrics"][BASELINE]["CIDEr-D"])
+    )
 
 
 def test_a_captioner_reranks_by_similarity_if_configured(searchable_workdir, distinct_images):

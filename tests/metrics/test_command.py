@@ -31,7 +31,9 @@ def paths(tmp_path) -> dict[str, Path]:
         "annotations": {
             "images": [{"id": image, "file_name": name} for image, name in file_names.items()],
             "annotations": [
-                {"image_id": image, "caption": caption} for image, captions in REFERENCES.items() for caption in captions
+                {"image_id": image, "caption": caption}
+                for image, captions in REFERENCES.items()
+                for caption in captions
             ],
         },
         "first": [{"image_id": image, "caption": f"{captions[0]}!"} for image, captions in REFERENCES.items()],

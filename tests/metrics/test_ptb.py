@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from fuzz_strings import make_fuzzed_lines
 from adversarial_strings import KINDS, make_adversarial_lines
+from fuzz_strings import make_fuzzed_lines
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference_tokenizer import find_jar, read_captions, run_reference_tokenizer

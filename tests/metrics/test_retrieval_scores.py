@@ -32,7 +32,9 @@ def test_scores_match_brute_force(tie_levels):
     similarity = rng.standard_normal((13, 39))
     if tie_levels:
         similarity = np.round(similarity * tie_levels / 3)  # many ties
-    assert retrieval_scores(similarity, image_of_text) == pytest.approx(compute_brute_force_scores(similarity, image_of_text))
+    assert retrieval_scores(similarity, image_of_text) == pytest.approx(
+        compute_brute_force_scores(similarity, image_of_text)
+    )
 
 
 def test_scores_of_perfect_and_constant_similarities():

@@ -123,7 +123,9 @@ def test_the_caption_loss_trains_the_text_encoder():
     assert set(np.flatnonzero(np.abs(embedding_gradient).max(-1))) == set(np.unique(CONTEXT)) - {PAD}
     empty_gradients = gradient(variables["params"], NO_CONTEXT)
     assert not any(
-        np.asarray(leaf).any() for part in ("text_encoder", "context") for leaf in jax.tree.leaves(empty_gradients[part])
+        np.asarray(leaf).any()
+        for part in ("text_encoder", "context")
+        for leaf in jax.tree.leaves(empty_gradients[part])
     )
 
 

@@ -70,7 +70,9 @@ def test_the_loss_has_a_gradient_with_respect_to_the_image(captioner):
         """Returns the gradients with respect to the memory and to the pixels."""
 
         def loss(memory):
-            return captioner.compute_loss(captioner.model.apply(variables, inputs, memory, method="decode").logits, targets)
+            return captioner.compute_loss(
+                captioner.model.apply(variables, inputs, memory, method="decode").logits, targets
+            )
 
         def encode(images):
             return captioner.model.apply(variables, images, method="encode_images").memory
@@ -114,7 +116,9 @@ def test_logits_do_not_depend_on_their_target(captioner):
 
     variables = random_variables(model, captioner.images, captioner.tokens, method=encode_and_decode)
 
-    run = functools.partial(jax.jit(functools.partial(model.apply, method=encode_and_decode)), variables, captioner.images)
+    run = functools.partial(
+        jax.jit(functools.partial(model.apply, method=encode_and_decode)), variables, captioner.images
+    )
 
     text, logits = map(np.asarray, run(captioner.tokens))
     for t in range(1, LENGTH):

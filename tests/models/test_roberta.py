@@ -58,7 +58,9 @@ def assert_matches_flax_roberta(name: str, *, train: bool) -> None:
     ids, mask = peers.texts_of(sizes)
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     params, rngs = init_seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
-    hidden, gradient = compute_hidden_and_gradient(lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask)
+    hidden, gradient = compute_hidden_and_gradient(
+        lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask
+    )
     expected, reference = compute_hidden_and_gradient(
         lambda v: flax_module.apply(v, *inputs, deterministic=not train, rngs=rngs)[0], params, mask
     )

@@ -41,7 +41,9 @@ def make_experiment(workdir, *captions: str, has_checkpoint: bool = False) -> Si
         (workdir / "checkpoints" / "last" / "3").mkdir(parents=True, exist_ok=True)
     split = [SimpleNamespace(captions=captions)]
     return SimpleNamespace(
-        workdir=epath.Path(workdir), split=lambda name: split, description=SimpleNamespace(vocabulary=WordLengthVocabulary())
+        workdir=epath.Path(workdir),
+        split=lambda name: split,
+        description=SimpleNamespace(vocabulary=WordLengthVocabulary()),
     )
 
 
@@ -50,7 +52,9 @@ def test_constants_are_prepared_once_and_reused_on_resume(tmp_path):
     first = prepare_constants(objectives, make_experiment(tmp_path, "a dog"))
     assert first["rare"]["tokens"]["frequency"].sum() == 1
     store_constants(objectives, first, epath.Path(tmp_path))
-    resumed = prepare_constants({"rare": FrequentTokens(0.5)}, make_experiment(tmp_path, "a fly is", has_checkpoint=True))
+    resumed = prepare_constants(
+        {"rare": FrequentTokens(0.5)}, make_experiment(tmp_path, "a fly is", has_checkpoint=True)
+    )
     jax.tree.map(np.testing.assert_array_equal, resumed, first)
     jax.tree.map(np.testing.assert_array_equal, load_constants(objectives, epath.Path(tmp_path)), first)
     check_same_constants(compute_fingerprints(first), compute_fingerprints(resumed), tmp_path)
@@ -67,7 +71,9 @@ def test_resuming_with_different_constants_is_rejected(tmp_path):
     objectives = {"rare": FrequentTokens(1.0)}
     first = prepare_constants(objectives, make_experiment(tmp_path, "a dog"))
     store_constants(objectives, first, epath.Path(tmp_path))
-    changed = prepare_constants({"rare": FrequentTokens(1.0, power=0.5)}, make_experiment(tmp_path, "a dog", has_checkpoint=True))
+    changed = prepare_constants(
+        {"rare": FrequentTokens(1.0, power=0.5)}, make_experiment(tmp_path, "a dog", has_checkpoint=True)
+    )
     with pytest.raises(WorkdirError, match=r"constants of config.objective.terms.rare"):
         check_same_constants(compute_fingerprints(first), compute_fingerprints(changed), tmp_path)
     check_same_constants({}, compute_fingerprints(changed), tmp_path)  # saved before the term was added
@@ -77,8 +83,7 @@ def test_losses_are_divided_by_the_counts_of_the_whole_batch():
     objectives = {"captions": FrequentTokens(1.0), "own": FrequentTokens(0.5)}
     ratio = Ratio(np.float32(6), np.float32(4))
     terms = {
-        label: ObjectiveOutput({"loss": ratio}, {"empty": Ratio(np.float32(0), np.float32(0))})
-        for label in objectives
+        label: ObjectiveOutput({"loss": ratio}, {"empty": Ratio(np.float32(0), np.float32(0))}) for label in objectives
     }
     totals = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
     assert float(total_loss(objectives, terms, totals)) == 6 / 12 + 0.5 * 6 / 8

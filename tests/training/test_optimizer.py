@@ -35,7 +35,10 @@ def _make_params() -> dict:
             "norm": {"scale": sample(4), "bias": sample(4)},
             "head": {"kernel": sample(4, 5), "bias": sample(5)},
         },
-        "decoder": {"out": {"kernel": sample(5, 6), "bias": sample(6)}, "norm": {"scale": sample(6), "bias": sample(6)}},
+        "decoder": {
+            "out": {"kernel": sample(5, 6), "bias": sample(6)},
+            "norm": {"scale": sample(6), "bias": sample(6)},
+        },
     }
 
 
@@ -142,7 +145,9 @@ def test_updates_are_scaled_by_the_learning_rate_of_the_rule():
     slow, _ = _train(_make_spec(rules=rules, weight_decay=0.0), 1)
     without_rules, _ = _train(_make_spec(weight_decay=0.0), 1)
     updates = [jax.tree.map(jnp.subtract, params, _make_params()) for params in (slow, without_rules)]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, 0.25 * b, atol=1e-6), *(tree["encoder"] for tree in updates))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, 0.25 * b, atol=1e-6), *(tree["encoder"] for tree in updates)
+    )
     jax.tree.map(np.testing.assert_array_equal, *(tree["decoder"] for tree in updates))
 
 

@@ -78,7 +78,9 @@ def test_a_second_run_loads_the_cached_step_with_equal_results(small_workdir, re
 
 
 @pytest.mark.parametrize("change", ["frozen", "steps", "config"])
-def test_the_cache_key_depends_on_frozen_parameters_steps_and_config(small_workdir, recorded_traces, monkeypatch, change):
+def test_the_cache_key_depends_on_frozen_parameters_steps_and_config(
+    small_workdir, recorded_traces, monkeypatch, change
+):
     def make_short_step(*arguments, **settings):
         def step(state, batch, constants):
             recorded_traces.append(None)

@@ -26,7 +26,9 @@ def count_nonwhite(image: np.ndarray) -> int:
 
 
 def test_the_grid_shows_images_in_order_with_captions_below():
-    grid = caption_grid(make_images(RED, GREEN), ["a red square", "a green square"], ["red", "green"], columns=2, cell=100)
+    grid = caption_grid(
+        make_images(RED, GREEN), ["a red square", "a green square"], ["red", "green"], columns=2, cell=100
+    )
     assert grid.dtype == np.uint8
     width = grid.shape[1]
     assert tuple(grid[60, width // 4]) == RED
