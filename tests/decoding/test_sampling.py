@@ -72,7 +72,7 @@ def test_the_nucleus_is_the_smallest_set_with_the_probability(logits, top_p):
     np.testing.assert_array_equal(is_in_nucleus, probs >= threshold - 1e-9)
 
 
-_jitted_nucleus = jax.jit(nucleus)
+_jitted_nucleus = jax.jit(keep_top_p)
 
 
 def test_top_p_and_top_k_examples():
