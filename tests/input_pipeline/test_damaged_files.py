@@ -1,6 +1,8 @@
-"""A short version of `tests/long/test_fuzz.py` with fixed examples."""
+"""Shorter versions of the tests in `tests/long/test_fuzz.py`, with fixed examples."""
 
 from __future__ import annotations
+
+import json
 
 import pytest
 from damaged_files import (
@@ -22,8 +24,6 @@ def test_intact_images_are_read(kind):
 
 @pytest.mark.parametrize("name", sorted(CAPTION_FILES))
 def test_intact_caption_files_are_read(name):
-    import json
-
     content = CAPTION_FILES[name]
     if name.endswith(".jsonl"):
         content = "\n".join(map(json.dumps, content))
@@ -33,12 +33,12 @@ def test_intact_caption_files_are_read(name):
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(damaged_images())
-def test_damaged_images_are_read_or_reported(data):
+def test_damaged_images_are_read_or_rejected(data):
     check_image(data)
 
 
 @pytest.mark.slow
 @settings(max_examples=500, deadline=None, derandomize=True)
 @given(damaged_captions())
-def test_damaged_caption_files_are_read_or_reported(data):
+def test_damaged_caption_files_are_read_or_rejected(data):
     check_captions(data)

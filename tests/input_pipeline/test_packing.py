@@ -1,4 +1,4 @@
-"""Captions packed into rows: every token once, with its caption and position, and no pads in between."""
+"""Packed rows contain each token once, with its caption and position, and without padding between captions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from input_pipeline.packing import pack_captions
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_rows_have_the_captions_of_readable_images_in_order(rows):
+def test_rows_contain_the_captions_of_readable_images_in_order(rows):
     tokens = np.ones((4, 2, 9), np.int32)
     for number, caption in enumerate(tokens.reshape(-1, 9)):
-        words = number % 6
-        caption[: words + 2] = [0, *range(10 * number + 3, 10 * number + 3 + words), 2]
+        length = number % 6  # without the start and end tokens
+        caption[: length + 2] = [0, *range(10 * number + 3, 10 * number + 3 + length), 2]
     packed = pack_captions(tokens, np.array([True, True, False, True]), rows)
     per_row = 8 // rows
     for row in range(rows):
@@ -31,7 +31,7 @@ def test_rows_have_the_captions_of_readable_images_in_order(rows):
         assert not columns[2][len(expected) :].any()
 
 
-def test_there_are_few_distinct_lengths():
+def test_packed_rows_have_few_distinct_lengths():
     random = np.random.default_rng(3)
     lengths = set()
     for _ in range(200):

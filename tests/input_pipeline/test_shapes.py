@@ -1,3 +1,5 @@
+"""The shapes dataset is generated reproducibly, and each caption identifies its scene."""
+
 from __future__ import annotations
 
 import collections
@@ -23,10 +25,10 @@ from input_pipeline.sources.shapes_dataset.scenes import Group, Scene, generate_
 FULL = CaptionShapes.builder_configs["full"]
 
 
-def data_config(folder: Path):
-    data = default_config().data
-    data.tfds_dir, data.shapes = str(folder), "tiny"
-    return build_spec(DataSpec, data, "data")
+def make_data_spec(folder: Path) -> DataSpec:
+    config = default_config().data
+    config.tfds_dir, config.shapes = str(folder), "tiny"
+    return build_spec(DataSpec, config, "data")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def splits(folder):
-    return open_shapes(data_config(folder))
+    return open_shapes(make_data_spec(folder))
 
 
 @pytest.fixture(scope="module")
@@ -44,31 +46,31 @@ def all_scenes() -> dict[str, list[Scene]]:
     return {name: [scene for _, scene in generate_split_scenes(FULL, name)] for name in ("train", "val", "test")}
 
 
-def test_splits(splits, folder):
+def test_splits_contain_images_with_five_captions(splits, folder):
     assert {name: len(split) for name, split in splits.items()} == {"train": 192, "val": 24, "test": 24}
     record = splits["val"][3]
     image = Image.open(io.BytesIO(record.source()))
     assert image.size == (96, 96) and image.mode == "RGB" and image.format == "PNG"
     assert len(record.captions) == 5 and all(isinstance(caption, str) for caption in record.captions)
-    assert not list(folder.rglob("*making*")), "the temporary folder still exists"
+    assert not list(folder.rglob("*making*")), "temporary folders are deleted"
 
 
-def test_reading_and_regenerating_give_equal_data(splits, folder, tmp_path):
-    for reopened in (open_shapes(data_config(folder)), open_shapes(data_config(tmp_path))):
-        for old, new in zip(splits["test"], reopened["test"], strict=True):
-            assert (old.image_id, old.captions) == (new.image_id, new.captions)
-            assert old.source() == new.source()
+def test_stored_and_regenerated_data_are_equal(splits, folder, tmp_path):
+    for reopened in (open_shapes(make_data_spec(folder)), open_shapes(make_data_spec(tmp_path))):
+        for expected, actual in zip(splits["test"], reopened["test"], strict=True):
+            assert (actual.image_id, actual.captions) == (expected.image_id, expected.captions)
+            assert actual.source() == expected.source()
 
 
 def test_images_match_their_captions(splits):
-    scene_of = dict(generate_split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
+    scenes_by_id = dict(split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
     for record in splits["val"]:
-        scene = scene_of[record.image_id]
+        scene = scenes_by_id[record.image_id]
         assert record.captions == scene.captions()
         assert record.source() == encode_png(draw_scene(scene, f"shapes picture {record.image_id}"))
 
 
-def test_no_tensorflow(folder, splits):
+def test_reading_does_not_import_tensorflow(folder, splits):
     code = (
         "import sys; from caption_jax.config import default_config\n"
         "from input_pipeline.sources.shapes import open_shapes\n"
@@ -79,7 +81,7 @@ def test_no_tensorflow(folder, splits):
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=root)
 
 
-def test_two_processes_may_generate_it_concurrently(tmp_path):
+def test_two_processes_can_generate_the_dataset_concurrently(tmp_path):
     code = (
         "import sys; from caption_jax.config import default_config\n"
         "from input_pipeline.sources.shapes import open_shapes\n"
@@ -97,31 +99,30 @@ def test_two_processes_may_generate_it_concurrently(tmp_path):
 
 def test_an_unknown_size_is_rejected(folder):
     with pytest.raises(ValueError, match=r"data\.shapes is 'huge'.*full.*tiny"):
-        dataclasses.replace(data_config(folder), shapes="huge")
+        dataclasses.replace(make_data_spec(folder), shapes="huge")
 
 
-def test_no_scene_is_in_two_splits(all_scenes):
-    assert {name: len(in_split) for name, in_split in all_scenes.items()} == {"train": 6000, "val": 300, "test": 300}
+def test_splits_have_no_scenes_in_common(all_scenes):
+    assert {name: len(split) for name, split in all_scenes.items()} == {"train": 6000, "val": 300, "test": 300}
     assert len(set(itertools.chain(*all_scenes.values()))) == 6600
 
 
-def test_references_identify_their_scene(all_scenes):
-    owners: dict[str, set[Scene]] = collections.defaultdict(set)
+def test_each_caption_describes_a_single_scene(all_scenes):
+    scenes_by_caption: dict[str, set[Scene]] = collections.defaultdict(set)
     for scene in itertools.chain(*all_scenes.values()):
         captions = scene.captions()
         assert len(set(captions)) == 5
         for caption in captions:
-            owners[caption].add(scene)
-    assert all(len(captioned) == 1 for captioned in owners.values())
+            scenes_by_caption[caption].add(scene)
+    assert all(len(described) == 1 for described in scenes_by_caption.values())
 
 
-def test_a_constant_caption_scores_near_zero(all_scenes):
-    # The best score of a captioner that ignores the image: the caption that is right most often.
-    hits = collections.Counter(caption for scene in all_scenes["test"] for caption in scene.captions())
-    assert hits.most_common(1)[0][1] / len(all_scenes["test"]) < 0.01
+def test_a_constant_caption_is_rarely_correct(all_scenes):
+    counts = collections.Counter(caption for scene in all_scenes["test"] for caption in scene.captions())
+    assert counts.most_common(1)[0][1] / len(all_scenes["test"]) < 0.01
 
 
-def test_every_attribute_is_balanced(all_scenes):
+def test_attributes_are_balanced(all_scenes):
     groups = [group for scene in all_scenes["train"] for group in (scene.first, scene.second) if group]
     for attribute, options in (("count", 3), ("size", 2), ("colour", 6), ("shape", 6)):
         counts = collections.Counter(getattr(group, attribute) for group in groups)
@@ -129,7 +130,7 @@ def test_every_attribute_is_balanced(all_scenes):
     assert 300 < sum(scene.second is None for scene in all_scenes["train"]) < 700
 
 
-def test_sentences():
+def test_captions_describe_the_scene():
     circles, star = Group(3, "small", "red", "circle"), Group(1, "large", "blue", "star")
     assert Scene(circles, "top", star).captions() == (
         "three small red circles above a large blue star",
@@ -147,25 +148,24 @@ def test_sentences():
     )
 
 
-def test_drawing_shows_count_side_size_and_colour():
-    def ink(scene: Scene) -> np.ndarray:
-        pixels = np.asarray(draw_scene(scene, "a seed"), np.int32)
-        return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60  # near the blue of the drawing
+def test_images_show_count_side_size_and_colour():
+    def draw_blue_mask(scene: Scene) -> np.ndarray:
+        pixels = np.asarray(draw(scene, "a seed"), np.int32)
+        return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60
 
-    small, large = (ink(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))
+    small, large = (draw_blue_mask(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))
     assert 2 < large.sum() / small.sum() < 5
-    for pixels_of_object in (small, large):
-        assert pixels_of_object[:, :48].any() and not pixels_of_object[:, 48:].any()
-    three = ink(Scene(Group(3, "small", "blue", "circle"), "bottom"))
+    for mask in (small, large):
+        assert mask[:, :48].any() and not mask[:, 48:].any()
+    three = draw_blue_mask(Scene(Group(3, "small", "blue", "circle"), "bottom"))
     assert not three[:48].any()
     columns = three.any(0)
     assert np.sum(columns[1:] & ~columns[:-1]) == 3, "three separate objects in a row"
-    assert not ink(Scene(Group(1, "large", "red", "circle"), "left")).any()
+    assert not draw_blue_mask(Scene(Group(1, "large", "red", "circle"), "left")).any()
 
 
-def test_objects_stay_inside_and_apart():
-    # The most crowded scenes, over many seeds: the border stays free, and the three objects do not touch.
-    for seed in range(40):
+def test_objects_do_not_touch_each_other_or_the_border():
+    for seed in range(40):  # with the largest number and size of objects
         for shape in ("square", "cross", "star", "circle"):
             pixels = np.asarray(draw_scene(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)
             dark = pixels.max(-1) < 120
@@ -179,7 +179,7 @@ def test_scenes_depend_on_the_seed():
     assert first == repeated and first != other
 
 
-def test_scene_text_is_json(folder, splits):
+def test_scenes_are_stored_as_json(folder, splits):
     source = CaptionShapes(config="tiny", data_dir=str(folder)).as_data_source("val")
     content = json.loads(source[0]["scene"])
     assert set(content) == {"first", "side", "second"} and content["first"]["count"] in (1, 2, 3)

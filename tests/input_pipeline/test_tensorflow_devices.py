@@ -1,4 +1,4 @@
-"""TensorFlow does not use accelerators, which JAX needs."""
+"""Accelerators are reserved for JAX by hiding them from TensorFlow."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def test_accelerators_are_hidden_from_tensorflow(monkeypatch):
     assert sorted(hidden) == [([], "GPU"), ([], "TPU")]
 
 
-def test_tensorflow_that_holds_an_accelerator_is_an_error(monkeypatch):
+def test_an_accelerator_in_use_by_tensorflow_is_an_error(monkeypatch):
     import tensorflow as tf
 
-    def too_late(devices, kind):
+    def raise_error(devices, kind):
         raise RuntimeError("Visible devices cannot be modified after being initialized")
 
-    monkeypatch.setattr(tf.config, "set_visible_devices", too_late)
+    monkeypatch.setattr(tf.config, "set_visible_devices", raise_error)
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: [])
     keep_tensorflow_off_accelerators("a test")  # initialised, but without an accelerator
     monkeypatch.setattr(tf.config, "get_visible_devices", lambda kind: ["gpu:0"])

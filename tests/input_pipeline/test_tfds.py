@@ -1,4 +1,4 @@
-"""A folder written as a TFDS data set is read back unchanged, without TensorFlow. COCO has the Karpathy splits."""
+"""TFDS datasets are written from a folder and read without TensorFlow."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic_splits import PREPROCESSING, Letters, assert_same_batch, data_config, make_split
+from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_split
 
 from input_pipeline.batches import train_batches
-from input_pipeline.records import DataError, Split
+from input_pipeline.records import DataError, Record, Split
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.prepare_tfds import prepare
 from input_pipeline.sources.tfds import open_tfds
 
-# Writing needs TensorFlow (seconds to import), so one small data set serves all tests here.
+# Writing requires TensorFlow, which takes seconds to import.
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def splits() -> dict[str, Split]:
-    records = make_split(9, captions=2).records
+    records = make_split(9, num_captions=2).records
     return {"train": Split("train", records[:6]), "val": Split("val", records[6:8]), "test": Split("test", records[8:])}
 
 
@@ -35,60 +35,61 @@ def tfds_dir(splits, tmp_path_factory) -> Path:
     return folder
 
 
-def tfds_config(name: str, folder: Path, **changes):
-    return data_config(source="tfds", tfds_name=name, tfds_dir=str(folder), **changes)
+def make_tfds_spec(name: str, folder: Path, **changes):
+    return make_data_spec(source="tfds", tfds_name=name, tfds_dir=str(folder), **changes)
 
 
-def assert_same_splits(one: dict[str, Split], two: dict[str, Split]) -> None:
-    assert list(one) == list(two)
-    for name in one:
-        assert one[name].references == two[name].references
-        for first, second in zip(one[name], two[name], strict=True):
-            encoded = [
-                r.source() if isinstance(r.source(), bytes) else r.source().read_bytes() for r in (first, second)
-            ]
-            assert encoded[0] == encoded[1]
+def read_image_file(record: Record) -> bytes:
+    source = record.source()
+    return source if isinstance(source, bytes) else source.read_bytes()
 
 
-def test_round_trip(splits, tfds_dir):
-    opened = open_splits(tfds_config("small_captions", tfds_dir))
-    assert_same_splits(opened, splits)
+def assert_equal_splits(actual: dict[str, Split], expected: dict[str, Split]) -> None:
+    assert list(actual) == list(expected)
+    for name in expected:
+        assert actual[name].references == expected[name].references
+        assert list(map(read_image_file, actual[name])) == list(map(read_image_file, expected[name]))
+
+
+def test_a_written_dataset_is_read_back_unchanged(splits, tfds_dir):
+    opened = open_splits(make_tfds_spec("small_captions", tfds_dir))
+    assert_equal_splits(opened, splits)
     assert opened["train"].image_ids == [1000, 1001, 1002, 1003, 1004, 1005]
     assert opened["val"][1].name == "small_captions/val[1] (image 1007)"
 
 
-def test_batches_equal_those_of_the_folder(splits, tfds_dir):
-    data = tfds_config("small_captions", tfds_dir, captions_per_image=2)
-    pair = [
-        train_batches(split, PREPROCESSING, Letters(), data, 0)
+def test_batches_match_those_of_the_original_split(splits, tfds_dir):
+    data = make_tfds_spec("small_captions", tfds_dir, captions_per_image=2)
+    expected, actual = (
+        train_batches(split, PREPROCESSING, CharacterVocabulary(), data, 0)
         for split in (splits["train"], open_splits(data)["train"])
-    ]
+    )
     for _ in range(4):
-        assert_same_batch(next(pair[0]), next(pair[1]))
-    for batches in pair:
-        batches.close()
+        assert_equal_batches(next(actual), next(expected))
+    expected.close()
+    actual.close()
 
 
-def test_captions_are_cached_next_to_the_data_with_their_version(splits, tfds_dir):
-    index = next(tfds_dir.glob("small_captions/*/captions_train.json"))
-    content = index.read_text()
-    index.write_text(content.replace("0/1", "from the cached file"))
+def test_captions_are_cached_in_a_file_that_is_replaced_if_invalid(splits, tfds_dir):
+    cache = next(tfds_dir.glob("small_captions/*/captions_train.json"))
+    content = cache.read_text()
+    cache.write_text(content.replace("0/1", "from the cached file"))
     assert open_tfds("small_captions", tfds_dir)["train"][0].captions == ("0/0", "from the cached file")
-    for damaged in (content[:-5], content.replace("small_captions/1.0.0", "small_captions/0.9.0"), "{}"):
-        index.write_text(damaged)
+    for invalid in (content[:-5], content.replace("small_captions/1.0.0", "small_captions/0.9.0"), "{}"):
+        cache.write_text(invalid)
         assert open_tfds("small_captions", tfds_dir)["train"].references == splits["train"].references
-        assert index.read_text() == content  # written again
+        assert cache.read_text() == content
 
 
 def test_read_only_folders_are_supported(splits, tfds_dir, monkeypatch):
-    for index in tfds_dir.glob("small_captions/*/captions_*.json"):
-        index.unlink()
+    for cache in tfds_dir.glob("small_captions/*/captions_*.json"):
+        cache.unlink()
 
     def fail(*args, **kwargs):
         raise PermissionError("read-only")
 
     monkeypatch.setattr("input_pipeline.sources.tfds.write_atomically", fail)
-    assert_same_splits(open_tfds("small_captions", tfds_dir), splits)
+    assert_equal_splits(open_tfds("small_captions", tfds_dir), splits)
     assert not list(tfds_dir.glob("small_captions/*/captions_*.json"))
 
 
@@ -105,8 +106,8 @@ def test_reading_does_not_import_tensorflow(tfds_dir):
     subprocess.run([sys.executable, "-c", program, str(tfds_dir)], check=True, env=environment, timeout=120)
 
 
-def test_public_coco_captions_has_karpathys_splits(tmp_path):
-    """A few images with the names, features and order of splits of the public builder."""
+def test_public_coco_captions_have_the_karpathy_splits(tmp_path):
+    """Uses a few images with the features and split names of the public builder."""
     import tensorflow_datasets as tfds
 
     boxes = {"area": np.int64, "bbox": tfds.features.BBoxFeature(), "id": np.int64, "is_crowd": np.bool_}
@@ -120,8 +121,8 @@ def test_public_coco_captions_has_karpathys_splits(tmp_path):
         }
     )
 
-    def examples(ids):
-        for image_id in ids:
+    def make_examples(image_ids):
+        for image_id in image_ids:
             pixels = np.full((6, 8, 3), image_id, np.uint8)
             captions = [{"id": image_id, "text": f"number {image_id}"}]
             yield (
@@ -141,12 +142,12 @@ def test_public_coco_captions_has_karpathys_splits(tmp_path):
         version="1.1.0",
         config="2014",
         features=features,
-        split_datasets={split: list(examples(numbers)) for split, numbers in ids.items()},
+        split_datasets={split: list(make_examples(image_ids)) for split, image_ids in ids.items()},
         data_dir=tmp_path,
         file_format="array_record",
     ).download_and_prepare()
     for name in ("coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"):
-        splits = open_splits(tfds_config(name, tmp_path))
+        splits = open_splits(make_tfds_spec(name, tmp_path))
         assert {split: set(records.image_ids) for split, records in splits.items()} == {
             "train": {1, 2, 5, 6, 7},
             "val": {3},
@@ -158,17 +159,17 @@ def test_public_coco_captions_has_karpathys_splits(tmp_path):
         assert f"{record.image_id:012}.jpg" in record.name
 
 
-def test_missing_data_are_reported(tfds_dir, splits, tmp_path):
-    with pytest.raises(DataError, match=r"'nothing' in .*config\.data\.tfds_dir.*--file_format=array_record"):
-        open_splits(tfds_config("nothing", tfds_dir))
+def test_missing_and_existing_datasets_and_unreadable_images_are_rejected(tfds_dir, splits, tmp_path):
+    with pytest.raises(DataError, match=r"'missing' in .*config\.data\.tfds_dir.*--file_format=array_record"):
+        open_splits(make_tfds_spec("missing", tfds_dir))
     with pytest.raises(DataError, match="already exists"):
         prepare(splits, "small_captions", tfds_dir)
-    gone = type(splits["test"][0])(tmp_path / "gone.jpg", ("text",), "gone.jpg")
-    with pytest.raises(DataError, match=r"gone\.jpg cannot be read"):
-        prepare({"train": Split("train", [gone])}, "broken", tmp_path)
+    record = Record(tmp_path / "missing.jpg", ("text",), "missing.jpg")
+    with pytest.raises(DataError, match=r"missing\.jpg cannot be read"):
+        prepare({"train": Split("train", [record])}, "broken", tmp_path)
 
 
-def test_data_without_random_access_are_rejected_with_a_remedy(splits, tmp_path):
+def test_datasets_without_random_access_are_rejected(splits, tmp_path):
     import tensorflow_datasets as tfds
 
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "caption": tfds.features.Text()})
@@ -177,18 +178,17 @@ def test_data_without_random_access_are_rejected_with_a_remedy(splits, tmp_path)
             name=f"as_{file_format}",
             version="1.0.0",
             features=features,
-            split_datasets={"validation": [(0, {"image": np.zeros((2, 2, 3), np.uint8), "caption": "one text"})]},
+            split_datasets={"validation": [(0, {"image": np.zeros((2, 2, 3), np.uint8), "caption": "a caption"})]},
             data_dir=tmp_path,
             file_format=file_format,
         ).download_and_prepare()
     with pytest.raises(DataError, match=r"file_format=array_record"):
-        open_splits(tfds_config("as_tfrecord", tmp_path))
-    # The minimal features: an image and one caption.
-    assert open_splits(tfds_config("as_array_record", tmp_path))["val"].references == {"validation/0": ["one text"]}
+        open_splits(make_tfds_spec("as_tfrecord", tmp_path))
+    # An image and one caption are the minimal features.
+    assert open_splits(make_tfds_spec("as_array_record", tmp_path))["val"].references == {"validation/0": ["a caption"]}
 
 
-def test_coco_photographs_survive_a_round_trip(shared_data, tmp_path):
-    """The documented command, on real COCO photographs."""
+def test_the_documented_command_converts_coco_photographs(shared_data, tmp_path):
     config = tmp_path / "config.py"
     config.write_text(
         textwrap.dedent("""
@@ -208,10 +208,10 @@ def test_coco_photographs_survive_a_round_trip(shared_data, tmp_path):
         [*command, "--config.data.tfds_name=mini"], cwd=root, capture_output=True, text=True, timeout=300, check=True
     )
     assert "72 train, 8 val images" in process.stdout
-    folder = data_config(
+    data = make_data_spec(
         source="folder",
         root=str(shared_data / "coco_mini"),
         captions=("captions.json",),
         split_fractions={"val": 0.1, "test": 0.0},
     )
-    assert_same_splits(open_splits(tfds_config("mini", tmp_path)), open_splits(folder))
+    assert_equal_splits(open_splits(make_tfds_spec("mini", tmp_path)), open_splits(data))

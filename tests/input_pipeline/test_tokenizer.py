@@ -1,3 +1,5 @@
+"""The tokenizer of RoBERTa, tokenizers trained on captions, and compact vocabularies."""
+
 from __future__ import annotations
 
 import csv
@@ -34,14 +36,14 @@ def roberta(shared_data) -> Tokenizer:
     return Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
 
 
-def test_roberta_ids(roberta):
+def test_roberta_ids_match_published_ids(roberta):
     ids = roberta.encode("Hello world! cécé herlolip")
     assert ids == [0, 31414, 232, 328, 740, 1140, 12695, 69, 46078, 1588, 2]
     assert roberta.decode(ids) == "Hello world! cécé herlolip"
     assert roberta.size == 50265
 
 
-def test_roberta_agrees_with_transformers(roberta, shared_data):
+def test_roberta_ids_match_transformers(roberta, shared_data):
     from transformers import RobertaTokenizerFast
 
     folder = shared_data / "roberta-base-tokenizer"
@@ -51,19 +53,19 @@ def test_roberta_agrees_with_transformers(roberta, shared_data):
     assert roberta.encode_batch(captions) == reference(captions)["input_ids"]
 
 
-def test_special_tokens_in_captions_are_plain_text(roberta):
+def test_special_tokens_in_captions_are_encoded_as_text(roberta):
     ids = roberta.encode("a </s> b <mask>")
     assert ids.count(EOS) == 1 and ids[-1] == EOS
     assert roberta.decode(ids) == "a </s> b <mask>"
 
 
-def test_the_first_word_is_encoded_like_other_words(vocabulary):
-    first, later = vocabulary.encode("dog", 8), vocabulary.encode("a dog", 8)
-    assert first[1] == later[2]
-    assert vocabulary.decode(first) == "dog"
+def test_the_first_word_has_the_same_id_as_in_other_positions(vocabulary):
+    as_first, as_second = vocabulary.encode("dog", 8), vocabulary.encode("a dog", 8)
+    assert as_first[1] == as_second[2]
+    assert vocabulary.decode(as_first) == "dog"
 
 
-def test_layout_padding_and_round_trip(vocabulary):
+def test_encoded_captions_are_padded_and_decoded_in_lower_case(vocabulary):
     ids = vocabulary.encode("  A DOG  runs ", 12)
     assert ids.dtype == np.int32 and ids.shape == (12,)
     end = ids.tolist().index(EOS)
@@ -72,7 +74,7 @@ def test_layout_padding_and_round_trip(vocabulary):
     assert vocabulary.decode(ids[1:]) == "a dog runs"
 
 
-def test_decode_stops_at_the_first_end(vocabulary):
+def test_decode_stops_at_the_first_end_token(vocabulary):
     ids = vocabulary.encode("a dog", 6).tolist()
     assert vocabulary.decode([*ids[: ids.index(EOS) + 1], *ids[1:]]) == "a dog"
 
@@ -83,14 +85,14 @@ def test_long_captions_are_truncated_without_an_end_token(vocabulary):
     assert vocabulary.decode(ids) == "the dog runs"
 
 
-def test_unseen_tokens_become_unknown_and_are_dropped_on_decode(vocabulary):
+def test_unseen_tokens_are_encoded_as_unknown_and_omitted_by_decode(vocabulary):
     ids = vocabulary.encode("a 猫 dog", 16)
     assert UNK in ids
     assert vocabulary.decode(ids) == "a dog"
 
 
 def test_compact_ids_map_to_full_ids_and_back(roberta):
-    vocabulary = Vocabulary(roberta, [id_ for ids in roberta.encode_batch(CAPTIONS) for id_ in ids])
+    vocabulary = Vocabulary(roberta, [token for ids in roberta.encode_batch(CAPTIONS) for token in ids])
     full = np.array(roberta.encode(CAPTIONS[1]))
     compact = vocabulary.to_compact(full)
     assert vocabulary.size < 60 and compact.max() < vocabulary.size
@@ -99,7 +101,7 @@ def test_compact_ids_map_to_full_ids_and_back(roberta):
     assert vocabulary.to_compact([50000]).tolist() == [UNK]
 
 
-def test_the_full_vocabulary_is_the_identity():
+def test_full_vocabularies_map_ids_to_themselves():
     data = default_config().data
     data.vocabulary_size, data.compact_vocabulary = 320, False
     vocabulary = build_vocabulary(data, CAPTIONS)
@@ -107,7 +109,7 @@ def test_the_full_vocabulary_is_the_identity():
     np.testing.assert_array_equal(vocabulary.to_full(np.arange(vocabulary.size)), np.arange(vocabulary.size))
 
 
-def test_save_and_load(vocabulary, tmp_path):
+def test_saved_vocabularies_are_loaded_unchanged(vocabulary, tmp_path):
     vocabulary.save(tmp_path / "vocabulary")
     loaded = Vocabulary.load(tmp_path / "vocabulary")
     assert loaded == vocabulary
@@ -130,13 +132,13 @@ def test_case_is_preserved_on_request():
 
 @settings(max_examples=100, deadline=None)
 @given(st.text(max_size=40))
-def test_any_text_survives_the_trained_tokenizer(vocabulary, text):
+def test_trained_tokenizers_round_trip_any_text(vocabulary, text):
     expected = " ".join(text.split()).lower()
-    # str.strip on decode also drops characters that only look like space; split() sees the same set.
+    # `decode` strips white space at both ends.
     assert vocabulary.tokenizer.decode(vocabulary.tokenizer.encode(text)) == expected.strip()
 
 
-def test_errors_name_their_cause(tmp_path, vocabulary):
+def test_missing_files_and_invalid_arguments_are_rejected(tmp_path, vocabulary):
     with pytest.raises(FileNotFoundError, match=r"vocab\.json"):
         Tokenizer.from_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"vocabulary\.json"):
