@@ -1,4 +1,4 @@
-"""Writes RoBERTa folders in the published formats."""
+"""Writes the weights and config of a RoBERTa in the published file formats."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ FORMS = ("msgpack", "flax safetensors", "torch safetensors", "sharded torch safe
 
 
 def write_folder(
-    folder: Path, form: str, sizes: RobertaSettings, params, output_bias: np.ndarray | None = None
+    folder: Path, form: str, settings: RobertaSettings, params, output_bias: np.ndarray | None = None
 ) -> Path:
-    """Writes config.json and the `params` of a `Roberta`, with the other tensors of a language model.
+    """Writes config.json and the `params` of a `Roberta`, and returns `folder`.
 
-    The form "flax safetensors" contains only the encoder, without the bias of the language model head. Returns the
-    folder.
+    PyTorch files also contain the other tensors of a language model. The form "flax safetensors" contains only the
+    encoder, without the bias of the language model head.
     """
-    (folder / "config.json").write_text(json.dumps({**dataclasses.asdict(sizes), "model_type": "roberta"}))
+    (folder / "config.json").write_text(json.dumps({**dataclasses.asdict(settings), "model_type": "roberta"}))
     flat = {name: np.asarray(value) for name, value in traverse_util.flatten_dict(params, sep=".").items()}
     head = {} if output_bias is None else {"lm_head.bias": output_bias}
     if form == "msgpack":
-        names = {f"roberta.{name}": value for name, value in flat.items()} | head
-        tree = traverse_util.unflatten_dict(names, sep=".")
+        arrays = {f"roberta.{name}": value for name, value in flat.items()} | head
+        tree = traverse_util.unflatten_dict(arrays, sep=".")
         (folder / "flax_model.msgpack").write_bytes(flax.serialization.msgpack_serialize(tree))
     elif form == "flax safetensors":
         save_file({f"roberta.{name}": value for name, value in flat.items()}, folder / "model.safetensors")
     else:
-        others = {
-            "roberta.embeddings.position_ids": np.arange(sizes.max_position_embeddings)[None],
-            "roberta.pooler.dense.weight": np.zeros((sizes.hidden_size, sizes.hidden_size), np.float32),
+        unused = {
+            "roberta.embeddings.position_ids": np.arange(settings.max_position_embeddings)[None],
+            "roberta.pooler.dense.weight": np.zeros((settings.hidden_size, settings.hidden_size), np.float32),
         }
-        tensors = {f"roberta.{name}": value for name, value in torch_state(flat).items()} | head | others
+        tensors = {f"roberta.{name}": value for name, value in torch_state(flat).items()} | head | unused
         names = sorted(tensors)
         files = {"model.safetensors": names}
         if form == "sharded torch safetensors":
@@ -51,7 +51,7 @@ def write_folder(
 
 
 def torch_state(flat: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Converts the parameters of a `Roberta`, keyed by dotted paths, to the names and layouts of PyTorch."""
+    """Converts the parameters of a `Roberta`, keyed by dotted paths, to PyTorch names and layouts."""
     state = {}
     for name, value in flat.items():
         module, leaf = name.rsplit(".", 1)

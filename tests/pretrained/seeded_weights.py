@@ -1,4 +1,4 @@
-"""Weights and images that are reproducible from their names, so golden files only store names and results."""
+"""Reproducible random weights and images, so that golden files need to store only their names and shapes."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import numpy as np
 
 
 def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns random weights or batch norm statistics, depending on `key`.
+    """Returns random weights or batch norm statistics, depending on the last part of `key`.
 
-    Kernels are small enough for a deep network. With larger ones B7 is chaotic, and float32 differs from float64.
+    The variance of a kernel is 1 / fan-in. With larger kernels, rounding errors grow through the layers of B7, and
+    float32 results differ from float64 results.
     """
     random = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.replace("/", ".").rsplit(".", 1)[-1]
@@ -22,13 +23,13 @@ def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
         return (0.1 * random.randn(*shape)).astype(np.float32)
     if len(shape) == 1:
         return (1 + 0.2 * random.randn(*shape)).astype(np.float32)
-    torch_like = leaf == "weight"
-    fan_in = np.prod(shape[1:]) if torch_like else np.prod(shape[:-1])
+    is_torch = leaf == "weight"
+    fan_in = np.prod(shape[1:]) if is_torch else np.prod(shape[:-1])
     return (np.sqrt(1 / fan_in) * random.randn(*shape)).astype(np.float32)
 
 
 def seeded_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns a state dict of `seeded_array`s."""
+    """Returns the `seeded_array` of each name and shape."""
     return {key: seeded_array(key, shape) for key, shape in shapes.items()}
 
 
@@ -37,8 +38,8 @@ def seeded_images(size: int) -> np.ndarray:
     return np.random.RandomState(size).randn(2, size, size, 3).astype(np.float32)
 
 
-def thinned(features: np.ndarray) -> np.ndarray:
-    """Returns every 37th value of [batch, h, w, channels], which covers every cell and many channels."""
+def subsample(features: np.ndarray) -> np.ndarray:
+    """Returns every 37th value of features [batch, h, w, channels], which covers all positions and many channels."""
     return np.ravel(features)[::37]
 
 

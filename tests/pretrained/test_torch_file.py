@@ -20,7 +20,7 @@ EXPECTED = {
     "view": BASE[1:3, 2:5],
     "transposed": BASE.T,
     "half": BASE[:1].astype(np.float16),
-    "brain": BASE[:1],
+    "brain": BASE[:1],  # bfloat16 in the file
     "count": np.array(7),
     "flags": np.array([True, False]),
     "parameter": np.ones(2, np.float32),
@@ -28,7 +28,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
-def test_every_kind_of_tensor_is_read(name):
+def test_tensors_of_all_types_and_layouts_are_read(name):
     tensors = read_state_dict(GOLDEN / name)
     assert list(tensors) == list(EXPECTED)
     for key, expected in EXPECTED.items():
@@ -39,20 +39,20 @@ def test_every_kind_of_tensor_is_read(name):
 
 
 class _Malicious:
-    """Pickles as a call of `os.system`."""
+    """An object that is pickled as a call of `os.system`, which creates a file."""
 
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def __reduce__(self):
-        return os.system, (f"touch {self.target}",)
+        return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("form", ["zip", "legacy"])
-def test_a_file_with_code_is_rejected(form, tmp_path):
+@pytest.mark.parametrize("file_format", ["zip", "legacy"])
+def test_files_that_execute_code_are_rejected(file_format, tmp_path):
     content = pickle.dumps({"weight": _Malicious(tmp_path / "executed")}, protocol=2)
     path = tmp_path / "malicious.pth"
-    if form == "zip":
+    if file_format == "zip":
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", content)
     else:
@@ -63,8 +63,8 @@ def test_a_file_with_code_is_rejected(form, tmp_path):
     assert not (tmp_path / "executed").exists()
 
 
-def test_a_file_without_a_state_dict_is_rejected(tmp_path):
-    path = tmp_path / "w.pth"
+def test_files_without_a_state_dict_are_rejected(tmp_path):
+    path = tmp_path / "weights.pth"
     for content, message in (([1, 2], "list"), ({"epoch": 3}, "epoch")):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(content, 2))
@@ -77,26 +77,26 @@ def test_a_file_without_a_state_dict_is_rejected(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
-def test_a_truncated_file_is_rejected_at_every_length(name, tmp_path):
-    whole = (GOLDEN / name).read_bytes()
+def test_truncated_files_are_rejected(name, tmp_path):
+    content = (GOLDEN / name).read_bytes()
     path = tmp_path / name
-    for length in range(0, len(whole) - 1, max(1, len(whole) // 60)):
-        path.write_bytes(whole[:length])
+    for length in range(0, len(content) - 1, max(1, len(content) // 60)):
+        path.write_bytes(content[:length])
         with pytest.raises(WeightsError, match=name):
             for tensor in read_state_dict(path).values():
                 tensor.read()
 
 
-def test_a_tensor_beyond_its_storage_is_rejected(tmp_path):
-    # Changes the offset of the view from 8 to 200. It is pickled as K\x08 after the tuple of the storage.
+def test_tensors_that_exceed_their_storage_are_rejected(tmp_path):
+    # Changes the offset of the tensor "view" from 8 (pickled as K\x08 after the storage) to 200.
     path = tmp_path / "out_of_bounds.pth"
-    with zipfile.ZipFile(GOLDEN / "zip.pth") as whole, zipfile.ZipFile(path, "w") as archive:
-        for name in whole.namelist():
-            content = whole.read(name)
+    with zipfile.ZipFile(GOLDEN / "zip.pth") as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            content = source.read(name)
             if name.endswith("data.pkl"):
                 assert content.count(b"QK\x08K\x02K\x03\x86") == 1
                 content = content.replace(b"QK\x08K\x02K\x03\x86", b"QK\xc8K\x02K\x03\x86")
-            archive.writestr(name, content)
+            target.writestr(name, content)
     with pytest.raises(WeightsError, match="exceeds the bounds of storage"):
         read_state_dict(path)
 
@@ -104,6 +104,6 @@ def test_a_tensor_beyond_its_storage_is_rejected(tmp_path):
 @pytest.mark.torch
 def test_golden_files_match_torch():
     torch = pytest.importorskip("torch")
-    content = torch.load(GOLDEN / "zip.pth")
+    tensors = torch.load(GOLDEN / "zip.pth")
     for key, expected in EXPECTED.items():
-        np.testing.assert_array_equal(content[key].detach().float().numpy(), expected.astype(np.float32))
+        np.testing.assert_array_equal(tensors[key].detach().float().numpy(), expected.astype(np.float32))

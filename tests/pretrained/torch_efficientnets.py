@@ -1,4 +1,4 @@
-"""EfficientNets of PyTorch libraries with seeded weights. As a script, it writes the golden files."""
+"""Reference EfficientNets from PyTorch libraries, with seeded weights. Run as a script to write the golden files."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seeded_weights import seeded_images, seeded_weights, thinned
+from seeded_weights import seeded_images, seeded_weights, subsample
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "efficientnet"
 
-# Name of the golden file: (library, model name in the library, our variant, image size).
-FROZEN = {
+# Golden file -> (library, model name in the library, our variant, image size).
+GOLDEN_MODELS = {
     "torchvision_b0": ("torchvision", "efficientnet_b0", "b0", 64),
     "transformers_b0": ("transformers", "b0", "b0", 64),
     "timm_efficientnet_b0": ("timm", "efficientnet_b0", "b0", 64),
@@ -21,7 +21,7 @@ FROZEN = {
 }
 
 
-def build(library: str, name: str) -> Any:
+def build_module(library: str, name: str) -> Any:
     """Returns the PyTorch module in evaluation mode, with its default random weights."""
     if library == "torchvision":
         import torchvision
@@ -34,25 +34,23 @@ def build(library: str, name: str) -> Any:
     from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
     assert name == "b0"
-    sizes = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280}
-    return EfficientNetForImageClassification(EfficientNetConfig(depthwise_padding=[], **sizes)).eval()
+    settings = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280}
+    return EfficientNetForImageClassification(EfficientNetConfig(depthwise_padding=[], **settings)).eval()
 
 
-def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the names and shapes of the module's state."""
+def get_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the module's state dict by name."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-def load_seeded(module: Any) -> dict[str, np.ndarray]:
-    """Loads seeded weights into the module and returns them."""
+def load_seeded_weights(module: Any) -> None:
     import torch
 
-    weights = seeded_weights(shapes_of(module))
+    weights = seeded_weights(get_shapes(module))
     module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
-    return weights
 
 
-def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
+def compute_features(library: str, module: Any, images: np.ndarray) -> np.ndarray:
     """Returns the last feature map, [batch, h, w, channels]."""
     import torch
 
@@ -67,15 +65,15 @@ def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
     return features.numpy().transpose(0, 2, 3, 1)
 
 
-def freeze() -> None:
-    """Writes all golden files: names and shapes of the state, and a subset of the features."""
+def write_golden_files() -> None:
+    """Writes a file per model with the shapes of its state dict and a subset of its features."""
     GOLDEN.mkdir(parents=True, exist_ok=True)
-    for file, (library, name, _, size) in FROZEN.items():
-        module = build(library, name)
-        load_seeded(module)
-        features = thinned(features_of(library, module, seeded_images(size)))
-        np.savez_compressed(GOLDEN / f"{file}.npz", features=features, shapes=json.dumps(shapes_of(module)))
+    for file, (library, name, _, size) in GOLDEN_MODELS.items():
+        module = build_module(library, name)
+        load_seeded_weights(module)
+        features = subsample(compute_features(library, module, seeded_images(size)))
+        np.savez_compressed(GOLDEN / f"{file}.npz", features=features, shapes=json.dumps(get_shapes(module)))
 
 
 if __name__ == "__main__":
-    freeze()
+    write_golden_files()

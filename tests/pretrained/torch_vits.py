@@ -1,4 +1,4 @@
-"""ViTs of PyTorch libraries with seeded weights. As a script, it writes the golden files."""
+"""Reference ViTs from PyTorch libraries, with seeded weights. Run as a script to write the golden files."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from seeded_weights import seeded_images, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "vit"
 
-# Image size of the weights, and other image sizes that they are tested with.
+# The image size of the weights, and other image sizes for tests with resized position embeddings.
 MICRO_SIDE, OTHER_SIDES = 32, (24, 48)
 
-# Sizes as (width, blocks, heads, patch size, image size).
+# Size -> (width, blocks, heads, patch size, image size).
 SIZES = {"micro": (32, 2, 2, 8, MICRO_SIDE), "s16": (384, 12, 6, 16, 224), "b16": (768, 12, 12, 16, 224)}
 
 LIBRARIES = ("timm", "timm_siglip", "transformers_vit", "transformers_siglip")
 
 
-def build(library: str, size: str) -> Any:
+def build_module(library: str, size: str) -> Any:
     """Returns the PyTorch module in evaluation mode, with its default random weights."""
     width, blocks, heads, patch, side = SIZES[size]
     if library.startswith("timm"):
@@ -30,7 +30,7 @@ def build(library: str, size: str) -> Any:
         return VisionTransformer(side, patch, embed_dim=width, depth=blocks, num_heads=heads, **siglip).eval()
     import transformers
 
-    sizes = {
+    settings = {
         "hidden_size": width,
         "num_hidden_layers": blocks,
         "num_attention_heads": heads,
@@ -39,26 +39,24 @@ def build(library: str, size: str) -> Any:
         "image_size": side,
     }
     if library == "transformers_vit":
-        return transformers.ViTForImageClassification(transformers.ViTConfig(**sizes)).eval()
-    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**sizes)).eval()
+        return transformers.ViTForImageClassification(transformers.ViTConfig(**settings)).eval()
+    return transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**settings)).eval()
 
 
-def shapes_of(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the names and shapes of the module's state."""
+def get_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the module's state dict by name."""
     return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-def load_seeded(module: Any) -> dict[str, np.ndarray]:
-    """Loads seeded weights into the module and returns them."""
+def load_seeded_weights(module: Any) -> None:
     import torch
 
-    weights = seeded_weights(shapes_of(module))
+    weights = seeded_weights(get_shapes(module))
     module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
-    return weights
 
 
-def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
-    """Returns the normalised patch tokens, [batch, h, w, width]."""
+def compute_features(library: str, module: Any, images: np.ndarray) -> np.ndarray:
+    """Returns the patch tokens after the final norm, [batch, h, w, width]."""
     import torch
 
     pixels = torch.tensor(images.transpose(0, 3, 1, 2))
@@ -74,27 +72,30 @@ def features_of(library: str, module: Any, images: np.ndarray) -> np.ndarray:
     return patches.reshape(len(images), side, side, -1)
 
 
-def resized_features_of(library: str, side: int) -> np.ndarray:
-    """Returns timm's features at another image size, with resized position embeddings."""
-    module = build(library, "micro")
-    load_seeded(module)
+def compute_resized_features(library: str, side: int) -> np.ndarray:
+    """Returns the features of a timm model at another image size, with resized position embeddings."""
+    module = build_module(library, "micro")
+    load_seeded_weights(module)
     module.set_input_size(side)
-    return features_of(library, module, seeded_images(side))
+    return compute_features(library, module, seeded_images(side))
 
 
-def freeze() -> None:
-    """Writes a golden file per library: names and shapes of the state, features, and timm's at other image sizes."""
+def write_golden_files() -> None:
+    """Writes a file per library with the shapes of its state dict and its features.
+
+    The files of timm models also contain features at other image sizes.
+    """
     GOLDEN.mkdir(parents=True, exist_ok=True)
     for library in LIBRARIES:
-        module = build(library, "micro")
-        load_seeded(module)
-        stored = {"features": features_of(library, module, seeded_images(MICRO_SIDE))}
-        shapes = json.dumps(shapes_of(module))
+        module = build_module(library, "micro")
+        load_seeded_weights(module)
+        arrays = {"features": compute_features(library, module, seeded_images(MICRO_SIDE))}
+        shapes = json.dumps(get_shapes(module))
         if library.startswith("timm"):
             for side in OTHER_SIDES:
-                stored[f"side_{side}"] = resized_features_of(library, side)
-        np.savez_compressed(GOLDEN / f"{library}.npz", shapes=shapes, **stored)
+                arrays[f"side_{side}"] = compute_resized_features(library, side)
+        np.savez_compressed(GOLDEN / f"{library}.npz", shapes=shapes, **arrays)
 
 
 if __name__ == "__main__":
-    freeze()
+    write_golden_files()
