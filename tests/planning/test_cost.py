@@ -1,4 +1,4 @@
-"""The roofline model, and the search for the largest batch."""
+"""The roofline model, and the search for the largest batch size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.planning.hlo import Collective, Traffic
 CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
 
 
-def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
+def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):
     return Cost(
         images=10,
         arguments=1,
@@ -22,24 +22,25 @@ def cost(matrix_flops=0, moved=0.0, collectives=(), traffic=()):
         flops=0.0,
         matrix_flops=matrix_flops,
         matrix_flops_by_dtype={},
-        bytes=moved,
+        bytes=bytes_accessed,
         traffic=traffic,
         collectives=collectives,
         seconds=0.0,
     )
 
 
-def test_the_slowest_resource_is_the_bound():
-    assert cost().memory == 10
-    estimate = roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
+def test_throughput_is_bound_by_the_slowest_resource():
+    assert make_cost().memory == 10
+    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=100.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("compute", 10 / 2)
-    estimate = roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
+    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("memory", 10 / 5)
-    assert roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP).bound == "compute"
-    both = frozenset([frozenset(range(4))])
-    reduction = Collective("all-reduce", bytes=400, groups=both, source="")
-    estimate = roofline(cost(4000, 500.0, (reduction,)), CHIP)
-    assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the link bandwidth
+    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0, traffic=(Traffic("", 450, 400),)), CHIP)
+    assert estimate.bound == "compute"
+    groups = frozenset([frozenset(range(4))])
+    reduction = Collective("all-reduce", bytes=400, groups=groups, source="")
+    estimate = roofline(make_cost(4000, 500.0, (reduction,)), CHIP)
+    assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # a ring of four chips uses half of the link bandwidth
     assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)
 
 
@@ -49,33 +50,34 @@ def test_bytes_are_attributed_to_modules():
         "jit(step)/transpose(jvp(Model))/image_encoder/stem/conv",
         "",
     )
-    total = cost(moved=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
-    assert [total.bytes_by_module(part) for part in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
+    cost = make_cost(bytes_accessed=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
+    assert [cost.bytes_by_module(module) for module in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
 
 
-def test_chips_have_the_published_numbers():
+def test_chips_have_published_specifications():
     assert CHIPS["v5e"].balance == pytest.approx(240.5, abs=0.1)
     assert all(chip.source.endswith(name) for name, chip in CHIPS.items())
 
 
 @pytest.mark.parametrize("start", [8, 64, 256, 1024])
 @pytest.mark.parametrize("memory", [lambda n: 50 + 3 * n, lambda n: 50 + n * n / 40, lambda n: 50 + n + 400 * (n > 80)])
-def test_the_search_ends_at_the_largest_batch_that_fits(start, memory):
-    calls = []
+def test_batch_search_ends_at_the_largest_batch_that_fits(start, memory):
+    measured_sizes = []
 
     def measure_memory(images):
-        calls.append(images)
+        measured_sizes.append(images)
         return memory(images) if memory(images) < 2000 else None
 
     result = largest_batch(
         measure_memory, Tried(start, measure_memory(start)), fixed=50, unit=8, limit=1000, compilations=20
     )
-    best = max(one.images for one in result if one.memory and one.memory <= 1000)
+    best = max(trial.images for trial in result if trial.memory and trial.memory <= 1000)
     assert memory(best) <= 1000 < memory(best + 8)
-    assert [one.images for one in result] == calls and len(set(calls)) == len(calls)
+    assert [trial.images for trial in result] == measured_sizes
+    assert len(set(measured_sizes)) == len(measured_sizes)
 
 
-def test_the_search_respects_its_limit_of_compilations():
+def test_batch_search_respects_the_maximum_number_of_compilations():
     result = largest_batch(lambda n: n * n, Tried(64, None), fixed=0, unit=1, limit=1000, compilations=3)
-    assert [one.images for one in result] == [64, 32, 16, 24]
+    assert [trial.images for trial in result] == [64, 32, 16, 24]
     assert largest_batch(lambda n: n, Tried(8, 8), 0, 8, 7, compilations=3) == [Tried(8, 8)]

@@ -1,4 +1,4 @@
-"""FLOPs counted before compilation, of the forward and backward pass. Only existing gradients count."""
+"""FLOPs of the forward and backward pass are counted before compilation."""
 
 from __future__ import annotations
 
@@ -12,52 +12,52 @@ from caption_jax.planning.flops import MatrixFlops, count_matrix_flops
 from caption_jax.planning.hlo import CompiledText
 
 
-def shape(*sizes):
-    return jax.ShapeDtypeStruct(sizes, jnp.float32)
+def make_shape(*dimensions):
+    return jax.ShapeDtypeStruct(dimensions, jnp.float32)
 
 
-def test_each_gradient_costs_as_much_as_the_product():
-    x, w = shape(5, 4), shape(4, 3)
+def test_each_gradient_of_a_product_counts_as_much_as_the_product():
+    x, w = make_shape(5, 4), make_shape(4, 3)
     forward = 2 * 5 * 4 * 3
     assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(forward, forward)
     assert count_matrix_flops(lambda p: p["x"] @ p["w"], {"x": x, "w": w}) == MatrixFlops(forward, 2 * forward)
-    assert count_matrix_flops(lambda p, x, w: x @ w + p, shape(3), x, w) == MatrixFlops(forward, 0)
-    assert count_matrix_flops(lambda w, x: lax.stop_gradient(w * 2).T @ x.T, w, shape(5, 4)).backward == 0
+    assert count_matrix_flops(lambda p, x, w: x @ w + p, make_shape(3), x, w) == MatrixFlops(forward, 0)
+    assert count_matrix_flops(lambda w, x: lax.stop_gradient(w * 2).T @ x.T, w, make_shape(5, 4)).backward == 0
 
 
-def test_loops_and_branches_count():
-    w, x = shape(4, 4), shape(5, 4)
+def test_products_in_loops_and_branches_are_counted():
+    w, x = make_shape(4, 4), make_shape(5, 4)
     forward = 2 * 5 * 4 * 4
 
     def loop(w, x):
         return lax.scan(lambda carry, _: (carry @ w, None), x, length=3)[0]
 
-    # The input of the first iteration has no gradient, but all iterations of a loop count alike.
+    # The input of the first iteration has no gradient, but all iterations are counted equally.
     assert count_matrix_flops(loop, w, x) == MatrixFlops(3 * forward, 6 * forward)
 
-    def choice(w, x):
+    def branch(w, x):
         return lax.cond(x[0, 0] > 0, lambda w, x: (x @ w) @ w, lambda w, x: x, w, x)
 
-    assert count_matrix_flops(choice, w, x) == MatrixFlops(2 * forward, 3 * forward)
+    assert count_matrix_flops(branch, w, x) == MatrixFlops(2 * forward, 3 * forward)
 
 
-def test_a_recomputed_pass_counts_once():
-    w, x = shape(4, 4), shape(5, 4)
-    plain = count_matrix_flops(lambda w, x: jnp.tanh(x @ w) @ w, w, x)
-    assert count_matrix_flops(jax.checkpoint(lambda w, x: jnp.tanh(x @ w) @ w), w, x) == plain
+def test_recomputed_products_are_counted_once():
+    w, x = make_shape(4, 4), make_shape(5, 4)
+    expected = count_matrix_flops(lambda w, x: jnp.tanh(x @ w) @ w, w, x)
+    assert count_matrix_flops(jax.checkpoint(lambda w, x: jnp.tanh(x @ w) @ w), w, x) == expected
 
 
 def test_b0_has_the_published_multiply_adds():
-    """0.39 billion (table 2 of the paper) in the forward pass with its classifier, of 1.3 million."""
+    """Table 2 of the paper gives 0.39 billion, including 1.3 million of the classifier."""
     model = EfficientNet("b0")
     images = jnp.zeros((1, 224, 224, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
     flops = count_matrix_flops(lambda v, x: model.apply(v, x, train=False), variables, images)
     assert flops.forward / 2 == pytest.approx(0.39e9, rel=0.02)
-    assert 2.9 < flops.total / flops.forward < 3  # the pixels have no gradient
+    assert 2.9 < flops.total / flops.forward < 3  # less than 3 because pixels have no gradient
 
 
-def test_the_compiler_does_not_multiply_more_than_the_model():
+def test_compiled_programs_have_no_more_flops_than_the_model():
     model = EfficientNet("micro")
     images = jnp.zeros((2, 32, 32, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
@@ -65,14 +65,15 @@ def test_the_compiler_does_not_multiply_more_than_the_model():
     lowered = (
         jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, images).lower(lowering_platforms=("tpu",))
     )
-    assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / flops.forward <= 1  # padding is not counted
+    # Compiled programs omit products with padding.
+    assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / flops.forward <= 1
 
 
-def test_unused_products_do_not_count():
-    w, x = shape(4, 4), shape(5, 4)
+def test_unused_products_are_not_counted():
+    w, x = make_shape(4, 4), make_shape(5, 4)
 
-    def unused(w, x):
+    def compute_with_unused_product(w, x):
         _ = x @ w @ w
         return x @ w
 
-    assert count_matrix_flops(unused, w, x) == count_matrix_flops(lambda w, x: x @ w, w, x)
+    assert count_matrix_flops(compute_with_unused_product, w, x) == count_matrix_flops(lambda w, x: x @ w, w, x)

@@ -1,4 +1,4 @@
-"""Parsing the text of a compiled program: collectives in every form, and the FLOP counts of XLA."""
+"""Collectives, FLOPs and memory traffic are parsed from the text of a compiled program."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from caption_jax.planning.hlo import CompiledText, Traffic
 
 MESH = {"data": 4, "model": 2}
-HEAD = "HloModule step\n\n"
+HEADER = "HloModule step\n\n"
 ENTRY = """ENTRY %main (a: f32[16,8]) -> f32[16,8] {{
   %a = f32[16,8]{{1,0}} parameter(0)
   {line}
@@ -19,8 +19,8 @@ ENTRY = """ENTRY %main (a: f32[16,8]) -> f32[16,8] {{
 """
 
 
-def collective(line: str, devices: int = 8):
-    (parsed,) = CompiledText(HEAD + ENTRY.format(line=line)).collectives(devices)
+def parse_collective(line: str, devices: int = 8):
+    (parsed,) = CompiledText(HEADER + ENTRY.format(line=line)).collectives(devices)
     return parsed
 
 
@@ -40,8 +40,8 @@ def collective(line: str, devices: int = 8):
         ("mesh['axis_0'=8], device_ids=([8]<=[2,4]T(1,0)) {'axis_0'}", "unknown"),
     ],
 )
-def test_the_axis_of_a_collective_follows_from_its_groups(groups, axis):
-    parsed = collective(
+def test_the_mesh_axis_of_a_collective_is_inferred_from_its_groups(groups, axis):
+    parsed = parse_collective(
         f"%r = f32[16,8]{{1,0}} all-reduce(%a), channel_id=1, replica_groups={groups}, to_apply=%add, "
         'metadata={op_name="jit(step)/grad"}'
     )
@@ -53,38 +53,40 @@ def test_the_axis_of_a_collective_follows_from_its_groups(groups, axis):
     assert parsed.axis(MESH) == axis
 
 
-def test_bytes_are_those_of_the_whole_array_sent_once_around_the_ring():
-    gathered = collective(
+def test_collectives_report_global_bytes_and_bytes_sent_in_a_ring():
+    gathered = parse_collective(
         "%g = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4]", 4
     )
     assert (gathered.bytes, gathered.sent) == (64 * 8 * 2, 64 * 8 * 2 * 3 / 4)
-    scattered = collective("%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups=[1,4]<=[4]", 4)
+    scattered = parse_collective("%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups=[1,4]<=[4]", 4)
     assert (scattered.bytes, scattered.sent) == (16 * 8 * 4, 16 * 8 * 4 * 3 / 4)
-    reduced = collective(
+    reduced = parse_collective(
         "%r = (f32[16,8]{1,0:T(8,128)S(1)}, /*index=1*/f32[8]{0}) all-reduce(%a, %a), replica_groups={{0,1,2,3}}", 4
     )
     assert (reduced.bytes, reduced.sent) == (2 * 16 * 8 * 4, 2 * 2 * 16 * 8 * 4 * 3 / 4)
     assert reduced.by_rows == {16: 16 * 8 * 4, 8: 8 * 4}
 
 
-def test_an_asynchronous_collective_counts_once():
+def test_asynchronous_collectives_are_counted_once():
     lines = """%s = (f32[16,8]{1,0}, f32[64,8]{1,0}) all-gather-start(%a), channel_id=3, replica_groups=[1,4]<=[4]
   %d = f32[64,8]{1,0} all-gather-done(%s)
   %c = f32[64,8]{1,0} all-gather(%a), channel_id=3, replica_groups=[1,4]<=[4]"""
-    assert collective(lines, 4).bytes == 64 * 8 * 4
+    assert parse_collective(lines, 4).bytes == 64 * 8 * 4
 
 
-def test_a_chain_of_permutations_runs_along_an_axis():
+def test_the_mesh_axis_of_a_permutation_is_inferred_from_its_pairs():
     pairs = "{{0,2},{2,4},{4,6},{6,0},{1,3},{3,5},{5,7},{7,1}}"
-    parsed = collective(f"%p = f32[16,8]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}")
+    parsed = parse_collective(
+        f"%p = f32[16,8]{{1,0}} collective-permute(%a), channel_id=1, source_target_pairs={pairs}"
+    )
     assert parsed.axis(MESH) == "data"
 
 
-def test_a_program_on_several_devices_reduces_over_their_axis():
+def test_collectives_of_a_compiled_program_are_parsed():
     mesh = Mesh(jax.devices()[:8], ("data",))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    compiled = jax.jit(lambda x: jnp.sum(x, 0), in_shardings=rows).lower(jax.ShapeDtypeStruct((16, 5), jnp.float32))
-    (parsed,) = CompiledText(compiled.compile().as_text()).collectives(8)
+    sharding = NamedSharding(mesh, PartitionSpec("data"))
+    lowered = jax.jit(lambda x: jnp.sum(x, 0), in_shardings=sharding).lower(jax.ShapeDtypeStruct((16, 5), jnp.float32))
+    (parsed,) = CompiledText(lowered.compile().as_text()).collectives(8)
     assert (parsed.kind, parsed.bytes, parsed.axis({"data": 8})) == (
         "all-reduce",
         20,
@@ -95,7 +97,7 @@ def test_a_program_on_several_devices_reduces_over_their_axis():
 CONVOLUTIONS = {
     "same": {"window_strides": (1, 1), "padding": "SAME"},
     "strided": {"window_strides": (2, 2), "padding": ((1, 1), (0, 1))},
-    "cut": {"window_strides": (1, 2), "padding": ((-1, 0), (0, 2))},
+    "cropped": {"window_strides": (1, 2), "padding": ((-1, 0), (0, 2))},
     "dilated": {"window_strides": (1, 1), "padding": "VALID", "rhs_dilation": (2, 1)},
     "transposed": {"window_strides": (1, 1), "padding": ((1, 2), (2, 2)), "lhs_dilation": (2, 2)},
     "grouped": {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4},
@@ -103,7 +105,7 @@ CONVOLUTIONS = {
 
 
 @pytest.mark.parametrize("name", CONVOLUTIONS)
-def test_convolutions_equal_the_count_of_xla(name):
+def test_flops_of_convolutions_match_xla(name):
     settings = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **CONVOLUTIONS[name]}
     groups = settings.get("feature_group_count", 1)
     shapes = jax.ShapeDtypeStruct((2, 9, 7, 8), jnp.float32), jax.ShapeDtypeStruct((3, 3, 8 // groups, 12), jnp.float32)
@@ -111,31 +113,31 @@ def test_convolutions_equal_the_count_of_xla(name):
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == lowered.cost_analysis()["flops"] > 0
 
 
-def test_products_count_twice_their_multiply_adds():
+def test_flops_of_products_are_twice_the_multiply_adds():
     shapes = jax.ShapeDtypeStruct((5, 4, 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 7), jnp.float32)
     lowered = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)).lower(*shapes)
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
 
 
-def test_products_of_two_types_count_as_the_wider():
+def test_flops_are_counted_by_operand_type():
     shapes = jax.ShapeDtypeStruct((5, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, 6), jnp.bfloat16)
 
-    def products(a, b):
-        narrow = jnp.dot(a, b, preferred_element_type=jnp.float32)  # sums are float32, operands are not
-        return narrow, lax.dot_general(a.astype(jnp.float32), b.astype(jnp.float32), (((1,), (0,)), ((), ())))
+    def compute_products(a, b):
+        bfloat16_product = jnp.dot(a, b, preferred_element_type=jnp.float32)  # accumulated in float32
+        return bfloat16_product, a.astype(jnp.float32) @ b.astype(jnp.float32)
 
-    lowered = jax.jit(products).lower(*shapes)
-    once = 2 * 5 * 4 * 6
-    assert CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype() == {"bf16": once, "f32": once}
+    lowered = jax.jit(compute_products).lower(*shapes)
+    expected = 2 * 5 * 4 * 6
+    assert CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype() == {"bf16": expected, "f32": expected}
 
 
-def test_traffic_includes_the_padding_of_layouts():
+def test_traffic_includes_layout_padding():
     lines = """%b = bf16[100,30]{0,1:T(8,128)(2,1)S(1)} fusion(%a), calls=%in, metadata={op_name="jit(f)/decoder/mul"}
   %c = (bf16[100,30]{0,1:T(8,128)(2,1)}, bf16[100,30]{0,1:T(8,128)(2,1)S(1)}, u32[]) copy-start(%b)
   %d = bf16[100,30]{0,1:T(8,128)(2,1)} copy-done(%c)
   %e = f32[5]{0:T(128)S(1)} fusion(%d), calls=%in, metadata={op_name="jit(f)/encoder/add"}"""
-    first, copied, last = CompiledText(HEAD + ENTRY.format(line=lines)).traffic()
-    bytes_read, tiles = 16 * 8 * 4, 128 * 32 * 2
-    assert first == Traffic("jit(f)/decoder/mul", bytes_read + tiles, tiles)
-    assert copied == Traffic("jit(f)/decoder/mul", 2 * tiles, tiles)
-    assert last == Traffic("jit(f)/encoder/add", tiles + 128 * 4, 128 * 4)
+    first, copy, last = CompiledText(HEADER + ENTRY.format(line=lines)).traffic()
+    input_bytes, padded_bytes = 16 * 8 * 4, 128 * 32 * 2
+    assert first == Traffic("jit(f)/decoder/mul", input_bytes + padded_bytes, padded_bytes)
+    assert copy == Traffic("jit(f)/decoder/mul", 2 * padded_bytes, padded_bytes)
+    assert last == Traffic("jit(f)/encoder/add", padded_bytes + 128 * 4, 128 * 4)

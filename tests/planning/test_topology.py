@@ -1,4 +1,4 @@
-"""Names of topologies, and errors for unknown ones."""
+"""Topologies are parsed from names. Unknown names and missing compilers are errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from caption_jax.planning.topology import parse_topology
 
 
-def test_names_specify_chip_and_shape():
+def test_names_specify_the_chip_and_the_shape():
     topology = parse_topology("v5e:16x16")
     assert (topology.chip.name, topology.size, topology.dtype) == ("v5e", 256, "bfloat16")
     assert parse_topology("v5p:2x2x4").size == 16
@@ -17,17 +17,17 @@ def test_names_specify_chip_and_shape():
 
 
 @pytest.mark.parametrize("name", ["", "v7:2x2", "v5e", "v5e:16", "v5e:4x0", "v5p:4x4", "cpu:2x2", "cpu:", "v5e:4x4x"])
-def test_unknown_names_list_the_known_ones(name):
+def test_errors_for_unknown_names_list_examples(name):
     with pytest.raises(ValueError, match=r"cpu:8.*v5e:16x16.*v6e:16x16"):
         parse_topology(name)
 
 
-def test_more_cpu_devices_than_available_need_a_flag():
+def test_the_error_for_too_many_cpu_devices_names_the_flag():
     with pytest.raises(ValueError, match="xla_force_host_platform_device_count=4096"):
         parse_topology("cpu:4096").devices()
 
 
-def test_a_missing_compiler_names_the_package_to_install(monkeypatch):
+def test_the_error_for_a_missing_compiler_names_the_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'caption-jax\[tpu\]'"):
         parse_topology("v5e:2x2").devices()
