@@ -1,4 +1,4 @@
-"""A captioner of plain squares for tests of the index. It needs no training, and its output is known."""
+"""A fake captioner of single-colour images, for tests of the index."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ COLOURS = {"red": (250, 0, 0), "green": (0, 250, 0), "blue": (0, 0, 250), "white
 
 
 class ColourModel:
-    """Fake captioner. The vector of an image is its mean colour, its caption the name of the nearest colour."""
+    """Embeds an image as its normalised mean colour, and captions it with the name of the nearest colour."""
 
     def __init__(self):
-        self.embedded = 0
+        self.num_embedded = 0
 
     def embed_images(self, images):
-        self.embedded += len(images)
+        self.num_embedded += len(images)
         colours = np.array([image.mean((0, 1)) for image in images], np.float32).reshape(-1, 3) + 1
         return colours / np.linalg.norm(colours, axis=1, keepdims=True)
 
     def caption(self, images):
-        return [Caption(min(COLOURS, key=lambda name: distance(COLOURS[name], image)), 0.0, ()) for image in images]
+        return [Caption(get_nearest_colour(image), 0.0, ()) for image in images]
 
 
-def distance(colour, image) -> float:
-    return float(np.abs(image.mean((0, 1)) - colour).sum())
+def get_nearest_colour(image: np.ndarray) -> str:
+    mean = image.mean((0, 1))
+    return min(COLOURS, key=lambda name: float(np.abs(mean - COLOURS[name]).sum()))
 
 
-def paint(path: Path, colour: str) -> None:
+def write_image(path: Path, colour: str) -> None:
     Image.new("RGB", (9, 9), COLOURS[colour]).save(path)

@@ -1,4 +1,4 @@
-"""An index on disk: it survives a killed process, and an update only processes images that have changed."""
+"""Indexes on disk remain valid if a process is killed, and updates process only changed images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from colour_model import MODEL, ColourModel, paint
+from colour_model import MODEL, ColourModel, write_image
 from PIL import Image
 
 from caption_jax.retrieval import index as index_module
@@ -20,25 +20,26 @@ from input_pipeline.records import Record
 
 
 @pytest.fixture
-def photographs(tmp_path) -> Path:
-    folder = tmp_path / "photographs"
+def images(tmp_path) -> Path:
+    """A folder with a red, a green and a blue image."""
+    folder = tmp_path / "images"
     folder.mkdir()
     for name in ("red", "green", "blue"):
-        paint(folder / f"{name}.png", name)
+        write_image(folder / f"{name}.png", name)
     return folder
 
 
-def update(folder: Path, paths, **options):
-    """Updates the index in `folder` from files. Returns the changes and the number of embedded images."""
+def update_from_files(folder: Path, paths, **options):
+    """Updates the index in `folder` and returns the changes and the number of embedded images."""
     model = ColourModel()
     with open_for_writing(folder, 3, MODEL) as index:
         records = [Record(Path(path), (), str(path)) for path in paths]
         changes = update_index(index, records, model, Preprocessing(8), **options)
-    return changes, model.embedded
+    return changes, model.num_embedded
 
 
-def captions(folder: Path) -> dict[str, str | None]:
-    """Returns file name -> caption, after checking the vectors of the same rows."""
+def read_captions(folder: Path) -> dict[str, str | None]:
+    """Checks the vectors of the index, and returns the captions by file name."""
     index = ImageIndex(folder)
     entries = list(index.entries())
     assert len(entries) == len(index) == len(index.vectors)
@@ -48,137 +49,136 @@ def captions(folder: Path) -> dict[str, str | None]:
     return {Path(entry.path).name: entry.caption for entry in entries}
 
 
-def test_each_image_is_added_once(tmp_path, photographs):
-    files = sorted(photographs.iterdir())
-    changes, embedded = update(tmp_path / "index", files[:2])
-    assert (changes.added, embedded) == (2, 2)
-    changes, embedded = update(tmp_path / "index", [*files, files[2], photographs / "../photographs/red.png"])
-    assert (changes.added, changes.unchanged, embedded) == (1, 2, 1)
-    assert captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green", "red.png": "red"}
+def test_each_image_is_added_once(tmp_path, images):
+    files = sorted(images.iterdir())
+    changes, num_embedded = update_from_files(tmp_path / "index", files[:2])
+    assert (changes.added, num_embedded) == (2, 2)
+    changes, num_embedded = update_from_files(tmp_path / "index", [*files, files[2], images / "../images/red.png"])
+    assert (changes.added, changes.unchanged, num_embedded) == (1, 2, 1)
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green", "red.png": "red"}
 
 
-def test_files_have_the_documented_format(tmp_path, photographs):
-    update(tmp_path / "index", sorted(photographs.iterdir()))
+def test_files_have_the_documented_format(tmp_path, images):
+    update_from_files(tmp_path / "index", sorted(images.iterdir()))
     header = json.loads((tmp_path / "index" / "index.json").read_text())
     keys = {"format", "version", "dimension", "count", "generation", "entries_bytes", "model", "vectors", "entries"}
     assert set(header) == keys and header["count"] == 3
     vectors = np.fromfile(tmp_path / "index" / header["vectors"], "<f4").reshape(-1, header["dimension"])
     assert vectors[0].argmax() == 2  # blue
     lines = [json.loads(line) for line in (tmp_path / "index" / header["entries"]).read_text().splitlines()]
-    status = (photographs / "blue.png").stat()
+    status = (images / "blue.png").stat()
     assert lines[0] == {
-        "id": str(photographs / "blue.png"),
-        "path": str(photographs / "blue.png"),
+        "id": str(images / "blue.png"),
+        "path": str(images / "blue.png"),
         "caption": "blue",
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
     }
 
 
-def test_only_changed_images_are_updated(tmp_path, photographs):
-    files = sorted(photographs.iterdir())
-    update(tmp_path / "index", files)
-    paint(photographs / "green.png", "white")
-    os.utime(photographs / "green.png", ns=(1, 1))
-    changes, embedded = update(tmp_path / "index", files)
-    assert (changes.added, changes.updated, changes.unchanged, embedded) == (0, 1, 2, 1)
-    assert captions(tmp_path / "index") == {"blue.png": "blue", "red.png": "red", "green.png": "white"}
+def test_updates_embed_only_changed_images(tmp_path, images):
+    files = sorted(images.iterdir())
+    update_from_files(tmp_path / "index", files)
+    write_image(images / "green.png", "white")
+    os.utime(images / "green.png", ns=(1, 1))
+    changes, num_embedded = update_from_files(tmp_path / "index", files)
+    assert (changes.added, changes.updated, changes.unchanged, num_embedded) == (0, 1, 2, 1)
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "red.png": "red", "green.png": "white"}
 
 
-def test_images_with_missing_files_are_kept_or_dropped(tmp_path, photographs):
-    update(tmp_path / "index", sorted(photographs.iterdir()))
-    (photographs / "green.png").unlink()
-    changes, _ = update(tmp_path / "index", [photographs / "red.png"])
-    assert changes.missing == [str(photographs / "green.png")] and len(ImageIndex(tmp_path / "index")) == 3
-    changes, embedded = update(tmp_path / "index", [photographs / "red.png"], missing="drop")
-    assert changes.missing == [str(photographs / "green.png")] and embedded == 0
-    assert captions(tmp_path / "index") == {
-        "blue.png": "blue",
-        "red.png": "red",
-    }  # blue was not listed, but its file exists
-    assert len(list((tmp_path / "index").iterdir())) == 4  # old files are deleted
+def test_entries_of_missing_files_are_kept_or_dropped(tmp_path, images):
+    update_from_files(tmp_path / "index", sorted(images.iterdir()))
+    (images / "green.png").unlink()
+    changes, _ = update_from_files(tmp_path / "index", [images / "red.png"])
+    assert changes.missing == [str(images / "green.png")] and len(ImageIndex(tmp_path / "index")) == 3
+    changes, num_embedded = update_from_files(tmp_path / "index", [images / "red.png"], missing="drop")
+    assert changes.missing == [str(images / "green.png")] and num_embedded == 0
+    # The entry of blue.png is kept, because its file exists.
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "red.png": "red"}
+    assert len(list((tmp_path / "index").iterdir())) == 4  # replaced files are deleted
 
 
-def test_broken_images_are_reported_and_skipped(tmp_path, photographs):
-    (photographs / "broken.png").write_bytes(b"no image")
+def test_broken_images_are_reported_and_skipped(tmp_path, images):
+    (images / "broken.png").write_bytes(b"not an image")
     errors = []
-    files = [photographs / "none.png", *sorted(photographs.iterdir())]
-    changes, _ = update(tmp_path / "index", files, on_error=lambda error: errors.append(error.name))
-    assert errors == [str(photographs / "none.png"), str(photographs / "broken.png")]
+    files = [images / "missing.png", *sorted(images.iterdir())]
+    changes, _ = update_from_files(tmp_path / "index", files, on_error=lambda error: errors.append(error.name))
+    assert errors == [str(images / "missing.png"), str(images / "broken.png")]
     assert len(changes.failures) == 2 and changes.added == 3
-    assert len(captions(tmp_path / "index")) == 3
-    (photographs / "red.png").write_bytes(b"no longer an image")
-    changes, _ = update(tmp_path / "index", files)
+    assert len(read_captions(tmp_path / "index")) == 3
+    (images / "red.png").write_bytes(b"no longer an image")
+    changes, _ = update_from_files(tmp_path / "index", files)
     assert len(changes.failures) == 3 and changes.updated == 0
-    assert set(captions(tmp_path / "index")) == {"blue.png", "green.png"}
+    assert set(read_captions(tmp_path / "index")) == {"blue.png", "green.png"}
 
 
-def test_captions_are_optional(tmp_path, photographs):
-    update(tmp_path / "index", photographs.iterdir(), captions="none")
-    assert set(captions(tmp_path / "index").values()) == {None}
+def test_captions_are_optional(tmp_path, images):
+    update_from_files(tmp_path / "index", images.iterdir(), captions="none")
+    assert set(read_captions(tmp_path / "index").values()) == {None}
     with pytest.raises(ValueError, match="captions is 'all'; expected one of generated, none"):
-        update(tmp_path / "index", [], captions="all")
+        update_from_files(tmp_path / "index", [], captions="all")
 
 
-def test_images_without_a_file_are_identified_by_their_id(tmp_path, photographs):
-    content = (photographs / "red.png").read_bytes()
+def test_images_without_a_file_are_identified_by_their_id(tmp_path, images):
+    content = (images / "red.png").read_bytes()
     records = [Record(lambda: content, ("A red square.",), 7), Record(lambda: content, (), "seven")]
     for _ in range(2):
         model = ColourModel()
         with open_for_writing(tmp_path / "index", 3, MODEL) as index:
             changes = update_index(index, records, model, Preprocessing(8), missing="drop")
-    assert (changes.unchanged, changes.missing, model.embedded) == (2, [], 0)
-    assert [(e.id, e.path, e.caption) for e in index.entries()] == [(7, None, "red"), ("seven", None, "red")]
+    assert (changes.unchanged, changes.missing, model.num_embedded) == (2, [], 0)
+    expected = [(7, None, "red"), ("seven", None, "red")]
+    assert [(entry.id, entry.path, entry.caption) for entry in index.entries()] == expected
 
 
 class Killed(BaseException):
-    """Ends a run at an arbitrary point, as a signal does."""
+    """Simulates a process that is killed by a signal."""
 
 
-@pytest.mark.parametrize("moment", ["vectors", "entries", "header"])
+@pytest.mark.parametrize("last_write", ["vectors", "entries", "header"])
 @pytest.mark.parametrize("change", ["add", "update"])
-def test_a_killed_run_leaves_a_valid_index(tmp_path, photographs, monkeypatch, moment, change):
-    files = sorted(photographs.iterdir())
-    update(tmp_path / "index", files[:2])
+def test_a_killed_process_leaves_a_valid_index(tmp_path, images, monkeypatch, last_write, change):
+    files = sorted(images.iterdir())
+    update_from_files(tmp_path / "index", files[:2])
     if change == "update":
         os.utime(files[0], ns=(1, 1))
     write = index_module._write
 
-    def write_and_raise(file, parts):
-        write(file, parts)
-        if moment in file.name:
+    def write_and_raise(file, chunks):
+        write(file, chunks)
+        if last_write in file.name:
             raise Killed
 
-    def killed(*_):
+    def raise_killed(*_):
         raise Killed
 
     with monkeypatch.context() as patch:
         patch.setattr(index_module, "_write", write_and_raise)
-        if moment == "header":
-            patch.setattr(os, "replace", killed)  # after writing the header, before moving it into place
+        if last_write == "header":
+            patch.setattr(os, "replace", raise_killed)  # after the new header is written and before it is renamed
         with pytest.raises(Killed):
-            update(tmp_path / "index", files)
-    assert captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
-    update(tmp_path / "index", files)
-    assert captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green", "red.png": "red"}
+            update_from_files(tmp_path / "index", files)
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
+    update_from_files(tmp_path / "index", files)
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green", "red.png": "red"}
     assert (tmp_path / "index" / ImageIndex(tmp_path / "index")._header.vectors).stat().st_size == 3 * 3 * 4
 
 
-def test_chunks_added_before_a_kill_are_kept(tmp_path, photographs, monkeypatch):
+def test_chunks_appended_before_a_kill_are_kept(tmp_path, images, monkeypatch):
     monkeypatch.setattr(index_builder, "_CHUNK", 2)
-    files = sorted(photographs.iterdir())
+    files = sorted(images.iterdir())
 
-    def kill_after_the_chunk(done, total):
+    def raise_after_first_chunk(done, total):
         raise Killed
 
     with pytest.raises(Killed):
-        update(tmp_path / "index", files, progress=kill_after_the_chunk)
-    assert captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
-    assert update(tmp_path / "index", files)[1] == 1
+        update_from_files(tmp_path / "index", files, progress=raise_after_first_chunk)
+    assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
+    assert update_from_files(tmp_path / "index", files)[1] == 1
 
 
-def test_another_model_is_rejected(tmp_path):
-    with open_for_writing(tmp_path / "index", 3, MODEL):
+def test_a_different_model_is_rejected(tmp_path):
+    with writing(tmp_path / "index", 3, MODEL):
         pass
     other = ModelIdentity(31, "cd" * 32)
     message = r"\(step 930, weights abababababab\).*\(step 31, weights cdcdcdcdcdcd\)"
@@ -186,17 +186,16 @@ def test_another_model_is_rejected(tmp_path):
         pass
 
 
-def test_only_one_process_can_write(tmp_path):
-    def blocked():
-        return pytest.raises(BlockingIOError, match="another process is writing")
-
-    with open_for_writing(tmp_path / "index", 3, MODEL), blocked(), open_for_writing(tmp_path / "index", 3, MODEL):
+def test_concurrent_writers_are_rejected(tmp_path):
+    folder = tmp_path / "index"
+    rejected = pytest.raises(BlockingIOError, match="another process is writing")
+    with writing(folder, 3, MODEL), rejected, writing(folder, 3, MODEL):
         pass
-    with open_for_writing(tmp_path / "index", 3, MODEL):
+    with writing(folder, 3, MODEL):
         pass
 
 
-def test_missing_and_corrupt_indexes_are_rejected(tmp_path):
+def test_missing_damaged_and_newer_indexes_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"there is no index in .* Build one with --mode=index"):
         ImageIndex(tmp_path)
     with open_for_writing(tmp_path, 3, MODEL) as index:

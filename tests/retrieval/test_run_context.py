@@ -1,4 +1,4 @@
-"""Retrieved context in training, evaluation and captioning, without leaking an image's own captions."""
+"""Retrieved context in training, evaluation and captioning does not contain the captions of the image itself."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
 
-# For programs that run only a few times.
+# Compiler options for programs that run only a few times.
 QUICK_COMPILATION = {
     "xla_backend_optimization_level": 0,
     "xla_llvm_disable_expensive_passes": True,
@@ -52,7 +52,7 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def index(searchable_workdir, tmp_path_factory) -> Path:
-    """An index of the training images, with the neighbours of the training and validation images."""
+    """The folder of an index of the training images, with the neighbours of the training and validation images."""
     folder = tmp_path_factory.mktemp("index")
     flags = (f"--workdir={searchable_workdir}", f"--index={folder}")
     assert small_run.run_main("--mode=index", *flags, "--split=train", "--captions=none") == 0
@@ -62,7 +62,7 @@ def index(searchable_workdir, tmp_path_factory) -> Path:
 
 
 def make_config(index: Path, images: Path) -> ConfigDict:
-    """Combines context with stored features, gradient accumulation and averaged weights."""
+    """Returns a config with context, stored features, gradient accumulation and averaged weights."""
     config = small_run.get_config()
     config.data.root, config.data.context = str(images), str(index)
     config.data.feature_cache.stage = "stage_2"
@@ -83,36 +83,36 @@ def workdir(index, distinct_images, tmp_path_factory) -> Path:
     return folder
 
 
-def experiment_of(workdir: Path) -> Experiment:
+def open_run(workdir: Path) -> Experiment:
     return open_experiment(epath.Path(workdir), read_spec(workdir))
 
 
-def test_no_image_is_its_own_neighbour(workdir, index, distinct_images):
-    neighbours = read_neighbours(index, "train")
-    assert len(neighbours) == 8
-    assert all(len(others) == 3 and image_id not in others for image_id, others in neighbours.items())
-    # 08.png is a copy of 00.png, so the captions of 00.png would be its own captions.
+def test_the_context_of_an_image_does_not_contain_its_captions(workdir, index, distinct_images):
+    neighbours_by_id = read_neighbours(index, "train")
+    assert len(neighbours_by_id) == 8
+    assert all(len(neighbours) == 3 and image_id not in neighbours for image_id, neighbours in neighbours_by_id.items())
+    # 08.png is a copy of 00.png and has the same captions.
     copies = (distinct_images / "images" / name for name in ("00.png", "08.png"))
     assert len({path.read_bytes() for path in copies}) == 1
     assert "00.png" not in read_neighbours(index, "val")["08.png"]
     for kind in ("retrieved", "shuffled"):
-        context, split = open_context(experiment_of(workdir), "train", kind), experiment_of(workdir).split("train")
-        vocabulary = experiment_of(workdir).description.vocabulary
+        context, split = open_context(open_run(workdir), "train", kind), open_run(workdir).split("train")
+        vocabulary = open_run(workdir).description.vocabulary
         for record in split:
             texts = {vocabulary.decode(ids) for epoch in range(8) for ids in context.load(record.image_id, 0, epoch)}
             assert len(texts) > 2 and not texts & {caption.lower() for caption in record.captions}, kind
 
 
 def test_training_and_validation_use_context(workdir):
-    rows = [row.values for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
-    assert rows[-1]["loss"] < 0.7 * rows[0]["loss"] and "contrastive_loss" not in rows[0]
+    metrics = [entry.values for entry in read_metrics(workdir / "metrics.jsonl") if entry.split == "train"]
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"] and "contrastive_loss" not in metrics[0]
     evaluation = json.loads((workdir / "eval_val.json").read_text())
     assert evaluation["protocol"]["context"] == "retrieved" and "image_to_text_R@1" not in evaluation["metrics"]
     assert (workdir / "report_val.html").read_text().count("<img") > 4
 
 
 @pytest.mark.slow
-def test_a_resumed_run_matches_an_uninterrupted_one(workdir, tmp_path):
+def test_a_resumed_run_matches_an_uninterrupted_run(workdir, tmp_path):
     copy = Path(shutil.copytree(workdir, tmp_path / "run"))
     shutil.rmtree(copy / "checkpoints" / "last" / str(saved_steps(copy)[-1]))
     assert saved_steps(copy) == [25]
@@ -121,7 +121,7 @@ def test_a_resumed_run_matches_an_uninterrupted_one(workdir, tmp_path):
     assert_same_state(copy, workdir)
 
 
-def test_evaluation_without_context_and_with_shuffled_context(workdir, capsys):
+def test_evaluation_without_or_with_shuffled_context_is_written_to_separate_files(workdir, capsys):
     original = (workdir / "eval_val.json").read_text()
     losses = {}
     for kind in ("none", "shuffled"):
@@ -135,27 +135,30 @@ def test_evaluation_without_context_and_with_shuffled_context(workdir, capsys):
     assert len(set(losses.values())) == 3
     assert (workdir / "eval_val.json").read_text() == original
     assert not list(workdir.glob("report_val_*"))
-    with pytest.raises(ValueError, match="context is 'some'; it must be one of retrieved, none, shuffled"):
-        small_run.run_main("--mode=evaluate", f"--workdir={workdir}", "--context=some")
+    with pytest.raises(ValueError, match="context is 'random'; it must be one of retrieved, none, shuffled"):
+        small_run.run_main("--mode=evaluate", f"--workdir={workdir}", "--context=random")
 
 
-def test_shuffled_context_belongs_to_the_next_image(workdir):
-    experiment = experiment_of(workdir)
+def test_shuffled_context_is_that_of_the_next_image(workdir):
+    experiment = open_run(workdir)
     retrieved, shuffled = (open_context(experiment, "val", kind) for kind in ("retrieved", "shuffled"))
     np.testing.assert_array_equal(shuffled.load("08.png"), retrieved.load("09.png"))
     np.testing.assert_array_equal(shuffled.load("09.png"), retrieved.load("08.png"))
     assert open_context(experiment, "val", "none") is None
 
 
-def test_captioner_uses_context_texts(workdir, distinct_images, capsys):
+def test_captions_depend_on_the_context_texts(workdir, distinct_images, capsys):
     path = distinct_images / "images" / "10.png"
     captioner = caption_jax.load(str(workdir))
     with small_run.quick_compilation():
-        without, with_text = (captioner.caption([path], [texts])[0] for texts in ([], ["a yellow box on the right"]))
-        batch = captioner.caption([path, path], [["a yellow box on the right", ""], []])
-    assert abs(without.log_prob - with_text.log_prob) > 1e-3
-    expected = pytest.approx([with_text.log_prob, without.log_prob], abs=1e-4)
-    assert [caption.log_prob for caption in batch] == expected
+        texts = ["a yellow box on the right"]
+        log_prob, log_prob_without_context = (
+            captioner.caption([path], [context])[0].log_prob for context in (texts, [])
+        )
+        captions = captioner.caption([path, path], [[*texts, ""], []])
+    assert abs(log_prob - log_prob_without_context) > 1e-3
+    expected = pytest.approx([log_prob, log_prob_without_context], abs=1e-4)
+    assert [caption.log_prob for caption in captions] == expected
     arguments = ["--mode=caption", f"--workdir={workdir}", "--format=jsonl", path]
     assert small_run.run_main(*arguments, "--context=a yellow box on the right", "--context=") == 0
     assert small_run.run_main(*arguments) == 0
@@ -168,7 +171,7 @@ def test_captioner_uses_context_texts(workdir, distinct_images, capsys):
         captioner.caption([path], [["a"], ["b"]])
 
 
-def test_a_model_without_context_rejects_it(small_workdir, small_images):
+def test_a_model_without_context_rejects_context_texts(small_workdir, small_images):
     with pytest.raises(ValueError, match=r"this run's model accepts at most 0"):
         caption_jax.load(str(small_workdir)).caption([small_run.box_image()], [["a title"]])
     with pytest.raises(ValueError, match=r"this run's model takes none \(config\.model\.context\.max_texts=0\)"):
@@ -183,18 +186,18 @@ def test_a_model_without_context_rejects_it(small_workdir, small_images):
         ({"model.context.dropout": 1.0}, r"context\.dropout is 1\.0"),
     ],
 )
-def test_invalid_settings_are_rejected(index, distinct_images, tmp_path, changes, message):
+def test_invalid_context_settings_are_rejected(index, distinct_images, tmp_path, changes, message):
     config = make_config(index, distinct_images)
     config.update_from_flattened_dict(changes)
     with pytest.raises(ValueError, match=message):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
-def test_missing_neighbours_of_an_image_are_rejected(workdir, index, tmp_path):
+def test_an_image_without_stored_neighbours_is_rejected(workdir, index, tmp_path):
     folder = Path(shutil.copytree(index, tmp_path / "index"))
     lines = (folder / "neighbours-val.jsonl").read_text().split("\n")
     (folder / "neighbours-val.jsonl").write_text("\n".join(line for line in lines if '"id": "09.png"' not in line))
-    experiment = experiment_of(workdir)
+    experiment = open_run(workdir)
     spec = experiment.spec
     spec = dataclasses.replace(spec, data=dataclasses.replace(spec.data, context=str(folder)))
     description = dataclasses.replace(experiment.description, spec=spec)
@@ -203,11 +206,11 @@ def test_missing_neighbours_of_an_image_are_rejected(workdir, index, tmp_path):
         open_context(experiment, "val", "retrieved")
 
 
-ROWS, MAX_TEXTS, LENGTH, VOCABULARY = 8, 2, 10, 30
+BATCH_SIZE, MAX_TEXTS, MAX_LENGTH, VOCABULARY_SIZE = 8, 2, 10, 30
 
 
-def small_captioner():
-    """A config, its model with context, and random variables."""
+def make_small_captioner():
+    """Returns a config, the model with context, and random variables."""
     config = default_config()
     small_run.shrink(config)
     config.dtype = "float32"
@@ -215,21 +218,20 @@ def small_captioner():
     config.model.context.update({"max_texts": MAX_TEXTS, "form": "tokens"})
     config.optimizer.update({"name": "sgd", "learning_rate": 0.5, "warmup_steps": 0, "clip_norm": 0.0})
     config.model.encoder.norm_group_size = 1
-    sizes = roberta_settings(config.model.text_encoder, VOCABULARY, LENGTH, PAD)
-    model = build_model(
-        build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=sizes, joint_embedding=False
-    )
+    settings = roberta_settings(config.model.text_encoder, VOCABULARY_SIZE, MAX_LENGTH, PAD)
+    spec = build_spec(ModelSpec, config.model)
+    model = build_model(spec, VOCABULARY_SIZE, MAX_LENGTH, text_encoder=settings, joint_embedding=False)
     random = np.random.default_rng(0)
-    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)
+    images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, MAX_LENGTH - 1), np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
     variables = jax.tree.map(lambda a: jnp.asarray(0.3 * random.normal(size=a.shape), a.dtype), dict(shapes))
     variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
     return config, model, variables
 
 
-def test_logits_do_not_depend_on_the_captions_of_the_image(workdir):
-    """With fixed decoder inputs, only the stored captions of neighbours affect the logits of an image."""
-    experiment = experiment_of(workdir)
+def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
+    """Changes the captions of one training image. Decoder inputs are fixed."""
+    experiment = open_run(workdir)
     split, config = experiment.split("train"), experiment.spec
     context = open_context(experiment, "train", "retrieved")
     changed_id = split[3].image_id
@@ -237,74 +239,74 @@ def test_logits_do_not_depend_on_the_captions_of_the_image(workdir):
         dataclasses.replace(record, captions=("the right", "on a box")) if record.image_id == changed_id else record
         for record in split
     ]
-    other_experiment = dataclasses.replace(experiment, splits={**experiment.splits, "train": Split("train", records)})
-    other_context = open_context(other_experiment, "train", "retrieved")
+    changed = dataclasses.replace(experiment, splits={**experiment.splits, "train": Split("train", records)})
+    changed_context = open_context(changed, "train", "retrieved")
     neighbours = read_neighbours(config.data.context, "train")
     affected = [image_id for image_id in split.image_ids if changed_id in neighbours[image_id][:2]]
     assert affected and changed_id not in affected
     vocabulary, model = experiment.description.vocabulary, experiment.model()
-    tokens = np.stack([vocabulary.encode_batch(record.captions, LENGTH) for record in split])
+    tokens = np.stack([vocabulary.encode_batch(record.captions, MAX_LENGTH) for record in split])
     variables = read_weights(workdir).variables
     images = ImageFeatures(jnp.asarray(np.random.default_rng(0).normal(size=(len(split), 4, 16)), jnp.float32), None)
 
     @jax.jit
-    def run(ids):
+    def compute_logits(ids):
         features = model.apply(variables, images, ids, ids != PAD, method="add_context")
         return model.apply(variables, tokens[..., :-1], features, method="decode").logits
 
     with small_run.quick_compilation():
-        logits, other_logits = (
-            np.asarray(run(np.stack([source.load(record.image_id) for record in split])))
-            for source in (context, other_context)
+        logits, changed_logits = (
+            np.asarray(compute_logits(np.stack([captions.load(record.image_id) for record in split])))
+            for captions in (context, changed_context)
         )
     for row, record in enumerate(split):
         if record.image_id in affected:
-            assert np.abs(logits[row] - other_logits[row]).max() > 1e-6, "changed captions must have an effect"
+            assert np.abs(changed_logits[row] - logits[row]).max() > 1e-6
         else:
-            np.testing.assert_array_equal(logits[row], other_logits[row])
+            np.testing.assert_array_equal(changed_logits[row], logits[row])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_training_step_on_eight_devices_matches_one(microbatches):
-    """Uses SGD, so differences between parameters are proportional to differences between gradients."""
-    config, model, variables = small_captioner()
+def test_a_training_step_on_eight_devices_matches_one_device(microbatches):
+    """With SGD, differences between parameters are proportional to differences between gradients."""
+    config, model, variables = make_small_captioner()
     config.optimizer.grad_accum_steps = microbatches
     config.data.context = "no/index"  # required by the spec, but unused because the batch contains context
     spec = RunSpec.from_config(config)
-    rows = ROWS * microbatches
+    batch_size = BATCH_SIZE * microbatches
     optimizer, _ = make_optimizer(spec.optimizer, variables["params"], 10)
     random = np.random.default_rng(1)
-    context = random.integers(4, VOCABULARY, (rows, MAX_TEXTS, LENGTH)).astype(np.int32)
+    context = random.integers(4, VOCABULARY_SIZE, (batch_size, MAX_TEXTS, MAX_LENGTH)).astype(np.int32)
     context[2] = context[5, 1] = context[6, 0, 4:] = 1
     batch = {
-        "image": random.integers(0, 255, (rows, 32, 32, 3)).astype(np.uint8),
-        "tokens": random.integers(4, VOCABULARY, (rows, 2, LENGTH)).astype(np.int32),
+        "image": random.integers(0, 255, (batch_size, 32, 32, 3)).astype(np.uint8),
+        "tokens": random.integers(4, VOCABULARY_SIZE, (batch_size, 2, MAX_LENGTH)).astype(np.int32),
         "context": context,
-        "mask": np.ones(rows, bool),
-        "index": np.arange(rows, dtype=np.int32),
+        "mask": np.ones(batch_size, bool),
+        "index": np.arange(batch_size, dtype=np.int32),
     }
     results = []
     for devices in (1, 8):
         mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
         objectives = make_objectives(spec.objective, joint_embedding=False)
-        update = TrainStep(
+        train_step = TrainStep(
             model,
             optimizer,
             Preprocessing(32),
             spec,
             frozenset(),
             objectives,
-            text_ids=TextTokenizer(None, False, LENGTH).from_caption_ids,
+            text_ids=TextTokenizer(None, False, MAX_LENGTH).from_caption_ids,
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
-        compiled = jax.jit(update).lower(state, put_batch(batch, mesh)).compile(QUICK_COMPILATION)
+        compiled = jax.jit(train_step).lower(state, put_batch(batch, mesh)).compile(QUICK_COMPILATION)
         results.append(jax.device_get(compiled(state, put_batch(batch, mesh))))
-    (state, metrics), (other_state, other_metrics) = results
+    (state, metrics), (sharded_state, sharded_metrics) = results
     for name in metrics:
-        np.testing.assert_allclose(other_metrics[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
-    start = flatten(variables["params"])
+        np.testing.assert_allclose(sharded_metrics[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)
+    initial_params = flatten(variables["params"])
     for path, value in flatten(state.params).items():
-        np.testing.assert_allclose(flatten(other_state.params)[path], value, rtol=0, atol=1e-5, err_msg=path)
+        np.testing.assert_allclose(flatten(sharded_state.params)[path], value, rtol=0, atol=1e-5, err_msg=path)
     for path in ("text_encoder/roberta/embeddings/word_embeddings/embedding", "context/dense/kernel"):
-        assert np.abs(flatten(state.params)[path] - np.asarray(start[path])).max() > 1e-4, path
+        assert np.abs(flatten(state.params)[path] - np.asarray(initial_params[path])).max() > 1e-4, path
