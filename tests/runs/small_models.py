@@ -1,4 +1,4 @@
-"""Small models for tests of reading and writing: the description of a run, and variables that depend on the step."""
+"""Small run descriptions and variables for tests of reading and writing models."""
 
 from __future__ import annotations
 
@@ -29,38 +29,35 @@ def small_description(captions: list[str] = CAPTIONS) -> RunDescription:
     return RunDescription(RunSpec.from_config(get_config()), settings, preprocessing, vocabulary)
 
 
-def variables(step: int) -> dict:
-    """Variables whose values identify their step."""
+def make_variables(step: int) -> dict:
+    """Returns variables whose values encode the step."""
     kernel, count = np.full((2, 3), step, np.float32), np.asarray(step, np.int32)
     return {"params": {"decoder": {"kernel": kernel, "count": count}}, "batch_stats": {"norm": {"mean": kernel[0] / 8}}}
 
 
 def write_model(workdir: Path | epath.Path, step: int, *, best: bool = True) -> Pointer:
-    """Writes the model of a step. If it is the best one, the workdir points to it."""
-    pointer = write_artifact(epath.Path(workdir), small_description(), Weights(variables(step), step))
+    """Writes the model of a step. If `best`, the pointer of the workdir is set to it."""
+    pointer = write_artifact(epath.Path(workdir), small_description(), Weights(make_variables(step), step))
     if best:
         write_pointer(epath.Path(workdir), pointer)
     return pointer
 
 
 def save_checkpoint(workdir: Path, step: int, *, best: bool = True) -> None:
-    """Saves the description and checkpoints in the format of an older release."""
+    """Saves the run description and checkpoints in the format of an older release."""
     write_description(epath.Path(workdir), small_description())
-    weights, checkpoints = jax.device_put(variables(step)), Checkpoints(workdir)
+    weights, checkpoints = jax.device_put(make_variables(step)), Checkpoints(workdir)
     if best:
         checkpoints.save_best(step, weights, {"CIDEr-D": 0.5})
     checkpoints.save(step, weights, {"rest": jax.numpy.zeros(2)}, {})
     checkpoints.close()
 
 
-def assert_of(weights: Weights, step: int) -> None:
-    """Asserts that weights are the `variables` of a step."""
-    expected = variables(step)
+def assert_weights_of_step(weights: Weights, step: int) -> None:
+    """Asserts that the weights are the variables of the step."""
+    expected = make_variables(step)
     assert weights.step == step
     assert jax.tree.structure(weights.variables) == jax.tree.structure(expected)
     for leaf, expected_leaf in zip(jax.tree.leaves(weights.variables), jax.tree.leaves(expected), strict=True):
-        assert (
-            leaf.dtype == expected_leaf.dtype
-            and leaf.shape == expected_leaf.shape
-            and np.array_equal(leaf, expected_leaf)
-        )
+        assert leaf.dtype == expected_leaf.dtype
+        np.testing.assert_array_equal(leaf, expected_leaf, strict=True)

@@ -1,4 +1,4 @@
-"""A small RoBERTa in a folder, and the config of a run that starts from it."""
+"""Writes a small RoBERTa, and makes the config of a run that is initialised from it."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.pretrained.roberta_weights import PretrainedText
 from input_pipeline.tokenizer import Tokenizer
 
-# The tokenizer is trained on more text than the captions, so the compact vocabulary skips some of its tokens.
+# Training texts of the tokenizer, which has tokens that do not occur in the captions.
 TEXTS = ["a red box on the left", "a zebra crossing"] * 3
 
 
 def write_roberta(folder: Path, form: str) -> PretrainedText:
-    """Writes random weights, with the output bias, and a tokenizer into `folder`; `form` as for `write_folder`."""
+    """Writes random weights with an output bias, and a tokenizer. See `write_folder` for `form`."""
     tokenizer = Tokenizer.train(TEXTS, 400)
     tokenizer.save(folder)
-    sizes = RobertaSettings(
+    settings = RobertaSettings(
         vocab_size=tokenizer.size,
         hidden_size=8,
         num_hidden_layers=2,
@@ -33,15 +33,15 @@ def write_roberta(folder: Path, form: str) -> PretrainedText:
         layer_norm_eps=1e-5,
     )
     ids, random = np.zeros((1, 1), np.int32), np.random.default_rng(0)
-    shapes = jax.eval_shape(Roberta(sizes).init, jax.random.key(0), ids, ids == 0)["params"]
+    shapes = jax.eval_shape(Roberta(settings).init, jax.random.key(0), ids, ids == 0)["params"]
     params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
-    output_bias = random.normal(size=sizes.vocab_size).astype(np.float32)
-    write_folder(folder, form, sizes, params, output_bias)
-    return PretrainedText(sizes, params, str(folder), output_bias)
+    output_bias = random.normal(size=settings.vocab_size).astype(np.float32)
+    write_folder(folder, form, settings, params, output_bias)
+    return PretrainedText(settings, params, str(folder), output_bias)
 
 
-def roberta_config(folder: Path, images: Path) -> ConfigDict:
-    """`small_run` on `images`, with a text encoder from the RoBERTa in `folder`."""
+def make_roberta_config(folder: Path, images: Path) -> ConfigDict:
+    """Returns the config of `small_run` on `images` with the RoBERTa in `folder` as text encoder."""
     config = small_run.get_config()
     config.data.root = str(images)
     config.data.tokenizer = str(folder)

@@ -1,4 +1,4 @@
-"""The workdir of a killed run points to a complete model, which is the best one according to its checkpoints."""
+"""The workdir of a killed run points to a complete model, which is the best according to the checkpoints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from small_models import assert_of, save_checkpoint, small_description, variables, write_model
+from small_models import assert_weights_of_step, make_variables, save_checkpoint, small_description, write_model
 
 from caption_jax.errors import WorkdirError
 from caption_jax.parameters.sharding import make_mesh
@@ -23,26 +23,26 @@ from caption_jax.runs.weights import Weights, host_copy
 
 
 class Run:
-    """The saving part of a training run. Each step has an evaluation that is better than all earlier ones."""
+    """Saves checkpoints and models as a training run does. The model of each step is better than all earlier models."""
 
-    def __init__(self, workdir, saves: bool = True):
+    def __init__(self, workdir, reports_saved: bool = True):
         self._workdir = workdir
         self.checkpoints = Checkpoints(workdir)
-        is_saved = self.checkpoints.is_saved if saves else lambda step: False
+        is_saved = self.checkpoints.is_saved if reports_saved else lambda step: False
         self.artifacts = ArtifactWriter(epath.Path(workdir), small_description(), is_saved)
 
-    def step(self, step: int, killed: str = "") -> None:
-        """Makes a step. If killed, only the part before the checkpoint is written."""
-        weights = jax.device_put(variables(step))
+    def save(self, step: int, killed_before_checkpoint: bool = False) -> None:
+        """Saves the model and the checkpoint of a step, or only the model."""
+        weights = jax.device_put(make_variables(step))
         self.checkpoints.save_best(step, weights, {"CIDEr-D": step / 100})
         self.artifacts.write(step, weights)
-        if killed != "before the checkpoint":
+        if not killed_before_checkpoint:
             self.checkpoints.save(step, weights, {"rest": jax.numpy.zeros(2)}, {"best": step})
         self.checkpoints.wait()
 
     def resume(self) -> int:
-        """Resumes from the newest checkpoint. Returns its step."""
-        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), jax.device_put(variables(0)))
+        """Resumes from the newest checkpoint, and returns its step."""
+        shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), jax.device_put(make_variables(0)))
         restored = self.checkpoints.restore(shapes, {"rest": jax.ShapeDtypeStruct((2,), np.float32)})
         self.artifacts.resume(restored.step, restored.records["best"], lambda: read_weights(self._workdir))
         return restored.step
@@ -52,135 +52,135 @@ class Run:
         self.artifacts.close()
 
 
-def folders(workdir) -> list[str]:
+def list_models(workdir) -> list[str]:
     return sorted(path.name for path in workdir.iterdir() if path.name.startswith("model-"))
 
 
-def run_to(workdir, *steps: int) -> None:
+def run_steps(workdir, *steps: int) -> None:
     run = Run(workdir)
     for step in steps:
-        run.step(step)
+        run.save(step)
     run.close()
 
 
 def test_the_pointer_names_the_best_model_and_two_models_are_kept(tmp_path):
-    run_to(tmp_path, 8, 9, 10)
-    assert folders(tmp_path) == ["model-10", "model-9"]
-    assert_of(read_model(tmp_path).weights, 10)
-    assert_of(read_model(tmp_path / "model-9").weights, 9)
+    run_steps(tmp_path, 8, 9, 10)
+    assert list_models(tmp_path) == ["model-10", "model-9"]
+    assert_weights_of_step(read_model(tmp_path).weights, 10)
+    assert_weights_of_step(read_model(tmp_path / "model-9").weights, 9)
 
 
 def test_a_kill_before_the_checkpoint_keeps_the_previous_best_model(tmp_path):
-    run_to(tmp_path, 10)
+    run_steps(tmp_path, 10)
     run = Run(tmp_path)
-    run.step(20, killed="before the checkpoint")
+    run.save(20, killed_before_checkpoint=True)
     run.close()
-    assert folders(tmp_path) == ["model-10", "model-20"]
-    assert_of(read_model(tmp_path).weights, 10)
+    assert list_models(tmp_path) == ["model-10", "model-20"]
+    assert_weights_of_step(read_model(tmp_path).weights, 10)
     run = Run(tmp_path)
     assert run.resume() == 10
-    assert folders(tmp_path) == ["model-10"]
-    run.step(20)
+    assert list_models(tmp_path) == ["model-10"]
+    run.save(20)
     run.close()
-    assert_of(read_model(tmp_path).weights, 20)
+    assert_weights_of_step(read_model(tmp_path).weights, 20)
 
 
-@pytest.mark.parametrize("left", ["everything", "no manifest", "part of the weights", "nothing"])
-def test_killed_after_the_checkpoint_and_before_the_switch(tmp_path, left):
-    run_to(tmp_path, 10)
-    run = Run(tmp_path, saves=False)  # never sees that the checkpoint has been saved
-    run.step(20)
+@pytest.mark.parametrize("written", ["everything", "no manifest", "part of the weights", "nothing"])
+def test_a_kill_after_the_checkpoint_and_before_the_pointer_is_recovered_on_resume(tmp_path, written):
+    run_steps(tmp_path, 10)
+    run = Run(tmp_path, reports_saved=False)  # the pointer is not updated
+    run.save(20)
     run.close()
     folder = epath.Path(tmp_path) / "model-20"
-    if left == "no manifest":
+    if written == "no manifest":
         (folder / "manifest.json").unlink()
-    elif left == "part of the weights":
+    elif written == "part of the weights":
         (folder / "model.safetensors").write_bytes(b"\0" * 8)
-    elif left == "nothing":
+    elif written == "nothing":
         folder.rmtree()
-    assert_of(read_model(tmp_path).weights, 10)
+    assert_weights_of_step(read_model(tmp_path).weights, 10)
     run = Run(tmp_path)
     assert run.resume() == 20
     run.close()
-    assert_of(read_model(tmp_path).weights, 20)
-    assert folders(tmp_path) == ["model-10", "model-20"]
+    assert_weights_of_step(read_model(tmp_path).weights, 20)
+    assert list_models(tmp_path) == ["model-10", "model-20"]
 
 
-def test_a_run_that_resumes_earlier_restores_its_best_model(tmp_path):
-    """The newest checkpoints may have been deleted by hand."""
-    run_to(tmp_path, 10)
+def test_resuming_at_an_earlier_step_restores_the_best_model_of_that_step(tmp_path):
+    """The newest checkpoints may have been deleted manually."""
+    run_steps(tmp_path, 10)
     write_model(tmp_path, 20)
     run = Run(tmp_path)
     assert run.resume() == 10
     run.close()
-    assert folders(tmp_path) == ["model-10"]
-    assert_of(read_model(tmp_path).weights, 10)
+    assert list_models(tmp_path) == ["model-10"]
+    assert_weights_of_step(read_model(tmp_path).weights, 10)
 
 
-def test_a_run_that_resumes_before_its_models_writes_the_best_again(tmp_path):
+def test_resuming_before_all_models_writes_the_best_model_again(tmp_path):
     save_checkpoint(tmp_path, 10)
     for step in (20, 30):
         write_model(tmp_path, step)
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
     writer.resume(10, 10, lambda: read_weights(tmp_path))
     writer.close()
-    assert folders(tmp_path) == ["model-10"]
-    assert_of(read_model(tmp_path).weights, 10)
+    assert list_models(tmp_path) == ["model-10"]
+    assert_weights_of_step(read_model(tmp_path).weights, 10)
 
 
 def test_an_intact_model_is_not_written_again(tmp_path):
     pointer = write_model(tmp_path, 10)
-    written = (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns
+    modification_time = (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
-    writer.resume(15, 10, lambda: pytest.fail("read"))
+    writer.resume(15, 10, lambda: pytest.fail("the weights were read"))
     writer.close()
     assert read_pointer(epath.Path(tmp_path)) == pointer
-    assert (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns == written
+    assert (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns == modification_time
 
 
-def test_files_of_a_run_killed_before_its_first_checkpoint_are_deleted(tmp_path):
+def test_models_of_a_run_killed_before_its_first_checkpoint_are_deleted(tmp_path):
     write_model(tmp_path, 5, best=False)
     check_no_model(epath.Path(tmp_path))
     ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True).delete_after(0)
-    assert folders(tmp_path) == []
+    assert list_models(tmp_path) == []
 
 
-def test_a_run_from_scratch_does_not_replace_a_model(tmp_path):
+def test_a_run_from_scratch_does_not_replace_an_existing_model(tmp_path):
     write_model(tmp_path, 5)
     with pytest.raises(WorkdirError, match=rf"{tmp_path} holds model-5.*no checkpoint.*--config.init_from={tmp_path}"):
         check_no_model(epath.Path(tmp_path))
 
 
-def test_the_device_may_reuse_the_buffers_immediately(tmp_path):
+def test_weights_may_be_donated_immediately_after_write_returns(tmp_path):
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
-    weights = jax.device_put(variables(3))
+    weights = jax.device_put(make_variables(3))
     update = jax.jit(lambda tree: jax.tree.map(lambda a: a + jax.numpy.ones((), a.dtype), tree), donate_argnums=0)
     writer.write(3, weights)
     for _ in range(3):
         weights = update(weights)
     jax.block_until_ready(weights)
     writer.close()
-    assert_of(read_model(tmp_path).weights, 3)
+    assert_weights_of_step(read_model(tmp_path).weights, 3)
 
 
 def test_sharded_parameters_are_gathered():
     mesh = make_mesh(SimpleNamespace(data=2, model=4), jax.devices())
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, "model"))
     array = np.arange(24, dtype=np.float32).reshape(3, 8)
-    split = jax.device_put(array, sharding)
-    assert host_copy({"a": split})["a"].tolist() == array.tolist()
+    sharded = jax.device_put(array, sharding)
+    assert host_copy({"a": sharded})["a"].tolist() == array.tolist()
 
-    def of_one_process(shards):
-        """The array in a process with some of the devices."""
-        attributes = {"shape": split.shape, "dtype": split.dtype, "sharding": sharding}
+    def make_process_array(shards):
+        """Returns a fake of the array in a process that has only some of the devices."""
+        attributes = {"shape": sharded.shape, "dtype": sharded.dtype, "sharding": sharding}
         return SimpleNamespace(
             **attributes, addressable_shards=shards, is_fully_addressable=False, is_fully_replicated=False
         )
 
-    rows = split.addressable_shards
-    assert host_copy(of_one_process(rows[:4])).tolist() == array.tolist()
+    shards = sharded.addressable_shards
+    assert host_copy(make_process_array(shards[:4])).tolist() == array.tolist()
     with pytest.raises(RuntimeError, match="holds only a part of an array"):
-        host_copy(of_one_process(rows[:3]))
+        host_copy(make_process_array(shards[:3]))
 
 
 def test_a_full_disk_stops_the_run_and_keeps_the_best_model(tmp_path, monkeypatch):
@@ -188,36 +188,36 @@ def test_a_full_disk_stops_the_run_and_keeps_the_best_model(tmp_path, monkeypatc
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
 
     def fail(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space written on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(artifact_writer, "write_artifact", fail)
-        writer.write(6, jax.device_put(variables(6)))
-        with pytest.raises(OSError, match="No space left"):
-            writer.write(7, jax.device_put(variables(7)))
-    assert_of(read_model(tmp_path).weights, 5)
+        writer.write(6, jax.device_put(make_variables(6)))
+        with pytest.raises(OSError, match="No space written"):
+            writer.write(7, jax.device_put(make_variables(7)))
+    assert_weights_of_step(read_model(tmp_path).weights, 5)
 
 
 def test_training_continues_while_a_model_is_written(tmp_path, monkeypatch):
-    go_on = threading.Event()
+    may_write = threading.Event()
     write = artifact_writer.write_artifact
-    monkeypatch.setattr(artifact_writer, "write_artifact", lambda *a: go_on.wait(10) and write(*a))
+    monkeypatch.setattr(artifact_writer, "write_artifact", lambda *args: may_write.wait(10) and write(*args))
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
-    writer.write(1, jax.device_put(variables(1)))
+    writer.write(1, jax.device_put(make_variables(1)))
     assert artifact_steps(epath.Path(tmp_path)) == []
-    go_on.set()
+    may_write.set()
     writer.close()
-    assert_of(read_model(tmp_path).weights, 1)
+    assert_weights_of_step(read_model(tmp_path).weights, 1)
 
 
-def test_models_on_a_bucket(bucket):
+def test_models_on_a_bucket_are_written_and_deleted(bucket):
     writer = ArtifactWriter(bucket / "run", small_description(), lambda step: True)
     for step in (1, 2, 3):
-        writer.write(step, jax.device_put(variables(step)))
+        writer.write(step, jax.device_put(make_variables(step)))
     writer.close()
-    assert folders(bucket / "run") == ["model-2", "model-3"]
-    assert_of(read_model(bucket / "run").weights, 3)
+    assert list_models(bucket / "run") == ["model-2", "model-3"]
+    assert_weights_of_step(read_model(bucket / "run").weights, 3)
     writer = ArtifactWriter(bucket / "run", small_description(), lambda step: True)
-    writer.resume(2, 2, lambda: Weights(variables(2), 2))
-    assert folders(bucket / "run") == ["model-2"]
-    assert_of(read_model(bucket / "run").weights, 2)
+    writer.resume(2, 2, lambda: Weights(make_variables(2), 2))
+    assert list_models(bucket / "run") == ["model-2"]
+    assert_weights_of_step(read_model(bucket / "run").weights, 2)

@@ -1,4 +1,4 @@
-"""Checkpoints are restored bit for bit or not at all, on any number of devices."""
+"""Complete checkpoints are restored bit for bit on any number of devices. Incomplete ones are skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ RECORDS = {"iterator": {"images": 96, "seed": 0}, "progress": {"best": 0.25, "be
 
 
 def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
-    """A state whose values identify its step."""
+    """Returns a state whose values encode the step."""
     random = np.random.default_rng(step)
     params = {
         "decoder": {"embedding": {"embedding": random.normal(size=(16, width))}, "norm": {"scale": np.ones(width)}},
@@ -35,14 +35,14 @@ def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
     optimizer, _ = make_optimizer(default_config().optimizer, params, 100)
     state = create_state(variables, optimizer, averaged)
 
-    def number(a):
+    def add_step(a):
         return a + jnp.asarray(step / 8 if jnp.issubdtype(a.dtype, jnp.floating) else step, a.dtype)
 
-    numbered = jax.tree.map(number, (state.opt_state, state.ema))
-    return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=numbered[0], ema=numbered[1])
+    opt_state, ema = jax.tree.map(add_step, (state.opt_state, state.ema))
+    return state.replace(step=jnp.asarray(step, jnp.int32), opt_state=opt_state, ema=ema)
 
 
-def template(state: TrainState, shardings=None) -> TrainState:
+def make_template(state: TrainState, shardings=None) -> TrainState:
     shardings = shardings or jax.tree.map(lambda a: a.sharding, state)
     return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), state, shardings)
 
@@ -60,7 +60,7 @@ def restore(workdir: Path, target: TrainState) -> tuple[TrainState, dict] | None
     return restored and (target.from_checkpoint(restored.weights, restored.train), restored.records)
 
 
-def filled(workdir: Path, *states: TrainState) -> Path:
+def save_states(workdir: Path, *states: TrainState) -> Path:
     checkpoints = Checkpoints(workdir)
     for state in states:
         save(checkpoints, state)
@@ -68,33 +68,33 @@ def filled(workdir: Path, *states: TrainState) -> Path:
     return workdir
 
 
-def assert_same(one, two) -> None:
-    assert jax.tree.structure(one) == jax.tree.structure(two)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+def assert_equal_trees(actual, expected) -> None:
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(actual), jax.tree.leaves(expected), strict=True):
         assert a.dtype == b.dtype and np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
 
 
-def grid(data: int, model: int = 1) -> jax.sharding.Mesh:
+def make_device_mesh(data: int, model: int = 1) -> jax.sharding.Mesh:
     return make_mesh(ConfigDict({"data": data, "model": model}), jax.devices()[: data * model])
 
 
-def spread(state: TrainState, mesh: jax.sharding.Mesh, rules=()):
+def get_shardings(state: TrainState, mesh: jax.sharding.Mesh, rules=()):
     return shardings_like(state, state.params, parameter_shardings(state.params, rules, mesh), mesh)
 
 
 @pytest.mark.parametrize("averaged", [True, False])
 def test_a_state_is_restored_bit_for_bit(tmp_path, averaged):
     assert not has_checkpoint(tmp_path)
-    assert restore(tmp_path, template(make_state(1, averaged=averaged))) is None
+    assert restore(tmp_path, make_template(make_state(1, averaged=averaged))) is None
     state = make_state(24, averaged=averaged)
-    filled(tmp_path, make_state(12, averaged=averaged), state)
+    save_states(tmp_path, make_state(12, averaged=averaged), state)
     assert has_checkpoint(tmp_path)
-    restored, records = restore(tmp_path, template(make_state(1, averaged=averaged)))
-    assert_same(restored, state)
+    restored, records = restore(tmp_path, make_template(make_state(1, averaged=averaged)))
+    assert_equal_trees(restored, state)
     assert records == RECORDS
 
 
-def test_changes_after_saving_are_not_in_the_checkpoint(tmp_path):
+def test_later_updates_do_not_change_a_saved_checkpoint(tmp_path):
     checkpoints, state = Checkpoints(tmp_path), make_state(5)
     expected, records = jax.tree.map(np.array, state), json.loads(json.dumps(RECORDS))
     update = jax.jit(lambda s: jax.tree.map(lambda a: a + jnp.ones((), a.dtype), s), donate_argnums=0)
@@ -103,19 +103,19 @@ def test_changes_after_saving_are_not_in_the_checkpoint(tmp_path):
         state = update(state)
         records["progress"]["best"] = 0.99
     checkpoints.close()
-    restored, stored = restore(tmp_path, template(make_state(1)))
-    assert_same(restored, expected)
+    restored, stored = restore(tmp_path, make_template(make_state(1)))
+    assert_equal_trees(restored, expected)
     assert stored == RECORDS
 
 
-def test_the_newest_two_are_kept(tmp_path):
-    filled(tmp_path, *(make_state(step) for step in (1, 2, 3, 4)))
+def test_the_newest_two_checkpoints_are_kept(tmp_path):
+    save_states(tmp_path, *(make_state(step) for step in (1, 2, 3, 4)))
     steps = sorted(int(folder.name) for folder in (tmp_path / "checkpoints" / "last").iterdir())
     assert steps == [3, 4]
     assert read_weights(tmp_path, "last").step == 4
 
 
-def test_the_best_weights_are_used_for_inference(tmp_path):
+def test_the_best_weights_are_read_by_default(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     for step in (10, 20, 30):
         state = make_state(step)
@@ -125,12 +125,12 @@ def test_the_best_weights_are_used_for_inference(tmp_path):
     checkpoints.close()
     best, last = read_weights(tmp_path), read_weights(tmp_path, "last")
     assert (best.step, last.step) == (20, 30)
-    assert_same(best.variables, make_state(20).weights())
-    assert_same(last.variables, make_state(30).weights())
+    assert_equal_trees(best.variables, make_state(20).weights())
+    assert_equal_trees(last.variables, make_state(30).weights())
 
 
-def test_without_an_evaluation_the_last_weights_are_used(tmp_path):
-    assert read_weights(filled(tmp_path, make_state(7))).step == 7
+def test_the_last_weights_are_read_if_there_are_no_best_weights(tmp_path):
+    assert read_weights(save_states(tmp_path, make_state(7))).step == 7
 
 
 def test_a_kill_between_the_best_weights_and_their_state_discards_both(tmp_path):
@@ -141,20 +141,20 @@ def test_a_kill_between_the_best_weights_and_their_state_discards_both(tmp_path)
     checkpoints.save_best(30, make_state(30).weights(), {"CIDEr-D": 0.3})
     checkpoints.close()
     assert read_weights(tmp_path).step == 30
-    restored, _ = restore(tmp_path, template(make_state(1)))
+    restored, _ = restore(tmp_path, make_template(make_state(1)))
     assert int(restored.step) == 20
     best = read_weights(tmp_path)
     assert best.step == 20
-    assert_same(best.variables, make_state(20).weights())
+    assert_equal_trees(best.variables, make_state(20).weights())
 
 
 def test_unfinished_checkpoints_are_skipped(tmp_path):
-    filled(tmp_path, make_state(3))
+    save_states(tmp_path, make_state(3))
     last = tmp_path / "checkpoints" / "last"
     shutil.copytree(last / "3", last / "6.orbax-checkpoint-tmp")
     (last / "6.orbax-checkpoint-tmp" / "records" / "metadata").unlink()
     assert read_weights(tmp_path, "last").step == 3
-    restored, _ = restore(tmp_path, template(make_state(1)))
+    restored, _ = restore(tmp_path, make_template(make_state(1)))
     assert int(restored.step) == 3
     deadline = time.monotonic() + 60  # Orbax deletes it in the background
     while len(list(last.iterdir())) > 1 and time.monotonic() < deadline:
@@ -162,33 +162,35 @@ def test_unfinished_checkpoints_are_skipped(tmp_path):
     assert [folder.name for folder in last.iterdir()] == ["3"]
 
 
-def test_a_run_resumes_on_another_number_of_devices(tmp_path):
+def test_a_state_is_restored_on_a_different_number_of_devices(tmp_path):
     state, rules = make_state(9), (("decoder/embedding/embedding", ("model", None)),)
-    one, eight, split = (spread(state, grid(1)), spread(state, grid(8)), spread(state, grid(2, 4), rules))
-    for number, (before, after) in enumerate([(one, eight), (eight, split), (split, one)]):
-        workdir = filled(tmp_path / str(number), jax.device_put(state, before))
-        restored, _ = restore(workdir, template(state, after))
-        assert_same(restored, state)
+    one = get_shardings(state, make_device_mesh(1))
+    eight = get_shardings(state, make_device_mesh(8))
+    sharded = get_shardings(state, make_device_mesh(2, 4), rules)
+    for index, (before, after) in enumerate([(one, eight), (eight, sharded), (sharded, one)]):
+        workdir = save_states(tmp_path / str(index), jax.device_put(state, before))
+        restored, _ = restore(workdir, make_template(state, after))
+        assert_equal_trees(restored, state)
         jax.tree.map(
             lambda a, sharding: a.sharding.is_equivalent_to(sharding, a.ndim) or pytest.fail(), restored, after
         )
-    assert_same(read_weights(tmp_path / "2").variables, state.weights())
-    placed = jax.device_put(state, split)
-    embedding = to_saved(placed.opt_state).moments["from_step_0"].mu["decoder"]["embedding"]["embedding"]
+    assert_equal_trees(read_weights(tmp_path / "2").variables, state.weights())
+    sharded_state = jax.device_put(state, sharded)
+    embedding = to_saved(sharded_state.opt_state).moments["from_step_0"].mu["decoder"]["embedding"]["embedding"]
     assert embedding.addressable_shards[0].data.shape == (4, 8)  # moments are sharded like their parameters
 
 
-def test_a_checkpoint_of_another_model_is_rejected(tmp_path):
-    filled(tmp_path, make_state(4))
+def test_a_checkpoint_of_a_different_model_is_rejected(tmp_path):
+    save_states(tmp_path, make_state(4))
     with pytest.raises(ValueError, match=rf"step 4 in .*does not match.*\n?.*--config.init_from={tmp_path}.*") as error:
-        restore(tmp_path, template(make_state(4, width=16)))
+        restore(tmp_path, make_template(make_state(4, width=16)))
     assert "16" in str(error.value) and "8" in str(error.value)
     with pytest.raises(ValueError, match="does not match"):
-        restore(tmp_path, template(make_state(4, averaged=False)))
+        restore(tmp_path, make_template(make_state(4, averaged=False)))
     assert read_weights(tmp_path).step == 4
 
 
-def test_errors_name_the_folder(tmp_path):
+def test_missing_checkpoints_and_unknown_names_are_rejected(tmp_path):
     for folder in (tmp_path, tmp_path / "absent"):
         with pytest.raises(
             FileNotFoundError, match=f"no checkpoint in {folder}/checkpoints: is {folder} the --workdir"

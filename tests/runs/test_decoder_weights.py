@@ -1,4 +1,4 @@
-"""A run whose decoder and text encoder start from the same RoBERTa."""
+"""Runs that initialise the decoder and the text encoder from the same RoBERTa."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import small_run
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
-from small_roberta import roberta_config, write_roberta
+from small_roberta import make_roberta_config, write_roberta
 
 from caption_jax.models.roberta import Roberta
 from caption_jax.pretrained.roberta_weights import PretrainedText
@@ -24,20 +24,20 @@ from caption_jax.specs import RunSpec
 
 @pytest.fixture(scope="module", params=["msgpack", "torch safetensors"])
 def roberta(request, tmp_path_factory) -> tuple[Path, PretrainedText]:
-    """A folder with a random RoBERTa, its output bias and tokenizer, and the arrays written there."""
+    """A folder with a random RoBERTa and its tokenizer, and the stored parameters."""
     folder = tmp_path_factory.mktemp("roberta")
     return folder, write_roberta(folder, request.param)
 
 
 def make_config(folder: Path, small_images: Path) -> ConfigDict:
-    config = roberta_config(folder, small_images)
+    config = make_roberta_config(folder, small_images)
     decoder = {"weights": str(folder), "layers": 1, "width": 8, "heads": 2, "feed_forward": 12}
     config.model.decoder.update({**decoder, "norm": "post", "norm_epsilon": 1e-5, "activation": "gelu"})
     return config
 
 
-def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(roberta, small_images, tmp_path, caplog):
-    folder, text = roberta
+def test_the_decoder_has_the_stored_weights_and_the_log_lists_all_arrays(roberta, small_images, tmp_path, caplog):
+    folder, pretrained = roberta
     experiment = start_experiment(RunSpec.from_config(make_config(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
     with small_run.quick_compilation(), caplog.at_level(logging.INFO):
@@ -45,18 +45,18 @@ def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(robert
 
     ids = np.array([[0, 9, 300, 30, 2], [0, 5, 2, 1, 1]])
     features = description.model().apply(variables, ids, ids != 1, method="encode_texts")
-    expected = Roberta(text.sizes).apply({"params": text.params}, ids, ids != 1)
+    expected = Roberta(pretrained.sizes).apply({"params": pretrained.params}, ids, ids != 1)
     np.testing.assert_allclose(features.tokens[ids != 1], expected[ids != 1], atol=1e-5)
 
     decoder = traverse_util.flatten_dict(jax.device_get(variables["params"]["decoder"]), sep="/")
-    reference = text.params
+    reference = pretrained.params
     rows = description.vocabulary.to_full(range(description.vocabulary.size))
-    assert len(rows) < text.sizes.vocab_size
+    assert len(rows) < pretrained.sizes.vocab_size
     np.testing.assert_array_equal(decoder["embedding"], reference["embeddings"]["word_embeddings"]["embedding"][rows])
-    np.testing.assert_array_equal(decoder["output_bias"], text.output_bias[rows])
+    np.testing.assert_array_equal(decoder["output_bias"], pretrained.output_bias[rows])
     attention = reference["encoder"]["layer"]["0"]["attention"]
-    for number, part in enumerate(("query", "key", "value")):
-        columns = slice(8 * number, 8 * number + 8)
+    for index, part in enumerate(("query", "key", "value")):
+        columns = slice(8 * index, 8 * index + 8)
         kernel, bias = (decoder[f"layer_0/self_attention/qkv/{leaf}"] for leaf in ("kernel", "bias"))
         np.testing.assert_array_equal(kernel[:, columns], attention["self"][part]["kernel"])
         np.testing.assert_array_equal(bias[columns], attention["self"][part]["bias"])
@@ -69,7 +69,7 @@ def test_the_decoder_starts_from_the_weights_and_the_log_lists_all_arrays(robert
 
     assert "decoder: the first 1 of 2 layers of" in caplog.text
     logged = {kind: names.split(", ") for kind, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
-    assert sorted(logged["copied"] + logged["fresh"]) == sorted(decoder), "every array is listed once"
+    assert sorted(logged["copied"] + logged["fresh"]) == sorted(decoder), "each array is listed once"
     assert set(logged["fresh"]) == {path for path in decoder if "cross_attention" in path}
 
 
