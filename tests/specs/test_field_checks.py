@@ -1,4 +1,4 @@
-"""Invalid values are rejected with their key when the config is read."""
+"""Reading a config rejects invalid values with their key."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from input_pipeline.resampling import INTERPOLATIONS
 from input_pipeline.sources.shapes_dataset.builder import CaptionShapes
 
 NAN, INFINITE = math.nan, math.inf
-RATE, FRACTION = "must be in [0, 1)", "must be in [0, 1]"
-ONE, ZERO = "must be 1 or more", "or more"
+BELOW_ONE, UP_TO_ONE = "must be in [0, 1)", "must be in [0, 1]"
+AT_LEAST_ONE, AT_LEAST_ZERO = "must be 1 or more", "or more"
 VIT = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
 
 INVALID = [
@@ -32,89 +32,89 @@ INVALID = [
     ("data.shapes", "huge", "'full' or 'tiny'"),
     ("data.captions", (1,), "a list of files"),
     ("data.on_error", "go on", "'stop' or 'skip'"),
-    ("data.image_size", 0, ONE),
+    ("data.image_size", 0, AT_LEAST_ONE),
     ("data.resize", "x", "'stretch' or 'crop'"),
     ("data.interpolation", "x", "'bilinear', 'bicubic' or 'area'"),
     ("data.vocabulary_size", 260, "261 or more"),
     ("data.max_length", 2, "3 (<s>, a token and </s>) or more"),
     ("data.captions_per_image", -1, "0 (for all) or more"),
-    ("data.batch_size", 0, ONE),
-    ("data.eval_batch_size", 0, ONE),
+    ("data.batch_size", 0, AT_LEAST_ONE),
+    ("data.eval_batch_size", 0, AT_LEAST_ONE),
     ("data.workers", -1, "0 (for none) or more"),
     ("data.prefetch", -1, "0 (for none) or more"),
-    ("data.split_fractions.val", -0.1, RATE),
-    ("data.split_fractions.test", 1.0, RATE),
-    ("data.feature_cache.views", 0, ONE),
+    ("data.split_fractions.val", -0.1, BELOW_ONE),
+    ("data.split_fractions.test", 1.0, BELOW_ONE),
+    ("data.feature_cache.views", 0, AT_LEAST_ONE),
     ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
     ("augment.min_crop_scale", 0.0, "in (0, 1] (1 for no crop)"),
     ("augment.max_aspect", 0.9, "1 (for the original aspect ratio) or more"),
     ("augment.max_aspect", INFINITE, "1 (for the original aspect ratio) or more"),
-    ("augment.brightness", 1.1, FRACTION),
-    ("augment.contrast", -0.1, FRACTION),
-    ("augment.saturation", NAN, FRACTION),
+    ("augment.brightness", 1.1, UP_TO_ONE),
+    ("augment.contrast", -0.1, UP_TO_ONE),
+    ("augment.saturation", NAN, UP_TO_ONE),
     ("model.ops", "slow", "'fast' or 'reference'"),
     ("model.image_memory", "none", "'grid', 'vector' or 'both'"),
     ("model.vector", "max", "'mean' or 'flatten'"),
-    ("model.memory_dropout", 1.0, RATE),
+    ("model.memory_dropout", 1.0, BELOW_ONE),
     ("model.encoder.norm_group_size", -1, "0 (for the whole batch) or more"),
-    ("model.encoder.norm_momentum", 1.5, FRACTION),
-    ("model.encoder.drop_path", 1.5, RATE),
-    ("model.decoder.layers", 0, ONE),
-    ("model.decoder.width", 0, ONE),
-    ("model.decoder.heads", 0, ONE),
-    ("model.decoder.feed_forward", 0, ONE),
-    ("model.decoder.dropout", 1.0, RATE),
+    ("model.encoder.norm_momentum", 1.5, UP_TO_ONE),
+    ("model.encoder.drop_path", 1.5, BELOW_ONE),
+    ("model.decoder.layers", 0, AT_LEAST_ONE),
+    ("model.decoder.width", 0, AT_LEAST_ONE),
+    ("model.decoder.heads", 0, AT_LEAST_ONE),
+    ("model.decoder.feed_forward", 0, AT_LEAST_ONE),
+    ("model.decoder.dropout", 1.0, BELOW_ONE),
     ("model.decoder.dropout_bits", 32, "8 or 16"),
     ("model.decoder.norm", "mid", "'pre' or 'post'"),
     ("model.decoder.norm_epsilon", 0.0, "above 0"),
     ("model.decoder.activation", "relu", "'gelu' or 'gelu_tanh'"),
     ("model.decoder.positions", "rotary", "'learned' or 'sinusoidal'"),
-    ("model.text_encoder.layers", 0, ONE),
-    ("model.text_encoder.width", -4, ONE),
-    ("model.text_encoder.heads", 0, ONE),
-    ("model.text_encoder.feed_forward", 0, ONE),
-    ("model.text_encoder.dropout", 1.0, RATE),
-    ("model.joint_embedding.width", 0, ONE),
+    ("model.text_encoder.layers", 0, AT_LEAST_ONE),
+    ("model.text_encoder.width", -4, AT_LEAST_ONE),
+    ("model.text_encoder.heads", 0, AT_LEAST_ONE),
+    ("model.text_encoder.feed_forward", 0, AT_LEAST_ONE),
+    ("model.text_encoder.dropout", 1.0, BELOW_ONE),
+    ("model.joint_embedding.width", 0, AT_LEAST_ONE),
     ("model.joint_embedding.temperature", NAN, "above 0"),
     ("model.joint_embedding.min_temperature", 0.0, "above 0"),
     ("model.context.max_texts", -1, "0 (for no context) or more"),
     ("model.context.form", "text", "'vector' or 'tokens'"),
-    ("model.context.dropout", 1.0, RATE),
-    ("objective.label_smoothing", 1.0, RATE),
+    ("model.context.dropout", 1.0, BELOW_ONE),
+    ("objective.label_smoothing", 1.0, BELOW_ONE),
     ("objective.contrastive_weight", INFINITE, "0 (for none) or more"),
     ("optimizer.name", "adamv", "'adamw', 'adam', 'lion', 'sgd' or 'adafactor'"),
-    ("optimizer.learning_rate", NAN, ZERO),
+    ("optimizer.learning_rate", NAN, AT_LEAST_ZERO),
     ("optimizer.schedule", "step", "'cosine', 'rsqrt', 'linear' or 'constant'"),
     ("optimizer.warmup_steps", -1, "0 (for none) or more"),
-    ("optimizer.final_fraction", 1.5, FRACTION),
-    ("optimizer.b1", 1.0, RATE),
-    ("optimizer.b2", -0.5, RATE),
+    ("optimizer.final_fraction", 1.5, UP_TO_ONE),
+    ("optimizer.b1", 1.0, BELOW_ONE),
+    ("optimizer.b2", -0.5, BELOW_ONE),
     ("optimizer.weight_decay", -0.1, "0 (for none) or more"),
     ("optimizer.clip_norm", -1.0, "0 (for none) or more"),
-    ("optimizer.grad_accum_steps", 0, ONE),
-    ("optimizer.ema", 1.0, RATE),
+    ("optimizer.grad_accum_steps", 0, AT_LEAST_ONE),
+    ("optimizer.ema", 1.0, BELOW_ONE),
     ("train.epochs", 0.0, "above 0"),
     ("train.steps", -1, "0 (for train.epochs) or more"),
-    ("train.log_every", 0, ONE),
+    ("train.log_every", 0, AT_LEAST_ONE),
     ("train.eval_every", -1, "0 (for once per epoch) or more"),
     ("train.checkpoint_every", -1, "0 (for once per epoch) or more"),
     ("train.patience", -1, "0 (for never) or more"),
     ("train.eval_images", -1, "0 (for all) or more"),
     ("train.sample_images", -1, "0 (for none) or more"),
     ("train.packing", "often", "'auto', 'always' or 'never'"),
-    ("train.profile.start", -1, ZERO),
+    ("train.profile.start", -1, AT_LEAST_ZERO),
     ("train.profile.steps", -1, "0 (for none) or more"),
     ("decode.method", "viterbi", "'greedy', 'beam' or 'sample'"),
     ("decode.max_length", 1, "2 (<s> and a token) or more"),
     ("decode.min_length", -1, "0 (for any) or more"),
     ("decode.at_limit", "stop", "'cut' or 'end'"),
-    ("decode.num_beams", 0, ONE),
-    ("decode.candidates", 0, ONE),
+    ("decode.num_beams", 0, AT_LEAST_ONE),
+    ("decode.candidates", 0, AT_LEAST_ONE),
     ("decode.length_penalty", "none", "'power' or 'gnmt'"),
     ("decode.alpha", 100.0, "in [-10, 10]"),
-    ("decode.groups", 0, ONE),
+    ("decode.groups", 0, AT_LEAST_ONE),
     ("decode.diversity", -0.5, "0 (for none) or more"),
-    ("decode.num_samples", 0, ONE),
+    ("decode.num_samples", 0, AT_LEAST_ONE),
     ("decode.temperature", 0.0, "above 0"),
     ("decode.top_k", -1, "0 (for all) or more"),
     ("decode.top_p", 0.0, "in (0, 1] (1 for all)"),
@@ -122,19 +122,19 @@ INVALID = [
     ("decode.rerank_weight", -1.0, "0 (for none) or more"),
     ("decode.immediate_repeats", "never", "'allow' or 'forbid'"),
     ("decode.no_repeat_ngram", -1, "0 (for no such rule) or more"),
-    ("decode.repetition_penalty", 0.9, ONE),
+    ("decode.repetition_penalty", 0.9, AT_LEAST_ONE),
     ("decode.banned_words", ("a", ""), "a list of words or phrases"),
     ("decode.banned_endings", (3,), "a list of words or phrases"),
     ("mesh.data", 0, "-1 for all that remain"),
     ("mesh.model", -2, "-1 for all that remain"),
 ]
-# Free strings. An unknown name is an error of the file, the hub or the run in which it is looked up.
-FREE = {
+# Strings without a check in the spec. Unknown names are rejected where they are looked up.
+UNCHECKED_STRINGS = {
     *("init_from", "train.best_metric", "decode.prefix", "data.tokenizer", "data.root", "data.images", "data.context"),
     *("data.split_field", "data.tfds_name", "data.tfds_dir", "data.feature_cache.stage", "data.feature_cache.folder"),
     *(f"data.split_files.{split}" for split in ("train", "val", "test")),
     *(f"model.{part}.weights" for part in ("encoder", "decoder", "text_encoder")),
-    "model.encoder.variant",  # checked, with another message
+    "model.encoder.variant",  # checked with a different message
 }
 
 
@@ -150,8 +150,8 @@ def make_config(**changes: Any) -> ConfigDict:
     return config
 
 
-def leaves() -> Iterator[tuple[str, Any]]:
-    """Keys and defaults of the numbers and strings of the config."""
+def iterate_defaults() -> Iterator[tuple[str, Any]]:
+    """Iterates over the keys and defaults of the config, except those of Booleans."""
     return ((key, value) for key, value in flatten(as_mapping(RunSpec())).items() if not isinstance(value, bool))
 
 
@@ -163,20 +163,20 @@ def test_values_out_of_range_are_rejected_with_their_key(key, value, expected):
     assert message.startswith(f"config.{key} is {value!r}; it must be ") and expected in message
 
 
-def test_the_table_is_complete():
-    assert {key for key, default in leaves() if isinstance(default, int | float | str)} <= {
+def test_invalid_values_are_tested_for_all_checked_keys():
+    assert {key for key, default in iterate_defaults() if isinstance(default, int | float | str)} <= {
         *(key for key, _, _ in INVALID),
-        *FREE,
+        *UNCHECKED_STRINGS,
     }
 
 
-def test_every_number_has_a_range():
-    numbers = {key: default for key, default in leaves() if isinstance(default, int | float)}
+def test_all_numbers_have_a_range():
+    numbers = {key: default for key, default in iterate_defaults() if isinstance(default, int | float)}
     assert len(numbers) > 60
-    for key, default in numbers.items():  # no exceptions, because a seed must fit into 64 bits
-        for absurd in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
-            with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {absurd!r}; it must be")):
-                RunSpec.from_config(make_config(**{key: absurd}))
+    for key, default in numbers.items():  # includes seeds, which must fit into 64 bits
+        for value in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
+            with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {value!r}; it must be")):
+                RunSpec.from_config(make_config(**{key: value}))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +217,7 @@ def test_every_number_has_a_range():
         ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets unknown 'rate'"),
     ],
 )
-def test_incompatible_values_are_rejected_in_one_line(changes, message):
+def test_incompatible_values_are_rejected_with_a_message_of_one_line(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         RunSpec.from_config(make_config(**changes))
     assert len(str(error.value).splitlines()) == 1 and "config." in str(error.value)
@@ -242,7 +242,7 @@ class WithoutDefault:
     weight: float
 
 
-def test_a_required_field_is_reported():
+def test_a_missing_required_field_is_rejected():
     values = {"evaluators": {"own": {"name": f"{__name__}:WithoutDefault"}}}
     with pytest.raises(
         ConfigError, match=r"config\.evaluators\.own must set weight, because WithoutDefault has no def"
@@ -268,15 +268,15 @@ def test_special_values_are_accepted(changes):
     assert {key: flat[key] for key in changes} == changes
 
 
-def test_settings_may_be_traced_inside_a_program():
+def test_decode_settings_can_be_traced_by_jit():
     @jax.jit
-    def doubled(alpha):
+    def double_alpha(alpha):
         return 2 * dataclasses.replace(DecodeSpec(), alpha=alpha, temperature=alpha, top_p=alpha).alpha
 
-    assert doubled(0.5) == 1
+    assert double_alpha(0.5) == 1
 
 
-def test_choices_equal_those_of_the_implementations():
+def test_choices_match_the_implementations():
     assert set(data_spec.INTERPOLATIONS) == set(INTERPOLATIONS)
     for shapes in CaptionShapes.builder_configs:
         assert DataSpec(shapes=shapes).shapes == shapes

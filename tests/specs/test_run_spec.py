@@ -1,4 +1,4 @@
-"""Specs: one field per config key, checked when the config becomes a spec, and unchanged by JSON."""
+"""Specs have one field per config key, are checked when built from a config, and round-trip through JSON."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Repetition:
 NAME = f"{__name__}:Repetition"
 
 
-def with_term(**values) -> RunSpec:
+def make_spec_with_term(**values) -> RunSpec:
     config = default_config()
     config.objective.terms = {"repetition": {"name": NAME, **values}}
     return RunSpec.from_config(config)
@@ -41,7 +41,7 @@ def test_the_default_config_is_the_default_spec():
     assert to_config_dict(RunSpec()).to_dict() == default_config().to_dict()
 
 
-def test_a_spec_survives_json_and_can_be_overridden_by_flags():
+def test_specs_round_trip_through_json_and_can_be_overridden():
     config = default_config()
     config.optimizer.rules = ((r"decoder/.*", {"lr": 0.5}), (r"(?!decoder/).*", {"lr": 0.0, "from_step": 3}))
     config.decode.banned_words = ("a", "b c")
@@ -87,7 +87,7 @@ def test_invalid_values_are_rejected_with_their_key(changes, message):
         RunSpec.from_config(config)
 
 
-def test_unknown_keys_and_wrong_types_are_reported():
+def test_unknown_keys_and_values_of_incorrect_types_are_rejected():
     with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'num_beams'\?"):
         build_spec(DecodeSpec, {"beam": 3}, "decode")
     with pytest.raises(ConfigError, match=r"config\.decode\.num_beams is '3'; it must be of type int"):
@@ -95,12 +95,12 @@ def test_unknown_keys_and_wrong_types_are_reported():
     assert build_spec(DecodeSpec, {"alpha": 1}, "decode").alpha == 1.0
 
 
-def test_an_extension_is_built_from_its_own_fields_and_stored_by_name(tmp_path):
-    spec = with_term(window=5, words=["the", "a"])
+def test_extensions_are_built_from_their_fields_and_stored_by_name(tmp_path):
+    spec = make_spec_with_term(window=5, words=["the", "a"])
     assert spec.objective.terms == {"repetition": Repetition(window=5, words=("the", "a"))}
     write_spec(epath.Path(tmp_path), spec)
     assert read_spec(tmp_path) == spec
-    changed = with_term(window=6, words=["the", "a"])
+    changed = make_spec_with_term(window=6, words=["the", "a"])
     assert differences(spec, changed) == {"objective.terms.repetition.window": (5, 6)}
 
 
@@ -116,9 +116,9 @@ def test_an_extension_is_built_from_its_own_fields_and_stored_by_name(tmp_path):
         ({"name": ""}, "has no name"),
     ],
 )
-def test_errors_of_an_extension_name_its_key(values, message):
+def test_errors_in_an_extension_name_its_key(values, message):
     with pytest.raises(ConfigError, match=message):
-        with_term(**values)
+        make_spec_with_term(**values)
 
 
 @pytest.mark.parametrize(("images", "steps", "every"), [(100, 60, 3), (20, 20, 1), (6_000, 3_740, 187)])
@@ -128,7 +128,7 @@ def test_epochs_are_converted_to_steps_of_full_batches(images, steps, every):
     assert (train.steps, train.eval_every, train.checkpoint_every) == (steps, every, every)
 
 
-def test_explicit_steps_take_precedence():
+def test_explicit_steps_take_precedence_over_epochs():
     explicit = dataclasses.replace(RunSpec().train, steps=7, eval_every=2, checkpoint_every=3)
     assert resolve(dataclasses.replace(RunSpec(), train=explicit), DatasetFacts(1000)).train == explicit
 
