@@ -35,9 +35,7 @@ def make_png(index: int) -> bytes:
     return buffer.getvalue()
 
 
-def make_split(
-    num_images: int, num_captions: int = 3, unreadable: Collection[int] = (), name: str = "train"
-) -> Split:
+def make_split(num_images: int, num_captions: int = 3, unreadable: Collection[int] = (), name: str = "train") -> Split:
     """Returns a split in which image i has the id 1000 + i and the captions "i/0", "i/1", ...
 
     The images with an index in `unreadable` cannot be decoded.
