@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline.images import ImageError, Preprocessing, decode_image, make_thumbnail
-from input_pipeline.resampling import INTERPOLATIONS, choose_reduction_factor, resize_to_square
+from input_pipeline.resampling import INTERPOLATIONS, resize_to_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 

@@ -16,7 +16,7 @@ from caption_jax.config import default_config
 from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.roberta import Attention, Embeddings, Layer
-from caption_jax.pretrained.roberta_decoder import check_shape, convert_decoder_params
+from caption_jax.pretrained.roberta_decoder import check_shape
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_settings
 
 # A random RobertaForMaskedLM, saved by PyTorch: 2 layers, width 16, 4 heads, 40 tokens.
