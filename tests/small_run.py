@@ -115,8 +115,8 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        # Starting Java takes longer than the rest of a test.
         patch.setattr(user_errors, "user_message", lambda error: None)
+        # Starting Java takes longer than the rest of a test.
         unavailable = dict.fromkeys(java_metrics.METRICS, "left out of the tests")
         patch.setattr(java_metrics, "unavailable_metrics", lambda: unavailable)
         try:
