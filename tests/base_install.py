@@ -1,6 +1,6 @@
-"""A process that can import only the packages of the base installation, whatever else is installed.
+"""Imports and calls in a process that can import only the packages of the base installation.
 
-`outcomes()` starts it. As a script, it prints the outcomes of its imports and calls as JSON.
+`collect_errors()` starts the process. Run as a script, this file prints the errors as JSON.
 """
 
 from __future__ import annotations
@@ -21,24 +21,29 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @functools.cache
-def outcomes() -> dict[str, dict[str, str]]:
-    """Returns two tables of errors: "modules" by name, and "uses" of optional packages. No error is ""."""
-    ours = {"caption_jax", "input_pipeline"}
-    blocked = sorted(set(importlib.metadata.packages_distributions()) - base_modules() - ours)
+def collect_errors() -> dict[str, dict[str, str]]:
+    """Runs this file as a script in a new process.
+
+    Returns:
+        "modules": the error of importing each of our modules, by module name. "calls": the error of each call that
+        requires an optional package, by package and caller. The error is "" if the import or call succeeds.
+    """
+    available = {*find_base_modules(), "caption_jax", "input_pipeline"}
+    blocked = sorted(set(importlib.metadata.packages_distributions()) - available)
     command = [sys.executable, __file__]
     process = subprocess.run(command, input=json.dumps(blocked), cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def base_modules() -> set[str]:
-    """Top-level modules of the requirements in pyproject.toml outside the extras, and of their requirements."""
+def find_base_modules() -> set[str]:
+    """Returns the top-level modules of the base requirements in pyproject.toml and of their dependencies."""
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
     visited: set[tuple[str, str]] = set()
 
-    def add(text: str, extra: str) -> None:
+    def add_requirement(text: str, extra: str) -> None:
         requirement = Requirement(text)
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": extra}):
             return
@@ -47,17 +52,17 @@ def base_modules() -> set[str]:
             if key not in visited:
                 visited.add(key)
                 for dependency in importlib.metadata.requires(key[0]) or ():
-                    add(dependency, requested_extra)
+                    add_requirement(dependency, requested_extra)
 
     for text in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]:
-        add(text, "")
+        add_requirement(text, "")
     names = {name for name, _ in visited}
     distributions = importlib.metadata.packages_distributions()
     return {module for module, owners in distributions.items() if names & set(map(canonicalize_name, owners))}
 
 
 class _Blocker:
-    """An import hook that hides some top-level modules."""
+    """An import hook that makes top-level modules appear to be missing."""
 
     def __init__(self, blocked: list[str]):
         self._blocked = frozenset(blocked)
@@ -67,23 +72,23 @@ class _Blocker:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
-def our_modules() -> list[str]:
-    """Returns the names of all modules of the two packages."""
+def list_modules() -> list[str]:
+    """Returns the names of all modules of `caption_jax` and `input_pipeline`."""
     files = [file for package in ("caption_jax", "input_pipeline") for file in (ROOT / package).rglob("*.py")]
     names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
     return sorted(name for name in names if not name.endswith("__main__"))
 
 
-def _error_of(call: Callable[[], object]) -> str:
+def _capture_error(call: Callable[[], object]) -> str:
     try:
         call()
-    except Exception as error:  # all errors are reported
+    except Exception as error:  # an error of any type is reported
         return f"{type(error).__name__}: {error}"
     return ""
 
 
-def _uses() -> dict[str, Callable[[], object]]:
-    """Uses of optional packages. Each name starts with that of the package."""
+def _make_calls() -> dict[str, Callable[[], object]]:
+    """Returns calls that require an optional package. Each key starts with the name of the package."""
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
     from caption_jax.files import absolute
@@ -104,47 +109,46 @@ def _uses() -> dict[str, Callable[[], object]]:
         with contextlib.closing(EventFiles("none")) as events:
             events.scalars(1, {"loss": 1.0})
 
-    def open_keras() -> None:
+    def open_keras_weights() -> None:
         with tempfile.NamedTemporaryFile(suffix=".h5") as file:
             open_weights(Path(file.name), get_variant("b0"))
 
-    def java() -> None:
+    def raise_meteor_error() -> None:
         raise RuntimeError(unavailable_metrics()["METEOR"])
 
     return {
-        "grain of training": lambda: train_and_evaluate(RunSpec(), "none"),
-        "grain of a dry run": lambda: dry_run(RunSpec(), "none"),
-        "grain of evaluation": lambda: evaluate_split(None, "val"),
-        "grain of tuning": lambda: tune_split(None, "val"),
+        "grain in training": lambda: train_and_evaluate(RunSpec(), "none"),
+        "grain in a dry run": lambda: dry_run(RunSpec(), "none"),
+        "grain in evaluation": lambda: evaluate_split(None, "val"),
+        "grain in tuning": lambda: tune_split(None, "val"),
         "tensorflow": write_events,
         "tensorflow_datasets": lambda: open_splits(DataSpec(source="tfds", tfds_name="coco_captions")),
-        "tensorflow_datasets of shapes": lambda: open_splits(DataSpec(source="shapes")),
+        "tensorflow_datasets for shapes": lambda: open_splits(DataSpec(source="shapes")),
         "jinja2": lambda: importlib.import_module("caption_jax.evaluation.report.html.page"),
         "matplotlib": lambda: importlib.import_module("caption_jax.evaluation.report.plots"),
-        "h5py": open_keras,
-        "pycocoevalcap": java,
+        "h5py": open_keras_weights,
+        "pycocoevalcap": raise_meteor_error,
         "libtpu": parse_topology("v5e:2x2").devices,
         "gcsfs": lambda: absolute("gs://bucket/run"),
         "s3fs": lambda: absolute("s3://bucket/run"),
-        # tokenizers, in the base installation, still requires it, so it is blocked separately.
-        "huggingface_hub of RoBERTa": lambda: load_roberta("someone/model"),
-        "huggingface_hub of encoders": lambda: locate_weights("someone/model", (), "nothing"),
-        "huggingface_hub of tokenizers": lambda: Tokenizer.from_hub("someone/model"),
+        # A dependency of tokenizers, which is in the base installation, so `main` blocks it separately.
+        "huggingface_hub for RoBERTa": lambda: load_roberta("someone/model"),
+        "huggingface_hub for encoders": lambda: locate("someone/model", (), "nothing"),
+        "huggingface_hub for tokenizers": lambda: Tokenizer.from_hub("someone/model"),
     }
 
 
 def main() -> None:
-    """Prints the tables."""
+    """Reads the names of blocked modules as JSON from standard input, and prints the errors."""
     blocked = json.load(sys.stdin)
     sys.meta_path.insert(0, _Blocker(blocked))
     sys.path.insert(0, str(ROOT))
-    modules = {name: _error_of(functools.partial(importlib.import_module, name)) for name in our_modules()}
-    hub = [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]
-    for name in hub:
+    modules = {name: _capture_error(functools.partial(importlib.import_module, name)) for name in list_modules()}
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
     sys.meta_path.insert(0, _Blocker(["huggingface_hub"]))
-    uses = {name: _error_of(call) for name, call in _uses().items()}
-    print(json.dumps({"modules": modules, "uses": uses}))
+    calls = {name: _capture_error(call) for name, call in _make_calls().items()}
+    print(json.dumps({"modules": modules, "calls": calls}))
 
 
 if __name__ == "__main__":

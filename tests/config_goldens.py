@@ -1,6 +1,6 @@
-"""Golden files of the configs: the resolved spec of `configs/NAME.py` is `tests/golden/configs/NAME.txt`.
+"""Golden files with the resolved specs of the configs, `tests/golden/configs/NAME.txt` for `configs/NAME.py`.
 
-A changed default shows in the diff of these files. After an intended change, rewrite them with:
+Their diff shows which configs a changed default affects. After an intended change, rewrite them with:
 
     python -m tests.config_goldens
 """
@@ -19,12 +19,12 @@ from caption_jax.specs.conversion import as_lines
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = ROOT / "tests" / "golden" / "configs"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
-ASSUMED = DatasetFacts(train_images=6000)
+DATASET = DatasetFacts(train_images=6000)
 
 
 @functools.cache
-def named_config(name: str) -> ConfigDict:
-    """The config of `configs/NAME.py`."""
+def load_config(name: str) -> ConfigDict:
+    """Loads the config of `configs/NAME.py`."""
     spec = importlib.util.spec_from_file_location(f"tested_{name}", ROOT / "configs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -34,25 +34,25 @@ def named_config(name: str) -> ConfigDict:
     return config
 
 
-def golden_text(name: str) -> str:
-    """Returns the config as `--dry_run` prints it for a data set of the assumed size."""
-    spec = resolve(RunSpec.from_config(named_config(name)), ASSUMED)
-    return "\n".join([f"# configs/{name}.py on {ASSUMED.train_images} training images", *as_lines(spec), ""])
+def render_golden(name: str) -> str:
+    """Returns the resolved spec of a config, as `--dry_run` prints it for `DATASET`."""
+    spec = resolve(RunSpec.from_config(load_config(name)), DATASET)
+    return "\n".join([f"# configs/{name}.py on {DATASET.train_images} training images", *as_lines(spec), ""])
 
 
 def golden_path(name: str) -> Path:
-    """Returns the path of the golden file."""
+    """Returns the path of the golden file of a config."""
     return GOLDENS / f"{name}.txt"
 
 
-def rewrite() -> None:
-    """Writes the files of all configs and deletes all others."""
+def rewrite_goldens() -> None:
+    """Writes the golden files of all configs, and deletes those of configs that no longer exist."""
     GOLDENS.mkdir(parents=True, exist_ok=True)
     for path in GOLDENS.glob("*.txt"):
         path.unlink()
     for name in CONFIGS:
-        golden_path(name).write_text(golden_text(name), encoding="utf-8")
+        golden_path(name).write_text(render_golden(name), encoding="utf-8")
 
 
 if __name__ == "__main__":
-    rewrite()
+    rewrite_goldens()

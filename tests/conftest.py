@@ -1,4 +1,4 @@
-"""Shared fixtures: the optional data folder, eight simulated devices and compiled programs."""
+"""Environment variables for JAX, and fixtures that several test folders use."""
 
 from __future__ import annotations
 
@@ -15,46 +15,46 @@ import pytest
 import resident_memory
 import shape_checks
 
-# Set before JAX starts. Eight CPU devices, so sharded code runs sharded on any machine.
+# JAX reads these variables when it is imported. Eight CPU devices allow tests of sharding on any machine.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most time is spent compiling programs that run once. JAX_DISABLE_MOST_OPTIMIZATIONS=0 compiles like a real run.
+# Most of the time is spent compiling programs that run only once, so most compiler optimizations are disabled.
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --{name}={value}".strip()
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
-shape_checks.install()  # before anything of ours is imported
+shape_checks.install()  # before any module of this project is imported
 
 
 def pytest_configure(config):
-    """Settings for all processes of a session, which inherit the environment of the first.
+    """Sets environment variables, which worker processes inherit.
 
-    They share a folder of compiled programs, or JAX_COMPILATION_CACHE_DIR if it is set. If another process is still
-    writing a program, JAX compiles it again with a warning.
+    All processes share a compilation cache in JAX_COMPILATION_CACHE_DIR, or in a temporary folder if it is not set.
+    If another process is still writing a program, JAX warns and compiles it again.
     """
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         folder = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="test-programs-")
         config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
     selected = config.getoption("-m")
     if "torch" not in selected or "not torch" in selected:
-        # If torch is installed, transformers imports it and Triton, which has crashed processes that run JAX.
+        # Otherwise transformers imports torch, if installed, and Triton, which has crashed processes that run JAX.
         os.environ.setdefault("USE_TORCH", "0")
         os.environ.setdefault("USE_TF", "0")
 
 
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
-    """Clears compiled programs, which would otherwise take more than a gigabyte by the end of all tests."""
+    """Clears JAX's caches after a module if the process uses more than 1,500 MB, mostly for compiled programs."""
     yield
-    if "jax" in sys.modules and resident_memory.resident_mb() > 1500:
+    if "jax" in sys.modules and resident_memory.read_resident_mb() > 1500:
         sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of photographs next to a development checkout. Skips the test if it is missing."""
+    """The folder of development photographs next to the checkout. Skips the test if it does not exist."""
     root = Path(__file__).resolve().parents[2] / "shared" / "data"
     if not root.is_dir():
         pytest.skip("needs the development photographs in ../shared/data, which are not part of this repository")
@@ -63,39 +63,39 @@ def shared_data() -> Path:
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """The path `gs://bucket` of an in-memory bucket."""
+    """The path `gs://bucket` of an empty in-memory bucket."""
     import memory_bucket
 
     yield memory_bucket.make_bucket(monkeypatch)
-    memory_bucket.forget()
+    memory_bucket.clear_file_system_cache()
 
 
 @pytest.fixture
 def example_files(tmp_path, monkeypatch) -> list[str]:
-    """Paths of the example files of docs/extending.md, importable as `own.<name>`."""
+    """Paths of the example files of docs/extending.md, which can be imported as `own.<name>`."""
     import doc_examples
 
-    names = doc_examples.write_example_files(tmp_path)
+    paths = doc_examples.write_example_files(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    yield names
+    yield paths
     for module in [module for module in sys.modules if module.partition(".")[0] == "own"]:
         del sys.modules[module]
 
 
 @pytest.fixture(scope="session")
 def compile_cache() -> Path:
-    """The folder of compiled programs, also for processes that tests start."""
+    """The folder of the compilation cache, also for processes that tests start."""
     return Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
 
 
 @pytest.fixture(scope="session")
 def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
-    """`build_once(name, make)` returns a folder shared by all test processes; the first caller fills it with `make`."""
-    shared = tmp_path_factory.getbasetemp()
-    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    """`build_once(name, make)` returns a folder shared by all test processes. The first call fills it with `make`."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    def made(name: str, make: Callable[[Path], object]) -> Path:
-        folder, done = shared / name, shared / f"{name}.done"
+    def build(name: str, make: Callable[[Path], object]) -> Path:
+        folder, done = base / name, base / f"{name}.done"
         folder.parent.mkdir(exist_ok=True)
         with folder.with_suffix(".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -104,12 +104,12 @@ def build_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Pa
                 done.touch()
         return folder
 
-    return made
+    return build
 
 
 @pytest.fixture(scope="session")
 def small_images(build_once) -> Path:
-    """The data of `small_run`: a folder of twelve images with captions. Read-only."""
+    """The data of `small_run`: a folder of twelve images with captions. Tests must not modify it."""
     import small_run
 
     return build_once("data/boxes", small_run.write_images)
@@ -117,14 +117,14 @@ def small_images(build_once) -> Path:
 
 @pytest.fixture(scope="session")
 def small_workdir(build_once, small_images, tmp_path_factory) -> Path:
-    """The workdir of the trained captioner of `small_run`. Each process has its own copy."""
+    """The workdir of the trained captioner of `small_run`. Each process has a separate copy."""
     workdir = build_once("trained/boxes", functools.partial(train_small, small_images))
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "boxes"))
 
 
 @pytest.fixture(scope="session")
 def distinct_images(build_once) -> Path:
-    """Like `small_images`, but all training images have different scenes."""
+    """Like `small_images`, but each training image has a different scene."""
     import small_run
 
     return build_once("data/scenes", functools.partial(small_run.write_images, scenes=small_run.DISTINCT_SCENES))
@@ -135,12 +135,13 @@ def searchable_workdir(build_once, distinct_images, tmp_path_factory) -> Path:
     """Like `small_workdir`, trained on `distinct_images` with a text encoder."""
     import small_run
 
-    train = functools.partial(train_small, distinct_images, flags=small_run.WITH_TEXT_ENCODER)
+    train = functools.partial(train_small, distinct_images, flags=small_run.TEXT_ENCODER_FLAGS)
     workdir = build_once("trained/searchable", train)
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "searchable"))
 
 
 def train_small(images: Path, workdir: Path, flags: Sequence[str] = ()) -> None:
+    """Trains with the config of `small_run` on a folder of images."""
     import small_run
 
     config = f"--config={small_run.ROOT / 'tests' / 'small_run.py'}"

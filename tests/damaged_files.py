@@ -1,4 +1,4 @@
-"""Images and caption files damaged by hypothesis, which must be read or rejected with the name of the file."""
+"""Hypothesis strategies for damaged images and caption files, and checks that these are read or rejected by name."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from input_pipeline.errors import DataError
 from input_pipeline.images import ImageError, decode_image, make_thumbnail
 from input_pipeline.sources import open_splits
 
-KINDS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
+IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 NAMES = ("a.png", "b.png", "c.png")
 CAPTIONS = ("A dog, running.", 'It says "woof".', "Zwei größere Katzen")
 SIDE = 16
 
 
 @functools.cache
-def intact_image(kind: str, mode: str) -> bytes:
-    """A small random image of the format."""
-    pixels = np.random.default_rng(len(kind)).integers(0, 256, (23, 31, 3), np.uint8)
+def encode_image(image_format: str, mode: str) -> bytes:
+    """Returns a small random image, encoded in a format and with the bands of a Pillow mode."""
+    pixels = np.random.default_rng(len(image_format)).integers(0, 256, (23, 31, 3), np.uint8)
     buffer = io.BytesIO()
-    Image.fromarray(pixels).convert(mode).save(buffer, kind)
+    Image.fromarray(pixels).convert(mode).save(buffer, image_format)
     return buffer.getvalue()
 
 
@@ -51,9 +51,9 @@ CAPTION_FILES: dict[str, Any] = {
     },
 }
 
-# An edit overwrites bytes, inserts bytes or truncates the file, at a position that is a fraction of its length.
+# Each edit overwrites bytes, inserts bytes or truncates the file, at a position given as a fraction of its length.
 edits = st.lists(
-    st.tuples(st.sampled_from(["over", "insert", "cut"]), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
+    st.tuples(st.sampled_from(["overwrite", "insert", "truncate"]), st.floats(0, 1), st.binary(min_size=1, max_size=6)),
     min_size=1,
     max_size=4,
 )
@@ -64,31 +64,32 @@ json_values = st.recursive(
 )
 
 
-def apply_edits(data: bytes, changes: list[tuple[str, float, bytes]]) -> bytes:
-    """Applies the changes in order."""
-    for change, position, content in changes:
+def apply_edits(data: bytes, file_edits: list[tuple[str, float, bytes]]) -> bytes:
+    """Applies edits in order."""
+    for operation, position, content in file_edits:
         start = int(position * len(data))
-        if change == "cut":
+        if operation == "truncate":
             data = data[:start]
         else:
-            data = data[:start] + content + data[start + (len(content) if change == "over" else 0) :]
+            data = data[:start] + content + data[start + (len(content) if operation == "overwrite" else 0) :]
     return data
 
 
 @st.composite
 def damaged_images(draw) -> bytes:
-    """An image file of any supported format with bytes changed, inserted or cut off."""
-    return apply_edits(intact_image(draw(st.sampled_from(KINDS)), draw(st.sampled_from(["RGB", "L"]))), draw(edits))
+    """An edited image file of any supported format."""
+    image = encode_image(draw(st.sampled_from(IMAGE_FORMATS)), draw(st.sampled_from(["RGB", "L"])))
+    return apply_edits(image, draw(edits))
 
 
 @st.composite
 def damaged_captions(draw) -> bytes:
-    """A caption file of any supported format with one JSON value replaced, or bytes changed."""
+    """A caption file of any supported format, with a replaced JSON value, edited bytes or both."""
     name = draw(st.sampled_from(sorted(CAPTION_FILES)))
     content = copy.deepcopy(CAPTION_FILES[name])
     if not isinstance(content, str):
         if draw(st.booleans()):
-            content = _with_another_value(draw, content)
+            content = _replace_value(draw, content)
         lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
         content = "\n".join(map(json.dumps, lines))
         if draw(st.booleans()):
@@ -96,35 +97,35 @@ def damaged_captions(draw) -> bytes:
     return apply_edits(content.encode(), draw(edits))
 
 
-def _with_another_value(draw, content: Any) -> Any:
-    """Replaces one value inside a JSON value, at any depth."""
+def _replace_value(draw, content: Any) -> Any:
+    """Replaces one value at any depth of a JSON value."""
     keys = range(len(content)) if isinstance(content, list) else sorted(content) if isinstance(content, dict) else ()
     if not keys or draw(st.integers(0, 3)) == 0:
         return draw(json_values)
     key = draw(st.sampled_from(list(keys)))
-    content[key] = _with_another_value(draw, content[key])
+    content[key] = _replace_value(draw, content[key])
     return content
 
 
 def check_image(data: bytes) -> bool:
-    """Decodes the image in both ways and returns whether it is readable. Errors other than `ImageError` fail."""
+    """Decodes an image and its thumbnail. Returns whether it is readable; errors other than `ImageError` propagate."""
     try:
         pixels = decode_image(data, SIDE, name="damaged")
-        small = make_thumbnail(data, SIDE, name="damaged")
+        preview = thumbnail(data, SIDE, name="damaged")
     except ImageError as error:
         assert "damaged" in str(error) and "\n" not in str(error)
         return False
     assert pixels.shape == (SIDE, SIDE, 3) and pixels.dtype == np.uint8
-    assert small.ndim == 3 and max(small.shape[:2]) <= SIDE
+    assert preview.ndim == 3 and max(preview.shape[:2]) <= SIDE
     return True
 
 
 def check_captions(data: bytes) -> bool:
-    """Opens a folder with the caption file, skipping problems. Returns whether any image is valid.
+    """Opens a folder of images with a caption file, skipping invalid records.
 
-    Errors other than a `DataError` that names the folder fail.
+    Returns whether the file has valid records. Errors other than `DataError` propagate.
     """
-    root = Path(_folder().name)
+    root = Path(_make_image_folder().name)
     (root / "captions").write_bytes(data)
     try:
         splits = open_splits(DataSpec(source="folder", root=str(root), captions=("captions",), on_error="skip"))
@@ -138,11 +139,11 @@ def check_captions(data: bytes) -> bool:
 
 
 @functools.cache
-def _folder() -> tempfile.TemporaryDirectory:
-    """A folder with the images, deleted when the process exits."""
+def _make_image_folder() -> tempfile.TemporaryDirectory:
+    """Writes the images to a folder that is deleted when the process exits."""
     folder = tempfile.TemporaryDirectory()
     images = Path(folder.name) / "images"
     images.mkdir()
     for name in NAMES:
-        (images / name).write_bytes(intact_image("PNG", "RGB"))
+        (images / name).write_bytes(encode_image("PNG", "RGB"))
     return folder

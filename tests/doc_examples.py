@@ -1,4 +1,4 @@
-"""The code examples of the documentation."""
+"""Code examples of the documentation."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from small_run import ROOT
 EXTENDING = ROOT / "docs" / "extending.md"
 
 
-def python_blocks(document: Path) -> list[str]:
-    """Returns all Python blocks of a document."""
+def read_python_blocks(document: Path) -> list[str]:
+    """Returns the contents of all Python blocks of a document."""
     return re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
 
 
 def write_example_files(folder: Path) -> list[str]:
-    """Writes the files `own/*.py` of docs/extending.md into `folder`. Returns their names."""
+    """Writes the files `own/*.py` of docs/extending.md into `folder`. Returns their paths relative to it."""
     files = re.findall(r"`(own/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", EXTENDING.read_text(), flags=re.DOTALL)
     (folder / "own").mkdir()
     for name, code in files:

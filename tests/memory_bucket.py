@@ -1,4 +1,4 @@
-"""An in-memory bucket under gs://, which cannot rename objects, like a real one."""
+"""An in-memory bucket under gs:// that, like a cloud bucket, does not support renaming."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 
 class MemoryBucket(MemoryFileSystem):
-    """Objects by their names after gs://. epath uses it if the file system of TensorFlow is not installed."""
+    """File system for gs:// paths, which epath uses if TensorFlow is not installed."""
 
     protocol = ("gcs", "gs")
     cachable = False
@@ -29,14 +29,14 @@ class MemoryBucket(MemoryFileSystem):
 
 
 def make_bucket(patch: pytest.MonkeyPatch) -> epath.Path:
-    """Returns an empty bucket, which exists as long as the patch."""
+    """Returns the path of an empty bucket, which is available until `patch` is undone."""
     objects = type("Objects", (MemoryBucket,), {"store": {}, "pseudo_dirs": [""]})
     patch.setattr(fsspec, "filesystem", lambda *_, **options: objects(**options))
     patch.setattr(gpath, "_is_tf_installed", lambda: False)
-    forget()
+    clear_file_system_cache()
     return epath.Path("gs://bucket")
 
 
-def forget() -> None:
-    """Clears the file system of buckets that epath has cached."""
+def clear_file_system_cache() -> None:
+    """Clears the file systems that epath has cached."""
     gpath.backend_lib.fsspec_backend._get_filesystem.cache_clear()

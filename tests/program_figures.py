@@ -1,4 +1,4 @@
-"""Collectives, memory and FLOPs of any compiled program, as in a plan's JSON."""
+"""Collectives, memory and FLOPs of a compiled program, as in the JSON output of `--mode=plan`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from caption_jax.planning.cost import cost_of
 from caption_jax.planning.figures import program_figures
 
 
-def figures_of(
+def compute_figures(
     lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh | None = None, images: int = 1
 ) -> dict[str, Any]:
-    """The entry of the program in a plan.
+    """Returns the entry of a program in the output of `--mode=plan`.
 
     Args:
-        lowered: the program before compilation.
-        compiled: the program after compilation.
-        mesh: devices it runs on; None for one device.
+        lowered: program before compilation.
+        compiled: program after compilation.
+        mesh: devices that it runs on; one device if None.
         images: images per device.
     """
     if mesh is None:

@@ -1,6 +1,6 @@
-"""A run with all the state that a resumed run could lose, and helpers to start, stop and compare such runs.
+"""A config with every kind of state that a resumed run must restore, and helpers to start, stop and compare its runs.
 
-Also a config file: --config=tests/resume_run.py, or resume_run.py:cached for one with a feature cache.
+The config file is tests/resume_run.py, or tests/resume_run.py:cached with a feature cache.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ STEPS = 60
 CHECKPOINT_EVERY = 10
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "image_encoder/backbone/.*"
-# Fast compilation, because the runs have only a few steps.
+# The runs have only a few steps, so fast compilation matters more than fast programs.
 QUICK_COMPILATION = (
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes --xla_cpu_use_fusion_emitters=false"
 )
-TIMES = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
+TIME_METRICS = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
 
 
-def get_config(kind: str = "") -> ConfigDict:
-    """Dropout, augmentation, captions chosen by epoch, batch norms, gradient accumulation, averages and two stages.
+def get_config(variant: str = "") -> ConfigDict:
+    """Returns a config with all kinds of state and randomness.
 
-    With the kind "cached", the lower half of the encoder is frozen and its features are cached.
+    These are dropout, augmentation, captions that change with the epoch, batch norms, gradient accumulation, averaged
+    weights and two training phases. The variant "cached" freezes the lower stages of the encoder and caches their
+    features.
     """
     from tests.small_run import get_config as small_config
 
@@ -47,7 +49,7 @@ def get_config(kind: str = "") -> ConfigDict:
     config.optimizer.grad_accum_steps = 2
     config.optimizer.ema = 0.95
     config.optimizer.rules = ((BACKBONE, {"from_step": 25}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
-    if kind == "cached":
+    if variant == "cached":
         lower = f"{BACKBONE[:-2]}(stem|stage_[12])/.*"
         upper = (f"(?!{lower}){BACKBONE}", {"from_step": 25})
         config.optimizer.rules = ((lower, {"lr": 0.0}), upper, (f"(?!{BACKBONE}).*", {"lr": 1.0}))
@@ -61,13 +63,13 @@ def get_config(kind: str = "") -> ConfigDict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Runs:
-    """Starts `python main.py` in separate processes that share compiled programs.
+class RunLauncher:
+    """Starts `python main.py` in separate processes that share a compilation cache.
 
     Attributes:
         data: folder of images and captions.
-        cache: folder of compiled programs.
-        config: the config file, with its argument.
+        cache: folder of the compilation cache.
+        config: config file, with the variant after a colon.
     """
 
     data: Path
@@ -75,7 +77,7 @@ class Runs:
     config: str = __file__
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-        """Starts the run of the config in `workdir`. Its output is written to `<workdir>.log`."""
+        """Starts or resumes a run in `workdir`. Its output is appended to `<workdir>.log`."""
         command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
@@ -93,12 +95,15 @@ class Runs:
             )
 
     def complete(self, workdir: Path, *flags: str) -> str:
-        """Runs to the end and returns the whole log of `workdir`."""
+        """Runs to the last step. Returns the log of all processes of `workdir`."""
         assert self.start(workdir, *flags).wait() == 0, log_path(workdir).read_text()
         return log_path(workdir).read_text()
 
     def kill(self, workdir: Path, condition: Callable[[Path], bool], delay: float = 0.0) -> bool:
-        """Starts the run and kills it `delay` seconds after `condition` is true. Returns False if it finished first."""
+        """Starts a run and kills it `delay` seconds after `condition` becomes true.
+
+        Returns whether the run was killed; it may finish first.
+        """
         process = self.start(workdir)
         try:
             while not condition(workdir) and process.poll() is None:
@@ -112,11 +117,11 @@ class Runs:
         return status != 0
 
     def stop_when(self, workdir: Path, condition: Callable[[Path], bool], signal_number: int) -> subprocess.Popen:
-        """Starts the run and sends it a signal as soon as `condition` is true."""
+        """Starts a run and sends it a signal as soon as `condition` is true. Returns the finished process."""
         process = self.start(workdir)
         try:
             while not condition(workdir):
-                assert process.poll() is None, "the run finished early:\n" + log_path(workdir).read_text()
+                assert process.poll() is None, "the run ended early:\n" + log_path(workdir).read_text()
                 time.sleep(0.002)
             process.send_signal(signal_number)
             process.wait()
@@ -130,15 +135,15 @@ def log_path(workdir: Path) -> Path:
 
 
 def has_trained(steps: int) -> Callable[[Path], bool]:
-    """Whether metrics.jsonl has so many steps."""
-    return lambda workdir: any(step >= steps for step, split, _ in rows(workdir) if split == "train")
+    """Returns a condition on a workdir: metrics.jsonl has a training step of `steps` or more."""
+    return lambda workdir: any(step >= steps for step, split, _ in read_rows(workdir) if split == "train")
 
 
-def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
-    """Whether a checkpoint of `steps` steps or more is being written."""
+def is_writing(steps: int, kind: str = "last") -> Callable[[Path], bool]:
+    """Returns a condition on a workdir: a "last" or "best" checkpoint of `steps` steps or more is being written."""
 
     def condition(workdir: Path) -> bool:
-        folder = workdir / "checkpoints" / which
+        folder = workdir / "checkpoints" / kind
         if not folder.is_dir():
             return False
         names = [name for name in os.listdir(folder) if not name.isdigit()]
@@ -147,57 +152,59 @@ def is_writing(steps: int, which: str = "last") -> Callable[[Path], bool]:
     return condition
 
 
-def rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
-    """The lines of metrics.jsonl without times. A line that is being written is skipped."""
+def read_rows(workdir: Path) -> list[tuple[int, str, dict[str, float]]]:
+    """Returns step, split and metrics, without times, of each complete line of metrics.jsonl."""
     path = workdir / "metrics.jsonl"
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
     parsed = [json.loads(line) for line in lines if line.endswith("\n")]
     return [
-        (row["step"], row["split"], {name: value for name, value in row["values"].items() if name not in TIMES})
+        (row["step"], row["split"], {name: value for name, value in row["values"].items() if name not in TIME_METRICS})
         for row in parsed
     ]
 
 
-def saved_steps(workdir: Path, which: str = "last") -> list[int]:
-    folder = workdir / "checkpoints" / which
+def list_saved_steps(workdir: Path, kind: str = "last") -> list[int]:
+    """Returns the steps of the "last" or "best" checkpoints in increasing order."""
+    folder = workdir / "checkpoints" / kind
     return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
 
 
-def state_of(workdir: Path) -> dict[str, bytes]:
+def read_state(workdir: Path) -> dict[str, bytes]:
     """Returns all arrays and records of the newest checkpoint and of the best weights, by name."""
     state = {}
-    for which in ("last", "best"):
-        folder = workdir / "checkpoints" / which / str(saved_steps(workdir, which)[-1])
+    for kind in ("last", "best"):
+        folder = workdir / "checkpoints" / kind / str(list_saved_steps(workdir, kind)[-1])
         for item in sorted(path.name for path in folder.iterdir() if path.is_dir()):
-            for name, value in _read(folder / item):
-                state[f"{which}/{folder.name}/{item}/{name}"] = value
+            for name, value in _read_item(folder / item):
+                state[f"{kind}/{folder.name}/{item}/{name}"] = value
     return state
 
 
-def results_of(workdir: Path) -> dict:
-    """Returns the final scores, without times, and captions."""
+def read_evaluation(workdir: Path) -> dict:
+    """Returns the scores and captions of the validation split, without times."""
     scores = json.loads((workdir / "eval_val.json").read_text())
     scores["protocol"].pop("wall_seconds")
     return {**scores, "captions": json.loads((workdir / "captions_val.json").read_text())}
 
 
-def assert_same_result(one: Path, two: Path) -> None:
-    """Asserts that both runs have equal states, metrics, scores and captions."""
-    assert_same_state(one, two)
-    assert any("/train/params/" in name for name in state_of(one))  # in addition to the averages
-    assert results_of(one) == results_of(two)
+def assert_same_result(actual: Path, expected: Path) -> None:
+    """Asserts that two workdirs have equal states, metrics, scores and captions."""
+    assert_same_state(actual, expected)
+    assert any("/train/params/" in name for name in read_state(actual))  # in addition to the averages
+    assert read_evaluation(actual) == read_evaluation(expected)
 
 
-def assert_same_state(one: Path, two: Path) -> None:
-    """Asserts that both runs have equal states and metrics."""
-    first, second = state_of(one), state_of(two)
-    assert first.keys() == second.keys()
-    assert all(any(part in name for name in first) for part in ("/train/opt_state/", "/weights/params/", "/records/"))
-    assert [name for name in first if first[name] != second[name]] == []
-    assert rows(one) == rows(two)
+def assert_same_state(actual: Path, expected: Path) -> None:
+    """Asserts that two workdirs have equal states and metrics."""
+    state, expected_state = read_state(actual), read_state(expected)
+    assert state.keys() == expected_state.keys()
+    assert all(any(part in name for name in state) for part in ("/train/opt_state/", "/weights/params/", "/records/"))
+    assert [name for name in state if state[name] != expected_state[name]] == []
+    assert read_rows(actual) == read_rows(expected)
 
 
-def _read(folder: Path) -> Iterator[tuple[str, bytes]]:
+def _read_item(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """Yields the names and contents of the arrays or records of one item of a checkpoint."""
     import jax
     import orbax.checkpoint as ocp
 

@@ -1,6 +1,6 @@
-"""A captioner that trains within seconds, its data, and the command line in this process.
+"""A config and data set with which a captioner trains within seconds, and `main.py` run in the current process.
 
-Also a config file: --config=tests/small_run.py.
+The config file is tests/small_run.py.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAIN_FLAGS = (
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 SIDES = ("left", "right")
 SCENES = [(list(COLOURS)[number % 4], SIDES[number % 2]) for number in range(12)]
-# All training images differ, so captions identify them.
+# All training images differ, so a caption identifies its image.
 DISTINCT_SCENES = [*itertools.product(COLOURS, SIDES), *itertools.product(list(COLOURS)[:2], SIDES)]
-# Flags that train the captioner with a text encoder.
-WITH_TEXT_ENCODER = (
+# Flags that add a contrastive objective and a text encoder.
+TEXT_ENCODER_FLAGS = (
     "--config.objective.contrastive_weight=1.0",
     "--config.model.text_encoder.layers=1",
     "--config.model.text_encoder.width=16",
@@ -48,7 +48,7 @@ WITH_TEXT_ENCODER = (
 
 
 def get_config() -> ConfigDict:
-    """160 steps on the images of `write_images`, enough for captions with words."""
+    """Returns a config of 160 steps on the images of `write_images`, enough to learn the words of the captions."""
     config = default_config()
     config.data.source = "folder"
     config.data.image_size = 32
@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes the model of a config as small as possible."""
+    """Sets the smallest model of a config, without pretrained weights."""
     config.model.encoder.variant = "micro"
     config.model.encoder.weights = ""
     config.model.decoder.layers = 1
@@ -85,38 +85,38 @@ def shrink(config: ConfigDict) -> None:
 
 
 def write_images(folder: Path, scenes: Sequence[tuple[str, str]] = SCENES) -> Path:
-    """Writes twelve images, `images/00.png` to `images/11.png`, and two captions each in `captions.csv`."""
+    """Writes twelve images, `images/00.png` to `images/11.png`, and `captions.csv` with two captions per image."""
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.csv").open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["image", "caption", "split"])
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption", "split"])
         for number, (split, (colour, side)) in enumerate(zip(SPLITS, scenes, strict=True)):
             box_image(colour, side).save(folder / "images" / f"{number:02d}.png")
-            rows.writerow([f"{number:02d}.png", f"A {colour} box on the {side}.", split])
-            rows.writerow([f"{number:02d}.png", f"on the {side}, a {colour} box", split])
+            writer.writerow([f"{number:02d}.png", f"A {colour} box on the {side}.", split])
+            writer.writerow([f"{number:02d}.png", f"on the {side}, a {colour} box", split])
     return folder
 
 
 def box_image(colour: str = "red", side: str = "left") -> Image.Image:
-    """A grey image, 48 x 36, with a coloured box in its left or right half."""
+    """Returns a grey image of 48 x 36 pixels with a coloured box in its left or right half."""
     pixels = np.full((36, 48, 3), 128, np.uint8)
     pixels[6:30, slice(4, 22) if side == "left" else slice(26, 44)] = COLOURS[colour]
     return Image.fromarray(pixels)
 
 
 def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
-    """Runs main.py in this process, without Java. Returns its exit status.
+    """Runs main.py in the current process, without Java metrics. Returns its exit status.
 
-    Errors are raised, even those that the command reports in one line.
+    Exceptions propagate, including those that the command would report in one line.
 
     Args:
-        arguments: arguments of the command.
-        script: another file with the same command line.
+        arguments: command-line arguments.
+        script: main.py, or another script with the same command line.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         patch.setattr(user_errors, "user_message", lambda error: None)
-        # Starting Java takes longer than the rest of a test.
+        # Starting Java would take longer than the rest of a test.
         unavailable = dict.fromkeys(java_metrics.METRICS, "left out of the tests")
         patch.setattr(java_metrics, "unavailable_metrics", lambda: unavailable)
         try:
@@ -124,7 +124,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
                 runpy.run_path(str(script), run_name="__main__")
         except SystemExit as stop:
             return int(stop.code or 0)
-        finally:  # flags can be defined once per process, and config flags define one per overridden key
+        finally:  # absl rejects a flag that is already defined, and config flags define one per overridden key
             for name in [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]:
                 delattr(flags.FLAGS, name)
             flags.FLAGS.unparse_flags()

@@ -20,8 +20,8 @@ from resume_run import (
     has_trained,
     is_writing,
     log_path,
-    rows,
-    saved_steps,
+    read_rows,
+    list_saved_steps,
 )
 
 from caption_jax.runs.checkpoints import read_weights
@@ -43,8 +43,8 @@ def runs(small_images, compile_cache) -> Runs:
 def uninterrupted_workdir(runs, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
     runs.complete(workdir)
-    assert saved_steps(workdir)[-1] == STEPS
-    assert [step for step, split, _ in rows(workdir) if split == "train"] == list(range(1, STEPS + 1))
+    assert list_saved_steps(workdir)[-1] == STEPS
+    assert [step for step, split, _ in read_rows(workdir) if split == "train"] == list(range(1, STEPS + 1))
     return workdir
 
 
@@ -53,7 +53,7 @@ def test_killed_while_a_checkpoint_is_written(runs, uninterrupted_workdir, tmp_p
     workdir = tmp_path / "run"
     killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
     assert killed.returncode == -signal.SIGKILL
-    assert CHECKPOINT_EVERY <= saved_steps(workdir)[-1] < STEPS
+    assert CHECKPOINT_EVERY <= list_saved_steps(workdir)[-1] < STEPS
     assert "resuming from step" in runs.complete(workdir)
     assert_same_result(workdir, uninterrupted_workdir)
 
@@ -67,7 +67,7 @@ def test_killed_repeatedly_at_different_stages(runs, uninterrupted_workdir, tmp_
         has_trained(1),
         is_writing(15, "best"),
         has_trained(33),
-        lambda folder: saved_steps(folder)[-1:] == [50],
+        lambda folder: list_saved_steps(folder)[-1:] == [50],
     ):
         runs.stop_when(workdir, condition, signal.SIGKILL)
     assert f"resuming from step 50 of {STEPS}" in runs.complete(workdir)
@@ -82,9 +82,9 @@ def test_a_terminated_run_saves_and_resumes_after_changing_a_key_that_does_not_a
     process = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
     log = log_path(workdir).read_text()
     assert process.returncode == 0, log
-    step = saved_steps(workdir)[-1]
+    step = list_saved_steps(workdir)[-1]
     assert f"stop requested: saved step {step}" in log
-    assert 12 <= step < STEPS and rows(workdir)[-1][0] == step
+    assert 12 <= step < STEPS and read_rows(workdir)[-1][0] == step
     assert not (workdir / "eval_val.json").exists()
     log = runs.complete(workdir, "--config.data.workers=3")
     assert "config.data.workers changed since this run was started: 1 -> 3" in log
@@ -107,12 +107,12 @@ def config(small_images) -> ConfigDict:
 
 
 def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_workdir, config):
-    middle, end = saved_steps(trained_workdir)
+    middle, end = list_saved_steps(trained_workdir)
     shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(end))
-    assert saved_steps(trained_workdir, "best")[-1] > middle  # later than the step from which the run resumes
+    assert list_saved_steps(trained_workdir, "best")[-1] > middle  # later than the step from which the run resumes
     with small_run.quick_compilation():  # like the uninterrupted run
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
-    assert saved_steps(trained_workdir) == [middle, end]
+    assert list_saved_steps(trained_workdir) == [middle, end]
     assert_same_state(trained_workdir, small_workdir)
     assert_model_is_best_checkpoint(trained_workdir)
 
@@ -158,14 +158,14 @@ def test_a_run_from_scratch_does_not_replace_a_model(trained_workdir, config):
 
 @pytest.mark.parametrize("profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(trained_workdir, config, profiled):
-    steps_before = saved_steps(trained_workdir)[-1]
+    steps_before = list_saved_steps(trained_workdir)[-1]
     config.optimizer.learning_rate = 1e30
     config.train.update({"steps": steps_before + 9, "checkpoint_every": 1, "eval_every": 1})
     config.train.profile.update({"start": steps_before, "steps": 100 if profiled else 0})
     with pytest.raises(NonFiniteLossError, match=rf"step {steps_before + 1}: .*Images of the step: \['?0") as error:
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert "config.optimizer.learning_rate" in str(error.value)
-    assert saved_steps(trained_workdir)[-1] == read_weights(trained_workdir, "last").step == steps_before
+    assert list_saved_steps(trained_workdir)[-1] == read_weights(trained_workdir, "last").step == steps_before
     for which in ("best", "last"):
         weights = read_weights(trained_workdir, which)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
@@ -180,14 +180,14 @@ def test_a_run_that_stopped_early_does_not_continue(config, compile_cache, tmp_p
     config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
     results = train_and_evaluate(RunSpec.from_config(config), tmp_path)
     assert results.protocol["step"] == 2
-    assert saved_steps(tmp_path) == [2, 6]
-    before = rows(tmp_path)
+    assert list_saved_steps(tmp_path) == [2, 6]
+    before = read_rows(tmp_path)
     train_and_evaluate(RunSpec.from_config(config), tmp_path)
-    assert rows(tmp_path) == before and saved_steps(tmp_path) == [2, 6]
+    assert read_rows(tmp_path) == before and list_saved_steps(tmp_path) == [2, 6]
 
     config.train.patience = 3
     train_and_evaluate(RunSpec.from_config(config), tmp_path)
-    assert saved_steps(tmp_path) == [6, 8]
+    assert list_saved_steps(tmp_path) == [6, 8]
 
 
 def test_changes_incompatible_with_the_state_are_rejected(trained_workdir, config):
@@ -202,7 +202,7 @@ def test_changes_incompatible_with_the_state_are_rejected(trained_workdir, confi
     with pytest.raises(ValueError, match="does not match the parameters of this config") as error:
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert f"--config.init_from={trained_workdir}" in str(error.value)
-    assert read_weights(trained_workdir).step == saved_steps(trained_workdir)[-1]
+    assert read_weights(trained_workdir).step == list_saved_steps(trained_workdir)[-1]
 
 
 def test_a_folder_without_a_checkpoint_starts_from_scratch_with_any_config(config, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resume_run import QUICK_COMPILATION, Runs, has_trained, log_path, results_of, rows, saved_steps
+from resume_run import QUICK_COMPILATION, Runs, has_trained, log_path, read_evaluation, read_rows, list_saved_steps
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
@@ -60,21 +60,21 @@ def test_two_processes_equal_one_process(runs, tmp_path, kind):
     wait_for(start_both(runs, two, "--config.train.steps=12"), two)
 
     assert "process 1 of 2" in log_path(two).read_text()
-    assert [row[:2] for row in rows(two)] == [row[:2] for row in rows(one)]  # each step once, not once per process
-    for (step, split, actual), (_, _, expected) in zip(rows(two), rows(one), strict=True):
+    assert [row[:2] for row in read_rows(two)] == [row[:2] for row in read_rows(one)]  # each step once, not once per process
+    for (step, split, actual), (_, _, expected) in zip(read_rows(two), read_rows(one), strict=True):
         np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
     actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
     # Cached features may differ in the last bit, which Adam magnifies if a gradient is only rounding (key biases).
     tolerance = 1e-3 if kind else 1e-4
     for path in expected:
         np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
-    assert saved_steps(two) == saved_steps(one)
+    assert list_saved_steps(two) == list_saved_steps(one)
     model, best = read_model(two).weights, read_weights(two)
     assert model.step == best.step
     for path, value in flatten(best.variables).items():
         np.testing.assert_array_equal(flatten(model.variables)[path], value, err_msg=path)
-    assert results_of(two)["captions"] == results_of(one)["captions"]
-    assert len(results_of(two)["captions"]) == 2
+    assert read_evaluation(two)["captions"] == read_evaluation(one)["captions"]
+    assert len(read_evaluation(two)["captions"]) == 2
     assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(kind)] * 2
 
 
@@ -86,7 +86,7 @@ def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     wait_for(processes, workdir)
-    step = saved_steps(workdir)[-1]
+    step = list_saved_steps(workdir)[-1]
     log = log_path(workdir).read_text()
     assert log.count(f"stop requested: saved step {step}") == 2
     assert 8 <= step < 2000
@@ -98,5 +98,5 @@ def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
         XLA_FLAGS=f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2",
     )
     wait_for([alone], workdir)
-    assert saved_steps(workdir)[-1] == step + 3
+    assert list_saved_steps(workdir)[-1] == step + 3
     assert f"resuming from step {step}" in log_path(workdir).read_text()

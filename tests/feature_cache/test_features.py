@@ -15,7 +15,7 @@ import pytest
 import small_run
 from etils import epath
 from ml_collections import ConfigDict
-from resume_run import rows
+from resume_run import read_rows
 
 from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
 from caption_jax.parameters.paths import flatten
@@ -123,7 +123,7 @@ def test_a_stopped_run_resumes_bit_for_bit_with_its_features(compile_cache, imag
     written = blocks(stopped)
     resumed = train(config, stopped)
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
-    assert rows(stopped) == rows(uninterrupted)
+    assert read_rows(stopped) == read_rows(uninterrupted)
     assert blocks(stopped) == written and len(written) == 1
     assert len(list((stopped / "features").iterdir())) == 1
 

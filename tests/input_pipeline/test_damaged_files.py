@@ -7,19 +7,19 @@ import json
 import pytest
 from damaged_files import (
     CAPTION_FILES,
-    KINDS,
+    IMAGE_FORMATS,
     check_captions,
     check_image,
     damaged_captions,
     damaged_images,
-    intact_image,
+    encode_image,
 )
 from hypothesis import given, settings
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_intact_images_are_read(kind):
-    assert check_image(intact_image(kind, "RGB"))
+@pytest.mark.parametrize("image_format", IMAGE_FORMATS)
+def test_intact_images_are_read(image_format):
+    assert check_image(encode_image(image_format, "RGB"))
 
 
 @pytest.mark.parametrize("name", sorted(CAPTION_FILES))

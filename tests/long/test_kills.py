@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resume_run import STEPS, Runs, assert_same_result, has_trained, is_writing, saved_steps
+from resume_run import STEPS, Runs, assert_same_result, has_trained, is_writing, list_saved_steps
 
 pytestmark = pytest.mark.long
 
@@ -22,7 +22,7 @@ def runs(small_images, compile_cache) -> Runs:
 
 def random_moment(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
     """Returns the state of the workdir that arms the kill, and the delay of the kill in seconds."""
-    step = rng.randint((saved_steps(workdir) or [0])[-1] + 1, STEPS)
+    step = rng.randint((list_saved_steps(workdir) or [0])[-1] + 1, STEPS)
     kind = rng.choice(["start", "step", "last", "best"])
     if kind == "start":  # imports, restoring a checkpoint, the first compilation
         return lambda folder: True, rng.uniform(0, 15)

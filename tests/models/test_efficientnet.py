@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import figures_of
+from program_figures import compute_figures
 
 from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
 from caption_jax.models.backbones.efficientnet_variants import VARIANTS, get_variant
@@ -196,11 +196,11 @@ def test_eight_devices_match_one_device():
     single = jax.jit(step).lower(make_variables()["params"], IMAGES).compile(QUICK_COMPILATION)
     (loss, stats), gradients = single(make_variables()["params"], IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
-    lowered = jax.jit(step).lower(make_variables()["params"], rows)
-    sharded = lowered.compile(QUICK_COMPILATION)
-    assert {group["kind"] for group in figures_of(lowered, sharded, mesh)["collectives"]} == {"all-reduce"}
-    params = jax.device_put(make_variables()["params"], NamedSharding(mesh, PartitionSpec()))
-    (sharded_loss, sharded_stats), sharded_gradients = sharded(params, rows)
-    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_stats, stats)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_gradients, gradients)
+    lowered = jax.jit(step).lower(variables()["params"], rows)
+    split = lowered.compile(QUICK)
+    assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
+    params = jax.device_put(variables()["params"], NamedSharding(mesh, PartitionSpec()))
+    (loss8, stats8), gradients8 = split(params, rows)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats8, stats)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import figures_of
+from program_figures import compute_figures
 from random_weights import random_variables
 
 from caption_jax.models.backbones.vit import VisionTransformer
@@ -151,11 +151,11 @@ def test_eight_devices_match_one_device():
     loss, gradients = jax.jit(step).lower(params, IMAGES).compile(QUICK_COMPILATION)(params, IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     lowered = jax.jit(step).lower(params, rows)
-    sharded = lowered.compile(QUICK_COMPILATION)
-    assert {group["kind"] for group in figures_of(lowered, sharded, mesh)["collectives"]} == {"all-reduce"}
-    sharded_loss, sharded_gradients = sharded(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
-    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), sharded_gradients, gradients)
+    split = lowered.compile(QUICK)
+    assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
+    loss8, gradients8 = split(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
+    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
 
 
 def test_the_gelu_setting_changes_the_features():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from program_figures import figures_of
+from program_figures import compute_figures
 from small_run import shrink
 
 from caption_jax.config import default_config
@@ -100,7 +100,7 @@ def compute_gradients(devices: int):
     arguments = (batch["images"], batch["texts"], scale, batch["owner"])
     lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arguments)
     compiled = lowered.compile()
-    collectives = figures_of(lowered, compiled, mesh, ROWS // devices)["collectives"]
+    collectives = compute_figures(lowered, compiled, mesh, ROWS // devices)["collectives"]
     return jax.device_get(compiled(*arguments)), collectives
 
 
@@ -244,7 +244,7 @@ def test_a_training_step_on_eight_devices_matches_one_device():
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         lowered = jax.jit(update).lower(state, put_batch(batch, mesh))
         compiled = lowered.compile(QUICK_COMPILATION)
-        collectives = figures_of(lowered, compiled, mesh, ROWS // devices)["collectives"]
+        collectives = compute_figures(lowered, compiled, mesh, ROWS // devices)["collectives"]
         gathered = sum(group["gathered"] for group in collectives if group["kind"] == "all-gather")
         minimum = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # bytes of the images, and of two captions per image
         assert minimum <= gathered <= 1.5 * minimum

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from program_figures import figures_of
+from program_figures import compute_figures
 from shape_checks import unchecked_shapes
 
 from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
@@ -117,7 +117,7 @@ def test_only_the_gradient_needs_memory():
     logits, targets, weights = _problem(shape=(256,), vocabulary=4000)
     step = jax.jit(jax.grad(lambda z: token_cross_entropy(z, targets, weights, 0.1).loss_sum))
     lowered = step.lower(logits)
-    figures = figures_of(lowered, lowered.compile())
+    figures = compute_figures(lowered, lowered.compile())
     assert figures["memory"]["temporaries"] < 0.05 * logits.nbytes
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import figures_of
+from program_figures import compute_figures
 from shape_checks import unchecked_shapes
 
 from caption_jax.ops.depthwise import depthwise_conv, explicit_padding
@@ -86,7 +86,7 @@ def test_a_sharded_batch_is_not_moved(stride):
     alone = gradients(x, kernel)
     lowered = gradients.lower(jax.device_put(x, rows), jax.device_put(kernel, replicated))
     split = lowered.compile()
-    (reduction,) = figures_of(lowered, split, mesh, images=2)["collectives"]
+    (reduction,) = compute_figures(lowered, split, mesh, images=2)["collectives"]
     assert (reduction["kind"], reduction["count"]) == ("all-reduce", 1)  # one, of the kernel gradient
     assert reduction["bytes"] == kernel.nbytes
     for one, eight in zip(alone, split(jax.device_put(x, rows), jax.device_put(kernel, replicated)), strict=True):

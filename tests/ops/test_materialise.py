@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from program_figures import figures_of
+from program_figures import compute_figures
 
 from caption_jax.ops.materialise import materialise
 
@@ -30,5 +30,5 @@ def test_consumers_do_not_recompute_the_value():
         return y - jnp.sum(y), y * jnp.max(y)
 
     lowered = jax.jit(program).lower(jnp.ones((4098, 64)), jnp.ones(1))
-    figures = figures_of(lowered, lowered.compile())
+    figures = compute_figures(lowered, lowered.compile())
     assert figures["per_image"]["flops"] / (4096 * 64) < 7.5  # three for y, and one for each reader and reduction

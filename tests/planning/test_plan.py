@@ -7,7 +7,7 @@ import json
 
 import pytest
 from ml_collections import ConfigDict
-from small_run import ROOT, WITH_TEXT_ENCODER, get_config, quick_compilation, run_main
+from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, quick_compilation, run_main
 
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
@@ -42,9 +42,9 @@ def workdir(tmp_path):
 
 
 def test_main_prints_and_writes_a_plan(tmp_path, capsys):
-    flags = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *WITH_TEXT_ENCODER)
-    overrides = ("--config.mesh.data=-1", "--config.data.root=missing", "--config.model.encoder.norm_group_size=2")
-    arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *flags, *overrides)
+    options = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
+    more = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
+    arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *options, *more)
     assert run_main(*arguments) == 0
     output, stored = capsys.readouterr().out, json.loads((tmp_path / "plan_cpu_8.json").read_text())
     assert stored["chips"] == 8 and stored["mesh"] == {"data": 8, "model": 1} and stored["dtype"] == "float32"

@@ -14,7 +14,7 @@ import pytest
 import small_run
 from etils import epath
 from ml_collections import ConfigDict
-from resume_run import assert_same_state, saved_steps
+from resume_run import assert_same_state, list_saved_steps
 
 import caption_jax
 from caption_jax.config import default_config
@@ -114,8 +114,8 @@ def test_training_and_validation_use_context(workdir):
 @pytest.mark.slow
 def test_a_resumed_run_matches_an_uninterrupted_run(workdir, tmp_path):
     copy = Path(shutil.copytree(workdir, tmp_path / "run"))
-    shutil.rmtree(copy / "checkpoints" / "last" / str(saved_steps(copy)[-1]))
-    assert saved_steps(copy) == [25]
+    shutil.rmtree(copy / "checkpoints" / "last" / str(list_saved_steps(copy)[-1]))
+    assert list_saved_steps(copy) == [25]
     with small_run.quick_compilation():
         train_and_evaluate(read_spec(copy), copy)
     assert_same_state(copy, workdir)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from config_goldens import CONFIGS, GOLDENS, golden_path, golden_text
+from config_goldens import CONFIGS, GOLDENS, golden_path, render_golden
 
 from caption_jax.specs import RunSpec
 from caption_jax.specs.conversion import as_lines
@@ -14,8 +14,8 @@ REWRITE = "if the change is intended, rewrite the golden files: python -m tests.
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_resolved_configs_match_their_golden_files(name):
-    assert golden_text(name).splitlines() == golden_path(name).read_text(encoding="utf-8").splitlines(), REWRITE
+def test_a_config_resolves_to_its_golden_spec(name):
+    assert render_golden(name).splitlines() == golden_path(name).read_text(encoding="utf-8").splitlines(), REWRITE
 
 
 def test_golden_files_and_configs_have_the_same_names():

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_run
 from etils import epath
-from resume_run import assert_same_state, saved_steps
+from resume_run import assert_same_state, list_saved_steps
 
 import caption_jax
 from caption_jax.config import to_config_dict
@@ -73,7 +73,7 @@ def test_training_logs_both_losses_and_validates_retrieval(searchable_workdir):
 @pytest.mark.slow
 def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
     workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
-    shutil.rmtree(workdir / "checkpoints" / "last" / str(saved_steps(workdir)[-1]))
+    shutil.rmtree(workdir / "checkpoints" / "last" / str(list_saved_steps(workdir)[-1]))
     with small_run.quick_compilation():
         train_and_evaluate(read_spec(workdir), workdir)
     assert_same_state(workdir, searchable_workdir)
