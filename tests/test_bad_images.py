@@ -1,4 +1,4 @@
-"""Unusual and broken images, end to end: they are used upright or reported by name, and do not affect others."""
+"""Unusual and broken image files in captioning and training."""
 
 from __future__ import annotations
 
@@ -19,91 +19,98 @@ from caption_jax.telemetry.metrics_file import read_metrics
 from input_pipeline.records import DataError
 
 
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
+def encode(image: Image.Image, image_format: str, **options) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
+    image.save(buffer, image_format, **options)
     return buffer.getvalue()
 
 
-def rotated_by_the_camera(image: Image.Image) -> bytes:
-    """A JPEG with rotated pixels and the corresponding EXIF tag."""
+def encode_rotated(image: Image.Image) -> bytes:
+    """Returns a JPEG of the rotated image, with the EXIF tag of its orientation."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return encoded(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
+    return encode(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
 
 
-def with_alpha_in_its_palette(image: Image.Image) -> bytes:
-    """A palette PNG whose first colours are transparent."""
-    return encoded(image.quantize(16), "PNG", transparency=bytes([0, 128, 255]))
+def encode_transparent_palette(image: Image.Image) -> bytes:
+    """Returns a PNG with a palette in which the first colours are transparent."""
+    return encode(image.quantize(16), "PNG", transparency=bytes([0, 128, 255]))
 
 
-def in_sixteen_bits(image: Image.Image) -> bytes:
-    return encoded(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG")
+def encode_16_bit(image: Image.Image) -> bytes:
+    """Returns a greyscale PNG with 16 bits per pixel."""
+    return encode(Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257), "PNG")
 
 
-# Readable images, and the words of their captions if these identify the image.
-UNUSUAL = {
-    "cmyk.jpg": (encoded(box_image("red", "left").convert("CMYK"), "JPEG", quality=95), ("red", "left")),
-    "moving.gif": (
-        encoded(box_image("blue", "left"), "GIF", save_all=True, append_images=[box_image("red", "right")]),
+# File name -> content, and the words expected in its caption, or None if the caption is not checked.
+UNUSUAL_IMAGES = {
+    "cmyk.jpg": (encode(box_image("red", "left").convert("CMYK"), "JPEG", quality=95), ("red", "left")),
+    "animated.gif": (
+        encode(box_image("blue", "left"), "GIF", save_all=True, append_images=[box_image("red", "right")]),
         ("blue", "left"),
     ),
-    "one_pixel.png": (encoded(Image.new("RGB", (1, 1), (9, 90, 200)), "PNG"), None),
-    "palette.png": (with_alpha_in_its_palette(box_image("green", "right")), None),
-    "rotated.jpg": (rotated_by_the_camera(box_image("green", "right")), ("green", "right")),
-    "sixteen.png": (in_sixteen_bits(box_image("yellow", "right")), None),
+    "one_pixel.png": (encode(Image.new("RGB", (1, 1), (9, 90, 200)), "PNG"), None),
+    "palette.png": (encode_transparent_palette(box_image("green", "right")), None),
+    "rotated.jpg": (encode_rotated(box_image("green", "right")), ("green", "right")),
+    "sixteen_bit.png": (encode_16_bit(box_image("yellow", "right")), None),
 }
-BROKEN = {"text.jpg": b"This is no image.\n" * 40, "truncated.jpg": encoded(box_image(), "JPEG", quality=95)[:500]}
+BROKEN_IMAGES = {
+    "text.jpg": b"This is not an image.\n" * 40,
+    "truncated.jpg": encode(box_image(), "JPEG", quality=95)[:500],
+}
 
 
-def test_caption_reports_broken_images_and_captions_the_others(small_workdir, tmp_path, capsys):
-    for name, content in {**BROKEN, **{name: content for name, (content, _) in UNUSUAL.items()}}.items():
+def test_caption_mode_reports_broken_images_and_captions_the_others(small_workdir, tmp_path, capsys):
+    unusual = {name: content for name, (content, _) in UNUSUAL_IMAGES.items()}
+    for name, content in {**BROKEN_IMAGES, **unusual}.items():
         (tmp_path / name).write_bytes(content)
     assert run_main("--mode=caption", f"--workdir={small_workdir}", tmp_path) == 1
     output = capsys.readouterr()
     captions = {Path(path).name: caption for path, caption in (line.split("\t") for line in output.out.splitlines())}
-    assert list(captions) == sorted(UNUSUAL)
-    for name, (_, words) in UNUSUAL.items():
-        if words:
-            assert all(word in captions[name] for word in words), (name, captions[name])
-    for name in BROKEN:
+    assert list(captions) == sorted(UNUSUAL_IMAGES)
+    for name, (_, expected_words) in UNUSUAL_IMAGES.items():
+        if expected_words:
+            assert all(word in captions[name] for word in expected_words), (name, captions[name])
+    for name in BROKEN_IMAGES:
         assert f"error: {tmp_path / name}: " in output.err
     assert "2 of 8 images have no caption" in output.err
 
 
-def test_json_lines_have_the_errors_of_failed_images(small_workdir, tmp_path, capsys):
-    (tmp_path / "text.jpg").write_bytes(BROKEN["text.jpg"])
-    (tmp_path / "cmyk.jpg").write_bytes(UNUSUAL["cmyk.jpg"][0])
+def test_json_lines_contain_the_errors_of_failed_images(small_workdir, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_bytes(BROKEN_IMAGES["text.jpg"])
+    (tmp_path / "cmyk.jpg").write_bytes(UNUSUAL_IMAGES["cmyk.jpg"][0])
     assert run_main("--mode=caption", f"--workdir={small_workdir}", "--format=jsonl", tmp_path) == 1
-    good, bad = map(json.loads, capsys.readouterr().out.splitlines())
-    assert good["path"].endswith("cmyk.jpg") and "red" in good["caption"]
-    assert bad["path"].endswith("text.jpg") and "not in a supported image format" in bad["error"]
+    captioned, failed = map(json.loads, capsys.readouterr().out.splitlines())
+    assert captioned["path"].endswith("cmyk.jpg") and "red" in captioned["caption"]
+    assert failed["path"].endswith("text.jpg") and "not in a supported image format" in failed["error"]
 
 
 def train(folder: Path, workdir: Path, *overrides: str) -> int:
+    """Trains with the config of `small_run` on a folder of images. Returns the exit status."""
     config = f"--config={ROOT / 'tests' / 'small_run.py'}"
     return run_main(config, f"--workdir={workdir}", f"--config.data.root={folder}", *overrides)
 
 
 @pytest.fixture
-def damaged(tmp_path, small_images) -> Path:
-    """The small data set with all unusual and two broken images in training, and a broken one in validation."""
+def damaged_data(tmp_path, small_images) -> Path:
+    """The data set of `small_run` with six unusual and two broken training images, and a broken validation image."""
     folder = shutil.copytree(small_images, tmp_path / "damaged")
-    contents = [*BROKEN.values(), *(content for content, _ in UNUSUAL.values()), BROKEN["truncated.jpg"]]
-    for number, content in enumerate(contents):  # 8 images are for training, the ninth is in the validation split
+    unusual = [content for content, _ in UNUSUAL_IMAGES.values()]
+    contents = [*BROKEN_IMAGES.values(), *unusual, BROKEN_IMAGES["truncated.jpg"]]
+    for number, content in enumerate(contents):  # the first eight images are in the training split
         (folder / "images" / f"{number:02d}.png").write_bytes(content)
     return folder
 
 
 @pytest.mark.slow
-def test_training_continues_without_broken_images(compile_cache, small_workdir, damaged, tmp_path, capsys, caplog):
+def test_training_skips_broken_images(compile_cache, small_workdir, damaged_data, tmp_path, capsys, caplog):
     workdir = tmp_path / "run"
     with caplog.at_level(logging.WARNING, logger="input_pipeline"):
-        assert train(damaged, workdir) == 0
+        assert train(damaged_data, workdir) == 0
     for name in ("00.png", "01.png", "08.png"):
-        assert f"Skipping unreadable image: {damaged / 'images' / name}: " in caplog.text
+        assert f"Skipping unreadable image: {damaged_data / 'images' / name}: " in caplog.text
     rows = [row.values for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
-    assert [row["unreadable_images"] for row in rows] == [2] * 8  # each is counted once, for any number of epochs
+    assert [row["unreadable_images"] for row in rows] == [2] * 8  # each image is counted once, not once per epoch
     assert all(math.isfinite(row["loss"]) for row in rows)
 
     results = json.loads((workdir / "eval_val.json").read_text())
@@ -118,7 +125,7 @@ def test_training_continues_without_broken_images(compile_cache, small_workdir, 
 def test_training_stops_if_no_image_can_be_read(compile_cache, small_workdir, tmp_path):
     folder = write_images(tmp_path / "data")
     for path in (folder / "images").iterdir():
-        path.write_bytes(BROKEN["text.jpg"])
+        path.write_bytes(BROKEN_IMAGES["text.jpg"])
     message = r"none of the first 8 images could be read:\n  .*\.png: not in a supported image format"
     with pytest.raises(DataError, match=message):
         train(folder, tmp_path / "run", "--config.train.sample_images=0")

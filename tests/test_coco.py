@@ -1,4 +1,4 @@
-"""configs/coco.py end to end on eighty COCO photographs, as COCO JSON and as a TFDS copy, with RoBERTa tokens."""
+"""configs/coco.py on eighty COCO photographs with RoBERTa tokens, from COCO JSON and from a TFDS copy."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from input_pipeline.sources import open_splits
 from input_pipeline.tokenizer import Tokenizer
 
 
-def coco_config(shared_data: Path) -> ConfigDict:
-    """The config with the paths of the photographs and the tokenizer. The data set has no split."""
+def make_coco_config(shared_data: Path) -> ConfigDict:
+    """Returns the config with local paths, random splits and a few steps."""
     spec = importlib.util.spec_from_file_location("coco_config", ROOT / "configs" / "coco.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -53,8 +53,8 @@ def coco_config(shared_data: Path) -> ConfigDict:
     return config
 
 
-def small(config: ConfigDict) -> ConfigDict:
-    """The config with a small model that is unfrozen halfway, so both stages of the config run."""
+def shrink_coco_config(config: ConfigDict) -> ConfigDict:
+    """Selects a small model and unfreezes its encoder after half of the steps. Returns the config."""
     shrink(config)
     config.data.image_size = 32
     norms, encoder, others = config.optimizer.rules
@@ -62,7 +62,8 @@ def small(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def weights_of(workdir: Path) -> dict[str, np.ndarray]:
+def load_weights(workdir: Path) -> dict[str, np.ndarray]:
+    """Returns the variables of the last checkpoint by path."""
     return traverse_util.flatten_dict(jax.device_get(read_weights(workdir, "last").variables), sep="/")
 
 
@@ -73,72 +74,73 @@ def assert_completed(workdir: Path, steps: int) -> None:
     rows = [row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train"]
     assert [row.step for row in rows][-1] == steps
     assert all(math.isfinite(row.values["loss"]) for row in rows)
-    assert np.isfinite([np.abs(array).max() for array in weights_of(workdir).values()]).all()
+    assert np.isfinite([np.abs(array).max() for array in load_weights(workdir).values()]).all()
 
 
 @pytest.fixture(scope="module")
-def from_json(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
-    workdir, config = tmp_path_factory.mktemp("coco") / "json", small(coco_config(shared_data))
+def json_run(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
+    """The workdir and config of a run on COCO JSON."""
+    workdir, config = tmp_path_factory.mktemp("coco") / "json", shrink_coco_config(make_coco_config(shared_data))
     with quick_compilation():
         train_and_evaluate(RunSpec.from_config(config), workdir)
     return workdir, config
 
 
-def test_training_and_evaluation_on_coco_json(from_json):
-    workdir, config = from_json
+def test_training_and_evaluation_on_coco_json(json_run):
+    workdir, config = json_run
     assert_completed(workdir, steps=4)
     vocabulary = read_description(workdir).vocabulary
     # The untrained model predicts a nearly uniform distribution over the vocabulary.
-    first = next(row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train")
-    assert first.values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
-    assert 500 < vocabulary.size < 2000  # the tokens of 360 captions, of 50,265 in RoBERTa
+    first_row = next(row for row in read_metrics(workdir / "metrics.jsonl") if row.split == "train")
+    assert first_row.values["loss"] == pytest.approx(math.log(vocabulary.size), rel=0.15)
+    assert 500 < vocabulary.size < 2000  # 360 captions use only some of RoBERTa's 50,265 tokens
     assert vocabulary.to_full(vocabulary.encode("a man", 6)).tolist()[-2:] == [1, 1]
-    text = open_splits(DataSpec.from_config(config.data))["train"][0].captions[0]
-    assert vocabulary.decode(vocabulary.encode(text, 40)) == text.lower().strip()
+    caption = open_splits(DataSpec.from_config(config.data))["train"][0].captions[0]
+    assert vocabulary.decode(vocabulary.encode(caption, 40)) == caption.lower().strip()
 
 
-def test_the_encoder_is_unfrozen_except_its_norms(from_json):
-    workdir, _ = from_json
+def test_the_encoder_is_unfrozen_except_its_norms(json_run):
+    workdir, _ = json_run
     with quick_compilation():
         initial = init_variables(read_description(workdir))
     before = traverse_util.flatten_dict(jax.device_get(initial), sep="/")
-    after = weights_of(workdir)
+    after = load_weights(workdir)
     unchanged = {path for path in before if np.array_equal(before[path], after[path])}
     backbone = {path for path in before if path.startswith("params/image_encoder/backbone/")}
     norms = {path for path in backbone if path.endswith(("norm/scale", "norm/bias"))}
     assert norms <= unchanged and not (backbone - norms) & unchanged
-    # Frozen norms use stored statistics in both stages.
+    # Frozen norms use stored statistics in both training phases.
     assert {path for path in before if path.startswith("batch_stats/")} <= unchanged
 
 
 @pytest.mark.slow
-def test_a_tfds_copy_trains_bit_for_bit_equally(from_json, shared_data, tmp_path):
+def test_training_on_a_tfds_copy_gives_identical_weights(json_run, shared_data, tmp_path):
     from input_pipeline.sources.prepare_tfds import prepare
 
-    workdir, config = from_json
-    folder = open_splits(DataSpec.from_config(config.data))
-    prepare(folder, "coco_mini", tmp_path / "tfds")
-    copied = small(coco_config(shared_data))
-    copied.data.source = "tfds"
-    copied.data.tfds_name = "coco_mini"
-    copied.data.tfds_dir = str(tmp_path / "tfds")
-    opened = open_splits(copied.data)
-    assert {name: split.references for name, split in opened.items()} == {
-        name: split.references for name, split in folder.items()
+    workdir, config = json_run
+    json_splits = open_splits(DataSpec.from_config(config.data))
+    prepare(json_splits, "coco_mini", tmp_path / "tfds")
+    tfds_config = shrink_coco_config(make_coco_config(shared_data))
+    tfds_config.data.source = "tfds"
+    tfds_config.data.tfds_name = "coco_mini"
+    tfds_config.data.tfds_dir = str(tmp_path / "tfds")
+    tfds_splits = open_splits(tfds_config.data)
+    assert {name: split.references for name, split in tfds_splits.items()} == {
+        name: split.references for name, split in json_splits.items()
     }
     with quick_compilation():
-        train_and_evaluate(RunSpec.from_config(copied), tmp_path / "run")
+        train_and_evaluate(RunSpec.from_config(tfds_config), tmp_path / "run")
     assert_completed(tmp_path / "run", steps=4)
-    expected, actual = weights_of(workdir), weights_of(tmp_path / "run")
+    expected, actual = load_weights(workdir), load_weights(tmp_path / "run")
     assert expected.keys() == actual.keys()
     for path in expected:
         np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
 
 
 @pytest.mark.slow
-def test_the_config_runs_at_its_real_size(shared_data, compile_cache, tmp_path):
+def test_the_full_size_config_trains(shared_data, compile_cache, tmp_path):
     """EfficientNet-B0 at 224 x 224, a decoder of 6 layers of width 512, and a text encoder as large as roberta-base."""
-    config = coco_config(shared_data)
+    config = make_coco_config(shared_data)
     config.objective.contrastive_weight = 0.5
     config.model.text_encoder.update({"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072})
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
@@ -146,7 +148,7 @@ def test_the_config_runs_at_its_real_size(shared_data, compile_cache, tmp_path):
     with quick_compilation():
         train_and_evaluate(RunSpec.from_config(config), tmp_path / "run")
     assert_completed(tmp_path / "run", steps=2)
-    shapes = {path: array.shape for path, array in weights_of(tmp_path / "run").items()}
+    shapes = {path: array.shape for path, array in load_weights(tmp_path / "run").items()}
     assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)
     assert sum(path.endswith("/conv/kernel") for path in shapes if "backbone" in path) > 40
     layer = "params/text_encoder/roberta/encoder/layer/11"
@@ -156,20 +158,20 @@ def test_the_config_runs_at_its_real_size(shared_data, compile_cache, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_text_encoder_of_the_size_of_roberta_base_runs(shared_data):
+def test_a_text_encoder_of_roberta_base_size_encodes_captions(shared_data):
     tokenizer = Tokenizer.from_folder(shared_data / "roberta-base-tokenizer")
-    sizes = RobertaSettings(
+    settings = RobertaSettings(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=1, layer_norm_eps=1e-5
     )
-    assert (sizes.num_hidden_layers, sizes.hidden_size, sizes.num_attention_heads) == (12, 768, 12)
-    rows = tokenizer.encode_batch(["Two dogs run.", "A very old kettle stands on the table."])
-    longest = max(map(len, rows))
-    ids = np.array([row + [1] * (longest - len(row)) for row in rows], np.int32)
-    encoder = TextEncoder(sizes, width=512)
+    assert (settings.num_hidden_layers, settings.hidden_size, settings.num_attention_heads) == (12, 768, 12)
+    sequences = tokenizer.encode_batch(["Two dogs run.", "A very old kettle stands on the table."])
+    length = max(map(len, sequences))
+    ids = np.array([sequence + [1] * (length - len(sequence)) for sequence in sequences], np.int32)
+    encoder = TextEncoder(settings, width=512)
     with quick_compilation():
         variables = jax.jit(encoder.init)(jax.random.key(0), ids, ids != 1)
         features = jax.jit(encoder.apply)(variables, ids, ids != 1)
-    assert features.tokens.shape == (2, longest, 768) and features.vector.shape == (2, 512)
+    assert features.tokens.shape == (2, length, 768) and features.vector.shape == (2, 512)
     assert np.isfinite(features.vector).all()
-    count = sum(array.size for array in jax.tree.leaves(variables["params"]["roberta"]))
-    assert count == 124_055_040  # roberta-base without its pooler
+    parameter_count = sum(array.size for array in jax.tree.leaves(variables["params"]["roberta"]))
+    assert parameter_count == 124_055_040  # roberta-base without the pooler

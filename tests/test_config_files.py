@@ -1,4 +1,4 @@
-"""The configs of the package are found by name, and import each other in a checkout and in an installation."""
+"""Configs of the package can be selected by name from any folder, and can import each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from caption_jax.cli.command_flags import replace_flag
 from caption_jax.config_files import FOLDER, find_config
 
 
-def test_a_checkout_uses_its_own_configs():
+def test_a_checkout_uses_the_configs_at_its_root():
     assert Path(FOLDER) == ROOT / "configs"
     module = importlib.import_module("caption_jax.configs.folder_search")
     assert Path(module.__file__) == ROOT / "configs" / "folder_search.py"
@@ -20,7 +20,7 @@ def test_a_checkout_uses_its_own_configs():
 
 
 @pytest.mark.parametrize(
-    ("typed", "resolved"),
+    ("value", "expected"),
     [
         ("coco", "coco.py"),
         ("coco.py", "coco.py"),
@@ -28,15 +28,15 @@ def test_a_checkout_uses_its_own_configs():
         ("configs/workdir.py:gs://bucket/run", "workdir.py:gs://bucket/run"),
     ],
 )
-def test_a_config_of_the_package_is_found_from_any_folder(typed, resolved, tmp_path, monkeypatch):
+def test_configs_of_the_package_are_found_from_any_folder(value, expected, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config(typed) == f"{FOLDER}/{resolved}"
+    assert find_config(value) == f"{FOLDER}/{expected}"
 
 
-@pytest.mark.parametrize("typed", ["", "nothing", "configs/nothing.py", "other/coco.py", "/configs/coco.py"])
-def test_any_other_path_is_unchanged(typed, tmp_path, monkeypatch):
+@pytest.mark.parametrize("value", ["", "nothing", "configs/nothing.py", "other/coco.py", "/configs/coco.py"])
+def test_other_paths_are_unchanged(value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert find_config(typed) == typed
+    assert find_config(value) == value
 
 
 def test_an_existing_file_takes_precedence(tmp_path, monkeypatch):
@@ -45,7 +45,7 @@ def test_an_existing_file_takes_precedence(tmp_path, monkeypatch):
     assert find_config("coco.py:argument") == "coco.py:argument"
 
 
-def test_the_flag_is_replaced_in_both_forms():
+def test_the_flag_is_replaced_with_and_without_an_equals_sign():
     overrides = ["--config.seed=1", "--workdir=w", "config"]
     assert replace_flag(["main.py", "--config=a", *overrides], "config", "b") == ["main.py", "--config=b", *overrides]
     assert replace_flag(["main.py", "-config", "a", *overrides], "config", "b") == [

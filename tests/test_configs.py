@@ -1,4 +1,4 @@
-"""Every config file builds, accepts overrides, and has rules that match its model."""
+"""Config files: known keys, consistent values and rules that match the model."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from config_goldens import CONFIGS, named_config
+from config_goldens import CONFIGS, load_config
 from flax import traverse_util
 
 from caption_jax.config import default_config, to_config_dict
@@ -25,15 +25,15 @@ from input_pipeline.special_tokens import PAD
 
 
 @functools.cache
-def shapes_of(name: str) -> dict:
-    """Shapes of all parameters of the model at its real size, without computation or compilation."""
-    config = named_config(name)
+def compute_shapes(name: str) -> dict:
+    """Returns the shapes of all parameters of the full-size model of a config, without compilation."""
+    config = load_config(name)
     length = config.data.max_length
-    searchable = config.objective.contrastive_weight > 0
-    has_texts = searchable or config.model.context.max_texts
-    text = roberta_settings(config.model.text_encoder, 5000, length, PAD) if has_texts else None
+    is_searchable = config.objective.contrastive_weight > 0
+    has_text_encoder = is_searchable or config.model.context.max_texts
+    text_encoder = roberta_settings(config.model.text_encoder, 5000, length, PAD) if has_text_encoder else None
     model = build_model(
-        build_spec(ModelSpec, config.model), 5000, length, text_encoder=text, joint_embedding=searchable
+        build_spec(ModelSpec, config.model), 5000, length, text_encoder=text_encoder, joint_embedding=is_searchable
     )
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
@@ -41,17 +41,17 @@ def shapes_of(name: str) -> dict:
     return jax.eval_shape(model.init, jax.random.key(0), images, tokens)["params"]
 
 
-def test_the_documents_list_all_configs():
+def test_the_documented_configs_exist():
     assert {"shapes", "flickr8k", "flickr8k_search", "flickr8k_context", "coco"} <= set(CONFIGS)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configs_set_only_known_keys_and_preserve_types(name):
-    config, default = named_config(name), default_config()
+    config, defaults = load_config(name), default_config()
     assert config.is_locked
-    flat = {path: new for path, (_, new) in differences(RunSpec(), RunSpec.from_config(config)).items()}
-    for path, value in flat.items():
-        default_value = functools.reduce(lambda node, key: node[key], path.split("."), default)
+    changes = {path: value for path, (_, value) in differences(RunSpec(), RunSpec.from_config(config)).items()}
+    for path, value in changes.items():
+        default_value = functools.reduce(lambda node, key: node[key], path.split("."), defaults)
         assert isinstance(value, type(default_value)), path
     with pytest.raises(AttributeError):
         config.data.bach_size = 1
@@ -59,86 +59,87 @@ def test_configs_set_only_known_keys_and_preserve_types(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rules_match_the_model(name):
-    config, params = named_config(name), shapes_of(name)
-    settings = match_rules(params, config.optimizer.rules)  # raises unless each parameter has exactly one rule
-    trained = [path for path, rule in traverse_util.flatten_dict(settings, sep="/").items() if rule.lr > 0]
+    config, params = load_config(name), compute_shapes(name)
+    rules = match_rules(params, config.optimizer.rules)  # raises unless exactly one rule matches each parameter
+    trained = [path for path, rule in traverse_util.flatten_dict(rules, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
-    searchable, context = config.objective.contrastive_weight > 0, config.model.context.max_texts > 0
-    assert (searchable or context) == any(path.startswith("text_encoder/") for path in trained)
-    assert searchable == ("joint_embedding/log_scale" in trained)
-    assert context == ("context/position" in trained)
+    is_searchable, has_context = config.objective.contrastive_weight > 0, config.model.context.max_texts > 0
+    assert (is_searchable or has_context) == any(path.startswith("text_encoder/") for path in trained)
+    assert is_searchable == ("joint_embedding/log_scale" in trained)
+    assert has_context == ("context/position" in trained)
     make_optimizer(config.optimizer, params, total_steps=1000)
     steps = [start for start, _ in phases(params, config.optimizer.rules)]
     assert steps == sorted(set(steps))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_numbers_are_consistent(name):
-    config = named_config(name)
+def test_lengths_batch_sizes_and_splits_are_consistent(name):
+    config = load_config(name)
     assert config.decode.max_length <= config.data.max_length
     assert config.data.batch_size % config.optimizer.grad_accum_steps == 0
-    group = config.model.encoder.norm_group_size
-    assert not group or config.data.batch_size % group == 0
+    group_size = config.model.encoder.norm_group_size
+    assert not group_size or config.data.batch_size % group_size == 0
     assert not any(config.data.split_fractions.values()) or not any(config.data.split_files.values())
 
 
 @pytest.mark.parametrize("name", ["flickr8k", "folder", "coco"])
 def test_a_text_encoder_can_be_enabled_on_the_command_line(name):
-    config = named_config(name)
+    config = load_config(name)
     assert not config.objective.contrastive_weight
     patterns = [pattern for pattern, _ in config.optimizer.rules]
-    text = ("text_encoder/dense/kernel", "joint_embedding/log_scale", "context/norm/bias")
-    for path in (*text, "image_encoder/pooled/dense/kernel"):
+    text_paths = ("text_encoder/dense/kernel", "joint_embedding/log_scale", "context/norm/bias")
+    for path in (*text_paths, "image_encoder/pooled/dense/kernel"):
         assert sum(bool(re.fullmatch(pattern, path)) for pattern in patterns) == 1, path
 
 
-def test_flickr8k_trains_everything_but_the_encoder_from_cached_features():
-    config = named_config("flickr8k")
-    ((_, frozen),) = phases(shapes_of("flickr8k"), config.optimizer.rules)
-    assert frozen == {path for path in flat_paths("flickr8k") if path.startswith("image_encoder/backbone/")}
+def test_flickr8k_freezes_the_backbone_and_caches_its_features():
+    config = load_config("flickr8k")
+    ((_, frozen),) = phases(compute_shapes("flickr8k"), config.optimizer.rules)
+    assert frozen == {path for path in list_paths("flickr8k") if path.startswith("image_encoder/backbone/")}
     assert config.data.feature_cache.stage == "stage_7"
     assert frozen_norms(frozen)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_cached_stages_stay_frozen(name):
-    config = named_config(name)
-    check_frozen(shapes_of(name), RunSpec.from_config(config))
+def test_cached_stages_are_frozen_in_all_phases(name):
+    config = load_config(name)
+    check_frozen(compute_shapes(name), RunSpec.from_config(config))
     assert config.data.feature_cache.views == 1 or not RunSpec.from_config(config).augment.is_identity
 
 
 def test_coco_unfreezes_the_encoder_except_its_batch_norms():
-    (_, before), (start, after) = phases(shapes_of("coco"), named_config("coco").optimizer.rules)
+    (_, before), (start, after) = phases(compute_shapes("coco"), load_config("coco").optimizer.rules)
     assert start > 0
-    backbone = {path for path in flat_paths("coco") if path.startswith("image_encoder/backbone/")}
+    backbone = {path for path in list_paths("coco") if path.startswith("image_encoder/backbone/")}
     assert before == backbone
     assert after == {path for path in backbone if path.endswith(("norm/scale", "norm/bias"))}
     assert len(after) == 2 * 49  # B0 has 49 batch norms
 
 
-def test_the_roberta_decoder_has_the_roberta_shape_and_a_lower_learning_rate():
+def test_the_roberta_decoder_has_the_dimensions_of_roberta_base_and_a_lower_learning_rate():
     from caption_jax.parameters.paths import flatten
     from caption_jax.pretrained.roberta_decoder import check_shape
 
-    config = named_config("coco_roberta_decoder")
-    published = {  # of roberta-base
+    config = load_config("coco_roberta_decoder")
+    roberta_base = {
         **{"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072, "num_hidden_layers": 12},
         **{"hidden_act": "gelu", "layer_norm_eps": 1e-5, "max_position_embeddings": 514, "pad_token_id": 1},
     }
-    check_shape(published, config.model.decoder, config.data.max_length)
-    params = shapes_of("coco_roberta_decoder")
+    check_shape(roberta_base, config.model.decoder, config.data.max_length)
+    params = compute_shapes("coco_roberta_decoder")
     rates = {path: rule.lr for path, rule in flatten(match_rules(params, config.optimizer.rules)).items()}
     for path, rate in rates.items():
         if path.startswith("decoder/"):
             assert rate == (1.0 if "cross_attention" in path else 0.1), path
 
 
-def flat_paths(name: str) -> set[str]:
-    return set(traverse_util.flatten_dict(shapes_of(name), sep="/"))
+def list_paths(name: str) -> set[str]:
+    """Returns the paths of all parameters of the model of a config."""
+    return set(traverse_util.flatten_dict(compute_shapes(name), sep="/"))
 
 
 def test_the_stored_config_equals_the_config(tmp_path: Path):
-    """`evaluate` and `caption` read the stored config: equal, locked, and with types that flags can override."""
+    """The stored config, which `evaluate` and `caption` read, is locked and has the types that flags override."""
     from etils import epath
 
     from caption_jax.runs.description import ModelSettings, RunDescription
@@ -146,7 +147,7 @@ def test_the_stored_config_equals_the_config(tmp_path: Path):
     from input_pipeline.images import Preprocessing
     from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
-    config = named_config("flickr8k")
+    config = load_config("flickr8k")
     tokenizer = Tokenizer.train(["a dog", "a dog"], 300)
     model_settings = ModelSettings(5, 22, {"padding": "same", "norm_epsilon": 1e-3})
     write_description(
@@ -160,8 +161,8 @@ def test_the_stored_config_equals_the_config(tmp_path: Path):
     assert stored.optimizer.rules == config.optimizer.rules
 
 
-def test_keys_missing_in_a_stored_config_have_their_defaults(tmp_path: Path):
-    values = named_config("shapes").to_dict()
+def test_keys_missing_from_a_stored_config_have_their_defaults(tmp_path: Path):
+    values = load_config("shapes").to_dict()
     del values["train"]["patience"], values["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_spec(tmp_path) == RunSpec.from_config(named_config("shapes"))
+    assert read_spec(tmp_path) == RunSpec.from_config(load_config("shapes"))

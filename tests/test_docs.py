@@ -1,4 +1,4 @@
-"""The documents mention only existing files, modules, classes, config keys and sections, and their code runs."""
+"""Documents mention only existing files, modules, classes, config keys and headings, and their examples run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from doc_examples import EXTENDING, python_blocks
+from doc_examples import EXTENDING, read_python_blocks
 from ml_collections import ConfigDict
 from small_run import ROOT
 
@@ -23,40 +23,41 @@ from caption_jax.specs import RunSpec
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGES = ("caption_jax", "input_pipeline", "benchmarks")
 FOLDERS = (*PACKAGES, "configs", "tests")
-EXAMPLES = "own/"  # files of docs/extending.md
-READERS_OWN = ["config", "WORKDIR", "pil_image", "array"]  # names that examples assume
+EXAMPLE_PREFIX = "own/"  # example files of docs/extending.md
+ASSUMED_NAMES = ["config", "WORKDIR", "pil_image", "array"]  # examples leave their definition to the reader
 
 
 @functools.cache
-def sources() -> dict[Path, ast.Module]:
+def parse_sources() -> dict[Path, ast.Module]:
+    """Returns the syntax trees of all Python files."""
     paths = [ROOT / "main.py", *(path for folder in FOLDERS for path in sorted((ROOT / folder).rglob("*.py")))]
     return {path: ast.parse(path.read_text(encoding="utf-8")) for path in paths}
 
 
-def quoted(text: str) -> str:
-    """The text in backticks outside code blocks, one item per line."""
+def extract_inline_code(text: str) -> str:
+    """Returns the inline code of a Markdown text, one span per line."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     return "\n".join(re.findall(r"`([^`\n]+)`", prose))
 
 
-def missing_files(text: str) -> list[str]:
-    """Paths of Python files in backticks that are in neither the checkout nor `caption_jax`, except configs."""
-    names = {path.name for path in sources()}
+def find_missing_files(text: str) -> list[str]:
+    """Returns configs, and Python files in inline code relative to the root or `caption_jax`, that do not exist."""
+    names = {path.name for path in parse_sources()}
     missing = [path for path in re.findall(r"configs/\w+\.py", text) if not (ROOT / path).is_file()]
-    for path in re.findall(r"[\w/.-]+\.py\b", quoted(text)):
+    for path in re.findall(r"[\w/.-]+\.py\b", extract_inline_code(text)):
         exists = (ROOT / path).is_file() or (ROOT / "caption_jax" / path).is_file() if "/" in path else path in names
-        if not exists and not path.startswith(EXAMPLES):
+        if not exists and not path.startswith(EXAMPLE_PREFIX):
             missing.append(path)
     return missing
 
 
-def missing_names(text: str) -> list[str]:
-    """Dotted names, `caption_jax.module.Class` or `caption_jax.module:Class`, that do not exist."""
+def find_missing_names(text: str) -> list[str]:
+    """Returns names such as `caption_jax.module.Class` or `caption_jax.module:Class` that do not exist."""
     pattern = rf"(?<![\w/])(?:{'|'.join(PACKAGES)})(?:\.\w+)+(?::\w+)?(?!/)"
-    return [name for name in dict.fromkeys(re.findall(pattern, text)) if not resolves(name)]
+    return [name for name in dict.fromkeys(re.findall(pattern, text)) if not name_exists(name)]
 
 
-def resolves(name: str) -> bool:
+def name_exists(name: str) -> bool:
     module, *attributes = name.replace(":", ".").split(".")
     while attributes and is_module(f"{module}.{attributes[0]}"):
         module = f"{module}.{attributes.pop(0)}"
@@ -75,19 +76,20 @@ def is_module(name: str) -> bool:
         return False
 
 
-def missing_members(text: str) -> list[str]:
-    """`Class.member` in backticks that no class of this project has."""
-    named = re.findall(r"\b[A-Z]\w*[a-z]\w*\.\w+", quoted(text))
-    return [name for name in named if name not in all_members()]
+def find_missing_members(text: str) -> list[str]:
+    """Returns names such as `Class.member` in inline code that no class of this project has."""
+    names = re.findall(r"\b[A-Z]\w*[a-z]\w*\.\w+", extract_inline_code(text))
+    return [name for name in names if name not in collect_members()]
 
 
 @functools.cache
-def all_members() -> frozenset[str]:
-    return frozenset(f"{cls}.{member}" for tree in sources().values() for cls, member in members(tree))
+def collect_members() -> frozenset[str]:
+    """Returns `Class.member` for all members of all classes of this project."""
+    return frozenset(f"{cls}.{member}" for tree in parse_sources().values() for cls, member in iterate_members(tree))
 
 
-def members(tree: ast.Module) -> Iterator[tuple[str, str]]:
-    """Classes, each with its methods, fields and annotated attributes."""
+def iterate_members(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Yields the class and the name of every method, field and annotated attribute."""
     for cls in ast.walk(tree):
         if isinstance(cls, ast.ClassDef):
             for node in ast.walk(cls):
@@ -97,8 +99,8 @@ def members(tree: ast.Module) -> Iterator[tuple[str, str]]:
                     yield cls.name, ast.unparse(node.target).removeprefix("self.")
 
 
-def missing_keys(text: str) -> list[str]:
-    """Keys `config.section.key` that a config does not have."""
+def find_missing_keys(text: str) -> list[str]:
+    """Returns keys such as `config.section.key` that a config does not have."""
     keys = set(re.findall(r"(?<![\w/])config((?:\.[a-z_]+)+)\b(?![\w/(])", text)) - {".json"}
     return [f"config{key}" for key in sorted(keys) if not has_key(default_config(), key)]
 
@@ -112,35 +114,36 @@ def has_key(config: ConfigDict, key: str) -> bool:
     return True
 
 
-def broken_links(document: Path, text: str) -> list[str]:
-    """Links to missing files or headings."""
+def find_broken_links(document: Path, text: str) -> list[str]:
+    """Returns links to files or headings that do not exist."""
     broken = []
     for link in re.findall(r"\]\(([^)\s]+)\)", text):
-        path, _, section = link.partition("#")
+        path, _, anchor = link.partition("#")
         target = document.parent / path if path else document
-        if "://" not in link and not (target.exists() and (not section or section in anchors(target))):
+        if "://" not in link and not (target.exists() and (not anchor or anchor in read_anchors(target))):
             broken.append(link)
     return broken
 
 
-def anchors(document: Path) -> set[str]:
-    """The anchors of headings on GitHub."""
+def read_anchors(document: Path) -> set[str]:
+    """Returns the anchors that GitHub gives to the headings of a document."""
     headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), flags=re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-def faults(document: Path, text: str) -> list[str]:
-    checks = (missing_files, missing_names, missing_members, missing_keys)
-    return [*(fault for check in checks for fault in check(text)), *broken_links(document, text)]
+def find_errors(document: Path, text: str) -> list[str]:
+    """Returns everything that the text of a document mentions but that does not exist."""
+    checks = (find_missing_files, find_missing_names, find_missing_members, find_missing_keys)
+    return [*(error for check in checks for error in check(text)), *find_broken_links(document, text)]
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_everything_that_a_document_mentions_exists(document):
-    assert not faults(document, document.read_text(encoding="utf-8"))
+def test_documents_mention_only_what_exists(document):
+    assert not find_errors(document, document.read_text(encoding="utf-8"))
 
 
-def test_missing_items_are_detected():
-    wrong = [
+def test_missing_files_names_keys_and_links_are_detected():
+    missing = [
         "caption_jax/training/lop.py",
         "lop.py",
         "caption_jax.training.lop",
@@ -149,30 +152,30 @@ def test_missing_items_are_detected():
         "config.data.bach_size",
         "training.md#nowhere",
     ]
-    text = " ".join(f"`{name}`" for name in wrong[:-1]) + f" [there]({wrong[-1]}) `RunSpec.from_config` `loop.py`"
-    assert faults(ROOT / "docs" / "data.md", text) == wrong
+    text = " ".join(f"`{name}`" for name in missing[:-1]) + f" [link]({missing[-1]}) `RunSpec.from_config` `loop.py`"
+    assert find_errors(ROOT / "docs" / "data.md", text) == missing
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_examples_import_the_names_they_use(document):
     command = [sys.executable, "-m", "ruff", "check", "--isolated", "--quiet", "--select=F821"]
-    command += ["--config", f"builtins = {READERS_OWN}", "--stdin-filename=example.py", "-"]
-    for code in python_blocks(document):
+    command += ["--config", f"builtins = {ASSUMED_NAMES}", "--stdin-filename=example.py", "-"]
+    for code in read_python_blocks(document):
         process = subprocess.run(command, input=code, capture_output=True, text=True, check=False)
         assert process.returncode == 0, process.stdout + process.stderr
 
 
-def test_configs_of_the_examples_are_valid():
-    configs = [code for code in python_blocks(EXTENDING) if "def get_config" in code]
-    for code in configs:
-        scope: dict = {}
-        exec(code, scope)
-        spec = RunSpec.from_config(scope["get_config"]())
+def test_example_configs_are_valid():
+    examples = [code for code in read_python_blocks(EXTENDING) if "def get_config" in code]
+    for code in examples:
+        namespace: dict = {}
+        exec(code, namespace)
+        spec = RunSpec.from_config(namespace["get_config"]())
         assert spec != RunSpec()
-    assert len(configs) == 3
+    assert len(examples) == 3
 
 
-def test_every_example_class_is_in_a_file(example_files):
-    assert len(example_files) == sum("class " in code for code in python_blocks(EXTENDING))
-    for name in example_files:
-        importlib.import_module(name.removesuffix(".py").replace("/", "."))
+def test_every_example_class_is_in_an_importable_file(example_files):
+    assert len(example_files) == sum("class " in code for code in read_python_blocks(EXTENDING))
+    for path in example_files:
+        importlib.import_module(path.removesuffix(".py").replace("/", "."))

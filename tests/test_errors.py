@@ -1,4 +1,4 @@
-"""Errors of a command: one line if the user can fix it, a traceback if the program has a bug."""
+"""Commands report errors that the user can fix in one line, and other errors with a traceback."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
 
 
-def caught(call) -> Exception:
+def capture_error(call) -> Exception:
     with pytest.raises(Exception) as info:
         call()
     return info.value
 
 
-def test_a_user_error_gives_its_message(tmp_path):
+def test_the_message_of_a_user_error_is_reported(tmp_path):
     config = default_config()
     config.optimizer.name = "nothing"
-    assert "'nothing'" in user_message(caught(lambda: RunSpec.from_config(config)))
+    assert "'nothing'" in user_message(capture_error(lambda: RunSpec.from_config(config)))
     (tmp_path / "results.json").write_text("{")
-    error = caught(lambda: read_results(tmp_path / "results.json"))  # caused by another error
+    error = capture_error(lambda: read_results(tmp_path / "results.json"))  # raised from a DataError
     assert user_message(error) == str(error)
 
 
-def test_user_errors_are_found_through_their_causes():
-    user_error = caught(lambda: compute_dtype("nothing"))
+def test_a_user_error_is_reported_if_it_is_a_cause():
+    user_error = capture_error(lambda: compute_dtype("nothing"))
 
-    def wrap():
+    def raise_chained_errors():
         try:
             raise OSError("there is no config") from user_error
         except OSError as error:
             raise RuntimeError("a worker failed") from error
 
-    assert user_message(caught(wrap)) == str(user_error)
+    assert user_message(capture_error(raise_chained_errors)) == str(user_error)
 
 
-def test_a_check_of_a_backbone_names_the_key():
+def test_errors_of_a_backbone_name_the_config_key():
     config = default_config()
     config.model.encoder.variant = "b99"
     with pytest.raises(errors.ConfigError, match=r"config\.model\.encoder: there is no EfficientNet variant 'b99'"):
@@ -54,13 +54,13 @@ def test_a_check_of_a_backbone_names_the_key():
 
 
 def test_other_errors_keep_their_traceback(tmp_path):
-    assert user_message(caught(lambda: (tmp_path / "none.json").read_text())) is None
-    assert user_message(caught(lambda: default_config().nothing)) is None
-    assert user_message(caught(lambda: get_variant("b99"))) is None  # a plain ValueError, because of a wrong call
+    assert user_message(capture_error(lambda: (tmp_path / "none.json").read_text())) is None
+    assert user_message(capture_error(lambda: default_config().nothing)) is None
+    assert user_message(capture_error(lambda: get_variant("b99"))) is None  # a ValueError, not a UserError
 
 
 @pytest.mark.parametrize(
-    ("kind", "builtin"),
+    ("error_class", "builtin_class"),
     [
         (errors.ConfigError, ValueError),
         (errors.DataError, ValueError),
@@ -73,13 +73,13 @@ def test_other_errors_keep_their_traceback(tmp_path):
         (ImageSetError, ValueError),
     ],
 )
-def test_each_kind_is_a_builtin_error(kind, builtin):
-    error = pickle.loads(pickle.dumps(kind("a/b.json is missing")))  # as in a worker process
-    assert isinstance(error, builtin) and isinstance(error, errors.UserError)
+def test_user_errors_are_builtin_errors_and_can_be_pickled(error_class, builtin_class):
+    error = pickle.loads(pickle.dumps(error_class("a/b.json is missing")))  # workers pickle their errors
+    assert isinstance(error, builtin_class) and isinstance(error, errors.UserError)
     assert str(error) == "a/b.json is missing"
 
 
-def test_a_command_prints_one_line(tmp_path):
+def test_a_command_reports_a_user_error_in_one_line(tmp_path):
     command = [sys.executable, "main.py", "--mode=caption", f"--workdir={tmp_path / 'none'}", "photo.jpg"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 1

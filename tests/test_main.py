@@ -1,4 +1,4 @@
-"""The command line from images to captions, run like `python main.py`."""
+"""Training, evaluation and captioning with `python main.py`."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from caption_jax.metrics import read_results
 from caption_jax.runs.workdir import RunDescription
 from caption_jax.telemetry.metrics_file import read_metrics
 
-SMALL = ROOT / "tests" / "small_run.py"
+CONFIG = ROOT / "tests" / "small_run.py"
 
 
 def test_training_writes_the_documented_files(small_workdir):
-    rows = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs" / "workdir.md").read_text(), flags=re.MULTILINE)
-    names = [name for name in rows if "." in name or name.endswith("/")]
+    first_column = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs" / "workdir.md").read_text(), flags=re.MULTILINE)
+    names = [name for name in first_column if "." in name or name.endswith("/")]
     assert len(names) >= 10
     optional = {"profile/", "features/<key>/", "objectives/<label>.npz"}
-    for name in set(names) - optional - {"compile_cache/"}:  # tests use another compile cache
+    for name in set(names) - optional - {"compile_cache/"}:  # tests use a compilation cache outside the workdir
         pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val")
         assert list(small_workdir.glob(pattern)), name
     assert [path.stat().st_size > 0 for path in (small_workdir / "tensorboard").glob("events.*")] == [True]
@@ -36,7 +36,7 @@ def test_training_writes_the_documented_files(small_workdir):
         assert plot.width > 300
 
 
-def test_training_logs_every_interval_once(small_workdir):
+def test_training_logs_each_interval_once(small_workdir):
     rows = read_metrics(small_workdir / "metrics.jsonl")
     assert [(row.step, row.split) for row in rows] == [*((step, "train") for step in range(20, 161, 20)), (160, "val")]
     losses = [row.values["loss"] for row in rows[:3]]
@@ -44,7 +44,7 @@ def test_training_logs_every_interval_once(small_workdir):
     assert rows[2].values["unreadable_images"] == 0
 
 
-def test_the_evaluation_has_metrics_protocol_and_step(small_workdir):
+def test_evaluation_results_contain_metrics_intervals_and_protocol(small_workdir):
     results = json.loads((small_workdir / "eval_val.json").read_text())
     assert set(results) == {"split", "step", "metrics", "intervals", "absent", "diversity", "protocol", "images"}
     assert (results["split"], results["step"]) == ("val", 160)
@@ -65,7 +65,7 @@ def test_captions_are_in_the_coco_results_format(small_workdir):
     assert all("box" in caption for caption in captions.values())
 
 
-def test_evaluate_uses_the_stored_config_and_separate_files_for_blank_images(small_workdir, capsys):
+def test_evaluate_mode_writes_results_of_each_split_and_of_blank_images_to_separate_files(small_workdir, capsys):
     before = (small_workdir / "eval_val.json").read_text()
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test") == 0
     output = capsys.readouterr().out
@@ -73,7 +73,7 @@ def test_evaluate_uses_the_stored_config_and_separate_files_for_blank_images(sma
     assert re.search(r"METEOR +absent: left out of the tests", output)
     assert re.search(r"CIDEr-D +\d\.\d+ +\[\d\.\d+, \d\.\d+\]", output) and re.search(r"novel +\d\.\d+", output)
     report = (small_workdir / "report_test.html").read_text()
-    assert report.count("<img") > 4 + 2 * 3  # cards, and attention maps of two captions
+    assert report.count("<img") > 4 + 2 * 3  # images, and attention maps of two captions
     assert "10.png" in report and "<svg" in report
     assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank") == 0
     assert "val split: 2 images (blank)" in capsys.readouterr().out
@@ -85,47 +85,46 @@ def test_evaluate_uses_the_stored_config_and_separate_files_for_blank_images(sma
     assert not (small_workdir / "report_val_blank.html").exists()
 
 
-def test_evaluate_applies_and_reports_decoding_overrides(small_workdir, capsys):
+def test_evaluate_mode_applies_and_reports_decoding_overrides(small_workdir, capsys):
     beam = ["--config.decode.method=beam", "--config.decode.num_beams=2", "--config.decode.prefix=on the"]
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=test", *beam) == 0
     protocol = "beam alpha=0.0 length_penalty=power max_length=10 num_beams=2 prefix=on the"
     assert f"decoding: {protocol}" in capsys.readouterr().out
     captions = read_results(small_workdir / "captions_test.json")
     assert all(caption.startswith("on the") for caption in captions.values())
-    report = (small_workdir / "report_test.html").read_text()
-    assert protocol in report
+    assert protocol in (small_workdir / "report_test.html").read_text()
 
 
-def test_a_moved_model_can_replace_its_workdir(small_workdir, small_images, tmp_path, capsys):
+def test_a_copied_model_folder_can_be_used_as_a_workdir(small_workdir, small_images, tmp_path, capsys):
     model = shutil.copytree(next(small_workdir.glob("model-*")), tmp_path / "boxes")
-    lines = []
+    outputs = []
     for folder in (small_workdir, model):
         assert run_main("--mode=caption", f"--workdir={folder}", small_images / "images" / "10.png") == 0
-        lines.append(capsys.readouterr().out)
-    assert lines[0] == lines[1] and "box" in lines[0]
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1] and "box" in outputs[0]
     assert run_main("--mode=evaluate", f"--workdir={model}") == 0
     assert read_results(model / "captions_val.json") == read_results(small_workdir / "captions_val.json")
 
 
-def test_an_unknown_split_lists_the_available_ones(small_workdir):
+def test_the_error_for_an_unknown_split_lists_the_splits(small_workdir):
     with pytest.raises(ValueError, match=r"no split 'dev'; the dataset has train \(8\), val \(2\), test \(2\)"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", "--split=dev")
 
 
-def test_caption_accepts_paths_patterns_and_folders(small_workdir, small_images, capsys):
+def test_caption_mode_accepts_paths_patterns_and_folders(small_workdir, small_images, capsys):
     images = small_images / "images"
     status = run_main("--mode=caption", f"--workdir={small_workdir}", images / "03.png", images / "0[01].png", images)
     lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
     assert status == 0
-    assert [Path(path).stem for path, _ in lines] == ["03", "00", "01", *(f"{n:02d}" for n in range(12))]
+    assert [Path(path).stem for path, _ in lines] == ["03", "00", "01", *(f"{number:02d}" for number in range(12))]
     captions = {}
     for path, caption in lines:
         assert captions.setdefault(path, caption) == caption and "box" in caption
 
 
 @pytest.fixture
-def separate_cache(tmp_path):
-    """A folder of compiled programs that no other test writes to."""
+def empty_cache(tmp_path):
+    """An empty compilation cache."""
     import jax
     from jax.experimental.compilation_cache import compilation_cache
 
@@ -137,46 +136,46 @@ def separate_cache(tmp_path):
     compilation_cache.reset_cache()
 
 
-def test_a_second_start_of_caption_does_not_compile_or_trace(small_workdir, small_images, separate_cache, monkeypatch):
-    caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
-    assert run_main(*caption) == 0
-    compiled = sorted(path.name for path in separate_cache.iterdir() if not path.name.endswith("-atime"))
-    assert any(re.fullmatch(r"caption-[0-9a-f]{32}\.stablehlo", name) for name in compiled)
+def test_a_second_caption_command_does_not_compile_or_trace(small_workdir, small_images, empty_cache, monkeypatch):
+    arguments = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
+    assert run_main(*arguments) == 0
+    cached = sorted(path.name for path in empty_cache.iterdir() if not path.name.endswith("-atime"))
+    assert any(re.fullmatch(r"caption-[0-9a-f]{32}\.stablehlo", name) for name in cached)
     monkeypatch.setattr(RunDescription, "model", lambda self: pytest.fail("the model was built to be traced"))
-    assert run_main(*caption) == 0
-    assert sorted(path.name for path in separate_cache.iterdir() if not path.name.endswith("-atime")) == compiled
+    assert run_main(*arguments) == 0
+    assert sorted(path.name for path in empty_cache.iterdir() if not path.name.endswith("-atime")) == cached
 
 
-def test_caption_as_json_lines_with_other_decoding(small_workdir, small_images, capsys):
+def test_caption_mode_writes_json_lines_and_applies_decoding_overrides(small_workdir, small_images, capsys):
     arguments = ["--mode=caption", "--format=jsonl", "--checkpoint=last", "--config.decode.max_length=4"]
     arguments.append("--config.decode.prefix=on the")
     assert run_main(*arguments, f"--workdir={small_workdir}", small_images / "images" / "00.png") == 0
     (line,) = capsys.readouterr().out.splitlines()
-    results = json.loads(line)
-    assert set(results) >= {"path", "caption", "log_prob", "tokens"}
-    assert 0 < len(results["tokens"]) <= 3 and "".join(results["tokens"]).strip() == results["caption"]
-    assert results["log_prob"] < 0 and results["caption"].startswith("on the")
+    result = json.loads(line)
+    assert set(result) >= {"path", "caption", "log_prob", "tokens"}
+    assert 0 < len(result["tokens"]) <= 3 and "".join(result["tokens"]).strip() == result["caption"]
+    assert result["log_prob"] < 0 and result["caption"].startswith("on the")
 
 
-def test_the_exit_status_of_caption_reports_skipped_images(small_workdir, small_images, tmp_path, capsys):
-    caption = ["--mode=caption", f"--workdir={small_workdir}"]
-    assert run_main(*caption, tmp_path / "none.jpg", small_images / "images" / "00.png") == 1
+def test_the_exit_status_of_caption_mode_reports_skipped_images(small_workdir, small_images, tmp_path, capsys):
+    arguments = ["--mode=caption", f"--workdir={small_workdir}"]
+    assert run_main(*arguments, tmp_path / "none.jpg", small_images / "images" / "00.png") == 1
     output = capsys.readouterr()
     assert len(output.out.splitlines()) == 1 and "none.jpg: no such file" in output.err
-    assert run_main(*caption, tmp_path, str(tmp_path / "*.jpg")) == 2
-    assert run_main(*caption) == 2
+    assert run_main(*arguments, tmp_path, str(tmp_path / "*.jpg")) == 2
+    assert run_main(*arguments) == 2
     assert "no images" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems reject file names that are not UTF-8")
-def test_caption_accepts_a_name_that_is_not_utf8(small_workdir, small_images, tmp_path, capfdbinary):
-    name = os.fsencode(tmp_path) + b"/caf\xe9.png"
-    shutil.copy(small_images / "images" / "00.png", name)
-    caption = ["--mode=caption", f"--workdir={small_workdir}", tmp_path]
-    assert run_main(*caption) == 0
-    assert capfdbinary.readouterr().out.split(b"\t")[0] == name
-    assert run_main(*caption, "--format=jsonl") == 0
-    assert os.fsencode(json.loads(capfdbinary.readouterr().out)["path"]) == name
+def test_caption_mode_accepts_file_names_that_are_not_utf8(small_workdir, small_images, tmp_path, capfdbinary):
+    path = os.fsencode(tmp_path) + b"/caf\xe9.png"
+    shutil.copy(small_images / "images" / "00.png", path)
+    arguments = ["--mode=caption", f"--workdir={small_workdir}", tmp_path]
+    assert run_main(*arguments) == 0
+    assert capfdbinary.readouterr().out.split(b"\t")[0] == path
+    assert run_main(*arguments, "--format=jsonl") == 0
+    assert os.fsencode(json.loads(capfdbinary.readouterr().out)["path"]) == path
 
 
 def test_a_captioner_accepts_all_image_types(small_workdir, small_images):
@@ -185,13 +184,13 @@ def test_a_captioner_accepts_all_image_types(small_workdir, small_images):
         image = opened.copy()
     captioner = caption_jax.load(str(small_workdir))
     with quick_compilation():
-        first, *others = captioner.caption([path, str(path), image, np.array(image), path.read_bytes()])
-        alone = captioner.caption([image])[0]
-    assert "box" in first.text and first.log_prob < 0
-    for other in others:
-        assert (other.text, other.tokens) == (first.text, first.tokens)
-        assert other.log_prob == pytest.approx(first.log_prob, abs=1e-5)
-    assert alone.text == first.text and alone.log_prob == pytest.approx(first.log_prob, abs=1e-4)
+        expected, *captions = captioner.caption([path, str(path), image, np.array(image), path.read_bytes()])
+        (single,) = captioner.caption([image])
+    assert "box" in expected.text and expected.log_prob < 0
+    for caption in captions:
+        assert (caption.text, caption.tokens) == (expected.text, expected.tokens)
+        assert caption.log_prob == pytest.approx(expected.log_prob, abs=1e-5)
+    assert single.text == expected.text and single.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
     assert captioner.caption([]) == []
     with pytest.raises(TypeError, match="takes a list of images"):
         captioner.caption(str(path))
@@ -200,35 +199,33 @@ def test_a_captioner_accepts_all_image_types(small_workdir, small_images):
 @pytest.mark.parametrize(
     ("argument", "suggestion"), [("--config.data.bach_size=8", "batch_size"), ("--config.dta.batch_size=8", "data")]
 )
-def test_an_unknown_key_suggests_a_similar_one(tmp_path, small_images, argument, suggestion):
+def test_the_error_for_an_unknown_config_flag_suggests_a_key(tmp_path, small_images, argument, suggestion):
     with pytest.raises((AttributeError, KeyError), match=f'Did you mean "{suggestion}"'):
-        run_main(f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", f"--config.data.root={small_images}", argument)
+        run_main(f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", f"--config.data.root={small_images}", argument)
     assert not (tmp_path / "run").exists()
 
 
-def test_a_misspelt_key_in_a_config_file_suggests_a_similar_one(tmp_path):
-    file = tmp_path / "custom.py"
+def test_the_error_for_an_unknown_key_in_a_config_file_suggests_a_key(tmp_path):
+    path = tmp_path / "custom.py"
     lines = ["from caption_jax.config import default_config", "", "def get_config():", "    config = default_config()"]
-    file.write_text("\n".join([*lines, "    config.optimizer.lerning_rate = 1.0", "    return config", ""]))
+    path.write_text("\n".join([*lines, "    config.optimizer.lerning_rate = 1.0", "    return config", ""]))
     with pytest.raises(AttributeError, match='Did you mean "learning_rate"'):
-        run_main(f"--config={file}", f"--workdir={tmp_path / 'run'}")
+        run_main(f"--config={path}", f"--workdir={tmp_path / 'run'}")
 
 
-def test_a_folder_that_is_not_a_workdir_is_reported(tmp_path):
+def test_a_folder_that_is_not_a_workdir_is_rejected(tmp_path):
     with pytest.raises(OSError, match=f"config.json is missing: {tmp_path} is not the workdir of a training run"):
         run_main("--mode=caption", f"--workdir={tmp_path}", "a.jpg")
 
 
 @pytest.mark.slow
-def test_in_a_separate_process(small_workdir, small_images, compile_cache, tmp_path):
-    """Exit status and output streams, and errors for stray arguments and missing flags."""
-
+def test_the_command_has_the_documented_streams_and_exit_statuses(small_workdir, small_images, compile_cache, tmp_path):
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache)}
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
 
-    (tmp_path / "broken.jpg").write_text("no image")
+    (tmp_path / "broken.jpg").write_text("not an image")
     process = run("--mode=caption", f"--workdir={small_workdir}", "broken.jpg", small_images / "images" / "00.png")
     assert process.returncode == 1, process.stderr
     assert [line.split("\t")[0] for line in process.stdout.splitlines()] == [str(small_images / "images" / "00.png")]
@@ -236,10 +233,10 @@ def test_in_a_separate_process(small_workdir, small_images, compile_cache, tmp_p
     assert not (tmp_path / "compile_cache").exists()
     images = " ".join([str(small_images / "images")] * 2)
     command = f"{sys.executable} {ROOT / 'main.py'} --mode=caption --workdir={small_workdir} {images}"
-    closed = subprocess.run(
+    piped = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {command} | head -c 1"], capture_output=True, text=True, check=False
     )
-    assert (closed.returncode, len(closed.stdout)) == (141, 1) and "Traceback" not in closed.stderr
-    rejected = run("--mode=train", f"--config={SMALL}", f"--workdir={tmp_path / 'run'}", "stray.jpg")
+    assert (piped.returncode, len(piped.stdout)) == (141, 1) and "Traceback" not in piped.stderr
+    rejected = run("--mode=train", f"--config={CONFIG}", f"--workdir={tmp_path / 'run'}", "stray.jpg")
     assert rejected.returncode == 2 and "takes no arguments" in rejected.stderr and "Traceback" not in rejected.stderr
     assert "--workdir" in run("--mode=evaluate").stderr

@@ -1,4 +1,4 @@
-"""The package: light imports and consistent packaging files."""
+"""Import dependencies, contents of the wheel and consistency of packaging files."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ CONSTRAINTS = [
 ]
 
 
-def imported_by(statement: str) -> set[str]:
-    """Top-level modules that a new interpreter has loaded after `statement`."""
+def find_imported_modules(statement: str) -> set[str]:
+    """Returns the top-level modules that a new interpreter has loaded after running a statement."""
     code = f"{statement}\nimport sys; print(*sorted({{name.partition('.')[0] for name in sys.modules}}))"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
@@ -35,7 +35,7 @@ def imported_by(statement: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("statement", "absent"),
+    ("statement", "unwanted"),
     [
         ("import caption_jax; dir(caption_jax)", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
         ("import caption_jax.cli.command", {"jax", "flax", "tensorflow", "transformers", "numpy"}),
@@ -64,11 +64,11 @@ def imported_by(statement: str) -> set[str]:
         ("import caption_jax.telemetry.metrics_file, caption_jax.telemetry.clock", {"clu", "tensorflow"}),
     ],
 )
-def test_imports_are_light(statement, absent):
-    assert not imported_by(statement) & absent
+def test_imports_do_not_load_unused_packages(statement, unwanted):
+    assert not find_imported_modules(statement) & unwanted
 
 
-def test_a_wheel_has_every_file_of_the_package():
+def test_all_data_files_are_in_package_data():
     """Setuptools adds modules automatically, but other files only if pyproject.toml lists them."""
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     packaged = {
@@ -86,7 +86,7 @@ def test_a_wheel_has_every_file_of_the_package():
     assert files == packaged and ROOT / "caption_jax/evaluation/report/html/templates/report.html.j2" in packaged
 
 
-def test_a_wheel_has_the_configs_the_types_and_the_version(tmp_path):
+def test_a_wheel_contains_configs_and_type_markers_and_has_the_version(tmp_path):
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split("\0")[:-1]:
         if name.startswith(("caption_jax/", "input_pipeline/", "configs/")) or "/" not in name:
@@ -106,27 +106,28 @@ def test_a_wheel_has_the_configs_the_types_and_the_version(tmp_path):
     files = {str(path.relative_to(tmp_path / "site")) for path in (tmp_path / "site").rglob("*") if path.is_file()}
     assert {"caption_jax/py.typed", "input_pipeline/py.typed"} <= files
     assert {f"caption_jax/{path.relative_to(ROOT)}" for path in (ROOT / "configs").glob("*.py")} <= files
-    use = (
+    script = (
         "from caption_jax.config_files import find_config; from caption_jax.configs import folder_search; "
         "print(find_config('configs/coco.py')); print(folder_search.__file__); folder_search.get_config()"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
     process = subprocess.run(
-        [sys.executable, "-c", use], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
     assert process.returncode == 0, process.stderr
     configs = tmp_path / "site" / "caption_jax" / "configs"
     assert process.stdout.splitlines() == [str(configs / "coco.py"), str(configs / "folder_search.py")]
 
 
-def test_every_public_name_exists():
+def test_public_names_exist():
     for name in caption_jax.__all__:
         assert getattr(caption_jax, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'captoin'"):
         caption_jax.captoin  # noqa: B018
 
 
-def requirements() -> list[Requirement]:
+def read_requirements() -> list[Requirement]:
+    """Returns the requirements of the package and of all extras."""
     groups = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
     parsed = [Requirement(text) for group in groups for text in group]
     return [requirement for requirement in parsed if requirement.name != PROJECT["name"]]
@@ -136,13 +137,13 @@ def test_constraints_pin_one_release_per_requirement():
     pins = {}
     for line in CONSTRAINTS:
         match = re.fullmatch(r"([a-z0-9-]+)==([0-9][0-9a-z.]*)", line)
-        assert match, f"constraints.txt: {line!r} is not a plain pin"
+        assert match, f"constraints.txt: {line!r} is not of the form name==version"
         assert match[1] not in pins, f"constraints.txt pins {match[1]} twice"
         pins[match[1]] = match[2]
-    for requirement in requirements():
+    for requirement in read_requirements():
         pin = pins.get(canonicalize_name(requirement.name))
-        assert pin is not None, f"constraints.txt lacks {requirement.name}"
-        assert requirement.specifier.contains(pin), f"constraints.txt has {requirement.name} {pin}: {requirement}"
+        assert pin is not None, f"constraints.txt does not pin {requirement.name}"
+        assert requirement.specifier.contains(pin), f"constraints.txt: {pin} does not satisfy {requirement}"
 
 
 @pytest.mark.parametrize(
@@ -153,15 +154,15 @@ def test_constraints_pin_one_release_per_requirement():
         ("darwin", "arm64", "tensorflow"),
     ],
 )
-def test_each_platform_gets_one_tensorflow(system, machine, package):
+def test_each_platform_requires_one_tensorflow_package(system, machine, package):
     platform = {"sys_platform": system, "platform_machine": machine}
-    installed = [
+    required = [
         requirement.name
         for requirement in map(Requirement, PROJECT["optional-dependencies"]["train"])
         if requirement.name in ("tensorflow", "tensorflow-cpu")
         and (requirement.marker is None or Marker(str(requirement.marker)).evaluate(platform))
     ]
-    assert installed == [package]
+    assert required == [package]
 
 
 def test_the_test_extra_does_not_require_torch():
@@ -169,35 +170,36 @@ def test_the_test_extra_does_not_require_torch():
     assert not names & {"torch", "torchvision", "timm"}
 
 
-def readme_commands() -> list[str]:
+def read_readme_commands() -> list[str]:
+    """Returns the README's commands that create a virtual environment."""
     return re.findall(r"^python3 -m venv .*$", README, flags=re.MULTILINE)
 
 
 def test_readme_has_one_command_to_train_and_one_to_test():
-    train, test = readme_commands()
+    train, test = read_readme_commands()
     assert "main.py --config=configs/shapes.py --workdir=" in train
     assert test.endswith("-m pytest")
     for command in (train, test):
         assert "-c constraints.txt" in command
     assert "-e '.[train]'" in train and "-e '.[test]'" in test
     for config in re.findall(r"configs/\w+\.py", README):
-        assert (ROOT / config).is_file(), f"README names {config}"
+        assert (ROOT / config).is_file(), f"README.md mentions {config}, which does not exist"
 
 
-def test_ci_runs_the_test_command_of_the_readme(tmp_path):
+def test_ci_runs_the_test_command_of_the_readme_and_fails_if_a_step_fails(tmp_path):
     """Runs .ci/run with fake commands that record their arguments."""
     script = (ROOT / ".ci" / "run").read_text()
     pattern = re.search(r"grep -E '([^']+)' README.md", script)[1]
-    assert re.findall(pattern, README, flags=re.MULTILINE) == [readme_commands()[1]]
+    assert re.findall(pattern, README, flags=re.MULTILINE) == [read_readme_commands()[1]]
     (tmp_path / "bin").mkdir()
     (tmp_path / "ci").mkdir()
     (tmp_path / "ci" / "run").write_text(script)
     (tmp_path / "README.md").write_text(README)
-    fake = tmp_path / "bin" / "python3"
-    fake.write_text(FAKE_PYTHON.format(log=tmp_path / "log", failing=tmp_path / "failing"))
-    fake.chmod(0o755)
+    fake_python = tmp_path / "bin" / "python3"
+    fake_python.write_text(FAKE_PYTHON.format(log=tmp_path / "log", failing=tmp_path / "failing"))
+    fake_python.chmod(0o755)
 
-    def run() -> tuple[int, list[str]]:
+    def run_ci() -> tuple[int, list[str]]:
         (tmp_path / "log").write_text("")
         environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "TMPDIR": str(tmp_path)}
         command = ["bash", str(tmp_path / "ci" / "run")]
@@ -206,21 +208,21 @@ def test_ci_runs_the_test_command_of_the_readme(tmp_path):
         )
         return process.returncode, (tmp_path / "log").read_text().splitlines()
 
-    status, calls = run()
+    status, calls = run_ci()
     assert status == 0
-    slow = "python -m pytest -m slow --durations=25"
-    assert calls[-3:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest", slow]
+    slow_tests = "python -m pytest -m slow --durations=25"
+    assert calls[-3:] == ["pip install -c constraints.txt -e .[test]", "python -m pytest", slow_tests]
     assert {"ruff check .", "ruff format --check ."} <= set(calls)
-    assert not list(tmp_path.glob("tmp.*")), "the environment still exists"
-    for failing in (
+    assert not list(tmp_path.glob("tmp.*")), ".ci/run did not delete its environment"
+    for command in (
         "python -m pytest",
-        slow,
+        slow_tests,
         "ruff check .",
         "ruff format --check .",
         "pip install -c constraints.txt -e .[test]",
     ):
-        (tmp_path / "failing").write_text(failing)
-        assert run()[0] != 0, f"{failing} failed and .ci/run did not"
+        (tmp_path / "failing").write_text(command)
+        assert run_ci()[0] != 0, f"{command} failed, but .ci/run succeeded"
 
 
 FAKE_PYTHON = """#!/bin/bash

@@ -1,4 +1,4 @@
-"""However a run is stopped, resuming it gives the same result as an uninterrupted run."""
+"""A resumed run gives the same result as an uninterrupted run, however it was stopped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ml_collections import ConfigDict
 from resume_run import (
     CHECKPOINT_EVERY,
     STEPS,
-    Runs,
+    RunLauncher,
     assert_same_result,
     assert_same_state,
     has_trained,
     is_writing,
+    list_saved_steps,
     log_path,
     read_rows,
-    list_saved_steps,
 )
 
 from caption_jax.runs.checkpoints import read_weights
@@ -35,32 +35,32 @@ from caption_jax.training.loop import train_and_evaluate
 
 
 @pytest.fixture(scope="module")
-def runs(small_images, compile_cache) -> Runs:
-    return Runs(small_images, compile_cache)
+def launcher(small_images, compile_cache) -> RunLauncher:
+    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture(scope="module")
-def uninterrupted_workdir(runs, tmp_path_factory) -> Path:
+def uninterrupted_workdir(launcher, tmp_path_factory) -> Path:
     workdir = tmp_path_factory.mktemp("runs") / "uninterrupted"
-    runs.complete(workdir)
+    launcher.complete(workdir)
     assert list_saved_steps(workdir)[-1] == STEPS
     assert [step for step, split, _ in read_rows(workdir) if split == "train"] == list(range(1, STEPS + 1))
     return workdir
 
 
 @pytest.mark.slow
-def test_killed_while_a_checkpoint_is_written(runs, uninterrupted_workdir, tmp_path):
+def test_a_run_killed_while_writing_a_checkpoint_resumes(launcher, uninterrupted_workdir, tmp_path):
     workdir = tmp_path / "run"
-    killed = runs.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
-    assert killed.returncode == -signal.SIGKILL
+    process = launcher.stop_when(workdir, is_writing(2 * CHECKPOINT_EVERY), signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
     assert CHECKPOINT_EVERY <= list_saved_steps(workdir)[-1] < STEPS
-    assert "resuming from step" in runs.complete(workdir)
+    assert "resuming from step" in launcher.complete(workdir)
     assert_same_result(workdir, uninterrupted_workdir)
 
 
 @pytest.mark.slow
-def test_killed_repeatedly_at_different_stages(runs, uninterrupted_workdir, tmp_path):
-    """A short version of `tests/long/test_kills.py`: each start resumes the run that was killed before."""
+def test_a_run_killed_several_times_resumes(launcher, uninterrupted_workdir, tmp_path):
+    """A short version of `tests/long/test_kills.py` with fixed times."""
     workdir = tmp_path / "run"
     for condition in (
         lambda folder: (folder / "config.json").exists(),  # before training
@@ -69,24 +69,24 @@ def test_killed_repeatedly_at_different_stages(runs, uninterrupted_workdir, tmp_
         has_trained(33),
         lambda folder: list_saved_steps(folder)[-1:] == [50],
     ):
-        runs.stop_when(workdir, condition, signal.SIGKILL)
-    assert f"resuming from step 50 of {STEPS}" in runs.complete(workdir)
+        launcher.stop_when(workdir, condition, signal.SIGKILL)
+    assert f"resuming from step 50 of {STEPS}" in launcher.complete(workdir)
     assert_same_result(workdir, uninterrupted_workdir)
 
 
 @pytest.mark.slow
-def test_a_terminated_run_saves_and_resumes_after_changing_a_key_that_does_not_affect_results(
-    runs, uninterrupted_workdir, tmp_path
+def test_a_terminated_run_saves_a_checkpoint_and_resumes_with_another_number_of_workers(
+    launcher, uninterrupted_workdir, tmp_path
 ):
     workdir = tmp_path / "run"
-    process = runs.stop_when(workdir, has_trained(12), signal.SIGTERM)
+    process = launcher.stop_when(workdir, has_trained(12), signal.SIGTERM)
     log = log_path(workdir).read_text()
     assert process.returncode == 0, log
     step = list_saved_steps(workdir)[-1]
     assert f"stop requested: saved step {step}" in log
     assert 12 <= step < STEPS and read_rows(workdir)[-1][0] == step
     assert not (workdir / "eval_val.json").exists()
-    log = runs.complete(workdir, "--config.data.workers=3")
+    log = launcher.complete(workdir, "--config.data.workers=3")
     assert "config.data.workers changed since this run was started: 1 -> 3" in log
     assert f"resuming from step {step} of {STEPS}" in log
     assert_same_result(workdir, uninterrupted_workdir)
@@ -94,30 +94,31 @@ def test_a_terminated_run_saves_and_resumes_after_changing_a_key_that_does_not_a
 
 @pytest.fixture
 def trained_workdir(small_workdir, tmp_path) -> Path:
-    """A copy of the finished run of `small_run`, which tests may modify."""
+    """A copy of the workdir of `small_run`, which the test may modify."""
     return Path(shutil.copytree(small_workdir, tmp_path / "trained", ignore=shutil.ignore_patterns("compile_cache")))
 
 
 @pytest.fixture
 def config(small_images) -> ConfigDict:
-    """The config of `small_run`."""
+    """The config of `small_run` with its data set."""
     config = small_run.get_config()
     config.data.root = str(small_images)
     return config
 
 
 def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_workdir, config):
-    middle, end = list_saved_steps(trained_workdir)
-    shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(end))
-    assert list_saved_steps(trained_workdir, "best")[-1] > middle  # later than the step from which the run resumes
+    previous_step, last_step = list_saved_steps(trained_workdir)
+    shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(last_step))
+    assert list_saved_steps(trained_workdir, "best")[-1] > previous_step  # written after the step of the resumed run
     with small_run.quick_compilation():  # like the uninterrupted run
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
-    assert list_saved_steps(trained_workdir) == [middle, end]
+    assert list_saved_steps(trained_workdir) == [previous_step, last_step]
     assert_same_state(trained_workdir, small_workdir)
     assert_model_is_best_checkpoint(trained_workdir)
 
 
 def assert_model_is_best_checkpoint(workdir: Path) -> None:
+    """Asserts that the model folder of a workdir has the weights of the best checkpoint."""
     loaded, best = read_model(workdir), read_weights(workdir)
     assert loaded.weights.step == best.step
     assert fingerprint(loaded.weights.variables) == fingerprint(unflatten_arrays(flatten_arrays(best.variables)))
@@ -128,7 +129,7 @@ def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
     assert_model_is_best_checkpoint(small_workdir)
 
 
-def test_a_resumed_run_of_an_older_release_writes_its_model(trained_workdir, config):
+def test_resuming_a_run_of_an_earlier_release_writes_its_model_folder(trained_workdir, config):
     shutil.rmtree(next(trained_workdir.glob("model-*")))
     (trained_workdir / "best_model.json").unlink()
     with small_run.quick_compilation():
@@ -137,7 +138,7 @@ def test_a_resumed_run_of_an_older_release_writes_its_model(trained_workdir, con
 
 
 @pytest.mark.slow
-def test_without_an_evaluation_the_last_model_is_loaded(config, tmp_path, compile_cache, small_images):
+def test_the_last_model_is_loaded_if_there_was_no_evaluation(config, tmp_path, compile_cache, small_images):
     data = Path(shutil.copytree(small_images, tmp_path / "data"))
     (data / "captions.csv").write_text((data / "captions.csv").read_text().replace(",val", ",train"))
     config.data.root = str(data)
@@ -147,7 +148,7 @@ def test_without_an_evaluation_the_last_model_is_loaded(config, tmp_path, compil
     assert {path.name for path in (tmp_path / "run").glob("model-*")} == {"model-3", "model-4"}
 
 
-def test_a_run_from_scratch_does_not_replace_a_model(trained_workdir, config):
+def test_a_run_without_checkpoints_does_not_replace_an_existing_model(trained_workdir, config):
     shutil.rmtree(trained_workdir / "checkpoints")
     config.train.log_every = 7
     before = (trained_workdir / "config.json").read_text()
@@ -156,27 +157,27 @@ def test_a_run_from_scratch_does_not_replace_a_model(trained_workdir, config):
     assert (trained_workdir / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_good_checkpoint(trained_workdir, config, profiled):
-    steps_before = list_saved_steps(trained_workdir)[-1]
+@pytest.mark.parametrize("is_profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_nonfinite_loss_stops_the_run_and_leaves_the_last_checkpoint(trained_workdir, config, is_profiled):
+    last_step = list_saved_steps(trained_workdir)[-1]
     config.optimizer.learning_rate = 1e30
-    config.train.update({"steps": steps_before + 9, "checkpoint_every": 1, "eval_every": 1})
-    config.train.profile.update({"start": steps_before, "steps": 100 if profiled else 0})
-    with pytest.raises(NonFiniteLossError, match=rf"step {steps_before + 1}: .*Images of the step: \['?0") as error:
+    config.train.update({"steps": last_step + 9, "checkpoint_every": 1, "eval_every": 1})
+    config.train.profile.update({"start": last_step, "steps": 100 if is_profiled else 0})
+    with pytest.raises(NonFiniteLossError, match=rf"step {last_step + 1}: .*Images of the step: \['?0") as error:
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert "config.optimizer.learning_rate" in str(error.value)
-    assert list_saved_steps(trained_workdir)[-1] == read_weights(trained_workdir, "last").step == steps_before
-    for which in ("best", "last"):
-        weights = read_weights(trained_workdir, which)
+    assert list_saved_steps(trained_workdir)[-1] == read_weights(trained_workdir, "last").step == last_step
+    for kind in ("best", "last"):
+        weights = read_weights(trained_workdir, kind)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
     traces = list((trained_workdir / "profile").rglob("*.xplane.pb"))
-    assert bool(traces) == profiled  # although the run stopped before the end of the trace
+    assert bool(traces) == is_profiled  # the trace is written although it was not complete
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_early_does_not_continue(config, compile_cache, tmp_path):
+def test_a_run_that_stopped_early_resumes_only_with_more_patience(config, compile_cache, tmp_path):
     config.optimizer.learning_rate = 0.0
-    config.model.encoder.norm_momentum = 1.0  # nothing changes, so no score exceeds the first
+    config.model.encoder.norm_momentum = 1.0  # the weights do not change, so the first score remains the best
     config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
     results = train_and_evaluate(RunSpec.from_config(config), tmp_path)
     assert results.protocol["step"] == 2
@@ -190,13 +191,13 @@ def test_a_run_that_stopped_early_does_not_continue(config, compile_cache, tmp_p
     assert list_saved_steps(tmp_path) == [6, 8]
 
 
-def test_changes_incompatible_with_the_state_are_rejected(trained_workdir, config):
+def test_changes_that_do_not_fit_the_checkpoint_are_rejected(trained_workdir, config):
     config.seed = 1
     config.model.decoder.width = 32
     with pytest.raises(ValueError) as error:
         train_and_evaluate(RunSpec.from_config(config), trained_workdir)
-    for words in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained_workdir}"):
-        assert words in str(error.value)
+    for fragment in ("seed: 0 -> 1", "model.decoder.width: 16 -> 32", f"--config.init_from={trained_workdir}"):
+        assert fragment in str(error.value)
     config.seed, config.model.decoder.width = 0, 16
     config.optimizer.ema = 0.5
     with pytest.raises(ValueError, match="does not match the parameters of this config") as error:
@@ -205,9 +206,8 @@ def test_changes_incompatible_with_the_state_are_rejected(trained_workdir, confi
     assert read_weights(trained_workdir).step == list_saved_steps(trained_workdir)[-1]
 
 
-def test_a_folder_without_a_checkpoint_starts_from_scratch_with_any_config(config, tmp_path):
-    for name in ("model.json", "config.json"):
-        # Left by a run that was killed during startup, or whose config was corrected after an error.
+def test_a_run_starts_from_scratch_in_a_folder_without_a_checkpoint_or_model(config, tmp_path):
+    for name in ("model.json", "config.json"):  # truncated, as if a run had been killed during startup
         (tmp_path / name).write_text("{")
     experiment = start_experiment(RunSpec.from_config(config), tmp_path)
     description = read_description(tmp_path)

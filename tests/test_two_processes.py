@@ -1,4 +1,4 @@
-"""Two processes train one model, as on two machines: equal metrics, one set of files and a common end."""
+"""Training with two processes gives the results of one process, and a signal to either process stops both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from resume_run import QUICK_COMPILATION, Runs, has_trained, log_path, read_evaluation, read_rows, list_saved_steps
+from resume_run import (
+    QUICK_COMPILATION,
+    RunLauncher,
+    has_trained,
+    list_saved_steps,
+    log_path,
+    read_evaluation,
+    read_rows,
+)
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
@@ -29,19 +37,20 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(small_images, compile_cache) -> Runs:
-    return Runs(small_images, compile_cache)
+def launcher(small_images, compile_cache) -> RunLauncher:
+    return RunLauncher(small_images, compile_cache)
 
 
-def start_both(runs: Runs, workdir: Path, *flags: str) -> list[subprocess.Popen]:
+def start_two_processes(launcher: RunLauncher, workdir: Path, *flags: str) -> list[subprocess.Popen]:
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    names = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [runs.start(workdir, *FLAGS, *flags, **names, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
+    environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    return [launcher.start(workdir, *FLAGS, *flags, **environment, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
 
 
 def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
+    """Waits until all processes have ended, and asserts that they succeeded."""
     try:
         for process in processes:
             assert process.wait(timeout=900) == 0, log_path(workdir).read_text()
@@ -50,22 +59,23 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
             process.kill()
 
 
-@pytest.mark.parametrize("kind", ["", ":cached"])
-def test_two_processes_equal_one_process(runs, tmp_path, kind):
-    runs = dataclasses.replace(runs, config=runs.config + kind)
+@pytest.mark.parametrize("variant", ["", ":cached"])
+def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, variant):
+    launcher = dataclasses.replace(launcher, config=launcher.config + variant)
     one, two = tmp_path / "one", tmp_path / "two"
     flags = f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2"
-    alone = runs.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
-    wait_for([alone], one)
-    wait_for(start_both(runs, two, "--config.train.steps=12"), two)
+    single_process = launcher.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
+    wait_for([single_process], one)
+    wait_for(start_two_processes(launcher, two, "--config.train.steps=12"), two)
 
     assert "process 1 of 2" in log_path(two).read_text()
-    assert [row[:2] for row in read_rows(two)] == [row[:2] for row in read_rows(one)]  # each step once, not once per process
+    # Each step is logged once, not once per process.
+    assert [row[:2] for row in read_rows(two)] == [row[:2] for row in read_rows(one)]
     for (step, split, actual), (_, _, expected) in zip(read_rows(two), read_rows(one), strict=True):
         np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
     actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
-    # Cached features may differ in the last bit, which Adam magnifies if a gradient is only rounding (key biases).
-    tolerance = 1e-3 if kind else 1e-4
+    # Cached features may differ in the last bit. Adam magnifies this where gradients are rounding errors (key biases).
+    tolerance = 1e-3 if variant else 1e-4
     for path in expected:
         np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
     assert list_saved_steps(two) == list_saved_steps(one)
@@ -75,12 +85,12 @@ def test_two_processes_equal_one_process(runs, tmp_path, kind):
         np.testing.assert_array_equal(flatten(model.variables)[path], value, err_msg=path)
     assert read_evaluation(two)["captions"] == read_evaluation(one)["captions"]
     assert len(read_evaluation(two)["captions"]) == 2
-    assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(kind)] * 2
+    assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(variant)] * 2
 
 
-def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
+def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_both(runs, workdir, "--config.train.steps=2000")
+    processes = start_two_processes(launcher, workdir, "--config.train.steps=2000")
     while not has_trained(8)(workdir):
         assert [process.poll() for process in processes] == [None, None], log_path(workdir).read_text()
         time.sleep(0.01)
@@ -91,12 +101,12 @@ def test_a_signal_to_one_stops_both_and_one_resumes_alone(runs, tmp_path):
     assert log.count(f"stop requested: saved step {step}") == 2
     assert 8 <= step < 2000
 
-    alone = runs.start(
+    single_process = launcher.start(
         workdir,
         *FLAGS,
         f"--config.train.steps={step + 3}",
         XLA_FLAGS=f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2",
     )
-    wait_for([alone], workdir)
+    wait_for([single_process], workdir)
     assert list_saved_steps(workdir)[-1] == step + 3
     assert f"resuming from step {step}" in log_path(workdir).read_text()
