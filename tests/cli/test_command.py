@@ -1,4 +1,4 @@
-"""The command line: the installed command, dry runs and incompatible flags."""
+"""The installed command, its help, its flags and dry runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from small_run import ROOT, run_main
 
 from caption_jax.cli import command_flags
 
-SMALL = ROOT / "tests" / "small_run.py"
+CONFIG = ROOT / "tests" / "small_run.py"
 
 
 @pytest.fixture
@@ -26,62 +26,63 @@ def installed_command(tmp_path):
     return script
 
 
-def test_the_installed_command_reads_the_config_of_the_workdir(installed_command, small_workdir, small_images, capsys):
-    caption = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
-    assert run_main(*caption, script=installed_command) == 0
-    installed = capsys.readouterr().out
-    assert "box" in installed
-    assert run_main(*caption) == 0
-    assert capsys.readouterr().out == installed
+def test_the_installed_command_gives_the_output_of_main(installed_command, small_workdir, small_images, capsys):
+    arguments = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
+    assert run_main(*arguments, script=installed_command) == 0
+    output = capsys.readouterr().out
+    assert "box" in output
+    assert run_main(*arguments) == 0
+    assert capsys.readouterr().out == output
 
 
-def test_help_of_both_commands_lists_every_flag_once(installed_command, capsys):
+def test_help_of_both_commands_lists_each_flag_once(installed_command, capsys):
     for script in (ROOT / "main.py", installed_command):
-        assert run_main("--help", script=script) == 1  # absl's status
+        assert run_main("--help", script=script) == 1  # absl's exit status
         output = capsys.readouterr().out
         for name in ("config", "workdir", "split", "dry_run", "compilations"):
             assert len(re.findall(rf"^  --(\[no\])?{name}:", output, flags=re.MULTILINE)) == 1
         assert output.lstrip().startswith("Train, evaluate and use image captioners.")
-        assert "--alsologtostderr" not in output  # flags of libraries are for --helpfull
+        assert "--alsologtostderr" not in output  # only --helpfull lists the flags of libraries
 
 
 def test_each_mode_has_a_module_and_an_example():
     usage = ast.get_docstring(ast.parse((ROOT / "main.py").read_text()))
     for mode in command_flags.MODES:
         assert (ROOT / "caption_jax" / "cli" / f"{mode}.py").is_file()
-        assert f"--mode={mode} " in usage or mode == "train"  # the default
+        assert f"--mode={mode} " in usage or mode == "train"  # the default mode
 
 
-def test_flags_are_parsed_as_typed():
-    typed = command_flags.read_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
-    assert typed == {"mode": "evaluate", "workdir": "a=b"}
+def test_flags_are_parsed_with_and_without_an_equals_sign():
+    values = command_flags.typed_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
+    assert values == {"mode": "evaluate", "workdir": "a=b"}
 
 
 def test_a_dry_run_prints_the_config_and_a_loss_and_writes_nothing(tmp_path, small_images, capsys):
     workdir = tmp_path / "run"
-    data = [f"--config.data.root={small_images}", "--config.train.steps=0", "--config.train.epochs=3"]
-    assert run_main(f"--config={SMALL}", f"--workdir={workdir}", *data, "--dry_run") == 0
+    overrides = [f"--config.data.root={small_images}", "--config.train.steps=0", "--config.train.epochs=3"]
+    assert run_main(f"--config={CONFIG}", f"--workdir={workdir}", *overrides, "--dry_run") == 0
     output = capsys.readouterr().out
     assert "config.train.steps = 6\n" in output and 'config.data.source = "folder"\n' in output
     assert "images: train 8, val 2, test 2" in output
-    loss, tokens = re.search(r"step 1: loss (\d+\.\d+)", output), re.search(r"vocabulary of (\d+) tokens", output)
-    assert float(loss[1]) == pytest.approx(math.log(int(tokens[1])), rel=0.5)  # of an untrained model
+    loss = float(re.search(r"step 1: loss (\d+\.\d+)", output)[1])
+    vocabulary_size = int(re.search(r"vocabulary of (\d+) tokens", output)[1])
+    assert loss == pytest.approx(math.log(vocabulary_size), rel=0.5)  # the model is untrained
     assert not workdir.exists()
 
 
 def test_a_dry_run_of_an_existing_run_changes_nothing(small_workdir, small_images, capsys):
-    def files():
+    def read_modification_times():
         return {path: path.stat().st_mtime_ns for path in small_workdir.rglob("*")}
 
-    before = files()
-    train = [f"--config={SMALL}", f"--workdir={small_workdir}", f"--config.data.root={small_images}"]
-    assert run_main(*train, "--dry_run") == 0
+    before = read_modification_times()
+    arguments = [f"--config={CONFIG}", f"--workdir={small_workdir}", f"--config.data.root={small_images}"]
+    assert run_main(*arguments, "--dry_run") == 0
     assert "training resumes it" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"cannot be resumed with these changes:\n  seed: 0 -> 1"):
-        run_main(*train, "--config.seed=1", "--dry_run")
-    assert files() == before
+        run_main(*arguments, "--config.seed=1", "--dry_run")
+    assert read_modification_times() == before
 
 
-def test_dry_runs_are_limited_to_training(small_workdir, capsys):
+def test_dry_runs_require_the_mode_train(small_workdir, capsys):
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--dry_run") == 2
     assert "--dry_run" in capsys.readouterr().err

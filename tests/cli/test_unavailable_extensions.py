@@ -1,4 +1,4 @@
-"""A run whose config names an objective or an evaluator that can no longer be imported."""
+"""Runs with an objective, an evaluator or a backbone that can no longer be imported."""
 
 from __future__ import annotations
 
@@ -21,21 +21,19 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.training.loop import train_and_evaluate
 
-ERROR = (
-    r"config\.(objective\.terms\.rare|evaluators\.own)\.name=a_module_that_is_gone:\w+: No module named 'a_module_that_"
-)
-TERM = {"name": "a_module_that_is_gone:Rare", "weight": 0.5, "words": ["a", "the"]}
+ERROR = r"config\.(objective\.terms\.rare|evaluators\.own)\.name=missing_module:\w+: No module named 'missing_module'"
+TERM = {"name": "missing_module:Rare", "weight": 0.5, "words": ["a", "the"]}
 
 
 @pytest.fixture(scope="module")
 def workdir(searchable_workdir, tmp_path_factory):
-    """A searchable run trained with an additional objective and an additional evaluator."""
+    """The workdir of a run with a text encoder, an unavailable objective and an unavailable evaluator."""
     workdir = tmp_path_factory.mktemp("unavailable") / "run"
     shutil.copytree(searchable_workdir, workdir)
-    (workdir / POINTER).unlink()  # files of an artifact must not be modified
+    (workdir / POINTER).unlink()  # the model folder has a checksum of its config, so the checkpoints are loaded instead
     stored = json.loads((workdir / "config.json").read_text())
     stored["spec"]["objective"]["terms"] = {"rare": TERM}
-    stored["spec"]["evaluators"] = {"own": {"name": "a_module_that_is_gone:Score"}}
+    stored["spec"]["evaluators"] = {"own": {"name": "missing_module:Score"}}
     (workdir / "config.json").write_text(json.dumps(stored))
     return workdir
 
@@ -51,12 +49,12 @@ def test_captioning_works_with_a_warning(workdir, image, capsys, caplog):
         assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
     assert "box" in capsys.readouterr().out
     warnings = [record.getMessage() for record in caplog.records if "captioning works without" in record.getMessage()]
-    assert len(warnings) == 2 and not [text for text in warnings if "\n" in text]
-    assert "config.objective.terms.rare.name=a_module_that_is_gone:Rare" in warnings[0]
-    assert "config.evaluators.own.name=a_module_that_is_gone:Score" in warnings[1]
+    assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
+    assert "config.objective.terms.rare.name=missing_module:Rare" in warnings[0]
+    assert "config.evaluators.own.name=missing_module:Score" in warnings[1]
 
 
-def test_indexing_and_search_work(workdir, image, tmp_path, capsys):
+def test_index_search_and_neighbours_work(workdir, image, tmp_path, capsys):
     index = f"--index={tmp_path / 'index'}"
     assert run_main("--mode=index", f"--workdir={workdir}", index, image) == 0
     assert run_main("--mode=index", f"--workdir={workdir}", index, "--split=train") == 0
@@ -67,29 +65,29 @@ def test_indexing_and_search_work(workdir, image, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "tune", "plan"])
-def test_modes_that_need_the_extension_reject_the_run(workdir, mode):
+def test_modes_that_use_the_extension_reject_the_run(workdir, mode):
     with pytest.raises(ConfigError, match=ERROR):
         run_main(f"--mode={mode}", f"--workdir={workdir}", "--topology=cpu:1")
 
 
-def test_the_command_reports_it_in_one_line(workdir):
+def test_the_command_reports_the_missing_module_in_one_line(workdir):
     command = [sys.executable, "main.py", "--mode=evaluate", f"--workdir={workdir}"]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     (line,) = process.stderr.splitlines()
     assert process.returncode == 1 and re.match(f"error: {ERROR}", line)
 
 
-def test_reading_the_spec_directly_is_rejected(workdir):
+def test_functions_that_use_the_extension_reject_the_spec(workdir):
     spec = read_spec(workdir)
     with pytest.raises(
-        ConfigError, match=rf"{ERROR}is_gone': training and evaluation require it; restore the module or remove the key"
+        ConfigError, match=rf"{ERROR}: training and evaluation require it; restore the module or remove the key"
     ):
         open_experiment(workdir, spec)
     with pytest.raises(ConfigError, match=ERROR):
         train_and_evaluate(spec, workdir)
 
 
-def test_the_config_is_preserved(workdir):
+def test_the_config_of_the_extension_is_preserved(workdir):
     spec = read_spec(workdir)
     stored = json.loads(json.dumps(as_mapping(spec)))
     assert stored["objective"]["terms"] == {"rare": TERM}
@@ -97,7 +95,7 @@ def test_the_config_is_preserved(workdir):
 
 
 @pytest.mark.parametrize(
-    ("text", "reason"),
+    ("source", "reason"),
     [
         ("from json import no_such_name", "cannot import name 'no_such_name'"),
         ("", "has no attribute 'Broken'"),
@@ -105,8 +103,8 @@ def test_the_config_is_preserved(workdir):
         ("class Broken: pass", "not a frozen dataclass"),
     ],
 )
-def test_no_import_error_prevents_captioning(tmp_path, monkeypatch, text, reason):
-    (tmp_path / "broken_extension.py").write_text(text)
+def test_import_errors_do_not_prevent_captioning(tmp_path, monkeypatch, source, reason):
+    (tmp_path / "broken_extension.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_extension", raising=False)
     values = {"evaluators": {"own": {"name": "broken_extension:Broken"}}}
@@ -114,10 +112,10 @@ def test_no_import_error_prevents_captioning(tmp_path, monkeypatch, text, reason
     assert str(extension).startswith("config.evaluators.own.name=broken_extension:Broken") and reason in str(extension)
 
 
-def test_captioning_needs_the_backbone(workdir, tmp_path):
+def test_captioning_requires_the_backbone(workdir, tmp_path):
     shutil.copytree(workdir, tmp_path / "run")
     stored = json.loads((tmp_path / "run" / "config.json").read_text())
-    stored["spec"]["model"]["encoder"] = {"name": "a_module_that_is_gone:Network"}
+    stored["spec"]["model"]["encoder"] = {"name": "missing_module:Network"}
     (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(ValueError, match=r"config\.model\.encoder\.name=a_module_that_is_gone:Network: No module"):
+    with pytest.raises(ValueError, match=r"config\.model\.encoder\.name=missing_module:Network: No module"):
         caption_jax.load(str(tmp_path / "run"))

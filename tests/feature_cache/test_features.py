@@ -1,4 +1,4 @@
-"""Training from the feature cache: equal updates, valid keys, no repeated work and no use of incomplete features."""
+"""Training from the feature cache, its key, and recovery from an interrupted computation of features."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ RULES = ((FROZEN, {"lr": 0.0}), (f"(?!{FROZEN}).*", {"lr": 1.0}))
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> Path:
-    """Seven training images."""
+    """A folder of seven training images."""
     folder = tmp_path_factory.mktemp("seven")
     (folder / "images").mkdir()
     with (folder / "captions.csv").open("w", newline="") as file:
-        table = csv.writer(file)
-        table.writerow(["image", "caption"])
+        writer = csv.writer(file)
+        writer.writerow(["image", "caption"])
         for number in range(7):
             colour, side = list(small_run.COLOURS)[number % 4], ("left", "right")[number % 2]
             small_run.box_image(colour, side).save(folder / "images" / f"{number}.png")
-            table.writerows([[f"{number}.png", f"a {colour} box"], [f"{number}.png", f"on the {side}, a box"]])
+            writer.writerows([[f"{number}.png", f"a {colour} box"], [f"{number}.png", f"on the {side}, a box"]])
     return folder
 
 
@@ -52,11 +52,18 @@ def images(tmp_path_factory) -> Path:
 def variables(images, compile_cache, tmp_path_factory) -> dict:
     """Initial variables of the model."""
     with small_run.quick_compilation():
-        return initial_variables(experiment_of(make_config(images), tmp_path_factory.mktemp("fresh")))
+        return initial_variables(make_experiment(make_config(images), tmp_path_factory.mktemp("fresh")))
 
 
 def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cache) -> ConfigDict:
-    """Config with SGD, where parameters differ as much as gradients. The norms above the cached stage are trained."""
+    """Returns a config that trains the layers after the cached stage with SGD, whose updates are linear in gradients.
+
+    Args:
+        root: folder of the images.
+        stage: last cached stage; no cache if empty.
+        augment: whether to augment images.
+        cache: other settings of the feature cache.
+    """
     config = small_run.get_config()
     config.data.root = str(root)
     config.data.feature_cache.update({"stage": stage, **cache})
@@ -68,92 +75,92 @@ def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cac
 
 
 def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainState:
-    """Trains, or resumes."""
-    with small_run.quick_compilation(), contextlib.closing(Run(experiment_of(config, workdir))) as run:
+    """Starts or resumes training. Returns the state after `stop_after` steps."""
+    with small_run.quick_compilation(), contextlib.closing(Run(make_experiment(config, workdir))) as run:
         run.train(lambda step: step == stop_after)
     return jax.device_get(run.state)
 
 
-def features_of(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
+def compute_features(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
     with small_run.quick_compilation():
-        return stored_features(experiment_of(config, workdir), variables)
+        return stored_features(make_experiment(config, workdir), variables)
 
 
-def experiment_of(config: ConfigDict, workdir: Path) -> Experiment:
+def make_experiment(config: ConfigDict, workdir: Path) -> Experiment:
     return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
-def max_difference(one: TrainState, two: TrainState) -> float:
-    """Returns the largest difference between parameters and statistics."""
-    return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), one.weights(), two.weights())))
+def compute_max_difference(first: TrainState, second: TrainState) -> float:
+    """Returns the largest absolute difference of parameters and statistics."""
+    return max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), first.weights(), second.weights())))
 
 
-def blocks(folder: Path) -> dict[str, int]:
-    """Returns the modification time of each block under `folder`."""
+def read_block_times(folder: Path) -> dict[str, int]:
+    """Returns the modification time in nanoseconds of each block of features under `folder`, by file name."""
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
 
 
 def test_training_with_and_without_the_cache_is_equal(variables, images, tmp_path):
-    plain = train(make_config(images, stage=""), tmp_path / "plain")
-    exact = train(make_config(images, dtype="float32"), tmp_path / "exact")
-    assert max_difference(exact, plain) < 1e-5
-    before, after = flatten(variables), flatten(exact.weights())
-    moved = {path for path, value in after.items() if np.abs(value - before[path]).max() > 1e-4}
-    upper = "image_encoder/backbone/stage_3/block_0"
-    assert {f"params/{upper}/expand/conv/kernel", f"batch_stats/{upper}/expand/norm/mean"} < moved
-    assert {"params/image_encoder/backbone/head/norm/scale", "params/decoder/embedding"} < moved
+    uncached = train(make_config(images, stage=""), tmp_path / "uncached")
+    cached = train(make_config(images, dtype="float32"), tmp_path / "cached")
+    assert compute_max_difference(cached, uncached) < 1e-5
+    before, after = flatten(variables), flatten(cached.weights())
+    changed = {path for path, value in after.items() if np.abs(value - before[path]).max() > 1e-4}
+    block = "image_encoder/backbone/stage_3/block_0"
+    assert {f"params/{block}/expand/conv/kernel", f"batch_stats/{block}/expand/norm/mean"} < changed
+    assert {"params/image_encoder/backbone/head/norm/scale", "params/decoder/embedding"} < changed
     for path, value in after.items():
         if "/stem/" in path or "/stage_1/" in path or "/stage_2/" in path:
             np.testing.assert_array_equal(value, before[path], err_msg=path)
 
 
 @pytest.mark.slow
-def test_float16_features_change_parameters_by_their_rounding(variables, images, tmp_path):
-    exact = train(make_config(images, dtype="float32"), tmp_path / "exact")
-    rounded = train(make_config(images), tmp_path / "rounded")  # float16 has 11 significant bits, 1 in 2,000
-    assert 0 < max_difference(rounded, exact) < 2e-3
+def test_float16_features_change_parameters_by_rounding_errors(variables, images, tmp_path):
+    float32_state = train(make_config(images, dtype="float32"), tmp_path / "float32")
+    float16_state = train(make_config(images), tmp_path / "float16")  # 11 significant bits: errors of 1 in 2,000
+    assert 0 < compute_max_difference(float16_state, float32_state) < 2e-3
 
 
 @pytest.mark.slow
-def test_a_stopped_run_resumes_bit_for_bit_with_its_features(compile_cache, images, tmp_path):
+def test_a_stopped_run_resumes_bit_identically_with_the_stored_features(compile_cache, images, tmp_path):
     config = make_config(images, augment=True, views=3)
     uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
     expected = train(config, uninterrupted)
     train(config, stopped, stop_after=4)
-    written = blocks(stopped)
+    block_times = read_block_times(stopped)
     resumed = train(config, stopped)
     jax.tree.map(np.testing.assert_array_equal, resumed, expected)
     assert read_rows(stopped) == read_rows(uninterrupted)
-    assert blocks(stopped) == written and len(written) == 1
+    assert read_block_times(stopped) == block_times and len(block_times) == 1
     assert len(list((stopped / "features").iterdir())) == 1
 
 
 def test_an_interrupted_computation_resumes_after_its_complete_blocks(variables, images, tmp_path, monkeypatch):
-    config = make_config(images, augment=True, views=2, folder=str(tmp_path / "cut_off"))
+    config = make_config(images, augment=True, views=2, folder=str(tmp_path / "interrupted"))
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 2 * 2 * 8 * 8 * 8 * 2)  # two images
-    write, calls = FeatureFiles.write, []
+    write, written_blocks = FeatureFiles.write, []
 
-    def fail_at_the_third(files, block, *content):
-        calls.append(block)
-        if len(calls) == 3:
+    def interrupt_third_write(files, block, *content):
+        written_blocks.append(block)
+        if len(written_blocks) == 3:
             files.folder.joinpath(f"block_{block:05d}.npy.17.part").write_bytes(b"\x93NUMPY")
             raise KeyboardInterrupt
         write(files, block, *content)
 
-    monkeypatch.setattr(FeatureFiles, "write", fail_at_the_third)
+    monkeypatch.setattr(FeatureFiles, "write", interrupt_third_write)
     with pytest.raises(KeyboardInterrupt):
-        features_of(config, tmp_path / "run", variables)
-    (folder,) = (tmp_path / "cut_off").iterdir()
-    before = blocks(folder)
-    assert calls == [0, 1, 2] and list(before) == ["block_00000.npy", "block_00001.npy"]
+        compute_features(config, tmp_path / "run", variables)
+    (folder,) = (tmp_path / "interrupted").iterdir()
+    block_times = read_block_times(folder)
+    assert written_blocks == [0, 1, 2] and list(block_times) == ["block_00000.npy", "block_00001.npy"]
 
-    features = features_of(config, tmp_path / "run", variables)
-    assert calls[3:] == [2, 3]
-    assert before.items() < blocks(folder).items()
-    config.data.feature_cache.folder = str(tmp_path / "at_once")
-    uninterrupted = features_of(config, tmp_path / "other", variables)
+    resumed = compute_features(config, tmp_path / "run", variables)
+    assert written_blocks[3:] == [2, 3]
+    assert block_times.items() < read_block_times(folder).items()
+    config.data.feature_cache.folder = str(tmp_path / "uninterrupted")
+    uninterrupted = compute_features(config, tmp_path / "other", variables)
     views = [
-        [source.load(index, epoch) for index in range(7) for epoch in (0, 1)] for source in (features, uninterrupted)
+        [features.load(index, epoch) for index in range(7) for epoch in (0, 1)] for features in (resumed, uninterrupted)
     ]
     np.testing.assert_array_equal(*views)
     assert len(np.unique(np.reshape(views[0], (14, -1)), axis=0)) == 14  # all images and views differ
@@ -162,12 +169,12 @@ def test_an_interrupted_computation_resumes_after_its_complete_blocks(variables,
 def test_unreadable_images_are_reported_and_skipped(variables, images, tmp_path, caplog):
     folder = shutil.copytree(images, tmp_path / "damaged")
     broken = folder / "images" / "3.png"
-    broken.write_bytes(b"no image")
+    broken.write_bytes(b"not an image")
     config = make_config(folder)
-    experiment = experiment_of(config, tmp_path / "run")
-    for features in (None, features_of(config, tmp_path / "run", variables)):
+    experiment = make_experiment(config, tmp_path / "run")
+    for features in (None, compute_features(config, tmp_path / "run", variables)):
         description = experiment.description
-        batches = train_batches(
+        iterator = train_batches(
             experiment.split("train"),
             description.preprocessing,
             description.vocabulary,
@@ -176,27 +183,27 @@ def test_unreadable_images_are_reported_and_skipped(variables, images, tmp_path,
             features=features,
         )
         with caplog.at_level(logging.WARNING, logger="input_pipeline"):
-            batches_read = [next(batches) for _ in range(7)]
-        batches.close()
-        for batch in batches_read:
+            batches = [next(iterator) for _ in range(7)]
+        iterator.close()
+        for batch in batches:
             np.testing.assert_array_equal(batch["mask"], batch["index"] != 3)
-        assert list(batches.problems) == [str(broken)]
-        assert "features" not in batches_read[0] or np.isfinite([batch["features"] for batch in batches_read]).all()
+        assert list(iterator.problems) == [str(broken)]
+        assert "features" not in batches[0] or np.isfinite([batch["features"] for batch in batches]).all()
     assert caplog.text.count(f"Skipping unreadable image: {broken}: not in a supported image format") == 2
 
 
-def test_parameters_below_the_features_must_stay_frozen(variables, images, tmp_path):
+def test_parameters_of_cached_stages_must_be_frozen(variables, images, tmp_path):
     config = make_config(images, stage="stage_3")
     with pytest.raises(ValueError) as error:
-        features_of(config, tmp_path, variables)
-    for words in ("stage='stage_3'", "backbone/stage_3/", repr(RULES[1][0]), "'lr': 0.0"):
-        assert words in str(error.value)
-    tree = {"image_encoder": {"backbone": {"stem": {"conv": {"kernel": 0}}}}, "decoder": {"embedding": 0}}
+        compute_features(config, tmp_path, variables)
+    for fragment in ("stage='stage_3'", "backbone/stage_3/", repr(RULES[1][0]), "'lr': 0.0"):
+        assert fragment in str(error.value)
+    params = {"image_encoder": {"backbone": {"stem": {"conv": {"kernel": 0}}}}, "decoder": {"embedding": 0}}
     config.optimizer.rules = (("image_encoder/.*", {"from_step": 5}), ("decoder/.*", {}))
-    with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # also later in the run
-        check_frozen(tree, RunSpec.from_config(config))
+    with pytest.raises(ValueError, match=r"'image_encoder/\.\*'"):  # trained from step 5
+        check_frozen(params, RunSpec.from_config(config))
     config.optimizer.rules = (("image_encoder/.*", {"lr": 0.0}), ("decoder/.*", {}))
-    check_frozen(tree, RunSpec.from_config(config))
+    check_frozen(params, RunSpec.from_config(config))
 
 
 @pytest.mark.parametrize(
@@ -211,39 +218,40 @@ def test_parameters_below_the_features_must_stay_frozen(variables, images, tmp_p
 )
 def test_invalid_settings_are_rejected(variables, images, tmp_path, settings, message):
     with pytest.raises(ValueError, match=message):
-        features_of(make_config(images, **settings), tmp_path, variables)
+        compute_features(make_config(images, **settings), tmp_path, variables)
 
 
-def test_the_key_covers_everything_that_features_depend_on(images, tmp_path):
+def test_the_cache_key_depends_on_everything_that_affects_features(images, tmp_path):
     folder = shutil.copytree(images, tmp_path / "images")
     frozen = {"params": {"kernel": np.array([1.0, 0.0])}, "batch_stats": {"mean": np.zeros(2)}}
     keys = []
 
-    def key(weights=frozen, augment=False, **changes) -> str:
+    def compute_key(weights=frozen, augment=False, **changes) -> str:
         config = make_config(folder, augment=augment)
         config.update_from_flattened_dict(changes)
-        return json.dumps(cache_key(experiment_of(config, tmp_path / str(len(keys))), weights))
+        return json.dumps(cache_key(make_experiment(config, tmp_path / str(len(keys))), weights))
 
-    def differs(*arguments, **changes) -> None:
-        keys.append(key(*arguments, **changes))
+    def assert_new_key(*arguments, **changes) -> None:
+        keys.append(compute_key(*arguments, **changes))
         assert len(set(keys)) == len(keys), changes
 
-    differs()
-    assert key({**frozen, "params": {"kernel": np.array([1.0, -0.0])}}) == keys[0]  # as after an update of 0
-    assert key(**{"seed": 1, "optimizer.learning_rate": 1.0, "data.captions_per_image": 1}) == keys[0]
-    differs({**frozen, "params": {"kernel": np.array([1.0, 1e-9])}})
-    differs({**frozen, "batch_stats": {"mean": np.ones(2)}})
-    differs(augment=True)
-    differs(augment=True, seed=1)
-    differs(augment=True, **{"augment.min_crop_scale": 0.5})
-    differs(augment=True, **{"data.feature_cache.views": 2})
-    differs(**{"data.feature_cache.dtype": "float32"})
-    differs(**{"data.feature_cache.stage": "stage_1"})
-    differs(**{"data.image_size": 40})
-    differs(**{"data.interpolation": "area"})
+    assert_new_key()
+    # An update of 0 may change the sign of 0.
+    assert compute_key({**frozen, "params": {"kernel": np.array([1.0, -0.0])}}) == keys[0]
+    assert compute_key(**{"seed": 1, "optimizer.learning_rate": 1.0, "data.captions_per_image": 1}) == keys[0]
+    assert_new_key({**frozen, "params": {"kernel": np.array([1.0, 1e-9])}})
+    assert_new_key({**frozen, "batch_stats": {"mean": np.ones(2)}})
+    assert_new_key(augment=True)
+    assert_new_key(augment=True, seed=1)
+    assert_new_key(augment=True, **{"augment.min_crop_scale": 0.5})
+    assert_new_key(augment=True, **{"data.feature_cache.views": 2})
+    assert_new_key(**{"data.feature_cache.dtype": "float32"})
+    assert_new_key(**{"data.feature_cache.stage": "stage_1"})
+    assert_new_key(**{"data.image_size": 40})
+    assert_new_key(**{"data.interpolation": "area"})
     (folder / "images" / "2.png").write_bytes((folder / "images" / "1.png").read_bytes())
-    differs()
+    assert_new_key()
     with (folder / "captions.csv").open("a") as file:
-        file.write("new.png,a new one\n")
+        file.write("new.png,a new caption\n")
     (folder / "images" / "new.png").write_bytes((folder / "images" / "1.png").read_bytes())
-    differs()
+    assert_new_key()

@@ -1,4 +1,4 @@
-"""The first command of the README trains a captioner that reproduces nearly every caption, but none for blank images.
+"""The first command of the README trains a captioner that reproduces most captions, but not for blank images.
 
 python -m pytest -n 0 -m long tests/long/test_readme.py
 """
@@ -17,10 +17,11 @@ import pytest
 from small_run import ROOT
 
 pytestmark = pytest.mark.long
-TEST_VARIABLES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # tests/conftest.py sets them
+TEST_VARIABLES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # set by tests/conftest.py
 
 
-def exact_match(folder: Path, name: str) -> float:
+def read_exact_match(folder: Path, name: str) -> float:
+    """Returns the fraction of captions that equal a reference."""
     return json.loads((folder / "runs" / "shapes" / name).read_text())["metrics"]["exact_match"]
 
 
@@ -30,8 +31,8 @@ def test_the_first_command_trains_a_captioner_that_uses_the_image(tmp_path):
     assert len(commands) == 2
     for name in ("main.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
-    as_users = {name: value for name, value in os.environ.items() if name not in TEST_VARIABLES}
+    environment = {name: value for name, value in os.environ.items() if name not in TEST_VARIABLES}
     for command in (*commands, [*commands[1], "--images=blank"]):
-        subprocess.run([sys.executable, *command], cwd=tmp_path, env=as_users, check=True)
-    assert exact_match(tmp_path, "eval_test.json") > 0.95
-    assert exact_match(tmp_path, "eval_test_blank.json") < 0.05
+        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True)
+    assert read_exact_match(tmp_path, "eval_test.json") > 0.95
+    assert read_exact_match(tmp_path, "eval_test_blank.json") < 0.05

@@ -1,4 +1,4 @@
-"""The memory of programs that run for hours does not grow after their warm-up.
+"""Memory use does not grow during hours of training and captioning.
 
 python -m pytest -m long tests/long/test_soak.py --minutes=120
 """
@@ -11,9 +11,9 @@ from soak import caption_for, train_for
 pytestmark = pytest.mark.long
 
 
-def test_memory_does_not_grow_during_training(small_images, compile_cache, amount, tmp_path):
-    train_for(60 * amount("minutes"), small_images, compile_cache, tmp_path)
+def test_memory_does_not_grow_during_training(small_images, compile_cache, get_option, tmp_path):
+    train_for(60 * get_option("minutes"), small_images, compile_cache, tmp_path)
 
 
-def test_memory_does_not_grow_during_captioning(small_workdir, amount):
-    caption_for(60 * amount("minutes"), small_workdir)
+def test_memory_does_not_grow_during_captioning(small_workdir, get_option):
+    caption_for(60 * get_option("minutes"), small_workdir)

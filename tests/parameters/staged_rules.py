@@ -1,4 +1,4 @@
-"""A small parameter tree, and rules that unfreeze it in two phases."""
+"""A small parameter tree, and optimizer rules that train a part of it from a later step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PARAMS = {
     },
     "decoder": {"out": {"kernel": np.zeros((5, 6))}, "norm": {"scale": np.zeros(6), "bias": np.zeros(6)}},
 }
-STAGED = (
+STAGED_RULES = (
     (r"encoder/(stem|norm)/.*", {"lr": 0}),
     (r"encoder/head/.*", {"lr": 0.1, "from_step": 3}),
     (r"decoder/.*", {}),

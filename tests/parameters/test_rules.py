@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import jax
 import pytest
-from staged_rules import PARAMS, STAGED
+from staged_rules import PARAMS, STAGED_RULES
 
 from caption_jax.config import default_config
 from caption_jax.parameters.paths import flatten
@@ -10,16 +10,16 @@ from caption_jax.parameters.rules import ParameterRule, match_rules
 
 
 def test_each_parameter_gets_the_settings_of_its_rule():
-    matched = match_rules(PARAMS, STAGED)
-    assert matched["encoder"]["norm"]["scale"] == ParameterRule(lr=0)
-    assert matched["encoder"]["head"]["bias"] == ParameterRule(lr=0.1, from_step=3)
-    assert jax.tree.structure(matched) == jax.tree.structure(PARAMS)
+    rules = match_rules(PARAMS, STAGED_RULES)
+    assert rules["encoder"]["norm"]["scale"] == ParameterRule(lr=0)
+    assert rules["encoder"]["head"]["bias"] == ParameterRule(lr=0.1, from_step=3)
+    assert jax.tree.structure(rules) == jax.tree.structure(PARAMS)
 
 
 def test_rules_can_be_read_from_a_locked_config():
     config = default_config()
-    config.optimizer.rules = STAGED
-    assert flatten(match_rules(PARAMS, config.optimizer.rules)) == flatten(match_rules(PARAMS, STAGED))
+    config.optimizer.rules = STAGED_RULES
+    assert flatten(match_rules(PARAMS, config.optimizer.rules)) == flatten(match_rules(PARAMS, STAGED_RULES))
 
 
 @pytest.mark.parametrize(

@@ -33,28 +33,24 @@ PARAMS = {
 }
 
 
-def _mesh(data: int = -1, model: int = 1, devices=None):
-    return make_mesh(MeshSpec(data, model), devices)
-
-
 @pytest.mark.parametrize(
     ("data", "model", "shape"), [(-1, 1, (8, 1)), (-1, 2, (4, 2)), (2, 4, (2, 4)), (4, -1, (4, 2))]
 )
 def test_mesh_has_the_requested_shape(data, model, shape):
-    mesh = _mesh(data, model)
+    mesh = make_mesh(MeshSpec(data, model))
     assert mesh.axis_names == ("data", "model") and mesh.devices.shape == shape
     assert [device.id for device in mesh.devices.flat] == sorted(device.id for device in jax.devices())
 
 
-def test_the_default_config_uses_every_device():
+def test_the_default_mesh_uses_all_devices():
     assert make_mesh(MeshSpec()).size == len(jax.devices())
 
 
 def test_unused_devices_are_logged(caplog):
     with caplog.at_level("WARNING"):
-        assert _mesh(2, 1).size == 2
+        assert make_mesh(MeshSpec(2, 1)).size == 2
     assert "2 of 8 devices" in caplog.text
-    assert _mesh(1, 1, jax.devices()[3:4]).devices.item().id == jax.devices()[3].id
+    assert make_mesh(MeshSpec(1, 1), jax.devices()[3:4]).devices.item().id == jax.devices()[3].id
 
 
 @pytest.mark.parametrize(
@@ -69,18 +65,18 @@ def test_unused_devices_are_logged(caplog):
 )
 def test_invalid_mesh_shapes_are_rejected(data, model, message):
     with pytest.raises(ValueError, match=message):
-        _mesh(data, model)
+        make_mesh(MeshSpec(data, model))
 
 
-def test_parameters_are_sharded_by_rule_and_replicated_otherwise():
-    mesh = _mesh(4, 2)
+def test_parameters_are_sharded_by_rules_and_replicated_otherwise():
+    mesh = make_mesh(MeshSpec(4, 2))
     rules = (("decoder/embedding/.*", ("model", None)), (r".*/out/kernel", ("", "data")))
     shardings = parameter_shardings(PARAMS, rules, mesh)
-    placed = jax.device_put(PARAMS, shardings)
-    assert placed["decoder"]["embedding"]["embedding"].addressable_shards[0].data.shape == (6, 6)
-    kernel = placed["decoder"]["layer_0"]["out"]["kernel"]
+    params = jax.device_put(PARAMS, shardings)
+    assert params["decoder"]["embedding"]["embedding"].addressable_shards[0].data.shape == (6, 6)
+    kernel = params["decoder"]["layer_0"]["out"]["kernel"]
     assert {shard.data.shape for shard in kernel.addressable_shards} == {(6, 2)}
-    assert placed["encoder"]["kernel"].is_fully_replicated
+    assert params["encoder"]["kernel"].is_fully_replicated
     assert shardings["decoder"]["layer_0"]["out"]["bias"] == replicated(mesh)
 
 
@@ -97,13 +93,13 @@ def test_parameters_are_sharded_by_rule_and_replicated_otherwise():
 )
 def test_invalid_rules_are_rejected(rules, fragments):
     with pytest.raises(ValueError) as error:
-        parameter_shardings(PARAMS, rules, _mesh(4, 2))
+        parameter_shardings(PARAMS, rules, make_mesh(MeshSpec(4, 2)))
     for fragment in fragments:
         assert fragment in str(error.value)
 
 
-def test_optimizer_moments_are_sharded_like_their_parameters():
-    mesh = _mesh(4, 2)
+def test_optimizer_moments_are_sharded_like_the_parameters():
+    mesh = make_mesh(MeshSpec(4, 2))
     shardings = parameter_shardings(PARAMS, (("decoder/embedding/.*", ("model", None)),), mesh)
     optimizer, _ = make_optimizer(OptimizerSpec(), PARAMS, 10)
     state = jax.eval_shape(optimizer.init, PARAMS)
@@ -119,18 +115,17 @@ def test_optimizer_moments_are_sharded_like_their_parameters():
 
 
 def test_batches_are_sharded_over_the_data_axis_in_order():
-    mesh = _mesh(4, 2)
+    mesh = make_mesh(MeshSpec(4, 2))
     batch = {"image": np.arange(8 * 3, dtype=np.uint8).reshape(8, 3), "mask": np.ones(8, bool)}
-    placed = put_batch(batch, mesh)
-    assert placed["image"].sharding == batch_sharding(mesh) and placed["image"].dtype == jnp.uint8
-    np.testing.assert_array_equal(placed["image"], batch["image"])
-    first = placed["image"].addressable_shards[0]
-    np.testing.assert_array_equal(first.data, batch["image"][:2])
+    images = put_batch(batch, mesh)["image"]
+    assert images.sharding == batch_sharding(mesh) and images.dtype == jnp.uint8
+    np.testing.assert_array_equal(images, batch["image"])
+    np.testing.assert_array_equal(images.addressable_shards[0].data, batch["image"][:2])
 
 
 def test_indivisible_batches_are_rejected():
     with pytest.raises(ValueError, match=r"shape \(6, 2\).*4 data devices.*data\.batch_size"):
-        put_batch({"image": np.zeros((6, 2))}, _mesh(4, 2))
+        put_batch({"image": np.zeros((6, 2))}, make_mesh(MeshSpec(4, 2)))
 
 
 _WORKER = """
@@ -149,13 +144,13 @@ total = jax.jit(lambda b: (b["x"] * weights).sum(), out_shardings=replicated(mes
 try:
     make_mesh(MeshSpec(1, 8))
 except ValueError as error:
-    print(f"error {error}")  # a single write, because the runtime also prints to this stream
+    print(f"error {error}")  # one write, so that output of the runtime is not interleaved
 print(f"result {batch['x'].shape} {dict(mesh.shape)} {float(total)}")
 """
 
 
 @pytest.mark.slow
-def test_two_processes_form_one_batch_in_rank_order():
+def test_batches_of_two_processes_are_concatenated_in_rank_order():
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = probe.getsockname()[1]

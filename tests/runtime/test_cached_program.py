@@ -1,4 +1,4 @@
-"""Programs cached between starts: loaded without tracing, and traced again if anything differs."""
+"""Cached programs are loaded without tracing in later processes, and traced again if anything differs."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from caption_jax.runtime.cached_program import CachedProgram
 
 
 @pytest.fixture
-def folder(tmp_path):
+def cache_folder(tmp_path):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     yield tmp_path
     jax.config.update("jax_compilation_cache_dir", before)
 
 
-class Counted:
+class CountingFunction:
     """A function that counts how often it is traced."""
 
     def __init__(self):
-        self.traced = 0
+        self.trace_count = 0
 
     def __call__(self, weights, values, shift=None):
-        self.traced += 1
-        total = weights["scale"] * values
-        return total, (total if shift is None else total + shift).sum()
+        self.trace_count += 1
+        scaled = weights["scale"] * values
+        return scaled, (scaled if shift is None else scaled + shift).sum()
 
 
 ARGUMENTS = ({"scale": jnp.float32(2)}, jnp.arange(3.0), None)
 
 
-def cached_files(folder) -> list[str]:
+def list_cached_files(folder) -> list[str]:
     return sorted(path.name for path in folder.glob("*.stablehlo"))
 
 
-def test_a_second_start_does_not_trace(folder):
-    first, second = Counted(), Counted()
+def test_a_cached_program_is_not_traced(cache_folder):
+    first, second = CountingFunction(), CountingFunction()
     expected = CachedProgram(first, "count", {"layers": 3})(*ARGUMENTS)
     result = CachedProgram(second, "count", {"layers": 3})(*ARGUMENTS)
-    assert (first.traced, second.traced) == (1, 0)
+    assert (first.trace_count, second.trace_count) == (1, 0)
     np.testing.assert_array_equal(result[0], [0, 2, 4])
     assert result[1] == expected[1] == 6
 
@@ -55,27 +55,27 @@ def test_a_second_start_does_not_trace(folder):
         ({"layers": 3}, (*ARGUMENTS[:2], jnp.float32(1))),
     ],
 )
-def test_different_programs_are_traced_again(folder, cache_key, arguments):
-    CachedProgram(Counted(), "count", {"layers": 3})(*ARGUMENTS)
-    function = Counted()
+def test_programs_with_another_key_or_other_arguments_are_traced(cache_folder, cache_key, arguments):
+    CachedProgram(CountingFunction(), "count", {"layers": 3})(*ARGUMENTS)
+    function = CountingFunction()
     result = CachedProgram(function, "count", cache_key)(*arguments)
-    assert function.traced == 1 and len(cached_files(folder)) == 2
-    np.testing.assert_array_equal(result[1], Counted()(*arguments)[1])
+    assert function.trace_count == 1 and len(list_cached_files(cache_folder)) == 2
+    np.testing.assert_array_equal(result[1], CountingFunction()(*arguments)[1])
 
 
-def test_a_truncated_file_is_replaced(folder, caplog):
-    CachedProgram(Counted(), "count", {})(*ARGUMENTS)
-    (file,) = folder.glob("*.stablehlo")
-    content = file.read_bytes()
-    file.write_bytes(content[: len(content) // 2])
-    function = Counted()
+def test_a_truncated_file_is_replaced(cache_folder, caplog):
+    CachedProgram(CountingFunction(), "count", {})(*ARGUMENTS)
+    (path,) = cache_folder.glob("*.stablehlo")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    function = CountingFunction()
     assert CachedProgram(function, "count", {})(*ARGUMENTS)[1] == 6
-    assert function.traced == 1 and "tracing the program again" in caplog.text
-    third = Counted()
-    assert CachedProgram(third, "count", {})(*ARGUMENTS)[1] == 6 and third.traced == 0
+    assert function.trace_count == 1 and "tracing the program again" in caplog.text
+    later_function = CountingFunction()
+    assert CachedProgram(later_function, "count", {})(*ARGUMENTS)[1] == 6 and later_function.trace_count == 0
 
 
-def test_without_a_folder_nothing_is_cached(folder):
+def test_nothing_is_cached_without_a_compilation_cache(cache_folder):
     jax.config.update("jax_compilation_cache_dir", None)
-    assert CachedProgram(Counted(), "count", {})(*ARGUMENTS)[1] == 6
-    assert cached_files(folder) == []
+    assert CachedProgram(CountingFunction(), "count", {})(*ARGUMENTS)[1] == 6
+    assert list_cached_files(cache_folder) == []

@@ -1,4 +1,4 @@
-"""The source files of an extension that a cached program depends on."""
+"""Hashes of the source files of an extension, which invalidate cached programs."""
 
 from __future__ import annotations
 
@@ -16,71 +16,71 @@ from caption_jax.specs import build_spec
 from caption_jax.specs.model_spec import ModelSpec
 
 FILES = {
-    "mine/backbone.py": """
+    "custom/backbone.py": """
 import dataclasses
 import json
 from typing import ClassVar
 
 @dataclasses.dataclass(frozen=True)
-class Mine:
+class Custom:
     stage_names: ClassVar = ()
 
     def build(self, settings, **options):
-        from mine.layers.network import Network
+        from custom.layers.network import Network
         return Network()
 """,
-    "mine/layers/network.py": "from ..sizes import WIDTH\nfrom . import blocks\nimport flax\n",
-    "mine/layers/blocks.py": "import caption_jax.models\n",
-    "mine/sizes.py": "WIDTH = 8\n",
-    "mine/unrelated.py": "",
-    "alone.py": "import dataclasses\nimport beside\n\n@dataclasses.dataclass(frozen=True)\nclass Alone:\n    pass\n",
-    "beside.py": "RATE = 1\n",
-    "aside.py": "",
+    "custom/layers/network.py": "from ..widths import WIDTH\nfrom . import blocks\nimport flax\n",
+    "custom/layers/blocks.py": "import caption_jax.models\n",
+    "custom/widths.py": "WIDTH = 8\n",
+    "custom/unused.py": "",
+    "single.py": "import dataclasses\nimport helper\n\n@dataclasses.dataclass(frozen=True)\nclass Single:\n    pass\n",
+    "helper.py": "RATE = 1\n",
+    "unused.py": "",
 }
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """A package without `__init__.py`, and a module that imports another module."""
-    for name, text in FILES.items():
+    """A folder with a package without `__init__.py`, and a module that imports another module."""
+    for name, source in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "alone", "beside")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("custom", "single", "helper")]:
         del sys.modules[name]
 
 
-def edit(path) -> None:
+def append_comment(path) -> None:
     path.write_text(path.read_text() + "# edited\n")
 
 
 @pytest.mark.parametrize(
-    ("name", "edited", "changes"),
+    ("name", "path", "is_used"),
     [
-        ("mine.backbone:Mine", "mine/backbone.py", True),
-        ("mine.backbone:Mine", "mine/layers/network.py", True),
-        ("mine.backbone:Mine", "mine/layers/blocks.py", True),
-        ("mine.backbone:Mine", "mine/sizes.py", True),
-        ("mine.backbone:Mine", "mine/unrelated.py", False),
-        ("alone:Alone", "alone.py", True),
-        ("alone:Alone", "beside.py", True),
-        ("alone:Alone", "aside.py", False),
+        ("custom.backbone:Custom", "custom/backbone.py", True),
+        ("custom.backbone:Custom", "custom/layers/network.py", True),
+        ("custom.backbone:Custom", "custom/layers/blocks.py", True),
+        ("custom.backbone:Custom", "custom/widths.py", True),
+        ("custom.backbone:Custom", "custom/unused.py", False),
+        ("single:Single", "single.py", True),
+        ("single:Single", "helper.py", True),
+        ("single:Single", "unused.py", False),
     ],
 )
-def test_edits_of_imported_modules_change_the_hash(project, name, edited, changes):
+def test_edits_of_imported_modules_change_the_hash(project, name, path, is_used):
     module, _, attribute = name.partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     before = source_hash(cls)
     assert source_hash(cls) == before != ""
-    edit(project / edited)
-    assert (source_hash(cls) != before) == changes
+    append_comment(project / path)
+    assert (source_hash(cls) != before) == is_used
 
 
 def test_new_package_files_change_the_hash(project):
-    cls = importlib.import_module("mine.backbone").Mine
+    cls = importlib.import_module("custom.backbone").Custom
     before = source_hash(cls)
-    (project / "mine" / "layers" / "__init__.py").write_text("")
+    (project / "custom" / "layers" / "__init__.py").write_text("")
     assert source_hash(cls) != before
 
 
@@ -89,20 +89,20 @@ def test_classes_of_this_project_have_no_source_hash():
 
 
 def test_cached_programs_depend_on_the_source_of_the_backbone(project):
-    """Programs of training, of the feature cache and of captioning share this key."""
+    """The programs of training, of the feature cache and of captioning share this part of the key."""
     description = small_description()
-    model = build_spec(ModelSpec, {"encoder": {"name": "mine.backbone:Mine"}})
-    custom = dataclasses.replace(description, spec=dataclasses.replace(description.spec, model=model))
-    before = custom.cache_key()
-    edit(project / "mine" / "sizes.py")
-    assert custom.cache_key() != before
+    model = build_spec(ModelSpec, {"encoder": {"name": "custom.backbone:Custom"}})
+    with_custom_backbone = dataclasses.replace(description, spec=dataclasses.replace(description.spec, model=model))
+    before = with_custom_backbone.cache_key()
+    append_comment(project / "custom" / "widths.py")
+    assert with_custom_backbone.cache_key() != before
     assert description.cache_key()["backbone_source"] == ""
 
 
-def test_hashing_imports_nothing(project):
+def test_hashing_does_not_import_the_modules(project):
     code = (
-        "import sys; from mine.backbone import Mine; from caption_jax.runtime.extension_sources import source_hash; "
-        "source_hash(Mine); print('mine.layers.network' in sys.modules or 'flax' in sys.modules)"
+        "from custom.backbone import Custom; from caption_jax.runtime.extension_sources import source_hash; "
+        "source_hash(Custom); print('custom.layers.network' in sys.modules or 'flax' in sys.modules)"
     )
     command = [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(project)!r}); {code}"]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip() == "False"

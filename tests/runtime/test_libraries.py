@@ -1,4 +1,4 @@
-"""Logging: libraries log only warnings."""
+"""Libraries log only warnings and errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from caption_jax.runtime.libraries import quiet_libraries
 
 
 @pytest.mark.parametrize(
-    ("path", "level", "shown"),
+    ("path", "level", "is_logged"),
     [
         ("/lib/site-packages/orbax/checkpoint/manager.py", "INFO", False),
         ("/lib/site-packages/orbax/checkpoint/manager.py", "WARNING", True),
@@ -17,10 +17,10 @@ from caption_jax.runtime.libraries import quiet_libraries
         ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
     ],
 )
-def test_the_log_has_our_messages_and_warnings_of_libraries(path, level, shown):
+def test_the_log_contains_messages_of_this_project_and_warnings_of_libraries(path, level, is_logged):
     handler = logging.get_absl_handler()
     before = list(handler.filters)
     quiet_libraries()
     record = logging.logging.makeLogRecord({"pathname": path, "levelno": logging.logging.getLevelNamesMapping()[level]})
-    assert bool(handler.filter(record)) is shown
+    assert bool(handler.filter(record)) is is_logged
     handler.filters[:] = before

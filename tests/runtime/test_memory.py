@@ -1,4 +1,4 @@
-"""A short version of `tests/long/test_soak.py`: memory over a few seconds."""
+"""A short version of `tests/long/test_soak.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A command that requests huge pages restarts itself once with the same arguments, unless another program runs it."""
+"""A command restarts itself once to request huge pages, unless another program runs it, and exits quickly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PROGRAM = """
+SCRIPT = """
 import os, sys
 from caption_jax.runtime.process import restart_with_huge_pages
 print("start", flush=True)
@@ -17,14 +17,15 @@ print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
 RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); print('still running')"
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="requires glibc")
 
 
-def lines(tmp_path, *command: str, **environment: str) -> list[str]:
-    (tmp_path / "program.py").write_text(PROGRAM)
+def run_python(tmp_path, *arguments: str, **environment: str) -> list[str]:
+    """Writes the script to `tmp_path`, and returns the output lines of a Python process."""
+    (tmp_path / "program.py").write_text(SCRIPT)
     environment = {key: value for key, value in os.environ.items() if key != "GLIBC_TUNABLES"} | environment
     process = subprocess.run(
-        [sys.executable, *command],
+        [sys.executable, *arguments],
         env=environment,
         cwd=tmp_path,
         capture_output=True,
@@ -35,29 +36,29 @@ def lines(tmp_path, *command: str, **environment: str) -> list[str]:
     return process.stdout.splitlines()
 
 
-def test_a_command_restarts_itself(tmp_path):
-    output = lines(tmp_path, "program.py", "one argument", "--two")
+def test_a_command_restarts_itself_with_the_same_arguments(tmp_path):
+    output = run_python(tmp_path, "program.py", "one argument", "--two")
     assert output == ["start", "start", "['one argument', '--two'] glibc.malloc.hugetlb=1"]
 
 
 def test_existing_malloc_settings_are_preserved(tmp_path):
-    assert lines(tmp_path, "program.py", GLIBC_TUNABLES="a.b=1") == ["start", "[] a.b=1"]
+    assert run_python(tmp_path, "program.py", GLIBC_TUNABLES="a.b=1") == ["start", "[] a.b=1"]
 
 
 def test_a_program_that_runs_the_command_is_not_restarted(tmp_path):
-    assert lines(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "still running"
+    assert run_python(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "still running"
 
 
-def test_a_command_exits_quickly_and_flushes_its_output(tmp_path):
-    program = (
+def test_fast_exit_flushes_output_and_skips_exit_handlers_of_a_command(tmp_path):
+    script = (
         "import atexit, sys\n"
         "from caption_jax.runtime.process import fast_exit\n"
         "atexit.register(print, 'exit handler')\n"
         "sys.stdout.write('output')\n"
         "fast_exit(__file__, 3)\n"
     )
-    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "program.py").write_text(script)
     process = subprocess.run([sys.executable, tmp_path / "program.py"], capture_output=True, text=True, check=False)
     assert (process.returncode, process.stdout) == (3, "output")
-    within = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
-    assert within.stdout.split() == ["outputstill", "running", "exit", "handler"]
+    runner = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
+    assert runner.stdout.split() == ["outputstill", "running", "exit", "handler"]

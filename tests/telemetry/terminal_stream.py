@@ -1,4 +1,4 @@
-"""Fake terminal for tests."""
+"""A fake terminal."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ import re
 
 
 class Terminal(io.StringIO):
-    """A stream whose `isatty` is true; `lines` returns the visible text."""
+    """An output stream that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
-    def lines(self) -> list[str]:
+    def visible_lines(self) -> list[str]:
+        """Returns the lines that a user sees, without overwritten text."""
         return [re.split(r"\r\x1b\[K", line)[-1] for line in self.getvalue().split("\n")]

@@ -1,4 +1,4 @@
-"""Speed, waiting time and ETA, measured with a fake time source."""
+"""Speed, waiting time and ETA, computed with a fake time source."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from caption_jax.telemetry.clock import Clock, format_duration
 
 
 class FakeTime:
-    """A time source that only `pass_seconds` advances."""
+    """A time source that is advanced explicitly."""
 
     def __init__(self) -> None:
-        self.time = 1000.0
+        self.seconds = 1000.0
 
     def __call__(self) -> float:
-        return self.time
+        return self.seconds
 
-    def pass_seconds(self, seconds: float) -> None:
-        self.time += seconds
+    def advance(self, seconds: float) -> None:
+        self.seconds += seconds
 
 
 @pytest.fixture
@@ -28,15 +28,16 @@ def time() -> FakeTime:
 
 
 def run_steps(clock: Clock, time: FakeTime, steps: int, *, wait: float, compute: float) -> None:
+    """Simulates steps that wait for input and compute for a number of seconds each."""
     for _ in range(steps):
         with clock.waiting():
-            time.pass_seconds(wait)
-        time.pass_seconds(compute)
+            time.advance(wait)
+        time.advance(compute)
 
 
-def test_speed_and_fraction_of_waiting(time):
+def test_speed_and_fraction_of_waiting_time(time):
     clock = Clock(100, images_per_step=32, devices=4, now=time)
-    time.pass_seconds(300.0)  # before the start, not part of the speed
+    time.advance(300.0)  # time before the start does not affect the speed
     clock.start(0)
     run_steps(clock, time, 10, wait=0.5, compute=1.5)
     rates = clock.tick(10)
@@ -47,7 +48,7 @@ def test_speed_and_fraction_of_waiting(time):
     assert rates["wall_seconds"] == pytest.approx(320.0)
 
 
-def test_each_lap_counts_only_its_steps(time):
+def test_rates_are_measured_since_the_previous_tick(time):
     clock = Clock(100, images_per_step=10, now=time)
     run_steps(clock, time, 2, wait=0, compute=10.0)
     clock.tick(2)
@@ -64,14 +65,14 @@ def test_a_pause_affects_the_eta_but_not_the_speed(time):
     clock.tick(10)
     assert clock.eta_seconds == pytest.approx(90.0)
     with clock.paused():
-        time.pass_seconds(20.0)
+        time.advance(20.0)
     run_steps(clock, time, 10, wait=0, compute=1.0)
     assert clock.tick(20)["images_per_second"] == pytest.approx(10.0)
-    assert clock.eta_seconds == pytest.approx(80.0 * 2.0)  # paused as long as it has run
+    assert clock.eta_seconds == pytest.approx(80.0 * 2.0)  # pauses took half of the time so far
     assert clock.wall_seconds == pytest.approx(40.0)
 
 
-def test_a_slow_first_lap_does_not_bias_the_eta(time):
+def test_slow_first_steps_do_not_bias_the_eta(time):
     clock = Clock(30, images_per_step=1, now=time)
     assert clock.eta_seconds is None
     run_steps(clock, time, 10, wait=0, compute=100.0)  # compilation
@@ -84,14 +85,14 @@ def test_a_slow_first_lap_does_not_bias_the_eta(time):
     assert clock.eta_seconds == 0.0
 
 
-def test_wall_time_survives_a_restart(time):
+def test_wall_time_is_continued_after_a_restart(time):
     clock = Clock(100, images_per_step=1, now=time)
     run_steps(clock, time, 10, wait=0, compute=6.0)
     saved = json.loads(json.dumps(clock.dump()))
-    time.pass_seconds(5000.0)  # the process is not running
+    time.advance(5000.0)  # no process is running
     resumed = Clock(100, images_per_step=1, now=time)
     resumed.load(saved)
-    time.pass_seconds(40.0)  # restoring the checkpoint
+    time.advance(40.0)  # restoring the checkpoint
     resumed.start(10)
     assert resumed.wall_seconds == pytest.approx(100.0)
     run_steps(resumed, time, 10, wait=0, compute=1.0)
@@ -108,5 +109,5 @@ def test_invalid_counts_are_rejected():
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.2, "0:00"), (75, "1:15"), (3675, "1:01:15"), (59.6, "1:00"), (90061, "1d 01:01:01")]
 )
-def test_durations_are_formatted_like_clocks(seconds, text):
+def test_durations_are_formatted_as_clock_times(seconds, text):
     assert format_duration(seconds) == text

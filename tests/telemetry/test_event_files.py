@@ -1,4 +1,4 @@
-"""Event files are written in order by a thread, are complete when closed, and report their errors."""
+"""A thread writes event files in order. Closing them waits for all writes, and errors are raised later."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import pytest
 from caption_jax.telemetry.event_files import EventFiles
 
 
-class Recorder:
-    """A metric writer that records its calls."""
+class RecordingWriter:
+    """A metric writer that records its calls, and raises an error at one step."""
 
-    def __init__(self, failing: int = -1):
+    def __init__(self, failing_step: int = -1):
         self.calls: list[tuple[str, int]] = []
         self.threads: set[str] = set()
-        self._failing = failing
+        self._failing_step = failing_step
 
     def _write(self, kind: str, step: int) -> None:
         self.threads.add(threading.current_thread().name)
-        if step == self._failing:
+        if step == self._failing_step:
             raise OSError("no space left on device")
         self.calls.append((kind, step))
 
@@ -37,39 +37,39 @@ class Recorder:
 
 
 def test_writes_do_not_block_and_are_not_lost():
-    opening, recorder = threading.Event(), Recorder()
+    may_open, writer = threading.Event(), RecordingWriter()
 
     def open_writer(folder):
-        assert folder == "folder" and opening.wait(60)
-        return recorder
+        assert folder == "folder" and may_open.wait(60)
+        return writer
 
     events = EventFiles("folder", open_writer)
     events.texts(0, {"config": "text"})
     for step in range(1, 4):
         events.scalars(step, {"loss": 1.0})
     events.images(3, {})
-    assert recorder.calls == []  # all writes are pending, and this thread was not blocked
-    opening.set()
+    assert writer.calls == []  # all writes are pending, and this thread was not blocked
+    may_open.set()
     events.close()
-    written = [("texts", 0), ("scalars", 1), ("scalars", 2), ("scalars", 3), ("images", 3)]
-    assert recorder.calls == [*written, ("close", -1)]
-    assert recorder.threads.isdisjoint({threading.current_thread().name})
+    writes = [("texts", 0), ("scalars", 1), ("scalars", 2), ("scalars", 3), ("images", 3)]
+    assert writer.calls == [*writes, ("close", -1)]
+    assert writer.threads.isdisjoint({threading.current_thread().name})
     events.close()
-    assert recorder.calls[-2:] == [written[-1], ("close", -1)]
+    assert writer.calls[-2:] == [writes[-1], ("close", -1)]
 
 
-def test_the_writer_is_opened_by_the_first_write():
+def test_without_a_write_no_writer_is_opened():
     events = EventFiles("folder", lambda folder: pytest.fail("opened"))
     events.close()
 
 
 def test_errors_are_raised_by_a_later_write_or_by_close():
-    events = EventFiles("folder", lambda folder: Recorder(failing=1))
+    events = EventFiles("folder", lambda folder: RecordingWriter(failing_step=1))
     events.scalars(1, {})
     with pytest.raises(OSError, match="no space left"):
         events.close()
 
-    events = EventFiles("folder", lambda folder: Recorder(failing=1))
+    events = EventFiles("folder", lambda folder: RecordingWriter(failing_step=1))
     events.scalars(1, {})
     events._pending[0].exception(timeout=60)  # the write has finished
     with pytest.raises(OSError, match="no space left"):
@@ -77,7 +77,7 @@ def test_errors_are_raised_by_a_later_write_or_by_close():
     events.close()
 
 
-def test_an_error_of_opening_is_raised_like_one_of_writing():
+def test_errors_of_opening_the_writer_are_raised_by_close():
     def open_writer(folder):
         raise PermissionError(folder)
 
@@ -87,13 +87,13 @@ def test_an_error_of_opening_is_raised_like_one_of_writing():
         events.close()
 
 
-def test_a_slow_writer_blocks_when_too_many_writes_are_pending(monkeypatch):
+def test_writes_block_while_too_many_are_pending(monkeypatch):
     monkeypatch.setattr("caption_jax.telemetry.event_files._MAX_PENDING", 2)
-    opening, recorder = threading.Event(), Recorder()
-    events = EventFiles("folder", lambda folder: opening.wait(60) and recorder)
-    threading.Timer(0.2, opening.set).start()
+    may_open, writer = threading.Event(), RecordingWriter()
+    events = EventFiles("folder", lambda folder: may_open.wait(60) and writer)
+    threading.Timer(0.2, may_open.set).start()
     for step in range(5):
         events.scalars(step, {})
-    assert len(recorder.calls) >= 2
+    assert len(writer.calls) >= 2
     events.close()
-    assert [step for _, step in recorder.calls] == [0, 1, 2, 3, 4, -1]
+    assert [step for _, step in writer.calls] == [0, 1, 2, 3, 4, -1]

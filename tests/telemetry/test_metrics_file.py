@@ -1,4 +1,4 @@
-"""metrics.jsonl survives kills and resumed runs."""
+"""metrics.jsonl remains valid after kills and resumed runs."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import pytest
 from caption_jax.telemetry.metrics_file import MetricsFile, Row, read_metrics
 
 
-def steps_and_splits(path) -> list[tuple[int, str]]:
+def read_steps_and_splits(path) -> list[tuple[int, str]]:
     return [(row.step, row.split) for row in read_metrics(path)]
 
 
-def test_rows_survive_a_round_trip(tmp_path):
+def test_rows_are_read_as_written(tmp_path):
     path = tmp_path / "run" / "metrics.jsonl"
     file = MetricsFile(path)
     file.append(Row(50, "train", {"loss": 4.25}))
@@ -34,12 +34,12 @@ def test_resuming_from_a_step_drops_later_rows(tmp_path):
     file.append(Row(100, "val", {"CIDEr-D": 0.5}))
     resumed = MetricsFile(path, start_step=100)
     resumed.append(Row(150, "train", {"loss": 2.0}))
-    assert steps_and_splits(path) == [(50, "train"), (100, "train"), (100, "val"), (150, "train")]
+    assert read_steps_and_splits(path) == [(50, "train"), (100, "train"), (100, "val"), (150, "train")]
     assert read_metrics(path)[-1].values["loss"] == 2.0
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-def test_a_new_run_in_a_folder_without_checkpoints_starts_a_new_curve(tmp_path):
+def test_starting_at_step_0_drops_all_rows(tmp_path):
     path = tmp_path / "metrics.jsonl"
     MetricsFile(path).append(Row(50, "train", {"loss": 1.0}))
     MetricsFile(path, start_step=0)
@@ -51,12 +51,12 @@ def test_a_truncated_last_line_is_ignored(tmp_path):
     MetricsFile(path).append(Row(50, "train", {"loss": 1.0}))
     with path.open("a") as file:
         file.write('{"step": 100, "split": "tra')
-    assert steps_and_splits(path) == [(50, "train")]
+    assert read_steps_and_splits(path) == [(50, "train")]
     MetricsFile(path, start_step=50).append(Row(100, "train", {"loss": 2.0}))
-    assert steps_and_splits(path) == [(50, "train"), (100, "train")]
+    assert read_steps_and_splits(path) == [(50, "train"), (100, "train")]
 
 
-def test_a_damaged_line_is_reported(tmp_path):
+def test_the_error_for_an_invalid_line_has_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "values": {}}\nhello\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):

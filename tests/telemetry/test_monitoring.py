@@ -1,4 +1,4 @@
-"""What a run records while it trains: metrics.jsonl, event files and the progress line."""
+"""Records of a training run: metrics.jsonl, event files and the progress line."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from caption_jax.telemetry.metrics_file import Row, read_metrics
 from caption_jax.telemetry.monitoring import Monitor
 
 
-def test_other_processes_write_nothing(tmp_path):
+def test_processes_other_than_the_main_process_write_nothing(tmp_path):
     monitor = Monitor(tmp_path, {"seed": 0}, is_main_process=False, total_steps=10)
     monitor.scalars(1, {"loss": 1.0}, "train")
     monitor.images(1, {"a": np.zeros((2, 2, 3), np.uint8)})
@@ -22,7 +22,7 @@ def test_other_processes_write_nothing(tmp_path):
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
-    """A workdir with one record of each kind, written by a monitor with a terminal."""
+    """A workdir with records of all kinds, and the terminal of its monitor."""
     folder = tmp_path_factory.mktemp("run")
     terminal = Terminal()
     monitor = Monitor(folder, {"seed": 7}, total_steps=100, stream=terminal)
@@ -35,7 +35,7 @@ def run_folder(tmp_path_factory):
     return folder, terminal
 
 
-def test_tensorboard_gets_scalars_images_and_the_config(run_folder):
+def test_event_files_contain_scalars_images_and_the_config(run_folder):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     from tensorboard.util.tensor_util import make_ndarray
 
@@ -50,7 +50,7 @@ def test_tensorboard_gets_scalars_images_and_the_config(run_folder):
     assert b'"seed": 7' in events.Tensors("config")[0].tensor_proto.string_val[0]
 
 
-def test_the_metrics_file_gets_the_same_scalars(run_folder):
+def test_the_metrics_file_and_the_progress_line_contain_the_scalars(run_folder):
     folder, terminal = run_folder
     assert read_metrics(folder / "metrics.jsonl") == [
         Row(50, "train", {"loss": 2.5}),
