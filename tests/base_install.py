@@ -97,7 +97,6 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from caption_jax.planning.topology import parse_topology
     from caption_jax.pretrained.roberta_weights import load_roberta
     from caption_jax.pretrained.weight_files import open_weights
-    from caption_jax.pretrained.weight_sources import locate_weights
     from caption_jax.specs import DataSpec, RunSpec
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run

@@ -16,7 +16,7 @@ from PIL import Image
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError
-from input_pipeline.images import ImageError, decode_image, make_thumbnail
+from input_pipeline.images import ImageError, decode_image
 from input_pipeline.sources import open_splits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")

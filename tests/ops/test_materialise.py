@@ -31,4 +31,6 @@ def test_consumers_do_not_recompute_a_materialised_value():
 
     lowered = jax.jit(program).lower(jnp.ones((4098, 64)), jnp.ones(1))
     figures = compute_figures(lowered, lowered.compile())
-    assert figures["per_image"]["flops"] / (4096 * 64) < 7.5  # three for y, and one each for two consumers and two reductions
+    assert (
+        figures["per_image"]["flops"] / (4096 * 64) < 7.5
+    )  # three for y, and one each for two consumers and two reductions
