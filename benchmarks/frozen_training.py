@@ -84,15 +84,14 @@ def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, 
     from caption_jax.parameters.sharding import make_mesh
     from caption_jax.runs.description import ModelSettings, RunDescription
     from caption_jax.runs.initial_variables import init_variables
-    from caption_jax.training.batch_placer import batch_placer
+    from caption_jax.training.batch_placer import make_batch_placer
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    settings = ModelSettings(vocabulary, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
-    # No text is encoded, so the description needs no vocabulary.
-    description = RunDescription(spec, settings, Preprocessing(IMAGE_SIZE), vocabulary=None)
-    mesh = make_mesh(spec.mesh)
-    program, put_on_devices = make_program(description, mesh, steps=10_000), batch_placer(spec, mesh)
+    settings = ModelSettings(vocabulary, config.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
+    description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no text is encoded
+    mesh = make_mesh(config.mesh)
+    program, put_on_devices = make_program(description, mesh, steps=10_000), make_batch_placer(config, mesh)
     state = program.start(init_variables(description))
     ((_, frozen),) = phases(state.params, spec.optimizer.rules)
     update = program.update(frozen)

@@ -1,4 +1,4 @@
-"""Image captioning in JAX. Public names are imported lazily, which keeps importing this package fast.
+"""Image captioning in JAX. Public names are imported lazily, so that importing this package is fast.
 
 To caption images with a trained model:
 

@@ -1,9 +1,9 @@
-"""The config that users edit, with the defaults of all keys.
+"""The config that users edit, with defaults for all keys.
 
-A config file is a Python file whose `get_config` modifies and returns `default_config()`. The ConfigDict is locked, so
-a misspelled key raises an error that suggests similar keys, both in files and on the command line. Keys, defaults and
-documentation are defined by the dataclasses in `caption_jax/specs/` and, for `config.data`, in
-`input_pipeline/data_spec.py`. A run first converts its config to these.
+A config file is a Python file with a function `get_config` that modifies and returns `default_config()`. The ConfigDict
+is locked, so a misspelled key raises an error that suggests similar keys, both in files and on the command line. Keys,
+defaults and documentation are defined by the dataclasses in `caption_jax/specs/` and, for `config.data`, in
+`input_pipeline/data_spec.py`. A run first converts its config to these dataclasses.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ class Config(ConfigDict):
     def __setitem__(self, key: str, value: Any) -> None:
         key = current_key(key, self._fields)
         if isinstance(value, ConfigDict) and not isinstance(value, Config):
-            value = Config(value)  # a field keeps its type
+            value = Config(value)  # the type of a ConfigDict field cannot change
         super().__setitem__(key, current_value(key, value))
 
     def get_type(self, key: str) -> type:
-        """Returns the type that flags for a key are parsed as."""
+        """Returns the type of a key, which determines how its flag is parsed."""
         return super().get_type(current_key(key, self._fields))
 
 

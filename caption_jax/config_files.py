@@ -1,6 +1,6 @@
-"""Packaged configs: `configs/` of a checkout, `caption_jax/configs` of an installation.
+"""Packaged configs, in `configs/` of a checkout or in `caption_jax/configs` of an installation.
 
-In both, they import each other as `caption_jax.configs.<name>`.
+In both cases, configs import each other as `caption_jax.configs.<name>`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def find_config(value: str) -> str:
             `configs/coco.py` refer to the packaged config, unless a file with that path exists.
 
     Returns:
-        The path, with the argument; `value` unchanged if it does not refer to a packaged config.
+        The path and the argument, or `value` unchanged if it does not refer to a packaged config.
     """
     path, colon, argument = value.partition(":")
     folder, name = os.path.split(path)

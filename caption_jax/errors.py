@@ -33,7 +33,7 @@ class LockedError(UserError, BlockingIOError):
 
 
 def user_message(error: BaseException) -> str | None:
-    """Returns the message of a `UserError`, or of a `UserError` that caused another error.
+    """Returns the message of the first `UserError` in the chain of causes of an error.
 
     Returns:
         The message, or None for all other errors, which need a traceback.

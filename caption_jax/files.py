@@ -1,4 +1,4 @@
-"""Absolute paths, and output of file names that are not valid UTF-8."""
+"""Local and bucket paths, and output of file names that are not valid UTF-8."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from input_pipeline.files import is_on_bucket
 
 
 def storage_path(path: str | os.PathLike[str]) -> epath.Path:
-    """Returns a local or bucket path, without resolving it.
+    """Converts a local path or bucket URL to an `epath.Path`, without making it absolute.
 
     Raises:
-        MissingPackageError: no package that can access the bucket is installed.
+        MissingPackageError: the package that accesses the bucket is not installed.
     """
     prepare_bucket(path)
     return epath.Path(path)
@@ -35,17 +35,17 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 
 def allow_undecodable_output() -> None:
-    """Makes stdout write file names that are not valid UTF-8 as their original bytes."""
+    """Configures stdout to write file names that are not valid UTF-8 as their original bytes."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="surrogateescape")
 
 
 def json_line(values: dict[str, Any]) -> str:
-    """Serializes one JSON object, without a trailing newline."""
+    """Serialises one JSON object, without a trailing newline."""
     text = json.dumps(values, ensure_ascii=False)
-    # JSON must be valid UTF-8, so other names are written with escapes, which `json.loads` decodes to the same name.
+    # JSON must be valid UTF-8, so names that are not are written with ASCII escapes, which `json.loads` decodes.
     return text if text.isascii() or not _has_surrogates(text) else json.dumps(values)
 
 
 def _has_surrogates(text: str) -> bool:
-    return any("\ud800" <= letter <= "\udfff" for letter in text)
+    return any("\ud800" <= character <= "\udfff" for character in text)

@@ -1,4 +1,4 @@
-"""Lazily imported public names of a package, to keep importing the package fast."""
+"""Lazy imports of a package's public names, so that importing the package is fast."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str]
         modules: public name -> module that defines it, relative to the package.
     """
 
-    def get(name: str) -> Any:
+    def import_name(name: str) -> Any:
         if name not in modules:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
-    return get, lambda: sorted(modules)
+    return import_name, lambda: sorted(modules)

@@ -1,7 +1,7 @@
-"""Import redirects for modules that moved in version 0.2, with a DeprecationWarning, for one release.
+"""Import redirects for modules that moved in version 0.2, kept for one release, with a DeprecationWarning.
 
-The table covers the modules that were documented in README and docs/. `caption_jax` installs the finder, which Python
-only consults for modules that no other finder can locate.
+`MOVED` contains the modules that were documented in README and docs/. `caption_jax` installs the finder, which Python
+consults only for modules that no other finder can locate.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Resolves former names in `MOVED` to the same module objects as the new names."""
+    """Import finder and loader that resolves former names to the module objects of the present names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -43,9 +43,10 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.util.spec_from_loader(name, self) if name in MOVED else None
 
     def exec_module(self, module: ModuleType) -> None:
-        former = module.__name__
-        warnings.warn(f"{former} is now {MOVED[former]}", DeprecationWarning, stacklevel=2)
-        sys.modules[former] = importlib.import_module(MOVED[former])  # the import statement returns this entry
+        former_name = module.__name__
+        warnings.warn(f"{former_name} is now {MOVED[former_name]}", DeprecationWarning, stacklevel=2)
+        # `import` returns the entry of `sys.modules`, which a loader may replace.
+        sys.modules[former_name] = importlib.import_module(MOVED[former_name])
 
 
 def install() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from caption_jax.planning.cost import cost_of
+from caption_jax.planning.cost import compute_cost
 from caption_jax.planning.figures import program_figures
 
 
@@ -23,4 +23,4 @@ def compute_figures(
     """
     if mesh is None:
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    return program_figures(cost_of(lowered, compiled, images, mesh.size), mesh)
+    return program_figures(compute_cost(lowered, compiled, images, mesh.size), mesh)

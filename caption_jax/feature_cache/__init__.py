@@ -1,1 +1,1 @@
-"""Cached outputs of a frozen part of the image encoder."""
+"""A cache of the outputs of frozen image encoder stages."""

@@ -1,7 +1,7 @@
-"""The feature cache, which holds outputs of a frozen part of the image encoder, computed before training starts.
+"""The feature cache, which contains outputs of frozen image encoder stages, computed before training starts.
 
-Features are stored in a folder named after the hash of a cache key, which contains everything they depend on. They are
-reused whenever the key matches, by a resumed run or by any other run with the same `config.data.feature_cache.folder`.
+Features are stored in a folder named after the hash of a cache key, which contains everything that they depend on. Any
+run with the same key and the same `config.data.feature_cache.folder` reuses them.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from input_pipeline.prefetch import prefetch_to_device
 PyTree = Any
 
 _BACKBONE = "image_encoder/backbone"
-_VIEWS = 0x76696577  # separates the PRNG keys of views from those of training steps
+_VIEW_SALT = 0x76696577  # separates the PRNG keys of views from the keys of training steps
 _LOG_SECONDS = 10.0
 
 
-def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures | None:
-    """Returns the features configured in `spec.data.feature_cache`, computing those that are missing.
+def prepare_features(experiment: Experiment, variables: PyTree) -> StoredFeatures | None:
+    """Opens the features configured in `spec.data.feature_cache`, after computing missing ones.
 
     Args:
         experiment: the experiment of the run.
@@ -56,18 +56,18 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
         Features of the training split, or None if the feature cache is disabled.
 
     Raises:
-        ValueError: a setting is invalid, a parameter that the features depend on is trained (the message contains the
-            rule), or there is not enough disk space.
+        ValueError: a setting is invalid, the features depend on a trained parameter (the message contains the rule), or
+            there is not enough disk space.
     """
     spec = experiment.spec
     if not spec.data.feature_cache.stage:
         return None
     check_frozen(variables["params"], spec)
-    split, frozen = experiment.split("train"), _frozen_part(variables, experiment)
+    split, frozen = experiment.split("train"), _select_frozen(variables, experiment)
     forward = _make_forward(experiment)
     key = cache_key(experiment, frozen)
-    files = _files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
-    stage, size = spec.data.feature_cache.stage, files.images * files.bytes_per_image
+    files = _make_files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
+    stage, size = spec.data.feature_cache.stage, files.images * files.image_bytes
     logging.info(
         "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
@@ -82,11 +82,10 @@ def stored_features(experiment: Experiment, variables: PyTree) -> StoredFeatures
 
 
 def check_frozen(params: PyTree, spec: RunSpec) -> None:
-    """Raises ValueError if a rule trains a parameter that the features depend on, at any step of the run."""
+    """Raises ConfigError if the features depend on a parameter that is trained at any step of the run."""
     rules = spec.optimizer.rules
-    dependencies = [path for path in flatten(params) if _is_cached(path, spec)]
-    settings = flatten(match_rules(params, rules))
-    trained = [path for path in dependencies if settings[path].lr > 0]
+    rule_by_path = flatten(match_rules(params, rules))
+    trained = [path for path in flatten(params) if _is_cached(path, spec) and rule_by_path[path].lr > 0]
     if trained:
         all_patterns = [pattern for pattern, _ in rules]
         rule_indices = match_paths(flatten(params), all_patterns, "optimizer.rules", require_all=True)
@@ -100,11 +99,11 @@ def check_frozen(params: PyTree, spec: RunSpec) -> None:
 
 
 def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
-    """Returns everything that the features depend on, as JSON-compatible values.
+    """Returns everything that the features depend on, as JSON-serialisable values.
 
     Args:
         experiment: the experiment of the run.
-        frozen: `params` and `batch_stats` of the part of the model that computes the features.
+        frozen: `params` and `batch_stats` of the stages that compute the features.
     """
     spec, description = experiment.spec, experiment.description
     settings, split = spec.data.feature_cache, experiment.split("train")
@@ -132,36 +131,39 @@ def _network_key(description: RunDescription) -> dict[str, Any]:
 
 
 def _is_cached(path: str, spec: RunSpec) -> bool:
-    """Whether a parameter belongs to the stages whose output is cached."""
+    """Returns whether a parameter belongs to the stages that compute the features."""
     stages = stages_up_to(spec.model.encoder.stage_names, spec.data.feature_cache.stage)
     return any(path.startswith(f"{_BACKBONE}/{stage}/") for stage in stages)
 
 
-def _frozen_part(variables: PyTree, experiment: Experiment) -> PyTree:
-    """Returns `params` and `batch_stats` of the part that computes the features, as NumPy arrays."""
-    part = {}
+def _select_frozen(variables: PyTree, experiment: Experiment) -> PyTree:
+    """Returns `params` and `batch_stats` of the stages that compute the features, as NumPy arrays."""
+    frozen = {}
     for collection in ("params", "batch_stats"):
         flat = flatten(variables[collection])
-        part[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_cached(path, experiment.spec)})
-    return jax.device_get(jax.device_put(part, replicated(experiment.mesh)))
+        frozen[collection] = unflatten({path: leaf for path, leaf in flat.items() if _is_cached(path, experiment.spec)})
+    return jax.device_get(jax.device_put(frozen, replicated(experiment.mesh)))
 
 
 def _weights_hash(variables: PyTree) -> str:
     digest = hashlib.sha256()
     for path, array in sorted(flatten(variables).items()):
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array + 0).tobytes())  # turns -0.0 into 0.0, as zero updates do
+        digest.update(np.ascontiguousarray(array + 0).tobytes())  # converts -0.0 to 0.0, like updates by zero
     return digest.hexdigest()
 
 
 def _make_forward(experiment: Experiment) -> Callable:
-    """Returns `(variables, images, rows, view) -> features` for uint8 images at the indices `rows` of the split."""
+    """Returns a function that computes the features of one view of a batch of images.
+
+    Its arguments are the variables, uint8 images [batch, height, width, 3], their indices in the split and the view.
+    """
     spec, preprocessing = experiment.spec, experiment.description.preprocessing
     model, settings = experiment.model(), spec.data.feature_cache
 
-    def forward(variables: PyTree, images: jax.Array, rows: jax.Array, view: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), _VIEWS), view)
-        pixels = preprocessing.normalise(augment(key, images, spec.augment, rows, model.ops))
+    def forward(variables: PyTree, images: jax.Array, indices: jax.Array, view: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(spec.seed), _VIEW_SALT), view)
+        pixels = preprocessing.normalise(augment(key, images, spec.augment, indices, model.ops))
         features = model.apply(variables, settings.stage, pixels, method="encode_to_stage")
         return features.astype(settings.dtype)
 
@@ -169,14 +171,20 @@ def _make_forward(experiment: Experiment) -> Callable:
 
 
 def _forward_arguments(experiment: Experiment) -> tuple:
-    """Returns the shapes of the arguments of the forward function after `variables`."""
-    rows, size = experiment.spec.data.eval_batch_size, experiment.description.preprocessing.size
-    images = jax.ShapeDtypeStruct((rows, size, size, 3), np.uint8)
-    return images, jax.ShapeDtypeStruct((rows,), np.int32), jax.ShapeDtypeStruct((), np.int32)
+    """Returns the shapes of the arguments of the forward function, except for `variables`."""
+    batch_size, size = experiment.spec.data.eval_batch_size, experiment.description.preprocessing.size
+    images = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
+    return images, jax.ShapeDtypeStruct((batch_size,), np.int32), jax.ShapeDtypeStruct((), np.int32)
 
 
-def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) -> FeatureFiles:
-    """Returns the feature files of a cache key, whether they exist or not."""
+def _make_files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) -> FeatureFiles:
+    """Creates the `FeatureFiles` of a cache key, without creating the files.
+
+    Args:
+        experiment: the experiment of the run.
+        key: the cache key.
+        shape: shape of the features of a batch.
+    """
     settings = experiment.spec.data.feature_cache
     parent = str(settings.folder or experiment.workdir / "features")
     if "://" in parent:
@@ -185,18 +193,25 @@ def _files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int]) ->
             "a local folder"
         )
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()[:8]
-    if jax.process_count() > 1:  # file times can differ between machines, so all use the hash of process 0
+    if jax.process_count() > 1:  # file times can differ between machines, so all processes use the hash of process 0
         digest = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(digest, np.uint8)).astype(np.uint8))
     folder = Path(parent).resolve() / digest.hex()
     images = len(experiment.split("train"))
     return FeatureFiles(folder, images, settings.views, tuple(shape[1:]), np.dtype(settings.dtype))
 
 
-class _Decoded(NamedTuple):
-    """Decoded images, their indices in the split, and the errors of unreadable images by index."""
+class _DecodedBatch(NamedTuple):
+    """A batch of decoded images.
+
+    Attributes:
+        images: uint8 [batch, height, width, 3]; padding and unreadable images are black.
+        padded_indices: int32 [batch], indices of the images in the split, 0 for padding.
+        indices: indices of the images in the split, without padding.
+        problems: errors of unreadable images, by index.
+    """
 
     images: jax.Array
-    rows: jax.Array
+    padded_indices: jax.Array
     indices: list[int]
     problems: dict[int, str]
 
@@ -215,10 +230,11 @@ def _compute_missing(
     indices = [index for block in missing for index in files.image_indices(block)]
     progress = _Progress(len(indices), files.views)
     block: _Block | None = None
-    decoded = prefetch_to_device(_decode(experiment, indices), lambda d: _put(d, mesh), experiment.spec.data.prefetch)
-    with decoded:
-        for batch in decoded:
-            views = [forward(variables, batch.images, batch.rows, np.int32(view)) for view in range(files.views)]
+    batches = _decode_batches(experiment, indices)
+    with prefetch_to_device(batches, lambda batch: _put(batch, mesh), experiment.spec.data.prefetch) as prefetched:
+        for batch in prefetched:
+            arrays = batch.images, batch.padded_indices
+            views = [forward(variables, *arrays, np.int32(view)) for view in range(files.views)]
             features = np.stack([np.asarray(view)[: len(batch.indices)] for view in views], axis=1)
             for index, values in zip(batch.indices, features, strict=True):
                 block = block or _Block.empty(files, index)
@@ -228,28 +244,28 @@ def _compute_missing(
             progress.add(len(batch.indices))
 
 
-def _put(decoded: _Decoded, mesh: jax.sharding.Mesh) -> _Decoded:
-    images, rows = put_batch((decoded.images, decoded.rows), mesh)
-    return decoded._replace(images=images, rows=rows)
+def _put(batch: _DecodedBatch, mesh: jax.sharding.Mesh) -> _DecodedBatch:
+    images, padded_indices = put_batch((batch.images, batch.padded_indices), mesh)
+    return batch._replace(images=images, padded_indices=padded_indices)
 
 
-def _decode(experiment: Experiment, indices: Sequence[int]) -> Iterator[_Decoded]:
-    """Yields batches of the images at `indices`; the last batch is padded with black images."""
+def _decode_batches(experiment: Experiment, indices: Sequence[int]) -> Iterator[_DecodedBatch]:
+    """Yields batches of the images at `indices`. The last batch is padded to the evaluation batch size."""
     data = experiment.spec.data
     pixels = Pixels(experiment.split("train"), experiment.description.preprocessing)
     with ThreadPoolExecutor(max(data.workers, 1)) as pool:
         for start in range(0, len(indices), data.eval_batch_size):
-            batch = list(indices[start : start + data.eval_batch_size])
+            batch_indices = list(indices[start : start + data.eval_batch_size])
             images = np.zeros((data.eval_batch_size, *pixels.shape), pixels.dtype)
-            rows = np.zeros(data.eval_batch_size, np.int32)
-            rows[: len(batch)] = batch
+            padded_indices = np.zeros(data.eval_batch_size, np.int32)
+            padded_indices[: len(batch_indices)] = batch_indices
             problems = {}
-            for row, image in enumerate(pool.map(lambda index: _load_or_error(pixels, index), batch)):
+            for row, image in enumerate(pool.map(lambda index: _load_or_error(pixels, index), batch_indices)):
                 if isinstance(image, ImageError):
-                    problems[batch[row]] = image.reason
+                    problems[batch_indices[row]] = image.reason
                 else:
                     images[row] = image
-            yield _Decoded(images, rows, batch, problems)
+            yield _DecodedBatch(images, padded_indices, batch_indices, problems)
 
 
 def _load_or_error(pixels: Inputs, index: int) -> np.ndarray | ImageError:
@@ -261,7 +277,14 @@ def _load_or_error(pixels: Inputs, index: int) -> np.ndarray | ImageError:
 
 @dataclasses.dataclass
 class _Block:
-    """A block of features that is filled one image at a time."""
+    """A block of features that is filled one image at a time.
+
+    Attributes:
+        number: index of the block.
+        rows: indices of its images in the split.
+        features: array [images, views, ...].
+        problems: errors of unreadable images, by index in the split.
+    """
 
     number: int
     rows: range
@@ -270,13 +293,13 @@ class _Block:
 
     @classmethod
     def empty(cls, files: FeatureFiles, first: int) -> _Block:
-        """Creates the block that starts at image index `first`."""
-        number = first // files.images_per_block
-        rows = files.image_indices(number)
+        """Creates the empty block that starts at image index `first`."""
+        number = first // files.block_images
+        rows = files.rows(number)
         return cls(number, rows, np.zeros((len(rows), files.views, *files.shape), files.dtype))
 
     def add(self, index: int, values: np.ndarray, problem: str | None) -> bool:
-        """Adds the features of an image, or the reason why there are none; returns whether the block is full."""
+        """Adds the features of an image, or the error of an unreadable image. Returns whether the block is full."""
         if problem is not None:
             self.problems[index] = problem
         elif np.isfinite(values).all():
@@ -290,15 +313,15 @@ class _Block:
 
 
 def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
-    """Creates the folder and key.json, after checking that there is disk space for the missing blocks."""
+    """Creates the folder and key.json, after checking that there is enough disk space for the missing blocks."""
     files.folder.mkdir(parents=True, exist_ok=True)
-    needed = min(missing * files.images_per_block, files.images) * files.bytes_per_image
-    free = shutil.disk_usage(files.folder).free
-    if needed > free:
+    required_bytes = min(missing * files.block_images, files.images) * files.image_bytes
+    free_bytes = shutil.disk_usage(files.folder).free
+    if required_bytes > free_bytes:
         raise ConfigError(
-            f"the missing features need {needed / 1e9:.2f} GB, but {files.folder} has only {free / 1e9:.2f} GB free: "
-            "lower config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another "
-            "disk"
+            f"the missing features need {required_bytes / 1e9:.2f} GB, but {files.folder} has only "
+            f"{free_bytes / 1e9:.2f} GB free: lower config.data.feature_cache.views, choose a stage with a smaller "
+            "output, or set its folder to another disk"
         )
     if jax.process_index() == 0:
         write_atomically(files.folder / "key.json", json.dumps(key, indent=2) + "\n")
@@ -308,19 +331,19 @@ class _Progress:
     """Logs the progress of the computation periodically."""
 
     def __init__(self, images: int, views: int):
-        self._images, self._views, self._done = images, views, 0
+        self._images, self._views, self._completed = images, views, 0
         self._started = self._last_logged = time.monotonic()
 
     def add(self, images: int) -> None:
-        """Counts images whose views have all been computed."""
-        self._done += images
+        """Adds a number of images for which all views have been computed."""
+        self._completed += images
         now = time.monotonic()
-        if now - self._last_logged < _LOG_SECONDS and self._done < self._images:
+        if now - self._last_logged < _LOG_SECONDS and self._completed < self._images:
             return
         self._last_logged = now
-        rate = self._done / max(now - self._started, 1e-9)
-        remaining = format_duration((self._images - self._done) / rate)
+        rate = self._completed / max(now - self._started, 1e-9)
+        remaining = format_duration((self._images - self._completed) / rate)
         logging.info(
             "features: %d of %d images, %.1f images/s (%.1f views/s), %s remaining",
-            *(self._done, self._images, rate, rate * self._views, remaining),
+            *(self._completed, self._images, rate, rate * self._views, remaining),
         )

@@ -1,4 +1,4 @@
-"""Describes a run from its config alone, with explicit assumptions in place of data and weights."""
+"""Run descriptions derived from a config alone, with explicit assumptions about its data and weights."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from caption_jax.specs import RunSpec
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 
-ROBERTA_TOKENS = 50265
+_ROBERTA_VOCABULARY_SIZE = 50265
 _ROBERTA_BASE = {
-    "vocab_size": ROBERTA_TOKENS,
+    "vocab_size": _ROBERTA_VOCABULARY_SIZE,
     "hidden_size": 768,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
@@ -36,60 +36,61 @@ _ROBERTA_BASE = {
 
 @dataclass(frozen=True)
 class AssumedVocabulary:
-    """Stand-in for a `Vocabulary` of a given size, for programs that are compiled but not run."""
+    """Placeholder for a `Vocabulary` of a given size, for programs that are compiled but not run."""
 
     size: int
 
     def to_full(self, ids: Sequence[int]) -> Int[np.ndarray, " ids"]:
-        """Full ids, assuming that the vocabulary consists of the first tokens of the tokenizer."""
+        """Returns full ids, assuming that the vocabulary consists of the first tokens of the tokenizer."""
         return np.asarray(ids, np.int32)
 
     def encode(self, text: str, max_length: int) -> Int[np.ndarray, " length"]:
-        """Token ids, assuming one token per word."""
+        """Returns token ids, assuming one token per word."""
         words = [UNK + 1 + index for index, _ in enumerate(text.split())]
         ids = np.full(max_length, PAD, np.int32)
         ids[: len(words) + 2] = [BOS, *words, EOS][:max_length]
         return ids
 
     def encode_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts length"]:
-        """Token ids of a batch of texts; see `encode`."""
+        """Returns the token ids of a batch of texts; see `encode`."""
         return np.stack([self.encode(text, max_length) for text in texts])
 
 
-def describe(spec: RunSpec, workdir: epath.Path, tokens: int = 0) -> tuple[RunDescription, dict[str, Any]]:
-    """Describes a run from its workdir if the run has been started, or else from assumptions.
+def describe_run(
+    spec: RunSpec, workdir: epath.Path, vocabulary_size: int = 0
+) -> tuple[RunDescription, dict[str, Any]]:
+    """Reads the description of a run that has been started, or creates one from assumptions.
 
     Args:
         spec: spec of the run, with a concrete `dtype`.
         workdir: workdir that may contain the description of the run.
-        tokens: size of the vocabulary; 0 for the stored or assumed size.
+        vocabulary_size: size of the vocabulary, or 0 for the stored or assumed size.
 
     Returns:
-        The description, and the assumptions by name, as text or numbers.
+        The description, and the assumed values by name.
 
     Raises:
-        ValueError: `tokens` is inconsistent with the config.
+        ValueError: `vocabulary_size` is inconsistent with the config.
     """
-    if not tokens and (workdir / "model.json").exists():
+    if not vocabulary_size and (workdir / "model.json").exists():
         stored = read_description(workdir)
         return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary), {}
-    assumed: dict[str, Any] = {}
-    size = tokens or _upper_bound(spec)
-    assumed["vocabulary"] = size
-    assumed["vocabulary_from"] = "--vocabulary" if tokens else "all tokens of the tokenizer; the run will have fewer"
+    size = vocabulary_size or _max_vocabulary_size(spec)
+    source = "--vocabulary" if vocabulary_size else "all tokens of the tokenizer; the run will have fewer"
+    assumed: dict[str, Any] = {"vocabulary": size, "vocabulary_from": source}
     text_encoder = None
     joint_embedding = spec.objective.contrastive_weight > 0
     if joint_embedding or spec.model.context.max_texts > 0:
         if spec.model.text_encoder.weights:
             text_encoder = _ROBERTA_BASE
-            assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the sizes of roberta-base"
+            assumed["text_encoder"] = f"{spec.model.text_encoder.weights} has the dimensions of roberta-base"
         else:
             text_encoder = roberta_settings(spec.model.text_encoder, size, spec.data.max_length, PAD)
     backbone = stored_settings(spec.model.encoder.settings_class())
     settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, joint_embedding)
-    pixels = Preprocessing(spec.data.image_size, spec.data.resize, spec.data.interpolation)
-    return RunDescription(spec, settings, pixels, AssumedVocabulary(size)), assumed
+    preprocessing = Preprocessing(spec.data.image_size, spec.data.resize, spec.data.interpolation)
+    return RunDescription(spec, settings, preprocessing, AssumedVocabulary(size)), assumed
 
 
-def _upper_bound(spec: RunSpec) -> int:
-    return spec.data.vocabulary_size if spec.data.tokenizer == "train" else ROBERTA_TOKENS
+def _max_vocabulary_size(spec: RunSpec) -> int:
+    return spec.data.vocabulary_size if spec.data.tokenizer == "train" else _ROBERTA_VOCABULARY_SIZE

@@ -11,12 +11,12 @@ class Chip:
 
     Attributes:
         name: name in Cloud TPU.
-        memory: high-bandwidth memory, in bytes.
-        bandwidth: bandwidth of that memory, in bytes per second.
+        memory: capacity of the high-bandwidth memory (HBM), in bytes.
+        bandwidth: HBM bandwidth, in bytes per second.
         peak: peak bfloat16 FLOPs per second.
         links: bandwidth to other chips of the slice, in bytes per second, over all links and both directions.
-        dimensions: number of dimensions of a slice: 2 for "16x16", 3 for "4x4x4".
-        source: web page of the figures.
+        dimensions: number of dimensions of a slice, such as 2 for "16x16" and 3 for "4x4x4".
+        source: URL of the specification.
     """
 
     name: str
@@ -35,8 +35,8 @@ class Chip:
 
 _DOCS = "https://docs.cloud.google.com/tpu/docs/"
 
-# "GB" on the pages means 10^9 bytes here, and the lower figure is used if versions of a page differ (v5e: 819 GB/s or
-# 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler treats 15.75 GiB of a v5e chip as usable.
+# "GB" in the specifications is taken as 10^9 bytes. Where versions of a page differ, the lower value is used (v5e: 819
+# GB/s or 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler treats 15.75 GiB of a v5e chip as usable.
 CHIPS = {
     chip.name: chip
     for chip in (

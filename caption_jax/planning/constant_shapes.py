@@ -1,4 +1,4 @@
-"""Shapes of the constants of objectives, for compiling programs without the values."""
+"""Shapes of the objectives' constants, for compiling programs without the values."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from input_pipeline.sources import get_split, open_splits
 PyTree = Any
 
 
-def constant_shapes(
+def get_constant_shapes(
     objectives: Mapping[str, Objective], description: RunDescription, workdir: epath.Path
 ) -> dict[str, PyTree]:
-    """Returns the shapes and dtypes of the constants of all objectives that have any, by label.
+    """Returns the shapes and dtypes of the objectives' constants by label, without objectives that have none.
 
-    Constants stored in the workdir are used if the vocabulary is the one of that run. Others are prepared from the
-    training captions with the vocabulary of the description, which may be an assumed one.
+    Constants stored in the workdir are used unless the vocabulary is an assumed one. All others are prepared from the
+    training captions and the vocabulary of the description.
 
     Args:
         objectives: objectives by label.
@@ -38,12 +38,12 @@ def constant_shapes(
     assumed = isinstance(description.vocabulary, AssumedVocabulary)
     constants = {} if assumed else load_constants(objectives, workdir)
     for label, objective in objectives.items():
-        if label not in constants and _has_prepare(objective) and (tree := _prepare(label, objective, description)):
+        if label not in constants and _has_constants(objective) and (tree := _prepare(label, objective, description)):
             constants[label] = tree
-    return jax.tree.map(_shape, constants)
+    return jax.tree.map(_get_shape, constants)
 
 
-def _has_prepare(objective: Objective) -> bool:
+def _has_constants(objective: Objective) -> bool:
     return getattr(type(objective), "prepare", Objective.prepare) is not Objective.prepare
 
 
@@ -54,11 +54,11 @@ def _prepare(label: str, objective: Objective, description: RunDescription) -> P
     except Exception as error:  # user code may fail on an assumed vocabulary with any exception type
         (reason, *_) = str(error).splitlines() or [type(error).__name__]
         raise ConfigError(
-            f"config.objective.terms.{label} has constants made from the training captions, and they cannot be made "
-            f"here ({reason}): start the run once in the same workdir, which stores them, and plan without "
-            "--vocabulary, or plan without the term"
+            f"config.objective.terms.{label} has constants that cannot be computed from the training captions "
+            f"({reason}): start the run once in the same workdir, which stores them, and plan without --vocabulary, or "
+            "plan without the term"
         ) from error
 
 
-def _shape(array: Any) -> jax.ShapeDtypeStruct:
+def _get_shape(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(np.shape(array), jax.dtypes.canonicalize_dtype(np.asarray(array).dtype))

@@ -28,9 +28,9 @@ class Cost:
         code: bytes of the generated code.
         flops: FLOPs of all operations, including elementwise ones, as counted by XLA.
         matrix_flops: FLOPs of convolutions and matrix products.
-        matrix_flops_by_dtype: the same before compilation, by operand type; on a CPU, XLA widens bfloat16.
-        bytes: bytes read and written by all operations, as counted by XLA, including layout padding and traffic in
-            on-chip memory.
+        matrix_flops_by_dtype: `matrix_flops` by operand type, before compilation, because XLA widens bfloat16 on CPUs.
+        bytes: bytes read and written by all operations, as counted by XLA, including layout padding and on-chip memory
+            traffic.
         traffic: traffic per operation; the sum is close to `bytes`.
         collectives: communication with other chips.
         seconds: compile time.
@@ -56,29 +56,33 @@ class Cost:
 
     @property
     def memory_bytes(self) -> float:
-        """Bytes read from and written to main memory (HBM), without those in on-chip vector memory."""
+        """Bytes read from and written to main memory (HBM), which excludes on-chip vector memory."""
         return max(self.bytes - sum(operation.on_chip for operation in self.traffic), 0.0)
 
-    def bytes_by_module(self, part: str) -> float:
-        """The part of `bytes` that belongs to a module of the model, by its name in the traced program."""
+    def bytes_by_module(self, module: str) -> float:
+        """Returns the bytes read and written by a module of the model, scaled so that all traffic sums to `bytes`.
+
+        Args:
+            module: name of the module in the traced program, such as "decoder".
+        """
         total = sum(operation.bytes for operation in self.traffic)
-        selected = sum(operation.bytes for operation in self.traffic if f"/{part}/" in operation.source)
+        selected = sum(operation.bytes for operation in self.traffic if f"/{module}/" in operation.source)
         return self.bytes * selected / max(total, 1)
 
     @property
-    def sent(self) -> float:
-        """Bytes that the chip sends to others."""
-        return sum(collective.sent for collective in self.collectives)
+    def bytes_sent(self) -> float:
+        """Bytes that the chip sends to other chips."""
+        return sum(collective.bytes_sent for collective in self.collectives)
 
 
 @dataclass(frozen=True)
 class Roofline:
-    """Roofline of a program (Williams et al., 2009): lower bounds of its execution time, the longest of which binds.
+    """Roofline of a program (Williams et al., 2009), with a lower bound on the execution time for each resource.
 
     Attributes:
-        seconds: lower bounds by resource: "compute" (matrix FLOPs at the bfloat16 peak), "memory" (main memory traffic
-            at full bandwidth) and "links" (bytes sent at half of the link bandwidth, which is published as the sum of
-            both directions).
+        seconds: lower bounds by resource. They are "compute" (matrix FLOPs at the bfloat16 peak), "memory" (main memory
+            traffic at full bandwidth) and "links" (bytes sent at half of the link bandwidth, which is published as the
+            sum of both directions).
         images: images of the batch on this chip.
     """
 
@@ -92,19 +96,19 @@ class Roofline:
 
     @property
     def images_per_second(self) -> float:
-        """Upper bound of images per second per chip, assuming that the three overlap perfectly."""
+        """Upper bound on images per second per chip, if computation, memory traffic and communication overlap."""
         return self.images / self.seconds[self.bound]
 
 
-def roofline(cost: Cost, chip: Chip) -> Roofline:
+def compute_roofline(cost: Cost, chip: Chip) -> Roofline:
     """Returns the roofline of a program on a chip type."""
     seconds = {"compute": cost.matrix_flops / chip.peak, "memory": cost.memory_bytes / chip.bandwidth}
-    if cost.sent:
-        seconds["links"] = cost.sent / (chip.links / 2)
+    if cost.bytes_sent:
+        seconds["links"] = cost.bytes_sent / (chip.links / 2)
     return Roofline(seconds, cost.images)
 
 
-def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
+def measure_cost(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
     """Compiles a program and returns its cost.
 
     Args:
@@ -115,31 +119,39 @@ def measure(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
     Raises:
         OutOfMemoryError: the program does not fit in the memory of a chip.
     """
-    started = time.perf_counter()
+    start = time.perf_counter()
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemoryError(str(error).splitlines()[0]) from error
-    return cost_of(lowered, compiled, images, devices, time.perf_counter() - started)
+    return compute_cost(lowered, compiled, images, devices, time.perf_counter() - start)
 
 
-def cost_of(
+def compute_cost(
     lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, images: int, devices: int, seconds: float = 0.0
 ) -> Cost:
-    """Cost of a compiled program; `seconds` is its compile time, other arguments as in `measure`."""
-    memory, counted, text = compiled.memory_analysis(), compiled.cost_analysis(), CompiledText(compiled.as_text())
+    """Returns the cost of a compiled program.
+
+    Args:
+        lowered: the program before compilation.
+        compiled: the program after compilation.
+        images: images per chip in its batch.
+        devices: number of devices.
+        seconds: compile time.
+    """
+    memory, analysis, text = compiled.memory_analysis(), compiled.cost_analysis(), CompiledText(compiled.as_text())
     return Cost(
         images=images,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        flops=counted.get("flops", 0.0),  # absent from a program that computes nothing
+        flops=analysis.get("flops", 0.0),  # missing if the program computes nothing
         matrix_flops=text.matrix_flops(),
         matrix_flops_by_dtype=CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype(),
-        bytes=counted.get("bytes accessed", 0.0),
+        bytes=analysis.get("bytes accessed", 0.0),
         traffic=tuple(text.traffic()),
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,

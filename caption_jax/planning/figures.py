@@ -1,4 +1,4 @@
-"""The JSON figures of a compiled program: what `--mode=plan` writes, and what tests check the programs against."""
+"""JSON report on a compiled program, which `--mode=plan` writes and tests check."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from caption_jax.planning.cost import Cost
 
 
 def program_figures(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = ()) -> dict[str, Any]:
-    """Per-chip figures of a program, under the keys documented in `docs/workdir.md`.
+    """Returns the costs of a program per chip, under the keys documented in `docs/workdir.md`.
 
     Args:
         cost: cost of the program.
         mesh: mesh that the program was compiled for, with an axis "data".
-        parts: names of the model's modules, for `bytes_by_part`.
+        parts: names of modules of the model, for `bytes_by_part`.
     """
     images = cost.images
     return {
@@ -39,30 +39,30 @@ def program_figures(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = 
             "bytes_by_part": {part: cost.bytes_by_module(part) / images for part in parts},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
-        "collectives": _collectives(cost, mesh, images * mesh.shape["data"]),
+        "collectives": _group_collectives(cost, mesh, images * mesh.shape["data"]),
     }
 
 
-def _collectives(cost: Cost, mesh: jax.sharding.Mesh, rows: int) -> list[dict[str, Any]]:
-    """Collectives grouped by kind and mesh axis, largest first.
+def _group_collectives(cost: Cost, mesh: jax.sharding.Mesh, batch_size: int) -> list[dict[str, Any]]:
+    """Groups collectives by kind and mesh axis, largest first.
 
-    Arrays with one row per image of the global batch count as gathered, whatever the kind: the compiler also implements
-    a gather as a sum of arrays that are 0 except for each device's own rows. Weights with the same number of rows are
-    counted by mistake; see `rows_like_weights`.
+    Arrays with one row per image of the global batch count as gathered for all kinds of collectives, because the
+    compiler may implement a gather as an all-reduce of arrays that are zero in the rows of other devices. Weights with
+    that number of rows are also counted; see `rows_like_weights`.
     """
     groups: dict[tuple[str, str], list] = {}
     for collective in cost.collectives:
         groups.setdefault((collective.kind, collective.axis(mesh.shape)), []).append(collective)
-    grouped = [
+    entries = [
         {
             "kind": kind,
             "axis": axis,
-            "count": len(members),
-            "bytes": sum(one.bytes for one in members),
-            "gathered": sum(min(one.by_rows.get(rows, 0), one.bytes) for one in members),
-            "sent": sum(one.sent for one in members),
-            "sources": dict(Counter(one.source for one in members).most_common()),
+            "count": len(group),
+            "bytes": sum(collective.bytes for collective in group),
+            "gathered": sum(min(collective.bytes_by_rows.get(batch_size, 0), collective.bytes) for collective in group),
+            "sent": sum(collective.bytes_sent for collective in group),
+            "sources": dict(Counter(collective.source for collective in group).most_common()),
         }
-        for (kind, axis), members in groups.items()
+        for (kind, axis), group in groups.items()
     ]
-    return sorted(grouped, key=lambda group: -group["bytes"])
+    return sorted(entries, key=lambda entry: -entry["bytes"])

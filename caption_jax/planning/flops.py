@@ -28,8 +28,8 @@ class MatrixFlops:
     def __add__(self, other: MatrixFlops) -> MatrixFlops:
         return MatrixFlops(self.forward + other.forward, self.backward + other.backward)
 
-    def __mul__(self, times: int) -> MatrixFlops:
-        return MatrixFlops(self.forward * times, self.backward * times)
+    def __mul__(self, factor: int) -> MatrixFlops:
+        return MatrixFlops(self.forward * factor, self.backward * factor)
 
     @property
     def total(self) -> int:
@@ -37,39 +37,44 @@ class MatrixFlops:
         return self.forward + self.backward
 
 
-def count_matrix_flops(forward: Callable, trained: PyTree, *others: PyTree) -> MatrixFlops:
-    """Counts the FLOPs of `forward(trained, *others)` and of its gradient with respect to `trained`.
+def count_matrix_flops(forward: Callable, trainable: PyTree, *inputs: PyTree) -> MatrixFlops:
+    """Counts the FLOPs of `forward(trainable, *inputs)` and of its gradient with respect to `trainable`.
 
-    For operations with one implementation per platform, the one with the most matrix FLOPs is counted. Padding is
-    counted like pixels, as in the standard formula: output size x kernel size x input channels.
+    If an operation has a separate implementation for each platform, the one with the most matrix FLOPs is counted.
+    Padding is counted like pixels, as in the standard formula: output size x kernel size x input channels.
 
     Args:
-        forward: the forward pass, which is only traced.
-        trained: arrays or shapes that have gradients.
-        others: arrays or shapes that have none.
+        forward: the forward pass, which is traced but not run.
+        trainable: arrays or shapes that are differentiated.
+        inputs: arrays or shapes that are not differentiated.
     """
-    traced = jax.make_jaxpr(forward)(trained, *others)
-    count = len(jax.tree.leaves(trained))
-    return _jaxpr_flops(traced.jaxpr, [index < count for index in range(len(traced.jaxpr.invars))])[0]
+    traced = jax.make_jaxpr(forward)(trainable, *inputs)
+    count = len(jax.tree.leaves(trainable))
+    return _count_jaxpr_flops(traced.jaxpr, [index < count for index in range(len(traced.jaxpr.invars))])[0]
 
 
-def _jaxpr_flops(jaxpr: core.Jaxpr, has_gradient: Sequence[bool]) -> tuple[MatrixFlops, list[bool]]:
-    """Returns the FLOPs of a jaxpr and which of its outputs have a gradient, from which of its inputs have one.
+def _count_jaxpr_flops(jaxpr: core.Jaxpr, has_gradient: Sequence[bool]) -> tuple[MatrixFlops, list[bool]]:
+    """Counts the FLOPs of a jaxpr, without equations that no output depends on, because the compiler removes them.
 
-    Equations that no output depends on are not counted, because the compiler removes them.
+    Args:
+        jaxpr: the jaxpr.
+        has_gradient: whether each input has a gradient.
+
+    Returns:
+        The FLOPs, and whether each output has a gradient.
     """
     differentiated = {var for var, flag in zip(jaxpr.invars, has_gradient, strict=True) if flag}
     total = MatrixFlops()
-    for equation in _live_equations(jaxpr):
-        inputs = [not isinstance(var, core.Literal) and var in differentiated for var in equation.invars]
-        flops, outputs = _equation_flops(equation, inputs)
+    for equation in _find_live_equations(jaxpr):
+        input_flags = [not isinstance(var, core.Literal) and var in differentiated for var in equation.invars]
+        flops, output_flags = _count_equation_flops(equation, input_flags)
         total += flops
-        differentiated.update(var for var, flag in zip(equation.outvars, outputs, strict=True) if flag)
+        differentiated.update(var for var, flag in zip(equation.outvars, output_flags, strict=True) if flag)
     return total, [not isinstance(var, core.Literal) and var in differentiated for var in jaxpr.outvars]
 
 
-def _live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
-    """The equations that an output depends on, in order."""
+def _find_live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
+    """Returns the equations that an output depends on, in order."""
     used, equations = {var for var in jaxpr.outvars if not isinstance(var, core.Literal)}, []
     for equation in reversed(jaxpr.eqns):
         if used.intersection(equation.outvars):
@@ -78,48 +83,51 @@ def _live_equations(jaxpr: core.Jaxpr) -> list[core.JaxprEqn]:
     return equations[::-1]
 
 
-def _equation_flops(equation: core.JaxprEqn, has_gradient: list[bool]) -> tuple[MatrixFlops, list[bool]]:
+def _count_equation_flops(equation: core.JaxprEqn, has_gradient: list[bool]) -> tuple[MatrixFlops, list[bool]]:
     name, parameters = equation.primitive.name, equation.params
-    outputs = [any(has_gradient)] * len(equation.outvars)
+    output_flags = [any(has_gradient)] * len(equation.outvars)
     if name in ("dot_general", "conv_general_dilated"):
-        flops = _product_flops(equation) if name == "dot_general" else _convolution_flops(equation)
-        return MatrixFlops(flops, flops * sum(has_gradient)), outputs
+        flops = _count_product_flops(equation) if name == "dot_general" else _count_convolution_flops(equation)
+        return MatrixFlops(flops, flops * sum(has_gradient)), output_flags
     if name == "stop_gradient":
         return MatrixFlops(), [False] * len(equation.outvars)
     if name == "cond":
-        branches = [_jaxpr_flops(_open(branch), has_gradient[1:]) for branch in parameters["branches"]]
-        return max((flops for flops, _ in branches), key=lambda flops: flops.total), outputs
+        jaxprs = map(_to_open_jaxpr, parameters["branches"])
+        branches = [_count_jaxpr_flops(jaxpr, has_gradient[1:]) for jaxpr in jaxprs]
+        return max((flops for flops, _ in branches), key=lambda flops: flops.total), output_flags
     if name == "scan":
-        flops, _ = _jaxpr_flops(_open(parameters["jaxpr"]), _scan_gradients(parameters, has_gradient))
-        return flops * parameters["length"], outputs
+        body_gradients = _propagate_scan_gradients(parameters, has_gradient)
+        flops, _ = _count_jaxpr_flops(_to_open_jaxpr(parameters["jaxpr"]), body_gradients)
+        return flops * parameters["length"], output_flags
     inner = next((parameters[key] for key in ("jaxpr", "call_jaxpr", "fun_jaxpr") if key in parameters), None)
-    if inner is not None and len(_open(inner).invars) == len(has_gradient):
-        return _jaxpr_flops(_open(inner), has_gradient)
-    return MatrixFlops(), outputs
+    if inner is not None and len(_to_open_jaxpr(inner).invars) == len(has_gradient):
+        return _count_jaxpr_flops(_to_open_jaxpr(inner), has_gradient)
+    return MatrixFlops(), output_flags
 
 
-def _scan_gradients(parameters: dict[str, Any], has_gradient: list[bool]) -> list[bool]:
-    """Returns which inputs of the body of a scan have a gradient, propagated through the carry to a fixed point."""
-    first, count = parameters["num_consts"], parameters["num_carry"]
+def _propagate_scan_gradients(parameters: dict[str, Any], has_gradient: list[bool]) -> list[bool]:
+    """Returns whether each input of a scan's body has a gradient, propagated through the carry to a fixed point."""
+    start, length = parameters["num_consts"], parameters["num_carry"]
     while True:
-        results = _jaxpr_flops(_open(parameters["jaxpr"]), has_gradient)[1][:count]
-        carry = [before or after for before, after in zip(has_gradient[first : first + count], results, strict=True)]
-        if carry == has_gradient[first : first + count]:
+        before = has_gradient[start : start + length]
+        after = _count_jaxpr_flops(_to_open_jaxpr(parameters["jaxpr"]), has_gradient)[1][:length]
+        carry = [old or new for old, new in zip(before, after, strict=True)]
+        if carry == before:
             return has_gradient
-        has_gradient = [*has_gradient[:first], *carry, *has_gradient[first + count :]]
+        has_gradient = [*has_gradient[:start], *carry, *has_gradient[start + length :]]
 
 
-def _open(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
+def _to_open_jaxpr(jaxpr: core.Jaxpr | core.ClosedJaxpr) -> core.Jaxpr:
     return getattr(jaxpr, "jaxpr", jaxpr)
 
 
-def _product_flops(equation: core.JaxprEqn) -> int:
+def _count_product_flops(equation: core.JaxprEqn) -> int:
     (contracted, _), _ = equation.params["dimension_numbers"]
-    left, output = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-    return 2 * math.prod(output) * math.prod(left[axis] for axis in contracted)
+    left_shape, output_shape = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
+    return 2 * math.prod(output_shape) * math.prod(left_shape[axis] for axis in contracted)
 
 
-def _convolution_flops(equation: core.JaxprEqn) -> int:
-    kernel, output = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
-    outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-    return 2 * math.prod(output) * math.prod(kernel) // outputs
+def _count_convolution_flops(equation: core.JaxprEqn) -> int:
+    kernel_shape, output_shape = equation.invars[1].aval.shape, equation.outvars[0].aval.shape
+    output_channels = kernel_shape[equation.params["dimension_numbers"].rhs_spec[0]]
+    return 2 * math.prod(output_shape) * math.prod(kernel_shape) // output_channels

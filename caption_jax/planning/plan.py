@@ -1,4 +1,4 @@
-"""`--mode=plan`: memory, FLOPs and an upper bound of the speed of a run on a slice of chips, without the chips."""
+"""`--mode=plan`: memory, FLOPs and maximum throughput of a run on a slice of chips, without access to the chips."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from caption_jax.errors import ConfigError
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, replicated
-from caption_jax.planning.assumed import describe
-from caption_jax.planning.batch_search import Tried, fits, largest_batch
-from caption_jax.planning.constant_shapes import constant_shapes
-from caption_jax.planning.cost import Cost, OutOfMemoryError, measure, roofline
+from caption_jax.planning.assumed import describe_run
+from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
+from caption_jax.planning.constant_shapes import get_constant_shapes
+from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
 from caption_jax.planning.figures import program_figures
-from caption_jax.planning.programs import Planned, planned_programs
+from caption_jax.planning.programs import PlannedProgram, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images
 from caption_jax.specs import RunSpec
@@ -30,7 +30,7 @@ from input_pipeline.files import write_atomically
 
 PyTree = Any
 PROGRAMS = ("train", "decode", "encoder")
-_STEPS = 10_000  # assumed if the length of the run depends on its data; it only affects the learning rate schedule
+_ASSUMED_STEPS = 10_000  # if the length of the run depends on its data; affects only the learning-rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Request:
         topology: topology such as "v5e:16x16".
         programs: subset of `PROGRAMS`.
         phase: phase of unfreezing: "first", "last", or a step within it; "all" plans with nothing frozen.
-        images: images per chip; 0 for the batch size of the config.
-        vocabulary: vocabulary size of the decoder; 0 for the stored or assumed size.
+        images: images per chip, or 0 for the batch size in the config.
+        vocabulary: vocabulary size of the decoder, or 0 for the stored or assumed size.
         compilations: maximum number of compilations in the search for the largest training batch.
     """
 
@@ -61,8 +61,8 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     minutes.
 
     Raises:
-        ValueError: unknown topology, program or phase; a batch that cannot be divided over the mesh or that the image
-            backbone cannot be trained on; an objective whose constants are unknown.
+        ValueError: the topology, a program or the phase is unknown, the batch cannot be divided over the mesh, the
+            image backbone cannot be trained with this batch size, or the constants of an objective are unknown.
         ModuleNotFoundError: the TPU compiler is not installed.
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
@@ -70,15 +70,15 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
         raise ConfigError(f"unknown program {', '.join(unknown)}; expected some of {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
     mesh = make_mesh(spec.mesh, topology.devices())
-    description, assumed = describe(_with_concrete_dtype(spec, topology), workdir, request.vocabulary)
+    description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)
     if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
         assumed["packing"] = "none: includes computation on padding that the run avoids"
-    program = make_program(description, mesh, spec.train.steps or _STEPS)
+    program = make_program(description, mesh, spec.train.steps or _ASSUMED_STEPS)
     if "train" in request.programs:
-        program = dataclasses.replace(program, constants=_constants(program, workdir))
+        program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))
     if program.constants and "vocabulary" in assumed:
         assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
-    start, frozen = _phase(program, request.phase)
+    start, frozen = _select_phase(program, request.phase)
     result: dict[str, Any] = {
         "topology": topology.name,
         "chips": mesh.size,
@@ -86,34 +86,35 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
         "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
         "dtype": description.spec.dtype,
         "assumed": assumed,
-        "phase": {"from_step": start, "starts": [first for first, _ in _phases(program)]},
-        "parameters": _parameters(program, frozen),
+        "phase": {"from_step": start, "starts": [first for first, _ in _run_phases(program)]},
+        "parameters": _count_parameters(program, frozen),
         "programs": {},
     }
-    planned = planned_programs(program, frozen)
+    planned = make_planned_programs(program, frozen)
     images = {name: request.images or _images_per_chip(spec, mesh, name) for name in request.programs}
     for name, per_chip in images.items():
-        _check_images(program, name, per_chip * mesh.shape["data"], frozen)
+        _check_batch_size(program, name, per_chip * mesh.shape["data"], frozen)
     for name, per_chip in images.items():
-        result["programs"][name] = _measured(planned[name], per_chip, program, topology)
+        result["programs"][name] = _measure_program(planned[name], per_chip, program, topology)
         _write(workdir, result)
     if "train" in result["programs"] and topology.chip and request.compilations:
-        result["largest_batch"] = _search(planned["train"], result["programs"]["train"], program, topology, request)
+        train = result["programs"]["train"]
+        result["largest_batch"] = _search_batch_size(planned["train"], train, program, topology, request)
         _write(workdir, result)
     return result
 
 
-def _constants(program: Program, workdir: epath.Path) -> PyTree:
-    """Shapes of the constants of the objectives, replicated on all devices."""
+def _constant_shapes(program: Program, workdir: epath.Path) -> PyTree:
+    """Returns the shapes of the objectives' constants, which are replicated on all devices."""
     sharding = replicated(program.mesh)
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        constant_shapes(program.objectives, program.description, workdir),
+        get_constant_shapes(program.objectives, program.description, workdir),
     )
 
 
-def _check_images(program: Program, name: str, images: int, frozen: frozenset[str]) -> None:
-    """Raises ConfigError if the training step, or the encoder alone, does not support the batch size."""
+def _check_batch_size(program: Program, name: str, images: int, frozen: frozenset[str]) -> None:
+    """Raises ConfigError if the program `name` does not support a global batch of this many images."""
     if name == "decode":
         return
     spec = program.description.spec
@@ -129,18 +130,18 @@ def _write(workdir: epath.Path, result: dict[str, Any]) -> None:
     write_atomically(target, json.dumps(result, indent=2) + "\n")
 
 
-def _with_concrete_dtype(spec: RunSpec, topology: Topology) -> RunSpec:
-    """Replaces the dtype "auto" by the one that it selects on the topology."""
+def _resolve_dtype(spec: RunSpec, topology: Topology) -> RunSpec:
+    """Replaces the dtype "auto" with the default of the topology."""
     return dataclasses.replace(spec, dtype=topology.dtype) if spec.dtype == "auto" else spec
 
 
-def _phases(program: Program) -> list[tuple[int, frozenset[str]]]:
+def _run_phases(program: Program) -> list[tuple[int, frozenset[str]]]:
     return phases(program.abstract_state.params, program.description.spec.optimizer.rules)
 
 
-def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
-    """Returns the first step of a phase (None for "all", which no run has) and the paths of its frozen parameters."""
-    run_phases = _phases(program)
+def _select_phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
+    """Returns the first step of a phase (None for "all") and the paths of the parameters that it freezes."""
+    run_phases = _run_phases(program)
     if name == "all":
         return None, frozenset()
     if name in ("first", "last"):
@@ -150,71 +151,71 @@ def _phase(program: Program, name: str) -> tuple[int | None, frozenset[str]]:
     return [phase for phase in run_phases if phase[0] <= int(name)][-1]
 
 
-def _parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
+def _count_parameters(program: Program, frozen: frozenset[str]) -> dict[str, int]:
     sizes = {path: math.prod(leaf.shape) for path, leaf in flatten(program.abstract_state.params).items()}
     return {"all": sum(sizes.values()), "trained": sum(size for path, size in sizes.items() if path not in frozen)}
 
 
 def _images_per_chip(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> int:
     key = "eval_batch_size" if program == "decode" else "batch_size"
-    rows, batch = mesh.shape["data"], getattr(spec.data, key)
-    if batch % rows:
+    devices, batch_size = mesh.shape["data"], getattr(spec.data, key)
+    if batch_size % devices:
         raise ConfigError(
-            f"config.data.{key}={batch} images cannot be divided over {rows} devices; set it to a multiple, or set "
-            "--images_per_chip"
+            f"config.data.{key}={batch_size} images cannot be divided over {devices} devices; set it to a multiple, or "
+            "set --images_per_chip"
         )
-    return batch // rows
+    return batch_size // devices
 
 
-def _measured(planned: Planned, images: int, program: Program, topology: Topology) -> dict[str, Any]:
+def _measure_program(planned: PlannedProgram, images: int, program: Program, topology: Topology) -> dict[str, Any]:
     """Compiles a program and returns its costs, or the error if it does not fit."""
     mesh = program.mesh
-    analytic = planned.count() if planned.count else None
+    analytic = planned.count_flops() if planned.count_flops else None
     try:
-        cost = _cost(planned, images, program)
+        cost = _compile(planned, images, program)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
-    found = program_figures(cost, mesh, tuple(program.abstract_state.params))
-    found["per_image"]["analytic_matrix_flops"] = analytic
-    rows = images * mesh.shape["data"]
-    found["rows_like_weights"] = any(
-        leaf.shape[:1] == (rows,) for leaf in jax.tree.leaves(program.abstract_state.params)
+    result = program_figures(cost, mesh, tuple(program.abstract_state.params))
+    result["per_image"]["analytic_matrix_flops"] = analytic
+    batch_size = images * mesh.shape["data"]
+    result["rows_like_weights"] = any(
+        leaf.shape[:1] == (batch_size,) for leaf in jax.tree.leaves(program.abstract_state.params)
     )
     if topology.chip:
-        limits = roofline(cost, topology.chip)
-        found["fits"] = cost.memory <= topology.chip.memory
-        found["memory"]["headroom"] = topology.chip.memory - cost.memory
-        found["roofline"] = {
-            "images_per_second_per_chip": limits.images_per_second,
-            "images_per_second": limits.images_per_second * mesh.shape["data"],
-            "bound": limits.bound,
-            "seconds": limits.seconds,
+        roofline = compute_roofline(cost, topology.chip)
+        result["fits"] = cost.memory <= topology.chip.memory
+        result["memory"]["headroom"] = topology.chip.memory - cost.memory
+        result["roofline"] = {
+            "images_per_second_per_chip": roofline.images_per_second,
+            "images_per_second": roofline.images_per_second * mesh.shape["data"],
+            "bound": roofline.bound,
+            "seconds": roofline.seconds,
         }
-    return found
+    return result
 
 
-def _cost(planned: Planned, images: int, program: Program) -> Cost:
+def _compile(planned: PlannedProgram, images: int, program: Program) -> Cost:
     mesh = program.mesh
-    logging.info("compiling %s for %d devices, %d images on each", planned.name, mesh.size, images)
-    return measure(planned.lower(images * mesh.shape["data"]), images, mesh.size)
+    logging.info("compiling %s for %d devices with %d images per device", planned.name, mesh.size, images)
+    return measure_cost(planned.lower(images * mesh.shape["data"]), images, mesh.size)
 
 
-def _search(
-    planned: Planned, measured: dict[str, Any], program: Program, topology: Topology, request: Request
+def _search_batch_size(
+    planned: PlannedProgram, measured: dict[str, Any], program: Program, topology: Topology, request: Request
 ) -> dict[str, Any]:
     limit = topology.chip.memory
-    state = measured.get("memory", {}).get("arguments", 0)
+    fixed_bytes = measured.get("memory", {}).get("arguments", 0)
 
     def measure_memory(images: int) -> int | None:
         try:
-            return _cost(planned, images, program).memory
+            return _compile(planned, images, program).memory
         except OutOfMemoryError:
             return None
 
-    first = Tried(measured["images_per_chip"], measured.get("memory", {}).get("total"))
+    first = Trial(measured["images_per_chip"], measured.get("memory", {}).get("total"))
     spec = program.description.spec
     multiple = spec.model.encoder.batch_multiple
     unit = multiple * spec.optimizer.grad_accum_steps if multiple > 1 else math.lcm(8, spec.optimizer.grad_accum_steps)
-    tried = largest_batch(measure_memory, first, state, unit, limit, request.compilations)
-    fitting = [one.images for one in tried if fits(one, limit)]
-    return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(one) for one in tried]}
+    trials = find_largest_batch(measure_memory, first, fixed_bytes, unit, limit, request.compilations)
+    fitting = [trial.images for trial in trials if fits(trial, limit)]
+    return {"images_per_chip": max(fitting, default=0), "tried": [dataclasses.asdict(trial) for trial in trials]}

@@ -26,7 +26,7 @@ def print_plan(result: dict[str, Any]) -> None:
         if "error" in program:
             print(f"  does not fit: {program['error']}")
             continue
-        for label, value in _rows(program):
+        for label, value in _format_program(program):
             print(f"  {label:<28} {value}")
         for group in program["collectives"]:
             label = f"{group['count']} x {group['kind']} ({group['axis']})"
@@ -37,14 +37,15 @@ def print_plan(result: dict[str, Any]) -> None:
         if not program["collectives"]:
             print("  no collectives")
     if "largest_batch" in result:
-        tried = "; ".join(
+        trials = "; ".join(
             f"{trial['images']}: {'does not fit' if trial['memory'] is None else _short(trial['memory']) + 'B'}"
             for trial in result["largest_batch"]["tried"]
         )
-        print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({tried})")
+        print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({trials})")
 
 
-def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
+def _format_program(program: dict[str, Any]) -> list[tuple[str, str]]:
+    """Returns the rows of a program in the table, as (label, value)."""
     memory, image = program["memory"], program["per_image"]
     parts = ("arguments", "outputs", "temporaries", "code")
     rows = [
@@ -60,27 +61,23 @@ def _rows(program: dict[str, Any]) -> list[tuple[str, str]]:
     if by_dtype:
         rows.append(("  by operand type", by_dtype))
     rows.append(("bytes per image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
-    parts = {part: moved for part, moved in image["bytes_by_part"].items() if moved}
-    if len(parts) > 1:
-        rows.append(("  by part of the model", ", ".join(f"{part} {_short(moved)}B" for part, moved in parts.items())))
+    by_part = [f"{part} {_short(count)}B" for part, count in image["bytes_by_part"].items() if count]
+    if len(by_part) > 1:
+        rows.append(("  by part of the model", ", ".join(by_part)))
     rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs per byte"))
     if "roofline" in program:
-        limits = program["roofline"]
-        times = ", ".join(f"{side} {seconds * 1e3:.2f} ms" for side, seconds in limits["seconds"].items())
-        rows.append(("minimum time per batch", f"{times}: bound by {limits['bound']}"))
-        rows.append(
-            (
-                "maximum images/s",
-                f"{limits['images_per_second_per_chip']:,.0f} per chip, {limits['images_per_second']:,.0f} in total",
-            )
-        )
+        roofline = program["roofline"]
+        times = ", ".join(f"{resource} {seconds * 1e3:.2f} ms" for resource, seconds in roofline["seconds"].items())
+        rows.append(("minimum time per batch", f"{times}: bound by {roofline['bound']}"))
+        per_chip, total = roofline["images_per_second_per_chip"], roofline["images_per_second"]
+        rows.append(("maximum images/s", f"{per_chip:,.0f} per chip, {total:,.0f} in total"))
     rows.append(("compiled in", f"{program['compile_seconds']:.0f} s"))
     return rows
 
 
 def _short(number: float) -> str:
-    """Formats a number with three digits and a unit prefix: 1234567 is "1.23 M"."""
-    for size, unit in _UNITS:
-        if abs(number) >= size:
-            return f"{number / size:.3g} {unit}"
+    """Formats a number with three digits and a unit prefix, such as "1.23 M" for 1234567."""
+    for scale, prefix in _UNITS:
+        if abs(number) >= scale:
+            return f"{number / scale:.3g} {prefix}"
     return f"{number:.3g} "

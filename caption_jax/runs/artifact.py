@@ -3,9 +3,8 @@
 An artifact consists of `model.safetensors`, the files of `workdir.write_description`, and `manifest.json`, which is
 written last and lists the size and SHA-256 of each file. It can be moved, renamed and copied (docs/workdir.md).
 
-Buckets have no atomic rename of folders, so the files of an artifact are never replaced. To switch to another model,
-the workdir atomically replaces `best_model.json`, which contains the name of an artifact and the SHA-256 of its
-manifest.
+Buckets have no atomic rename of folders, so the files of an artifact are never replaced. To switch to another model, a
+run atomically replaces `best_model.json`, which contains the name of an artifact and the SHA-256 of its manifest.
 """
 
 from __future__ import annotations
@@ -50,24 +49,24 @@ class Pointer:
 
 
 def artifact_folder(workdir: epath.Path, step: int) -> epath.Path:
-    """Path of the artifact of a step."""
+    """Returns the path of the artifact of a step."""
     return workdir / f"model-{step}"
 
 
 def artifact_steps(workdir: epath.Path) -> list[int]:
-    """Steps of all artifacts in a workdir, complete or not, in ascending order."""
+    """Returns the steps of all artifacts in a workdir, including incomplete ones, in ascending order."""
     if not workdir.exists():
         return []
     return sorted(int(match[1]) for path in workdir.iterdir() if (match := _NAME.fullmatch(path.name)))
 
 
 def pointer_step(pointer: Pointer) -> int:
-    """The step in the folder name of a pointer."""
+    """Returns the step in the folder name of a pointer."""
     return int(_NAME.fullmatch(pointer.folder)[1])
 
 
 def write_artifact(workdir: epath.Path, description: RunDescription, weights: Weights) -> Pointer:
-    """Writes an artifact, replacing a partial one left by a killed run.
+    """Writes an artifact. Replaces an incomplete artifact of the same step, which a killed run may have left.
 
     Args:
         workdir: workdir of the run.
@@ -81,10 +80,10 @@ def write_artifact(workdir: epath.Path, description: RunDescription, weights: We
     if folder.exists():
         folder.rmtree()
     write_description(folder, description)
-    files = {name: _manifest_entry((folder / name).read_bytes()) for name in _relative_paths(folder)}
+    files = {name: _make_manifest_entry((folder / name).read_bytes()) for name in _relative_paths(folder)}
     content = to_safetensors(weights.variables)
     write_atomically(folder / _WEIGHTS, content)
-    files[_WEIGHTS] = _manifest_entry(content)
+    files[_WEIGHTS] = _make_manifest_entry(content)
     header = {"format": _FORMAT, "version": _VERSION, "step": weights.step}
     manifest = json.dumps({**header, "files": files}, indent=2).encode()
     write_atomically(folder / MANIFEST, manifest)
@@ -107,32 +106,32 @@ def read_artifact(folder: epath.Path, manifest_hash: str | None = None) -> tuple
     """
     manifest = _read_manifest(folder, manifest_hash)
     for name, entry in manifest["files"].items():
-        if name != _WEIGHTS and _manifest_entry(_read(folder / name)) != entry:
-            raise _corrupted(folder / name)
+        if name != _WEIGHTS and _make_manifest_entry(_read_bytes(folder / name)) != entry:
+            raise _corrupted_error(folder / name)
     file = folder / _WEIGHTS
-    if _size(file) != manifest["files"][_WEIGHTS]["bytes"]:
-        raise _corrupted(file)
+    if _file_size(file) != manifest["files"][_WEIGHTS]["bytes"]:
+        raise _corrupted_error(file)
     try:
         variables, digest = read_safetensors(file)
     except SafetensorError as error:
-        raise _corrupted(file) from error
+        raise _corrupted_error(file) from error
     if digest != manifest["files"][_WEIGHTS]["sha256"]:
-        raise _corrupted(file)
+        raise _corrupted_error(file)
     return read_description(folder), Weights(variables, manifest["step"])
 
 
 def is_complete(folder: epath.Path, manifest_hash: str | None = None) -> bool:
-    """Whether an artifact has its manifest and all files in the recorded sizes; their contents are not verified."""
+    """Returns whether all files of an artifact exist with the recorded sizes. Their contents are not verified."""
     try:
         manifest = _read_manifest(folder, manifest_hash)
-        return all(_size(folder / name) == entry["bytes"] for name, entry in manifest["files"].items())
+        return all(_file_size(folder / name) == entry["bytes"] for name, entry in manifest["files"].items())
     except UserError:
         return False
 
 
 def pointer_to(folder: epath.Path) -> Pointer:
     """Returns a pointer to a complete artifact."""
-    return Pointer(folder.name, hashlib.sha256(_read(folder / MANIFEST)).hexdigest())
+    return Pointer(folder.name, hashlib.sha256(_read_bytes(folder / MANIFEST)).hexdigest())
 
 
 def write_pointer(workdir: epath.Path, pointer: Pointer) -> None:
@@ -142,7 +141,7 @@ def write_pointer(workdir: epath.Path, pointer: Pointer) -> None:
 
 
 def read_pointer(workdir: epath.Path) -> Pointer | None:
-    """Reads the pointer to the best model of a workdir; None if there is no pointer.
+    """Reads the pointer to the best model of a workdir; returns None if there is no pointer.
 
     Raises:
         WorkdirError: the pointer file is damaged.
@@ -175,14 +174,14 @@ def check_no_model(workdir: epath.Path) -> None:
 
 def _read_manifest(folder: epath.Path, expected: str | None) -> dict[str, Any]:
     file = folder / MANIFEST
-    content = _read(file)
+    content = _read_bytes(file)
     if expected is not None and hashlib.sha256(content).hexdigest() != expected:
-        raise _corrupted(file)
+        raise _corrupted_error(file)
     try:
         manifest = json.loads(content)
         file_format = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
-        raise _corrupted(file) from error
+        raise _corrupted_error(file) from error
     if file_format != (_FORMAT, _VERSION):
         raise WorkdirError(
             f"{file} has format {file_format[0]!r}, version {file_format[1]}; this release reads {_FORMAT!r}, "
@@ -200,28 +199,27 @@ def _relative_paths(folder: epath.Path, prefix: str = "") -> Iterator[str]:
             yield prefix + path.name
 
 
-def _manifest_entry(content: bytes) -> dict[str, Any]:
-    """The manifest entry of a file."""
+def _make_manifest_entry(content: bytes) -> dict[str, Any]:
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
-def _read(file: epath.Path) -> bytes:
+def _read_bytes(file: epath.Path) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError as error:
-        raise _missing(file) from error
+        raise _missing_error(file) from error
 
 
-def _size(file: epath.Path) -> int:
+def _file_size(file: epath.Path) -> int:
     try:
         return file.stat().length
     except FileNotFoundError as error:
-        raise _missing(file) from error
+        raise _missing_error(file) from error
 
 
-def _missing(file: epath.Path) -> MissingFileError:
+def _missing_error(file: epath.Path) -> MissingFileError:
     return MissingFileError(f"{file} is missing, so the model cannot be loaded: {_REMEDY}")
 
 
-def _corrupted(file: epath.Path) -> WorkdirError:
+def _corrupted_error(file: epath.Path) -> WorkdirError:
     return WorkdirError(f"{file} is corrupted (its size or SHA-256 differs from the recorded one): {_REMEDY}")

@@ -28,15 +28,15 @@ from caption_jax.runs.weights import Weights, host_copy
 
 PyTree = Any
 
-_KEPT_MODELS = 2  # the best model, and the previous one for concurrent readers
+_MAX_MODELS = 2  # the best model, and the previous one for concurrent readers
 _POLL_SECONDS = 0.25
 
 
 class ArtifactWriter:
     """Writes artifacts in the background, and points the workdir to each once the checkpoint of its step is saved.
 
-    In this order, a crash at any time leaves the pointer at the best model according to the newest checkpoint, or at
-    the previous best model, which `resume` corrects. Only process 0 writes.
+    This order ensures that after a crash the workdir points to the best model according to the newest checkpoint, or to
+    the previous best model, which `resume` corrects. Only process 0 writes files.
 
     Args:
         workdir: workdir of the run.
@@ -63,19 +63,19 @@ class ArtifactWriter:
         weights = Weights(host_copy(variables), step)
         self._job = self._pool.submit(self._write_when_saved, weights)
 
-    def resume(self, step: int, best_step: int, read: Callable[[], Weights]) -> None:
+    def resume(self, step: int, best_step: int, read_best: Callable[[], Weights]) -> None:
         """Makes the artifacts of the workdir consistent with the checkpoint that the run resumes from.
 
         Args:
             step: step of the checkpoint. Artifacts of later steps are deleted.
             best_step: step of the best model so far, as recorded in the checkpoint.
-            read: reads the best weights. Called by all processes if no artifact contains them.
+            read_best: reads the best weights. All processes call it if no artifact contains them.
         """
-        intact = self._is_main and self._point_to(best_step)
+        has_artifact = self._is_main and self._point_to(best_step)
         if jax.process_count() > 1:
-            intact = bool(multihost_utils.broadcast_one_to_all(np.asarray(intact)))
-        if not intact:
-            weights = read()
+            has_artifact = bool(multihost_utils.broadcast_one_to_all(np.asarray(has_artifact)))
+        if not has_artifact:
+            weights = read_best()
             if self._is_main:
                 variables = host_copy(weights.variables)
                 self._switch(write_artifact(self._workdir, self._description, Weights(variables, weights.step)))
@@ -87,13 +87,13 @@ class ArtifactWriter:
             self._delete([later for later in artifact_steps(self._workdir) if later > step])
 
     def close(self) -> None:
-        """Waits for the model being written. The pointer only moves to it if its checkpoint has been saved."""
+        """Waits for the model being written. The workdir points to it only if its checkpoint has been saved."""
         self._closing.set()
         self._pool.shutdown()
         self._finish_job()
 
     def _point_to(self, step: int) -> bool:
-        """Points to the artifact of a step; returns False if it is missing or incomplete."""
+        """Points the workdir to the artifact of a step; returns False if it is missing or incomplete."""
         folder = artifact_folder(self._workdir, step)
         if not is_complete(folder):
             return False
@@ -111,7 +111,7 @@ class ArtifactWriter:
 
     def _switch(self, pointer: Pointer) -> None:
         write_pointer(self._workdir, pointer)
-        self._delete([step for step in artifact_steps(self._workdir) if step <= pointer_step(pointer)][:-_KEPT_MODELS])
+        self._delete([step for step in artifact_steps(self._workdir) if step <= pointer_step(pointer)][:-_MAX_MODELS])
 
     def _delete(self, steps: list[int]) -> None:
         for step in steps:

@@ -5,7 +5,7 @@ Layout in the workdir:
     checkpoints/last/<step>/   weights (for inference), train (optimizer state and raw parameters), records (JSON)
     checkpoints/best/<step>/   weights and their validation metrics; the highest step is the best
 
-This module does not import the optimizer or the model, which keeps reading weights for inference lightweight.
+This module does not import the optimizer or the model, so that weights can be read quickly for inference.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class RestoredState:
-    """State restored from a checkpoint: two pytrees of arrays, JSON records and their step."""
+    """Two pytrees of arrays and JSON records restored from the checkpoint of a step."""
 
     weights: PyTree
     train: PyTree
@@ -42,14 +42,14 @@ class Checkpoints:
     """Writes the last and best checkpoints of a run in the background, and restores the last one.
 
     Checkpoints are committed by a single rename after all files are written, so a killed run leaves only complete
-    checkpoints. Each `save_best` must be followed by a `save` with the same step. This guarantees that the weights
-    which the newest checkpoint records as the best are among the two best checkpoints kept, whenever the run is killed.
+    checkpoints. Each `save_best` must be followed by a `save` with the same step. Whenever the run is killed, the two
+    retained best checkpoints then include the one that the newest checkpoint records as the best.
     """
 
     def __init__(self, workdir: str | epath.Path):
         folder = absolute(workdir) / "checkpoints"
-        self._last = _manager(folder / "last", keep=2)
-        self._best = _manager(folder / "best", keep=2)
+        self._last = _make_manager(folder / "last")
+        self._best = _make_manager(folder / "best")
 
     def save(self, step: int, weights: PyTree, train: PyTree, records: Mapping[str, Any]) -> None:
         """Starts writing the state after `step` steps; returns as soon as the arrays and records may be modified."""
@@ -68,15 +68,19 @@ class Checkpoints:
         self._best.save(step, args=ocp.args.Composite(**items), force=True)
 
     def _delete_best_from(self, step: int) -> None:
-        """Deletes best weights that a crashed run wrote at steps which are about to be repeated."""
-        for later in [s for s in self._best.all_steps() if s >= step]:
+        """Deletes best weights that a crashed run wrote at steps that are about to be repeated."""
+        for later in [saved for saved in self._best.all_steps() if saved >= step]:
             self._best.delete(later)
 
     def restore(self, weights: PyTree, train: PyTree) -> RestoredState | None:
-        """Restores the newest checkpoint with the shapes, dtypes and shardings of two templates; None if there is none.
+        """Restores the newest checkpoint; returns None if there is no checkpoint.
+
+        Args:
+            weights: shapes, dtypes and shardings of the weights.
+            train: shapes, dtypes and shardings of the other arrays.
 
         Raises:
-            ValueError: the parameters in the checkpoint differ from the templates.
+            ValueError: the parameters in the checkpoint have other paths or shapes.
         """
         step = self._last.latest_step()
         if step is None:
@@ -97,12 +101,12 @@ class Checkpoints:
         return RestoredState(weights, train, items["records"], step)
 
     def _former_names(self, step: int) -> dict[str, str]:
-        """Present to former names of the modules that a checkpoint of an older release stores under the latter."""
+        """Returns present name -> former name for modules that an older release stored under their former names."""
         stored = self._last.item_metadata(step)["weights"].tree["params"]
         return {present: former for former, present in RENAMED_MODULES.items() if former in stored}
 
     def is_saved(self, step: int) -> bool:
-        """Whether a complete checkpoint of `step` exists. Thread-safe."""
+        """Returns whether a complete checkpoint of `step` exists. Thread-safe."""
         return step in ocp.utils.checkpoint_steps(self._last.directory)
 
     def wait(self) -> None:
@@ -140,7 +144,7 @@ def read_weights(
 
 
 def has_checkpoint(workdir: str | epath.Path) -> bool:
-    """Whether `workdir` contains a checkpoint to resume from."""
+    """Returns whether `workdir` contains a checkpoint to resume from."""
     return bool(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints" / "last"))
 
 
@@ -150,19 +154,19 @@ def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Py
             return np.empty(saved.shape, saved.dtype)
         return jax.ShapeDtypeStruct(saved.shape, saved.dtype, sharding=sharding)
 
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_handlers())) as checkpointer:
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler(**_make_handlers())) as checkpointer:
         template = jax.tree.map(restore_target, checkpointer.metadata(folder).item_metadata["weights"].tree)
         items = checkpointer.restore(folder, ocp.args.Composite(weights=ocp.args.StandardRestore(template)))
         return rename_modules(items["weights"], RENAMED_MODULES)
 
 
-def _manager(folder: epath.Path, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(folder, options=options, item_handlers=_handlers())
+def _make_manager(folder: epath.Path) -> ocp.CheckpointManager:
+    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    return ocp.CheckpointManager(folder, options=options, item_handlers=_make_handlers())
 
 
-def _handlers() -> dict[str, ocp.CheckpointHandler]:
-    """Orbax handlers of the items of a checkpoint."""
+def _make_handlers() -> dict[str, ocp.CheckpointHandler]:
+    """Creates the Orbax handlers of the items in a checkpoint."""
     return {
         "weights": ocp.StandardCheckpointHandler(),
         "train": ocp.StandardCheckpointHandler(),

@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSettings:
-    """Model settings that are not in the config: sizes derived from the data, and settings of pretrained weights.
+    """Model settings that are not in the config, because they depend on the data or on pretrained weights.
 
     Attributes:
         vocabulary_size: number of tokens in the compact vocabulary.
         max_length: maximum caption length in tokens, including <s> and </s>.
         backbone: settings of the image backbone's weights (`stored_settings`).
-        text_encoder: sizes of the text encoder; None if the model has no text encoder.
+        text_encoder: config of the text encoder; None if the model has no text encoder.
         joint_embedding: whether a model with a text encoder has a joint embedding of images and texts.
     """
 
@@ -43,10 +43,11 @@ class ModelSettings:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> ModelSettings:
-        """Parses the settings of a stored run. Before version 0.2, the EfficientNet settings were top-level keys."""
+        """Parses the settings of a stored run."""
+        # Before version 0.2, the EfficientNet settings were top-level keys.
         backbone = {key: content[key] for key in ("padding", "norm_epsilon") if key in content}
         settings = {"backbone": backbone, **{key: content[key] for key in content.keys() - backbone.keys()}}
-        if "shared_space" in settings:  # its name until version 0.2
+        if "shared_space" in settings:  # the key before version 0.2
             settings["joint_embedding"] = settings.pop("shared_space")
         return cls(**settings)
 
@@ -55,13 +56,13 @@ class ModelSettings:
 class RunDescription:
     """Everything needed to rebuild the model of a run, except the weights.
 
-    `workdir.write_description` and `workdir.read_description` store it in and load it from a workdir.
+    `workdir.write_description` stores it in a workdir, and `workdir.read_description` loads it.
 
     Attributes:
         spec: the config of the run.
         model_settings: model settings that are not in the config.
         preprocessing: preprocessing of images.
-        vocabulary: mapping between words and token ids.
+        vocabulary: mapping between captions and token ids.
     """
 
     spec: RunSpec
@@ -72,9 +73,9 @@ class RunDescription:
     @property
     def backbone_settings(self) -> Any:
         """Settings that the image backbone shares with its pretrained weights (`Settings`)."""
-        pixels = self.preprocessing
         encoder, stored = self.spec.model.encoder, self.model_settings.backbone
-        return restored_settings(encoder, stored, pixels.mean, pixels.std, source="the run's model.json")
+        mean, std = self.preprocessing.mean, self.preprocessing.std
+        return restored_settings(encoder, stored, mean, std, source="the run's model.json")
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """Builds the model; see `build_model` for `frozen_norms`."""
@@ -93,13 +94,13 @@ class RunDescription:
 
     @functools.cached_property
     def jitted_init(self) -> Callable:
-        """The jitted `init` of the model, cached so that shapes and values share one trace."""
-        # Runs once on small arrays, so compile time matters more than run time.
+        """The jitted `init` of the model, cached so that its shapes and values are computed with one trace."""
+        # It runs once on small arrays, so compile time matters more than run time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(functools.partial(self.model().init, train=False), compiler_options=options)
 
     def cache_key(self) -> dict[str, Any]:
-        """Everything except the weights that determines the computation of the model, for `CachedProgram`."""
+        """Returns everything except the weights that determines the model's computation, for `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
             "backbone_source": source_hash(type(self.spec.model.encoder)),
@@ -129,7 +130,7 @@ class RunDescription:
 
     @property
     def text_tokenizer(self) -> TextTokenizer:
-        """Tokenizes inputs of the text encoder.
+        """Tokenizer for inputs of the text encoder.
 
         Raises:
             WorkdirError: the model has no text encoder.
@@ -139,12 +140,12 @@ class RunDescription:
                 "this run was trained without a text encoder: train one with --config.objective.contrastive_weight or "
                 "--config.model.context.max_texts above 0"
             )
-        rows = self.model_settings.text_encoder["vocab_size"]
-        return TextTokenizer(self.vocabulary, rows != self.vocabulary.size, self.model_settings.max_length)
+        uses_full_ids = self.model_settings.text_encoder["vocab_size"] != self.vocabulary.size
+        return TextTokenizer(self.vocabulary, uses_full_ids, self.model_settings.max_length)
 
     @property
     def text_ids(self) -> Callable[[jax.Array], jax.Array] | None:
-        """Maps decoder token ids to text encoder token ids, for `decode`; None if there is no text encoder."""
+        """Function that maps decoder token ids to text encoder token ids; None if there is no text encoder."""
         return self.text_tokenizer.from_caption_ids if self.has_text_encoder else None
 
 
@@ -154,33 +155,40 @@ class TextTokenizer:
 
     A text encoder trained from scratch embeds the compact vocabulary and takes compact ids. A pretrained RoBERTa embeds
     its full tokenizer vocabulary and takes full ids, so it also covers words that do not occur in the training
-    captions. Both are the same if the run does not use a compact vocabulary.
+    captions. The ids are identical if the run does not use a compact vocabulary.
 
     Attributes:
         vocabulary: vocabulary of the run.
-        full: whether the text encoder takes full ids.
+        uses_full_ids: whether the text encoder takes full ids.
         max_length: maximum number of tokens; longer texts are truncated like captions.
     """
 
     vocabulary: Vocabulary
-    full: bool
+    uses_full_ids: bool
     max_length: int
 
     def encode(self, texts: Sequence[str]) -> Int[np.ndarray, "texts length"]:
         """Tokenizes texts into ids from <s> to </s>, padded to `max_length`."""
         vocabulary = self.vocabulary
-        encode = vocabulary.encode_full_batch if self.full else vocabulary.encode_batch
+        encode = vocabulary.encode_full_batch if self.uses_full_ids else vocabulary.encode_batch
         return encode(list(texts), self.max_length)
 
     def from_caption_ids(self, tokens: Int[jax.Array, "*shape"]) -> Int[jax.Array, "*shape"]:
         """Converts compact caption ids to ids of the text encoder, on the device."""
-        if not self.full:
+        if not self.uses_full_ids:
             return tokens
         return jnp.asarray(self.vocabulary.to_full(range(self.vocabulary.size)))[tokens]
 
 
 def compute_dtype(name: str) -> jnp.dtype:
-    """Compute dtype of layers. Parameters, norm statistics, softmax and loss remain float32."""
+    """Returns the compute dtype of layers. Parameters, norm statistics, softmax and loss remain float32.
+
+    Args:
+        name: "float32", "bfloat16", or "auto" for the default of the backend.
+
+    Raises:
+        ConfigError: `name` is unknown.
+    """
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     if name not in ("float32", "bfloat16"):

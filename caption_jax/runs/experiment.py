@@ -1,4 +1,4 @@
-"""Setup of a run from its config and data: device mesh, splits, vocabulary, preprocessing and model."""
+"""Setup of a run from its config and data, which creates the mesh, splits, vocabulary, preprocessing and model."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from input_pipeline.tokenizer import build_vocabulary
 
 @dataclass(frozen=True)
 class Experiment:
-    """The immutable parts of a run. `description` is stored in `workdir`."""
+    """The parts of a run that do not change during training. `description` is stored in `workdir`."""
 
     workdir: epath.Path
     description: RunDescription
@@ -43,7 +43,7 @@ class Experiment:
         """Builds the model; see `build_model` for `frozen_norms`."""
         return self.description.model(frozen_norms)
 
-    def resolved(self) -> RunSpec:
+    def resolve_spec(self) -> RunSpec:
         """Returns the spec with values that depend on the training data resolved."""
         return resolve(self.spec, DatasetFacts(len(self.split("train"))))
 
@@ -60,15 +60,15 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     """Sets up training in a new workdir, or resumes the run in an existing one.
 
     Raises:
-        ConfigError: the config does not fit the data.
-        WorkdirError: the workdir contains a run or model that does not fit the config.
+        ConfigError: the config is incompatible with the data.
+        WorkdirError: the workdir contains a run or model that is incompatible with the config.
     """
     experiment = prepare_experiment(spec, workdir)
     if jax.process_index() == 0:
         if has_checkpoint(workdir):
-            workdir_files.write_spec(workdir, spec, experiment.resolved())
+            workdir_files.write_spec(workdir, spec, experiment.resolve_spec())
         else:
-            workdir_files.write_description(workdir, experiment.description, experiment.resolved())
+            workdir_files.write_description(workdir, experiment.description, experiment.resolve_spec())
     return experiment
 
 
@@ -81,8 +81,8 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     """
     spec.check_available()
     mesh = make_mesh(spec.mesh)
-    _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
-    _check_batches(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
+    _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
+    _check_batch_sizes(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
     splits = open_splits(spec.data)
     if "train" not in splits:
         raise ConfigError(f"config.data has no train split; available splits are {', '.join(sorted(splits))}")
@@ -94,21 +94,21 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
 
 
 def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None) -> Experiment:
-    """Opens an existing run for evaluation, with `spec` instead of the stored one.
+    """Opens an existing run for evaluation, with `spec` instead of the stored spec.
 
     Args:
         workdir: workdir of the run.
-        spec: the config.
-        splits: the data; the splits from the config if None.
+        spec: the spec.
+        splits: splits by name; those in `spec.data` if None.
 
     Raises:
         FileNotFoundError: the folder is not the workdir of a run.
-        ValueError: the batch size is not divisible by the number of devices.
+        ValueError: the evaluation batch size is not a multiple of the number of devices.
     """
     spec.check_available()
     stored = workdir_files.read_description(workdir)
     mesh = make_mesh(spec.mesh)
-    _check_batches(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
+    _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
     return Experiment(workdir, description, mesh, open_splits(spec.data) if splits is None else splits)
 
@@ -134,7 +134,7 @@ def _backbone_settings(spec: RunSpec) -> Settings:
     encoder = spec.model.encoder
     if spec.init_from:
         source = workdir_files.read_description(spec.init_from)
-        if encoder.accepts_weights_of(source.spec.model.encoder):  # then `init_from` overrides any other weights
+        if encoder.accepts_weights_of(source.spec.model.encoder):  # `init_from` takes precedence over other weights
             return dataclasses.replace(source.backbone_settings, source=spec.init_from)
     return encoder.settings()
 
@@ -148,7 +148,7 @@ def _resume(spec: RunSpec, workdir: epath.Path) -> RunDescription:
     return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
 
 
-def _check_batches(mesh: jax.sharding.Mesh, sizes: dict[str, int], microbatches: int = 1) -> None:
+def _check_batch_sizes(mesh: jax.sharding.Mesh, sizes: dict[str, int], microbatches: int = 1) -> None:
     devices = mesh.shape["data"]
     for key, size in sizes.items():
         if size % (devices * microbatches):

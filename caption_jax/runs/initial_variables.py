@@ -1,4 +1,4 @@
-"""Initial variables of training: random, then pretrained weights, then weights of `config.init_from`."""
+"""Initial variables for training, from random values, pretrained weights and the weights of `config.init_from`."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ PyTree = Any
 
 
 def variable_shapes(description: RunDescription) -> PyTree:
-    """Shapes and dtypes of the model variables, without allocating them."""
+    """Returns the shapes and dtypes of the model variables, without allocating them."""
     return {"batch_stats": {}, **jax.eval_shape(*_init_call(description))}
 
 
 def initial_variables(experiment: Experiment) -> PyTree:
-    """Initializes variables from the seed, then loads pretrained weights, then the weights of `config.init_from`."""
+    """Initialises variables from the seed, then loads pretrained weights, then the weights of `config.init_from`."""
     spec, vocabulary = experiment.spec, experiment.description.vocabulary
     variables = init_variables(experiment.description)
     if spec.model.encoder.weights:
@@ -33,14 +33,14 @@ def initial_variables(experiment: Experiment) -> PyTree:
     if experiment.description.has_text_encoder and spec.model.text_encoder.weights:
         from caption_jax.pretrained.roberta_weights import load_roberta
 
-        text = load_roberta(spec.model.text_encoder.weights)
-        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, text.params)
-        logging.info("text encoder: weights from %s", text.source)
+        roberta = load_roberta(spec.model.text_encoder.weights)
+        variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, roberta.params)
+        logging.info("text encoder: weights from %s", roberta.source)
     if spec.model.decoder.weights:
         from caption_jax.pretrained.roberta_decoder import initialise_from_roberta
 
-        rows = vocabulary.to_full(range(vocabulary.size))
-        decoder = initialise_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, rows)
+        full_ids = vocabulary.to_full(range(vocabulary.size))
+        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, full_ids)
         variables["params"]["decoder"] = decoder
     if spec.init_from:
         variables = transfer_weights(variables, spec.init_from, vocabulary)
@@ -50,13 +50,13 @@ def initial_variables(experiment: Experiment) -> PyTree:
 
 
 def init_variables(description: RunDescription) -> PyTree:
-    """Randomly initialized variables: float32 `params` and `batch_stats` (possibly empty)."""
+    """Initialises float32 `params` and `batch_stats` (possibly empty) from the seed."""
     init, *arguments = _init_call(description)
     return {"batch_stats": {}, **init(*arguments)}
 
 
 def _init_call(description: RunDescription) -> tuple:
-    """The jitted `init` of the model, followed by its arguments."""
+    """Returns the jitted `init` of the model, followed by its arguments."""
     size = description.preprocessing.size
     images = jnp.zeros((1, size, size, 3), jnp.float32)
     tokens = jnp.zeros((1, 1, description.model_settings.max_length - 1), jnp.int32)

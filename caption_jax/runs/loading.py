@@ -1,4 +1,4 @@
-"""Loading of trained models for inference, from a workdir or a standalone artifact."""
+"""Loads trained models for inference, from a workdir or a standalone artifact."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
     """
     if which not in CHECKPOINT_CHOICES:
         raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
-    model = _read(storage_path(source), which)
+    model = _read_folder(storage_path(source), which)
     for extension in model.description.spec.unavailable:
         log.warning("%s; captioning works without it", extension)
     return model
 
 
-def _read(folder: epath.Path, which: str) -> Model:
+def _read_folder(folder: epath.Path, which: str) -> Model:
     if (folder / MANIFEST).exists():
         if which == "last":
             raise ConfigError(f"{folder} is a single model: the last checkpoint is in the workdir of its run")
@@ -87,11 +87,13 @@ def _read(folder: epath.Path, which: str) -> Model:
 def _put_on_devices(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
     if sharding.is_fully_addressable:
         return jax.device_put(variables, sharding)
-    return jax.tree.map(lambda a: jax.make_array_from_callback(a.shape, sharding, a.__getitem__), variables)
+    return jax.tree.map(
+        lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), variables
+    )
 
 
 def _read_best(workdir: epath.Path) -> Model | None:
-    """Reads the model that the workdir's pointer refers to; None if there is no pointer."""
+    """Reads the model that the workdir points to; returns None if there is no pointer."""
     pointer = read_pointer(workdir)
     while pointer is not None:
         try:
@@ -100,7 +102,7 @@ def _read_best(workdir: epath.Path) -> Model | None:
             newer = read_pointer(workdir)
             if newer == pointer:
                 raise
-            pointer = newer  # the run has switched models twice and deleted the one being read
+            pointer = newer  # the run has since written two better models and deleted this one
     return None
 
 
@@ -115,6 +117,5 @@ def _read_checkpoint(workdir: epath.Path, which: str) -> Model:
             "training command again to write one",
             *(workdir, POINTER),
         )
-    return Model(
-        description, Weights(unflatten_arrays(flatten_arrays(weights.variables)), weights.step)
-    )  # the tree of an artifact
+    variables = unflatten_arrays(flatten_arrays(weights.variables))  # the same tree as in an artifact
+    return Model(description, Weights(variables, weights.step))

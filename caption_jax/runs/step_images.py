@@ -30,7 +30,12 @@ def check_step_images(spec: RunSpec, params: PyTree) -> None:
 
 
 def check_images(spec: RunSpec, images: int, norms: Set[str]) -> None:
-    """Checks the number of images in a step that trains the norms at the paths `norms`.
+    """Checks the number of images per training step.
+
+    Args:
+        spec: spec of the run.
+        images: number of images per step.
+        norms: paths of the batch norms that are trained in the step.
 
     Raises:
         ConfigError: `images` is not a multiple of the number of microbatches, or the backbone cannot be trained on a

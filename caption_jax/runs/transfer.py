@@ -1,4 +1,4 @@
-"""Initialization from the weights of another run, for all parameters that match."""
+"""Initialisation of all matching parameters from the weights of another run."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from caption_jax.runs.loading import read_model
 from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
-Rows = tuple[np.ndarray, np.ndarray]
+RowIndices = tuple[np.ndarray, np.ndarray]  # in the new array and in the old array
 
 _TEXT_EMBEDDINGS = "params/text_encoder/roberta/embeddings"
 _TEXT_TOKEN_EMBEDDING = f"{_TEXT_EMBEDDINGS}/word_embeddings/embedding"
 _PER_TOKEN = ("params/decoder/embedding", "params/decoder/output_bias", _TEXT_TOKEN_EMBEDDING)
-_POSITIONS = ("params/decoder/position", f"{_TEXT_EMBEDDINGS}/position_embeddings/embedding")
-_PARTS = ("params/image_encoder/backbone/", "params/decoder/layer_")
+_PER_POSITION = ("params/decoder/position", f"{_TEXT_EMBEDDINGS}/position_embeddings/embedding")
+_PREFIXES = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
 def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
     """Replaces the variables in `initial` whose path and shape match those of another run, and logs the others.
 
     Arrays with one row per token (embeddings, output bias) are copied token by token, so that a model can be
-    transferred to another vocabulary. Tokens in both vocabularies keep their row, others stay at their initial value.
+    transferred to another vocabulary. The rows of tokens that are not in both vocabularies retain their initial values.
     Position embeddings of different lengths are copied up to the shorter length.
 
     Args:
@@ -47,7 +47,7 @@ def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> Py
     copied, partially_copied, mismatched = [], [], {}
     for path, value in new.items():
         stored = old.get(path)
-        rows = None if stored is None else _rows(path, value, stored, old_vocabulary, vocabulary)
+        rows = None if stored is None else _match_rows(path, value, stored, old_vocabulary, vocabulary)
         if rows is not None:
             new[path] = jnp.asarray(value).at[rows[0]].set(jnp.asarray(stored)[rows[1]])
             partially_copied.append(f"{path} ({len(rows[0])} of {len(value)} rows)")
@@ -56,7 +56,7 @@ def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> Py
             copied.append(path)
         else:
             mismatched[path] = path if stored is None else f"{path} (stored shape {stored.shape}, not {value.shape})"
-    if not any(_matches(part, new, mismatched) for part in _PARTS):
+    if not any(_all_match(prefix, new, mismatched) for prefix in _PREFIXES):
         raise ConfigError(
             f"config.init_from={source} is a run of another model: neither its image encoder nor its decoder layers "
             f"match config.model. Mismatches include {'; '.join(list(mismatched.values())[:5])}"
@@ -68,26 +68,26 @@ def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> Py
     return traverse_util.unflatten_dict(new, sep="/")
 
 
-def _shared_rows(old: Vocabulary, new: Vocabulary) -> Rows:
-    """Row indices of the tokens in both vocabularies, as (rows in the new, rows in the old)."""
+def _match_tokens(old: Vocabulary, new: Vocabulary) -> RowIndices:
+    """Returns the row indices of the tokens that are in both vocabularies."""
     old_rows = {token: row for row, token in enumerate(old.tokens)}
     pairs = [(row, old_rows[token]) for row, token in enumerate(new.tokens) if token in old_rows]
-    return np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
+    return np.array([new_row for new_row, _ in pairs]), np.array([old_row for _, old_row in pairs])
 
 
-def _rows(path: str, value: jax.Array, stored: jax.Array, old: Vocabulary, new: Vocabulary) -> Rows | None:
-    """Row indices (new, old) of an array to copy row by row; None if it is copied as a whole or does not match."""
+def _match_rows(path: str, value: jax.Array, stored: jax.Array, old: Vocabulary, new: Vocabulary) -> RowIndices | None:
+    """Returns the rows to copy from `stored` to `value`, or None if the array is copied entirely or not at all."""
     if value.shape[1:] != stored.shape[1:]:
         return None
-    # The embedding of a text encoder that takes full ids has a row per tokenizer entry, and is copied as a whole.
-    per_token = path in _PER_TOKEN and (len(value), len(stored)) == (new.size, old.size)
-    if per_token and old.tokens != new.tokens:
-        return _shared_rows(old, new)
-    if path in _POSITIONS and len(value) != len(stored):
-        common = np.arange(min(len(value), len(stored)))
-        return common, common
+    # The embedding of a text encoder that takes full ids has one row per tokenizer entry and is copied entirely.
+    is_per_token = path in _PER_TOKEN and (len(value), len(stored)) == (new.size, old.size)
+    if is_per_token and old.tokens != new.tokens:
+        return _match_tokens(old, new)
+    if path in _PER_POSITION and len(value) != len(stored):
+        rows = np.arange(min(len(value), len(stored)))
+        return rows, rows
     return None
 
 
-def _matches(part: str, new: dict[str, jax.Array], mismatched: dict[str, str]) -> bool:
-    return not any(path in mismatched for path in new if path.startswith(part))
+def _all_match(prefix: str, new: dict[str, jax.Array], mismatched: dict[str, str]) -> bool:
+    return not any(path in mismatched for path in new if path.startswith(prefix))

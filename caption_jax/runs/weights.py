@@ -20,7 +20,7 @@ from input_pipeline.files import is_on_bucket
 
 PyTree = Any
 
-# Checkpoint folders in order of preference: before the first evaluation, the last checkpoint serves as the best.
+# Checkpoint folders in order of preference. Before the first evaluation, the last checkpoint is used as the best.
 CHECKPOINT_CHOICES = {"best": ("best", "last"), "last": ("last",)}
 
 
@@ -33,7 +33,7 @@ class Weights:
 
 
 def fingerprint(variables: PyTree) -> str:
-    """SHA-256 hex digest of the paths, shapes, dtypes and values of all arrays in a pytree."""
+    """Returns the SHA-256 hex digest of the paths, shapes, dtypes and values of all arrays in a pytree."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree.leaves_with_path(variables):
         array = np.ascontiguousarray(leaf)
@@ -45,8 +45,8 @@ def fingerprint(variables: PyTree) -> str:
 def host_copy(variables: PyTree) -> PyTree:
     """Copies arrays to NumPy, so that the device buffers may be reused.
 
-    Arrays may be sharded over the devices of this process, which must hold all shards between them. `make_mesh` lays
-    out parameters in this way even if there are several processes, so no communication is needed.
+    Arrays may be sharded if this process can address all shards. `make_mesh` ensures this for parameters even if there
+    are several processes, so no communication is needed.
     """
     return jax.tree.map(_to_host, variables)
 
@@ -63,7 +63,7 @@ def _to_host(array: jax.Array | np.ndarray) -> np.ndarray:
 
 
 def to_safetensors(variables: PyTree) -> bytes:
-    """Serializes variables to safetensors, with one array per leaf, named by its path joined with slashes."""
+    """Serialises variables to safetensors, where the name of an array is its path joined with slashes."""
     return save(flatten_arrays(variables))
 
 
@@ -89,15 +89,15 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
     """
     if is_on_bucket(file):
         content = file.read_bytes()
-        return _with_present_names(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
+        return _rename_former_modules(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(_sha256, file)
         with safe_open(file, "numpy") as opened:
             variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
-        return _with_present_names(variables), digest.result()
+        return _rename_former_modules(variables), digest.result()
 
 
-def _with_present_names(variables: PyTree) -> PyTree:
+def _rename_former_modules(variables: PyTree) -> PyTree:
     return rename_modules(variables, RENAMED_MODULES)
 
 
@@ -113,7 +113,7 @@ def flatten_arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def unflatten_arrays(arrays: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `flat`, without empty dictionaries."""
+    """The inverse of `flatten_arrays`, which does not restore empty dictionaries."""
     tree: PyTree = {}
     for name, array in arrays.items():
         *parents, key = name.split("/")

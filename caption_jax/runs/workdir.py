@@ -22,14 +22,14 @@ from input_pipeline.files import write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
-VERSION = 3  # of config.json
+VERSION = 3  # format of config.json
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
     *("pillow", "simplejpeg", "kornia-rs"),
 )
 
-# A run cannot be resumed if any of these change, because parameters, token ids or data order would not match.
+# A run cannot be resumed if any of these change, because its parameters, token ids or data order would not match.
 _FIXED = (
     "seed",
     "model.",
@@ -46,7 +46,7 @@ _FIXED = (
     "data.captions_per_image",
     "optimizer.name",
 )
-_CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # whether it is positive must not change either
+_CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # may change, but not between zero and positive
 
 
 def write_description(workdir: epath.Path, description: RunDescription, resolved: RunSpec | None = None) -> None:
@@ -90,9 +90,9 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
 
 
 def read_spec(workdir: str | epath.Path) -> RunSpec:
-    """Reads the spec with which a run was last started; keys added since then have their defaults.
+    """Reads the spec with which a run was last started. Keys added since then have their defaults.
 
-    Objectives and evaluators that can no longer be imported are not an error here, because captioning does not use
+    Objectives and evaluators that can no longer be imported do not raise an error, because captioning does not use
     them. Training and evaluation reject such a spec (`RunSpec.check_available`).
 
     Raises:
@@ -107,9 +107,9 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
             f"{path} has version {version}, written by a newer release; this release reads up to version {VERSION}"
         )
     try:
-        values = content if version == 1 else content["spec"]  # version 1 is the bare spec
+        values = content if version == 1 else content["spec"]  # version 1 contains only the spec
         with warnings.catch_warnings():
-            if version < 3:  # its keys have the names of that release
+            if version < 3:  # keys may have their former names
                 warnings.simplefilter("ignore", FutureWarning)
             return RunSpec.from_config(values, if_unavailable="keep")
     except ConfigError as error:
@@ -117,19 +117,28 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
 
 
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
-    """Raises WorkdirError if the changes make the stored state of `workdir` unusable."""
-    fixed = {k: v for k, v in changes.items() if any(k == f or (f.endswith(".") and k.startswith(f)) for f in _FIXED)}
-    fixed |= {k: v for k, v in changes.items() if k == _CONTRASTIVE_WEIGHT and not all(v)}
-    if fixed:
-        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in fixed.items())
+    """Raises WorkdirError if config changes prevent resuming the run in a workdir.
+
+    Args:
+        changes: old and new values of changed keys.
+        workdir: workdir of the run, for the message.
+    """
+    invalid = {key: values for key, values in changes.items() if _is_fixed(key)}
+    invalid |= {key: values for key, values in changes.items() if key == _CONTRASTIVE_WEIGHT and not all(values)}
+    if invalid:
+        lines = "\n".join(f"  {key}: {old!r} -> {new!r}" for key, (old, new) in invalid.items())
         raise WorkdirError(
             f"{workdir} holds a run that cannot be resumed with these changes:\n{lines}\n"
             f"Revert them, or train in another workdir with --config.init_from={workdir} to start from its weights."
         )
 
 
+def _is_fixed(key: str) -> bool:
+    return any(key == fixed or (fixed.endswith(".") and key.startswith(fixed)) for fixed in _FIXED)
+
+
 def versions() -> dict[str, str]:
-    """Versions of Python, the platform and the main dependencies."""
+    """Returns the versions of Python, the platform and the main dependencies."""
     result = {"python": platform.python_version(), "platform": platform.platform()}
     for package in _PACKAGES:
         try:

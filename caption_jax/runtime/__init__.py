@@ -1,1 +1,1 @@
-"""Process environment, signals, and the disk cache of traced programs."""
+"""Process environment, signals, and a disk cache of traced programs."""

@@ -1,4 +1,4 @@
-"""Disk cache of traced programs, so that a restarted process does not trace them again.
+"""Disk cache of traced programs, which saves tracing them again when a process restarts.
 
 JAX's compilation cache skips compilation but not tracing, which takes seconds for a model of this size. A
 `CachedProgram` therefore stores its StableHLO in the same folder, as `<name>-<hash>.stablehlo`. The hash covers
@@ -35,10 +35,11 @@ log = logging.getLogger(__name__)
 class CachedProgram:
     """A jitted function on one device whose StableHLO is stored in JAX's compilation cache folder.
 
-    Without that folder (`jax_compilation_cache_dir`), this is plain `jax.jit`.
+    Equivalent to `jax.jit` if that folder (`jax_compilation_cache_dir`) is not set.
 
     Args:
-        function: arguments and result must be pytrees of arrays in dictionaries, lists, tuples and None.
+        function: the function. Its arguments and result must be pytrees of arrays in dictionaries, lists, tuples and
+            None.
         name: prefix of the names of the cached files.
         cache_key: JSON-serialisable description of everything that determines what `function` computes, except its
             arguments and this project's sources.
@@ -55,19 +56,19 @@ class CachedProgram:
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if (tree, shapes) not in self._programs:
-            self._programs[tree, shapes] = self._program(arguments, f"{tree} {shapes}")
+            self._programs[tree, shapes] = self._load_or_trace(arguments, f"{tree} {shapes}")
         return self._programs[tree, shapes](*arguments)
 
-    def _program(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
+    def _load_or_trace(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
         folder = jax.config.jax_compilation_cache_dir
         if not folder:
             return self._jitted
-        file = epath.Path(folder) / f"{self._name}-{self._key(signature)}.stablehlo"
+        file = epath.Path(folder) / f"{self._name}-{self._compute_hash(signature)}.stablehlo"
         try:
             return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
         except FileNotFoundError:
             pass
-        except Exception as error:  # a truncated or incompatible file can raise any exception
+        except Exception as error:  # truncated and incompatible files can raise any exception
             log.warning("cannot read %s, tracing the program again (%s)", file, error)
         exported = export.export(self._jitted)(*arguments)
         try:
@@ -77,28 +78,31 @@ class CachedProgram:
             log.warning("cannot cache the traced program: %s", error)
         return jax.jit(exported.call, **self._options)
 
-    def _key(self, signature: str) -> str:
+    def _compute_hash(self, signature: str) -> str:
         settings = {name: getattr(jax.config, name) for name in ("jax_enable_x64", "jax_default_matmul_precision")}
         device = jax.devices()[0]
-        parts = [_project_hash(), self._cache_key, signature, settings, device.platform, device.device_kind]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+        key = [_project_hash(), self._cache_key, signature, settings, device.platform, device.device_kind]
+        return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def cached_update(
     update: Callable, name: str, cache_key: Any, *, state: PyTree, inputs: tuple[PyTree, ...], outputs: PyTree
 ) -> Callable:
-    """A `CachedProgram` of `update(state, *inputs) -> (state, outputs)` that donates the state.
+    """Creates a `CachedProgram` for `update(state, *inputs) -> (state, outputs)` that donates the state.
 
-    Serialised StableHLO supports dictionaries, lists and tuples only, so a state of other classes is passed as the list
+    Exported programs support only dictionaries, lists and tuples, so a state with other classes is passed as the list
     of its leaves.
 
     Args:
-        update: the function; the returned state must have the same structure as the input state.
+        update: the function. The returned state must have the same structure as the input state.
         name: see `CachedProgram`.
         cache_key: see `CachedProgram`; a dictionary.
-        state: shardings of the state's arrays, in the structure of the state.
+        state: shardings of the state, as a pytree with the structure of the state.
         inputs: shardings of the other arguments.
         outputs: sharding of the other result.
+
+    Returns:
+        A function with the arguments and results of `update`.
     """
     shardings, structure = jax.tree.flatten(state)
 
@@ -124,7 +128,7 @@ def cached_update(
 
 @functools.cache
 def _project_hash() -> str:
-    """Hash of this project's modules and of the versions of the packages that trace the program."""
+    """Returns a hash of this project's modules and of the versions of the packages that trace programs."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parents[2]
     for package in PACKAGES:

@@ -8,18 +8,18 @@ import re
 from absl import logging
 
 
-class _RoutineLibraryMessages(standard_logging.Filter):
-    """Drops the routine messages of libraries, but not their warnings and errors."""
+class _LibraryFilter(standard_logging.Filter):
+    """Drops the informational messages of libraries, but not their warnings and errors."""
 
-    _CHATTY = re.compile(r"[/\\](site|dist)-packages[/\\](orbax|tensorflow_datasets|jax|grain|etils)[/\\]")
+    _PATH = re.compile(r"[/\\](site|dist)-packages[/\\](orbax|tensorflow_datasets|jax|grain|etils)[/\\]")
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        return record.levelno > standard_logging.INFO or not self._CHATTY.search(record.pathname)
+        return record.levelno > standard_logging.INFO or not self._PATH.search(record.pathname)
 
 
-_ROUTINE_LIBRARY_MESSAGES = _RoutineLibraryMessages()
+_LIBRARY_FILTER = _LibraryFilter()
 
 
 def quiet_libraries() -> None:
-    """Hides the informational messages of libraries; Orbax alone logs a page per checkpoint. Idempotent."""
-    logging.get_absl_handler().addFilter(_ROUTINE_LIBRARY_MESSAGES)  # no-op if already added
+    """Hides the informational messages of libraries, such as dozens of lines by Orbax per checkpoint. Idempotent."""
+    logging.get_absl_handler().addFilter(_LIBRARY_FILTER)  # no-op if already added

@@ -1,24 +1,24 @@
-"""Process settings: environment variables that libraries read when they are imported, and a fast exit."""
+"""Environment variables that must be set before libraries are loaded, and a fast exit."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-# On each run, XLA allocates the temporary buffers of a CPU program (hundreds of MB) with malloc and frees them again.
-# glibc immediately returns that much memory to the system, so the next run causes a page fault per 4 KB. glibc 2.35 and
-# later can use pages of 2 MB, but only this environment variable enables them.
+# Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) with malloc and frees them again.
+# glibc returns allocations of this size to the system immediately, so the next run causes a page fault per 4 KB. glibc
+# 2.35 and later supports pages of 2 MB, which can be enabled only by this environment variable.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
-# XLA's default of 256 bits leaves half of an AVX-512 unit idle. Processors with narrower vectors are not affected.
+# XLA's default of 256 bits uses half of an AVX-512 unit. Processors with narrower vectors are not affected.
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
 
 
 def restart_with_huge_pages(script: str) -> None:
-    """Replaces the process `python script ...` with the same command with huge pages enabled in malloc.
+    """Restarts the process `python script ...` with huge pages enabled in malloc.
 
-    Does nothing if GLIBC_TUNABLES is already set, if the system is not Linux, or if this process is not that command,
-    because a notebook or a test that runs the script in its own process must not be replaced.
+    Does nothing if GLIBC_TUNABLES is already set, if the system is not Linux, or if this process was not started by
+    that command, because a notebook or a test that runs the script in its process must not be replaced.
 
     Args:
         script: path of the calling file.
@@ -33,8 +33,8 @@ def restart_with_huge_pages(script: str) -> None:
 def fast_exit(script: str, status: int) -> None:
     """Exits the process `python script ...` without interpreter shutdown, which takes a third of a second with JAX.
 
-    Only for commands that have written all their output, since exit handlers do not run. Returns if this process is not
-    that command.
+    Call this after all output has been written, because exit handlers do not run. Does nothing if this process was not
+    started by that command.
 
     Args:
         script: path of the main script.
@@ -47,7 +47,7 @@ def fast_exit(script: str, status: int) -> None:
 
 
 def _is_command(script: str) -> bool:
-    """Whether this process was started as `python script ...`."""
+    """Returns whether this process was started as `python script ...`."""
     for argument in sys.orig_argv[1:]:
         if os.path.realpath(argument) == os.path.realpath(script):
             return True
@@ -57,7 +57,7 @@ def _is_command(script: str) -> bool:
 
 
 def set_up_process() -> None:
-    """Makes XLA use vectors of 512 bits on CPUs unless XLA_FLAGS already sets the width. Call before importing JAX."""
+    """Sets XLA's vector width on CPUs to 512 bits unless XLA_FLAGS already sets it. Call before importing JAX."""
     flags = os.environ.get("XLA_FLAGS", "")
     if _VECTOR_WIDTH not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {_VECTOR_WIDTH}=512".strip()

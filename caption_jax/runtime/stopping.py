@@ -18,29 +18,30 @@ from input_pipeline.records import Split
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Turns SIGTERM (preemption or the end of a scheduled job) and the first Ctrl-C into a request to save and stop.
+    """Treats SIGTERM (preemption or the end of a scheduled job) and the first Ctrl-C as a request to save and stop.
 
     Yields:
         A function that takes the number of completed steps and returns whether to save and stop. Call it after every
-        step. With several processes, it returns True after the same step in all of them, whichever received the signal.
+        step. If there are several processes, it returns True after the same step in all of them, even if only one
+        received the signal.
     """
     if jax.process_count() > 1:
-        # jax.distributed handles SIGTERM itself; a Python handler would replace that handler.
+        # jax.distributed handles SIGTERM, and a Python handler would replace its handler.
         yield multihost_utils.reached_preemption_sync_point
         return
-    received = []
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    received_signals = []
+    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def receive(number: int, _: object) -> None:
-        received.append(number)
-        signal.signal(signal.SIGINT, previous[signal.SIGINT])  # a second Ctrl-C interrupts immediately
+    def handle_signal(number: int, _: object) -> None:
+        received_signals.append(number)
+        signal.signal(signal.SIGINT, previous_handlers[signal.SIGINT])  # a second Ctrl-C interrupts immediately
 
-    for number in previous:
-        signal.signal(number, receive)
+    for number in previous_handlers:
+        signal.signal(number, handle_signal)
     try:
-        yield lambda step: bool(received)
+        yield lambda step: bool(received_signals)
     finally:
-        for number, handler in previous.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
@@ -56,7 +57,7 @@ class _StepOutputs(NamedTuple):
 
 
 class FiniteCheck:
-    """Checks that the loss and the parameters stay finite, one step late so that the device never waits for the host.
+    """Checks that the loss and the parameters are finite, one step late, so that the device never waits for the host.
 
     Args:
         split: the training split, whose image ids appear in the error message.
@@ -70,16 +71,16 @@ class FiniteCheck:
         """Adds the outputs of a step and checks the previous step. Raises NonFiniteLossError.
 
         Args:
-            step: number of completed steps, this one included.
+            step: number of completed steps, including this one.
             metrics: metrics of the step, with scalars "loss" and "parameter_norm" (after the update).
-            index: int array [batch], indices of the records of the batch.
+            index: int array [batch], indices of the batch's images in the split.
         """
         self._pending.append(_StepOutputs(step, metrics["loss"], metrics["parameter_norm"], index))
         while len(self._pending) > 1:
             self._check(self._pending.popleft())
 
     def flush(self) -> None:
-        """Checks all steps so far. Call before saving or evaluating their result. Raises NonFiniteLossError."""
+        """Checks all pending steps. Call before saving or evaluating the state. Raises NonFiniteLossError."""
         while self._pending:
             self._check(self._pending.popleft())
 
@@ -87,7 +88,7 @@ class FiniteCheck:
         loss, norm = float(outputs.loss), float(outputs.parameter_norm)
         if math.isfinite(loss) and math.isfinite(norm):
             return
-        ids = [self._split.image_ids[row] for row in _local_rows(outputs.index)]
+        ids = [self._split.image_ids[index] for index in _local_indices(outputs.index)]
         raise NonFiniteLossError(
             f"step {outputs.step}: loss is {loss}, parameter norm after the update is {norm}. The last checkpoint "
             f"precedes this step; run the same command again to resume from it. Images of the step: {ids}. Try a lower "
@@ -96,6 +97,6 @@ class FiniteCheck:
         )
 
 
-def _local_rows(index: jax.Array) -> list[int]:
-    """The record indices in a batch-sharded array that are addressable by this process, without replicas."""
-    return [int(row) for shard in index.addressable_shards if shard.replica_id == 0 for row in shard.data]
+def _local_indices(index: jax.Array) -> list[int]:
+    """Returns the elements of a batch-sharded array that this process can address, without replicas."""
+    return [int(element) for shard in index.addressable_shards if shard.replica_id == 0 for element in shard.data]

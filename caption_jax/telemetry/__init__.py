@@ -1,1 +1,1 @@
-"""Reporting during training: logs, metrics files, TensorBoard, progress and profiles."""
+"""Logs, metrics files, TensorBoard events, progress and profiles of training runs."""

@@ -6,16 +6,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-# Weight of the newest lap in the moving average of seconds per step from which the ETA is computed.
+# Weight of the newest lap in the moving average of the seconds per step, from which the ETA is computed.
 _SMOOTHING = 0.3
 
 
 class Clock:
-    """Measures training in laps: from one call of `tick` to the next, each after fetching the loss of a step.
+    """Measures training throughput in laps.
 
-    JAX dispatches steps asynchronously, so step times can only be measured between two fetched losses. Evaluations and
-    checkpoints run inside `with clock.paused():`; they count towards the wall time and the ETA, but not towards the
-    throughput. All times are in seconds.
+    A lap is the time between two calls of `tick`. Fetch the loss of a step before each call, because JAX dispatches
+    steps asynchronously. Run evaluations and checkpoints inside `with clock.paused():`, which excludes them from the
+    throughput, but not from the wall time and the ETA. All times are in seconds.
 
         clock = Clock(total_steps=1000, images_per_step=32, devices=jax.device_count())
         clock.start(0)
@@ -48,19 +48,20 @@ class Clock:
         self.images_per_step = images_per_step
         self.devices = devices
         self._now = now
-        self._earlier_wall = 0.0  # of earlier processes of the same run
+        self._earlier_wall = 0.0  # wall time of earlier processes of the same run
         self._created = now()
         self.start(0)
 
     def start(self, step: int) -> None:
-        """Starts measuring throughput at `step`; time before (compiling, restoring) counts as wall time only."""
+        """Starts measuring throughput at `step`. Earlier time (compiling, restoring) counts only as wall time."""
         self.step = step
         self._lap_started = self._now()
         self._lap_waited = self._lap_paused = 0.0
-        self._running_total = self._paused_total = 0.0  # of finished laps; of all pauses since the start
+        self._running_total = 0.0  # time in completed laps, without pauses
+        self._paused_total = 0.0
         self._laps = 0
         self._seconds_per_step: float | None = None
-        self.rates: dict[str, float] = {}  # what the last tick returned
+        self.rates: dict[str, float] = {}  # result of the last tick
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -75,15 +76,15 @@ class Clock:
     def paused(self) -> Iterator[None]:
         """Excludes the time inside the context, such as an evaluation or a checkpoint, from the throughput.
 
-        Fetch the loss first; otherwise the time of pending steps is excluded, too.
+        Fetch the loss first. Otherwise, the time of pending steps is also excluded.
         """
         start = self._now()
         try:
             yield
         finally:
-            spent = self._now() - start
-            self._lap_paused += spent
-            self._paused_total += spent
+            elapsed = self._now() - start
+            self._lap_paused += elapsed
+            self._paused_total += elapsed
 
     def tick(self, step: int) -> dict[str, float]:
         """Ends a lap at `step`, whose loss has been fetched, and starts the next one.
@@ -121,7 +122,7 @@ class Clock:
 
     @property
     def eta_seconds(self) -> float | None:
-        """Seconds to the last step, assuming that pauses continue at the rate so far; None before the first tick."""
+        """Seconds to the last step, including pauses at the rate so far; None before the first tick."""
         if self._seconds_per_step is None:
             return None
         overhead = 1.0 + self._paused_total / self._running_total
@@ -133,12 +134,12 @@ class Clock:
         return self._earlier_wall + self._now() - self._created
 
     def dump(self) -> dict[str, float]:
-        """State for a checkpoint: `{"wall_seconds": ...}`."""
+        """Returns the state to store in a checkpoint, `{"wall_seconds": ...}`."""
         return {"wall_seconds": self.wall_seconds}
 
-    def load(self, saved: dict[str, float]) -> None:
-        """Adds the wall time that `dump` returned in an earlier process of the run."""
-        self._earlier_wall = float(saved["wall_seconds"])
+    def load(self, state: dict[str, float]) -> None:
+        """Restores the state that `dump` returned in an earlier process of the run."""
+        self._earlier_wall = float(state["wall_seconds"])
 
 
 def format_duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""TensorBoard event files, written by a background thread, which is the only one to import TensorFlow."""
+"""TensorBoard event files, written by a background thread that also imports TensorFlow."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from etils import epath
 from input_pipeline.extras import optional_packages
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
-_MAX_PENDING = 1000  # writes; beyond that, the caller waits
+_MAX_PENDING = 1000  # writes; the caller waits if there are more
 
 
 class EventFiles:
     """Asynchronous writer of event files.
 
-    The first write starts the thread, which imports TensorFlow. That takes seconds, during which the caller continues.
+    The first write starts the thread, which imports TensorFlow. This takes seconds but does not block the caller.
     Events are written in order. If a write fails, a later method call raises its error.
 
     Args:
@@ -53,17 +53,17 @@ class EventFiles:
         thread, self._thread = self._thread, None
         self._pending.append(thread.submit(self._close_writer))
         thread.shutdown()
-        self._collect(down_to=0)
+        self._collect(max_pending=0)
 
     def _submit(self, method: str, step: int, values: Mapping[str, Any]) -> None:
-        self._collect(down_to=_MAX_PENDING)
+        self._collect(_MAX_PENDING)
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="event-files")
         self._pending.append(self._thread.submit(self._write, method, step, dict(values)))
 
-    def _collect(self, down_to: int) -> None:
-        """Raises the errors of completed writes; waits until at most `down_to` are pending."""
-        while self._pending and (self._pending[0].done() or len(self._pending) > down_to):
+    def _collect(self, max_pending: int) -> None:
+        """Raises the errors of completed writes, and waits until at most `max_pending` are pending."""
+        while self._pending and (self._pending[0].done() or len(self._pending) > max_pending):
             self._pending.popleft().result()
 
     def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: all scalars logged by a run, one line per step and split.
+"""The file `metrics.jsonl`, with all scalars logged by a run, one line per step and split.
 
     {"step": 50, "split": "train", "values": {"loss": 4.21, "token_accuracy": 0.31}}
 
@@ -36,10 +36,10 @@ class Row:
 
 
 class MetricsFile:
-    """Appends rows to a file. A resumed run first drops the rows of steps that it will repeat."""
+    """Appends rows to a file, after dropping those of steps that a resumed run will repeat."""
 
     def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
-        """Opens the file of a run that resumes from `start_step` (0 for a new run), and drops rows of later steps."""
+        """Opens the file of a run that starts from `start_step` (0 for a new run), and drops rows of later steps."""
         self._path = epath.Path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         if not self._path.exists():
@@ -49,7 +49,7 @@ class MetricsFile:
             write_atomically(self._path, text)
 
     def append(self, row: Row) -> None:
-        """Writes one row and closes the file, so that the row survives if the process is killed."""
+        """Writes one row and closes the file, so that the row is not lost if the process is killed."""
         with self._path.open("a") as file:
             file.write(row.to_line())
 
@@ -68,7 +68,10 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
 
 
 def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "points 2"]]:
-    """Finite values of one metric, by split, as (step, value) points sorted by step. Splits without any are omitted."""
+    """Returns the finite values of a metric by split, as (step, value) points sorted by step.
+
+    Splits without finite values are omitted.
+    """
     points: dict[str, list[tuple[int, float]]] = {}
     for row in rows:
         if math.isfinite(row.values.get(name, math.nan)):
@@ -76,8 +79,8 @@ def series(rows: Sequence[Row], name: str) -> dict[str, Float[np.ndarray, "point
     return {split: np.array(sorted(values)) for split, values in points.items()}
 
 
-def smoothed(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
-    """Centred moving average over 1/40 of the points. At both ends the window is truncated instead of padded."""
+def moving_average(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """Computes a centred moving average over 1/40 of the points. The window is truncated at both ends."""
     radius = len(values) // 80
     return np.array([values[max(0, i - radius) : i + radius + 1].mean() for i in range(len(values))])
 
@@ -85,7 +88,7 @@ def smoothed(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points
 def _parse(path: epath.PathLike, number: int, line: str) -> Row:
     try:
         row = json.loads(line)
-        values = {str(k): math.nan if v is None else float(v) for k, v in row["values"].items()}
+        values = {str(name): math.nan if value is None else float(value) for name, value in row["values"].items()}
         return Row(int(row["step"]), str(row["split"]), values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise WorkdirError(f"{path}, line {number}: invalid row of metrics ({error}); fix or delete it") from error

@@ -1,4 +1,4 @@
-"""Reporting during training: TensorBoard, the log, `metrics.jsonl`, and progress on a terminal."""
+"""Reports a training run to TensorBoard, the log, `metrics.jsonl` and the terminal."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from caption_jax.telemetry.progress import ProgressLine, describe_progress
 class Monitor:
     """Writes a run's scalars, images and texts to its workdir, in the main process only.
 
-    Everything is written to event files in `<workdir>/tensorboard`, and scalars also to `<workdir>/metrics.jsonl` and
-    the log. On a terminal, the progress line replaces the log messages of training scalars.
+    Everything is written to event files in `<workdir>/tensorboard`. Scalars are also written to
+    `<workdir>/metrics.jsonl` and the log. On a terminal, a progress line replaces the log messages of training scalars.
 
-    A background thread opens the event files at the first write, so no training step waits for the import of
+    A background thread opens the event files at the first write, so that no training step waits for the import of
     TensorFlow.
     """
 
@@ -43,7 +43,7 @@ class Monitor:
         Args:
             workdir: folder of the run, local or on a bucket.
             config: config of the run, written to TensorBoard as text if the run is new.
-            is_main_process: whether to write anything; if False, all methods do nothing.
+            is_main_process: whether this is the main process; if False, all methods do nothing.
             total_steps: the step at which the run ends.
             start_step: the step from which the run resumes; later rows of `metrics.jsonl` are dropped.
             stream: output stream of the progress line; stderr by default.
@@ -56,7 +56,7 @@ class Monitor:
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._events = EventFiles(workdir / "tensorboard")
-        self._texts: dict[str, str] = {}  # of step 0, until they are written
+        self._texts: dict[str, str] = {}  # texts of step 0 that are not written yet
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
@@ -72,14 +72,14 @@ class Monitor:
         """
         if not self._active:
             return
-        numbers = {name: float(value) for name, value in values.items()}
-        self._metrics.append(Row(step, prefix, numbers))
-        tagged = {f"{prefix}/{name}": number for name, number in numbers.items()}
+        scalars = {name: float(value) for name, value in values.items()}
+        self._metrics.append(Row(step, prefix, scalars))
+        scalars_by_tag = {f"{prefix}/{name}": scalar for name, scalar in scalars.items()}
         self._write_first_texts()
-        self._events.scalars(step, tagged)
+        self._events.scalars(step, scalars_by_tag)
         if self._line is None or prefix != "train":
-            values = ", ".join(f"{name}={value:.6g}" for name, value in sorted(tagged.items()))
-            logging.info("[%d] %s", step, values)
+            message = ", ".join(f"{tag}={scalar:.6g}" for tag, scalar in sorted(scalars_by_tag.items()))
+            logging.info("[%d] %s", step, message)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes images by name, each uint8 [height, width, 3]."""
@@ -94,7 +94,7 @@ class Monitor:
             self._events.texts(step, texts)
 
     def progress(self, step: int, loss: float, clock: Clock) -> None:
-        """Shows the run's progress, on a terminal as a line redrawn in place, otherwise as a log message."""
+        """Shows the run's progress, as a line redrawn in place on a terminal and as a log message otherwise."""
         if not self._active:
             return
         text = describe_progress(step, self._total_steps, loss, clock)
@@ -104,7 +104,7 @@ class Monitor:
             self._line.draw(text)
 
     def close(self) -> None:
-        """Flushes everything and ends the progress line. Idempotent."""
+        """Flushes all pending events and ends the progress line. Idempotent."""
         if not self._active:
             return
         self._active = False
@@ -113,7 +113,7 @@ class Monitor:
         self._events.close()
 
     def _write_first_texts(self) -> None:
-        """Writes the texts of step 0 before the first other event, so a run that logs nothing has no event files."""
+        """Writes the texts of step 0 before the first other event, so that a run that logs nothing creates no files."""
         if self._texts:
             self._events.texts(0, self._texts)
             self._texts = {}

@@ -25,11 +25,11 @@ def describe_progress(step: int, total_steps: int, loss: float, clock: Clock) ->
 class ProgressLine(standard_logging.Filter):
     """A terminal line that is redrawn in place.
 
-    Log messages erase it first, and the next `draw` prints it below them. For this, the class is a filter on the log
-    handlers until it is closed.
+    The line is erased before each log message, and the next `draw` prints it below the message. To intercept messages,
+    this class is a filter, which is installed on all log handlers until `close`.
 
     Args:
-        stream: the terminal.
+        stream: output stream of the terminal.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -55,7 +55,7 @@ class ProgressLine(standard_logging.Filter):
         return True
 
     def close(self) -> None:
-        """Leaves the last state on the terminal and moves to the next line."""
+        """Leaves the line on the terminal, moves to the next line and removes the filter."""
         if self._drawn:
             self._write("\n")
             self._drawn = False

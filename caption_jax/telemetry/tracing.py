@@ -23,7 +23,7 @@ class Trace:
         self._running = False
 
     def before_step(self, completed: int, state: object) -> None:
-        """Starts or stops the trace when due.
+        """Starts or stops the trace before a step.
 
         Args:
             completed: number of completed steps.

@@ -1,1 +1,1 @@
-"""Training: optimizer, state, step and loop."""
+"""Training of captioning models."""

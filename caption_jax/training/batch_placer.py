@@ -1,4 +1,4 @@
-"""Transfer of training batches to the devices, with packing of captions if it is enabled."""
+"""Transfers training batches to the devices, after packing their captions if packing is enabled."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from input_pipeline.packing import pack_captions
 Batch = dict[str, np.ndarray]
 
 
-def batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
+def make_batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     """Returns a function that transfers a training batch to the devices, packed according to `config.train.packing`.
 
-    Captions are packed into one row per device on the data axis, so tokens stay on the device of their image.
+    Captions are packed into one row per device on the data axis, so that tokens are on the device of their image.
 
     Raises:
         ConfigError: `config.train.packing` is unknown or not supported in this setup.
     """
-    if not _packs(spec, mesh):
+    if not _is_packing_enabled(spec, mesh):
         return lambda batch: put_batch(batch, mesh)
     rows = mesh.shape["data"]
 
-    def place(batch: Batch) -> dict[str, jax.Array]:
+    def pack_and_put(batch: Batch) -> dict[str, jax.Array]:
         return put_batch({**batch, **pack_captions(batch["tokens"], batch["mask"], rows)}, mesh)
 
-    return place
+    return pack_and_put
 
 
-def _packs(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
+def _is_packing_enabled(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
     choice, processes, microbatches = spec.train.packing, jax.process_count(), spec.optimizer.grad_accum_steps
     if choice == "never":
         return False
-    if processes > 1 or microbatches > 1:  # their packed rows would differ in length
+    if processes > 1 or microbatches > 1:  # packed rows would differ in length between them
         if choice == "always":
             raise ConfigError(
                 'config.train.packing="always" requires a single process and config.optimizer.grad_accum_steps=1, got '

@@ -1,4 +1,4 @@
-"""A dry run, which makes a single training step without writing any files (`--dry_run`)."""
+"""Dry runs (`--dry_run`), which perform a single training step without writing any files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.specs import RunSpec
 from caption_jax.specs.conversion import as_lines
-from caption_jax.training.loop import open_batches, validation_evaluator
+from caption_jax.training.loop import make_validation_evaluator, open_batches
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec
 from input_pipeline.extras import require
@@ -31,24 +31,25 @@ class DryRun:
         spec: the run's spec, with data-dependent values resolved.
         images: number of images by split.
         parameters: number of parameters of the model.
-        tokens: size of the vocabulary.
+        vocabulary_size: number of tokens in the vocabulary.
         metrics: metrics of the first training step, such as "loss".
-        resumes: whether training would resume a run in the workdir. The dry run makes the first step in either case.
+        would_resume: whether training would resume a run in the workdir. The dry run performs the first step in either
+            case.
     """
 
     spec: RunSpec
     images: dict[str, int]
     parameters: int
-    tokens: int
+    vocabulary_size: int
     metrics: dict[str, float]
-    resumes: bool
+    would_resume: bool
 
 
 def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
-    """Reads the data and makes the first update on the first batch, without writing to the workdir.
+    """Reads the data and performs the first update on the first batch, without writing to the workdir.
 
-    The step always reads pixels. If the config enables the feature cache, features would first have to be computed for
-    all images.
+    The step reads pixels even if the config enables the feature cache, because the cache would first have to be filled
+    with the features of all images.
 
     Raises:
         ConfigError: config, data and workdir are inconsistent, as in `train_and_evaluate`.
@@ -56,18 +57,18 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     """
     require("training", "grain")
     experiment = prepare_experiment(spec, absolute(workdir))
-    resolved = experiment.resolved()
-    validation_evaluator(experiment)
-    program = make_program(experiment.description, experiment.mesh, resolved.train.steps)
-    check_step_images(resolved, program.abstract_state.params)
+    resolved_spec = experiment.resolve_spec()
+    make_validation_evaluator(experiment)  # raises errors that training would raise
+    program = make_program(experiment.description, experiment.mesh, resolved_spec.train.steps)
+    check_step_images(resolved_spec, program.abstract_state.params)
     program = program.with_constants(prepare_constants(program.objectives, experiment))
     state = program.start(initial_variables(experiment))
-    _, frozen = phases(state.params, resolved.optimizer.rules)[0]
+    _, frozen = phases(state.params, resolved_spec.optimizer.rules)[0]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     with open_batches(_without_feature_cache(experiment), state) as batches:
         _, metrics = program.update(frozen)(state, next(batches), program.constants)
     return DryRun(
-        resolved,
+        resolved_spec,
         {name: len(split) for name, split in experiment.splits.items()},
         parameters,
         experiment.description.vocabulary.size,
@@ -77,17 +78,17 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
 
 
 def print_dry_run(result: DryRun) -> None:
-    """Prints the spec, one key per line, and the result of the step; only on the main process."""
+    """Prints the spec, with one key per line, and the result of the step, on the main process only."""
     if jax.process_index():
         return
     print("\n".join(as_lines(result.spec)))
     print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in result.images.items()))
-    print(f"model: {result.parameters:,} parameters, vocabulary of {result.tokens:,} tokens")
+    print(f"model: {result.parameters:,} parameters, vocabulary of {result.vocabulary_size:,} tokens")
     if result.spec.data.feature_cache.stage:
         print("this step read pixels; without --dry_run, the features of all images are computed first")
-    others = [f"{name} {value:.4f}" for name, value in result.metrics.items() if name != "loss"]
-    print(", ".join([f"step 1: loss {result.metrics['loss']:.4f}", *others]))
-    if result.resumes:
+    other_metrics = [f"{name} {value:.4f}" for name, value in result.metrics.items() if name != "loss"]
+    print(", ".join([f"step 1: loss {result.metrics['loss']:.4f}", *other_metrics]))
+    if result.would_resume:
         print("the workdir contains a run: without --dry_run, training resumes it from its last checkpoint")
 
 

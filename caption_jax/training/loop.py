@@ -1,4 +1,4 @@
-"""The training loop, which does all I/O and control flow around the pure training step in `step.py`."""
+"""The training loop, which contains all I/O and control flow around the pure training step in `step.py`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_best
 from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
-from caption_jax.feature_cache.features import stored_features
+from caption_jax.feature_cache.features import prepare_features
 from caption_jax.files import absolute
 from caption_jax.objectives.constants import (
     check_same_constants,
@@ -37,7 +37,7 @@ from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.tracing import Trace
-from caption_jax.training.batch_placer import batch_placer
+from caption_jax.training.batch_placer import make_batch_placer
 from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
@@ -54,21 +54,21 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment |
     Raises:
         ValueError: config, data and workdir are inconsistent. The message contains the key or file.
         MissingPackageError: the extra `train` is not installed.
-        NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is kept.
+        NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
     """
     require("training", *TRAINING)
     experiment = start_experiment(spec, absolute(workdir))
-    # Signals are only handled once there is something to save. Before that, they just end the process.
+    # Signals are handled once there is a state to save. Until then, they terminate the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
-        finished = run.train(stop_requested)
-    return finish(run) if finished else None
+        is_complete = run.train(stop_requested)
+    return finish_run(run) if is_complete else None
 
 
 class Run:
-    """A training run in one process. `train` is the loop, and the other methods do the periodic work.
+    """A training run in one process. `train` is the loop, and private methods perform its periodic tasks.
 
     Attributes:
-        experiment: the fixed parts of the run.
+        experiment: the parts of the run that do not change during training.
         spec: the run's spec, with data-dependent values resolved, such as the number of steps.
         program: the jitted computations.
         state: the current train state.
@@ -76,15 +76,15 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment):
-        self.experiment, self.spec = experiment, experiment.resolved()
+        self.experiment, self.spec = experiment, experiment.resolve_spec()
         self.steps = self.spec.train.steps
         self.checkpoints = Checkpoints(experiment.workdir)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
-        self.evaluator = validation_evaluator(experiment)  # validates the config before any slow work
+        self.evaluator = make_validation_evaluator(experiment)  # validates the config before any slow operation
         self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
-        self.state, restored = self._first_state()
+        self.state, restored = self._create_or_restore_state()
         self.samples = None
         if self.evaluator is not None:
             self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
@@ -107,7 +107,7 @@ class Run:
         self.clock.start(step)
         with self.batches, contextlib.closing(trace):
             for end, train_step in self._freezing_phases(step):
-                while step < end and not self._out_of_patience():
+                while step < end and not self._is_out_of_patience():
                     trace.before_step(step, self.state)
                     with self.clock.waiting():
                         batch = next(self.batches)
@@ -125,7 +125,7 @@ class Run:
                         improved
                         or stop
                         or self._is_due(step, self.spec.train.checkpoint_every)
-                        or self._out_of_patience()
+                        or self._is_out_of_patience()
                     ):
                         finite.flush()
                         self._save(step)
@@ -141,8 +141,8 @@ class Run:
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
 
-    def _first_state(self) -> tuple[TrainState, RestoredState | None]:
-        """Returns the initial state, or the state and contents of the latest checkpoint, sharded over the devices."""
+    def _create_or_restore_state(self) -> tuple[TrainState, RestoredState | None]:
+        """Returns the state on the devices, and the latest checkpoint if the state was restored from it."""
         abstract = self.program.abstract_state
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
         if restored is not None:
@@ -151,7 +151,7 @@ class Run:
         return self.program.start(initial_variables(self.experiment)), None
 
     def _resume(self, restored: RestoredState) -> None:
-        """Restores the rest of a checkpoint: data iterator, clock, early stopping and artifacts."""
+        """Restores the data iterator, the clock, early stopping and the artifacts from a checkpoint."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
         self.batches.set_state(restored.records["iterator"])
         self.clock.load(restored.records["clock"])
@@ -161,25 +161,25 @@ class Run:
         logging.info("resuming from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
 
     def _best_weights(self) -> Weights:
-        """Returns the best weights in the checkpoints of a resumed run, or the latest if none were evaluated."""
+        """Returns the best weights of a resumed run, or the current weights if none were evaluated."""
         if self.progress["best"] is None:
             return Weights(self.state.weights(), int(self.state.step))
         return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
     def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        """Yields (last step, jitted training step) for each phase of unfreezing from `step` on."""
+        """Yields (last step, jitted training step) for each phase of unfreezing, starting at `step`."""
         starts = phases(self.state.params, self.spec.optimizer.rules)
         ends = [start for start, _ in starts[1:]] + [self.steps]
         for (start, frozen), end in zip(starts, ends, strict=True):
             start, end = max(start, step), min(end, self.steps)
-            if start < end and not self._out_of_patience():
+            if start < end and not self._is_out_of_patience():
                 logging.info("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
                 yield end, self.program.cached_update(frozen)
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
 
-    def _out_of_patience(self) -> bool:
+    def _is_out_of_patience(self) -> bool:
         patience = self.spec.train.patience
         return bool(patience) and self.progress["evaluations_without_gain"] >= patience
 
@@ -193,7 +193,7 @@ class Run:
             }
             weights = self.state.weights()
             self.checkpoints.save(step, weights, self.state.resume_only(), records)
-            if self.progress["best"] is None:  # before the first evaluation, the latest model counts as the best
+            if self.progress["best"] is None:  # before the first evaluation, the latest model is used as the best
                 self.artifacts.write(step, weights)
 
     def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
@@ -201,7 +201,7 @@ class Run:
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
-        with self.clock.paused():  # a bucket takes its time
+        with self.clock.paused():  # writing to a bucket is slow
             self.monitor.scalars(step, values, "train")
         self.monitor.progress(step, values["loss"], self.clock)
 
@@ -228,27 +228,27 @@ class Run:
                 self.artifacts.write(step, weights)
                 return True
             self.progress["evaluations_without_gain"] += 1
-            if self._out_of_patience():
+            if self._is_out_of_patience():
                 logging.info("early stopping: %s has not improved for %d evaluations", name, self.spec.train.patience)
             return False
 
 
 def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Program, dict[str, str]]:
-    """Builds the program of a run, with its objectives' constants stored in the workdir and placed on the devices.
+    """Builds the program of a run, stores its objectives' constants in the workdir and copies them to the devices.
 
     Returns:
-        The program and the fingerprints of the constants, which are compared when the run resumes.
+        The program, and fingerprints of the constants, which are compared when the run resumes.
     """
     program = make_program(experiment.description, experiment.mesh, steps)
-    check_step_images(experiment.resolved(), program.abstract_state.params)
+    check_step_images(experiment.resolve_spec(), program.abstract_state.params)
     constants = prepare_constants(program.objectives, experiment)
     if jax.process_index() == 0:
         store_constants(program.objectives, constants, experiment.workdir)
     return program.with_constants(constants), compute_fingerprints(constants)
 
 
-def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
-    """Creates the evaluator that runs every `config.train.eval_every` steps; None without a validation split.
+def make_validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
+    """Creates the evaluator that runs every `config.train.eval_every` steps, or None without a validation split.
 
     Raises:
         ConfigError: an evaluator is incompatible with the run, or none reports `config.train.best_metric`.
@@ -261,9 +261,9 @@ def validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
     return evaluator
 
 
-def finish(run: Run) -> Assessment | None:
+def finish_run(run: Run) -> Assessment | None:
     """Evaluates the best weights on the validation split, and writes the results, the report and the loss curve."""
-    from caption_jax.evaluation.report.plots import loss_curve  # importing matplotlib takes a second
+    from caption_jax.evaluation.report.plots import loss_curve  # imports matplotlib, which takes a second
 
     experiment = run.experiment
     if jax.process_count() > 1:
@@ -276,7 +276,7 @@ def finish(run: Run) -> Assessment | None:
 
 
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
-    """Opens the training batches, which a background thread prepares and transfers to the devices ahead of time."""
+    """Opens the iterator over training batches, which a background thread transfers to the devices ahead of time."""
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", default_kind(experiment))
     batches = train_batches(
@@ -285,9 +285,9 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         description.vocabulary,
         spec.data,
         spec.seed,
-        features=stored_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
+        features=prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
         context=context,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return prefetch_to_device(batches, batch_placer(spec, experiment.mesh), spec.data.prefetch)
+    return prefetch_to_device(batches, make_batch_placer(spec, experiment.mesh), spec.data.prefetch)

@@ -1,4 +1,4 @@
-"""The optax optimizer of a run, with per-parameter rules, gradual unfreezing and clipping; weight averaging."""
+"""The optax optimizer of a run, with per-parameter rules, gradual unfreezing, clipping and weight averaging."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class FromStepState(NamedTuple):
 
     Attributes:
         count: number of updates made, int32 scalar.
-        inner_state: state of the wrapped transformation, which stays at its initial value until it starts.
+        inner_state: state of the wrapped transformation, which keeps its initial value until it starts.
     """
 
     count: Int[Array, ""]
@@ -34,8 +34,8 @@ class FromStepState(NamedTuple):
 def from_step(start: int, inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Delays `inner` by `start` updates. Until then, updates are 0 and its state does not change.
 
-    Uses `jnp.where`, unlike `optax.conditionally_mask`, which branches: on GPUs the host waits for the predicate of a
-    branch.
+    Uses `jnp.where` instead of the branch of `optax.conditionally_mask`, because on GPUs the host waits for the
+    predicate of a branch.
     """
 
     def init(params: PyTree) -> FromStepState:
@@ -53,7 +53,7 @@ def from_step(start: int, inner: optax.GradientTransformation) -> optax.Gradient
 
 
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
-    """Whether weight decay applies to a parameter: it has at least two dimensions and is not a bias or scale."""
+    """Returns whether weight decay applies to a parameter, i.e. it has two or more axes and is not a bias or scale."""
     return len(shape) >= 2 and path.rpartition("/")[2] not in ("bias", "scale")
 
 
@@ -67,14 +67,14 @@ def make_optimizer(
     1. Gradients of parameters that are still frozen are set to 0.
     2. The gradients of all trained parameters are clipped to a global norm of `clip_norm` (Pascanu et al. 2013); 0
        disables clipping.
-    3. The optimizer `name` computes the update direction. The moments of a parameter stay at their initial values until
-       it is unfrozen, and Adam's bias correction counts from there.
+    3. The optimizer `name` computes the update direction. The moments of a parameter keep their initial values until it
+       is unfrozen, and the step count for Adam's bias correction starts then.
     4. Decoupled weight decay (Loshchilov and Hutter 2019) of `weight_decay` times the rule's `decay` is added for
        parameters that satisfy `is_decayed`.
     5. The result is multiplied by the negative learning rate times the rule's `lr`.
 
-    Parameters that a rule freezes (`lr` 0) have zero updates and no moments. Parameters with equal rules form one group
-    of `optax.partition`.
+    Parameters frozen by a rule (`lr` 0) have zero updates and no moments. Parameters with equal rules form one group of
+    `optax.partition`.
 
     Optimizers: "adamw"; "adam" (without step 4); "lion" (Chen et al. 2023); "sgd" with momentum `b1`; "adafactor"
     (Shazeer and Stern 2018) with factored second moments and updates clipped to an RMS of 1, but without momentum or
@@ -89,19 +89,19 @@ def make_optimizer(
         The optax transformation, whose `update` requires `params`, and the schedule `step -> learning rate`.
 
     Raises:
-        ConfigError: see `match_rules`; also if there is nothing to train.
+        ConfigError: the rules are invalid (see `match_rules`) or freeze all parameters.
     """
     rules = match_rules(params, spec.rules)
     _check_starts(rules, total_steps)
     schedule = make_schedule(spec, total_steps)
-    trained = jax.tree.map(lambda rule: rule.lr > 0, rules)
-    decayed = unflatten({path: is_decayed(path, value.shape) for path, value in flatten(params).items()})
+    trainable_mask = jax.tree.map(lambda rule: rule.lr > 0, rules)
+    decay_mask = unflatten({path: is_decayed(path, value.shape) for path, value in flatten(params).items()})
 
-    def transformation(rule: ParameterRule) -> optax.GradientTransformation:
+    def make_transformation(rule: ParameterRule) -> optax.GradientTransformation:
         if rule.lr == 0:
             return optax.set_to_zero()
         weight_decay = 0.0 if spec.name == "adam" else float(spec.weight_decay * rule.decay)
-        direction = optax.chain(_direction(spec), optax.add_decayed_weights(weight_decay, mask=decayed))
+        direction = optax.chain(_make_base(spec), optax.add_decayed_weights(weight_decay, mask=decay_mask))
         learning_rate = optax.scale_by_learning_rate(lambda step: rule.lr * schedule(step))
         return optax.chain(from_step(rule.from_step, direction), learning_rate)
 
@@ -109,8 +109,8 @@ def make_optimizer(
     clip = optax.clip_by_global_norm(float(spec.clip_norm)) if spec.clip_norm > 0 else optax.identity()
     optimizer = optax.named_chain(
         ("active", optax.partition({rule: from_step(rule.from_step, optax.identity()) for rule in distinct}, rules)),
-        ("clip", optax.masked(clip, trained)),
-        ("update", optax.partition({rule: transformation(rule) for rule in distinct}, rules)),
+        ("clip", optax.masked(clip, trainable_mask)),
+        ("update", optax.partition({rule: make_transformation(rule) for rule in distinct}, rules)),
     )
     return optimizer, schedule
 
@@ -118,15 +118,15 @@ def make_optimizer(
 def ema_update(ema: PyTree, params: PyTree, decay: float, step: Int[Array, ""] | int) -> PyTree:
     """Updates an exponential moving average of the parameters.
 
-    The effective decay is min(decay, (1 + step) / (10 + step)), so the average forgets the initial weights early on
+    The effective decay is min(decay, (1 + step) / (10 + step)), so the influence of the initial weights vanishes early
     instead of after about 1 / (1 - decay) steps. If the average starts at the initial parameters, the averages of
-    parameters that never change stay bit-identical to them.
+    parameters that never change remain bit-identical to them.
 
     Args:
         ema: the previous average, with the structure of `params`.
         params: the parameters after the update at `step`.
         decay: decay in [0, 1); 0.999 averages over roughly the last thousand steps.
-        step: number of updates made before this one.
+        step: number of updates made before this update.
     """
     step = jnp.asarray(step, jnp.float32)
     weight = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
@@ -152,7 +152,8 @@ def _check_starts(rules: PyTree, total_steps: int) -> None:
             )
 
 
-def _direction(spec: OptimizerSpec) -> optax.GradientTransformation:
+def _make_base(spec: OptimizerSpec) -> optax.GradientTransformation:
+    """Creates the base optimizer `spec.name`, without weight decay and learning rate."""
     if spec.name in ("adamw", "adam"):
         return optax.scale_by_adam(b1=spec.b1, b2=spec.b2)
     if spec.name == "lion":

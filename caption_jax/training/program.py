@@ -1,4 +1,4 @@
-"""The computations of a run, independent of its data: state shardings and jitted updates."""
+"""The jitted updates and state shardings of a run, which are independent of its data."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class Program:
-    """The state layout and updates of a run, on a mesh that can be abstract (for planning without the hardware).
+    """The state layout and updates of a run, on a mesh that may be abstract (for planning without the hardware).
 
     Attributes:
         description: description of the model, its preprocessing and its vocabulary.
@@ -58,18 +58,18 @@ class Program:
         return make_objectives(self.description.spec.objective, joint_embedding=self.description.has_joint_embedding)
 
     def with_constants(self, constants: Mapping[str, PyTree]) -> Program:
-        """Returns the program with constants of its objectives, replicated on every device."""
+        """Returns a copy of the program with constants of its objectives, which are replicated on every device."""
         return replace(self, constants=jax.device_put(constants, replicated(self.mesh)))
 
     def start(self, variables: PyTree) -> TrainState:
         """Creates the initial train state on the devices."""
         averaged = self.description.spec.optimizer.ema > 0
-        # Jitted as one program, because creating hundreds of small arrays one by one takes milliseconds each.
+        # Jitted as one program, because creating hundreds of small arrays separately takes milliseconds each.
         create = jax.jit(lambda variables: create_state(variables, self.optimizer, averaged))
         return jax.device_put(create(variables), self.shardings)
 
     def update(self, frozen: frozenset[str]) -> Callable:
-        """Returns the jitted `TrainStep` that keeps the parameters at the paths `frozen` fixed."""
+        """Returns the jitted `TrainStep` that freezes the parameters at the paths `frozen`."""
         return jax.jit(
             self.uncompiled_step(frozen),
             donate_argnums=0,
@@ -78,8 +78,8 @@ class Program:
         )
 
     def cached_update(self, frozen: frozenset[str]) -> Callable:
-        """Like `update`, but cached on disk on a single CPU device to skip tracing on restart; untested elsewhere."""
-        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":
+        """Like `update`, but with a disk cache of the traced program on a single CPU device, to restart faster."""
+        if self.mesh.size > 1 or self.mesh.devices.flat[0].platform != "cpu":  # the cache is not tested for these
             return self.update(frozen)
         spec = self.description.spec
         cache_key = {

@@ -1,8 +1,8 @@
-"""The checkpoint format of the optimizer state, which is independent of how optax nests its states.
+"""The checkpoint format of the optimizer state, which is independent of how optax nests states.
 
-The layout depends only on the optimizer's name, on the set of trained parameters and on the steps at which they start.
-A run can therefore resume after the learning rate of a rule has changed, or from a checkpoint written before the
-optimizer became an optax chain.
+The layout depends only on the optimizer's name, the set of trained parameters and the steps at which their training
+starts. A run can therefore resume after the learning rate of a rule has changed, or from a checkpoint written before
+the optimizer became an optax chain.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ def to_saved(opt_state: PyTree) -> SavedOptimizer:
     groups: dict[str, list[PyTree]] = {}
     for rule, state in opt_state["update"].inner_states.items():
         if rule.lr > 0:
-            from_step, rate = state.inner_state
-            groups.setdefault(_group(rule), []).append(from_step.inner_state[0])
-            count = rate.count  # the same for every rule
+            from_step, learning_rate = state.inner_state
+            groups.setdefault(_group_name(rule), []).append(from_step.inner_state[0])
+            count = learning_rate.count  # the same for every rule
     return SavedOptimizer(count, {name: _map_parts(_merge, *states) for name, states in groups.items()})
 
 
@@ -53,26 +53,26 @@ def from_saved(saved: SavedOptimizer, like: PyTree) -> PyTree:
         like: state of the same optimizer, or its shapes.
     """
 
-    def count(_: Any = None) -> Int[Array, ""]:
+    def copy_count(_: Any = None) -> Int[Array, ""]:
         return jnp.copy(saved.count)  # a separate array per counter, because the train step donates them
 
-    def restored(rule: ParameterRule, state: optax.MaskedState) -> optax.MaskedState:
+    def restore(rule: ParameterRule, state: optax.MaskedState) -> optax.MaskedState:
         if rule.lr == 0:
             return state
-        from_step, rate = state.inner_state
-        moments, *rest = from_step.inner_state
-        moments = _map_parts(_select, moments, saved.moments[_group(rule)])
-        from_step = from_step._replace(count=count(), inner_state=(moments, *rest))
-        return state._replace(inner_state=(from_step, rate._replace(count=count())))
+        from_step, learning_rate = state.inner_state
+        base_state, *other_states = from_step.inner_state
+        base_state = _map_parts(_select, base_state, saved.moments[_group_name(rule)])
+        from_step = from_step._replace(count=copy_count(), inner_state=(base_state, *other_states))
+        return state._replace(inner_state=(from_step, learning_rate._replace(count=copy_count())))
 
-    update = {rule: restored(rule, state) for rule, state in like["update"].inner_states.items()}
+    update = {rule: restore(rule, state) for rule, state in like["update"].inner_states.items()}
     return like | {
-        "active": jax.tree.map(count, like["active"]),
+        "active": jax.tree.map(copy_count, like["active"]),
         "update": like["update"]._replace(inner_states=update),
     }
 
 
-def _group(rule: ParameterRule) -> str:
+def _group_name(rule: ParameterRule) -> str:
     return f"from_step_{rule.from_step}"
 
 

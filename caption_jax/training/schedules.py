@@ -40,5 +40,5 @@ def make_schedule(spec: OptimizerSpec, total_steps: int) -> Schedule:
     if not warmup:
         return lambda step: after_warmup(step + 1)
     # optax.linear_schedule computes 1 - (1 - t / w), whose rounding error is visible early in a long warm-up.
-    by_t = optax.join_schedules([lambda t: peak * (t / warmup), after_warmup], [warmup])
-    return lambda step: by_t(step + 1)
+    schedule_of_t = optax.join_schedules([lambda t: peak * (t / warmup), after_warmup], [warmup])
+    return lambda step: schedule_of_t(step + 1)

@@ -1,4 +1,4 @@
-"""The train state."""
+"""The state of training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PyTree = Any
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """The arrays that are carried from step to step.
+    """The arrays that each training step updates.
 
     Attributes:
         step: number of updates made, int32 scalar.
@@ -32,13 +32,13 @@ class TrainState(flax.struct.PyTreeNode):
     ema: PyTree | None
 
     def weights(self) -> PyTree:
-        """Returns the variables for evaluation and inference, with averaged parameters if there are any."""
+        """Returns the variables for evaluation and inference, with averaged parameters unless averaging is disabled."""
         return {"params": self.params if self.ema is None else self.ema, "batch_stats": self.batch_stats}
 
     def resume_only(self) -> PyTree:
         """Returns the arrays that are needed in addition to `weights` to resume training."""
-        unaveraged = {} if self.ema is None else {"params": self.params}
-        return {"step": self.step, "opt_state": to_saved(self.opt_state), **unaveraged}
+        raw_params = {} if self.ema is None else {"params": self.params}
+        return {"step": self.step, "opt_state": to_saved(self.opt_state), **raw_params}
 
     def from_checkpoint(self, weights: PyTree, resume_only: PyTree) -> TrainState:
         """The inverse of `weights` and `resume_only`; `self` can be abstract."""
@@ -53,7 +53,13 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 def create_state(variables: PyTree, optimizer: optax.GradientTransformation, averaged: bool) -> TrainState:
-    """Creates the initial train state from initial variables."""
+    """Creates the initial train state.
+
+    Args:
+        variables: initial variables of the model.
+        optimizer: gradient transformation for all parameters.
+        averaged: whether to maintain an exponential moving average of the parameters.
+    """
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),

@@ -1,8 +1,8 @@
 """The training step, a pure function of state and batch. All I/O is in the training loop.
 
 `TrainStep.__call__` computes the gradient of the total loss, the optimizer update, the moving average and the metrics.
-The differentiated forward pass is `TrainStep.objective_outputs`: augmentation and normalisation, encoder, decoder,
-objectives.
+`TrainStep.objective_outputs` is the differentiated forward pass, which consists of augmentation, normalisation,
+encoder, decoder and objectives.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Microbatch(NamedTuple):
     """A slice of the batch that is processed in one forward and backward pass.
 
     Attributes:
-        batch: rows of the microbatch; row r is row r * grad_accum_steps + index of the whole batch.
+        batch: arrays of the microbatch, of which row r is row r * grad_accum_steps + index of the whole batch.
         index: index of the microbatch.
         key: PRNG key of the step.
     """
@@ -49,7 +49,7 @@ class Microbatch(NamedTuple):
 
     @property
     def augmentation_key(self) -> jax.Array:
-        """Key shared by all microbatches, so that augmentation does not depend on how the batch is split."""
+        """Key that is the same for all microbatches, so that augmentation does not depend on how the batch is split."""
         return jax.random.fold_in(self.key, 0)
 
     @property
@@ -58,8 +58,8 @@ class Microbatch(NamedTuple):
         return jax.random.fold_in(self.key, self.index + 1)
 
 
-class NonDifferentiated(NamedTuple):
-    """Inputs of the forward pass that are not differentiated.
+class FixedInputs(NamedTuple):
+    """Inputs of the forward pass that are neither differentiated nor split into microbatches.
 
     Attributes:
         frozen: parameters that are not trained at this step, by path.
@@ -82,10 +82,11 @@ class GradientResult(NamedTuple):
 class TrainStep:
     """A training step `(state, batch, constants) -> (state, metrics)`, to be transformed by `jax.jit`.
 
-    The batch is split into `config.optimizer.grad_accum_steps` microbatches whose gradients are accumulated. Each loss
-    is divided by its count over the whole batch, so the update equals that of the whole batch, except for dropout masks
-    and for trained batch norms, whose statistics are computed per microbatch. Only trainable parameters are
-    differentiated, so the backward pass stops at the lowest trainable layer.
+    The batch is split into `config.optimizer.grad_accum_steps` microbatches, and their gradients are accumulated. Each
+    loss is divided by its count over the whole batch. The update therefore does not depend on the number of
+    microbatches, except for dropout masks and for trained batch norms, which compute statistics per microbatch. The
+    gradient is computed with respect to trainable parameters only, so the backward pass stops at the lowest trainable
+    layer.
 
     All randomness is derived from the seed and the step. Augmentation does not depend on how the batch is split.
 
@@ -93,13 +94,13 @@ class TrainStep:
     `config.data.feature_cache.stage`). Its other fields are read by `ForwardPass` and the objectives.
 
     Attributes:
-        model: the captioner, whose frozen batch norms use running statistics.
+        model: the captioning model, in which frozen batch norms use running statistics.
         optimizer: gradient transformation for all parameters.
         preprocessing: converts uint8 pixels to the encoder's input.
         spec: the run's spec. Values that depend on the number of images are not used.
-        frozen: paths of the parameters that are not trained.
+        frozen: paths of the frozen parameters.
         objectives: objectives by label.
-        text_ids: maps token ids of the decoder to those of the text encoder; None for models without a text encoder.
+        text_ids: maps decoder token ids to text encoder token ids; None for models without a text encoder.
         mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
     """
 
@@ -115,7 +116,7 @@ class TrainStep:
     def __call__(
         self, state: TrainState, batch: Batch, constants: Mapping[str, PyTree] | None = None
     ) -> tuple[TrainState, Metrics]:
-        """Makes one update.
+        """Performs one update.
 
         Args:
             state: the state before the update.
@@ -128,10 +129,9 @@ class TrainStep:
         check_batch(self.objectives, batch)
         step_key = jax.random.fold_in(jax.random.key(self.spec.seed), state.step)
         trainable, frozen = split_params(state.params, self.frozen)
-        result = self._gradient(
-            trainable, NonDifferentiated(frozen, constants or {}), state.batch_stats, batch, step_key
-        )
-        params, opt_state = self._optimize(state, result.gradients, frozen)
+        fixed = FixedInputs(frozen, constants or {})
+        result = self._gradient(trainable, fixed, state.batch_stats, batch, step_key)
+        params, opt_state = self._apply_optimizer(state, result.gradients, frozen)
         ema = None if state.ema is None else ema_update(state.ema, params, self.spec.optimizer.ema, state.step)
         metrics = {
             **mean_metrics(result.outputs),
@@ -145,11 +145,15 @@ class TrainStep:
         return new_state, metrics
 
     def objective_outputs(
-        self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, microbatch: Microbatch
+        self, trainable: Parameters, fixed: FixedInputs, batch_stats: PyTree, microbatch: Microbatch
     ) -> tuple[dict[str, ObjectiveOutput], PyTree]:
-        """Forward pass. Returns the objective outputs of a microbatch, by label, and the new batch-norm statistics."""
+        """Runs the forward pass on a microbatch.
+
+        Returns:
+            The objective outputs by label, and the new batch-norm statistics.
+        """
         images, start_after = self._encoder_input(microbatch)
-        params = traverse_util.unflatten_dict({**constant.frozen, **trainable}, sep="/")
+        params = traverse_util.unflatten_dict({**fixed.frozen, **trainable}, sep="/")
 
         # `apply` passes the bound model to this function, so objectives can call any of its methods.
         def all_objectives(model: ImageCaptioningModel) -> dict[str, ObjectiveOutput]:
@@ -166,7 +170,7 @@ class TrainStep:
                     model,
                     forward,
                     microbatch.batch,
-                    constant.constants.get(label, {}),
+                    fixed.constants.get(label, {}),
                     jax.random.fold_in(microbatch.dropout_key, zlib.crc32(label.encode())),
                 )
                 for label, objective in self.objectives.items()
@@ -185,25 +189,26 @@ class TrainStep:
         batch = microbatch.batch
         if "features" in batch:  # computed from augmented images
             return batch["features"], self.spec.data.feature_cache.stage
-        # Indices of these rows in the whole batch, see `_split_rows`.
-        rows = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.grad_accum_steps + microbatch.index
-        images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, rows, self.model.ops)
+        # Indices of the microbatch's rows in the whole batch; see `_split_rows`.
+        indices = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.grad_accum_steps + microbatch.index
+        images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, indices, self.model.ops)
         return self.preprocessing.normalise(images), ""
 
     def _gradient(
-        self, trainable: Parameters, constant: NonDifferentiated, batch_stats: PyTree, batch: Batch, step_key: jax.Array
+        self, trainable: Parameters, fixed: FixedInputs, batch_stats: PyTree, batch: Batch, step_key: jax.Array
     ) -> GradientResult:
         """Computes the gradient of the total loss over the whole batch, one microbatch at a time."""
         grad_accum_steps = self.spec.optimizer.grad_accum_steps
         if grad_accum_steps == 1:
-            return self._microbatch_gradient(trainable, constant, batch_stats, Microbatch(batch, 0, step_key))
-        rows = jax.tree.map(lambda array: _split_rows(array, grad_accum_steps), batch)
-        items = (jnp.arange(grad_accum_steps), rows)
+            return self._microbatch_gradient(trainable, fixed, batch_stats, Microbatch(batch, 0, step_key))
+        slices = jax.tree.map(lambda array: _split_rows(array, grad_accum_steps), batch)
+        items = (jnp.arange(grad_accum_steps), slices)
 
         def microbatch_counts(item: tuple[jax.Array, Batch]) -> Denominators:
-            index, rows = item
-            outputs, _ = self.objective_outputs(trainable, constant, batch_stats, Microbatch(rows, index, step_key))
-            return get_counts(outputs)
+            index, batch_slice = item
+            microbatch = Microbatch(batch_slice, index, step_key)
+            outputs, _ = self.objective_outputs(trainable, fixed, batch_stats, microbatch)
+            return counts(outputs)
 
         # The losses of each microbatch are divided by counts over the whole batch, so the counts are computed first.
         # XLA removes the model's forward pass here because only counts are used, which leaves sums of masks.
@@ -213,10 +218,9 @@ class TrainStep:
             sums: tuple[Parameters, PyTree], item: tuple[jax.Array, Batch]
         ) -> tuple[tuple[Parameters, PyTree], dict[str, ObjectiveOutput]]:
             gradients, batch_stats = sums
-            index, rows = item
-            new = self._microbatch_gradient(
-                trainable, constant, batch_stats, Microbatch(rows, index, step_key), denominators
-            )
+            index, batch_slice = item
+            microbatch = Microbatch(batch_slice, index, step_key)
+            new = self._microbatch_gradient(trainable, fixed, batch_stats, microbatch, denominators)
             return (jax.tree.map(jnp.add, gradients, new.gradients), new.batch_stats), new.outputs
 
         initial = (jax.tree.map(jnp.zeros_like, trainable), batch_stats)
@@ -226,7 +230,7 @@ class TrainStep:
     def _microbatch_gradient(
         self,
         trainable: Parameters,
-        constant: NonDifferentiated,
+        fixed: FixedInputs,
         batch_stats: PyTree,
         microbatch: Microbatch,
         denominators: Denominators | None = None,
@@ -238,18 +242,20 @@ class TrainStep:
         """
 
         def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, ObjectiveOutput]]]:
-            outputs, updated = self.objective_outputs(trainable, constant, batch_stats, microbatch)
-            divisors = get_counts(outputs) if denominators is None else denominators
-            return total_loss(self.objectives, outputs, divisors), (updated, outputs)
+            outputs, new_batch_stats = self.objective_outputs(trainable, fixed, batch_stats, microbatch)
+            divisors = counts(outputs) if denominators is None else denominators
+            return total_loss(self.objectives, outputs, divisors), (new_batch_stats, outputs)
 
-        gradients, (updated, outputs) = jax.grad(loss, has_aux=True)(trainable)
-        return GradientResult(gradients, updated, outputs)
+        gradients, (new_batch_stats, outputs) = jax.grad(loss, has_aux=True)(trainable)
+        return GradientResult(gradients, new_batch_stats, outputs)
 
-    def _optimize(self, state: TrainState, gradients: Parameters, frozen: Parameters) -> tuple[PyTree, optax.OptState]:
+    def _apply_optimizer(
+        self, state: TrainState, gradients: Parameters, frozen: Parameters
+    ) -> tuple[PyTree, optax.OptState]:
         """Returns the new parameters and optimizer state.
 
-        All phases of unfreezing share one optimizer and state layout. It receives a gradient for every parameter, which
-        is 0 for frozen ones, and leaves frozen parameters unchanged.
+        All phases of unfreezing use one optimizer with the same state layout. It receives a gradient for every
+        parameter, which is 0 for frozen parameters, and leaves these unchanged.
         """
         zeros = {path: jnp.zeros_like(value) for path, value in frozen.items()}
         all_gradients = traverse_util.unflatten_dict({**gradients, **zeros}, sep="/")
@@ -258,12 +264,12 @@ class TrainStep:
 
 
 def split_params(params: PyTree, frozen: frozenset[str]) -> tuple[Parameters, Parameters]:
-    """Splits parameters into trainable and frozen ones, by path."""
+    """Splits parameters into trainable and frozen parameters, each by path."""
     flat = traverse_util.flatten_dict(params, sep="/")
     trainable = {path: value for path, value in flat.items() if path not in frozen}
     return trainable, {path: value for path, value in flat.items() if path in frozen}
 
 
 def _split_rows(array: jax.Array, parts: int) -> jax.Array:
-    """Reshapes [batch, ...] to [parts, batch / parts, ...]; rows stay on their devices."""
+    """Reshapes [batch, ...] to [parts, batch / parts, ...] without moving rows between devices."""
     return array.reshape(array.shape[0] // parts, parts, *array.shape[1:]).swapaxes(0, 1)

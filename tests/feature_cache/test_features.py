@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 from resume_run import read_rows
 
-from caption_jax.feature_cache.features import cache_key, check_frozen, stored_features
+from caption_jax.feature_cache.features import cache_key, check_frozen, prepare_features
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainSt
 
 def compute_features(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
     with small_run.quick_compilation():
-        return stored_features(make_experiment(config, workdir), variables)
+        return prepare_features(experiment_of(config, workdir), variables)
 
 
 def make_experiment(config: ConfigDict, workdir: Path) -> Experiment:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from caption_jax.planning.batch_search import Tried, largest_batch
+from caption_jax.planning.batch_search import Trial, find_largest_batch
 from caption_jax.planning.chips import CHIPS, Chip
-from caption_jax.planning.cost import Cost, roofline
+from caption_jax.planning.cost import Cost, compute_roofline
 from caption_jax.planning.hlo import Collective, Traffic
 
 CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
@@ -29,18 +29,18 @@ def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):
     )
 
 
-def test_throughput_is_bound_by_the_slowest_resource():
-    assert make_cost().memory == 10
-    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=100.0), CHIP)
+def test_the_slowest_resource_is_the_bound():
+    assert cost().memory == 10
+    estimate = compute_roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("compute", 10 / 2)
-    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0), CHIP)
+    estimate = compute_roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("memory", 10 / 5)
-    estimate = roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0, traffic=(Traffic("", 450, 400),)), CHIP)
+    estimate = compute_roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP)
     assert estimate.bound == "compute"
-    groups = frozenset([frozenset(range(4))])
-    reduction = Collective("all-reduce", bytes=400, groups=groups, source="")
-    estimate = roofline(make_cost(4000, 500.0, (reduction,)), CHIP)
-    assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # a ring of four chips uses half of the link bandwidth
+    both = frozenset([frozenset(range(4))])
+    reduction = Collective("all-reduce", bytes=400, groups=both, source="")
+    estimate = compute_roofline(cost(4000, 500.0, (reduction,)), CHIP)
+    assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the link bandwidth
     assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)
 
 
@@ -68,8 +68,8 @@ def test_batch_search_ends_at_the_largest_batch_that_fits(start, memory):
         measured_sizes.append(images)
         return memory(images) if memory(images) < 2000 else None
 
-    result = largest_batch(
-        measure_memory, Tried(start, measure_memory(start)), fixed=50, unit=8, limit=1000, compilations=20
+    result = find_largest_batch(
+        measure_memory, Trial(start, measure_memory(start)), fixed=50, unit=8, limit=1000, compilations=20
     )
     best = max(trial.images for trial in result if trial.memory and trial.memory <= 1000)
     assert memory(best) <= 1000 < memory(best + 8)
@@ -77,7 +77,7 @@ def test_batch_search_ends_at_the_largest_batch_that_fits(start, memory):
     assert len(set(measured_sizes)) == len(measured_sizes)
 
 
-def test_batch_search_respects_the_maximum_number_of_compilations():
-    result = largest_batch(lambda n: n * n, Tried(64, None), fixed=0, unit=1, limit=1000, compilations=3)
-    assert [trial.images for trial in result] == [64, 32, 16, 24]
-    assert largest_batch(lambda n: n, Tried(8, 8), 0, 8, 7, compilations=3) == [Tried(8, 8)]
+def test_the_search_respects_its_limit_of_compilations():
+    result = find_largest_batch(lambda n: n * n, Trial(64, None), fixed=0, unit=1, limit=1000, compilations=3)
+    assert [one.images for one in result] == [64, 32, 16, 24]
+    assert find_largest_batch(lambda n: n, Trial(8, 8), 0, 8, 7, compilations=3) == [Trial(8, 8)]

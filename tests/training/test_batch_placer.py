@@ -9,7 +9,7 @@ import pytest
 from caption_jax.config import default_config
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.specs import RunSpec
-from caption_jax.training.batch_placer import batch_placer
+from caption_jax.training.batch_placer import make_batch_placer
 
 
 def place_batch(**changes):
@@ -18,7 +18,7 @@ def place_batch(**changes):
     tokens = np.ones((8, 5, 40), np.int32)
     tokens[..., :10] = 7
     batch = {"tokens": tokens, "mask": np.arange(8) != 3}
-    return batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
+    return make_batch_placer(RunSpec.from_config(config), make_mesh(config.mesh, jax.devices()[:2]))(batch)
 
 
 def test_captions_are_packed_into_one_row_per_cpu_device():

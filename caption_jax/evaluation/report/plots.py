@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from caption_jax.evaluation.report.attention_panels import attention_panels
-from caption_jax.telemetry.metrics_file import read_metrics, series, smoothed
+from caption_jax.telemetry.metrics_file import moving_average, read_metrics, series
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import write_atomically
 
@@ -141,7 +141,7 @@ def _draw_losses(axes: Axes, losses: dict[str, np.ndarray]) -> None:
     for split, points in losses.items():
         if split == "train":
             axes.plot(*points.T, color=_BLUE, alpha=0.3, linewidth=1)
-            axes.plot(points[:, 0], smoothed(points[:, 1]), color=_BLUE, linewidth=1.8, label="train")
+            axes.plot(points[:, 0], moving_average(points[:, 1]), color=_BLUE, linewidth=1.8, label="train")
         else:
             axes.plot(*points.T, color=_ORANGE, linewidth=1.8, marker="o", markersize=3, label=split)
     axes.set_ylabel("loss")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from caption_jax.telemetry.metrics_file import Row, series, smoothed
+from caption_jax.telemetry.metrics_file import Row, moving_average, series
 
 Points = Float[np.ndarray, "points 2"]
 
@@ -121,7 +121,7 @@ def make_training_charts(rows: Sequence[Row]) -> list[Chart]:
 def _make_loss_curves(split: str, points: Points) -> list[Curve]:
     if split != "train":
         return [Curve(points, split, "val")]
-    smooth = np.stack([points[:, 0], smoothed(points[:, 1])], axis=1)
+    smooth = np.stack([points[:, 0], moving_average(points[:, 1])], axis=1)
     return [Curve(points, "", "raw"), Curve(smooth, split, "train")]
 
 
