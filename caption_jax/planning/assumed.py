@@ -56,9 +56,7 @@ class AssumedVocabulary:
         return np.stack([self.encode(text, max_length) for text in texts])
 
 
-def describe_run(
-    spec: RunSpec, workdir: epath.Path, vocabulary_size: int = 0
-) -> tuple[RunDescription, dict[str, Any]]:
+def describe_run(spec: RunSpec, workdir: epath.Path, vocabulary_size: int = 0) -> tuple[RunDescription, dict[str, Any]]:
     """Reads the description of a run that has been started, or creates one from assumptions.
 
     Args:

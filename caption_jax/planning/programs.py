@@ -163,9 +163,7 @@ def _make_encoder_pass(program: Program, frozen: frozenset[str]) -> tuple[Callab
         for collection in ("params", "batch_stats")
     )
 
-    def run(
-        trainable: dict, frozen_params: dict, batch_stats: PyTree, pixels: jax.Array
-    ) -> tuple[jax.Array, PyTree]:
+    def run(trainable: dict, frozen_params: dict, batch_stats: PyTree, pixels: jax.Array) -> tuple[jax.Array, PyTree]:
         params = traverse_util.unflatten_dict({**frozen_params, **trainable}, sep="/")
         features, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},

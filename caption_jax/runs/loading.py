@@ -87,9 +87,7 @@ def _read_folder(folder: epath.Path, which: str) -> Model:
 def _put_on_devices(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
     if sharding.is_fully_addressable:
         return jax.device_put(variables, sharding)
-    return jax.tree.map(
-        lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), variables
-    )
+    return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), variables)
 
 
 def _read_best(workdir: epath.Path) -> Model | None:

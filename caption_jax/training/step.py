@@ -22,7 +22,7 @@ from caption_jax.augment import augment
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass, target_weights
 from caption_jax.objectives.objective import Objective, ObjectiveOutput
-from caption_jax.objectives.total_objective import Denominators, check_batch, get_counts, mean_metrics, total_loss
+from caption_jax.objectives.total_objective import Denominators, check_batch, mean_metrics, total_loss
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
