@@ -68,9 +68,9 @@ def main() -> None:
     options = parser.parse_args()
     prepare(_TOPOLOGY)
     costs: dict[str, Cost] = {}
-    for name, ops in (("ours", FAST), ("peer", PLAIN_NORMS)):
-        costs[name] = measure_cost(training_step(options, ops), options.images, 1)
-        _show(name, costs[name])
+    for name, ops in (("ours", FAST), ("peer", STANDARD_NORMS)):
+        costs[name] = measure_cost(lower_training_step(options, ops), options.images, 1)
+        _print_cost(name, costs[name])
     megabytes = {name: cost.bytes / cost.images / 1e6 for name, cost in costs.items()}
     result = {"name": "encoder_bytes", "ratio": megabytes["peer"] / megabytes["ours"]}
     result |= {**megabytes, "unit": "MB per image"}

@@ -88,10 +88,10 @@ def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, 
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    settings = ModelSettings(vocabulary, config.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
-    description = RunDescription(config, settings, Preprocessing(SIDE), vocabulary=None)  # no text is encoded
-    mesh = make_mesh(config.mesh)
-    program, put_on_devices = make_program(description, mesh, steps=10_000), make_batch_placer(config, mesh)
+    settings = ModelSettings(vocabulary, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
+    description = RunDescription(spec, settings, Preprocessing(IMAGE_SIZE), vocabulary=None)  # no text is encoded
+    mesh = make_mesh(spec.mesh)
+    program, put_on_devices = make_program(description, mesh, steps=10_000), make_batch_placer(spec, mesh)
     state = program.start(init_variables(description))
     ((_, frozen),) = phases(state.params, spec.optimizer.rules)
     update = program.update(frozen)

@@ -97,6 +97,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from caption_jax.planning.topology import parse_topology
     from caption_jax.pretrained.roberta_weights import load_roberta
     from caption_jax.pretrained.weight_files import open_weights
+    from caption_jax.pretrained.weight_sources import locate_weights
     from caption_jax.specs import DataSpec, RunSpec
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run
@@ -132,7 +133,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "s3fs": lambda: absolute("s3://bucket/run"),
         # A dependency of tokenizers, which is in the base installation, so `main` blocks it separately.
         "huggingface_hub for RoBERTa": lambda: load_roberta("someone/model"),
-        "huggingface_hub for encoders": lambda: locate("someone/model", (), "nothing"),
+        "huggingface_hub for encoders": lambda: locate_weights("someone/model", (), "nothing"),
         "huggingface_hub for tokenizers": lambda: Tokenizer.from_hub("someone/model"),
     }
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError
-from input_pipeline.images import ImageError, decode_image
+from input_pipeline.images import ImageError, decode_image, make_thumbnail
 from input_pipeline.sources import open_splits
 
 IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
@@ -111,7 +111,7 @@ def check_image(data: bytes) -> bool:
     """Decodes an image and its thumbnail. Returns whether it is readable; errors other than `ImageError` propagate."""
     try:
         pixels = decode_image(data, SIDE, name="damaged")
-        preview = thumbnail(data, SIDE, name="damaged")
+        preview = make_thumbnail(data, SIDE, name="damaged")
     except ImageError as error:
         assert "damaged" in str(error) and "\n" not in str(error)
         return False

@@ -37,8 +37,10 @@ def initial_variables(experiment: Experiment) -> PyTree:
         variables["params"]["text_encoder"]["roberta"] = jax.tree.map(jnp.asarray, roberta.params)
         logging.info("text encoder: weights from %s", roberta.source)
     if spec.model.decoder.weights:
+        from caption_jax.pretrained.roberta_decoder import initialise_from_roberta
+
         full_ids = vocabulary.to_full(range(vocabulary.size))
-        decoder = start_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, full_ids)
+        decoder = initialise_from_roberta(variables["params"]["decoder"], spec.model.decoder.weights, full_ids)
         variables["params"]["decoder"] = decoder
     if spec.init_from:
         variables = transfer_weights(variables, spec.init_from, vocabulary)

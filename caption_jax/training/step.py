@@ -22,7 +22,7 @@ from caption_jax.augment import augment
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.objectives.forward_pass import ForwardPass, target_weights
 from caption_jax.objectives.objective import Objective, ObjectiveOutput
-from caption_jax.objectives.total_objective import Denominators, check_batch, mean_metrics, total_loss
+from caption_jax.objectives.total_objective import Denominators, check_batch, get_counts, mean_metrics, total_loss
 from caption_jax.specs import RunSpec
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
@@ -208,7 +208,7 @@ class TrainStep:
             index, batch_slice = item
             microbatch = Microbatch(batch_slice, index, step_key)
             outputs, _ = self.objective_outputs(trainable, fixed, batch_stats, microbatch)
-            return counts(outputs)
+            return get_counts(outputs)
 
         # The losses of each microbatch are divided by counts over the whole batch, so the counts are computed first.
         # XLA removes the model's forward pass here because only counts are used, which leaves sums of masks.
@@ -243,7 +243,7 @@ class TrainStep:
 
         def loss(trainable: Parameters) -> tuple[jax.Array, tuple[PyTree, dict[str, ObjectiveOutput]]]:
             outputs, new_batch_stats = self.objective_outputs(trainable, fixed, batch_stats, microbatch)
-            divisors = counts(outputs) if denominators is None else denominators
+            divisors = get_counts(outputs) if denominators is None else denominators
             return total_loss(self.objectives, outputs, divisors), (new_batch_stats, outputs)
 
         gradients, (new_batch_stats, outputs) = jax.grad(loss, has_aux=True)(trainable)

@@ -34,8 +34,8 @@ def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
             return 0.25, [0.25]
 
     monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "no parser"})
-    monkeypatch.setattr(java_metrics, "_scorer", lambda name: Meteor())
-    assessment = assessed(java=True)
+    monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: FakeMeteor())
+    assessment = make_assessment(java=True)
     assert assessment.metrics["METEOR"] == 0.25 and assessment.absent == {"SPICE": "no parser"}
     assert as_results(assessment)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(assessment)["intervals"]
 

@@ -133,8 +133,8 @@ def config_flag(tmp_path):
     return f"--config={file}"
 
 
-def test_an_unknown_best_metric_is_rejected_before_training(config, tmp_path, distinct_images):
-    train = [config, f"--workdir={tmp_path / 'run'}", f"--config.data.root={distinct_images}", *TEXT_ENCODER_FLAGS]
+def test_an_unknown_best_metric_is_rejected_before_training(config_flag, tmp_path, distinct_images):
+    flags = [config_flag, f"--workdir={tmp_path / 'run'}", f"--config.data.root={distinct_images}", *TEXT_ENCODER_FLAGS]
     with pytest.raises(ConfigError, match=rf"best_metric is 'CIDEr'; it must be one of BLEU-1, .*R@1.*, {SCORE}, "):
         run_main(*flags, "--config.train.best_metric=CIDEr", "--dry_run")
 
@@ -144,7 +144,7 @@ def test_a_run_saves_the_weights_with_the_best_score(config_flag, tmp_path, dist
     workdir = tmp_path / "run"
     flags = [f"--config.train.best_metric={SCORE}", "--config.train.steps=6", "--config.train.eval_every=2"]
     data = f"--config.data.root={distinct_images}"
-    assert run_main(config, f"--workdir={workdir}", data, *TEXT_ENCODER_FLAGS, *flags) == 0
+    assert run_main(config_flag, f"--workdir={workdir}", data, *TEXT_ENCODER_FLAGS, *flags) == 0
     rows = {row.step: row.values[SCORE] for row in read_metrics(workdir / "metrics.jsonl") if row.split == "val"}
     assert list(rows) == [2, 4, 6]
     best = read_weights(workdir).step

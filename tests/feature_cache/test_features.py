@@ -83,7 +83,7 @@ def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainSt
 
 def compute_features(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
     with small_run.quick_compilation():
-        return prepare_features(experiment_of(config, workdir), variables)
+        return prepare_features(make_experiment(config, workdir), variables)
 
 
 def make_experiment(config: ConfigDict, workdir: Path) -> Experiment:

@@ -33,7 +33,7 @@ MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in mo
 
 def test_every_other_module_is_imported_in_the_base_installation():
     errors = {name: error for name, error in base_install.collect_errors()["modules"].items() if error}
-    assert set(errors) == NEED_AN_EXTRA, errors
+    assert set(errors) == MODULES_WITH_OPTIONAL_IMPORTS, errors
     assert all(error.startswith("MissingPackageError: ") for error in errors.values())
 
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from input_pipeline.images import ImageError, Preprocessing, decode_image, make_thumbnail
-from input_pipeline.resampling import INTERPOLATIONS, resize_to_square
+from input_pipeline.resampling import INTERPOLATIONS, choose_reduction_factor, resize_to_square
 
 RED, GREEN, BLUE, WHITE = (220, 30, 30), (30, 200, 30), (30, 30, 220), (255, 255, 255)
 
@@ -87,12 +87,12 @@ def test_thumbnails_are_upright_keep_their_aspect_ratio_and_are_never_enlarged(f
     exif = Image.Exif()
     exif[0x0112] = 6
     rotated = encode(make_corners(960, 640).transpose(Image.Transpose.ROTATE_90), format_name, exif=exif)
-    small = thumbnail(rotated, 120)
+    small = make_thumbnail(rotated, 120)
     assert small.shape == (80, 120, 3)
     assert_corners(np.asarray(Image.fromarray(small).resize((80, 80))))
-    assert thumbnail(encode(make_corners(), format_name), 400).shape == (64, 96, 3)
+    assert make_thumbnail(encode(make_corners(), format_name), 400).shape == (64, 96, 3)
     image = make_corners()
-    assert thumbnail(image, 48).shape == (32, 48, 3) and image.size == (96, 64)
+    assert make_thumbnail(image, 48).shape == (32, 48, 3) and image.size == (96, 64)
     with pytest.raises(ImageError, match=r"a\.jpg: .*empty"):
         make_thumbnail(b"", 100, name="a.jpg")
 
@@ -331,7 +331,7 @@ def test_bicubic_matches_pillow_up_to_rounding(shape):
 
 @pytest.mark.parametrize(("sides", "factor"), [((640, 427), 2), ((640, 400), 1), ((448, 448), 2), ((4000, 1700), 8)])
 def test_reduction_leaves_at_least_the_minimum_fraction_of_the_target_size(sides, factor):
-    assert reduction_factor(*sides, 224) == factor
+    assert choose_reduction_factor(*sides, 224) == factor
 
 
 def test_greyscale_jpeg_and_trailing_bytes_are_supported():

@@ -63,7 +63,7 @@ def test_stored_and_regenerated_data_are_equal(splits, folder, tmp_path):
 
 
 def test_images_match_their_captions(splits):
-    scenes_by_id = dict(split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
+    scenes_by_id = dict(generate_split_scenes(CaptionShapes.builder_configs["tiny"], "val"))
     for record in splits["val"]:
         scene = scenes_by_id[record.image_id]
         assert record.captions == scene.captions()
@@ -150,7 +150,7 @@ def test_captions_describe_the_scene():
 
 def test_images_show_count_side_size_and_colour():
     def draw_blue_mask(scene: Scene) -> np.ndarray:
-        pixels = np.asarray(draw(scene, "a seed"), np.int32)
+        pixels = np.asarray(draw_scene(scene, "a seed"), np.int32)
         return np.abs(pixels - np.array([45, 85, 220])).sum(-1) < 60
 
     small, large = (draw_blue_mask(Scene(Group(1, size, "blue", "circle"), "left")) for size in ("small", "large"))

@@ -27,7 +27,7 @@ def test_a_metric_is_absent_if_its_program_fails(monkeypatch):
             raise BrokenPipeError("the program exited")
 
     monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "not installed"})
-    monkeypatch.setattr(java_metrics, "_scorer", lambda name: Broken())
+    monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: FailingScorer())
     scores, absent = java_metrics.java_scores(REFERENCES, HYPOTHESES)
     assert scores == {} and "the program exited" in absent["METEOR"] and absent["SPICE"] == "not installed"
 

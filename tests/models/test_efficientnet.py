@@ -196,10 +196,10 @@ def test_eight_devices_match_one_device():
     single = jax.jit(step).lower(make_variables()["params"], IMAGES).compile(QUICK_COMPILATION)
     (loss, stats), gradients = single(make_variables()["params"], IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
-    lowered = jax.jit(step).lower(variables()["params"], rows)
-    split = lowered.compile(QUICK)
+    lowered = jax.jit(step).lower(make_variables()["params"], rows)
+    split = lowered.compile(QUICK_COMPILATION)
     assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
-    params = jax.device_put(variables()["params"], NamedSharding(mesh, PartitionSpec()))
+    params = jax.device_put(make_variables()["params"], NamedSharding(mesh, PartitionSpec()))
     (loss8, stats8), gradients8 = split(params, rows)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats8, stats)

@@ -151,7 +151,7 @@ def test_eight_devices_match_one_device():
     loss, gradients = jax.jit(step).lower(params, IMAGES).compile(QUICK_COMPILATION)(params, IMAGES)
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     lowered = jax.jit(step).lower(params, rows)
-    split = lowered.compile(QUICK)
+    split = lowered.compile(QUICK_COMPILATION)
     assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
     loss8, gradients8 = split(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)

@@ -14,7 +14,7 @@ from caption_jax.ops.materialise import materialise
 @pytest.mark.parametrize("opaque_value", [0.0, -0.0, 1.5, -3e38, float("inf"), float("nan")])
 def test_the_value_is_computed_for_any_opaque_value(opaque_value):
     x = jnp.arange(6.0)
-    out = jax.jit(lambda opaque: materialised(lambda a: 2 * a, x, opaque=opaque))(jnp.full((3,), opaque_value))
+    out = jax.jit(lambda opaque: materialise(lambda a: 2 * a, x, opaque=opaque))(jnp.full((3,), opaque_value))
     np.testing.assert_array_equal(out, 2 * x)
 
 

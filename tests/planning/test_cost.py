@@ -30,16 +30,17 @@ def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):
 
 
 def test_the_slowest_resource_is_the_bound():
-    assert cost().memory == 10
-    estimate = compute_roofline(cost(matrix_flops=4000, moved=100.0), CHIP)
+    assert make_cost().memory == 10
+    estimate = compute_roofline(make_cost(matrix_flops=4000, bytes_accessed=100.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("compute", 10 / 2)
-    estimate = compute_roofline(cost(matrix_flops=4000, moved=500.0), CHIP)
+    estimate = compute_roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0), CHIP)
     assert (estimate.bound, estimate.images_per_second) == ("memory", 10 / 5)
-    estimate = compute_roofline(cost(matrix_flops=4000, moved=500.0, traffic=(Traffic("", 450, 400),)), CHIP)
+    on_chip = (Traffic("", 450, 400),)
+    estimate = compute_roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0, traffic=on_chip), CHIP)
     assert estimate.bound == "compute"
     both = frozenset([frozenset(range(4))])
     reduction = Collective("all-reduce", bytes=400, groups=both, source="")
-    estimate = compute_roofline(cost(4000, 500.0, (reduction,)), CHIP)
+    estimate = compute_roofline(make_cost(4000, 500.0, (reduction,)), CHIP)
     assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the link bandwidth
     assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)
 

@@ -58,9 +58,9 @@ def test_collectives_report_global_bytes_and_bytes_sent_in_a_ring():
         "%g = bf16[64,8]{1,0:T(8,128)(2,1)} all-gather(%a), channel_id=1, replica_groups=[1,4]<=[4]", 4
     )
     assert (gathered.bytes, gathered.bytes_sent) == (64 * 8 * 2, 64 * 8 * 2 * 3 / 4)
-    scattered = collective("%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups=[1,4]<=[4]", 4)
+    scattered = parse_collective("%s = f32[4,8]{1,0} reduce-scatter(%a), replica_groups=[1,4]<=[4]", 4)
     assert (scattered.bytes, scattered.bytes_sent) == (16 * 8 * 4, 16 * 8 * 4 * 3 / 4)
-    reduced = collective(
+    reduced = parse_collective(
         "%r = (f32[16,8]{1,0:T(8,128)S(1)}, /*index=1*/f32[8]{0}) all-reduce(%a, %a), replica_groups={{0,1,2,3}}", 4
     )
     assert (reduced.bytes, reduced.bytes_sent) == (2 * 16 * 8 * 4, 2 * 2 * 16 * 8 * 4 * 3 / 4)

@@ -16,7 +16,7 @@ from caption_jax.config import default_config
 from caption_jax.errors import WeightsError
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.roberta import Attention, Embeddings, Layer
-from caption_jax.pretrained.roberta_decoder import check_shape
+from caption_jax.pretrained.roberta_decoder import check_shape, convert_decoder_params
 from caption_jax.pretrained.roberta_weights import PretrainedText, load_roberta, load_roberta_settings
 
 # A random RobertaForMaskedLM, saved by PyTorch: 2 layers, width 16, 4 heads, 40 tokens.
@@ -46,7 +46,7 @@ def make_decoder(pretrained: PretrainedText) -> tuple[Decoder, dict]:
     params = jax.jit(decoder.init)(jax.random.key(0), TOKENS[:, None], MEMORY)["params"]
     flat = traverse_util.flatten_dict(params, sep="/")
     flat |= {path: jnp.zeros_like(value) for path, value in flat.items() if "/cross_attention/out/" in path}
-    flat |= decoder_arrays(pretrained, decoder.layers, 8, FULL_IDS)
+    flat |= convert_decoder_params(pretrained, decoder.layers, 8, FULL_IDS)
     return decoder, traverse_util.unflatten_dict(flat, sep="/")
 
 
@@ -105,7 +105,7 @@ def test_logits_match_roberta_if_cross_attention_outputs_zeros(batch_size):
 def test_the_token_type_embedding_is_added_to_the_position_embeddings():
     pretrained = load_roberta(str(GOLDEN))
     embeddings = pretrained.params["embeddings"]
-    arrays = decoder_arrays(pretrained, 1, 5, FULL_IDS)
+    arrays = convert_decoder_params(pretrained, 1, 5, FULL_IDS)
     np.testing.assert_array_equal(arrays["embedding"], embeddings["word_embeddings"]["embedding"][FULL_IDS])
     expected = embeddings["position_embeddings"]["embedding"][2:7] + embeddings["token_type_embeddings"]["embedding"][0]
     np.testing.assert_array_equal(arrays["position"], expected)

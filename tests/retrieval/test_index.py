@@ -178,7 +178,7 @@ def test_chunks_appended_before_a_kill_are_kept(tmp_path, images, monkeypatch):
 
 
 def test_a_different_model_is_rejected(tmp_path):
-    with writing(tmp_path / "index", 3, MODEL):
+    with open_for_writing(tmp_path / "index", 3, MODEL):
         pass
     other = ModelIdentity(31, "cd" * 32)
     message = r"\(step 930, weights abababababab\).*\(step 31, weights cdcdcdcdcdcd\)"
@@ -189,9 +189,9 @@ def test_a_different_model_is_rejected(tmp_path):
 def test_concurrent_writers_are_rejected(tmp_path):
     folder = tmp_path / "index"
     rejected = pytest.raises(BlockingIOError, match="another process is writing")
-    with writing(folder, 3, MODEL), rejected, writing(folder, 3, MODEL):
+    with open_for_writing(folder, 3, MODEL), rejected, open_for_writing(folder, 3, MODEL):
         pass
-    with writing(folder, 3, MODEL):
+    with open_for_writing(folder, 3, MODEL):
         pass
 
 

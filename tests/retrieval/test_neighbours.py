@@ -34,7 +34,7 @@ def make_records(folder: Path, *names: str) -> list[Record]:
 
 
 def make_index(folder: Path, images: list[Record]) -> ImageIndex:
-    with writing(folder, 3, MODEL) as index:
+    with open_for_writing(folder, 3, MODEL) as index:
         update_index(index, images, ColourModel(), PREPROCESSING, captions="none")
     return ImageIndex(folder)
 
@@ -96,7 +96,7 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
 @pytest.fixture
 def index_with_neighbours(tmp_path) -> ImageIndex:
     """An index with index_with_neighbours neighbours of images of the validation split."""
-    with writing(tmp_path, 3, MODEL) as index:
+    with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry("a"), Entry("b\u2028"), Entry(3)])
     index = ImageIndex(tmp_path)
     neighbours = [
@@ -118,7 +118,7 @@ def test_written_neighbours_are_read_back_unchanged(index_with_neighbours):
 
 
 def test_neighbours_of_a_changed_index_are_rejected(index_with_neighbours):
-    with writing(index_with_neighbours.folder, 3, MODEL) as index:
+    with open_for_writing(index_with_neighbours.folder, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32)[:1], [Entry("d")])
     with pytest.raises(DataError, match=r"val\.jsonl is out of date .*run --mode=neighbours --index="):
         read_neighbours(index_with_neighbours.folder, "val")
