@@ -67,7 +67,7 @@ def prepare_features(experiment: Experiment, variables: PyTree) -> StoredFeature
     forward = _make_forward(experiment)
     key = cache_key(experiment, frozen)
     files = _make_files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
-    stage, size = spec.data.feature_cache.stage, files.images * files.image_bytes
+    stage, size = spec.data.feature_cache.stage, files.images * files.bytes_per_image
     logging.info(
         "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
         *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
@@ -294,8 +294,8 @@ class _Block:
     @classmethod
     def empty(cls, files: FeatureFiles, first: int) -> _Block:
         """Creates the empty block that starts at image index `first`."""
-        number = first // files.block_images
-        rows = files.rows(number)
+        number = first // files.images_per_block
+        rows = files.image_indices(number)
         return cls(number, rows, np.zeros((len(rows), files.views, *files.shape), files.dtype))
 
     def add(self, index: int, values: np.ndarray, problem: str | None) -> bool:
@@ -315,7 +315,7 @@ class _Block:
 def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
     """Creates the folder and key.json, after checking that there is enough disk space for the missing blocks."""
     files.folder.mkdir(parents=True, exist_ok=True)
-    required_bytes = min(missing * files.block_images, files.images) * files.image_bytes
+    required_bytes = min(missing * files.images_per_block, files.images) * files.bytes_per_image
     free_bytes = shutil.disk_usage(files.folder).free
     if required_bytes > free_bytes:
         raise ConfigError(

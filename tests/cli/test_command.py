@@ -53,7 +53,7 @@ def test_each_mode_has_a_module_and_an_example():
 
 
 def test_flags_are_parsed_with_and_without_an_equals_sign():
-    values = command_flags.typed_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
+    values = command_flags.read_flags(["main.py", "--mode", "evaluate", "--workdir=a=b", "x.jpg"])
     assert values == {"mode": "evaluate", "workdir": "a=b"}
 
 

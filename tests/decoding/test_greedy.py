@@ -184,7 +184,7 @@ def test_an_ensemble_of_two_copies_matches_the_model():
 
 def test_invalid_ensembles_are_rejected():
     variables, memory = make_random_captioner(3)
-    with pytest.raises(ValueError, match="2 models needs as many"):
+    with pytest.raises(ValueError, match="an ensemble of 2 models requires one set"):
         greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
     other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY + 1))
     with pytest.raises(ValueError, match=r"\[6, 7\] tokens"):

@@ -46,7 +46,7 @@ def make_candidates(correct_is_similar: bool) -> tuple[dict[int, list[str]], dic
 def test_tuning_selects_a_weight_if_similarity_helps():
     references, candidates = make_candidates(correct_is_similar=True)
     result = tune(references, candidates, [0.0, 0.7], 0.0)
-    assert result.chosen == result.for_halves[0] == result.for_halves[1] == Setting(0.0, 1.0)  # 1.0 * 0.4 > 0.3
+    assert result.best == result.half_settings[0] == result.half_settings[1] == Setting(0.0, 1.0)  # 1.0 * 0.4 > 0.3
     gain = result.gains[BASELINE]["CIDEr-D"]
     assert gain.low > 0.5 and gain.p_value < 0.01 and result.gains[PENALTY_TUNED]["CIDEr-D"] == gain
     incorrect = {image: candidates[image].texts[0][0] for image in references}

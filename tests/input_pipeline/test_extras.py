@@ -60,7 +60,7 @@ def test_the_error_for_a_missing_package_is_one_line_with_the_install_command(ex
 
 
 def test_packages_of_several_extras_are_installed_by_one_command():
-    assert extras.not_installed("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
+    assert extras.describe_missing("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
 
 
 @pytest.mark.parametrize("module", ["jinja2.no_such_module", "no_such_module"])

@@ -168,7 +168,7 @@ def test_statistics_below_a_split_are_unchanged():
 
 
 def test_the_error_for_an_unknown_stage_lists_known_stages():
-    with pytest.raises(ValueError, match=r"'stage_9'; choose one of stem, stage_1, .*, head"):
+    with pytest.raises(ValueError, match=r"'stage_9'; expected one of stem, stage_1, .*, head"):
         EfficientNet("micro").apply(make_variables(), IMAGES, train=False, stop_after="stage_9")
 
 

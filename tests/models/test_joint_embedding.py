@@ -31,7 +31,7 @@ def test_the_temperature_is_clamped_and_can_recover():
     embedding = JointEmbedding(4, temperature=0.1, min_temperature=0.05)
 
     def scale(log_scale):
-        return embedding.apply({"params": {"log_scale": log_scale}}, method="scale")
+        return embedding.apply({"params": {"log_scale": log_scale}}, method="similarity_scale")
 
     assert float(scale(jnp.log(10.0))) == pytest.approx(10)
     assert float(scale(jnp.float32(5.0))) == pytest.approx(20)
@@ -39,7 +39,7 @@ def test_the_temperature_is_clamped_and_can_recover():
     outward, inward = (jax.grad(lambda x, sign=sign: sign * scale(x))(jnp.float32(5.0)) for sign in (-1.0, 1.0))
     assert float(outward) == 0 and float(inward) == pytest.approx(20)
     with pytest.raises(ValueError, match=r"joint_embedding\.temperature is 0\.01"):
-        JointEmbedding(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="scale")
+        JointEmbedding(4, temperature=0.01, min_temperature=0.05).init(jax.random.key(0), method="similarity_scale")
 
 
 def test_a_text_encoder_does_not_change_the_captioner():

@@ -169,5 +169,5 @@ def test_image_sizes_with_partial_patches_are_rejected():
 
 
 def test_the_error_for_an_unknown_stage_lists_known_stages():
-    with pytest.raises(ValueError, match=r"'stage_1'; choose one of embed, block_0, block_1, norm"):
+    with pytest.raises(ValueError, match=r"'stage_1'; expected one of embed, block_0, block_1, norm"):
         VisionTransformer("micro").apply(make_variables(), IMAGES, train=False, stop_after="stage_1")

@@ -42,7 +42,7 @@ def test_every_implementation_equals_the_reference():
     uniform = jax.random.uniform(jax.random.key(0), (4, 5))
     windows = (uniform[0] * 0.5, uniform[1] * 0.5), (uniform[2] * 0.5 + 0.5, -uniform[3] * 0.5)
     reference = resample_reference(images, *windows)
-    taps = [module._taps(*window, 17) for window in windows]
+    taps = [module._compute_taps(*window, 17) for window in windows]
     np.testing.assert_allclose(module._gather(images, *taps), reference, atol=1e-2)
     with jax.default_matmul_precision("highest"):
         np.testing.assert_allclose(module._multiply(images, *taps), reference, atol=1e-2)

@@ -161,7 +161,7 @@ def test_a_killed_process_leaves_a_valid_index(tmp_path, images, monkeypatch, la
     assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
     update_from_files(tmp_path / "index", files)
     assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green", "red.png": "red"}
-    assert (tmp_path / "index" / ImageIndex(tmp_path / "index")._header.vectors).stat().st_size == 3 * 3 * 4
+    assert (tmp_path / "index" / ImageIndex(tmp_path / "index")._header.vectors_name).stat().st_size == 3 * 3 * 4
 
 
 def test_chunks_appended_before_a_kill_are_kept(tmp_path, images, monkeypatch):
