@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -46,3 +47,16 @@ def subsample(features: np.ndarray) -> np.ndarray:
 def relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
     """Returns the largest difference divided by the largest expected value."""
     return float(np.abs(np.asarray(actual) - expected).max() / np.abs(expected).max())
+
+
+def get_shapes(module: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shapes of the state dict of a torch module by name."""
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
+
+
+def load_seeded_weights(module: Any) -> None:
+    """Replaces the weights of a torch module with `seeded_weights`."""
+    import torch
+
+    weights = seeded_weights(get_shapes(module))
+    module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})

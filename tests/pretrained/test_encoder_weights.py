@@ -60,8 +60,8 @@ def test_golden_files_match_the_library(name):
     pytest.importorskip(library)
     weights, expected = load_golden(name)
     module = torch_efficientnets.build_module(library, model)
-    assert torch_efficientnets.get_shapes(module) == {key: value.shape for key, value in weights.items()}
-    torch_efficientnets.load_seeded_weights(module)
+    assert seeded_weights.get_shapes(module) == {key: value.shape for key, value in weights.items()}
+    seeded_weights.load_seeded_weights(module)
     features = torch_efficientnets.compute_features(library, module, seeded_weights.seeded_images(size))
     assert seeded_weights.relative_error(seeded_weights.subsample(features), expected) < 1e-5
 
@@ -81,7 +81,7 @@ def test_features_of_pth_files_match_torch(library, model, variant, size, legacy
     torch = pytest.importorskip("torch")
     pytest.importorskip(library)
     module = torch_efficientnets.build_module(library, model)
-    torch_efficientnets.load_seeded_weights(module)
+    seeded_weights.load_seeded_weights(module)
     path = tmp_path / f"{model}.pth"
     torch.save(module.state_dict(), path, _use_new_zipfile_serialization=not legacy)
     pretrained = load_encoder_weights(str(path), variant)

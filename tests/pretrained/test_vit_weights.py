@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch_vits
 from safetensors.numpy import save_file
-from seeded_weights import relative_error, seeded_images, seeded_weights
+from seeded_weights import get_shapes, load_seeded_weights, relative_error, seeded_images, seeded_weights
 
 from caption_jax.backbones.vit_backbone import ViT
 from caption_jax.pretrained import WeightsError
@@ -86,8 +86,8 @@ def test_golden_files_match_the_library(library):
     pytest.importorskip("torch")
     pytest.importorskip(library.split("_")[0])
     module, stored = torch_vits.build_module(library, "micro"), load_golden(library)
-    assert torch_vits.get_shapes(module) == {key: value.shape for key, value in make_golden_weights(library).items()}
-    torch_vits.load_seeded_weights(module)
+    assert get_shapes(module) == {key: value.shape for key, value in make_golden_weights(library).items()}
+    load_seeded_weights(module)
     actual = torch_vits.compute_features(library, module, seeded_images(torch_vits.MICRO_SIDE))
     assert relative_error(actual, stored["features"]) < 1e-5
     for side in torch_vits.OTHER_SIDES if library.startswith("timm") else ():
@@ -101,7 +101,7 @@ def test_features_of_full_size_models_match_the_library(library, size, tmp_path)
     torch = pytest.importorskip("torch")
     pytest.importorskip(library.split("_")[0])
     module = torch_vits.build_module(library, size)
-    torch_vits.load_seeded_weights(module)
+    load_seeded_weights(module)
     if library.startswith("timm"):
         name = f"vit_{'small' if size == 's16' else 'base'}_patch16_224"
         torch.save(module.state_dict(), tmp_path / f"{name}.pth")

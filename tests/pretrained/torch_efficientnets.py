@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from seeded_weights import seeded_images, seeded_weights, subsample
+from seeded_weights import get_shapes, load_seeded_weights, seeded_images, subsample
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "efficientnet"
 
@@ -36,18 +36,6 @@ def build_module(library: str, name: str) -> Any:
     assert name == "b0"
     settings = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280}
     return EfficientNetForImageClassification(EfficientNetConfig(depthwise_padding=[], **settings)).eval()
-
-
-def get_shapes(module: Any) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of the module's state dict by name."""
-    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
-
-
-def load_seeded_weights(module: Any) -> None:
-    import torch
-
-    weights = seeded_weights(get_shapes(module))
-    module.load_state_dict({key: torch.tensor(value) for key, value in weights.items()})
 
 
 def compute_features(library: str, module: Any, images: np.ndarray) -> np.ndarray:
