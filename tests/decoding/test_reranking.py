@@ -40,7 +40,10 @@ def make_captioner():
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), tokens)
     rng = np.random.default_rng(0)
-    normal = lambda shape: (0.7 * rng.normal(size=shape)).astype(np.float32)  # noqa: E731
+
+    def normal(shape: tuple[int, ...]) -> np.ndarray:
+        return (0.7 * rng.normal(size=shape)).astype(np.float32)
+
     variables = {"params": jax.tree.map(lambda leaf: normal(leaf.shape), shapes["params"])}
     return model, variables, ImageFeatures(normal((IMAGES, MEMORY_LENGTH, WIDTH)), normal((IMAGES, WIDTH)))
 

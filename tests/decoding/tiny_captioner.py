@@ -36,7 +36,10 @@ def make_random_captioner(seed: int, images: int = 2, scale: float = 0.7):
     With the default scale, next-token distributions are neither uniform nor peaked.
     """
     generator = np.random.default_rng(seed)
-    normal = lambda shape: (scale * generator.normal(size=shape)).astype(np.float32)  # noqa: E731
+
+    def normal(shape: tuple[int, ...]) -> np.ndarray:
+        return (scale * generator.normal(size=shape)).astype(np.float32)
+
     variables = jax.tree.map(lambda leaf: normal(leaf.shape), _variable_shapes())
     return variables, normal((images, MEMORY_LENGTH, WIDTH))
 

@@ -1,4 +1,4 @@
-"""The complete model with reference and fast operations: equal losses, gradients and captions."""
+"""Losses, gradients and captions of the complete model are equal with reference and fast operations."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddi
 from input_pipeline.packing import pack_captions
 
 VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # enough tokens for the blockwise top k
-# Excess precision would let XLA skip roundings to bfloat16 inside fusions, of which the reference has more.
+# With excess precision, XLA skips roundings to bfloat16 inside fusions, and the reference has more of these.
 OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
 RANDOM = np.random.default_rng(0)
 IMAGES = RANDOM.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
 TOKENS = np.full((BATCH, CAPTIONS, LENGTH), 1, np.int32)
 for caption in TOKENS.reshape(-1, LENGTH):
-    words = RANDOM.integers(3, LENGTH - 2)
-    caption[: words + 2] = [0, *RANDOM.integers(4, VOCABULARY, words), 2]
+    length = RANDOM.integers(3, LENGTH - 2)
+    caption[: length + 2] = [0, *RANDOM.integers(4, VOCABULARY, length), 2]
 
 
-def model_on(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
+def make_model(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
     spec = ModelSpec(
         ops=ops,
         encoder=EfficientNetBackbone("micro", norm_group_size=2, drop_path=0.3),
@@ -44,43 +44,46 @@ def model_on(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
 
 
 @functools.cache
-def variables():
-    return random_variables(model_on("fast"), IMAGES[:1], TOKENS[:1, :1])
+def make_variables():
+    return random_variables(make_model("fast"), IMAGES[:1], TOKENS[:1, :1])
 
 
-def objective(model, rows):
-    """The loss of captions, plus similarities of images and captions in the joint embedding."""
+def compute_loss(model, rows):
+    """Caption loss minus the similarity of images and captions in the joint embedding space."""
     features = model.encode_images(IMAGES, train=True)
     output = model.decode(rows.inputs, features, segments=rows.segments, train=True)
-    of_logits = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
+    logits_loss = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
     states = output.states, *model.output_layer()
-    of_states = model.ops.vocabulary_cross_entropy(*states, rows.targets, rows.weights, 0.1)
+    states_loss = model.ops.vocabulary_cross_entropy(*states, rows.targets, rows.weights, 0.1)
     texts = TOKENS[:, 0]
-    fit = model.embed_images(features) * model.embed_texts(texts, texts != 1, train=True) * model.similarity_scale()
-    return (of_logits.loss_sum + of_states.loss_sum) / (2 * rows.weights.sum()) - fit.sum() / BATCH
+    cosines = model.embed_images(features) * model.embed_texts(texts, texts != 1, train=True)
+    similarity = cosines * model.similarity_scale()
+    return (logits_loss.loss_sum + states_loss.loss_sum) / (2 * rows.weights.sum()) - similarity.sum() / BATCH
 
 
-def caption_rows(packed):
+def make_rows(packed):
     batch = {"tokens": TOKENS, "mask": np.ones(BATCH, bool)}
     return CaptionRows.from_batch(jax.tree.map(jnp.asarray, batch | (pack_captions(**batch, rows=1) if packed else {})))
 
 
-def loss_and_gradients(model, packed):
-    rows = caption_rows(packed)
+def compute_loss_and_gradients(model, packed):
+    rows = make_rows(packed)
 
     def loss(params):
-        variables_of_step = {"params": params, "batch_stats": variables()["batch_stats"]}
+        step_variables = {"params": params, "batch_stats": make_variables()["batch_stats"]}
         rngs = {"dropout": jax.random.key(2)}
-        value, updated = model.apply(variables_of_step, rows, rngs=rngs, mutable=["batch_stats"], method=objective)
+        value, updated = model.apply(step_variables, rows, rngs=rngs, mutable=["batch_stats"], method=compute_loss)
         return value, updated["batch_stats"]
 
     step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
-    (value, statistics), gradients = step(variables()["params"])
-    flat = lambda tree: traverse_util.flatten_dict(jax.device_get(tree), sep="/")  # noqa: E731
-    return float(value), flat(gradients), flat(statistics)
+    (value, statistics), gradients = step(make_variables()["params"])
+    flat_gradients, flat_statistics = (
+        traverse_util.flatten_dict(jax.device_get(tree), sep="/") for tree in (gradients, statistics)
+    )
+    return float(value), flat_gradients, flat_statistics
 
 
-# The absolute tolerance is for gradients that are 0 except for rounding, of biases that a batch norm subtracts.
+# The absolute tolerance is for biases before a batch norm, whose gradients are 0 except for rounding errors.
 TOLERANCES = {
     jnp.float32: {"loss": 1e-6, "relative": 1e-5, "absolute": 1e-6},
     jnp.bfloat16: {"loss": 5e-3, "relative": 0.1, "absolute": 1e-2},
@@ -95,8 +98,9 @@ TOLERANCES = {
         pytest.param(jnp.bfloat16, 8, False, marks=pytest.mark.slow),
     ],
 )
-def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, packed):
-    reference, fast = (loss_and_gradients(model_on(ops, dtype, bits), packed) for ops in ("reference", "fast"))
+def test_a_training_step_has_equal_losses_gradients_and_statistics(dtype, bits, packed):
+    models = [make_model(ops, dtype, bits) for ops in ("reference", "fast")]
+    reference, fast = (compute_loss_and_gradients(model, packed) for model in models)
     tolerances = TOLERANCES[dtype]
     assert fast[0] == pytest.approx(reference[0], rel=tolerances["loss"])
     assert {path.split("/")[0] for path in reference[1]} == {
@@ -113,32 +117,32 @@ def test_loss_gradients_and_statistics_of_a_training_step_agree(dtype, bits, pac
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
-def test_captions_agree(method):
-    def captions(ops):
-        model, spec = model_on(ops), DecodeSpec(method=method, max_length=LENGTH, candidates=3, alpha=0.7)
+def test_captions_are_equal(method):
+    def decode_with(ops):
+        model, spec = make_model(ops), DecodeSpec(method=method, max_length=LENGTH, candidates=3, alpha=0.7)
 
         @jax.jit
         def run(variables, images):
             features = model.apply(variables, images, method="encode_images")
             return decode(model, variables, features, spec)
 
-        return run(variables(), IMAGES)
+        return run(make_variables(), IMAGES)
 
-    fast, reference = captions("fast"), captions("reference")
+    fast, reference = decode_with("fast"), decode_with("reference")
     np.testing.assert_array_equal(fast.all_tokens, reference.all_tokens)
     np.testing.assert_allclose(fast.all_scores, reference.all_scores, rtol=1e-5)
     assert len(np.unique(fast.all_tokens.reshape(-1, fast.all_tokens.shape[-1]), axis=0)) > 1
 
 
-def test_augmentation_agrees():
+def test_augmented_images_are_equal():
     spec = AugmentSpec(flip=True, min_crop_scale=0.4, max_aspect=1.4, brightness=0.3)
     pixels = RANDOM.integers(0, 256, (BATCH, 24, 24, 3), np.uint8)
     fast, reference = (
-        augment(jax.random.key(0), pixels, spec, ops=model_on(name).ops) for name in ("fast", "reference")
+        augment(jax.random.key(0), pixels, spec, ops=make_model(name).ops) for name in ("fast", "reference")
     )
     np.testing.assert_allclose(fast, reference, atol=1e-2)
 
 
-def test_an_unknown_choice_is_rejected():
+def test_unknown_ops_are_rejected():
     with pytest.raises(ConfigError, match=r"config\.model\.ops is 'slow'"):
         ModelSpec(ops="slow")

@@ -11,17 +11,16 @@ from caption_jax.ops.pointwise import pointwise_conv, pointwise_conv_reference
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)])
-def test_equals_the_product_and_its_gradients(dtype, tolerance):
+def test_outputs_and_gradients_equal_those_of_a_matrix_product(dtype, tolerance):
     random = np.random.RandomState(0)
     x, kernel, weights = (jnp.asarray(random.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
 
-    def both(op):
+    def compute_output_and_gradients(op):
         out, pullback = jax.vjp(op, x, kernel)
         return out, *pullback(weights)
 
-    for ours, reference in zip(
-        jax.jit(both, static_argnums=0)(pointwise_conv), both(pointwise_conv_reference), strict=True
-    ):
+    results = jax.jit(compute_output_and_gradients, static_argnums=0)(pointwise_conv)
+    for ours, reference in zip(results, compute_output_and_gradients(pointwise_conv_reference), strict=True):
         assert ours.dtype == dtype
         scale = float(jnp.abs(reference).max())
         np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Moving tokens between packed rows and captions, and attention in packed rows against the reference."""
+"""Conversion between packed rows and captions, and attention in packed rows against the reference."""
 
 from __future__ import annotations
 
@@ -19,73 +19,77 @@ def make_tokens() -> np.ndarray:
     random = np.random.default_rng(0)
     tokens = np.ones((BATCH, CAPTIONS, LENGTH + 1), np.int32)
     for caption in tokens.reshape(-1, LENGTH + 1):
-        words = random.integers(1, LENGTH - 1)
-        caption[: words + 2] = [0, *random.integers(4, 30, words), 2]
+        length = random.integers(1, LENGTH - 1)
+        caption[: length + 2] = [0, *random.integers(4, 30, length), 2]
     return tokens
 
 
-def segments_of(rows: int) -> Segments:
+def make_segments(rows: int) -> Segments:
     packed = pack_captions(make_tokens(), MASK, rows)
     ids, positions = jnp.asarray(packed["segment_ids"]), jnp.asarray(packed["positions"])
     return Segments.packed(ids, positions, BATCH * CAPTIONS // rows, LENGTH)
 
 
-def real() -> np.ndarray:
+def is_target_token() -> np.ndarray:
     return ((make_tokens()[..., 1:] != 1) & MASK[:, None, None]).reshape(-1, LENGTH)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
-def test_tokens_return_to_their_captions_and_pads_are_zero(rows):
+def test_tokens_are_unpacked_to_their_captions_and_padding_is_zero(rows):
     x = np.random.default_rng(1).normal(size=(BATCH * CAPTIONS, LENGTH, 2, 5)).astype(np.float32)
-    segments, expected = segments_of(rows), np.where(real()[..., None, None], x, 0)
+    segments, expected = make_segments(rows), np.where(is_target_token()[..., None, None], x, 0)
     packed = segments.to_rows(jnp.asarray(x))
     assert packed.shape == (*segments.segment_ids.shape, 2, 5)
     np.testing.assert_array_equal(segments.to_captions(packed), expected)
-    back = jax.grad(lambda x: (segments.to_rows(x) ** 2).sum())(jnp.asarray(x))
-    np.testing.assert_allclose(back, 2 * expected, rtol=1e-6)
-    back = jax.grad(lambda y: (segments.to_captions(y) ** 2).sum())(packed)
-    np.testing.assert_allclose(back, 2 * packed, rtol=1e-6)
+    gradient = jax.grad(lambda x: (segments.to_rows(x) ** 2).sum())(jnp.asarray(x))
+    np.testing.assert_allclose(gradient, 2 * expected, rtol=1e-6)
+    gradient = jax.grad(lambda y: (segments.to_captions(y) ** 2).sum())(packed)
+    np.testing.assert_allclose(gradient, 2 * packed, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_token_ids_do_not_depend_on_packing(rows):
-    segments = segments_of(rows)
+    segments = make_segments(rows)
     unpacked = Segments.one_per_row((BATCH, CAPTIONS, LENGTH)).token_ids
-    is_token = np.asarray(segments.segment_ids) > 0
-    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], unpacked.reshape(-1, LENGTH)[real()])
+    is_token, is_target = np.asarray(segments.segment_ids) > 0, is_target_token()
+    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], unpacked.reshape(-1, LENGTH)[is_target])
     np.testing.assert_array_equal(
-        np.asarray(segments.image_ids(BATCH))[is_token], np.repeat(np.arange(BATCH), real().reshape(BATCH, -1).sum(1))
+        np.asarray(segments.image_ids(BATCH))[is_token],
+        np.repeat(np.arange(BATCH), is_target.reshape(BATCH, -1).sum(1)),
     )
 
 
-def close(ours, reference):
+def assert_close(ours, reference):
     np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 4])  # 0: not packed
+@pytest.mark.parametrize("rows", [0, 1, 2, 4])  # 0 for unpacked rows
 def test_attention_equals_the_reference(rows):
     random = np.random.default_rng(2)
-    segments = segments_of(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
+    segments = make_segments(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
     tokens = (*segments.rows, segments.segment_ids.shape[-1])
-    draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)  # noqa: E731
-    qkv, queries, weights = draw(*tokens, 3, 2, 4), draw(*tokens, 2, 4), draw(*tokens, 8)
-    keys, values = draw(BATCH, 2, 4, 6), draw(BATCH, 2, 6, 4)
-    mask = jnp.asarray(random.random((BATCH, 6)) < 0.7)
-    counts = jnp.broadcast_to(segments.segment_ids > 0, tokens)[..., None]
 
-    def outcome(within_captions, to_memory):
+    def normal(*shape: int) -> jax.Array:
+        return jnp.asarray(random.normal(size=shape), jnp.float32)
+
+    qkv, queries, weights = normal(*tokens, 3, 2, 4), normal(*tokens, 2, 4), normal(*tokens, 8)
+    keys, values = normal(BATCH, 2, 4, 6), normal(BATCH, 2, 6, 4)
+    mask = jnp.asarray(random.random((BATCH, 6)) < 0.7)
+    is_token_position = jnp.broadcast_to(segments.segment_ids > 0, tokens)[..., None]
+
+    def compute_gradients(self_attention, cross_attention):
         def loss(qkv, queries, keys, values):
-            self_attended = within_captions(qkv, segments)
-            memory_attended, attention = to_memory(queries, keys, values, mask, segments)
-            attention = jnp.where(counts, jnp.swapaxes(attention, -3, -2).reshape(*tokens, -1), 0)
-            return jnp.where(counts, weights * (self_attended + 2 * memory_attended), 0).sum(), (
-                self_attended * counts,
-                memory_attended * counts,
+            self_attended = self_attention(qkv, segments)
+            memory_attended, attention = cross_attention(queries, keys, values, mask, segments)
+            attention = jnp.where(is_token_position, jnp.swapaxes(attention, -3, -2).reshape(*tokens, -1), 0)
+            return jnp.where(is_token_position, weights * (self_attended + 2 * memory_attended), 0).sum(), (
+                self_attended * is_token_position,
+                memory_attended * is_token_position,
                 attention,
             )
 
         return jax.jit(jax.grad(loss, (0, 1, 2, 3), has_aux=True))(qkv, queries, keys, values)
 
-    ours = outcome(attention.caption_attention, attention.memory_attention)
-    reference = outcome(attention.caption_attention_reference, attention.memory_attention_reference)
-    jax.tree.map(close, ours, reference)
+    ours = compute_gradients(attention.caption_attention, attention.memory_attention)
+    reference = compute_gradients(attention.caption_attention_reference, attention.memory_attention_reference)
+    jax.tree.map(assert_close, ours, reference)

@@ -1,4 +1,4 @@
-"""Top k over blocks of many options, against the reference."""
+"""Blockwise top k against the reference."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import pytest
 from caption_jax.ops.top_k import top_k, top_k_reference
 
 
-@pytest.mark.parametrize("options", [20, 1280, 1299, 4001])  # direct, and by blocks with and without a remainder
+@pytest.mark.parametrize("options", [20, 1280, 1299, 4001])  # one block, and blocks with and without a remainder
 @pytest.mark.parametrize("seed", range(5))
-def test_equals_the_reference(options, seed):
+def test_top_k_equals_the_reference(options, seed):
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(3, 2, options)).astype(np.float32)
     values[0] = rng.integers(0, 3, size=(2, options))  # among equal values, the lower id comes first
@@ -23,7 +23,7 @@ def test_equals_the_reference(options, seed):
         np.testing.assert_array_equal(ours, reference)
 
 
-def test_the_largest_may_all_be_in_one_block_or_in_the_remainder():
+def test_the_largest_values_may_be_in_one_block_or_in_the_remainder():
     values = np.zeros((2, 2000), np.float32)
     values[0, 640:645] = np.arange(1, 6)
     values[1, 1995:] = np.arange(1, 6)
