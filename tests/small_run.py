@@ -5,12 +5,11 @@ The config file is tests/small_run.py.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import itertools
 import runpy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -120,8 +119,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
         unavailable = dict.fromkeys(java_metrics.METRICS, "left out of the tests")
         patch.setattr(java_metrics, "unavailable_metrics", lambda: unavailable)
         try:
-            with quick_compilation():
-                runpy.run_path(str(script), run_name="__main__")
+            runpy.run_path(str(script), run_name="__main__")
         except SystemExit as stop:
             return int(stop.code or 0)
         finally:  # absl rejects a flag that is already defined, and config flags define one per overridden key
@@ -130,16 +128,3 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
             flags.FLAGS.unparse_flags()
             logging.set_verbosity(logging.WARNING)
     raise AssertionError("main.py ended without an exit status")
-
-
-@contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Context in which programs compile as fast as possible. Small models are still fast enough."""
-    import jax
-
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from ml_collections import ConfigDict
-from small_run import ROOT, quick_compilation, shrink
+from small_run import ROOT, shrink
 
 from caption_jax.models import RobertaSettings, TextEncoder
 from caption_jax.runs.checkpoints import read_weights
@@ -81,8 +81,7 @@ def assert_completed(workdir: Path, steps: int) -> None:
 def json_run(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
     """The workdir and config of a run on COCO JSON."""
     workdir, config = tmp_path_factory.mktemp("coco") / "json", shrink_coco_config(make_coco_config(shared_data))
-    with quick_compilation():
-        train_and_evaluate(RunSpec.from_config(config), workdir)
+    train_and_evaluate(RunSpec.from_config(config), workdir)
     return workdir, config
 
 
@@ -101,8 +100,7 @@ def test_training_and_evaluation_on_coco_json(json_run):
 
 def test_the_encoder_is_unfrozen_except_its_norms(json_run):
     workdir, _ = json_run
-    with quick_compilation():
-        initial = init_variables(read_description(workdir))
+    initial = init_variables(read_description(workdir))
     before = traverse_util.flatten_dict(jax.device_get(initial), sep="/")
     after = load_weights(workdir)
     unchanged = {path for path in before if np.array_equal(before[path], after[path])}
@@ -128,8 +126,7 @@ def test_training_on_a_tfds_copy_gives_identical_weights(json_run, shared_data, 
     assert {name: split.references for name, split in tfds_splits.items()} == {
         name: split.references for name, split in json_splits.items()
     }
-    with quick_compilation():
-        train_and_evaluate(RunSpec.from_config(tfds_config), tmp_path / "run")
+    train_and_evaluate(RunSpec.from_config(tfds_config), tmp_path / "run")
     assert_completed(tmp_path / "run", steps=4)
     expected, actual = load_weights(workdir), load_weights(tmp_path / "run")
     assert expected.keys() == actual.keys()
@@ -145,8 +142,7 @@ def test_the_full_size_config_trains(shared_data, compile_cache, tmp_path):
     config.model.text_encoder.update({"layers": 12, "width": 768, "heads": 12, "feed_forward": 3072})
     config.train.steps = config.train.eval_every = config.train.checkpoint_every = 2
     config.train.log_every = 1
-    with quick_compilation():
-        train_and_evaluate(RunSpec.from_config(config), tmp_path / "run")
+    train_and_evaluate(RunSpec.from_config(config), tmp_path / "run")
     assert_completed(tmp_path / "run", steps=2)
     shapes = {path: array.shape for path, array in load_weights(tmp_path / "run").items()}
     assert shapes["params/decoder/layer_5/feed_forward/expand/kernel"] == (512, 2048)
@@ -168,9 +164,8 @@ def test_a_text_encoder_of_roberta_base_size_encodes_captions(shared_data):
     length = max(map(len, sequences))
     ids = np.array([sequence + [1] * (length - len(sequence)) for sequence in sequences], np.int32)
     encoder = TextEncoder(settings, width=512)
-    with quick_compilation():
-        variables = jax.jit(encoder.init)(jax.random.key(0), ids, ids != 1)
-        features = jax.jit(encoder.apply)(variables, ids, ids != 1)
+    variables = jax.jit(encoder.init)(jax.random.key(0), ids, ids != 1)
+    features = jax.jit(encoder.apply)(variables, ids, ids != 1)
     assert features.tokens.shape == (2, length, 768) and features.vector.shape == (2, 512)
     assert np.isfinite(features.vector).all()
     parameter_count = sum(array.size for array in jax.tree.leaves(variables["params"]["roberta"]))

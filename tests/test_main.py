@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_run import ROOT, quick_compilation, run_main
+from small_run import ROOT, run_main
 
 import caption_jax
 from caption_jax.metrics import read_results
@@ -183,9 +183,8 @@ def test_a_captioner_accepts_all_image_types(small_workdir, small_images):
     with Image.open(path) as opened:
         image = opened.copy()
     captioner = caption_jax.load(str(small_workdir))
-    with quick_compilation():
-        expected, *captions = captioner.caption([path, str(path), image, np.array(image), path.read_bytes()])
-        (single,) = captioner.caption([image])
+    expected, *captions = captioner.caption([path, str(path), image, np.array(image), path.read_bytes()])
+    (single,) = captioner.caption([image])
     assert "box" in expected.text and expected.log_prob < 0
     for caption in captions:
         assert (caption.text, caption.tokens) == (expected.text, expected.tokens)

@@ -110,8 +110,7 @@ def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_wo
     previous_step, last_step = list_saved_steps(trained_workdir)
     shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(last_step))
     assert list_saved_steps(trained_workdir, "best")[-1] > previous_step  # written after the step of the resumed run
-    with small_run.quick_compilation():  # like the uninterrupted run
-        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert list_saved_steps(trained_workdir) == [previous_step, last_step]
     assert_same_state(trained_workdir, small_workdir)
     assert_model_is_best_checkpoint(trained_workdir)
@@ -132,8 +131,7 @@ def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
 def test_resuming_a_run_of_an_earlier_release_writes_its_model_folder(trained_workdir, config):
     shutil.rmtree(next(trained_workdir.glob("model-*")))
     (trained_workdir / "best_model.json").unlink()
-    with small_run.quick_compilation():
-        train_and_evaluate(RunSpec.from_config(config), trained_workdir)
+    train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert_model_is_best_checkpoint(trained_workdir)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from etils import epath
 from ml_collections import ConfigDict
-from small_run import box_image, get_config, quick_compilation
+from small_run import box_image, get_config
 
 import caption_jax
 from caption_jax.feature_cache.features import cache_key
@@ -92,8 +92,7 @@ def test_logits_from_cached_tokens_and_from_images_are_equal(experiment):
             model.apply(variables, images, tokens),
         )
 
-    with quick_compilation():
-        cached, from_cached, expected = logits(init_variables(experiment.description), images.astype(np.float32))
+    cached, from_cached, expected = logits(init_variables(experiment.description), images.astype(np.float32))
     assert cached.shape == (2, 1 + 4 * 4, 32)  # the class token and the patches
     assert not np.allclose(expected[0], expected[1])
     np.testing.assert_allclose(from_cached, expected, rtol=1e-5, atol=1e-6)
@@ -103,8 +102,7 @@ def test_logits_from_cached_tokens_and_from_images_are_equal(experiment):
 def trained(small_images, compile_cache, tmp_path_factory) -> Path:
     """The workdir of a trained run."""
     workdir = tmp_path_factory.mktemp("vit")
-    with quick_compilation():
-        train_and_evaluate(RunSpec.from_config(vit_config(small_images, drop_path=0.2)), str(workdir))
+    train_and_evaluate(RunSpec.from_config(vit_config(small_images, drop_path=0.2)), str(workdir))
     return workdir
 
 
@@ -126,8 +124,7 @@ def test_training_from_cached_tokens_changes_only_later_layers(trained, experime
 @pytest.mark.slow
 def test_the_run_captions_an_image_file(trained, tmp_path):
     box_image("red").save(tmp_path / "red.png")
-    with quick_compilation():
-        (caption,) = caption_jax.load(trained).caption([tmp_path / "red.png"])
+    (caption,) = caption_jax.load(trained).caption([tmp_path / "red.png"])
     assert caption.tokens and caption.text and np.isfinite(caption.log_prob) and caption.log_prob < 0
 
 
@@ -136,7 +133,6 @@ def test_the_run_is_planned_for_chips_that_are_not_attached(compile_cache, tmp_p
     config = vit_config("nowhere")
     config.mesh.data = -1
     request = Request("cpu:8", ("train", "encoder"), images=1, vocabulary=290)
-    with quick_compilation():
-        result = plan(RunSpec.from_config(config), epath.Path(tmp_path), request)
+    result = plan(RunSpec.from_config(config), epath.Path(tmp_path), request)
     assert result["programs"]["train"]["per_image"]["matrix_flops"] > 0
     assert result["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] > 0

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from etils import epath
-from small_run import TEXT_ENCODER_FLAGS, quick_compilation, run_main
+from small_run import TEXT_ENCODER_FLAGS, run_main
 
 import caption_jax
 from caption_jax.errors import ConfigError
@@ -73,23 +73,22 @@ def read_spec_with_score(workdir: Path, batch_size: int = 2, devices: int = 1) -
 
 
 def test_scores_match_cosine_similarities_of_the_captioner(searchable_workdir, distinct_images):
-    with quick_compilation():
-        experiment = open_experiment(epath.Path(searchable_workdir), read_spec_with_score(searchable_workdir))
-        evaluate_split(experiment, "test")
-        captioner = caption_jax.load(searchable_workdir)
-        results = json.loads((searchable_workdir / "eval_test.json").read_text())
-        scores = []
-        for row, record in zip(results["images"], experiment.split("test"), strict=True):
-            image, text, *references = [
-                captioner.embed_images([record.image])[0],
-                *captioner.embed_texts([row["caption"], *record.captions]),
-            ]
-            score = 2.5 * max(cosine_similarity(image, text), 0)
-            closest = max(0, *(cosine_similarity(text, reference) for reference in references))
-            assert row[SCORE] == pytest.approx(score, abs=1e-4)
-            mean = 2 * score * closest / (score + closest) if score + closest else 0
-            assert row[REFERENCE_SCORE] == pytest.approx(mean, abs=1e-4)
-            scores.append(score)
+    experiment = open_experiment(epath.Path(searchable_workdir), read_spec_with_score(searchable_workdir))
+    evaluate_split(experiment, "test")
+    captioner = caption_jax.load(searchable_workdir)
+    results = json.loads((searchable_workdir / "eval_test.json").read_text())
+    scores = []
+    for row, record in zip(results["images"], experiment.split("test"), strict=True):
+        image, text, *references = [
+            captioner.embed_images([record.image])[0],
+            *captioner.embed_texts([row["caption"], *record.captions]),
+        ]
+        score = 2.5 * max(cosine_similarity(image, text), 0)
+        closest = max(0, *(cosine_similarity(text, reference) for reference in references))
+        assert row[SCORE] == pytest.approx(score, abs=1e-4)
+        mean = 2 * score * closest / (score + closest) if score + closest else 0
+        assert row[REFERENCE_SCORE] == pytest.approx(mean, abs=1e-4)
+        scores.append(score)
     assert max(scores) > 0.5
     assert results["metrics"][SCORE] == pytest.approx(np.mean(scores), abs=1e-4)
     assert results["protocol"]["evaluators"]["own"]["weight"] == 2.5
@@ -102,9 +101,8 @@ def test_scores_do_not_depend_on_padding_or_devices(searchable_workdir):
     for batch_size, devices in ((2, 1), (8, 8)):  # the split has two images, so six of eight rows are padding
         spec = read_spec_with_score(searchable_workdir, batch_size, devices)
         experiment = open_experiment(epath.Path(searchable_workdir), spec)
-        with quick_compilation():
-            variables = read_weights(searchable_workdir).variables
-            evaluations.append(SplitEvaluator(experiment, "val")(variables, 1))
+        variables = read_weights(searchable_workdir).variables
+        evaluations.append(SplitEvaluator(experiment, "val")(variables, 1))
     single, sharded = evaluations
     assert single.captions == sharded.captions and len(sharded.per_image[SCORE]) == 2
     for name in single.metrics:

@@ -8,7 +8,7 @@ import shlex
 import numpy as np
 import pytest
 from etils import epath
-from small_run import quick_compilation, run_main
+from small_run import run_main
 
 import caption_jax
 from caption_jax.evaluation.candidates import ImageCandidates
@@ -108,13 +108,12 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
 def test_a_captioner_reranks_by_similarity_if_configured(searchable_workdir, distinct_images):
     images = sorted((distinct_images / "images").glob("*.png"))
     captions_by_weight = []
-    with quick_compilation():
-        for weight in (0.0, 1e4):
-            config = {"method": "beam", "num_beams": 4, "max_length": 10, "rerank_weight": weight}
-            captioner = caption_jax.load(str(searchable_workdir), decode_config=config)
-            captions_by_weight.append([caption.text for caption in captioner.caption(images)])
-        vectors = captioner.embed_images(images)
-        default, reranked = ((vectors * captioner.embed_texts(captions)).sum(1) for captions in captions_by_weight)
+    for weight in (0.0, 1e4):
+        config = {"method": "beam", "num_beams": 4, "max_length": 10, "rerank_weight": weight}
+        captioner = caption_jax.load(str(searchable_workdir), decode_config=config)
+        captions_by_weight.append([caption.text for caption in captioner.caption(images)])
+    vectors = captioner.embed_images(images)
+    default, reranked = ((vectors * captioner.embed_texts(captions)).sum(1) for captions in captions_by_weight)
     assert captions_by_weight[0] != captions_by_weight[1]
     assert (reranked >= default - 1e-5).all()
 

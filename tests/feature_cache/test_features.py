@@ -51,8 +51,7 @@ def images(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def variables(images, compile_cache, tmp_path_factory) -> dict:
     """Initial variables of the model."""
-    with small_run.quick_compilation():
-        return initial_variables(make_experiment(make_config(images), tmp_path_factory.mktemp("fresh")))
+    return initial_variables(make_experiment(make_config(images), tmp_path_factory.mktemp("fresh")))
 
 
 def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cache) -> ConfigDict:
@@ -76,14 +75,13 @@ def make_config(root: Path, stage: str = "stage_2", augment: bool = False, **cac
 
 def train(config: ConfigDict, workdir: Path, stop_after: int = STEPS) -> TrainState:
     """Starts or resumes training. Returns the state after `stop_after` steps."""
-    with small_run.quick_compilation(), contextlib.closing(Run(make_experiment(config, workdir))) as run:
+    with contextlib.closing(Run(make_experiment(config, workdir))) as run:
         run.train(lambda step: step == stop_after)
     return jax.device_get(run.state)
 
 
 def compute_features(config: ConfigDict, workdir: Path, variables: dict) -> StoredFeatures:
-    with small_run.quick_compilation():
-        return prepare_features(make_experiment(config, workdir), variables)
+    return prepare_features(make_experiment(config, workdir), variables)
 
 
 def make_experiment(config: ConfigDict, workdir: Path) -> Experiment:

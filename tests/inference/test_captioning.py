@@ -71,10 +71,9 @@ def batch(run) -> dict[str, np.ndarray]:
 def test_captioner_generates_the_captions_of_evaluation(run, batch):
     description, model, variables = run
     decode = dataclasses.replace(description.spec.decode, method="greedy")
-    with small_run.quick_compilation():
-        step = jax.jit(lambda variables, batch: caption_batch(model, variables, batch, description, decode)[1])
-        expected = step(variables, batch)
-        actual = Captioner(description, variables, decode, batch_size=2).caption(list(batch["image"]), CONTEXTS)
+    step = jax.jit(lambda variables, batch: caption_batch(model, variables, batch, description, decode)[1])
+    expected = step(variables, batch)
+    actual = Captioner(description, variables, decode, batch_size=2).caption(list(batch["image"]), CONTEXTS)
     assert [caption.text for caption in actual] == [description.vocabulary.decode(ids) for ids in expected.tokens]
     np.testing.assert_allclose([caption.log_prob for caption in actual], expected.log_prob, rtol=1e-5)
 
@@ -96,7 +95,6 @@ def test_context_is_converted_to_token_ids_of_the_text_encoder(run, batch):
         ]
         return [feature.memory for feature in features]
 
-    with small_run.quick_compilation():
-        memory, memory_of_encoder_ids, memory_of_decoder_ids = encode(variables, batch, encoder_ids)
+    memory, memory_of_encoder_ids, memory_of_decoder_ids = encode(variables, batch, encoder_ids)
     np.testing.assert_allclose(memory, memory_of_encoder_ids, rtol=0, atol=1e-6)
     assert np.abs(memory - memory_of_decoder_ids).max() > 1e-3

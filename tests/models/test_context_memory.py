@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from random_weights import random_variables
-from small_run import quick_compilation
 
 from caption_jax.config import default_config
 from caption_jax.decoding import decode
@@ -43,8 +42,7 @@ def make_model_and_variables(form: str = "vector", joint_embedding: bool = False
 
 @pytest.fixture(autouse=True)
 def compile_quickly():
-    with quick_compilation():
-        yield
+    yield
 
 
 def compute_logits(model, context):

@@ -14,7 +14,6 @@ import roberta_peers as peers
 from flax import traverse_util
 from roberta_folder import torch_state
 from seeded_weights import seeded_weights
-from small_run import quick_compilation
 
 from caption_jax.models.roberta import Roberta, RobertaSettings, make_position_ids
 
@@ -36,8 +35,7 @@ def compute_hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[s
         hidden = apply({"params": params})
         return (hidden * peers.cotangent_of(hidden, mask)).sum(), hidden
 
-    with quick_compilation():
-        gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
+    gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
     return np.asarray(hidden), flatten(gradient)
 
 
@@ -86,9 +84,8 @@ def test_initialisation_and_dropout_match_flax_roberta():
     name = "two layers"
     sizes = peers.SIZES[name]
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
-    with quick_compilation():
-        initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
-        reference = flatten(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
+    initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
+    reference = flatten(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
     assert initial.keys() == reference.keys()
     for path, value in reference.items():
         np.testing.assert_array_equal(initial[path], value, err_msg=path)

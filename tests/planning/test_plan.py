@@ -7,7 +7,7 @@ import json
 
 import pytest
 from ml_collections import ConfigDict
-from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, quick_compilation, run_main
+from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, run_main
 
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
@@ -30,8 +30,7 @@ def make_config(**changes) -> ConfigDict:
 
 
 def make_plan(tmp_path, request, **changes):
-    with quick_compilation():
-        return plan(RunSpec.from_config(make_config(**changes)), tmp_path, request)
+    return plan(RunSpec.from_config(make_config(**changes)), tmp_path, request)
 
 
 @pytest.fixture
@@ -136,9 +135,8 @@ def make_config_with_constants(**changes) -> ConfigDict:
 def test_objective_constants_are_computed_from_the_data(workdir, small_images):
     config = make_config_with_constants(**{"data.root": str(small_images)})
     request = Request("cpu:1", ("train",), images=2, vocabulary=290)
-    with quick_compilation():
-        result = plan(RunSpec.from_config(config), workdir, request)
-        baseline = make_plan(workdir, request, **{"mesh.data": 1})
+    result = plan(RunSpec.from_config(config), workdir, request)
+    baseline = make_plan(workdir, request, **{"mesh.data": 1})
     assert result["assumed"]["constants"] == "of rare: made with the assumed vocabulary"
     assert "constants" not in baseline["assumed"]
     argument_bytes, baseline_bytes = (
@@ -173,8 +171,7 @@ def test_stored_constants_are_read_from_the_workdir(small_workdir, tmp_path):
     constants = {"rare": {"tokens": {"frequency": frequency}}}
     store_constants({"rare": FrequentTokens()}, constants, workdir)
     config = make_config_with_constants(**{"data.root": "missing"})
-    with quick_compilation():
-        result = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
+    result = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2))
     assert result["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in result["assumed"]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_run import box_image, quick_compilation, run_main
+from small_run import box_image, run_main
 
 import caption_jax
 from caption_jax.retrieval.index import ImageIndex
@@ -63,9 +63,8 @@ def test_indexed_vectors_and_captions_match_the_captioner(searchable_workdir, im
     captioner, stored = caption_jax.load(str(searchable_workdir)), ImageIndex(index)
     paths = [entry.path for entry in stored.entries()]
     assert [Path(path).stem for path in paths] == ["blue", "green", "red", "yellow"]
-    with quick_compilation():
-        np.testing.assert_allclose(captioner.embed_images(paths), stored.vectors, atol=1e-5)
-        captions = [caption.text for caption in captioner.caption(paths)]
+    np.testing.assert_allclose(captioner.embed_images(paths), stored.vectors, atol=1e-5)
+    captions = [caption.text for caption in captioner.caption(paths)]
     assert [entry.caption for entry in stored.entries()] == captions
 
 

@@ -78,8 +78,7 @@ def make_config(index: Path, images: Path) -> ConfigDict:
 def workdir(index, distinct_images, tmp_path_factory) -> Path:
     """The workdir of a run trained with context."""
     folder = tmp_path_factory.mktemp("runs") / "context"
-    with small_run.quick_compilation():
-        train_and_evaluate(RunSpec.from_config(make_config(index, distinct_images)), folder)
+    train_and_evaluate(RunSpec.from_config(make_config(index, distinct_images)), folder)
     return folder
 
 
@@ -116,8 +115,7 @@ def test_a_resumed_run_matches_an_uninterrupted_run(workdir, tmp_path):
     copy = Path(shutil.copytree(workdir, tmp_path / "run"))
     shutil.rmtree(copy / "checkpoints" / "last" / str(list_saved_steps(copy)[-1]))
     assert list_saved_steps(copy) == [25]
-    with small_run.quick_compilation():
-        train_and_evaluate(read_spec(copy), copy)
+    train_and_evaluate(read_spec(copy), copy)
     assert_same_state(copy, workdir)
 
 
@@ -150,12 +148,9 @@ def test_shuffled_context_is_that_of_the_next_image(workdir):
 def test_captions_depend_on_the_context_texts(workdir, distinct_images, capsys):
     path = distinct_images / "images" / "10.png"
     captioner = caption_jax.load(str(workdir))
-    with small_run.quick_compilation():
-        texts = ["a yellow box on the right"]
-        log_prob, log_prob_without_context = (
-            captioner.caption([path], [context])[0].log_prob for context in (texts, [])
-        )
-        captions = captioner.caption([path, path], [[*texts, ""], []])
+    texts = ["a yellow box on the right"]
+    log_prob, log_prob_without_context = (captioner.caption([path], [context])[0].log_prob for context in (texts, []))
+    captions = captioner.caption([path, path], [[*texts, ""], []])
     assert abs(log_prob - log_prob_without_context) > 1e-3
     expected = pytest.approx([log_prob, log_prob_without_context], abs=1e-4)
     assert [caption.log_prob for caption in captions] == expected
@@ -254,11 +249,10 @@ def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
         features = model.apply(variables, images, ids, ids != PAD, method="add_context")
         return model.apply(variables, tokens[..., :-1], features, method="decode").logits
 
-    with small_run.quick_compilation():
-        logits, changed_logits = (
-            np.asarray(compute_logits(np.stack([captions.load(record.image_id) for record in split])))
-            for captions in (context, changed_context)
-        )
+    logits, changed_logits = (
+        np.asarray(compute_logits(np.stack([captions.load(record.image_id) for record in split])))
+        for captions in (context, changed_context)
+    )
     for row, record in enumerate(split):
         if record.image_id in affected:
             assert np.abs(changed_logits[row] - logits[row]).max() > 1e-6

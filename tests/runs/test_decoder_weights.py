@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import small_run
 from etils import epath
 from flax import traverse_util
 from ml_collections import ConfigDict
@@ -40,7 +39,7 @@ def test_the_decoder_has_the_stored_weights_and_the_log_lists_all_arrays(roberta
     folder, pretrained = roberta
     experiment = start_experiment(RunSpec.from_config(make_config(folder, small_images)), epath.Path(tmp_path))
     description = experiment.description
-    with small_run.quick_compilation(), caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO):
         variables = initial_variables(experiment)
 
     ids = np.array([[0, 9, 300, 30, 2], [0, 5, 2, 1, 1]])

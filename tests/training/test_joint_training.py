@@ -38,9 +38,8 @@ def expected_scores(searchable_workdir, distinct_images) -> dict[str, float]:
     with (distinct_images / "captions.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     names = sorted({row["image"] for row in rows})
-    with small_run.quick_compilation():
-        images = captioner.embed_images([distinct_images / "images" / name for name in names])
-        texts = captioner.embed_texts([row["caption"] for row in rows])
+    images = captioner.embed_images([distinct_images / "images" / name for name in names])
+    texts = captioner.embed_texts([row["caption"] for row in rows])
     assert images.shape == (8, 16) and texts.shape == (16, 16) and images.dtype == texts.dtype == np.float32
     np.testing.assert_allclose([*(images**2).sum(1), *(texts**2).sum(1)], 1, rtol=1e-5)
     return retrieval_scores(images @ texts.T, np.array([names.index(row["image"]) for row in rows]))
@@ -74,8 +73,7 @@ def test_training_logs_both_losses_and_validates_retrieval(searchable_workdir):
 def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
     workdir = Path(shutil.copytree(searchable_workdir, tmp_path / "run"))
     shutil.rmtree(workdir / "checkpoints" / "last" / str(list_saved_steps(workdir)[-1]))
-    with small_run.quick_compilation():
-        train_and_evaluate(read_spec(workdir), workdir)
+    train_and_evaluate(read_spec(workdir), workdir)
     assert_same_state(workdir, searchable_workdir)
 
 

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
-from small_run import quick_compilation
 
 from caption_jax.parameters.sharding import put_batch
 from caption_jax.runs.experiment import open_experiment
@@ -65,16 +64,15 @@ def run_two_steps(program: Program, update) -> tuple[dict, dict]:
 
 @pytest.mark.slow
 def test_a_second_run_loads_the_cached_step_with_equal_results(small_workdir, recorded_traces):
-    with quick_compilation():
-        first, second = (make_program_on_one_device(small_workdir) for _ in range(2))
-        cached = run_two_steps(first, first.cached_update(FROZEN))
-        assert len(recorded_traces) == 1
-        loaded = run_two_steps(second, second.cached_update(FROZEN))
-        assert len(recorded_traces) == 1
-        jax.tree.map(np.testing.assert_array_equal, loaded, cached)
-        jitted = run_two_steps(first, first.update(FROZEN))
-        assert len(recorded_traces) == 2
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), cached, jitted)
+    first, second = (make_program_on_one_device(small_workdir) for _ in range(2))
+    cached = run_two_steps(first, first.cached_update(FROZEN))
+    assert len(recorded_traces) == 1
+    loaded = run_two_steps(second, second.cached_update(FROZEN))
+    assert len(recorded_traces) == 1
+    jax.tree.map(np.testing.assert_array_equal, loaded, cached)
+    jitted = run_two_steps(first, first.update(FROZEN))
+    assert len(recorded_traces) == 2
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), cached, jitted)
 
 
 @pytest.mark.parametrize("change", ["frozen", "steps", "config"])
