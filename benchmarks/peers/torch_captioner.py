@@ -24,12 +24,19 @@ class Captioner(nn.Module):
     """Image encoder, projection of its feature grid, and a pre-norm decoder with tied embeddings."""
 
     def __init__(
-        self, vocabulary: int, length: int, width: int = 512, layers: int = 6, heads: int = 8, hidden: int = 2048
+        self,
+        vocabulary: int,
+        length: int,
+        width: int = 512,
+        layers: int = 6,
+        heads: int = 8,
+        hidden: int = 2048,
+        cells: int = 49,
     ):
         super().__init__()
         self.backbone = torchvision.models.efficientnet_b0(stochastic_depth_prob=0.0).features
         self.grid = nn.Linear(1280, width)
-        self.grid_position = nn.Parameter(torch.randn(49, width) * 0.02)
+        self.grid_position = nn.Parameter(torch.randn(cells, width) * 0.02)
         self.grid_norm = nn.LayerNorm(width)
         self.memory_dropout = nn.Dropout(0.1)
         self.embedding = nn.Embedding(vocabulary, width)
@@ -46,17 +53,18 @@ class Captioner(nn.Module):
         nn.init.normal_(self.embedding.weight, std=0.02)
 
     def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Returns logits [batch, length, vocabulary].
+        """Returns logits [captions, length, vocabulary].
 
         Args:
             images: Normalised images [batch, 3, height, width].
-            tokens: Input tokens [batch, length].
+            tokens: Input tokens [captions, length], the same number of captions for each image.
         """
         grid = self.backbone(images).flatten(2).transpose(1, 2)
         memory = self.memory_dropout(self.grid_norm(self.grid(grid) + self.grid_position))
+        memory = memory.repeat_interleave(len(tokens) // len(images), 0)
         length = tokens.shape[1]
         x = self.dropout(self.embedding_norm(self.embedding(tokens) + self.position[:length]))
-        mask = nn.Transformer.generate_square_subsequent_mask(length)
+        mask = nn.Transformer.generate_square_subsequent_mask(length, device=tokens.device)
         x = self.decoder(x, memory, tgt_mask=mask, tgt_is_causal=True)
         return F.linear(x, self.embedding.weight, self.output_bias)
 

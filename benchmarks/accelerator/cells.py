@@ -1,0 +1,146 @@
+"""The cells of the benchmark. Each is a function of the command's options that returns its results as JSON values.
+
+ceilings            FLOP/s, bytes per second and transfers that the device reaches in the simplest programs
+train_bf16, ...     updates of all parameters; 5 captions per image, padded to 40 tokens
+train_packed_bf16   the same batch without padding
+encoder_bf16, ...   forward pass of EfficientNet-B0 with stored statistics
+greedy_bf16, ...    decoding of 20 tokens with 1 or 5 hypotheses per image
+numerics            losses of 200 updates on the device and on the CPU
+profile             time on the device of each part of the training step
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accelerator.workload import SCALES
+from benchmarks.alternate import alternate, compare, start_sides
+
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the processes of a cell share the device's memory
+DTYPES = {"bf16": "bfloat16", "f32": "float32"}
+
+
+class MissingPackageError(Exception):
+    """A package that a cell requires is not installed."""
+
+
+def measure_side_by_side(
+    task: str, dtype: str, flags: Sequence[str], compiled_peer: bool, options: argparse.Namespace
+) -> dict[str, Any]:
+    """Alternates our implementation of a task with PyTorch's, and returns images per second and facts about ours."""
+    arguments = [f"--task={task}", f"--scale={options.scale}", f"--dtype={DTYPES[dtype]}"]
+    peers = {"torch": []} | ({"torch_compile": ["--compile"]} if compiled_peer else {})
+    required = ["torch", "transformers" if task in ("greedy", "beam") else "torchvision"]
+    missing = [name for name in required if importlib.util.find_spec(name) is None]
+    with tempfile.TemporaryDirectory() as folder:
+        facts = Path(folder) / "facts.json"
+        ours = ["benchmarks.accelerator.our_side", *arguments, *flags, f"--facts={facts}"]
+        commands = {"ours": (ours, ENVIRONMENT)}
+        if not missing:
+            for name, extra in peers.items():
+                commands[name] = (["benchmarks.accelerator.torch_side", *arguments, *extra], {})
+        with start_sides(commands) as sides:
+            seconds = alternate(sides, options.rounds)
+        result = json.loads(facts.read_text())
+    workload = SCALES[options.scale]
+    is_decoding = task in ("greedy", "beam")
+    images = workload.decoded_images if is_decoding else workload.images * workload.steps
+    result |= {
+        "images": images,
+        "images_per_step": workload.images,
+        "seconds": {name: times.wall for name, times in seconds.items()},
+    }
+    result |= {"ours": images / seconds["ours"].wall, "comparisons": compare(seconds, images)}
+    return result | ({"skipped_peers": f"needs {', '.join(missing)}"} if missing else {})
+
+
+def run_module(module: str, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
+    """Starts a module that prints JSON as its last line."""
+    command = [sys.executable, "-m", f"benchmarks.accelerator.{module}", *arguments]
+    return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
+
+
+def read_result(process: subprocess.Popen) -> dict[str, Any]:
+    """Waits for a process and returns its JSON."""
+    output = process.communicate()[0]
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(process.args[2:])} exited with status {process.returncode}")
+    return json.loads(output.splitlines()[-1])
+
+
+def measure_ceilings(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the limits of the device."""
+    return read_result(run_module("ceilings", [f"--scale={options.scale}"], ENVIRONMENT))
+
+
+def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains on the CPU in float32 and on the device in three precisions, and compares the losses."""
+    steps = 200 if options.scale == "full" else 8
+    scale = [f"--scale={options.scale}", f"--steps={steps}"]
+    variants = {
+        "float32, highest precision": ["--dtype=float32", "--precision=highest"],
+        "float32": ["--dtype=float32"],
+        "bfloat16": ["--dtype=bfloat16"],
+    }
+    on_cpu = run_module("numerics", [*scale, *variants["float32, highest precision"]], {"JAX_PLATFORMS": "cpu"})
+    results = {
+        name: read_result(run_module("numerics", [*scale, *flags], ENVIRONMENT)) for name, flags in variants.items()
+    }
+    reference = np.asarray(read_result(on_cpu)["losses"])
+    rows = {"CPU, float32, highest precision": summarise_losses(reference, reference)}
+    rows |= {name: summarise_losses(np.asarray(result["losses"]), reference) for name, result in results.items()}
+    return {"platform": results["bfloat16"]["platform"], "steps": steps, "losses": rows}
+
+
+def summarise_losses(losses: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """Compares a loss curve with that of the CPU: the first step, and means of windows of a tenth of the run."""
+    window = max(len(losses) // 10, 1)
+    means, expected = (
+        curve[: len(curve) // window * window].reshape(-1, window).mean(1) for curve in (losses, reference)
+    )
+    return {
+        "first": float(losses[0]),
+        "first_relative_error": float(abs(losses[0] / reference[0] - 1)),
+        "last_window": float(means[-1]),
+        "largest_relative_error_of_windows": float(np.max(np.abs(means / expected - 1))),
+    }
+
+
+def profile(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the time on the device of each part of the training step in bfloat16."""
+    trace = options.out / "trace"
+    arguments = ["--task=train", f"--scale={options.scale}", "--dtype=bfloat16", f"--trace={trace}"]
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
+    return read_result(run_module("profile_step", arguments, {**ENVIRONMENT, "XLA_FLAGS": flags}))
+
+
+def _cell(task: str, dtype: str, *flags: str, compiled_peer: bool = True) -> Callable[[argparse.Namespace], dict]:
+    return functools.partial(measure_side_by_side, task, dtype, flags, compiled_peer)
+
+
+CELLS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "ceilings": measure_ceilings,
+    "train_bf16": _cell("train", "bf16"),
+    "train_f32": _cell("train", "f32"),
+    "train_packed_bf16": _cell("train", "bf16", "--packing=always"),
+    "train_reference_ops_bf16": _cell("train", "bf16", "--ops=reference", compiled_peer=False),
+    "encoder_bf16": _cell("encoder", "bf16"),
+    "encoder_f32": _cell("encoder", "f32"),
+    "greedy_bf16": _cell("greedy", "bf16", compiled_peer=False),
+    "beam_bf16": _cell("beam", "bf16", compiled_peer=False),
+    "beam_f32": _cell("beam", "f32", compiled_peer=False),
+    "numerics": compare_losses,
+    "profile": profile,
+}
