@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import resident_memory
 import shape_checks
+from quick_compilation import HAS_FUSION_EMITTER_OPTION
 
 # JAX reads these variables when it is imported. Eight CPU devices allow tests of sharding on any machine.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time is spent compiling programs that run only once, so most compiler optimizations are disabled.
-if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
+if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0" and HAS_FUSION_EMITTER_OPTION:
     FLAGS["xla_cpu_use_fusion_emitters"] = "false"
 for name, value in FLAGS.items():
     if name not in os.environ.get("XLA_FLAGS", ""):

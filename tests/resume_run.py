@@ -22,10 +22,6 @@ STEPS = 60
 CHECKPOINT_EVERY = 10
 ROOT = Path(__file__).resolve().parents[1]
 BACKBONE = "image_encoder/backbone/.*"
-# The runs have only a few steps, so fast compilation matters more than fast programs.
-QUICK_COMPILATION = (
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes --xla_cpu_use_fusion_emitters=false"
-)
 TIME_METRICS = {"images_per_second", "images_per_second_per_device", "input_wait", "wall_seconds", "eta_seconds"}
 
 
@@ -78,10 +74,12 @@ class RunLauncher:
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
         """Starts or resumes a run in `workdir`. Its output is appended to `<workdir>.log`."""
+        from quick_compilation import QUICK_COMPILATION  # not at the top: the process that is started loads this file
+
         command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": QUICK_COMPILATION,
+            "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in QUICK_COMPILATION.items()).lower(),
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }

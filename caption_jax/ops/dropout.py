@@ -75,12 +75,13 @@ def _get_key_words(key: Key[Array, ""]) -> UInt32[Array, "2"]:
 
 def _make_counters(
     rows: list[int], width: int, ids: Int[Array, "*rows"] | None, bits: Bits
-) -> list[UInt32[Array, "*rows blocks"]]:
+) -> tuple[UInt32[Array, "*rows blocks"], UInt32[Array, "*rows blocks"]]:
     """Returns the two words of the Threefry counters, the row id and the index of a block of columns."""
     if ids is None:
         ids = jnp.arange(math.prod(rows)).reshape(rows)
     blocks = jnp.arange(-(-width * bits // 64), dtype=jnp.uint32)
-    return jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), blocks)
+    row_ids, column_blocks = jnp.broadcast_arrays(ids[..., None].astype(jnp.uint32), blocks)
+    return row_ids, column_blocks
 
 
 def _compute_threshold(rate: float, bits: Bits) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from program_figures import compute_figures
+from quick_compilation import QUICK_COMPILATION
 from small_run import shrink
 
 from caption_jax.config import default_config
@@ -29,12 +30,6 @@ from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
 
-# Fast compilation, because each program runs only a few times.
-QUICK_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 ROWS, CAPTIONS, WIDTH, SCALE = 16, 3, 8, 20.0
 OWNER = np.arange(ROWS, dtype=np.int32)  # image index of each row
 OWNER[5] = 2  # the same image as row 2

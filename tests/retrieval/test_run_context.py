@@ -14,6 +14,7 @@ import pytest
 import small_run
 from etils import epath
 from ml_collections import ConfigDict
+from quick_compilation import QUICK_COMPILATION
 from resume_run import assert_same_state, list_saved_steps
 
 import caption_jax
@@ -40,12 +41,6 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
 
-# Compiler options for programs that run only a few times.
-QUICK_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 FROZEN = r"image_encoder/backbone/(stem|stage_[12])/.*"
 STEPS = 40
 

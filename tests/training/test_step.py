@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from quick_compilation import QUICK_COMPILATION
 from small_run import shrink
 
 from caption_jax.config import default_config
@@ -36,12 +37,6 @@ from input_pipeline.packing import pack_captions
 VOCABULARY, LENGTH, SIDE, ROWS = 24, 8, 32, 16
 PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
 FROZEN_BACKBONE = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
-# Fast compilation, because the tests run only a few steps.
-QUICK_COMPILATION = {
-    "xla_backend_optimization_level": 0,
-    "xla_llvm_disable_expensive_passes": True,
-    "xla_cpu_use_fusion_emitters": False,
-}
 
 
 @dataclasses.dataclass(eq=False)

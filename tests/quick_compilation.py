@@ -1,0 +1,15 @@
+"""Compiler options for programs that run only a few times."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+# Loops over single elements instead of fused kernels compile faster. XLA rejects options that it does not know, and has
+# removed this one.
+HAS_FUSION_EMITTER_OPTION = tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11)
+
+QUICK_COMPILATION = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    **({"xla_cpu_use_fusion_emitters": False} if HAS_FUSION_EMITTER_OPTION else {}),
+}
