@@ -6,6 +6,7 @@ import functools
 import importlib
 import os
 import sys
+from types import ModuleType
 
 from absl import app, flags
 
@@ -13,7 +14,7 @@ from caption_jax import errors
 from caption_jax.cli import command_flags, stored_config
 from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.config_files import find_config
-from caption_jax.runtime.process import fast_exit, restart_with_huge_pages
+from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
 
 _HELP = """Train, evaluate and use image captioners.
 
@@ -71,7 +72,8 @@ def _resolve_config_flag(argv: list[str], flag_values: dict[str, str]) -> list[s
 def _parse_flags(script: str, argv: list[str]) -> list[str]:
     """Parses the flags, which reads the config. If that raises a `UserError`, prints it and ends the process."""
     try:
-        return app.parse_flags_with_usage(argv)
+        with paused_garbage_collection(script):  # reading the config imports libraries
+            return app.parse_flags_with_usage(argv)
     except errors.UserError as error:
         sys.exit(_print_error(error, script))
 
@@ -81,8 +83,11 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
     options, arguments = flags.FLAGS, argv[1:]
     try:
         _check_usage(options, arguments)
-        set_up_platform(options)
-        status = _run_mode(options, arguments)
+        with paused_garbage_collection(script):
+            set_up_platform(options)
+            # The import is here because it imports JAX, which must not happen before the platform is set up.
+            module = importlib.import_module(f"caption_jax.cli.{options.mode}")
+        status = _run_mode(module, options, arguments)
     except Exception as error:  # `_print_error` re-raises errors that are not user errors
         status = _print_error(error, script)
     if options.mode in _SHORT_MODES:
@@ -99,10 +104,8 @@ def _check_usage(options: flags.FlagValues, arguments: list[str]) -> None:
         raise app.UsageError(f"--data requires --mode=evaluate, got --mode={options.mode}")
 
 
-def _run_mode(options: flags.FlagValues, arguments: list[str]) -> int:
+def _run_mode(module: ModuleType, options: flags.FlagValues, arguments: list[str]) -> int:
     """Calls `run` in the module of the mode, `caption_jax/cli/<mode>.py`."""
-    # The import is here because it imports JAX, which must not happen before the platform is set up.
-    module = importlib.import_module(f"caption_jax.cli.{options.mode}")
     try:
         status = module.run(options, arguments)
         sys.stdout.flush()

@@ -1,9 +1,12 @@
-"""Environment variables that must be set before libraries are loaded, and a fast exit."""
+"""Process setup before libraries are loaded: environment variables and garbage collection. Also a fast exit."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import os
 import sys
+from collections.abc import Iterator
 
 # Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) with malloc and frees them again.
 # glibc returns allocations of this size to the system immediately, so the next run causes a page fault per 4 KB. glibc
@@ -54,6 +57,28 @@ def _is_command(script: str) -> bool:
         if argument in ("-c", "-m"):
             return False
     return False
+
+
+@contextlib.contextmanager
+def paused_garbage_collection(script: str) -> Iterator[None]:
+    """Pauses Python's cyclic garbage collection in `python script ...`, and then exempts all existing objects from it.
+
+    Use this around imports. The objects they create exist until the process ends, so traversing them is useless, but
+    takes about 0.1 s with JAX. Does nothing if this process was not started by that command, because another program
+    may have garbage to collect.
+
+    Args:
+        script: path of the main script.
+    """
+    if not (gc.isenabled() and _is_command(script)):
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def set_up_process() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -62,3 +63,23 @@ def test_fast_exit_flushes_output_and_skips_exit_handlers_of_a_command(tmp_path)
     assert (process.returncode, process.stdout) == (3, "output")
     runner = subprocess.run([sys.executable, "-c", RUNNER, tmp_path / "program.py"], capture_output=True, text=True)
     assert runner.stdout.split() == ["outputstill", "running", "exit", "handler"]
+
+
+def test_garbage_collection_is_paused_only_in_a_command(tmp_path):
+    script = (
+        "import gc\n"
+        "from caption_jax.runtime.process import paused_garbage_collection\n"
+        "with paused_garbage_collection(__file__):\n"
+        "    print(gc.isenabled())\n"
+        "print(gc.isenabled(), gc.get_freeze_count() > 0)\n"
+    )
+    (tmp_path / "program.py").write_text(script)
+
+    def run(*arguments: str) -> list[str]:
+        environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+        command = [sys.executable, *arguments, str(tmp_path / "program.py")]
+        process = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return process.stdout.splitlines()
+
+    assert run() == ["False", "True True"]
+    assert run("-c", RUNNER) == ["True", "True False", "still running"]
