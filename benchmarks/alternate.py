@@ -1,8 +1,8 @@
 """Shared code of the benchmarks: timing of alternating processes, and the JSON line with the results.
 
 A benchmark compares two or more implementations, called sides. Each side runs in a child process, so the libraries
-share neither threads nor memory. All children stay alive and take turns, one run each per round, so load from other
-programs affects all sides alike.
+share neither threads nor memory. In each round, every child runs once, so load from other programs affects all
+sides alike.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Seconds(NamedTuple):
     """
 
     wall: float
-    processor: float
+    cpu: float
 
 
 class Side:
@@ -92,9 +92,9 @@ def serve(function: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0)
     Args:
         function: Function to time. It must block until its results are available.
         warm_ups: Number of calls before the first timed one.
-        untimed_runs: Number of untimed calls before each timed one. Use it for functions that are called without
-            pauses in practice: while another side runs, the caches lose their data and freed memory is returned to the
-            kernel. A virtual machine returns it to its host, where each page then costs a fault.
+        untimed_runs: Number of untimed calls before each timed one. Set it for functions that are called without
+            pauses in practice, because while another side runs, CPU caches are overwritten and freed memory is returned
+            to the kernel (and by a virtual machine to its host, after which each page causes a fault).
     """
     for _ in range(warm_ups):
         function()
@@ -102,9 +102,9 @@ def serve(function: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0)
     for _ in sys.stdin:
         for _ in range(untimed_runs):
             function()
-        wall, processor = time.perf_counter(), _get_cpu_seconds()
+        wall, cpu = time.perf_counter(), _get_cpu_seconds()
         function()
-        print("seconds", time.perf_counter() - wall, _get_cpu_seconds() - processor, flush=True)
+        print("seconds", time.perf_counter() - wall, _get_cpu_seconds() - cpu, flush=True)
 
 
 def _get_cpu_seconds() -> float:
@@ -125,12 +125,12 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
     """Compares the side "ours" with each other side.
 
     Args:
-        seconds: Times of each side.
-        images: Number of images that a side processes in this time.
+        seconds: Median times of each side.
+        images: Number of images per run.
 
     Returns:
-        The results by name of the other side, in images per second; see `print_result`. `processor_ratio` is the ratio
-        of the CPU times.
+        Results in images per second, by name of the other side; see `print_result`. `cpu_ratio` is the ratio of the
+        CPU times.
     """
     ours = seconds["ours"]
     return {
@@ -138,7 +138,7 @@ def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, 
             "ours": images / ours.wall,
             "peer": images / peer.wall,
             "ratio": peer.wall / ours.wall,
-            "processor_ratio": peer.processor / ours.processor,
+            "cpu_ratio": peer.cpu / ours.cpu,
         }
         for name, peer in seconds.items()
         if name != "ours"
@@ -156,22 +156,24 @@ def start_sides(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]])
         yield sides
 
 
-def print_result(name: str, cells: Mapping[str, Mapping[str, float]], unit: str) -> None:
-    """Prints the results as one line of JSON: the comparison with the lowest ratio, then all of them (`cells`).
+def print_result(name: str, comparisons: Mapping[str, Mapping[str, float]], unit: str) -> None:
+    """Prints one line of JSON: the comparison with the lowest ratio, and all comparisons under the key `cells`.
 
     Args:
         name: Name of the benchmark.
-        cells: Results of each comparison: `ours` and `peer` in `unit`, and `ratio`, which is above 1 if ours is better.
+        comparisons: `ours` and `peer` in `unit`, and `ratio`, which is above 1 if ours is better, by comparison.
         unit: Unit of `ours` and `peer`.
     """
-    rounded = {label: {key: round(value, 3) for key, value in cell.items()} for label, cell in cells.items()}
-    worst = min(rounded.values(), key=lambda cell: cell["ratio"])
-    device = f"{_get_processor_name()} ({platform.machine()}, {os.cpu_count()} cores)"
+    rounded = {
+        label: {key: round(value, 3) for key, value in comparison.items()} for label, comparison in comparisons.items()
+    }
+    worst = min(rounded.values(), key=lambda comparison: comparison["ratio"])
+    device = f"{_get_cpu_name()} ({platform.machine()}, {os.cpu_count()} cores)"
     summary = {key: worst[key] for key in ("ratio", "ours", "peer")}
     print(json.dumps({"name": name, **summary, "unit": unit, "device": device, "cells": rounded}))
 
 
-def _get_processor_name() -> str:
+def _get_cpu_name() -> str:
     with contextlib.suppress(OSError), open("/proc/cpuinfo") as file:
         for line in file:
             if line.startswith("model name"):

@@ -2,7 +2,7 @@
 
     python -m benchmarks.beam_gain WORKDIR [--split=val] [--beams=5] [--out=FILE] [--config.data.root=FOLDER]
 
-The split is divided into two halves by taking every other image. Each half is captioned with the penalty that has the
+The split is divided into two halves with alternating images. Each half is captioned with the penalty that has the
 best CIDEr-D on the other half. The resulting captions of all images are compared with greedy captions by a paired
 bootstrap. Both methods use the run's config for all other decoding settings, except that reranking is disabled. Images
 are encoded only once, and the exponent of a penalty is an argument of the compiled beam search, so changing it does not

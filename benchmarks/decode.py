@@ -9,8 +9,8 @@ are medians over alternating rounds. The peer uses one thread or one per core, w
 thread is faster if steps are short or other programs are running. The time of each part of our beam search is printed
 as well.
 
-The last line is JSON. `ratio` is the lowest ratio of all batch sizes above 1, and `cells` contains the results of all
-batch sizes, with the ratios of wall time and of CPU time. CPU time is less sensitive to other programs.
+The last line is JSON. `ratio` is the lowest of all batch sizes above 1. `cells` contains the results of all batch
+sizes, with the ratios of wall time (`ratio`) and CPU time (`cpu_ratio`). CPU time is less sensitive to other programs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Size:
     width: int
     heads: int
     feed_forward: int
-    vocabulary: int
+    vocabulary_size: int
     variant: str
 
 
@@ -69,11 +69,11 @@ class Workload:
 
 
 class OurBeamSearch:
-    """Beam search of this project."""
+    """Our beam search."""
 
     def __init__(self, size: Size, workload: Workload):
         decoder = Decoder(
-            size.vocabulary, size.layers, size.width, size.heads, size.feed_forward, max_length=workload.tokens + 1
+            size.vocabulary_size, size.layers, size.width, size.heads, size.feed_forward, max_length=workload.tokens + 1
         )
         self.model = ImageCaptioningModel(ImageEncoder(EfficientNet(size.variant), width=size.width), decoder)
         self.workload, self.memory = workload, jnp.asarray(_make_memory(size, workload))
@@ -94,7 +94,7 @@ class OurBeamSearch:
 
 
 class TransformersBeamSearch:
-    """Beam search of transformers."""
+    """Beam search in transformers."""
 
     def __init__(self, size: Size, workload: Workload):
         import torch
@@ -102,7 +102,7 @@ class TransformersBeamSearch:
         from transformers.modeling_outputs import BaseModelOutput
 
         decoder = GPT2Config(
-            vocab_size=size.vocabulary,
+            vocab_size=size.vocabulary_size,
             n_positions=workload.tokens + 1,
             n_embd=size.width,
             n_layer=size.layers,
@@ -150,7 +150,7 @@ def _make_memory(size: Size, workload: Workload) -> np.ndarray:
 
 
 def compare(size: Size, workload: Workload, rounds: int) -> tuple[OurBeamSearch, dict[str, float]]:
-    """Measures our beam search and that of transformers in alternating rounds.
+    """Measures our beam search and transformers' in alternating rounds.
 
     Returns:
         Our beam search, and the medians: captions per second, CPU milliseconds per caption, and their ratios.
@@ -161,23 +161,23 @@ def compare(size: Size, workload: Workload, rounds: int) -> tuple[OurBeamSearch,
         tokens = run()
         if tokens.shape != (workload.batch, workload.tokens):
             raise AssertionError(f"{name} returned tokens of shape {tokens.shape}")
-    cell: dict[str, float] = {"peer_threads": peer.choose_threads()}
+    comparison: dict[str, float] = {"peer_threads": peer.choose_threads()}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():
             times[name].append(time_call(run))
     for name, pairs in times.items():
-        cell[name] = workload.batch / statistics.median(wall for wall, _ in pairs)
-        cell[f"{name}_processor_ms"] = 1e3 * statistics.median(processor for _, processor in pairs) / workload.batch
-    cell["ratio"] = cell["ours"] / cell["peer"]
-    return ours, {**cell, "ratio_of_processor_time": cell["peer_processor_ms"] / cell["ours_processor_ms"]}
+        comparison[name] = workload.batch / statistics.median(wall for wall, _ in pairs)
+        comparison[f"{name}_cpu_ms"] = 1e3 * statistics.median(cpu for _, cpu in pairs) / workload.batch
+    comparison["ratio"] = comparison["ours"] / comparison["peer"]
+    return ours, {**comparison, "cpu_ratio": comparison["peer_cpu_ms"] / comparison["ours_cpu_ms"]}
 
 
 def time_call(function: Callable, *arguments: Any) -> tuple[float, float]:
     """Calls a function and returns its wall time and CPU time in seconds."""
-    wall, processor = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     jax.block_until_ready(function(*arguments))
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def time_parts(ours: OurBeamSearch, size: Size, rounds: int) -> dict[str, float]:
@@ -185,13 +185,13 @@ def time_parts(ours: OurBeamSearch, size: Size, rounds: int) -> dict[str, float]
     workload, model = ours.workload, ours.model
     cache = model.apply(ours.variables, ours.memory, rows=workload.beams, method="start_cache")
     tokens = jnp.zeros((workload.batch, workload.beams), jnp.int32)
-    logits = jnp.zeros((workload.batch, workload.beams, size.vocabulary)) + jnp.arange(size.vocabulary) / 7 % 3
+    logits = jnp.arange(size.vocabulary_size) / 7 % 3
+    logits = jnp.broadcast_to(logits, (workload.batch, workload.beams, size.vocabulary_size))
     images = jnp.zeros((workload.batch, 224, 224, 3))
-    full_model = ImageCaptioningModel(model.image_encoder, model.decoder)
-    weights = jax.jit(lambda key: full_model.init(key, images[:1], tokens[:1, :, None]))(jax.random.key(0))
+    full_variables = jax.jit(lambda key: model.init(key, images[:1], tokens[:1, :, None]))(jax.random.key(0))
 
     def encode(variables: Any, images: jax.Array) -> jax.Array:
-        return full_model.apply(variables, images, method="encode_images").memory
+        return model.apply(variables, images, method="encode_images").memory
 
     def run_decoder(variables: Any, cache: Any, tokens: jax.Array) -> jax.Array:
         def step(_, carry):
@@ -212,7 +212,7 @@ def time_parts(ours: OurBeamSearch, size: Size, rounds: int) -> dict[str, float]
         return jax.lax.fori_loop(0, workload.tokens, lambda _, cache: cache.reorder(tokens), cache).ancestors
 
     parts = {
-        "encoder": (jax.jit(encode), weights, images),
+        "encoder": (jax.jit(encode), full_variables, images),
         "decoder steps": (jax.jit(run_decoder), ours.variables, cache, tokens),
         "softmax and top-k": (jax.jit(select_tokens), logits),
         "reordering": (jax.jit(reorder), cache, tokens),
@@ -234,37 +234,41 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
-        "--serve", default="", choices=["", *SIZES], help="run as a child process, with the first of the batch sizes"
+        "--serve",
+        default="",
+        choices=["", *SIZES],
+        help="run as a child process that decodes with this model size and the first of --batches",
     )
     options = parser.parse_args()
     if options.serve:
         batch = int(options.batches.split(",")[0])
         serve(OurBeamSearch(SIZES[options.serve], Workload(batch, options.beams, options.tokens)).run, untimed_runs=1)
         return
-    cells: dict[str, dict[str, float]] = {}
+    comparisons: dict[str, dict[str, float]] = {}
     for name in options.sizes.split(","):
         for batch in map(int, options.batches.split(",")):
             size, workload = SIZES[name], Workload(batch, options.beams, options.tokens)
-            ours, cell = compare(size, workload, options.rounds)
-            cells[f"{name}, batch {batch}"] = {key: round(value, 3) for key, value in cell.items()}
-            print(f"{name}, batch {batch}: ours {cell['ours']:.1f}, peer {cell['peer']:.1f} captions/s, "
-                  f"ratio {cell['ratio']:.2f}; CPU time per caption: ours {cell['ours_processor_ms']:.1f} ms, "
-                  f"peer {cell['peer_processor_ms']:.1f} ms in {cell['peer_threads']} threads", flush=True)  # fmt: skip
+            ours, comparison = compare(size, workload, options.rounds)
+            comparisons[f"{name}, batch {batch}"] = {key: round(value, 3) for key, value in comparison.items()}
+            print(f"{name}, batch {batch}: ours {comparison['ours']:.1f}, peer {comparison['peer']:.1f} captions/s, "
+                  f"ratio {comparison['ratio']:.2f}; CPU time per caption: ours {comparison['ours_cpu_ms']:.1f} ms, "
+                  f"peer {comparison['peer_cpu_ms']:.1f} ms in {comparison['peer_threads']} threads",
+                  flush=True)  # fmt: skip
             times = ", ".join(f"{part} {ms:.1f} ms" for part, ms in time_parts(ours, size, options.rounds).items())
             print(f"    per batch: {times}", flush=True)
-    # A batch of 1 counts for the ratio only if it is the only batch size.
-    candidates = [key for key in cells if not key.endswith(" 1")] or list(cells)
-    worst = min(candidates, key=lambda key: cells[key]["ratio"])
+    # Batch size 1 counts towards the ratio only if it is the only batch size.
+    candidates = [key for key in comparisons if not key.endswith(" 1")] or list(comparisons)
+    worst = min(candidates, key=lambda key: comparisons[key]["ratio"])
     print(
         json.dumps(
             {
                 "name": "decode",
-                "ratio": cells[worst]["ratio"],
-                "ours": cells[worst]["ours"],
-                "peer": cells[worst]["peer"],
+                "ratio": comparisons[worst]["ratio"],
+                "ours": comparisons[worst]["ours"],
+                "peer": comparisons[worst]["peer"],
                 "unit": "captions/s",
                 "device": f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)",
-                "cells": cells,
+                "cells": comparisons,
             }
         )
     )

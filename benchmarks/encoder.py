@@ -35,7 +35,7 @@ def make_forward_pass(batch: int) -> Callable[[], Any]:
 
 
 def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the (arguments, environment) pairs that start ours and the requested peers."""
+    """Returns the (arguments, environment) pairs that start our implementation and the requested peers."""
     cores_flag = f"--cores={cores}"
     peer_flags = [cores_flag, "--workload=encoder", f"--batch={batch}"]
     commands = {
@@ -60,15 +60,15 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_forward_pass(options.serve), untimed_runs=5)
         return
-    cells = {}
+    comparisons = {}
     for batch in map(int, options.batches.split(",")):
         with start_sides(make_commands(batch, options.cores, options.peers.split(","))) as sides:
             seconds = alternate(sides, options.rounds)
-        for name, (wall, processor) in seconds.items():
+        for name, (wall, cpu) in seconds.items():
             print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "
-                  f"CPU time {1e3 * processor:7.1f} ms", flush=True)  # fmt: skip
-        cells |= {f"batch {batch}, {name}": cell for name, cell in compare(seconds, batch).items()}
-    print_result("encoder", cells, "images/s")
+                  f"CPU time {1e3 * cpu:7.1f} ms", flush=True)  # fmt: skip
+        comparisons |= {f"batch {batch}, {name}": comparison for name, comparison in compare(seconds, batch).items()}
+    print_result("encoder", comparisons, "images/s")
 
 
 if __name__ == "__main__":

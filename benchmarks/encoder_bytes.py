@@ -1,4 +1,4 @@
-"""Bytes that the image encoder reads and writes in a training step on a TPU, counted in a program that is not run.
+"""Bytes that the image encoder reads and writes in a training step on a TPU, counted in a compiled program.
 
     python -m benchmarks.encoder_bytes --images=256 --group=32 --stop=stage_2
 
@@ -80,7 +80,7 @@ def main() -> None:
 def _print_cost(name: str, cost: Cost) -> None:
     total, main_memory = (size / cost.images / 1e6 for size in (cost.bytes, cost.memory_bytes))
     print(
-        f"{name}: {total:.1f} MB per image, {main_memory:.1f} MB of them in main memory; "
+        f"{name}: {total:.1f} MB per image, of which {main_memory:.1f} MB in main memory; "
         f"temporaries {cost.temporaries / 1e9:.2f} GB; compiled in {cost.seconds:.0f} s",
         flush=True,
     )

@@ -16,7 +16,7 @@ softmax, dropout and the optimizer are not counted. `ratio` is the utilisation d
 Captions have random tokens, and lengths distributed as in Flickr8k (13.3 input tokens on average, standard deviation
 3.8). Our implementation is the program that a run compiles (`caption_jax.training.program`), in float32, including the
 transfer of batches to the device. Each implementation runs in a separate process. The processes alternate, and in each
-round they make untimed calls before the timed one. Requires the bench extra. `--clock=processor` measures CPU time
+round, a process makes untimed calls before the timed one. Requires the bench extra. `--clock=cpu` measures CPU time
 summed over all cores instead of wall time, which is reproducible on a busy machine. The last line is JSON, and `ratio`
 is the lowest of all comparisons.
 """
@@ -37,16 +37,16 @@ from caption_jax.specs import RunSpec
 MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
 IMAGE_SIZE, GRID_POSITIONS, CHANNELS = 224, 49, 1280
 STAGE_7_SHAPE = (7, 7, 320)
-FLICKR_VOCABULARY, FLICKR_BATCH_SIZE, FLICKR_BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
+FLICKR_VOCABULARY_SIZE, FLICKR_BATCH_SIZE, FLICKR_BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
 TARGET_UTILISATION = 0.4
 
 
-def make_tokens(images: int, captions: int, length: int, vocabulary: int, seed: int) -> np.ndarray:
+def make_tokens(images: int, captions: int, length: int, vocabulary_size: int, seed: int) -> np.ndarray:
     """Returns captions as int32 [images, captions, length]: <s>, random tokens, </s> and padding."""
-    random = np.random.default_rng(seed)
-    end = np.clip(np.rint(random.normal(MEAN_LENGTH, LENGTH_STDDEV, (images, captions))), 3, length - 1)[..., None]
+    rng = np.random.default_rng(seed)
+    end = np.clip(np.rint(rng.normal(MEAN_LENGTH, LENGTH_STDDEV, (images, captions))), 3, length - 1)[..., None]
     position = np.arange(length)
-    tokens = random.integers(4, vocabulary, (images, captions, length))
+    tokens = rng.integers(4, vocabulary_size, (images, captions, length))
     tokens = np.where(position < end, tokens, np.where(position == end, 2, 1))
     return np.where(position == 0, 0, tokens).astype(np.int32)
 
@@ -76,7 +76,7 @@ def make_flickr8k_spec() -> RunSpec:
 _FROZEN = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
 
 
-def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
+def make_training_steps(spec: RunSpec, vocabulary_size: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
     """Returns a function that performs one update per batch, with the program that a run compiles."""
     import jax
 
@@ -88,7 +88,7 @@ def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, 
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    settings = ModelSettings(vocabulary, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
+    settings = ModelSettings(vocabulary_size, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
     description = RunDescription(spec, settings, Preprocessing(IMAGE_SIZE), vocabulary=None)  # no text is encoded
     mesh = make_mesh(spec.mesh)
     program, put_on_devices = make_program(description, mesh, steps=10_000), make_batch_placer(spec, mesh)
@@ -106,10 +106,12 @@ def make_training_steps(spec: RunSpec, vocabulary: int, batches: list[dict[str, 
     return run_steps
 
 
-def make_batch(images: int, captions: int, spec: RunSpec, vocabulary: int, shape: tuple[int, ...], seed: int) -> dict:
-    """Returns a batch of random features of this shape per image, with captions."""
+def make_batch(
+    images: int, captions: int, spec: RunSpec, vocabulary_size: int, shape: tuple[int, ...], seed: int
+) -> dict[str, np.ndarray]:
+    """Returns a batch of random features [images, *shape] and random captions."""
     features = np.random.default_rng(seed).normal(size=(images, *shape)).astype(np.float16)
-    tokens = make_tokens(images, captions, spec.data.max_length, vocabulary, seed)
+    tokens = make_tokens(images, captions, spec.data.max_length, vocabulary_size, seed)
     return {"features": features, "tokens": tokens, "mask": np.ones(images, bool)}
 
 
@@ -118,12 +120,12 @@ def make_flickr8k_batches() -> list[dict[str, np.ndarray]]:
     spec = make_flickr8k_spec()
     captions = spec.data.captions_per_image
     return [
-        make_batch(FLICKR_BATCH_SIZE, captions, spec, FLICKR_VOCABULARY, STAGE_7_SHAPE, seed)
+        make_batch(FLICKR_BATCH_SIZE, captions, spec, FLICKR_VOCABULARY_SIZE, STAGE_7_SHAPE, seed)
         for seed in range(FLICKR_BATCHES)
     ]
 
 
-def count_useful_flops(spec: RunSpec, vocabulary: int, batch: dict[str, np.ndarray]) -> float:
+def count_useful_flops(spec: RunSpec, vocabulary_size: int, batch: dict[str, np.ndarray]) -> float:
     """Returns the FLOPs of the matrix products of a step, excluding padding and masked keys.
 
     The backward pass of a matrix product consists of two products, one for the gradient of each factor. There are two
@@ -137,7 +139,7 @@ def count_useful_flops(spec: RunSpec, vocabulary: int, batch: dict[str, np.ndarr
     projections = tokens * (6 * width * width + 2 * width * decoder.feed_forward)
     attention = 2 * width * ((lengths * (lengths + 1) // 2).sum() + tokens * memory_length)
     memory = images * memory_length * 2 * width * width
-    trained = decoder.layers * (projections + attention + memory) + tokens * width * vocabulary
+    trained = decoder.layers * (projections + attention + memory) + tokens * width * vocabulary_size
     activations = images * memory_length * CHANNELS
     return 2.0 * (3 * trained + 2 * activations * width + activations * batch["features"].shape[-1])
 
@@ -159,20 +161,20 @@ def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
     if name.startswith("product_"):
         return make_matrix_product(name.removeprefix("product_"))
     if name == "flickr8k":
-        return make_training_steps(make_flickr8k_spec(), FLICKR_VOCABULARY, make_flickr8k_batches())
+        return make_training_steps(make_flickr8k_spec(), FLICKR_VOCABULARY_SIZE, make_flickr8k_batches())
     design = Design()
     if name == "ours":
         spec = make_keras_design_spec()
-        features = make_batch(batch, captions, spec, design.vocabulary, (7, 7, CHANNELS), 0)
-        return make_training_steps(spec, design.vocabulary, [features])
+        features = make_batch(batch, captions, spec, design.vocabulary_size, (7, 7, CHANNELS), 0)
+        return make_training_steps(spec, design.vocabulary_size, [features])
     from benchmarks.peers.keras_published import make_train_step
 
     _, source, updates = name.split("_")
-    random, tokens = np.random.default_rng(0), make_tokens(batch, captions, design.length, design.vocabulary, 0)
+    rng, tokens = np.random.default_rng(0), make_tokens(batch, captions, design.length, design.vocabulary_size, 0)
     if source == "cached":
-        inputs = random.normal(size=(batch, GRID_POSITIONS, CHANNELS)).astype(np.float16)
+        inputs = rng.normal(size=(batch, GRID_POSITIONS, CHANNELS)).astype(np.float16)
     else:
-        inputs = random.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
+        inputs = rng.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     return make_train_step(design, inputs, tokens, is_features=source == "cached", updates=updates)
 
 
@@ -183,11 +185,11 @@ def compare_with_keras(batch: int, captions: int, time_sides: Callable) -> dict[
     rates = {name: batch * captions / elapsed for name, elapsed in seconds.items()}
     for name, rate in rates.items():
         print(f"{name:24} {rate:8.1f} captions/s", flush=True)
-    cells = {}
+    comparisons = {}
     for source in ("recomputed", "cached"):
         peer = max(rates[name] for name in keras if source in name)
-        cells[f"Keras, features {source}"] = {"ours": rates["ours"], "peer": peer, "ratio": rates["ours"] / peer}
-    return cells
+        comparisons[f"Keras, features {source}"] = {"ours": rates["ours"], "peer": peer, "ratio": rates["ours"] / peer}
+    return comparisons
 
 
 def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
@@ -195,18 +197,18 @@ def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
     products = ["product_numpy", "product_jnp"]
     seconds = time_sides(["flickr8k", *products])
     batches = make_flickr8k_batches()
-    useful = sum(count_useful_flops(make_flickr8k_spec(), FLICKR_VOCABULARY, batch) for batch in batches)
+    useful = sum(count_useful_flops(make_flickr8k_spec(), FLICKR_VOCABULARY_SIZE, batch) for batch in batches)
     ours, peak = useful / seconds["flickr8k"], 2 * MATRIX_SIZE**3 / min(seconds[name] for name in products)
     step, captions = seconds["flickr8k"] / FLICKR_BATCHES, batches[0]["tokens"][..., 0].size
     print(
         f"flickr8k: {useful / FLICKR_BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
-        f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of {peak / 1e9:.0f}; "
+        f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of a peak of {peak / 1e9:.0f}; "
         f"model FLOP utilisation {ours / peak:.3f}",
         flush=True,
     )
-    cell = {"ours": ours / 1e9, "peer": TARGET_UTILISATION * peak / 1e9, "utilisation": ours / peak}
-    cell["ratio"] = cell["utilisation"] / TARGET_UTILISATION
-    return {f"flickr8k, GFLOP/s against {TARGET_UTILISATION} of the peak": cell}
+    comparison = {"ours": ours / 1e9, "peer": TARGET_UTILISATION * peak / 1e9, "utilisation": ours / peak}
+    comparison["ratio"] = comparison["utilisation"] / TARGET_UTILISATION
+    return {f"flickr8k, GFLOP/s against {TARGET_UTILISATION} of the peak": comparison}
 
 
 def main() -> None:
@@ -216,7 +218,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="images per step in the comparison with Keras")
     parser.add_argument("--captions", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--clock", default="wall", choices=["wall", "processor"], help="wall time or CPU time")
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="wall time or CPU time")
     parser.add_argument("--serve", default="", help="run this implementation as a child process")
     options = parser.parse_args()
     if options.serve:
@@ -234,12 +236,12 @@ def main() -> None:
         with start_sides(commands) as sides:
             return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
 
-    cells: dict[str, dict[str, float]] = {}
+    comparisons: dict[str, dict[str, float]] = {}
     if "keras" in options.parts:
-        cells |= compare_with_keras(options.batch, options.captions, time_sides)
+        comparisons |= compare_with_keras(options.batch, options.captions, time_sides)
     if "utilisation" in options.parts:
-        cells |= measure_utilisation(time_sides)
-    print_result("frozen_training", cells, "captions/s")
+        comparisons |= measure_utilisation(time_sides)
+    print_result("frozen_training", comparisons, "captions/s")
 
 
 if __name__ == "__main__":

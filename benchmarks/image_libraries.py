@@ -2,12 +2,11 @@
 
     python -m benchmarks.image_libraries [--root=FOLDER] [--size=224] [--rounds=5]
 
-The libraries used by `input_pipeline.images` and `input_pipeline.resampling`, simplejpeg and kornia-rs, are compared
-with Pillow, with OpenCV and imagecodecs if installed, and with the decoder of kornia-rs (zune-jpeg, in Rust). At a
-scale of 1/8, a decoder computes a single pixel per block, so the time is mostly that of Huffman decoding, which every
-scale requires. FOLDER contains photographs (.jpg); the default is the development data next to the checkout. Results
-are medians over alternating rounds. The last line is JSON; `ratio` is the time of the fastest other library divided by
-ours, for the task where it is lowest.
+simplejpeg (our decoder) and kornia-rs (our resizer) are compared with Pillow and, if installed, OpenCV and imagecodecs.
+kornia-rs's own JPEG decoder (zune-jpeg, in Rust) is also timed. At 1/8 scale, a decoder computes a single pixel per
+block, so most of the time is spent on Huffman decoding, which is required at every scale. FOLDER contains photographs
+(.jpg) and defaults to ../shared/data/coco_mini/images. Results are medians over alternating rounds. The last line is
+JSON. `ratio` is the lowest, over all tasks, of the fastest peer's time divided by ours.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ ImageFunction = Callable[[Any], Any]
 
 
 def make_decoders() -> dict[str, dict[str, ImageFunction]]:
-    """Returns functions from JPEG bytes to pixels, by scale and library. The first library of each scale is ours."""
+    """Returns functions from JPEG bytes to pixels, by task and library. The first is the one that we use."""
 
     def pillow_decode(data: bytes, factor: int) -> np.ndarray:
         image = Image.open(io.BytesIO(data))
@@ -48,7 +47,7 @@ def make_decoders() -> dict[str, dict[str, ImageFunction]]:
         height, width, _, _ = simplejpeg.decode_jpeg_header(data)
         return simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
 
-    factors = {"decode": 1, "decode at a half": 2, "decode at an eighth": 8}
+    factors = {"decode": 1, "decode at 1/2": 2, "decode at 1/8": 8}
     decoders: dict[str, dict[str, ImageFunction]] = {
         task: {
             "simplejpeg": functools.partial(simplejpeg_decode, factor=factor),
@@ -61,7 +60,7 @@ def make_decoders() -> dict[str, dict[str, ImageFunction]]:
         import cv2
 
         cv2.setNumThreads(1)
-        for task, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at a half", cv2.IMREAD_REDUCED_COLOR_2)):
+        for task, flag in (("decode", cv2.IMREAD_COLOR_RGB), ("decode at 1/2", cv2.IMREAD_REDUCED_COLOR_2)):
             decoders[task]["OpenCV"] = lambda data, flag=flag: cv2.imdecode(np.frombuffer(data, np.uint8), flag)
     if importlib.util.find_spec("imagecodecs"):
         import imagecodecs
@@ -71,7 +70,7 @@ def make_decoders() -> dict[str, dict[str, ImageFunction]]:
 
 
 def make_resizers(size: int) -> dict[str, ImageFunction]:
-    """Returns functions that resize pixels to a square with antialiasing, by library. The first library is ours.
+    """Returns functions that resize pixels to a square with antialiasing, by library. The first is the one that we use.
 
     The interpolation is bicubic, except that OpenCV averages areas.
     """
@@ -109,18 +108,18 @@ def main() -> None:
     files = [Path(path).read_bytes() for path in sorted(set(list_images(options.root, 80)))]
     decoders, resizers = make_decoders(), make_resizers(options.size)
     full_images = [simplejpeg.decode_jpeg(data) for data in files]
-    half_images = [decoders["decode at a half"]["simplejpeg"](data) for data in files]
+    half_images = [decoders["decode at 1/2"]["simplejpeg"](data) for data in files]
     tasks = {task: (functions, files) for task, functions in decoders.items()}
-    tasks["resize the whole"] = (resizers, full_images)
-    tasks["resize the half"] = (resizers, half_images)
-    cells = {}
+    tasks["resize full-size"] = (resizers, full_images)
+    tasks["resize half-size"] = (resizers, half_images)
+    comparisons = {}
     for task, (functions, images) in tasks.items():
         times = measure(functions, images, options.rounds)
-        print(f"{task:19}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
+        print(f"{task:16}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
         (_, ours), *others = times.items()
         for name, value in others:
-            cells[f"{task}: {name}"] = {"ours": ours, "peer": value, "ratio": value / ours}
-    print_result("image_libraries", cells, "ms")
+            comparisons[f"{task}: {name}"] = {"ours": ours, "peer": value, "ratio": value / ours}
+    print_result("image_libraries", comparisons, "ms")
 
 
 if __name__ == "__main__":

@@ -6,8 +6,8 @@ Requires the bench extra. FOLDER contains photographs (.jpg), which are repeated
 development data next to the checkout. Each implementation runs in a separate process, and the processes alternate. The
 benchmark measures CPU time, summed over all threads and worker processes. It is more stable than wall time on a busy
 machine, and its inverse is the throughput per core. All peers produce the same output as ours, antialiased squares of
-224 pixels. They include a loop over our decoder and resize without a pipeline. DataLoaders are compared with their best
-number of workers.
+224 pixels. They include a loop without a pipeline that uses our decoder and resizer. DataLoaders are compared with
+their best number of workers.
 
 The last line is JSON, and `ratio` is the lowest of all comparisons. The lines before it also list two variants with
 different output: tf.data without antialiasing, and the decoder without the resize.
@@ -57,18 +57,18 @@ def make_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callabl
 
 
 def measure_rates(mode: str, options: argparse.Namespace) -> dict[str, float]:
-    """Returns the images per second of CPU time of ours and of all kinds of peers."""
+    """Returns the images per second of CPU time of our pipeline and of all peers."""
     flags = [f"--mode={mode}", *(f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch"))]
     arguments = {"ours": ["benchmarks.input_pipeline", "--serve", *flags]}
     arguments |= {kind: ["benchmarks.peers.image_loaders", f"--kind={kind}", *flags] for kind in KINDS}
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2"}
     with start_sides({name: (command, environment) for name, command in arguments.items()}) as sides:
         seconds = alternate(sides, options.rounds)
-    return {name: options.count / times.processor for name, times in seconds.items()}
+    return {name: options.count / times.cpu for name, times in seconds.items()}
 
 
 def select_peers(rates: dict[str, float]) -> dict[str, float]:
-    """Returns the rates of the peers with the same output as ours, with the best number of workers of each."""
+    """Returns the rates of the peers with the same output as ours, each with its best number of workers."""
     torch = {
         f"torch {decoder}": max(rates[kind] for kind, (name, _) in TORCH_KINDS.items() if name == decoder)
         for decoder in ("tensor", "pillow")
@@ -92,14 +92,14 @@ def main() -> None:
     if options.serve:
         serve(make_pipeline(paths, options.size, options.mode, options.batch))
         return
-    cells = {}
+    comparisons = {}
     for mode in options.modes.split(","):
         rates = measure_rates(mode, options)
         for name, rate in rates.items():
             print(f"{mode:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
         for name, rate in select_peers(rates).items():
-            cells[f"{mode}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
-    print_result("input_pipeline", cells, "images/s/core")
+            comparisons[f"{mode}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+    print_result("input_pipeline", comparisons, "images/s/core")
 
 
 if __name__ == "__main__":

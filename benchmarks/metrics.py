@@ -4,8 +4,8 @@
 
 Computes BLEU-1..4, ROUGE-L and CIDEr-D of 5,000 images with five references each. Results are medians over alternating
 rounds; caches are cleared before each round. The scores of both implementations must agree within 1e-9. pycocoevalcap
-requires Java. Captions are read from a CSV file (`image,caption`, as in Flickr8k) if there is one, and generated from
-rendered scenes otherwise. The last line is JSON.
+requires Java. Captions are read from a CSV file (`image,caption`, as in Flickr8k) if it exists, and are otherwise
+generated from rendered scenes. The last line is JSON.
 """
 
 from __future__ import annotations

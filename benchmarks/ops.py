@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from caption_jax.runtime.process import HUGE_PAGES
 
-TOKENS, WIDTH, HEADS, VOCABULARY = 3_584, 512, 8, 10_000
+TOKENS, WIDTH, HEADS, VOCABULARY_SIZE = 3_584, 512, 8, 10_000
 IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have at most 35 tokens, and 22 on average
 IMPLEMENTATIONS = ("ours", "reference")
 NAMES = (
@@ -59,7 +59,7 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
     import numpy as np
 
     head_dim = WIDTH // HEADS
-    targets = np.random.default_rng(1).integers(0, VOCABULARY, TOKENS)
+    targets = np.random.default_rng(1).integers(0, VOCABULARY_SIZE, TOKENS)
     weights, channels = np.ones(TOKENS, np.float32), (np.ones(32, np.float32),) * 3
     norm = functools.partial(ops.norm_activation, groups=1, epsilon=1e-3, activation="swish")
 
@@ -98,10 +98,10 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
                 make_array(IMAGES, HEADS, MEMORY_LENGTH, head_dim),
             ),
         ),
-        "token_cross_entropy": (token_loss, (make_array(624, VOCABULARY),)),
+        "token_cross_entropy": (token_loss, (make_array(624, VOCABULARY_SIZE),)),
         "vocabulary_cross_entropy": (
             vocabulary_loss,
-            (make_array(TOKENS, WIDTH), make_array(VOCABULARY, WIDTH), make_array(VOCABULARY)),
+            (make_array(TOKENS, WIDTH), make_array(VOCABULARY_SIZE, WIDTH), make_array(VOCABULARY_SIZE)),
         ),
     }
 
@@ -147,7 +147,7 @@ def make_forward_functions(ops: Any, implementation: str) -> dict[str, tuple[Cal
             (make_array(16, 5, HEADS, 64), make_array(16, HEADS, 64, 100), make_array(16, HEADS, 100, 64)),
         ),
         "resample": (lambda pixels: ops.resample(pixels, fractions, fractions), (make_array(IMAGES, 224, 224, 3),)),
-        "top_k": (top_k, (make_array(80, VOCABULARY),)),
+        "top_k": (top_k, (make_array(80, VOCABULARY_SIZE),)),
     }
 
 
@@ -186,7 +186,7 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_pass(*options.serve), untimed_runs=2)
         return
-    cells = {}
+    comparisons = {}
     for name in options.ops.split(","):
         commands = {
             implementation: (
@@ -197,12 +197,12 @@ def main() -> None:
         }
         with start_sides(commands) as sides:
             seconds = alternate(sides, options.rounds)
-        cells[name] = compare(seconds, 1)["reference"]
-        ours, reference = (1e3 * seconds[implementation].processor for implementation in IMPLEMENTATIONS)
+        comparisons[name] = compare(seconds, 1)["reference"]
+        ours, reference = (1e3 * seconds[implementation].cpu for implementation in IMPLEMENTATIONS)
         times = f"CPU time {ours:8.1f} ms, reference {reference:8.1f} ms"
-        ratios = f"ratio {cells[name]['processor_ratio']:.2f}, wall time {cells[name]['ratio']:.2f}"
+        ratios = f"ratio {comparisons[name]['cpu_ratio']:.2f}, wall time {comparisons[name]['ratio']:.2f}"
         print(f"{name:24} {times}, {ratios}", flush=True)
-    print_result("ops", cells, "passes/s")
+    print_result("ops", comparisons, "passes/s")
 
 
 if __name__ == "__main__":

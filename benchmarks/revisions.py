@@ -1,10 +1,10 @@
 """Speed of this revision compared with a checkout of another revision, to check that a change does not affect speed.
 
     git worktree add ../base REVISION
-    python -m benchmarks.revisions --base=../base [--parts=train_step,encoder] [--starts=3] [--rounds=5]
+    python -m benchmarks.revisions --base=../base [--benchmarks=train_step,encoder] [--starts=3] [--rounds=5]
 
-Each part runs our implementation in the benchmark of that name. One process runs the code of this checkout, another the
-code of the other checkout (the base), and the two processes alternate. A process can be slow for its whole lifetime,
+Only our implementation is run in each benchmark. One process runs the code of this checkout, another the code of the
+other checkout (the base), and the two processes alternate. A process can be slow for its whole lifetime,
 depending on where its memory is allocated, so each pair of processes is started `--starts` times, and results are
 medians over all rounds. No peers are involved, so the bench extra is not required. Ratios are the time of the base
 divided by that of this revision; 0.95 means that this revision takes 5 % longer. The last line is JSON.
@@ -23,7 +23,7 @@ from benchmarks.alternate import Seconds, Side, print_result
 from caption_jax.runtime.process import HUGE_PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {
+BENCHMARKS = {
     "train_step": {"batch 16": ["benchmarks.train_step", "--serve"]},
     "encoder": {f"batch {batch}": ["benchmarks.encoder", f"--serve={batch}"] for batch in (1, 16)},
     "frozen_training": {name: ["benchmarks.frozen_training", f"--serve={name}"] for name in ("ours", "flickr8k")},
@@ -32,7 +32,7 @@ PARTS = {
         for size in ("flickr8k", "coco")
         for batch in (1, 16)
     },
-    "startup": {part: ["benchmarks.startup", f"--serve={part}"] for part in ("caption", "train")},
+    "startup": {command: ["benchmarks.startup", f"--serve={command}"] for command in ("caption", "train")},
 }
 
 
@@ -61,13 +61,13 @@ def time_checkouts(arguments: list[str], base: Path, starts: int, rounds: int) -
 
 
 def compare(seconds: Mapping[str, Seconds]) -> dict[str, float]:
-    """Returns the results in milliseconds; see `print_result`."""
+    """Returns the times in milliseconds and their ratios; see `print_result`."""
     ours, base = seconds["ours"], seconds["base"]
     return {
         "ours": 1e3 * ours.wall,
         "peer": 1e3 * base.wall,
         "ratio": base.wall / ours.wall,
-        "processor_ratio": base.processor / ours.processor,
+        "cpu_ratio": base.cpu / ours.cpu,
     }
 
 
@@ -75,21 +75,21 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True, help="checkout of the revision to compare with")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--benchmarks", default=",".join(BENCHMARKS))
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    cells = {}
-    for part in options.parts.split(","):
-        for name, arguments in PARTS[part].items():
+    comparisons = {}
+    for benchmark in options.benchmarks.split(","):
+        for name, arguments in BENCHMARKS[benchmark].items():
             result = compare(time_checkouts(arguments, options.base.resolve(), options.starts, options.rounds))
-            cells[f"{part}, {name}"] = result
+            comparisons[f"{benchmark}, {name}"] = result
             print(
-                f"{part + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
-                f"ratio {result['ratio']:.3f}, CPU time {result['processor_ratio']:.3f}",
+                f"{benchmark + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
+                f"ratio {result['ratio']:.3f}, CPU time {result['cpu_ratio']:.3f}",
                 flush=True,
             )
-    print_result("revisions", cells, "ms")
+    print_result("revisions", comparisons, "ms")
 
 
 if __name__ == "__main__":

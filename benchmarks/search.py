@@ -7,9 +7,9 @@ in memory. Both must return the same rows. Each uses its default number of threa
 rounds. faiss is measured with its default settings, and with settings that use a matrix product for smaller batches and
 larger blocks, which is several times faster here. Ratios refer to the faster of the two.
 
-The last line is JSON. `ratio` is that of batches of 32 queries, and `cells` also contains the results of single
-queries. `memory` is the increase in peak memory of the process due to opening the vectors and searching them with our
-implementation, divided by the size of the vectors.
+The last line is JSON. `ratio` is for batches of 32 queries, and `cells` also contains the results of single
+queries. `memory` is the increase in the peak memory of the process when our implementation opens and searches the
+vectors, divided by their size.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ BATCHES = (32, 1)
 
 def write_vectors(path: Path, count: int, dimension: int) -> None:
     """Writes random unit vectors in chunks, so that they do not have to fit in memory."""
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with path.open("wb") as file:
         for start in range(0, count, 10_000):
-            file.write(make_unit_vectors(random, min(10_000, count - start), dimension).tobytes())
+            file.write(make_unit_vectors(rng, min(10_000, count - start), dimension).tobytes())
 
 
-def make_unit_vectors(random: np.random.Generator, count: int, dimension: int) -> np.ndarray:
+def make_unit_vectors(rng: np.random.Generator, count: int, dimension: int) -> np.ndarray:
     """Returns random unit vectors, float32 [count, dimension]."""
-    vectors = random.standard_normal((count, dimension), dtype=np.float32)
+    vectors = rng.standard_normal((count, dimension), dtype=np.float32)
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
@@ -67,7 +67,7 @@ def check_results(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, n
 
 
 def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
-    """Runs all sides in alternating rounds.
+    """Times all sides in alternating rounds.
 
     Returns:
         The medians of each side: queries per second, and CPU milliseconds per query. `ratio` compares ours with the
@@ -80,12 +80,12 @@ def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dic
     for _ in range(rounds):
         for name, search in sides.items():
             times[name].append(time_call(search, queries))
-    cell = {}
+    comparison = {}
     for name, pairs in times.items():
-        cell[name] = len(queries) / statistics.median(wall for wall, _ in pairs)
-        cell[f"{name}_processor_ms"] = 1e3 * statistics.median(processor for _, processor in pairs) / len(queries)
-    peer = max(cell[name] for name in sides if name != "ours")
-    return {**cell, "ratio": cell["ours"] / peer}
+        comparison[name] = len(queries) / statistics.median(wall for wall, _ in pairs)
+        comparison[f"{name}_cpu_ms"] = 1e3 * statistics.median(cpu for _, cpu in pairs) / len(queries)
+    peer = max(comparison[name] for name in sides if name != "ours")
+    return {**comparison, "ratio": comparison["ours"] / peer}
 
 
 class FaissIndex:
@@ -115,9 +115,9 @@ class FaissIndex:
 
 def time_call(function: Callable, *arguments: Any) -> tuple[float, float]:
     """Calls a function and returns its wall time and CPU time in seconds."""
-    wall, processor = time.perf_counter(), time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     function(*arguments)
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tuple[float, dict[str, dict[str, float]]]:
@@ -149,21 +149,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.f32"
         write_vectors(path, options.vectors, options.dimension)
-        memory, cells = measure(path, options.vectors, options.dimension, options.top, options.rounds)
-    for name, cell in cells.items():
-        print(f"{name}: ratio {cell['ratio']:.2f}")
+        memory, comparisons = measure(path, options.vectors, options.dimension, options.top, options.rounds)
+    for name, comparison in comparisons.items():
+        print(f"{name}: ratio {comparison['ratio']:.2f}")
         for side in ("ours", "peer", "peer_with_blas"):
-            cpu_time = f"{cell[f'{side}_processor_ms']:.1f} ms of CPU time per query"
-            print(f"    {side:15}{cell[side]:8.1f} queries/s, {cpu_time}")
+            cpu_time = f"{comparison[f'{side}_cpu_ms']:.1f} ms of CPU time per query"
+            print(f"    {side:15}{comparison[side]:8.1f} queries/s, {cpu_time}")
     print(f"our memory: {memory:.2f} x the size of the vectors")
-    largest = cells[f"batch {BATCHES[0]}"]
+    largest = comparisons[f"batch {BATCHES[0]}"]
     device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
     peer = max(largest["peer"], largest["peer_with_blas"])
     result = {"name": "search", "ratio": round(largest["ratio"], 3), "ours": round(largest["ours"], 3)}
     result["peer"] = round(peer, 3)
-    cells = {name: {key: round(value, 3) for key, value in cell.items()} for name, cell in cells.items()}
-    cells["memory"] = {"vectors": round(memory, 3)}
-    print(json.dumps({**result, "unit": "queries/s", "device": device, "cells": cells}))
+    comparisons = {
+        name: {key: round(value, 3) for key, value in comparison.items()} for name, comparison in comparisons.items()
+    }
+    comparisons["memory"] = {"vectors": round(memory, 3)}
+    print(json.dumps({**result, "unit": "queries/s", "device": device, "cells": comparisons}))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Time from the start of a command to its first result, with a warm and with a cold compilation cache.
 
-    python -m benchmarks.startup [--parts=caption,train] [--rounds=5] [--encoder=lite0]
+    python -m benchmarks.startup [--commands=caption,train] [--rounds=5] [--encoder=lite0]
 
 `caption` runs `main.py --mode=caption` on one image to completion. `train` runs `main.py` in a new workdir until
 metrics.jsonl contains the first step, which has a batch of 4 images, so most of the time is spent on startup. The model
 is that of configs/flickr8k.py with random weights, and the images are random noise. First, both commands are run once
 to fill the cache. Then processes with this cache (warm) alternate with processes with an empty cache (cold). Both wall
-time and CPU time are reported. The last line is JSON; `ratio` is the wall time of cold processes divided by that of
-warm ones, the lower ratio of the two parts.
+time and CPU time are reported. The last line is JSON. `ratio` is the ratio of cold to warm wall time, for the command
+with the lower ratio.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Launcher:
     def __init__(self, folder: Path, encoder: str):
         self._folder, self._encoder = folder, encoder
         self.warm_cache_dir = folder / "compiled"
-        self.image = write_images(folder / "data")
+        self.image = write_dataset(folder / "data")
         self.time_training(self.warm_cache_dir, folder / "trained", wait_for_exit=True)
         self.time_captioning(self.warm_cache_dir)
 
@@ -55,8 +55,8 @@ class Launcher:
 
         Args:
             cache_dir: Folder of the compilation cache.
-            workdir: Workdir of the run; a new folder if None.
-            wait_for_exit: Whether to wait until the run has finished instead.
+            workdir: Workdir of the run. A new folder if None.
+            wait_for_exit: Whether to wait for the run to finish instead of stopping it at the first step.
         """
         workdir = workdir or Path(tempfile.mkdtemp(dir=self._folder))
         settings = {
@@ -96,8 +96,8 @@ class Launcher:
         return seconds, usage.ru_utime + usage.ru_stime
 
 
-def write_images(folder: Path, count: int = 8) -> Path:
-    """Writes noise images of 224 x 224 pixels with five captions per image. Returns the path of the first image."""
+def write_dataset(folder: Path, count: int = 8) -> Path:
+    """Writes noise images of 224 x 224 pixels and five captions per image. Returns the path of the first image."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     with (folder / "captions.csv").open("w", newline="") as file:
@@ -111,15 +111,19 @@ def write_images(folder: Path, count: int = 8) -> Path:
 
 
 def measure(
-    part: str, run: Callable[[Path], tuple[float, float]], warm_cache_dir: Path, rounds: int
+    command: str, run: Callable[[Path], tuple[float, float]], warm_cache_dir: Path, rounds: int
 ) -> dict[str, float]:
-    """Returns the median seconds of alternating processes with a warm cache (`ours`) and a cold one (`peer`).
+    """Runs cold and warm processes alternately.
 
     Args:
-        part: Name of the command, to print.
-        run: Function from the folder of the compilation cache to the wall time and CPU time of the command.
-        warm_cache_dir: Folder with compiled programs.
-        rounds: Number of processes of each kind.
+        command: Name of the command, to print.
+        run: Runs the command with the given compilation cache folder and returns its wall and CPU time.
+        warm_cache_dir: Compilation cache folder of warm processes.
+        rounds: Number of cold processes and of warm processes.
+
+    Returns:
+        The median wall and CPU time in seconds, and their cold/warm ratios. For the JSON format that all benchmarks
+        share, warm processes are called `ours` and cold ones `peer`.
     """
     times: dict[str, list[tuple[float, float]]] = {"ours": [], "peer": []}
     for _ in range(rounds):
@@ -129,22 +133,22 @@ def measure(
         finally:
             shutil.rmtree(cold_cache_dir)
         times["ours"].append(run(warm_cache_dir))
-    cell = {}
+    comparison = {}
     for side, cache in (("ours", "warm"), ("peer", "cold")):
         wall, cpu = (statistics.median(column) for column in zip(*times[side], strict=True))
-        cell |= {side: wall, f"{side}_processor": cpu}
-        print(f"{part:7} {cache}: {wall:6.2f} s, CPU {cpu:6.2f} s", flush=True)
+        comparison |= {side: wall, f"{side}_cpu_seconds": cpu}
+        print(f"{command:7} {cache}: {wall:6.2f} s, CPU {cpu:6.2f} s", flush=True)
     return {
-        **cell,
-        "ratio": cell["peer"] / cell["ours"],
-        "ratio_processor": cell["peer_processor"] / cell["ours_processor"],
+        **comparison,
+        "ratio": comparison["peer"] / comparison["ours"],
+        "cpu_ratio": comparison["peer_cpu_seconds"] / comparison["ours_cpu_seconds"],
     }
 
 
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default="caption,train")
+    parser.add_argument("--commands", default="caption,train")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--encoder", default="lite0")
     parser.add_argument(
@@ -161,8 +165,11 @@ def main() -> None:
         if options.serve:
             serve(lambda: functions[options.serve](cache_dir))
             return
-        cells = {part: measure(part, functions[part], cache_dir, options.rounds) for part in options.parts.split(",")}
-    print_result("startup", cells, "seconds")
+        comparisons = {
+            command: measure(command, functions[command], cache_dir, options.rounds)
+            for command in options.commands.split(",")
+        }
+    print_result("startup", comparisons, "seconds")
 
 
 if __name__ == "__main__":

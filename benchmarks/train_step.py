@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from caption_jax.runtime.process import HUGE_PAGES
 
-VOCABULARY, LENGTH = 10_000, 40
+VOCABULARY_SIZE, LENGTH = 10_000, 40
 
 
 def make_step(batch: int) -> Callable[[], Any]:
@@ -40,16 +40,16 @@ def make_step(batch: int) -> Callable[[], Any]:
     from input_pipeline.images import Preprocessing
 
     spec = RunSpec.from_config(default_config())  # the model has the dimensions of configs/coco.py by default
-    settings = ModelSettings(VOCABULARY, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
-    # No text is encoded, so the description needs no vocabulary.
+    settings = ModelSettings(VOCABULARY_SIZE, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
+    # No vocabulary is required, because no text is encoded.
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)
     mesh = make_mesh(spec.mesh)
     program = make_program(description, mesh, steps=10_000)
     state, update = program.start(init_variables(description)), program.update(frozenset())
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     arrays = {
-        "image": random.integers(0, 256, (batch, 224, 224, 3), np.uint8),
-        "tokens": random.integers(3, VOCABULARY, (batch, 1, LENGTH), np.int32),
+        "image": rng.integers(0, 256, (batch, 224, 224, 3), np.uint8),
+        "tokens": rng.integers(3, VOCABULARY_SIZE, (batch, 1, LENGTH), np.int32),
         "mask": np.ones(batch, bool),
     }
     device_arrays = put_batch(arrays, mesh)
@@ -63,9 +63,9 @@ def make_step(batch: int) -> Callable[[], Any]:
 
 
 def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the (arguments, environment) pairs that start ours and the requested peers."""
+    """Returns the (arguments, environment) pairs that start our implementation and the requested peers."""
     cores_flag = f"--cores={cores}"
-    dimensions = [f"--batch={batch}", f"--vocabulary={VOCABULARY}", f"--length={LENGTH}"]
+    dimensions = [f"--batch={batch}", f"--vocabulary={VOCABULARY_SIZE}", f"--length={LENGTH}"]
     peer_flags = [cores_flag, "--workload=train_step", *dimensions]
     commands = {
         "torch": (["benchmarks.peers.torch_captioner", *peer_flags], {}),
@@ -93,8 +93,8 @@ def main() -> None:
         return
     with start_sides(make_commands(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds = alternate(sides, options.rounds)
-    for name, (wall, processor) in seconds.items():
-        print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {processor:6.3f} s")
+    for name, (wall, cpu) in seconds.items():
+        print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {cpu:6.3f} s")
     print_result("train_step", compare(seconds, options.batch), "images/s")
 
 

@@ -31,7 +31,7 @@ class Positions(layers.Layer):
 
 
 def build_captioner(
-    vocabulary: int, length: int, width: int = 512, depth: int = 6, heads: int = 8, hidden: int = 2048
+    vocabulary_size: int, length: int, width: int = 512, depth: int = 6, heads: int = 8, hidden: int = 2048
 ) -> keras.Model:
     """Returns a pre-norm captioner with tied embeddings.
 
@@ -42,7 +42,7 @@ def build_captioner(
     backbone = keras.applications.EfficientNetB0(include_top=False, weights=None, input_shape=(224, 224, 3))
     grid = layers.Dense(width)(layers.Reshape((49, 1280))(backbone(images)))
     memory = layers.Dropout(0.1)(layers.LayerNormalization()(Positions()(grid)))
-    embedding = layers.ReversibleEmbedding(vocabulary, width)
+    embedding = layers.ReversibleEmbedding(vocabulary_size, width)
     x = layers.Dropout(0.1)(layers.LayerNormalization()(Positions()(embedding(tokens))))
     for _ in range(depth):
         y = layers.LayerNormalization()(x)
@@ -56,17 +56,17 @@ def build_captioner(
     return keras.Model([images, tokens], embedding(layers.LayerNormalization()(x), reverse=True))
 
 
-def make_train_step(batch: int, vocabulary: int, length: int) -> Callable[[], Any]:
+def make_train_step(batch: int, vocabulary_size: int, length: int) -> Callable[[], Any]:
     """Returns a function that performs one update of all parameters on random data."""
-    model = build_captioner(vocabulary, length - 1)
+    model = build_captioner(vocabulary_size, length - 1)
     model.compile(
         keras.optimizers.AdamW(1e-3, weight_decay=0.01, beta_2=0.98, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile=True,
     )
-    random = np.random.default_rng(0)
-    images = random.integers(0, 256, (batch, 224, 224, 3)).astype(np.float32)
-    tokens = random.integers(3, vocabulary, (batch, length)).astype(np.int32)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (batch, 224, 224, 3)).astype(np.float32)
+    tokens = rng.integers(3, vocabulary_size, (batch, length)).astype(np.int32)
     return lambda: model.train_on_batch([images, tokens[:, :-1]], tokens[:, 1:])
 
 

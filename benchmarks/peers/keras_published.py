@@ -27,7 +27,7 @@ class Design:
 
     width: int = 512
     feed_forward: int = 512
-    vocabulary: int = 10_000
+    vocabulary_size: int = 10_000
     length: int = 25
 
 
@@ -107,11 +107,12 @@ def _build_decoder(design: Design, keras: Any) -> Any:
     layers, width, heads = keras.layers, design.width, 2
     tokens, memory = keras.Input((design.length - 1,), dtype="int32"), keras.Input((None, width))
     positions = keras.ops.arange(design.length - 1)
-    x = layers.Embedding(design.vocabulary, width)(tokens) * width**0.5
+    x = layers.Embedding(design.vocabulary_size, width)(tokens) * width**0.5
     x = x + layers.Embedding(design.length, width)(positions)
     attention = {"num_heads": heads, "key_dim": width // heads, "dropout": 0.1}
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, x, use_causal_mask=True))
     x = layers.LayerNormalization()(x + layers.MultiHeadAttention(**attention)(x, memory))
     y = layers.Dropout(0.3)(layers.Dense(design.feed_forward, activation="relu")(x))
     x = layers.LayerNormalization()(x + layers.Dense(width)(y))
-    return keras.Model([tokens, memory], layers.Dense(design.vocabulary, activation="softmax")(layers.Dropout(0.5)(x)))
+    probabilities = layers.Dense(design.vocabulary_size, activation="softmax")(layers.Dropout(0.5)(x))
+    return keras.Model([tokens, memory], probabilities)
