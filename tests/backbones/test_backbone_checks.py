@@ -1,4 +1,4 @@
-"""Images that a backbone does not support are rejected before any computation, in one line."""
+"""Unsupported image sizes and batch sizes are rejected before any computation, with a one-line error."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BACKBONE, STEM = r"image_encoder/backbone/.*", r"image_encoder/backbone/stem/.*"
 
 
 @dataclasses.dataclass(frozen=True)
-class Pairs:
+class EvenBatchBackbone:
     """A user-defined backbone whose checks raise ValueError."""
 
     settings_class: ClassVar[type] = object
@@ -39,17 +39,17 @@ class Pairs:
 
     def check_batch(self, images, trained_norms):
         if images % 2:
-            raise ValueError(f"{images} images are odd")
+            raise ValueError(f"the number of images is {images}; it must be even")
 
 
-def spec_of(root="nowhere", **changes) -> RunSpec:
+def make_spec(root="nowhere", **changes) -> RunSpec:
     config = get_config().unlock()
     config.data.root = str(root)
     config.update_from_flattened_dict(changes)
     return RunSpec.from_config(config)
 
 
-def test_the_image_size_of_a_vit_is_a_multiple_of_the_patch_size():
+def test_the_image_size_of_a_vit_must_be_a_multiple_of_the_patch_size():
     config = get_config().unlock()
     config.model.encoder = {"name": "caption_jax.backbones.vit_backbone:ViT", "size": "micro"}
     config.data.image_size = 30
@@ -61,18 +61,18 @@ def test_the_image_size_of_a_vit_is_a_multiple_of_the_patch_size():
         check_image_size(ViT(), 3)
 
 
-def test_user_defined_checks_are_optional_and_name_the_key():
+def test_user_defined_checks_are_optional_and_their_errors_name_the_key():
     config = get_config().unlock()
-    config.model.encoder = {"name": f"{__name__}:Pairs"}
+    config.model.encoder = {"name": f"{__name__}:EvenBatchBackbone"}
     with pytest.raises(ConfigError, match=r"config\.model\.encoder: image_size is 32; set it to 30"):
         RunSpec.from_config(config)
-    with pytest.raises(ConfigError, match=r"config\.model\.encoder: 3 images are odd"):
-        check_batch(Pairs(), 3, NORMS)
+    with pytest.raises(ConfigError, match=r"config\.model\.encoder: the number of images is 3; it must be even"):
+        check_batch(EvenBatchBackbone(), 3, NORMS)
     check_batch(ViT(), 3, NORMS)
     check_image_size(EfficientNetBackbone(), 3)
 
 
-def test_groups_of_trained_norms_must_divide_the_batch():
+def test_the_group_size_of_trained_norms_must_divide_the_batch():
     backbone = EfficientNetBackbone("micro", norm_group_size=6)
     check_batch(backbone, 12, NORMS)
     check_batch(backbone, 4, frozenset())
@@ -91,20 +91,22 @@ def test_groups_of_trained_norms_must_divide_the_batch():
         ),
     ],
 )
-def test_runs_whose_groups_do_not_divide_the_batch_are_rejected(small_images, tmp_path, changes, message):
-    for start in (dry_run, train_and_evaluate):
+def test_runs_are_rejected_if_the_group_size_does_not_divide_the_batch_or_microbatch(
+    small_images, tmp_path, changes, message
+):
+    for run in (dry_run, train_and_evaluate):
         with pytest.raises(ConfigError, match=message):
-            start(spec_of(small_images, **changes), tmp_path)
+            run(make_spec(small_images, **changes), tmp_path)
     assert not has_checkpoint(epath.Path(tmp_path))
 
 
 @pytest.mark.parametrize(
-    ("stem", "rejected"),
+    ("stem_rule", "is_rejected"),
     [({"lr": 0.0}, False), ({"lr": 1.0, "from_step": 500}, False), ({"lr": 1.0, "from_step": 100}, True)],
 )
-def test_frozen_norms_need_no_groups(stem, rejected):
-    rules = ((STEM, stem), (rf"(?!{STEM}){BACKBONE}", {"lr": 0.0}), (rf"(?!{BACKBONE}).*", {"lr": 1.0}))
-    spec = spec_of(**{"optimizer.rules": rules, "model.encoder.norm_group_size": 3, "train.steps": 200})
+def test_the_group_size_of_frozen_norms_is_not_checked(stem_rule, is_rejected):
+    rules = ((STEM, stem_rule), (rf"(?!{STEM}){BACKBONE}", {"lr": 0.0}), (rf"(?!{BACKBONE}).*", {"lr": 1.0}))
+    spec = make_spec(**{"optimizer.rules": rules, "model.encoder.norm_group_size": 3, "train.steps": 200})
     params = variable_shapes(small_description())["params"]
-    with pytest.raises(ConfigError, match="norm_group_size=3") if rejected else contextlib.nullcontext():
+    with pytest.raises(ConfigError, match="norm_group_size=3") if is_rejected else contextlib.nullcontext():
         check_step_images(spec, params)

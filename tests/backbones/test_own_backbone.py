@@ -24,31 +24,32 @@ def config(example_files) -> ConfigDict:
     return config
 
 
-def test_the_decoder_attends_to_its_features(config):
+def test_the_decoder_attends_to_the_features_of_the_example_backbone(config):
     model = build_model(RunSpec.from_config(config).model, vocabulary_size=9, max_length=6)
     tokens = jnp.zeros((2, 1, 5), jnp.int32)
     variables = random_variables(model, IMAGES, tokens)
     assert set(variables["params"]["image_encoder"]["backbone"]) == {"embed", "mix"}
 
     @jax.jit
-    def run(variables):
-        stored = model.apply(variables, "embed", IMAGES, method="encode_to_stage")
-        from_stored = model.apply(variables, stored, tokens, start_after="embed")
-        return stored, from_stored, model.apply(variables, IMAGES, tokens)
+    def compute_features_and_logits(variables):
+        features = model.apply(variables, "embed", IMAGES, method="encode_to_stage")
+        logits_from_features = model.apply(variables, features, tokens, start_after="embed")
+        return features, logits_from_features, model.apply(variables, IMAGES, tokens)
 
-    stored, from_stored, logits = run.lower(variables).compile({"xla_backend_optimization_level": "0"})(variables)
+    compiled = compute_features_and_logits.lower(variables).compile({"xla_backend_optimization_level": "0"})
+    features, logits_from_features, logits = compiled(variables)
     assert logits.shape == (2, 1, 5, 9) and not np.allclose(logits[0], logits[1])
-    assert stored.shape == (2, 2, 2, 24)
-    np.testing.assert_allclose(from_stored, logits, rtol=1e-5)
+    assert features.shape == (2, 2, 2, 24)
+    np.testing.assert_allclose(logits_from_features, logits, rtol=1e-5)
 
 
-def test_its_checks_name_the_key(config):
+def test_errors_of_the_example_backbone_name_the_config_key(config):
     config.model.encoder = {"name": "own.backbone:Patches", "weights": "a file"}
     with pytest.raises(ConfigError, match=r"config\.model\.encoder: weights is 'a file'"):
         RunSpec.from_config(config)
 
 
-def test_the_feature_cache_uses_its_stages(config):
+def test_the_feature_cache_rejects_stages_that_the_backbone_does_not_have(config):
     config.data.feature_cache.stage = "stage_1"
     with pytest.raises(ConfigError, match=r"unknown stage 'stage_1'; expected one of embed, mix"):
         RunSpec.from_config(config)

@@ -14,11 +14,11 @@ from caption_jax.models.backbones.vit import VisionTransformer
 from caption_jax.models.backbones.vit_sizes import ViTSettings
 
 
-def test_settings_reach_the_module():
+def test_fields_and_settings_are_passed_to_the_module():
     backbone = ViT(size="micro", drop_path=0.25)
     siglip = ViTSettings(class_token=False, gelu="tanh", norm_epsilon=1e-5)
-    built = backbone.build(siglip, frozen_norms=frozenset({"norm"}), dtype=jnp.bfloat16)
-    assert built == VisionTransformer(
+    module = backbone.build(siglip, frozen_norms=frozenset({"norm"}), dtype=jnp.bfloat16)
+    assert module == VisionTransformer(
         "micro", False, "tanh", 1e-5, drop_path=0.25, frozen_norms=frozenset({"norm"}), dtype=jnp.bfloat16
     )
     assert backbone.build(backbone.settings(), dtype=jnp.float32) == VisionTransformer("micro", drop_path=0.25)
@@ -37,14 +37,14 @@ def test_stages_and_stride_of_s16():
         ({"drop_path": 1.0}, r"config\.model\.encoder\.drop_path is 1\.0"),
     ],
 )
-def test_fields_are_checked(fields, message):
+def test_invalid_fields_are_rejected(fields, message):
     with pytest.raises(ConfigError, match=message):
         ViT(**fields)
 
 
-def test_a_config_with_a_vit_is_checked_without_flax():
+def test_computing_the_settings_of_a_vit_does_not_import_flax():
     code = (
         "import sys; from caption_jax.backbones.vit_backbone import ViT; ViT().settings(); print('flax' in sys.modules)"
     )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "False"
