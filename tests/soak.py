@@ -45,7 +45,7 @@ def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
     flags = ("steps=100000000", "log_every=50", "eval_every=100", "checkpoint_every=50", "sample_images=1")
     process = RunLauncher(images, cache).start(workdir, *(f"--config.train.{flag}" for flag in flags))
     try:
-        # Three evaluations warm up all programs.
+        # After three evaluations, every program has been compiled and warmed up.
         wait_until(lambda: sum(split == "val" for _, split, _ in read_rows(workdir)) >= 3, process, workdir)
         first_step, samples = read_rows(workdir)[-1][0], []
         for _ in repeat_for(seconds):

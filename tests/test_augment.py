@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from program_figures import compute_figures
+from program_stats import compute_stats
 
 from caption_jax.augment import augment
 from caption_jax.parameters.sharding import batch_sharding, make_mesh, put_batch
@@ -120,7 +120,7 @@ def test_eight_devices_give_the_result_of_one_without_communication():
     assert sharded.sharding.is_equivalent_to(batch_sharding(mesh), 4)
     np.testing.assert_allclose(sharded, step(key, images), atol=1e-3)
     lowered = step.lower(key, placed)
-    assert not compute_figures(lowered, lowered.compile(), mesh, images=2)["collectives"]
+    assert not compute_stats(lowered, lowered.compile(), mesh, images=2)["collectives"]
 
 
 @pytest.mark.parametrize(

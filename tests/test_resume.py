@@ -128,7 +128,7 @@ def test_the_best_model_of_a_finished_run_is_loaded(small_workdir):
     assert_model_is_best_checkpoint(small_workdir)
 
 
-def test_resuming_a_run_of_an_earlier_release_writes_its_model_folder(trained_workdir, config):
+def test_resuming_a_run_from_an_earlier_release_writes_its_model_folder(trained_workdir, config):
     shutil.rmtree(next(trained_workdir.glob("model-*")))
     (trained_workdir / "best_model.json").unlink()
     train_and_evaluate(RunSpec.from_config(config), trained_workdir)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from tiny_captioner import BOS, EOS, LENGTH, PAD, VOCABULARY
+from tiny_captioner import BOS, EOS, LENGTH, PAD, VOCABULARY_SIZE
 
 # (tokens so far, log-probabilities) -> log-probabilities
 Rule = Callable[[tuple[int, ...], list[float]], list[float]]
@@ -105,7 +105,7 @@ def beam_search(table, rules, penalty, num_beams, candidates_per_group, groups=1
     live = [[(0.0, ())] for _ in range(groups)]
     finished = [[] for _ in range(groups)]
     for step in range(LENGTH):
-        counts = [0] * VOCABULARY
+        counts = [0] * VOCABULARY_SIZE
         for group in range(groups):
             options = [
                 (score + log_prob - diversity * counts[token], (*tokens, token))

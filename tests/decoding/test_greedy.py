@@ -13,7 +13,7 @@ from tiny_captioner import (
     LENGTH,
     MODEL,
     PAD,
-    VOCABULARY,
+    VOCABULARY_SIZE,
     compute_next_log_probs,
     make_random_captioner,
     pad_caption,
@@ -186,7 +186,7 @@ def test_invalid_ensembles_are_rejected():
     variables, memory = make_random_captioner(3)
     with pytest.raises(ValueError, match="an ensemble of 2 models requires one set"):
         greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
-    other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY + 1))
+    other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY_SIZE + 1))
     with pytest.raises(ValueError, match=r"\[6, 7\] tokens"):
         greedy([MODEL, other], [variables] * 2, [memory] * 2, max_length=5)
 

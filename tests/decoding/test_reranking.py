@@ -19,7 +19,7 @@ from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
-IMAGES, VOCABULARY, LENGTH, WIDTH, MEMORY_LENGTH = 8, 9, 6, 16, 3
+IMAGES, VOCABULARY_SIZE, LENGTH, WIDTH, MEMORY_LENGTH = 8, 9, 6, 16, 3
 FULL_IDS = np.array([0, 1, 2, 3, 17, 6, 14, 11, 5], np.int32)  # token ids in the vocabulary of the text encoder
 BEAM = {"method": "beam", "num_beams": 4, "alpha": 0.6, "max_length": LENGTH}
 
@@ -36,7 +36,7 @@ def make_captioner():
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
     config.model.joint_embedding.width = 8
     text_encoder = roberta_settings(config.model.text_encoder, 20, LENGTH, PAD)
-    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, text_encoder=text_encoder)
+    model = build_model(build_spec(ModelSpec, config.model), VOCABULARY_SIZE, LENGTH, text_encoder=text_encoder)
     tokens = jax.ShapeDtypeStruct((1, 1, LENGTH - 1), jnp.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32), tokens)
     rng = np.random.default_rng(0)

@@ -16,11 +16,11 @@ from caption_jax.models.image_encoder import ImageEncoder
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 WORDS = (3, 4, 5)
-VOCABULARY, LENGTH, WIDTH, MEMORY_LENGTH = 6, 4, 8, 3  # LENGTH is the number of tokens after <s>
+VOCABULARY_SIZE, LENGTH, WIDTH, MEMORY_LENGTH = 6, 4, 8, 3  # LENGTH is the number of tokens after <s>
 
 MODEL = ImageCaptioningModel(
     image_encoder=ImageEncoder(EfficientNet("micro"), width=WIDTH),
-    decoder=Decoder(VOCABULARY, layers=1, width=WIDTH, heads=2, feed_forward=8, max_length=LENGTH + 1),
+    decoder=Decoder(VOCABULARY_SIZE, layers=1, width=WIDTH, heads=2, feed_forward=8, max_length=LENGTH + 1),
 )
 
 
@@ -35,10 +35,10 @@ def make_random_captioner(seed: int, images: int = 2, scale: float = 0.7):
 
     With the default scale, next-token distributions are neither uniform nor peaked.
     """
-    generator = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
 
     def normal(shape: tuple[int, ...]) -> np.ndarray:
-        return (scale * generator.normal(size=shape)).astype(np.float32)
+        return (scale * rng.normal(size=shape)).astype(np.float32)
 
     variables = jax.tree.map(lambda leaf: normal(leaf.shape), _variable_shapes())
     return variables, normal((images, MEMORY_LENGTH, WIDTH))

@@ -42,7 +42,7 @@ def make_split(num_images: int, num_captions: int = 3, unreadable: Collection[in
     """
     records = []
     for index in range(num_images):
-        data = b"no image" if index in unreadable else make_png(index)
+        data = b"not an image" if index in unreadable else make_png(index)
         captions = tuple(f"{index}/{number}" for number in range(num_captions))
         records.append(Record(lambda data=data: data, captions, 1000 + index))
     return Split(name, records)

@@ -23,12 +23,12 @@ from input_pipeline.records import DataError, Record, Split
 from input_pipeline.sources import open_splits
 
 
-def make_train_batches(split, data, seed=0, **processes):
-    return train_batches(split, PREPROCESSING, CharacterVocabulary(), data, seed, **processes)
+def make_train_batches(split, data, seed=0, **process_options):
+    return train_batches(split, PREPROCESSING, CharacterVocabulary(), data, seed, **process_options)
 
 
-def make_eval_batches(split, data, **processes):
-    return eval_batches(split, PREPROCESSING, CharacterVocabulary(), data, **processes)
+def make_eval_batches(split, data, **process_options):
+    return eval_batches(split, PREPROCESSING, CharacterVocabulary(), data, **process_options)
 
 
 def next_batches(iterator, count):

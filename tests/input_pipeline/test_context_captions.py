@@ -1,4 +1,4 @@
-"""Batches contain context captions of each image's neighbours. Their choice is deterministic."""
+"""The context of each image is captions of its neighbours, chosen deterministically."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def read_batches(batches, count):
     return result
 
 
-def read_train_batches(count, context, workers=2, start=0, **processes):
+def read_train_batches(count, context, workers=2, start=0, **process_options):
     """Returns `count` batches of four images, after the first `start` images."""
     data = make_data_spec(workers=workers)
     batches = train_batches(
-        make_split(7), PREPROCESSING, CharacterVocabulary(), data, seed=0, context=context, **processes
+        make_split(7), PREPROCESSING, CharacterVocabulary(), data, seed=0, context=context, **process_options
     )
     batches.set_state({**batches.get_state(), "images": start})
     return read_batches(batches, count)
@@ -76,8 +76,8 @@ def test_dropout_removes_the_context_of_some_images_in_some_epochs():
 def test_context_does_not_depend_on_processes_threads_or_resuming():
     context = make_context(dropout=0.3)
     expected = read_train_batches(8, context)
-    processes = [read_train_batches(8, context, workers=0, process_index=i, process_count=2) for i in (0, 1)]
-    for batch, first, second in zip(expected, *processes, strict=True):
+    batches_by_process = [read_train_batches(8, context, workers=0, process_index=i, process_count=2) for i in (0, 1)]
+    for batch, first, second in zip(expected, *batches_by_process, strict=True):
         assert_equal_batches({key: np.concatenate([first[key], second[key]]) for key in batch}, batch)
     for batch, resumed in zip(expected[5:], read_train_batches(3, context, start=20), strict=True):
         assert_equal_batches(resumed, batch)

@@ -31,13 +31,13 @@ MODULES_WITH_OPTIONAL_IMPORTS = {
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules]
 
 
-def test_every_other_module_is_imported_in_the_base_installation():
+def test_modules_without_optional_imports_can_be_imported_in_the_base_installation():
     errors = {name: error for name, error in base_install.collect_errors()["modules"].items() if error}
     assert set(errors) == MODULES_WITH_OPTIONAL_IMPORTS, errors
     assert all(error.startswith("MissingPackageError: ") for error in errors.values())
 
 
-def test_uses_of_missing_packages_name_the_command():
+def test_errors_for_missing_packages_name_the_install_command():
     uses = base_install.collect_errors()["calls"]
     for use, error in uses.items():
         module = use.split()[0]
@@ -45,7 +45,8 @@ def test_uses_of_missing_packages_name_the_command():
         assert module in error and error.endswith(f": pip install 'caption-jax[{extra}]'"), f"{use}: {error}"
         assert "\n" not in error
     used_modules = {use.split()[0] for use in uses}
-    assert {module for _, module in MODULES} - used_modules == {"clu", "tensorboard"}  # imported after TensorFlow
+    # Never reached, because the import of TensorFlow fails first.
+    assert {module for _, module in MODULES} - used_modules == {"clu", "tensorboard"}
 
 
 @pytest.mark.parametrize(("extra", "module"), MODULES)
@@ -85,8 +86,8 @@ def test_extras_match_pyproject():
 def test_developer_extras_include_the_extras_they_require():
     for extra, expected in (("test", {"hub", "java", "keras-weights", "train"}), ("bench", {"java", "train"})):
         requirements = map(Requirement, DECLARED[extra])
-        (ours,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
-        assert ours.extras == expected
+        (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
+        assert self_requirement.extras == expected
 
 
 @pytest.mark.parametrize(

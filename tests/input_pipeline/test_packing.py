@@ -1,4 +1,4 @@
-"""Packed rows contain each token once, with its caption and position, and without padding between captions."""
+"""Packed rows contain each token exactly once, with its segment id and position, and no padding between captions."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_rows_contain_the_captions_of_readable_images_in_order(rows):
 
 
 def test_packed_rows_have_few_distinct_lengths():
-    random = np.random.default_rng(3)
+    rng = np.random.default_rng(3)
     lengths = set()
     for _ in range(200):
         tokens = np.ones((64, 5, 23), np.int32)
-        tokens[np.arange(23) < random.integers(2, 23, (64, 5))[..., None]] = 7
+        tokens[np.arange(23) < rng.integers(2, 23, (64, 5))[..., None]] = 7
         lengths.add(pack_captions(tokens, np.ones(64, bool), 1)["inputs"].shape[1])
     assert len(lengths) < 8 and max(lengths) < 0.65 * 64 * 5 * 22

@@ -124,9 +124,9 @@ def test_a_constant_caption_is_rarely_correct(all_scenes):
 
 def test_attributes_are_balanced(all_scenes):
     groups = [group for scene in all_scenes["train"] for group in (scene.first, scene.second) if group]
-    for attribute, options in (("count", 3), ("size", 2), ("colour", 6), ("shape", 6)):
+    for attribute, num_values in (("count", 3), ("size", 2), ("colour", 6), ("shape", 6)):
         counts = collections.Counter(getattr(group, attribute) for group in groups)
-        assert len(counts) == options and min(counts.values()) > 0.8 * len(groups) / options
+        assert len(counts) == num_values and min(counts.values()) > 0.8 * len(groups) / num_values
     assert 300 < sum(scene.second is None for scene in all_scenes["train"]) < 700
 
 

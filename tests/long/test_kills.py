@@ -23,7 +23,7 @@ def launcher(small_images, compile_cache) -> RunLauncher:
 def sample_kill_time(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
     """Returns a condition on the workdir, and the delay in seconds between the condition and the kill."""
     step = rng.randint((list_saved_steps(workdir) or [0])[-1] + 1, STEPS)
-    event = rng.choice(["start", "step", "last", "best"])
+    event = rng.choice(["start", "step", "last", "best"])  # "last" and "best" are checkpoints being written
     if event == "start":  # imports, restoring a checkpoint, the first compilation
         return lambda folder: True, rng.uniform(0, 15)
     if event == "step":

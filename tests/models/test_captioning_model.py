@@ -44,19 +44,20 @@ def test_the_decoder_attends_to_the_configured_memory(image_memory, memory_lengt
     assert output.logits.shape == (2, 2, 4, 12)
 
 
-def test_captions_of_an_image_are_scored_independently(model_and_variables):
+def test_logits_do_not_depend_on_other_captions_of_the_image(model_and_variables):
     model, variables = model_and_variables
-    run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
-    together = run(IMAGES, TOKENS)
+    compute_logits = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
+    logits = compute_logits(IMAGES, TOKENS)
     for caption in range(2):
-        np.testing.assert_allclose(together[:, caption], run(IMAGES, TOKENS[:, caption, None])[:, 0], atol=1e-5)
+        caption_logits = compute_logits(IMAGES, TOKENS[:, caption, None])[:, 0]
+        np.testing.assert_allclose(caption_logits, logits[:, caption], atol=1e-5)
 
 
-def test_scores_do_not_depend_on_other_images(model_and_variables):
+def test_logits_do_not_depend_on_other_images(model_and_variables):
     model, variables = model_and_variables
-    run = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
-    together = run(IMAGES, TOKENS)
-    np.testing.assert_allclose(run(IMAGES[1:], TOKENS[1:])[0], together[1], atol=1e-5)
+    compute_logits = jax.jit(lambda images, tokens: model.apply(variables, images, tokens))
+    logits = compute_logits(IMAGES, TOKENS)
+    np.testing.assert_allclose(compute_logits(IMAGES[1:], TOKENS[1:])[0], logits[1], atol=1e-5)
 
 
 def test_cached_decoding_matches_the_full_pass(model_and_variables):

@@ -17,7 +17,7 @@ from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.specs import DecodeSpec, ModelSpec, build_spec
 from input_pipeline.special_tokens import PAD
 
-VOCABULARY, LENGTH, MAX_TEXTS = 12, 6, 3
+VOCABULARY_SIZE, LENGTH, MAX_TEXTS = 12, 6, 3
 IMAGES = jnp.zeros((2, 32, 32, 3))  # used for initialisation only
 FEATURES = ImageFeatures(jnp.asarray(np.random.default_rng(0).normal(size=(2, 4, 16)), jnp.float32), None)
 TOKENS = jnp.array([[[0, 5, 6, 7], [0, 4, 4, 9]], [[0, 8, 3, 1], [0, 9, 9, 9]]])
@@ -33,9 +33,9 @@ def make_model_and_variables(form: str = "vector", joint_embedding: bool = False
     config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24})
     config.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8, "dropout": 0.0})
     config.context.update({"max_texts": MAX_TEXTS, "form": form})
-    text = roberta_settings(config.text_encoder, VOCABULARY, LENGTH, PAD)
+    text = roberta_settings(config.text_encoder, VOCABULARY_SIZE, LENGTH, PAD)
     model = build_model(
-        build_spec(ModelSpec, config), VOCABULARY, LENGTH, text_encoder=text, joint_embedding=joint_embedding
+        build_spec(ModelSpec, config), VOCABULARY_SIZE, LENGTH, text_encoder=text, joint_embedding=joint_embedding
     )
     return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
 

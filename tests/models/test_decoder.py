@@ -19,9 +19,9 @@ WIDTH, HEADS, HIDDEN = 8, 2, 12
 def make_decoder(seed=0, **settings):
     settings = {"layers": 2, "norm": "pre", "positions": "learned", "max_length": 9, **settings}
     decoder = Decoder(vocabulary_size=11, width=WIDTH, heads=HEADS, feed_forward=HIDDEN, **settings)
-    generator = np.random.default_rng(seed)
-    memory = jnp.asarray(generator.normal(size=(2, 5, WIDTH)), jnp.float32)
-    tokens = jnp.asarray(generator.integers(0, 11, size=(2, 3, 9)))
+    rng = np.random.default_rng(seed)
+    memory = jnp.asarray(rng.normal(size=(2, 5, WIDTH)), jnp.float32)
+    tokens = jnp.asarray(rng.integers(0, 11, size=(2, 3, 9)))
     return decoder, random_variables(decoder, tokens, memory, seed=seed), tokens, memory
 
 
@@ -41,7 +41,7 @@ def run_decoder(decoder, variables, tokens, memory, mask=None, key=None, attenti
 
 def make_layer_inputs():
     """Returns weights with the names and layouts of PyTorch, tokens and memory [batch, length, width], and its mask."""
-    generator = np.random.default_rng(7)
+    rng = np.random.default_rng(7)
     shapes = {
         "self_attn.in_proj_weight": (3 * WIDTH, WIDTH),
         "self_attn.in_proj_bias": (3 * WIDTH,),
@@ -57,9 +57,9 @@ def make_layer_inputs():
         "linear2.bias": (WIDTH,),
         **{f"norm{i}.{leaf}": (WIDTH,) for i in (1, 2, 3) for leaf in ("weight", "bias")},
     }
-    weights = {name: (0.4 * generator.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
-    tokens = generator.normal(size=(2, 6, WIDTH)).astype(np.float32)
-    memory = generator.normal(size=(2, 5, WIDTH)).astype(np.float32)
+    weights = {name: (0.4 * rng.normal(size=shape)).astype(np.float32) for name, shape in shapes.items()}
+    tokens = rng.normal(size=(2, 6, WIDTH)).astype(np.float32)
+    memory = rng.normal(size=(2, 5, WIDTH)).astype(np.float32)
     return weights, tokens, memory, np.array([[1, 1, 1, 1, 1], [1, 1, 0, 1, 0]], bool)
 
 
@@ -169,12 +169,12 @@ def test_the_cache_is_reordered_with_the_captions():
     cache = decoder.apply(variables, memory, rows=3, method="start_cache")
     step = jax.jit(lambda tokens, cache: decoder.apply(variables, tokens, cache=cache))
     full = jax.jit(lambda tokens: decoder.apply(variables, tokens, memory).logits)
-    generator, captions = np.random.default_rng(1), np.array(tokens)
+    rng, captions = np.random.default_rng(1), np.array(tokens)
     for t in range(9):
         captions[..., t] = tokens[..., t]
         output = step(jnp.asarray(captions[..., t : t + 1]), cache)
         np.testing.assert_allclose(output.logits[:, :, 0], full(captions)[:, :, t], atol=1e-5)
-        parents = generator.integers(0, 3, size=(2, 3))
+        parents = rng.integers(0, 3, size=(2, 3))
         cache = output.cache.reorder(jnp.asarray(parents))
         captions = np.take_along_axis(captions, parents[..., None], axis=1)
 
@@ -222,9 +222,9 @@ def test_bfloat16_logits_are_float32_and_close_to_float32_results():
 
 def test_an_untrained_decoder_predicts_a_nearly_uniform_distribution():
     decoder = Decoder(500, 3, 64, 4, 128)
-    generator = np.random.default_rng(0)
-    tokens = jnp.asarray(generator.integers(0, 500, size=(2, 2, 20)))
-    memory = jnp.asarray(generator.normal(size=(2, 9, 64)), jnp.float32)
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 500, size=(2, 2, 20)))
+    memory = jnp.asarray(rng.normal(size=(2, 9, 64)), jnp.float32)
     variables = jax.jit(decoder.init)(jax.random.key(0), tokens, memory)
     log_probs = jax.nn.log_softmax(run_decoder(decoder, variables, tokens, memory).logits)
     input_log_probs = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)  # inputs are not more likely

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import compute_figures
+from program_stats import compute_stats
 
 from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
 from caption_jax.models.backbones.efficientnet_variants import VARIANTS, get_variant
@@ -198,7 +198,7 @@ def test_eight_devices_match_one_device():
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     lowered = jax.jit(step).lower(make_variables()["params"], rows)
     split = lowered.compile(QUICK_COMPILATION)
-    assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
+    assert {group["kind"] for group in compute_stats(lowered, split, mesh)["collectives"]} == {"all-reduce"}
     params = jax.device_put(make_variables()["params"], NamedSharding(mesh, PartitionSpec()))
     (loss8, stats8), gradients8 = split(params, rows)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Decoder scores on packed rows equal scores with one caption per row, also with dropout."""
+"""Decoder logits on packed rows equal those with one caption per row, even with dropout."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from caption_jax.models.decoder import Decoder
 from caption_jax.objectives.forward_pass import CaptionRows
 from input_pipeline.packing import pack_captions
 
-BATCH, CAPTIONS, LENGTH, WIDTH, VOCABULARY = 4, 4, 25, 24, 30
+BATCH, CAPTIONS, LENGTH, WIDTH, VOCABULARY_SIZE = 4, 4, 25, 24, 30
 
 
 def make_tokens(seed: int = 0) -> np.ndarray:
@@ -21,35 +21,37 @@ def make_tokens(seed: int = 0) -> np.ndarray:
     tokens = np.ones((BATCH, CAPTIONS, LENGTH + 1), np.int32)
     for caption in tokens.reshape(-1, LENGTH + 1):
         length = rng.integers(1, LENGTH - 1)
-        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY, length), 2]
+        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY_SIZE, length), 2]
     return tokens
 
 
 @functools.cache
-def compute_scores_and_gradient(rows: int):
-    """Returns scores per caption, the token count and gradients. Captions are packed if `rows` is positive."""
+def compute_logits_and_gradients(rows: int):
+    """Returns masked logits per caption, the token count and gradients. Captions are packed if `rows` is positive."""
     tokens, mask = make_tokens(), np.array([True, True, False, True])
     batch = {"tokens": tokens, "mask": mask, **(pack_captions(tokens, mask, rows) if rows else {})}
     memory = np.random.default_rng(2).normal(size=(BATCH, 6, WIDTH)).astype(np.float32)
-    decoder = Decoder(VOCABULARY, 1, WIDTH, 3, 48, dropout=0.3, max_length=LENGTH)
+    decoder = Decoder(VOCABULARY_SIZE, 1, WIDTH, 3, 48, dropout=0.3, max_length=LENGTH)
     variables = random_variables(decoder, tokens[..., :-1], memory)
 
-    def run(variables, batch):
-        rows = CaptionRows.from_batch(batch)
+    def compute_loss(variables, batch):
+        caption_rows = CaptionRows.from_batch(batch)
         rngs = {"dropout": jax.random.key(1)}
-        output = decoder.apply(variables, rows.inputs, memory, segments=rows.segments, train=True, rngs=rngs)
-        scores = rows.segments.to_captions(output.logits * rows.weights[..., None])
-        return (scores**2).sum(), (scores, rows.weights.sum())
+        output = decoder.apply(
+            variables, caption_rows.inputs, memory, segments=caption_rows.segments, train=True, rngs=rngs
+        )
+        logits = caption_rows.segments.to_captions(output.logits * caption_rows.weights[..., None])
+        return (logits**2).sum(), (logits, caption_rows.weights.sum())
 
-    (_, scores_and_count), gradient = jax.jit(jax.value_and_grad(run, has_aux=True))(variables, batch)
-    return *scores_and_count, gradient
+    (_, logits_and_count), gradients = jax.jit(jax.value_and_grad(compute_loss, has_aux=True))(variables, batch)
+    return *logits_and_count, gradients
 
 
 @pytest.mark.parametrize("rows", [1, 2, BATCH])
-def test_scores_and_gradients_equal_one_caption_per_row(rows):
-    scores, count, gradient = compute_scores_and_gradient(rows)
-    expected_scores, expected_count, expected_gradient = compute_scores_and_gradient(0)
+def test_logits_and_gradients_equal_those_with_one_caption_per_row(rows):
+    logits, count, gradients = compute_logits_and_gradients(rows)
+    expected_logits, expected_count, expected_gradients = compute_logits_and_gradients(0)
     assert 0 < count == expected_count
-    np.testing.assert_allclose(scores, expected_scores, rtol=1e-6, atol=1e-5)
-    for array, expected_array in zip(*map(jax.tree.leaves, (gradient, expected_gradient)), strict=True):
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-6, atol=1e-5)
+    for array, expected_array in zip(*map(jax.tree.leaves, (gradients, expected_gradients)), strict=True):
         np.testing.assert_allclose(array, expected_array, rtol=0, atol=1e-5 * np.abs(expected_array).max())

@@ -18,7 +18,7 @@ from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.cross_entropy import token_cross_entropy
 from caption_jax.specs import ModelSpec, build_spec
 
-VOCABULARY, LENGTH, PAD = 23, 8, 1
+VOCABULARY_SIZE, LENGTH, PAD = 23, 8, 1
 
 
 class Captioner:
@@ -28,10 +28,10 @@ class Captioner:
         config = default_config().model
         config.encoder.variant = "micro"
         config.decoder.update({"layers": 2, "width": 16, "heads": 2, "feed_forward": 24, "norm": norm})
-        self.model = build_model(build_spec(ModelSpec, config), VOCABULARY, max_length=3 * LENGTH)
-        generator = np.random.default_rng(0)
-        self.images = jnp.asarray(generator.normal(size=(2, 32, 32, 3)), jnp.float32)
-        self.tokens = jnp.asarray(generator.integers(4, VOCABULARY, size=(2, 3, LENGTH))).at[..., 0].set(0)
+        self.model = build_model(build_spec(ModelSpec, config), VOCABULARY_SIZE, max_length=3 * LENGTH)
+        rng = np.random.default_rng(0)
+        self.images = jnp.asarray(rng.normal(size=(2, 32, 32, 3)), jnp.float32)
+        self.tokens = jnp.asarray(rng.integers(4, VOCABULARY_SIZE, size=(2, 3, LENGTH))).at[..., 0].set(0)
         self.variables = random_variables(self.model, self.images, self.tokens[..., :-1], scale=0.3)
         # Variables are arguments, so both kinds of norm share compiled programs.
         self.logits = functools.partial(jax.jit(self.model.apply), self.variables)
@@ -92,7 +92,7 @@ def test_logits_do_not_depend_on_later_tokens(captioner, mode):
     inputs = captioner.tokens[..., :-1]
     logits = np.asarray(run(captioner.images, inputs))
     for t in range(LENGTH - 2):
-        changed = inputs.at[..., t + 1].set((inputs[..., t + 1] + 5) % VOCABULARY)
+        changed = inputs.at[..., t + 1].set((inputs[..., t + 1] + 5) % VOCABULARY_SIZE)
         others = np.asarray(run(captioner.images, changed))
         np.testing.assert_array_equal(others[..., : t + 1, :], logits[..., : t + 1, :])
         assert np.abs(others[..., t + 1 :, :] - logits[..., t + 1 :, :]).max(-1).min() > 1e-6
@@ -101,7 +101,7 @@ def test_logits_do_not_depend_on_later_tokens(captioner, mode):
 def test_logits_do_not_depend_on_their_target(captioner):
     """The text encoder of the model receives the same captions."""
     roberta = RobertaSettings(
-        vocab_size=VOCABULARY,
+        vocab_size=VOCABULARY_SIZE,
         hidden_size=8,
         num_hidden_layers=1,
         num_attention_heads=2,
@@ -122,7 +122,7 @@ def test_logits_do_not_depend_on_their_target(captioner):
 
     text, logits = map(np.asarray, run(captioner.tokens))
     for t in range(1, LENGTH):
-        target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY)
+        target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY_SIZE)
         other_text, other_logits = map(np.asarray, run(target_changed))
         np.testing.assert_array_equal(other_logits[..., :t, :], logits[..., :t, :])  # step t - 1 predicts token t
         assert np.abs(other_text - text).max(-1).min() > 0, "the text encoder must depend on the token"
@@ -154,6 +154,6 @@ def test_the_loss_of_uniform_and_peaked_logits(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
     targets = captioner.tokens[..., 1:]
     uniform = captioner.compute_loss(jnp.full_like(logits, 3.0), targets)
-    assert float(uniform) == pytest.approx(math.log(VOCABULARY), abs=1e-5)
-    peaked = captioner.compute_loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY), targets)
+    assert float(uniform) == pytest.approx(math.log(VOCABULARY_SIZE), abs=1e-5)
+    peaked = captioner.compute_loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY_SIZE), targets)
     assert 0 <= float(peaked) < 1e-3

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import compute_figures
+from program_stats import compute_stats
 from random_weights import random_variables
 
 from caption_jax.models.backbones.vit import VisionTransformer
@@ -152,7 +152,7 @@ def test_eight_devices_match_one_device():
     rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
     lowered = jax.jit(step).lower(params, rows)
     split = lowered.compile(QUICK_COMPILATION)
-    assert {group["kind"] for group in compute_figures(lowered, split, mesh)["collectives"]} == {"all-reduce"}
+    assert {group["kind"] for group in compute_stats(lowered, split, mesh)["collectives"]} == {"all-reduce"}
     loss8, gradients8 = split(jax.device_put(params, NamedSharding(mesh, PartitionSpec())), rows)
     np.testing.assert_allclose(loss8, loss, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)

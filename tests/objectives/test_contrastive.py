@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from program_figures import compute_figures
+from program_stats import compute_stats
 from quick_compilation import QUICK_COMPILATION
 from small_run import shrink
 
@@ -95,7 +95,7 @@ def compute_gradients(devices: int):
     arguments = (batch["images"], batch["texts"], scale, batch["owner"])
     lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arguments)
     compiled = lowered.compile()
-    collectives = compute_figures(lowered, compiled, mesh, ROWS // devices)["collectives"]
+    collectives = compute_stats(lowered, compiled, mesh, ROWS // devices)["collectives"]
     return jax.device_get(compiled(*arguments)), collectives
 
 
@@ -239,7 +239,7 @@ def test_a_training_step_on_eight_devices_matches_one_device():
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
         lowered = jax.jit(update).lower(state, put_batch(batch, mesh))
         compiled = lowered.compile(QUICK_COMPILATION)
-        collectives = compute_figures(lowered, compiled, mesh, ROWS // devices)["collectives"]
+        collectives = compute_stats(lowered, compiled, mesh, ROWS // devices)["collectives"]
         gathered = sum(group["gathered"] for group in collectives if group["kind"] == "all-gather")
         minimum = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # bytes of the images, and of two captions per image
         assert minimum <= gathered <= 1.5 * minimum

@@ -20,7 +20,7 @@ from caption_jax.training.loop import train_and_evaluate
 from input_pipeline.packing import pack_captions
 from input_pipeline.special_tokens import PAD
 
-ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY = 4, 2, 7, 5, 9
+ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY_SIZE = 4, 2, 7, 5, 9
 NAME = "caption_jax.objectives.unlikelihood:Unlikelihood"
 
 
@@ -30,7 +30,7 @@ def make_batch() -> dict[str, np.ndarray]:
     tokens = np.full((ROWS, CAPTIONS, TARGETS + 1), PAD, np.int32)
     for caption in tokens.reshape(-1, TARGETS + 1):
         length = rng.integers(2, TARGETS)
-        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY, length), 2]
+        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY_SIZE, length), 2]
     mask = np.ones(ROWS, bool)
     mask[1] = False
     return {"tokens": tokens, "mask": mask}
@@ -39,7 +39,7 @@ def make_batch() -> dict[str, np.ndarray]:
 def make_decoder_outputs(seed: int = 1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Returns decoder states, and the embedding matrix and bias of the output layer."""
     rng = np.random.default_rng(seed)
-    shapes = ((ROWS, CAPTIONS, TARGETS, WIDTH), (VOCABULARY, WIDTH), (VOCABULARY,))
+    shapes = ((ROWS, CAPTIONS, TARGETS, WIDTH), (VOCABULARY_SIZE, WIDTH), (VOCABULARY_SIZE,))
     return tuple(rng.normal(size=shape).astype(np.float32) for shape in shapes)
 
 

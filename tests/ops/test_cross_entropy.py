@@ -1,4 +1,4 @@
-"""Cross-entropy of tokens against optax, its gradients and its numerical stability."""
+"""Token cross-entropy: agreement with optax, gradients, numerical stability."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from program_figures import compute_figures
+from program_stats import compute_stats
 from shape_checks import unchecked_shapes
 
 from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
 
 
-def make_inputs(seed: int = 0, shape: tuple[int, ...] = (2, 3, 5), vocabulary: int = 31):
+def make_inputs(seed: int = 0, shape: tuple[int, ...] = (2, 3, 5), vocabulary_size: int = 31):
     rng = np.random.default_rng(seed)
-    logits = rng.normal(size=(*shape, vocabulary)).astype(np.float32) * 3
-    targets = rng.integers(0, vocabulary, shape).astype(np.int32)
+    logits = rng.normal(size=(*shape, vocabulary_size)).astype(np.float32) * 3
+    targets = rng.integers(0, vocabulary_size, shape).astype(np.int32)
     weights = (rng.random(shape) < 0.7).astype(np.float32)
     return jnp.asarray(logits), jnp.asarray(targets), jnp.asarray(weights)
 
@@ -31,14 +31,14 @@ def compute_reference_loss(logits, targets, weights, smoothing):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("logit", [0.0, -300.0, 1e4])
 def test_the_loss_of_equal_logits_is_the_log_of_the_vocabulary_size(smoothing, logit):
-    vocabulary = 4000
-    _, targets, weights = make_inputs(vocabulary=vocabulary)
-    loss = token_cross_entropy(jnp.full((*targets.shape, vocabulary), logit), targets, weights, smoothing)
-    assert float(loss.loss_sum / loss.weight_sum) == pytest.approx(np.log(vocabulary), rel=2e-4 if logit else 1e-6)
+    vocabulary_size = 4000
+    _, targets, weights = make_inputs(vocabulary_size=vocabulary_size)
+    loss = token_cross_entropy(jnp.full((*targets.shape, vocabulary_size), logit), targets, weights, smoothing)
+    assert float(loss.loss_sum / loss.weight_sum) == pytest.approx(np.log(vocabulary_size), rel=2e-4 if logit else 1e-6)
 
 
 def test_the_loss_of_peaked_logits_is_nearly_zero():
-    _, targets, weights = make_inputs(vocabulary=4000)
+    _, targets, weights = make_inputs(vocabulary_size=4000)
     logits = 20.0 * jax.nn.one_hot(targets, 4000)
     loss = token_cross_entropy(logits, targets, weights)
     assert 0 <= float(loss.loss_sum / loss.weight_sum) < 1e-3
@@ -106,7 +106,7 @@ def test_sums_of_microbatches_equal_the_sum_of_the_batch():
 
 
 def test_the_loss_of_bfloat16_logits_is_summed_in_float32_and_their_gradient_is_bfloat16():
-    logits, targets, weights = make_inputs(shape=(64, 16), vocabulary=1000)
+    logits, targets, weights = make_inputs(shape=(64, 16), vocabulary_size=1000)
     rounded_logits = logits.astype(jnp.bfloat16)
 
     def loss_sum(z):
@@ -118,11 +118,11 @@ def test_the_loss_of_bfloat16_logits_is_summed_in_float32_and_their_gradient_is_
 
 
 def test_the_gradient_is_the_only_array_of_the_size_of_the_logits():
-    logits, targets, weights = make_inputs(shape=(256,), vocabulary=4000)
+    logits, targets, weights = make_inputs(shape=(256,), vocabulary_size=4000)
     step = jax.jit(jax.grad(lambda z: token_cross_entropy(z, targets, weights, 0.1).loss_sum))
     lowered = step.lower(logits)
-    figures = compute_figures(lowered, lowered.compile())
-    assert figures["memory"]["temporaries"] < 0.05 * logits.nbytes
+    stats = compute_stats(lowered, lowered.compile())
+    assert stats["memory"]["temporaries"] < 0.05 * logits.nbytes
 
 
 def test_invalid_smoothing_and_incompatible_shapes_are_rejected():

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from program_figures import compute_figures
+from program_stats import compute_stats
 from shape_checks import unchecked_shapes
 
 from caption_jax.ops.depthwise import depthwise_conv, explicit_padding
@@ -90,7 +90,7 @@ def test_gradients_of_a_sharded_batch_need_one_all_reduce(stride):
     inputs = jax.device_put(x, sharded), jax.device_put(kernel, replicated)
     lowered = compute_gradients.lower(*inputs)
     compiled = lowered.compile()
-    (collective,) = compute_figures(lowered, compiled, mesh, images=2)["collectives"]
+    (collective,) = compute_stats(lowered, compiled, mesh, images=2)["collectives"]
     assert (collective["kind"], collective["count"]) == ("all-reduce", 1)  # of the kernel gradient
     assert collective["bytes"] == kernel.nbytes
     for actual, expected in zip(compiled(*inputs), expected_arrays, strict=True):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from program_figures import compute_figures
+from program_stats import compute_stats
 
 from caption_jax.ops.materialise import materialise
 
@@ -30,7 +30,7 @@ def test_consumers_do_not_recompute_a_materialised_value():
         return y - jnp.sum(y), y * jnp.max(y)
 
     lowered = jax.jit(program).lower(jnp.ones((4098, 64)), jnp.ones(1))
-    figures = compute_figures(lowered, lowered.compile())
+    stats = compute_stats(lowered, lowered.compile())
     assert (
-        figures["per_image"]["flops"] / (4096 * 64) < 7.5
+        stats["per_image"]["flops"] / (4096 * 64) < 7.5
     )  # three for y, and one each for two consumers and two reductions

@@ -20,15 +20,15 @@ from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
 from input_pipeline.packing import pack_captions
 
-VOCABULARY, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # enough tokens for the blockwise top k
+VOCABULARY_SIZE, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # enough tokens for the blockwise top k
 # With excess precision, XLA skips roundings to bfloat16 inside fusions, and the reference has more of these.
 OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
-RANDOM = np.random.default_rng(0)
-IMAGES = RANDOM.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
 TOKENS = np.full((BATCH, CAPTIONS, LENGTH), 1, np.int32)
 for caption in TOKENS.reshape(-1, LENGTH):
-    length = RANDOM.integers(3, LENGTH - 2)
-    caption[: length + 2] = [0, *RANDOM.integers(4, VOCABULARY, length), 2]
+    length = RNG.integers(3, LENGTH - 2)
+    caption[: length + 2] = [0, *RNG.integers(4, VOCABULARY_SIZE, length), 2]
 
 
 def make_model(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
@@ -39,8 +39,8 @@ def make_model(ops: str, dtype=jnp.float32, dropout_bits: int = 8):
         text_encoder=TextEncoderSpec(layers=1, width=8, heads=2, feed_forward=16),
         joint_embedding=JointEmbeddingSpec(width=8),
     )
-    text = roberta_settings(spec.text_encoder, VOCABULARY, LENGTH, pad_id=1)
-    return build_model(spec, VOCABULARY, LENGTH, dtype, text_encoder=text)
+    text = roberta_settings(spec.text_encoder, VOCABULARY_SIZE, LENGTH, pad_id=1)
+    return build_model(spec, VOCABULARY_SIZE, LENGTH, dtype, text_encoder=text)
 
 
 @functools.cache
@@ -136,7 +136,7 @@ def test_captions_are_equal(method):
 
 def test_augmented_images_are_equal():
     spec = AugmentSpec(flip=True, min_crop_scale=0.4, max_aspect=1.4, brightness=0.3)
-    pixels = RANDOM.integers(0, 256, (BATCH, 24, 24, 3), np.uint8)
+    pixels = RNG.integers(0, 256, (BATCH, 24, 24, 3), np.uint8)
     fast, reference = (
         augment(jax.random.key(0), pixels, spec, ops=make_model(name).ops) for name in ("fast", "reference")
     )

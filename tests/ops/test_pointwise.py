@@ -12,8 +12,8 @@ from caption_jax.ops.pointwise import pointwise_conv, pointwise_conv_reference
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)])
 def test_outputs_and_gradients_equal_those_of_a_matrix_product(dtype, tolerance):
-    random = np.random.RandomState(0)
-    x, kernel, weights = (jnp.asarray(random.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
+    rng = np.random.RandomState(0)
+    x, kernel, weights = (jnp.asarray(rng.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
 
     def compute_output_and_gradients(op):
         out, pullback = jax.vjp(op, x, kernel)

@@ -16,11 +16,11 @@ MASK = np.array([True, True, False, True])
 
 
 def make_tokens() -> np.ndarray:
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     tokens = np.ones((BATCH, CAPTIONS, LENGTH + 1), np.int32)
     for caption in tokens.reshape(-1, LENGTH + 1):
-        length = random.integers(1, LENGTH - 1)
-        caption[: length + 2] = [0, *random.integers(4, 30, length), 2]
+        length = rng.integers(1, LENGTH - 1)
+        caption[: length + 2] = [0, *rng.integers(4, 30, length), 2]
     return tokens
 
 
@@ -65,16 +65,16 @@ def assert_close(ours, reference):
 
 @pytest.mark.parametrize("rows", [0, 1, 2, 4])  # 0 for unpacked rows
 def test_attention_equals_the_reference(rows):
-    random = np.random.default_rng(2)
+    rng = np.random.default_rng(2)
     segments = make_segments(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
     tokens = (*segments.rows, segments.segment_ids.shape[-1])
 
     def normal(*shape: int) -> jax.Array:
-        return jnp.asarray(random.normal(size=shape), jnp.float32)
+        return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     qkv, queries, weights = normal(*tokens, 3, 2, 4), normal(*tokens, 2, 4), normal(*tokens, 8)
     keys, values = normal(BATCH, 2, 4, 6), normal(BATCH, 2, 6, 4)
-    mask = jnp.asarray(random.random((BATCH, 6)) < 0.7)
+    mask = jnp.asarray(rng.random((BATCH, 6)) < 0.7)
     is_token_position = jnp.broadcast_to(segments.segment_ids > 0, tokens)[..., None]
 
     def compute_gradients(self_attention, cross_attention):

@@ -14,19 +14,19 @@ def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
     The variance of a kernel is 1 / fan-in. With larger kernels, rounding errors grow through the layers of B7, and
     float32 results differ from float64 results.
     """
-    random = np.random.RandomState(zlib.crc32(key.encode()))
+    rng = np.random.RandomState(zlib.crc32(key.encode()))
     leaf = key.replace("/", ".").rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
         return np.zeros(shape, np.int64)
     if leaf in ("running_var", "moving_variance"):
-        return random.uniform(0.5, 1.5, shape).astype(np.float32)
+        return rng.uniform(0.5, 1.5, shape).astype(np.float32)
     if leaf in ("running_mean", "moving_mean", "bias", "beta"):
-        return (0.1 * random.randn(*shape)).astype(np.float32)
+        return (0.1 * rng.randn(*shape)).astype(np.float32)
     if len(shape) == 1:
-        return (1 + 0.2 * random.randn(*shape)).astype(np.float32)
+        return (1 + 0.2 * rng.randn(*shape)).astype(np.float32)
     is_torch = leaf == "weight"
     fan_in = np.prod(shape[1:]) if is_torch else np.prod(shape[:-1])
-    return (np.sqrt(1 / fan_in) * random.randn(*shape)).astype(np.float32)
+    return (np.sqrt(1 / fan_in) * rng.randn(*shape)).astype(np.float32)
 
 
 def seeded_weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:

@@ -211,10 +211,10 @@ def make_small_captioner():
     settings = roberta_settings(config.model.text_encoder, VOCABULARY_SIZE, MAX_LENGTH, PAD)
     spec = build_spec(ModelSpec, config.model)
     model = build_model(spec, VOCABULARY_SIZE, MAX_LENGTH, text_encoder=settings, joint_embedding=False)
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, MAX_LENGTH - 1), np.int32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), images, tokens)
-    variables = jax.tree.map(lambda a: jnp.asarray(0.3 * random.normal(size=a.shape), a.dtype), dict(shapes))
+    variables = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), a.dtype), dict(shapes))
     variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
     return config, model, variables
 
@@ -265,12 +265,12 @@ def test_a_training_step_on_eight_devices_matches_one_device(microbatches):
     spec = RunSpec.from_config(config)
     batch_size = BATCH_SIZE * microbatches
     optimizer, _ = make_optimizer(spec.optimizer, variables["params"], 10)
-    random = np.random.default_rng(1)
-    context = random.integers(4, VOCABULARY_SIZE, (batch_size, MAX_TEXTS, MAX_LENGTH)).astype(np.int32)
+    rng = np.random.default_rng(1)
+    context = rng.integers(4, VOCABULARY_SIZE, (batch_size, MAX_TEXTS, MAX_LENGTH)).astype(np.int32)
     context[2] = context[5, 1] = context[6, 0, 4:] = 1
     batch = {
-        "image": random.integers(0, 255, (batch_size, 32, 32, 3)).astype(np.uint8),
-        "tokens": random.integers(4, VOCABULARY_SIZE, (batch_size, 2, MAX_LENGTH)).astype(np.int32),
+        "image": rng.integers(0, 255, (batch_size, 32, 32, 3)).astype(np.uint8),
+        "tokens": rng.integers(4, VOCABULARY_SIZE, (batch_size, 2, MAX_LENGTH)).astype(np.int32),
         "context": context,
         "mask": np.ones(batch_size, bool),
         "index": np.arange(batch_size, dtype=np.int32),

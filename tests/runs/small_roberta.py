@@ -32,10 +32,10 @@ def write_roberta(folder: Path, form: str) -> PretrainedText:
         type_vocab_size=1,
         layer_norm_eps=1e-5,
     )
-    ids, random = np.zeros((1, 1), np.int32), np.random.default_rng(0)
+    ids, rng = np.zeros((1, 1), np.int32), np.random.default_rng(0)
     shapes = jax.eval_shape(Roberta(settings).init, jax.random.key(0), ids, ids == 0)["params"]
-    params = jax.tree.map(lambda leaf: random.normal(size=leaf.shape).astype(np.float32), shapes)
-    output_bias = random.normal(size=settings.vocab_size).astype(np.float32)
+    params = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    output_bias = rng.normal(size=settings.vocab_size).astype(np.float32)
     write_folder(folder, form, settings, params, output_bias)
     return PretrainedText(settings, params, str(folder), output_bias)
 

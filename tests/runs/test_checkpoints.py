@@ -25,10 +25,10 @@ RECORDS = {"iterator": {"images": 96, "seed": 0}, "progress": {"best": 0.25, "be
 
 def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
     """Returns a state whose values encode the step."""
-    random = np.random.default_rng(step)
+    rng = np.random.default_rng(step)
     params = {
-        "decoder": {"embedding": {"embedding": random.normal(size=(16, width))}, "norm": {"scale": np.ones(width)}},
-        "image_encoder": {"kernel": random.normal(size=(3, 3, 4, width))},
+        "decoder": {"embedding": {"embedding": rng.normal(size=(16, width))}, "norm": {"scale": np.ones(width)}},
+        "image_encoder": {"kernel": rng.normal(size=(3, 3, 4, width))},
     }
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
     variables = {"params": params, "batch_stats": {"image_encoder": {"mean": jnp.full(width, step, jnp.float32)}}}

@@ -49,13 +49,13 @@ def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, without_checkp
 
 def test_a_moved_model_is_loaded(tmp_path, without_checkpoints, monkeypatch):
     write_model(tmp_path / "run", 4)
-    shutil.move(tmp_path / "run" / "model-4", tmp_path / "red boxes")
-    assert_weights_of_step(load_model(tmp_path / "red boxes").weights, 4)
-    monkeypatch.chdir(tmp_path / "red boxes")
+    shutil.move(tmp_path / "run" / "model-4", tmp_path / "moved model")
+    assert_weights_of_step(load_model(tmp_path / "moved model").weights, 4)
+    monkeypatch.chdir(tmp_path / "moved model")
     assert_weights_of_step(load_model(".").weights, 4)
 
 
-def test_a_model_on_a_bucket_is_loaded(bucket, without_checkpoints):
+def test_a_model_in_a_bucket_is_loaded(bucket, without_checkpoints):
     write_model(bucket / "run", 4)
     write_model(bucket / "run", 9)
     assert_weights_of_step(load_model("gs://bucket/run").weights, 9)
@@ -109,7 +109,7 @@ def test_a_missing_model_folder_is_rejected(tmp_path):
         load_model(tmp_path)
 
 
-def test_a_model_of_a_newer_release_is_rejected(tmp_path):
+def test_a_model_from_a_newer_release_is_rejected(tmp_path):
     write_model(tmp_path, 4)
     manifest = tmp_path / "model-4" / "manifest.json"
     manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "version": 2}))
@@ -125,7 +125,7 @@ def test_a_damaged_pointer_is_rejected_with_a_remedy(tmp_path, content):
         load_model(tmp_path)
 
 
-def test_the_next_model_is_loaded_if_the_run_deletes_a_model_while_it_is_read(tmp_path, monkeypatch):
+def test_the_next_model_is_loaded_if_the_run_deletes_a_model_while_it_is_being_read(tmp_path, monkeypatch):
     write_model(tmp_path, 4)
 
     def delete_and_read(folder, *arguments):
@@ -150,13 +150,13 @@ def test_the_last_checkpoint_is_loaded_on_request(tmp_path, caplog):
         load_model(tmp_path / "model-4", "last")
 
 
-def test_workdirs_of_older_releases_load_with_one_warning(tmp_path, caplog):
+def test_workdirs_from_older_releases_load_with_one_warning(tmp_path, caplog):
     save_checkpoint(tmp_path, 3, best=False)
     assert_weights_of_step(load_model(tmp_path).weights, 3)  # not evaluated yet
     save_checkpoint(tmp_path, 9)
-    save_checkpoint(tmp_path, 10, best=False)  # compared as numbers: "9" > "10"
+    save_checkpoint(tmp_path, 10, best=False)  # steps must be compared as numbers; as strings, "9" > "10"
     (tmp_path / "weights").mkdir()
-    (tmp_path / "weights" / "best.safetensors").write_bytes(b"a cached copy of older releases")
+    (tmp_path / "weights" / "best.safetensors").write_bytes(b"a copy cached by an older release")
     (tmp_path / "checkpoints" / "best" / "12.orbax-checkpoint-tmp").mkdir()
     caplog.clear()
     with caplog.at_level(logging.WARNING):

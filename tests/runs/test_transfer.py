@@ -50,9 +50,9 @@ def make_variables(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
     """Returns random variables of the model by path, because initialisation would require a compilation."""
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.model_settings.max_length - 1), np.int32)
     shapes = jax.eval_shape(run.model().init, jax.random.key(0), images, tokens)
-    random = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     flat = traverse_util.flatten_dict(dict(shapes), sep="/")
-    return {path: random.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
+    return {path: rng.normal(size=leaf.shape).astype(np.float32) for path, leaf in flat.items()}
 
 
 def unflatten(flat: dict[str, np.ndarray]) -> dict:

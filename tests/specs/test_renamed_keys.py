@@ -64,7 +64,7 @@ def test_unknown_keys_are_errors():
         default_config().decode.beems = 1
 
 
-def test_stored_configs_of_earlier_releases_are_read_without_a_warning(tmp_path, recwarn):
+def test_stored_configs_from_earlier_releases_are_read_without_a_warning(tmp_path, recwarn):
     spec = {"data": {"fit": "squash"}, "decode": {"beams": 7}, "model": {"shared_space": {"width": 32}}}
     spec["optimizer"] = {"rules": [["shared_space/.*", {"lr": 0.5}], ["(?!shared_space).*", {}]]}
     (tmp_path / "config.json").write_text(json.dumps({"version": 2, "spec": spec}))
@@ -74,7 +74,7 @@ def test_stored_configs_of_earlier_releases_are_read_without_a_warning(tmp_path,
     assert not [warning for warning in recwarn if warning.category is FutureWarning]
 
 
-def test_weights_and_checkpoints_of_earlier_releases_are_converted(tmp_path):
+def test_weights_and_checkpoints_from_earlier_releases_are_converted(tmp_path):
     former = {
         "params": {"shared_space": {"log_scale": np.float32([2.0])}, "decoder": {"bias": np.zeros(3, np.float32)}}
     }

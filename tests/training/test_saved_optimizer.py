@@ -1,4 +1,4 @@
-"""The optimizer state is restored from checkpoints, including checkpoints of earlier releases."""
+"""The optimizer state is restored from checkpoints, including checkpoints from earlier releases."""
 
 from __future__ import annotations
 

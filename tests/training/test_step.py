@@ -34,7 +34,7 @@ from caption_jax.training.step import TrainStep
 from input_pipeline.images import Preprocessing
 from input_pipeline.packing import pack_captions
 
-VOCABULARY, LENGTH, SIDE, ROWS = 24, 8, 32, 16
+VOCABULARY_SIZE, LENGTH, SIDE, ROWS = 24, 8, 32, 16
 PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
 FROZEN_BACKBONE = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
 
@@ -130,7 +130,7 @@ def make_deterministic_config(grad_accum_steps: int) -> ConfigDict:
 
 
 def make_model(config: ConfigDict, frozen: frozenset[str] = frozenset()):
-    return build_model(build_spec(ModelSpec, config.model), VOCABULARY, LENGTH, jnp.float32, frozen_norms=frozen)
+    return build_model(build_spec(ModelSpec, config.model), VOCABULARY_SIZE, LENGTH, jnp.float32, frozen_norms=frozen)
 
 
 @functools.cache
@@ -156,7 +156,7 @@ def make_batch(seed: int, masked: tuple[int, ...] = ()) -> dict[str, np.ndarray]
     tokens = np.ones((ROWS, 2, LENGTH), np.int32)
     for caption in tokens.reshape(-1, LENGTH):
         length = rng.integers(2, LENGTH - 1)
-        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY, length), 2]
+        caption[: length + 2] = [0, *rng.integers(4, VOCABULARY_SIZE, length), 2]
     mask = np.ones(ROWS, bool)
     mask[list(masked)] = False
     return {"image": images.astype(np.uint8), "tokens": tokens, "mask": mask, "index": np.arange(ROWS, dtype=np.int32)}

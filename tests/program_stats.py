@@ -10,16 +10,16 @@ from caption_jax.planning.cost import compute_cost
 from caption_jax.planning.figures import program_figures
 
 
-def compute_figures(
+def compute_stats(
     lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh | None = None, images: int = 1
 ) -> dict[str, Any]:
     """Returns the entry of a program in the output of `--mode=plan`.
 
     Args:
-        lowered: program before compilation.
-        compiled: program after compilation.
-        mesh: devices that it runs on; one device if None.
-        images: images per device.
+        lowered: Program before compilation.
+        compiled: Program after compilation.
+        mesh: Devices that the program runs on; a single device if None.
+        images: Number of images per device.
     """
     if mesh is None:
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
