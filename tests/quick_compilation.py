@@ -1,4 +1,4 @@
-"""Compiler options for programs that run only a few times."""
+"""Compiler options for programs that run only a few times, for `jax.jit` and as the value of XLA_FLAGS."""
 
 from __future__ import annotations
 
@@ -13,3 +13,4 @@ QUICK_COMPILATION = {
     "xla_llvm_disable_expensive_passes": True,
     **({"xla_cpu_use_fusion_emitters": False} if HAS_FUSION_EMITTER_OPTION else {}),
 }
+QUICK_COMPILATION_FLAGS = " ".join(f"--{name}={value}" for name, value in QUICK_COMPILATION.items()).lower()

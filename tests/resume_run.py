@@ -74,12 +74,14 @@ class RunLauncher:
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
         """Starts or resumes a run in `workdir`. Its output is appended to `<workdir>.log`."""
-        from quick_compilation import QUICK_COMPILATION  # not at the top: the process that is started loads this file
+        from quick_compilation import (
+            QUICK_COMPILATION_FLAGS,
+        )  # not at the top: the process that is started loads this file
 
         command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": " ".join(f"--{name}={value}" for name, value in QUICK_COMPILATION.items()).lower(),
+            "XLA_FLAGS": QUICK_COMPILATION_FLAGS,
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from quick_compilation import QUICK_COMPILATION_FLAGS
 from resume_run import (
-    QUICK_COMPILATION,
     RunLauncher,
     has_trained,
     list_saved_steps,
@@ -63,7 +63,7 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
 def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, variant):
     launcher = dataclasses.replace(launcher, config=launcher.config + variant)
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2"
+    flags = f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2"
     single_process = launcher.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
     wait_for([single_process], one)
     wait_for(start_two_processes(launcher, two, "--config.train.steps=12"), two)
@@ -105,7 +105,7 @@ def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(laun
         workdir,
         *FLAGS,
         f"--config.train.steps={step + 3}",
-        XLA_FLAGS=f"{QUICK_COMPILATION} --xla_force_host_platform_device_count=2",
+        XLA_FLAGS=f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2",
     )
     wait_for([single_process], workdir)
     assert list_saved_steps(workdir)[-1] == step + 3
