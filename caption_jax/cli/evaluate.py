@@ -6,10 +6,10 @@ import jax
 from absl import flags
 
 from caption_jax.cli.command_flags import get_context_kind, spec_from_flags
-from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.external_data import check_context, open_external_data
 from caption_jax.evaluation.final_evaluation import evaluate_split
 from caption_jax.evaluation.report.terminal import print_evaluation
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.files import absolute
 from caption_jax.runs.experiment import open_experiment
 
@@ -19,19 +19,19 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
     if not options.data:
         experiment = open_experiment(workdir, spec)
-        print_assessment(evaluate_split(experiment, options.split, options.images, context))
+        print_scored_evaluation(evaluate_split(experiment, options.split, options.images, context))
         return 0
     check_context(spec.model.context.max_texts, context)
     external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
     split = external_data.split
     if jax.process_index() == 0:
-        print(f"captions: {external_data.captions}")
+        print(f"captions: {external_data.caption_file}")
     experiment = open_experiment(workdir, spec, {split.name: split})
-    print_assessment(evaluate_split(experiment, split.name, options.images, context, external_data))
+    print_scored_evaluation(evaluate_split(experiment, split.name, options.images, context, external_data))
     return 0
 
 
-def print_assessment(assessment: Assessment | None) -> None:
-    """Prints an assessment in process 0; does nothing if it is None."""
-    if assessment is not None and jax.process_index() == 0:
-        print_evaluation(assessment)
+def print_scored_evaluation(scored_evaluation: ScoredEvaluation | None) -> None:
+    """Prints a scored evaluation in process 0; does nothing if it is None."""
+    if scored_evaluation is not None and jax.process_index() == 0:
+        print_evaluation(scored_evaluation)

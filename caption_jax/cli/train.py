@@ -5,7 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
-from caption_jax.cli.evaluate import print_assessment
+from caption_jax.cli.evaluate import print_scored_evaluation
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_and_evaluate
 
@@ -18,5 +18,5 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     if options.dry_run:
         print_dry_run(dry_run(spec_from_flags(options), options.workdir))
         return 0
-    print_assessment(train_and_evaluate(spec_from_flags(options), options.workdir))
+    print_scored_evaluation(train_and_evaluate(spec_from_flags(options), options.workdir))
     return 0

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 if TYPE_CHECKING:
     from caption_jax.decoding import Decoded
-    from caption_jax.evaluation.assessment import Assessment
+    from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
     from caption_jax.models.captioning_model import ImageCaptioningModel
     from caption_jax.models.image_encoder import ImageFeatures
     from caption_jax.runs.experiment import Experiment
@@ -112,7 +112,7 @@ class FinalEvaluation(NamedTuple):
     Attributes:
         experiment: the run.
         suffix: suffix of the output file names, such as "val" in `report_val.html`.
-        assessment: metrics, captions and protocol.
+        scored_evaluation: metrics, captions and protocol.
         split: the images.
         variables: the best weights.
         context: context captions of the images, or None.
@@ -121,7 +121,7 @@ class FinalEvaluation(NamedTuple):
 
     experiment: Experiment
     suffix: str
-    assessment: Assessment
+    scored_evaluation: ScoredEvaluation
     split: Split
     variables: PyTree
     context: ContextCaptions | None

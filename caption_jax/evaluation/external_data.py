@@ -1,4 +1,4 @@
-"""Evaluation on other datasets than the dataset of the run: folders with images and a caption file."""
+"""Datasets other than the dataset of the run, for evaluation: folders with images and a caption file."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ class ExternalData:
 
     Attributes:
         name: name of the folder, which is part of the output file names.
-        captions: path of the caption file.
+        caption_file: path of the caption file.
         split: the images to evaluate; named "all" if it contains every image of the folder.
     """
 
     name: str
-    captions: Path
+    caption_file: Path
     split: Split
 
 
@@ -43,13 +43,13 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
         DataError: the files are invalid, or the split does not exist.
     """
     root = Path(folder)
-    captions = find_caption_file(root)
+    caption_file = find_caption_file(root)
     spec = dataclasses.replace(
         data,
         source="folder",
         root=folder,
         images="images" if (root / "images").is_dir() else ".",
-        captions=(str(captions.relative_to(root)),),
+        captions=(str(caption_file.relative_to(root)),),
         split_files=SplitFiles(),
         split_field="",
         split_fractions=SplitFractions(),
@@ -59,7 +59,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
         selected = get_split(splits, split)
     else:
         selected = Split(ALL, [record for records in splits.values() for record in records])
-    return ExternalData(root.resolve().name, captions, selected)
+    return ExternalData(root.resolve().name, caption_file, selected)
 
 
 def check_context(max_texts: int, kind: str) -> None:

@@ -6,9 +6,9 @@ import json
 
 import jax
 
-from caption_jax.evaluation.assessment import Assessment, as_results, assess
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.external_data import ExternalData
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, as_results, score_evaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
@@ -21,20 +21,20 @@ from input_pipeline.files import write_atomically
 def evaluate_split(
     experiment: Experiment,
     split: str,
-    images: str = "real",
+    image_input: str = "real",
     context: str = "",
     external_data: ExternalData | None = None,
-) -> Assessment:
+) -> ScoredEvaluation:
     """Evaluates a run's best weights on a split.
 
     Writes eval_<split>.json, captions_<split>.json and report_<split>.html, or eval_<data>_<split>.json etc. for an
-    external dataset. With non-default images or context, the file names contain their labels, and no HTML report is
-    written.
+    external dataset. If the image input or context is not the default, the file names contain its label, and no HTML
+    report is written.
 
     Args:
         experiment: the run.
         split: name of the split.
-        images: see `SplitEvaluator`.
+        image_input: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
         external_data: the dataset that contains the split; None for the dataset of the run.
 
@@ -42,13 +42,15 @@ def evaluate_split(
         MissingPackageError: the extra `train`, which is required to read batches of images, is not installed.
     """
     require("evaluation", "grain")
-    data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.captions.name})"}
-    evaluator = SplitEvaluator(experiment, split, images=images, context=context, data=data)
+    data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.caption_file.name})"}
+    evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data)
     names = [split] if external_data is None else [external_data.name, split]
     return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.non_default_inputs]))
 
 
-def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True) -> Assessment:
+def evaluate_best(
+    experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True
+) -> ScoredEvaluation:
     """Evaluates a run's best weights with `evaluator`.
 
     Args:
@@ -62,20 +64,22 @@ def evaluate_best(experiment: Experiment, evaluator: SplitEvaluator, suffix: str
     is_main_process = jax.process_index() == 0
     train_split = experiment.splits.get("train")
     training_captions = train_split.captions if train_split is not None else None
-    assessment = assess(evaluation, evaluator.split.references, training_captions, java=java and is_main_process)
+    scored_evaluation = score_evaluation(
+        evaluation, evaluator.split.references, training_captions, java=java and is_main_process
+    )
     if is_main_process:
         workdir = experiment.workdir
-        write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(assessment), indent=2) + "\n")
+        write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(scored_evaluation), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", evaluation.captions)
         evaluator.write(
             FinalEvaluation(
                 experiment,
                 suffix,
-                assessment,
+                scored_evaluation,
                 evaluator.split,
                 weights.variables,
                 evaluator.context,
                 evaluator.non_default_inputs,
             )
         )
-    return assessment
+    return scored_evaluation

@@ -1,4 +1,4 @@
-"""Evaluation of a split, which decodes every image once and passes the outputs to all evaluators."""
+"""Evaluates a split: decodes every image once and passes the outputs to all evaluators."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class _CollectedOutputs:
                 for name, array in arrays.items():
                     collected[name][image_id] = array[row]
 
-    def shuffle(self) -> _CollectedOutputs:
+    def rotated(self) -> _CollectedOutputs:
         """Returns a copy that assigns to each image the outputs of the next image."""
         arrays = [{name: _rotate(rows) for name, rows in per_evaluator.items()} for per_evaluator in self.arrays]
         return _CollectedOutputs(_rotate(self.tokens), _rotate(self.log_probs), arrays, self.sums)
@@ -79,16 +79,16 @@ class SplitEvaluator:
     Args:
         experiment: the run.
         split_name: name of the split, such as "train", "val" or "test".
-        limit: maximum number of images, sampled at even intervals; 0 for all.
-        images: "real", or an ablation of the image input: "blank" (mid-grey images) or "shuffled" (the caption of each
-            image is scored against the references of another image).
+        limit: maximum number of images, selected at even intervals; 0 for all.
+        image_input: "real", or an ablation of the image input: "blank" (mid-grey images) or "shuffled" (the caption of
+            each image is scored against the references of another image).
         context: see `open_context`; "" for the kind of context used in training.
         data: protocol entries that describe the dataset; None for the dataset of the run.
 
     Attributes:
         split: the images.
         context: context captions of the images, or None.
-        non_default_inputs: labels of `images` and `context` if they differ from the defaults.
+        non_default_inputs: labels of `image_input` and `context` that differ from the defaults.
 
     Raises:
         ConfigError: an argument is invalid, or an evaluator of the config is not compatible with the run.
@@ -99,19 +99,19 @@ class SplitEvaluator:
         experiment: Experiment,
         split_name: str,
         limit: int = 0,
-        images: str = "real",
+        image_input: str = "real",
         context: str = "",
         data: Mapping[str, str] | None = None,
     ):
-        if images not in ("real", "blank", "shuffled"):
-            raise ConfigError(f'images is {images!r}; it must be "real", "blank" or "shuffled"')
-        self._experiment, self._split_name, self._images = experiment, split_name, images
+        if image_input not in ("real", "blank", "shuffled"):
+            raise ConfigError(f'image_input is {image_input!r}; it must be "real", "blank" or "shuffled"')
+        self._experiment, self._split_name, self._image_input = experiment, split_name, image_input
         self._data = data or {}
         self.split = _subsample(experiment.split(split_name), limit)
         default_context_kind = default_kind(experiment)
         self._context_kind = context or default_context_kind
         self.context = open_context(experiment, split_name, self._context_kind)
-        self.non_default_inputs = [] if images == "real" else [images]
+        self.non_default_inputs = [] if image_input == "real" else [image_input]
         self.non_default_inputs += [] if self._context_kind == default_context_kind else [f"context_{context}"]
         self._evaluators = prepare_evaluators(experiment)
         mesh = experiment.mesh
@@ -147,11 +147,11 @@ class SplitEvaluator:
         )
         collected = _CollectedOutputs()
         for batch in batches:
-            if self._images == "blank":
+            if self._image_input == "blank":
                 batch = {**batch, "image": np.full_like(batch["image"], 128)}
             collected.add(self.split, jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh))))
-        if self._images == "shuffled":
-            collected = collected.shuffle()
+        if self._image_input == "shuffled":
+            collected = collected.rotated()
         return self._summarise(collected, variables, step, start_time, dict(batches.problems))
 
     def on_full_split(self) -> SplitEvaluator:
@@ -210,7 +210,7 @@ class SplitEvaluator:
             "captions": len(self.split.captions),
             "unreadable_images": len(unreadable),
             "unreadable": {str(image_id): reason for image_id, reason in unreadable.items()},
-            "image_input": self._images,
+            "image_input": self._image_input,
             **context_protocol(self._experiment, self._context_kind),
             **{key: value for protocol in built_in_protocols for key, value in protocol.items()},
             **({"evaluators": labelled} if labelled else {}),

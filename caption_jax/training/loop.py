@@ -11,9 +11,9 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.final_evaluation import evaluate_best
 from caption_jax.evaluation.sample_summaries import SampleSummaries
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import prepare_features
 from caption_jax.files import absolute
@@ -45,7 +45,7 @@ from input_pipeline.extras import TRAINING, require
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
-def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> Assessment | None:
+def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> ScoredEvaluation | None:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
 
     Returns:
@@ -261,7 +261,7 @@ def make_validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
     return evaluator
 
 
-def finish_run(run: Run) -> Assessment | None:
+def finish_run(run: Run) -> ScoredEvaluation | None:
     """Evaluates the best weights on the validation split, and writes the results, the report and the loss curve."""
     from caption_jax.evaluation.report.plots import loss_curve  # imports matplotlib, which takes a second
 

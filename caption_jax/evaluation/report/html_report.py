@@ -32,8 +32,8 @@ class HtmlReport(Evaluator):
             return
         workdir = final.experiment.workdir
         examples = make_examples(
-            final.split, final.assessment, final.experiment.description, final.variables, final.context
+            final.split, final.scored_evaluation, final.experiment.description, final.variables, final.context
         )
         metrics_file = workdir / "metrics.jsonl"
         rows = read_metrics(metrics_file) if metrics_file.exists() else []
-        write_report(workdir / f"report_{final.suffix}.html", workdir.name, final.assessment, examples, rows)
+        write_report(workdir / f"report_{final.suffix}.html", workdir.name, final.scored_evaluation, examples, rows)

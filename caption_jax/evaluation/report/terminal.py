@@ -5,21 +5,21 @@ from __future__ import annotations
 from itertools import islice
 from typing import Any
 
-from caption_jax.evaluation.assessment import Assessment
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.specs import DecodeSpec, as_mapping
 
 # Settings that are shown for each decoding method even if they have default values.
 _ALWAYS_SHOWN = {"beam": ("num_beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
 
 
-def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
+def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> None:
     """Prints the protocol, scores with confidence intervals, caption statistics, unreadable images and samples.
 
     Args:
-        assessment: scores, captions and protocol of a split.
+        scored_evaluation: scores, captions and protocol of a split.
         samples: number of captions to print, from the beginning of the split.
     """
-    protocol, evaluation = assessment.protocol, assessment.evaluation
+    protocol, evaluation = scored_evaluation.protocol, scored_evaluation.evaluation
     inputs = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
     data = f" of {protocol['data']}" if "data" in protocol else ""
     print(
@@ -28,14 +28,14 @@ def print_evaluation(assessment: Assessment, samples: int = 8) -> None:
     )
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
     print(f"intervals: {protocol['intervals']}\n")
-    width = max(map(len, [*assessment.metrics, *assessment.absent, *assessment.diversity]))
-    for name, value in assessment.metrics.items():
-        interval = assessment.intervals.get(name)
+    width = max(map(len, [*scored_evaluation.metrics, *scored_evaluation.absent, *scored_evaluation.diversity]))
+    for name, value in scored_evaluation.metrics.items():
+        interval = scored_evaluation.intervals.get(name)
         print(f"  {name:<{width}} {value:9.4f}" + (f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
-    for name, reason in assessment.absent.items():
+    for name, reason in scored_evaluation.absent.items():
         print(f"  {name:<{width}}    absent: {reason}")
     print()
-    for name, value in assessment.diversity.items():
+    for name, value in scored_evaluation.diversity.items():
         print(f"  {name:<{width}} {value:9.4f}")
     if evaluation.unreadable:
         print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")

@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 from browser import NAMES, Tab, find_browser
 from PIL import Image
-from small_assessment import CAPTIONS, REFERENCES, make_assessment
+from small_evaluation import CAPTIONS, REFERENCES, make_scored_evaluation
 
-from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import Example, JpegImage, select_images
 from caption_jax.evaluation.report.html.page import render
 from caption_jax.evaluation.report.html_report import HtmlReport
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.metrics import score_images
 from caption_jax.telemetry.metrics_file import Row
 
@@ -33,17 +33,17 @@ ROWS = [
 ]
 
 
-def make_example(assessment: Assessment, image_id: str) -> Example:
+def make_example(scored_evaluation: ScoredEvaluation, image_id: str) -> Example:
     image = JpegImage.encode(np.full((30, 40, 3), 99, np.uint8))
-    row = list(assessment.references).index(image_id)
-    scores = {name: float(values[row]) for name, values in assessment.images.values.items()}
-    caption, references = assessment.evaluation.captions[image_id], assessment.references[image_id]
+    row = list(scored_evaluation.references).index(image_id)
+    scores = {name: float(values[row]) for name, values in scored_evaluation.images.values.items()}
+    caption, references = scored_evaluation.evaluation.captions[image_id], scored_evaluation.references[image_id]
     return Example(image_id, image, caption, references, scores, [("dog", image), ("runs", image)])
 
 
-def render_page(assessment: Assessment, rows: Sequence[Row] = ROWS, run_name: str = "boxes") -> str:
-    examples = [make_example(assessment, image_id) for image_id in list(assessment.references)[:2]]
-    return render(run_name, assessment, {"best": examples[:1], "worst": examples[1:], "random": examples}, rows)
+def render_page(scored_evaluation: ScoredEvaluation, rows: Sequence[Row] = ROWS, run_name: str = "boxes") -> str:
+    examples = [make_example(scored_evaluation, image_id) for image_id in list(scored_evaluation.references)[:2]]
+    return render(run_name, scored_evaluation, {"best": examples[:1], "worst": examples[1:], "random": examples}, rows)
 
 
 class Page(html.parser.HTMLParser):
@@ -100,8 +100,8 @@ def assert_self_contained(text: str) -> Page:
 
 
 def test_the_page_contains_scores_captions_protocol_and_images():
-    assessment = make_assessment()
-    page = assert_self_contained(render_page(assessment))
+    scored_evaluation = make_scored_evaluation()
+    page = assert_self_contained(render_page(scored_evaluation))
     assert len(page.find_all("img")) == 4 + 2 * (1 + 2)  # cards, then each image with an overlay per word
     for expected in (
         "a dog runs on the grass",
@@ -112,25 +112,25 @@ def test_the_page_contains_scores_captions_protocol_and_images():
         "jax",
     ):
         assert expected in page.text, expected
-    interval = assessment.intervals["CIDEr-D"]
+    interval = scored_evaluation.intervals["CIDEr-D"]
     assert f"{interval.low:.4f} – {interval.high:.4f}" in page.text
     assert "absent: computed in evaluate mode only" in page.text
     assert "3.png : the file is empty" in page.text
-    assert f"{assessment.diversity['novel']:.4f}" in page.text
+    assert f"{scored_evaluation.diversity['novel']:.4f}" in page.text
     assert len(page.find_all("svg")) == 2
 
 
 def test_the_protocol_mentions_the_context():
-    assessment = make_assessment()
-    assert "context captions" not in Page(render_page(assessment)).text
-    assessment.protocol["context"] = "retrieved"
-    assert "context captions: retrieved" in Page(render_page(assessment)).text
+    scored_evaluation = make_scored_evaluation()
+    assert "context captions" not in Page(render_page(scored_evaluation)).text
+    scored_evaluation.protocol["context"] = "retrieved"
+    assert "context captions: retrieved" in Page(render_page(scored_evaluation)).text
 
 
 def test_text_is_escaped():
     captions = {**CAPTIONS, "1.png": DANGEROUS}
     references = {**REFERENCES, "1.png": [DANGEROUS, "unpaired surrogate \ud83d"]}
-    text = render_page(make_assessment(captions, references))
+    text = render_page(make_scored_evaluation(captions, references))
     page = assert_self_contained(text)
     assert page.texts.count(DANGEROUS) == 2 + 2 + 1  # captions and references on two cards, and a heading
     assert page.find_all("img")[0]["alt"] == DANGEROUS
@@ -156,7 +156,7 @@ def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
 
 
 def test_charts_have_descriptions_and_points_within_the_frame():
-    page = Page(render_page(make_assessment(), ROWS))
+    page = Page(render_page(make_scored_evaluation(), ROWS))
     descriptions = [svg["aria-label"] for svg in page.find_all("svg")]
     assert "train 1.000 at step 100, val 0.500 at step 100" in descriptions[0]
     assert "best val CIDEr-D 1.000 at step 100" in descriptions[1]
@@ -171,37 +171,37 @@ def test_charts_have_descriptions_and_points_within_the_frame():
 
 def test_long_runs_have_small_charts_and_empty_runs_have_none():
     rows = [Row(step, "train", {"loss": 5 + math.sin(step)}) for step in range(1, 20_001)]
-    without_charts = render_page(make_assessment(), [])
+    without_charts = render_page(make_scored_evaluation(), [])
     assert "<svg" not in without_charts and "Training" not in without_charts
-    assert len(render_page(make_assessment(), rows)) - len(without_charts) < 40_000
+    assert len(render_page(make_scored_evaluation(), rows)) - len(without_charts) < 40_000
     single_step = [Row(1, "train", {"loss": 2.0}), Row(1, "val", {"CIDEr-D": 0.0})]
-    assert render_page(make_assessment(), single_step).count("<svg") == 2
+    assert render_page(make_scored_evaluation(), single_step).count("<svg") == 2
 
 
 def test_run_and_split_names_are_escaped():
     rows = [Row(step, DANGEROUS, {"loss": 2.0 / step, "CIDEr-D": 0.5}) for step in (1, 2)]
-    assessment = make_assessment()
-    assessment.protocol["context"] = DANGEROUS
-    assessment.evaluation.unreadable[DANGEROUS] = DANGEROUS
-    page = assert_self_contained(render_page(assessment, rows, run_name=DANGEROUS))
+    scored_evaluation = make_scored_evaluation()
+    scored_evaluation.protocol["context"] = DANGEROUS
+    scored_evaluation.evaluation.unreadable[DANGEROUS] = DANGEROUS
+    page = assert_self_contained(render_page(scored_evaluation, rows, run_name=DANGEROUS))
     assert page.texts.count(DANGEROUS) == 1 + 1 + 2  # heading, image id, and a legend in each chart
     assert all(DANGEROUS in svg["aria-label"] for svg in page.find_all("svg"))
     assert f"context captions: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
 
 
 def test_a_protocol_with_missing_fields_is_rejected():
-    assessment = make_assessment()
-    del assessment.protocol["tokenization"]
+    scored_evaluation = make_scored_evaluation()
+    del scored_evaluation.protocol["tokenization"]
     with pytest.raises(jinja2.UndefinedError, match="tokenization"):
-        render_page(assessment)
+        render_page(scored_evaluation)
 
 
 def test_a_failed_report_does_not_change_the_previous_file(tmp_path):
     path = tmp_path / "report_val.html"
-    write_report(path, "boxes", make_assessment(), {"best": [], "worst": [], "random": []}, ROWS)
+    write_report(path, "boxes", make_scored_evaluation(), {"best": [], "worst": [], "random": []}, ROWS)
     before = path.read_text(encoding="utf-8")
     assert_self_contained(before)
-    incomplete = make_assessment()
+    incomplete = make_scored_evaluation()
     del incomplete.protocol["device"]
     with pytest.raises(jinja2.UndefinedError):
         write_report(path, "boxes", incomplete, {"best": [], "worst": [], "random": []}, ROWS)
@@ -215,7 +215,7 @@ def test_a_browser_displays_the_report_without_requests_or_messages(tmp_path):
         pytest.skip(f"needs a Chromium ({', '.join(NAMES)} on the path)")
     path, control_path = tmp_path / "report_val.html", tmp_path / "control.html"
     flat_loss = [Row(step, "train", {"loss": 6.782 - step / 1e5}) for step in range(0, 800, 100)]
-    path.write_text(render_page(make_assessment(), flat_loss))
+    path.write_text(render_page(make_scored_evaluation(), flat_loss))
     control_path.write_text("<img src='https://localhost:9443/a.png' alt=''><script>console.error('oops')</script>")
     with Tab(executable, tmp_path / "profile") as tab:
         tab.open(control_path.as_uri())

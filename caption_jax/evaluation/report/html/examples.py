@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from caption_jax.evaluation.assessment import Assessment
 from caption_jax.evaluation.report.attention_panels import attention_panels
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.evaluation.word_attention import attention_per_word, stack_context, teacher_forced_attention
 from caption_jax.metrics import ImageScores
 from caption_jax.runs.description import RunDescription
@@ -95,7 +95,7 @@ def select_images(
 
 def make_examples(
     split: Split,
-    assessment: Assessment,
+    scored_evaluation: ScoredEvaluation,
     description: RunDescription,
     variables: PyTree,
     context: ContextCaptions | None = None,
@@ -104,26 +104,26 @@ def make_examples(
 
     Args:
         split: the images.
-        assessment: captions and scores of the images.
+        scored_evaluation: captions and scores of the images.
         description: the run description.
         variables: the variables that generated the captions.
         context: context captions of the images, or None.
     """
-    groups = select_images(assessment.images, set(assessment.evaluation.tokens))
+    groups = select_images(scored_evaluation.images, set(scored_evaluation.evaluation.tokens))
     records = {record.image_id: record for record in split}
-    rows = {image_id: row for row, image_id in enumerate(assessment.images.image_ids)}
+    rows = {image_id: row for row, image_id in enumerate(scored_evaluation.images.image_ids)}
     attention_ids = dict.fromkeys(image_id for ids in groups.values() for image_id in ids[:_ATTENTION_IMAGES_PER_GROUP])
     panels = _make_word_panels(
-        [records[image_id] for image_id in attention_ids], assessment, description, variables, context
+        [records[image_id] for image_id in attention_ids], scored_evaluation, description, variables, context
     )
 
     def make_example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
             thumbnail=JpegImage.encode(_load_thumbnail(records[image_id], _CARD_SIDE)),
-            caption=assessment.evaluation.captions[image_id],
-            references=assessment.references[image_id],
-            scores={name: float(values[rows[image_id]]) for name, values in assessment.images.values.items()},
+            caption=scored_evaluation.evaluation.captions[image_id],
+            references=scored_evaluation.references[image_id],
+            scores={name: float(values[rows[image_id]]) for name, values in scored_evaluation.images.values.items()},
             attention=panels.get(image_id, ()),
         )
 
@@ -133,7 +133,7 @@ def make_examples(
 
 def _make_word_panels(
     records: Sequence[Record],
-    assessment: Assessment,
+    scored_evaluation: ScoredEvaluation,
     description: RunDescription,
     variables: PyTree,
     context: ContextCaptions | None,
@@ -144,7 +144,7 @@ def _make_word_panels(
         return {}
     preprocessing, vocabulary = description.preprocessing, description.vocabulary
     pixels = np.stack([preprocessing.load(record.source(), name=record.name) for record in records])
-    tokens = np.stack([assessment.evaluation.tokens[record.image_id] for record in records])
+    tokens = np.stack([scored_evaluation.evaluation.tokens[record.image_id] for record in records])
     attention = teacher_forced_attention(description, variables, pixels, tokens, stack_context(context, records))
     panels = {}
     for record, image, caption_tokens, caption_attention in zip(records, pixels, tokens, attention, strict=True):

@@ -7,10 +7,10 @@ import functools
 import statistics
 from collections.abc import Mapping, Sequence
 
-from caption_jax.evaluation.assessment import CONFIDENCE, Assessment
 from caption_jax.evaluation.report.html.charts import make_training_charts
 from caption_jax.evaluation.report.html.examples import Example
 from caption_jax.evaluation.report.terminal import decode_settings
+from caption_jax.evaluation.scored_evaluation import CONFIDENCE, ScoredEvaluation
 from caption_jax.telemetry.metrics_file import Row
 from input_pipeline.extras import optional_packages
 
@@ -40,13 +40,13 @@ _DESCRIPTIONS = {
 
 
 def render(
-    run_name: str, assessment: Assessment, examples: Mapping[str, Sequence[Example]], rows: Sequence[Row]
+    run_name: str, scored_evaluation: ScoredEvaluation, examples: Mapping[str, Sequence[Example]], rows: Sequence[Row]
 ) -> str:
     """Renders the page as text that can be encoded as UTF-8.
 
     Args:
         run_name: heading of the page.
-        assessment: scores, captions and protocol of a split.
+        scored_evaluation: scores, captions and protocol of a split.
         examples: the "best", "worst" and "random" examples from `make_examples`.
         rows: logged metrics of the run.
     """
@@ -55,8 +55,8 @@ def render(
     }
     page = _load_template().render(
         run_name=run_name,
-        assessment=assessment,
-        protocol=assessment.protocol,
+        scored_evaluation=scored_evaluation,
+        protocol=scored_evaluation.protocol,
         confidence=f"{100 * CONFIDENCE:g} %",
         charts=make_training_charts(rows),
         examples=examples,

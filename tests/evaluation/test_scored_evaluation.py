@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from small_assessment import CAPTIONS, REFERENCES, make_assessment
+from small_evaluation import CAPTIONS, REFERENCES, make_scored_evaluation
 
-from caption_jax.evaluation.assessment import as_results
 from caption_jax.evaluation.report.terminal import print_evaluation
+from caption_jax.evaluation.scored_evaluation import as_results
 from caption_jax.metrics import diversity, java_metrics, score
 
 
 def test_results_contain_scores_intervals_and_all_images():
-    results = json.loads(json.dumps(as_results(make_assessment()), allow_nan=False))
+    results = json.loads(json.dumps(as_results(make_scored_evaluation()), allow_nan=False))
     expected = score(REFERENCES, CAPTIONS)
     assert set(results["intervals"]) == set(expected)
     for name, (low, high) in results["intervals"].items():
@@ -27,7 +27,7 @@ def test_results_contain_scores_intervals_and_all_images():
 
 
 def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
-    assert make_assessment().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
+    assert make_scored_evaluation().absent == dict.fromkeys(("METEOR", "SPICE"), "computed in evaluate mode only")
 
     class FakeMeteor:
         def compute_score(self, references, results):
@@ -35,16 +35,17 @@ def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
 
     monkeypatch.setattr(java_metrics, "unavailable_metrics", lambda: {"SPICE": "no parser"})
     monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: FakeMeteor())
-    assessment = make_assessment(java=True)
-    assert assessment.metrics["METEOR"] == 0.25 and assessment.absent == {"SPICE": "no parser"}
-    assert as_results(assessment)["metrics"]["METEOR"] == 0.25 and "METEOR" not in as_results(assessment)["intervals"]
+    scored_evaluation = make_scored_evaluation(java=True)
+    assert scored_evaluation.metrics["METEOR"] == 0.25 and scored_evaluation.absent == {"SPICE": "no parser"}
+    results = as_results(scored_evaluation)
+    assert results["metrics"]["METEOR"] == 0.25 and "METEOR" not in results["intervals"]
 
 
 def test_results_are_printed(capsys):
-    assessment = make_assessment()
-    print_evaluation(assessment)
+    scored_evaluation = make_scored_evaluation()
+    print_evaluation(scored_evaluation)
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
-    interval = assessment.intervals["CIDEr-D"]
+    interval = scored_evaluation.intervals["CIDEr-D"]
     assert f"[{interval.low:.4f}, {interval.high:.4f}]" in lines["CIDEr-D"]
-    assert float(lines["novel"].split()[1]) == pytest.approx(assessment.diversity["novel"], abs=1e-4)
+    assert float(lines["novel"].split()[1]) == pytest.approx(scored_evaluation.diversity["novel"], abs=1e-4)
     assert "absent: computed in evaluate mode only" in lines["METEOR"] and "the file is empty" in lines["3.png:"]

@@ -1,4 +1,4 @@
-"""Assessment of an evaluation: scores with confidence intervals, per-image scores and caption statistics."""
+"""Scores an evaluation with confidence intervals, per-image scores and caption statistics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Assessment:
+class ScoredEvaluation:
     """An evaluation with confidence intervals, per-image scores and caption statistics.
 
     Attributes:
@@ -64,13 +64,13 @@ def _round(value: float | None) -> float | None:
     return None if value is None else round(float(value), 6)
 
 
-def assess(
+def score_evaluation(
     evaluation: Evaluation,
     references: Mapping[Any, list[str]],
     training_captions: Iterable[str] | None = None,
     *,
     java: bool = True,
-) -> Assessment:
+) -> ScoredEvaluation:
     """Computes confidence intervals, per-image scores, caption statistics and the Java metrics of an evaluation.
 
     Args:
@@ -89,7 +89,7 @@ def assess(
         "intervals": f"{100 * CONFIDENCE:g} % confidence, {SAMPLES} bootstrap samples of the images, seed {SEED}",
         "versions": versions(),
     }
-    return Assessment(
+    return ScoredEvaluation(
         evaluation=evaluation,
         references=references,
         intervals=intervals(scores, SAMPLES, CONFIDENCE, SEED),
@@ -101,16 +101,16 @@ def assess(
     )
 
 
-def as_results(assessment: Assessment) -> dict[str, Any]:
+def as_results(scored_evaluation: ScoredEvaluation) -> dict[str, Any]:
     """Returns the contents of `eval_<split>.json`."""
-    protocol = assessment.protocol
+    protocol = scored_evaluation.protocol
     return {
         "split": protocol["split"],
         "step": protocol["step"],
-        "metrics": assessment.metrics,
-        "intervals": {name: [interval.low, interval.high] for name, interval in assessment.intervals.items()},
-        "absent": assessment.absent,
-        "diversity": assessment.diversity,
+        "metrics": scored_evaluation.metrics,
+        "intervals": {name: [interval.low, interval.high] for name, interval in scored_evaluation.intervals.items()},
+        "absent": scored_evaluation.absent,
+        "diversity": scored_evaluation.diversity,
         "protocol": protocol,
-        "images": assessment.image_rows(),
+        "images": scored_evaluation.image_rows(),
     }

@@ -1,11 +1,11 @@
-"""An assessment of captions of three images, made without a model."""
+"""A scored evaluation of the captions of three images, made without a model."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from caption_jax.evaluation.assessment import Assessment, assess
 from caption_jax.evaluation.evaluator import Evaluation
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, score_evaluation
 
 REFERENCES = {
     "1.png": ["A dog runs on the grass.", "a brown dog runs"],
@@ -15,10 +15,10 @@ REFERENCES = {
 CAPTIONS = {"1.png": "a dog runs on the grass", "2.png": "a cat with a", "3.png": ""}
 
 
-def make_assessment(
+def make_scored_evaluation(
     captions: dict[str, str] = CAPTIONS, references: dict[str, list[str]] = REFERENCES, *, java: bool = False
-) -> Assessment:
-    """Returns the assessment of the captions. The third image is unreadable."""
+) -> ScoredEvaluation:
+    """Returns a scored evaluation of the captions. The third image is unreadable."""
     readable = list(captions)[:2]
     protocol = {
         "split": "val",
@@ -41,4 +41,4 @@ def make_assessment(
         unreadable={"3.png": "the file is empty"},
         protocol=protocol,
     )
-    return assess(evaluation, references, ["a dog runs on the grass"], java=java)
+    return score_evaluation(evaluation, references, ["a dog runs on the grass"], java=java)
