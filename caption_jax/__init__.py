@@ -33,5 +33,5 @@ _MODULES = {
 __all__ = sorted(_MODULES)
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
-config_files.install()
+config_files.make_importable()
 moved_modules.install()

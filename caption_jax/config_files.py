@@ -49,7 +49,7 @@ class _CheckoutFinder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def install() -> None:
+def make_importable() -> None:
     """Makes the configs of a checkout importable. Idempotent."""
     if FOLDER != _INSTALLED and not any(isinstance(finder, _CheckoutFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _CheckoutFinder())  # takes precedence over an editable installation of another checkout

@@ -47,13 +47,14 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
     eos_id: int = EOS,
     pad_id: int = PAD,
 ) -> Decoded:
-    """Searches for the highest-scoring captions, keeping the `num_beams` best hypotheses at each step.
+    """Searches for the highest-scoring captions, keeping the `num_beams` best live hypotheses at each step.
 
     The score of a caption is its log-probability (after constraints) divided by the length penalty. At each step, all
-    hypotheses are extended by one token and the extensions are ranked. Extensions by </s> among the best `num_beams`
-    become candidates. The `num_beams` best extensions by other tokens become the next hypotheses, so the number of
-    hypotheses never decreases. Hypotheses that reach the length limit also become candidates. An image is finished once
-    none of its hypotheses can overtake its `candidates` best captions, and the loop stops once all images are finished.
+    live hypotheses are extended by one token and the extensions are ranked. Extensions by </s> among the best
+    `num_beams` become finished hypotheses. The `num_beams` best extensions by other tokens become the next live
+    hypotheses, so the number of live hypotheses never decreases. Hypotheses that reach the length limit also become
+    finished hypotheses. An image is done once none of its live hypotheses can overtake its `candidates` best finished
+    hypotheses, and the loop stops once all images are done.
     `num_beams=1` runs greedy decoding.
 
     With `groups` above 1 this is diverse beam search (Vijayakumar et al., 2016, https://arxiv.org/abs/1610.02424): the
@@ -68,7 +69,7 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
         features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
             a sequence with one entry per model).
         max_length: maximum caption length in tokens, including <s> and </s>; the decoder's own limit also applies.
-        num_beams: total number of hypotheses per image, over all groups.
+        num_beams: total number of live hypotheses per image, over all groups.
         candidates: number of captions to return per image, best first; 1, or a multiple of `groups`, to which all
             groups contribute equally.
         length_penalty: "power" (length ** alpha) or "gnmt" (((5 + length) / 6) ** alpha), where the length in tokens
@@ -81,7 +82,7 @@ def beam_search(  # noqa: PLR0913 - keyword-only: search settings and the argume
         return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id of <pad>, which fills finished captions.
+        pad_id: id of <pad>, which pads finished captions.
 
     Raises:
         ConfigError: the counts are inconsistent, or the length penalty is unknown.

@@ -1,19 +1,19 @@
 """Operations of the models, losses and beam search, as pure functions of arrays.
 
 Each file defines an operation by a short reference implementation, followed by an optimised implementation with the
-same arguments and results, and its speedup. `implementations` defines two sets of operations, `FAST` and `REFERENCE`. A
-model uses `FAST` unless `config.model.ops` is "reference".
+same arguments and results. `implementations` defines two sets of operations, `FAST` and `REFERENCE`. A model uses
+`FAST` unless `config.model.ops` is "reference".
 
 The platform is selected at lowering (`jax.lax.platform_dependent`), not at tracing, so a TPU program compiled on a CPU
-host contains the TPU implementation. Speedups are ratios of CPU time, reference to optimised, on two cores. They
-include the gradient where training needs it and are measured by `python -m benchmarks.ops` (docs/performance.md).
+host contains the TPU implementation. The speedups in the docstrings are ratios of CPU time, reference to optimised, on
+two cores, measured by `python -m benchmarks.ops` (docs/performance.md).
 
 The following code in `caption_jax/` depends on the platform (tests/test_architecture.py checks that the list is
 complete):
 
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
     ops/cross_entropy.py        on a CPU, the logits are computed in chunks
-    ops/dense.py                on a CPU, the kernel gradient transposes the smaller factor
+    ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
     ops/pointwise.py            on a CPU, gradients are products of flattened arrays

@@ -40,7 +40,7 @@ def attend_reference(
     return output.reshape(*output.shape[:2], -1), weights
 
 
-# Numbers of targets for which sums are faster than matrix products on a CPU.
+# Range of target counts for which sums are faster than matrix products on a CPU.
 _FEW_TARGETS = range(2, 17)
 
 
@@ -49,8 +49,9 @@ def attend(
 ) -> OutputAndWeights:
     """`attend_reference`; on a CPU, the small matrix products of decoding are multiplications and sums in one loop.
 
-    This avoids a matrix product call per head (speedup for 5 beams: 2.4). Sums are used only for decoding, because
-    their gradient is many times slower. A matrix product is faster for a single target, as in greedy decoding.
+    This avoids a matrix product call per head, and is 2.4 times as fast as the reference for 5 beams. Sums are used
+    only for decoding, because their gradient is many times slower. A matrix product is faster for a single target, as
+    in greedy decoding.
     """
     queries = queries.swapaxes(1, 2) * queries.shape[-1] ** -0.5
     if decoding and queries.shape[2] in _FEW_TARGETS:

@@ -103,7 +103,7 @@ def token_cross_entropy(
 ) -> TokenLoss:
     """`token_cross_entropy_reference`, without float32 copies of the logits and their gradient.
 
-    Speedup on a CPU, including the gradient: 2.3.
+    On a CPU, this is 2.3 times as fast as the reference, forward and backward.
     """
     _check_arguments(logits, targets, weights, label_smoothing)
     weights = weights.astype(jnp.float32)
@@ -160,9 +160,9 @@ def vocabulary_cross_entropy(
     """`vocabulary_cross_entropy_reference`; on a CPU, the logits are computed in chunks of tokens.
 
     The loss and the gradients of each chunk are computed while its logits are in the CPU cache. This never allocates an
-    array of the size of all logits (speedup: 1.21). Only the axis `tokens` is split, because a mesh shards the others.
-    A token counts as correct if no logit is larger than that of its target. Other platforms run `token_cross_entropy`
-    on all logits.
+    array of the size of all logits, and is 1.21 times as fast as the reference, forward and backward. Only the axis
+    `tokens` is split, because a mesh shards the other axes. A token counts as correct if no logit is larger than the
+    logit of its target. Other platforms run `token_cross_entropy` on all logits.
     """
     weights = weights.astype(jnp.float32)
     smoothing = float(label_smoothing)

@@ -9,19 +9,21 @@ from jaxtyping import Array, Float
 
 
 def dense_reference(
-    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs features"]
-) -> Float[Array, "*batch features"]:
+    x: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features out_features"]
+) -> Float[Array, "*batch out_features"]:
     """Returns `x @ kernel`."""
     return jnp.dot(x, kernel)
 
 
 @jax.custom_vjp
-def dense(x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs features"]) -> Float[Array, "*batch features"]:
+def dense(
+    x: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features out_features"]
+) -> Float[Array, "*batch out_features"]:
     """`dense_reference` with a gradient optimised for CPUs.
 
-    On a CPU, the gradient of the kernel transposes the smaller of the two factors in a separate pass. XLA may instead
-    transpose the larger one, fused with the operations that compute it. Speedup for a feed-forward network, including
-    its gradient: 1.04.
+    On a CPU, the gradient of the kernel transposes the smaller of the two operands in a separate pass. XLA may instead
+    transpose the larger operand, fused with the operations that compute it. On a CPU, this is 1.04
+    times as fast as the reference for a feed-forward network, forward and backward.
     """
     return jnp.dot(x, kernel)
 
