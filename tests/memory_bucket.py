@@ -25,7 +25,7 @@ class MemoryBucket(MemoryFileSystem):
         return MemoryFileSystem._strip_protocol(path.replace("gs://", "/"))
 
     def mv(self, *_: Any, **__: Any) -> None:
-        raise NotImplementedError("buckets have no rename")
+        raise NotImplementedError("buckets do not support renaming")
 
 
 def make_bucket(patch: pytest.MonkeyPatch) -> epath.Path:

@@ -78,15 +78,15 @@ def assert_completed(workdir: Path, steps: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def json_run(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
+def coco_json_run(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, ConfigDict]:
     """The workdir and config of a run on COCO JSON."""
     workdir, config = tmp_path_factory.mktemp("coco") / "json", shrink_coco_config(make_coco_config(shared_data))
     train_and_evaluate(RunSpec.from_config(config), workdir)
     return workdir, config
 
 
-def test_training_and_evaluation_on_coco_json(json_run):
-    workdir, config = json_run
+def test_training_and_evaluation_on_coco_json(coco_json_run):
+    workdir, config = coco_json_run
     assert_completed(workdir, steps=4)
     vocabulary = read_description(workdir).vocabulary
     # The untrained model predicts a nearly uniform distribution over the vocabulary.
@@ -98,8 +98,8 @@ def test_training_and_evaluation_on_coco_json(json_run):
     assert vocabulary.decode(vocabulary.encode(caption, 40)) == caption.lower().strip()
 
 
-def test_the_encoder_is_unfrozen_except_its_norms(json_run):
-    workdir, _ = json_run
+def test_the_encoder_is_unfrozen_except_its_norms(coco_json_run):
+    workdir, _ = coco_json_run
     initial = init_variables(read_description(workdir))
     before = traverse_util.flatten_dict(jax.device_get(initial), sep="/")
     after = load_weights(workdir)
@@ -112,10 +112,10 @@ def test_the_encoder_is_unfrozen_except_its_norms(json_run):
 
 
 @pytest.mark.slow
-def test_training_on_a_tfds_copy_gives_identical_weights(json_run, shared_data, tmp_path):
+def test_training_on_a_tfds_copy_gives_identical_weights(coco_json_run, shared_data, tmp_path):
     from input_pipeline.sources.prepare_tfds import prepare
 
-    workdir, config = json_run
+    workdir, config = coco_json_run
     json_splits = open_splits(DataSpec.from_config(config.data))
     prepare(json_splits, "coco_mini", tmp_path / "tfds")
     tfds_config = shrink_coco_config(make_coco_config(shared_data))

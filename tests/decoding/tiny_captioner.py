@@ -68,5 +68,5 @@ def enumerate_captions() -> list[tuple[int, ...]]:
 
 
 def pad_caption(caption: tuple[int, ...]) -> list[int]:
-    """Returns the caption pad_caption to `LENGTH`."""
+    """Returns the caption padded to `LENGTH`."""
     return [*caption, *[PAD] * (LENGTH - len(caption))]

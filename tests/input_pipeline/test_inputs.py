@@ -1,4 +1,4 @@
-"""Batches contain the stored features of each image. All views occur equally often, also after resuming."""
+"""Batches contain the stored features of each image. All views occur equally often, even after resuming."""
 
 from __future__ import annotations
 

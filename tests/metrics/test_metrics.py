@@ -1,4 +1,4 @@
-"""BLEU, ROUGE-L and CIDEr-D against pycocoevalcap's Python scorers, on the same tokens."""
+"""BLEU, ROUGE-L and CIDEr-D compared with pycocoevalcap's Python scorers, on the same tokens."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ def test_scores_of_random_captions_match_pycocoevalcap(seed):
 @pytest.mark.slow
 def test_scores_of_photographs_match_pycocoevalcap(shared_data):
     captions = read_captions(shared_data)[:15000]
-    # The first caption of each photograph is scored against the other four. Every third image has a caption of another.
+    # The first caption of each photograph is scored against the other four. Every third photograph has the caption of
+    # another one.
     references = {image: captions[5 * image + 1 : 5 * image + 5] for image in range(3000)}
     hypotheses = {image: captions[5 * (image if image % 3 else (image + 1) % 3000)] for image in range(3000)}
     assert_matches_pycocoevalcap(references, hypotheses)

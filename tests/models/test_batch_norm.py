@@ -89,14 +89,14 @@ def test_gradients_match_the_formula():
         out, _ = BatchNorm(group_size=4).apply(all_variables, x, train=True, mutable=["batch_stats"])
         return jnp.sum(out * weights)
 
-    def formula_loss(params, x):
+    def expected_loss(params, x):
         grouped = x.reshape(2, 4, *x.shape[1:])
         mean, var = grouped.mean((1, 2, 3), keepdims=True), grouped.var((1, 2, 3), keepdims=True)
         out = (grouped - mean) / jnp.sqrt(var + 1e-3) * params["scale"] + params["bias"]
         return jnp.sum(out.reshape(x.shape) * weights)
 
     actual = jax.jit(jax.grad(norm_loss, (0, 1)))(make_variables()["params"], IMAGES)
-    expected = jax.jit(jax.grad(formula_loss, (0, 1)))(make_variables()["params"], IMAGES)
+    expected = jax.jit(jax.grad(expected_loss, (0, 1)))(make_variables()["params"], IMAGES)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), actual, expected)
 
 

@@ -1,4 +1,4 @@
-"""Properties of the model classes that an earlier system violated."""
+"""Properties of the model that a previous codebase violated."""
 
 from __future__ import annotations
 
@@ -88,18 +88,18 @@ def test_the_loss_has_a_gradient_with_respect_to_the_image(captioner):
 
 @pytest.mark.parametrize("mode", ["logits", "training_logits"])
 def test_logits_do_not_depend_on_later_tokens(captioner, mode):
-    run = getattr(captioner, mode)
+    compute_logits = getattr(captioner, mode)
     inputs = captioner.tokens[..., :-1]
-    logits = np.asarray(run(captioner.images, inputs))
+    logits = np.asarray(compute_logits(captioner.images, inputs))
     for t in range(LENGTH - 2):
-        changed = inputs.at[..., t + 1].set((inputs[..., t + 1] + 5) % VOCABULARY_SIZE)
-        others = np.asarray(run(captioner.images, changed))
-        np.testing.assert_array_equal(others[..., : t + 1, :], logits[..., : t + 1, :])
-        assert np.abs(others[..., t + 1 :, :] - logits[..., t + 1 :, :]).max(-1).min() > 1e-6
+        changed_inputs = inputs.at[..., t + 1].set((inputs[..., t + 1] + 5) % VOCABULARY_SIZE)
+        changed_logits = np.asarray(compute_logits(captioner.images, changed_inputs))
+        np.testing.assert_array_equal(changed_logits[..., : t + 1, :], logits[..., : t + 1, :])
+        assert np.abs(changed_logits[..., t + 1 :, :] - logits[..., t + 1 :, :]).max(-1).min() > 1e-6
 
 
-def test_logits_do_not_depend_on_their_target(captioner):
-    """The text encoder of the model receives the same captions."""
+def test_logits_do_not_depend_on_their_target_even_with_a_text_encoder(captioner):
+    """The model has a text encoder that encodes the same captions."""
     roberta = RobertaSettings(
         vocab_size=VOCABULARY_SIZE,
         hidden_size=8,
@@ -115,11 +115,9 @@ def test_logits_do_not_depend_on_their_target(captioner):
         return model.encode_texts(flat, flat != PAD).vector, model(images, tokens[..., :-1])
 
     variables = random_variables(model, captioner.images, captioner.tokens, method=encode_and_decode)
-
     run = functools.partial(
         jax.jit(functools.partial(model.apply, method=encode_and_decode)), variables, captioner.images
     )
-
     text, logits = map(np.asarray, run(captioner.tokens))
     for t in range(1, LENGTH):
         target_changed = captioner.tokens.at[..., t].set((captioner.tokens[..., t] + 5) % VOCABULARY_SIZE)
@@ -150,7 +148,7 @@ def test_padding_has_no_effect(captioner):
         assert captioner.compute_loss(padded, longer[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
 
 
-def test_the_loss_of_uniform_and_peaked_logits(captioner):
+def test_the_loss_is_the_log_of_the_vocabulary_size_for_uniform_logits_and_small_for_peaked_ones(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
     targets = captioner.tokens[..., 1:]
     uniform = captioner.compute_loss(jnp.full_like(logits, 3.0), targets)

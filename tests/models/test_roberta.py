@@ -33,7 +33,7 @@ def init_seeded(module: nn.Module, *inputs: Any) -> dict[str, Any]:
 def compute_hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     def loss(params):
         hidden = apply({"params": params})
-        return (hidden * peers.cotangent_of(hidden, mask)).sum(), hidden
+        return (hidden * peers.make_cotangent(hidden, mask)).sum(), hidden
 
     gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(params)
     return np.asarray(hidden), flatten(gradient)
@@ -42,7 +42,7 @@ def compute_hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[s
 @for_each_size
 def test_hidden_states_and_gradients_match_the_golden_file(name):
     golden, sizes = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SIZES[name]
-    ids, mask = peers.texts_of(sizes)
+    ids, mask = peers.make_text_inputs(sizes)
     roberta = Roberta(RobertaSettings(**sizes))
     params = init_seeded(roberta, ids, mask)
     hidden, gradient = compute_hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
@@ -53,7 +53,7 @@ def test_hidden_states_and_gradients_match_the_golden_file(name):
 
 def assert_matches_flax_roberta(name: str, *, train: bool) -> None:
     sizes = peers.SIZES[name]
-    ids, mask = peers.texts_of(sizes)
+    ids, mask = peers.make_text_inputs(sizes)
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
     params, rngs = init_seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
     hidden, gradient = compute_hidden_and_gradient(
@@ -84,7 +84,7 @@ def test_initialisation_and_dropout_match_flax_roberta():
     name = "two layers"
     sizes = peers.SIZES[name]
     ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
-    initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.texts_of(sizes)))
+    initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.make_text_inputs(sizes)))
     reference = flatten(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
     assert initial.keys() == reference.keys()
     for path, value in reference.items():
@@ -97,7 +97,7 @@ def test_initialisation_and_dropout_match_flax_roberta():
 def test_hidden_states_match_torch_roberta(name):
     pytest.importorskip("torch")
     sizes = peers.SIZES[name]
-    ids, mask = peers.texts_of(sizes)
+    ids, mask = peers.make_text_inputs(sizes)
     roberta = Roberta(RobertaSettings(**sizes))
     params = init_seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
@@ -123,7 +123,7 @@ def test_position_ids_count_unmasked_tokens():
 
 def test_bfloat16_with_float32_parameters_is_close_to_float32():
     sizes = RobertaSettings(**peers.SIZES["two layers"])
-    ids, mask = peers.texts_of(peers.SIZES["two layers"])
+    ids, mask = peers.make_text_inputs(peers.SIZES["two layers"])
     bfloat16_module, params = Roberta(sizes, dtype=jnp.bfloat16), init_seeded(Roberta(sizes), ids, mask)
     initial = jax.eval_shape(bfloat16_module.init, jax.random.key(0), ids, mask)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}

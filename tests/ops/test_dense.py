@@ -1,4 +1,4 @@
-"""The dense layer, which has a backward pass of its own, equals linen's layer."""
+"""The dense layer, which has a custom backward pass, compared with linen's layer."""
 
 from __future__ import annotations
 

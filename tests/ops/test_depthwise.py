@@ -1,4 +1,4 @@
-"""The CPU implementation of the depthwise convolution and its gradients against XLA's convolution."""
+"""The CPU implementation of the depthwise convolution and its gradients compared with XLA's convolution."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batch norm and activation as one operation against the reference."""
+"""Fused batch norm and activation compared with the reference."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def test_a_training_step_has_equal_losses_gradients_and_statistics(dtype, bits, 
 
 @pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_captions_are_equal(method):
-    def decode_with(ops):
+    def run_decode(ops):
         model, spec = make_model(ops), DecodeSpec(method=method, max_length=LENGTH, candidates=3, alpha=0.7)
 
         @jax.jit
@@ -128,7 +128,7 @@ def test_captions_are_equal(method):
 
         return run(make_variables(), IMAGES)
 
-    fast, reference = decode_with("fast"), decode_with("reference")
+    fast, reference = run_decode("fast"), run_decode("reference")
     np.testing.assert_array_equal(fast.all_tokens, reference.all_tokens)
     np.testing.assert_allclose(fast.all_scores, reference.all_scores, rtol=1e-5)
     assert len(np.unique(fast.all_tokens.reshape(-1, fast.all_tokens.shape[-1]), axis=0)) > 1

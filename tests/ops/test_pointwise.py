@@ -1,4 +1,4 @@
-"""The 1 x 1 convolution and its gradients against a matrix product."""
+"""The 1 x 1 convolution and its gradients compared with a matrix product."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every implementation of resampling against the reference and `jax.image`."""
+"""All implementations of resampling compared with the reference and `jax.image`."""
 
 from __future__ import annotations
 

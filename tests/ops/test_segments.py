@@ -1,4 +1,4 @@
-"""Conversion between packed rows and captions, and attention in packed rows against the reference."""
+"""Conversion between packed rows and captions, and attention in packed rows compared with the reference."""
 
 from __future__ import annotations
 

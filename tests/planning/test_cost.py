@@ -78,7 +78,7 @@ def test_batch_search_ends_at_the_largest_batch_that_fits(start, memory):
     assert len(set(measured_sizes)) == len(measured_sizes)
 
 
-def test_the_search_respects_its_limit_of_compilations():
+def test_the_search_respects_the_maximum_number_of_compilations():
     result = find_largest_batch(lambda n: n * n, Trial(64, None), fixed=0, unit=1, limit=1000, compilations=3)
-    assert [one.images for one in result] == [64, 32, 16, 24]
+    assert [trial.images for trial in result] == [64, 32, 16, 24]
     assert find_largest_batch(lambda n: n, Trial(8, 8), 0, 8, 7, compilations=3) == [Trial(8, 8)]

@@ -41,9 +41,9 @@ def workdir(tmp_path):
 
 
 def test_main_prints_and_writes_a_plan(tmp_path, capsys):
-    options = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
-    more = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
-    arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *options, *more)
+    plan_flags = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
+    config_flags = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
+    arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *plan_flags, *config_flags)
     assert run_main(*arguments) == 0
     output, stored = capsys.readouterr().out, json.loads((tmp_path / "plan_cpu_8.json").read_text())
     assert stored["chips"] == 8 and stored["mesh"] == {"data": 8, "model": 1} and stored["dtype"] == "float32"

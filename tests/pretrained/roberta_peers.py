@@ -48,11 +48,11 @@ SIZES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
     },
 }
-# Sizes of the model in the folder `roberta_bin`.
+# Dimensions of the model in the folder `roberta_bin`.
 BIN_SIZES = {**SIZES["two layers"], "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 12}
 
 
-def texts_of(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def make_text_inputs(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Returns token ids and mask, [4, 8], for texts of 8, 5 and 1 tokens, and of 6 with a gap."""
     pad = sizes.get("pad_token_id", 1)
     mask = np.arange(8) < np.array([8, 5, 1, 7])[:, None]
@@ -61,7 +61,7 @@ def texts_of(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(mask, ids, pad).astype(np.int32), mask
 
 
-def cotangent_of(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def make_cotangent(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Returns the cotangent of the hidden states for a gradient, zero at padding."""
     return seeded_array("cotangent", hidden.shape) * mask[..., None]
 
@@ -75,10 +75,10 @@ def flax_module(sizes: dict[str, Any]) -> Any:
 
 
 def flax_inputs(sizes: dict[str, Any]) -> tuple:
-    """Returns its positional arguments: `texts_of`, positions as in `FlaxRobertaModel`, zero types and all heads."""
+    """Returns its positional arguments: text inputs, positions as in `FlaxRobertaModel`, zero types and all heads."""
     from transformers.models.roberta.modeling_flax_roberta import create_position_ids_from_input_ids
 
-    ids, mask = texts_of(sizes)
+    ids, mask = make_text_inputs(sizes)
     positions = create_position_ids_from_input_ids(ids, sizes.get("pad_token_id", 1))
     return ids, mask.astype(np.int32), np.zeros_like(ids), positions, None
 
@@ -92,7 +92,7 @@ def torch_hidden(sizes: dict[str, Any], weights: dict[str, np.ndarray]) -> np.nd
     state = {name: torch.tensor(value) for name, value in weights.items()}
     module.load_state_dict(state, strict=False)
     with torch.no_grad():
-        return module(*map(torch.tensor, texts_of(sizes))).last_hidden_state.numpy()
+        return module(*map(torch.tensor, make_text_inputs(sizes))).last_hidden_state.numpy()
 
 
 def torch_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -118,7 +118,7 @@ def freeze() -> None:
 
         def loss(params, module=module, inputs=inputs):
             hidden = module.apply({"params": params}, *inputs)[0]
-            return (hidden * cotangent_of(hidden, inputs[1])).sum(), hidden
+            return (hidden * make_cotangent(hidden, inputs[1])).sum(), hidden
 
         gradient, hidden = jax.grad(loss, has_aux=True)(params)
         flat = traverse_util.flatten_dict(gradient, sep="/")

@@ -95,7 +95,7 @@ def test_many_copies_of_an_image_do_not_hide_its_neighbours(tmp_path):
 
 @pytest.fixture
 def index_with_neighbours(tmp_path) -> ImageIndex:
-    """An index with index_with_neighbours neighbours of images of the validation split."""
+    """An index for which neighbours of the validation images have been written."""
     with open_for_writing(tmp_path, 3, MODEL) as index:
         index.append(np.eye(3, dtype=np.float32), [Entry("a"), Entry("b\u2028"), Entry(3)])
     index = ImageIndex(tmp_path)

@@ -132,7 +132,7 @@ def test_evaluation_without_or_with_shuffled_context_is_written_to_separate_file
         small_run.run_main("--mode=evaluate", f"--workdir={workdir}", "--context=random")
 
 
-def test_shuffled_context_is_that_of_the_next_image(workdir):
+def test_shuffled_context_is_the_context_of_the_next_image(workdir):
     experiment = open_run(workdir)
     retrieved, shuffled = (open_context(experiment, "val", kind) for kind in ("retrieved", "shuffled"))
     np.testing.assert_array_equal(shuffled.load("08.png"), retrieved.load("09.png"))

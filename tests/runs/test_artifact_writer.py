@@ -210,7 +210,7 @@ def test_training_continues_while_a_model_is_written(tmp_path, monkeypatch):
     assert_weights_of_step(read_model(tmp_path).weights, 1)
 
 
-def test_models_on_a_bucket_are_written_and_deleted(bucket):
+def test_models_in_a_bucket_are_written_and_deleted(bucket):
     writer = ArtifactWriter(bucket / "run", small_description(), lambda step: True)
     for step in (1, 2, 3):
         writer.write(step, jax.device_put(make_variables(step)))

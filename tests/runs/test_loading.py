@@ -23,8 +23,8 @@ from caption_jax.runs.weights import Weights
 
 
 @pytest.fixture
-def without_checkpoints(monkeypatch):
-    """Makes reading from a checkpoint an error."""
+def forbid_checkpoint_reads(monkeypatch):
+    """Raises an error if a checkpoint is read."""
 
     def fail(*_):
         raise AssertionError("the checkpoint was read")
@@ -32,7 +32,7 @@ def without_checkpoints(monkeypatch):
     monkeypatch.setattr(caption_jax.runs.checkpoints, "read_weights", fail)
 
 
-def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, without_checkpoints):
+def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, forbid_checkpoint_reads):
     write_model(tmp_path, 4)
     write_model(tmp_path, 9, best=False)
     model = load_model(str(tmp_path))
@@ -47,7 +47,7 @@ def test_the_model_that_the_workdir_points_to_is_loaded(tmp_path, without_checkp
     assert_weights_of_step(load_model(tmp_path).weights, 10)
 
 
-def test_a_moved_model_is_loaded(tmp_path, without_checkpoints, monkeypatch):
+def test_a_moved_model_is_loaded(tmp_path, forbid_checkpoint_reads, monkeypatch):
     write_model(tmp_path / "run", 4)
     shutil.move(tmp_path / "run" / "model-4", tmp_path / "moved model")
     assert_weights_of_step(load_model(tmp_path / "moved model").weights, 4)
@@ -55,7 +55,7 @@ def test_a_moved_model_is_loaded(tmp_path, without_checkpoints, monkeypatch):
     assert_weights_of_step(load_model(".").weights, 4)
 
 
-def test_a_model_in_a_bucket_is_loaded(bucket, without_checkpoints):
+def test_a_model_in_a_bucket_is_loaded(bucket, forbid_checkpoint_reads):
     write_model(bucket / "run", 4)
     write_model(bucket / "run", 9)
     assert_weights_of_step(load_model("gs://bucket/run").weights, 9)

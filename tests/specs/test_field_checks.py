@@ -170,10 +170,10 @@ def test_invalid_values_are_tested_for_all_checked_keys():
     }
 
 
-def test_all_numbers_have_a_range():
-    numbers = {key: default for key, default in iterate_defaults() if isinstance(default, int | float)}
-    assert len(numbers) > 60
-    for key, default in numbers.items():  # includes seeds, which must fit into 64 bits
+def test_all_numeric_keys_have_a_range():
+    numeric_defaults = {key: default for key, default in iterate_defaults() if isinstance(default, int | float)}
+    assert len(numeric_defaults) > 60
+    for key, default in numeric_defaults.items():  # includes seeds, which must fit into 64 bits
         for value in (-(10**30),) if isinstance(default, int) else (-1e30, NAN):
             with pytest.raises(ConfigError, match=re.escape(f"config.{key} is {value!r}; it must be")):
                 RunSpec.from_config(make_config(**{key: value}))
@@ -217,7 +217,7 @@ def test_all_numbers_have_a_range():
         ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets unknown 'rate'"),
     ],
 )
-def test_incompatible_values_are_rejected_with_a_message_of_one_line(changes, message):
+def test_incompatible_values_are_rejected_with_a_one_line_message(changes, message):
     with pytest.raises(ConfigError, match=message) as error:
         RunSpec.from_config(make_config(**changes))
     assert len(str(error.value).splitlines()) == 1 and "config." in str(error.value)
