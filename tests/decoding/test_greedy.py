@@ -26,12 +26,12 @@ from caption_jax.specs import DecodeSpec
 NO_SPECIAL_TOKENS = [banned_tokens([BOS, PAD])]
 
 
-def decode_greedily(table) -> tuple[list[int], list[float]]:
-    """Returns the tokens and log-probabilities of greedy decoding, padded to `LENGTH`."""
+def decode_greedily(log_probs_by_prefix) -> tuple[list[int], list[float]]:
+    """Decodes from next-token log-probabilities. Returns the tokens and their log-probabilities, padded to `LENGTH`."""
     tokens: tuple[int, ...] = ()
     scores = []
     while len(tokens) < LENGTH and tokens[-1:] != (EOS,):
-        log_probs = table[tokens].copy()
+        log_probs = log_probs_by_prefix[tokens].copy()
         log_probs[[BOS, PAD]] = -np.inf
         tokens = (*tokens, int(log_probs.argmax()))
         scores.append(log_probs.max())
@@ -49,8 +49,8 @@ def run_greedy():
 def test_greedy_decoding_matches_the_reference(run_greedy, seed):
     variables, memory = make_random_captioner(seed, images=8)
     decoded = run_greedy(variables, memory)
-    for image, table in enumerate(compute_next_log_probs(variables, memory)):
-        tokens, scores = decode_greedily(table)
+    for image, log_probs_by_prefix in enumerate(compute_next_log_probs(variables, memory)):
+        tokens, scores = decode_greedily(log_probs_by_prefix)
         assert decoded.tokens[image].tolist() == tokens
         np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
         assert decoded.log_prob[image] == pytest.approx(sum(scores), abs=1e-5)
@@ -161,12 +161,13 @@ class TestIndependence:
 
 def test_an_ensemble_averages_probabilities():
     (first, memory), (second, other_memory) = make_random_captioner(3), make_random_captioner(4)
-    tables = zip(compute_next_log_probs(first, memory), compute_next_log_probs(second, other_memory), strict=True)
+    pairs = zip(compute_next_log_probs(first, memory), compute_next_log_probs(second, other_memory), strict=True)
     models, weights, memories = (MODEL, MODEL), (first, second), (memory, other_memory)
     decoded = greedy(models, weights, memories, max_length=5, constraints=NO_SPECIAL_TOKENS)
-    for image, (first_table, second_table) in enumerate(tables):
+    for image, (first_log_probs, second_log_probs) in enumerate(pairs):
         averaged = {
-            prefix: np.log((np.exp(first_table[prefix]) + np.exp(second_table[prefix])) / 2) for prefix in first_table
+            prefix: np.log((np.exp(log_probs) + np.exp(second_log_probs[prefix])) / 2)
+            for prefix, log_probs in first_log_probs.items()
         }
         tokens, scores = decode_greedily(averaged)
         assert decoded.tokens[image].tolist() == tokens
@@ -186,9 +187,9 @@ def test_invalid_ensembles_are_rejected():
     variables, memory = make_random_captioner(3)
     with pytest.raises(ValueError, match="an ensemble of 2 models requires one set"):
         greedy([MODEL] * 2, [variables], [memory] * 2, max_length=5)
-    other = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY_SIZE + 1))
+    larger_model = MODEL.clone(decoder=MODEL.decoder.clone(vocabulary_size=VOCABULARY_SIZE + 1))
     with pytest.raises(ValueError, match=r"\[6, 7\] tokens"):
-        greedy([MODEL, other], [variables] * 2, [memory] * 2, max_length=5)
+        greedy([MODEL, larger_model], [variables] * 2, [memory] * 2, max_length=5)
 
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])

@@ -40,11 +40,6 @@ def make_model_and_variables(form: str = "vector", joint_embedding: bool = False
     return model, random_variables(model, IMAGES, TOKENS, scale=0.4)
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly():
-    yield
-
-
 def compute_logits(model, context):
     """Returns logits with the context texts, or without context if None. A `method` for `model.apply`."""
     features = FEATURES if context is None else model.add_context(FEATURES, context, context != PAD)

@@ -101,7 +101,7 @@ def test_the_error_for_an_unknown_variant_lists_known_variants():
         get_variant("b9")
 
 
-def test_drop_path_drops_whole_images_and_preserves_the_mean():
+def test_drop_path_drops_complete_images_and_preserves_the_mean():
     x = jnp.ones((4000, 2, 1, 3))
     out = np.asarray(drop_path(jax.random.key(0), x, 0.25))
     survived = out[:, 0, 0, 0] != 0
@@ -139,7 +139,7 @@ def test_statistics_of_frozen_norms_are_unchanged():
 
 
 @pytest.mark.parametrize("stage", ["stage_2", "head"])
-def test_a_split_network_matches_the_network(stage):
+def test_a_network_run_in_two_parts_gives_the_same_features(stage):
     model = EfficientNet("micro")
     lower_stages = get_variant("micro").stages_up_to(stage)
     lower_variables = {name: {part: tree[part] for part in lower_stages} for name, tree in make_variables().items()}
@@ -193,14 +193,15 @@ def test_eight_devices_match_one_device():
 
         return jax.value_and_grad(loss, has_aux=True)(params)
 
-    single = jax.jit(step).lower(make_variables()["params"], IMAGES).compile(QUICK_COMPILATION)
-    (loss, stats), gradients = single(make_variables()["params"], IMAGES)
-    rows = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
-    lowered = jax.jit(step).lower(make_variables()["params"], rows)
-    split = lowered.compile(QUICK_COMPILATION)
-    assert {group["kind"] for group in compute_stats(lowered, split, mesh)["collectives"]} == {"all-reduce"}
+    single_device_step = jax.jit(step).lower(make_variables()["params"], IMAGES).compile(QUICK_COMPILATION)
+    (loss, stats), gradients = single_device_step(make_variables()["params"], IMAGES)
+    images = jax.device_put(IMAGES, NamedSharding(mesh, PartitionSpec("data")))
+    lowered = jax.jit(step).lower(make_variables()["params"], images)
+    sharded_step = lowered.compile(QUICK_COMPILATION)
+    assert {group["kind"] for group in compute_stats(lowered, sharded_step, mesh)["collectives"]} == {"all-reduce"}
     params = jax.device_put(make_variables()["params"], NamedSharding(mesh, PartitionSpec()))
-    (loss8, stats8), gradients8 = split(params, rows)
-    np.testing.assert_allclose(loss8, loss, rtol=1e-5)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), stats8, stats)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), gradients8, gradients)
+    (sharded_loss, sharded_stats), sharded_gradients = sharded_step(params, images)
+    np.testing.assert_allclose(sharded_loss, loss, rtol=1e-5)
+    assert_close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5)
+    jax.tree.map(assert_close, sharded_stats, stats)
+    jax.tree.map(assert_close, sharded_gradients, gradients)

@@ -197,11 +197,11 @@ def train(setup: Setup, steps: int = 20, packed: bool = False) -> tuple[list[flo
 
 
 def test_losses_do_not_depend_on_the_number_of_devices():
-    one, _ = train(make_single_device_setup())
-    eight, state = train(Setup(make_random_config(), make_small_mesh(8)))
+    expected, _ = train(make_single_device_setup())
+    losses, state = train(Setup(make_random_config(), make_small_mesh(8)))
     assert len(jax.tree.leaves(state.params)[0].devices()) == 8
-    np.testing.assert_allclose(eight, one, rtol=0, atol=1e-5)
-    assert one[-1] < one[0] - 0.03  # the initial loss is about ln(24)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
+    assert expected[-1] < expected[0] - 0.03  # the initial loss is about ln(24)
 
 
 @pytest.mark.slow
