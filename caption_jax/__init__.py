@@ -34,4 +34,4 @@ __all__ = sorted(_MODULES)
 __getattr__, __dir__ = lazy_names(__name__, _MODULES)
 
 config_files.make_importable()
-moved_modules.install()
+moved_modules.make_importable()

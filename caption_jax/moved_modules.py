@@ -35,7 +35,7 @@ MOVED = {
 
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Import finder and loader that resolves former names to the module objects of the present names."""
+    """Import finder and loader that resolves former names to the module objects of the current names."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -49,7 +49,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         sys.modules[former_name] = importlib.import_module(MOVED[former_name])
 
 
-def install() -> None:
+def make_importable() -> None:
     """Makes the former names importable. Idempotent."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.append(_Finder())

@@ -8,7 +8,7 @@ layouts, such as COCO's captions_train2017.json. If the dataset was prepared by 
     python main.py --config=configs/coco.py --workdir=WORKDIR --config.data.source=tfds --config.data.tfds_dir=FOLDER
 
 The splits have 113,287 training, 5,000 validation and 5,000 test images. The encoder weights and the tokenizer are
-downloaded from the Hugging Face hub. To train offline, specify local files with
+downloaded from the Hugging Face Hub. To train offline, specify local files with
 --config.model.encoder.weights=efficientnet_b0.pth --config.data.tokenizer=FOLDER_WITH_VOCAB_AND_MERGES.
 
 This config has been tested end to end on 80 COCO images (tests/test_coco.py), but not trained on all of COCO yet.

@@ -2,7 +2,7 @@
 
     python main.py --config=configs/coco_roberta_decoder.py --workdir=WORKDIR --config.data.root=FOLDER
 
-FOLDER has the same contents as for coco.py. RoBERTa and its tokenizer are downloaded from the Hugging Face hub. To
+FOLDER has the same contents as for coco.py. RoBERTa and its tokenizer are downloaded from the Hugging Face Hub. To
 train offline, specify a folder with config.json, weights, vocab.json and merges.txt:
 --config.model.decoder.weights=DIR --config.data.tokenizer=DIR.
 

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 class ViT:
     """ViT image backbone. The fields are the keys of `config.model.encoder`.
 
-    `weights` is "" (random), a local .safetensors, .bin or .pth file, a folder saved by transformers or timm, or a
-    Hugging Face hub name. The tensors must have the names of ViT in timm, or of ViT or SigLIP in transformers.
+    `weights` is "" (random), a local .safetensors, .bin or .pth file, a folder saved by transformers or timm, or
+    the name of a Hugging Face Hub model. The tensors must be named as in timm's ViT, or as in the ViT or SigLIP of
+    transformers.
 
     Raises:
         ConfigError: the size is unknown, or `drop_path` is outside [0, 1).
@@ -110,7 +111,7 @@ class ViT:
         )
 
     def accepts_weights_of(self, other: Any) -> bool:
-        """Whether `other` is a ViT of the same size."""
+        """Returns whether `other` is a ViT of the same size."""
         return isinstance(other, ViT) and other.size == self.size
 
     def network_key(self, settings: ViTSettings) -> dict[str, Any]:

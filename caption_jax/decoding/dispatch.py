@@ -59,7 +59,7 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         features: image features from `ImageCaptioningModel.encode_images`, or only the memory array (for an ensemble,
             a sequence with one entry per model).
         spec: the `decode` section of a run's spec.
-        vocabulary: required if the config contains words.
+        vocabulary: required if the config sets banned words, banned endings or a prefix.
         key: PRNG key for sampling; created from the config's seed if None.
         image_ids: one integer per image, which makes its samples independent of the batch; the index in the batch if
             None.
@@ -69,7 +69,7 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         text_ids: maps token ids of the decoder to token ids of the text encoder; required if `rerank_weight` is not 0.
 
     Raises:
-        ConfigError: the config contains words but no vocabulary is passed, or the model does not support reranking.
+        ConfigError: the config requires a vocabulary but none is passed, or the model does not support reranking.
     """
     weight, count = spec.rerank_weight, 0
     if weight:
@@ -103,7 +103,7 @@ def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, opt
 
 
 def make_constraints(spec: DecodeSpec, vocabulary: Tokenizer | None = None) -> list[Constraint]:
-    """Makes the constraints of a `decode` section, which always include a ban of <s> and <pad>."""
+    """Makes the constraints of a `decode` section. <s> and <pad> are always forbidden."""
     constraints = [banned_tokens([BOS, PAD])]
     if spec.min_length > 2:
         constraints.append(min_length(spec.min_length, eos_id=EOS))

@@ -42,7 +42,7 @@ def greedy(  # noqa: PLR0913 - keyword-only: the arguments common to all decodin
         return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id of <pad>, which fills finished captions.
+        pad_id: id of <pad>, which pads finished captions.
 
     Example:
         If the most probable tokens are "a" (0.9), then "cat" (0.6), then </s> (0.8), the loop runs three steps. With

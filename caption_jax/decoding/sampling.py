@@ -59,7 +59,7 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
         return_attention: also return the cross-attention of each token.
         bos_id: id of <s>.
         eos_id: id of </s>.
-        pad_id: id of <pad>, which fills finished captions.
+        pad_id: id of <pad>, which pads finished captions.
 
     Example:
         Suppose the model predicts "a" (0.5), "the" (0.3) and "one" (0.2). `top_p=0.6` samples "a" and "the" with odds

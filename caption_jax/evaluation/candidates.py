@@ -39,7 +39,7 @@ class ImageCandidates:
     similarities: Float32[np.ndarray, "exponents candidates"]
 
     def best(self, exponent: int, weight: float) -> str:
-        """Returns the caption that decoding selects with exponent number `exponent` and `rerank_weight=weight`."""
+        """Returns the caption selected with the exponent at index `exponent` and `rerank_weight=weight`."""
         scores = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
         return self.texts[exponent][int(np.argmax(scores))]
 

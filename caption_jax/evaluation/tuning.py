@@ -154,7 +154,7 @@ def tune(
     ]
     cider = _compute_cider(references, captions)
     halves = seeded_halves(references, SEED)
-    scores = np.array([_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
+    scores = np.array([_compute_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
     penalty_only = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
     baseline = Setting(alpha, 0.0)
     tuned, half_indices = cross_tuned(captions, halves, (scores[0], scores[1]))
@@ -193,7 +193,7 @@ def _compute_cider(
     return scores
 
 
-def _mean_scores(
+def _compute_mean_scores(
     scores: Mapping[Any, Mapping[str, float]], captions: Sequence[Mapping[Any, str]], image_ids: Sequence[Any]
 ) -> list[float]:
     return [float(np.mean([scores[i][output[i]] for i in image_ids])) for output in captions]
@@ -248,14 +248,14 @@ def _make_results(tuning: Tuning) -> dict[str, Any]:
 
 def print_tuning(results: Mapping[str, Any]) -> None:
     """Prints the scores of the grid, the comparison of cross-tuned captions and the flags of the best setting."""
-    protocol, cells = results["protocol"], results["settings"]
+    protocol, grid = results["protocol"], results["settings"]
     print(f"\n{results['split']} split: {protocol['images']} images, step {results['step']}, {protocol['device']}")
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}\n")
     print("CIDEr-D of all images, by alpha (down) and rerank_weight (across)\n")
     print(" " * 8 + "".join(f"{weight:8g}" for weight in WEIGHTS))
-    for start in range(0, len(cells), len(WEIGHTS)):
-        row = cells[start : start + len(WEIGHTS)]
-        print(f"{row[0]['alpha']:8g}" + "".join(f"{cell['CIDEr-D']:8.4f}" for cell in row))
+    for start in range(0, len(grid), len(WEIGHTS)):
+        row = grid[start : start + len(WEIGHTS)]
+        print(f"{row[0]['alpha']:8g}" + "".join(f"{point['CIDEr-D']:8.4f}" for point in row))
     first, second = ((half["alpha"], half["rerank_weight"]) for half in results["chosen_on_the_other_half"])
     print(f"\ntuned on one half, evaluated on the other (alpha, rerank_weight: {first} and {second})\n")
     for name, metrics in results["metrics"].items():

@@ -1,6 +1,6 @@
 """The feature cache, which contains outputs of frozen image encoder stages, computed before training starts.
 
-Features are stored in a folder named after the hash of a cache key, which contains everything that they depend on. Any
+Features are stored in a folder named after the hash of a cache key, which contains everything that determines them. Any
 run with the same key and the same `config.data.feature_cache.folder` reuses them.
 """
 
@@ -66,7 +66,7 @@ def prepare_features(experiment: Experiment, variables: PyTree) -> StoredFeature
     split, frozen = experiment.split("train"), _select_frozen(variables, experiment)
     forward = _make_forward(experiment)
     key = cache_key(experiment, frozen)
-    files = _make_files(experiment, key, jax.eval_shape(forward, frozen, *_forward_arguments(experiment)).shape)
+    files = _make_files(experiment, key, jax.eval_shape(forward, frozen, *_make_forward_arguments(experiment)).shape)
     stage, size = spec.data.feature_cache.stage, files.images * files.bytes_per_image
     logging.info(
         "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
@@ -99,7 +99,7 @@ def check_frozen(params: PyTree, spec: RunSpec) -> None:
 
 
 def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
-    """Returns everything that the features depend on, as JSON-serialisable values.
+    """Returns everything that determines the features, as JSON-serialisable values.
 
     Args:
         experiment: the experiment of the run.
@@ -116,15 +116,15 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         "augment": augmentation,
         "preprocessing": json.loads(description.preprocessing.to_json()),
         "model": {
-            **_network_key(description),
+            **_make_network_key(description),
             "dtype": str(description.model().image_encoder.dtype),
-            "weights": _weights_hash(frozen),
+            "weights": _hash_weights(frozen),
         },
         "images": {"split": split.name, "count": len(split), "fingerprint": fingerprint(split)},
     }
 
 
-def _network_key(description: RunDescription) -> dict[str, Any]:
+def _make_network_key(description: RunDescription) -> dict[str, Any]:
     encoder = description.spec.model.encoder
     name = as_mapping(description.spec.model)["encoder"].get(NAME)  # absent for the default backbone
     return {**({NAME: name} if name else {}), **encoder.network_key(description.backbone_settings)}
@@ -145,11 +145,11 @@ def _select_frozen(variables: PyTree, experiment: Experiment) -> PyTree:
     return jax.device_get(jax.device_put(frozen, replicated(experiment.mesh)))
 
 
-def _weights_hash(variables: PyTree) -> str:
+def _hash_weights(variables: PyTree) -> str:
     digest = hashlib.sha256()
     for path, array in sorted(flatten(variables).items()):
         digest.update(f"{path} {array.shape} {array.dtype}\n".encode())
-        digest.update(np.ascontiguousarray(array + 0).tobytes())  # converts -0.0 to 0.0, like updates by zero
+        digest.update(np.ascontiguousarray(array + 0).tobytes())  # converts -0.0 to 0.0, as updates by zero do
     return digest.hexdigest()
 
 
@@ -170,7 +170,7 @@ def _make_forward(experiment: Experiment) -> Callable:
     return forward
 
 
-def _forward_arguments(experiment: Experiment) -> tuple:
+def _make_forward_arguments(experiment: Experiment) -> tuple:
     """Returns the shapes of the arguments of the forward function, except for `variables`."""
     batch_size, size = experiment.spec.data.eval_batch_size, experiment.description.preprocessing.size
     images = jax.ShapeDtypeStruct((batch_size, size, size, 3), np.uint8)
@@ -231,7 +231,9 @@ def _compute_missing(
     progress = _Progress(len(indices), files.views)
     block: _Block | None = None
     batches = _decode_batches(experiment, indices)
-    with prefetch_to_device(batches, lambda batch: _put(batch, mesh), experiment.spec.data.prefetch) as prefetched:
+    with prefetch_to_device(
+        batches, lambda batch: _put_on_devices(batch, mesh), experiment.spec.data.prefetch
+    ) as prefetched:
         for batch in prefetched:
             arrays = batch.images, batch.padded_indices
             views = [forward(variables, *arrays, np.int32(view)) for view in range(files.views)]
@@ -244,7 +246,7 @@ def _compute_missing(
             progress.add(len(batch.indices))
 
 
-def _put(batch: _DecodedBatch, mesh: jax.sharding.Mesh) -> _DecodedBatch:
+def _put_on_devices(batch: _DecodedBatch, mesh: jax.sharding.Mesh) -> _DecodedBatch:
     images, padded_indices = put_batch((batch.images, batch.padded_indices), mesh)
     return batch._replace(images=images, padded_indices=padded_indices)
 

@@ -1,4 +1,4 @@
-"""METEOR and SPICE, computed by their Java implementations or reported as absent if these are not available."""
+"""METEOR and SPICE, computed by their Java implementations, or reported as absent if Java or its jars are missing."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ def retrieval_scores(
 ) -> dict[str, float]:
     """Computes recall@k and median rank for image-to-text and text-to-image retrieval.
 
-    If an image has several texts, image-to-text retrieval uses the rank of the best one. Ties are resolved against the
+    If an image has several texts, image-to-text retrieval uses the rank of its best text. Ties count against the
     correct item, so that constant similarities are not rewarded.
 
     Args:
@@ -38,10 +38,10 @@ def retrieval_scores(
     correct = similarity[image_of_text, np.arange(num_texts)]
     text_to_image_ranks = (similarity >= correct).sum(0)
     # The best text of an image is ranked among the texts of all other images.
-    best = np.full(num_images, -np.inf)
-    np.maximum.at(best, image_of_text, correct)
+    best_correct = np.full(num_images, -np.inf)
+    np.maximum.at(best_correct, image_of_text, correct)
     is_incorrect = image_of_text[None, :] != np.arange(num_images)[:, None]
-    image_to_text_ranks = 1 + (is_incorrect & (similarity >= best[:, None])).sum(1)
+    image_to_text_ranks = 1 + (is_incorrect & (similarity >= best_correct[:, None])).sum(1)
     metrics = {}
     for name, ranks in (("image_to_text", image_to_text_ranks), ("text_to_image", text_to_image_ranks)):
         for k in at:

@@ -89,14 +89,14 @@ def score_images(
     image_references = [tokenized_references[image_id] for image_id in image_ids]
     image_hypotheses = [tokenized_hypotheses[image_id] for image_id in image_ids]
     all_references = [caption for captions in image_references for caption in captions]
-    counted = count_ngrams(all_references + image_hypotheses)
+    ngrams = count_ngrams(all_references + image_hypotheses)
     indices = np.arange(len(image_ids))
     image_index = np.concatenate([np.repeat(indices, list(map(len, image_references))), indices])
-    statistics = bleu_statistics(counted, len(all_references), image_index)
+    statistics = bleu_statistics(ngrams, len(all_references), image_index)
     values = dict(zip(_BLEU, bleu(statistics).T, strict=True))
     pairs = list(zip(image_hypotheses, image_references, strict=True))
     values["ROUGE-L"] = np.array([rouge_l(hypothesis, captions) for hypothesis, captions in pairs])
-    values["CIDEr-D"] = cider_d(counted, len(all_references), image_index, frequencies)
+    values["CIDEr-D"] = cider_d(ngrams, len(all_references), image_index, frequencies)
     exact_matches = [hypothesis != "" and hypothesis in captions for hypothesis, captions in pairs]
     values["exact_match"] = np.array(exact_matches, float)
     return ImageScores(image_ids, values, statistics)

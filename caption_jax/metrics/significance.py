@@ -63,7 +63,7 @@ def compare(
     """Compares two systems on the same images for each metric.
 
     The interval is computed by paired bootstrap resampling (Koehn, 2004), which scores both systems on the same
-    resampled images. The p-value is computed by two-sided approximate randomization (Noreen, 1989), which randomly
+    resampled images. The p-value is computed by two-sided approximate randomisation (Noreen, 1989), which randomly
     swaps the captions of the two systems for each image.
 
     Raises:

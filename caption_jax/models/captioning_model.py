@@ -136,7 +136,7 @@ class ImageCaptioningModel(nn.Module):
             context_memory_length=context.shape[1],
         )
 
-    def embed_images(self, features: ImageFeatures) -> Float[Array, "batch shared"]:
+    def embed_images(self, features: ImageFeatures) -> Float[Array, "batch embedding"]:
         """Returns unit vectors of encoded images in the joint embedding space.
 
         Raises:
@@ -146,7 +146,7 @@ class ImageCaptioningModel(nn.Module):
 
     def embed_texts(
         self, ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False
-    ) -> Float[Array, "texts shared"]:
+    ) -> Float[Array, "texts embedding"]:
         """Returns unit vectors of texts in the joint embedding space; see `encode_texts` for the arguments.
 
         Raises:

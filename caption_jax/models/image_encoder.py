@@ -42,7 +42,7 @@ class ImageEncoder(nn.Module):
 
     Attributes:
         backbone: maps normalised images to features [batch, h, w, channels]; takes `train`, `start_after` and
-            `stop_after` like `EfficientNet`.
+            `stop_after`, as `EfficientNet` does.
         width: width of the model.
         image_memory: 'grid' (one memory position per cell, with a learned position embedding), 'vector' (one memory
             position) or 'both'.

@@ -68,7 +68,7 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
             - a `.pth` file (torchvision, timm or efficientnet-pytorch names), `.safetensors` file (timm or transformers
               names), or `.h5` / `.keras` file (Keras);
             - a folder with `model.safetensors`, as saved by transformers or timm;
-            - a Hugging Face hub name ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
+            - a Hugging Face Hub model ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
             A `config.json` or `preprocessor_config.json` next to the weights determines epsilon and input scaling.
         variant: EfficientNet variant, such as 'b0'.
 

@@ -71,7 +71,7 @@ def load_roberta(name: str) -> PretrainedText:
     """Loads a RoBERTa model from a hub name such as "roberta-base", or from a folder with config.json and weights.
 
     Supported weights are `model.safetensors` (PyTorch or Flax names), `flax_model.msgpack` and `pytorch_model.bin`; the
-    first and the last may be sharded. A name that is not a local folder is looked up on the Hugging Face hub, or in its
+    first and the last may be sharded. A name that is not a local folder is looked up on the Hugging Face Hub, or in its
     local cache when offline.
 
     Raises:
@@ -129,7 +129,7 @@ def _download(name: str) -> Path:
                 break
     except Exception as error:  # the hub client raises many types
         raise MissingFileError(
-            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face hub ({error}); use a "
+            f"{name!r} is not a local folder and could not be downloaded from the Hugging Face Hub ({error}); use a "
             "folder with config.json and model.safetensors, flax_model.msgpack or pytorch_model.bin"
         ) from error
     return folder

@@ -143,7 +143,7 @@ def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
 
     Args:
         weights: a `.safetensors`, `.bin` or `.pth` file; a folder with such a file, as saved by transformers or timm;
-            or a Hugging Face hub name ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
+            or a Hugging Face Hub model ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
             'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights determine epsilon,
             activation and input scaling.
         size: a key of `SIZES`.

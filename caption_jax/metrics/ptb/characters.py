@@ -1,7 +1,7 @@
 """Character classes of PTB tokens, measured on the reference tokenizer.
 
-The reference tokenizer supports only the basic multilingual plane of the Unicode version of its time. Newer letters,
-emoji and most control characters are not listed here and are dropped.
+The reference tokenizer supports only the basic multilingual plane, in the Unicode version current in 2012. Newer
+letters, emoji and most control characters are not listed here and are dropped.
 """
 
 from __future__ import annotations

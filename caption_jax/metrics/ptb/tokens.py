@@ -12,7 +12,7 @@ _WHITESPACE = re.compile(r"[\s\u00a0]+")
 _BRACKETS = re.compile(r"[()\[\]{}]")
 _SYMBOL = re.compile(f"[!-/:-@\\[-`{{-~{SYMBOLS}{re.escape(''.join(REPLACEMENTS))}]")
 _ENTITIES = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&nbsp;": "", "&mdash;": "--", "&ndash;": "--", "&md;": "--"}
-_EXACT_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # case-sensitive, unlike the others
+_EXACT_ENTITIES = {"&quot;": "''", "&apos;": "'"}  # case-sensitive, unlike `_ENTITIES`
 
 
 def split(line: str, next_line: str = "") -> list[str]:
