@@ -151,8 +151,10 @@ def start_sides(commands: Mapping[str, tuple[Sequence[str], Mapping[str, str]]])
     with contextlib.ExitStack() as stack:
         sides = {}
         for name, (arguments, environment) in commands.items():
+            start = time.perf_counter()
             sides[name] = Side(arguments, environment)
             stack.callback(sides[name].close)
+            print(f"{name}: ready after {time.perf_counter() - start:.0f} s", flush=True)
         yield sides
 
 

@@ -45,6 +45,15 @@ def pytest_configure(config):
         os.environ.setdefault("USE_TF", "0")
 
 
+@pytest.fixture(scope="session")
+def eight_devices():
+    """Skips the test on a machine with fewer accelerators. CPU devices are simulated (`FLAGS`)."""
+    import jax
+
+    if jax.device_count() < 8:
+        pytest.skip(f"needs 8 devices, and there are {jax.device_count()}")
+
+
 @pytest.fixture(autouse=True, scope="module")
 def bounded_memory():
     """Clears JAX's caches after a module if the process uses more than 1,500 MB, mostly for compiled programs."""

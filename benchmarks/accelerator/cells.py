@@ -28,7 +28,8 @@ import numpy as np
 from benchmarks.accelerator.workload import SCALES
 from benchmarks.alternate import alternate, compare, start_sides
 
-ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # the processes of a cell share the device's memory
+# The processes of a cell share the device's memory.
+ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 DTYPES = {"bf16": "bfloat16", "f32": "float32"}
 
 
@@ -37,20 +38,20 @@ class MissingPackageError(Exception):
 
 
 def measure_side_by_side(
-    task: str, dtype: str, flags: Sequence[str], compiled_peer: bool, options: argparse.Namespace
+    task: str, dtype: str, flags: Sequence[str], is_peer_compiled: bool, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Alternates our implementation of a task with PyTorch's, and returns images per second and facts about ours."""
     arguments = [f"--task={task}", f"--scale={options.scale}", f"--dtype={DTYPES[dtype]}"]
-    peers = {"torch": []} | ({"torch_compile": ["--compile"]} if compiled_peer else {})
     required = ["torch", "transformers" if task in ("greedy", "beam") else "torchvision"]
     missing = [name for name in required if importlib.util.find_spec(name) is None]
     with tempfile.TemporaryDirectory() as folder:
         facts = Path(folder) / "facts.json"
         ours = ["benchmarks.accelerator.our_side", *arguments, *flags, f"--facts={facts}"]
-        commands = {"ours": (ours, ENVIRONMENT)}
+        commands = {"ours": (ours, get_environment(options))}
         if not missing:
-            for name, extra in peers.items():
-                commands[name] = (["benchmarks.accelerator.torch_side", *arguments, *extra], {})
+            name = "torch_compile" if is_peer_compiled else "torch"
+            peer_flags = ["--compile"] if is_peer_compiled else []
+            commands[name] = (["benchmarks.accelerator.torch_side", *arguments, *peer_flags], {})
         with start_sides(commands) as sides:
             seconds = alternate(sides, options.rounds)
         result = json.loads(facts.read_text())
@@ -64,6 +65,11 @@ def measure_side_by_side(
     }
     result |= {"ours": images / seconds["ours"].wall, "comparisons": compare(seconds, images)}
     return result | ({"skipped_peers": f"needs {', '.join(missing)}"} if missing else {})
+
+
+def get_environment(options: argparse.Namespace) -> dict[str, str]:
+    """Returns the variables of our processes. They share compiled programs and the choices of the autotuner."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(options.out / "programs"), **ENVIRONMENT}
 
 
 def run_module(module: str, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
@@ -82,7 +88,12 @@ def read_result(process: subprocess.Popen) -> dict[str, Any]:
 
 def measure_ceilings(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the limits of the device."""
-    return read_result(run_module("ceilings", [f"--scale={options.scale}"], ENVIRONMENT))
+    return read_result(run_module("ceilings", [f"--scale={options.scale}"], get_environment(options)))
+
+
+def compare_operations(options: argparse.Namespace) -> dict[str, Any]:
+    """Returns the milliseconds of alternatives for single operations."""
+    return read_result(run_module("operations", [f"--scale={options.scale}"], get_environment(options)))
 
 
 def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
@@ -96,7 +107,8 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
     }
     on_cpu = run_module("numerics", [*scale, *variants["float32, highest precision"]], {"JAX_PLATFORMS": "cpu"})
     results = {
-        name: read_result(run_module("numerics", [*scale, *flags], ENVIRONMENT)) for name, flags in variants.items()
+        name: read_result(run_module("numerics", [*scale, *flags], get_environment(options)))
+        for name, flags in variants.items()
     }
     reference = np.asarray(read_result(on_cpu)["losses"])
     rows = {"CPU, float32, highest precision": summarise_losses(reference, reference)}
@@ -123,24 +135,27 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     trace = options.out / "trace"
     arguments = ["--task=train", f"--scale={options.scale}", "--dtype=bfloat16", f"--trace={trace}"]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
-    return read_result(run_module("profile_step", arguments, {**ENVIRONMENT, "XLA_FLAGS": flags}))
+    return read_result(run_module("profile_step", arguments, {**get_environment(options), "XLA_FLAGS": flags}))
 
 
-def _cell(task: str, dtype: str, *flags: str, compiled_peer: bool = True) -> Callable[[argparse.Namespace], dict]:
-    return functools.partial(measure_side_by_side, task, dtype, flags, compiled_peer)
+def _cell(task: str, dtype: str, *flags: str, is_peer_compiled: bool = False) -> Callable[[argparse.Namespace], dict]:
+    return functools.partial(measure_side_by_side, task, dtype, flags, is_peer_compiled)
 
 
 CELLS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "ceilings": measure_ceilings,
+    "operations": compare_operations,
     "train_bf16": _cell("train", "bf16"),
+    "train_bf16_compiled": _cell("train", "bf16", is_peer_compiled=True),
     "train_f32": _cell("train", "f32"),
     "train_packed_bf16": _cell("train", "bf16", "--packing=always"),
-    "train_reference_ops_bf16": _cell("train", "bf16", "--ops=reference", compiled_peer=False),
+    "train_reference_ops_bf16": _cell("train", "bf16", "--ops=reference"),
     "encoder_bf16": _cell("encoder", "bf16"),
+    "encoder_bf16_compiled": _cell("encoder", "bf16", is_peer_compiled=True),
     "encoder_f32": _cell("encoder", "f32"),
-    "greedy_bf16": _cell("greedy", "bf16", compiled_peer=False),
-    "beam_bf16": _cell("beam", "bf16", compiled_peer=False),
-    "beam_f32": _cell("beam", "f32", compiled_peer=False),
+    "greedy_bf16": _cell("greedy", "bf16"),
+    "beam_bf16": _cell("beam", "bf16"),
+    "beam_f32": _cell("beam", "f32"),
     "numerics": compare_losses,
     "profile": profile,
 }

@@ -57,7 +57,7 @@ class Training:
     """The program that a run compiles, and a batch on the device."""
 
     def __init__(self, workload: Workload, spec: RunSpec, batch: dict[str, np.ndarray]):
-        settings = ModelSettings(workload.vocabulary, workload.length, BACKBONE)
+        settings = ModelSettings(workload.vocabulary_size, workload.length, BACKBONE)
         # No text is encoded, so the description needs no vocabulary.
         description = RunDescription(spec, settings, Preprocessing(workload.image_size), vocabulary=None)
         mesh = make_mesh(spec.mesh)
@@ -113,7 +113,7 @@ def make_decode_run(workload: Workload, options: argparse.Namespace) -> tuple[Ca
     dtype = jnp.dtype(options.dtype)
     length = workload.decoded_tokens + 1
     decoder = Decoder(
-        workload.vocabulary,
+        workload.vocabulary_size,
         workload.layers,
         workload.width,
         workload.heads,

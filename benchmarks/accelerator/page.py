@@ -9,6 +9,7 @@ def make_page(results: dict[str, Any]) -> str:
     """Returns the results as Markdown."""
     cells = results["cells"]
     sections = [_describe_ceilings(cells.get("ceilings", {})), _describe_comparisons(cells)]
+    sections.append(_describe_operations(cells.get("operations", {})))
     sections += [_describe_losses(cells.get("numerics", {})), _describe_profile(cells.get("profile", {}))]
     failed = [
         f"- `{name}`: {cell.get('error') or cell['skipped']}"
@@ -64,6 +65,15 @@ def _describe_roofline(name: str, cell: dict[str, Any], ceilings: dict[str, Any]
     # A run consists of several steps, and the facts are those of one.
     per_step = cell["seconds"]["ours"] * cell["images_per_step"] / cell["images"]
     return f"{seconds[bound] / per_step:.2f} ({bound})"
+
+
+def _describe_operations(cell: dict[str, Any]) -> str:
+    rows = [
+        (name, alternative, f"{value:.3f}" if isinstance(value, float) else str(value))
+        for name, alternatives in cell.get("operations", {}).items()
+        for alternative, value in alternatives.items()
+    ]
+    return _table(("operation", "alternative", "ms"), rows) if rows else ""
 
 
 def _describe_losses(cell: dict[str, Any]) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 # Parts of the step, by pattern in the path of an operation, which contains the names of modules and functions. The
 # first that matches applies. Passes are separated by `transpose(`, which is in the path of gradients.
 PARTS = {
+    "loss": r"\.\.\.d,vd|jvp\(\)/cond",  # not in a module
     "encoder, squeeze and excitation": r"backbone.*/squeeze",
     "encoder, depthwise": r"backbone.*/depthwise",
     "encoder, 1 x 1": r"backbone.*/(expand|project|head)",
@@ -29,7 +30,6 @@ PARTS = {
     "self-attention": r"self_attention",
     "cross-attention": r"cross_attention",
     "feed-forward": r"feed_forward",
-    "loss": r"cross_entropy|output_layer",
     "decoder, other": r"decoder|embedding",
     "augmentation": r"augment|normalise",
 }
@@ -40,7 +40,7 @@ def find_part(path: str) -> str:
     """Returns the part of the step that an operation belongs to, and its pass."""
     for part, pattern in PARTS.items():
         if re.search(pattern, path):
-            return f"{part}, backward" if "transpose(" in path else part
+            return f"{part}, backward" if "transpose(" in path and part != "loss" else part
     return "optimizer and other"
 
 

@@ -29,7 +29,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 def make_train_run(workload: Workload, options: argparse.Namespace) -> Callable[[], float]:
     """Returns a function that performs `workload.steps` updates."""
     size = {"layers": workload.layers, "heads": workload.heads, "hidden": workload.feed_forward}
-    model = Captioner(workload.vocabulary, workload.length, workload.width, cells=workload.memory_length, **size)
+    model = Captioner(workload.vocabulary_size, workload.length, workload.width, cells=workload.memory_length, **size)
     model = model.train().to(DEVICE, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
     batch = workload.make_batch()
@@ -82,7 +82,7 @@ def make_decode_run(workload: Workload, options: argparse.Namespace) -> Callable
     from transformers.modeling_outputs import BaseModelOutput
 
     decoder = GPT2Config(
-        vocab_size=workload.vocabulary,
+        vocab_size=workload.vocabulary_size,
         n_positions=workload.decoded_tokens + 1,
         n_embd=workload.width,
         n_layer=workload.layers,

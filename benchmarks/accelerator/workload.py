@@ -19,7 +19,7 @@ class Workload:
         width: width of the decoder.
         heads: attention heads per layer.
         feed_forward: hidden width of the feed-forward networks.
-        vocabulary: number of tokens.
+        vocabulary_size: number of tokens.
         image_size: height and width of images in pixels.
         images: images per batch.
         captions: captions per image.
@@ -35,7 +35,7 @@ class Workload:
     width: int
     heads: int
     feed_forward: int
-    vocabulary: int
+    vocabulary_size: int
     image_size: int
     images: int
     captions: int
@@ -52,15 +52,15 @@ class Workload:
 
     def make_batch(self) -> dict[str, np.ndarray]:
         """Returns random images and captions, which contain 12 tokens on average, padded to `length`."""
-        random = np.random.default_rng(0)
+        rng = np.random.default_rng(0)
         size = self.image_size
-        tokens = random.integers(3, self.vocabulary, (self.images, self.captions, self.length), np.int32)
-        lengths = np.clip(random.poisson(12, tokens.shape[:2]), 2, self.length - 1)
+        tokens = rng.integers(3, self.vocabulary_size, (self.images, self.captions, self.length), np.int32)
+        lengths = np.clip(rng.poisson(12, tokens.shape[:2]), 2, self.length - 1)
         position = np.arange(self.length)
         tokens = np.where(position < lengths[..., None], tokens, np.where(position == lengths[..., None], EOS, PAD))
         tokens[..., 0] = BOS
         return {
-            "image": random.integers(0, 256, (self.images, size, size, 3), np.uint8),
+            "image": rng.integers(0, 256, (self.images, size, size, 3), np.uint8),
             "tokens": tokens.astype(np.int32),
             "mask": np.ones(self.images, bool),
         }

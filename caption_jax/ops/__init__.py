@@ -27,5 +27,6 @@ complete):
 
 The following code is optimised for CPUs, but is the same on all platforms: `ops/caption_attention.py`,
 `ops/dropout.py`, `ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
-products in `retrieval/search.py`.
+products in `retrieval/search.py`. `ops/mixed_precision.py` is for accelerators, and changes nothing in float32. For
+measurements on a GPU, see docs/results/h200.md.
 """

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from caption_jax.ops.mixed_precision import einsum_float32
+
 Queries = Float[Array, "groups targets heads depth"]
 Keys = Float[Array, "groups heads depth sources"]
 Values = Float[Array, "groups heads sources depth"]
@@ -74,7 +76,7 @@ def _run_for_platform(cpu: Callable, default: Callable, *arrays: Array) -> Array
 
 
 def _compute_scores(queries: Array, keys: Array) -> Array:
-    return jnp.einsum("ghqd,ghdn->ghqn", queries, keys, preferred_element_type=jnp.float32)
+    return einsum_float32("ghqd,ghdn->ghqn", queries, keys)
 
 
 def _compute_scores_by_sum(queries: Array, keys: Array) -> Array:

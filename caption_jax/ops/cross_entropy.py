@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from caption_jax.ops.mixed_precision import einsum_float32
+
 
 class TokenLoss(NamedTuple):
     """Sums over tokens. To average over several microbatches, add up the sums before dividing by `weight_sum`.
@@ -172,7 +174,7 @@ def vocabulary_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _vocabulary_cross_entropy(states, embedding, bias, targets, weights, smoothing):
-    logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
+    logits = einsum_float32("...d,vd->...v", states, embedding) + bias
     return _cross_entropy(logits, targets, weights, smoothing)
 
 
@@ -187,7 +189,7 @@ def _vocabulary_forward(states, embedding, bias, targets, weights, smoothing):
 
 def _compute_unchunked(states, embedding, bias, targets, weights, smoothing):
     def compute_loss(states, embedding, bias):
-        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
+        logits = einsum_float32("...d,vd->...v", states, embedding) + bias
         loss_sum, correct_sum = _cross_entropy(logits, targets, weights, smoothing)
         return loss_sum, (loss_sum, correct_sum)
 

@@ -142,6 +142,7 @@ class TestIndependence:
         padded = decode_batch(variables, np.concatenate([memory, noise], axis=1), ids, mask)
         self.assert_equal_results(padded, decode_batch(variables, memory, ids))
 
+    @pytest.mark.usefixtures("eight_devices")
     def test_the_number_of_devices_has_no_effect(self, decode_batch):
         variables, memory = make_random_captioner(12, images=8)
         mesh = Mesh(np.array(jax.devices()[:8]), ("data",))

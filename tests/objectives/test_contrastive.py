@@ -99,6 +99,7 @@ def compute_gradients(devices: int):
     return jax.device_get(compiled(*arguments)), collectives
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_gradients_on_eight_devices_match_one_device():
     ((loss, gradients), _), ((other_loss, other_gradients), _) = compute_gradients(1), compute_gradients(8)
     assert other_loss == pytest.approx(loss, abs=1e-5)
@@ -107,6 +108,7 @@ def test_gradients_on_eight_devices_match_one_device():
         assert np.abs(gradient).max() > 1e-3
 
 
+@pytest.mark.usefixtures("eight_devices")
 def test_images_captions_and_owners_are_gathered_once():
     _, collectives = compute_gradients(8)
     (gathers,) = [group for group in collectives if group["kind"] == "all-gather"]

@@ -76,6 +76,7 @@ def test_bfloat16_results_are_exact_up_to_one_rounding(stride):
 
 
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.usefixtures("eight_devices")
 def test_gradients_of_a_sharded_batch_need_one_all_reduce(stride):
     mesh = Mesh(np.array(jax.devices()[:8]), ("data",))
     sharded, replicated = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())

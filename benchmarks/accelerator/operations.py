@@ -1,0 +1,143 @@
+"""Alternatives for single operations of the training step, in bfloat16.
+
+    python -m benchmarks.accelerator.operations --scale=full
+
+Prints JSON with the milliseconds of each alternative. They show what `caption_jax/ops` should run on this device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.accelerator.ceilings import time_run
+from benchmarks.accelerator.workload import SCALES, Workload
+from caption_jax.ops import cross_entropy, depthwise
+from caption_jax.ops.attend import attend
+from caption_jax.ops.dropout import dropout
+
+# Depthwise convolutions of EfficientNet-B0 at 224 pixels: (size, channels, kernel, stride).
+CONVOLUTIONS = ((112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 3, 1))
+CHUNKS = (640, 2560, 8320)  # tokens
+
+
+def measure(function: Callable, *arguments: Any) -> float | str:
+    """Returns the milliseconds of a jitted function, or why it cannot run."""
+    jitted = jax.jit(function)
+    try:
+        return round(1e3 * time_run(lambda: jitted(*arguments), 5), 4)
+    except (ValueError, NotImplementedError, RuntimeError) as error:
+        return str(error).splitlines()[0]
+
+
+def make_arrays(*shapes: tuple[int, ...]) -> list[jax.Array]:
+    """Returns random bfloat16 arrays."""
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    return [jax.random.normal(key, shape, jnp.bfloat16) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def compare_convolutions(images: int, size: int, channels: int, kernel: int, stride: int) -> dict[str, float | str]:
+    """Compares grouped convolutions with sums of shifted images, for each of the three passes."""
+    x, weights = make_arrays((images, size, size, channels), (kernel, kernel, channels))
+    pads = depthwise.explicit_padding(size, size, kernel, stride, "symmetric")
+    conv = functools.partial(depthwise._grouped_conv, stride=stride, pads=pads)
+    gradient = jax.jit(conv)(x, weights)
+
+    def shifted_x_gradient(gradient: jax.Array, weights: jax.Array) -> jax.Array:
+        return depthwise._compute_input_gradient(gradient, weights, (size, size), stride, pads).astype(x.dtype)
+
+    return {
+        "grouped": measure(conv, x, weights),
+        "shifted": measure(functools.partial(depthwise._sum_shifted, stride=stride, pads=pads), x, weights),
+        "grouped, gradient of images": measure(
+            lambda x, weights, gradient: jax.vjp(lambda x: conv(x, weights), x)[1](gradient), x, weights, gradient
+        ),
+        "shifted, gradient of images": measure(shifted_x_gradient, gradient, weights),
+        "grouped, gradient of kernel": measure(
+            lambda x, weights, gradient: jax.vjp(lambda w: conv(x, w), weights)[1](gradient), x, weights, gradient
+        ),
+        "shifted, gradient of kernel": measure(
+            lambda x, gradient: depthwise._compute_kernel_gradient(x, gradient, kernel, stride, pads), x, gradient
+        ),
+    }
+
+
+def compare_losses(workload: Workload) -> dict[str, float | str]:
+    """Compares the loss of all logits with that of chunks of tokens, including gradients."""
+    shape = workload.images, workload.captions, workload.length - 1
+    states, embedding = make_arrays((*shape, workload.width), (workload.vocabulary_size, workload.width))
+    arguments = states, embedding, jnp.zeros(workload.vocabulary_size), jnp.ones(shape, jnp.int32), jnp.ones(shape)
+    results = {"all logits": measure(lambda *arrays: cross_entropy._compute_unchunked(*arrays, 0.1)[1], *arguments)}
+    default = cross_entropy._CHUNK_SIZE
+    for chunk in CHUNKS:
+        cross_entropy._CHUNK_SIZE = chunk
+        compute = functools.partial(cross_entropy._compute_in_chunks, smoothing=0.1)
+        results[f"chunks of {chunk} tokens"] = measure(lambda *arrays, compute=compute: compute(*arrays)[1], *arguments)
+    cross_entropy._CHUNK_SIZE = default
+    return results
+
+
+def compare_attention(groups: int, targets: int, sources: int, heads: int, depth: int, is_causal: bool) -> dict:
+    """Compares forms of attention, with the gradients of queries, keys and values."""
+    shapes = (groups, targets, heads, depth), (groups, sources, heads, depth), (groups, sources, heads, depth)
+    arrays = make_arrays(*shapes)
+    mask = jnp.tril(jnp.ones((1, 1, targets, sources), bool)) if is_causal else None
+
+    def ours(queries: jax.Array, keys: jax.Array, values: jax.Array) -> jax.Array:
+        return attend(queries, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), mask)[0]
+
+    def sum_output(function: Callable, *arrays: jax.Array) -> jax.Array:
+        return function(*arrays).astype(jnp.float32).sum()
+
+    forms: dict[str, Callable] = {"ours": ours}
+    for name in ("xla", "cudnn"):
+        forms[f"jax.nn, {name}"] = functools.partial(
+            jax.nn.dot_product_attention, is_causal=is_causal, implementation=name
+        )
+    return {
+        name: measure(jax.grad(functools.partial(sum_output, form), (0, 1, 2)), *arrays) for name, form in forms.items()
+    }
+
+
+def compare_dropout(workload: Workload) -> dict[str, float | str]:
+    """Compares random masks for the hidden layer of a feed-forward network with a copy."""
+    shape = workload.images, workload.captions, workload.length - 1, workload.feed_forward
+    (x,) = make_arrays(shape)
+    key = jax.random.key(1)
+    return {
+        "ours, 8 bits": measure(lambda key, x: dropout(key, x, 0.1), key, x),
+        "jax.random.bernoulli": measure(lambda key, x: jnp.where(jax.random.bernoulli(key, 0.9, shape), x, 0), key, x),
+        "copy": measure(lambda x: x * 2, x),
+    }
+
+
+def main() -> None:
+    """Prints the milliseconds of all alternatives."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--scale", choices=SCALES, default="full")
+    workload = SCALES[parser.parse_args().scale]
+    depth = workload.width // workload.heads
+    tokens = workload.length - 1
+    convolutions = CONVOLUTIONS if workload.image_size == 224 else ((8, 4, 3, 1),)
+    operations: dict[str, dict[str, float | str]] = {}
+    for size, channels, kernel, stride in convolutions:
+        name = f"depthwise convolution, {size} x {size} x {channels}, kernel {kernel}, stride {stride}"
+        operations[name] = compare_convolutions(workload.images, size, channels, kernel, stride)
+    operations["loss"] = compare_losses(workload)
+    rows = workload.images * workload.captions
+    operations["self-attention"] = compare_attention(rows, tokens, tokens, workload.heads, depth, is_causal=True)
+    operations["cross-attention"] = compare_attention(
+        workload.images, workload.captions * tokens, workload.memory_length, workload.heads, depth, is_causal=False
+    )
+    operations["dropout"] = compare_dropout(workload)
+    print(json.dumps({"operations": operations}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""The benchmark for accelerators: its summaries, and all of its cells on a CPU with a small model."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.accelerator.cells import CELLS, summarise_losses
+from benchmarks.accelerator.page import make_page
+from benchmarks.accelerator.profile_step import find_part, read_paths, summarise
+from benchmarks.accelerator.workload import SCALES
+
+ROOT = Path(__file__).resolve().parents[1]
+PROGRAM = """
+  %fusion.1 = f32[4]{0} fusion(%x), metadata={op_name="jit(step)/jvp(encode)/image_encoder/backbone/stem/conv/conv"}
+  ROOT %fusion.2 = f32[4]{0} fusion(%y), metadata={op_name="jit(step)/transpose(jvp(decode))/layer_0/feed_forward/dot"}
+  %copy.3 = f32[4]{0} copy(%z)
+"""
+
+
+def test_operations_are_assigned_to_parts_by_their_path():
+    paths = read_paths(PROGRAM)
+    assert find_part(paths["fusion.1"]) == "encoder, stem"
+    assert find_part(paths["fusion.2"]) == "feed-forward, backward"
+    assert "copy.3" not in paths
+    assert find_part("jit(step)/jvp()/cond/branch_0_fun/transpose(jvp(...d,vd->...v))/dot_general") == "loss"
+
+
+def test_the_profile_sums_durations_per_step():
+    events = [
+        {"name": "kernel", "dur": 3000.0, "args": {"hlo_op": "fusion.1"}},
+        {"name": "kernel", "dur": 1000.0, "args": {"hlo_op": "fusion.1"}},
+        {"name": "memcpy", "dur": 2000.0, "args": {"hlo_op": "copy.3"}},
+    ]
+    summary = summarise(events, read_paths(PROGRAM), steps=2, seconds=0.012)
+    assert summary["parts_ms"] == {"encoder, stem": 2.0, "optimizer and other": 1.0}
+    assert summary["copy_ms"] == 1.0
+    assert summary["busy_fraction"] == pytest.approx(0.5)
+    assert summary["operations"][0]["operation"] == "fusion.1"
+
+
+def test_loss_curves_are_compared_by_their_means_over_a_tenth_of_the_run():
+    reference = np.linspace(5, 1, 40)
+    losses = reference.copy()
+    losses[-4:] *= 1.1
+    row = summarise_losses(losses, reference)
+    assert row["first_relative_error"] == 0
+    assert row["largest_relative_error_of_windows"] == pytest.approx(0.1)
+
+
+def test_captions_contain_their_tokens_and_padding():
+    batch = SCALES["small"].make_batch()
+    lengths = (batch["tokens"] != 1).sum(-1)
+    ends = np.take_along_axis(batch["tokens"], lengths[..., None] - 1, -1)
+    assert (batch["tokens"][..., 0] == 0).all()
+    assert (ends == 2).all()
+
+
+def test_the_page_names_cells_without_results():
+    page = make_page({"cells": {"beam_bf16": {"error": "out of memory"}, "profile": {"skipped": "needs jax"}}})
+    assert "`beam_bf16`: out of memory" in page
+    assert "`profile`: needs jax" in page
+
+
+@pytest.mark.slow
+def test_all_cells_run_on_a_cpu(tmp_path):
+    # Cells that differ from another one only in the dtype or the compilation of the peer are left out.
+    names = [name for name in CELLS if not name.endswith(("_f32", "_compiled"))]
+    command = [sys.executable, "-m", "benchmarks.accelerator", f"--out={tmp_path}", "--scale=small", "--rounds=1"]
+    output = subprocess.run(
+        [*command, f"--cells={','.join(names)}"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    cells = json.loads((tmp_path / "results.json").read_text())["cells"]
+    assert list(cells) == names
+    assert [name for name, cell in cells.items() if "error" in cell] == []
+    assert cells["train_bf16"]["ours"] > 0
+    assert cells["numerics"]["losses"]["bfloat16"]["largest_relative_error_of_windows"] < 0.01
+    assert "self-attention" in cells["profile"]["parts_ms"]
+    assert json.loads(output.stdout.splitlines()[-1])["name"] == "accelerator"
+    assert "Losses of" in (tmp_path / "page.md").read_text()
