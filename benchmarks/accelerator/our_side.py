@@ -30,7 +30,7 @@ from caption_jax.parameters.sharding import make_mesh
 from caption_jax.planning.hlo import CompiledText
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.initial_variables import init_variables
-from caption_jax.specs import DataSpec, DecoderSpec, ModelSpec, OptimizerSpec, RunSpec, TrainSpec
+from caption_jax.specs import DataSpec, DecoderSpec, MeshSpec, ModelSpec, OptimizerSpec, RunSpec, TrainSpec
 from caption_jax.training.batch_placer import make_batch_placer
 from caption_jax.training.program import make_program
 from input_pipeline.images import Preprocessing
@@ -40,7 +40,7 @@ BACKBONE = {"padding": "symmetric", "norm_epsilon": 1e-5}  # as in PyTorch
 
 
 def make_spec(workload: Workload, dtype: str, packing: str = "never", ops: str = "fast") -> RunSpec:
-    """Returns the spec of a run that trains all parameters, without augmentation."""
+    """Returns the spec of a run that trains all parameters on one device, without augmentation."""
     decoder = DecoderSpec(
         layers=workload.layers, width=workload.width, heads=workload.heads, feed_forward=workload.feed_forward
     )
@@ -50,6 +50,7 @@ def make_spec(workload: Workload, dtype: str, packing: str = "never", ops: str =
         model=ModelSpec(ops=ops, encoder=EfficientNetBackbone(workload.variant), decoder=decoder),
         optimizer=OptimizerSpec(ema=0.0),
         train=TrainSpec(packing=packing),
+        mesh=MeshSpec(data=1, model=1),
     )
 
 
