@@ -7,8 +7,8 @@ all parameters on random pixels and tokens in float32, with one caption of 40 to
 10,000. It includes batch statistics in batch norm, dropout, label smoothing, gradient clipping and AdamW, but neither
 augmentation nor averaged weights. Our implementation is the program that a run compiles
 (`caption_jax.training.program`). Each implementation runs in a separate process. The processes alternate; in each
-round, a process runs a warm-up step and a timed one. Requires the bench extra. The last line is JSON, and `ratio` is
-the lowest of all comparisons.
+round, a process runs a warm-up step and a timed one. Requires the bench extra. The last line is JSON, and its `ratio`
+is our speed divided by that of the fastest peer.
 """
 
 from __future__ import annotations

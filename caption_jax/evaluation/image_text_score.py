@@ -1,11 +1,11 @@
 """Image-caption similarity in the joint embedding of the model, a metric that does not require references.
 
 Uses the formulas of CLIPScore and RefCLIPScore (Hessel et al. 2021, https://arxiv.org/abs/2104.08718), but replaces
-CLIP by the joint embedding of the evaluated model, which is trained with `config.objective.contrastive_weight`. The
+CLIP with the joint embedding of the evaluated model, which is trained with `config.objective.contrastive_weight`. The
 scores are therefore not CLIPScores, and only scores computed with the same model can be compared. They are also biased
 in favour of captions that were reranked with this embedding (`config.decode.rerank_weight`). To enable the metric:
 
-    config.evaluators = {"own": {"name": "caption_jax.evaluation.image_text_score:JointEmbeddingScore"}}
+    config.evaluators = {"similarity": {"name": "caption_jax.evaluation.image_text_score:JointEmbeddingScore"}}
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ REFERENCE_SCORE = "ref_joint_embedding_score"
 
 
 class _State(NamedTuple):
-    text_ids: Any  # maps token ids of the decoder to token ids of the text encoder
+    to_text_ids: Any  # maps token ids of the decoder to token ids of the text encoder
     embed_texts: TextEmbedder
 
 
@@ -73,7 +73,7 @@ class JointEmbeddingScore(Evaluator):
     def outputs(self, state: _State, batch: EvalBatch) -> dict[str, jax.Array]:
         """Returns `image` and `caption` [batch, width], the unit vectors of the images and their decoded captions."""
         tokens = batch.decoded.tokens
-        ids = state.text_ids(jnp.concatenate([jnp.full_like(tokens[:, :1], BOS), tokens], axis=-1))
+        ids = state.to_text_ids(jnp.concatenate([jnp.full_like(tokens[:, :1], BOS), tokens], axis=-1))
         return {
             "image": batch.model.apply(batch.variables, batch.features, method="embed_images"),
             "caption": batch.model.apply(batch.variables, ids, ids != PAD, method="embed_texts"),
@@ -103,14 +103,14 @@ class JointEmbeddingScore(Evaluator):
 def image_text_scores(
     images: Float[np.ndarray, "images width"], captions: Float[np.ndarray, "images width"], weight: float
 ) -> Float[np.ndarray, " images"]:
-    """Computes the CLIPScore formula for unit vectors, `weight * max(cos, 0)`."""
+    """Applies the CLIPScore formula for unit vectors, `weight * max(cos, 0)`."""
     return weight * np.maximum(np.sum(images * captions, axis=-1), 0)
 
 
 def reference_scores(
     scores: Float[np.ndarray, " images"], max_cosines: Float[np.ndarray, " images"]
 ) -> Float[np.ndarray, " images"]:
-    """Computes the RefCLIPScore formula, the harmonic mean of the score and the maximum cosine with a reference.
+    """Applies the RefCLIPScore formula, the harmonic mean of the score and the maximum cosine with a reference.
 
     Args:
         scores: output of `image_text_scores`.

@@ -25,12 +25,12 @@ class DecodeSpec:
     length_penalty: str = "power"
     alpha: float = 0.0  # beam: 0 for no length penalty; higher values favour longer captions
     groups: int = 1  # beam: number of groups of beams (diverse beam search)
-    diversity: float = 0.5  # beam: penalty of a token for each previous group that selected it in the same step
+    diversity: float = 0.5  # beam: penalty on a token per hypothesis of an earlier group that chose it at this step
     num_samples: int = 1  # sample: samples per image
     temperature: float = 1.0  # sample: divisor of the log-probabilities
     top_k: int = 0  # sample: restrict sampling to the k most likely tokens; 0 for all
     top_p: float = 1.0  # sample: nucleus sampling, restricted to this probability mass; 1 for all
-    seed: int = 0  # sample
+    seed: int = 0  # sample: random seed
     # beam, sample: ranks candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
     # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
@@ -62,7 +62,7 @@ class DecodeSpec:
             seed=SEED,
             rerank_weight=at_least(0, "for none"),
             immediate_repeats=one_of("allow", "forbid"),
-            no_repeat_ngram=at_least(0, "for no such rule"),
+            no_repeat_ngram=at_least(0, "for no restriction"),
             repetition_penalty=at_least(1),
             banned_words=strings("words or phrases"),
             banned_endings=strings("words or phrases"),

@@ -311,7 +311,7 @@ def test_indivisible_batch_sizes_and_empty_splits_are_rejected():
 
 
 def test_batches_are_never_overwritten():
-    """On CPU, JAX may use the memory of a batch without a copy while the step runs."""
+    """On CPU, JAX may read a batch in place, without copying it, while the step runs."""
     batches = make_train_batches(make_split(6), make_data_spec())
     first = next(batches)
     copies = {key: value.copy() for key, value in first.items()}

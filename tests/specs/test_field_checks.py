@@ -121,7 +121,7 @@ INVALID = [
     ("decode.seed", 2**63, "64-bit integer"),
     ("decode.rerank_weight", -1.0, "0 (for none) or more"),
     ("decode.immediate_repeats", "never", "'allow' or 'forbid'"),
-    ("decode.no_repeat_ngram", -1, "0 (for no such rule) or more"),
+    ("decode.no_repeat_ngram", -1, "0 (for no restriction) or more"),
     ("decode.repetition_penalty", 0.9, AT_LEAST_ONE),
     ("decode.banned_words", ("a", ""), "a list of words or phrases"),
     ("decode.banned_endings", (3,), "a list of words or phrases"),

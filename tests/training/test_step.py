@@ -1,4 +1,4 @@
-"""One training step: results, dependencies, and state that must remain unchanged."""
+"""A training step: its results, what they depend on, and the state that it must leave unchanged."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def make_config(**changes) -> ConfigDict:
 
 
 def make_random_config(**changes) -> ConfigDict:
-    """Returns a config with all random operations, and batch norms over groups of two images."""
+    """Returns a config with all random operations enabled, and batch norms over groups of two images."""
     return make_config(
         **{
             "model.memory_dropout": 0.2,
@@ -271,7 +271,7 @@ def test_four_microbatches_match_the_full_batch():
     assert largest_change > 1e-3
 
 
-def test_frozen_parameters_and_their_norms_are_unchanged():
+def test_frozen_parameters_and_batch_statistics_are_unchanged():
     setup = make_deterministic_setup(1)
     state, _ = setup.run(setup.initial_state, make_batch(3), get_frozen_backbone())
     before, after = flatten(setup.initial_state.params), flatten(state.params)

@@ -29,8 +29,8 @@ class BlockSettings:
     """Settings shared by all blocks and convolutions of a network.
 
     `padding` and `norm_epsilon` depend on the origin of the weights. They are 'same' and 1e-3 for weights trained in
-    TensorFlow, 'symmetric' and usually 1e-5 for weights trained in PyTorch. The paths in `frozen_norms` are relative to
-    the module that the settings are passed to.
+    TensorFlow, and 'symmetric' and usually 1e-5 for weights trained in PyTorch. The paths in `frozen_norms` are
+    relative to the module that the settings are passed to.
     """
 
     norm_group_size: int = 0
@@ -304,7 +304,10 @@ class EfficientNet(nn.Module):
 
 
 class Classifier(nn.Module):
-    """ImageNet head, a mean over cells and a dense layer. Used to verify that weights were loaded correctly."""
+    """ImageNet classification head: global average pooling and a dense layer.
+
+    Used to verify that weights were loaded correctly.
+    """
 
     classes: int = 1000
 

@@ -25,7 +25,7 @@ PyTree = Any
 
 _GROUP_SIZE = 8  # images per group
 _ATTENTION_IMAGES_PER_GROUP = 2  # number of images per group with attention maps
-_CARD_SIDE = 400  # longer side of an image in pixels
+_THUMBNAIL_SIDE = 400  # longer side of a thumbnail in pixels
 _PANEL_SIDE = 200  # longer side of an attention panel in pixels
 _JPEG_QUALITY = 80
 
@@ -120,7 +120,7 @@ def make_examples(
     def make_example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
-            thumbnail=JpegImage.encode(_load_thumbnail(records[image_id], _CARD_SIDE)),
+            thumbnail=JpegImage.encode(_load_thumbnail(records[image_id], _THUMBNAIL_SIDE)),
             caption=scored_evaluation.evaluation.captions[image_id],
             references=scored_evaluation.references[image_id],
             scores={name: float(values[rows[image_id]]) for name, values in scored_evaluation.images.values.items()},
@@ -139,7 +139,7 @@ def _make_word_panels(
     context: ContextCaptions | None,
 ) -> dict[Any, list[tuple[str, JpegImage]]]:
     """Returns image id -> a (title, panel) pair per word of the caption; see `attention_panels`."""
-    # Skipped for image vectors, which have no grid, and in multi-process runs, which would need all processes.
+    # Image vectors have no grid to show. With several processes, all of them would have to compute the attention.
     if jax.process_count() > 1 or description.spec.model.image_memory == "vector" or not records:
         return {}
     preprocessing, vocabulary = description.preprocessing, description.vocabulary
