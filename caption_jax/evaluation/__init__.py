@@ -1,4 +1,4 @@
-"""Evaluation of a run: decodes a split, scores the captions, tunes decoding settings and writes reports.
+"""Evaluation of a run: generates captions for a split, scores them, tunes decoding settings and writes reports.
 
 The metrics are in `caption_jax.metrics`. They were part of this package until version 0.2; the old names still work for
 one release, with a warning.

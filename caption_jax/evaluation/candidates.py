@@ -1,4 +1,4 @@
-"""Beam search candidates for the images of a split, under several length penalties."""
+"""Beam search candidates for the images of a split, under several exponents of the length penalty."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class ImageCandidates:
     """Beam search candidates of one image.
 
     Attributes:
-        texts: captions; `texts[a][c]` is the c-th candidate under the a-th exponent.
+        texts: captions; `texts[a][c]` is the c-th candidate under the a-th exponent of the length penalty.
         scores: beam search scores; -inf for missing candidates.
         similarities: cosine similarity between each caption and the image.
     """
@@ -38,10 +38,10 @@ class ImageCandidates:
     scores: Float32[np.ndarray, "exponents candidates"]
     similarities: Float32[np.ndarray, "exponents candidates"]
 
-    def best(self, exponent: int, weight: float) -> str:
-        """Returns the caption selected with the exponent at index `exponent` and `rerank_weight=weight`."""
-        scores = self.scores[exponent] + np.float32(weight) * self.similarities[exponent]
-        return self.texts[exponent][int(np.argmax(scores))]
+    def best(self, exponent_index: int, weight: float) -> str:
+        """Returns the caption selected with the exponent at `exponent_index` and `rerank_weight=weight`."""
+        scores = self.scores[exponent_index] + np.float32(weight) * self.similarities[exponent_index]
+        return self.texts[exponent_index][int(np.argmax(scores))]
 
 
 def find_candidates(

@@ -23,8 +23,8 @@ def make_eval_step(
     """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the loss on the references.
 
     The outputs are `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum`
-    and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list of the outputs of each
-    evaluator; `index` and `mask` of the batch.
+    and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list with the outputs of each
+    evaluator; and `index` and `mask`, copied from the batch.
 
     Args:
         model: the model of the run.

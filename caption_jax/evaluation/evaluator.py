@@ -29,7 +29,7 @@ ImageId = str | int
 
 
 class EvalBatch(NamedTuple):
-    """A batch inside the jitted evaluation step.
+    """A batch with its features and decoded captions, passed to `Evaluator.outputs` inside the jitted evaluation step.
 
     Attributes:
         model: the model of the run.

@@ -114,7 +114,7 @@ def reference_scores(
 
     Args:
         scores: output of `image_text_scores`.
-        max_cosines: maximum cosine between the caption and the references of the image; clipped at 0.
+        max_cosines: maximum cosine between the caption and the references of the image; negative values count as 0.
     """
     max_cosines = np.maximum(max_cosines, 0)
     total = scores + max_cosines

@@ -52,7 +52,7 @@ class TextEmbedder:
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalRecall(Evaluator):
-    """Recall@k and median rank between the images of a split and their reference captions."""
+    """Computes recall@k and the median rank of retrieval between the images of a split and their reference captions."""
 
     def metric_names(self) -> tuple[str, ...]:
         """Returns the metric names of `retrieval_scores`."""
@@ -77,7 +77,7 @@ class RetrievalRecall(Evaluator):
 def split_retrieval(
     split: Split, images: Mapping[Any, Float32[np.ndarray, " width"]], texts: Float32[np.ndarray, "captions width"]
 ) -> dict[str, float]:
-    """Computes retrieval metrics between the captions of a split and the images with captions.
+    """Computes image-text retrieval metrics on a split. Images without captions are excluded.
 
     Args:
         split: the split.

@@ -83,9 +83,9 @@ def _make_attention_decoder(experiment: Experiment) -> Callable[[PyTree, np.ndar
     spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0)
 
     @jax.jit
-    def run(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:
+    def decode(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:
         batch = {"image": pixels, "context": context}
         features, decoded = caption_batch(model, variables, batch, description, spec, return_attention=True)
         return decoded.replace(all_attention=decoded.all_attention[..., : features.image_memory_length])
 
-    return run
+    return decode

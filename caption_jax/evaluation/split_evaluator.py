@@ -1,4 +1,4 @@
-"""Evaluates a split: decodes every image once and passes the outputs to all evaluators."""
+"""Evaluates a split: captions every image once and passes the outputs to all evaluators."""
 
 from __future__ import annotations
 
@@ -125,15 +125,15 @@ class SplitEvaluator:
     def check_metric(self, name: str) -> None:
         """Raises ConfigError, listing the available metrics, if no evaluator reports the metric `name`."""
         names = [
-            name
+            metric_name
             for prepared in self._evaluators
-            for name in prepared.prefix_names(dict.fromkeys(prepared.evaluator.metric_names()))
+            for metric_name in prepared.prefix_names(dict.fromkeys(prepared.evaluator.metric_names()))
         ]
         if name not in names:
             raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
 
     def __call__(self, variables: PyTree, step: int) -> Evaluation:
-        """Decodes and scores every image of the split. The last batch is padded and masked instead of dropped."""
+        """Captions and scores every image of the split. The last batch is padded and masked instead of dropped."""
         start_time = time.time()
         description = self._experiment.description
         batches = eval_batches(

@@ -36,8 +36,8 @@ from caption_jax.specs import DecodeSpec, as_mapping
 from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 
-# Covers several orders of magnitude, because beam scores are in nats, per caption or, with a length penalty, roughly
-# per token, whereas the similarities of an image to its candidates differ by a few hundredths.
+# The weights cover several orders of magnitude: beam search scores are in nats per caption (or roughly per token with a
+# length penalty), whereas the similarities of the candidates of an image differ by only a few hundredths.
 WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SEED = 0  # seed of the split into halves
 
@@ -63,7 +63,7 @@ class Tuning:
         settings: the settings of the grid.
         scores: CIDEr-D of each setting on the first half, the second half and all images.
         best: the best setting on all images.
-        half_settings: for each half, the best setting on the other half.
+        half_settings: for each half, the setting that scored best on the other half.
         baseline: the setting of the config, without reranking.
         metrics: system name -> metric -> value over all images.
         gains: system name -> metric -> gain of the cross-tuned captions over that system.
@@ -83,7 +83,7 @@ class Tuning:
 def tune_split(experiment: Experiment, split_name: str, context: str = "") -> dict[str, Any]:
     """Tunes `rerank_weight` and `alpha` of beam search on a split, writes tune_<split>.json and returns its contents.
 
-    Also writes the cross-tuned captions, where each half is decoded with the best setting on the other half, to
+    Also writes the cross-tuned captions, for which each half uses the setting that scored best on the other half, to
     captions_<split>_tuned.json. Cross-tuned captions without reranking are written to captions_<split>_penalty.json.
 
     Args:

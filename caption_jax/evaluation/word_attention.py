@@ -41,12 +41,14 @@ def teacher_forced_attention(
     model = description.model()
 
     @jax.jit
-    def run(variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None) -> jax.Array:
+    def compute_attention(
+        variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None
+    ) -> jax.Array:
         features = encode_batch(model, variables, {"image": pixels, "context": context}, description)
         attention = Predictor(model, variables, features).compute_attention(tokens[:, None], BOS, PAD)[:, 0]
         return attention[..., : features.image_memory_length]
 
-    return jax.device_get(run(variables, pixels, tokens, context))
+    return jax.device_get(compute_attention(variables, pixels, tokens, context))
 
 
 def attention_per_word(

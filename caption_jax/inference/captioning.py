@@ -84,8 +84,9 @@ def decode_features(
     """
     from caption_jax.decoding import decode
 
-    vocabularies = {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
-    return decode(model, variables, features, spec, **vocabularies, **options)
+    return decode(
+        model, variables, features, spec, vocabulary=description.vocabulary, text_ids=description.text_ids, **options
+    )
 
 
 def caption_batch(
@@ -101,7 +102,7 @@ def caption_batch(
     Args:
         model: the model of the run.
         variables: `params` and `batch_stats`.
-        batch: see `encode_batch`; with an `index` [batch], samples do not depend on the composition of the batch.
+        batch: see `encode_batch`; with an `index` [batch], sampled captions do not depend on the rest of the batch.
         description: the run description.
         spec: decoding settings.
         options: additional arguments of `decode`, such as `return_attention`.

@@ -80,7 +80,7 @@ def index_images(
         folder: folder of the index.
         images: the images to index.
         checkpoint: "best" or "last".
-        decode: settings of the generated captions.
+        decode: decoding settings for the generated captions.
         captions: "generated" or "none"; see `update_index`.
         missing: "keep" or "drop"; see `update_index`.
 
@@ -117,7 +117,7 @@ def search_images(
     Args:
         workdir: workdir of the run that built the index.
         folder: folder of the index.
-        query: text, or the path of an image. Existing files and names with an image suffix are paths.
+        query: text, or the path of an image. Existing files and names with an image suffix are treated as paths.
         checkpoint: "best" or "last".
         top: maximum number of results.
         method: "exact" or "approx"; see `Searcher`.

@@ -1,4 +1,4 @@
-"""Retrieved context for training and evaluation: captions of the nearest training images of each image."""
+"""Retrieved context for training and evaluation: captions of the training images nearest to each image."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def default_kind(experiment: Experiment) -> str:
 
 
 def context_protocol(experiment: Experiment, kind: str) -> dict[str, str]:
-    """Returns the entry of an evaluation protocol for context, or {} if the model takes no context."""
+    """Returns the context entry of an evaluation protocol, or {} if the model takes no context."""
     return {"context": kind} if experiment.spec.model.context.max_texts else {}
 
 

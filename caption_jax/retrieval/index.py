@@ -155,7 +155,7 @@ class ImageIndex:
         """Raises WorkdirError if the index was built with a model other than `model`; the message names both."""
         if model != self.model:
             raise WorkdirError(
-                f"the index in {self.folder} was built with another model ({self.model}) than the current one "
+                f"the index in {self.folder} was built with a model ({self.model}) other than the current one "
                 f"({model}): use the --workdir and --checkpoint it was built with, or build an index of this model in "
                 "another folder with --index"
             )
@@ -216,8 +216,8 @@ class ImageIndex:
             content = json.loads(path.read_text())
         except FileNotFoundError:
             raise MissingFileError(
-                f"{path} is missing: there is no index in {self.folder}. Build one with --mode=index, or set "
-                "--index to its folder"
+                f"{path} is missing: there is no index in {self.folder}. Build one with --mode=index, or "
+                "set --index to the folder of an existing index"
             ) from None
         if (content.get("format"), content.get("version")) != (_FORMAT, VERSION):
             raise WorkdirError(

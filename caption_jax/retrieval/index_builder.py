@@ -95,7 +95,7 @@ def update_index(
         mask = np.zeros(len(index), bool)
         mask[list(stale)] = True
         index.drop(mask)
-    # Chunks are read while the previous one is embedded.
+    # Each chunk is read while the previous one is embedded.
     with prefetch_to_device(read_chunks(pending, preprocessing), size=1) as chunks:
         for number, (entries, pixels, errors, updated) in enumerate(chunks, 1):
             for error in errors:
@@ -119,7 +119,7 @@ class PendingImage:
 
 
 def _compare(index: ImageIndex, images: Iterable[Record]) -> tuple[list[PendingImage], set[int], Changes]:
-    """Returns the images to read, the stale rows, and the changes with the unchanged and missing images."""
+    """Returns the images to read, the stale rows, and a `Changes` with only `unchanged` and `missing` filled in."""
     indexed = {entry.key: (row, entry.stamp) for row, entry in enumerate(index.entries())}
     pending, stale, keys, changes = [], set(), set(), Changes()
     for record in images:
@@ -154,7 +154,7 @@ def make_entry(record: Record) -> Entry:
 def read_chunks(
     pending: Sequence[PendingImage], preprocessing: Preprocessing
 ) -> Iterator[tuple[list[Entry], list[UInt8[np.ndarray, "size size 3"]], list[ImageError], int]]:
-    """Yields chunks of entries, their pixels, errors of unreadable images, and the number of updated entries."""
+    """Yields, per chunk: entries and pixels of readable images, errors of unreadable ones, and number of updates."""
 
     def load(item: PendingImage) -> np.ndarray | ImageError:
         try:

@@ -30,7 +30,7 @@ ImageId = str | int
 
 @dataclasses.dataclass(frozen=True)
 class ImageNeighbours:
-    """The nearest neighbours of an image in descending similarity; empty if the image cannot be read.
+    """The nearest neighbours of an image in descending order of similarity; empty if the image cannot be read.
 
     Attributes:
         id: id of the image.
@@ -134,7 +134,7 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
         at_least: required number of neighbours per image.
 
     Returns:
-        The ids of the neighbours of each image in descending similarity, by image id.
+        Image id -> ids of its neighbours in descending order of similarity.
 
     Raises:
         MissingFileError: the index does not exist, or no neighbours are stored for the split.

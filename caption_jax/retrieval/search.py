@@ -31,14 +31,14 @@ class SearchResult(NamedTuple):
 
 
 class Searcher:
-    """Finds the vectors with the highest inner product, which is the cosine similarity for unit vectors.
+    """Finds the vectors with the highest inner product with a query, which is the cosine similarity for unit vectors.
 
     On CPUs, vectors are used in place, even if memory-mapped. Other devices receive a copy of all vectors.
 
     Args:
         vectors: the vectors to search.
         method: "exact", or "approx" for `jax.lax.approx_max_k` with an expected recall of at least 95 %. It is designed
-            for TPUs (Chern et al., 2022, https://arxiv.org/abs/2206.14286) and not faster on other devices.
+            for TPUs (Chern et al., 2022, https://arxiv.org/abs/2206.14286) and is no faster on other devices.
     """
 
     def __init__(self, vectors: Float32[np.ndarray, "images dimension"], method: str = "exact"):

@@ -55,7 +55,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Curve:
-    """A polyline of a chart.
+    """A curve of a chart in data coordinates.
 
     Attributes:
         points: (step, value) pairs, sorted by step.

@@ -100,7 +100,7 @@ def make_examples(
     variables: PyTree,
     context: ContextCaptions | None = None,
 ) -> dict[str, list[Example]]:
-    """Reads the images of each group of `select_images`, and computes attention maps for the first images.
+    """Makes the examples of each group of `select_images`, with attention maps for the first images of the group.
 
     Args:
         split: the images.

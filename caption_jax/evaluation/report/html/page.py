@@ -63,7 +63,7 @@ def render(
         attention_examples=list(attention_examples.values()),
         aspect_ratio=_compute_aspect_ratio(examples),
     )
-    # Unencodable characters, such as lone surrogates in a file name, are replaced by question marks.
+    # Unencodable characters, such as lone surrogates in a file name, are replaced with question marks.
     return page.encode("utf-8", "replace").decode("utf-8")
 
 
