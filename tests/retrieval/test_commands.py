@@ -100,7 +100,7 @@ def test_an_index_of_a_different_checkpoint_is_rejected(searchable_workdir, imag
     (tmp_path / "index" / "index.json").write_text(json.dumps(header))
     flags = [f"--workdir={searchable_workdir}", f"--index={tmp_path / 'index'}"]
     for arguments in (["--mode=search", "--query=box"], ["--mode=index", images]):
-        with pytest.raises(ValueError, match=r"\(step 31, weights cdcdcdcdcdcd\) than .* \(step \d+, weights "):
+        with pytest.raises(ValueError, match=r"\(step 31, weights cdcdcdcdcdcd\) other than .* \(step \d+, weights "):
             run_main(*flags, *arguments)
 
 
