@@ -91,6 +91,6 @@ def _compute_mean_colour(images):
 
 
 def _convert_to_grey(pixels):
-    # This is an explicit sum because XLA would compile a product with a vector to a matrix multiplication.
+    # This is an explicit sum because XLA would compile a product with a vector into a matrix multiplication.
     red, green, blue = (weight * pixels[..., i : i + 1] for i, weight in enumerate(_GREY_WEIGHTS))
     return red + green + blue

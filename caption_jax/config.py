@@ -40,7 +40,7 @@ def default_config() -> ConfigDict:
 
 
 def to_config_dict(spec: RunSpec) -> ConfigDict:
-    """Returns the locked config of a spec, whose keys flags can override; the inverse of `RunSpec.from_config`."""
+    """Converts a spec to a locked config that flags can override; the inverse of `RunSpec.from_config`."""
     return _to_config(as_mapping(spec)).lock()
 
 

@@ -43,7 +43,7 @@ def allow_undecodable_output() -> None:
 def json_line(values: dict[str, Any]) -> str:
     """Serialises one JSON object, without a trailing newline."""
     text = json.dumps(values, ensure_ascii=False)
-    # JSON must be valid UTF-8, so names that are not are written with ASCII escapes, which `json.loads` decodes.
+    # JSON must be valid UTF-8, so surrogates are written as ASCII escapes, which `json.loads` decodes.
     return text if text.isascii() or not _has_surrogates(text) else json.dumps(values)
 
 

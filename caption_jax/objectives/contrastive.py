@@ -31,7 +31,7 @@ class ContrastiveLoss(NamedTuple):
     """Loss and accuracies, averaged over the images of a batch.
 
     Attributes:
-        loss: contrastive loss in nats, averaged over all matching pairs of image and caption, and both directions.
+        loss: contrastive loss in nats, averaged over all matching image-caption pairs and both directions.
         image_to_text: fraction of images whose nearest caption matches.
         text_to_image: fraction of captions whose nearest image matches.
     """
@@ -131,5 +131,5 @@ def _all_gather(array: Array, mesh: Mesh | None) -> Array:
 
 
 def _compute_inner_products(subscripts: str, left: Array, right: Array) -> Array:
-    # In full precision, because accelerators round inputs to 8 bits by default, and the scale amplifies the error.
+    # Accelerators would round inputs to bfloat16 or TF32 by default, and the scale would amplify the error.
     return jnp.einsum(subscripts, left, right, precision=jax.lax.Precision.HIGHEST)

@@ -72,7 +72,7 @@ class ForwardPass:
 
     Attributes:
         images: image features, without context.
-        memory: image features with the context of the batch, if there is any. The decoder attends to their memory.
+        memory: image features with the context of the batch, if there is any. The decoder attends to `memory.memory`.
         segments: caption and position of each token.
         targets: token ids for the decoder to predict.
         weights: 1 for targets that contribute to the loss, 0 for the others.
@@ -102,7 +102,7 @@ class ForwardPass:
 
     @functools.cached_property
     def decoded(self) -> DecoderOutput:
-        """Logits and states of the decoder, per token.
+        """Logits and final hidden states of the decoder, per token.
 
         For packed rows, compute logits in chunks from the states and `model.output_layer()`, because on a CPU a single
         row contains all tokens of the batch. XLA does not compute logits that are not used.

@@ -1,4 +1,4 @@
-"""The protocol of training objectives, which can be extended with the classes in `config.objective.terms`.
+"""The protocol of training objectives. A run adds objectives of its own with `config.objective.terms`.
 
 See docs/extending.md for how to write an objective, and `unlikelihood.py` for a self-contained example.
 """
@@ -88,7 +88,7 @@ class Objective(Protocol):
         Args:
             model: model bound to its variables; pass `train=True` to its methods for training mode.
             forward: forward pass of the encoder and decoder, shared by all objectives.
-            batch: one microbatch, whose leading axis is the images.
+            batch: one microbatch, with images along the leading axis of each array.
             constants: the result of `prepare`, on the device.
             key: PRNG key of this objective, different for each step and microbatch.
         """

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from caption_jax.objectives.forward_pass import ForwardPass
 
 _CHUNK_SIZE = 512  # number of tokens whose logits are computed at a time in packed batches
-_MIN_COMPLEMENT = 1e-5  # lower bound of 1 - p, as in the authors' code; nearly certain candidates have no gradient
+_MIN_COMPLEMENT = 1e-5  # lower bound on 1 - p, as in the authors' code; nearly certain candidates have no gradient
 
 
 @dataclass(frozen=True)

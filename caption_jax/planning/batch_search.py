@@ -24,8 +24,8 @@ def find_largest_batch(
 ) -> list[Trial]:
     """Searches for the largest batch that fits, assuming that memory grows about linearly with the batch size.
 
-    Each guess extrapolates linearly from the largest batch that fits to the limit. If the extrapolation is outside the
-    current bounds, the guess is their midpoint.
+    Each guess is the batch size at which memory reaches the limit, extrapolated linearly from the largest batch that is
+    known to fit. If this is outside the current bounds, the guess is their midpoint.
 
     Args:
         measure_memory: compiles the program for a number of images and returns its memory, or None if it does not fit.
@@ -33,10 +33,11 @@ def find_largest_batch(
         fixed: approximate bytes that do not depend on the batch size.
         unit: the batch size must be a multiple of this.
         limit: bytes of memory available.
-        compilations: maximum number of calls of `measure_memory`.
+        compilations: maximum number of calls to `measure_memory`.
 
     Returns:
-        All trials, including `first`. The largest batch that fits is exact if the batch larger by `unit` was tried.
+        All trials, including `first`. The largest batch among them that fits is the largest possible one if the next
+        multiple of `unit` was also tried.
     """
     trials = [first]
     for _ in range(compilations):

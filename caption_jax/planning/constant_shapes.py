@@ -22,7 +22,7 @@ PyTree = Any
 def get_constant_shapes(
     objectives: Mapping[str, Objective], description: RunDescription, workdir: epath.Path
 ) -> dict[str, PyTree]:
-    """Returns the shapes and dtypes of the objectives' constants by label, without objectives that have none.
+    """Returns the shapes and dtypes of the objectives' constants by label, omitting objectives that have none.
 
     Constants stored in the workdir are used unless the vocabulary is an assumed one. All others are prepared from the
     training captions and the vocabulary of the description.

@@ -27,9 +27,8 @@ class PlannedProgram:
     """A program of a run.
 
     Attributes:
-        name: "train" (the training step), "decode" (images to captions), or "encoder" (the part of the training step
-            in the image encoder, which is the forward pass and the gradients of its parameters given the gradients of
-            its features).
+        name: "train" (the training step), "decode" (images to captions), or "encoder" (the image encoder's part of the
+            training step: the forward pass, and the gradients of its parameters given those of its features).
         lower: lowers the program for a global batch size.
         count_flops: returns the matrix FLOPs per image, counted before compilation; None if they depend on an unknown
             number of loop iterations.
@@ -93,16 +92,16 @@ def _lower_train(program: Program, frozen: frozenset[str], batch_size: int) -> j
 
 
 def _count_train_flops(program: Program, frozen: frozenset[str]) -> float:
-    """Counts on the smallest batch, because the FLOPs per image of a contrastive loss grow with the batch size."""
+    """Returns the FLOPs per image of the smallest batch; those of a contrastive loss grow with the batch size."""
     step, batch_size = program.uncompiled_step(frozen), _min_batch_size(program)
 
-    def run(trainable: dict, frozen_params: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
+    def forward(trainable: dict, frozen_params: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
         fixed, microbatch = FixedInputs(frozen_params, constants), Microbatch(batch, 0, jax.random.key(0))
         return step.objective_outputs(trainable, fixed, batch_stats, microbatch)[0]
 
     params = split_params(program.abstract_state.params, frozen)
     batch = _train_batch_shapes(program, batch_size)
-    flops = count_matrix_flops(run, *params, program.abstract_state.batch_stats, program.constants, batch)
+    flops = count_matrix_flops(forward, *params, program.abstract_state.batch_stats, program.constants, batch)
     return flops.total / batch_size
 
 
@@ -120,15 +119,15 @@ def _lower_decode(program: Program, batch_size: int) -> jax.stages.Lowered:
 
 
 def _lower_encoder(program: Program, frozen: frozenset[str], batch_size: int) -> jax.stages.Lowered:
-    run, *variables = _make_encoder_pass(program, frozen)
+    forward, *variables = _make_encoder_pass(program, frozen)
     pixels = _image_shape(program, batch_size)
-    features = jax.eval_shape(run, *variables, pixels)[0]
+    features = jax.eval_shape(forward, *variables, pixels)[0]
 
     def step(
         trainable: dict, frozen_params: dict, batch_stats: PyTree, pixels: jax.Array, gradient: jax.Array
     ) -> PyTree:
         _, pullback, batch_stats = jax.vjp(
-            lambda params: run(params, frozen_params, batch_stats, pixels), trainable, has_aux=True
+            lambda params: forward(params, frozen_params, batch_stats, pixels), trainable, has_aux=True
         )
         return pullback(gradient)[0], batch_stats
 
@@ -138,9 +137,9 @@ def _lower_encoder(program: Program, frozen: frozenset[str], batch_size: int) ->
 
 
 def _count_encoder_flops(program: Program, frozen: frozenset[str]) -> float:
-    run, *variables = _make_encoder_pass(program, frozen)
+    forward, *variables = _make_encoder_pass(program, frozen)
     batch_size = _min_batch_size(program)
-    return count_matrix_flops(run, *variables, _image_shape(program, batch_size)).total / batch_size
+    return count_matrix_flops(forward, *variables, _image_shape(program, batch_size)).total / batch_size
 
 
 def _min_batch_size(program: Program) -> int:
@@ -163,7 +162,9 @@ def _make_encoder_pass(program: Program, frozen: frozenset[str]) -> tuple[Callab
         for collection in ("params", "batch_stats")
     )
 
-    def run(trainable: dict, frozen_params: dict, batch_stats: PyTree, pixels: jax.Array) -> tuple[jax.Array, PyTree]:
+    def forward(
+        trainable: dict, frozen_params: dict, batch_stats: PyTree, pixels: jax.Array
+    ) -> tuple[jax.Array, PyTree]:
         params = traverse_util.unflatten_dict({**frozen_params, **trainable}, sep="/")
         features, updated = model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -174,4 +175,4 @@ def _make_encoder_pass(program: Program, frozen: frozenset[str]) -> tuple[Callab
         )
         return features, updated["batch_stats"]
 
-    return run, *split_params(params, frozen), statistics
+    return forward, *split_params(params, frozen), statistics

@@ -43,7 +43,7 @@ class Topology:
 
     @property
     def dtype(self) -> str:
-        """Name of the dtype that `config.dtype` "auto" selects."""
+        """Name of the dtype that `config.dtype="auto"` selects."""
         return "float32" if self.chip is None else "bfloat16"
 
     def devices(self) -> list[jax.Device]:

@@ -33,7 +33,7 @@ _POLL_SECONDS = 0.25
 
 
 class ArtifactWriter:
-    """Writes artifacts in the background, and points the workdir to each once the checkpoint of its step is saved.
+    """Writes artifacts in the background. The workdir points to an artifact once the checkpoint of its step is saved.
 
     This order ensures that after a crash the workdir points to the best model according to the newest checkpoint, or to
     the previous best model, which `resume` corrects. Only process 0 writes files.

@@ -30,7 +30,7 @@ PyTree = Any
 
 @dataclass(frozen=True)
 class RestoredState:
-    """Two pytrees of arrays and JSON records restored from the checkpoint of a step."""
+    """Contents of a checkpoint: two pytrees of arrays, the JSON records and the step."""
 
     weights: PyTree
     train: PyTree
@@ -42,8 +42,8 @@ class Checkpoints:
     """Writes the last and best checkpoints of a run in the background, and restores the last one.
 
     Checkpoints are committed by a single rename after all files are written, so a killed run leaves only complete
-    checkpoints. Each `save_best` must be followed by a `save` with the same step. Whenever the run is killed, the two
-    retained best checkpoints then include the one that the newest checkpoint records as the best.
+    checkpoints. Each `save_best` must be followed by a `save` with the same step. No matter when the run is killed,
+    the two retained best checkpoints then include the one that the newest checkpoint records as the best.
     """
 
     def __init__(self, workdir: str | epath.Path):
@@ -80,7 +80,7 @@ class Checkpoints:
             train: shapes, dtypes and shardings of the other arrays.
 
         Raises:
-            ValueError: the parameters in the checkpoint have other paths or shapes.
+            ValueError: the paths or shapes of the stored arrays differ from those of `weights` and `train`.
         """
         step = self._last.latest_step()
         if step is None:
@@ -101,9 +101,9 @@ class Checkpoints:
         return RestoredState(weights, train, items["records"], step)
 
     def _former_names(self, step: int) -> dict[str, str]:
-        """Returns present name -> former name for modules that an older release stored under their former names."""
+        """Returns current name -> former name for modules that an older release stored under their former names."""
         stored = self._last.item_metadata(step)["weights"].tree["params"]
-        return {present: former for former, present in RENAMED_MODULES.items() if former in stored}
+        return {current: former for former, current in RENAMED_MODULES.items() if former in stored}
 
     def is_saved(self, step: int) -> bool:
         """Returns whether a complete checkpoint of `step` exists. Thread-safe."""

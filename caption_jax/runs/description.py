@@ -94,13 +94,13 @@ class RunDescription:
 
     @functools.cached_property
     def jitted_init(self) -> Callable:
-        """The jitted `init` of the model, cached so that its shapes and values are computed with one trace."""
+        """The jitted `init` of the model, cached so that one trace yields both the shapes and the initial values."""
         # It runs once on small arrays, so compile time matters more than run time.
         options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
         return jax.jit(functools.partial(self.model().init, train=False), compiler_options=options)
 
     def cache_key(self) -> dict[str, Any]:
-        """Returns everything except the weights that determines the model's computation, for `CachedProgram`."""
+        """Returns everything that determines the model's computation, apart from the weights, for `CachedProgram`."""
         return {
             "model": as_mapping(self.spec.model),
             "backbone_source": source_hash(type(self.spec.model.encoder)),

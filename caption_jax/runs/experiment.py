@@ -1,4 +1,4 @@
-"""Setup of a run from its config and data, which creates the mesh, splits, vocabulary, preprocessing and model."""
+"""Setup of a run from its config and data: the mesh, splits, vocabulary, preprocessing and model."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
 
     Args:
         workdir: workdir of the run.
-        spec: the spec.
+        spec: the spec to evaluate with.
         splits: splits by name; those in `spec.data` if None.
 
     Raises:
@@ -130,7 +130,7 @@ def _describe(spec: RunSpec, train: Split) -> RunDescription:
 
 
 def _backbone_settings(spec: RunSpec) -> Settings:
-    """Settings of the initial weights of the image backbone."""
+    """Returns the settings of the initial weights of the image backbone."""
     encoder = spec.model.encoder
     if spec.init_from:
         source = workdir_files.read_description(spec.init_from)

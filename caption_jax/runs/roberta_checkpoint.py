@@ -15,7 +15,7 @@ def text_encoder_settings(spec: RunSpec, vocabulary: Vocabulary) -> dict[str, An
     """Returns the config of the text encoder, after checking it against the tokenizer and the caption length.
 
     Raises:
-        ConfigError: the RoBERTa checkpoint has another tokenizer, or too few positions for the captions.
+        ConfigError: the RoBERTa checkpoint uses a different tokenizer or has too few positions for the captions.
         FileNotFoundError: the RoBERTa checkpoint does not exist.
     """
     name, data = spec.model.text_encoder.weights, spec.data
@@ -54,8 +54,8 @@ def _check_tokenizer(key: str, name: str, settings: dict[str, Any], spec: RunSpe
     size, pad, tokenizer = settings["vocab_size"], settings["pad_token_id"], spec.data.tokenizer
     if tokenizer == "train" or (size, pad) != (vocabulary.tokenizer.size, PAD):
         raise ConfigError(
-            f"{key}={name} was trained with {size} tokens and pad id {pad}, but config.data.tokenizer={tokenizer} has "
-            f"{vocabulary.tokenizer.size} tokens and pad id {PAD}: set config.data.tokenizer to the tokenizer of the "
-            "checkpoint (its hub name, or a folder with vocab.json and merges.txt), or train from scratch with "
+            f"{key}={name} has a vocabulary of {size} tokens and pad id {pad}, but config.data.tokenizer={tokenizer} "
+            f"has {vocabulary.tokenizer.size} tokens and pad id {PAD}: set config.data.tokenizer to the tokenizer of "
+            "the checkpoint (its hub name, or a folder with vocab.json and merges.txt), or train from scratch with "
             f'{key}=""'
         )

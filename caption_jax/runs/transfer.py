@@ -25,7 +25,7 @@ _PREFIXES = ("params/image_encoder/backbone/", "params/decoder/layer_")
 
 
 def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> PyTree:
-    """Replaces the variables in `initial` whose path and shape match those of another run, and logs the others.
+    """Copies arrays of the same path and shape from another run into a copy of `initial`, and logs the others.
 
     Arrays with one row per token (embeddings, output bias) are copied token by token, so that a model can be
     transferred to another vocabulary. The rows of tokens that are not in both vocabularies retain their initial values.
@@ -62,9 +62,9 @@ def transfer_weights(initial: PyTree, source: str, vocabulary: Vocabulary) -> Py
             f"match config.model. Mismatches include {'; '.join(list(mismatched.values())[:5])}"
         )
     logging.info("init_from %s: %d arrays copied", source, len(copied))
-    for name, paths in (("partially copied", partially_copied), ("not copied", list(mismatched.values()))):
+    for outcome, paths in (("partially copied", partially_copied), ("not copied", list(mismatched.values()))):
         if paths:
-            logging.info("init_from: %d arrays %s: %s", len(paths), name, ", ".join(paths))
+            logging.info("init_from: %d arrays %s: %s", len(paths), outcome, ", ".join(paths))
     return traverse_util.unflatten_dict(new, sep="/")
 
 

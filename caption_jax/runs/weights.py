@@ -92,8 +92,8 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
         return _rename_former_modules(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
         digest = pool.submit(_sha256, file)
-        with safe_open(file, "numpy") as opened:
-            variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118, no dict
+        with safe_open(file, "numpy") as opened:  # has `keys`, but is not a dictionary
+            variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
         return _rename_former_modules(variables), digest.result()
 
 
@@ -113,7 +113,7 @@ def flatten_arrays(tree: PyTree) -> dict[str, np.ndarray]:
 
 
 def unflatten_arrays(arrays: dict[str, np.ndarray]) -> PyTree:
-    """The inverse of `flatten_arrays`, which does not restore empty dictionaries."""
+    """The inverse of `flatten_arrays`, except that empty dictionaries are not restored."""
     tree: PyTree = {}
     for name, array in arrays.items():
         *parents, key = name.split("/")

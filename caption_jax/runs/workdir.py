@@ -74,7 +74,7 @@ def write_spec(workdir: epath.Path, spec: RunSpec, resolved: RunSpec | None = No
 
 
 def read_description(workdir: str | epath.Path) -> RunDescription:
-    """Reads the files of `write_description`.
+    """Reads the files that `write_description` wrote.
 
     Raises:
         MissingFileError: the folder is not the workdir of a run.

@@ -21,5 +21,5 @@ _LIBRARY_FILTER = _LibraryFilter()
 
 
 def quiet_libraries() -> None:
-    """Hides the informational messages of libraries, such as dozens of lines by Orbax per checkpoint. Idempotent."""
+    """Hides the informational messages of libraries, such as the dozens that Orbax logs per checkpoint. Idempotent."""
     logging.get_absl_handler().addFilter(_LIBRARY_FILTER)  # no-op if already added

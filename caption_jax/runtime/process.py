@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 # Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) with malloc and frees them again.
 # glibc returns allocations of this size to the system immediately, so the next run causes a page fault per 4 KB. glibc
-# 2.35 and later supports pages of 2 MB, which can be enabled only by this environment variable.
+# 2.35 and later supports 2 MB pages, which can be enabled only by this environment variable.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 # XLA's default of 256 bits uses half of an AVX-512 unit. Processors with narrower vectors are not affected.
@@ -63,7 +63,7 @@ def _is_command(script: str) -> bool:
 def paused_garbage_collection(script: str) -> Iterator[None]:
     """Pauses Python's cyclic garbage collection in `python script ...`, and then exempts all existing objects from it.
 
-    Use this around imports. The objects they create exist until the process ends, so traversing them is useless, but
+    Use this around imports. The objects they create exist until the process ends, so traversing them is pointless, but
     takes about 0.1 s with JAX. Does nothing if this process was not started by that command, because another program
     may have garbage to collect.
 

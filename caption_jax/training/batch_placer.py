@@ -18,7 +18,7 @@ Batch = dict[str, np.ndarray]
 def make_batch_placer(spec: RunSpec, mesh: jax.sharding.Mesh) -> Callable[[Batch], dict[str, jax.Array]]:
     """Returns a function that transfers a training batch to the devices, packed according to `config.train.packing`.
 
-    Captions are packed into one row per device on the data axis, so that tokens are on the device of their image.
+    Captions are packed into one row per device on the data axis, so that each token is on the same device as its image.
 
     Raises:
         ConfigError: `config.train.packing` is unknown or not supported in this setup.
@@ -37,7 +37,7 @@ def _is_packing_enabled(spec: RunSpec, mesh: jax.sharding.Mesh) -> bool:
     choice, processes, microbatches = spec.train.packing, jax.process_count(), spec.optimizer.grad_accum_steps
     if choice == "never":
         return False
-    if processes > 1 or microbatches > 1:  # packed rows would differ in length between them
+    if processes > 1 or microbatches > 1:  # packed rows would differ in length between processes or microbatches
         if choice == "always":
             raise ConfigError(
                 'config.train.packing="always" requires a single process and config.optimizer.grad_accum_steps=1, got '

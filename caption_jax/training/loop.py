@@ -248,7 +248,7 @@ def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Pro
 
 
 def make_validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
-    """Creates the evaluator that runs every `config.train.eval_every` steps, or None without a validation split.
+    """Creates the evaluator that runs every `config.train.eval_every` steps; None if there is no validation split.
 
     Raises:
         ConfigError: an evaluator is incompatible with the run, or none reports `config.train.best_metric`.
@@ -267,7 +267,7 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
 
     experiment = run.experiment
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("best model written")  # by the main process, but read by all
+        multihost_utils.sync_global_devices("best model written")  # the main process writes it, all read it
     if jax.process_index() == 0:
         loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:

@@ -153,7 +153,7 @@ def _check_starts(rules: PyTree, total_steps: int) -> None:
 
 
 def _make_base(spec: OptimizerSpec) -> optax.GradientTransformation:
-    """Creates the base optimizer `spec.name`, without weight decay and learning rate."""
+    """Creates the base optimizer `spec.name`, without weight decay or a learning rate."""
     if spec.name in ("adamw", "adam"):
         return optax.scale_by_adam(b1=spec.b1, b2=spec.b2)
     if spec.name == "lion":

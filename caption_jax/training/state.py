@@ -1,4 +1,4 @@
-"""The state of training."""
+"""The training state."""
 
 from __future__ import annotations
 

@@ -211,7 +211,7 @@ class TrainStep:
             return get_counts(outputs)
 
         # The losses of each microbatch are divided by counts over the whole batch, so the counts are computed first.
-        # XLA removes the model's forward pass here because only counts are used, which leaves sums of masks.
+        # XLA removes the forward pass of the model here, because only the counts, which are sums of masks, are used.
         denominators = jax.tree.map(jnp.sum, jax.lax.map(microbatch_counts, items))
 
         def add_microbatch(

@@ -79,6 +79,6 @@ def test_incompatible_configs_are_rejected_before_anything_is_written(roberta, s
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     config = make_config(roberta[0], small_images)
     config.data.tokenizer, config.objective.contrastive_weight = "train", 0.0
-    with pytest.raises(ValueError, match=r"decoder\.weights=.* trained with \d+ tokens.*set config\.data\.tokenizer"):
+    with pytest.raises(ValueError, match=r"decoder\.weights=.* vocabulary of \d+ tokens.*set config\.data\.tokenizer"):
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -55,7 +55,7 @@ def test_a_different_tokenizer_is_rejected(roberta, small_images, tmp_path):
     config = make_roberta_config(roberta, small_images)
     config.data.tokenizer = "train"
     with pytest.raises(
-        ValueError, match=r"(?s)model\.text_encoder\.weights=.*trained with \d+ tokens.*data\.tokenizer=train"
+        ValueError, match=r"(?s)model\.text_encoder\.weights=.*vocabulary of \d+ tokens.*data\.tokenizer=train"
     ):
         start_run(config, tmp_path)
     Tokenizer.train(TEXTS[:1] * 2, 300).save(tmp_path / "other")
