@@ -1,6 +1,6 @@
 """Errors that commands report to the user in one line, without a traceback.
 
-`input_pipeline.errors` defines the base class `UserError` and the errors of data and optional packages.
+`input_pipeline.errors` defines the base class `UserError` and the errors for configs, data, files and packages.
 """
 
 from __future__ import annotations

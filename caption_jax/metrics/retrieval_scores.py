@@ -56,9 +56,10 @@ def _check_inputs(similarity: np.ndarray, image_of_text: np.ndarray) -> None:
         raise ValueError(f"similarity must be [images, texts] and image_of_text [texts]; the shapes are {shapes}")
     if not similarity.size:
         raise DataError("similarity is empty; there is nothing to rank")
-    images = np.setdiff1d(np.arange(similarity.shape[0]), image_of_text)
-    if len(images):
-        raise DataError(f"{len(images)} images have no text, the first has index {images[0]}")
+    images_without_text = np.setdiff1d(np.arange(similarity.shape[0]), image_of_text)
+    if len(images_without_text):
+        first = images_without_text[0]
+        raise DataError(f"{len(images_without_text)} images have no text; the first has index {first}")
     if image_of_text.min() < 0 or image_of_text.max() >= similarity.shape[0]:
         raise ValueError(f"image_of_text contains indices outside 0 .. {similarity.shape[0] - 1}")
     if np.isnan(similarity).any():

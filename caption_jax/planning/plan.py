@@ -40,7 +40,7 @@ class Request:
     Attributes:
         topology: topology such as "v5e:16x16".
         programs: subset of `PROGRAMS`.
-        phase: phase of unfreezing: "first", "last", or a step within it; "all" plans with nothing frozen.
+        phase: unfreezing phase: "first", "last", or a step of the wanted phase; "all" freezes nothing.
         images: images per chip, or 0 for the batch size in the config.
         vocabulary: vocabulary size of the decoder, or 0 for the stored or assumed size.
         compilations: maximum number of compilations in the search for the largest training batch.
@@ -61,13 +61,13 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     minutes.
 
     Raises:
-        ValueError: the topology, a program or the phase is unknown, the batch cannot be divided over the mesh, the
+        ValueError: the topology, a program or the phase is unknown, the batch cannot be split evenly over the mesh, the
             image backbone cannot be trained with this batch size, or the constants of an objective are unknown.
         ModuleNotFoundError: the TPU compiler is not installed.
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
     if unknown:
-        raise ConfigError(f"unknown program {', '.join(unknown)}; expected some of {', '.join(PROGRAMS)}")
+        raise ConfigError(f"unknown program {', '.join(unknown)}; choose from {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
     mesh = make_mesh(spec.mesh, topology.devices())
     description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)

@@ -1,4 +1,4 @@
-"""The config keys of a ViT."""
+"""Config keys, settings and stages of the ViT backbone."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_scores_of_perfect_and_constant_similarities():
 def test_invalid_arguments_are_rejected():
     with unchecked_shapes(), pytest.raises(ValueError, match="shapes are"):
         retrieval_scores(np.zeros((2, 3)), np.array([0, 1]))
-    with pytest.raises(ValueError, match="1 images have no text, the first has index 1"):
+    with pytest.raises(ValueError, match="1 images have no text; the first has index 1"):
         retrieval_scores(np.zeros((2, 2)), np.array([0, 0]))
     with pytest.raises(ValueError, match="outside 0"):
         retrieval_scores(np.zeros((2, 3)), np.array([0, 1, 2]))

@@ -67,21 +67,21 @@ def assert_close(ours, reference):
 def test_attention_equals_the_reference(rows):
     rng = np.random.default_rng(2)
     segments = make_segments(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
-    tokens = (*segments.rows, segments.segment_ids.shape[-1])
+    token_shape = (*segments.rows, segments.segment_ids.shape[-1])
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
-    qkv, queries, weights = normal(*tokens, 3, 2, 4), normal(*tokens, 2, 4), normal(*tokens, 8)
+    qkv, queries, weights = normal(*token_shape, 3, 2, 4), normal(*token_shape, 2, 4), normal(*token_shape, 8)
     keys, values = normal(BATCH, 2, 4, 6), normal(BATCH, 2, 6, 4)
     mask = jnp.asarray(rng.random((BATCH, 6)) < 0.7)
-    is_token_position = jnp.broadcast_to(segments.segment_ids > 0, tokens)[..., None]
+    is_token_position = jnp.broadcast_to(segments.segment_ids > 0, token_shape)[..., None]
 
     def compute_gradients(self_attention, cross_attention):
         def loss(qkv, queries, keys, values):
             self_attended = self_attention(qkv, segments)
             memory_attended, attention = cross_attention(queries, keys, values, mask, segments)
-            attention = jnp.where(is_token_position, jnp.swapaxes(attention, -3, -2).reshape(*tokens, -1), 0)
+            attention = jnp.where(is_token_position, jnp.swapaxes(attention, -3, -2).reshape(*token_shape, -1), 0)
             return jnp.where(is_token_position, weights * (self_attended + 2 * memory_attended), 0).sum(), (
                 self_attended * is_token_position,
                 memory_attended * is_token_position,

@@ -1,3 +1,5 @@
+"""Meshes, and the sharding of parameters, optimizer state and batches."""
+
 from __future__ import annotations
 
 import os
@@ -144,7 +146,7 @@ total = jax.jit(lambda b: (b["x"] * weights).sum(), out_shardings=replicated(mes
 try:
     make_mesh(MeshSpec(1, 8))
 except ValueError as error:
-    print(f"error {error}")  # one write, so that output of the runtime is not interleaved
+    print(f"error {error}")  # a single write, so that runtime output cannot be interleaved with it
 print(f"result {batch['x'].shape} {dict(mesh.shape)} {float(total)}")
 """
 

@@ -103,7 +103,7 @@ def test_the_vocabulary_size_is_read_from_a_trained_workdir(small_workdir, workd
 def test_indivisible_batches_and_unknown_programs_are_rejected(workdir):
     with pytest.raises(ValueError, match="batch_size=4 images cannot be divided over 8 devices"):
         make_plan(workdir, Request("cpu:8", ("train",)))
-    with pytest.raises(ValueError, match="unknown program eval; expected some of train, decode, encoder"):
+    with pytest.raises(ValueError, match="unknown program eval; choose from train, decode, encoder"):
         make_plan(workdir, Request("cpu:8", ("eval",)))
 
 

@@ -1,4 +1,4 @@
-"""The neighbours of an image are the nearest images in an index except copies. Outdated files are rejected."""
+"""An image's neighbours are the nearest images in an index, excluding its copies. Outdated files are rejected."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_neighbours_exclude_the_image_and_its_copies(tmp_path, image_folder):
 
 
 def test_an_image_is_identified_by_its_id_or_its_file(tmp_path, image_folder):
-    """The vectors in the index differ from those of the images."""
+    """The indexed vectors do not match the images, so only the id or the file can identify an image."""
     red, green = make_records(image_folder, "red", "green")
     vectors = np.array([[0, 0.6, 0.8], [0.8, 0, 0.6], [0, 0, 1]], np.float32)
     with open_for_writing(tmp_path / "index", 3, MODEL) as index:

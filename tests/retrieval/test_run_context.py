@@ -1,4 +1,4 @@
-"""Retrieved context in training, evaluation and captioning does not contain the captions of the image itself."""
+"""Retrieved context in training, evaluation and captioning."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_a_resumed_run_matches_an_uninterrupted_run(workdir, tmp_path):
     assert_same_state(copy, workdir)
 
 
-def test_evaluation_without_or_with_shuffled_context_is_written_to_separate_files(workdir, capsys):
+def test_evaluations_with_no_or_shuffled_context_write_separate_files(workdir, capsys):
     original = (workdir / "eval_val.json").read_text()
     losses = {}
     for kind in ("none", "shuffled"):
