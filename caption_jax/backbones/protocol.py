@@ -137,7 +137,7 @@ def stored_settings(settings: Settings) -> dict[str, Any]:
 
 
 def restored_settings(backbone: Backbone, stored: Mapping[str, Any], mean: Triple, std: Triple, source: str) -> Any:
-    """Restores the settings from `stored_settings`. Fields that did not exist when the run was stored get defaults."""
+    """Restores the settings from `stored_settings`. Fields missing from an older run get their defaults."""
     fields = {key: tuple(value) if isinstance(value, list) else value for key, value in stored.items()}
     return backbone.settings_class(**fields, mean=tuple(mean), std=tuple(std), source=source)
 

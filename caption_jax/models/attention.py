@@ -72,7 +72,8 @@ class SelfAttention(nn.Module):
         visible: Bool[Array, "pools targets slots"],
     ) -> tuple[Float[Array, "batch rows length width"], LayerCache]:
         batch, rows, length, *features = qkv.shape
-        pools = cache.keys.shape[0]  # rows of a group share a pool, in step-major order like its slots
+        # The rows of a group share a pool. Their tokens are arranged in step-major order, like the slots of the pool.
+        pools = cache.keys.shape[0]
         rows_per_pool = batch * rows // pools
         qkv = qkv.reshape(pools, rows_per_pool, length, *features).swapaxes(1, 2)
         qkv = qkv.reshape(pools, length * rows_per_pool, *features)

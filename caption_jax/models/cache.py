@@ -4,10 +4,10 @@ The rows (beams) of an image share one pool of slots. Slot (step, row) stores th
 that step, and is never moved. A lookup table, `ancestors[image, row, step]`, maps each row and step to the row whose
 slot stores that step of its history. Reordering beams only reorders this table (a few bytes per step), whereas
 gathering per-row caches would copy all keys and values in every layer at every step. The cost is that each row also
-computes masked scores for the slots of the other rows, but their keys are read anyway.
+computes masked scores for the slots of the other rows, but their keys would be read anyway.
 
-To avoid this cost, rows that are never exchanged can be split into `groups` with one pool each. Diverse beam search has
-one pool per beam group, and sampling has one pool per sample.
+To avoid this cost, rows that never continue each other can be split into `groups` with one pool each. Diverse beam
+search has one pool per beam group, and sampling has one pool per sample.
 
 Keys are stored as [heads, depth, slots] and values as [heads, slots, depth], so that the matrix products of a step read
 them sequentially. With the layout of the projections, [slots, heads, depth], the attention of a step takes twice as

@@ -57,7 +57,7 @@ class ImageCaptioningModel(nn.Module):
         """Returns teacher-forced float32 logits of each next token, with one encoder pass for all captions of an image.
 
         This method is for initialisation and standalone use. Training uses `objectives.forward_pass.ForwardPass`, which
-        runs the same computation in the steps that the loss terms need.
+        runs the same computation in separate steps, and decodes only if a loss term needs it.
 
         Args:
             images: normalised pixels, or the output of the backbone stage `start_after`.

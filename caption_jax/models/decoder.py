@@ -150,8 +150,8 @@ class DecoderLayer(nn.Module):
 
         `segments` maps each token to its caption. If None, each row is one caption: [batch, captions, tokens, width].
 
-        With a cache, `memory` is ignored because the cache contains its keys and values. `position` and `visible` are
-        those of the enclosing `Cache`.
+        With a cache, `memory` is ignored because the cache contains its keys and values. `position` and `visible` come
+        from the enclosing `Cache` (`position` and `visible_slots`).
         """
         keys, values = self.project_memory(memory) if cache is None else (cache.memory_keys, cache.memory_values)
         decoding = cache is not None
@@ -228,7 +228,8 @@ class Decoder(nn.Module):
         self.output_bias = self.param("output_bias", nn.initializers.zeros, (self.vocabulary_size,), self.param_dtype)
         if self.positions == "learned":
             self.position = self.param("position", init, (self.max_length, self.width), self.param_dtype)
-        # Pre-norm residuals are summed without normalisation. Scale them to give the initial sum the variance of one.
+        # Pre-norm residual branches are summed without normalisation. Scale them down, so that the sum initially has
+        # the variance of a single unscaled branch.
         output_scale = 1 / (3 * self.layers) if self.norm == "pre" else 1.0
         dtypes = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         self.embedding_norm = nn.LayerNorm(self.norm_epsilon, **dtypes)

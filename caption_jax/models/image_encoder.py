@@ -118,7 +118,7 @@ class GridMemory(nn.Module):
 
     @nn.compact
     def __call__(self, features: Float[Array, "batch h w channels"]) -> Float[Array, "batch cells width"]:
-        """Returns the cells in row-major order."""
+        """Returns the memory positions of the cells, in row-major order."""
         batch, height, width, channels = features.shape
         cells = features.reshape(batch, height * width, channels)
         x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(cells)

@@ -49,7 +49,7 @@ class JointEmbedding(nn.Module):
         return _normalise(self.text(vectors.astype(jnp.float32)))
 
     def similarity_scale(self) -> Float[Array, ""]:
-        """Returns 1 / temperature, clamped to 1 / `min_temperature`."""
+        """Returns 1 / temperature, clamped to at most 1 / `min_temperature`."""
         return jnp.exp(clip_above(self.log_scale, -math.log(self.min_temperature)))
 
 
@@ -74,5 +74,5 @@ clip_above.defvjp(_forward, _backward)
 
 
 def _normalise(vectors: Float[Array, "vectors width"]) -> Float[Array, "vectors width"]:
-    squares = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
-    return vectors * jax.lax.rsqrt(jnp.maximum(squares, 1e-12))
+    squared_norms = jnp.sum(jnp.square(vectors), axis=-1, keepdims=True)
+    return vectors * jax.lax.rsqrt(jnp.maximum(squared_norms, 1e-12))

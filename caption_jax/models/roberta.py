@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), a retrained BERT encoder (Devlin et al., 2018).
+"""RoBERTa (Liu et al., 2019, https://arxiv.org/abs/1907.11692), BERT (Devlin et al., 2018) with better pretraining.
 
 Post-norm transformer layers on top of token, position and type embeddings. The parameter paths are those of
 `FlaxRobertaModel` in transformers without its pooler, so its checkpoints load unchanged:
@@ -175,7 +175,7 @@ class Layers(RobertaModule):
     @nn.compact
     def __call__(self, x: Hidden, visible: Visible, train: bool) -> Hidden:
         """Returns the output of the last layer; see `Layer`."""
-        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer  # `train`, as 0 is the module
+        layer = nn.remat(Layer, static_argnums=(3,)) if self.remat else Layer  # 3: `train` (0: the module)
         for index in range(self.settings.num_hidden_layers):
             x = self.make_submodule(layer, str(index))(x, visible, train)
         return x

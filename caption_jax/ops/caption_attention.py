@@ -73,8 +73,8 @@ def memory_attention_reference(
 def caption_attention(qkv: QKV, segments: Segments) -> Output:
     """`caption_attention_reference`, computed per caption. Tokens are moved to [captions, length] and back.
 
-    On a CPU, all captions of a batch are packed into one row, and nearly all scores between its tokens are masked. This
-    function does not compute them, so it is 34 times as fast as the reference on a CPU, forward and backward.
+    On a CPU, all captions of a batch are packed into one row, so nearly all scores are between different captions. This
+    function does not compute those, so it is 34 times as fast as the reference on a CPU, forward and backward.
     """
     qkv = segments.to_captions(qkv)
     queries, keys, values = (qkv[:, :, i] for i in range(3))

@@ -163,7 +163,7 @@ def vocabulary_cross_entropy(
 
     The loss and the gradients of each chunk are computed while its logits are in the CPU cache. This never allocates an
     array of the size of all logits, and is 1.21 times as fast as the reference, forward and backward. Only the axis
-    `tokens` is split, because a mesh shards the other axes. A token counts as correct if no logit is larger than the
+    `tokens` is split, because the other axes may be sharded. A token counts as correct if no logit is larger than the
     logit of its target. Other platforms run `token_cross_entropy` on all logits.
     """
     weights = weights.astype(jnp.float32)

@@ -46,7 +46,7 @@ def depthwise_conv_reference(
     stride: int = 1,
     padding: Padding = "same",
 ) -> Float[Array, "batch out_height out_width channels"]:
-    """Convolves each channel with a separate square kernel (a cross-correlation, as usual in deep learning).
+    """Convolves each channel with a separate square kernel (a cross-correlation, as is usual in deep learning).
 
     Args:
         x: images.

@@ -26,10 +26,10 @@ def materialise_reference(function: Callable[..., Array], *arrays: Array, opaque
 def materialise(function: Callable[..., Array], *arrays: Array, opaque: Float[Array, "..."]) -> Array:
     """`materialise_reference`, computed only once for any number of consumers.
 
-    XLA:CPU fuses a sum into all of its consumers, so a convolution written as a sum would be recomputed for each of
-    five consumers. XLA removes `lax.optimization_barrier` before fusion, but never fuses across a conditional. The
-    conditional here always takes the same branch: its predicate is true for any `opaque`, but depends on its first
-    element, so the compiler cannot simplify it.
+    XLA:CPU fuses a sum into all of its consumers, so a convolution written as a sum would be recomputed in each of
+    them. XLA removes `lax.optimization_barrier` before fusion, but never fuses across a conditional. The conditional
+    here always takes the same branch: its predicate is true for any `opaque`, but depends on its first element, so the
+    compiler cannot simplify it.
     """
     bits = lax.bitcast_convert_type(opaque.reshape(-1)[0].astype(jnp.float32), jnp.int32)
     out = jax.eval_shape(function, *arrays)

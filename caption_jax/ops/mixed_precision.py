@@ -18,9 +18,9 @@ def einsum_float32_reference(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(subscripts: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`einsum_float32_reference`, whose gradient is rounded to the dtype of the operands before it is multiplied.
+    """`einsum_float32_reference`, but with the gradient rounded to the dtype of the operands before it is multiplied.
 
-    Autodiff would convert the operands to float32, whose products run at half of the speed on an H200
+    Autodiff would convert the operands to float32, in which products run at half the speed on an H200
     (docs/results/h200.md). Sums are float32 in both cases.
     """
     return einsum_float32_reference(subscripts, left, right)

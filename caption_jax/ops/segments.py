@@ -55,8 +55,8 @@ class Segments:
     ) -> Segments:
         """Creates the segments of packed tokens from the ids and positions computed by `input_pipeline.packing`.
 
-        If there is a single row, its axis is removed. With a leading axis of length 1, XLA:CPU would sum over tokens 50
-        times slower, for example in the gradients of biases and norms.
+        If there is a single row, its axis is removed. With a leading axis of length 1, sums over tokens would be 50
+        times slower with XLA:CPU, for example in the gradients of biases and norms.
         """
         if segment_ids.shape[:-1] == (1,):
             segment_ids, positions = segment_ids[0], positions[0]
@@ -79,7 +79,7 @@ class Segments:
 
     @property
     def caption_ids(self) -> Int[Array, "*rows tokens"]:
-        """Index of each token's caption in the batch. For padding, it is the first caption of the row."""
+        """Index of each token's caption in the batch. For padding, the index of the first caption in the row."""
         first = self.per_row * jnp.arange(math.prod(self.rows), dtype=jnp.int32).reshape(*self.rows, 1)
         return first + jnp.maximum(self.segment_ids, 1) - 1
 
@@ -89,7 +89,7 @@ class Segments:
         return self.caption_ids * self.length + self.positions
 
     def image_ids(self, images: int) -> Int[Array, "*rows tokens"]:
-        """Returns the index of each token's image. All `images` images must have the same number of captions."""
+        """Returns the index of each token's image, for `images` images with the same number of captions each."""
         return self.caption_ids // (self.captions // images)
 
     def to_captions(self, x: Float[Array, "..."]) -> Float[Array, "captions length *features"]:

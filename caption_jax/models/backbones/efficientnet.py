@@ -318,6 +318,6 @@ class Classifier(nn.Module):
 
 
 def drop_path(key: Key[Array, ""], x: Float[Array, "batch h w c"], rate: float) -> Float[Array, "batch h w c"]:
-    """Zeroes the branch of each image with probability `rate`, and scales up the other images to preserve the mean."""
+    """Zeroes each image's residual branch with probability `rate`, and scales up the others to preserve the mean."""
     keep = jax.random.bernoulli(key, 1.0 - rate, (x.shape[0], 1, 1, 1))
     return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)

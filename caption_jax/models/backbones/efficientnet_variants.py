@@ -54,7 +54,7 @@ class Variant:
     Attributes:
         width: multiplier of the number of channels.
         depth: multiplier of the number of blocks per stage.
-        resolution: image size that it was designed for, in pixels.
+        resolution: image size that the variant was designed for, in pixels.
         squeeze_excite: whether blocks have squeeze-and-excitation, as in B variants but not in Lite variants.
         activation: 'swish' or 'relu6'.
         fix_stem_head: whether to leave the stem, the head and the depth of the first and last stage unscaled, as in
