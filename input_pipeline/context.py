@@ -76,8 +76,8 @@ class ContextCaptions:
         """Returns the context of an image.
 
         Without a seed, the context contains the first caption of each neighbour. With a seed, each epoch uses the next
-        caption of each neighbour, in an order specific to the pair of images, and drops the context at random. Both
-        depend only on the seed, the epoch and the image ids.
+        caption of each neighbour, in an order specific to the pair of images, and drops the context of some images at
+        random. These choices depend only on the seed, the epoch and the image ids.
         """
         ids = self.empty
         if seed is not None and _sample_uniform(f"{seed}/no context/{epoch}/{image_id!r}") < self._dropout:

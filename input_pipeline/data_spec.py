@@ -46,7 +46,7 @@ class FeatureCacheSpec:
     """Cache of the outputs of the frozen part of the image encoder, computed once per image and view."""
 
     stage: str = ""  # last frozen stage, such as "stage_2" of an EfficientNet; "" to disable the cache
-    views: int = 1  # augmented views (crops, flips) stored per image, sampled by config.augment; epochs cycle through
+    views: int = 1  # augmented views per image, such as crops, drawn as in config.augment; epochs cycle through them
     dtype: str = "float16"  # dtype of the stored features: "float16" or "float32"
     folder: str = ""  # local folder, shared by all processes; "" for features/ in the workdir
 

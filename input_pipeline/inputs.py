@@ -108,7 +108,7 @@ class FeatureFiles:
         Args:
             block: index of the block.
             features: features of the images in the block, [images, views, *shape].
-            problems: the reason for each unreadable image, by its index in the split.
+            problems: why each unreadable image cannot be read, by its index in the split.
         """
         write_atomically(self._get_path(block, "json"), json.dumps(problems, indent=2))
         # The array is written last, so its presence marks the block as complete.
@@ -140,7 +140,7 @@ class StoredFeatures:
 
     Args:
         files: the stored blocks, all of which must exist.
-        split: the encoded split.
+        split: the split whose images the features were computed from.
         seed: seed for the order of views.
     """
 
@@ -159,7 +159,7 @@ class StoredFeatures:
         if index in self._problems:
             raise ImageError(record.name, self._problems[index])
         block, row = divmod(index, self._files.images_per_block)
-        # Copied here, so that the prefetching thread waits for the disk.
+        # Copied here, so that the prefetching thread, not the training loop, waits for the disk.
         return np.array(self._features[block][row, choose_view(self._files.views, self._seed, epoch, record.image_id)])
 
 

@@ -59,7 +59,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, captions: Iterable[str], size: int, lowercase: bool = True) -> Tokenizer:
-        """Trains a BPE with at most `size` tokens, including special tokens and the 256 bytes.
+        """Trains a BPE tokenizer with at most `size` tokens, including special tokens and the 256 bytes.
 
         Raises:
             ConfigError: `size` is less than the number of special tokens and bytes.
@@ -147,7 +147,7 @@ class Tokenizer:
         return [[BOS, *encoding.ids, EOS] for encoding in self._backend.encode_batch_fast(cleaned)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of full ids, without special tokens and surrounding white space."""
+        """Returns the text of full ids, without special tokens or surrounding white space."""
         text_ids = [int(i) for i in ids if int(i) not in self._special_ids]
         return self._backend.decode(text_ids, skip_special_tokens=False).strip()
 

@@ -58,7 +58,7 @@ def run(script: str) -> None:
 
 
 def _resolve_config_flag(argv: list[str], flag_values: dict[str, str]) -> list[str]:
-    """Replaces the name of a packaged config by its path.
+    """Replaces the name of a packaged config with its path.
 
     Without `--config`, adds the stored config of the workdir in all modes except `train`.
     """

@@ -1,4 +1,4 @@
-"""`--mode=neighbours`: finds and stores the nearest indexed images of each image of a split."""
+"""`--mode=neighbours`: finds the indexed images nearest to each image of a split, and stores them."""
 
 from __future__ import annotations
 

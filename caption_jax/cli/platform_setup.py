@@ -10,7 +10,7 @@ from caption_jax.runtime.process import set_up_process
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
-    """Sets XLA flags, initialises `jax.distributed` if there are several processes, and sets the compilation cache."""
+    """Sets XLA flags and the compilation cache, and initialises `jax.distributed` if there are several processes."""
     set_up_process()
     import jax
 

@@ -72,7 +72,7 @@ class BeamSearch:
         groups: number of groups.
         candidates: number of finished captions to retain per group.
         penalty: maps the length of a caption to the divisor of its score.
-        diversity: penalty on a token for each time an earlier group chose it at the same step.
+        diversity: penalty on a token per hypothesis of an earlier group that chose it at the same step.
         constraints: constraints on the log-probabilities, applied in order.
         bos_id: id of <s>.
         eos_id: id of </s>.

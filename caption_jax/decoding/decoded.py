@@ -57,7 +57,7 @@ class Decoded(flax.struct.PyTreeNode):
 
     @property
     def attention(self) -> Float[Array, "batch length memory"] | None:
-        """Cross-attention of each token of the first candidate, or None unless requested."""
+        """Cross-attention of each token of the first candidate; None unless requested."""
         return None if self.all_attention is None else self.all_attention[:, 0]
 
 

@@ -45,8 +45,8 @@ def greedy(  # noqa: PLR0913 - keyword-only: the arguments common to all decodin
         pad_id: id of <pad>, which pads finished captions.
 
     Example:
-        If the most probable tokens are "a" (0.9), then "cat" (0.6), then </s> (0.8), the loop runs three steps. With
-        `max_length=6`, `tokens` is `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` is
+        If the most probable tokens are "a" (0.9), then "cat" (0.6), then </s> (0.8), the loop runs for three steps.
+        With `max_length=6`, `tokens` is `[[a, cat, </s>, <pad>, <pad>]]`, `token_log_probs` is
         `[[log 0.9, log 0.6, log 0.8, 0, 0]]` and `log_prob` is `[log 0.432]`.
     """
     predictor = Predictor(model, variables, features, memory_mask)

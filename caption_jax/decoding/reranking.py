@@ -47,7 +47,7 @@ def similarities(
     ids = text_ids(captions).reshape(-1, captions.shape[-1])
     texts = model.apply(variables, ids, ids != pad_id, method="embed_texts").reshape(*tokens.shape[:2], -1)
     images = model.apply(variables, features, method="embed_images")
-    # In full precision, as in training. By default, accelerators would round the vectors to 8 bits.
+    # In full precision, as in training. By default, accelerators would round the vectors to bfloat16 or TF32.
     return jnp.einsum("bd,bcd->bc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -69,7 +69,7 @@ def rerank(
 
 
 def make_reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | None) -> tuple[DecodeSpec, int]:
-    """Returns settings that decode all candidates to be ranked, and the number of candidates to retain.
+    """Returns the settings for decoding all candidates to be ranked, and the number of candidates to retain.
 
     Args:
         spec: the `decode` section, with a nonzero `rerank_weight`.

@@ -193,7 +193,7 @@ def _make_files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int
             "a local folder"
         )
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()[:8]
-    if jax.process_count() > 1:  # file times can differ between machines, so all processes use the hash of process 0
+    if jax.process_count() > 1:  # modification times can differ between machines, so all use the hash of process 0
         digest = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(digest, np.uint8)).astype(np.uint8))
     folder = Path(parent).resolve() / digest.hex()
     images = len(experiment.split("train"))

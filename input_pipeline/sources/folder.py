@@ -57,7 +57,7 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
 
 
 class _Image:
-    """The contents of the caption files on one image, and its file and split."""
+    """What the caption files contain about one image, plus its file and split."""
 
     __slots__ = ("captions", "folder", "hint", "image_id", "is_dropped", "name", "path", "split")
 

@@ -23,7 +23,7 @@ _COLOURS = {
 }
 _BACKGROUNDS = ((245, 245, 240), (232, 236, 242), (240, 232, 226), (228, 240, 230), (222, 222, 222))
 _RADIUS = {"small": (0.070, 0.082), "large": (0.125, 0.140)}  # fractions of the image side
-# Positions of objects along the axis of a group, by their number. Even three of the largest objects do not touch.
+# Positions of objects along the axis of a group, by number of objects. Even three of the largest objects do not touch.
 _POSITIONS = {1: (0.5,), 2: (0.33, 0.67), 3: (0.19, 0.5, 0.81)}
 _POSITION_JITTER = {1: 0.09, 2: 0.03, 3: 0.01}
 
