@@ -151,7 +151,7 @@ def _locate_wheel() -> Path:
 
 
 def _make_settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, source: str) -> EfficientNetSettings:
-    """Makes settings from a mean and standard deviation in 0..1."""
+    """Makes settings from the mean and standard deviation that normalise pixels in 0..1."""
     return EfficientNetSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
 
 
@@ -202,13 +202,13 @@ def _read_transformers_settings(path: Path, source: str) -> EfficientNetSettings
     mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
     std = tuple(pixels.get("image_std", IMAGENET_STD))
     if pixels.get("include_top"):
-        # The image processor then divides by image_std twice, so image_std is the square root of the deviation.
+        # The image processor then divides by image_std twice; image_std is the square root of the standard deviation.
         std = tuple(s * s for s in std)
     return _make_settings("same", epsilon, mean, std, source)
 
 
 def _read_keras_settings(tensors: Mapping[str, Tensor], source: str) -> EfficientNetSettings:
-    """Reads the input scaling of the network's `Normalization` layer."""
+    """Reads the input scaling from the network's `Normalization` layer."""
     mean, std = IMAGENET_MEAN, IMAGENET_STD
     if "normalization/mean" in tensors and "normalization/variance" in tensors:
         mean = tuple(float(m) for m in np.ravel(tensors["normalization/mean"].read()))

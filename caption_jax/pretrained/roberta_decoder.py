@@ -95,23 +95,23 @@ def initialise_from_roberta(params: PyTree, name: str, full_ids: Int[np.ndarray,
     Raises:
         WeightsError: a parameter has a different shape.
     """
-    text = load_roberta(name)
+    roberta = load_roberta(name)
     flat = traverse_util.flatten_dict(params, sep="/")
     layers = len({path.split("/")[0] for path in flat if path.startswith("layer_")})
-    copied = convert_decoder_params(text, layers, len(flat["position"]), full_ids)
+    copied = convert_decoder_params(roberta, layers, len(flat["position"]), full_ids)
     for path, value in copied.items():
         if flat[path].shape != value.shape:
-            raise WeightsError(f"{text.source}: decoder/{path} has shape {flat[path].shape}, not {value.shape}")
+            raise WeightsError(f"{roberta.source}: decoder/{path} has shape {flat[path].shape}, not {value.shape}")
         flat[path] = jnp.asarray(value)
-    fresh = [path for path in flat if path not in copied]
-    logging.info("decoder: the first %d of %d layers of %s", layers, text.sizes.num_hidden_layers, text.source)
-    for origin, paths in (("copied", copied), ("fresh", fresh)):
+    initialised = [path for path in flat if path not in copied]
+    logging.info("decoder: the first %d of %d layers of %s", layers, roberta.sizes.num_hidden_layers, roberta.source)
+    for origin, paths in (("copied", copied), ("newly initialised", initialised)):
         logging.info("decoder: %d arrays %s: %s", len(paths), origin, ", ".join(sorted(paths)))
     return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def convert_decoder_params(
-    text: PretrainedText, layers: int, length: int, full_ids: Int[np.ndarray, " vocabulary"]
+    roberta: PretrainedText, layers: int, length: int, full_ids: Int[np.ndarray, " vocabulary"]
 ) -> dict[str, np.ndarray]:
     """Converts parameters of a RoBERTa model to decoder parameters.
 
@@ -119,7 +119,7 @@ def convert_decoder_params(
     embedding is tied to the output layer. RoBERTa's positions start at the pad id + 1.
 
     Args:
-        text: the RoBERTa model.
+        roberta: the RoBERTa model.
         layers: number of decoder layers.
         length: number of decoder positions.
         full_ids: RoBERTa's id for each token of the decoder's vocabulary.
@@ -127,8 +127,8 @@ def convert_decoder_params(
     Returns:
         Decoder parameters by path.
     """
-    flat = traverse_util.flatten_dict(text.params, sep="/")
-    first = text.sizes.pad_token_id + 1
+    flat = traverse_util.flatten_dict(roberta.params, sep="/")
+    first = roberta.sizes.pad_token_id + 1
     positions = flat["embeddings/position_embeddings/embedding"][first : first + length]
     arrays = {
         "embedding": flat["embeddings/word_embeddings/embedding"][full_ids],
@@ -136,8 +136,8 @@ def convert_decoder_params(
         "embedding_norm/scale": flat["embeddings/LayerNorm/scale"],
         "embedding_norm/bias": flat["embeddings/LayerNorm/bias"],
     }
-    if text.output_bias is not None:
-        arrays["output_bias"] = text.output_bias[full_ids]
+    if roberta.output_bias is not None:
+        arrays["output_bias"] = roberta.output_bias[full_ids]
     for number in range(layers):
         source, target = f"encoder/layer/{number}/", f"layer_{number}/"
         for leaf in ("kernel", "bias"):

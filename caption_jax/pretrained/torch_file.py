@@ -1,8 +1,8 @@
 """Reads the tensors of a PyTorch `.pth` file without PyTorch and without executing code from the file.
 
 A `.pth` file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
-Unpickling can call any Python object by name; this reader supports only the names in a dictionary of tensors and raises
-an error for all others.
+Unpickling can call any Python object by name; this reader supports only the names that a dictionary of tensors needs,
+and raises an error for all others.
 """
 
 from __future__ import annotations
