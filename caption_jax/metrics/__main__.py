@@ -16,7 +16,7 @@ from caption_jax.metrics.scores import protocol, score_images
 from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
 from input_pipeline.errors import UserError
 
-_EXAMPLE = """
+_EPILOG = """
 examples:
   python -m caption_jax.metrics captions_val.json annotations/captions_val2014.json
   python -m caption_jax.metrics ours.json dataset_coco.json baseline.json --split=test --json=comparison.json
@@ -49,12 +49,12 @@ def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m caption_jax.metrics",
         description="Scores captions like COCO's tools, without Java. Two results files are compared image by image.",
-        epilog=_EXAMPLE,
+        epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("results", help="results to score")
+    parser.add_argument("results", help="results file to score")
     parser.add_argument("annotations", help="reference captions")
-    parser.add_argument("other_results", nargs="?", help="second results to compare; differences are other - results")
+    parser.add_argument("other_results", nargs="?", help="second file to compare; differences are other - results")
     parser.add_argument("--split", default="", help="split of the annotations to use, or a file of image names")
     parser.add_argument("--frequencies", help="saved CIDEr-D document frequencies (default: from the annotations)")
     parser.add_argument("--training", help="training annotations, used to compute the fraction of novel captions")

@@ -21,7 +21,7 @@ _SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
 
 @dataclasses.dataclass(frozen=True)
 class DocumentFrequencies:
-    """Number of images with references that contain each n-gram.
+    """Document frequencies: for each n-gram, the number of images whose references contain it.
 
     Frequencies from a large corpus are useful when scoring a small set of images or computing a reward.
 
@@ -109,7 +109,7 @@ def _count_documents(
     image_index: Int[np.ndarray, " captions"],
     frequencies: DocumentFrequencies | None,
 ) -> Float[np.ndarray, " ngrams"]:
-    """Counts the images with references that contain each n-gram."""
+    """Counts, for each n-gram, the images whose references contain it."""
     counts = captions.counts[n - 1]
     if frequencies is not None:
         ngrams = (captions.ngram_text(n, ngram) for ngram in range(counts.num_ngrams))
@@ -127,7 +127,7 @@ def _compute_clipped_cosines(
     num_references: int,
     image_index: Int[np.ndarray, " captions"],
 ) -> Float[np.ndarray, " references"]:
-    """Computes the clipped cosine similarity of each reference and its image's hypothesis, for n-grams of one order."""
+    """Computes the clipped cosine similarity between each reference and its hypothesis, for n-grams of one order."""
     norm = np.sqrt(np.bincount(counts.caption, weight**2, len(image_index)))
     key = image_index[counts.caption] * max(1, counts.num_ngrams) + counts.ngram
     is_reference = counts.caption < num_references

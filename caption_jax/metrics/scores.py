@@ -68,7 +68,7 @@ def score(
         frequencies: document frequencies of a corpus for CIDEr-D; computed from `references` if None.
 
     Returns:
-        Metric name -> value: "BLEU-1" to "BLEU-4" and "ROUGE-L" in [0, 1]; "CIDEr-D", unscaled as in COCO's tools;
+        Metric name -> value: "BLEU-1" to "BLEU-4" and "ROUGE-L" in [0, 1]; "CIDEr-D" in [0, 10], as in COCO's tools;
         "exact_match", the fraction of captions that equal a reference word for word.
 
     Raises:
@@ -116,7 +116,7 @@ def tokenize_pair(
         raise DataError("there are no images to score")
     unreferenced = [image_id for image_id, captions in references.items() if not captions]
     if unreferenced:
-        raise DataError(f"{len(unreferenced)} images have no reference caption, the first is {unreferenced[0]!r}")
+        raise DataError(f"{len(unreferenced)} images have no reference caption; the first is {unreferenced[0]!r}")
     tokenized = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
     tokenized_references = {image_id: [next(tokenized) for _ in captions] for image_id, captions in references.items()}
     tokenized_hypotheses = tokenize_all([hypotheses[image_id] for image_id in references])

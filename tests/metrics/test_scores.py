@@ -42,7 +42,7 @@ def test_invalid_arguments_are_rejected():
         score(REFERENCES, {1: "", 2: ""})
     with pytest.raises(ValueError, match="no images"):
         score({}, {})
-    with pytest.raises(ValueError, match="no reference caption, the first is 5"):
+    with pytest.raises(ValueError, match="no reference caption; the first is 5"):
         score({5: []}, {5: "a"})
 
 

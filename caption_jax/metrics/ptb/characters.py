@@ -1,6 +1,6 @@
-"""Character classes of PTB tokens, measured on the reference tokenizer.
+"""Character classes of PTB tokens, derived from the output of the reference tokenizer.
 
-The reference tokenizer supports only the basic multilingual plane, in the Unicode version current in 2012. Newer
+The reference tokenizer supports only the Basic Multilingual Plane, in the Unicode version current in 2012. Newer
 letters, emoji and most control characters are not listed here and are dropped.
 """
 
