@@ -33,7 +33,7 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
             `UnavailableExtension` instead.
 
     Raises:
-        ConfigError: a key is unknown or missing, a value has a different type than the default, or validation fails.
+        ConfigError: a key is unknown or missing, a value has a different type from the default, or validation fails.
     """
     path = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}

@@ -108,7 +108,11 @@ def build_extension(
 def build_if_available(
     values: Mapping[str, Any], key: str, build: Callable[[type, Mapping[str, Any], str], Any]
 ) -> Any | UnavailableExtension:
-    """Like `build_extension` without a default, but returns an `UnavailableExtension` on any failure."""
+    """Like `build_extension` without a default, but returns an `UnavailableExtension` if the extension fails to build.
+
+    Raises:
+        ConfigError: `values` is not a mapping.
+    """
     try:
         return build_extension(values, key, build)
     except Exception as error:  # importing the module may raise an exception of any type
@@ -129,6 +133,6 @@ def is_mapping(value: Any) -> bool:
 
 
 def suggest_key(name: str, valid_keys: list[str]) -> str:
-    """Returns the end of an error message about an unknown key, which suggests a valid one."""
+    """Returns the ending of an error message about an unknown key: a similar key, or the list of valid keys."""
     matches = difflib.get_close_matches(name, valid_keys, n=1)
     return f"; did you mean {matches[0]!r}?" if matches else f"; valid keys are {', '.join(valid_keys)}"

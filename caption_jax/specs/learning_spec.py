@@ -50,7 +50,7 @@ class OptimizerSpec:
     clip_norm: float = 1.0  # 0 for none
     grad_accum_steps: int = 1  # microbatches per update (gradient accumulation)
     ema: float = 0.0  # decay of the exponential moving average of parameters; 0 for none
-    # (pattern, settings): the settings apply to parameters with a full path that matches the pattern. Each parameter
+    # (pattern, settings): the settings apply to parameters whose full path matches the pattern. Each parameter
     # must match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
     # from_step: step until which the parameters are frozen.
     rules: tuple[tuple[str, Mapping[str, float]], ...] = ((".*", {"lr": 1.0, "decay": 1.0, "from_step": 0}),)

@@ -27,7 +27,7 @@ class DecoderSpec:
     heads: int = 8
     feed_forward: int = 2048
     dropout: float = 0.1
-    dropout_bits: int = 8  # random bits per element: 8 (rate rounded to a multiple of 1/256) or 16 (within 2 ** -17)
+    dropout_bits: int = 8  # random bits per element: 8 (rate rounded to a multiple of 1/256) or 16 (of 1/65536)
     norm: str = "pre"  # "pre" or "post"
     norm_epsilon: float = 1e-6
     activation: str = "gelu_tanh"  # "gelu" (exact) or "gelu_tanh" (tanh approximation)

@@ -1,6 +1,6 @@
 """Former names of config keys and modules, which work for one release.
 
-Their use in a config logs a warning, but reading a stored run that contains them does not.
+Using one in a config issues a warning; reading a stored run that contains one does not.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def current_key(key: Any, keys: Container[str]) -> Any:
 
 
 def current_value(key: str, value: Any) -> Any:
-    """Returns the value of a key with former names of choices, and of modules in `rules`, replaced by current ones."""
+    """Returns the value of a key, with former names of choices and of modules in `rules` replaced with current ones."""
     if key == "rules" and isinstance(value, tuple | list):
         return type(value)(_current_rule(rule) for rule in value)
     renamed = _VALUES.get((key, value)) if isinstance(value, str) else None

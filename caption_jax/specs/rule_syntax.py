@@ -13,7 +13,7 @@ from input_pipeline.errors import ConfigError
 
 @dataclasses.dataclass(frozen=True, order=True)
 class ParameterRule:
-    """Settings of a rule in `config.optimizer.rules`. They are ordered, as required of keys of a pytree.
+    """Settings of a rule in `config.optimizer.rules`. Rules are orderable, because JAX sorts the keys of dictionaries.
 
     Attributes:
         lr: multiplier of the learning rate; 0 freezes the parameter for the whole run.
@@ -60,7 +60,7 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
         if name not in names:
             matches = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {matches[0]!r}?" if matches else f"; expected {', '.join(names)} (lr=0 freezes)"
-            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets unknown {name!r}{hint}")
+            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets the unknown key {name!r}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it must be 0 or more")
     if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
@@ -71,7 +71,7 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
 
 
 def check_partition_rule(rule: tuple[str, Any]) -> None:
-    """Checks the syntax of a rule of `config.mesh.rules`. `parameter_shardings` compares its axes with the parameters.
+    """Checks the syntax of a rule of `config.mesh.rules`. `parameter_shardings` checks its axes against the parameters.
 
     Raises:
         ConfigError: the rule is not a pair of a regular expression and a list of axis names.

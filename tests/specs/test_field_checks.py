@@ -214,7 +214,10 @@ def test_all_numeric_keys_have_a_range():
         ({"optimizer.rules": (".*",)}, r"config\.optimizer\.rules: '\.\*' is not a \(pattern, dictionary\) pair"),
         ({"optimizer.rules": (("(", {}),)}, r"config\.optimizer\.rules: '\(' is not a valid regular expression"),
         ({"optimizer.rules": ((".*", {"lr": NAN}),)}, r"config\.optimizer\.rules: '\.\*' sets lr to nan"),
-        ({"optimizer.rules": ((".*", {"rate": 1.0}),)}, r"config\.optimizer\.rules: '\.\*' sets unknown 'rate'"),
+        (
+            {"optimizer.rules": ((".*", {"rate": 1.0}),)},
+            r"config\.optimizer\.rules: '\.\*' sets the unknown key 'rate'",
+        ),
     ],
 )
 def test_incompatible_values_are_rejected_with_a_one_line_message(changes, message):
