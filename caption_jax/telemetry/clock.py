@@ -99,13 +99,13 @@ class Clock:
         steps = step - self.step
         if steps <= 0 or running <= 0:
             return {}
-        images, waited = steps * self.images_per_step / running, self._lap_waited
+        images_per_second, waited = steps * self.images_per_step / running, self._lap_waited
         self._running_total += running
         self._smooth(running / steps)
         self.step, self._lap_started, self._lap_waited, self._lap_paused = step, now, 0.0, 0.0
         self.rates = {
-            "images_per_second": images,
-            "images_per_second_per_device": images / self.devices,
+            "images_per_second": images_per_second,
+            "images_per_second_per_device": images_per_second / self.devices,
             "input_wait": min(waited / running, 1.0),
             "eta_seconds": self.eta_seconds or 0.0,
             "wall_seconds": self._earlier_wall + now - self._created,

@@ -56,7 +56,7 @@ class Monitor:
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._events = EventFiles(workdir / "tensorboard")
-        self._texts: dict[str, str] = {}  # texts of step 0 that are not written yet
+        self._texts: dict[str, str] = {}  # texts of step 0 that have not been written yet
         stream = stream or sys.stderr
         self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
