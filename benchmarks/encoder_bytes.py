@@ -2,10 +2,10 @@
 
     python -m benchmarks.encoder_bytes --images=256 --group=32 --stop=stage_2
 
-The peer is our encoder with standard batch norms: the array has an additional axis for groups of images, the activation
-is a separate operation after the norm, and gradients are computed by autodiff. Both encoders are compiled in bfloat16
-for one TPU v5e chip, and XLA counts the bytes. The last line is JSON; a ratio above 1 means that our encoder moves
-fewer bytes. Requires the tpu extra.
+The peer is our encoder with standard batch norms: arrays have an additional axis for groups of images, the activation
+function is a separate operation after the norm, and gradients are computed by autodiff. Both encoders are compiled in
+bfloat16 for one TPU v5e chip, and XLA counts the bytes. The last line is JSON; a ratio above 1 means that our encoder
+moves fewer bytes. Requires the tpu extra.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Captions per second when training with a frozen image encoder, and the FLOP utilisation of the training step.
+"""Captions per second when training with a frozen image encoder, and the FLOPs utilisation of the training step.
 
     python -m benchmarks.frozen_training [--parts=keras,utilisation] [--batch=32] [--captions=5] [--clock=wall]
 
@@ -6,7 +6,7 @@ keras: compares training on cached features with Keras's published image caption
 (`benchmarks/peers/keras_published.py`), which either runs EfficientNetB0 in every epoch or reads stored features. Both
 models have one decoder layer of width 512, feed-forward width 512, 2 heads and a vocabulary of 10,000. Both train on
 the same number of images (224 pixels) and captions (25 tokens) per step. The Keras model is measured with one update
-per caption and with one update per batch, and compared by the faster of the two.
+per caption and with one update per batch, and the faster variant is compared with ours.
 
 utilisation: measures the training step of `configs/flickr8k.py` on stored features of stage_7. Utilisation is the
 useful FLOP/s of the step divided by the FLOP/s of a product of square matrices by jnp or NumPy, whichever is faster.
@@ -129,8 +129,8 @@ def count_useful_flops(spec: RunSpec, vocabulary_size: int, batch: dict[str, np.
     """Returns the FLOPs of the matrix products of a step, excluding padding and masked keys.
 
     The backward pass of a matrix product consists of two products, one for the gradient of each factor. There are two
-    exceptions: the last convolution is frozen and has no gradients, and the projection of its output has only a
-    gradient of the weights.
+    exceptions: the last convolution is frozen and has no gradients, and the projection of its output needs only the
+    gradient of its weights.
     """
     decoder, memory_length = spec.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
     width, images = decoder.width, len(batch["tokens"])
@@ -165,8 +165,8 @@ def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
     design = Design()
     if name == "ours":
         spec = make_keras_design_spec()
-        features = make_batch(batch, captions, spec, design.vocabulary_size, (7, 7, CHANNELS), 0)
-        return make_training_steps(spec, design.vocabulary_size, [features])
+        feature_batch = make_batch(batch, captions, spec, design.vocabulary_size, (7, 7, CHANNELS), 0)
+        return make_training_steps(spec, design.vocabulary_size, [feature_batch])
     from benchmarks.peers.keras_published import make_train_step
 
     _, source, updates = name.split("_")
@@ -193,7 +193,7 @@ def compare_with_keras(batch: int, captions: int, time_sides: Callable) -> dict[
 
 
 def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
-    """Returns the FLOP utilisation of the training step of configs/flickr8k.py, with useful GFLOP/s."""
+    """Returns the model FLOPs utilisation (MFU) of the training step of configs/flickr8k.py, with useful GFLOP/s."""
     products = ["product_numpy", "product_jnp"]
     seconds = time_sides(["flickr8k", *products])
     batches = make_flickr8k_batches()
@@ -203,7 +203,7 @@ def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
     print(
         f"flickr8k: {useful / FLICKR_BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
         f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of a peak of {peak / 1e9:.0f}; "
-        f"model FLOP utilisation {ours / peak:.3f}",
+        f"model FLOPs utilisation {ours / peak:.3f}",
         flush=True,
     )
     comparison = {"ours": ours / 1e9, "peer": TARGET_UTILISATION * peak / 1e9, "utilisation": ours / peak}

@@ -1,4 +1,4 @@
-"""Runs the selected cells and merges their results."""
+"""Runs the selected cells and merges their results into `results.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.accelerator.workload import SCALES
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description="Speed, numerics and a profile on an accelerator")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the results, which are merged across calls")
+    parser.add_argument("--out", type=Path, required=True, help="output folder; results are merged with earlier ones")
     parser.add_argument("--cells", default=",".join(CELLS), help=f"comma-separated, of {', '.join(CELLS)}")
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--rounds", type=int, default=5, help="alternating runs of each implementation")
@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def summarise(results: dict) -> dict:
-    """Returns the common summary of all benchmarks: the comparison with the lowest ratio, and all comparisons."""
+    """Returns a summary in the format of all benchmarks: the comparison with the lowest ratio, and all comparisons."""
     cells = {}
     for name, cell in results["cells"].items():
         for peer, comparison in cell.get("comparisons", {}).items():

@@ -45,14 +45,14 @@ def measure_matmul(size: int, dtype: str, precision: str = "default") -> float:
 
 
 def measure_bandwidth(elements: int) -> float:
-    """Returns bytes per second, read and written, of negating a large array."""
+    """Returns the memory bandwidth in bytes per second, read plus written, when negating a large array."""
     array = jax.random.normal(jax.random.key(0), (elements,), jnp.float32)
     negate = jax.jit(jnp.negative)
     return 2 * array.nbytes / time_run(lambda: negate(array), 10)
 
 
 def measure_transfers(workload: Workload) -> dict[str, float]:
-    """Returns bytes per second of a batch of images to the device and back, and the latency of reading a scalar."""
+    """Returns the bandwidth of copying images to the device and back, and the round-trip latency of a scalar."""
     images = workload.make_batch()["image"]
     increment = jax.jit(lambda array: array + 1)
     arrays = iter([increment(jax.device_put(images)) for _ in range(REPEATS + 2)])
@@ -64,11 +64,11 @@ def measure_transfers(workload: Workload) -> dict[str, float]:
         np.asarray(array)
         to_host.append(time.perf_counter() - start)
     scalar = jnp.zeros(())
-    start_latency = time_run(lambda: float(increment(scalar)), 50)
+    round_trip = time_run(lambda: float(increment(scalar)), 50)
     return {
         "to_device_bytes_per_second": images.nbytes / time_run(lambda: jax.device_put(images), 5),
         "to_host_bytes_per_second": images.nbytes / statistics.median(to_host),
-        "round_trip_seconds": start_latency,
+        "round_trip_seconds": round_trip,
     }
 
 

@@ -1,6 +1,7 @@
 """The cells of the benchmark. Each is a function of the command's options that returns its results as JSON values.
 
 ceilings            FLOP/s, bytes per second and transfers that the device reaches in the simplest programs
+operations          time of alternative implementations of single operations
 train_bf16, ...     updates of all parameters; 5 captions per image, padded to 40 tokens
 train_packed_bf16   the same batch without padding
 encoder_bf16, ...   forward pass of EfficientNet-B0 with stored statistics
@@ -68,7 +69,7 @@ def measure_side_by_side(
 
 
 def get_environment(options: argparse.Namespace) -> dict[str, str]:
-    """Returns the variables of our processes. They share compiled programs and the choices of the autotuner."""
+    """Returns the environment variables of our processes, which share compiled programs and autotuning results."""
     return {"JAX_COMPILATION_CACHE_DIR": str(options.out / "programs"), **ENVIRONMENT}
 
 
@@ -92,7 +93,7 @@ def measure_ceilings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare_operations(options: argparse.Namespace) -> dict[str, Any]:
-    """Returns the milliseconds of alternatives for single operations."""
+    """Returns the times of alternative implementations of single operations, in milliseconds."""
     return read_result(run_module("operations", [f"--scale={options.scale}"], get_environment(options)))
 
 

@@ -1,8 +1,8 @@
-"""Alternatives for single operations of the training step, in bfloat16.
+"""Times of alternative implementations of single operations of the training step, in bfloat16.
 
     python -m benchmarks.accelerator.operations --scale=full
 
-Prints JSON with the milliseconds of each alternative. They show what `caption_jax/ops` should run on this device.
+Prints JSON with the milliseconds of each alternative, which show what `caption_jax/ops` should run on this device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ CHUNKS = (640, 2560, 8320)  # tokens
 
 
 def measure(function: Callable, *arguments: Any) -> float | str:
-    """Returns the milliseconds of a jitted function, or why it cannot run."""
+    """Returns the time of a jitted function in milliseconds, or the reason why it cannot run."""
     jitted = jax.jit(function)
     try:
         return round(1e3 * time_run(lambda: jitted(*arguments), 5), 4)
@@ -43,7 +43,7 @@ def make_arrays(*shapes: tuple[int, ...]) -> list[jax.Array]:
 
 
 def compare_convolutions(images: int, size: int, channels: int, kernel: int, stride: int) -> dict[str, float | str]:
-    """Compares grouped convolutions with sums of shifted images, for each of the three passes."""
+    """Compares grouped convolutions with sums of shifted images, for the forward pass and both gradients."""
     x, weights = make_arrays((images, size, size, channels), (kernel, kernel, channels))
     pads = depthwise.explicit_padding(size, size, kernel, stride, "symmetric")
     conv = functools.partial(depthwise._grouped_conv, stride=stride, pads=pads)
@@ -69,7 +69,7 @@ def compare_convolutions(images: int, size: int, channels: int, kernel: int, str
 
 
 def compare_losses(workload: Workload) -> dict[str, float | str]:
-    """Compares the loss of all logits with that of chunks of tokens, including gradients."""
+    """Compares computing the loss from all logits at once with computing it in chunks of tokens, with gradients."""
     shape = workload.images, workload.captions, workload.length - 1
     states, embedding = make_arrays((*shape, workload.width), (workload.vocabulary_size, workload.width))
     arguments = states, embedding, jnp.zeros(workload.vocabulary_size), jnp.ones(shape, jnp.int32), jnp.ones(shape)
@@ -84,7 +84,7 @@ def compare_losses(workload: Workload) -> dict[str, float | str]:
 
 
 def compare_attention(groups: int, targets: int, sources: int, heads: int, depth: int, is_causal: bool) -> dict:
-    """Compares forms of attention, with the gradients of queries, keys and values."""
+    """Compares implementations of attention, including the gradients of queries, keys and values."""
     shapes = (groups, targets, heads, depth), (groups, sources, heads, depth), (groups, sources, heads, depth)
     arrays = make_arrays(*shapes)
     mask = jnp.tril(jnp.ones((1, 1, targets, sources), bool)) if is_causal else None
@@ -95,18 +95,19 @@ def compare_attention(groups: int, targets: int, sources: int, heads: int, depth
     def sum_output(function: Callable, *arrays: jax.Array) -> jax.Array:
         return function(*arrays).astype(jnp.float32).sum()
 
-    forms: dict[str, Callable] = {"ours": ours}
+    implementations: dict[str, Callable] = {"ours": ours}
     for name in ("xla", "cudnn"):
-        forms[f"jax.nn, {name}"] = functools.partial(
+        implementations[f"jax.nn, {name}"] = functools.partial(
             jax.nn.dot_product_attention, is_causal=is_causal, implementation=name
         )
     return {
-        name: measure(jax.grad(functools.partial(sum_output, form), (0, 1, 2)), *arrays) for name, form in forms.items()
+        name: measure(jax.grad(functools.partial(sum_output, function), (0, 1, 2)), *arrays)
+        for name, function in implementations.items()
     }
 
 
 def compare_dropout(workload: Workload) -> dict[str, float | str]:
-    """Compares random masks for the hidden layer of a feed-forward network with a copy."""
+    """Compares our dropout with `jax.random.bernoulli` and a copy, for the hidden layer of a feed-forward network."""
     shape = workload.images, workload.captions, workload.length - 1, workload.feed_forward
     (x,) = make_arrays(shape)
     key = jax.random.key(1)
@@ -118,7 +119,7 @@ def compare_dropout(workload: Workload) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Prints the milliseconds of all alternatives."""
+    """Prints the times of all alternatives."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", choices=SCALES, default="full")
     workload = SCALES[parser.parse_args().scale]

@@ -70,7 +70,7 @@ class Training:
         self.compiled = self.lowered.compile()
 
     def step(self, batch: dict[str, jax.Array] | None = None) -> jax.Array:
-        """Performs one update and returns the loss, which may still be computing."""
+        """Performs one update and returns the loss, without waiting for it to be computed."""
         self.state, metrics = self.compiled(self.state, batch or self.batch, self.program.constants)
         return metrics["loss"]
 

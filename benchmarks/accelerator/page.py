@@ -1,4 +1,4 @@
-"""The results as a page of text."""
+"""Formats the results as a page of Markdown."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _describe_comparisons(cells: dict[str, Any]) -> str:
 
 
 def _describe_roofline(name: str, cell: dict[str, Any], ceilings: dict[str, Any]) -> str:
-    """Returns the fraction of the speed at which matrix products and memory traffic take the measured minimum time."""
+    """Returns our speed as a fraction of the roofline given by the measured ceilings, and the limiting resource."""
     if "device" not in ceilings or not name.startswith(("train", "encoder")):
         return ""
     dtype = "bfloat16" if "bf16" in name else "float32"
@@ -62,9 +62,9 @@ def _describe_roofline(name: str, cell: dict[str, Any], ceilings: dict[str, Any]
         "memory": cell["bytes_accessed"] / ceilings["bytes_per_second"],
     }
     bound = max(seconds, key=seconds.get)
-    # A run consists of several steps, and the facts are those of one.
-    per_step = cell["seconds"]["ours"] * cell["images_per_step"] / cell["images"]
-    return f"{seconds[bound] / per_step:.2f} ({bound})"
+    # A run consists of several steps, but FLOPs and bytes are counted for a single step.
+    seconds_per_step = cell["seconds"]["ours"] * cell["images_per_step"] / cell["images"]
+    return f"{seconds[bound] / seconds_per_step:.2f} ({bound})"
 
 
 def _describe_operations(cell: dict[str, Any]) -> str:

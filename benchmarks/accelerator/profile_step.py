@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 # Parts of the step, by pattern in the path of an operation, which contains the names of modules and functions. The
-# first that matches applies. Passes are separated by `transpose(`, which is in the path of gradients.
+# first match applies. Operations of the backward pass have `transpose(` in their paths.
 PARTS = {
     "loss": r"\.\.\.d,vd|jvp\(\)/cond",  # not in a module
     "encoder, squeeze and excitation": r"backbone.*/squeeze",
@@ -51,7 +51,7 @@ def read_paths(text: str) -> dict[str, str]:
 
 
 def read_events(folder: Path) -> list[dict[str, Any]]:
-    """Returns the events of compiled operations in a Perfetto trace: on the accelerator, if there is one."""
+    """Returns the events of compiled operations in a Perfetto trace, only those on the accelerator if there is one."""
     (path,) = folder.rglob("perfetto_trace.json.gz")
     with gzip.open(path, "rt", encoding="utf-8") as file:
         events = json.load(file)["traceEvents"]
@@ -60,12 +60,12 @@ def read_events(folder: Path) -> list[dict[str, Any]]:
         for event in events
         if event.get("ph") == "M" and event.get("name") == "process_name"
     }
-    is_accelerator = {pid for pid, name in names.items() if re.search(r"/device:(GPU|TPU)", name)}
+    accelerator_pids = {pid for pid, name in names.items() if re.search(r"/device:(GPU|TPU)", name)}
     return [
         event
         for event in events
         if event.get("ph") == "X"
-        and (event["pid"] in is_accelerator if is_accelerator else "hlo_op" in event.get("args", {}))
+        and (event["pid"] in accelerator_pids if accelerator_pids else "hlo_op" in event.get("args", {}))
     ]
 
 

@@ -24,7 +24,7 @@ class Workload:
         images: images per batch.
         captions: captions per image.
         length: maximum length of captions, including <s> and </s>.
-        decoded_images: images per batch of decoding.
+        decoded_images: images per decoding batch.
         beams: hypotheses per image in beam search.
         decoded_tokens: tokens per decoded caption.
         steps: updates, passes or batches per timed run.
