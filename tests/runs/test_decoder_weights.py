@@ -67,9 +67,10 @@ def test_the_decoder_has_the_stored_weights_and_the_log_lists_all_arrays(roberta
     assert (decoder["layer_0/cross_attention_norm/scale"] == 1).all()
 
     assert "decoder: the first 1 of 2 layers of" in caplog.text
-    logged = {kind: names.split(", ") for kind, names in re.findall(r"arrays (copied|fresh): (.*)", caplog.text)}
-    assert sorted(logged["copied"] + logged["fresh"]) == sorted(decoder), "each array is listed once"
-    assert set(logged["fresh"]) == {path for path in decoder if "cross_attention" in path}
+    lines = re.findall(r"arrays (copied|newly initialised): (.*)", caplog.text)
+    logged = {origin: names.split(", ") for origin, names in lines}
+    assert sorted(logged["copied"] + logged["newly initialised"]) == sorted(decoder), "each array is listed once"
+    assert set(logged["newly initialised"]) == {path for path in decoder if "cross_attention" in path}
 
 
 def test_incompatible_configs_are_rejected_before_anything_is_written(roberta, small_images, tmp_path):
