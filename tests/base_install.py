@@ -131,7 +131,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "libtpu": parse_topology("v5e:2x2").devices,
         "gcsfs": lambda: absolute("gs://bucket/run"),
         "s3fs": lambda: absolute("s3://bucket/run"),
-        # A dependency of tokenizers, which is in the base installation, so `main` blocks it separately.
+        # The base installation includes huggingface_hub as a dependency of tokenizers, so `main` blocks it separately.
         "huggingface_hub for RoBERTa": lambda: load_roberta("someone/model"),
         "huggingface_hub for encoders": lambda: locate_weights("someone/model", (), "nothing"),
         "huggingface_hub for tokenizers": lambda: Tokenizer.from_hub("someone/model"),

@@ -47,11 +47,11 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def eight_devices():
-    """Skips the test on a machine with fewer accelerators. CPU devices are simulated (`FLAGS`)."""
+    """Skips the test if there are fewer than eight devices. On a CPU, eight are simulated (`FLAGS`)."""
     import jax
 
     if jax.device_count() < 8:
-        pytest.skip(f"needs 8 devices, and there are {jax.device_count()}")
+        pytest.skip(f"needs 8 devices; found {jax.device_count()}")
 
 
 @pytest.fixture(autouse=True, scope="module")

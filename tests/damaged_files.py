@@ -1,4 +1,4 @@
-"""Hypothesis strategies for damaged images and caption files, and checks that these are read or rejected by name."""
+"""Hypothesis strategies for damaged files, and checks that each file is read or rejected with an error naming it."""
 
 from __future__ import annotations
 
@@ -108,15 +108,18 @@ def _replace_value(draw, content: Any) -> Any:
 
 
 def check_image(data: bytes) -> bool:
-    """Decodes an image and its thumbnail. Returns whether it is readable; errors other than `ImageError` propagate."""
+    """Decodes an image and makes its thumbnail.
+
+    Returns whether the image is readable. Errors other than `ImageError` propagate.
+    """
     try:
         pixels = decode_image(data, SIDE, name="damaged")
-        preview = make_thumbnail(data, SIDE, name="damaged")
+        thumbnail = make_thumbnail(data, SIDE, name="damaged")
     except ImageError as error:
         assert "damaged" in str(error) and "\n" not in str(error)
         return False
     assert pixels.shape == (SIDE, SIDE, 3) and pixels.dtype == np.uint8
-    assert preview.ndim == 3 and max(preview.shape[:2]) <= SIDE
+    assert thumbnail.ndim == 3 and max(thumbnail.shape[:2]) <= SIDE
     return True
 
 

@@ -1,4 +1,4 @@
-"""Code examples of the documentation."""
+"""Code examples from the documentation."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ class MemoryBucket(MemoryFileSystem):
 
 def make_bucket(patch: pytest.MonkeyPatch) -> epath.Path:
     """Returns the path of an empty bucket, which is available until `patch` is undone."""
-    objects = type("Objects", (MemoryBucket,), {"store": {}, "pseudo_dirs": [""]})
-    patch.setattr(fsspec, "filesystem", lambda *_, **options: objects(**options))
+    bucket_class = type("Bucket", (MemoryBucket,), {"store": {}, "pseudo_dirs": [""]})
+    patch.setattr(fsspec, "filesystem", lambda *_, **options: bucket_class(**options))
     patch.setattr(gpath, "_is_tf_installed", lambda: False)
     clear_file_system_cache()
     return epath.Path("gs://bucket")

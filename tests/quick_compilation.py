@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 
-# Loops over single elements compile faster than fused kernels. The option was removed in JAX 0.11, and XLA rejects
-# unknown options.
+# If the option is off, the CPU backend emits loops over single elements, which compile faster than fused kernels. The
+# option was removed in JAX 0.11, and XLA rejects unknown options.
 HAS_FUSION_EMITTER_OPTION = tuple(map(int, importlib.metadata.version("jax").split(".")[:2])) < (0, 11)
 
 QUICK_COMPILATION = {

@@ -1,7 +1,7 @@
 """Checks of the shapes in signatures while tests run, with jaxtyping's import hook and beartype.
 
-Annotations without a shape are not checked, because tests pass fake specs and models, and because importing the
-packages would take 8 seconds longer in each process.
+Annotations without a shape are not checked, because tests pass fake specs and models, and because checking them would
+make importing the packages 8 seconds slower in each process.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ class AnyArray(metaclass=_ArrayMeta):
 def check_shapes(function: Callable) -> Callable:
     """Decorates a function with runtime checks of the shapes in its annotations, if any.
 
-    Fields of dataclasses of JAX arrays are not checked. They are pytrees, which `jax.vmap`, `jax.lax.scan` and
-    `jax.tree.map` rebuild with leaves of other ranks or with leaves that are not arrays.
+    The fields of dataclasses of JAX arrays are not checked. Such dataclasses are pytrees, which `jax.vmap`,
+    `jax.lax.scan` and `jax.tree.map` rebuild with leaves of other ranks or with leaves that are not arrays.
     """
     shapes = {name: hint for name, hint in function.__annotations__.items() if _array_types(hint)}
     types_in_use = set().union(*map(_array_types, shapes.values()))
@@ -74,7 +74,7 @@ def _array_types(hint: Any) -> set[Any]:
 
 
 def _widen(hint: Any) -> Any:
-    """Replaces `Array` in an annotation by `AnyArray`."""
+    """Replaces `Array` in an annotation with `AnyArray`."""
     if isinstance(hint, type) and issubclass(hint, jaxtyping.AbstractArray):
         return hint.dtype[AnyArray, hint.dim_str] if hint.array_type is jaxtyping.Array else hint
     if not _array_types(hint):

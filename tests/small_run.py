@@ -1,4 +1,4 @@
-"""A config and data set with which a captioner trains within seconds, and `main.py` run in the current process.
+"""A config and data set with which a captioner trains within seconds, and a function that runs `main.py` in-process.
 
 The config file is tests/small_run.py.
 """
@@ -47,7 +47,7 @@ TEXT_ENCODER_FLAGS = (
 
 
 def get_config() -> ConfigDict:
-    """Returns a config of 160 steps on the images of `write_images`, enough to learn the words of the captions."""
+    """Returns a config for 160 steps on the images of `write_images`, enough to learn the words of the captions."""
     config = default_config()
     config.data.source = "folder"
     config.data.image_size = 32
@@ -74,7 +74,7 @@ def get_config() -> ConfigDict:
 
 
 def shrink(config: ConfigDict) -> None:
-    """Sets the smallest model of a config, without pretrained weights."""
+    """Changes a config to the smallest model, without pretrained weights."""
     config.model.encoder.variant = "micro"
     config.model.encoder.weights = ""
     config.model.decoder.layers = 1

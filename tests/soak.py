@@ -68,7 +68,7 @@ def caption_for(seconds: float, workdir: Path) -> None:
         images = [small_run.box_image(colours[rng.integers(len(colours))], "left") for _ in range(size)]
         assert len(captioner.caption(images)) == size
 
-    for size in range(1, 10):  # compiles the program of each batch size
+    for size in range(1, 10):  # compiles the program for each batch size
         caption_batch(size)
     for _ in repeat_for(seconds):
         for _ in range(20):

@@ -74,7 +74,7 @@ def _resolve_module(name: str) -> str:
 
 
 def get_package(module: str) -> str:
-    """Returns `caption_jax.runs` for `caption_jax.runs.workdir`. A module directly in `caption_jax` is returned."""
+    """Returns `caption_jax.runs` for `caption_jax.runs.workdir`. Modules directly in `caption_jax` are unchanged."""
     parts = module.split(".")
     return parts[0] if parts[0] == "input_pipeline" else ".".join(parts[:2])
 

@@ -49,7 +49,7 @@ def test_flip_mirrors_about_half_of_the_images_exactly():
     assert 16 < mirrored.sum() < 48
 
 
-def test_crops_respect_their_area_and_aspect():
+def test_crops_respect_the_limits_on_area_and_aspect_ratio():
     size, spec = 64, AugmentSpec(min_crop_scale=0.5, max_aspect=1.25)
     # Red encodes the column and green the row, so their ranges are the width and height of the crop.
     images = make_gradient_images(200, size)
@@ -68,7 +68,7 @@ def test_crops_of_a_uniform_image_are_uniform():
     np.testing.assert_allclose(out, 200, atol=1e-3)
 
 
-def test_brightness_scales_each_image_by_a_factor():
+def test_brightness_scales_each_image_by_its_own_factor():
     images = np.full((64, 4, 4, 3), 100, np.uint8)
     factors = run_augment(jax.random.key(0), images, AugmentSpec(brightness=0.2))[:, 0, 0, 0] / 100
     assert factors.min() >= 0.8 and factors.max() <= 1.2

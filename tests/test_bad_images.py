@@ -26,7 +26,7 @@ def encode(image: Image.Image, image_format: str, **options) -> bytes:
 
 
 def encode_rotated(image: Image.Image) -> bytes:
-    """Returns a JPEG of the rotated image, with the EXIF tag of its orientation."""
+    """Returns a JPEG of the image rotated by 90 degrees, with the EXIF orientation tag that undoes the rotation."""
     exif = Image.Exif()
     exif[0x0112] = 6
     return encode(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)

@@ -45,7 +45,7 @@ def test_an_existing_file_takes_precedence(tmp_path, monkeypatch):
     assert find_config("coco.py:argument") == "coco.py:argument"
 
 
-def test_the_flag_is_replaced_with_and_without_an_equals_sign():
+def test_a_flag_value_is_replaced_after_an_equals_sign_or_a_space():
     overrides = ["--config.seed=1", "--workdir=w", "config"]
     assert replace_flag(["main.py", "--config=a", *overrides], "config", "b") == ["main.py", "--config=b", *overrides]
     assert replace_flag(["main.py", "-config", "a", *overrides], "config", "b") == [

@@ -138,8 +138,8 @@ def list_paths(name: str) -> set[str]:
     return set(traverse_util.flatten_dict(compute_shapes(name), sep="/"))
 
 
-def test_the_stored_config_equals_the_config(tmp_path: Path):
-    """The stored config, which `evaluate` and `caption` read, is locked and has the types that flags override."""
+def test_the_stored_config_equals_the_original(tmp_path: Path):
+    """The stored config, which evaluation and captioning read, is locked, and flags can override its values."""
     from etils import epath
 
     from caption_jax.runs.description import ModelSettings, RunDescription
@@ -161,7 +161,7 @@ def test_the_stored_config_equals_the_config(tmp_path: Path):
     assert stored.optimizer.rules == config.optimizer.rules
 
 
-def test_keys_missing_from_a_stored_config_have_their_defaults(tmp_path: Path):
+def test_keys_missing_from_a_stored_config_get_their_defaults(tmp_path: Path):
     values = load_config("shapes").to_dict()
     del values["train"]["patience"], values["mesh"]
     (tmp_path / "config.json").write_text(json.dumps(values))

@@ -41,7 +41,10 @@ def extract_inline_code(text: str) -> str:
 
 
 def find_missing_files(text: str) -> list[str]:
-    """Returns configs, and Python files in inline code relative to the root or `caption_jax`, that do not exist."""
+    """Returns the configs in a text, and the Python files in its inline code, that do not exist.
+
+    Paths are relative to the root or to `caption_jax`.
+    """
     names = {path.name for path in parse_sources()}
     missing = [path for path in re.findall(r"configs/\w+\.py", text) if not (ROOT / path).is_file()]
     for path in re.findall(r"[\w/.-]+\.py\b", extract_inline_code(text)):

@@ -1,4 +1,4 @@
-"""Commands report errors that the user can fix in one line, and other errors with a traceback."""
+"""Commands report user errors in one line, and other errors with a traceback."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_the_message_of_a_user_error_is_reported(tmp_path):
     assert user_message(error) == str(error)
 
 
-def test_a_user_error_is_reported_if_it_is_a_cause():
+def test_a_user_error_is_reported_if_it_caused_another_error():
     user_error = capture_error(lambda: compute_dtype("nothing"))
 
     def raise_chained_errors():
@@ -46,7 +46,7 @@ def test_a_user_error_is_reported_if_it_is_a_cause():
     assert user_message(capture_error(raise_chained_errors)) == str(user_error)
 
 
-def test_errors_of_a_backbone_name_the_config_key():
+def test_backbone_errors_name_the_config_key():
     config = default_config()
     config.model.encoder.variant = "b99"
     with pytest.raises(errors.ConfigError, match=r"config\.model\.encoder: there is no EfficientNet variant 'b99'"):

@@ -218,7 +218,9 @@ def test_a_folder_that_is_not_a_workdir_is_rejected(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_has_the_documented_streams_and_exit_statuses(small_workdir, small_images, compile_cache, tmp_path):
+def test_the_command_uses_the_documented_streams_and_exit_statuses(
+    small_workdir, small_images, compile_cache, tmp_path
+):
     def run(*arguments: str | Path) -> subprocess.CompletedProcess:
         command = [sys.executable, str(ROOT / "main.py"), *map(str, arguments)]
         environment = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(compile_cache)}

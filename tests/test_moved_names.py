@@ -1,4 +1,4 @@
-"""Imports and commands of the previous release work, with a warning that gives the new name."""
+"""Imports and commands from the previous release still work, with a warning that gives the new name."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ FORMER_NAMES = {
 
 @pytest.mark.parametrize("module", FORMER_NAMES)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_public_names_of_the_previous_release_exist(module):
+def test_public_names_of_the_previous_release_still_exist(module):
     for name in FORMER_NAMES[module]:
         assert getattr(importlib.import_module(module), name) is not None, name
 
@@ -69,7 +69,7 @@ def test_access_to_a_moved_attribute_warns():
         evaluation.scroe  # noqa: B018
 
 
-def test_import_statements_of_the_previous_release_warn():
+def test_import_statements_from_the_previous_release_warn():
     code = "from caption_jax.evaluation import score; from caption_jax.evaluation.ptb import tokenize_all"
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

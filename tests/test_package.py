@@ -86,7 +86,7 @@ def test_all_data_files_are_in_package_data():
     assert files == packaged and ROOT / "caption_jax/evaluation/report/html/templates/report.html.j2" in packaged
 
 
-def test_a_wheel_contains_configs_and_type_markers_and_has_the_version(tmp_path):
+def test_a_wheel_has_the_package_version_and_contains_configs_and_type_markers(tmp_path):
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in tracked.split("\0")[:-1]:
         if name.startswith(("caption_jax/", "input_pipeline/", "configs/")) or "/" not in name:

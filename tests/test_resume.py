@@ -60,7 +60,7 @@ def test_a_run_killed_while_writing_a_checkpoint_resumes(launcher, uninterrupted
 
 @pytest.mark.slow
 def test_a_run_killed_several_times_resumes(launcher, uninterrupted_workdir, tmp_path):
-    """A short version of `tests/long/test_kills.py` with fixed times."""
+    """A short version of `tests/long/test_kills.py` that kills the run at fixed points."""
     workdir = tmp_path / "run"
     for condition in (
         lambda folder: (folder / "config.json").exists(),  # before training
@@ -75,7 +75,7 @@ def test_a_run_killed_several_times_resumes(launcher, uninterrupted_workdir, tmp
 
 
 @pytest.mark.slow
-def test_a_terminated_run_saves_a_checkpoint_and_resumes_with_another_number_of_workers(
+def test_a_terminated_run_saves_a_checkpoint_and_resumes_with_a_different_number_of_workers(
     launcher, uninterrupted_workdir, tmp_path
 ):
     workdir = tmp_path / "run"
@@ -109,7 +109,7 @@ def config(small_images) -> ConfigDict:
 def test_a_run_resumes_from_its_checkpoint_bit_for_bit(small_workdir, trained_workdir, config):
     previous_step, last_step = list_saved_steps(trained_workdir)
     shutil.rmtree(trained_workdir / "checkpoints" / "last" / str(last_step))
-    assert list_saved_steps(trained_workdir, "best")[-1] > previous_step  # written after the step of the resumed run
+    assert list_saved_steps(trained_workdir, "best")[-1] > previous_step  # newer than the checkpoint to resume from
     train_and_evaluate(RunSpec.from_config(config), trained_workdir)
     assert list_saved_steps(trained_workdir) == [previous_step, last_step]
     assert_same_state(trained_workdir, small_workdir)
@@ -156,7 +156,7 @@ def test_a_run_without_checkpoints_does_not_replace_an_existing_model(trained_wo
 
 
 @pytest.mark.parametrize("is_profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_nonfinite_loss_stops_the_run_and_leaves_the_last_checkpoint(trained_workdir, config, is_profiled):
+def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_checkpoint(trained_workdir, config, is_profiled):
     last_step = list_saved_steps(trained_workdir)[-1]
     config.optimizer.learning_rate = 1e30
     config.train.update({"steps": last_step + 9, "checkpoint_every": 1, "eval_every": 1})
@@ -169,7 +169,7 @@ def test_a_nonfinite_loss_stops_the_run_and_leaves_the_last_checkpoint(trained_w
         weights = read_weights(trained_workdir, kind)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(weights.variables))
     traces = list((trained_workdir / "profile").rglob("*.xplane.pb"))
-    assert bool(traces) == is_profiled  # the trace is written although it was not complete
+    assert bool(traces) == is_profiled  # the trace is written even if it is incomplete
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from caption_jax.decoding.decoded import Decoded, gather_rows
 from input_pipeline.tokenizer import Vocabulary
 
 
-def test_arguments_and_results_of_other_shapes_and_types_are_rejected():
+def test_arguments_and_results_of_the_wrong_shape_or_type_are_rejected():
     array, rows = jnp.zeros((2, 3, 4)), jnp.zeros((2, 1), jnp.int32)
     assert gather_rows(array, rows).shape == (2, 1, 4)
     with pytest.raises(jaxtyping.TypeCheckError, match="parameter 'rows'"):
