@@ -22,6 +22,10 @@ def set_up_platform(options: flags.FlagValues) -> None:
 
         prepare(options.topology)
     _join_processes()
+    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+        # A cached XLA:CPU program has lost the order of its collectives: devices that share a thread pool then wait for
+        # each other forever, and XLA terminates the process (JAX 0.10).
+        jax.config.update("jax_enable_compilation_cache", False)
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
         jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
