@@ -16,6 +16,7 @@ sizes, with the ratios of wall time (`ratio`) and CPU time (`cpu_ratio`). CPU ti
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -36,7 +37,7 @@ from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.ops.top_k import top_k
-from input_pipeline.special_tokens import BOS, EOS, PAD
+from input_pipeline.special_tokens import EOS
 
 MEMORY_LENGTH = 49
 
@@ -93,56 +94,32 @@ class OurBeamSearch:
         return np.asarray(self._search(self.variables, self.memory).tokens)
 
 
-class TransformersBeamSearch:
-    """Beam search in transformers."""
+def make_peer_run(size: Size, workload: Workload) -> Callable[[], np.ndarray]:
+    """Returns a function that captions the batch with transformers' beam search and a decoder of the same size."""
+    from benchmarks.peers.transformers_captioner import TransformersCaptioner
 
-    def __init__(self, size: Size, workload: Workload):
-        import torch
-        from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
-        from transformers.modeling_outputs import BaseModelOutput
+    captioner = TransformersCaptioner(
+        _make_memory(size, workload),
+        vocabulary_size=size.vocabulary_size,
+        layers=size.layers,
+        heads=size.heads,
+        feed_forward=size.feed_forward,
+        tokens=workload.tokens,
+    )
+    return functools.partial(captioner.run, num_beams=workload.beams)
 
-        decoder = GPT2Config(
-            vocab_size=size.vocabulary_size,
-            n_positions=workload.tokens + 1,
-            n_embd=size.width,
-            n_layer=size.layers,
-            n_head=size.heads,
-            n_inner=size.feed_forward,
-            add_cross_attention=True,
-            is_decoder=True,
-        )
-        encoder = ViTConfig(hidden_size=size.width, num_hidden_layers=1, num_attention_heads=size.heads)
-        config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-        torch.manual_seed(0)
-        self._torch = torch
-        self.model = VisionEncoderDecoderModel(config).eval()
-        self._encoder_outputs = BaseModelOutput(last_hidden_state=torch.tensor(_make_memory(size, workload)))
-        self._options = {
-            "num_beams": workload.beams,
-            "max_new_tokens": workload.tokens,
-            "decoder_start_token_id": 0,
-            "bos_token_id": BOS,
-            "eos_token_id": None,
-            "pad_token_id": PAD,
-            "do_sample": False,
-            "use_cache": True,
-        }
 
-    def run(self) -> np.ndarray:
-        """Captions the batch. Returns int tokens [batch, tokens]."""
-        encoder_outputs = type(self._encoder_outputs)(last_hidden_state=self._encoder_outputs.last_hidden_state)
-        with self._torch.inference_mode():
-            return self.model.generate(encoder_outputs=encoder_outputs, **self._options).numpy()[:, 1:]
+def choose_threads(run: Callable[[], Any]) -> int:
+    """Sets PyTorch's number of threads to 1 or the number of cores, whichever is faster, and returns it."""
+    import torch
 
-    def choose_threads(self) -> int:
-        """Sets the number of threads to 1 or the number of cores, whichever is faster, and returns it."""
-        seconds = {}
-        for threads in (1, os.cpu_count()):
-            self._torch.set_num_threads(threads)
-            seconds[threads], _ = time_call(self.run)
-        threads = min(seconds, key=seconds.get)
-        self._torch.set_num_threads(threads)
-        return threads
+    seconds = {}
+    for threads in (1, os.cpu_count()):
+        torch.set_num_threads(threads)
+        seconds[threads], _ = time_call(run)
+    threads = min(seconds, key=seconds.get)
+    torch.set_num_threads(threads)
+    return threads
 
 
 def _make_memory(size: Size, workload: Workload) -> np.ndarray:
@@ -155,13 +132,13 @@ def compare(size: Size, workload: Workload, rounds: int) -> tuple[OurBeamSearch,
     Returns:
         Our beam search, and the medians: captions per second, CPU milliseconds per caption, and their ratios.
     """
-    ours, peer = OurBeamSearch(size, workload), TransformersBeamSearch(size, workload)
-    sides = {"ours": ours.run, "peer": peer.run}
+    ours = OurBeamSearch(size, workload)
+    sides = {"ours": ours.run, "peer": make_peer_run(size, workload)}
     for name, run in sides.items():
         tokens = run()
         if tokens.shape != (workload.batch, workload.tokens):
             raise AssertionError(f"{name} returned tokens of shape {tokens.shape}")
-    comparison: dict[str, float] = {"peer_threads": peer.choose_threads()}
+    comparison: dict[str, float] = {"peer_threads": choose_threads(sides["peer"])}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, run in sides.items():

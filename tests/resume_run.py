@@ -74,9 +74,8 @@ class RunLauncher:
 
     def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
         """Starts or resumes a run in `workdir`. Its output is appended to `<workdir>.log`."""
-        from quick_compilation import (
-            QUICK_COMPILATION_FLAGS,
-        )  # not at the top: the process that is started loads this file
+        # Imported here because the started process loads this file as its config, without tests/ on its path.
+        from quick_compilation import QUICK_COMPILATION_FLAGS
 
         command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
         settings = {

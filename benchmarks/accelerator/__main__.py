@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import traceback
 from pathlib import Path
 
@@ -28,7 +29,8 @@ def main() -> None:
     path = options.out / "results.json"
     results = json.loads(path.read_text()) if path.exists() else {"scale": options.scale, "cells": {}}
     results["python"] = platform.python_version()
-    for name in options.cells.split(","):
+    names = options.cells.split(",")
+    for name in names:
         print(f"{name} ...", flush=True)
         try:
             results["cells"][name] = CELLS[name](options)
@@ -41,6 +43,9 @@ def main() -> None:
         path.write_text(json.dumps(results, indent=1))
         (options.out / "page.md").write_text(make_page(results))
     print(json.dumps(summarise(results)))
+    failed = [name for name in names if "error" in results["cells"][name]]
+    if failed:
+        sys.exit(f"failed: {', '.join(failed)}; see the messages above and {path}")
 
 
 def summarise(results: dict) -> dict:

@@ -4,6 +4,7 @@ ceilings            FLOP/s, bytes per second and transfers that the device reach
 operations          time of alternative implementations of single operations
 train_bf16, ...     updates of all parameters; 5 captions per image, padded to 40 tokens
 train_packed_bf16   the same batch without padding
+train_reference_ops_bf16   the same batch with the reference implementations of all operations
 encoder_bf16, ...   forward pass of EfficientNet-B0 with stored statistics
 greedy_bf16, ...    decoding of 20 tokens with 1 or 5 hypotheses per image
 numerics            losses of 200 updates on the device and on the CPU
@@ -73,7 +74,7 @@ def get_environment(options: argparse.Namespace) -> dict[str, str]:
     return {"JAX_COMPILATION_CACHE_DIR": str(options.out / "programs"), **ENVIRONMENT}
 
 
-def run_module(module: str, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
+def start_module(module: str, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen:
     """Starts a module that prints JSON as its last line."""
     command = [sys.executable, "-m", f"benchmarks.accelerator.{module}", *arguments]
     return subprocess.Popen(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True)
@@ -89,12 +90,12 @@ def read_result(process: subprocess.Popen) -> dict[str, Any]:
 
 def measure_ceilings(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the limits of the device."""
-    return read_result(run_module("ceilings", [f"--scale={options.scale}"], get_environment(options)))
+    return read_result(start_module("ceilings", [f"--scale={options.scale}"], get_environment(options)))
 
 
 def compare_operations(options: argparse.Namespace) -> dict[str, Any]:
     """Returns the times of alternative implementations of single operations, in milliseconds."""
-    return read_result(run_module("operations", [f"--scale={options.scale}"], get_environment(options)))
+    return read_result(start_module("operations", [f"--scale={options.scale}"], get_environment(options)))
 
 
 def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
@@ -106,9 +107,9 @@ def compare_losses(options: argparse.Namespace) -> dict[str, Any]:
         "float32": ["--dtype=float32"],
         "bfloat16": ["--dtype=bfloat16"],
     }
-    on_cpu = run_module("numerics", [*scale, *variants["float32, highest precision"]], {"JAX_PLATFORMS": "cpu"})
+    on_cpu = start_module("numerics", [*scale, *variants["float32, highest precision"]], {"JAX_PLATFORMS": "cpu"})
     results = {
-        name: read_result(run_module("numerics", [*scale, *flags], get_environment(options)))
+        name: read_result(start_module("numerics", [*scale, *flags], get_environment(options)))
         for name, flags in variants.items()
     }
     reference = np.asarray(read_result(on_cpu)["losses"])
@@ -136,7 +137,7 @@ def profile(options: argparse.Namespace) -> dict[str, Any]:
     trace = options.out / "trace"
     arguments = ["--task=train", f"--scale={options.scale}", "--dtype=bfloat16", f"--trace={trace}"]
     flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_enable_command_buffer=".strip()
-    return read_result(run_module("profile_step", arguments, {**get_environment(options), "XLA_FLAGS": flags}))
+    return read_result(start_module("profile_step", arguments, {**get_environment(options), "XLA_FLAGS": flags}))
 
 
 def _cell(task: str, dtype: str, *flags: str, is_peer_compiled: bool = False) -> Callable[[argparse.Namespace], dict]:

@@ -18,6 +18,7 @@ import torchvision
 from torch import nn
 
 from benchmarks.alternate import serve, use_cores
+from input_pipeline.special_tokens import PAD
 
 
 class Captioner(nn.Module):
@@ -69,35 +70,58 @@ class Captioner(nn.Module):
         return F.linear(x, self.embedding.weight, self.output_bias)
 
 
-def make_train_step(batch: int, vocabulary: int, length: int, compiled: bool) -> Callable[[], float]:
-    """Returns a function that performs one update of all parameters on random data, and returns the loss."""
-    model = Captioner(vocabulary, length).train().to(memory_format=torch.channels_last)
+def make_train_step(
+    model: Captioner,
+    images: torch.Tensor,
+    tokens: torch.Tensor,
+    *,
+    compiled: bool,
+    mixed_precision: bool = False,
+) -> Callable[[], torch.Tensor]:
+    """Returns a function that updates all parameters with one batch, and returns the loss.
+
+    Args:
+        model: Model in training mode, on the device of the batch.
+        images: Uint8 images [batch, height, width, 3].
+        tokens: Int64 tokens [captions, length], the same number of captions for each image; padding is not predicted.
+        compiled: Whether to compile the loss with `torch.compile`.
+        mixed_precision: Whether to compute in bfloat16 where PyTorch's automatic mixed precision does so.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
-    images = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8)
-    tokens = torch.randint(3, vocabulary, (batch, length))
 
     def compute_loss(images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         pixels = ((images.float() - 127.5) / 127.5).permute(0, 3, 1, 2)  # a view, so channels_last
-        logits = model(pixels, tokens[:, :-1])
-        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), label_smoothing=0.1)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=mixed_precision):
+            logits = model(pixels, tokens[:, :-1])
+        targets = tokens[:, 1:].flatten()
+        return F.cross_entropy(logits.flatten(0, 1), targets, ignore_index=PAD, label_smoothing=0.1)
 
     compute_loss = torch.compile(compute_loss) if compiled else compute_loss
 
-    def step() -> float:
+    def step() -> torch.Tensor:
         optimizer.zero_grad(set_to_none=True)
         loss = compute_loss(images, tokens)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        return loss.item()
+        return loss.detach()
 
     return step
 
 
-def make_forward_pass(batch: int, compiled: bool) -> Callable[[], torch.Tensor]:
+def make_forward_pass(
+    batch: int,
+    image_size: int,
+    *,
+    compiled: bool,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], torch.Tensor]:
     """Returns a function that runs the forward pass of the encoder."""
-    model = torchvision.models.efficientnet_b0().features.eval().to(memory_format=torch.channels_last)
-    images = torch.randn(batch, 3, 224, 224).to(memory_format=torch.channels_last)
+    model = torchvision.models.efficientnet_b0().features.eval()
+    model = model.to(device, dtype, memory_format=torch.channels_last)
+    images = torch.randn(batch, 3, image_size, image_size, device=device, dtype=dtype)
+    images = images.to(memory_format=torch.channels_last)
     forward = torch.compile(model) if compiled else model
 
     def run() -> torch.Tensor:
@@ -121,10 +145,13 @@ def main() -> None:
     torch.set_num_threads(options.cores)
     torch.manual_seed(0)
     if options.workload == "encoder":
-        serve(make_forward_pass(options.batch, bool(options.compile)), untimed_runs=5)
-    else:
-        train_step = make_train_step(options.batch, options.vocabulary, options.length, bool(options.compile))
-        serve(train_step, untimed_runs=1)
+        serve(make_forward_pass(options.batch, 224, compiled=bool(options.compile)), untimed_runs=5)
+        return
+    model = Captioner(options.vocabulary, options.length).train().to(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (options.batch, 224, 224, 3), dtype=torch.uint8)
+    tokens = torch.randint(3, options.vocabulary, (options.batch, options.length))
+    train_step = make_train_step(model, images, tokens, compiled=bool(options.compile))
+    serve(lambda: train_step().item(), untimed_runs=1)
 
 
 if __name__ == "__main__":

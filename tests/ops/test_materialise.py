@@ -24,6 +24,7 @@ def test_materialised_values_are_differentiable():
     np.testing.assert_array_equal(gradient, 2 * x)
 
 
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="values are materialised on CPUs only")
 def test_consumers_do_not_recompute_a_materialised_value():
     def program(x, opaque):
         y = materialise(lambda a: (a[:-2] + a[1:-1] + a[2:]) * 3.0, x, opaque=opaque)
@@ -31,6 +32,5 @@ def test_consumers_do_not_recompute_a_materialised_value():
 
     lowered = jax.jit(program).lower(jnp.ones((4098, 64)), jnp.ones(1))
     stats = compute_stats(lowered, lowered.compile())
-    assert (
-        stats["per_image"]["flops"] / (4096 * 64) < 7.5
-    )  # three for y, and one each for two consumers and two reductions
+    # Three for y, and one for each of the two consumers and the two reductions.
+    assert stats["per_image"]["flops"] / (4096 * 64) < 7.5
