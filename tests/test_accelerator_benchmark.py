@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.accelerator.__main__ import main
 from benchmarks.accelerator.cells import CELLS, summarise_losses
 from benchmarks.accelerator.page import make_page
 from benchmarks.accelerator.profile_step import find_part, read_paths, summarise
@@ -62,6 +63,19 @@ def test_captions_contain_their_tokens_and_padding():
     ends = np.take_along_axis(batch["tokens"], lengths[..., None] - 1, -1)
     assert (batch["tokens"][..., 0] == 0).all()
     assert (ends == 2).all()
+
+
+def test_a_failed_cell_fails_the_command(monkeypatch, tmp_path, capsys):
+    def fail(options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setitem(CELLS, "ceilings", fail)
+    monkeypatch.setitem(CELLS, "profile", lambda options: {"skipped": "not needed"})
+    monkeypatch.setattr(sys, "argv", ["accelerator", f"--out={tmp_path}", "--cells=ceilings,profile"])
+    with pytest.raises(SystemExit, match="failed: ceilings"):
+        main()
+    assert "out of memory" in (tmp_path / "page.md").read_text()
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["name"] == "accelerator"
 
 
 def test_the_page_names_cells_without_results():
