@@ -24,7 +24,7 @@ import numpy as np
 from caption_jax.decoding import decode
 from caption_jax.decoding.beam import EXPONENTS
 from caption_jax.inference.captioning import encode_for_decoding
-from caption_jax.metrics import compare, cross_tuned, intervals, score, score_images
+from caption_jax.metrics import compare, cross_tune, intervals, score, score_images
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_description
 from input_pipeline.batches import eval_batches
@@ -103,7 +103,7 @@ def main() -> None:
         print(f"{label}: CIDEr-D {score(references, beam_captions[-1])['CIDEr-D']:.4f}")
     halves = list(references)[0::2], list(references)[1::2]
     ciders = [[compute_cider(references, captions, half) for captions in beam_captions] for half in halves]
-    tuned_captions, chosen = cross_tuned(beam_captions, halves, ciders)
+    tuned_captions, chosen = cross_tune(beam_captions, halves, ciders)
     greedy_scores, beam_scores = score_images(references, greedy_captions), score_images(references, tuned_captions)
     gains = compare(greedy_scores, beam_scores)
     report = {

@@ -131,7 +131,7 @@ class _Batches:
     def __init__(self, loader: _ExampleLoader, batch_size: int, process_index: int, process_count: int, workers: int):
         if batch_size < 1 or batch_size % process_count:
             raise DataError(
-                f"a batch of {batch_size} images cannot be divided over {process_count} processes; set "
+                f"a batch of {batch_size} images cannot be split evenly across {process_count} processes; set "
                 "config.data.batch_size and config.data.eval_batch_size to multiples of the number of processes"
             )
         if not 0 <= process_index < process_count:

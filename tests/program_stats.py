@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from caption_jax.planning.cost import compute_cost
-from caption_jax.planning.figures import program_figures
+from caption_jax.planning.figures import summarise_program
 
 
 def compute_stats(
@@ -23,4 +23,4 @@ def compute_stats(
     """
     if mesh is None:
         mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
-    return program_figures(compute_cost(lowered, compiled, images, mesh.size), mesh)
+    return summarise_program(compute_cost(lowered, compiled, images, mesh.size), mesh)

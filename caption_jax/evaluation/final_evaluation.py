@@ -8,7 +8,7 @@ import jax
 
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.external_data import ExternalData
-from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, as_results, score_evaluation
+from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, as_json, score_evaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
@@ -69,7 +69,7 @@ def evaluate_best(
     )
     if is_main_process:
         workdir = experiment.workdir
-        write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_results(scored_evaluation), indent=2) + "\n")
+        write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_json(scored_evaluation), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", evaluation.captions)
         evaluator.write(
             FinalEvaluation(

@@ -101,7 +101,7 @@ def score_evaluation(
     )
 
 
-def as_results(scored_evaluation: ScoredEvaluation) -> dict[str, Any]:
+def as_json(scored_evaluation: ScoredEvaluation) -> dict[str, Any]:
     """Returns the contents of `eval_<split>.json`."""
     protocol = scored_evaluation.protocol
     return {

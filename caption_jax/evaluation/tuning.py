@@ -21,10 +21,10 @@ from caption_jax.metrics import (
     Comparison,
     ImageScores,
     compare,
-    cross_tuned,
+    cross_tune,
     protocol,
     score_images,
-    seeded_halves,
+    split_by_hash,
     write_results,
 )
 from caption_jax.parameters.sharding import replicated
@@ -42,7 +42,7 @@ WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 SEED = 0  # seed of the split into halves
 
 # Baselines that the tuned captions are compared with.
-BASELINE, PENALTY_TUNED = "beam search as given", "beam search, penalty tuned alike"
+BASELINE, PENALTY_TUNED = "beam search, configured settings", "beam search, tuned length penalty"
 # Cross-tuned captions do not correspond to a single setting, so they are stored in separate files.
 _FILES = {PENALTY_TUNED: "penalty", "tuned": "tuned"}
 
@@ -153,13 +153,13 @@ def tune(
         for setting in settings
     ]
     cider = _compute_cider(references, captions)
-    halves = seeded_halves(references, SEED)
+    halves = split_by_hash(references, SEED)
     scores = np.array([_compute_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
     penalty_only = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
     baseline = Setting(alpha, 0.0)
-    tuned, half_indices = cross_tuned(captions, halves, (scores[0], scores[1]))
+    tuned, half_indices = cross_tune(captions, halves, (scores[0], scores[1]))
     penalty_scores = scores[:, penalty_only]
-    penalty_tuned, _ = cross_tuned(
+    penalty_tuned, _ = cross_tune(
         [captions[index] for index in penalty_only], halves, (penalty_scores[0], penalty_scores[1])
     )
     systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: penalty_tuned, "tuned": tuned}
@@ -234,7 +234,7 @@ def _make_results(tuning: Tuning) -> dict[str, Any]:
     return {
         "chosen": asdict(tuning.best),
         "chosen_on_the_other_half": [asdict(setting) for setting in tuning.half_settings],
-        "given": asdict(tuning.baseline),
+        "configured": asdict(tuning.baseline),
         "metrics": tuning.metrics,
         "gain_over": {
             name: {metric: asdict(gain) for metric, gain in gains.items()} for name, gains in tuning.gains.items()

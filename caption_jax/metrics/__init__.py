@@ -7,7 +7,7 @@ On the command line: `python -m caption_jax.metrics results.json annotations.jso
 """
 
 from caption_jax.metrics.cider import DocumentFrequencies
-from caption_jax.metrics.cross_tuning import cross_tuned, seeded_halves
+from caption_jax.metrics.cross_tuning import cross_tune, split_by_hash
 from caption_jax.metrics.diversity import diversity
 from caption_jax.metrics.java_metrics import java_scores
 from caption_jax.metrics.results import (
@@ -31,7 +31,7 @@ __all__ = [
     "ResultsError",
     "check_image_set",
     "compare",
-    "cross_tuned",
+    "cross_tune",
     "diversity",
     "intervals",
     "java_scores",
@@ -42,6 +42,6 @@ __all__ = [
     "retrieval_scores",
     "score",
     "score_images",
-    "seeded_halves",
+    "split_by_hash",
     "write_results",
 ]

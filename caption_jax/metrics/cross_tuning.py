@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 import numpy as np
 
 
-def seeded_halves(image_ids: Iterable[Hashable], seed: int = 0) -> tuple[list[Hashable], list[Hashable]]:
+def split_by_hash(image_ids: Iterable[Hashable], seed: int = 0) -> tuple[list[Hashable], list[Hashable]]:
     """Splits images into two halves by a hash of the seed and the id, independent of the order of the images."""
     image_ids = list(image_ids)
     by_hash = sorted(image_ids, key=lambda image_id: hashlib.sha256(f"{seed}/{image_id}".encode()).digest())
@@ -16,7 +16,7 @@ def seeded_halves(image_ids: Iterable[Hashable], seed: int = 0) -> tuple[list[Ha
     return [i for i in image_ids if i in first_half], [i for i in image_ids if i not in first_half]
 
 
-def cross_tuned(
+def cross_tune(
     captions: Sequence[Mapping[Hashable, str]],
     halves: tuple[Sequence[Hashable], Sequence[Hashable]],
     scores: tuple[Sequence[float], Sequence[float]],

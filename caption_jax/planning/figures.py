@@ -11,7 +11,7 @@ import jax
 from caption_jax.planning.cost import Cost
 
 
-def program_figures(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = ()) -> dict[str, Any]:
+def summarise_program(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = ()) -> dict[str, Any]:
     """Returns the costs of a program per chip, under the keys documented in `docs/workdir.md`.
 
     Args:
@@ -48,7 +48,7 @@ def _group_collectives(cost: Cost, mesh: jax.sharding.Mesh, batch_size: int) -> 
 
     Arrays with one row per image of the global batch count as gathered for all kinds of collectives, because the
     compiler may implement a gather as an all-reduce of arrays that are zero in the rows of other devices. Weights with
-    that number of rows are also counted; see `rows_like_weights`.
+    that number of rows are also counted; see `gathered_may_include_weights`.
     """
     groups: dict[tuple[str, str], list] = {}
     for collective in cost.collectives:

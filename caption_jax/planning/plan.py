@@ -20,7 +20,7 @@ from caption_jax.planning.assumed import describe_run
 from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
 from caption_jax.planning.constant_shapes import get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
-from caption_jax.planning.figures import program_figures
+from caption_jax.planning.figures import summarise_program
 from caption_jax.planning.programs import PlannedProgram, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images
@@ -161,8 +161,8 @@ def _images_per_chip(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> in
     devices, batch_size = mesh.shape["data"], getattr(spec.data, key)
     if batch_size % devices:
         raise ConfigError(
-            f"config.data.{key}={batch_size} images cannot be divided over {devices} devices; set it to a multiple, or "
-            "set --images_per_chip"
+            f"config.data.{key}={batch_size} images cannot be split evenly across {devices} devices; set it to a "
+            "multiple, or set --images_per_chip"
         )
     return batch_size // devices
 
@@ -175,10 +175,10 @@ def _measure_program(planned: PlannedProgram, images: int, program: Program, top
         cost = _compile(planned, images, program)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
-    result = program_figures(cost, mesh, tuple(program.abstract_state.params))
+    result = summarise_program(cost, mesh, tuple(program.abstract_state.params))
     result["per_image"]["analytic_matrix_flops"] = analytic
     batch_size = images * mesh.shape["data"]
-    result["rows_like_weights"] = any(
+    result["gathered_may_include_weights"] = any(
         leaf.shape[:1] == (batch_size,) for leaf in jax.tree.leaves(program.abstract_state.params)
     )
     if topology.chip:

@@ -32,7 +32,7 @@ def print_plan(result: dict[str, Any]) -> None:
             label = f"{group['count']} x {group['kind']} ({group['axis']})"
             gathered = f" ({_short(group['gathered'])}B with one row per image)" if group["gathered"] else ""
             print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent per chip")
-        if program["rows_like_weights"] and any(group["gathered"] for group in program["collectives"]):
+        if program["gathered_may_include_weights"] and any(group["gathered"] for group in program["collectives"]):
             print("  (includes weights with as many rows as the global batch; try another --images_per_chip)")
         if not program["collectives"]:
             print("  no collectives")

@@ -8,12 +8,12 @@ import pytest
 from small_evaluation import CAPTIONS, REFERENCES, make_scored_evaluation
 
 from caption_jax.evaluation.report.terminal import print_evaluation
-from caption_jax.evaluation.scored_evaluation import as_results
+from caption_jax.evaluation.scored_evaluation import as_json
 from caption_jax.metrics import diversity, java_metrics, score
 
 
 def test_results_contain_scores_intervals_and_all_images():
-    results = json.loads(json.dumps(as_results(make_scored_evaluation()), allow_nan=False))
+    results = json.loads(json.dumps(as_json(make_scored_evaluation()), allow_nan=False))
     expected = score(REFERENCES, CAPTIONS)
     assert set(results["intervals"]) == set(expected)
     for name, (low, high) in results["intervals"].items():
@@ -37,7 +37,7 @@ def test_java_metrics_are_computed_in_evaluate_mode_only(monkeypatch):
     monkeypatch.setattr(java_metrics, "_make_scorer", lambda name: FakeMeteor())
     scored_evaluation = make_scored_evaluation(java=True)
     assert scored_evaluation.metrics["METEOR"] == 0.25 and scored_evaluation.absent == {"SPICE": "no parser"}
-    results = as_results(scored_evaluation)
+    results = as_json(scored_evaluation)
     assert results["metrics"]["METEOR"] == 0.25 and "METEOR" not in results["intervals"]
 
 

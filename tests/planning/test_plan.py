@@ -59,7 +59,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
     assert reductions["bytes"] >= 4 * stored["parameters"]["trained"]
     # The global batch of 16 images is ambiguous with the 16 rows of text encoder weights.
-    assert train["rows_like_weights"] and "as many rows as the global batch" in output
+    assert train["gathered_may_include_weights"] and "as many rows as the global batch" in output
     assert "all-gather (data)" in output and "decode: 2 images per chip" in output
 
 
@@ -82,7 +82,7 @@ def test_the_phase_of_gradual_unfreezing_is_selected_by_a_step(workdir):
     late = make_plan(workdir, Request("cpu:1", ("encoder",), "7", 7, 290), **changes)
     last = make_plan(workdir, Request("cpu:1", (), "last", 2, 290), **changes)
     assert late["phase"]["starts"] == [0, 7]
-    assert not late["programs"]["encoder"]["rows_like_weights"]  # no weights have 7 rows
+    assert not late["programs"]["encoder"]["gathered_may_include_weights"]  # no weights have 7 rows
     assert first["parameters"] == early["parameters"] != late["parameters"] == last["parameters"]
     flops = [result["programs"]["encoder"]["per_image"]["analytic_matrix_flops"] for result in (first, late)]
     assert flops[0] < 0.7 * flops[1]  # frozen convolutions have no gradients
@@ -101,7 +101,7 @@ def test_the_vocabulary_size_is_read_from_a_trained_workdir(small_workdir, workd
 
 
 def test_indivisible_batches_and_unknown_programs_are_rejected(workdir):
-    with pytest.raises(ValueError, match="batch_size=4 images cannot be divided over 8 devices"):
+    with pytest.raises(ValueError, match="batch_size=4 images cannot be split evenly across 8 devices"):
         make_plan(workdir, Request("cpu:8", ("train",)))
     with pytest.raises(ValueError, match="unknown program eval; choose from train, decode, encoder"):
         make_plan(workdir, Request("cpu:8", ("eval",)))
