@@ -129,7 +129,7 @@ def test_the_run_captions_an_image_file(trained_workdir, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_plan_does_not_require_the_chips(compile_cache, tmp_path):
+def test_planning_does_not_require_the_devices_of_the_topology(compile_cache, tmp_path):
     config = make_vit_config("nowhere")
     config.mesh.data = -1
     request = Request("cpu:8", ("train", "encoder"), images=1, vocabulary=290)
