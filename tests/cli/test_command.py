@@ -26,7 +26,7 @@ def installed_command(tmp_path):
     return script
 
 
-def test_the_installed_command_gives_the_output_of_main(installed_command, small_workdir, small_images, capsys):
+def test_the_installed_command_has_the_same_output_as_main_py(installed_command, small_workdir, small_images, capsys):
     arguments = ["--mode=caption", f"--workdir={small_workdir}", small_images / "images" / "00.png"]
     assert run_main(*arguments, script=installed_command) == 0
     output = capsys.readouterr().out
@@ -83,6 +83,6 @@ def test_a_dry_run_of_an_existing_run_changes_nothing(small_workdir, small_image
     assert read_modification_times() == before
 
 
-def test_dry_runs_require_the_mode_train(small_workdir, capsys):
+def test_dry_runs_require_train_mode(small_workdir, capsys):
     assert run_main("--mode=evaluate", f"--workdir={small_workdir}", "--dry_run") == 2
     assert "--dry_run" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""`--mode=evaluate --data=FOLDER`, which evaluates a run on another data set."""
+"""`--mode=evaluate --data=FOLDER`, which evaluates a run on another dataset."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_all_images_are_evaluated_and_results_are_named_after_the_folder(small_w
     results = json.loads((small_workdir / "eval_holiday_all.json").read_text())
     assert results["split"] == "all" and results["protocol"]["data"] == "holiday (token.txt)"
     assert results["protocol"]["images"] == 3 and results["protocol"]["captions"] == 6
-    assert "novel" not in results["diversity"]  # requires the training captions of the data set
+    assert "novel" not in results["diversity"]  # requires the training captions of the dataset
     captions = read_results(small_workdir / "captions_holiday_all.json")
     assert list(captions) == ["a.png", "b.png", "c.png"] and all("box" in caption for caption in captions.values())
     assert "holiday (token.txt)" in (small_workdir / "report_holiday_all.html").read_text()
@@ -64,7 +64,7 @@ def test_missing_splits_caption_files_and_folders_are_reported(small_workdir, ho
         run_main(*arguments, f"--data={tmp_path / 'none'}")
 
 
-def test_the_data_flag_requires_the_mode_evaluate_and_no_context(small_workdir, holiday, capsys):
+def test_the_data_flag_requires_evaluate_mode_and_rejects_context(small_workdir, holiday, capsys):
     assert run_main("--mode=tune", f"--workdir={small_workdir}", f"--data={holiday}") == 2
     assert "--data" in capsys.readouterr().err
     check_context(0, "")

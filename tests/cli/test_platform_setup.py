@@ -1,4 +1,4 @@
-"""The compilation cache is off where cached programs can hang."""
+"""The compilation cache is disabled on several CPU devices, where cached programs can hang."""
 
 from __future__ import annotations
 

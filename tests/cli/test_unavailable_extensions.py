@@ -30,7 +30,8 @@ def workdir(searchable_workdir, tmp_path_factory):
     """The workdir of a run with a text encoder, an unavailable objective and an unavailable evaluator."""
     workdir = tmp_path_factory.mktemp("unavailable") / "run"
     shutil.copytree(searchable_workdir, workdir)
-    (workdir / POINTER).unlink()  # the model folder has a checksum of its config, so the checkpoints are loaded instead
+    # Without a pointer to the model folder, whose checksum would not match the edited config, checkpoints are loaded.
+    (workdir / POINTER).unlink()
     stored = json.loads((workdir / "config.json").read_text())
     stored["spec"]["objective"]["terms"] = {"rare": TERM}
     stored["spec"]["evaluators"] = {"own": {"name": "missing_module:Score"}}

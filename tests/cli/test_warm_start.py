@@ -18,7 +18,7 @@ UNWANTED = {
 }
 
 
-def test_a_warm_caption_command_neither_traces_nor_imports_unused_modules(small_workdir, small_images, capsys):
+def test_a_warm_caption_command_neither_traces_a_model_nor_imports_unused_modules(small_workdir, small_images, capsys):
     image = next((small_images / "images").iterdir())
     arguments = ["--mode=caption", f"--workdir={small_workdir}", str(image)]
     assert run_main(*arguments) == 0  # fills the cache
