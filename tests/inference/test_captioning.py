@@ -26,7 +26,7 @@ CONTEXTS = [["a red box on the left", "on the right"], ["the left"]]
 
 
 def make_description() -> RunDescription:
-    """Describes a model with context and a vocabulary smaller than that of its text encoder."""
+    """Returns the description of a model with context, whose vocabulary is smaller than that of its text encoder."""
     config = small_run.get_config()
     config.data.context = "an index"
     config.dtype = "float32"
@@ -59,7 +59,7 @@ def run() -> tuple[RunDescription, Any, Mapping[str, Any]]:
 
 @pytest.fixture(scope="module")
 def batch(run) -> dict[str, np.ndarray]:
-    """A batch of the input pipeline with two images and their context."""
+    """Two images and their context, in the batch format of the input pipeline."""
     description, _, _ = run
     context = np.full((len(CONTEXTS), MAX_TEXTS, LENGTH), PAD, np.int32)
     for row, texts in zip(context, CONTEXTS, strict=True):
@@ -68,7 +68,7 @@ def batch(run) -> dict[str, np.ndarray]:
     return {"image": np.stack([description.preprocessing.load(image) for image in images]), "context": context}
 
 
-def test_captioner_generates_the_captions_of_evaluation(run, batch):
+def test_captioner_generates_the_same_captions_as_evaluation(run, batch):
     description, model, variables = run
     decode = dataclasses.replace(description.spec.decode, method="greedy")
     step = jax.jit(lambda variables, batch: caption_batch(model, variables, batch, description, decode)[1])
