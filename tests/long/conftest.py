@@ -1,4 +1,4 @@
-"""Command-line options that set the duration of the long tests. The defaults are used before a release."""
+"""Command-line options for the duration and random seed of the long tests. The defaults are used before a release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ OPTIONS = {
     "kills": (int, 200, "number of processes that tests/long/test_kills.py kills"),
     "examples": (int, 20_000, "number of files that each test of tests/long/test_fuzz.py reads"),
     "minutes": (float, 120.0, "duration of each test of tests/long/test_soak.py"),
-    "seed": (int, 0, "seed of the times at which tests/long/test_kills.py kills processes"),
+    "seed": (int, 0, "random seed for the times at which tests/long/test_kills.py kills processes"),
 }
 
 

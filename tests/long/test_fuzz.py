@@ -1,4 +1,4 @@
-"""Many randomly damaged images and caption files, different in each run, are read or rejected by name.
+"""Randomly damaged images and caption files, different in each run, are read or rejected with an error naming the file.
 
 python -m pytest -m long tests/long/test_fuzz.py --examples=20000
 """

@@ -31,7 +31,7 @@ def sample_kill_time(rng: random.Random, workdir: Path) -> tuple[Callable[[Path]
     return is_writing(step, event), rng.choice([0, rng.uniform(0, 0.02)])
 
 
-def test_a_repeatedly_killed_run_gives_the_result_of_an_uninterrupted_run(launcher, get_option, tmp_path):
+def test_a_repeatedly_killed_run_gives_the_same_result_as_an_uninterrupted_run(launcher, get_option, tmp_path):
     uninterrupted_workdir = tmp_path / "uninterrupted"
     launcher.complete(uninterrupted_workdir)
     rng = random.Random(get_option("seed"))

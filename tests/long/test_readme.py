@@ -1,4 +1,4 @@
-"""The first command of the README trains a captioner that reproduces most captions, but not for blank images.
+"""The first command of the README trains a captioner that reproduces most captions, but hardly any from blank images.
 
 python -m pytest -n 0 -m long tests/long/test_readme.py
 """
