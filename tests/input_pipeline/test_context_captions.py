@@ -1,4 +1,4 @@
-"""The context of each image is captions of its neighbours, chosen deterministically."""
+"""The context of each image consists of captions of its neighbours, chosen deterministically."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import DataError, Record, Split
 
-# The neighbours of image 1000 + i are the next images. The last image has no neighbours.
+# The neighbours of image 1000 + i are the next three images. The last image has no neighbours.
 NEIGHBOURS = {1000 + i: [1000 + (i + step) % 7 for step in (1, 2, 3)] for i in range(6)} | {1006: []}
 
 
@@ -102,7 +102,7 @@ def test_a_run_cannot_resume_with_a_different_context():
             make_batches(context).set_state(state)
 
 
-def test_evaluation_uses_first_captions_and_pads_missing_ones():
+def test_evaluation_uses_the_first_caption_of_each_neighbour_and_pads_missing_ones():
     split = make_split(3, name="val")
     context = make_context(neighbours={1000: [1005, 1004], 1001: [1003], 1002: []})
     batches = eval_batches(split, PREPROCESSING, CharacterVocabulary(), make_data_spec(), context=context)

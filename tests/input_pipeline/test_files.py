@@ -31,7 +31,7 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path
     assert os.listdir(tmp_path) == ["a"]
 
 
-def test_an_incomplete_file_does_not_exist_under_its_name(tmp_path):
+def test_an_incomplete_file_is_not_visible_under_its_final_name(tmp_path):
     def write_in_two_parts(file) -> None:
         file.write(b"first part, ")
         file.flush()

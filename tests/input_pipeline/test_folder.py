@@ -362,7 +362,7 @@ def test_repeated_captions_are_allowed(tmp_path):
     assert open_splits(make_data_spec(tmp_path, "captions.csv"))["train"].captions == ["same", "same"]
 
 
-def test_a_dataset_without_valid_images_is_rejected_even_when_skipping(tmp_path):
+def test_a_dataset_without_valid_images_is_rejected_even_if_invalid_entries_are_skipped(tmp_path):
     make_images(tmp_path / "images")
     write_file(tmp_path / "captions.csv", "image,caption\nmissing.jpg,text\n")
     with pytest.raises(DataError, match="no usable image"):

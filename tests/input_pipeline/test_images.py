@@ -1,4 +1,4 @@
-"""Images of all formats, modes and orientations are decoded, or rejected with their name."""
+"""Images of all formats, modes and orientations are decoded, or rejected with an error that names them."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def test_crop_keeps_the_centre_and_stretch_keeps_the_whole_image():
     assert decode_image(image, 40, "stretch", "area").min() == 0
 
 
-def test_truncated_jpeg_files_are_rejected_with_their_name(tmp_path):
+def test_errors_for_truncated_jpeg_files_name_the_file(tmp_path):
     data = encode(Image.fromarray(make_photograph()), "JPEG")
     path = tmp_path / "partial.jpg"
     path.write_bytes(data[: len(data) // 2])
@@ -193,7 +193,7 @@ def test_truncated_jpeg_files_are_rejected_with_their_name(tmp_path):
 
 
 @pytest.mark.parametrize("format_name", ["PNG", "GIF", "WEBP", "TIFF"])
-def test_truncated_files_of_other_formats_are_rejected_with_their_name(format_name):
+def test_errors_for_truncated_files_of_other_formats_name_the_file(format_name):
     data = encode(Image.fromarray(make_photograph()), format_name)
     with pytest.raises(ImageError, match="partial"):
         decode_image(data[: len(data) // 2], 64, name="partial")
@@ -218,7 +218,7 @@ def test_empty_files_missing_files_and_folders_are_rejected(tmp_path):
 
 @pytest.mark.parametrize("side", [15_000, 60_000])
 def test_decompression_bombs_are_rejected(side):
-    """The header of a small file specifies hundreds of millions of pixels."""
+    """The header of a small file declares hundreds of millions of pixels or more."""
     data = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">II", side, side)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
@@ -275,7 +275,7 @@ def test_files_images_and_arrays_give_the_same_pixels(tmp_path, resize, interpol
     resize=st.sampled_from(["stretch", "crop"]),
 )
 def test_scaled_jpeg_decoding_does_not_shift_or_rescale_the_image(width, height, size, resize):
-    """Shifts and scaling errors are visible in a linear gradient, for any remainder of division by 2, 4 and 8.
+    """Shifts and scaling errors are visible in a linear gradient, for sides with any remainder modulo 2, 4 and 8.
 
     Images of a few pixels are excluded because the padding of the last JPEG block affects them.
     """

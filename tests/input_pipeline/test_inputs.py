@@ -23,10 +23,10 @@ def files(tmp_path, monkeypatch) -> FeatureFiles:
     monkeypatch.setattr(inputs, "BLOCK_BYTES", 4 * VIEWS * 2 * 4)
     files = FeatureFiles(tmp_path, IMAGES, VIEWS, (1, 2), np.dtype(np.float32))
     for block in files.blocks:
-        rows = files.image_indices(block)
-        features = np.array([[[[row, view]] for view in range(VIEWS)] for row in rows], np.float32)
+        indices = files.image_indices(block)
+        features = np.array([[[[index, view]] for view in range(VIEWS)] for index in indices], np.float32)
         assert not files.has_block(block)
-        files.write(block, features, {5: "is truncated"} if 5 in rows else {})
+        files.write(block, features, {5: "is truncated"} if 5 in indices else {})
         assert files.has_block(block)
     assert list(files.blocks) == [0, 1, 2] and list(files.image_indices(2)) == [8, 9, 10]
     return files
@@ -94,10 +94,10 @@ def test_block_size_grows_with_the_number_of_images():
     assert small.images_per_block * small.bytes_per_image <= inputs.BLOCK_BYTES
     assert len(large.blocks) <= inputs.MAX_BLOCKS
     for files in (small, large):
-        first_rows = [files.image_indices(block)[0] for block in files.blocks]
-        last_rows = [files.image_indices(block)[-1] for block in files.blocks]
-        assert first_rows[0] == 0 and last_rows[-1] == files.images - 1
-        assert [row + 1 for row in last_rows[:-1]] == first_rows[1:]
+        first_indices = [files.image_indices(block)[0] for block in files.blocks]
+        last_indices = [files.image_indices(block)[-1] for block in files.blocks]
+        assert first_indices[0] == 0 and last_indices[-1] == files.images - 1
+        assert [index + 1 for index in last_indices[:-1]] == first_indices[1:]
 
 
 def test_the_fingerprint_depends_on_the_images_and_their_order(tmp_path):

@@ -1,4 +1,4 @@
-"""A prefetching iterator has the same batches, state, errors and end as the inner iterator."""
+"""A prefetching iterator reproduces the batches, states, errors and end of the inner iterator."""
 
 from __future__ import annotations
 

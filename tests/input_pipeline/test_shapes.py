@@ -165,7 +165,7 @@ def test_images_show_count_side_size_and_colour():
 
 
 def test_objects_do_not_touch_each_other_or_the_border():
-    for seed in range(40):  # with the largest number and size of objects
+    for seed in range(40):  # draws scenes with the most and largest objects
         for shape in ("square", "cross", "star", "circle"):
             pixels = np.asarray(draw_scene(Scene(Group(3, "large", "black", shape), "left"), str(seed)), np.int32)
             dark = pixels.max(-1) < 120

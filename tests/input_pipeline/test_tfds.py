@@ -184,7 +184,7 @@ def test_datasets_without_random_access_are_rejected(splits, tmp_path):
         ).download_and_prepare()
     with pytest.raises(DataError, match=r"file_format=array_record"):
         open_splits(make_tfds_spec("as_tfrecord", tmp_path))
-    # An image and one caption are the minimal features.
+    # The only required features are an image and one caption.
     assert open_splits(make_tfds_spec("as_array_record", tmp_path))["val"].references == {"validation/0": ["a caption"]}
 
 

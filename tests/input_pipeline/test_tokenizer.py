@@ -1,4 +1,4 @@
-"""The tokenizer of RoBERTa, tokenizers trained on captions, and compact vocabularies."""
+"""The RoBERTa tokenizer, tokenizers trained on captions, and compact vocabularies."""
 
 from __future__ import annotations
 
