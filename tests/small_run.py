@@ -112,6 +112,10 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
         arguments: command-line arguments.
         script: main.py, or another script with the same command line.
     """
+    import jax
+    from jax.experimental.compilation_cache import compilation_cache
+
+    is_cache_enabled = jax.config.jax_enable_compilation_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         patch.setattr(user_errors, "user_message", lambda error: None)
@@ -127,4 +131,7 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
                 delattr(flags.FLAGS, name)
             flags.FLAGS.unparse_flags()
             logging.set_verbosity(logging.WARNING)
+            # main.py disables the cache, because the tests simulate several CPU devices.
+            jax.config.update("jax_enable_compilation_cache", is_cache_enabled)
+            compilation_cache.reset_cache()
     raise AssertionError("main.py ended without an exit status")
