@@ -1,4 +1,4 @@
-"""A config and data set with which a captioner trains within seconds, and a function that runs `main.py` in-process.
+"""A config and dataset with which a captioner trains within seconds, and a function that runs `main.py` in-process.
 
 The config file is tests/small_run.py.
 """

@@ -93,7 +93,7 @@ def train(folder: Path, workdir: Path, *overrides: str) -> int:
 
 @pytest.fixture
 def damaged_data(tmp_path, small_images) -> Path:
-    """The data set of `small_run` with six unusual and two broken training images, and a broken validation image."""
+    """The dataset of `small_run` with six unusual and two broken training images, and a broken validation image."""
     folder = shutil.copytree(small_images, tmp_path / "damaged")
     unusual = [content for content, _ in UNUSUAL_IMAGES.values()]
     contents = [*BROKEN_IMAGES.values(), *unusual, BROKEN_IMAGES["truncated.jpg"]]

@@ -100,7 +100,7 @@ def trained_workdir(small_workdir, tmp_path) -> Path:
 
 @pytest.fixture
 def config(small_images) -> ConfigDict:
-    """The config of `small_run` with its data set."""
+    """The config of `small_run` with its dataset."""
     config = small_run.get_config()
     config.data.root = str(small_images)
     return config
