@@ -11,6 +11,7 @@ two cores, measured by `python -m benchmarks.ops` (docs/performance.md).
 The following code in `caption_jax/` depends on the platform (tests/test_architecture.py checks that the list is
 complete):
 
+    cli/platform_setup.py       with several CPU devices, the compilation cache is disabled
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
     ops/cross_entropy.py        on a CPU, the logits are computed in chunks
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
