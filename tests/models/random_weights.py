@@ -1,4 +1,4 @@
-"""Random variables of a model, without its initialisation, which takes longer to compile than most tests."""
+"""Random variables for a model without compiling its initialisation, which takes longer than most tests."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def test_parameters_and_logits_are_float32_with_bfloat16():
     np.testing.assert_allclose(logits, expected, atol=0.3)
 
 
-def test_a_decoder_without_memory_is_rejected(model_and_variables):
+def test_decoding_without_memory_is_rejected(model_and_variables):
     model, variables = model_and_variables
     with pytest.raises(ValueError, match="needs a memory"):
         model.apply(variables, TOKENS, method="decode")

@@ -41,7 +41,7 @@ def make_model_and_variables(form: str = "vector", joint_embedding: bool = False
 
 
 def compute_logits(model, context):
-    """Returns logits with the context texts, or without context if None. A `method` for `model.apply`."""
+    """Returns logits with the context texts, or without context if `context` is None. A `method` for `model.apply`."""
     features = FEATURES if context is None else model.add_context(FEATURES, context, context != PAD)
     return model.decode(TOKENS, features).logits
 
@@ -102,19 +102,19 @@ def test_the_caption_loss_trains_the_text_encoder():
     model, variables = make_model_and_variables("tokens")
 
     @jax.jit
-    def gradient(params, context):
+    def compute_gradients(params, context):
         def loss(params):
             logits = model.apply({**variables, "params": params}, context, method=compute_logits)
             return -jax.nn.log_softmax(logits)[..., 5].mean()
 
         return jax.grad(loss)(params)
 
-    gradients = gradient(variables["params"], CONTEXT)
+    gradients = compute_gradients(variables["params"], CONTEXT)
     for part in (gradients["text_encoder"]["roberta"]["embeddings"], gradients["context"]):
         assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(part)) > 1e-5
     embedding_gradient = gradients["text_encoder"]["roberta"]["embeddings"]["word_embeddings"]["embedding"]
     assert set(np.flatnonzero(np.abs(embedding_gradient).max(-1))) == set(np.unique(CONTEXT)) - {PAD}
-    empty_gradients = gradient(variables["params"], NO_CONTEXT)
+    empty_gradients = compute_gradients(variables["params"], NO_CONTEXT)
     assert not any(
         np.asarray(leaf).any()
         for part in ("text_encoder", "context")
@@ -124,7 +124,7 @@ def test_the_caption_loss_trains_the_text_encoder():
 
 @pytest.mark.parametrize("method", ["greedy", "beam", "sample"])
 def test_every_decoding_method_reads_the_context_from_the_cache(method):
-    """Decoding has the same log-probabilities as a teacher-forced pass with the same context."""
+    """Decoding yields the same log-probabilities as a teacher-forced pass with the same context."""
     model, variables = make_model_and_variables()
     settings = {"method": method, "max_length": LENGTH, "num_beams": 2, "min_length": LENGTH}
 

@@ -40,7 +40,7 @@ def run_decoder(decoder, variables, tokens, memory, mask=None, key=None, attenti
 
 
 def make_layer_inputs():
-    """Returns weights with the names and layouts of PyTorch, tokens and memory [batch, length, width], and its mask."""
+    """Returns weights with PyTorch's names and layouts, tokens and memory [batch, length, width], and a memory mask."""
     rng = np.random.default_rng(7)
     shapes = {
         "self_attn.in_proj_weight": (3 * WIDTH, WIDTH),

@@ -101,7 +101,7 @@ def test_the_error_for_an_unknown_variant_lists_known_variants():
         get_variant("b9")
 
 
-def test_drop_path_drops_complete_images_and_preserves_the_mean():
+def test_drop_path_drops_whole_images_and_preserves_the_mean():
     x = jnp.ones((4000, 2, 1, 3))
     out = np.asarray(drop_path(jax.random.key(0), x, 0.25))
     survived = out[:, 0, 0, 0] != 0

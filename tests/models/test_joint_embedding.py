@@ -72,9 +72,9 @@ def test_vectors_have_unit_length_and_ignore_pads():
         return images, model.apply(variables, texts, texts != 1, method="embed_texts")
 
     images, texts = run(TOKENS[:, 0])
-    longer = run(jnp.pad(TOKENS[:, 0], ((0, 0), (0, 2)), constant_values=1))[1]
+    padded_texts = run(jnp.pad(TOKENS[:, 0], ((0, 0), (0, 2)), constant_values=1))[1]
     for vectors in (images, texts):
         assert vectors.dtype == jnp.float32
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1, rtol=1e-5)
         assert np.abs(vectors[0] - vectors[1]).max() > 1e-3
-    np.testing.assert_allclose(longer, texts, atol=1e-5)
+    np.testing.assert_allclose(padded_texts, texts, atol=1e-5)

@@ -19,13 +19,14 @@ def test_dropout_accepts_rates_near_zero_and_one():
             Dropout(rate).apply({}, x, train=True, rngs=rngs)
 
 
-def test_dropout_preserves_the_mean_and_elements_are_independent():
+def test_dropout_preserves_the_mean_and_drops_elements_independently():
     x = jnp.ones((64, 1001))
     y = Dropout(0.25).apply({}, x, train=True, rngs={"dropout": jax.random.key(0)})
     assert y.shape == x.shape
     assert float((y == 0).mean()) == pytest.approx(0.25, abs=0.01)
     assert set(np.unique(y)) == {0.0, np.float32(256 / 192)}
-    columns = np.asarray(y == 0).mean(0)  # the four elements from each 32-bit sample are independent
-    assert columns.std() == pytest.approx((0.25 * 0.75 / 64) ** 0.5, rel=0.1)
+    column_rates = np.asarray(y == 0).mean(0)
+    assert column_rates.std() == pytest.approx((0.25 * 0.75 / 64) ** 0.5, rel=0.1)
+    # The four elements from each 32-bit sample are independent.
     correlations = np.corrcoef(np.asarray(y[:, :1000]).reshape(-1, 4).T)
     assert np.abs(correlations - np.eye(4)).max() < 0.05

@@ -47,8 +47,8 @@ def test_hidden_states_and_gradients_match_the_golden_file(name):
     params = init_seeded(roberta, ids, mask)
     hidden, gradient = compute_hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
     np.testing.assert_allclose(hidden[mask], golden[f"{name}/hidden"][mask], atol=1e-5)
-    thinned_gradient = np.concatenate([np.ravel(gradient[path])[::11] for path in sorted(gradient)])
-    np.testing.assert_allclose(thinned_gradient, golden[f"{name}/gradient"], atol=1e-5, rtol=1e-5)
+    subsampled_gradient = np.concatenate([np.ravel(gradient[path])[::11] for path in sorted(gradient)])
+    np.testing.assert_allclose(subsampled_gradient, golden[f"{name}/gradient"], atol=1e-5, rtol=1e-5)
 
 
 def assert_matches_flax_roberta(name: str, *, train: bool) -> None:
@@ -102,10 +102,10 @@ def test_hidden_states_match_torch_roberta(name):
     params = init_seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
     assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
-    full_mask = mask.copy()
-    full_mask[3] = False  # PyTorch derives positions from ids and treats the gap as padding
+    compared = mask.copy()
+    compared[3] = False  # this text has a gap, which PyTorch treats as padding because it derives positions from ids
     hidden = jax.jit(roberta.apply)({"params": params}, ids, mask)
-    np.testing.assert_allclose(hidden[full_mask], peers.torch_hidden(sizes, state)[full_mask], atol=1e-5)
+    np.testing.assert_allclose(hidden[compared], peers.torch_hidden(sizes, state)[compared], atol=1e-5)
 
 
 def test_defaults_match_the_transformers_config():

@@ -209,7 +209,7 @@ def test_a_folder_saved_by_the_installed_transformers_is_read(tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.parametrize("shards", [1, 2])
-def test_pytorch_bin_files_of_the_current_format_are_read(tmp_path, params, shards):
+def test_pytorch_bin_files_in_the_current_format_are_read(tmp_path, params, shards):
     torch = pytest.importorskip("torch")
     write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
     tensors = load_file(tmp_path / "model.safetensors")

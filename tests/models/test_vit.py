@@ -75,7 +75,7 @@ def test_parameter_paths_are_stable():
 
 
 def test_features_are_in_patch_order():
-    # A change is local in the embedding only, because attention mixes all patches.
+    # A change stays local only in the embedding, because attention then mixes all patches.
     def embed(images):
         return VisionTransformer("micro").apply(make_variables(), images, train=False, stop_after="embed")
 
