@@ -118,17 +118,17 @@ def test_images_captions_and_owners_are_gathered_once():
 
 def test_masked_rows_have_no_effect_and_no_gradient():
     images, texts = make_vectors()
-    gradient = jax.jit(
+    compute_loss_and_gradients = jax.jit(
         jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), OWNER).loss.mean(), (0, 1))
     )
-    loss, gradients = gradient(images, texts)
+    loss, gradients = compute_loss_and_gradients(images, texts)
     replacements = make_vectors(seed=1)
     masked = OWNER < 0
     changed = [
         np.where(masked.reshape(-1, *[1] * (array.ndim - 1)), replacement, array)
         for array, replacement in zip((images, texts), replacements, strict=True)
     ]
-    other_loss, other_gradients = gradient(*changed)
+    other_loss, other_gradients = compute_loss_and_gradients(*changed)
     assert float(other_loss) == float(loss)
     for array, other in zip(gradients, other_gradients, strict=True):
         assert not np.asarray(array)[masked].any() and np.asarray(array)[~masked].any()
@@ -138,10 +138,10 @@ def test_masked_rows_have_no_effect_and_no_gradient():
 @pytest.mark.parametrize("owner", [np.where(OWNER == 0, 0, -1), np.zeros(ROWS, np.int32)])
 def test_a_batch_without_negatives_has_zero_loss_and_gradient(owner):
     images, texts = make_vectors()
-    gradient = jax.jit(
+    compute_loss_and_gradients = jax.jit(
         jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), owner).loss.mean(), (0, 1))
     )
-    loss, gradients = gradient(images, texts)
+    loss, gradients = compute_loss_and_gradients(images, texts)
     assert float(loss) == 0 and not any(np.asarray(array).any() for array in gradients)
 
 
@@ -243,7 +243,7 @@ def test_a_training_step_on_eight_devices_matches_one_device():
         compiled = lowered.compile(QUICK_COMPILATION)
         collectives = compute_stats(lowered, compiled, mesh, ROWS // devices)["collectives"]
         gathered = sum(group["gathered"] for group in collectives if group["kind"] == "all-gather")
-        minimum = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # bytes of the images, and of two captions per image
+        minimum = 4 * ROWS * (WIDTH + 2 * WIDTH) * (devices // 8)  # bytes of one image and two text vectors per row
         assert minimum <= gathered <= 1.5 * minimum
         state, metrics = compiled(state, put_batch(batch, mesh))
         results.append(jax.device_get((metrics, state.params)))

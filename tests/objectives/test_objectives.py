@@ -36,7 +36,7 @@ class WordLengthVocabulary:
 
 
 def make_experiment(workdir, *captions: str, has_checkpoint: bool = False) -> SimpleNamespace:
-    """Returns a stub of an experiment on one image with the captions."""
+    """Returns a stub of an experiment on one image with the given captions."""
     if has_checkpoint:
         (workdir / "checkpoints" / "last" / "3").mkdir(parents=True, exist_ok=True)
     split = [SimpleNamespace(captions=captions)]
