@@ -65,7 +65,7 @@ def test_the_gradient_scales_with_the_cotangent():
     np.testing.assert_allclose(jax.grad(scaled_mean_loss)(logits), expected, atol=1e-6)
 
 
-def test_tokens_of_weight_zero_do_not_contribute_even_if_their_logits_are_nan():
+def test_tokens_with_zero_weight_do_not_contribute_even_if_their_logits_are_nan():
     logits, targets, weights = make_inputs()
     nan_logits = jnp.where(weights[..., None] == 0, jnp.nan, logits)
 
@@ -77,7 +77,7 @@ def test_tokens_of_weight_zero_do_not_contribute_even_if_their_logits_are_nan():
     assert bool(jnp.all(jnp.where(weights[..., None] == 0, gradient == 0, jnp.isfinite(gradient))))
 
 
-def test_nan_logits_of_tokens_with_weight_give_a_nonfinite_loss():
+def test_nan_logits_of_tokens_with_nonzero_weight_give_a_nonfinite_loss():
     logits, targets, _ = make_inputs()
     logits = logits.at[0, 0, 0].set(jnp.nan)
     assert not np.isfinite(float(token_cross_entropy(logits, targets, jnp.ones(targets.shape)).loss_sum))
@@ -117,7 +117,7 @@ def test_the_loss_of_bfloat16_logits_is_summed_in_float32_and_their_gradient_is_
     np.testing.assert_allclose(loss, loss_sum(rounded_logits.astype(jnp.float32)), rtol=1e-6)
 
 
-def test_the_gradient_is_the_only_array_of_the_size_of_the_logits():
+def test_the_gradient_is_the_only_array_as_large_as_the_logits():
     logits, targets, weights = make_inputs(shape=(256,), vocabulary_size=4000)
     step = jax.jit(jax.grad(lambda z: token_cross_entropy(z, targets, weights, 0.1).loss_sum))
     lowered = step.lower(logits)

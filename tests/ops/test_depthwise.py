@@ -52,7 +52,7 @@ def make_inputs(kernel_size, image_size, dtype=jnp.float32):
 
 
 @pytest.mark.parametrize(("stride", "kernel_size", "padding", "image_size"), CASES)
-def test_output_and_gradients_equal_the_convolution_of_xla(stride, kernel_size, padding, image_size):
+def test_output_and_gradients_equal_those_of_the_xla_convolution(stride, kernel_size, padding, image_size):
     inputs = make_inputs(kernel_size, image_size)
     settings = {"stride": stride, "padding": padding}
     actual_arrays = compute_output_and_gradients(functools.partial(depthwise_conv, **settings), *inputs)
@@ -95,7 +95,7 @@ def test_gradients_of_a_sharded_batch_need_one_all_reduce(stride):
     assert (collective["kind"], collective["count"]) == ("all-reduce", 1)  # of the kernel gradient
     assert collective["bytes"] == kernel.nbytes
     for actual, expected in zip(compiled(*inputs), expected_arrays, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)  # sums up to 200 in a different order
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-4)  # sums as large as 200, in another order
 
 
 def test_only_accelerators_use_a_convolution_primitive():
@@ -119,6 +119,6 @@ def test_padding_gives_the_output_size_of_its_rule(image_size, kernel_size):
         explicit_padding(image_size, image_size, kernel_size, 2, "valid")
 
 
-def test_a_kernel_with_another_number_of_channels_is_rejected():
+def test_a_kernel_with_the_wrong_number_of_channels_is_rejected():
     with unchecked_shapes(), pytest.raises(ValueError, match=r"\[k, k, 4\], not \(3, 3, 5\)"):
         depthwise_conv(jnp.zeros((1, 8, 8, 4)), jnp.zeros((3, 3, 5)))

@@ -1,4 +1,4 @@
-"""Products with float32 results, and the dtypes of the products in their gradients."""
+"""Matrix products with float32 results, and the dtypes of the products in their gradients."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_bfloat16_gradients_are_within_rounding_of_float32_gradients():
 
 
 def list_product_dtypes(function, *arguments) -> list[tuple[str, str]]:
-    """Returns the operand dtypes of all matrix products in the gradient of a function, except those for CPUs."""
+    """Returns the operand dtypes of all matrix products in the gradient of a function, for all platforms."""
     products = []
 
     def visit(jaxpr: core.Jaxpr) -> None:

@@ -21,8 +21,8 @@ from caption_jax.specs import AugmentSpec, DecoderSpec, DecodeSpec, JointEmbeddi
 from input_pipeline.packing import pack_captions
 
 VOCABULARY_SIZE, LENGTH, BATCH, CAPTIONS = 1400, 12, 4, 2  # enough tokens for the blockwise top k
-# With excess precision, XLA skips roundings to bfloat16 inside fusions, and the reference has more of these.
-OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
+# With excess precision, XLA skips roundings to bfloat16 inside fusions, and the reference has more such roundings.
+COMPILER_OPTIONS = {"xla_backend_optimization_level": "0", "xla_allow_excess_precision": False}
 RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(BATCH, 32, 32, 3)).astype(np.float32)
 TOKENS = np.full((BATCH, CAPTIONS, LENGTH), 1, np.int32)
@@ -49,7 +49,7 @@ def make_variables():
 
 
 def compute_loss(model, rows):
-    """Caption loss minus the similarity of images and captions in the joint embedding space."""
+    """Returns the caption loss minus the mean similarity of images and captions in the joint embedding space."""
     features = model.encode_images(IMAGES, train=True)
     output = model.decode(rows.inputs, features, segments=rows.segments, train=True)
     logits_loss = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
@@ -75,7 +75,7 @@ def compute_loss_and_gradients(model, packed):
         value, updated = model.apply(step_variables, rows, rngs=rngs, mutable=["batch_stats"], method=compute_loss)
         return value, updated["batch_stats"]
 
-    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=OPTIONS)
+    step = jax.jit(jax.value_and_grad(loss, has_aux=True), compiler_options=COMPILER_OPTIONS)
     (value, statistics), gradients = step(make_variables()["params"])
     flat_gradients, flat_statistics = (
         traverse_util.flatten_dict(jax.device_get(tree), sep="/") for tree in (gradients, statistics)

@@ -23,7 +23,7 @@ def test_top_k_equals_the_reference(num_values, seed):
         np.testing.assert_array_equal(ours, reference)
 
 
-def test_the_largest_values_may_be_in_one_block_or_in_the_remainder():
+def test_the_largest_values_can_all_be_in_one_block_or_in_the_remainder():
     values = np.zeros((2, 2000), np.float32)
     values[0, 640:645] = np.arange(1, 6)
     values[1, 1995:] = np.arange(1, 6)
