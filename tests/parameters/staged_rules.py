@@ -1,4 +1,4 @@
-"""A small parameter tree, and optimizer rules that train a part of it from a later step."""
+"""A small parameter tree, and optimizer rules that train part of it only from a later step."""
 
 from __future__ import annotations
 
