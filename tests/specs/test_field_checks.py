@@ -1,4 +1,4 @@
-"""Reading a config rejects invalid values with their key."""
+"""Invalid values in a config are rejected with an error that names their key."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def make_config(**changes: Any) -> ConfigDict:
 
 
 def iterate_defaults() -> Iterator[tuple[str, Any]]:
-    """Iterates over the keys and defaults of the config, except those of Booleans."""
+    """Iterates over the keys and defaults of the config, except Booleans."""
     return ((key, value) for key, value in flatten(as_mapping(RunSpec())).items() if not isinstance(value, bool))
 
 

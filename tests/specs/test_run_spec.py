@@ -87,7 +87,7 @@ def test_invalid_values_are_rejected_with_their_key(changes, message):
         RunSpec.from_config(config)
 
 
-def test_unknown_keys_and_values_of_incorrect_types_are_rejected():
+def test_unknown_keys_and_values_of_the_wrong_type_are_rejected():
     with pytest.raises(ConfigError, match=r"config\.decode has no key 'beam'; did you mean 'num_beams'\?"):
         build_spec(DecodeSpec, {"beam": 3}, "decode")
     with pytest.raises(ConfigError, match=r"config\.decode\.num_beams is '3'; it must be of type int"):
