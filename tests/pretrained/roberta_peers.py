@@ -1,4 +1,4 @@
-"""RoBERTa of transformers with seeded weights. As a script, it writes the golden files.
+"""The RoBERTa of the transformers library, with seeded weights. Run as a script to write the golden files.
 
 The script requires PyTorch and transformers 4.57, the last release with Flax models.
 """
@@ -75,7 +75,10 @@ def flax_module(sizes: dict[str, Any]) -> Any:
 
 
 def flax_inputs(sizes: dict[str, Any]) -> tuple:
-    """Returns its positional arguments: text inputs, positions as in `FlaxRobertaModel`, zero types and all heads."""
+    """Returns the positional arguments of `flax_module`.
+
+    Positions are computed as in `FlaxRobertaModel`, all token types are zero, and there is no head mask.
+    """
     from transformers.models.roberta.modeling_flax_roberta import create_position_ids_from_input_ids
 
     ids, mask = make_text_inputs(sizes)
@@ -103,8 +106,8 @@ def torch_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     return {name: tuple(value.shape) for name, value in module.named_parameters()}
 
 
-def freeze() -> None:
-    """Writes the Flax module's hidden states and thinned gradients, and a small `pytorch_model.bin`."""
+def write_golden_files() -> None:
+    """Writes the Flax module's hidden states and subsampled gradients, and a small `pytorch_model.bin`."""
     import jax
     import torch
     from flax import traverse_util
@@ -137,4 +140,4 @@ def freeze() -> None:
 
 
 if __name__ == "__main__":
-    freeze()
+    write_golden_files()

@@ -11,7 +11,7 @@ import numpy as np
 def seeded_array(key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Returns random weights or batch norm statistics, depending on the last part of `key`.
 
-    The variance of a kernel is 1 / fan-in. With larger kernels, rounding errors grow through the layers of B7, and
+    The variance of a kernel is 1 / fan-in. With a larger variance, rounding errors grow through the layers of B7, and
     float32 results differ from float64 results.
     """
     rng = np.random.RandomState(zlib.crc32(key.encode()))

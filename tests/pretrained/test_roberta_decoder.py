@@ -61,7 +61,7 @@ def apply_causal_roberta(pretrained: PretrainedText) -> tuple[jax.Array, jax.Arr
     mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
 
     @jax.jit
-    def run(params):
+    def apply_layers(params):
         embedded = x = Embeddings(settings).apply({"params": params["embeddings"]}, ids, positions, False)
         layers = params["encoder"]["layer"]
         attended = Attention(settings).apply({"params": layers["0"]["attention"]}, x, mask, False)
@@ -69,7 +69,7 @@ def apply_causal_roberta(pretrained: PretrainedText) -> tuple[jax.Array, jax.Arr
             x = Layer(settings).apply({"params": layers[str(index)]}, x, mask, False)
         return embedded, attended, x
 
-    return run(pretrained.params)
+    return apply_layers(pretrained.params)
 
 
 def test_embeddings_and_first_self_attention_match_roberta():
@@ -89,7 +89,7 @@ def test_embeddings_and_first_self_attention_match_roberta():
 
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_logits_match_roberta_if_cross_attention_outputs_zeros(batch_size):
-    """With default norms after self-attention, the norms after cross-attention have no effect."""
+    """With unit scale and zero bias in the norms after self-attention, those after cross-attention have no effect."""
     pretrained = load_roberta(str(GOLDEN))
     for layer in pretrained.params["encoder"]["layer"].values():
         width = pretrained.sizes.hidden_size

@@ -39,7 +39,7 @@ def test_tensors_of_all_types_and_layouts_are_read(name):
 
 
 class _Malicious:
-    """An object that is pickled as a call of `os.system`, which creates a file."""
+    """An object that is pickled as a call to `os.system`, which creates a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
