@@ -222,7 +222,7 @@ def make_small_captioner():
 def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
     """Changes the captions of one training image. Decoder inputs are fixed."""
     experiment = open_run(workdir)
-    split, config = experiment.split("train"), experiment.spec
+    split, spec = experiment.split("train"), experiment.spec
     context = open_context(experiment, "train", "retrieved")
     changed_id = split[3].image_id
     records = [
@@ -231,7 +231,7 @@ def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
     ]
     changed = dataclasses.replace(experiment, splits={**experiment.splits, "train": Split("train", records)})
     changed_context = open_context(changed, "train", "retrieved")
-    neighbours = read_neighbours(config.data.context, "train")
+    neighbours = read_neighbours(spec.data.context, "train")
     affected = [image_id for image_id in split.image_ids if changed_id in neighbours[image_id][:2]]
     assert affected and changed_id not in affected
     vocabulary, model = experiment.description.vocabulary, experiment.model()

@@ -17,7 +17,7 @@ def small_blocks(monkeypatch):
 
 
 def make_integer_vectors(*shape: int) -> np.ndarray:
-    """Returns vectors with exact and often equal products."""
+    """Returns vectors of small integers, so that dot products are exact and ties are common."""
     return np.random.default_rng(0).integers(-2, 3, shape).astype(np.float32)
 
 
