@@ -86,7 +86,7 @@ def test_a_kill_before_the_checkpoint_keeps_the_previous_best_model(tmp_path):
 
 
 @pytest.mark.parametrize("written", ["everything", "no manifest", "part of the weights", "nothing"])
-def test_a_kill_after_the_checkpoint_and_before_the_pointer_is_recovered_on_resume(tmp_path, written):
+def test_resuming_repairs_a_run_killed_between_the_checkpoint_and_the_pointer_update(tmp_path, written):
     run_steps(tmp_path, 10)
     run = Run(tmp_path, reports_saved=False)  # the pointer is not updated
     run.save(20)
@@ -117,7 +117,7 @@ def test_resuming_at_an_earlier_step_restores_the_best_model_of_that_step(tmp_pa
     assert_weights_of_step(read_model(tmp_path).weights, 10)
 
 
-def test_resuming_before_all_models_writes_the_best_model_again(tmp_path):
+def test_resuming_at_a_step_before_all_stored_models_writes_the_best_model_again(tmp_path):
     save_checkpoint(tmp_path, 10)
     for step in (20, 30):
         write_model(tmp_path, step)
@@ -171,7 +171,7 @@ def test_sharded_parameters_are_gathered():
     assert host_copy({"a": sharded})["a"].tolist() == array.tolist()
 
     def make_process_array(shards):
-        """Returns a fake of the array in a process that has only some of the devices."""
+        """Returns a stand-in for the array as seen by a process that has only some of the devices."""
         attributes = {"shape": sharded.shape, "dtype": sharded.dtype, "sharding": sharding}
         return SimpleNamespace(
             **attributes, addressable_shards=shards, is_fully_addressable=False, is_fully_replicated=False

@@ -156,7 +156,7 @@ def test_unfinished_checkpoints_are_skipped(tmp_path):
     assert read_weights(tmp_path, "last").step == 3
     restored, _ = restore(tmp_path, make_template(make_state(1)))
     assert int(restored.step) == 3
-    deadline = time.monotonic() + 60  # Orbax deletes it in the background
+    deadline = time.monotonic() + 60  # Orbax deletes the unfinished checkpoint in the background
     while len(list(last.iterdir())) > 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert [folder.name for folder in last.iterdir()] == ["3"]

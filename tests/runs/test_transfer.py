@@ -47,7 +47,7 @@ def make_description(captions: list[str] = CAPTIONS, max_length: int = 10, **dec
 
 
 def make_variables(run: RunDescription, seed: int) -> dict[str, np.ndarray]:
-    """Returns random variables of the model by path, because initialisation would require a compilation."""
+    """Returns variables of the model by path, sampled in NumPy because initialisation would require a compilation."""
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, run.model_settings.max_length - 1), np.int32)
     shapes = jax.eval_shape(run.model().init, jax.random.key(0), images, tokens)
     rng = np.random.default_rng(seed)
@@ -83,7 +83,7 @@ def run_transfer(source: Path, run: RunDescription) -> tuple[dict[str, np.ndarra
     return fresh, {path: np.asarray(value) for path, value in traverse_util.flatten_dict(result, sep="/").items()}
 
 
-def test_all_arrays_are_copied_if_model_and_vocabulary_are_equal(source):
+def test_all_arrays_are_copied_if_the_model_and_vocabulary_are_the_same(source):
     folder, weights = source
     _, result = run_transfer(folder, make_description())
     assert result.keys() == weights.keys()
