@@ -68,7 +68,7 @@ def append_comment(path) -> None:
         ("single:Single", "unused.py", False),
     ],
 )
-def test_edits_of_imported_modules_change_the_hash(project, name, path, is_used):
+def test_only_edits_to_imported_modules_change_the_hash(project, name, path, is_used):
     module, _, attribute = name.partition(":")
     cls = getattr(importlib.import_module(module), attribute)
     before = source_hash(cls)
@@ -89,7 +89,7 @@ def test_classes_of_this_project_have_no_source_hash():
 
 
 def test_cached_programs_depend_on_the_source_of_the_backbone(project):
-    """The programs of training, of the feature cache and of captioning share this part of the key."""
+    """The programs for training, the feature cache and captioning share this part of the key."""
     description = small_description()
     model = build_spec(ModelSpec, {"encoder": {"name": "custom.backbone:Custom"}})
     with_custom_backbone = dataclasses.replace(description, spec=dataclasses.replace(description.spec, model=model))

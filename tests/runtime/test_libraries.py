@@ -17,7 +17,7 @@ from caption_jax.runtime.libraries import quiet_libraries
         ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
     ],
 )
-def test_the_log_contains_messages_of_this_project_and_warnings_of_libraries(path, level, is_logged):
+def test_the_log_contains_messages_from_this_project_and_warnings_from_libraries(path, level, is_logged):
     handler = logging.get_absl_handler()
     before = list(handler.filters)
     quiet_libraries()
