@@ -29,12 +29,12 @@ def test_captions_are_packed_into_one_row_per_cpu_device():
     assert [int((row > 0).sum()) for row in ids] == [3 * 5 * 9, 4 * 5 * 9]
 
 
-def test_captions_are_not_packed_on_request_or_with_microbatches():
+def test_packing_can_be_disabled_and_is_skipped_with_microbatches():
     assert "segment_ids" not in place_batch(**{"train.packing": "never"})
     assert "segment_ids" not in place_batch(**{"optimizer.grad_accum_steps": 2})
 
 
 @pytest.mark.parametrize("changes", [{"train.packing": "sometimes"}, {"train.packing": "always"}])
-def test_invalid_settings_raise_an_error_with_the_key(changes):
+def test_invalid_settings_raise_an_error_that_names_the_key(changes):
     with pytest.raises(ValueError, match=r"config\.train\.packing"):
         place_batch(**changes, **{"optimizer.grad_accum_steps": 2})

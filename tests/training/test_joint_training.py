@@ -50,7 +50,7 @@ def test_images_and_captions_retrieve_each_other(expected_scores):
         assert expected_scores[f"{direction}_R@1"] >= 0.6 and expected_scores[f"{direction}_median_rank"] == 1
 
 
-def test_evaluate_mode_reports_the_same_scores(searchable_workdir, expected_scores, capsys):
+def test_evaluate_mode_reports_the_same_scores_as_the_python_api(searchable_workdir, expected_scores, capsys):
     assert small_run.run_main("--mode=evaluate", f"--workdir={searchable_workdir}", "--split=train") == 0
     assert "image_to_text_median_rank" in capsys.readouterr().out
     results = json.loads((searchable_workdir / "eval_train.json").read_text())
@@ -109,7 +109,7 @@ def test_embedding_without_a_text_encoder_is_rejected(small_workdir, tmp_path):
             embed(item)
 
 
-def test_workdirs_from_before_text_encoders_are_read(small_workdir, tmp_path):
+def test_workdirs_written_before_text_encoders_existed_are_read(small_workdir, tmp_path):
     workdir = Path(shutil.copytree(small_workdir, tmp_path / "old", ignore=shutil.ignore_patterns("checkpoints")))
     stored = json.loads((workdir / "model.json").read_text())
     assert stored.pop("text_encoder") is None
@@ -121,7 +121,7 @@ def make_split(captions: list[list[str]]) -> Split:
     return Split("val", [Record(Path(f"{i}.png"), tuple(texts), i) for i, texts in enumerate(captions)])
 
 
-def test_unreadable_images_and_their_captions_are_misses():
+def test_unreadable_images_and_their_captions_count_as_misses():
     split = make_split([["a", "b"], ["c"], [], ["d"]])  # the third image has no captions, so it is excluded
     texts = np.eye(4, dtype=np.float32)
     images = {0: texts[0] + texts[1], 1: texts[2], 2: texts[3], 3: texts[3]}

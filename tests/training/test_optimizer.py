@@ -74,7 +74,7 @@ def test_frozen_parameters_are_unchanged_and_have_no_moments():
     assert "stem" not in moment_paths and "head" in moment_paths
 
 
-def test_parameters_are_frozen_with_zero_moments_until_their_step():
+def test_parameters_are_frozen_with_zero_moments_until_the_step_of_their_rule():
     spec = _make_spec(rules=STAGED, weight_decay=0.5)
     params, state = _train(spec, 3)
     np.testing.assert_array_equal(params["encoder"]["head"]["kernel"], _make_params()["encoder"]["head"]["kernel"])

@@ -79,14 +79,14 @@ def test_a_second_run_loads_the_cached_step_with_equal_results(small_workdir, re
 def test_the_cache_key_depends_on_frozen_parameters_steps_and_config(
     small_workdir, recorded_traces, monkeypatch, change
 ):
-    def make_short_step(*arguments, **settings):
+    def make_trivial_step(*arguments, **settings):
         def step(state, batch, constants):
             recorded_traces.append(None)
             return state, {"rows": batch["mask"].sum()}
 
         return step
 
-    monkeypatch.setattr(program_module, "TrainStep", make_short_step)
+    monkeypatch.setattr(program_module, "TrainStep", make_trivial_step)
     program = make_program_on_one_device(small_workdir)
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), program.abstract_state)
     batch = put_batch({"mask": np.ones(4, bool)}, program.mesh)

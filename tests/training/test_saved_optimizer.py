@@ -99,7 +99,7 @@ def test_resuming_from_a_checkpoint_is_bit_exact(tmp_path, name, steps):
 
 
 def test_a_checkpoint_of_the_first_release_can_be_resumed(tmp_path):
-    """The stored optimizer state is a step count and, per starting step, the Adam state of the parameters."""
+    """The stored state is a step count and, per starting step, the Adam state of parameters trained from that step."""
     run, steps = Run(), 5
     state = run.train(run.start(), steps)
     adam, moments = optax.scale_by_adam(b1=0.9, b2=0.98), {}
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_the_first_release_can_be_resumed(tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7), actual, run.train(state, 4))
 
 
-def test_the_multiples_of_rules_may_change_on_resume(tmp_path):
+def test_the_multipliers_of_rules_may_change_on_resume(tmp_path):
     run = Run()
     state = run.train(run.start(), 5)
     save_checkpoint(tmp_path, state, state.resume_only())

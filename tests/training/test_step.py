@@ -149,7 +149,7 @@ def make_small_mesh(data: int, model: int = 1) -> jax.sharding.Mesh:
 
 
 def make_batch(seed: int, masked: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
-    """Returns 16 smooth random images with two captions of two to six tokens per image."""
+    """Returns 16 images, each with a random colour per quadrant and two captions of two to six tokens."""
     rng = np.random.default_rng(seed)
     corners = rng.uniform(0, 255, (ROWS, 2, 2, 3))
     images = np.kron(corners, np.ones((1, SIDE // 2, SIDE // 2, 1)))
