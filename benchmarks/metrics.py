@@ -49,12 +49,12 @@ def read_references(path: Path | None, images: int) -> References:
         for row in csv.DictReader(file):
             by_name.setdefault(row["image"], []).append(row["caption"])
     if len(by_name) < images:
-        sys.exit(f"{path} has captions of {len(by_name)} images; --images must be at most {len(by_name)}")
+        sys.exit(f"{path} has captions for only {len(by_name)} images; --images must be at most {len(by_name)}")
     return {image: captions[:5] for image, captions in enumerate(itertools.islice(by_name.values(), images))}
 
 
 def make_hypotheses(references: References) -> Hypotheses:
-    """Returns a reference of each image with random words replaced, about as accurate as a captioner's output."""
+    """Returns one reference caption per image with random words replaced, about as accurate as a captioner's output."""
     rng = random.Random(0)
     words = [word for captions in itertools.islice(references.values(), 500) for word in captions[0].split()]
     return {

@@ -7,7 +7,7 @@ Only our implementation is run in each benchmark. One process runs the code of t
 other checkout (the base), and the two processes alternate. A process can be slow for its whole lifetime,
 depending on where its memory is allocated, so each pair of processes is started `--starts` times, and results are
 medians over all rounds. No peers are involved, so the bench extra is not required. Ratios are the time of the base
-divided by that of this revision; 0.95 means that this revision takes 5 % longer. The last line is JSON.
+divided by that of this revision; 0.95 means that this revision takes 5% longer. The last line is JSON.
 """
 
 from __future__ import annotations

@@ -82,13 +82,13 @@ def bucket(monkeypatch):
 
 @pytest.fixture
 def example_files(tmp_path, monkeypatch) -> list[str]:
-    """Paths of the example files of docs/extending.md, which can be imported as `own.<name>`."""
+    """Paths of the example files of docs/extending.md, which can be imported as `custom.<name>`."""
     import doc_examples
 
     paths = doc_examples.write_example_files(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield paths
-    for module in [module for module in sys.modules if module.partition(".")[0] == "own"]:
+    for module in [module for module in sys.modules if module.partition(".")[0] == "custom"]:
         del sys.modules[module]
 
 

@@ -16,9 +16,9 @@ def read_python_blocks(document: Path) -> list[str]:
 
 
 def write_example_files(folder: Path) -> list[str]:
-    """Writes the files `own/*.py` of docs/extending.md into `folder`. Returns their paths relative to it."""
-    files = re.findall(r"`(own/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", EXTENDING.read_text(), flags=re.DOTALL)
-    (folder / "own").mkdir()
+    """Writes the files `custom/*.py` of docs/extending.md into `folder`. Returns their paths relative to it."""
+    files = re.findall(r"`(custom/\w+\.py)`[^\n]*:\n\n```python\n(.*?)```", EXTENDING.read_text(), flags=re.DOTALL)
+    (folder / "custom").mkdir()
     for name, code in files:
         (folder / name).write_text(code)
     return [name for name, _ in files]

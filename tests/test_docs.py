@@ -23,7 +23,7 @@ from caption_jax.specs import RunSpec
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PACKAGES = ("caption_jax", "input_pipeline", "benchmarks")
 FOLDERS = (*PACKAGES, "configs", "tests")
-EXAMPLE_PREFIX = "own/"  # example files of docs/extending.md
+EXAMPLE_PREFIX = "custom/"  # example files of docs/extending.md
 ASSUMED_NAMES = ["config", "WORKDIR", "pil_image", "array"]  # examples leave their definition to the reader
 
 

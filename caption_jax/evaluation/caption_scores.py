@@ -1,4 +1,4 @@
-"""Evaluator that scores captions against the references, and reports the loss on the references."""
+"""Evaluator that scores captions against the references, and reports the teacher-forced loss."""
 
 from __future__ import annotations
 

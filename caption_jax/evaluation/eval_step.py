@@ -20,7 +20,7 @@ Batch = dict[str, jax.Array]
 def make_eval_step(
     model: ImageCaptioningModel, description: RunDescription, evaluators: Sequence[tuple[Evaluator, Any]] = ()
 ) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
-    """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the loss on the references.
+    """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the teacher-forced loss.
 
     The outputs are `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum`
     and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list with the outputs of each

@@ -111,7 +111,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),
         "halves": f"by a hash of image id and seed {SEED}; each half uses the best setting on the other half",
-        "intervals": "95 % confidence, 10000 paired bootstrap samples; p-values from 10000 randomization samples",
+        "intervals": "95% confidence, 10000 paired bootstrap samples; p-values from 10000 randomization samples",
         **({"context": context_kind} if experiment.spec.model.context.max_texts else {}),
         **protocol(),
         "decode": as_mapping(decode_spec),
@@ -262,6 +262,6 @@ def print_tuning(results: Mapping[str, Any]) -> None:
         print(f"  {name:<34} CIDEr-D {metrics['CIDEr-D']:.4f}   BLEU-4 {metrics['BLEU-4']:.4f}")
     for name, gains in results["gain_over"].items():
         gain = gains["CIDEr-D"]
-        interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}], p {gain['p_value']:.4f}"
+        interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}], p = {gain['p_value']:.4f}"
         print(f"  CIDEr-D gain over {name}: {gain['difference']:+.4f} {interval}")
     print(f"\nbest on all images:\n  {results['override']}")

@@ -76,7 +76,7 @@ def embed_batch(
     ids = forward.text_ids(tokens)
     ids = ids.reshape(-1, ids.shape[-1])
     texts = model.embed_texts(ids, ids != PAD, train=True).reshape(*tokens.shape[:2], -1)
-    return Vectors(model.embed_images(forward.images), texts, model.similarity_scale())
+    return Vectors(model.embed_images(forward.image_features), texts, model.similarity_scale())
 
 
 def contrastive_loss(vectors: Vectors, image_ids: Int[Array, " batch"], mesh: Mesh | None = None) -> ContrastiveLoss:

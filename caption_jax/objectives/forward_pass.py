@@ -71,7 +71,7 @@ class ForwardPass:
         mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
 
     Attributes:
-        images: image features, without context.
+        image_features: image features, without context.
         memory: image features with the context of the batch, if there is any. The decoder attends to `memory.memory`.
         segments: caption and position of each token.
         targets: token ids for the decoder to predict.
@@ -90,11 +90,11 @@ class ForwardPass:
     ):
         self._model, self._captions_shape = model, batch["tokens"].shape[:2]
         self.text_ids, self.mesh = text_ids, mesh
-        self.images: ImageFeatures = model.encode_images(images, train=True, start_after=start_after)
-        self.memory = self.images
+        self.image_features: ImageFeatures = model.encode_images(images, train=True, start_after=start_after)
+        self.memory = self.image_features
         if "context" in batch:
             context = text_ids(batch["context"])
-            self.memory = model.add_context(self.images, context, context != PAD, train=True)
+            self.memory = model.add_context(self.image_features, context, context != PAD, train=True)
         self._rows = CaptionRows.from_batch(batch)
         self.segments = self._rows.segments
         self.targets: Int[Array, "*rows tokens"] = self._rows.targets

@@ -1,4 +1,4 @@
-"""Products of low-precision arrays with float32 results."""
+"""Einsum of low-precision arrays with a float32 result."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def einsum_float32_reference(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def einsum_float32(subscripts: str, left: Float[Array, "..."], right: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`einsum_float32_reference`, but with the gradient rounded to the dtype of the operands before it is multiplied.
+    """`einsum_float32_reference`, whose backward pass first casts the cotangent to the dtype of the operands.
 
-    Autodiff would convert the operands to float32, in which products run at half the speed on an H200
-    (docs/results/h200.md). Sums are float32 in both cases.
+    Autodiff would instead convert the operands to float32, and float32 matrix products run at half the speed on an H200
+    (docs/results/h200.md). Both accumulate in float32.
     """
     return einsum_float32_reference(subscripts, left, right)
 

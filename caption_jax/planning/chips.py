@@ -10,11 +10,12 @@ class Chip:
     """Specification of an accelerator chip.
 
     Attributes:
-        name: name in Cloud TPU.
+        name: name of the chip in Cloud TPU, such as "v5e".
         memory: capacity of the high-bandwidth memory (HBM), in bytes.
         bandwidth: HBM bandwidth, in bytes per second.
         peak: peak bfloat16 FLOPs per second.
-        links: bandwidth to other chips of the slice, in bytes per second, over all links and both directions.
+        interconnect: bandwidth to the other chips of a slice, in bytes per second, over all links and in both
+            directions.
         dimensions: number of dimensions of a slice, such as 2 for "16x16" and 3 for "4x4x4".
         source: URL of the specification.
     """
@@ -23,7 +24,7 @@ class Chip:
     memory: float
     bandwidth: float
     peak: float
-    links: float
+    interconnect: float
     dimensions: int
     source: str
 

@@ -104,7 +104,7 @@ def compute_roofline(cost: Cost, chip: Chip) -> Roofline:
     """Returns the roofline of a program on a chip type."""
     seconds = {"compute": cost.matrix_flops / chip.peak, "memory": cost.memory_bytes / chip.bandwidth}
     if cost.bytes_sent:
-        seconds["links"] = cost.bytes_sent / (chip.links / 2)
+        seconds["links"] = cost.bytes_sent / (chip.interconnect / 2)
     return Roofline(seconds, cost.images)
 
 

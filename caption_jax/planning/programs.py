@@ -106,7 +106,7 @@ def _count_train_flops(program: Program, frozen: frozenset[str]) -> float:
 
 
 def _lower_decode(program: Program, batch_size: int) -> jax.stages.Lowered:
-    """Lowers the decoding part of `make_eval_step`, without the loss on the references."""
+    """Lowers the decoding part of `make_eval_step`, without the loss."""
     description, mesh = program.description, program.mesh
     model, settings = description.model(), description.spec.decode
 

@@ -100,7 +100,7 @@ def parse_topology(name: str) -> Topology:
         raise ConfigError(f"--topology={name!r}: unknown chip {kind!r}; expected one of {expected} ({_examples()})")
     dimensions = 1 if kind == _CPU else CHIPS[kind].dimensions
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        form = "a number of devices" if kind == _CPU else f"a slice of {dimensions} dimensions"
+        form = "a number of devices" if kind == _CPU else f"a {dimensions}-dimensional slice"
         raise ConfigError(f"--topology={name!r}: expected {form} after '{kind}:'; examples: {_examples()}")
     return Topology(name, CHIPS.get(kind), tuple(map(int, shape.split("x"))))
 

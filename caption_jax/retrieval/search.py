@@ -37,7 +37,7 @@ class Searcher:
 
     Args:
         vectors: the vectors to search.
-        method: "exact", or "approx" for `jax.lax.approx_max_k` with an expected recall of at least 95 %. It is designed
+        method: "exact", or "approx" for `jax.lax.approx_max_k` with an expected recall of at least 95%. It is designed
             for TPUs (Chern et al., 2022, https://arxiv.org/abs/2206.14286) and is no faster on other devices.
     """
 

@@ -21,7 +21,9 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.training.loop import train_and_evaluate
 
-ERROR = r"config\.(objective\.terms\.rare|evaluators\.own)\.name=missing_module:\w+: No module named 'missing_module'"
+ERROR = (
+    r"config\.(objective\.terms\.rare|evaluators\.custom)\.name=missing_module:\w+: No module named 'missing_module'"
+)
 TERM = {"name": "missing_module:Rare", "weight": 0.5, "words": ["a", "the"]}
 
 
@@ -34,7 +36,7 @@ def workdir(searchable_workdir, tmp_path_factory):
     (workdir / POINTER).unlink()
     stored = json.loads((workdir / "config.json").read_text())
     stored["spec"]["objective"]["terms"] = {"rare": TERM}
-    stored["spec"]["evaluators"] = {"own": {"name": "missing_module:Score"}}
+    stored["spec"]["evaluators"] = {"custom": {"name": "missing_module:Score"}}
     (workdir / "config.json").write_text(json.dumps(stored))
     return workdir
 
@@ -52,7 +54,7 @@ def test_captioning_works_with_a_warning(workdir, image, capsys, caplog):
     warnings = [record.getMessage() for record in caplog.records if "captioning works without" in record.getMessage()]
     assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
     assert "config.objective.terms.rare.name=missing_module:Rare" in warnings[0]
-    assert "config.evaluators.own.name=missing_module:Score" in warnings[1]
+    assert "config.evaluators.custom.name=missing_module:Score" in warnings[1]
 
 
 def test_index_search_and_neighbours_work(workdir, image, tmp_path, capsys):
@@ -108,9 +110,11 @@ def test_import_errors_do_not_prevent_captioning(tmp_path, monkeypatch, source, 
     (tmp_path / "broken_extension.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_extension", raising=False)
-    values = {"evaluators": {"own": {"name": "broken_extension:Broken"}}}
+    values = {"evaluators": {"custom": {"name": "broken_extension:Broken"}}}
     (extension,) = RunSpec.from_config(values, "keep").unavailable
-    assert str(extension).startswith("config.evaluators.own.name=broken_extension:Broken") and reason in str(extension)
+    assert str(extension).startswith("config.evaluators.custom.name=broken_extension:Broken") and reason in str(
+        extension
+    )
 
 
 def test_captioning_requires_the_backbone(workdir, tmp_path):

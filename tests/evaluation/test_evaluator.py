@@ -13,8 +13,8 @@ from input_pipeline.records import Record, Split
 @pytest.mark.usefixtures("example_files")
 def test_the_example_evaluator_counts_words_up_to_its_limit():
     config = get_config().unlock()
-    config.evaluators = {"own": {"name": "own.caption_length:CaptionLength", "limit": 3}}
-    evaluator = RunSpec.from_config(config).evaluators["own"]
+    config.evaluators = {"custom": {"name": "custom.caption_length:CaptionLength", "limit": 3}}
+    evaluator = RunSpec.from_config(config).evaluators["custom"]
     split = Split("val", [Record(ROOT / name, ("a caption",), name) for name in ("a.png", "b.png")])
     result = evaluator.summarise(None, {}, SplitOutputs(split, {"a.png": "two words", "b.png": "a b c d e"}, {}, {}))
     assert result.per_image["words"] == {"a.png": 2, "b.png": 3}

@@ -22,7 +22,7 @@ from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 
-SCORE, REFERENCE_SCORE = "own/joint_embedding_score", "own/ref_joint_embedding_score"
+SCORE, REFERENCE_SCORE = "custom/joint_embedding_score", "custom/ref_joint_embedding_score"
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -32,7 +32,7 @@ def get_config():
     config = small_run.get_config()
     with config.unlocked():
         config.evaluators = ConfigDict(
-            {"own": {"name": "caption_jax.evaluation.image_text_score:JointEmbeddingScore", "weight": 1.5}}
+            {"custom": {"name": "caption_jax.evaluation.image_text_score:JointEmbeddingScore", "weight": 1.5}}
         )
     return config
 """
@@ -69,7 +69,7 @@ def read_spec_with_score(workdir: Path, batch_size: int = 2, devices: int = 1) -
     spec = read_spec(workdir)
     data = dataclasses.replace(spec.data, eval_batch_size=batch_size)
     mesh = dataclasses.replace(spec.mesh, data=devices)
-    return dataclasses.replace(spec, data=data, mesh=mesh, evaluators={"own": JointEmbeddingScore()})
+    return dataclasses.replace(spec, data=data, mesh=mesh, evaluators={"custom": JointEmbeddingScore()})
 
 
 def test_scores_match_cosine_similarities_of_the_captioner(searchable_workdir, distinct_images):
@@ -91,7 +91,7 @@ def test_scores_match_cosine_similarities_of_the_captioner(searchable_workdir, d
         scores.append(score)
     assert max(scores) > 0.5
     assert results["metrics"][SCORE] == pytest.approx(np.mean(scores), abs=1e-4)
-    assert results["protocol"]["evaluators"]["own"]["weight"] == 2.5
+    assert results["protocol"]["evaluators"]["custom"]["weight"] == 2.5
     assert "CIDEr-D" in results["metrics"] and "image_to_text_R@1" in results["metrics"]
 
 
@@ -119,8 +119,10 @@ def test_a_model_without_a_joint_embedding_is_rejected(small_workdir):
 
 def test_a_class_that_is_not_an_evaluator_is_rejected(small_workdir):
     spec = read_spec_with_score(small_workdir)
-    experiment = open_experiment(epath.Path(small_workdir), dataclasses.replace(spec, evaluators={"own": spec.decode}))
-    with pytest.raises(ConfigError, match=r"config.evaluators.own.name=.*DecodeSpec is not an evaluator"):
+    experiment = open_experiment(
+        epath.Path(small_workdir), dataclasses.replace(spec, evaluators={"custom": spec.decode})
+    )
+    with pytest.raises(ConfigError, match=r"config.evaluators.custom.name=.*DecodeSpec is not an evaluator"):
         SplitEvaluator(experiment, "val")
 
 
@@ -149,4 +151,4 @@ def test_a_run_saves_the_weights_with_the_best_score(config_flag, tmp_path, dist
     assert rows[best] == max(rows.values())
     results = json.loads((workdir / "eval_val.json").read_text())
     assert results["step"] == best and results["metrics"][SCORE] == pytest.approx(rows[best], abs=1e-5)
-    assert results["protocol"]["evaluators"]["own"]["weight"] == 1.5
+    assert results["protocol"]["evaluators"]["custom"]["weight"] == 1.5

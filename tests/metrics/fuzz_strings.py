@@ -61,7 +61,7 @@ _CHARACTERS = "aabcdeinorstAEMS0125...,,''\"\"--()[]/!?:;&$%#@*+=_ <>`’‘“�
 
 
 def make_fuzzed_lines(count: int, captions: list[str], seed: int = 0) -> list[str]:
-    """Returns `count` lines: 50 % modified captions, 40 % concatenated fragments, 10 % random characters."""
+    """Returns `count` lines: 50% modified captions, 40% concatenated fragments, 10% random characters."""
     rng = random.Random(seed)
     generators = [_modify_caption] * 5 + [_join_fragments] * 4 + [_make_random_characters]
     return [" ".join(rng.choice(generators)(rng, captions).splitlines()).strip() for _ in range(count)]

@@ -80,22 +80,22 @@ def test_resuming_with_different_constants_is_rejected(tmp_path):
 
 
 def test_losses_are_divided_by_the_counts_of_the_whole_batch():
-    objectives = {"captions": FrequentTokens(1.0), "own": FrequentTokens(0.5)}
+    objectives = {"captions": FrequentTokens(1.0), "custom": FrequentTokens(0.5)}
     ratio = Ratio(np.float32(6), np.float32(4))
     terms = {
         label: ObjectiveOutput({"loss": ratio}, {"empty": Ratio(np.float32(0), np.float32(0))}) for label in objectives
     }
-    totals = {"captions": {"loss": np.float32(12)}, "own": {"loss": np.float32(8)}}
+    totals = {"captions": {"loss": np.float32(12)}, "custom": {"loss": np.float32(8)}}
     assert float(total_loss(objectives, terms, totals)) == 6 / 12 + 0.5 * 6 / 8
     means = mean_metrics(terms)
-    assert means == {"loss": 1.5, "empty": 0, "own/loss": 1.5, "own/empty": 0}
+    assert means == {"loss": 1.5, "empty": 0, "custom/loss": 1.5, "custom/empty": 0}
 
 
 def test_invalid_objectives_are_rejected():
     with pytest.raises(ConfigError, match="label is reserved"):
         make_objectives(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)
     with pytest.raises(ConfigError, match="OptimizerSpec is not an objective"):
-        make_objectives(ObjectiveSpec(terms={"own": RunSpec().optimizer}), joint_embedding=False)
+        make_objectives(ObjectiveSpec(terms={"custom": RunSpec().optimizer}), joint_embedding=False)
     with pytest.raises(ConfigError, match=r"'spread' requires depth, but .* only contain mask, tokens"):
         check_batch({"spread": ImageVariance()}, {"tokens": 0, "mask": 0})
 

@@ -39,4 +39,4 @@ class ImageVariance(Objective):
     batch_fields = ("mask", "depth")
 
     def __call__(self, model, forward, batch, constants, key):
-        return ObjectiveOutput({"loss": Ratio(jnp.var(forward.images.vector), jnp.ones(()))}, {})
+        return ObjectiveOutput({"loss": Ratio(jnp.var(forward.image_features.vector), jnp.ones(()))}, {})

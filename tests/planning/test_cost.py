@@ -9,7 +9,7 @@ from caption_jax.planning.chips import CHIPS, Chip
 from caption_jax.planning.cost import Cost, compute_roofline
 from caption_jax.planning.hlo import Collective, Traffic
 
-CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, links=40.0, dimensions=2, source="here")
+CHIP = Chip("toy", memory=1000, bandwidth=100.0, peak=2000.0, interconnect=40.0, dimensions=2, source="here")
 
 
 def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):

@@ -188,12 +188,12 @@ def test_a_full_disk_stops_the_run_and_keeps_the_best_model(tmp_path, monkeypatc
     writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True)
 
     def fail(*_):
-        raise OSError(errno.ENOSPC, "No space written on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(artifact_writer, "write_artifact", fail)
         writer.write(6, jax.device_put(make_variables(6)))
-        with pytest.raises(OSError, match="No space written"):
+        with pytest.raises(OSError, match="No space left"):
             writer.write(7, jax.device_put(make_variables(7)))
     assert_weights_of_step(read_model(tmp_path).weights, 5)
 

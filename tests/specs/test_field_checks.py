@@ -230,8 +230,8 @@ def test_incompatible_values_are_rejected_with_a_one_line_message(changes, messa
     ("values", "message"),
     [
         ({"decode": 3}, r"config\.decode is 3; it must be a dictionary with the keys method, "),
-        ({"evaluators": ["own"]}, r"config\.evaluators is .*; it must be a dictionary of extensions by label"),
-        ({"evaluators": {"own": "a:B"}}, r"config\.evaluators\.own is 'a:B'; expected a dictionary"),
+        ({"evaluators": ["custom"]}, r"config\.evaluators is .*; it must be a dictionary of extensions by label"),
+        ({"evaluators": {"custom": "a:B"}}, r"config\.evaluators\.custom is 'a:B'; expected a dictionary"),
         ({"model": {"encoder": "b0"}}, r"config\.model\.encoder is 'b0'; expected a dictionary"),
     ],
 )
@@ -246,9 +246,9 @@ class WithoutDefault:
 
 
 def test_a_missing_required_field_is_rejected():
-    values = {"evaluators": {"own": {"name": f"{__name__}:WithoutDefault"}}}
+    values = {"evaluators": {"custom": {"name": f"{__name__}:WithoutDefault"}}}
     with pytest.raises(
-        ConfigError, match=r"config\.evaluators\.own must set weight, because WithoutDefault has no def"
+        ConfigError, match=r"config\.evaluators\.custom must set weight, because WithoutDefault has no def"
     ):
         RunSpec.from_config(values)
 

@@ -164,7 +164,7 @@ def get_variant(name: str) -> Variant:
 
 
 def _scale_channels(channels: int, width: float) -> int:
-    """Scales and rounds to the nearest multiple of 8, but never down by more than 10 %, as in the paper."""
+    """Scales and rounds to the nearest multiple of 8, but never down by more than 10%, as in the paper."""
     scaled = channels * width
     rounded = max(8, int(scaled + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * scaled else rounded

@@ -1,4 +1,4 @@
-"""The example objective of docs/extending.md."""
+"""The example objective from docs/extending.md."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ from caption_jax.specs import RunSpec
 @pytest.mark.usefixtures("example_files")
 def test_loss_is_the_negative_entropy_of_unmasked_tokens():
     config = get_config().unlock()
-    config.objective.terms = {"confidence": {"name": "own.confidence_penalty:ConfidencePenalty", "weight": 0.5}}
+    config.objective.terms = {"confidence": {"name": "custom.confidence_penalty:ConfidencePenalty", "weight": 0.5}}
     objective = make_objectives(RunSpec.from_config(config).objective, joint_embedding=False)["confidence"]
     assert objective.weight == 0.5
 
     embedding = np.zeros((8, 3), np.float32)
-    embedding[0] = 50.0  # token 0 is certain for states of ones; all eight tokens are equally likely for zeros
+    embedding[0] = 50.0
+    # The state of ones predicts token 0 with certainty; the state of zeros makes all eight tokens equally likely.
     states = jnp.stack([jnp.ones((2, 3)), jnp.zeros((2, 3))], axis=1)[None]
     forward = SimpleNamespace(decoded=SimpleNamespace(states=states), weights=jnp.array([[[1.0, 1.0], [1.0, 0.0]]]))
     model = SimpleNamespace(output_layer=lambda: (embedding, np.zeros(8, np.float32)))

@@ -20,7 +20,7 @@ IMAGES = jnp.asarray(np.random.default_rng(0).normal(size=(2, 32, 32, 3)), jnp.f
 @pytest.fixture
 def config(example_files) -> ConfigDict:
     config = get_config()
-    config.model.encoder = {"name": "own.backbone:Patches", "width": 24}
+    config.model.encoder = {"name": "custom.backbone:Patches", "width": 24}
     return config
 
 
@@ -44,7 +44,7 @@ def test_the_decoder_attends_to_the_features_of_the_example_backbone(config):
 
 
 def test_errors_of_the_example_backbone_name_the_config_key(config):
-    config.model.encoder = {"name": "own.backbone:Patches", "weights": "a file"}
+    config.model.encoder = {"name": "custom.backbone:Patches", "weights": "a file"}
     with pytest.raises(ConfigError, match=r"config\.model\.encoder: weights is 'a file'"):
         RunSpec.from_config(config)
 
