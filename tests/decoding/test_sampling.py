@@ -60,7 +60,7 @@ def test_samples_vary_and_depend_only_on_the_key():
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.integers(-8, 8), min_size=7, max_size=7), st.floats(0.01, 0.999))
-def test_the_nucleus_is_the_smallest_set_with_the_probability(logits, top_p):
+def test_the_nucleus_is_the_smallest_set_that_reaches_top_p(logits, top_p):
     logits = np.array([logits], np.float32) / 2
     is_in_nucleus = np.isfinite(np.asarray(_jitted_nucleus(logits[None], top_p)))[0, 0]
     probs = np.exp(logits[0] - logits.max(), dtype=np.float64)

@@ -26,7 +26,7 @@ def make_scored_evaluation(
         "unreadable_images": 1,
         "image_input": "real",
         "tokenization": "PTB",
-        "metrics": "own",
+        "metrics": "ports, equal to pycocoevalcap",
         "document_frequencies": "the scored references",
         "decode": {"method": "beam", "num_beams": 3},
         "step": 1200,

@@ -1,4 +1,7 @@
-"""Random lines unlike captions, by kind, which reveal differences between tokenizers. Deterministic per seed."""
+"""Random strings of several kinds, unlike captions, that expose differences between tokenizers.
+
+The same seed gives the same strings.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ WORDS = ["a", "dog", "cat", "man", "runs", "sits", "on", "the", "red", "grass"]
 
 
 def make_random_captions(images: int, keep_probability: float, seed: int):
-    """Returns random references, and captions that keep each word of a reference with the probability."""
+    """Returns random references, and captions that keep each word of a reference with `keep_probability`."""
     rng = random.Random(0)
     references = {i: [" ".join(rng.choices(WORDS, k=8)) for _ in range(3)] for i in range(images)}
     rng = random.Random(seed)

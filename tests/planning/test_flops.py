@@ -16,7 +16,7 @@ def make_shape(*dimensions):
     return jax.ShapeDtypeStruct(dimensions, jnp.float32)
 
 
-def test_each_gradient_of_a_product_counts_as_much_as_the_product():
+def test_each_gradient_of_a_matmul_costs_as_much_as_the_matmul():
     x, w = make_shape(5, 4), make_shape(4, 3)
     forward = 2 * 5 * 4 * 3
     assert count_matrix_flops(lambda p, x: x @ p, w, x) == MatrixFlops(forward, forward)
@@ -25,7 +25,7 @@ def test_each_gradient_of_a_product_counts_as_much_as_the_product():
     assert count_matrix_flops(lambda w, x: lax.stop_gradient(w * 2).T @ x.T, w, make_shape(5, 4)).backward == 0
 
 
-def test_products_in_loops_and_branches_are_counted():
+def test_matmuls_in_loops_and_branches_are_counted():
     w, x = make_shape(4, 4), make_shape(5, 4)
     forward = 2 * 5 * 4 * 4
 
@@ -41,14 +41,14 @@ def test_products_in_loops_and_branches_are_counted():
     assert count_matrix_flops(branch, w, x) == MatrixFlops(2 * forward, 3 * forward)
 
 
-def test_recomputed_products_are_counted_once():
+def test_recomputed_matmuls_are_counted_once():
     w, x = make_shape(4, 4), make_shape(5, 4)
     expected = count_matrix_flops(lambda w, x: jnp.tanh(x @ w) @ w, w, x)
     assert count_matrix_flops(jax.checkpoint(lambda w, x: jnp.tanh(x @ w) @ w), w, x) == expected
 
 
 def test_b0_has_the_published_multiply_adds():
-    """Table 2 of the paper gives 0.39 billion, including 1.3 million of the classifier."""
+    """Table 2 of the paper gives 0.39 billion, including 1.3 million for the classifier."""
     model = EfficientNet("b0")
     images = jnp.zeros((1, 224, 224, 3))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=False))
@@ -65,15 +65,15 @@ def test_compiled_programs_have_no_more_flops_than_the_model():
     lowered = (
         jax.jit(lambda v, x: model.apply(v, x, train=False)).trace(variables, images).lower(lowering_platforms=("tpu",))
     )
-    # Compiled programs omit products with padding.
+    # Compiled programs omit multiplications by padding.
     assert 0.9 < CompiledText(lowered.as_text("hlo")).matrix_flops() / flops.forward <= 1
 
 
-def test_unused_products_are_not_counted():
+def test_unused_matmuls_are_not_counted():
     w, x = make_shape(4, 4), make_shape(5, 4)
 
-    def compute_with_unused_product(w, x):
+    def compute_with_unused_matmul(w, x):
         _ = x @ w @ w
         return x @ w
 
-    assert count_matrix_flops(compute_with_unused_product, w, x) == count_matrix_flops(lambda w, x: x @ w, w, x)
+    assert count_matrix_flops(compute_with_unused_matmul, w, x) == count_matrix_flops(lambda w, x: x @ w, w, x)

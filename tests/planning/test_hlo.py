@@ -113,7 +113,7 @@ def test_flops_of_convolutions_match_xla(name):
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == lowered.cost_analysis()["flops"] > 0
 
 
-def test_flops_of_products_are_twice_the_multiply_adds():
+def test_flops_of_matmuls_are_twice_the_multiply_adds():
     shapes = jax.ShapeDtypeStruct((5, 4, 6), jnp.float32), jax.ShapeDtypeStruct((5, 6, 7), jnp.float32)
     lowered = jax.jit(lambda a, b: jnp.einsum("bij,bjk->bik", a, b)).lower(*shapes)
     assert CompiledText(lowered.as_text("hlo")).matrix_flops() == 2 * 5 * 4 * 6 * 7
@@ -122,11 +122,11 @@ def test_flops_of_products_are_twice_the_multiply_adds():
 def test_flops_are_counted_by_operand_type():
     shapes = jax.ShapeDtypeStruct((5, 4), jnp.bfloat16), jax.ShapeDtypeStruct((4, 6), jnp.bfloat16)
 
-    def compute_products(a, b):
-        bfloat16_product = jnp.dot(a, b, preferred_element_type=jnp.float32)  # accumulated in float32
-        return bfloat16_product, a.astype(jnp.float32) @ b.astype(jnp.float32)
+    def multiply_in_both_types(a, b):
+        bfloat16_result = jnp.dot(a, b, preferred_element_type=jnp.float32)  # accumulated in float32
+        return bfloat16_result, a.astype(jnp.float32) @ b.astype(jnp.float32)
 
-    lowered = jax.jit(compute_products).lower(*shapes)
+    lowered = jax.jit(multiply_in_both_types).lower(*shapes)
     expected = 2 * 5 * 4 * 6
     assert CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype() == {"bf16": expected, "f32": expected}
 

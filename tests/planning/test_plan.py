@@ -64,8 +64,8 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_bfloat16_runs_have_no_float32_products_in_encoding_and_decoding(workdir, capsys):
-    """Parameters, norms and sums are float32, but operands are bfloat16, except in attention gradients."""
+def test_bfloat16_runs_have_no_float32_matmuls_in_encoding_and_decoding(workdir, capsys):
+    """Parameters, norms and sums are float32, but the operands of matrix products are bfloat16."""
     request = Request("cpu:1", ("encoder", "decode"), images=2)
     result = make_plan(workdir, request, **{"mesh.data": 1, "dtype": "bfloat16"})
     for program in result["programs"].values():

@@ -85,7 +85,7 @@ def test_slow_first_steps_do_not_bias_the_eta(time):
     assert clock.eta_seconds == 0.0
 
 
-def test_wall_time_is_continued_after_a_restart(time):
+def test_wall_time_continues_after_a_restart(time):
     clock = Clock(100, images_per_step=1, now=time)
     run_steps(clock, time, 10, wait=0, compute=6.0)
     saved = json.loads(json.dumps(clock.dump()))

@@ -58,7 +58,7 @@ def test_writes_do_not_block_and_are_not_lost():
     assert writer.calls[-2:] == [writes[-1], ("close", -1)]
 
 
-def test_without_a_write_no_writer_is_opened():
+def test_no_writer_is_opened_without_a_write():
     events = EventFiles("folder", lambda folder: pytest.fail("opened"))
     events.close()
 
@@ -77,7 +77,7 @@ def test_errors_are_raised_by_a_later_write_or_by_close():
     events.close()
 
 
-def test_errors_of_opening_the_writer_are_raised_by_close():
+def test_errors_when_opening_the_writer_are_raised_by_close():
     def open_writer(folder):
         raise PermissionError(folder)
 

@@ -56,7 +56,7 @@ def test_a_truncated_last_line_is_ignored(tmp_path):
     assert read_steps_and_splits(path) == [(50, "train"), (100, "train")]
 
 
-def test_the_error_for_an_invalid_line_has_its_number(tmp_path):
+def test_the_error_for_an_invalid_line_names_its_number(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train", "values": {}}\nhello\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
