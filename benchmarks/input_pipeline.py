@@ -5,9 +5,9 @@
 Requires the bench extra. FOLDER contains photographs (.jpg), which are repeated up to `--count`; the default is the
 development data next to the checkout. Each implementation runs in a separate process, and the processes alternate. The
 benchmark measures CPU time, summed over all threads and worker processes. It is more stable than wall time on a busy
-machine, and its inverse is the throughput per core. All peers produce the same output as ours, antialiased squares of
-224 pixels. They include a loop without a pipeline that uses our decoder and resizer. DataLoaders are compared with
-their best number of workers.
+machine, and its inverse is the throughput per core. All peers produce the same output as our pipeline: antialiased
+images of 224 x 224 pixels. One of them is a plain loop around our decoder and resizer, without a pipeline. DataLoaders
+use their best number of workers.
 
 The last line is JSON, and `ratio` is the lowest of all comparisons. The lines before it also list two variants with
 different output: tf.data without antialiasing, and the decoder without the resize.
@@ -36,7 +36,7 @@ class StubVocabulary:
 
 
 def make_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callable[[], None]:
-    """Returns a function that loads all images once, including the start of the pipeline's threads."""
+    """Returns a function that starts the pipeline's threads and loads all images once."""
     from caption_jax.config import default_config
     from input_pipeline.batches import eval_batches
     from input_pipeline.images import Preprocessing

@@ -10,7 +10,7 @@ from typing import Any
 
 from etils import epath
 
-from input_pipeline.extras import prepare_bucket
+from input_pipeline.extras import select_bucket_backend
 from input_pipeline.files import is_on_bucket
 
 
@@ -20,7 +20,7 @@ def storage_path(path: str | os.PathLike[str]) -> epath.Path:
     Raises:
         MissingPackageError: the package that accesses the bucket is not installed.
     """
-    prepare_bucket(path)
+    select_bucket_backend(path)
     return epath.Path(path)
 
 

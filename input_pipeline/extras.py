@@ -83,7 +83,7 @@ def optional_packages(purpose: str) -> Iterator[None]:
         raise MissingPackageError(f"{purpose} needs {describe_missing(module)}") from error
 
 
-def prepare_bucket(path: str | os.PathLike[str]) -> None:
+def select_bucket_backend(path: str | os.PathLike[str]) -> None:
     """Selects the backend of etils' `epath` for a path on a bucket. Does nothing for a local path.
 
     The backend is fsspec if its client for the scheme is installed, otherwise TensorFlow, whose import takes seconds.

@@ -1,4 +1,4 @@
-"""Pipelines of other libraries from JPEG files to batches of square images, for `benchmarks.input_pipeline`.
+"""Other libraries' pipelines, from JPEG files to batches of square images, for `benchmarks.input_pipeline`.
 
     python -m benchmarks.peers.image_loaders --kind=tf --mode=crop --root=FOLDER --count=400 --size=224 --batch=32
 
@@ -19,7 +19,7 @@ from benchmarks.alternate import serve
 RESIZE_MODES = ("stretch", "crop")
 # Decoder (torchvision's or Pillow's) and number of worker processes.
 TORCH_KINDS = {
-    f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("tensor", "pillow") for workers in (0, 2)
+    f"torch-{decoder}-{workers}": (decoder, workers) for decoder in ("torchvision", "pillow") for workers in (0, 2)
 }
 KINDS = ("tf", "tf-aliased", *TORCH_KINDS, "bare", "bare-decode")
 
@@ -59,7 +59,7 @@ def make_torch_loader(
 ) -> Callable[[], int]:
     """Returns a loader that uses PyTorch's DataLoader.
 
-    The decoder "tensor" decodes and resizes with torchvision, "pillow" with Pillow.
+    The decoder "torchvision" also resizes with torchvision, and "pillow" with Pillow.
     """
     import torch
     from PIL import Image
@@ -75,7 +75,7 @@ def make_torch_loader(
             return len(paths)
 
         def __getitem__(self, index: int) -> torch.Tensor:
-            if decoder == "tensor":
+            if decoder == "torchvision":
                 return transform(decode_jpeg(read_file(paths[index]), mode=ImageReadMode.RGB))
             with Image.open(paths[index]) as image:
                 image.draft("RGB", (size, size))

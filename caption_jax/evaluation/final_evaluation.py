@@ -39,7 +39,7 @@ def evaluate_split(
         external_data: the dataset that contains the split; None for the dataset of the run.
 
     Raises:
-        MissingPackageError: the extra `train`, which is required to read batches of images, is not installed.
+        MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
     """
     require("evaluation", "grain")
     data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.caption_file.name})"}

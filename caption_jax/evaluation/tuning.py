@@ -1,4 +1,4 @@
-"""Tuning of the length penalty and of reranking by image similarity for beam search (`--mode=tune`)."""
+"""Tuning of the length penalty and of reranking by image-text similarity, for beam search (`--mode=tune`)."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     Raises:
         ConfigError: the split is the test split, or `config.decode.num_beams` is below 2.
         WorkdirError: the model has no joint embedding.
-        MissingPackageError: the extra `train`, which is required to read batches of images, is not installed.
+        MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
     """
     require("tuning", "grain")
     start_time = time.time()
@@ -207,8 +207,8 @@ def _make_beam_search_spec(experiment: Experiment, split_name: str) -> DecodeSpe
         )
     if experiment.model().joint_embedding is None:
         raise WorkdirError(
-            "this run's model has no joint embedding, so captions cannot be reranked by image similarity: train one "
-            "with config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py"
+            "this run's model has no joint embedding, so captions cannot be reranked by image-text similarity: train "
+            "one with config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py"
         )
     spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0)
     if spec.num_beams < 2:

@@ -31,7 +31,10 @@ def caption_files(
     paths = list(find_images(arguments))
     if not paths:
         suffixes = " ".join(IMAGE_SUFFIXES)
-        print(f"no images: {list(arguments)} matches no file and no folder with {suffixes} files", file=sys.stderr)
+        print(
+            f"no images match {list(arguments)}; expected files, patterns or folders with {suffixes} files",
+            file=sys.stderr,
+        )
         return 2
     allow_undecodable_output()
     failures = 0

@@ -1,4 +1,4 @@
-"""Captioning with a trained run: `caption_jax.load(workdir).caption([...])`."""
+"""Captioning with a trained model: `caption_jax.load(workdir).caption([...])`."""
 
 from __future__ import annotations
 
@@ -172,10 +172,11 @@ class Captioner:
         return [self._make_caption(token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 
     def _encode_context(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
-        """Returns the text encoder ids of the context texts. Rows without a text contain only <pad>."""
+        """Returns the token ids of the context texts, for the text encoder. Rows without a text contain only <pad>."""
         max_texts = self._description.spec.model.context.max_texts
         for image_texts in texts:
-            _check_list("context", image_texts)
+            if isinstance(image_texts, str):
+                raise TypeError(f"context takes a list of texts for each image, such as [[{image_texts!r}], ...]")
             if len(image_texts) > max_texts:
                 raise ConfigError(
                     f"an image has {len(image_texts)} context texts, but this run's model accepts at most {max_texts} "
@@ -208,7 +209,7 @@ def load(
     """Loads a trained model from `workdir`.
 
     Args:
-        workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or on a bucket.
+        workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or in a bucket.
         which: "best" (by validation CIDEr-D) or "last", which is slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: number of images per batch.
@@ -226,7 +227,7 @@ def load(
 def _check_list(method: str, items: Any) -> None:
     if isinstance(items, str | os.PathLike | bytes | Image.Image):
         kind = "images" if method in ("caption", "embed_images") else "texts"
-        raise TypeError(f"{method} takes a list of {kind}, {method}([...]), got a single {type(items).__name__}")
+        raise TypeError(f"{method} takes a list of {kind}, not a single {type(items).__name__}")
 
 
 def _split_into_chunks(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

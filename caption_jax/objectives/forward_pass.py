@@ -111,7 +111,7 @@ class ForwardPass:
 
     def to_tokens(self, x: Array) -> Array:
         """Converts an array [batch, captions, targets, *features] to the layout of the decoder's output."""
-        return self.segments.to_rows(x.reshape(self.segments.captions, *x.shape[2:]))
+        return self.segments.to_rows(x.reshape(self.segments.num_captions, *x.shape[2:]))
 
     def to_captions(self, x: Array) -> Array:
         """Inverts `to_tokens`. Padding that packing removed is filled with zeros."""

@@ -103,6 +103,6 @@ def memory_attention(
     output, weights = attend(queries, keys, values, mask, decoding=decoding)
     weights = weights.swapaxes(1, 2)
     output, weights = (
-        segments.to_rows(x.reshape(segments.captions, segments.length, *x.shape[2:])) for x in (output, weights)
+        segments.to_rows(x.reshape(segments.num_captions, segments.length, *x.shape[2:])) for x in (output, weights)
     )
     return output, jnp.swapaxes(weights, -3, -2)

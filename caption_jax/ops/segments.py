@@ -14,8 +14,8 @@ from jaxtyping import Array, Float, Int
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["segment_ids", "positions", "tokens"],
-    meta_fields=["rows", "per_row", "length"],
+    data_fields=["segment_ids", "positions", "token_indices"],
+    meta_fields=["row_shape", "per_row", "length"],
 )
 @dataclasses.dataclass(frozen=True)
 class Segments:
@@ -28,17 +28,17 @@ class Segments:
     Attributes:
         segment_ids: index of the token's caption in its row, starting from 1; 0 for padding.
         positions: position of the token in its caption, starting from 0.
-        tokens: inverse mapping, from each position of each caption to the index of its token in the row, or to the
-            length of the row if there is no token. None for unpacked rows, which need no inverse.
-        rows: shape of the row axes, such as (batch, captions); () for a single row without an axis.
+        token_indices: inverse mapping, from each position of each caption to the index of its token in the row, or to
+            the length of the row if there is no token. None for unpacked rows, which need no inverse.
+        row_shape: shape of the row axes, such as (batch, captions); () for a single row without an axis.
         per_row: number of captions per row.
         length: maximum number of tokens per caption.
     """
 
     segment_ids: Int[Array, "*#rows tokens"]
     positions: Int[Array, "*#rows tokens"]
-    tokens: Int[Array, "*rows slots"] | None
-    rows: tuple[int, ...]
+    token_indices: Int[Array, "*rows slots"] | None
+    row_shape: tuple[int, ...]
     per_row: int
     length: int
 
@@ -69,18 +69,18 @@ class Segments:
 
     @property
     def is_packed(self) -> bool:
-        """Whether rows are packed, so tokens must be moved to their captions."""
-        return self.tokens is not None
+        """Whether rows are packed, in which case tokens must be moved to their captions."""
+        return self.token_indices is not None
 
     @property
-    def captions(self) -> int:
+    def num_captions(self) -> int:
         """Number of captions in the batch."""
-        return math.prod(self.rows) * self.per_row
+        return math.prod(self.row_shape) * self.per_row
 
     @property
     def caption_ids(self) -> Int[Array, "*rows tokens"]:
         """Index of each token's caption in the batch. For padding, the index of the first caption in the row."""
-        first = self.per_row * jnp.arange(math.prod(self.rows), dtype=jnp.int32).reshape(*self.rows, 1)
+        first = self.per_row * jnp.arange(math.prod(self.row_shape), dtype=jnp.int32).reshape(*self.row_shape, 1)
         return first + jnp.maximum(self.segment_ids, 1) - 1
 
     @property
@@ -88,16 +88,16 @@ class Segments:
         """Index of each token in the unpacked batch."""
         return self.caption_ids * self.length + self.positions
 
-    def image_ids(self, images: int) -> Int[Array, "*rows tokens"]:
-        """Returns the index of each token's image, for `images` images with the same number of captions each."""
-        return self.caption_ids // (self.captions // images)
+    def image_ids(self, num_images: int) -> Int[Array, "*rows tokens"]:
+        """Returns the index of each token's image, for `num_images` images with the same number of captions each."""
+        return self.caption_ids // (self.num_captions // num_images)
 
     def to_captions(self, x: Float[Array, "..."]) -> Float[Array, "captions length *features"]:
         """Moves tokens [*rows, tokens, *features] to their captions, padding captions with zeros."""
-        features = x.shape[len(self.rows) + 1 :]
+        features = x.shape[len(self.row_shape) + 1 :]
         if self.is_packed:
-            x = _gather(x.reshape(*self.rows, x.shape[len(self.rows)], -1), self.tokens, self._slots)
-        return x.reshape(self.captions, self.length, *features)
+            x = _gather(x.reshape(*self.row_shape, x.shape[len(self.row_shape)], -1), self.token_indices, self._slots)
+        return x.reshape(self.num_captions, self.length, *features)
 
     def to_rows(self, x: Float[Array, "captions length *features"]) -> Float[Array, "..."]:
         """Moves tokens from their captions back to their rows [*rows, tokens, *features], with zeros for padding.
@@ -106,8 +106,8 @@ class Segments:
         """
         features = x.shape[2:]
         if self.is_packed:
-            x = _gather(x.reshape(*self.rows, self.per_row * self.length, -1), self._slots, self.tokens)
-        return x.reshape(*self.rows, -1, *features)
+            x = _gather(x.reshape(*self.row_shape, self.per_row * self.length, -1), self._slots, self.token_indices)
+        return x.reshape(*self.row_shape, -1, *features)
 
     @property
     def _slots(self) -> Int[Array, "*rows tokens"]:
@@ -116,7 +116,7 @@ class Segments:
 
 
 def _map_rows(function, *arrays: Array) -> Array:
-    """Maps a function of single rows over the leading axes, all axes of the first array except the last."""
+    """Vmaps a function of one row over all axes of the first array except the last."""
     for _ in range(arrays[0].ndim - 1):
         function = jax.vmap(function)
     return function(*arrays)

@@ -48,8 +48,9 @@ def match_images(arguments: Sequence[str]) -> list[Record]:
     """
     paths = [os.path.abspath(path) for path in find_images(arguments)]
     if not paths:
+        suffixes = " ".join(IMAGE_SUFFIXES)
         raise ConfigError(
-            f"no images to index: {list(arguments)} matches no file and no folder with {' '.join(IMAGE_SUFFIXES)} files"
+            f"no images match {list(arguments)}; expected files, patterns or folders with {suffixes} files"
         )
     return [Record(Path(path), (), path, name=path) for path in paths]
 

@@ -53,7 +53,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
 
     Raises:
         ConfigError: config, data and workdir are inconsistent, as in `train_and_evaluate`.
-        MissingPackageError: the extra `train` is not installed.
+        MissingPackageError: the `train` extra is not installed.
     """
     require("training", "grain")
     experiment = prepare_experiment(spec, absolute(workdir))

@@ -53,7 +53,7 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> ScoredEvalua
 
     Raises:
         ValueError: config, data and workdir are inconsistent. The message contains the key or file.
-        MissingPackageError: the extra `train` is not installed.
+        MissingPackageError: the `train` extra is not installed.
         NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
     """
     require("training", *TRAINING)

@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from input_pipeline.data_spec import DataSpec
-from input_pipeline.extras import optional_packages, prepare_bucket
+from input_pipeline.extras import optional_packages, select_bucket_backend
 from input_pipeline.records import DataError, Split
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.tfds import open_tfds
@@ -47,9 +47,9 @@ def prepare(splits: Mapping[str, Split], name: str, tfds_dir: str | os.PathLike 
 
     Raises:
         DataError: the dataset already exists, or an image cannot be read.
-        MissingPackageError: the extra `train` is not installed.
+        MissingPackageError: the `train` extra is not installed.
     """
-    prepare_bucket(tfds_dir)
+    select_bucket_backend(tfds_dir)
     keep_tensorflow_off_accelerators(_PURPOSE)
     with optional_packages(_PURPOSE):
         import tensorflow_datasets as tfds

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from input_pipeline.data_spec import DataSpec
-from input_pipeline.extras import optional_packages, prepare_bucket
+from input_pipeline.extras import optional_packages, select_bucket_backend
 from input_pipeline.records import SPLITS, Record, Split, check_splits
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
@@ -33,9 +33,9 @@ def open_shapes(spec: DataSpec) -> dict[str, Split]:
         The splits "train", "val" and "test", with integer image ids that are unique across all three.
 
     Raises:
-        MissingPackageError: the extra `train` is not installed.
+        MissingPackageError: the `train` extra is not installed.
     """
-    prepare_bucket(spec.tfds_dir)
+    select_bucket_backend(spec.tfds_dir)
     with optional_packages(_PURPOSE):
         import tensorflow_datasets as tfds  # imported lazily, because it takes a second
 
@@ -84,7 +84,7 @@ def _prepare_atomically(make_builder: functools.partial, target: Path) -> None:
     processes discard their copies.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=".making-", dir=target.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target.parent))
     try:
         builder = make_builder(data_dir=os.fspath(temporary))
         builder.download_and_prepare()

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 
 from input_pipeline.data_spec import DataSpec
-from input_pipeline.extras import optional_packages, prepare_bucket
+from input_pipeline.extras import optional_packages, select_bucket_backend
 from input_pipeline.files import write_atomically
 from input_pipeline.records import SPLITS, DataError, Record, Split
 from input_pipeline.sources.split_names import SPLIT_NAMES
@@ -45,7 +45,7 @@ def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[st
 
     Raises:
         DataError: the dataset does not exist, is not in array_record format, or lacks a feature.
-        MissingPackageError: the extra `train` is not installed.
+        MissingPackageError: the `train` extra is not installed.
     """
     builder = _open_builder(name_or_builder, tfds_dir) if isinstance(name_or_builder, str) else name_or_builder
     records: dict[str, list[Record]] = {}
@@ -64,7 +64,7 @@ def open_tfds(name_or_builder: Any, tfds_dir: str | os.PathLike = "") -> dict[st
 def _open_builder(name: str, tfds_dir: str | os.PathLike) -> Any:
     # Imported lazily, because it takes a second. TFDS imports TensorFlow for registered builders but not for prepared
     # files, so only prepared files are supported.
-    prepare_bucket(tfds_dir)
+    select_bucket_backend(tfds_dir)
     with optional_packages("a TFDS dataset"):
         import tensorflow_datasets as tfds
         from tensorflow_datasets.core.read_only_builder import builder_from_files

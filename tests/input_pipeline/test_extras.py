@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from caption_jax.errors import user_message
 from input_pipeline import extras
 from input_pipeline.errors import MissingPackageError
-from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, prepare_bucket, require
+from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, require, select_bucket_backend
 
 DECLARED = tomllib.loads((base_install.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Packages that only other packages import.
@@ -98,12 +98,12 @@ def test_buckets_are_read_without_tensorflow_if_possible(installed_packages, use
     monkeypatch.setattr(extras, "is_installed", installed_packages.__contains__)
     monkeypatch.setenv("EPATH_USE_TF", "")
     monkeypatch.delenv("EPATH_USE_TF")
-    prepare_bucket("/local/run")
-    prepare_bucket("gs://bucket/run")
+    select_bucket_backend("/local/run")
+    select_bucket_backend("gs://bucket/run")
     assert (os.environ.get("EPATH_USE_TF") is None) == uses_tensorflow
 
 
 def test_the_error_for_an_unsupported_bucket_names_the_extra(monkeypatch):
     monkeypatch.setattr(extras, "is_installed", lambda module: False)
     with pytest.raises(MissingPackageError, match=r"^s3://bucket/run needs .*pip install 'caption-jax\[s3\]'$"):
-        prepare_bucket("s3://bucket/run")
+        select_bucket_backend("s3://bucket/run")

@@ -12,8 +12,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import traverse_util
-from roberta_folder import FORMS, torch_state, write_folder
-from roberta_peers import BIN_SIZES
+from roberta_folder import WEIGHT_FORMATS, torch_state, write_folder
+from roberta_peers import BIN_SETTINGS
 from safetensors.numpy import load_file, save_file
 from seeded_weights import seeded_array
 
@@ -22,7 +22,7 @@ from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.pretrained.roberta_weights import load_roberta
 
-SIZES = RobertaSettings(
+SETTINGS = RobertaSettings(
     vocab_size=60,
     hidden_size=16,
     num_hidden_layers=2,
@@ -39,19 +39,19 @@ OUTPUT_BIAS = np.linspace(-1, 1, 60, dtype=np.float32)
 
 @pytest.fixture(scope="module")
 def params() -> dict:
-    return jax.jit(Roberta(SIZES).init)(jax.random.key(3), IDS, MASK)["params"]
+    return jax.jit(Roberta(SETTINGS).init)(jax.random.key(3), IDS, MASK)["params"]
 
 
 def make_encoder(params, width=8):
-    encoder = TextEncoder(SIZES, width)
+    encoder = TextEncoder(SETTINGS, width)
     variables = jax.jit(encoder.init)(jax.random.key(0), IDS, MASK)
     return encoder, {"params": {**variables["params"], "roberta": params}}
 
 
-def test_the_vector_is_the_mean_of_the_roberta_states(params):
+def test_the_vector_is_the_projected_mean_of_the_hidden_states(params):
     encoder, variables = make_encoder(params)
     features = jax.jit(encoder.apply)(variables, IDS, MASK)
-    expected = jax.jit(Roberta(SIZES).apply)({"params": params}, IDS, MASK)
+    expected = jax.jit(Roberta(SETTINGS).apply)({"params": params}, IDS, MASK)
     np.testing.assert_allclose(features.tokens, expected, atol=1e-6)
     kernel = variables["params"]["dense"]["kernel"]
     mean = np.stack([np.asarray(row)[np.asarray(mask)].mean(0) for row, mask in zip(expected, MASK, strict=True)])
@@ -72,7 +72,7 @@ def test_padding_has_no_effect(params):
 
 def test_remat_gives_the_same_gradient(params):
     def gradient(remat):
-        encoder = TextEncoder(SIZES, 8, remat=remat)
+        encoder = TextEncoder(SETTINGS, 8, remat=remat)
         _, variables = make_encoder(params)
         return jax.jit(jax.grad(lambda v: (encoder.apply(v, IDS, MASK).vector ** 2).sum()))(variables)
 
@@ -94,11 +94,11 @@ def test_too_many_tokens_are_rejected(params):
         encoder.apply(variables, ids, ids != 1)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_all_published_formats_are_read(tmp_path, params, form):
-    loaded = load_roberta(str(write_folder(tmp_path, form, SIZES, params, OUTPUT_BIAS)))
-    assert loaded.sizes == SIZES
-    if form == "flax safetensors":  # encoder only
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_all_published_formats_are_read(tmp_path, params, weight_format):
+    loaded = load_roberta(str(write_folder(tmp_path, weight_format, SETTINGS, params, OUTPUT_BIAS)))
+    assert loaded.sizes == SETTINGS
+    if weight_format == "flax safetensors":  # encoder only
         assert loaded.output_bias is None
     else:
         np.testing.assert_array_equal(loaded.output_bias, OUTPUT_BIAS)
@@ -114,7 +114,7 @@ def test_a_hub_repository_is_read_as_a_folder(tmp_path, params, monkeypatch):
         requested.append(name)
         if name == "nobody/nothing":
             raise OSError("no such repository")
-        return str(write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS))
+        return str(write_folder(tmp_path, "torch safetensors", SETTINGS, params, OUTPUT_BIAS))
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     loaded, expected = load_roberta("roberta-base"), load_roberta(str(tmp_path))
@@ -126,12 +126,12 @@ def test_a_hub_repository_is_read_as_a_folder(tmp_path, params, monkeypatch):
 
 
 def test_incompatible_weights_are_rejected(tmp_path, params):
-    write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
-    config = {**dataclasses.asdict(SIZES), "model_type": "roberta", "num_hidden_layers": 3}
+    write_folder(tmp_path, "torch safetensors", SETTINGS, params, OUTPUT_BIAS)
+    config = {**dataclasses.asdict(SETTINGS), "model_type": "roberta", "num_hidden_layers": 3}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="encoder/layer/2/attention"):
         load_roberta(str(tmp_path))
-    config = {**dataclasses.asdict(SIZES), "model_type": "roberta", "vocab_size": 61}
+    config = {**dataclasses.asdict(SETTINGS), "model_type": "roberta", "vocab_size": 61}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"word_embeddings.*\(60, 16\).*\(61, 16\)"):
         load_roberta(str(tmp_path))
@@ -167,7 +167,7 @@ def test_a_folder_saved_by_torch_is_read():
 def test_a_pytorch_bin_file_is_read_without_torch():
     """The file contains the `seeded_weights` of `roberta_peers.py` in PyTorch's format from before 2020."""
     loaded = load_roberta(str(GOLDEN.parent / "roberta_bin"))
-    assert loaded.sizes == RobertaSettings(**BIN_SIZES) and loaded.source.endswith("pytorch_model.bin")
+    assert loaded.sizes == RobertaSettings(**BIN_SETTINGS) and loaded.source.endswith("pytorch_model.bin")
     state = torch_state(traverse_util.flatten_dict(loaded.params, sep="."))
     assert len(state) == 21
     for name, value in state.items():
@@ -176,7 +176,7 @@ def test_a_pytorch_bin_file_is_read_without_torch():
 
 
 def test_old_parameter_names_and_bfloat16_weights_are_read(tmp_path, params):
-    write_folder(tmp_path, "torch safetensors", SIZES, params)
+    write_folder(tmp_path, "torch safetensors", SETTINGS, params)
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
     tensors = {}
     for name, value in load_file(tmp_path / "model.safetensors").items():
@@ -195,13 +195,13 @@ def test_a_folder_saved_by_the_installed_transformers_is_read(tmp_path):
     from transformers import RobertaConfig, RobertaForMaskedLM
 
     torch.manual_seed(0)
-    model = RobertaForMaskedLM(RobertaConfig(**dataclasses.asdict(SIZES))).eval()
+    model = RobertaForMaskedLM(RobertaConfig(**dataclasses.asdict(SETTINGS))).eval()
     torch.nn.init.normal_(model.lm_head.bias)
     model.save_pretrained(tmp_path)
     loaded = load_roberta(str(tmp_path))
-    assert loaded.sizes == SIZES
+    assert loaded.sizes == SETTINGS
     np.testing.assert_array_equal(loaded.output_bias, model.lm_head.bias.detach())
-    hidden = jax.jit(Roberta(SIZES).apply)({"params": loaded.params}, IDS, MASK)
+    hidden = jax.jit(Roberta(SETTINGS).apply)({"params": loaded.params}, IDS, MASK)
     with torch.no_grad():
         expected = model.roberta(torch.tensor(np.array(IDS)), torch.tensor(np.array(MASK))).last_hidden_state
     np.testing.assert_allclose(hidden[MASK], expected[np.array(MASK)], atol=1e-5)
@@ -211,7 +211,7 @@ def test_a_folder_saved_by_the_installed_transformers_is_read(tmp_path):
 @pytest.mark.parametrize("shards", [1, 2])
 def test_pytorch_bin_files_in_the_current_format_are_read(tmp_path, params, shards):
     torch = pytest.importorskip("torch")
-    write_folder(tmp_path, "torch safetensors", SIZES, params, OUTPUT_BIAS)
+    write_folder(tmp_path, "torch safetensors", SETTINGS, params, OUTPUT_BIAS)
     tensors = load_file(tmp_path / "model.safetensors")
     (tmp_path / "model.safetensors").unlink()
     files = {f"pytorch_model-{n}.bin": sorted(tensors)[n::shards] for n in range(shards)}

@@ -67,7 +67,7 @@ def assert_close(ours, reference):
 def test_attention_equals_the_reference(rows):
     rng = np.random.default_rng(2)
     segments = make_segments(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
-    token_shape = (*segments.rows, segments.segment_ids.shape[-1])
+    token_shape = (*segments.row_shape, segments.segment_ids.shape[-1])
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)

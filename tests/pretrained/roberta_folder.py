@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 
 from caption_jax.models.roberta import RobertaSettings
 
-FORMS = ("msgpack", "flax safetensors", "torch safetensors", "sharded torch safetensors")
+WEIGHT_FORMATS = ("msgpack", "flax safetensors", "torch safetensors", "sharded torch safetensors")
 
 
 def write_folder(

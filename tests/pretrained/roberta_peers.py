@@ -49,7 +49,13 @@ SIZES: dict[str, dict[str, Any]] = {
     },
 }
 # Dimensions of the model in the folder `roberta_bin`.
-BIN_SIZES = {**SIZES["two layers"], "vocab_size": 12, "hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 12}
+BIN_SETTINGS = {
+    **SIZES["two layers"],
+    "vocab_size": 12,
+    "hidden_size": 8,
+    "num_hidden_layers": 1,
+    "intermediate_size": 12,
+}
 
 
 def make_text_inputs(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -131,11 +137,11 @@ def write_golden_files() -> None:
 
     folder = GOLDEN / "roberta_bin"
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "roberta", **BIN_SIZES}, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps({"model_type": "roberta", **BIN_SETTINGS}, indent=2) + "\n")
     state = {
-        f"roberta.{name}": torch.tensor(seeded_array(name, shape)) for name, shape in torch_shapes(BIN_SIZES).items()
+        f"roberta.{name}": torch.tensor(seeded_array(name, shape)) for name, shape in torch_shapes(BIN_SETTINGS).items()
     }
-    state["lm_head.bias"] = torch.tensor(seeded_array("lm_head.bias", (BIN_SIZES["vocab_size"],)))
+    state["lm_head.bias"] = torch.tensor(seeded_array("lm_head.bias", (BIN_SETTINGS["vocab_size"],)))
     torch.save(state, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)  # as for roberta-base
 
 

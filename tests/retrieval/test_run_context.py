@@ -155,7 +155,7 @@ def test_captions_depend_on_the_context_texts(workdir, distinct_images, capsys):
     assert [json.loads(line)["log_prob"] for line in capsys.readouterr().out.splitlines()] == expected
     with pytest.raises(ValueError, match=r"3 context texts, but this run's model accepts at most 2 \(config"):
         captioner.caption([path], [["a", "b", "c"]])
-    with pytest.raises(TypeError, match="context takes a list of texts"):
+    with pytest.raises(TypeError, match="context takes a list of texts for each image"):
         captioner.caption([path], ["a title"])
     with pytest.raises(ValueError, match="one list of texts per image, got 2 for 1 images"):
         captioner.caption([path], [["a"], ["b"]])

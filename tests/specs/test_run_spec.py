@@ -116,7 +116,7 @@ def test_extensions_are_built_from_their_fields_and_stored_by_name(tmp_path):
         ({"name": ""}, "has no name"),
     ],
 )
-def test_errors_in_an_extension_name_its_key(values, message):
+def test_errors_in_an_extension_contain_its_key(values, message):
     with pytest.raises(ConfigError, match=message):
         make_spec_with_term(**values)
 
@@ -133,7 +133,7 @@ def test_explicit_steps_take_precedence_over_epochs():
     assert resolve(dataclasses.replace(RunSpec(), train=explicit), DatasetFacts(1000)).train == explicit
 
 
-def test_the_first_config_format_is_read_and_newer_ones_are_rejected(tmp_path):
+def test_the_first_config_format_is_read_and_formats_of_newer_releases_are_rejected(tmp_path):
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"seed": 3, "model": {"encoder": {"variant": "lite0"}}, "decode": {"num_beams": 2}}))
     spec = read_spec(tmp_path)

@@ -18,7 +18,7 @@ from input_pipeline.extras import require
 class HtmlReport(Evaluator):
     """Writes `report_<split>.html`, except for evaluations with non-default images or context.
 
-    Logs a warning instead if the extra `train` is not installed.
+    Logs a warning instead if the `train` extra is not installed.
     """
 
     def write(self, final: FinalEvaluation) -> None:
