@@ -29,13 +29,13 @@ NO_SPECIAL_TOKENS = [banned_tokens([BOS, PAD])]
 def decode_greedily(log_probs_by_prefix) -> tuple[list[int], list[float]]:
     """Decodes from next-token log-probabilities. Returns the tokens and their log-probabilities, padded to `LENGTH`."""
     tokens: tuple[int, ...] = ()
-    scores = []
+    token_log_probs = []
     while len(tokens) < LENGTH and tokens[-1:] != (EOS,):
         log_probs = log_probs_by_prefix[tokens].copy()
         log_probs[[BOS, PAD]] = -np.inf
         tokens = (*tokens, int(log_probs.argmax()))
-        scores.append(log_probs.max())
-    return pad_caption(tokens), scores + [0.0] * (LENGTH - len(scores))
+        token_log_probs.append(log_probs.max())
+    return pad_caption(tokens), token_log_probs + [0.0] * (LENGTH - len(token_log_probs))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +50,10 @@ def test_greedy_decoding_matches_the_reference(run_greedy, seed):
     variables, memory = make_random_captioner(seed, images=8)
     decoded = run_greedy(variables, memory)
     for image, log_probs_by_prefix in enumerate(compute_next_log_probs(variables, memory)):
-        tokens, scores = decode_greedily(log_probs_by_prefix)
+        tokens, token_log_probs = decode_greedily(log_probs_by_prefix)
         assert decoded.tokens[image].tolist() == tokens
-        np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
-        assert decoded.log_prob[image] == pytest.approx(sum(scores), abs=1e-5)
+        np.testing.assert_allclose(decoded.token_log_probs[image], token_log_probs, atol=1e-5)
+        assert decoded.log_prob[image] == pytest.approx(sum(token_log_probs), abs=1e-5)
 
 
 def test_captions_end_at_different_steps(run_greedy):
@@ -170,9 +170,9 @@ def test_an_ensemble_averages_probabilities():
             prefix: np.log((np.exp(log_probs) + np.exp(second_log_probs[prefix])) / 2)
             for prefix, log_probs in first_log_probs.items()
         }
-        tokens, scores = decode_greedily(averaged)
+        tokens, token_log_probs = decode_greedily(averaged)
         assert decoded.tokens[image].tolist() == tokens
-        np.testing.assert_allclose(decoded.token_log_probs[image], scores, atol=1e-5)
+        np.testing.assert_allclose(decoded.token_log_probs[image], token_log_probs, atol=1e-5)
 
 
 def test_an_ensemble_of_two_copies_matches_the_model():

@@ -29,7 +29,7 @@ def make_candidates(correct_is_similar: bool) -> tuple[dict[int, list[str]], dic
     """Returns references and candidates of 40 images.
 
     The score of the incorrect caption is 0.3 higher. The similarity of the correct caption is 0.4 higher, or 0.4 lower
-    if not `correct_is_similar`. With the second exponent, both candidates are incorrect.
+    if not `correct_is_similar`. With the second length penalty exponent, both candidates are incorrect.
     """
     references = {image: [f"{CAPTIONS[image % 4]} {image}", CAPTIONS[image % 4]] for image in range(40)}
     candidates = {}

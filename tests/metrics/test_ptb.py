@@ -45,7 +45,7 @@ def test_tokens_of_example_captions(caption, tokens):
     assert tokenize(caption) == tokens
 
 
-def test_a_letter_at_the_end_of_a_line_depends_on_the_next_line():
+def test_the_token_of_a_final_letter_depends_on_the_next_line():
     assert tokenize("he has a plan b.") == "he has a plan b."
     assert tokenize_all(["he has a plan b.", "The dog", "no.", "5 dogs"]) == [
         "he has a plan b",

@@ -38,8 +38,8 @@ def test_the_slowest_resource_is_the_bound():
     on_chip = (Traffic("", 450, 400),)
     estimate = compute_roofline(make_cost(matrix_flops=4000, bytes_accessed=500.0, traffic=on_chip), CHIP)
     assert estimate.bound == "compute"
-    both = frozenset([frozenset(range(4))])
-    reduction = Collective("all-reduce", bytes=400, groups=both, source="")
+    one_group = frozenset([frozenset(range(4))])
+    reduction = Collective("all-reduce", bytes=400, groups=one_group, source="")
     estimate = compute_roofline(make_cost(4000, 500.0, (reduction,)), CHIP)
     assert estimate.seconds["links"] == 2 * 3 / 4 * 400 / 20  # sent by a ring of four, over half of the link bandwidth
     assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)

@@ -58,7 +58,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert gathers and sum(group["bytes"] for group in gathers) >= 16 * 2 * width * 4
     reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
     assert reductions["bytes"] >= 4 * stored["parameters"]["trained"]
-    # The global batch of 16 images is ambiguous with the 16 rows of text encoder weights.
+    # A global batch of 16 images cannot be told apart from text encoder weights with 16 rows.
     assert train["gathered_may_include_weights"] and "as many rows as the global batch" in output
     assert "all-gather (data)" in output and "decode: 2 images per chip" in output
 

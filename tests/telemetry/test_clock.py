@@ -35,7 +35,7 @@ def run_steps(clock: Clock, time: FakeTime, steps: int, *, wait: float, compute:
         time.advance(compute)
 
 
-def test_speed_and_fraction_of_waiting_time(time):
+def test_speed_and_fraction_of_time_spent_waiting(time):
     clock = Clock(100, images_per_step=32, devices=4, now=time)
     time.advance(300.0)  # time before the start does not affect the speed
     clock.start(0)
