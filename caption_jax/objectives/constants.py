@@ -74,8 +74,9 @@ def check_same_constants(saved: Mapping[str, str], current: Mapping[str, str], w
         if saved.get(label, fingerprint) != fingerprint:
             raise WorkdirError(
                 f"the constants of config.objective.terms.{label} differ from those that the run in {workdir} was "
-                "trained with: its fields, its code or the training captions have changed. Revert the change, or train "
-                f"in another workdir with --config.init_from={workdir} to start from the weights of this run."
+                "trained with: the fields or the code of the objective, or the training captions, have changed. Revert "
+                f"the change, or train in another workdir with --config.init_from={workdir} to start from the weights "
+                "of this run."
             )
 
 

@@ -242,7 +242,7 @@ def test_image_errors_can_be_pickled():
         np.zeros(8, np.uint8),
     ],
 )
-def test_ambiguous_arrays_are_rejected(array):
+def test_unsupported_arrays_are_rejected(array):
     with pytest.raises(ImageError, match="array of"):
         decode_image(array, 8)
 

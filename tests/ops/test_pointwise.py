@@ -13,11 +13,11 @@ from caption_jax.ops.pointwise import pointwise_conv, pointwise_conv_reference
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2**-7)])
 def test_outputs_and_gradients_equal_those_of_a_matrix_product(dtype, tolerance):
     rng = np.random.RandomState(0)
-    x, kernel, weights = (jnp.asarray(rng.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
+    x, kernel, cotangent = (jnp.asarray(rng.randn(*shape), dtype) for shape in ((2, 5, 3, 7), (7, 4), (2, 5, 3, 4)))
 
     def compute_output_and_gradients(op):
         out, pullback = jax.vjp(op, x, kernel)
-        return out, *pullback(weights)
+        return out, *pullback(cotangent)
 
     results = jax.jit(compute_output_and_gradients, static_argnums=0)(pointwise_conv)
     for ours, reference in zip(results, compute_output_and_gradients(pointwise_conv_reference), strict=True):
