@@ -43,7 +43,8 @@ def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
     for name, constraint in constraints.items():
         value = getattr(spec, name)
         if not constraint.is_met(value):
-            raise ConfigError(f"{key}.{name} is {value!r}; it must be {constraint.description}")
+            finite = "finite and " if isinstance(value, float) and math.isinf(value) else ""
+            raise ConfigError(f"{key}.{name} is {value!r}; it must be {finite}{constraint.description}")
 
 
 def number(description: str, is_met: Callable[[float], bool]) -> Constraint:

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from caption_jax.planning.cost import compute_cost
-from caption_jax.planning.figures import summarise_program
+from caption_jax.planning.program_summary import summarise_program
 
 
 def compute_stats(

@@ -4,7 +4,7 @@
 
 Images are in channels_last format; attention and AdamW are PyTorch's fused implementations. "bfloat16" is automatic
 mixed precision in training, and bfloat16 weights in the encoder and in decoding. "float32" uses TF32, the default of
-XLA on a GPU. Decoding is `generate` of transformers.
+XLA on a GPU. Decoding uses transformers' `generate`.
 """
 
 from __future__ import annotations

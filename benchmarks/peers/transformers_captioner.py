@@ -1,4 +1,4 @@
-"""The decoder of transformers to which beam search is compared: GPT-2 with cross-attention to a memory.
+"""The transformers decoder to which beam search is compared: GPT-2 with cross-attention to a memory.
 
 Like our decoder, it has pre-norm layers, tied embeddings, learned positions and a key/value cache. Its weights are
 random, and no token ends a caption, so every step is executed.
@@ -15,7 +15,7 @@ from input_pipeline.special_tokens import BOS, PAD
 
 
 class TransformersCaptioner:
-    """Decodes one batch with `generate` of transformers.
+    """Decodes one batch with transformers' `generate`.
 
     Args:
         memory: Float array [batch, memory length, width].

@@ -20,7 +20,7 @@ from caption_jax.planning.assumed import describe_run
 from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
 from caption_jax.planning.constant_shapes import get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
-from caption_jax.planning.figures import summarise_program
+from caption_jax.planning.program_summary import summarise_program
 from caption_jax.planning.programs import PlannedProgram, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images

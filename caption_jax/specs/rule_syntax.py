@@ -62,7 +62,9 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
             hint = f"; did you mean {matches[0]!r}?" if matches else f"; expected {', '.join(names)} (lr=0 freezes)"
             raise ConfigError(f"config.optimizer.rules: {pattern!r} sets the unknown key {name!r}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it must be 0 or more")
+            raise ConfigError(
+                f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it must be a finite number, 0 or more"
+            )
     if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
         raise ConfigError(
             f"config.optimizer.rules: {pattern!r} sets from_step to {settings['from_step']}; it must be an integer"

@@ -1,4 +1,4 @@
-"""RoBERTa compared with the Flax and PyTorch modules of transformers."""
+"""RoBERTa compared with transformers' Flax and PyTorch modules."""
 
 from __future__ import annotations
 

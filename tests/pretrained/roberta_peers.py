@@ -73,7 +73,7 @@ def make_cotangent(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def flax_module(sizes: dict[str, Any]) -> Any:
-    """Returns the Flax module of transformers."""
+    """Returns transformers' Flax module."""
     from transformers import RobertaConfig
     from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
 
