@@ -147,7 +147,7 @@ class Tokenizer:
         return [[BOS, *encoding.ids, EOS] for encoding in self._backend.encode_batch_fast(cleaned)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Returns the text of full ids, without special tokens or surrounding white space."""
+        """Returns the text of full ids, without special tokens or surrounding whitespace."""
         text_ids = [int(i) for i in ids if int(i) not in self._special_ids]
         return self._backend.decode(text_ids, skip_special_tokens=False).strip()
 
@@ -315,6 +315,6 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabular
 
 
 def normalise(text: str, lowercase: bool) -> str:
-    """Collapses white space, strips it at both ends, and optionally lowercases the text."""
+    """Collapses whitespace, strips it at both ends, and optionally lowercases the text."""
     text = " ".join(text.split())
     return text.lower() if lowercase else text

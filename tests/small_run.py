@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from caption_jax import errors as user_errors
+from caption_jax.cli import platform_setup
 from caption_jax.config import default_config
 from caption_jax.metrics import java_metrics
 
@@ -112,13 +113,11 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
         arguments: command-line arguments.
         script: main.py, or another script with the same command line.
     """
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    is_cache_enabled = jax.config.jax_enable_compilation_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         patch.setattr(user_errors, "user_message", lambda error: None)
+        # The tests simulate eight CPU devices, but the runs use one, so cached programs are safe.
+        patch.setattr(platform_setup, "disable_compilation_cache", lambda: None)
         # Starting Java would take longer than the rest of a test.
         unavailable = dict.fromkeys(java_metrics.METRICS, "left out of the tests")
         patch.setattr(java_metrics, "unavailable_metrics", lambda: unavailable)
@@ -131,7 +130,4 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
                 delattr(flags.FLAGS, name)
             flags.FLAGS.unparse_flags()
             logging.set_verbosity(logging.WARNING)
-            # main.py disables the cache, because the tests simulate several CPU devices.
-            jax.config.update("jax_enable_compilation_cache", is_cache_enabled)
-            compilation_cache.reset_cache()
     raise AssertionError("main.py ended without an exit status")

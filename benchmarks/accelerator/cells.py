@@ -1,6 +1,6 @@
 """The cells of the benchmark. Each is a function of the command's options that returns its results as JSON values.
 
-ceilings            FLOP/s, bytes per second and transfers that the device reaches in the simplest programs
+ceilings            FLOP/s, memory bandwidth and transfer rates of the device, measured with minimal programs
 operations          time of alternative implementations of single operations
 train_bf16, ...     updates of all parameters; 5 captions per image, padded to 40 tokens
 train_packed_bf16   the same batch without padding
@@ -42,13 +42,17 @@ class MissingPackageError(Exception):
 def measure_side_by_side(
     task: str, dtype: str, flags: Sequence[str], is_peer_compiled: bool, options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Alternates our implementation of a task with PyTorch's, and returns images per second and facts about ours."""
+    """Alternates our implementation of a task with PyTorch's.
+
+    Returns:
+        Images per second of both, and statistics of our compiled program.
+    """
     arguments = [f"--task={task}", f"--scale={options.scale}", f"--dtype={DTYPES[dtype]}"]
     required = ["torch", "transformers" if task in ("greedy", "beam") else "torchvision"]
     missing = [name for name in required if importlib.util.find_spec(name) is None]
     with tempfile.TemporaryDirectory() as folder:
-        facts = Path(folder) / "facts.json"
-        ours = ["benchmarks.accelerator.our_side", *arguments, *flags, f"--facts={facts}"]
+        statistics = Path(folder) / "statistics.json"
+        ours = ["benchmarks.accelerator.our_side", *arguments, *flags, f"--statistics={statistics}"]
         commands = {"ours": (ours, get_environment(options))}
         if not missing:
             name = "torch_compile" if is_peer_compiled else "torch"
@@ -56,7 +60,7 @@ def measure_side_by_side(
             commands[name] = (["benchmarks.accelerator.torch_side", *arguments, *peer_flags], {})
         with start_sides(commands) as sides:
             seconds = alternate(sides, options.rounds)
-        result = json.loads(facts.read_text())
+        result = json.loads(statistics.read_text())
     workload = SCALES[options.scale]
     is_decoding = task in ("greedy", "beam")
     images = workload.decoded_images if is_decoding else workload.images * workload.steps

@@ -1,9 +1,9 @@
 """Our implementation, as a child process of a cell.
 
-    python -m benchmarks.accelerator.our_side --task=train --scale=full --dtype=bfloat16 --facts=FILE
+    python -m benchmarks.accelerator.our_side --task=train --scale=full --dtype=bfloat16 --statistics=FILE
 
 `main` of the accelerator benchmark controls it via standard input; see `benchmarks.alternate.serve`. Before the first
-run, facts about the compiled program are written to FILE as JSON.
+run, statistics of the compiled program are written to FILE as JSON.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Training:
 
 
 def make_train_run(workload: Workload, options: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Returns a function that performs `workload.steps` updates, and facts about the program."""
+    """Returns a function that performs `workload.steps` updates, and statistics of the program."""
     spec = make_spec(workload, options.dtype, options.packing, options.ops)
     training = Training(workload, spec, workload.make_batch())
 
@@ -89,7 +89,7 @@ def make_train_run(workload: Workload, options: argparse.Namespace) -> tuple[Cal
 
 
 def make_encoder_run(workload: Workload, options: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Returns a function that runs the encoder `workload.steps` times, and facts about the program."""
+    """Returns a function that runs the encoder `workload.steps` times, and statistics of the program."""
     dtype = jnp.dtype(options.dtype)
     model = EfficientNet(workload.variant, dtype=dtype, **BACKBONE)
     shape = workload.images, workload.image_size, workload.image_size, 3
@@ -107,7 +107,7 @@ def make_encoder_run(workload: Workload, options: argparse.Namespace) -> tuple[C
 
 
 def make_decode_run(workload: Workload, options: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
-    """Returns a function that captions one batch, and facts about the program.
+    """Returns a function that captions one batch, and statistics of the program.
 
     The weights are random and never produce </s>, so every step is executed.
     """
@@ -180,13 +180,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def main() -> None:
-    """Runs the selected task as a child process."""
+    """Serves the selected task as a child process of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_flags(parser)
-    parser.add_argument("--facts", type=Path, required=True)
+    parser.add_argument("--statistics", type=Path, required=True)
     options = parser.parse_args()
-    run, facts = TASKS[options.task](SCALES[options.scale], options)
-    options.facts.write_text(json.dumps(facts))
+    run, statistics = TASKS[options.task](SCALES[options.scale], options)
+    options.statistics.write_text(json.dumps(statistics))
     serve(run)
 
 

@@ -82,7 +82,7 @@ TASKS = {
 
 
 def main() -> None:
-    """Runs the selected task as a child process."""
+    """Serves the selected task as a child process of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--scale", choices=SCALES, default="full")

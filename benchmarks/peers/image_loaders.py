@@ -116,7 +116,7 @@ def make_loader(kind: str, paths: list[str], size: int, mode: str, batch: int) -
 
 
 def main() -> None:
-    """Runs a loader as a child process."""
+    """Serves a loader as a child process of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kind", choices=KINDS, required=True)
     parser.add_argument("--mode", choices=RESIZE_MODES, default="stretch")

@@ -83,7 +83,7 @@ def make_forward_pass(batch: int) -> Callable[[], Any]:
 
 
 def main() -> None:
-    """Runs the selected workload as a child process."""
+    """Serves the selected workload as a child process of a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--workload", choices=["train_step", "encoder"], required=True)
     parser.add_argument("--batch", type=int, default=16)

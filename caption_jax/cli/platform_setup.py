@@ -23,9 +23,7 @@ def set_up_platform(options: flags.FlagValues) -> None:
         prepare(options.topology)
     _join_processes()
     if jax.default_backend() == "cpu" and jax.device_count() > 1:
-        # A cached XLA:CPU program has lost the order of its collectives: devices that share a thread pool then wait for
-        # each other forever, and XLA terminates the process (JAX 0.10).
-        jax.config.update("jax_enable_compilation_cache", False)
+        disable_compilation_cache()
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
         jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
@@ -33,6 +31,17 @@ def set_up_platform(options: flags.FlagValues) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.set_verbosity(logging.INFO if options.mode in ("train", "plan") else logging.WARNING)
     logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
+
+
+def disable_compilation_cache() -> None:
+    """Disables the cache of compiled programs, for runs on several CPU devices.
+
+    A cached XLA:CPU program has lost the order of its collectives. Devices that share a thread pool then wait for each
+    other forever, and XLA terminates the process (JAX 0.10).
+    """
+    import jax
+
+    jax.config.update("jax_enable_compilation_cache", False)
 
 
 def _join_processes() -> None:

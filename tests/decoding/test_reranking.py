@@ -30,7 +30,7 @@ def to_text_ids(tokens):
 
 @functools.cache
 def make_captioner():
-    """Returns a model with a text encoder, random variables, and random image features."""
+    """Returns a model with a text encoder, randomly initialised variables, and random image features."""
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})

@@ -31,7 +31,7 @@ def _variable_shapes():
 
 
 def make_random_captioner(seed: int, images: int = 2, scale: float = 0.7):
-    """Returns random variables of `MODEL` and the memory of `images` images.
+    """Returns randomly initialised variables of `MODEL` and the memory of `images` images.
 
     With the default scale, next-token distributions are neither uniform nor peaked.
     """

@@ -47,7 +47,7 @@ def make_description() -> RunDescription:
 
 @pytest.fixture(scope="module")
 def run() -> tuple[RunDescription, Any, Mapping[str, Any]]:
-    """A run description, its model, and random variables."""
+    """A run description, its model, and randomly initialised variables."""
     description = make_description()
     model, rng = description.model(), np.random.default_rng(0)
     images, tokens = np.zeros((1, 32, 32, 3), np.float32), np.zeros((1, 1, LENGTH - 1), np.int32)

@@ -17,7 +17,7 @@ from seeded_weights import seeded_weights
 
 from caption_jax.models.roberta import Roberta, RobertaSettings, make_position_ids
 
-for_each_size = pytest.mark.parametrize("name", peers.SIZES)
+for_each_model = pytest.mark.parametrize("name", peers.SETTINGS)
 
 
 def flatten(tree) -> dict[str, np.ndarray]:
@@ -39,11 +39,11 @@ def compute_hidden_and_gradient(apply, params, mask) -> tuple[np.ndarray, dict[s
     return np.asarray(hidden), flatten(gradient)
 
 
-@for_each_size
+@for_each_model
 def test_hidden_states_and_gradients_match_the_golden_file(name):
-    golden, sizes = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SIZES[name]
-    ids, mask = peers.make_text_inputs(sizes)
-    roberta = Roberta(RobertaSettings(**sizes))
+    golden, settings = np.load(peers.GOLDEN / "roberta_flax.npz"), peers.SETTINGS[name]
+    ids, mask = peers.make_text_inputs(settings)
+    roberta = Roberta(RobertaSettings(**settings))
     params = init_seeded(roberta, ids, mask)
     hidden, gradient = compute_hidden_and_gradient(lambda variables: roberta.apply(variables, ids, mask), params, mask)
     np.testing.assert_allclose(hidden[mask], golden[f"{name}/hidden"][mask], atol=1e-5)
@@ -52,9 +52,13 @@ def test_hidden_states_and_gradients_match_the_golden_file(name):
 
 
 def assert_matches_flax_roberta(name: str, *, train: bool) -> None:
-    sizes = peers.SIZES[name]
-    ids, mask = peers.make_text_inputs(sizes)
-    ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
+    settings = peers.SETTINGS[name]
+    ids, mask = peers.make_text_inputs(settings)
+    ours, flax_module, inputs = (
+        Roberta(RobertaSettings(**settings)),
+        peers.flax_module(settings),
+        peers.flax_inputs(settings),
+    )
     params, rngs = init_seeded(ours, ids, mask), {"dropout": jax.random.key(5)}
     hidden, gradient = compute_hidden_and_gradient(
         lambda v: ours.apply(v, ids, mask, train=train, rngs=rngs), params, mask
@@ -72,7 +76,7 @@ def require_flax_roberta() -> None:
     pytest.importorskip("transformers.models.roberta.modeling_flax_roberta", reason="transformers 5 has no Flax models")
 
 
-@for_each_size
+@for_each_model
 @pytest.mark.usefixtures("require_flax_roberta")
 def test_hidden_states_and_gradients_match_flax_roberta(name):
     assert_matches_flax_roberta(name, train=False)
@@ -82,9 +86,13 @@ def test_hidden_states_and_gradients_match_flax_roberta(name):
 def test_initialisation_and_dropout_match_flax_roberta():
     """Equal keys yield equal parameters and dropout masks, so runs that started with Flax RoBERTa can be resumed."""
     name = "two layers"
-    sizes = peers.SIZES[name]
-    ours, flax_module, inputs = Roberta(RobertaSettings(**sizes)), peers.flax_module(sizes), peers.flax_inputs(sizes)
-    initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.make_text_inputs(sizes)))
+    settings = peers.SETTINGS[name]
+    ours, flax_module, inputs = (
+        Roberta(RobertaSettings(**settings)),
+        peers.flax_module(settings),
+        peers.flax_inputs(settings),
+    )
+    initial = flatten(jax.jit(ours.init)(jax.random.key(3), *peers.make_text_inputs(settings)))
     reference = flatten(jax.jit(lambda key: flax_module.init(key, *inputs))(jax.random.key(3)))
     assert initial.keys() == reference.keys()
     for path, value in reference.items():
@@ -93,19 +101,19 @@ def test_initialisation_and_dropout_match_flax_roberta():
 
 
 @pytest.mark.torch
-@for_each_size
+@for_each_model
 def test_hidden_states_match_torch_roberta(name):
     pytest.importorskip("torch")
-    sizes = peers.SIZES[name]
-    ids, mask = peers.make_text_inputs(sizes)
-    roberta = Roberta(RobertaSettings(**sizes))
+    settings = peers.SETTINGS[name]
+    ids, mask = peers.make_text_inputs(settings)
+    roberta = Roberta(RobertaSettings(**settings))
     params = init_seeded(roberta, ids, mask)
     state = torch_state(traverse_util.flatten_dict(params, sep="."))
-    assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(sizes)
+    assert {key: value.shape for key, value in state.items()} == peers.torch_shapes(settings)
     compared = mask.copy()
     compared[3] = False  # this text has a gap, which PyTorch treats as padding because it derives positions from ids
     hidden = jax.jit(roberta.apply)({"params": params}, ids, mask)
-    np.testing.assert_allclose(hidden[compared], peers.torch_hidden(sizes, state)[compared], atol=1e-5)
+    np.testing.assert_allclose(hidden[compared], peers.torch_hidden(settings, state)[compared], atol=1e-5)
 
 
 def test_defaults_match_the_transformers_config():
@@ -122,14 +130,14 @@ def test_position_ids_count_unmasked_tokens():
 
 
 def test_bfloat16_with_float32_parameters_is_close_to_float32():
-    sizes = RobertaSettings(**peers.SIZES["two layers"])
-    ids, mask = peers.make_text_inputs(peers.SIZES["two layers"])
-    bfloat16_module, params = Roberta(sizes, dtype=jnp.bfloat16), init_seeded(Roberta(sizes), ids, mask)
+    settings = RobertaSettings(**peers.SETTINGS["two layers"])
+    ids, mask = peers.make_text_inputs(peers.SETTINGS["two layers"])
+    bfloat16_module, params = Roberta(settings, dtype=jnp.bfloat16), init_seeded(Roberta(settings), ids, mask)
     initial = jax.eval_shape(bfloat16_module.init, jax.random.key(0), ids, mask)["params"]
     assert {leaf.dtype for leaf in jax.tree.leaves(initial)} == {jnp.dtype("float32")}
     hidden = jax.jit(bfloat16_module.apply)({"params": params}, ids, mask)
     assert hidden.dtype == jnp.bfloat16
-    expected = jax.jit(Roberta(sizes).apply)({"params": params}, ids, mask)
+    expected = jax.jit(Roberta(settings).apply)({"params": params}, ids, mask)
     np.testing.assert_allclose(hidden[mask], expected[mask], atol=0.05)
 
 
@@ -142,4 +150,4 @@ def test_bfloat16_with_float32_parameters_is_close_to_float32():
 )
 def test_invalid_settings_are_rejected(changes, message):
     with pytest.raises(ValueError, match=message):
-        RobertaSettings(**{**peers.SIZES["two layers"], **changes})
+        RobertaSettings(**{**peers.SETTINGS["two layers"], **changes})

@@ -31,9 +31,9 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
 
 ROWS, CAPTIONS, WIDTH, SCALE = 16, 3, 8, 20.0
-OWNER = np.arange(ROWS, dtype=np.int32)  # image index of each row
-OWNER[5] = 2  # the same image as row 2
-OWNER[[7, 11]] = -1  # masked rows
+IMAGE_IDS = np.arange(ROWS, dtype=np.int32)  # image index of each row
+IMAGE_IDS[5] = 2  # the same image as row 2
+IMAGE_IDS[[7, 11]] = -1  # masked rows
 
 
 def make_vectors(seed: int = 0, captions: int = CAPTIONS) -> tuple[np.ndarray, np.ndarray]:
@@ -45,11 +45,11 @@ def make_vectors(seed: int = 0, captions: int = CAPTIONS) -> tuple[np.ndarray, n
     return unit[0].astype(np.float32), unit[1].astype(np.float32)
 
 
-def compute_reference_loss(images, texts, owner, scale) -> tuple[float, float, float]:
+def compute_reference_loss(images, texts, image_ids, scale) -> tuple[float, float, float]:
     """Computes the loss and both accuracies from their definitions, one pair at a time."""
     losses, image_correct, text_correct = [], [], []
-    for i in np.flatnonzero(owner >= 0):
-        others = [j for j in np.flatnonzero(owner >= 0) if owner[j] != owner[i]]
+    for i in np.flatnonzero(image_ids >= 0):
+        others = [j for j in np.flatnonzero(image_ids >= 0) if image_ids[j] != image_ids[i]]
         other_texts = [scale * images[i] @ text for j in others for text in texts[j]]
         image_correct.append(max(scale * images[i] @ text for text in texts[i]) > max(other_texts))
         for text in texts[i]:
@@ -63,8 +63,8 @@ def compute_reference_loss(images, texts, owner, scale) -> tuple[float, float, f
 
 def test_loss_and_accuracies_match_the_definition():
     images, texts = make_vectors()
-    loss, *accuracies = (ratio.mean() for ratio in jax.jit(contrastive_loss)(Vectors(images, texts, SCALE), OWNER))
-    expected = compute_reference_loss(images.astype(np.float64), texts.astype(np.float64), OWNER, SCALE)
+    loss, *accuracies = (ratio.mean() for ratio in jax.jit(contrastive_loss)(Vectors(images, texts, SCALE), IMAGE_IDS))
+    expected = compute_reference_loss(images.astype(np.float64), texts.astype(np.float64), IMAGE_IDS, SCALE)
     np.testing.assert_allclose([loss, *accuracies], expected, rtol=1e-5)
     assert all(0.2 < accuracy < 1 for accuracy in accuracies)
 
@@ -86,13 +86,13 @@ def compute_gradients(devices: int):
     """
     mesh = make_mesh(ConfigDict({"data": devices, "model": 1}), jax.devices()[:devices])
 
-    def loss(images, texts, scale, owner):
-        return contrastive_loss(Vectors(images, texts, scale), owner, mesh).loss.mean()
+    def loss(images, texts, scale, image_ids):
+        return contrastive_loss(Vectors(images, texts, scale), image_ids, mesh).loss.mean()
 
     images, texts = make_vectors()
-    batch = put_batch({"images": images, "texts": texts, "owner": OWNER}, mesh)
+    batch = put_batch({"images": images, "texts": texts, "image_ids": IMAGE_IDS}, mesh)
     scale = jax.device_put(jnp.float32(SCALE), replicated(mesh))
-    arguments = (batch["images"], batch["texts"], scale, batch["owner"])
+    arguments = (batch["images"], batch["texts"], scale, batch["image_ids"])
     lowered = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*arguments)
     compiled = lowered.compile()
     collectives = compute_stats(lowered, compiled, mesh, ROWS // devices)["collectives"]
@@ -109,21 +109,21 @@ def test_gradients_on_eight_devices_match_one_device():
 
 
 @pytest.mark.usefixtures("eight_devices")
-def test_images_captions_and_owners_are_gathered_once():
+def test_images_captions_and_image_ids_are_gathered_once():
     _, collectives = compute_gradients(8)
     (gathers,) = [group for group in collectives if group["kind"] == "all-gather"]
-    assert gathers["count"] == 3  # images, captions and owners
+    assert gathers["count"] == 3  # images, captions and image ids
     assert gathers["bytes"] == gathers["gathered"] == 4 * ROWS * (WIDTH + CAPTIONS * WIDTH + 1)
 
 
 def test_masked_rows_have_no_effect_and_no_gradient():
     images, texts = make_vectors()
     compute_loss_and_gradients = jax.jit(
-        jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), OWNER).loss.mean(), (0, 1))
+        jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), IMAGE_IDS).loss.mean(), (0, 1))
     )
     loss, gradients = compute_loss_and_gradients(images, texts)
     replacements = make_vectors(seed=1)
-    masked = OWNER < 0
+    masked = IMAGE_IDS < 0
     changed = [
         np.where(masked.reshape(-1, *[1] * (array.ndim - 1)), replacement, array)
         for array, replacement in zip((images, texts), replacements, strict=True)
@@ -135,11 +135,11 @@ def test_masked_rows_have_no_effect_and_no_gradient():
         np.testing.assert_array_equal(array, other)
 
 
-@pytest.mark.parametrize("owner", [np.where(OWNER == 0, 0, -1), np.zeros(ROWS, np.int32)])
-def test_a_batch_without_negatives_has_zero_loss_and_gradient(owner):
+@pytest.mark.parametrize("image_ids", [np.where(IMAGE_IDS == 0, 0, -1), np.zeros(ROWS, np.int32)])
+def test_a_batch_without_negatives_has_zero_loss_and_gradient(image_ids):
     images, texts = make_vectors()
     compute_loss_and_gradients = jax.jit(
-        jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), owner).loss.mean(), (0, 1))
+        jax.value_and_grad(lambda i, t: contrastive_loss(Vectors(i, t, SCALE), image_ids).loss.mean(), (0, 1))
     )
     loss, gradients = compute_loss_and_gradients(images, texts)
     assert float(loss) == 0 and not any(np.asarray(array).any() for array in gradients)
@@ -156,7 +156,7 @@ class FakeVocabulary:
 
 @functools.cache
 def make_captioner():
-    """Returns a model with a text encoder, random variables, images and captions."""
+    """Returns a model with a text encoder, randomly initialised variables, images and captions."""
     config = default_config()
     shrink(config)
     config.model.text_encoder.update({"layers": 1, "width": 8, "heads": 2, "feed_forward": 8})
@@ -231,7 +231,7 @@ def test_a_training_step_on_eight_devices_matches_one_device():
     batch = {
         "image": rng.integers(0, 255, (ROWS, 32, 32, 3)).astype(np.uint8),
         "tokens": rng.integers(4, 12, (ROWS, 2, 6)).astype(np.int32),
-        "mask": OWNER >= 0,
+        "mask": IMAGE_IDS >= 0,
         "index": np.arange(ROWS, dtype=np.int32),
     }
     results = []

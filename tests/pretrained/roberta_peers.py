@@ -14,8 +14,8 @@ from seeded_weights import seeded_array, seeded_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 
-# Keys as in config.json.
-SIZES: dict[str, dict[str, Any]] = {
+# Keys as in config.json. The labels are part of the keys of the golden file.
+SETTINGS: dict[str, dict[str, Any]] = {
     "two layers": {
         "vocab_size": 60,
         "hidden_size": 16,
@@ -48,9 +48,9 @@ SIZES: dict[str, dict[str, Any]] = {
         "type_vocab_size": 1,
     },
 }
-# Dimensions of the model in the folder `roberta_bin`.
+# Settings of the model in the folder `roberta_bin`.
 BIN_SETTINGS = {
-    **SIZES["two layers"],
+    **SETTINGS["two layers"],
     "vocab_size": 12,
     "hidden_size": 8,
     "num_hidden_layers": 1,
@@ -58,12 +58,12 @@ BIN_SETTINGS = {
 }
 
 
-def make_text_inputs(sizes: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+def make_text_inputs(settings: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """Returns token ids and mask, [4, 8], for texts of 8, 5 and 1 tokens, and of 6 with a gap."""
-    pad = sizes.get("pad_token_id", 1)
+    pad = settings.get("pad_token_id", 1)
     mask = np.arange(8) < np.array([8, 5, 1, 7])[:, None]
     mask[3, 2] = False
-    ids = np.random.RandomState(8).randint(4, sizes["vocab_size"], mask.shape)
+    ids = np.random.RandomState(8).randint(4, settings["vocab_size"], mask.shape)
     return np.where(mask, ids, pad).astype(np.int32), mask
 
 
@@ -72,43 +72,43 @@ def make_cotangent(hidden: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return seeded_array("cotangent", hidden.shape) * mask[..., None]
 
 
-def flax_module(sizes: dict[str, Any]) -> Any:
+def flax_module(settings: dict[str, Any]) -> Any:
     """Returns transformers' Flax module."""
     from transformers import RobertaConfig
     from transformers.models.roberta.modeling_flax_roberta import FlaxRobertaModule
 
-    return FlaxRobertaModule(RobertaConfig(**sizes), add_pooling_layer=False)
+    return FlaxRobertaModule(RobertaConfig(**settings), add_pooling_layer=False)
 
 
-def flax_inputs(sizes: dict[str, Any]) -> tuple:
+def flax_inputs(settings: dict[str, Any]) -> tuple:
     """Returns the positional arguments of `flax_module`.
 
     Positions are computed as in `FlaxRobertaModel`, all token types are zero, and there is no head mask.
     """
     from transformers.models.roberta.modeling_flax_roberta import create_position_ids_from_input_ids
 
-    ids, mask = make_text_inputs(sizes)
-    positions = create_position_ids_from_input_ids(ids, sizes.get("pad_token_id", 1))
+    ids, mask = make_text_inputs(settings)
+    positions = create_position_ids_from_input_ids(ids, settings.get("pad_token_id", 1))
     return ids, mask.astype(np.int32), np.zeros_like(ids), positions, None
 
 
-def torch_hidden(sizes: dict[str, Any], weights: dict[str, np.ndarray]) -> np.ndarray:
+def torch_hidden(settings: dict[str, Any], weights: dict[str, np.ndarray]) -> np.ndarray:
     """Returns the hidden states of transformers' PyTorch module, [4, 8, hidden]."""
     import torch
     from transformers import RobertaConfig, RobertaModel
 
-    module = RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False).eval()
+    module = RobertaModel(RobertaConfig(**settings), add_pooling_layer=False).eval()
     state = {name: torch.tensor(value) for name, value in weights.items()}
     module.load_state_dict(state, strict=False)
     with torch.no_grad():
-        return module(*map(torch.tensor, make_text_inputs(sizes))).last_hidden_state.numpy()
+        return module(*map(torch.tensor, make_text_inputs(settings))).last_hidden_state.numpy()
 
 
-def torch_shapes(sizes: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+def torch_shapes(settings: dict[str, Any]) -> dict[str, tuple[int, ...]]:
     """Returns the names and shapes of the PyTorch module's parameters."""
     from transformers import RobertaConfig, RobertaModel
 
-    module = RobertaModel(RobertaConfig(**sizes), add_pooling_layer=False)
+    module = RobertaModel(RobertaConfig(**settings), add_pooling_layer=False)
     return {name: tuple(value.shape) for name, value in module.named_parameters()}
 
 
@@ -119,8 +119,8 @@ def write_golden_files() -> None:
     from flax import traverse_util
 
     stored = {}
-    for name, sizes in SIZES.items():
-        module, inputs = flax_module(sizes), flax_inputs(sizes)
+    for name, settings in SETTINGS.items():
+        module, inputs = flax_module(settings), flax_inputs(settings)
         shapes = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
         shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(shapes, sep="/").items()}
         params = traverse_util.unflatten_dict(seeded_weights(shapes), sep="/")

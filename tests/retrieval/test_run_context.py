@@ -200,7 +200,7 @@ BATCH_SIZE, MAX_TEXTS, MAX_LENGTH, VOCABULARY_SIZE = 8, 2, 10, 30
 
 
 def make_small_captioner():
-    """Returns a config, the model with context, and random variables."""
+    """Returns a config, the model with context, and randomly initialised variables."""
     config = default_config()
     small_run.shrink(config)
     config.dtype = "float32"

@@ -90,7 +90,7 @@ def make_config(**changes) -> ConfigDict:
     return config
 
 
-def make_random_config(**changes) -> ConfigDict:
+def make_stochastic_config(**changes) -> ConfigDict:
     """Returns a config with all random operations enabled, and batch norms over groups of two images."""
     return make_config(
         **{
@@ -111,7 +111,7 @@ def make_random_config(**changes) -> ConfigDict:
     )
 
 
-def make_deterministic_config(grad_accum_steps: int) -> ConfigDict:
+def make_config_without_dropout(grad_accum_steps: int) -> ConfigDict:
     """Returns a config with frozen batch norms and no dropout.
 
     With SGD, parameter differences are proportional to gradient differences.
@@ -169,12 +169,12 @@ def to_bytes(tree) -> dict[str, bytes]:
 
 @functools.cache
 def make_single_device_setup() -> Setup:
-    return Setup(make_random_config(), make_small_mesh(1))
+    return Setup(make_stochastic_config(), make_small_mesh(1))
 
 
 @functools.cache
-def make_deterministic_setup(grad_accum_steps: int) -> Setup:
-    return Setup(make_deterministic_config(grad_accum_steps), make_small_mesh(1))
+def make_setup_without_dropout(grad_accum_steps: int) -> Setup:
+    return Setup(make_config_without_dropout(grad_accum_steps), make_small_mesh(1))
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def train(setup: Setup, steps: int = 20, packed: bool = False) -> tuple[list[flo
 
 def test_losses_do_not_depend_on_the_number_of_devices():
     expected, _ = train(make_single_device_setup())
-    losses, state = train(Setup(make_random_config(), make_small_mesh(8)))
+    losses, state = train(Setup(make_stochastic_config(), make_small_mesh(8)))
     assert len(jax.tree.leaves(state.params)[0].devices()) == 8
     np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-5)
     assert expected[-1] < expected[0] - 0.03  # the initial loss is about ln(24)
@@ -207,13 +207,13 @@ def test_losses_do_not_depend_on_the_number_of_devices():
 @pytest.mark.slow
 @pytest.mark.parametrize("devices", [1, 8])
 def test_losses_do_not_depend_on_packing(devices):
-    setup = make_single_device_setup() if devices == 1 else Setup(make_random_config(), make_small_mesh(devices))
+    setup = make_single_device_setup() if devices == 1 else Setup(make_stochastic_config(), make_small_mesh(devices))
     np.testing.assert_allclose(train(setup, packed=True)[0], train(make_single_device_setup())[0], rtol=0, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_losses_do_not_depend_on_parameter_sharding():
-    config = make_random_config()
+    config = make_stochastic_config()
     config.mesh.rules = (("decoder/embedding", ("model", None)),)
     setup = Setup(config, make_small_mesh(4, 2))
     losses, state = train(setup)
@@ -234,7 +234,7 @@ def test_a_step_depends_only_on_state_and_batch():
 
 @pytest.mark.slow
 def test_losses_depend_on_the_seed():
-    other = Setup(make_random_config(seed=1), make_small_mesh(1))
+    other = Setup(make_stochastic_config(seed=1), make_small_mesh(1))
     batch = make_batch(1)
     losses = [float(setup.run(setup.initial_state, batch)[1]["loss"]) for setup in (make_single_device_setup(), other)]
     assert abs(losses[0] - losses[1]) > 1e-4
@@ -259,7 +259,7 @@ def test_four_microbatches_match_the_full_batch():
     weights = (batch["tokens"][..., 1:] != 1) * batch["mask"][:, None, None]
     token_counts = [weights[i::4].sum() for i in range(4)]
     assert len(set(token_counts)) > 1, "microbatches must have different weights"
-    setup, accumulating = make_deterministic_setup(1), make_deterministic_setup(4)
+    setup, accumulating = make_setup_without_dropout(1), make_setup_without_dropout(4)
     full, metrics = setup.run(setup.initial_state, batch, get_frozen_backbone())
     accumulated, accumulated_metrics = accumulating.run(accumulating.initial_state, batch, get_frozen_backbone())
     for name in metrics:
@@ -272,7 +272,7 @@ def test_four_microbatches_match_the_full_batch():
 
 
 def test_frozen_parameters_and_batch_statistics_are_unchanged():
-    setup = make_deterministic_setup(1)
+    setup = make_setup_without_dropout(1)
     state, _ = setup.run(setup.initial_state, make_batch(3), get_frozen_backbone())
     before, after = flatten(setup.initial_state.params), flatten(state.params)
     for path in before:
@@ -285,7 +285,7 @@ def test_training_loss_with_frozen_norms_equals_evaluation_loss():
     batch = make_batch(4, masked=(5,))
     # Crops and flips do not change images of one colour.
     batch["image"] = np.broadcast_to(batch["image"][:, :1, :1], batch["image"].shape).copy()
-    setup = make_deterministic_setup(1)
+    setup = make_setup_without_dropout(1)
     _, metrics = setup.run(setup.initial_state, batch, get_frozen_backbone())
     model = make_model(make_config())
     logits = jax.jit(functools.partial(model.apply, train=False), compiler_options=QUICK_COMPILATION)(
@@ -308,14 +308,14 @@ def test_masked_rows_do_not_affect_the_update():
     for row in (2, 11):
         changed["image"][row] = 255 - changed["image"][row]
         changed["tokens"][row] = 5
-    setup = make_deterministic_setup(1)
+    setup = make_setup_without_dropout(1)
     results = [setup.run(setup.initial_state, batch, get_frozen_backbone()) for batch in (original, changed)]
     assert to_bytes(results[0]) == to_bytes(results[1])
 
 
 @pytest.mark.slow
 def test_parameters_are_trained_from_the_step_of_their_rule():
-    config = make_random_config()
+    config = make_stochastic_config()
     backbone = r"image_encoder/backbone/.*"
     config.optimizer.rules = ((backbone, {"from_step": 3}), (rf"(?!{backbone}).*", {"lr": 1.0}))
     setup = Setup(config, make_small_mesh(1))
