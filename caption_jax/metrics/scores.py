@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -72,6 +73,8 @@ def score(
         "exact_match", the fraction of captions that equal a reference word for word.
 
     Raises:
+        TypeError: an argument is not a mapping, the references of an image are a single string, or a caption is not a
+            string.
         ImageSetError: references and hypotheses cover different images; the message lists the difference.
         DataError: there are no images, or an image has no reference.
     """
@@ -108,9 +111,9 @@ def tokenize_pair(
     """Tokenizes references and hypotheses as the lines of two files, in the order of `references`.
 
     Raises:
-        ImageSetError: references and hypotheses cover different images; the message lists the difference.
-        DataError: there are no images, or an image has no reference.
+        TypeError, ImageSetError, DataError: see `score`.
     """
+    _check_types(references, hypotheses)
     check_image_set(references, hypotheses)
     if not references:
         raise DataError("there are no images to score")
@@ -121,6 +124,31 @@ def tokenize_pair(
     tokenized_references = {image_id: [next(tokenized) for _ in captions] for image_id, captions in references.items()}
     tokenized_hypotheses = tokenize_all([hypotheses[image_id] for image_id in references])
     return tokenized_references, dict(zip(references, tokenized_hypotheses, strict=True))
+
+
+def _check_types(references: Any, hypotheses: Any) -> None:
+    """Raises TypeError for arguments that would otherwise be scored as if they were something else.
+
+    A string is also a sequence of strings, so a caption passed instead of a list would be scored as one reference per
+    letter.
+    """
+    expected = {"references": "{1: ['a dog', 'a brown dog']}", "hypotheses": "{1: 'a dog'}"}
+    for name, captions in (("references", references), ("hypotheses", hypotheses)):
+        if not isinstance(captions, Mapping):
+            kind = type(captions).__name__
+            raise TypeError(f"{name} must be a mapping with image ids as keys, such as {expected[name]}, not a {kind}")
+    for image_id, captions in references.items():
+        if isinstance(captions, str) or not isinstance(captions, Sequence):
+            raise TypeError(f"references[{image_id!r}] is {captions!r}; it must be a list of captions")
+        for caption in captions:
+            _check_caption(caption, f"references[{image_id!r}]", "contains")
+    for image_id, caption in hypotheses.items():
+        _check_caption(caption, f"hypotheses[{image_id!r}]", "is")
+
+
+def _check_caption(caption: Any, name: str, verb: str) -> None:
+    if not isinstance(caption, str):
+        raise TypeError(f"{name} {verb} {caption!r}; a caption must be a string")
 
 
 def protocol(frequencies: DocumentFrequencies | None = None) -> dict[str, str]:

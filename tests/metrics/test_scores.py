@@ -46,6 +46,21 @@ def test_invalid_arguments_are_rejected():
         score({5: []}, {5: "a"})
 
 
+@pytest.mark.parametrize(
+    ("references", "hypotheses", "message"),
+    [
+        ({1: "a dog"}, {1: "a dog"}, r"references\[1\] is 'a dog'; it must be a list of captions"),
+        ({1: ["a dog"]}, {1: ["a dog"]}, r"hypotheses\[1\] is \['a dog'\]; a caption must be a string"),
+        ({1: ["a dog", None]}, {1: "a dog"}, r"references\[1\] contains None; a caption must be a string"),
+        ([["a dog"]], {0: "a dog"}, "references must be a mapping .* not a list"),
+        ({0: ["a dog"]}, ["a dog"], r"hypotheses must be a mapping .* such as \{1: 'a dog'\}, not a list"),
+    ],
+)
+def test_arguments_of_other_types_are_rejected(references, hypotheses, message):
+    with pytest.raises(TypeError, match=message):
+        score(references, hypotheses)
+
+
 def test_the_protocol_records_the_tokenization():
     assert set(protocol()) >= {"tokenization", "metrics"}
 
