@@ -9,11 +9,15 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+_RENAMED = {"cross_tuned": "cross_tune", "seeded_halves": "split_by_hash"}
+
 
 def __getattr__(name: str) -> Any:
     import caption_jax.metrics
 
-    if name.startswith("_") or name not in caption_jax.metrics.__all__:
+    new_name = _RENAMED.get(name, name)
+    if name.startswith("_") or new_name not in caption_jax.metrics.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    warnings.warn(f"caption_jax.evaluation.{name} is now caption_jax.metrics.{name}", DeprecationWarning, stacklevel=2)
-    return getattr(caption_jax.metrics, name)
+    message = f"caption_jax.evaluation.{name} is now caption_jax.metrics.{new_name}"
+    warnings.warn(message, DeprecationWarning, stacklevel=2)
+    return getattr(caption_jax.metrics, new_name)

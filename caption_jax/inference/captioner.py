@@ -25,6 +25,9 @@ from input_pipeline.special_tokens import BOS, EOS, PAD
 
 PyTree = Any
 
+# Types of a single image or text, passed by mistake where a list is required.
+_SINGLE_ITEMS = (str, os.PathLike, bytes, Image.Image)
+
 
 @dataclass(frozen=True)
 class Caption:
@@ -175,7 +178,7 @@ class Captioner:
         """Returns the token ids of the context texts, for the text encoder. Rows without a text contain only <pad>."""
         max_texts = self._description.spec.model.context.max_texts
         for image_texts in texts:
-            if isinstance(image_texts, str):
+            if isinstance(image_texts, _SINGLE_ITEMS):
                 raise TypeError(f"context takes a list of texts for each image, such as [[{image_texts!r}], ...]")
             if len(image_texts) > max_texts:
                 raise ConfigError(
@@ -225,7 +228,7 @@ def load(
 
 
 def _check_list(method: str, items: Any) -> None:
-    if isinstance(items, str | os.PathLike | bytes | Image.Image):
+    if isinstance(items, _SINGLE_ITEMS):
         kind = "images" if method in ("caption", "embed_images") else "texts"
         raise TypeError(f"{method} takes a list of {kind}, not a single {type(items).__name__}")
 
