@@ -21,6 +21,7 @@ EXTRAS = {
     "train": ("grain", "tensorflow_datasets", "tensorflow", "tensorboard", "clu", "matplotlib", "jinja2"),
     "java": ("pycocoevalcap",),
     "keras-weights": ("h5py",),
+    "heic": ("pillow_heif",),
     "hub": ("huggingface_hub",),
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),

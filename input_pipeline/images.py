@@ -2,14 +2,16 @@
 
 The input is a file, encoded bytes, a PIL image or an array; `resampling.py` converts its pixels to a square. RGB and
 grayscale JPEGs are decoded by libjpeg-turbo through simplejpeg, at 1/2, 1/4 or 1/8 scale where that is large enough.
-Pillow decodes everything else, and JPEGs that simplejpeg rejects. The same photograph as a JPEG and as an array differs
-by less than 1 level of 255 on average, because of rounding and because scaled JPEG decoding is not a box average.
+Pillow decodes everything else, and JPEGs that simplejpeg rejects; HEIC requires the `heic` extra. File names do not
+matter. The same photograph as a JPEG and as an array differs by less than 1 level of 255 on average, because of
+rounding and because scaled JPEG decoding is not a box average.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
 import json
 import logging
@@ -24,13 +26,14 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 
 from input_pipeline.errors import ConfigError, UserError
+from input_pipeline.extras import is_installed
+from input_pipeline.image_formats import describe_unreadable, sniff_format
 from input_pipeline.resampling import check_choices, choose_reduction_factor, resize_to_square
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 PIXEL_VERSION = 2  # version of the output of `decode_image`; version 1, until 2026-11, used Pillow throughout
 MAX_PIXELS = 178_956_970  # more than any camera produces; a file that declares more is rejected as a decompression bomb
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
 
 log = logging.getLogger(__name__)
 
@@ -212,12 +215,22 @@ def _open(image: ImageLike, name: str) -> Image.Image:
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
             raise ImageError(name, "the file is empty")
+        if sniff_format(image) == "HEIC":
+            _register_heic_decoder()
         try:
             return Image.open(io.BytesIO(image))
         except Image.UnidentifiedImageError:
-            start = bytes(image[:12])
-            raise ImageError(name, f"not in a supported image format (the file starts with {start!r})") from None
+            raise ImageError(name, describe_unreadable(image)) from None
     return _image_from_array(np.asarray(image), name)
+
+
+@functools.cache
+def _register_heic_decoder() -> None:
+    """Adds HEIC to Pillow's formats if the `heic` extra is installed."""
+    if is_installed("pillow_heif"):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
 
 
 def _image_from_array(array: np.ndarray, name: str) -> Image.Image:

@@ -102,6 +102,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run
     from caption_jax.training.loop import train_and_evaluate
+    from input_pipeline.images import decode_image
     from input_pipeline.sources import open_splits
     from input_pipeline.tokenizer import Tokenizer
 
@@ -128,6 +129,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "matplotlib": lambda: importlib.import_module("caption_jax.evaluation.report.plots"),
         "h5py": open_keras_weights,
         "pycocoevalcap": raise_meteor_error,
+        "pillow_heif": lambda: decode_image(b"\0\0\0\x18ftypheic", 8),
         "libtpu": parse_topology("v5e:2x2").devices,
         "gcsfs": lambda: absolute("gs://bucket/run"),
         "s3fs": lambda: absolute("s3://bucket/run"),

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 
 from caption_jax.files import allow_undecodable_output, json_line
 from caption_jax.inference.captioner import Captioner
-from input_pipeline.images import IMAGE_SUFFIXES, ImageError
+from input_pipeline.image_formats import FORMATS, find_folder_images
+from input_pipeline.images import ImageError
 
 
 def caption_files(
@@ -21,7 +22,7 @@ def caption_files(
 
     Args:
         captioner: the model.
-        arguments: paths, glob patterns or folders (searched recursively for image files).
+        arguments: see `find_images`.
         output_format: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
         context: context texts passed with every image, for models trained with context.
 
@@ -30,11 +31,7 @@ def caption_files(
     """
     paths = list(find_images(arguments))
     if not paths:
-        suffixes = " ".join(IMAGE_SUFFIXES)
-        print(
-            f"no images match {list(arguments)}; expected files, patterns or folders with {suffixes} files",
-            file=sys.stderr,
-        )
+        print(describe_no_match(arguments), file=sys.stderr)
         return 2
     allow_undecodable_output()
     failures = 0
@@ -55,14 +52,21 @@ def caption_files(
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[str]:
-    """Yields the files that match the arguments; nonexistent paths are yielded unchanged, to be reported later."""
+    """Yields the files that match the arguments; nonexistent paths are yielded unchanged, to be reported later.
+
+    Args:
+        arguments: paths, glob patterns, or folders, which are searched recursively for images; see
+            `input_pipeline.image_formats.find_folder_images`.
+    """
     for argument in arguments:
         if os.path.isdir(argument):
-            for folder, subfolders, files in os.walk(argument):
-                subfolders.sort()
-                images = (name for name in sorted(files) if name.lower().endswith(IMAGE_SUFFIXES))
-                yield from (os.path.join(folder, name) for name in images)
+            yield from find_folder_images(argument)
         elif not os.path.exists(argument) and glob.has_magic(argument):
             yield from (path for path in sorted(glob.glob(argument, recursive=True)) if os.path.isfile(path))
         else:
             yield argument
+
+
+def describe_no_match(arguments: Sequence[str]) -> str:
+    """Returns the error message for arguments of `find_images` without any match."""
+    return f"no images match {list(arguments)}; expected files, patterns, or folders with {FORMATS} files"

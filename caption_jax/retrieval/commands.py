@@ -10,7 +10,7 @@ from pathlib import Path
 
 from caption_jax.errors import ConfigError
 from caption_jax.files import allow_undecodable_output, json_line
-from caption_jax.inference.caption_files import find_images
+from caption_jax.inference.caption_files import describe_no_match, find_images
 from caption_jax.inference.captioner import Captioner
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import Changes, update_index
@@ -20,12 +20,15 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
 from caption_jax.specs import DataSpec, DecodeSpec
-from input_pipeline.images import IMAGE_SUFFIXES, ImageError
+from input_pipeline.image_formats import IMAGE_SUFFIXES
+from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.special_tokens import UNK
 
 _PROGRESS_SECONDS = 10.0
+# A query that ends in one of these is an image, even if the file does not exist.
+_QUERY_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".avif", ".jp2", ".heic", ".heif")
 
 
 def get_index_folder(workdir: str, index_flag: str | None) -> Path:
@@ -48,10 +51,7 @@ def match_images(arguments: Sequence[str]) -> list[Record]:
     """
     paths = [os.path.abspath(path) for path in find_images(arguments)]
     if not paths:
-        suffixes = " ".join(IMAGE_SUFFIXES)
-        raise ConfigError(
-            f"no images match {list(arguments)}; expected files, patterns or folders with {suffixes} files"
-        )
+        raise ConfigError(describe_no_match(arguments))
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
@@ -134,7 +134,7 @@ def search_images(
     captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
     index.check_model(model)
-    if os.path.isfile(query) or query.lower().endswith(IMAGE_SUFFIXES):
+    if os.path.isfile(query) or query.lower().endswith(_QUERY_SUFFIXES):
         try:
             vectors = captioner.embed_images([query])
         except ImageError as error:

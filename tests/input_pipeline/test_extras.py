@@ -84,7 +84,7 @@ def test_extras_match_pyproject():
 
 
 def test_developer_extras_include_the_extras_they_require():
-    for extra, expected in (("test", {"hub", "java", "keras-weights", "train"}), ("bench", {"java", "train"})):
+    for extra, expected in (("test", {"heic", "hub", "java", "keras-weights", "train"}), ("bench", {"java", "train"})):
         requirements = map(Requirement, DECLARED[extra])
         (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
         assert self_requirement.extras == expected

@@ -1,0 +1,97 @@
+"""Image formats recognised by the first bytes of a file, and the images of a folder. File names do not matter."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+
+from input_pipeline.extras import describe_missing, is_installed
+
+# Suffixes of files that are listed without being opened, which keeps large folders and network drives fast. If the
+# content of such a file is not an image, reading it raises an error that names it.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, JPEG 2000 or HEIC"  # for messages
+
+_HEADER_BYTES = 64  # enough for the first brands of an ISO base media file (AVIF, HEIC)
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),  # with a valid header size
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "PNM": re.compile(rb"P[1-6]\s+(?:#|\d+\s)"),
+    "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"),
+    "JPEG XL": re.compile(rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a"),
+    "AppleDouble": re.compile(rb"\0\x05\x16\x07"),  # metadata that macOS stores as `._photo.jpg` on other disks
+}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
+_NOT_IMAGES = ("AppleDouble",)
+
+
+def sniff_format(data: bytes) -> str | None:
+    """Returns the name of the image format that data starts with, or None if it is not an image.
+
+    The names are those of `FORMATS`, "JPEG XL" and "AppleDouble". The latter two are recognised but cannot be read.
+
+    Args:
+        data: the first 64 bytes of a file, or more.
+    """
+    header = bytes(data[:_HEADER_BYTES])
+    if header[4:8] == b"ftyp":  # an ISO base media file: size, "ftyp", major brand, version, compatible brands
+        end = min(int.from_bytes(header[:4], "big"), len(header))
+        brands = {header[8:12], *(header[start : start + 4] for start in range(16, end - 3, 4))}
+        return "AVIF" if brands & _AVIF_BRANDS else "HEIC" if brands & _HEIC_BRANDS else None
+    return next((name for name, signature in _SIGNATURES.items() if signature.match(header)), None)
+
+
+def describe_unreadable(data: bytes) -> str:
+    """Returns why Pillow does not identify an encoded image, with the remedy if there is one."""
+    name = sniff_format(data)
+    if name == "HEIC" and not is_installed("pillow_heif"):
+        return f"is a HEIC image; reading HEIC needs {describe_missing('pillow_heif')}"
+    if name == "AppleDouble":
+        return "is not an image but metadata of macOS (AppleDouble), which can be deleted"
+    if name == "JPEG XL":
+        return "is a JPEG XL image, which is not supported; convert it to JPEG, PNG or WebP"
+    if name in ("AVIF", "JPEG 2000", "WebP") and not _is_supported_by_pillow(name):
+        return f"is in the format {name}, which this installation of Pillow cannot read; install Pillow's wheel"
+    if name is not None:
+        return f"starts like a {name} image, but cannot be decoded: the file is damaged or incomplete"
+    return f"not in a supported image format (the file starts with {bytes(data[:12])!r})"
+
+
+def find_folder_images(folder: str) -> Iterator[str]:
+    """Yields the image files of a folder and its subfolders, in the order of their names.
+
+    Files with a suffix in `IMAGE_SUFFIXES` are not opened. All other files are recognised by their first bytes, and
+    files that are not images are omitted. Files and folders whose names start with a dot are omitted, too. A file that
+    cannot be opened is yielded, so that reading it reports the reason.
+    """
+    subfolders = []
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            subfolders.append(entry.path)
+        elif entry.name.lower().endswith(IMAGE_SUFFIXES) or (entry.is_file() and _is_image(entry.path)):
+            yield entry.path
+    for subfolder in subfolders:
+        yield from find_folder_images(subfolder)
+
+
+def _is_image(path: str) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            name = sniff_format(file.read(_HEADER_BYTES))
+    except OSError:
+        return True
+    return name is not None and name not in _NOT_IMAGES
+
+
+def _is_supported_by_pillow(name: str) -> bool:
+    from PIL import features  # imported lazily: this module is also used where nothing is decoded
+
+    return bool(features.check({"AVIF": "avif", "JPEG 2000": "jpg_2000", "WebP": "webp"}[name]))
