@@ -28,7 +28,18 @@ COLOURS = {"red": (210, 30, 30), "green": (30, 170, 50), "blue": (30, 60, 200), 
 MAIN_FLAGS = (
     *("config", "workdir", "mode", "split", "images", "context", "format", "checkpoint"),
     *("index", "captions", "missing", "query", "top", "search"),
-    *("topology", "programs", "phase", "images_per_chip", "vocabulary", "compilations", "data", "dry_run"),
+    *(
+        "topology",
+        "programs",
+        "phase",
+        "images_per_chip",
+        "vocabulary",
+        "compilations",
+        "data",
+        "dry_run",
+        "quiet",
+        "verbose",
+    ),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2
 SIDES = ("left", "right")

@@ -30,6 +30,8 @@ def define() -> None:
     flags.DEFINE_boolean(
         "dry_run", False, "train: read the data, print the resolved config and run one step, without writing anything."
     )
+    flags.DEFINE_boolean("quiet", False, "Print only warnings, errors and results: no progress.")
+    flags.DEFINE_boolean("verbose", False, "Also print all messages of libraries, and the metrics of each log step.")
     _define_for_splits()
     _define_for_captions_and_search()
     _define_for_plan()

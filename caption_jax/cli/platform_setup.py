@@ -1,22 +1,21 @@
-"""Process setup for all modes: XLA flags, `jax.distributed` and the compilation cache."""
+"""Process setup for all modes: XLA flags, `jax.distributed`, the compilation cache and the log."""
 
 from __future__ import annotations
 
 import os
 
-from absl import flags, logging
+from absl import app, flags, logging
 
+from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
-    """Sets XLA flags and the compilation cache, and initialises `jax.distributed` if there are several processes."""
+    """Sets XLA flags, the compilation cache and the log, and initialises `jax.distributed` for several processes."""
     set_up_process()
+    set_up_log(choose_verbosity(options))
     import jax
 
-    from caption_jax.runtime.libraries import quiet_libraries
-
-    quiet_libraries()
     if options.mode == "plan":
         from caption_jax.planning.topology import prepare
 
@@ -29,8 +28,18 @@ def set_up_platform(options: flags.FlagValues) -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
     # By default, programs that compile quickly are not cached, but many of them together take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    logging.set_verbosity(logging.INFO if options.mode in ("train", "plan") else logging.WARNING)
-    logging.info("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
+    logging.debug("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
+
+
+def choose_verbosity(options: flags.FlagValues) -> Verbosity:
+    """Returns the verbosity of `--quiet` and `--verbose`.
+
+    Raises:
+        UsageError: both are set.
+    """
+    if options.quiet and options.verbose:
+        raise app.UsageError("--quiet and --verbose exclude each other")
+    return "quiet" if options.quiet else "verbose" if options.verbose else "normal"
 
 
 def disable_compilation_cache() -> None:

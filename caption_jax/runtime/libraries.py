@@ -1,17 +1,35 @@
-"""Log output of third-party libraries."""
+"""The log: its format, its verbosity, and which messages of libraries it contains."""
 
 from __future__ import annotations
 
 import logging as standard_logging
+import os
 import re
+from typing import Literal
 
-from absl import logging
+from absl import flags, logging
+
+Verbosity = Literal["quiet", "normal", "verbose"]
+
+# Read by the C++ code of TensorFlow and XLA, whose start-up messages do not pass through Python's logging. Errors are
+# still printed. The note about oneDNN ignores the log level, but TensorFlow prints it only if oneDNN is enabled, and
+# only its file formats are used here.
+_ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
+
+
+class LogFormatter(standard_logging.Formatter):
+    """Formats messages as "12:03:41 message", with the level if it is above INFO."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        """Returns the message with its prefix."""
+        level = f"{record.levelname.lower()}: " if record.levelno > standard_logging.INFO else ""
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{super().format(record)}"
 
 
 class _LibraryFilter(standard_logging.Filter):
-    """Drops the informational messages of libraries, but not their warnings and errors."""
+    """Drops the informational messages of installed packages other than this one, but not their warnings and errors."""
 
-    _PATH = re.compile(r"[/\\](site|dist)-packages[/\\](orbax|tensorflow_datasets|jax|grain|etils)[/\\]")
+    _PATH = re.compile(r"[/\\](site|dist)-packages[/\\](?!(caption_jax|input_pipeline)[/\\])")
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
         return record.levelno > standard_logging.INFO or not self._PATH.search(record.pathname)
@@ -20,6 +38,21 @@ class _LibraryFilter(standard_logging.Filter):
 _LIBRARY_FILTER = _LibraryFilter()
 
 
-def quiet_libraries() -> None:
-    """Hides the informational messages of libraries, such as the dozens that Orbax logs per checkpoint. Idempotent."""
-    logging.get_absl_handler().addFilter(_LIBRARY_FILTER)  # no-op if already added
+def set_up_log(verbosity: Verbosity = "normal") -> None:
+    """Sets up the log of a command, on stderr. Call before importing JAX, which reads environment variables.
+
+    Args:
+        verbosity: "quiet" for warnings and errors, "normal" for this project's messages and the warnings and errors of
+            libraries, "verbose" for all messages.
+    """
+    logging.set_verbosity(logging.WARNING if verbosity == "quiet" else logging.INFO)
+    handler = logging.get_absl_handler()
+    handler.setFormatter(LogFormatter())
+    flags.FLAGS.logtostderr = True  # to the current sys.stderr, which a progress display replaces
+    if verbosity == "verbose":
+        logging.get_absl_logger().setLevel(standard_logging.DEBUG)
+        handler.removeFilter(_LIBRARY_FILTER)
+        return
+    handler.addFilter(_LIBRARY_FILTER)  # no-op if already added
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)

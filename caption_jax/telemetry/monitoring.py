@@ -11,7 +11,6 @@ import numpy as np
 from absl import logging
 from etils import epath
 
-from caption_jax.runtime.libraries import quiet_libraries
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
@@ -48,7 +47,6 @@ class Monitor:
             start_step: the step from which the run resumes; later rows of `metrics.jsonl` are dropped.
             stream: output stream of the progress line; stderr by default.
         """
-        quiet_libraries()
         self._total_steps = total_steps
         self._active = is_main_process
         if not self._active:

@@ -1,11 +1,36 @@
-"""Libraries log only warnings and errors."""
+"""The log contains this project's messages, and of libraries only warnings and errors unless it is verbose."""
 
 from __future__ import annotations
 
-import pytest
-from absl import logging
+import logging as standard_logging
+import os
+import re
+import subprocess
+import sys
 
-from caption_jax.runtime.libraries import quiet_libraries
+import pytest
+from absl import flags, logging
+
+from caption_jax.runtime.libraries import LogFormatter, set_up_log
+
+
+@pytest.fixture(autouse=True)
+def restored_log(monkeypatch):
+    """Restores the settings that `set_up_log` changes."""
+    handler = logging.get_absl_handler()
+    formatter, filters, verbosity = handler.python_handler.formatter, list(handler.filters), logging.get_verbosity()
+    to_stderr = flags.FLAGS["logtostderr"].value
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    yield
+    handler.setFormatter(formatter)
+    handler.filters[:] = filters
+    flags.FLAGS["logtostderr"].value = to_stderr
+    logging.set_verbosity(verbosity)
+
+
+def make_record(path: str, level: str, message: str = "") -> standard_logging.LogRecord:
+    number = standard_logging.getLevelNamesMapping()[level]
+    return standard_logging.makeLogRecord({"pathname": path, "levelno": number, "levelname": level, "msg": message})
 
 
 @pytest.mark.parametrize(
@@ -13,14 +38,49 @@ from caption_jax.runtime.libraries import quiet_libraries
     [
         ("/lib/site-packages/orbax/checkpoint/manager.py", "INFO", False),
         ("/lib/site-packages/orbax/checkpoint/manager.py", "WARNING", True),
+        ("/lib/python3/dist-packages/clu/metric_writers/logging_writer.py", "INFO", False),
+        ("/lib/site-packages/caption_jax/training/loop.py", "INFO", True),
         ("/home/me/jax/caption_jax/training/loop.py", "INFO", True),
-        ("/lib/site-packages/clu/metric_writers/logging_writer.py", "INFO", True),
+        ("/home/me/jax/custom/loss.py", "INFO", True),
     ],
 )
 def test_the_log_contains_messages_from_this_project_and_warnings_from_libraries(path, level, is_logged):
-    handler = logging.get_absl_handler()
-    before = list(handler.filters)
-    quiet_libraries()
-    record = logging.logging.makeLogRecord({"pathname": path, "levelno": logging.logging.getLevelNamesMapping()[level]})
-    assert bool(handler.filter(record)) is is_logged
-    handler.filters[:] = before
+    set_up_log()
+    assert bool(logging.get_absl_handler().filter(make_record(path, level))) is is_logged
+
+
+def test_a_verbose_log_contains_all_messages():
+    set_up_log()
+    set_up_log("verbose")
+    assert logging.get_absl_handler().filter(make_record("/lib/site-packages/orbax/checkpoint/manager.py", "INFO"))
+
+
+@pytest.mark.parametrize(("verbosity", "messages"), [("quiet", "cd"), ("normal", "bcd"), ("verbose", "abcd")])
+def test_verbosity_selects_messages_by_level(verbosity, messages):
+    set_up_log(verbosity)
+    levels = {"a": "DEBUG", "b": "INFO", "c": "WARNING", "d": "ERROR"}
+    is_enabled = logging.get_absl_logger().isEnabledFor
+    assert [name for name, level in levels.items() if is_enabled(getattr(standard_logging, level))] == list(messages)
+
+
+def test_messages_have_a_short_time_and_the_level_of_warnings():
+    lines = [LogFormatter().format(make_record("loop.py", level, "step 5")) for level in ("INFO", "WARNING", "ERROR")]
+    times = [re.match(r"\d\d:\d\d:\d\d ", line)[0] for line in lines]
+    suffixes = [line.removeprefix(time) for line, time in zip(lines, times, strict=True)]
+    assert suffixes == ["step 5", "warning: step 5", "error: step 5"]
+
+
+@pytest.mark.slow
+def test_tensorflow_prints_nothing_when_it_starts():
+    pytest.importorskip("tensorflow")
+    script = "\n".join(
+        [
+            "from caption_jax.runtime.libraries import set_up_log",
+            "set_up_log()",
+            "import tensorflow as tf",
+            "tf.config.set_visible_devices([], 'GPU')",
+            "assert int(tf.constant(1) + 1) == 2",
+        ]
+    )
+    process = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert (process.stdout, process.stderr) == ("", "")
