@@ -203,7 +203,7 @@ class Vocabulary:
 
     def to_full(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
         """Converts compact ids of any shape to full ids, for a text encoder with the full embedding matrix."""
-        return self._to_full[np.asarray(ids)]
+        return self._to_full[np.asarray(ids, np.int32)]  # the dtype matters for an empty list, which is float otherwise
 
     def to_compact(self, ids: Int[np.ndarray, "..."] | Sequence[int]) -> Int[np.ndarray, "..."]:
         """Converts full ids of any shape to compact ids; tokens outside the vocabulary become `<unk>`."""
