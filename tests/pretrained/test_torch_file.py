@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from caption_jax.errors import WeightsError
-from caption_jax.pretrained.torch_file import read_state_dict
+from caption_jax.pretrained.weight_files import open_weights
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "pth"
 BASE = np.arange(24, dtype=np.float32).reshape(4, 6)
@@ -29,7 +29,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
 def test_tensors_of_all_types_and_layouts_are_read(name):
-    tensors = read_state_dict(GOLDEN / name)
+    tensors = {key.removeprefix("module."): value for key, value in open_weights(GOLDEN / name).tensors.items()}
     assert list(tensors) == list(EXPECTED)
     for key, expected in EXPECTED.items():
         assert tensors[key].shape == expected.shape
@@ -59,7 +59,7 @@ def test_files_that_execute_code_are_rejected(file_format, tmp_path):
         magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
         path.write_bytes(magic + content + pickle.dumps([], 2))
     with pytest.raises(WeightsError, match=r"malicious\.pth: refusing to load the Python object \w+\.system"):
-        read_state_dict(path)
+        open_weights(path)
     assert not (tmp_path / "executed").exists()
 
 
@@ -69,11 +69,11 @@ def test_files_without_a_state_dict_are_rejected(tmp_path):
         with zipfile.ZipFile(path, "w") as archive:
             archive.writestr("archive/data.pkl", pickle.dumps(content, 2))
         with pytest.raises(WeightsError, match=message):
-            read_state_dict(path)
+            open_weights(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(WeightsError, match=r"data\.pkl"):
-        read_state_dict(path)
+        open_weights(path)
 
 
 @pytest.mark.parametrize("name", ["zip.pth", "legacy.pth"])
@@ -83,7 +83,7 @@ def test_truncated_files_are_rejected(name, tmp_path):
     for length in range(0, len(content) - 1, max(1, len(content) // 60)):
         path.write_bytes(content[:length])
         with pytest.raises(WeightsError, match=name):
-            for tensor in read_state_dict(path).values():
+            for tensor in open_weights(path).tensors.values():
                 tensor.read()
 
 
@@ -98,7 +98,7 @@ def test_tensors_that_exceed_their_storage_are_rejected(tmp_path):
                 content = content.replace(b"QK\x08K\x02K\x03\x86", b"QK\xc8K\x02K\x03\x86")
             target.writestr(name, content)
     with pytest.raises(WeightsError, match="exceeds the bounds of storage"):
-        read_state_dict(path)
+        open_weights(path)
 
 
 @pytest.mark.torch
