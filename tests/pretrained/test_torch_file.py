@@ -58,7 +58,7 @@ def test_files_that_execute_code_are_rejected(file_format, tmp_path):
     else:
         magic = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + pickle.dumps(1001, 2) + pickle.dumps({}, 2)
         path.write_bytes(magic + content + pickle.dumps([], 2))
-    with pytest.raises(WeightsError, match=r"malicious\.pth: refusing to load the Python object \w+\.system"):
+    with pytest.raises(WeightsError, match=r"malicious\.pth: .*refusing to load the Python object \w+\.system"):
         open_weights(path)
     assert not (tmp_path / "executed").exists()
 
