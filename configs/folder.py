@@ -22,5 +22,11 @@ def get_config() -> ConfigDict:
     config.data.split_files.val = ""
     config.data.split_fractions.val = 0.1
     config.data.captions_per_image = 0
-    config.train.patience = 3
+    # Fitted to the number of images and the length of the captions (docs/training.md).
+    config.data.max_length = 0
+    config.decode.max_length = 0
+    config.optimizer.warmup_steps = -1
+    config.optimizer.ema = -1
+    config.train.epochs = 0
+    config.train.patience = 5
     return config.lock()

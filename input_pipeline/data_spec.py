@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import at_least, check_fields, interval, one_of, strings
+from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, one_of, strings
 from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SOURCES = ("shapes", "folder", "tfds")
@@ -79,10 +79,12 @@ class DataSpec:
     vocabulary_size: int = 4000  # size of a trained tokenizer
     lowercase: bool = True
     compact_vocabulary: bool = True  # the decoder predicts only the tokens that occur in the training captions
-    max_length: int = 40  # tokens per caption, including <s> and </s>; longer captions are truncated
+    # Tokens per caption, including <s> and </s>; longer captions are truncated. 0 for a length that covers 99 % of the
+    # training captions, at most 128.
+    max_length: int = 40
     captions_per_image: int = 1  # captions per image per step; 0 for all
     context: str = ""  # index folder with the neighbours of the splits; required if model.context.max_texts > 0
-    batch_size: int = 32  # images per step, over all devices
+    batch_size: int = 32  # images per step, over all devices; at most the number of training images
     eval_batch_size: int = 32
     workers: int = 2  # threads that read and decode images
     prefetch: int = 4  # batches prepared ahead of the step
@@ -106,7 +108,7 @@ class DataSpec:
             resize=one_of(*RESIZE_MODES),
             interpolation=one_of(*INTERPOLATIONS),
             vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0),
-            max_length=at_least(3, "<s>, a token and </s>"),
+            max_length=fitted_or("0 (to fit the captions)", 0, at_least(3, "<s>, a token and </s>")),
             captions_per_image=at_least(0, "for all"),
             batch_size=at_least(1),
             eval_batch_size=at_least(1),

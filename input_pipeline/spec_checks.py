@@ -81,6 +81,13 @@ def interval(bounds: str, meaning: str = "") -> Constraint:
     return number(f"in {bounds} ({meaning})" if meaning else f"in {bounds}", is_met)
 
 
+def fitted_or(description: str, request: float, constraint: Constraint) -> Constraint:
+    """Requires the value `request`, which stands for a value that is fitted to the data, or another constraint."""
+    return Constraint(
+        f"{description}, or {constraint.description}", lambda value: value == request or constraint.is_met(value)
+    )
+
+
 def one_of(*choices: Any) -> Constraint:
     """Requires one of a fixed set of values."""
     *others, last = map(repr, choices)

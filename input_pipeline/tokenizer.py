@@ -293,13 +293,16 @@ class Vocabulary:
     __hash__ = None
 
 
-def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabulary:
+def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> tuple[Vocabulary, Int[np.ndarray, " captions"]]:
     """Builds the vocabulary of a run from `config.data` and the training captions.
 
     Args:
         spec: `config.data`; the fields `tokenizer` ("train", a folder or a hub name), `vocabulary_size`, `lowercase`
             and `compact_vocabulary` are used.
         train_captions: all captions of the training split.
+
+    Returns:
+        The vocabulary, and the number of tokens of each caption, including `<s>` and `</s>`.
     """
     captions = list(train_captions)
     if spec.tokenizer == "train":
@@ -308,10 +311,9 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> Vocabular
         tokenizer = Tokenizer.from_folder(spec.tokenizer, lowercase=spec.lowercase)
     else:
         tokenizer = Tokenizer.from_hub(spec.tokenizer, lowercase=spec.lowercase)
-    if not spec.compact_vocabulary:
-        return Vocabulary(tokenizer, range(tokenizer.size))
-    full_ids = set().union(*tokenizer.encode_batch(captions))
-    return Vocabulary(tokenizer, full_ids)
+    encoded = tokenizer.encode_batch(captions)
+    full_ids = set().union(*encoded) if spec.compact_vocabulary else range(tokenizer.size)
+    return Vocabulary(tokenizer, full_ids), np.array([len(ids) for ids in encoded], np.int32)
 
 
 def normalise(text: str, lowercase: bool) -> str:

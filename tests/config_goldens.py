@@ -11,6 +11,7 @@ import functools
 import importlib.util
 from pathlib import Path
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from caption_jax.specs import DatasetFacts, RunSpec, resolve
@@ -19,7 +20,7 @@ from caption_jax.specs.conversion import as_lines
 ROOT = Path(__file__).resolve().parents[1]
 GOLDENS = ROOT / "tests" / "golden" / "configs"
 CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "workdir")
-DATASET = DatasetFacts(train_images=6000)
+DATASET = DatasetFacts(train_images=6000, caption_lengths=np.full(30_000, 22))
 
 
 @functools.cache
@@ -34,9 +35,14 @@ def load_config(name: str) -> ConfigDict:
     return config
 
 
+def load_spec(name: str) -> RunSpec:
+    """Loads the config of `configs/NAME.py` with values fitted to `DATASET`."""
+    return resolve(RunSpec.from_config(load_config(name)), DATASET)
+
+
 def render_golden(name: str) -> str:
     """Returns the resolved spec of a config, as `--dry_run` prints it for `DATASET`."""
-    spec = resolve(RunSpec.from_config(load_config(name)), DATASET)
+    spec = load_spec(name)
     return "\n".join([f"# configs/{name}.py on {DATASET.train_images} training images", *as_lines(spec), ""])
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
-from config_goldens import CONFIGS, load_config
+from config_goldens import CONFIGS, load_config, load_spec
 from flax import traverse_util
 
 from caption_jax.config import default_config, to_config_dict
@@ -19,7 +20,7 @@ from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import read_spec
-from caption_jax.specs import ModelSpec, RunSpec, build_spec, differences
+from caption_jax.specs import RunSpec, differences
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
@@ -27,14 +28,12 @@ from input_pipeline.special_tokens import PAD
 @functools.cache
 def compute_shapes(name: str) -> dict:
     """Returns the shapes of all parameters of the full-size model of a config, without compilation."""
-    config = load_config(name)
+    config = load_spec(name)
     length = config.data.max_length
     is_searchable = config.objective.contrastive_weight > 0
     has_text_encoder = is_searchable or config.model.context.max_texts
     text_encoder = roberta_settings(config.model.text_encoder, 5000, length, PAD) if has_text_encoder else None
-    model = build_model(
-        build_spec(ModelSpec, config.model), 5000, length, text_encoder=text_encoder, joint_embedding=is_searchable
-    )
+    model = build_model(config.model, 5000, length, text_encoder=text_encoder, joint_embedding=is_searchable)
     size = config.data.image_size
     images = jax.ShapeDtypeStruct((1, size, size, 3), np.float32)
     tokens = jax.ShapeDtypeStruct((1, 1, config.data.max_length - 1), np.int32)
@@ -59,7 +58,7 @@ def test_configs_set_only_known_keys_and_preserve_types(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_rules_match_the_model(name):
-    config, params = load_config(name), compute_shapes(name)
+    config, params = load_spec(name), compute_shapes(name)
     rules = match_rules(params, config.optimizer.rules)  # raises unless exactly one rule matches each parameter
     trained = [path for path, rule in traverse_util.flatten_dict(rules, sep="/").items() if rule.lr > 0]
     assert any(path.startswith("decoder/") for path in trained)
@@ -74,12 +73,12 @@ def test_rules_match_the_model(name):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_lengths_batch_sizes_and_splits_are_consistent(name):
-    config = load_config(name)
+    config = load_spec(name)
     assert config.decode.max_length <= config.data.max_length
     assert config.data.batch_size % config.optimizer.grad_accum_steps == 0
     group_size = config.model.encoder.norm_group_size
     assert not group_size or config.data.batch_size % group_size == 0
-    assert not any(config.data.split_fractions.values()) or not any(config.data.split_files.values())
+    assert not any(astuple(config.data.split_fractions)) or not any(astuple(config.data.split_files))
 
 
 @pytest.mark.parametrize("name", ["flickr8k", "folder", "coco"])

@@ -13,11 +13,13 @@ from jaxtyping import Int
 from caption_jax.backbones.protocol import stored_settings
 from caption_jax.models.build import roberta_settings
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.runs.workdir import read_description
-from caption_jax.specs import RunSpec
+from caption_jax.runs.workdir import read_description, read_specs
+from caption_jax.specs import DatasetFacts, RunSpec, replace_values, resolve
+from caption_jax.specs.resolve import use_stored_values
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 
+_ASSUMED_STEPS = 10_000  # if the length of the run depends on its data; affects only the learning-rate schedule
 _ROBERTA_VOCABULARY_SIZE = 50265
 _ROBERTA_BASE = {
     "vocab_size": _ROBERTA_VOCABULARY_SIZE,
@@ -72,10 +74,14 @@ def describe_run(spec: RunSpec, workdir: epath.Path, vocabulary_size: int = 0) -
     """
     if not vocabulary_size and (workdir / "model.json").exists():
         stored = read_description(workdir)
+        spec = _resolve(use_stored_values(spec, *read_specs(workdir)))
         return RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary), {}
     size = vocabulary_size or _max_vocabulary_size(spec)
     source = "--vocabulary" if vocabulary_size else "all tokens of the tokenizer; the run will have fewer"
     assumed: dict[str, Any] = {"vocabulary": size, "vocabulary_from": source}
+    if not spec.data.max_length:
+        assumed["max_length"] = "the largest value that is fitted to captions"
+    spec = _resolve(spec)
     text_encoder = None
     joint_embedding = spec.objective.contrastive_weight > 0
     if joint_embedding or spec.model.context.max_texts > 0:
@@ -88,6 +94,12 @@ def describe_run(spec: RunSpec, workdir: epath.Path, vocabulary_size: int = 0) -
     settings = ModelSettings(size, spec.data.max_length, backbone, text_encoder, joint_embedding)
     preprocessing = Preprocessing(spec.data.image_size, spec.data.resize, spec.data.interpolation)
     return RunDescription(spec, settings, preprocessing, AssumedVocabulary(size)), assumed
+
+
+def _resolve(spec: RunSpec) -> RunSpec:
+    """Replaces values that the run fits to its data with assumptions."""
+    spec = replace_values(spec, {"train.steps": spec.train.steps or _ASSUMED_STEPS})
+    return resolve(spec, DatasetFacts(train_images=spec.data.batch_size))
 
 
 def _max_vocabulary_size(spec: RunSpec) -> int:

@@ -30,7 +30,6 @@ from input_pipeline.files import write_atomically
 
 PyTree = Any
 PROGRAMS = ("train", "decode", "encoder")
-_ASSUMED_STEPS = 10_000  # if the length of the run depends on its data; affects only the learning-rate schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,9 +70,10 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     topology = parse_topology(request.topology)
     mesh = make_mesh(spec.mesh, topology.devices())
     description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)
+    spec = description.spec
     if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
         assumed["packing"] = "none: includes computation on padding that the run avoids"
-    program = make_program(description, mesh, spec.train.steps or _ASSUMED_STEPS)
+    program = make_program(description, mesh, spec.train.steps)
     if "train" in request.programs:
         program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))
     if program.constants and "vocabulary" in assumed:

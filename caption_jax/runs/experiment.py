@@ -19,33 +19,41 @@ from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_settings
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
+from caption_jax.specs.resolve import describe_fit, find_contradictions, use_stored_values
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.tokenizer import build_vocabulary
+from input_pipeline.tokenizer import Vocabulary, build_vocabulary
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """The parts of a run that do not change during training. `description` is stored in `workdir`."""
+    """The parts of a run that do not change during training. `description` is stored in `workdir`.
+
+    Attributes:
+        workdir: workdir of the run.
+        description: description of the run; values of its spec are fitted to the data.
+        mesh: device mesh.
+        splits: splits by name.
+        facts: properties of the training data; None if it was not read because the run is only evaluated.
+        resumes: whether the workdir contains a checkpoint to resume from.
+    """
 
     workdir: epath.Path
     description: RunDescription
     mesh: jax.sharding.Mesh
     splits: dict[str, Split]
+    facts: DatasetFacts | None = None
+    resumes: bool = False
 
     @property
     def spec(self) -> RunSpec:
-        """The validated config."""
+        """The validated config, with values fitted to the data."""
         return self.description.spec
 
     def model(self, frozen_norms: frozenset[str] = frozenset()) -> ImageCaptioningModel:
         """Builds the model; see `build_model` for `frozen_norms`."""
         return self.description.model(frozen_norms)
-
-    def resolve_spec(self) -> RunSpec:
-        """Returns the spec with values that depend on the training data resolved."""
-        return resolve(self.spec, DatasetFacts(len(self.split("train"))))
 
     def split(self, name: str) -> Split:
         """Returns a split by name.
@@ -65,10 +73,11 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     """
     experiment = prepare_experiment(spec, workdir)
     if jax.process_index() == 0:
-        if has_checkpoint(workdir):
-            workdir_files.write_spec(workdir, spec, experiment.resolve_spec())
+        if experiment.resumes:
+            workdir_files.write_spec(workdir, experiment.spec, spec)
         else:
-            workdir_files.write_description(workdir, experiment.description, experiment.resolve_spec())
+            workdir_files.write_description(workdir, experiment.description, spec)
+    _log_fit(spec, experiment)
     return experiment
 
 
@@ -89,8 +98,14 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     resuming = has_checkpoint(workdir)  # a run killed before its first checkpoint starts over
     if not resuming:
         check_no_model(workdir)
-    description = _resume(spec, workdir) if resuming else _describe(spec, splits["train"])
-    return Experiment(workdir, description, mesh, splits)
+    facts = DatasetFacts(len(splits["train"]), batch_multiple=mesh.shape["data"] * spec.optimizer.grad_accum_steps)
+    if resuming:
+        description = _resume(spec, workdir, facts)
+    else:
+        vocabulary, caption_lengths = build_vocabulary(spec.data, splits["train"].captions)
+        facts = dataclasses.replace(facts, caption_lengths=caption_lengths)
+        description = _describe(resolve(spec, facts), vocabulary)
+    return Experiment(workdir, description, mesh, splits, facts, resuming)
 
 
 def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None) -> Experiment:
@@ -98,7 +113,7 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
 
     Args:
         workdir: workdir of the run.
-        spec: the spec to evaluate with.
+        spec: the spec to evaluate with; values that are fitted to the data are those of the run.
         splits: splits by name; those in `spec.data` if None.
 
     Raises:
@@ -107,16 +122,16 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
     """
     spec.check_available()
     stored = workdir_files.read_description(workdir)
+    spec = use_stored_values(spec, *workdir_files.read_specs(workdir))
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
     return Experiment(workdir, description, mesh, open_splits(spec.data) if splits is None else splits)
 
 
-def _describe(spec: RunSpec, train: Split) -> RunDescription:
+def _describe(spec: RunSpec, vocabulary: Vocabulary) -> RunDescription:
     settings = _backbone_settings(spec)
     data = spec.data
-    vocabulary = build_vocabulary(data, train.captions)
     joint_embedding, context = spec.objective.contrastive_weight > 0, spec.model.context.max_texts > 0
     text_encoder = text_encoder_settings(spec, vocabulary) if joint_embedding or context else None
     if spec.model.decoder.weights:
@@ -139,8 +154,20 @@ def _backbone_settings(spec: RunSpec) -> Settings:
     return encoder.settings()
 
 
-def _resume(spec: RunSpec, workdir: epath.Path) -> RunDescription:
+def _log_fit(configured: RunSpec, experiment: Experiment) -> None:
+    """Logs the values that were fitted to the data of a new run, and values that are probably mistakes."""
+    if experiment.resumes:
+        return
+    fit = describe_fit(configured, experiment.spec)
+    if fit:
+        logging.info("fitted to %d training images: %s", experiment.facts.train_images, fit)
+    for message in find_contradictions(experiment.spec, experiment.facts):
+        logging.warning("%s", message)
+
+
+def _resume(spec: RunSpec, workdir: epath.Path, facts: DatasetFacts) -> RunDescription:
     stored = workdir_files.read_description(workdir)
+    spec = resolve(use_stored_values(spec, *workdir_files.read_specs(workdir)), facts)
     changes = differences(stored.spec, spec)
     for key, (old, new) in changes.items():
         logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)

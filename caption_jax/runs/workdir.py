@@ -17,12 +17,12 @@ from etils import epath
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
 from caption_jax.files import storage_path
 from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.specs import RunSpec, as_mapping, differences
+from caption_jax.specs import RunSpec, as_mapping, differences, replace_values
 from input_pipeline.files import write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
-VERSION = 3  # format of config.json
+VERSION = 4  # format of config.json
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
@@ -49,26 +49,26 @@ _FIXED = (
 _CONTRASTIVE_WEIGHT = "objective.contrastive_weight"  # may change, but not between zero and positive
 
 
-def write_description(workdir: epath.Path, description: RunDescription, resolved: RunSpec | None = None) -> None:
+def write_description(workdir: epath.Path, description: RunDescription, configured: RunSpec | None = None) -> None:
     """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/; see `write_spec`."""
     workdir.mkdir(parents=True, exist_ok=True)
-    write_spec(workdir, description.spec, resolved)
+    write_spec(workdir, description.spec, configured)
     _write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
     write_atomically(workdir / "preprocessing.json", description.preprocessing.to_json() + "\n")
     description.vocabulary.save(workdir / "tokenizer")
 
 
-def write_spec(workdir: epath.Path, spec: RunSpec, resolved: RunSpec | None = None) -> None:
+def write_spec(workdir: epath.Path, spec: RunSpec, configured: RunSpec | None = None) -> None:
     """Writes config.json and versions.json.
 
     Args:
         workdir: workdir of the run.
-        spec: the spec as configured.
-        resolved: the spec with values that depend on the data resolved, stored for information only.
+        spec: the spec of the run.
+        configured: the spec before its values were fitted to the data (`resolve`), if there were such values.
     """
-    content: dict[str, Any] = {"version": VERSION, "spec": as_mapping(spec)}
-    if resolved is not None:
-        content["resolved"] = {key: new for key, (_, new) in differences(spec, resolved).items()}
+    content: dict[str, Any] = {"version": VERSION, "spec": as_mapping(configured or spec)}
+    if configured is not None:
+        content["resolved"] = {key: new for key, (_, new) in differences(configured, spec).items()}
     _write_json(workdir / "config.json", content)
     _write_json(workdir / "versions.json", versions())
 
@@ -90,7 +90,14 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
 
 
 def read_spec(workdir: str | epath.Path) -> RunSpec:
-    """Reads the spec with which a run was last started. Keys added since then have their defaults.
+    """Reads the spec with which a run was last started, with values fitted to its data; see `read_specs`."""
+    return read_specs(workdir)[1]
+
+
+def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
+    """Reads the spec with which a run was last started, as configured and as resolved (`resolve`).
+
+    Keys that a newer release added have their defaults.
 
     Objectives and evaluators that can no longer be imported do not raise an error, because captioning does not use
     them. Training and evaluation reject such a spec (`RunSpec.check_available`).
@@ -111,9 +118,10 @@ def read_spec(workdir: str | epath.Path) -> RunSpec:
         with warnings.catch_warnings():
             if version < 3:  # keys may have their former names
                 warnings.simplefilter("ignore", FutureWarning)
-            return RunSpec.from_config(values, if_unavailable="keep")
+            configured = RunSpec.from_config(values, if_unavailable="keep")
     except ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from error
+    return configured, replace_values(configured, content.get("resolved", {}) if version > 1 else {})
 
 
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:

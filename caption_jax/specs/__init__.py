@@ -5,7 +5,7 @@ from caption_jax.specs.conversion import as_mapping, build_spec, differences
 from caption_jax.specs.decode_spec import DecodeSpec
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, ProfileSpec, TrainSpec
 from caption_jax.specs.model_spec import ContextSpec, DecoderSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
-from caption_jax.specs.resolve import DatasetFacts, resolve
+from caption_jax.specs.resolve import DatasetFacts, replace_values, resolve
 from caption_jax.specs.run_spec import RunSpec
 from input_pipeline.data_spec import DataSpec, FeatureCacheSpec, SplitFiles, SplitFractions
 
@@ -31,5 +31,6 @@ __all__ = [
     "as_mapping",
     "build_spec",
     "differences",
+    "replace_values",
     "resolve",
 ]

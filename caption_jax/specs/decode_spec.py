@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import SEED, at_least, check_fields, greater_than, interval, one_of, strings
+from input_pipeline.spec_checks import SEED, at_least, check_fields, fitted_or, greater_than, interval, one_of, strings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,7 @@ class DecodeSpec:
     """
 
     method: str = "greedy"  # "greedy", "beam" or "sample"
-    max_length: int = 40  # maximum number of tokens, including <s> and </s>
+    max_length: int = 40  # maximum number of tokens, including <s> and </s>; 0 for data.max_length
     min_length: int = 0  # minimum number of tokens, including <s> and </s>
     at_limit: str = "cut"  # captions that reach max_length are "cut", or forced to "end" with </s>
     num_beams: int = 5  # beam: hypotheses per image
@@ -46,7 +46,7 @@ class DecodeSpec:
             self,
             "config.decode",
             method=one_of("greedy", "beam", "sample"),
-            max_length=at_least(2, "<s> and a token"),
+            max_length=fitted_or("0 (for data.max_length)", 0, at_least(2, "<s> and a token")),
             min_length=at_least(0, "for any"),
             at_limit=one_of("cut", "end"),
             num_beams=at_least(1),
@@ -67,7 +67,7 @@ class DecodeSpec:
             banned_words=strings("words or phrases"),
             banned_endings=strings("words or phrases"),
         )
-        if self.min_length > self.max_length:
+        if self.min_length > self.max_length > 0:
             raise ConfigError(
                 f"config.decode.min_length={self.min_length} must not exceed config.decode.max_length={self.max_length}"
             )

@@ -9,7 +9,7 @@ from typing import Any
 from caption_jax.specs.extensions import extensions_field
 from caption_jax.specs.rule_syntax import check_partition_rule, parse_parameter_rule
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import at_least, check_fields, greater_than, interval, number, one_of
+from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, number, one_of
 
 OPTIMIZERS = ("adamw", "adam", "lion", "sgd", "adafactor")
 SCHEDULES = ("cosine", "rsqrt", "linear", "constant")
@@ -42,14 +42,15 @@ class OptimizerSpec:
     name: str = "adamw"  # "adamw", "adam", "lion", "sgd", "adafactor"
     learning_rate: float = 1e-3
     schedule: str = "cosine"  # "cosine", "rsqrt", "linear" or "constant", after a linear warm-up
-    warmup_steps: int = 100
+    warmup_steps: int = -1  # 0 for none; -1 for a tenth of the steps, at most 1,000
     final_fraction: float = 0.0  # final learning rate as a fraction of learning_rate (cosine and linear)
     b1: float = 0.9
     b2: float = 0.98
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # 0 for none
     grad_accum_steps: int = 1  # microbatches per update (gradient accumulation)
-    ema: float = 0.0  # decay of the exponential moving average of parameters; 0 for none
+    # Decay of the exponential moving average of parameters: 0 for none, -1 for an average over 15 % of the steps.
+    ema: float = 0.0
     # (pattern, settings): the settings apply to parameters whose full path matches the pattern. Each parameter
     # must match exactly one rule. lr: multiplier of the learning rate, 0 to freeze; decay: multiplier of weight_decay;
     # from_step: step until which the parameters are frozen.
@@ -62,14 +63,14 @@ class OptimizerSpec:
             name=one_of(*OPTIMIZERS),
             learning_rate=at_least(0),
             schedule=one_of(*SCHEDULES),
-            warmup_steps=at_least(0, "for none"),
+            warmup_steps=at_least(-1, "for a tenth of the steps"),
             final_fraction=interval("[0, 1]"),
             b1=interval("[0, 1)"),
             b2=interval("[0, 1)"),
             weight_decay=at_least(0, "for none"),
             clip_norm=at_least(0, "for none"),
             grad_accum_steps=at_least(1),
-            ema=interval("[0, 1)", "0 for none"),
+            ema=fitted_or("-1 (to fit the run)", -1, interval("[0, 1)", "0 for none")),
         )
         for rule in self.rules:
             parse_parameter_rule(rule)
@@ -88,15 +89,16 @@ class ProfileSpec:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSpec:
-    """Training length, and intervals of logging, evaluation and checkpointing."""
+    """Training length, and intervals of logging, evaluation and checkpointing; `resolve` replaces zeros."""
 
-    epochs: float = 10.0  # ignored if steps is set
+    epochs: float = 0.0  # ignored if steps is set; 0 for 12 epochs, and at least 600 steps
     steps: int = 0
-    log_every: int = 50  # steps
-    eval_every: int = 0  # steps; 0 for once per epoch
-    checkpoint_every: int = 0  # steps; 0 for once per epoch
+    log_every: int = 0  # steps; 0 for a hundredth of all steps, at most 50
+    eval_every: int = 0  # steps; 0 for once per epoch, and at most 20 times
+    checkpoint_every: int = 0  # steps; 0 for once per epoch, and at most 20 times
     best_metric: str = "CIDEr-D"  # validation metric that selects the best weights; higher is better
-    patience: int = 0  # stop after this many evaluations without improvement; 0 for never
+    # Stop after this many evaluations without improvement, counted after the warm-up; 0 for never.
+    patience: int = 0
     eval_images: int = 0  # validation images to score during training; 0 for all
     sample_images: int = 16  # validation images to show in TensorBoard
     # Whether to skip padding in the computation of a step: "auto" (on CPUs), "always" or "never". The step is compiled
@@ -108,9 +110,9 @@ class TrainSpec:
         check_fields(
             self,
             "config.train",
-            epochs=greater_than(0),
+            epochs=at_least(0, "to fit the data"),
             steps=at_least(0, "for train.epochs"),
-            log_every=at_least(1),
+            log_every=at_least(0, "to fit the run"),
             eval_every=at_least(0, "for once per epoch"),
             checkpoint_every=at_least(0, "for once per epoch"),
             patience=at_least(0, "for never"),

@@ -57,7 +57,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
     """
     require("training", "grain")
     experiment = prepare_experiment(spec, absolute(workdir))
-    resolved_spec = experiment.resolve_spec()
+    resolved_spec = experiment.spec
     make_validation_evaluator(experiment)  # raises errors that training would raise
     program = make_program(experiment.description, experiment.mesh, resolved_spec.train.steps)
     check_step_images(resolved_spec, program.abstract_state.params)

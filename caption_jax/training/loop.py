@@ -76,7 +76,7 @@ class Run:
     """
 
     def __init__(self, experiment: Experiment):
-        self.experiment, self.spec = experiment, experiment.resolve_spec()
+        self.experiment, self.spec = experiment, experiment.spec
         self.steps = self.spec.train.steps
         self.checkpoints = Checkpoints(experiment.workdir)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
@@ -227,7 +227,8 @@ class Run:
                 self.checkpoints.save_best(step, weights, result.metrics)
                 self.artifacts.write(step, weights)
                 return True
-            self.progress["evaluations_without_gain"] += 1
+            if step > self.spec.optimizer.warmup_steps:  # scores may be constant until the learning rate is high enough
+                self.progress["evaluations_without_gain"] += 1
             if self._is_out_of_patience():
                 logging.info("early stopping: %s has not improved for %d evaluations", name, self.spec.train.patience)
             return False
@@ -240,7 +241,7 @@ def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Pro
         The program, and fingerprints of the constants, which are compared when the run resumes.
     """
     program = make_program(experiment.description, experiment.mesh, steps)
-    check_step_images(experiment.resolve_spec(), program.abstract_state.params)
+    check_step_images(experiment.spec, program.abstract_state.params)
     constants = prepare_constants(program.objectives, experiment)
     if jax.process_index() == 0:
         store_constants(program.objectives, constants, experiment.workdir)

@@ -28,8 +28,13 @@ def make_schedule(spec: OptimizerSpec, total_steps: int) -> Schedule:
     Args:
         spec: the `optimizer` section of a run's spec.
         total_steps: T, the number of updates of the whole run.
+
+    Raises:
+        ValueError: `warmup_steps` is -1, which `resolve` replaces.
     """
     name, peak, final = spec.schedule, float(spec.learning_rate), float(spec.final_fraction)
+    if spec.warmup_steps < 0:
+        raise ValueError("warmup_steps is not resolved: pass the spec through `resolve`")
     warmup, decay_steps = spec.warmup_steps, max(total_steps - spec.warmup_steps, 1)
     after_warmup = {  # as functions of t - w
         "constant": optax.constant_schedule(peak),

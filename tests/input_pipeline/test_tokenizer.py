@@ -28,7 +28,7 @@ CAPTIONS = [
 def vocabulary() -> Vocabulary:
     data = default_config().data
     data.vocabulary_size = 320
-    return build_vocabulary(data, CAPTIONS)
+    return build_vocabulary(data, CAPTIONS)[0]
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_compact_ids_map_to_full_ids_and_back(roberta):
 def test_full_vocabularies_map_ids_to_themselves():
     data = default_config().data
     data.vocabulary_size, data.compact_vocabulary = 320, False
-    vocabulary = build_vocabulary(data, CAPTIONS)
+    vocabulary, _ = build_vocabulary(data, CAPTIONS)
     assert vocabulary.size == vocabulary.tokenizer.size <= 320
     np.testing.assert_array_equal(vocabulary.to_full(np.arange(vocabulary.size)), np.arange(vocabulary.size))
 
@@ -120,13 +120,13 @@ def test_saved_vocabularies_are_loaded_unchanged(vocabulary, tmp_path):
 def test_training_is_deterministic(vocabulary):
     data = default_config().data
     data.vocabulary_size = 320
-    assert build_vocabulary(data, CAPTIONS) == vocabulary
+    assert build_vocabulary(data, CAPTIONS)[0] == vocabulary
 
 
 def test_case_is_preserved_on_request():
     data = default_config().data
     data.lowercase = False
-    vocabulary = build_vocabulary(data, CAPTIONS)
+    vocabulary, _ = build_vocabulary(data, CAPTIONS)
     assert vocabulary.decode(vocabulary.encode("A dog", 8)) == "A dog"
 
 

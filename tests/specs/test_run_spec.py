@@ -129,7 +129,7 @@ def test_epochs_are_converted_to_steps_of_full_batches(images, steps, every):
 
 
 def test_explicit_steps_take_precedence_over_epochs():
-    explicit = dataclasses.replace(RunSpec().train, steps=7, eval_every=2, checkpoint_every=3)
+    explicit = dataclasses.replace(RunSpec().train, steps=7, log_every=1, eval_every=2, checkpoint_every=3)
     assert resolve(dataclasses.replace(RunSpec(), train=explicit), DatasetFacts(1000)).train == explicit
 
 
