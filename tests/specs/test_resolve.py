@@ -96,9 +96,7 @@ def test_the_fitted_length_covers_most_captions(lengths, expected):
 
 @pytest.mark.parametrize(("max_length", "lengths", "covering"), [(7, LENGTHS, 20), (0, np.full(10, 300), 300)])
 def test_a_length_that_truncates_all_captions_is_rejected(max_length, lengths, covering):
-    with pytest.raises(
-        ConfigError, match=f"truncates all .* set it to {covering}, which covers"
-    ):
+    with pytest.raises(ConfigError, match=f"truncates all .* set it to {covering}, which covers"):
         resolve(with_values(data__max_length=max_length), facts(100, lengths))
 
 
