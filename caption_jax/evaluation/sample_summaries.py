@@ -1,4 +1,7 @@
-"""TensorBoard image summaries written at each evaluation: captioned images and cross-attention per word."""
+"""TensorBoard image summaries written at each evaluation: captioned images and cross-attention per word.
+
+TensorBoard sorts cards by tag, so these tags put the captions after all scalars, and the attention after the captions.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,16 @@ from caption_jax.inference.captioning import caption_batch
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.monitoring import Monitor
 from input_pipeline.context import ContextCaptions
-from input_pipeline.images import ImageError
+from input_pipeline.images import ImageError, make_thumbnail
 from input_pipeline.records import Record, Split
 
 PyTree = Any
 
+CAPTIONS_TAG = "validation_images/captions"
+ATTENTION_TAG = "validation_images/word_attention"
+
 _NUM_ATTENTION_IMAGES = 4  # number of samples with attention maps
+_THUMBNAIL_SIDE = 400  # longer side of a thumbnail in pixels
 
 
 class SampleSummaries:
@@ -39,7 +46,11 @@ class SampleSummaries:
         is_multi_process = jax.process_count() > 1  # every process would have to run the decoder
         count = 0 if is_multi_process else min(experiment.spec.train.sample_images, len(split))
         self._images, records = _load_readable(experiment, split.records[:count])
-        self._references = [record.captions[0] if record.captions else "" for record in records]
+        self._thumbnails = [make_thumbnail(record.source(), _THUMBNAIL_SIDE, name=record.name) for record in records]
+        self._references = [record.captions for record in records]
+        # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
+        is_stretched = experiment.description.preprocessing.resize == "stretch"
+        self._shown_images = self._thumbnails if is_stretched else self._images
         self._context = stack_context(context, records)
         self._decode = _make_attention_decoder(experiment)
 
@@ -47,19 +58,21 @@ class SampleSummaries:
         """Captions the images with `weights` and writes the summaries to the monitor."""
         if not self._references:
             return
-        from caption_jax.evaluation.report.plots import (  # matplotlib takes a second to import
-            attention_overlay,
-            caption_grid,
+        from caption_jax.evaluation.report.summary_cards import (  # matplotlib takes a second to import
+            attention_card,
+            caption_card,
         )
 
         decoded = jax.device_get(self._decode(weights, self._images, self._context))
         captions = [self._vocabulary.decode(tokens) for tokens in decoded.tokens]
-        summaries = {"samples": caption_grid(self._images, captions, self._references)}
-        for i in range(min(_NUM_ATTENTION_IMAGES, len(captions))):
-            words, attention = attention_per_word(self._vocabulary, decoded.tokens[i], decoded.attention[i])
-            if words:
-                summaries[f"attention_{i}"] = attention_overlay(self._images[i], words, attention)
-        monitor.images(step, summaries)
+        caption_cards = list(map(caption_card, self._thumbnails, captions, self._references))
+        attention_cards = [
+            attention_card(
+                self._shown_images[i], *attention_per_word(self._vocabulary, decoded.tokens[i], decoded.attention[i])
+            )
+            for i in range(min(_NUM_ATTENTION_IMAGES, len(captions)))
+        ]
+        monitor.images(step, {CAPTIONS_TAG: np.stack(caption_cards), ATTENTION_TAG: np.stack(attention_cards)})
 
 
 def _load_readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:

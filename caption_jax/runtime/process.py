@@ -1,10 +1,14 @@
-"""Process setup before libraries are loaded: environment variables and garbage collection. Also a fast exit."""
+"""Process setup before libraries are loaded: environment variables and garbage collection.
+
+Also the command line of the process, and a fast exit.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import gc
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 
@@ -47,6 +51,21 @@ def fast_exit(script: str, status: int) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+
+
+def current_command() -> str:
+    """Returns the command line of this process, quoted for a shell; "" in a notebook or an interactive session."""
+    main = sys.modules["__main__"]
+    module = getattr(main, "__spec__", None)
+    if module is not None:
+        program = ["python", "-m", module.name.removesuffix(".__main__")]
+    elif not getattr(main, "__file__", "") or hasattr(sys, "ps1"):
+        return ""
+    elif sys.argv[0].endswith(".py"):
+        program = ["python", sys.argv[0]]
+    else:  # an installed command
+        program = [os.path.basename(sys.argv[0])]
+    return shlex.join([*program, *sys.argv[1:]])
 
 
 def _is_command(script: str) -> bool:

@@ -39,7 +39,7 @@ class EventFiles:
         self._submit("write_scalars", step, values)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images by name, each uint8 [height, width, 3]."""
+        """Writes images by name, each uint8 [height, width, 3] or [images, height, width, 3]."""
         self._submit("write_images", step, images)
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:

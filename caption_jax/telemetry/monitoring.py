@@ -16,6 +16,11 @@ from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
 from caption_jax.telemetry.progress import ProgressLine, describe_progress
 
+# TensorBoard sorts cards by tag and opens the first two groups. The most important scalars are therefore also written
+# to a group that comes before "train" and "val".
+OVERVIEW = "overview"
+_OVERVIEW_NAMES = ("CIDEr-D", "loss")
+
 
 class Monitor:
     """Writes a run's scalars, images and texts to its workdir, in the main process only.
@@ -73,14 +78,15 @@ class Monitor:
         scalars = {name: float(value) for name, value in values.items()}
         self._metrics.append(Row(step, prefix, scalars))
         scalars_by_tag = {f"{prefix}/{name}": scalar for name, scalar in scalars.items()}
+        overview = {f"{OVERVIEW}/{name}_{prefix}": scalars[name] for name in _OVERVIEW_NAMES if name in scalars}
         self._write_first_texts()
-        self._events.scalars(step, scalars_by_tag)
+        self._events.scalars(step, {**overview, **scalars_by_tag})
         if self._line is None or prefix != "train":
             message = ", ".join(f"{tag}={scalar:.6g}" for tag, scalar in sorted(scalars_by_tag.items()))
             logging.info("[%d] %s", step, message)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images by name, each uint8 [height, width, 3]."""
+        """Writes images by name, each uint8 [height, width, 3] or [images, height, width, 3]."""
         if self._active:
             self._write_first_texts()
             self._events.images(step, {name: np.asarray(image) for name, image in images.items()})

@@ -30,6 +30,7 @@ from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.checkpoints import Checkpoints, RestoredState, read_weights
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
+from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
@@ -105,7 +106,7 @@ class Run:
         finite = FiniteCheck(self.experiment.split("train"))
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
-        with self.batches, contextlib.closing(trace):
+        with self.batches, contextlib.closing(trace), self._recorded_session(step) as session:
             for end, train_step in self._freezing_phases(step):
                 while step < end and not self._is_out_of_patience():
                     trace.before_step(step, self.state)
@@ -131,7 +132,9 @@ class Run:
                         self._save(step)
                     if stop:
                         logging.warning("stop requested: saved step %d; run the same command again to resume", step)
+                        session.end(step, STOP_REQUESTED)
                         return False
+            self._record_end(session, step)
         return True
 
     def close(self) -> None:
@@ -182,6 +185,18 @@ class Run:
     def _is_out_of_patience(self) -> bool:
         patience = self.spec.train.patience
         return bool(patience) and self.progress["evaluations_without_gain"] >= patience
+
+    def _recorded_session(self, step: int) -> contextlib.AbstractContextManager[SessionRecord]:
+        return record_session(self.experiment.workdir, self.experiment.splits, step, self.steps)
+
+    def _record_end(self, session: SessionRecord, step: int) -> None:
+        """Records why training is complete after `step` steps."""
+        if step < self.steps:
+            train = self.spec.train
+            detail = f"{train.best_metric} had not improved for {train.patience} evaluations"
+            session.end(step, EARLY_STOPPING, detail)
+        else:
+            session.end(step, LAST_STEP)
 
     def _save(self, step: int) -> None:
         with self.clock.paused():

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
+
+
+@dataclass(frozen=True)
+class AttentionPanel:
+    """The image as seen by the decoder when it predicted a word.
+
+    Attributes:
+        word: the word.
+        pixels: the image, bright where the decoder attended.
+        vector_fraction: fraction of attention on the image vector; None if the memory has no image vector.
+    """
+
+    word: str
+    pixels: UInt8[np.ndarray, "height width 3"]
+    vector_fraction: float | None
+
+    @property
+    def title(self) -> str:
+        """The word, followed by the fraction of attention on the image vector, if there is one."""
+        return self.word if self.vector_fraction is None else f"{self.word} ({self.vector_fraction:.0%} vector)"
 
 
 def attention_panels(
@@ -16,11 +37,8 @@ def attention_panels(
     attention: Float[np.ndarray, "words memory"],
     *,
     grid: tuple[int, int] | None = None,
-) -> list[tuple[str, UInt8[np.ndarray, "height width 3"]]]:
-    """Returns a (title, panel) pair per word; the panel is bright where the decoder attended when predicting the word.
-
-    Each panel is normalised to its maximum. If the memory contains the image vector after the grid, the title shows the
-    fraction of attention on the vector.
+) -> list[AttentionPanel]:
+    """Returns a panel per word, each normalised to its maximum.
 
     Args:
         image: the input of the encoder, possibly with a different aspect ratio.
@@ -40,9 +58,9 @@ def attention_panels(
     (rows, columns), has_vector = _get_grid_shape(attention.shape[1], grid)
     panels = []
     for word, weights, total in zip(words, attention, attention.sum(axis=1), strict=True):
-        title = f"{word}  ({weights[-1] / max(total, 1e-12):.0%} vector)" if has_vector else word
+        vector_fraction = float(weights[-1] / max(total, 1e-12)) if has_vector else None
         cells = weights[: rows * columns].reshape(rows, columns)
-        panels.append((title, _darken_unattended(np.asarray(image, np.uint8), cells)))
+        panels.append(AttentionPanel(word, _darken_unattended(np.asarray(image, np.uint8), cells), vector_fraction))
     return panels
 
 

@@ -152,7 +152,8 @@ def _make_word_panels(
         # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
         shown_image = _load_thumbnail(record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
         panels[record.image_id] = [
-            (title, JpegImage.encode(panel)) for title, panel in attention_panels(shown_image, words, word_attention)
+            (panel.title, JpegImage.encode(panel.pixels))
+            for panel in attention_panels(shown_image, words, word_attention)
         ]
     return panels
 
