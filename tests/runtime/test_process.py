@@ -1,4 +1,7 @@
-"""A command restarts itself once to request huge pages, unless another program runs it, and exits quickly."""
+"""A command restarts itself once to request huge pages, unless another program runs it, and exits quickly.
+
+Also the command line that a process was started with.
+"""
 
 from __future__ import annotations
 
@@ -83,3 +86,22 @@ def test_garbage_collection_is_paused_only_in_a_command(tmp_path):
 
     assert run() == ["False", "True True"]
     assert run("-c", RUNNER) == ["True", "True False", "still running"]
+
+
+def test_the_command_can_be_copied_to_a_shell(tmp_path):
+    program = "from caption_jax.runtime.process import current_command\nprint(current_command())\n"
+    (tmp_path / "program.py").write_text(program)
+    (tmp_path / "caption-command").write_text(program)
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text(program)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def read_command(*arguments: str) -> str:
+        command = [sys.executable, *arguments]
+        process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return process.stdout.strip()
+
+    assert read_command("program.py", "--a=1", "two words") == "python program.py --a=1 'two words'"
+    assert read_command("-m", "package", "--a=1") == "python -m package --a=1"
+    assert read_command(str(tmp_path / "caption-command"), "--a=1") == "caption-command --a=1"
+    assert read_command("-c", program, "--a=1") == ""  # like a notebook, it has no command

@@ -29,7 +29,7 @@ def run_folder(tmp_path_factory):
     monitor.scalars(50, {"loss": np.float32(2.5)}, "train")
     monitor.progress(50, 2.5, Clock(100, 1))
     monitor.scalars(50, {"CIDEr-D": 0.25}, "val")
-    monitor.images(50, {"samples": np.full((4, 6, 3), 200, np.uint8)})
+    monitor.images(50, {"samples": np.full((4, 6, 3), 200, np.uint8), "cards": np.zeros((2, 4, 6, 3), np.uint8)})
     monitor.close()
     monitor.close()  # closing twice is allowed
     return folder, terminal
@@ -42,7 +42,11 @@ def test_event_files_contain_scalars_images_and_the_config(run_folder):
     folder, _ = run_folder
     events = EventAccumulator(str(folder / "tensorboard")).Reload()
     tags = set(events.Tags()["tensors"])
-    assert {"train/loss", "val/CIDEr-D", "samples", "config"} <= tags
+    assert tags == {
+        *("train/loss", "val/CIDEr-D", "samples", "cards", "config"),
+        *("overview/loss_train", "overview/CIDEr-D_val"),
+    }
+    assert len(events.Tensors("cards")[0].tensor_proto.string_val) == 2 + 2  # width, height, and two images
     loss = events.Tensors("train/loss")[0]
     assert (loss.step, make_ndarray(loss.tensor_proto)) == (50, 2.5)
     width, height, png = events.Tensors("samples")[0].tensor_proto.string_val

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+from collections.abc import Sequence
 
 from absl import logging
 
@@ -10,7 +12,10 @@ from caption_jax.errors import MissingPackageError
 from caption_jax.evaluation.evaluator import Evaluator, FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import make_examples
-from caption_jax.telemetry.metrics_file import read_metrics
+from caption_jax.evaluation.report.html.run_facts import RunFacts, make_run_facts
+from caption_jax.runs.sessions import read_sessions
+from caption_jax.runtime.process import current_command
+from caption_jax.telemetry.metrics_file import Row, read_metrics
 from input_pipeline.extras import require
 
 
@@ -36,4 +41,23 @@ class HtmlReport(Evaluator):
         )
         metrics_file = workdir / "metrics.jsonl"
         rows = read_metrics(metrics_file) if metrics_file.exists() else []
-        write_report(workdir / f"report_{final.suffix}.html", workdir.name, final.scored_evaluation, examples, rows)
+        facts = _collect_facts(final, rows)
+        write_report(workdir / f"report_{final.suffix}.html", facts, final.scored_evaluation, examples, rows)
+
+
+def _collect_facts(final: FinalEvaluation, rows: Sequence[Row]) -> RunFacts:
+    """Collects the facts about a run from its workdir, its spec and its training split, if that is open."""
+    experiment = final.experiment
+    is_external = "data" in final.scored_evaluation.protocol  # then the splits are not those of the run
+    train = None if is_external else experiment.splits.get("train")
+    steps = experiment.spec.train.steps if train is None else experiment.resolve_spec().train.steps
+    return make_run_facts(
+        experiment.workdir.name,
+        experiment.spec.data,
+        read_sessions(experiment.workdir),
+        train_counts=None if train is None else (len(train), len(train.captions)),
+        planned_steps=steps or None,
+        rows=rows,
+        report_command=current_command(),
+        now=datetime.datetime.now().astimezone(),
+    )

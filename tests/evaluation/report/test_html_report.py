@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html.parser
 import io
+import itertools
 import math
 import re
 import sys
@@ -21,9 +23,10 @@ from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import Example, JpegImage, select_images
 from caption_jax.evaluation.report.html.page import render
+from caption_jax.evaluation.report.html.run_facts import RunFacts
 from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.metrics import score_images
+from caption_jax.metrics import ImageScores, score_images
 from caption_jax.telemetry.metrics_file import Row
 
 DANGEROUS = "<script>alert('x')</script> \"quoted\" & <img src=https://example.org/a.png> {{ 7 * 7 }}"
@@ -41,9 +44,20 @@ def make_example(scored_evaluation: ScoredEvaluation, image_id: str) -> Example:
     return Example(image_id, image, caption, references, scores, [("dog", image), ("runs", image)])
 
 
-def render_page(scored_evaluation: ScoredEvaluation, rows: Sequence[Row] = ROWS, run_name: str = "boxes") -> str:
+FACTS = RunFacts(
+    name="boxes",
+    date="27 November 2026, 21:47 UTC",
+    data="folder photographs (captions: captions.csv)",
+    training_images="1,500 images with 7,500 captions",
+    trained="26 November 2026, 08:00 UTC to 26 November 2026, 09:30 UTC",
+    end="Early stopping at step 1,600 of 2,000: CIDEr-D had not improved for 3 evaluations.",
+    command="python main.py --config=configs/folder.py --workdir=runs/boxes",
+)
+
+
+def render_page(scored_evaluation: ScoredEvaluation, rows: Sequence[Row] = ROWS, facts: RunFacts = FACTS) -> str:
     examples = [make_example(scored_evaluation, image_id) for image_id in list(scored_evaluation.references)[:2]]
-    return render(run_name, scored_evaluation, {"best": examples[:1], "worst": examples[1:], "random": examples}, rows)
+    return render(facts, scored_evaluation, {"best": examples[:1], "worst": examples[1:], "random": examples}, rows)
 
 
 class Page(html.parser.HTMLParser):
@@ -85,11 +99,15 @@ def assert_self_contained(text: str) -> Page:
         urls = [
             attributes[key] for key in ("src", "srcset", "href", "xlink:href", "data", "poster") if key in attributes
         ]
-        assert all(url.startswith("data:") for url in urls)
+        assert all(url.startswith(("data:", "#")) for url in urls)
         assert not [key for key in attributes if key.startswith("on") or key == "style"]
     (style,) = re.findall(r"<style>(.*?)</style>", text, flags=re.DOTALL)
     assert "url(" not in style and "@import" not in style
     assert page.find_all("html")[0]["lang"] == "en" and len(page.find_all("h1")) == 1
+    ids = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {link["href"] for link in page.find_all("a")} <= {f"#{name}" for name in ids}
+    levels = [int(name[1]) for name, _ in page.elements if re.fullmatch("h[1-6]", name)]
+    assert levels[0] == 1 and all(after <= before + 1 for before, after in itertools.pairwise(levels))
     for element in page.find_all("img"):
         media_type, _, data = element["src"].partition(",")
         assert media_type == "data:image/jpeg;base64" and element["alt"]
@@ -133,26 +151,63 @@ def test_text_is_escaped():
     text = render_page(make_scored_evaluation(captions, references))
     page = assert_self_contained(text)
     assert page.texts.count(DANGEROUS) == 2 + 2 + 1  # captions and references on two cards, and a heading
-    assert page.find_all("img")[0]["alt"] == DANGEROUS
     text.encode("utf-8")
 
 
-def test_best_and_worst_do_not_overlap_and_random_examples_are_reproducible():
-    references = {i: [f"a {'very ' * i}long caption number {i}"] for i in range(40)}
-    captions = {i: texts[0] if i % 3 else "a caption" for i, texts in references.items()}
-    scores = score_images(references, captions)
-    readable = set(range(1, 40))
+def make_scores(count: int) -> ImageScores:
+    """Returns scores of images 0, 1, ... Those whose number is not a multiple of 3 have perfect captions."""
+    references = {i: [f"a {'very ' * i}long caption number {i}"] for i in range(count)}
+    return score_images(references, {i: texts[0] if i % 3 else "a caption" for i, texts in references.items()})
+
+
+def test_best_and_worst_images_are_extreme_and_random_images_are_reproducible():
+    scores, readable = make_scores(40), set(range(1, 40))
     groups = select_images(scores, readable)
     assert {name: len(ids) for name, ids in groups.items()} == {"best": 8, "worst": 8, "random": 8}
-    assert not set(groups["best"]) & set(groups["worst"]) and 0 not in {*groups["worst"], *groups["random"]}
+    assert 0 not in {*groups["worst"], *groups["random"]}  # unreadable
     cider = dict(zip(scores.image_ids, scores.values["CIDEr-D"], strict=True))
     others = [cider[i] for i in readable - set(groups["best"]) - set(groups["worst"])]
     assert min(cider[i] for i in groups["best"]) >= max(others)
     assert max(cider[i] for i in groups["worst"]) <= min(others)
     assert cider[groups["best"][0]] == max(cider.values())
-    assert groups == select_images(scores, readable) and len(set(groups["random"])) == 8
-    assert select_images(scores, {3, 4})["best"] != select_images(scores, {3, 4})["worst"]
-    assert select_images(scores, set()) == {"best": [], "worst": [], "random": []}
+    assert groups == select_images(scores, readable)
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"),
+    [(0, (0, 0, 0)), (1, (1, 0, 0)), (2, (1, 1, 0)), (3, (1, 1, 1)), (7, (2, 2, 3)), (24, (8, 8, 8)), (30, (8, 8, 8))],
+)
+def test_no_image_is_in_two_groups(count, sizes):
+    groups = select_images(make_scores(max(count, 1)), set(range(count)))
+    assert tuple(len(groups[name]) for name in ("best", "worst", "random")) == sizes
+    assert len({*groups["best"], *groups["worst"], *groups["random"]}) == sum(sizes)
+
+
+def test_the_page_states_when_on_which_data_and_how_the_run_was_trained():
+    page = assert_self_contained(render_page(make_scored_evaluation()))
+    for value in dataclasses.asdict(FACTS).values():
+        assert value in page.text
+    evaluated = dataclasses.replace(FACTS, command="", report_command="caption-jax evaluate --workdir=runs/boxes")
+    text = Page(render_page(make_scored_evaluation(), facts=evaluated)).text
+    assert "caption-jax evaluate --workdir=runs/boxes" in text and "not recorded" in text
+
+
+def test_scores_are_also_shown_as_papers_print_them():
+    scored_evaluation = make_scored_evaluation()
+    scored_evaluation.evaluation.metrics["CIDEr-D"] = 0.308
+    page = Page(render_page(scored_evaluation))
+    assert "in papers 30.8" in page.texts and "30.8" in page.texts
+    assert "2.5000" in page.texts and "250.0" not in page.texts  # a loss is not a score
+
+
+def test_empty_captions_and_missing_references_are_shown_as_such():
+    scored_evaluation = make_scored_evaluation()
+    example = make_example(scored_evaluation, "2.png")
+    for caption in ("", " "):
+        empty = dataclasses.replace(example, caption=caption, references=[])
+        page = Page(render(FACTS, scored_evaluation, {"best": [empty], "worst": [], "random": []}, ROWS))
+        assert page.texts.count("(empty)") == 2  # on the card and above the attention maps
+        assert "No references" in page.texts
 
 
 def test_charts_have_descriptions_and_points_within_the_frame():
@@ -183,8 +238,10 @@ def test_run_and_split_names_are_escaped():
     scored_evaluation = make_scored_evaluation()
     scored_evaluation.protocol["context"] = DANGEROUS
     scored_evaluation.evaluation.unreadable[DANGEROUS] = DANGEROUS
-    page = assert_self_contained(render_page(scored_evaluation, rows, run_name=DANGEROUS))
-    assert page.texts.count(DANGEROUS) == 1 + 1 + 2  # heading, image id, and a legend in each chart
+    page = assert_self_contained(
+        render_page(scored_evaluation, rows, facts=dataclasses.replace(FACTS, name=DANGEROUS, command=DANGEROUS))
+    )
+    assert page.texts.count(DANGEROUS) == 1 + 1 + 1 + 2  # heading, command, image id, and a legend in each chart
     assert all(DANGEROUS in svg["aria-label"] for svg in page.find_all("svg"))
     assert f"context captions: {DANGEROUS}" in page.text and f": {DANGEROUS}" in page.texts
 
@@ -198,13 +255,13 @@ def test_a_protocol_with_missing_fields_is_rejected():
 
 def test_a_failed_report_does_not_change_the_previous_file(tmp_path):
     path = tmp_path / "report_val.html"
-    write_report(path, "boxes", make_scored_evaluation(), {"best": [], "worst": [], "random": []}, ROWS)
+    write_report(path, FACTS, make_scored_evaluation(), {"best": [], "worst": [], "random": []}, ROWS)
     before = path.read_text(encoding="utf-8")
     assert_self_contained(before)
     incomplete = make_scored_evaluation()
     del incomplete.protocol["device"]
     with pytest.raises(jinja2.UndefinedError):
-        write_report(path, "boxes", incomplete, {"best": [], "worst": [], "random": []}, ROWS)
+        write_report(path, FACTS, incomplete, {"best": [], "worst": [], "random": []}, ROWS)
     assert path.read_text(encoding="utf-8") == before and list(tmp_path.iterdir()) == [path]
 
 
@@ -223,9 +280,10 @@ def test_a_browser_displays_the_report_without_requests_or_messages(tmp_path):
         tab.requests.clear()
         tab.messages.clear()
         tab.open(path.as_uri())
-        for width, scheme in ((1280, "light"), (390, "dark")):
-            tab.screenshot(tmp_path / f"{scheme}.png", width, 900, scheme)
+        for width, height, scheme in ((1400, 900, "light"), (390, 844, "dark")):
+            tab.screenshot(tmp_path / f"{scheme}.png", width, height, scheme)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width  # nothing overflows
+            assert tab.evaluate("document.images[0].getBoundingClientRect().bottom") <= height
             # Chart labels with negative x would be clipped.
             labels = "[...document.querySelectorAll('svg text')].filter(t => t.getBBox().x < 0).map(t => t.textContent)"
             assert tab.evaluate(labels) == []

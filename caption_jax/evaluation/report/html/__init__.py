@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from etils import epath
 
 from caption_jax.evaluation.report.html.examples import Example
+from caption_jax.evaluation.report.html.run_facts import RunFacts
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.telemetry.metrics_file import Row
 from input_pipeline.files import write_atomically
@@ -14,7 +15,7 @@ from input_pipeline.files import write_atomically
 
 def write_report(
     path: epath.PathLike,
-    run_name: str,
+    facts: RunFacts,
     scored_evaluation: ScoredEvaluation,
     examples: Mapping[str, Sequence[Example]],
     rows: Sequence[Row] = (),
@@ -23,11 +24,11 @@ def write_report(
 
     Args:
         path: output file, local or on a bucket.
-        run_name: title of the report.
+        facts: the name of the run, and how it was trained.
         scored_evaluation: scores, captions and protocol of a split.
         examples: the "best", "worst" and "random" examples from `make_examples`.
         rows: logged metrics of the run; if there are none, training curves are omitted.
     """
     from caption_jax.evaluation.report.html.page import render
 
-    write_atomically(path, render(run_name, scored_evaluation, examples, rows))
+    write_atomically(path, render(facts, scored_evaluation, examples, rows))

@@ -70,10 +70,11 @@ class Example:
 def select_images(
     scores: ImageScores, readable: Collection[Any], count: int = _GROUP_SIZE, seed: int = 0
 ) -> dict[str, list[Any]]:
-    """Selects the images with the highest and lowest CIDEr-D, and a random sample.
+    """Selects the images with the highest and lowest CIDEr-D, and a random sample of the others.
 
-    Ties are broken by ROUGE-L, then by the order of the split. The best and worst images do not overlap if at least two
-    images are readable.
+    Ties are broken by ROUGE-L, then by the order of the split. No image is in two groups. If there are fewer images
+    than three full groups, each group has a third of them; a single image is among the best, and two are the best and
+    the worst.
 
     Args:
         scores: per-image scores.
@@ -87,9 +88,12 @@ def select_images(
     """
     indices = [i for i, image_id in enumerate(scores.image_ids) if image_id in readable]
     ranked = sorted(indices, key=lambda i: (-scores.values["CIDEr-D"][i], -scores.values["ROUGE-L"][i]))
-    num_ranked = min(count, max(len(indices) // 2, 1))
-    sample = np.random.default_rng(seed).permutation(indices)[:count].tolist()
-    groups = {"best": ranked[:num_ranked], "worst": ranked[::-1][:num_ranked], "random": sorted(sample)}
+    num_ranked = min(count, max(len(indices) // 3, 1))
+    best = ranked[:num_ranked]
+    worst = ranked[: num_ranked - 1 : -1][:num_ranked]
+    permutation = np.random.default_rng(seed).permutation(indices).tolist()
+    sample = [i for i in permutation if i not in {*best, *worst}][:count]
+    groups = {"best": best, "worst": worst, "random": sorted(sample)}
     return {name: [scores.image_ids[i] for i in group] for name, group in groups.items()}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from caption_jax.evaluation.report.html.charts import make_training_charts
 from caption_jax.evaluation.report.html.examples import Example
+from caption_jax.evaluation.report.html.run_facts import RunFacts
 from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.evaluation.scored_evaluation import CONFIDENCE, ScoredEvaluation
 from caption_jax.telemetry.metrics_file import Row
@@ -17,8 +18,11 @@ from input_pipeline.extras import optional_packages
 with optional_packages("the HTML report"):
     import jinja2
 
+# Metrics that papers print in hundredths.
+PRINTED_IN_HUNDREDTHS = ("CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "SPICE", "ROUGE-L")
+
 _DESCRIPTIONS = {
-    "CIDEr-D": "agreement with the references; rare words count more (0 to 10)",
+    "CIDEr-D": "agreement with the references; rare words count more (0 to 10; papers print 100 times as much)",
     "BLEU-1": "unigram precision with brevity penalty (0 to 1)",
     "BLEU-2": "n-grams up to length 2",
     "BLEU-3": "n-grams up to length 3",
@@ -40,12 +44,12 @@ _DESCRIPTIONS = {
 
 
 def render(
-    run_name: str, scored_evaluation: ScoredEvaluation, examples: Mapping[str, Sequence[Example]], rows: Sequence[Row]
+    facts: RunFacts, scored_evaluation: ScoredEvaluation, examples: Mapping[str, Sequence[Example]], rows: Sequence[Row]
 ) -> str:
     """Renders the page as text that can be encoded as UTF-8.
 
     Args:
-        run_name: heading of the page.
+        facts: the name of the run, which is the heading of the page, and how it was trained.
         scored_evaluation: scores, captions and protocol of a split.
         examples: the "best", "worst" and "random" examples from `make_examples`.
         rows: logged metrics of the run.
@@ -54,7 +58,7 @@ def render(
         example.image_id: example for group in examples.values() for example in group if example.attention
     }
     page = _load_template().render(
-        run_name=run_name,
+        run=facts,
         scored_evaluation=scored_evaluation,
         protocol=scored_evaluation.protocol,
         confidence=f"{100 * CONFIDENCE:g} %",
@@ -80,6 +84,7 @@ def _load_template() -> jinja2.Template:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     environment.filters["decode_settings"] = decode_settings
     environment.filters["describe_metric"] = _describe_metric
+    environment.filters["in_papers"] = _format_as_in_papers
     return environment.get_template("report.html.j2")
 
 
@@ -91,6 +96,11 @@ def _describe_metric(name: str) -> str:
     if is_recall:
         return f"fraction of {direction.partition('_')[0]}s with a correct match in the top {count}"
     return "median rank of the first correct match (1 is best)" if name.endswith("_median_rank") else ""
+
+
+def _format_as_in_papers(value: float, name: str) -> str:
+    """Formats a score as papers print it, in hundredths: a CIDEr-D of 0.308 is 30.8. "" for other metrics."""
+    return f"{100 * value:.1f}" if name in PRINTED_IN_HUNDREDTHS else ""
 
 
 def _compute_aspect_ratio(examples: Mapping[str, Sequence[Example]]) -> float:
