@@ -50,13 +50,12 @@ def _collect_facts(final: FinalEvaluation, rows: Sequence[Row]) -> RunFacts:
     experiment = final.experiment
     is_external = "data" in final.scored_evaluation.protocol  # then the splits are not those of the run
     train = None if is_external else experiment.splits.get("train")
-    steps = experiment.spec.train.steps if train is None else experiment.resolve_spec().train.steps
     return make_run_facts(
         experiment.workdir.name,
         experiment.spec.data,
         read_sessions(experiment.workdir),
         train_counts=None if train is None else (len(train), len(train.captions)),
-        planned_steps=steps or None,
+        planned_steps=experiment.spec.train.steps or None,
         rows=rows,
         report_command=current_command(),
         now=datetime.datetime.now().astimezone(),
