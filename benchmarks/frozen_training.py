@@ -59,7 +59,7 @@ def make_keras_design_spec() -> RunSpec:
     config.data.max_length = design.length
     config.data.feature_cache.stage = "head"
     config.model.decoder.update(layers=1, heads=2, width=design.width, feed_forward=design.feed_forward)
-    config.optimizer.rules = _FROZEN
+    config.optimizer.update(rules=_FROZEN, warmup_steps=100)
     return RunSpec.from_config(config)
 
 

@@ -35,11 +35,12 @@ def make_step(batch: int) -> Callable[[], Any]:
     from caption_jax.parameters.sharding import make_mesh, put_batch
     from caption_jax.runs.description import ModelSettings, RunDescription
     from caption_jax.runs.initial_variables import init_variables
-    from caption_jax.specs import RunSpec
+    from caption_jax.specs import RunSpec, replace_values
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
 
-    spec = RunSpec.from_config(default_config())  # the model has the dimensions of configs/coco.py by default
+    # The model has the dimensions of configs/coco.py by default.
+    spec = replace_values(RunSpec.from_config(default_config()), {"optimizer.warmup_steps": 100})
     settings = ModelSettings(VOCABULARY_SIZE, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     # No vocabulary is required, because no text is encoded.
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)

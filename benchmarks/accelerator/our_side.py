@@ -48,7 +48,7 @@ def make_spec(workload: Workload, dtype: str, packing: str = "never", ops: str =
         dtype=dtype,
         data=DataSpec(image_size=workload.image_size, batch_size=workload.images),
         model=ModelSpec(ops=ops, encoder=EfficientNetBackbone(workload.variant), decoder=decoder),
-        optimizer=OptimizerSpec(ema=0.0),
+        optimizer=OptimizerSpec(warmup_steps=100),
         train=TrainSpec(packing=packing),
         mesh=MeshSpec(data=1, model=1),
     )

@@ -22,7 +22,8 @@ def launcher(small_images, compile_cache) -> RunLauncher:
 
 def sample_kill_time(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
     """Returns a condition on the workdir, and the delay in seconds between the condition and the kill."""
-    step = rng.randint((list_saved_steps(workdir) or [0])[-1] + 1, STEPS)
+    last_saved = (list_saved_steps(workdir) or [0])[-1]
+    step = rng.randint(min(last_saved + 1, STEPS), STEPS)  # a killed run may have saved its last step
     event = rng.choice(["start", "step", "last", "best"])  # "last" and "best" are checkpoints being written
     if event == "start":  # imports, restoring a checkpoint, the first compilation
         return lambda folder: True, rng.uniform(0, 15)

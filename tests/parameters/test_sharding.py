@@ -103,7 +103,7 @@ def test_invalid_rules_are_rejected(rules, fragments):
 def test_optimizer_moments_are_sharded_like_the_parameters():
     mesh = make_mesh(MeshSpec(4, 2))
     shardings = parameter_shardings(PARAMS, (("decoder/embedding/.*", ("model", None)),), mesh)
-    optimizer, _ = make_optimizer(OptimizerSpec(), PARAMS, 10)
+    optimizer, _ = make_optimizer(OptimizerSpec(warmup_steps=1), PARAMS, 10)
     state = jax.eval_shape(optimizer.init, PARAMS)
     state_shardings = shardings_like({"opt_state": state, "ema": PARAMS}, PARAMS, shardings, mesh)
     saved = to_saved(state_shardings["opt_state"])

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from caption_jax.config import default_config
 from caption_jax.parameters.sharding import make_mesh, parameter_shardings, shardings_like
 from caption_jax.runs.checkpoints import Checkpoints, has_checkpoint, read_weights
+from caption_jax.specs import OptimizerSpec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.saved_optimizer import to_saved
 from caption_jax.training.state import TrainState, create_state
@@ -32,7 +32,7 @@ def make_state(step: int, width: int = 8, averaged: bool = True) -> TrainState:
     }
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), params)
     variables = {"params": params, "batch_stats": {"image_encoder": {"mean": jnp.full(width, step, jnp.float32)}}}
-    optimizer, _ = make_optimizer(default_config().optimizer, params, 100)
+    optimizer, _ = make_optimizer(OptimizerSpec(warmup_steps=10), params, 100)
     state = create_state(variables, optimizer, averaged)
 
     def add_step(a):
