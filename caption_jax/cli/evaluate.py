@@ -25,7 +25,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
     split = external_data.split
     if jax.process_index() == 0:
-        print(f"captions: {external_data.caption_file}")
+        print(f"captions: {', '.join(map(str, external_data.captions))}")
     experiment = open_experiment(workdir, spec, {split.name: split})
     print_scored_evaluation(evaluate_split(experiment, split.name, options.images, context, external_data))
     return 0

@@ -9,7 +9,7 @@ from caption_jax.errors import ConfigError
 from input_pipeline.data_spec import DataSpec, SplitFiles, SplitFractions
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
-from input_pipeline.sources.caption_files import find_caption_file
+from input_pipeline.sources.caption_files import find_captions
 
 ALL = "all"
 
@@ -20,13 +20,16 @@ class ExternalData:
 
     Attributes:
         name: name of the folder, which is part of the output file names.
-        caption_file: path of the caption file.
+        captions: paths of the caption files; `*.txt` for text files beside the images.
         split: the images to evaluate; named "all" if it contains every image of the folder.
     """
 
     name: str
-    caption_file: Path
+    captions: tuple[Path, ...]
     split: Split
+
+    def __str__(self) -> str:
+        return f"{self.name} ({', '.join(path.name for path in self.captions)})"
 
 
 def open_external_data(folder: str, data: DataSpec, split: str = "") -> ExternalData:
@@ -34,22 +37,25 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
 
     Args:
         folder: path of the folder, with images in `images/` or directly below it, and a caption file with a standard
-            name.
+            name, or a text file for each image.
         data: the data settings of the run, including the error policy (`on_error`).
         split: the split to evaluate, if the caption file defines splits; all images if empty.
 
     Raises:
-        MissingFileError: the folder does not exist or has no caption file.
+        MissingFileError: the folder does not exist or has no captions.
         DataError: the files are invalid, or the split does not exist.
     """
     root = Path(folder)
-    caption_file = find_caption_file(root)
+    images = "images" if (root / "images").is_dir() else "."
+    captions = find_captions(root, root / images)
     spec = dataclasses.replace(
         data,
         source="folder",
         root=folder,
-        images="images" if (root / "images").is_dir() else ".",
-        captions=(str(caption_file.relative_to(root)),),
+        images=images,
+        captions=captions,
+        image_column="",
+        caption_column="",
         split_files=SplitFiles(),
         split_field="",
         split_fractions=SplitFractions(),
@@ -59,7 +65,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
         selected = get_split(splits, split)
     else:
         selected = Split(ALL, [record for records in splits.values() for record in records])
-    return ExternalData(root.resolve().name, caption_file, selected)
+    return ExternalData(root.resolve().name, tuple(root / name for name in captions), selected)
 
 
 def check_context(max_texts: int, kind: str) -> None:

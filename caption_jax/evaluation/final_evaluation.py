@@ -42,7 +42,7 @@ def evaluate_split(
         MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
     """
     require("evaluation", "grain")
-    data = {} if external_data is None else {"data": f"{external_data.name} ({external_data.caption_file.name})"}
+    data = {} if external_data is None else {"data": str(external_data)}
     evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data)
     names = [split] if external_data is None else [external_data.name, split]
     return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.non_default_inputs]))

@@ -1,12 +1,21 @@
-"""Finds the caption file of a folder by its name."""
+"""The captions of a folder: caption files with a standard name, or text files beside the images."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.errors import MissingFileError
+from input_pipeline.annotations import Row, read_text
+from input_pipeline.errors import DataError, MissingFileError
+from input_pipeline.images import IMAGE_SUFFIXES
+from input_pipeline.records import Report
+from input_pipeline.sources.folder_images import list_files
+from input_pipeline.sources.split_names import SPLIT_NAMES
 
-# Default names in order of precedence: this project's, then those of Flickr8k, Karpathy's splits and COCO.
+# Default names in order of precedence: this project's, then those of Flickr8k, Hugging Face's image folders, Flickr30k,
+# Karpathy's splits and COCO.
 DEFAULT_NAMES = (
     "captions.csv",
     "captions.tsv",
@@ -15,22 +24,93 @@ DEFAULT_NAMES = (
     "token.txt",
     "Flickr8k.token.txt",
     "captions.txt",
+    "metadata.csv",
+    "metadata.jsonl",
+    "results.csv",
     "dataset*.json",
     "captions*.json",
     "annotations/captions*.json",
 )
+TEXT_FILES = "*.txt"  # entry of `config.data.captions`: the captions of a.jpg are the lines of a.txt
 
 
-def find_caption_file(folder: Path) -> Path:
-    """Returns the caption file of a folder, the first match in the order of `DEFAULT_NAMES`.
+def find_captions(root: Path, images: Path) -> tuple[str, ...]:
+    """Returns the captions of a folder, in the form of `config.data.captions`.
+
+    These are the files that match the first pattern in `DEFAULT_NAMES` for which there are any, or the text files
+    beside the images.
+
+    Args:
+        root: the folder.
+        images: its image folder.
 
     Raises:
-        MissingFileError: the folder does not exist, or contains no caption file with a default name.
+        MissingFileError: the folder does not exist, or contains neither.
+        DataError: several files match, and their names do not say that they are different splits.
     """
-    if not folder.is_dir():
-        raise MissingFileError(f"no such folder: {folder}")
-    for name in DEFAULT_NAMES:
-        files = sorted(path for path in folder.glob(name) if path.is_file())
+    if not root.is_dir():
+        raise MissingFileError(f"no such folder: {root}")
+    for pattern in DEFAULT_NAMES:
+        files = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
+        if len(files) > 1 and len(set(map(find_split, files)) - {""}) < len(files):
+            raise DataError(
+                f"several caption files in {root}: {', '.join(files)}; list those to use in config.data.captions"
+            )
         if files:
-            return files[0]
-    raise MissingFileError(f"no caption file in {folder}; expected one of {', '.join(DEFAULT_NAMES)}")
+            return tuple(files)
+    if _has_text_files(images):
+        return (TEXT_FILES,)
+    raise MissingFileError(
+        f"no caption file in {root}; expected one of {', '.join(DEFAULT_NAMES)}, or a text file for each image "
+        "(a.txt for a.jpg). Set config.data.captions to a file with another name"
+    )
+
+
+def find_split(path: str) -> str:
+    """Returns the split that the name of a caption file specifies, such as "val" for captions_val2017.json, or ""."""
+    words = re.split(r"[^a-z]+", Path(path).stem.lower())
+    splits = {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else ""
+
+
+def is_text_files(entry: str) -> bool:
+    """Whether an entry of `config.data.captions` stands for the text files beside the images."""
+    return os.path.basename(entry) == TEXT_FILES
+
+
+def _has_text_files(folder: Path) -> bool:
+    stems = {os.path.splitext(path)[0] for path in list_files(folder) if path.lower().endswith(IMAGE_SUFFIXES)}
+    return any(os.path.splitext(path)[0] in stems for path in list_files(folder) if path.lower().endswith(".txt"))
+
+
+def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Report) -> Iterator[Row]:
+    """Yields the images in a folder and its subfolders, with the lines of the text files beside them as captions.
+
+    Args:
+        folder: the folder.
+        images: the image folder of the dataset, to which image names are relative.
+        ignored: resolved paths of text files that are not captions.
+        report: receives images without a text file, and text files without an image.
+    """
+    paths = sorted(list_files(folder))
+    texts = {os.path.splitext(path)[0]: folder / path for path in paths if path.lower().endswith(".txt")}
+    used: dict[str, str] = {}
+    for path in paths:
+        if not path.lower().endswith(IMAGE_SUFFIXES):
+            continue
+        stem = os.path.splitext(path)[0]
+        if stem not in texts:
+            report.add("images without a text file", f"{path} (expected {stem}.txt)")
+        elif stem in used:
+            report.add("two images with one text file", f"{texts[stem].name}: {used[stem]} and {path}")
+        else:
+            used[stem] = path
+            captions = [line for line in map(str.strip, read_text(texts[stem]).split("\n")) if line]
+            if captions and not any(map(str.isalpha, "".join(captions))):  # labels of an object detector, for example
+                report.add("text files without words", f"{texts[stem].name}: {captions[0][:60]!r}")
+                continue
+            name = os.path.relpath(folder / path, images).replace(os.sep, "/")
+            yield Row(name, captions or [""], "", name)
+    for stem, path in texts.items():
+        if stem not in used and path.resolve() not in ignored:
+            report.add("text files without an image", str(path.relative_to(folder)))

@@ -92,8 +92,8 @@ def test_csv_annotations_are_read(tmp_path):
     names.write_text("c.jpg\n")
     with pytest.raises(ResultsError, match=r"captions\.csv: no image with captions among those listed in .*dev\.txt"):
         read_annotations(path, split=str(names))
-    path.write_text("file,text\na.jpg,a dog\n")
-    with pytest.raises(ResultsError, match=r"unknown format of .*, which starts with 'file,text'"):
+    path.write_text("photo,words\na.jpg,a dog\n")
+    with pytest.raises(ResultsError, match=r"captions\.csv: no column known to hold image names.*'photo', 'words'"):
         read_annotations(path)
 
 

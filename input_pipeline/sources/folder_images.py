@@ -1,0 +1,190 @@
+"""The images of a `folder` dataset while it is opened: entries of caption files, and the files that they refer to."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from input_pipeline.annotations import Row
+from input_pipeline.records import MAX_LISTED, Report
+from input_pipeline.sources.name_index import MatchCounts, NameIndex
+from input_pipeline.sources.split_names import SPLIT_NAMES
+
+log = logging.getLogger(__name__)
+
+
+class FolderImage:
+    """What the caption files contain about one image, plus its file and split."""
+
+    __slots__ = ("captions", "folder", "hint", "image_id", "is_dropped", "is_exact", "name", "path", "source", "split")
+
+    def __init__(self, row: Row, source: Path, hint: str):
+        self.name = row.image
+        self.image_id = row.image_id
+        self.folder = row.folder
+        self.source = source  # caption file
+        self.hint = hint  # split of the caption file
+        self.captions: list[str] = []
+        self.split = ""  # from a split file or field
+        self.path: Path | None = None
+        self.is_exact = True  # whether the path is written as in the caption file
+        self.is_dropped = False
+
+    def set_split(self, name: str, report: Report) -> None:
+        """Sets the split to the value of a split field."""
+        split = SPLIT_NAMES.get(name.lower())
+        if split is None:
+            report.add("unknown split names", f"{name!r} of {self.name} (expected {', '.join(SPLIT_NAMES)})")
+            self.is_dropped = True
+        elif self.split and self.split != split:
+            report.add("images in two splits", f"{self.name}: {self.split} and {split}")
+            self.is_dropped = True
+        else:
+            self.split = split
+
+
+def collect_images(rows: Iterable[Row], source: Path, hint: str, report: Report) -> list[FolderImage]:
+    """Collects the rows of one caption file by image id. Ids count within their file.
+
+    Args:
+        rows: the rows of the file.
+        source: the file.
+        hint: the split of the file; "" if it does not specify one.
+        report: receives ids with several names, and images in two splits.
+    """
+    images: dict[str | int, FolderImage] = {}
+    for row in rows:
+        image = images.get(row.image_id)
+        if image is None:
+            image = images[row.image_id] = FolderImage(row, source, hint)
+        elif image.name != row.image:
+            report.add("one image id for two files", f"{row.image_id}: {image.name} and {row.image}")
+            continue
+        if row.split:
+            image.set_split(row.split, report)
+        image.captions += row.captions
+    return list(images.values())
+
+
+def find_files(images: Iterable[FolderImage], folder: Path, report: Report) -> None:
+    """Sets the path of each image whose file exists. `report_missing` reports the others.
+
+    A file is searched for in the image folder, and then in the folder of the caption file. Each folder is listed once,
+    which is faster than one stat per file on network disks. Names that do not exist as they are written are matched by
+    `NameIndex`, which lists all subfolders.
+    """
+    listings: dict[str, frozenset[str]] = {}
+    counts = MatchCounts()
+    index: NameIndex | None = None
+
+    def exists(path: Path) -> bool:
+        parent = os.path.dirname(path)
+        if parent not in listings:
+            entries = os.scandir(parent) if os.path.isdir(parent) else ()
+            listings[parent] = frozenset(entry.name for entry in entries if not entry.is_dir())
+        return path.name in listings[parent]
+
+    for image in images:
+        folders = [folder, folder / image.folder, image.source.parent] if image.folder else [folder, image.source.parent]
+        image.path = next((path for parent in folders if exists(path := parent / image.name)), None)
+        if image.path is not None or not image.name:
+            continue
+        index = index or NameIndex(list_files(folder))
+        names = [f"{image.folder}/{image.name}", image.name] if image.folder else [image.name]
+        match = next((match for name in names if len((match := index.find(name)).paths) == 1), index.find(image.name))
+        if len(match.paths) == 1:
+            image.path, image.is_exact = folder / match.paths[0], False
+            counts.add(image.name, match.paths[0], match.differences)
+        elif match.paths:
+            image.is_dropped = True
+            _report_ambiguous(image.name, match.paths, report)
+    if counts:
+        log.info("image names: %s", counts)
+
+
+def _report_ambiguous(name: str, paths: tuple[str, ...], report: Report) -> None:
+    folders = [path.rpartition("/")[0] or "." for path in paths]
+    if len(set(folders)) == len(paths):
+        report.add("images in several folders", f"{name}: {', '.join(folders)}")
+    else:
+        report.add("names that fit several files", f"{name}: {', '.join(paths)}")
+
+
+def report_missing(images: Iterable[FolderImage], folder: Path, report: Report) -> None:
+    """Drops and reports images without a file. The first ones are listed with the nearest file that exists."""
+    missing = [image for image in images if image.path is None and not image.is_dropped]
+    index = NameIndex(list_files(folder)) if missing else None
+    for number, image in enumerate(missing):
+        image.is_dropped = True
+        nearest = index.find_nearest(image.name) if number < MAX_LISTED else ""
+        report.add("missing images", f"{image.name} (the nearest file is {nearest})" if nearest else image.name)
+
+
+def list_files(folder: Path) -> Iterator[str]:
+    """Yields the paths of all files in a folder and its subfolders, relative to the folder and separated by slashes.
+
+    Files and folders whose names start with a dot are omitted. Links to folders are followed once.
+    """
+    visited = set()
+    for parent, subfolders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(parent)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        prefix = os.path.relpath(parent, folder).replace(os.sep, "/")
+        prefix = "" if prefix == "." else f"{prefix}/"
+        yield from (prefix + name for name in files if not name.startswith("."))
+
+
+def merge_files(images: Iterable[FolderImage], report: Report) -> list[FolderImage]:
+    """Merges images of several caption files that have the same file, and reports those within one caption file.
+
+    Missing files are the same if they have the same name.
+    """
+    first_by_file: dict[Path | tuple[str, str], FolderImage] = {}
+    for image in images:
+        key = image.path or (image.folder, image.name)
+        first = first_by_file.setdefault(key, image)
+        if first is image:
+            continue
+        if first.source != image.source:
+            _merge(first, image, report)
+        elif first.name == image.name:
+            report.add("images listed twice", f"{image.name}: ids {first.image_id} and {image.image_id}")
+        else:
+            report.add("two names for one file", f"{image.path.name}: {first.name!r} and {image.name!r}")
+            if image.is_exact:  # keep the name that is written as the file
+                first_by_file[key] = image
+    return list(first_by_file.values())
+
+
+def _merge(image: FolderImage, other: FolderImage, report: Report) -> None:
+    image.captions += other.captions
+    image.is_dropped |= other.is_dropped
+    if image.hint != other.hint:
+        hints = f"caption files of {image.hint or '?'} and {other.hint or '?'}"
+        report.add("images in two splits", f"{image.name}: {hints}")
+        image.is_dropped = True
+    if other.split:
+        image.set_split(other.split, report)
+
+
+def make_ids_unique(images: Iterable[FolderImage], folder: Path) -> None:
+    """Replaces the ids of caption files that use the same ids for different images by paths in the image folder."""
+    sources: dict[str | int, set[Path]] = {}
+    for image in images:
+        sources.setdefault(image.image_id, set()).add(image.source)
+    restarted = {source for group in sources.values() if len(group) > 1 for source in group}
+    if not restarted:
+        return
+    log.info(
+        "The ids in %s restart from file to file: these images are identified by their paths.",
+        " and ".join(sorted(path.name for path in restarted)),
+    )
+    for image in images:
+        if image.source in restarted:
+            image.image_id = os.path.relpath(image.path, folder).replace(os.sep, "/") if image.path else image.name
