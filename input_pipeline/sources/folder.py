@@ -43,14 +43,14 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
         raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
     spec = _find_folders(spec, root)
     report = Report(str(root))
-    images = _read_captions(spec, root, report)
+    images, hints = _read_captions(spec, root, report)
     folder = root / spec.images
     find_files(images, folder, report)
     images = merge_files(images, report)
     _check_captions(images, report)
     report_missing(images, folder, report)
     make_ids_unique(images, folder)
-    named = assign_splits(images, spec, root, report)
+    named = assign_splits(images, hints, spec, root, report)
     report.finish(
         spec.on_error,
         "Fix the files, or skip these entries with --config.data.on_error=skip. Images are searched for in "
@@ -76,10 +76,11 @@ def _find_folders(spec: DataSpec, root: Path) -> DataSpec:
     return spec
 
 
-def _read_captions(spec: DataSpec, root: Path, report: Report) -> list[FolderImage]:
-    """Reads all entries of `config.data.captions`."""
+def _read_captions(spec: DataSpec, root: Path, report: Report) -> tuple[list[FolderImage], dict[str, str]]:
+    """Reads all entries of `config.data.captions`; also returns those that specify a split, by split."""
     has_split_files = any(dataclasses.asdict(spec.split_files).values())  # they override all other sources of splits
     images: list[FolderImage] = []
+    hints: dict[str, str] = {}
     for entry in spec.captions:
         split, name = _parse_entry(entry, is_only_file=len(spec.captions) == 1)
         if is_text_files(name):
@@ -90,8 +91,10 @@ def _read_captions(spec: DataSpec, root: Path, report: Report) -> list[FolderIma
             rows = _read_caption_file(source, spec, report)
         if has_split_files:
             rows, split = (dataclasses.replace(row, split="") if row.split else row for row in rows), ""
+        if split:
+            hints[split] = name
         images += collect_images(rows, source, split, report)
-    return images
+    return images, hints
 
 
 def _parse_entry(entry: str, is_only_file: bool) -> tuple[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from input_pipeline.annotations import Row
 from input_pipeline.records import MAX_LISTED, Report
-from input_pipeline.sources.name_index import MatchCounts, NameIndex
+from input_pipeline.sources.name_index import BESIDE_CAPTIONS, MatchCounts, NameIndex
 from input_pipeline.sources.split_names import SPLIT_NAMES
 
 log = logging.getLogger(__name__)
@@ -73,7 +73,7 @@ def find_files(images: Iterable[FolderImage], folder: Path, report: Report) -> N
 
     A file is searched for in the image folder, and then in the folder of the caption file. Each folder is listed once,
     which is faster than one stat per file on network disks. Names that do not exist as they are written are matched by
-    `NameIndex`, which lists all subfolders.
+    `NameIndex`, which lists all subfolders. One line of the log reports how the names differ from the files.
     """
     listings: dict[str, frozenset[str]] = {}
     counts = MatchCounts()
@@ -87,9 +87,13 @@ def find_files(images: Iterable[FolderImage], folder: Path, report: Report) -> N
         return path.name in listings[parent]
 
     for image in images:
-        folders = [folder, folder / image.folder, image.source.parent] if image.folder else [folder, image.source.parent]
+        folders = (folder, folder / image.folder) if image.folder else (folder,)
         image.path = next((path for parent in folders if exists(path := parent / image.name)), None)
         if image.path is not None or not image.name:
+            continue
+        if exists(path := image.source.parent / image.name):
+            image.path = path
+            counts.add(image.name, os.path.relpath(path, folder), (BESIDE_CAPTIONS,))
             continue
         index = index or NameIndex(list_files(folder))
         names = [f"{image.folder}/{image.name}", image.name] if image.folder else [image.name]

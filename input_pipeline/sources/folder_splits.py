@@ -18,8 +18,17 @@ from input_pipeline.sources.name_index import MatchCounts, NameIndex
 log = logging.getLogger(__name__)
 
 
-def assign_splits(images: list[FolderImage], spec: DataSpec, root: Path, report: Report) -> dict[str, str]:
+def assign_splits(
+    images: list[FolderImage], hints: dict[str, str], spec: DataSpec, root: Path, report: Report
+) -> dict[str, str]:
     """Sets the split of each image.
+
+    Args:
+        images: all images of the caption files.
+        hints: the caption files that specify a split, by split.
+        spec: `config.data`.
+        root: folder of the dataset.
+        report: receives images without a split, and names in split files without an image.
 
     Returns:
         The splits that the dataset must have, and what defines them, for error messages.
@@ -40,9 +49,9 @@ def assign_splits(images: list[FolderImage], spec: DataSpec, root: Path, report:
         report.extend("images without a split", (image.name for image in unassigned))
         for image in unassigned:
             image.is_dropped = True
-    elif any(image.hint for image in images):
+    elif hints:
         source = "the names of the caption files"
-        named = {image.hint: f"{image.source.name} (config.data.captions)" for image in images if image.hint}
+        named = {split: f"{name} (config.data.captions)" for split, name in hints.items()}
         for image in images:
             image.split = image.hint or "train"
     else:

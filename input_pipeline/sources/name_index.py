@@ -26,6 +26,7 @@ BACKSLASH = "with backslashes"
 SUBFOLDER = "in a subfolder"
 LEADING_FOLDERS = "with other leading folders"
 UNICODE = "in another Unicode form"
+BESIDE_CAPTIONS = "relative to the caption file"
 
 
 @dataclasses.dataclass(frozen=True)
