@@ -40,23 +40,33 @@ def read_json(file: CaptionFile, text: str, parser: CaptionParser) -> Iterator[R
         return _read_objects(file, _parse_json_lines(file, text), parser)
     except RecursionError:
         raise DataError(f"{file.path}: not a caption file (lists within lists within lists). {ACCEPTED}") from None
+    rows = None
     if isinstance(content, list):
-        return _read_objects(file, _number_records(content), parser)
-    if isinstance(content, dict):
-        images, annotations = content.get("images"), content.get("annotations")
-        if isinstance(annotations, list) and (isinstance(images, list) or not file.require_names):
-            return _read_coco(file, images if isinstance(images, list) else [], annotations, parser)
-        if isinstance(images, list):
-            if any(isinstance(image, dict) and "sentences" in image for image in images):
-                return _read_karpathy(file, images, parser)
-            if any(isinstance(image, dict) and resolve_fields(list(image), file).are_complete for image in images):
-                return _read_objects(file, _number_records(images), parser)
-        elif _is_record(content, file):  # JSON lines with a single line
-            return _read_objects(file, [("line 1", content)], parser)
-        elif _are_captions_by_name(content):
-            return _read_by_name(file, content, parser)
+        rows = _read_objects(file, _number_records(content), parser)
+    elif isinstance(content, dict):
+        rows = _read_object_of_records(file, content, parser)
+    if rows is not None:
+        return rows
     keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
     raise DataError(f"unknown JSON format of {file.path}, which contains {keys[:200]}. {ACCEPTED}")
+
+
+def _read_object_of_records(file: CaptionFile, content: dict, parser: CaptionParser) -> Iterator[Row] | None:
+    """Returns an iterator over the rows of a file that is one JSON object; None if its format is unknown."""
+    images, annotations = content.get("images"), content.get("annotations")
+    if isinstance(annotations, list) and (isinstance(images, list) or not file.require_names):
+        return _read_coco(file, images if isinstance(images, list) else [], annotations, parser)
+    if isinstance(images, list):
+        records = [image for image in images if isinstance(image, dict)]
+        if any("sentences" in record for record in records):
+            return _read_karpathy(file, images, parser)
+        if any(resolve_fields(list(record), file).are_complete for record in records):
+            return _read_objects(file, _number_records(images), parser)
+    elif _is_record(content, file):  # JSON lines with a single line
+        return _read_objects(file, [("line 1", content)], parser)
+    elif _are_captions_by_name(content):
+        return _read_by_name(file, content, parser)
+    return None
 
 
 def _number_records(records: list) -> Iterator[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 _DRIVE_OR_SCHEME = re.compile(r"^(?:[A-Za-z]:(?=[\\/])|[A-Za-z][A-Za-z0-9+.-]+://)")
 # A name without an extension does not match these files.
-_OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".md", ".npy", ".npz", ".zip", ".caption")
+_OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".html", ".md", ".npy", ".npz", ".zip")
 _MAX_COMPARED = 2000  # number of names that are compared with a missing one to find the nearest
 
 CASE = "in another case"

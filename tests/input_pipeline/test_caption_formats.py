@@ -1,4 +1,4 @@
-"""Caption files as people have them: column names, delimiters, quotation marks, encodings, JSON types, lists of words."""
+"""Caption files as people have them: column names, delimiters, quotes, encodings, JSON types and lists of words."""
 
 from __future__ import annotations
 
@@ -148,7 +148,9 @@ def test_quotation_marks_that_are_not_closed_are_reported_and_swallow_no_rows(tm
 def test_other_invalid_quotation_marks(tmp_path):
     captions, problems = read(tmp_path / "a.csv", 'image,caption\na.jpg,"kite" in red\nb.jpg,a 6" pipe\n')
     assert captions == {"b.jpg": ['a 6" pipe']}
-    assert problems == ['line 2: text before or after a quoted field; write quotation marks inside a caption twice ("")']
+    assert problems == [
+        'line 2: text before or after a quoted field; write quotation marks inside a caption twice ("")'
+    ]
     # Files with tabs or pipes are rarely quoted: the caption is the rest of the line.
     captions, problems = read(tmp_path / "a.tsv", 'image\tcaption\na.jpg\t"kite" in red\nb.jpg\t"a\n')
     assert captions == {"a.jpg": ['"kite" in red']} and problems == [f"line 3: {UNCLOSED}"]
@@ -296,8 +298,7 @@ WORD_FILES = {
     "Karpathy, lists": {
         "images": [{"filename": name, "sentences": [words]} for name, words in zip(NAMES, WORDS, strict=True)]
     },
-    "pandas": "image,caption\n"
-    + "".join(f'{name},"{words}"\n' for name, words in zip(NAMES, WORDS, strict=True)),
+    "pandas": "image,caption\n" + "".join(f'{name},"{words}"\n' for name, words in zip(NAMES, WORDS, strict=True)),
     "numpy": "image,caption\n"
     + "".join(f'{name},"{str(words).replace(",", "")}"\n' for name, words in zip(NAMES, WORDS, strict=True)),
 }

@@ -88,7 +88,9 @@ def test_several_caption_files_are_used_if_their_names_are_splits(tmp_path):
     splits = open_splits(make_data_spec(tmp_path))
     assert {name: split.image_ids for name, split in splits.items()} == {"train": [0], "val": [1]}
     write_file(tmp_path / "annotations" / "captions_train2014.json", make_coco())
-    with pytest.raises(DataError, match=r"several caption files in .*captions_train2014\.json.* config\.data\.captions"):
+    with pytest.raises(
+        DataError, match=r"several caption files in .*captions_train2014\.json.* config\.data\.captions"
+    ):
         open_splits(make_data_spec(tmp_path))
 
 
