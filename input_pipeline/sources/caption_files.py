@@ -9,7 +9,7 @@ from pathlib import Path
 
 from input_pipeline.annotations import Row, read_text
 from input_pipeline.errors import DataError, MissingFileError
-from input_pipeline.images import IMAGE_SUFFIXES
+from input_pipeline.image_formats import find_folder_images
 from input_pipeline.records import Report
 from input_pipeline.sources.folder_images import list_files
 from input_pipeline.sources.split_names import SPLIT_NAMES
@@ -79,8 +79,16 @@ def is_text_files(entry: str) -> bool:
 
 
 def _has_text_files(folder: Path) -> bool:
-    stems = {os.path.splitext(path)[0] for path in list_files(folder) if path.lower().endswith(IMAGE_SUFFIXES)}
-    return any(os.path.splitext(path)[0] in stems for path in list_files(folder) if path.lower().endswith(".txt"))
+    return not _find_texts(folder).keys().isdisjoint(os.path.splitext(path)[0] for path in _find_images(folder))
+
+
+def _find_images(folder: Path) -> list[str]:
+    return sorted(os.path.relpath(path, folder).replace(os.sep, "/") for path in find_folder_images(str(folder)))
+
+
+def _find_texts(folder: Path) -> dict[str, Path]:
+    """Returns the text files in a folder and its subfolders by their relative paths without the extension."""
+    return {os.path.splitext(path)[0]: folder / path for path in list_files(folder) if path.lower().endswith(".txt")}
 
 
 def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Report) -> Iterator[Row]:
@@ -92,12 +100,9 @@ def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Repo
         ignored: resolved paths of text files that are not captions.
         report: receives images without a text file, and text files without an image.
     """
-    paths = sorted(list_files(folder))
-    texts = {os.path.splitext(path)[0]: folder / path for path in paths if path.lower().endswith(".txt")}
+    texts = _find_texts(folder)
     used: dict[str, str] = {}
-    for path in paths:
-        if not path.lower().endswith(IMAGE_SUFFIXES):
-            continue
+    for path in _find_images(folder):
         stem = os.path.splitext(path)[0]
         if stem not in texts:
             report.add("images without a text file", f"{path} (expected {stem}.txt)")
