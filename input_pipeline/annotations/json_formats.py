@@ -110,7 +110,7 @@ def _read_objects(file: CaptionFile, objects: Iterable[tuple[str, Any]], parser:
 
 
 def _read_object(file: CaptionFile, place: str, item: dict, fields: Fields, parser: CaptionParser) -> Row | None:
-    keys = list(item)
+    keys = tuple(item)
     key = "image_id" if fields.image is None else keys[fields.image]
     name = to_name(item[key])
     image_id = item.get("image_id", name)

@@ -33,11 +33,17 @@ _WORD_FIELDS = tuple(map(normalize, TOKEN_FIELDS))
 
 
 class _Undecided(list):
-    """A list of strings that are either captions or words, with the line or record that it comes from."""
+    """A list of strings that are either captions or words.
+
+    Attributes:
+        place: the line or record that it comes from.
+        has_words: whether all strings are single words.
+    """
 
     def __init__(self, texts: list[str], place: str):
         super().__init__(texts)
         self.place = place
+        self.has_words = _are_words(texts)
 
 
 class CaptionParser:
@@ -112,13 +118,13 @@ class CaptionParser:
 
     def _decide(self, rows: list[Row]) -> Iterator[Row]:
         lists = [row.captions for row in rows if type(row.captions) is _Undecided]
-        are_words = 2 * sum(map(_are_words, lists)) > len(lists)
+        are_words = 2 * sum(texts.has_words for texts in lists) > len(lists)
         for row in rows:
             captions = row.captions
             if type(captions) is _Undecided:
                 if are_words:
                     row.captions = [self.join(captions)]
-                elif len(captions) > 2 and _are_words(captions):
+                elif len(captions) > 2 and captions.has_words:
                     found = f"the captions {json.dumps(captions[:4], ensure_ascii=False)} are single words"
                     self.file.report(captions.place, f"{found}, unlike those of other records; wanted sentences")
                     continue
@@ -143,8 +149,11 @@ def parse_list_literal(text: str) -> Any:
 
 def _are_words(texts: list[str]) -> bool:
     """Whether strings are single words, by the rule in the module's docstring."""
+    for text in texts:
+        if len(text.split(None, 1)) > 1:
+            return False
     texts = [text.strip() for text in texts if text.strip()]
-    if not texts or any(len(text.split(None, 1)) > 1 for text in texts):
+    if not texts:
         return False
     for script, length in _UNSPACED_SCRIPTS:
         lengths = [len(text) for text in texts if script.search(text)]
@@ -154,4 +163,4 @@ def _are_words(texts: list[str]) -> bool:
 
 
 def _are_strings(values: list) -> bool:
-    return all(isinstance(value, str) for value in values)
+    return all([isinstance(value, str) for value in values])  # a list is faster than a generator
