@@ -11,6 +11,8 @@ from input_pipeline.extras import describe_missing, is_installed
 # Suffixes of files that are listed without being opened, which keeps large folders and network drives fast. If the
 # content of such a file is not an image, reading it raises an error that names it.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+# Suffixes of image names in general, whether or not such files are opened.
+NAME_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".avif", ".jp2", ".heic", ".heif")
 FORMATS = "JPEG, PNG, WebP, GIF, BMP, TIFF, PNM, AVIF, JPEG 2000 or HEIC"  # for messages
 
 _HEADER_BYTES = 64  # enough for the first brands of an ISO base media file (AVIF, HEIC)

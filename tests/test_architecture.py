@@ -25,6 +25,7 @@ STANDALONE_PACKAGES = {
         "input_pipeline.errors",
         "input_pipeline.extras",
         "input_pipeline.files",
+        "input_pipeline.image_formats",
     ),
     "input_pipeline": (),
 }

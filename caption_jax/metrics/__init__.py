@@ -14,6 +14,7 @@ from caption_jax.metrics.results import (
     ImageSetError,
     ResultsError,
     check_image_set,
+    describe_subset,
     read_annotations,
     read_results,
     write_results,
@@ -21,17 +22,21 @@ from caption_jax.metrics.results import (
 from caption_jax.metrics.retrieval_scores import retrieval_scores
 from caption_jax.metrics.scores import ImageScores, mean_over_runs, protocol, score, score_images
 from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
+from caption_jax.metrics.tokenization import TOKENIZERS, TokenizationWarning
 
 __all__ = [
+    "TOKENIZERS",
     "Comparison",
     "DocumentFrequencies",
     "ImageScores",
     "ImageSetError",
     "Interval",
     "ResultsError",
+    "TokenizationWarning",
     "check_image_set",
     "compare",
     "cross_tune",
+    "describe_subset",
     "diversity",
     "intervals",
     "java_scores",

@@ -5,15 +5,26 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Hashable
 from typing import Any
 
 from caption_jax.metrics import java_metrics
 from caption_jax.metrics.cider import DocumentFrequencies
 from caption_jax.metrics.diversity import diversity
-from caption_jax.metrics.results import ImageSetError, check_image_set, read_annotations, read_results
-from caption_jax.metrics.scores import protocol, score_images
+from caption_jax.metrics.image_matching import key_references, match_images
+from caption_jax.metrics.results import (
+    SUBSETS,
+    ImageSetError,
+    describe_subset,
+    read_annotations,
+    read_references,
+    read_results,
+    select_images,
+)
+from caption_jax.metrics.scores import explain_zero_cider, protocol, score_images
 from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
+from caption_jax.metrics.tokenization import TOKENIZERS, TokenizationWarning
 from input_pipeline.errors import UserError
 
 _EPILOG = """
@@ -22,10 +33,10 @@ examples:
   python -m caption_jax.metrics ours.json dataset_coco.json baseline.json --split=test --json=comparison.json
   python -m caption_jax.metrics ours.json captions.csv baseline.json --split=dev_images.txt
 
-Results are COCO results JSON: [{"image_id": 1, "caption": "a dog"}, ...]. Annotations may be in any format supported
-for training: COCO caption JSON, Karpathy's dataset_*.json, JSON lines, CSV with the columns image and caption, or
-token.txt. Results may use these formats too. If the results identify images by file name instead of id, annotations
-are matched by file name.
+Results and annotations may be in any format supported for training (docs/data.md): COCO JSON, Karpathy's
+dataset_*.json, JSON lines, {"a.jpg": "a dog"}, CSV or token.txt. Results are usually COCO results JSON,
+[{"image_id": 1, "caption": "a dog"}, ...], or the output of `caption --format=jsonl`. Images are matched by id, by file
+name, or else by a part of the file name that is unique.
 """
 
 
@@ -33,10 +44,14 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints scores with intervals, and a comparison if two results files are passed. Returns the exit status."""
     options = _make_parser().parse_args(arguments)
     try:
-        report = _make_report(options)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TokenizationWarning)
+            report = _make_report(options)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    for message in dict.fromkeys(str(warning.message) for warning in caught):
+        print(f"warning: {message}", file=sys.stderr)
     print(_format_report(report))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -56,6 +71,18 @@ def _make_parser() -> argparse.ArgumentParser:
     parser.add_argument("annotations", help="reference captions")
     parser.add_argument("other_results", nargs="?", help="second file to compare; differences are other - results")
     parser.add_argument("--split", default="", help="split of the annotations to use, or a file of image names")
+    parser.add_argument(
+        "--subset",
+        choices=SUBSETS,
+        default="all",
+        help='"all" requires a result for each image; "common" scores the images that have one (default: %(default)s)',
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=list(TOKENIZERS),
+        default="ptb",
+        help="ptb, as in COCO's tools; characters, for languages without spaces between words (default: %(default)s)",
+    )
     parser.add_argument("--frequencies", help="saved CIDEr-D document frequencies (default: from the annotations)")
     parser.add_argument("--training", help="training annotations, used to compute the fraction of novel captions")
     parser.add_argument(
@@ -72,42 +99,72 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _make_report(options: argparse.Namespace) -> dict[str, Any]:
     paths = [path for path in (options.results, options.other_results) if path]
-    results = [read_results(path) for path in paths]
-    has_names = bool(results[0]) and isinstance(next(iter(results[0])), str)
-    references = read_annotations(options.annotations, split=options.split, ids="file_name" if has_names else "id")
-    for path, captions in zip(paths, results, strict=True):
-        try:
-            check_image_set(references, captions)
-        except ImageSetError as error:
-            raise ImageSetError(f"{path} does not match {options.annotations}: {error}") from error
+    all_references, all_results, notes = _read_files(options, paths)
+    image_ids, scored_images = _select_images(options, paths, all_references, all_results)
+    references = {image_id: all_references[image_id] for image_id in image_ids}
+    results = [{image_id: captions[image_id] for image_id in image_ids} for captions in all_results]
     frequencies = DocumentFrequencies.load(options.frequencies) if options.frequencies else None
     training_captions = None
     if options.training:
         annotations = read_annotations(options.training)
         training_captions = [caption for captions in annotations.values() for caption in captions]
-    all_scores = [score_images(references, captions, frequencies) for captions in results]
+    tokenizer = options.tokenizer
+    all_scores = [score_images(references, captions, frequencies, tokenizer=tokenizer) for captions in results]
+    for path, scores in zip(paths, all_scores, strict=True):
+        if explanation := explain_zero_cider(scores, frequencies):
+            notes.append(f"{path}: {explanation}")
     sampling = {"samples": options.samples, "confidence": options.confidence, "seed": options.seed}
     report: dict[str, Any] = {
         "images": len(references),
-        "protocol": protocol(frequencies),
+        "protocol": protocol(frequencies, tokenizer=tokenizer, scored_images=scored_images),
+        "notes": notes,
         "sampling": sampling,
         "results": [],
     }
     for path, captions, scores in zip(paths, results, all_scores, strict=True):
-        java, absent = ({}, {}) if options.no_java else java_metrics.java_scores(references, captions)
+        if options.no_java:
+            java, absent = {}, {}
+        else:
+            java, absent = java_metrics.java_scores(references, captions, tokenizer=tokenizer)
         report["results"].append(
             {
                 "file": path,
                 "metrics": {name: vars(interval) for name, interval in intervals(scores, **sampling).items()},
                 "java_metrics": java,
                 "absent": absent,
-                "diversity": diversity(captions, training_captions),
+                "diversity": diversity(captions, training_captions, tokenizer=tokenizer),
                 "images": _make_image_rows(scores.image_ids, captions, scores.values),
             }
         )
     if len(all_scores) == 2:
         report["comparison"] = {name: vars(result) for name, result in compare(*all_scores, **sampling).items()}
     return report
+
+
+def _read_files(
+    options: argparse.Namespace, paths: list[str]
+) -> tuple[dict[Hashable, list[str]], list[dict[Hashable, str]], list[str]]:
+    """Returns references and results with the same image ids, and a note on each file whose ids had to be matched."""
+    references = read_references(options.annotations, split=options.split)
+    results = [read_results(path) for path in paths]
+    matches = [match_images(references, captions, path) for path, captions in zip(paths, results, strict=True)]
+    by_id = matches[0].by_id
+    notes = [f"{path}: {match.description}" for path, match in zip(paths, matches, strict=True) if match.description]
+    renamed = [match.rename(captions, by_id=by_id) for match, captions in zip(matches, results, strict=True)]
+    return key_references(references, by_id=by_id), renamed, notes
+
+
+def _select_images(
+    options: argparse.Namespace, paths: list[str], references: dict[Hashable, Any], results: list[dict[Hashable, str]]
+) -> tuple[list[Hashable], str]:
+    """Returns the ids of the images to score, and a description of the subset for the protocol."""
+    for path, captions in zip(paths, results, strict=True):
+        try:
+            select_images(references, captions, subset=options.subset)
+        except ImageSetError as error:
+            raise ImageSetError(f"{path} does not match {options.annotations}: {error}") from error
+    scored_images = describe_subset(references, *results) if options.subset == "common" else ""
+    return select_images(references, *results, subset=options.subset), scored_images
 
 
 def _make_image_rows(image_ids: tuple[Hashable, ...], captions: dict, values: dict) -> list[dict[str, Any]]:
@@ -126,6 +183,7 @@ def _format_report(report: dict[str, Any]) -> str:
     percent = f"{100 * sampling['confidence']:g} %"
     lines = [f"{report['images']} images; {percent} intervals from {sampling['samples']} bootstrap samples"]
     lines += [f"{name}: {value}" for name, value in report["protocol"].items()]
+    lines += [f"note: {note}" for note in report["notes"]]
     for result in report["results"]:
         lines += ["", result["file"]]
         metrics = {name: Interval(**fields) for name, fields in result["metrics"].items()}

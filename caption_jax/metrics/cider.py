@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from jaxtyping import Float, Int
 
+from caption_jax.metrics.argument_checks import check_captions
 from caption_jax.metrics.bleu import match_keys
 from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions, NGramCounts
 from input_pipeline.errors import DataError
@@ -35,10 +36,20 @@ class DocumentFrequencies:
 
     @classmethod
     def from_references(cls, references: Iterable[Sequence[str]]) -> DocumentFrequencies:
-        """Counts n-grams in tokenized references, grouped by image."""
+        """Counts n-grams in tokenized references, grouped by image.
+
+        Args:
+            references: the captions of each image, such as the values of the first result of `tokenize_pair`.
+
+        Raises:
+            TypeError: the captions of an image are a single string, or `references` is a mapping instead of its values.
+        """
+        if isinstance(references, Mapping):
+            raise TypeError("references must be lists of captions, one per image: pass references.values()")
         counts: Counter[str] = Counter()
         images = 0
         for captions in references:
+            captions = check_captions("the references of an image", captions)
             images += 1
             counts.update({ngram for caption in captions for ngram in _iterate_ngrams(caption.split())})
         return cls(images, counts)

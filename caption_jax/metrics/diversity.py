@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
 
-from caption_jax.metrics.ptb import tokenize_all
+from caption_jax.metrics.argument_checks import check_captions, check_hypotheses
+from caption_jax.metrics.tokenization import tokenize_captions
 from input_pipeline.errors import DataError
 
 # A caption that ends in one of these words was truncated, or its model was trained with a reward that ignores endings.
@@ -19,25 +20,33 @@ is are was were be been being am has have had do does did will would can could s
 FUNCTION_WORDS = frozenset(_ENDINGS.split())
 
 
-def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[str] | None = None) -> dict[str, float]:
-    """Computes statistics of a set of captions. Words are PTB tokens, as in `score`.
+def diversity(
+    hypotheses: Mapping[Hashable, str], training_captions: Iterable[str] | None = None, *, tokenizer: str = "ptb"
+) -> dict[str, float]:
+    """Computes statistics of a set of captions. Words are the tokens of `score`.
 
     Args:
         hypotheses: image id -> caption.
         training_captions: the captions the model was trained on; "novel" is omitted if None.
+        tokenizer: see `score`.
 
     Returns:
         "distinct-1", "distinct-2": number of distinct words (word pairs) divided by their total number (Li et al.,
         2016); "vocabulary": number of distinct words; "unique": number of distinct captions divided by the number of
         captions; "novel": fraction of captions that do not occur in the training captions; "mean_length": words per
-        caption; "function_word_ending": fraction of captions that end in a function word.
+        caption; "function_word_ending": fraction of captions that end in an English function word, for "ptb" only.
 
     Raises:
+        TypeError: `hypotheses` is not a mapping with strings as values, or `training_captions` is a single string.
         DataError: there are no captions.
+        ConfigError: `tokenizer` is unknown.
     """
+    check_hypotheses(hypotheses)
+    if training_captions is not None:
+        training_captions = check_captions("training_captions", training_captions)
     if not hypotheses:
         raise DataError("there are no captions")
-    captions = tokenize_all(list(hypotheses.values()))
+    captions = tokenize_captions(list(hypotheses.values()), tokenizer)
     words = [caption.split() for caption in captions]
     word_pairs = [pair for caption in words for pair in itertools.pairwise(caption)]
     all_words = [word for caption in words for word in caption]
@@ -48,12 +57,13 @@ def diversity(hypotheses: Mapping[Hashable, str], training_captions: Iterable[st
         "unique": len(set(captions)) / len(captions),
     }
     if training_captions is not None:
-        training = set(tokenize_all(list(training_captions)))
+        training = set(tokenize_captions(training_captions, tokenizer))
         metrics["novel"] = sum(caption not in training for caption in captions) / len(captions)
     metrics["mean_length"] = len(all_words) / len(captions)
-    # The tokenizer treats the last letter of "riding a." as an initial and returns the token "a.".
-    endings = sum(bool(caption) and caption[-1].rstrip(".") in FUNCTION_WORDS for caption in words)
-    metrics["function_word_ending"] = endings / len(captions)
+    if tokenizer == "ptb":
+        # The tokenizer treats the last letter of "riding a." as an initial and returns the token "a.".
+        endings = sum(bool(caption) and caption[-1].rstrip(".") in FUNCTION_WORDS for caption in words)
+        metrics["function_word_ending"] = endings / len(captions)
     return metrics
 
 

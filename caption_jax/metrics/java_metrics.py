@@ -34,18 +34,26 @@ def unavailable_metrics() -> dict[str, str]:
 
 
 def java_scores(
-    references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
+    references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str], *, tokenizer: str = "ptb"
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Scores captions with the available Java metrics of pycocoevalcap, using the same tokens as `score`.
+
+    Args:
+        references: see `score`.
+        hypotheses: see `score`.
+        tokenizer: see `score`. Both metrics are made for English words, so they are absent for other tokens than "ptb".
 
     Returns:
         Metric name -> value for the metrics that ran, and metric name -> reason for those that are absent.
 
     Raises:
-        ImageSetError, DataError: see `score`.
+        TypeError, ImageSetError, DataError, ConfigError: see `score`.
     """
-    absent = unavailable_metrics()
-    tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses)
+    if tokenizer == "ptb":
+        absent = unavailable_metrics()
+    else:
+        absent = dict.fromkeys(METRICS, f"made for English words, not for the tokenizer {tokenizer!r}")
+    tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses, tokenizer=tokenizer)
     results = {image_id: [caption] for image_id, caption in tokenized_hypotheses.items()}
     scores: dict[str, float] = {}
     for name in METRICS:

@@ -1,16 +1,22 @@
-"""Reads and writes results files, and reads reference captions in the formats supported for training."""
+"""Reads and writes results files, reads reference captions, and selects the images that are scored.
+
+References and results may be in any format supported for training. The same code reads them.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
-from input_pipeline.annotations import Row, read_rows, read_text
-from input_pipeline.errors import DataError
+from caption_jax.metrics.argument_checks import check_hypotheses, check_image_ids
+from input_pipeline.annotations import ACCEPTED, Row, read_rows, read_text
+from input_pipeline.errors import ConfigError, DataError
 from input_pipeline.files import write_atomically
 
+SUBSETS = ("all", "common")
 _MAX_LISTED = 10  # maximum number of ids or problems listed in an error message
 
 
@@ -22,8 +28,28 @@ class ImageSetError(DataError):
     """Results and references cover different images; the message lists the difference."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReferenceImage:
+    """An image with its reference captions.
+
+    Attributes:
+        image_id: the id in the file (`cocoid` or else `imgid` in Karpathy's files), or the file name if it has no ids.
+        name: file name; "" if the file has only ids.
+        captions: at least one caption.
+    """
+
+    image_id: Hashable
+    name: str
+    captions: list[str]
+
+
 def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]) -> None:
-    """Writes captions in COCO results format, `[{"image_id": .., "caption": ..}, ...]`, preserving their order."""
+    """Writes captions in COCO results format, `[{"image_id": .., "caption": ..}, ...]`, preserving their order.
+
+    Raises:
+        TypeError: `captions` is not a mapping with strings as values.
+    """
+    check_hypotheses(captions, "captions")
     rows = [{"image_id": image_id, "caption": caption} for image_id, caption in captions.items()]
     write_atomically(path, json.dumps(rows, indent=0, ensure_ascii=False) + "\n")
 
@@ -31,12 +57,15 @@ def write_results(path: str | os.PathLike[str], captions: Mapping[Hashable, str]
 def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
     """Reads one caption per image from COCO results JSON or any other format supported by `read_annotations`.
 
+    The output of `caption --format=jsonl` is one of these formats. Images that could not be captioned, which have an
+    error instead of a caption, are omitted.
+
     Returns:
         Image id (file name if the file has no ids) -> caption, in the order of the file.
 
     Raises:
         MissingFileError: the file does not exist.
-        ResultsError: the format is not supported, or an image occurs more than once (the first ten are listed).
+        ResultsError: the format is not supported, or an image has several captions (the first ten are listed).
     """
     captions: dict[Hashable, list[str]] = {}
     for row in _read_valid_rows(path):
@@ -50,8 +79,7 @@ def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
 def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str = "id") -> dict[Hashable, list[str]]:
     """Reads reference captions in any format supported for training.
 
-    The formats are COCO caption JSON, Karpathy's JSON, JSON lines, CSV (separated by commas, tabs or semicolons) and
-    Flickr8k's token.txt; see `input_pipeline.annotations.ACCEPTED` for examples.
+    See `input_pipeline.annotations.ACCEPTED` for the formats.
 
     Args:
         path: the file.
@@ -70,18 +98,42 @@ def read_annotations(path: str | os.PathLike[str], *, split: str = "", ids: str 
     """
     if ids not in ("id", "file_name"):
         raise ValueError(f'ids must be "id" or "file_name", got {ids!r}')
+    captions: dict[Hashable, list[str]] = {}
+    for image in read_references(path, split=split):
+        key = (image.name or image.image_id) if ids == "file_name" else image.image_id
+        captions.setdefault(key, []).extend(image.captions)
+    return captions
+
+
+def read_references(path: str | os.PathLike[str], *, split: str = "") -> list[ReferenceImage]:
+    """Reads the images of a file with their ids, names and reference captions, in the order of the file.
+
+    Args:
+        path: see `read_annotations`.
+        split: see `read_annotations`.
+
+    Raises:
+        MissingFileError: the file does not exist.
+        ResultsError: the format is not supported, the split has no images with captions, or a caption is empty.
+    """
     rows = _read_valid_rows(path)
     if split:
         rows = _select_split(path, rows, split)
-    captions: dict[Hashable, list[str]] = {}
+    images: dict[Hashable, ReferenceImage] = {}
     for row in rows:
-        image_id = row.image_id if row.number is None else row.number
-        key = (row.image or row.image_id) if ids == "file_name" else image_id
         if row.captions:
-            captions.setdefault(key, []).extend(row.captions)
-    if not captions:
+            image_id = row.image_id if row.number is None else row.number
+            image = images.setdefault(image_id, ReferenceImage(image_id, row.image, []))
+            image.captions.extend(row.captions)
+    if not images:
         raise ResultsError(f"{path}: no image with captions" + (f" in split {split!r}" if split else ""))
-    return captions
+    empty = [image.image_id for image in images.values() if not all(map(str.strip, image.captions))]
+    if empty:
+        raise ResultsError(
+            f"{path}: {len(empty)} images have an empty reference caption, which would match empty results: "
+            f"{_format_ids(empty)}; remove the empty captions"
+        )
+    return list(images.values())
 
 
 def _read_valid_rows(path: str | os.PathLike[str]) -> list[Row]:
@@ -90,12 +142,19 @@ def _read_valid_rows(path: str | os.PathLike[str]) -> list[Row]:
     try:
         rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), require_names=False))
     except DataError as error:
-        raise ResultsError(str(error)) from error
+        message = str(error)
+        if ACCEPTED in message:  # one line; the documentation lists the formats
+            message = message.replace(ACCEPTED, "docs/data.md lists the accepted formats")
+        raise ResultsError(message) from error
+    if len(problems) == 1:
+        raise ResultsError(problems[0])  # it names the file
     if problems:
         lines = [f"{path}: {len(problems)} entries cannot be used:", *problems[:_MAX_LISTED]]
         if len(problems) > _MAX_LISTED:
             lines.append(f"and {len(problems) - _MAX_LISTED} more")
         raise ResultsError("\n  ".join(lines))
+    if not rows:
+        raise ResultsError(f"{path}: contains no captions")
     return rows
 
 
@@ -114,21 +173,64 @@ def check_image_set(references: Collection[Hashable], hypotheses: Collection[Has
     """Checks that references and hypotheses cover the same images.
 
     Raises:
+        TypeError: an argument is not a collection of image ids.
         ImageSetError: they do not; the message contains the number of missing and extra ids and the first ten of each.
     """
+    check_image_ids("references", references)
+    check_image_ids("hypotheses", hypotheses)
     reference_ids, hypothesis_ids = set(references), set(hypotheses)
     if reference_ids == hypothesis_ids:
         return
-    lines = [f"the references have {len(reference_ids)} images, the results {len(hypothesis_ids)}:"]
+    parts = []
     missing = [image_id for image_id in references if image_id not in hypothesis_ids]
     extra = [image_id for image_id in hypotheses if image_id not in reference_ids]
     if missing:
-        lines.append(f"  {len(missing)} without a result: {_format_ids(missing)}")
+        parts.append(f"{len(missing)} without a result: {_format_ids(missing)}")
     if extra:
-        lines.append(f"  {len(extra)} without references: {_format_ids(extra)}")
+        parts.append(f"{len(extra)} without references: {_format_ids(extra)}")
     if {str(image_id) for image_id in reference_ids} & {str(image_id) for image_id in extra}:
-        lines.append("  some ids differ only in type: a number in one and text in the other")
-    raise ImageSetError("\n".join(lines))
+        parts.append("some ids differ only in type: a number in one and text in the other")
+    common = len(reference_ids & hypothesis_ids)
+    if common:
+        parts.append(f"to score only the {common} images that have both, use subset='common' (--subset=common)")
+    counts = f"the references have {len(reference_ids)} images, the results {len(hypothesis_ids)}"
+    raise ImageSetError(f"{counts}: {'; '.join(parts)}")
+
+
+def select_images(
+    references: Collection[Hashable], *hypotheses: Collection[Hashable], subset: str = "all"
+) -> list[Hashable]:
+    """Returns the ids of the images to score, in the order of the references.
+
+    Args:
+        references: image ids, or a mapping with these keys.
+        hypotheses: the same for one or more systems.
+        subset: "all" requires that all arguments cover the same images; "common" selects those in all arguments.
+
+    Raises:
+        TypeError: an argument is not a collection of image ids.
+        ImageSetError: `subset` is "all" and the images differ, or it is "common" and there are no common images.
+        ConfigError: `subset` is unknown.
+    """
+    if subset not in SUBSETS:
+        raise ConfigError(f"subset is {subset!r}; it must be one of {', '.join(map(repr, SUBSETS))}")
+    check_image_ids("references", references)
+    for ids in hypotheses:
+        check_image_ids("hypotheses", ids)
+        if subset == "all" or not set(references) & set(ids):
+            check_image_set(references, ids)
+    common = set(references).intersection(*hypotheses)
+    if references and not common:
+        raise ImageSetError("the references and the results have no images in common")
+    return [image_id for image_id in references if image_id in common]
+
+
+def describe_subset(references: Collection[Hashable], *hypotheses: Collection[Hashable]) -> str:
+    """Describes which images `subset="common"` selects, with counts, for the evaluation protocol."""
+    common = select_images(references, *hypotheses, subset="common")
+    without_references = set().union(*hypotheses).difference(references)
+    excluded = f"{len(references) - len(common)} without a result and {len(without_references)} without references"
+    return f"common: {len(common)} of the {len(references)} images with references; {excluded} are excluded"
 
 
 def _format_ids(image_ids: list[Hashable]) -> str:

@@ -29,6 +29,7 @@ def retrieval_scores(
         "image_to_text_R@1", ..., "image_to_text_median_rank" (1 is best), and the same for "text_to_image".
 
     Raises:
+        TypeError: `similarity` does not contain numbers, or `image_of_text` does not contain integers.
         DataError: `similarity` is empty, or an image has no text.
         ValueError: the shapes do not match, an index is out of range, or a similarity is NaN.
     """
@@ -51,6 +52,10 @@ def retrieval_scores(
 
 
 def _check_inputs(similarity: np.ndarray, image_of_text: np.ndarray) -> None:
+    if similarity.size and not (np.issubdtype(similarity.dtype, np.number) or similarity.dtype == bool):
+        raise TypeError(f"similarity must be an array of numbers [images, texts], not of {similarity.dtype}")
+    if image_of_text.size and not np.issubdtype(image_of_text.dtype, np.integer):
+        raise TypeError(f"image_of_text must be an array of image indices [texts], not of {image_of_text.dtype}")
     if similarity.ndim != 2 or image_of_text.shape != similarity.shape[1:]:
         shapes = f"{similarity.shape} and {image_of_text.shape}"
         raise ValueError(f"similarity must be [images, texts] and image_of_text [texts]; the shapes are {shapes}")

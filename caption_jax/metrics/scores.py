@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from caption_jax.metrics.argument_checks import check_hypotheses, check_instance, check_references
 from caption_jax.metrics.bleu import bleu, bleu_statistics
 from caption_jax.metrics.cider import DocumentFrequencies, cider_d
 from caption_jax.metrics.ngrams import MAX_ORDER, count_ngrams
-from caption_jax.metrics.ptb import tokenize_all
-from caption_jax.metrics.results import check_image_set
+from caption_jax.metrics.results import select_images
 from caption_jax.metrics.rouge import rouge_l
+from caption_jax.metrics.tokenization import TOKENIZERS, check_tokenizer, tokenize_captions, warn_if_unsuitable
 from input_pipeline.errors import DataError
 
 _BLEU = tuple(f"BLEU-{n}" for n in range(1, MAX_ORDER + 1))
@@ -48,8 +48,11 @@ def mean_over_runs(runs: Sequence[ImageScores]) -> ImageScores:
     if each image occurred in the corpus once per run.
 
     Raises:
+        TypeError: a run is not the result of `score_images`.
         ValueError: `runs` is empty, or the runs do not cover the same images in the same order.
     """
+    for run in runs:
+        check_instance("each run", run, ImageScores, "score_images")
     if not runs or any(run.image_ids != runs[0].image_ids for run in runs):
         raise ValueError("at least one run is required, and all runs must cover the same images in the same order")
     values = {name: np.mean([run.values[name] for run in runs], axis=0) for name in runs[0].values}
@@ -60,13 +63,19 @@ def score(
     references: Mapping[Hashable, Sequence[str]],
     hypotheses: Mapping[Hashable, str],
     frequencies: DocumentFrequencies | None = None,
+    *,
+    tokenizer: str = "ptb",
+    subset: str = "all",
 ) -> dict[str, float]:
     """Scores one caption per image against its references, like COCO's tools; see `protocol` for the details.
 
     Args:
         references: image id -> one or more untokenized captions.
         hypotheses: image id -> generated caption, for the same images.
-        frequencies: document frequencies of a corpus for CIDEr-D; computed from `references` if None.
+        frequencies: document frequencies of a corpus for CIDEr-D; computed from the scored references if None. The
+            CIDEr-D of a single image is then 0, because log(1 image / 1 image with the n-gram) = 0.
+        tokenizer: "ptb", the tokenizer of COCO's tools, or "characters", for languages without spaces between words.
+        subset: "all" requires a caption for each image with references; "common" scores the images that have both.
 
     Returns:
         Metric name -> value: "BLEU-1" to "BLEU-4" and "ROUGE-L" in [0, 1]; "CIDEr-D" in [0, 10], as in COCO's tools;
@@ -75,22 +84,34 @@ def score(
     Raises:
         TypeError: an argument is not a mapping, the references of an image are a single string, or a caption is not a
             string.
-        ImageSetError: references and hypotheses cover different images; the message lists the difference.
+        ImageSetError: references and hypotheses cover different images and `subset` is "all"; the message lists the
+            difference.
         DataError: there are no images, or an image has no reference.
+        ConfigError: `tokenizer` or `subset` is unknown.
+
+    Warns:
+        TokenizationWarning: the PTB tokenizer does not find words in most of the captions.
     """
-    return score_images(references, hypotheses, frequencies).corpus()
+    return score_images(references, hypotheses, frequencies, tokenizer=tokenizer, subset=subset).corpus()
 
 
 def score_images(
     references: Mapping[Hashable, Sequence[str]],
     hypotheses: Mapping[Hashable, str],
     frequencies: DocumentFrequencies | None = None,
+    *,
+    tokenizer: str = "ptb",
+    subset: str = "all",
 ) -> ImageScores:
     """Computes the scores of `score` per image, for intervals, comparisons and error analysis."""
-    tokenized_references, tokenized_hypotheses = tokenize_pair(references, hypotheses)
-    image_ids = tuple(references)
-    image_references = [tokenized_references[image_id] for image_id in image_ids]
-    image_hypotheses = [tokenized_hypotheses[image_id] for image_id in image_ids]
+    if frequencies is not None:
+        check_instance("frequencies", frequencies, DocumentFrequencies, "DocumentFrequencies.load")
+    tokenized_references, tokenized_hypotheses = tokenize_pair(
+        references, hypotheses, tokenizer=tokenizer, subset=subset
+    )
+    image_ids = tuple(tokenized_references)
+    image_references = list(tokenized_references.values())
+    image_hypotheses = list(tokenized_hypotheses.values())
     all_references = [caption for captions in image_references for caption in captions]
     ngrams = count_ngrams(all_references + image_hypotheses)
     indices = np.arange(len(image_ids))
@@ -106,56 +127,73 @@ def score_images(
 
 
 def tokenize_pair(
-    references: Mapping[Hashable, Sequence[str]], hypotheses: Mapping[Hashable, str]
+    references: Mapping[Hashable, Sequence[str]],
+    hypotheses: Mapping[Hashable, str],
+    *,
+    tokenizer: str = "ptb",
+    subset: str = "all",
 ) -> tuple[dict[Hashable, list[str]], dict[Hashable, str]]:
     """Tokenizes references and hypotheses as the lines of two files, in the order of `references`.
 
     Raises:
-        TypeError, ImageSetError, DataError: see `score`.
+        TypeError, ImageSetError, DataError, ConfigError: see `score`.
     """
-    _check_types(references, hypotheses)
-    check_image_set(references, hypotheses)
-    if not references:
+    check_references(references)
+    check_hypotheses(hypotheses)
+    check_tokenizer(tokenizer)
+    image_ids = select_images(references, hypotheses, subset=subset)
+    if not image_ids:
         raise DataError("there are no images to score")
-    unreferenced = [image_id for image_id, captions in references.items() if not captions]
+    unreferenced = [image_id for image_id in image_ids if not references[image_id]]
     if unreferenced:
         raise DataError(f"{len(unreferenced)} images have no reference caption; the first is {unreferenced[0]!r}")
-    tokenized = iter(tokenize_all([caption for captions in references.values() for caption in captions]))
-    tokenized_references = {image_id: [next(tokenized) for _ in captions] for image_id, captions in references.items()}
-    tokenized_hypotheses = tokenize_all([hypotheses[image_id] for image_id in references])
-    return tokenized_references, dict(zip(references, tokenized_hypotheses, strict=True))
+    reference_captions = [caption for image_id in image_ids for caption in references[image_id]]
+    hypothesis_captions = [hypotheses[image_id] for image_id in image_ids]
+    reference_tokens = tokenize_captions(reference_captions, tokenizer)
+    hypothesis_tokens = tokenize_captions(hypothesis_captions, tokenizer)
+    if tokenizer == "ptb":
+        warn_if_unsuitable(reference_captions + hypothesis_captions, reference_tokens + hypothesis_tokens)
+    tokens = iter(reference_tokens)
+    tokenized_references = {image_id: [next(tokens) for _ in references[image_id]] for image_id in image_ids}
+    return tokenized_references, dict(zip(image_ids, hypothesis_tokens, strict=True))
 
 
-def _check_types(references: Any, hypotheses: Any) -> None:
-    """Raises TypeError for arguments that would otherwise be scored as if they were something else.
+def explain_zero_cider(scores: ImageScores, frequencies: DocumentFrequencies | None = None) -> str:
+    """Returns why CIDEr-D is 0 although captions and references have words in common, or "" if that is not so.
 
-    A string is also a sequence of strings, so a caption passed instead of a list would be scored as one reference per
-    letter.
+    CIDEr-D weights an n-gram by log(images / images whose references contain it). With the scored references as corpus,
+    this is log(1 / 1) = 0 for every n-gram of a single image, and for n-grams that all of a few images have.
     """
-    expected = {"references": "{1: ['a dog', 'a brown dog']}", "hypotheses": "{1: 'a dog'}"}
-    for name, captions in (("references", references), ("hypotheses", hypotheses)):
-        if not isinstance(captions, Mapping):
-            kind = type(captions).__name__
-            raise TypeError(f"{name} must be a mapping with image ids as keys, such as {expected[name]}, not a {kind}")
-    for image_id, captions in references.items():
-        if isinstance(captions, str) or not isinstance(captions, Sequence):
-            raise TypeError(f"references[{image_id!r}] is {captions!r}; it must be a list of captions")
-        for caption in captions:
-            _check_caption(caption, f"references[{image_id!r}]", "contains")
-    for image_id, caption in hypotheses.items():
-        _check_caption(caption, f"hypotheses[{image_id!r}]", "is")
+    cider, unigram_matches = scores.values["CIDEr-D"], scores.bleu_statistics[:, 2 + MAX_ORDER]
+    if frequencies is not None or cider.any() or not unigram_matches.any():
+        return ""
+    count = len(scores.image_ids)
+    images = "the single image" if count == 1 else f"all {count} images"
+    return (
+        f"CIDEr-D is 0 because it weights n-grams by document frequency, and each matching n-gram occurs in the "
+        f"references of {images}: log({count}/{count}) = 0. Score more images, or take the frequencies from a corpus "
+        "(--frequencies)"
+    )
 
 
-def _check_caption(caption: Any, name: str, verb: str) -> None:
-    if not isinstance(caption, str):
-        raise TypeError(f"{name} {verb} {caption!r}; a caption must be a string")
+def protocol(
+    frequencies: DocumentFrequencies | None = None, *, tokenizer: str = "ptb", scored_images: str = ""
+) -> dict[str, str]:
+    """Describes the evaluation protocol of `score`, to be stored with the scores.
 
-
-def protocol(frequencies: DocumentFrequencies | None = None) -> dict[str, str]:
-    """Describes the evaluation protocol of `score`, to be stored with the scores."""
+    Args:
+        frequencies: as in `score`.
+        tokenizer: as in `score`.
+        scored_images: the result of `describe_subset` for `subset="common"`; "" if all images are scored.
+    """
+    check_tokenizer(tokenizer)
     source = f"a corpus of {frequencies.images} images" if frequencies else "the scored references"
+    metrics = "ports of BLEU, ROUGE-L and CIDEr-D, equal to pycocoevalcap 1.2"
+    if tokenizer != "ptb":
+        metrics += " on these tokens; not comparable with scores on COCO's tokens"
     return {
-        "tokenization": "port of COCO's PTB tokens (CoreNLP 3.4.1 PTBTokenizer, lower case, punctuation removed)",
-        "metrics": "ports of BLEU, ROUGE-L and CIDEr-D, equal to pycocoevalcap 1.2",
+        "tokenization": TOKENIZERS[tokenizer],
+        "metrics": metrics,
         "document_frequencies": source,
+        **({"scored_images": scored_images} if scored_images else {}),
     }

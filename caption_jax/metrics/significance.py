@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float
 
+from caption_jax.metrics.argument_checks import check_instance
 from caption_jax.metrics.bleu import bleu
 from caption_jax.metrics.scores import ImageScores
 from input_pipeline.errors import ConfigError
@@ -46,7 +47,12 @@ def intervals(scores: ImageScores, samples: int = 1000, confidence: float = 0.95
 
     Images are resampled with replacement. For each sample, BLEU is recomputed from its statistics, and the other
     metrics are averaged. CIDEr-D uses the document frequencies of all images. Deterministic for a fixed seed.
+
+    Raises:
+        TypeError: `scores` is not the result of `score_images`.
+        ConfigError: `samples` or `confidence` is out of range.
     """
+    check_instance("scores", scores, ImageScores, "score_images")
     sample_scores = np.concatenate(
         [_score_corpora(weights, scores) for weights in _sample_bootstrap_weights(len(scores.image_ids), samples, seed)]
     )
@@ -67,8 +73,12 @@ def compare(
     swaps the captions of the two systems for each image.
 
     Raises:
+        TypeError: an argument is not the result of `score_images`.
         ValueError: the results do not cover the same images in the same order.
+        ConfigError: `samples` or `confidence` is out of range.
     """
+    check_instance("first", first, ImageScores, "score_images")
+    check_instance("second", second, ImageScores, "score_images")
     if first.image_ids != second.image_ids:
         raise ValueError("the two results do not cover the same images in the same order")
     num_images = len(first.image_ids)

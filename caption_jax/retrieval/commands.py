@@ -20,15 +20,13 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
 from caption_jax.specs import DataSpec, DecodeSpec
-from input_pipeline.image_formats import IMAGE_SUFFIXES
+from input_pipeline.image_formats import NAME_SUFFIXES
 from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.special_tokens import UNK
 
 _PROGRESS_SECONDS = 10.0
-# A query that ends in one of these is an image, even if the file does not exist.
-_QUERY_SUFFIXES = (*IMAGE_SUFFIXES, ".jfif", ".jpe", ".avif", ".jp2", ".heic", ".heif")
 
 
 def get_index_folder(workdir: str, index_flag: str | None) -> Path:
@@ -134,7 +132,7 @@ def search_images(
     captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
     index.check_model(model)
-    if os.path.isfile(query) or query.lower().endswith(_QUERY_SUFFIXES):
+    if os.path.isfile(query) or query.lower().endswith(NAME_SUFFIXES):
         try:
             vectors = captioner.embed_images([query])
         except ImageError as error:
