@@ -13,7 +13,13 @@ PyTree = Any
 
 @dataclasses.dataclass(frozen=True)
 class CaptionScores(Evaluator):
-    """Computes `caption_jax.metrics.score` of the decoded captions, and the loss and token accuracy on references."""
+    """Computes `caption_jax.metrics.score` of the decoded captions, and the loss and token accuracy on references.
+
+    Attributes:
+        tokenizer: see `caption_jax.metrics.score`.
+    """
+
+    tokenizer: str = "ptb"
 
     def metric_names(self) -> tuple[str, ...]:
         """Returns the metric names of `score`, followed by "loss" and "token_accuracy"."""
@@ -21,5 +27,5 @@ class CaptionScores(Evaluator):
 
     def summarise(self, state: Any, variables: PyTree, outputs: SplitOutputs) -> Result:
         """Scores the captions. Images that could not be read count as empty captions."""
-        scores = score(outputs.split.references, outputs.captions)
-        return Result({**scores, **outputs.reference_metrics}, protocol=protocol())
+        scores = score(outputs.split.references, outputs.captions, tokenizer=self.tokenizer)
+        return Result({**scores, **outputs.reference_metrics}, protocol=protocol(tokenizer=self.tokenizer))

@@ -65,7 +65,11 @@ def evaluate_best(
     train_split = experiment.splits.get("train")
     training_captions = train_split.captions if train_split is not None else None
     scored_evaluation = score_evaluation(
-        evaluation, evaluator.split.references, training_captions, java=java and is_main_process
+        evaluation,
+        evaluator.split.references,
+        training_captions,
+        java=java and is_main_process,
+        tokenizer=experiment.spec.metrics.tokenizer,
     )
     if is_main_process:
         workdir = experiment.workdir

@@ -9,6 +9,7 @@ from typing import Any
 from caption_jax.evaluation.evaluator import Evaluation
 from caption_jax.metrics import ImageScores, Interval, diversity, intervals, java_scores, score_images
 from caption_jax.metrics.java_metrics import METRICS as JAVA_METRICS
+from caption_jax.metrics.scores import explain_zero_cider
 from caption_jax.runs.workdir import versions
 
 CONFIDENCE = 0.95  # confidence level of the intervals
@@ -29,6 +30,7 @@ class ScoredEvaluation:
         java_metrics: METEOR and SPICE, if available.
         absent: metric name -> reason why the metric is missing.
         protocol: the evaluation protocol.
+        notes: remarks on the scores, for the reader.
     """
 
     evaluation: Evaluation
@@ -39,6 +41,7 @@ class ScoredEvaluation:
     java_metrics: dict[str, float]
     absent: dict[str, str]
     protocol: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -70,6 +73,7 @@ def score_evaluation(
     training_captions: Iterable[str] | None = None,
     *,
     java: bool = True,
+    tokenizer: str = "ptb",
 ) -> ScoredEvaluation:
     """Computes confidence intervals, per-image scores, caption statistics and the Java metrics of an evaluation.
 
@@ -78,12 +82,13 @@ def score_evaluation(
         references: image id -> reference captions, for the same images.
         training_captions: the captions the model was trained on; the fraction of novel captions is omitted if None.
         java: whether to run METEOR and SPICE if they are installed; they are slow.
+        tokenizer: see `caption_jax.metrics.score`.
     """
-    scores = score_images(references, evaluation.captions)
+    scores = score_images(references, evaluation.captions, tokenizer=tokenizer)
     absent = dict.fromkeys(JAVA_METRICS, "computed in evaluate mode only")
     java_metrics: dict[str, float] = {}
     if java:
-        java_metrics, absent = java_scores(references, evaluation.captions)
+        java_metrics, absent = java_scores(references, evaluation.captions, tokenizer=tokenizer)
     protocol = {
         **evaluation.protocol,
         "intervals": f"{100 * CONFIDENCE:g} % confidence, {SAMPLES} bootstrap samples of the images, seed {SEED}",
@@ -94,10 +99,11 @@ def score_evaluation(
         references=references,
         intervals=intervals(scores, SAMPLES, CONFIDENCE, SEED),
         images=scores,
-        diversity=diversity(evaluation.captions, training_captions),
+        diversity=diversity(evaluation.captions, training_captions, tokenizer=tokenizer),
         java_metrics=java_metrics,
         absent=absent,
         protocol=protocol,
+        notes=tuple(filter(None, [explain_zero_cider(scores)])),
     )
 
 
@@ -112,5 +118,6 @@ def as_json(scored_evaluation: ScoredEvaluation) -> dict[str, Any]:
         "absent": scored_evaluation.absent,
         "diversity": scored_evaluation.diversity,
         "protocol": protocol,
+        "notes": list(scored_evaluation.notes),
         "images": scored_evaluation.image_rows(),
     }

@@ -227,7 +227,7 @@ def prepare_evaluators(experiment: Experiment) -> list[PreparedEvaluator]:
     Raises:
         ConfigError: an entry of `config.evaluators` is not an evaluator, or is not compatible with the run.
     """
-    built_in: list[Evaluator] = [CaptionScores()]
+    built_in: list[Evaluator] = [CaptionScores(experiment.spec.metrics.tokenizer)]
     if experiment.description.has_joint_embedding:
         built_in.append(RetrievalRecall())
     evaluators = [("", evaluator) for evaluator in (*built_in, HtmlReport())]

@@ -106,14 +106,15 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     context_kind = context or default_kind(experiment)
     context_captions = open_context(experiment, split_name, context_kind)
     candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, context_captions)
-    tuning = tune(split.references, candidates, exponents, decode_spec.alpha)
+    tokenizer = experiment.spec.metrics.tokenizer
+    tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer)
     tuning_protocol = {
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),
         "halves": f"by a hash of image id and seed {SEED}; each half uses the best setting on the other half",
         "intervals": "95% confidence, 10000 paired bootstrap samples; p-values from 10000 randomization samples",
         **({"context": context_kind} if experiment.spec.model.context.max_texts else {}),
-        **protocol(),
+        **protocol(tokenizer=tokenizer),
         "decode": as_mapping(decode_spec),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
         "wall_seconds": round(time.time() - start_time, 1),
@@ -133,6 +134,7 @@ def tune(
     candidates: Mapping[Any, ImageCandidates],
     exponents: Sequence[float],
     alpha: float,
+    tokenizer: str = "ptb",
 ) -> Tuning:
     """Evaluates every setting of the grid on precomputed candidates.
 
@@ -141,6 +143,7 @@ def tune(
         candidates: image id -> candidates; images that could not be read are missing, and their captions are empty.
         exponents: length penalty exponents of the candidates.
         alpha: exponent of the baseline beam search; must be one of `exponents`.
+        tokenizer: tokenizer of the metrics; see `caption_jax.metrics.score`.
     """
     settings = [Setting(exponent, weight) for exponent in exponents for weight in WEIGHTS]
     captions = [
@@ -152,7 +155,7 @@ def tune(
         }
         for setting in settings
     ]
-    cider = _compute_cider(references, captions)
+    cider = _compute_cider(references, captions, tokenizer)
     halves = split_by_hash(references, SEED)
     scores = np.array([_compute_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
     penalty_only = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
@@ -163,7 +166,9 @@ def tune(
         [captions[index] for index in penalty_only], halves, (penalty_scores[0], penalty_scores[1])
     )
     systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: penalty_tuned, "tuned": tuned}
-    system_scores: dict[str, ImageScores] = {name: score_images(references, output) for name, output in systems.items()}
+    system_scores: dict[str, ImageScores] = {
+        name: score_images(references, output, tokenizer=tokenizer) for name, output in systems.items()
+    }
     return Tuning(
         settings=settings,
         scores=scores,
@@ -177,7 +182,7 @@ def tune(
 
 
 def _compute_cider(
-    references: Mapping[Any, Sequence[str]], captions: Sequence[Mapping[Any, str]]
+    references: Mapping[Any, Sequence[str]], captions: Sequence[Mapping[Any, str]], tokenizer: str
 ) -> dict[Any, dict[str, float]]:
     """Returns image id -> caption -> CIDEr-D for every distinct caption.
 
@@ -187,7 +192,7 @@ def _compute_cider(
     scores: dict[Any, dict[str, float]] = {image_id: {} for image_id in references}
     for index in range(max(map(len, distinct.values()))):
         batch = {image_id: texts[min(index, len(texts) - 1)] for image_id, texts in distinct.items()}
-        batch_scores = score_images(references, batch)
+        batch_scores = score_images(references, batch, tokenizer=tokenizer)
         for image_id, value in zip(batch_scores.image_ids, batch_scores.values["CIDEr-D"], strict=True):
             scores[image_id][batch[image_id]] = float(value)
     return scores

@@ -67,19 +67,17 @@ def match_images(references: Sequence[ReferenceImage], results: Collection[Hasha
         candidates, candidate_ambiguous = _find_pairs(way, references, results)
         if len(candidates) > len(pairs):
             best, pairs, ambiguous = way, candidates, candidate_ambiguous
-        elif best.name and len(candidates) == len(pairs) and not ambiguous:
+        elif best.name and len(candidates) == len(pairs) and not ambiguous and not candidate_ambiguous:
             _check_agreement(path, best, pairs, way, candidates)
         if not way.name and len(pairs) == len(results):
             break  # identical ids or names leave no doubt
     if not pairs:
-        names = [image.name for image in references[:1] if image.name not in ("", image.image_id)]
-        known = " and ".join(
-            [f"ids such as {references[0].image_id!r}", *(f"names such as {name!r}" for name in names)]
-        )
+        first = references[0]
+        known = ", ".join(dict.fromkeys(repr(key) for key in (first.image_id, first.name) if key != ""))
         shown = ", ".join(map(repr, list(results)[:3]))
         raise ImageSetError(
-            f"{path}: no image matches the references, which have {known}; the results have {shown}: write the ids or "
-            "the file names of the references"
+            f"{path}: no image matches the references: their first image is {known}, and the results have {shown}; "
+            "write the ids or the file names of the references"
         )
     if ambiguous:
         shown = ", ".join(map(repr, ambiguous[:3]))
@@ -116,13 +114,7 @@ def _find_pairs(
     return pairs, ambiguous
 
 
-def _check_agreement(
-    path: str,
-    way: _Way,
-    pairs: Mapping[Hashable, ReferenceImage],
-    other: _Way,
-    others: Mapping[Hashable, ReferenceImage],
-) -> None:
+def _check_agreement(path: str, way: _Way, pairs: _Pairs, other: _Way, others: _Pairs) -> None:
     for key, image in others.items():
         if key in pairs and pairs[key] is not image:
             raise ImageSetError(

@@ -192,7 +192,7 @@ def check_image_set(references: Collection[Hashable], hypotheses: Collection[Has
         parts.append("some ids differ only in type: a number in one and text in the other")
     common = len(reference_ids & hypothesis_ids)
     if common:
-        parts.append(f"to score only the {common} images that have both, use subset='common' (--subset=common)")
+        parts.append(f"to score only images that have both ({common}), use subset='common' (--subset=common)")
     counts = f"the references have {len(reference_ids)} images, the results {len(hypothesis_ids)}"
     raise ImageSetError(f"{counts}: {'; '.join(parts)}")
 

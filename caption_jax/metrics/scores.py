@@ -171,8 +171,8 @@ def explain_zero_cider(scores: ImageScores, frequencies: DocumentFrequencies | N
     images = "the single image" if count == 1 else f"all {count} images"
     return (
         f"CIDEr-D is 0 because it weights n-grams by document frequency, and each matching n-gram occurs in the "
-        f"references of {images}: log({count}/{count}) = 0. Score more images, or take the frequencies from a corpus "
-        "(--frequencies)"
+        f"references of {images}: log({count}/{count}) = 0. Score more images, or use the document frequencies "
+        "of a corpus"
     )
 
 

@@ -4,6 +4,7 @@ from caption_jax.specs.augment_spec import AugmentSpec
 from caption_jax.specs.conversion import as_mapping, build_spec, differences
 from caption_jax.specs.decode_spec import DecodeSpec
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, ProfileSpec, TrainSpec
+from caption_jax.specs.metrics_spec import MetricsSpec
 from caption_jax.specs.model_spec import ContextSpec, DecoderSpec, JointEmbeddingSpec, ModelSpec, TextEncoderSpec
 from caption_jax.specs.resolve import DatasetFacts, replace_values, resolve
 from caption_jax.specs.run_spec import RunSpec
@@ -19,6 +20,7 @@ __all__ = [
     "FeatureCacheSpec",
     "JointEmbeddingSpec",
     "MeshSpec",
+    "MetricsSpec",
     "ModelSpec",
     "ObjectiveSpec",
     "OptimizerSpec",

@@ -12,6 +12,7 @@ from caption_jax.specs.conversion import build_spec
 from caption_jax.specs.decode_spec import DecodeSpec
 from caption_jax.specs.extensions import IfUnavailable, UnavailableExtension, extensions_field
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, TrainSpec
+from caption_jax.specs.metrics_spec import MetricsSpec
 from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
@@ -32,6 +33,7 @@ class RunSpec:
     optimizer: OptimizerSpec = OptimizerSpec()
     train: TrainSpec = TrainSpec()
     decode: DecodeSpec = DecodeSpec()
+    metrics: MetricsSpec = MetricsSpec()
     # Additional evaluators of the validation and test splits: label -> {"name": "package.module:Class", ..}
     # (docs/extending.md).
     evaluators: Mapping[str, Any] = extensions_field()

@@ -34,6 +34,8 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
         print(f"  {name:<{width}} {value:9.4f}" + (f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
     for name, reason in scored_evaluation.absent.items():
         print(f"  {name:<{width}}    absent: {reason}")
+    for note in scored_evaluation.notes:
+        print(f"\n  note: {note}")
     print()
     for name, value in scored_evaluation.diversity.items():
         print(f"  {name:<{width}} {value:9.4f}")
