@@ -130,8 +130,7 @@ def read_references(path: str | os.PathLike[str], *, split: str = "") -> list[Re
     empty = [image.image_id for image in images.values() if not all(map(str.strip, image.captions))]
     if empty:
         raise ResultsError(
-            f"{path}: {len(empty)} images have an empty reference caption, which would match empty results: "
-            f"{_format_ids(empty)}; remove the empty captions"
+            f"{path}: empty reference captions, which would match empty results; remove them: {_format_ids(empty)}"
         )
     return list(images.values())
 

@@ -159,21 +159,21 @@ def tokenize_pair(
 
 
 def explain_zero_cider(scores: ImageScores, frequencies: DocumentFrequencies | None = None) -> str:
-    """Returns why CIDEr-D is 0 although captions and references have words in common, or "" if that is not so.
+    """Returns why CIDEr-D is 0 if that is due to the number of images rather than to the captions, otherwise "".
 
     CIDEr-D weights an n-gram by log(images / images whose references contain it). With the scored references as corpus,
-    this is log(1 / 1) = 0 for every n-gram of a single image, and for n-grams that all of a few images have.
+    this is log(1 / 1) = 0 for every n-gram of a single image, and for an n-gram that all of a few images have.
     """
-    cider, unigram_matches = scores.values["CIDEr-D"], scores.bleu_statistics[:, 2 + MAX_ORDER]
-    if frequencies is not None or cider.any() or not unigram_matches.any():
+    count, has_matches = len(scores.image_ids), scores.bleu_statistics[:, 2 + MAX_ORDER].any()
+    if frequencies is not None or scores.values["CIDEr-D"].any() or not (count == 1 or has_matches):
         return ""
-    count = len(scores.image_ids)
-    images = "the single image" if count == 1 else f"all {count} images"
-    return (
-        f"CIDEr-D is 0 because it weights n-grams by document frequency, and each matching n-gram occurs in the "
-        f"references of {images}: log({count}/{count}) = 0. Score more images, or use the document frequencies "
-        "of a corpus"
-    )
+    if count == 1:
+        weight = "log(images / images that have it) = log(1/1) = 0"
+        reason = f"CIDEr-D is always 0 for a single image, because the weight of each n-gram is {weight}"
+    else:
+        images = f"the references of all {count} images"
+        reason = f"CIDEr-D is 0 because each matching n-gram occurs in {images}: its weight is log({count}/{count}) = 0"
+    return f"{reason}: score more images, or use the document frequencies of a corpus"
 
 
 def protocol(

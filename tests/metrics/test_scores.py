@@ -8,7 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from caption_jax.metrics import ImageSetError, protocol, score
+from caption_jax.metrics import (
+    DocumentFrequencies,
+    ImageSetError,
+    check_image_set,
+    compare,
+    cross_tune,
+    diversity,
+    intervals,
+    java_scores,
+    mean_over_runs,
+    protocol,
+    score,
+    score_images,
+    split_by_hash,
+    write_results,
+)
+from caption_jax.metrics.scores import explain_zero_cider
 
 REFERENCES = {
     1: ["A dog runs on the grass.", "a brown dog runs"],
@@ -59,6 +75,53 @@ def test_invalid_arguments_are_rejected():
 def test_arguments_of_other_types_are_rejected(references, hypotheses, message):
     with pytest.raises(TypeError, match=message):
         score(references, hypotheses)
+
+
+SCORES = score_images({1: ["a dog"], 2: ["a cat"]}, {1: "a dog", 2: "a cat"})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: diversity({1: "a dog"}, "a dog runs"), "training_captions must be a list of captions.* not a str"),
+        (lambda: diversity({1: "a dog"}, {1: "a dog"}), "training_captions must be a list of captions.* not a dict"),
+        (lambda: diversity({1: "a dog"}, ["a dog", 3]), "training_captions contains 3; a caption must be a string"),
+        (lambda: diversity(["a dog"]), "hypotheses must be a mapping"),
+        (lambda: diversity({1: ["a dog"]}), r"hypotheses\[1\] is \['a dog'\]; a caption must be a string"),
+        (lambda: score({1: ["a"]}, {1: "a"}, {"images": 1}), "frequencies must be DocumentFrequencies"),
+        (lambda: intervals({"CIDEr-D": 1.0}), r"scores must be ImageScores \(the result of score_images\), not a dict"),
+        (lambda: compare(SCORES, {"CIDEr-D": 1.0}), "second must be ImageScores"),
+        (lambda: mean_over_runs([{"CIDEr-D": 1.0}]), "each run must be ImageScores"),
+        (lambda: check_image_set("abc", {"a": ""}), "references must be a collection of image ids"),
+        (lambda: split_by_hash("abc"), "image_ids must be a collection of image ids"),
+        (lambda: cross_tune([["a"]], ([0], []), ([1.0], [1.0])), r"captions\[0\] must be a mapping"),
+        (lambda: write_results("captions.json", ["a dog"]), "captions must be a mapping"),
+        (lambda: DocumentFrequencies.from_references(["a dog"]), "references of an image must be a list of captions"),
+        (lambda: DocumentFrequencies.from_references({1: ["a dog"]}), r"pass references\.values\(\)"),
+        (lambda: java_scores({1: "a dog"}, {1: "a dog"}), r"references\[1\] is 'a dog'"),
+    ],
+)
+def test_other_functions_reject_arguments_of_other_types(call, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(TypeError, match=message):
+        call()
+    assert not list(tmp_path.iterdir())
+
+
+def test_generators_of_training_captions_are_accepted():
+    assert diversity({1: "a dog", 2: "a cat"}, (text for text in ["A dog."]))["novel"] == 0.5
+
+
+def test_a_cider_of_zero_is_explained_if_the_captions_match():
+    single = score_images({1: ["a red dog"]}, {1: "a red dog"})
+    explanation = explain_zero_cider(single)
+    assert explanation.startswith("CIDEr-D is always 0 for a single image") and "log(1/1) = 0" in explanation
+    same = score_images({1: ["a dog"], 2: ["a dog"]}, {1: "a dog", 2: "a dog"})
+    assert "the references of all 2 images" in explain_zero_cider(same) and "log(2/2) = 0" in explain_zero_cider(same)
+    assert explain_zero_cider(SCORES) == ""
+    assert explain_zero_cider(score_images({1: ["a dog"], 2: ["a cat"]}, {1: "", 2: "fish"})) == ""
+    frequencies = DocumentFrequencies.from_references([["a dog"], ["fish"]])
+    assert explain_zero_cider(single, frequencies) == ""
 
 
 def test_the_protocol_records_the_tokenization():
