@@ -75,10 +75,12 @@ def test_evaluate_mode_writes_results_of_each_split_and_of_blank_images_to_separ
     report = (small_workdir / "report_test.html").read_text()
     assert report.count("<img") > 4 + 2 * 3  # images, and attention maps of two captions
     assert "10.png" in report and "<svg" in report
-    assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank") == 0
+    characters = "--config.metrics.tokenizer=characters"
+    assert run_main("--mode", "evaluate", "--workdir", small_workdir, "--images=blank", characters) == 0
     assert "val split: 2 images (blank)" in capsys.readouterr().out
     blank = json.loads((small_workdir / "eval_val_blank.json").read_text())
     assert blank["protocol"]["image_input"] == "blank"
+    assert blank["protocol"]["tokenization"].startswith("characters of CJK")
     assert len(set(read_results(small_workdir / "captions_val_blank.json").values())) == 1
     assert list(read_results(small_workdir / "captions_test.json")) == ["10.png", "11.png"]
     assert (small_workdir / "eval_val.json").read_text() == before

@@ -181,10 +181,8 @@ def _make_image_rows(image_ids: tuple[Hashable, ...], captions: dict, values: di
 def _format_report(report: dict[str, Any]) -> str:
     sampling = report["sampling"]
     percent = f"{100 * sampling['confidence']:g} %"
-    count = report["images"]
-    lines = [
-        f"{count} image{'' if count == 1 else 's'}; {percent} intervals from {sampling['samples']} bootstrap samples"
-    ]
+    images = "1 image" if report["images"] == 1 else f"{report['images']} images"
+    lines = [f"{images}; {percent} intervals from {sampling['samples']} bootstrap samples"]
     lines += [f"{name}: {value}" for name, value in report["protocol"].items()]
     lines += [f"note: {note}" for note in report["notes"]]
     for result in report["results"]:
