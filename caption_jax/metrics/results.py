@@ -70,6 +70,8 @@ def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
     captions: dict[Hashable, list[str]] = {}
     for row in _read_valid_rows(path):
         captions.setdefault(row.image_id, []).extend(row.captions)
+    if not any(captions.values()):
+        raise ResultsError(f"{path}: contains no captions")
     duplicates = [image_id for image_id, image_captions in captions.items() if len(image_captions) > 1]
     if duplicates:
         raise ResultsError(f"{path}: {len(duplicates)} images have more than one caption: {_format_ids(duplicates)}")

@@ -41,7 +41,8 @@ def read_rows(
         image_column: name of the CSV column or JSON field with the image; "" for the first name in `IMAGE_FIELDS`.
         caption_column: name of the CSV column or JSON field with the captions; "" for the first in `CAPTION_FIELDS`.
         require_names: whether to report images without a file name as problems. If False (metrics use only ids), the
-            rows of a COCO file follow the order of its annotations instead of its images.
+            rows of a COCO file follow the order of its annotations instead of its images, and JSON records with an
+            `error` instead of a caption are images without captions.
 
     Raises:
         MissingFileError: the file does not exist.

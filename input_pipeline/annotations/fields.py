@@ -89,10 +89,11 @@ def describe_unknown_fields(names: Sequence[Any], fields: Fields, file: CaptionF
     if fields.caption is None:
         missing.append(f"named {file.caption_column!r}" if file.caption_column else "known to hold captions")
     found = ", ".join(repr(str(name).strip()) for name in names)[:300]
-    return (
-        f"no {kind} {' and none '.join(missing)}; the {kind}s are {found}. Name them with config.data.image_column "
-        "and config.data.caption_column"
-    )
+    keys = "config.data.image_column and config.data.caption_column"
+    remedy = (
+        f"Name them with {keys}" if file.require_names else "Rename them to image and caption"
+    )  # metrics: no config
+    return f"no {kind} {' and none '.join(missing)}; the {kind}s are {found}. {remedy}"
 
 
 def log_choice(names: Sequence[Any], fields: Fields, file: CaptionFile) -> None:

@@ -101,7 +101,8 @@ def _read_objects(file: CaptionFile, objects: Iterable[tuple[str, Any]], parser:
             fields = known[keys] = resolve_fields(keys, file)
             log_choice(keys, fields, file)
         has_id_only = fields.image is None and not file.require_names and "image_id" in item
-        if fields.caption is None or (fields.image is None and not has_id_only):
+        has_failed = "error" in item and not file.require_names  # written by `caption --format=jsonl`
+        if (fields.caption is None and not has_failed) or (fields.image is None and not has_id_only):
             file.report(place, describe_unknown_fields(keys, fields, file, "field"))
             continue
         row = _read_object(file, place, item, fields, parser)
@@ -120,6 +121,8 @@ def _read_object(file: CaptionFile, place: str, item: dict, fields: Fields, pars
         return file.report_value(place, key, item[key], _NAME)
     if not is_id(image_id):
         return file.report_value(place, "image_id", image_id, _ID)
+    if fields.caption is None:
+        return Row(name, [], "", image_id)
     key = keys[fields.caption]
     captions = parser.parse_one(item[key], are_words=True) if fields.has_words else parser.parse(item[key], place)
     if captions is None:

@@ -46,7 +46,10 @@ ERRORS = {
     "header.csv": ("image,caption\n", "header.csv: contains no captions"),
     "truncated.json": ('[{"image_id": "a.jpg", "capt', "truncated.json, line 1: not valid JSON"),
     "numbers.json": ('[{"image_id": "a.jpg", "caption": 3}]', "numbers.json, record 1: caption is 3"),
-    "columns.csv": ("file,words in it\na.jpg,a dog\n", "columns.csv: no column.*words in it"),
+    "columns.csv": (
+        "file,words in it\na.jpg,a dog\n",
+        "columns.csv: no column.*words in it.*Rename them to image and caption",
+    ),
     "prose.txt": ("These are some captions of mine.\nA dog.\n", "unknown format of .*prose.txt"),
 }
 
@@ -113,6 +116,8 @@ def test_images_that_could_not_be_captioned_are_missing_rather_than_malformed(re
     status, _, errors = run(capsys, path, references)
     assert status == 1 and "1 without a result: 'b.jpg'" in errors and "--subset=common" in errors
     assert read_scores(capsys, tmp_path, path, references, "--subset=common")["images"] == 1
+    status, _, errors = run(capsys, write(tmp_path, "failed.jsonl", failed), references)
+    assert status == 1 and "failed.jsonl: contains no captions" in errors
 
 
 def test_ids_of_other_types_are_matched_with_a_note(tmp_path, capsys):
