@@ -104,6 +104,7 @@ INVALID = [
     ("train.packing", "often", "'auto', 'always' or 'never'"),
     ("train.profile.start", -1, AT_LEAST_ZERO),
     ("train.profile.steps", -1, "0 (for none) or more"),
+    ("metrics.tokenizer", "words", "'ptb' or 'characters'"),
     ("decode.method", "viterbi", "'greedy', 'beam' or 'sample'"),
     ("decode.max_length", 1, "0 (for data.max_length), or 2 (<s> and a token) or more"),
     ("decode.min_length", -1, "0 (for any) or more"),
