@@ -16,16 +16,18 @@ def set_up_platform(options: flags.FlagValues) -> None:
     set_up_log(choose_verbosity(options))
     import jax
 
+    from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
+
     if options.mode == "plan":
         from caption_jax.planning.topology import prepare
 
         prepare(options.topology)
     _join_processes()
-    if jax.default_backend() == "cpu" and jax.device_count() > 1:
+    if not is_cache_safe():
         disable_compilation_cache()
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
-        jax.config.update("jax_compilation_cache_dir", os.path.join(options.workdir, "compile_cache"))
+        jax.config.update("jax_compilation_cache_dir", locate_cache(options.workdir))
     # By default, programs that compile quickly are not cached, but many of them together take seconds.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     logging.debug("process %d of %d, devices: %s", jax.process_index(), jax.process_count(), jax.devices())
@@ -43,11 +45,7 @@ def choose_verbosity(options: flags.FlagValues) -> Verbosity:
 
 
 def disable_compilation_cache() -> None:
-    """Disables the cache of compiled programs, for runs on several CPU devices.
-
-    A cached XLA:CPU program has lost the order of its collectives. Devices that share a thread pool then wait for each
-    other forever, and XLA terminates the process (JAX 0.10).
-    """
+    """Disables the cache of compiled programs, for runs on several CPU devices (`is_cache_safe`)."""
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)

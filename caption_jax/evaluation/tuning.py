@@ -16,7 +16,6 @@ from jaxtyping import Float
 from caption_jax.decoding.beam import EXPONENTS
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.evaluation.candidates import ImageCandidates, find_candidates
-from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.metrics import (
     Comparison,
     ImageScores,
@@ -33,6 +32,7 @@ from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
 from caption_jax.runs.workdir import read_spec
 from caption_jax.specs import DecodeSpec, as_mapping
+from caption_jax.specs.decode_summary import decode_settings
 from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 

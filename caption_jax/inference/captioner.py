@@ -1,26 +1,30 @@
-"""Captioning with a trained model: `caption_jax.load(workdir).caption([...])`."""
+"""Captioning with a trained model: `caption_jax.load(workdir).caption(image)`."""
 
 from __future__ import annotations
 
 import itertools
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import jax
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from caption_jax.errors import ConfigError
 from caption_jax.inference.captioning import decode_features, encode_for_decoding
+from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runtime.cached_program import CachedProgram
+from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
-from input_pipeline.images import ImageError, ImageLike
+from caption_jax.specs.decode_summary import decode_settings
+from input_pipeline.images import ImageError
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 PyTree = Any
@@ -45,13 +49,23 @@ class Caption:
 
 
 class Captioner:
-    """A trained model with its preprocessing and vocabulary.
+    """A trained model with its preprocessing and vocabulary. The main method is `caption`.
+
+    Batches are padded to a few sizes (`batch_sizes`), each with its own program. A program is compiled when a batch of
+    its size first occurs, or in advance by `warm_up`. Compiled programs are stored on disk for later processes, in
+    JAX's compilation cache if one is configured, or in the folder `compile_cache` of the workdir, or else in
+    `~/.cache/caption-jax`.
 
     Args:
         description: the run description stored in the workdir.
         variables: `params` and `batch_stats`.
         decode: decoding settings; defaults to the settings of the run.
         batch_size: number of images per batch.
+        workdir: the workdir or model folder that the model was loaded from, for `repr` and compiled programs.
+        step: the training step of the weights, for `repr`.
+
+    Raises:
+        ValueError: `batch_size` is less than 1.
     """
 
     def __init__(
@@ -60,9 +74,15 @@ class Captioner:
         variables: PyTree,
         decode: DecodeSpec | None = None,
         batch_size: int = 16,
+        *,
+        workdir: str | os.PathLike[str] | None = None,
+        step: int | None = None,
     ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._description, self._variables, self._batch_size = description, variables, batch_size
-        decode_spec = decode or description.spec.decode
+        self._workdir, self._step = workdir, step
+        self._decode = decode_spec = decode or description.spec.decode
 
         def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             model = description.model()
@@ -79,50 +99,116 @@ class Captioner:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
         cache_key = description.cache_key()
-        self._generate = CachedProgram(generate, "caption", {**cache_key, "decode": as_mapping(decode_spec)})
-        self._embed_images = CachedProgram(embed_images, "embed_images", cache_key)
-        self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key)
+        folder = locate_cache(workdir) if is_cache_safe() else None
+        decode_key = {**cache_key, "decode": as_mapping(decode_spec)}
+        self._generate = CachedProgram(generate, "caption", decode_key, default_folder=folder)
+        self._embed_images = CachedProgram(embed_images, "embed_images", cache_key, default_folder=folder)
+        self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key, default_folder=folder)
 
-    def caption(self, images: Sequence[ImageLike], context: Sequence[Sequence[str]] | None = None) -> list[Caption]:
-        """Captions images.
+    def __repr__(self) -> str:
+        encoder = self._description.spec.model.encoder
+        variant = getattr(encoder, "variant", "") or getattr(encoder, "size", "")
+        fields = {
+            "workdir": None if self._workdir is None else os.fspath(self._workdir),
+            "step": self._step,
+            "encoder": f"{type(encoder).__name__} {variant}".strip(),
+            "image_size": self._description.preprocessing.size,
+            "vocabulary": self._description.vocabulary.size,
+            "decode": decode_settings(as_mapping(self._decode)),
+            "batch_size": self._batch_size,
+        }
+        return f"Captioner({', '.join(f'{name}={value!r}' for name, value in fields.items() if value is not None)})"
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Sizes to which batches are padded: 1, 4, 16, ... up to the maximum batch size."""
+        powers = itertools.takewhile(lambda size: size < self._batch_size, (4**n for n in itertools.count()))
+        return (*powers, self._batch_size)
+
+    @overload
+    def caption(self, images: ImageInput, context: Sequence[str] | None = None) -> Caption: ...
+
+    @overload
+    def caption(
+        self, images: Sequence[ImageInput], context: Sequence[Sequence[str]] | None = None
+    ) -> list[Caption]: ...
+
+    def caption(self, images: Any, context: Any = None) -> Any:
+        """Captions one image or several.
 
         Args:
-            images: paths, encoded bytes, PIL images or uint8 arrays [height, width, 3].
-            context: per image, a list of context texts such as `["title of the web page"]`, or `[]`; for models trained
-                with context. Empty texts are ignored.
+            images: one image, or a list or tuple of images. An image is a path, encoded bytes, a binary file object, a
+                PIL image, or a uint8 or uint16 array [height, width] or [height, width, 1, 3 or 4]. An array [images,
+                height, width, channels] is a list of images.
+            context: for models trained with context, the context texts of the image, such as
+                `["title of the web page"]`, or a list of such lists for a list of images. Empty texts are ignored.
+
+        Returns:
+            The caption of one image, or a list of captions in the order of the images. If the model generates no word,
+            the text is "".
 
         Raises:
             ImageError: an image cannot be read; the message identifies it. `caption_each` continues instead.
-            TypeError: `images` is a single image, or the context of an image is a single string.
+            TypeError: an image is of another type, or the context of an image is a single string.
             ValueError: the model does not support context or this number of texts per image, or the lengths of `images`
                 and `context` differ.
         """
-        _check_list("caption", images)
-        if context is not None and len(context) != len(images):
-            raise ValueError(f"context needs one list of texts per image, got {len(context)} for {len(images)} images")
+        batch, is_single = as_batch("caption", images)
+        if is_single and context is not None:
+            context = [context]
+        if context is not None and len(context) != len(batch):
+            raise ValueError(f"context needs one list of texts per image, got {len(context)} for {len(batch)} images")
         captions = []
-        for result in self.caption_each(images, context):
+        for result in self.caption_each(batch, context):
             if isinstance(result, ImageError):
                 raise result
             captions.append(result)
-        return captions
+        return captions[0] if is_single else captions
 
     def caption_each(
-        self, images: Iterable[ImageLike], context: Iterable[Sequence[str]] | None = None
+        self, images: Iterable[ImageInput], context: Iterable[Sequence[str]] | None = None
     ) -> Iterator[Caption | ImageError]:
-        """Yields the caption of each image in order, or an error if the image cannot be read; see `caption`."""
+        """Yields the caption of each image in order, or an error if the image cannot be read; see `caption`.
+
+        Images are read a batch at a time, so `images` may be a generator of any length.
+        """
         texts_per_image = itertools.repeat(()) if context is None else context
-        for chunk in _split_into_chunks(zip(images, texts_per_image, strict=context is not None), self._batch_size):
+        pairs = zip(images, texts_per_image, strict=context is not None)
+        for number, chunk in enumerate(_split_into_chunks(pairs, self._batch_size)):
+            size = self._choose_batch_size(len(chunk), is_first=number == 0)
             with ThreadPoolExecutor(max_workers=4) as pool:
                 results = list(pool.map(self._try_load, (image for image, _ in chunk)))
             is_readable = [not isinstance(result, ImageError) for result in results]
             pixels = list(itertools.compress(results, is_readable))
             texts = list(itertools.compress((texts for _, texts in chunk), is_readable))
-            captions = iter(self._caption_pixels(pixels, texts) if pixels else [])
+            captions = iter(self._caption_pixels(pixels, texts, size) if pixels else [])
             for result in results:
                 yield result if isinstance(result, ImageError) else next(captions)
 
-    def embed_images(self, images: Sequence[ImageLike]) -> Float32[np.ndarray, "images width"]:
+    def warm_up(self, batch_sizes: Sequence[int] | None = None, *, context: bool = False) -> float:
+        """Compiles the programs that `caption` needs, or loads them from disk, so that no call has to wait for them.
+
+        Args:
+            batch_sizes: numbers of images per call to prepare for; all of `batch_sizes` by default.
+            context: whether to prepare for images with context texts instead of images without.
+
+        Returns:
+            The elapsed time in seconds.
+
+        Raises:
+            ValueError: a batch size is less than 1, or the model does not support context.
+        """
+        requested = self.batch_sizes if batch_sizes is None else batch_sizes
+        if min(requested, default=1) < 1:
+            raise ValueError(f"batch_sizes is {list(requested)}; sizes must be at least 1")
+        start = time.perf_counter()
+        side = self._description.preprocessing.size
+        for size in sorted({self._choose_batch_size(min(size, self._batch_size)) for size in requested}):
+            pixels = [np.zeros((side, side, 3), np.uint8)] * size
+            self._caption_pixels(pixels, [["a"] if context else []] * size, size)
+        return time.perf_counter() - start
+
+    def embed_images(self, images: Sequence[ImageInput]) -> Float32[np.ndarray, "images width"]:
         """Embeds images as unit vectors; the dot product with a text embedding is the cosine similarity.
 
         Args:
@@ -136,9 +222,9 @@ class Captioner:
         _check_list("embed_images", images)
         self._description.check_joint_embedding()
 
-        def load(chunk: list[ImageLike]) -> list[np.ndarray]:
+        def load(chunk: list[ImageInput]) -> list[np.ndarray]:
             with ThreadPoolExecutor(max_workers=4) as pool:
-                return list(pool.map(self._description.preprocessing.load, chunk))
+                return list(pool.map(self._load, chunk))
 
         return self._embed(self._embed_images, images, load)
 
@@ -157,20 +243,32 @@ class Captioner:
         self, embed: Callable, items: Iterable[Any], load: Callable[[list[Any]], Sequence[np.ndarray]]
     ) -> Float32[np.ndarray, "items width"]:
         batches = [np.zeros((0, self._description.spec.model.joint_embedding.width), np.float32)]
-        for chunk in _split_into_chunks(items, self._batch_size):
-            vectors = embed(self._variables, self._pad_batch(load(chunk)))
+        for number, chunk in enumerate(_split_into_chunks(items, self._batch_size)):
+            size = self._choose_batch_size(len(chunk), is_first=number == 0)
+            vectors = embed(self._variables, _pad_batch(load(chunk), size))
             batches.append(np.asarray(vectors)[: len(chunk)])
         return np.concatenate(batches)
 
-    def _try_load(self, image: ImageLike) -> np.ndarray | ImageError:
+    def _choose_batch_size(self, count: int, *, is_first: bool = True) -> int:
+        """Returns the size to pad a batch to. A partial batch after a full one is padded to the full size, whose
+        program has already been compiled.
+        """
+        return next(size for size in self.batch_sizes if size >= count) if is_first else self._batch_size
+
+    def _load(self, image: ImageInput) -> UInt8[np.ndarray, "size size 3"]:
+        check_image(image, "the image")
+        named = read_image(image)
+        return self._description.preprocessing.load(named.image, name=named.name)
+
+    def _try_load(self, image: ImageInput) -> np.ndarray | ImageError:
         try:
-            return self._description.preprocessing.load(image)
+            return self._load(image)
         except ImageError as error:
             return error
 
-    def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]]) -> list[Caption]:
-        context = self._pad_batch(self._encode_context(texts), PAD) if any(texts) else None
-        tokens, log_probs = jax.device_get(self._generate(self._variables, self._pad_batch(pixels), context))
+    def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]], size: int) -> list[Caption]:
+        context = _pad_batch(self._encode_context(texts), size, PAD) if any(texts) else None
+        tokens, log_probs = jax.device_get(self._generate(self._variables, _pad_batch(pixels, size), context))
         outputs = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
         return [self._make_caption(token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 
@@ -192,13 +290,6 @@ class Captioner:
             image_ids[: len(non_empty)] = tokenizer.encode(non_empty)
         return ids
 
-    def _pad_batch(self, arrays: Sequence[np.ndarray], fill_value: int = 0) -> np.ndarray:
-        """Stacks arrays into a batch of size 1 or `batch_size`, so that at most two programs are compiled."""
-        shape = (1 if len(arrays) == 1 else self._batch_size, *arrays[0].shape)
-        batch = np.full(shape, fill_value, arrays[0].dtype)
-        batch[: len(arrays)] = arrays
-        return batch
-
     def _make_caption(self, token_ids: list[int], log_prob: float) -> Caption:
         vocabulary = self._description.vocabulary
         caption_ids = token_ids[: token_ids.index(EOS)] if EOS in token_ids else token_ids
@@ -207,7 +298,10 @@ class Captioner:
 
 
 def load(
-    workdir: str, which: str = "best", decode_config: DecodeSpec | Mapping[str, Any] | None = None, batch_size: int = 16
+    workdir: str | os.PathLike[str],
+    which: str = "best",
+    decode_config: DecodeSpec | Mapping[str, Any] | None = None,
+    batch_size: int = 16,
 ) -> Captioner:
     """Loads a trained model from `workdir`.
 
@@ -215,7 +309,7 @@ def load(
         workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or in a bucket.
         which: "best" (by validation CIDEr-D) or "last", which is slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
-        batch_size: number of images per batch.
+        batch_size: maximum number of images per batch.
 
     Raises:
         FileNotFoundError: `workdir` is not a workdir or contains no model, or a file of the model is missing.
@@ -224,12 +318,22 @@ def load(
     if isinstance(decode_config, Mapping):
         decode_config = build_spec(DecodeSpec, decode_config, "decode")
     model = load_model(workdir, which)
-    return Captioner(model.description, model.weights.variables, decode_config, batch_size)
+    weights = model.weights
+    return Captioner(
+        model.description, weights.variables, decode_config, batch_size, workdir=workdir, step=weights.step
+    )
+
+
+def _pad_batch(arrays: Sequence[np.ndarray], size: int, fill_value: int = 0) -> np.ndarray:
+    """Stacks arrays into a batch of `size`, padded with the fill value."""
+    batch = np.full((size, *arrays[0].shape), fill_value, arrays[0].dtype)
+    batch[: len(arrays)] = arrays
+    return batch
 
 
 def _check_list(method: str, items: Any) -> None:
     if isinstance(items, _SINGLE_ITEMS):
-        kind = "images" if method in ("caption", "embed_images") else "texts"
+        kind = "images" if method == "embed_images" else "texts"
         raise TypeError(f"{method} takes a list of {kind}, not a single {type(items).__name__}")
 
 

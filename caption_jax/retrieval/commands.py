@@ -187,7 +187,7 @@ def _load(
 ) -> tuple[Captioner, RunDescription, ModelIdentity]:
     model = load_model(workdir, checkpoint)
     description, weights = model.description, model.weights
-    captioner = Captioner(description, weights.variables, decode)
+    captioner = Captioner(description, weights.variables, decode, workdir=workdir, step=weights.step)
     return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
 
 

@@ -22,6 +22,7 @@ import jax
 from etils import epath
 from jax import export
 
+from caption_jax.runtime.compilation_cache import scoped_cache
 from caption_jax.runtime.extension_sources import PACKAGES
 from input_pipeline.files import write_atomically
 
@@ -35,7 +36,7 @@ log = logging.getLogger(__name__)
 class CachedProgram:
     """A jitted function on one device whose StableHLO is stored in JAX's compilation cache folder.
 
-    Equivalent to `jax.jit` if that folder (`jax_compilation_cache_dir`) is not set.
+    Equivalent to `jax.jit` if that folder (`jax_compilation_cache_dir`) is not set and there is no `default_folder`.
 
     Args:
         function: the function. Its arguments and result must be pytrees of arrays in dictionaries, lists, tuples and
@@ -43,11 +44,15 @@ class CachedProgram:
         name: prefix of the names of the cached files.
         cache_key: JSON-serialisable description of everything that determines what `function` computes, except its
             arguments and this project's sources.
+        default_folder: the folder to use if JAX has none; JAX's configuration is changed only while compiling.
         **options: options of `jax.jit`, such as donated arguments and shardings.
     """
 
-    def __init__(self, function: Callable, name: str, cache_key: Any, **options: Any):
+    def __init__(
+        self, function: Callable, name: str, cache_key: Any, *, default_folder: str | None = None, **options: Any
+    ):
         self._name, self._cache_key, self._options = name, cache_key, options
+        self._default_folder = default_folder
         self._jitted = jax.jit(function, **options)
         self._programs: dict[Any, Callable] = {}
 
@@ -56,13 +61,20 @@ class CachedProgram:
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if (tree, shapes) not in self._programs:
-            self._programs[tree, shapes] = self._load_or_trace(arguments, f"{tree} {shapes}")
+            self._programs[tree, shapes] = self._make_program(arguments, f"{tree} {shapes}")
         return self._programs[tree, shapes](*arguments)
 
-    def _load_or_trace(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
-        folder = jax.config.jax_compilation_cache_dir
-        if not folder:
+    def _make_program(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
+        configured = jax.config.jax_compilation_cache_dir
+        if configured is not None:  # "" disables the cache
+            return self._load_or_trace(configured, arguments, signature) if configured else self._jitted
+        if self._default_folder is None:
             return self._jitted
+        program = self._load_or_trace(self._default_folder, arguments, signature)
+        with scoped_cache(self._default_folder):
+            return program.lower(*arguments).compile()
+
+    def _load_or_trace(self, folder: str, arguments: tuple[PyTree, ...], signature: str) -> Callable:
         file = epath.Path(folder) / f"{self._name}-{self._compute_hash(signature)}.stablehlo"
         try:
             return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)

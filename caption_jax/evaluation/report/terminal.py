@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from itertools import islice
-from typing import Any
 
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.specs import DecodeSpec, as_mapping
-
-# Settings that are shown for each decoding method even if they have default values.
-_ALWAYS_SHOWN = {"beam": ("num_beams", "length_penalty", "alpha"), "sample": ("temperature", "top_k", "top_p", "seed")}
+from caption_jax.specs.decode_summary import decode_settings
 
 
 def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> None:
@@ -46,18 +42,3 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     print()
     for image_id, caption in islice(evaluation.captions.items(), samples):
         print(f"  {image_id}\t{caption}")
-
-
-def decode_settings(decode: dict[str, Any]) -> str:
-    """Summarises `config.decode`: the method, its main settings and all other settings with non-default values.
-
-    For example, "beam alpha=0.0 length_penalty=power max_length=40 num_beams=3".
-
-    Args:
-        decode: name -> value. Settings that older runs do not have are set to their defaults.
-    """
-    defaults = as_mapping(DecodeSpec())
-    settings = {**defaults, **decode}
-    always_shown = ("max_length", *_ALWAYS_SHOWN.get(decode["method"], ()))
-    names = [name for name in sorted(defaults) if name in always_shown or settings[name] != defaults[name]]
-    return " ".join([decode["method"], *(f"{name}={settings[name]}" for name in names if name != "method")])

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from caption_jax.evaluation.report.html.charts import make_training_charts
 from caption_jax.evaluation.report.html.examples import Example
 from caption_jax.evaluation.report.html.run_facts import RunFacts
-from caption_jax.evaluation.report.terminal import decode_settings
 from caption_jax.evaluation.scored_evaluation import CONFIDENCE, ScoredEvaluation
+from caption_jax.specs.decode_summary import decode_settings
 from caption_jax.telemetry.metrics_file import Row
 from input_pipeline.extras import optional_packages
 

@@ -1,0 +1,98 @@
+"""Compiled programs are stored in the workdir or the user's cache, without changing JAX's configuration."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from caption_jax.runtime import compilation_cache
+from caption_jax.runtime.cached_program import CachedProgram
+from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache, scoped_cache
+
+
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes folders whose path contains "read_only" read-only, also for root."""
+    monkeypatch.setattr(os, "access", lambda path, mode: "read_only" not in str(path))
+
+
+@pytest.fixture
+def no_cache(monkeypatch):
+    """Removes the compilation cache of the tests from JAX's configuration."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_cache_is_in_the_workdir(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert locate_cache(tmp_path / "run") == str(tmp_path / "run" / "compile_cache")
+    assert locate_cache("gs://bucket/run") == "gs://bucket/run/compile_cache"
+
+
+def test_without_a_writable_workdir_the_cache_is_in_the_home_folder(tmp_path, monkeypatch, read_only):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for workdir in (None, tmp_path / "read_only" / "run"):
+        assert locate_cache(workdir) == str(tmp_path / "cache" / "caption-jax")
+    (tmp_path / "file").touch()
+    assert locate_cache(tmp_path / "file") == str(tmp_path / "cache" / "caption-jax")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert locate_cache(None) == str(tmp_path / ".cache" / "caption-jax")
+    monkeypatch.setenv("HOME", str(tmp_path / "read_only"))
+    assert locate_cache(None) is None
+
+
+def test_caching_is_unsafe_with_several_cpu_devices_or_if_the_user_disabled_it(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    assert is_cache_safe() == (jax.default_backend() != "cpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert is_cache_safe()
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        assert not is_cache_safe()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def list_files(folder: Path) -> set[str]:
+    return {path.name.split("-")[0] for path in folder.iterdir() if not path.name.endswith("-atime")}
+
+
+def test_programs_are_stored_in_the_default_folder(no_cache, tmp_path):
+    folder = tmp_path / "programs"
+    minimum = jax.config.jax_persistent_cache_min_compile_time_secs
+    program = CachedProgram(lambda x: x * 2 + 1, "double", {}, default_folder=str(folder))
+    assert program(jnp.arange(3.0)).tolist() == [1, 3, 5]
+    assert program(jnp.arange(3.0)).tolist() == [1, 3, 5]
+    assert list_files(folder) == {"double", "jit_call"}, "the traced and the compiled program"
+    assert jax.config.jax_compilation_cache_dir is None
+    assert jax.config.jax_persistent_cache_min_compile_time_secs == minimum
+
+
+def test_the_cache_of_the_user_takes_precedence(no_cache, tmp_path):
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "user"))
+    program = CachedProgram(lambda x: x + 1, "increment", {}, default_folder=str(tmp_path / "default"))
+    assert program(jnp.arange(3.0)).tolist() == [1, 2, 3]
+    assert "increment" in list_files(tmp_path / "user") and not (tmp_path / "default").exists()
+    jax.config.update("jax_compilation_cache_dir", "")
+    assert (
+        CachedProgram(lambda x: x + 1, "increment", {}, default_folder=str(tmp_path / "default"))(
+            1.0 * jnp.ones(2)
+        ).sum()
+        == 4
+    )
+    assert not (tmp_path / "default").exists(), "an empty setting disables the cache"
+
+
+def test_settings_are_restored_after_an_error(no_cache, tmp_path):
+    with pytest.raises(RuntimeError, match="inside"), scoped_cache(str(tmp_path)):
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+        raise RuntimeError("inside")
+    assert jax.config.jax_compilation_cache_dir is None
+    assert compilation_cache.is_cache_safe() in (True, False)
