@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import time
@@ -59,7 +60,7 @@ class Captioner:
     Args:
         description: the run description stored in the workdir.
         variables: `params` and `batch_stats`.
-        decode: decoding settings; defaults to the settings of the run.
+        decode: decoding settings; defaults to the settings of the run. A `max_length` of 0 is that of the model.
         batch_size: number of images per batch.
         workdir: the workdir or model folder that the model was loaded from, for `repr` and compiled programs.
         step: the training step of the weights, for `repr`.
@@ -82,7 +83,10 @@ class Captioner:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         self._description, self._variables, self._batch_size = description, variables, batch_size
         self._workdir, self._step = workdir, step
-        self._decode = decode_spec = decode or description.spec.decode
+        decode_spec = decode or description.spec.decode
+        if not decode_spec.max_length:
+            decode_spec = dataclasses.replace(decode_spec, max_length=description.model_settings.max_length)
+        self._decode = decode_spec
 
         def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
             model = description.model()
@@ -111,7 +115,7 @@ class Captioner:
         fields = {
             "workdir": None if self._workdir is None else os.fspath(self._workdir),
             "step": self._step,
-            "encoder": f"{type(encoder).__name__} {variant}".strip(),
+            "encoder": f"{type(encoder).__name__.removesuffix('Backbone')} {variant}".strip(),
             "image_size": self._description.preprocessing.size,
             "vocabulary": self._description.vocabulary.size,
             "decode": decode_settings(as_mapping(self._decode)),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import small_run
 from PIL import Image
+from random_model import STEP, write_random_model
 
 import caption_jax
 from caption_jax.inference.captioner import Caption, Captioner
@@ -19,13 +21,22 @@ from input_pipeline.images import ImageError
 
 
 @pytest.fixture(scope="module")
-def captioner(small_workdir) -> Captioner:
-    return caption_jax.load(small_workdir, batch_size=6)
+def workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("random") / "boxes"
+    write_random_model(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
-def path(small_images) -> Path:
-    return small_images / "images" / "02.png"
+def captioner(workdir) -> Captioner:
+    return caption_jax.load(workdir, batch_size=6)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "box.png"
+    small_run.box_image().save(path)
+    return path
 
 
 KINDS = {
@@ -45,7 +56,7 @@ KINDS = {
 def test_one_image_of_each_kind_has_one_caption(captioner, path, kind):
     expected = captioner.caption([path])[0]
     caption = captioner.caption(KINDS[kind](path))
-    assert isinstance(caption, Caption) and "box" in caption.text
+    assert isinstance(caption, Caption) and caption.text and caption.log_prob < 0
     assert (caption.text, caption.tokens) == (expected.text, expected.tokens)
     assert caption.log_prob == pytest.approx(expected.log_prob, abs=1e-5)
 
@@ -131,20 +142,18 @@ def test_warm_up_compiles_each_size_once_and_returns_the_seconds(captioner, path
     sizes.clear()
     captioner.warm_up()
     assert sizes == [1, 4, 6]
-    programs = dict(captioner.__dict__)["_generate"]
-    assert callable(programs)
     with pytest.raises(ValueError, match=r"batch_sizes is \[0\]; sizes must be at least 1"):
         captioner.warm_up([0])
     with pytest.raises(ValueError, match="batch_size is 0"):
         caption_jax.load(captioner._workdir, batch_size=0)
 
 
-def test_the_representation_states_the_model(captioner, small_workdir):
+def test_the_representation_states_the_model(captioner, workdir):
     text = repr(captioner)
     assert "\n" not in text
     for part in (
-        f"workdir={str(small_workdir)!r}",
-        "step=160",
+        f"workdir={str(workdir)!r}",
+        f"step={STEP}",
         "encoder='EfficientNet micro'",
         "image_size=32",
         "vocabulary=",
@@ -152,7 +161,7 @@ def test_the_representation_states_the_model(captioner, small_workdir):
         "batch_size=6",
     ):
         assert part in text
-    assert "num_beams=3" in repr(caption_jax.load(small_workdir, decode_config={"method": "beam", "num_beams": 3}))
+    assert "num_beams=3" in repr(caption_jax.load(workdir, decode_config={"method": "beam", "num_beams": 3}))
 
 
 _SCRIPT = """
@@ -169,19 +178,20 @@ print("flax" in sys.modules)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", ["workdir", "user cache"])
-def test_a_second_process_loads_the_compiled_program(small_workdir, path, tmp_path, place):
+def test_a_second_process_loads_the_compiled_program(workdir, path, tmp_path, place):
+    folder = shutil.copytree(workdir, tmp_path / "boxes")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("JAX_COMP", "XLA_FLAGS"))}
     environment |= {"XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(small_run.ROOT)}
     prepare = "" if place == "workdir" else "import os; os.access = lambda path, mode: 'boxes' not in str(path)\n"
-    command = [sys.executable, "-c", prepare + _SCRIPT, str(small_workdir), str(path)]
+    command = [sys.executable, "-c", prepare + _SCRIPT, str(folder), str(path)]
     outputs = [
         subprocess.run(command, env=environment, capture_output=True, text=True, check=True, cwd=tmp_path).stdout
         for _ in range(2)
     ]
     (caption, first, _), (second_caption, second, has_flax) = (output.splitlines() for output in outputs)
-    assert caption == second_caption and "box" in caption
+    assert caption == second_caption
     assert (first, second) == ("0 None", "1 None"), "JAX's configuration is unchanged"
     assert has_flax == "False", "the second process does not trace the program"
-    used, unused = small_workdir / "compile_cache", tmp_path / "cache" / "caption-jax"
+    used, unused = folder / "compile_cache", tmp_path / "cache" / "caption-jax"
     used, unused = (used, unused) if place == "workdir" else (unused, used)
     assert any(file.name.startswith("caption-") for file in used.iterdir()) and not unused.exists()

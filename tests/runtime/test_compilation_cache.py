@@ -37,6 +37,7 @@ def test_the_cache_is_in_the_workdir(tmp_path, monkeypatch):
 
 def test_without_a_writable_workdir_the_cache_is_in_the_home_folder(tmp_path, monkeypatch, read_only):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "read_only").mkdir()
     for workdir in (None, tmp_path / "read_only" / "run"):
         assert locate_cache(workdir) == str(tmp_path / "cache" / "caption-jax")
     (tmp_path / "file").touch()
