@@ -11,7 +11,6 @@ two cores, measured by `python -m benchmarks.ops` (docs/performance.md).
 The following code in `caption_jax/` depends on the platform (tests/test_architecture.py checks that the list is
 complete):
 
-    cli/platform_setup.py       with several CPU devices, the compilation cache is disabled
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
     ops/cross_entropy.py        on a CPU, the logits are computed in chunks
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
@@ -22,6 +21,7 @@ complete):
     runs/description.py         `config.dtype` "auto" is float32 on a CPU and bfloat16 elsewhere; on a CPU, XLA compiles
                                 the initialiser without optimisation
     runtime/cached_program.py   the platform is part of the key of a cached program
+    runtime/compilation_cache.py  with several CPU devices, compiled programs are not cached
     runtime/process.py          on Linux, the process restarts with huge pages for malloc; XLA:CPU uses 512-bit vectors
     training/batch_placer.py    with `config.train.packing` "auto" on a CPU, captions are packed into rows
     training/program.py         on a single CPU device, the update is a cached program
