@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import sys
@@ -36,8 +35,9 @@ def absolute(path: str | os.PathLike[str]) -> epath.Path:
 
 def allow_undecodable_output() -> None:
     """Configures stdout to write file names that are not valid UTF-8 as their original bytes."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="surrogateescape")
+    reconfigure = getattr(sys.stdout, "reconfigure", None)  # absent if stdout is not a file, as in a notebook
+    if reconfigure is not None:
+        reconfigure(errors="surrogateescape")
 
 
 def json_line(values: dict[str, Any]) -> str:

@@ -15,6 +15,8 @@ from caption_jax.cli import command_flags, stored_config
 from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.config_files import find_config
 from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
+from caption_jax.telemetry.progress import SILENT, Display
+from caption_jax.telemetry.progress_displays import open_display
 
 _HELP = """Train, evaluate and use image captioners.
 
@@ -83,7 +85,7 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
     options, arguments = flags.FLAGS, argv[1:]
     try:
         _check_usage(options, arguments)
-        with paused_garbage_collection(script):
+        with paused_garbage_collection(script), _open_starting_display(options) as display, display.phase("starting"):
             set_up_platform(options)
             # The import is here because it imports JAX, which must not happen before the platform is set up.
             module = importlib.import_module(f"caption_jax.cli.{options.mode}")
@@ -93,6 +95,11 @@ def _run_with_flags(script: str, argv: list[str]) -> int:
     if options.mode in _SHORT_MODES:
         fast_exit(script, status)
     return status
+
+
+def _open_starting_display(options: flags.FlagValues) -> Display:
+    """Returns a display for the time before JAX is imported, which takes seconds."""
+    return SILENT if options.quiet else open_display(lines=False)
 
 
 def _check_usage(options: flags.FlagValues, arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ import jax
 from absl import flags
 
 from caption_jax.cli.command_flags import get_context_kind, spec_from_flags
+from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.evaluation.external_data import check_context, open_external_data
 from caption_jax.evaluation.final_evaluation import evaluate_split
 from caption_jax.evaluation.report.terminal import print_evaluation
@@ -18,16 +19,20 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
     workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
     if not options.data:
-        experiment = open_experiment(workdir, spec)
-        print_scored_evaluation(evaluate_split(experiment, options.split, options.images, context))
+        with display_from_flags(options) as display:
+            experiment = open_experiment(workdir, spec, display=display)
+            scored_evaluation = evaluate_split(experiment, options.split, options.images, context)
+        print_scored_evaluation(scored_evaluation)
         return 0
     check_context(spec.model.context.max_texts, context)
     external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
     split = external_data.split
     if jax.process_index() == 0:
         print(f"captions: {', '.join(map(str, external_data.captions))}")
-    experiment = open_experiment(workdir, spec, {split.name: split})
-    print_scored_evaluation(evaluate_split(experiment, split.name, options.images, context, external_data))
+    with display_from_flags(options) as display:
+        experiment = open_experiment(workdir, spec, {split.name: split}, display)
+        scored_evaluation = evaluate_split(experiment, split.name, options.images, context, external_data)
+    print_scored_evaluation(scored_evaluation)
     return 0
 
 

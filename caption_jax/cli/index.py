@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import app, flags
 
 from caption_jax.cli.command_flags import spec_from_flags
+from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.retrieval.commands import get_index_folder, index_images, match_images, open_split
 
 
@@ -16,12 +17,16 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     if not arguments and not has_split:
         raise app.UsageError("index requires image files or folders, or a split of the data with --split")
     spec = spec_from_flags(options, "keep")
-    return index_images(
-        options.workdir,
-        get_index_folder(options.workdir, options.index),
-        match_images(arguments) if arguments else open_split(spec.data, options.split),
-        checkpoint=options.checkpoint,
-        decode=spec.decode,
-        captions=options.captions,
-        missing=options.missing,
-    )
+    with display_from_flags(options) as display:
+        with display.phase("reading the data"):
+            images = match_images(arguments) if arguments else open_split(spec.data, options.split)
+        return index_images(
+            options.workdir,
+            get_index_folder(options.workdir, options.index),
+            images,
+            checkpoint=options.checkpoint,
+            decode=spec.decode,
+            captions=options.captions,
+            missing=options.missing,
+            display=display,
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
+from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.files import absolute
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
@@ -20,5 +21,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         vocabulary=options.vocabulary,
         compilations=options.compilations,
     )
-    print_plan(plan(spec_from_flags(options), absolute(options.workdir), request))
+    with display_from_flags(options) as display:
+        result = plan(spec_from_flags(options), absolute(options.workdir), request, display)
+    print_plan(result)
     return 0

@@ -6,6 +6,7 @@ from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.evaluate import print_scored_evaluation
+from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_and_evaluate
 
@@ -15,8 +16,13 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
 
     With `--dry_run`, prints the spec and the loss of the first step instead.
     """
+    spec = spec_from_flags(options)
     if options.dry_run:
-        print_dry_run(dry_run(spec_from_flags(options), options.workdir))
+        with display_from_flags(options) as display:
+            result = dry_run(spec, options.workdir, display)
+        print_dry_run(result)
         return 0
-    print_scored_evaluation(train_and_evaluate(spec_from_flags(options), options.workdir))
+    with display_from_flags(options) as display:
+        scored_evaluation = train_and_evaluate(spec, options.workdir, display)
+    print_scored_evaluation(scored_evaluation)
     return 0

@@ -80,13 +80,17 @@ def find_candidates(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
+    step = experiment.display.around_first_call(step, "compiling beam search")
     candidates = {}
-    for batch in batches:
-        outputs = jax.device_get(step(variables, put_batch(batch, mesh)))
-        for row in np.flatnonzero(outputs["mask"]):
-            texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in outputs["tokens"][:, row])
-            image_id = split[int(outputs["index"][row])].image_id
-            candidates[image_id] = ImageCandidates(texts, outputs["scores"][:, row], outputs["similarities"][:, row])
+    with experiment.display.phase("beam search", len(split), "images") as phase:
+        for batch in batches:
+            outputs = jax.device_get(step(variables, put_batch(batch, mesh)))
+            for row in np.flatnonzero(outputs["mask"]):
+                texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in outputs["tokens"][:, row])
+                scores, similarities_of_row = outputs["scores"][:, row], outputs["similarities"][:, row]
+                image_id = split[int(outputs["index"][row])].image_id
+                candidates[image_id] = ImageCandidates(texts, scores, similarities_of_row)
+            phase.advance(experiment.spec.data.eval_batch_size)
     return candidates
 
 

@@ -59,31 +59,33 @@ def evaluate_best(
         suffix: suffix of the output file names.
         java: whether to run METEOR and SPICE if they are installed.
     """
-    weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
+    with experiment.display.phase("loading the weights"):
+        weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
     evaluation = evaluator(weights.variables, weights.step)
     is_main_process = jax.process_index() == 0
     train_split = experiment.splits.get("train")
     training_captions = train_split.captions if train_split is not None else None
-    scored_evaluation = score_evaluation(
-        evaluation,
-        evaluator.split.references,
-        training_captions,
-        java=java and is_main_process,
-        tokenizer=experiment.spec.metrics.tokenizer,
-    )
+    with experiment.display.phase("computing confidence intervals"):
+        scored_evaluation = score_evaluation(
+            evaluation,
+            evaluator.split.references,
+            training_captions,
+            java=java and is_main_process,
+            tokenizer=experiment.spec.metrics.tokenizer,
+        )
     if is_main_process:
         workdir = experiment.workdir
         write_atomically(workdir / f"eval_{suffix}.json", json.dumps(as_json(scored_evaluation), indent=2) + "\n")
         write_results(workdir / f"captions_{suffix}.json", evaluation.captions)
-        evaluator.write(
-            FinalEvaluation(
-                experiment,
-                suffix,
-                scored_evaluation,
-                evaluator.split,
-                weights.variables,
-                evaluator.context,
-                evaluator.non_default_inputs,
-            )
+        final = FinalEvaluation(
+            experiment,
+            suffix,
+            scored_evaluation,
+            evaluator.split,
+            weights.variables,
+            evaluator.context,
+            evaluator.non_default_inputs,
         )
+        with experiment.display.phase("writing the report"):
+            evaluator.write(final)
     return scored_evaluation

@@ -120,7 +120,8 @@ class SplitEvaluator:
             experiment.description,
             [(prepared.evaluator, prepared.state) for prepared in self._evaluators],
         )
-        self._step: Callable = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        self._step: Callable = experiment.display.around_first_call(jitted, "compiling the evaluation step")
 
     def check_metric(self, name: str) -> None:
         """Raises ConfigError, listing the available metrics, if no evaluator reports the metric `name`."""
@@ -146,13 +147,17 @@ class SplitEvaluator:
             process_count=jax.process_count(),
         )
         collected = _CollectedOutputs()
-        for batch in batches:
-            if self._image_input == "blank":
-                batch = {**batch, "image": np.full_like(batch["image"], 128)}
-            collected.add(self.split, jax.device_get(self._step(variables, put_batch(batch, self._experiment.mesh))))
+        with self._experiment.display.phase(f"captioning {self._split_name}", len(self.split), "images") as phase:
+            for batch in batches:
+                if self._image_input == "blank":
+                    batch = {**batch, "image": np.full_like(batch["image"], 128)}
+                outputs = self._step(variables, put_batch(batch, self._experiment.mesh))
+                collected.add(self.split, jax.device_get(outputs))
+                phase.advance(self._experiment.spec.data.eval_batch_size)
         if self._image_input == "shuffled":
             collected = collected.rotated()
-        return self._summarise(collected, variables, step, start_time, dict(batches.problems))
+        with self._experiment.display.phase("scoring the captions"):
+            return self._summarise(collected, variables, step, start_time, dict(batches.problems))
 
     def on_full_split(self) -> SplitEvaluator:
         """Returns an evaluator of the whole split, without `limit`, that shares the compiled step."""

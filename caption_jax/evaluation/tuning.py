@@ -107,7 +107,8 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     context_captions = open_context(experiment, split_name, context_kind)
     candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, context_captions)
     tokenizer = experiment.spec.metrics.tokenizer
-    tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer)
+    with experiment.display.phase("scoring the settings"):
+        tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer)
     tuning_protocol = {
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,7 +31,6 @@ from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.extensions import NAME
-from caption_jax.telemetry.clock import format_duration
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError
 from input_pipeline.inputs import FeatureFiles, Inputs, Pixels, StoredFeatures, fingerprint
@@ -42,7 +40,6 @@ PyTree = Any
 
 _BACKBONE = "image_encoder/backbone"
 _VIEW_SALT = 0x76696577  # separates the PRNG keys of views from the keys of training steps
-_LOG_SECONDS = 10.0
 
 
 def prepare_features(experiment: Experiment, variables: PyTree) -> StoredFeatures | None:
@@ -225,15 +222,18 @@ def _compute_missing(
     if not missing:
         return
     _prepare_folder(files, len(missing), key)
-    mesh = experiment.mesh.local_mesh
+    mesh, spec = experiment.mesh.local_mesh, experiment.spec
     variables = jax.device_put(frozen, replicated(mesh))
     indices = [index for block in missing for index in files.image_indices(block)]
-    progress = _Progress(len(indices), files.views)
     block: _Block | None = None
+    display = experiment.display
+    forward = display.around_first_call(forward, "compiling the encoder")
     batches = _decode_batches(experiment, indices)
-    with prefetch_to_device(
-        batches, lambda batch: _put_on_devices(batch, mesh), experiment.spec.data.prefetch
-    ) as prefetched:
+    text = f"{files.views} views each" if files.views > 1 else ""
+    with (
+        prefetch_to_device(batches, lambda batch: _put_on_devices(batch, mesh), spec.data.prefetch) as prefetched,
+        display.phase("features", len(indices), "images", text=text) as phase,
+    ):
         for batch in prefetched:
             arrays = batch.images, batch.padded_indices
             views = [forward(variables, *arrays, np.int32(view)) for view in range(files.views)]
@@ -243,7 +243,7 @@ def _compute_missing(
                 if block.add(index, values, batch.problems.get(index)):
                     files.write(block.number, block.features, block.problems)
                     block = None
-            progress.add(len(batch.indices))
+            phase.advance(len(batch.indices))
 
 
 def _put_on_devices(batch: _DecodedBatch, mesh: jax.sharding.Mesh) -> _DecodedBatch:
@@ -327,25 +327,3 @@ def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> N
         )
     if jax.process_index() == 0:
         write_atomically(files.folder / "key.json", json.dumps(key, indent=2) + "\n")
-
-
-class _Progress:
-    """Logs the progress of the computation periodically."""
-
-    def __init__(self, images: int, views: int):
-        self._images, self._views, self._completed = images, views, 0
-        self._started = self._last_logged = time.monotonic()
-
-    def add(self, images: int) -> None:
-        """Adds a number of images for which all views have been computed."""
-        self._completed += images
-        now = time.monotonic()
-        if now - self._last_logged < _LOG_SECONDS and self._completed < self._images:
-            return
-        self._last_logged = now
-        rate = self._completed / max(now - self._started, 1e-9)
-        remaining = format_duration((self._images - self._completed) / rate)
-        logging.info(
-            "features: %d of %d images, %.1f images/s (%.1f views/s), %s remaining",
-            *(self._completed, self._images, rate, rate * self._views, remaining),
-        )

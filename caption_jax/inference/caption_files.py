@@ -9,12 +9,17 @@ from collections.abc import Iterator, Sequence
 
 from caption_jax.files import allow_undecodable_output, json_line
 from caption_jax.inference.captioner import Captioner
+from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.image_formats import FORMATS, find_folder_images
 from input_pipeline.images import ImageError
 
 
 def caption_files(
-    captioner: Captioner, arguments: Sequence[str], output_format: str, context: Sequence[str] = ()
+    captioner: Captioner,
+    arguments: Sequence[str],
+    output_format: str,
+    context: Sequence[str] = (),
+    display: Display = SILENT,
 ) -> int:
     """Captions image files; prints one line per image as soon as its batch is done.
 
@@ -25,6 +30,7 @@ def caption_files(
         arguments: see `find_images`.
         output_format: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
         context: context texts passed with every image, for models trained with context.
+        display: shows the progress.
 
     Returns:
         Exit status: 0 if every image was captioned, 1 if some could not be read, 2 if no files match.
@@ -35,17 +41,19 @@ def caption_files(
         return 2
     allow_undecodable_output()
     failures = 0
-    for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
-        if isinstance(result, ImageError):
-            failures += 1
-            print(f"error: {result}", file=sys.stderr, flush=True)
-            if output_format == "jsonl":
-                print(json_line({"path": path, "error": str(result)}), flush=True)
-        elif output_format == "jsonl":
-            line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
-            print(json_line(line), flush=True)
-        else:
-            print(f"{path}\t{result.text}", flush=True)
+    with display.phase("captioning", len(paths), "images") as phase:
+        for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
+            if isinstance(result, ImageError):
+                failures += 1
+                print(f"error: {result}", file=sys.stderr, flush=True)
+                if output_format == "jsonl":
+                    print(json_line({"path": path, "error": str(result)}), flush=True)
+            elif output_format == "jsonl":
+                line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
+                print(json_line(line), flush=True)
+            else:
+                print(f"{path}\t{result.text}", flush=True)
+            phase.advance()
     if failures:
         print(f"{failures} of {len(paths)} images have no caption; see the errors above", file=sys.stderr)
     return 1 if failures else 0

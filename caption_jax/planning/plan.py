@@ -25,6 +25,7 @@ from caption_jax.planning.programs import PlannedProgram, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images
 from caption_jax.specs import RunSpec
+from caption_jax.telemetry.progress import SILENT, Display, Phase
 from caption_jax.training.program import Program, make_program
 from input_pipeline.files import write_atomically
 
@@ -53,7 +54,7 @@ class Request:
     compilations: int = 0
 
 
-def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]:
+def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display = SILENT) -> dict[str, Any]:
     """Compiles the programs of a run for a topology and reports their costs; `docs/workdir.md` describes the result.
 
     The result is also written to `plan_<topology>.json` in the workdir, after each program, because compilation takes
@@ -94,13 +95,17 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request) -> dict[str, Any]
     images = {name: request.images or _images_per_chip(spec, mesh, name) for name in request.programs}
     for name, per_chip in images.items():
         _check_batch_size(program, name, per_chip * mesh.shape["data"], frozen)
-    for name, per_chip in images.items():
-        result["programs"][name] = _measure_program(planned[name], per_chip, program, topology)
-        _write(workdir, result)
-    if "train" in result["programs"] and topology.chip and request.compilations:
-        train = result["programs"]["train"]
-        result["largest_batch"] = _search_batch_size(planned["train"], train, program, topology, request)
-        _write(workdir, result)
+    searches = "train" in images and topology.chip is not None and request.compilations > 0
+    total = len(images) + (request.compilations if searches else 0)  # the search may need fewer
+    with display.phase("planning", total, "programs") as phase:
+        compiler = _Compiler(program, display, phase)
+        for name, per_chip in images.items():
+            result["programs"][name] = _measure_program(planned[name], per_chip, compiler, topology)
+            _write(workdir, result)
+        if searches:
+            train = result["programs"]["train"]
+            result["largest_batch"] = _search_batch_size(planned["train"], train, compiler, topology, request)
+            _write(workdir, result)
     return result
 
 
@@ -167,12 +172,32 @@ def _images_per_chip(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> in
     return batch_size // devices
 
 
-def _measure_program(planned: PlannedProgram, images: int, program: Program, topology: Topology) -> dict[str, Any]:
+@dataclasses.dataclass(frozen=True)
+class _Compiler:
+    """Compiles the planned programs of `program`. `phase` counts the compilations."""
+
+    program: Program
+    display: Display
+    phase: Phase
+
+    def measure_cost(self, planned: PlannedProgram, images: int) -> Cost:
+        """Returns the cost of a program with this many images per device. Raises OutOfMemoryError."""
+        devices = self.program.mesh.size
+        logging.info("compiling %s for %d devices with %d images per device", planned.name, devices, images)
+        try:
+            with self.display.phase(f"compiling {planned.name} with {images} images per device"):
+                return measure_cost(planned.lower(images * self.program.mesh.shape["data"]), images, devices)
+        finally:
+            self.phase.advance()
+
+
+def _measure_program(planned: PlannedProgram, images: int, compiler: _Compiler, topology: Topology) -> dict[str, Any]:
     """Compiles a program and returns its costs, or the error if it does not fit."""
+    program = compiler.program
     mesh = program.mesh
     analytic = planned.count_flops() if planned.count_flops else None
     try:
-        cost = _compile(planned, images, program)
+        cost = compiler.measure_cost(planned, images)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
     result = summarise_program(cost, mesh, tuple(program.abstract_state.params))
@@ -194,26 +219,20 @@ def _measure_program(planned: PlannedProgram, images: int, program: Program, top
     return result
 
 
-def _compile(planned: PlannedProgram, images: int, program: Program) -> Cost:
-    mesh = program.mesh
-    logging.info("compiling %s for %d devices with %d images per device", planned.name, mesh.size, images)
-    return measure_cost(planned.lower(images * mesh.shape["data"]), images, mesh.size)
-
-
 def _search_batch_size(
-    planned: PlannedProgram, measured: dict[str, Any], program: Program, topology: Topology, request: Request
+    planned: PlannedProgram, measured: dict[str, Any], compiler: _Compiler, topology: Topology, request: Request
 ) -> dict[str, Any]:
     limit = topology.chip.memory
     fixed_bytes = measured.get("memory", {}).get("arguments", 0)
 
     def measure_memory(images: int) -> int | None:
         try:
-            return _compile(planned, images, program).memory
+            return compiler.measure_cost(planned, images).memory
         except OutOfMemoryError:
             return None
 
     first = Trial(measured["images_per_chip"], measured.get("memory", {}).get("total"))
-    spec = program.description.spec
+    spec = compiler.program.description.spec
     multiple = spec.model.encoder.batch_multiple
     unit = multiple * spec.optimizer.grad_accum_steps if multiple > 1 else math.lcm(8, spec.optimizer.grad_accum_steps)
     trials = find_largest_batch(measure_memory, first, fixed_bytes, unit, limit, request.compilations)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -20,13 +19,12 @@ from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
 from caption_jax.specs import DataSpec, DecodeSpec
+from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.image_formats import NAME_SUFFIXES
 from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.special_tokens import UNK
-
-_PROGRESS_SECONDS = 10.0
 
 
 def get_index_folder(workdir: str, index_flag: str | None) -> Path:
@@ -71,6 +69,7 @@ def index_images(
     decode: DecodeSpec,
     captions: str,
     missing: str,
+    display: Display = SILENT,
 ) -> int:
     """Creates or updates the index in `folder`, and prints a summary.
 
@@ -82,6 +81,7 @@ def index_images(
         decode: decoding settings for the generated captions.
         captions: "generated" or "none"; see `update_index`.
         missing: "keep" or "drop"; see `update_index`.
+        display: shows the progress.
 
     Returns:
         The exit status: 0, or 1 if an image could not be read.
@@ -91,7 +91,8 @@ def index_images(
         FileNotFoundError: the run does not exist.
     """
     images = list(images)
-    captioner, description, model = _load(workdir, checkpoint, decode)
+    with display.phase("loading the model"):
+        captioner, description, model = _load(workdir, checkpoint, decode)
     dimension = captioner.embed_images([]).shape[1]
     with open_for_writing(folder, dimension, model) as index:
         changes = update_index(
@@ -101,7 +102,7 @@ def index_images(
             description.preprocessing,
             captions=captions,
             missing=missing,
-            progress=_Progress(),
+            display=display,
             on_error=lambda error: print(f"error: {error}", file=sys.stderr, flush=True),
         )
         _print_changes(index, changes, missing)
@@ -153,7 +154,9 @@ def search_images(
     return 0
 
 
-def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: str, count: int) -> int:
+def store_neighbours(
+    workdir: str, folder: Path, images: Split, *, checkpoint: str, count: int, display: Display = SILENT
+) -> int:
     """Finds the indexed images nearest to each image of a split, and stores them in the folder of the index.
 
     Args:
@@ -162,6 +165,7 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
         images: the split with the query images.
         checkpoint: "best" or "last".
         count: number of neighbours per image.
+        display: shows the progress.
 
     Returns:
         The exit status: 0, or 1 if an image could not be read.
@@ -170,11 +174,12 @@ def store_neighbours(workdir: str, folder: Path, images: Split, *, checkpoint: s
         FileNotFoundError: the run or the index does not exist.
         WorkdirError: the index was built with another model.
     """
-    captioner, description, model = _load(workdir, checkpoint)
+    with display.phase("loading the model"):
+        captioner, description, model = _load(workdir, checkpoint)
     index = ImageIndex(folder)
     index.check_model(model)
     errors: list[ImageError] = []
-    neighbours = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append)
+    neighbours = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append, display)
     for error in errors:
         print(f"error: {error}", file=sys.stderr)
     path = write_neighbours(index, images.name, count, neighbours)
@@ -189,18 +194,6 @@ def _load(
     description, weights = model.description, model.weights
     captioner = Captioner(description, weights.variables, decode, workdir=workdir, step=weights.step)
     return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
-
-
-class _Progress:
-    """Prints the number of processed images to stderr every `_PROGRESS_SECONDS`."""
-
-    def __init__(self):
-        self._last_time = time.monotonic()
-
-    def __call__(self, done: int, total: int) -> None:
-        if time.monotonic() - self._last_time >= _PROGRESS_SECONDS:
-            self._last_time = time.monotonic()
-            print(f"{done:,} of {total:,} images", file=sys.stderr, flush=True)
 
 
 def _print_changes(index: ImageIndex, changes: Changes, missing: str) -> None:

@@ -16,13 +16,14 @@ from jaxtyping import Float32, UInt8
 from caption_jax.errors import ConfigError
 from caption_jax.inference.captioner import Caption
 from caption_jax.retrieval.index import Entry, ImageIndex
+from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.prefetch import prefetch_to_device
 from input_pipeline.records import Record
 
 CAPTIONS = ("generated", "none")
 MISSING = ("keep", "drop")
-_CHUNK = 256  # images per append; a killed process loses at most one chunk
+_CHUNK = 64  # images per append; a killed process loses at most one chunk
 
 
 class Embedder(Protocol):
@@ -63,7 +64,7 @@ def update_index(
     *,
     captions: str = "generated",
     missing: str = "keep",
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    display: Display = SILENT,
     on_error: Callable[[ImageError], None] = lambda error: None,
 ) -> Changes:
     """Adds images that are not in the index, and re-indexes those whose file size or modification time has changed.
@@ -78,7 +79,7 @@ def update_index(
         preprocessing: preprocessing of the model.
         captions: "generated" by the model, or "none", which is several times faster.
         missing: "keep" or "drop" images whose files no longer exist.
-        progress: called periodically with the number of processed images and the total.
+        display: shows the progress.
         on_error: called immediately for each image that cannot be read; the other images are still indexed.
 
     Raises:
@@ -96,8 +97,9 @@ def update_index(
         mask[list(stale)] = True
         index.drop(mask)
     # Each chunk is read while the previous one is embedded.
-    with prefetch_to_device(read_chunks(pending, preprocessing), size=1) as chunks:
-        for number, (entries, pixels, errors, updated) in enumerate(chunks, 1):
+    chunks = read_chunks(pending, preprocessing)
+    with prefetch_to_device(chunks, size=1) as prefetched, display.phase("indexing", len(pending), "images") as phase:
+        for entries, pixels, errors, updated in prefetched:
             for error in errors:
                 on_error(error)
             if entries:
@@ -105,7 +107,7 @@ def update_index(
             changes.failures += errors
             changes.updated += updated
             changes.added += len(entries) - updated
-            progress(min(number * _CHUNK, len(pending)), len(pending))
+            phase.advance(len(entries) + len(errors))
     return changes
 
 

@@ -16,6 +16,7 @@ from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex
 from caption_jax.retrieval.index_builder import Embedder, PendingImage, make_entry, read_chunks
 from caption_jax.retrieval.search import Searcher
+from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
 from input_pipeline.records import DataError, Record
@@ -50,6 +51,7 @@ def find_neighbours(
     preprocessing: Preprocessing,
     count: int,
     on_error: Callable[[ImageError], None] = lambda error: None,
+    display: Display = SILENT,
 ) -> list[ImageNeighbours]:
     """Finds the `count` nearest indexed images of each image, or fewer if the index is smaller.
 
@@ -63,6 +65,7 @@ def find_neighbours(
         preprocessing: preprocessing of the model.
         count: number of neighbours per image.
         on_error: called immediately for each image that cannot be read.
+        display: shows the progress.
     """
     entries, vectors = list(index.entries()), index.vectors
     searcher, rows = Searcher(vectors), {entry.key: row for row, entry in enumerate(entries)}
@@ -80,10 +83,12 @@ def find_neighbours(
         for record, entry in zip(images, query_entries, strict=True)
         if entry.id not in results
     ]
-    for queries, pixels, errors, _ in read_chunks(pending, preprocessing):
-        for error in errors:
-            on_error(error)
-        search(queries, embedder.embed_images(pixels))
+    with display.phase("finding neighbours", len(pending), "images") as phase:
+        for queries, pixels, errors, _ in read_chunks(pending, preprocessing):
+            for error in errors:
+                on_error(error)
+            search(queries, embedder.embed_images(pixels))
+            phase.advance(len(queries) + len(errors))
     return [results.get(entry.id, ImageNeighbours(entry.id, [], [])) for entry in query_entries]
 
 

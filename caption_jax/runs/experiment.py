@@ -20,6 +20,7 @@ from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_settings
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from caption_jax.specs.resolve import describe_fit, find_contradictions, use_stored_values
+from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
@@ -37,6 +38,7 @@ class Experiment:
         splits: splits by name.
         facts: properties of the training data; None if it was not read because the run is only evaluated.
         resumes: whether the workdir contains a checkpoint to resume from.
+        display: shows the progress of everything that is done with the run.
     """
 
     workdir: epath.Path
@@ -45,6 +47,7 @@ class Experiment:
     splits: dict[str, Split]
     facts: DatasetFacts | None = None
     resumes: bool = False
+    display: Display = SILENT
 
     @property
     def spec(self) -> RunSpec:
@@ -64,14 +67,14 @@ class Experiment:
         return get_split(self.splits, name)
 
 
-def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
+def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILENT) -> Experiment:
     """Sets up training in a new workdir, or resumes the run in an existing one.
 
     Raises:
         ConfigError: the config is incompatible with the data.
         WorkdirError: the workdir contains a run or model that is incompatible with the config.
     """
-    experiment = prepare_experiment(spec, workdir)
+    experiment = prepare_experiment(spec, workdir, display)
     if jax.process_index() == 0:
         if experiment.resumes:
             workdir_files.write_spec(workdir, experiment.spec, spec)
@@ -81,7 +84,7 @@ def start_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     return experiment
 
 
-def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
+def prepare_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILENT) -> Experiment:
     """Like `start_experiment`, but does not write to the workdir.
 
     Raises:
@@ -92,7 +95,8 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     _check_batch_sizes(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
-    splits = open_splits(spec.data)
+    with display.phase("reading the data"):
+        splits = open_splits(spec.data)
     if "train" not in splits:
         raise ConfigError(f"config.data has no train split; available splits are {', '.join(sorted(splits))}")
     resuming = has_checkpoint(workdir)  # a run killed before its first checkpoint starts over
@@ -102,19 +106,23 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path) -> Experiment:
     if resuming:
         description = _resume(spec, workdir, facts)
     else:
-        vocabulary, caption_lengths = build_vocabulary(spec.data, splits["train"].captions)
+        with display.phase("building the vocabulary"):
+            vocabulary, caption_lengths = build_vocabulary(spec.data, splits["train"].captions)
         facts = dataclasses.replace(facts, caption_lengths=caption_lengths)
         description = _describe(resolve(spec, facts), vocabulary)
-    return Experiment(workdir, description, mesh, splits, facts, resuming)
+    return Experiment(workdir, description, mesh, splits, facts, resuming, display)
 
 
-def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None) -> Experiment:
+def open_experiment(
+    workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None, display: Display = SILENT
+) -> Experiment:
     """Opens an existing run for evaluation, with `spec` instead of the stored spec.
 
     Args:
         workdir: workdir of the run.
         spec: the spec to evaluate with; values that are fitted to the data are those of the run.
         splits: splits by name; those in `spec.data` if None.
+        display: shows the progress.
 
     Raises:
         FileNotFoundError: the folder is not the workdir of a run.
@@ -126,7 +134,10 @@ def open_experiment(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split]
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
-    return Experiment(workdir, description, mesh, open_splits(spec.data) if splits is None else splits)
+    if splits is None:
+        with display.phase("reading the data"):
+            splits = open_splits(spec.data)
+    return Experiment(workdir, description, mesh, splits, display=display)
 
 
 def _describe(spec: RunSpec, vocabulary: Vocabulary) -> RunDescription:

@@ -48,6 +48,7 @@ def set_up_log(verbosity: Verbosity = "normal") -> None:
     logging.set_verbosity(logging.WARNING if verbosity == "quiet" else logging.INFO)
     handler = logging.get_absl_handler()
     handler.setFormatter(LogFormatter())
+    logging.use_absl_handler()
     flags.FLAGS.logtostderr = True  # to the current sys.stderr, which a progress display replaces
     if verbosity == "verbose":
         logging.get_absl_logger().setLevel(standard_logging.DEBUG)

@@ -1,20 +1,17 @@
-"""Reports a training run to TensorBoard, the log, `metrics.jsonl` and the terminal."""
+"""Records of a training run in TensorBoard, the log and `metrics.jsonl`."""
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 from absl import logging
 from etils import epath
 
-from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
-from caption_jax.telemetry.progress import ProgressLine, describe_progress
 
 # TensorBoard sorts cards by tag and opens the first two groups. The most important scalars are therefore also written
 # to a group that comes before "train" and "val".
@@ -26,7 +23,7 @@ class Monitor:
     """Writes a run's scalars, images and texts to its workdir, in the main process only.
 
     Everything is written to event files in `<workdir>/tensorboard`. Scalars are also written to
-    `<workdir>/metrics.jsonl` and the log. On a terminal, a progress line replaces the log messages of training scalars.
+    `<workdir>/metrics.jsonl` and, if it is verbose, the log.
 
     A background thread opens the event files at the first write, so that no training step waits for the import of
     TensorFlow.
@@ -38,21 +35,16 @@ class Monitor:
         config: Mapping[str, Any] | None = None,
         *,
         is_main_process: bool = True,
-        total_steps: int = 0,
         start_step: int = 0,
-        stream: TextIO | None = None,
     ) -> None:
-        """Opens `metrics.jsonl` and the progress line, in the main process.
+        """Opens `metrics.jsonl`, in the main process.
 
         Args:
             workdir: folder of the run, local or on a bucket.
             config: config of the run, written to TensorBoard as text if the run is new.
             is_main_process: whether this is the main process; if False, all methods do nothing.
-            total_steps: the step at which the run ends.
             start_step: the step from which the run resumes; later rows of `metrics.jsonl` are dropped.
-            stream: output stream of the progress line; stderr by default.
         """
-        self._total_steps = total_steps
         self._active = is_main_process
         if not self._active:
             return
@@ -60,8 +52,6 @@ class Monitor:
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._events = EventFiles(workdir / "tensorboard")
         self._texts: dict[str, str] = {}  # texts of step 0 that have not been written yet
-        stream = stream or sys.stderr
-        self._line = ProgressLine(stream) if stream.isatty() else None
         if config is not None and start_step == 0:
             self._texts = {"config": f"```\n{json.dumps(dict(config), indent=2, default=str)}\n```"}
 
@@ -81,9 +71,8 @@ class Monitor:
         overview = {f"{OVERVIEW}/{name}_{prefix}": scalars[name] for name in _OVERVIEW_NAMES if name in scalars}
         self._write_first_texts()
         self._events.scalars(step, {**overview, **scalars_by_tag})
-        if self._line is None or prefix != "train":
-            message = ", ".join(f"{tag}={scalar:.6g}" for tag, scalar in sorted(scalars_by_tag.items()))
-            logging.info("[%d] %s", step, message)
+        message = ", ".join(f"{tag}={scalar:.6g}" for tag, scalar in sorted(scalars_by_tag.items()))
+        logging.debug("[%d] %s", step, message)
 
     def images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         """Writes images by name, each uint8 [height, width, 3] or [images, height, width, 3]."""
@@ -97,23 +86,11 @@ class Monitor:
             self._write_first_texts()
             self._events.texts(step, texts)
 
-    def progress(self, step: int, loss: float, clock: Clock) -> None:
-        """Shows the run's progress, as a line redrawn in place on a terminal and as a log message otherwise."""
-        if not self._active:
-            return
-        text = describe_progress(step, self._total_steps, loss, clock)
-        if self._line is None:
-            logging.info("%s", text)
-        else:
-            self._line.draw(text)
-
     def close(self) -> None:
-        """Flushes all pending events and ends the progress line. Idempotent."""
+        """Flushes all pending events. Idempotent."""
         if not self._active:
             return
         self._active = False
-        if self._line is not None:
-            self._line.close()
         self._events.close()
 
     def _write_first_texts(self) -> None:

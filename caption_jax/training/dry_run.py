@@ -17,6 +17,7 @@ from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.specs import RunSpec
 from caption_jax.specs.conversion import as_lines
+from caption_jax.telemetry.progress import SILENT, Display
 from caption_jax.training.loop import make_validation_evaluator, open_batches
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec
@@ -45,7 +46,7 @@ class DryRun:
     would_resume: bool
 
 
-def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
+def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT) -> DryRun:
     """Reads the data and performs the first update on the first batch, without writing to the workdir.
 
     The step reads pixels even if the config enables the feature cache, because the cache would first have to be filled
@@ -56,16 +57,20 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path) -> DryRun:
         MissingPackageError: the `train` extra is not installed.
     """
     require("training", "grain")
-    experiment = prepare_experiment(spec, absolute(workdir))
+    experiment = prepare_experiment(spec, absolute(workdir), display)
     resolved_spec = experiment.spec
-    make_validation_evaluator(experiment)  # raises errors that training would raise
-    program = make_program(experiment.description, experiment.mesh, resolved_spec.train.steps)
-    check_step_images(resolved_spec, program.abstract_state.params)
-    program = program.with_constants(prepare_constants(program.objectives, experiment))
-    state = program.start(initial_variables(experiment))
+    with display.phase("building the model"):
+        make_validation_evaluator(experiment)  # raises errors that training would raise
+        program = make_program(experiment.description, experiment.mesh, resolved_spec.train.steps)
+        check_step_images(resolved_spec, program.abstract_state.params)
+        program = program.with_constants(prepare_constants(program.objectives, experiment))
+        state = program.start(initial_variables(experiment))
     _, frozen = phases(state.params, resolved_spec.optimizer.rules)[0]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    with open_batches(_without_feature_cache(experiment), state) as batches:
+    with (
+        open_batches(_without_feature_cache(experiment), state) as batches,
+        display.phase("compiling the training step"),
+    ):
         _, metrics = program.update(frozen)(state, next(batches), program.constants)
     return DryRun(
         resolved_spec,

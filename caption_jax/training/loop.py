@@ -37,6 +37,7 @@ from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
+from caption_jax.telemetry.progress import SILENT, Display, describe_rates
 from caption_jax.telemetry.tracing import Trace
 from caption_jax.training.batch_placer import make_batch_placer
 from caption_jax.training.program import Program, make_program
@@ -46,8 +47,13 @@ from input_pipeline.extras import TRAINING, require
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
-def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> ScoredEvaluation | None:
+def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT) -> ScoredEvaluation | None:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
+
+    Args:
+        spec: the config of the run.
+        workdir: folder or bucket of the run.
+        display: shows the progress.
 
     Returns:
         The final evaluation of the validation split; None if there is no such split or a signal stopped the run early.
@@ -58,7 +64,7 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path) -> ScoredEvalua
         NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
     """
     require("training", *TRAINING)
-    experiment = start_experiment(spec, absolute(workdir))
+    experiment = start_experiment(spec, absolute(workdir), display)
     # Signals are handled once there is a state to save. Until then, they terminate the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
         is_complete = run.train(stop_requested)
@@ -83,12 +89,14 @@ class Run:
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
-        self.evaluator = make_validation_evaluator(experiment)  # validates the config before any slow operation
-        self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
-        self.state, restored = self._create_or_restore_state()
-        self.samples = None
-        if self.evaluator is not None:
-            self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
+        self.display = experiment.display
+        with self.display.phase("building the model"):
+            self.evaluator = make_validation_evaluator(experiment)  # validates the config before any slow operation
+            self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
+            self.state, restored = self._create_or_restore_state()
+            self.samples = None
+            if self.evaluator is not None:
+                self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
         if restored is not None:
             self._resume(restored)
@@ -96,7 +104,6 @@ class Run:
             experiment.workdir,
             as_mapping(self.spec),
             is_main_process=jax.process_index() == 0,
-            total_steps=self.steps,
             start_step=int(self.state.step),
         )
 
@@ -106,7 +113,9 @@ class Run:
         finite = FiniteCheck(self.experiment.split("train"))
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
-        with self.batches, contextlib.closing(trace), self._recorded_session(step) as session:
+        bar = self.display.phase("training", self.steps, "steps", completed=step)
+        session_record = self._recorded_session(step)
+        with self.batches, contextlib.closing(trace), session_record as session, bar as phase:
             for end, train_step in self._freezing_phases(step):
                 while step < end and not self._is_out_of_patience():
                     trace.before_step(step, self.state)
@@ -114,9 +123,10 @@ class Run:
                         batch = next(self.batches)
                     self.state, metrics = train_step(self.state, batch, self.program.constants)
                     step += 1
+                    phase.advance()
                     finite.push(step, metrics, batch["index"])
                     if self._is_due(step, self.spec.train.log_every):
-                        self._log(step, metrics)
+                        phase.text = self._log(step, metrics)
                     improved = False
                     if self._is_due(step, self.spec.train.eval_every):
                         finite.flush()
@@ -139,7 +149,8 @@ class Run:
 
     def close(self) -> None:
         """Waits for background writes to finish."""
-        with contextlib.ExitStack() as stack:  # closes in reverse order, even after an error
+        # The stack closes in reverse order, even after an error.
+        with self.display.phase("finishing writes"), contextlib.ExitStack() as stack:
             stack.callback(self.monitor.close)
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
@@ -176,8 +187,9 @@ class Run:
         for (start, frozen), end in zip(starts, ends, strict=True):
             start, end = max(start, step), min(end, self.steps)
             if start < end and not self._is_out_of_patience():
-                logging.info("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
-                yield end, self.program.cached_update(frozen)
+                logging.debug("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
+                update = self.program.cached_update(frozen)
+                yield end, self.display.around_first_call(update, "compiling the training step")
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
@@ -211,14 +223,15 @@ class Run:
             if self.progress["best"] is None:  # before the first evaluation, the latest model is used as the best
                 self.artifacts.write(step, weights)
 
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> None:
+    def _log(self, step: int, metrics: dict[str, jax.Array]) -> str:
+        """Writes the metrics of a step, and returns a summary for the progress display."""
         values = {name: float(value) for name, value in metrics.items()}  # "loss" is the captioning loss, not the total
         values["learning_rate"] = float(self.program.schedule(step - 1))
         values |= self.clock.tick(step)
         values["unreadable_images"] = len(self.batches.problems)
         with self.clock.paused():  # writing to a bucket is slow
             self.monitor.scalars(step, values, "train")
-        self.monitor.progress(step, values["loss"], self.clock)
+        return describe_rates(values["loss"], self.clock)
 
     def _evaluate(self, step: int) -> bool:
         """Evaluates the validation split, updates early stopping and saves the weights if they are the best so far.
@@ -232,11 +245,12 @@ class Run:
             weights = self.state.weights()
             result = self.evaluator(weights, step)
             self.monitor.scalars(step, result.metrics, "val")
-            self.samples.write(self.monitor, weights, step)
+            with self.display.phase("captioning samples"):
+                self.samples.write(self.monitor, weights, step)
             name = self.spec.train.best_metric
             value, best = result.metrics[name], self.progress["best"]
             scores = ", ".join(f"{key} {result.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
-            logging.info("step %d: validation %s", step, scores)
+            logging.info("step %d of %d: validation %s", step, self.steps, scores)
             if best is None or value > best:
                 self.progress = {"best": value, "best_step": step, "evaluations_without_gain": 0}
                 self.checkpoints.save_best(step, weights, result.metrics)
@@ -285,7 +299,8 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("best model written")  # the main process writes it, all read it
     if jax.process_index() == 0:
-        loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
+        with run.display.phase("drawing the loss curve"):
+            loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
         return None
     return evaluate_best(experiment, run.evaluator.on_full_split(), "val", java=False)
