@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 from absl import flags
 
+from caption_jax.cli.closing_summary import print_end_of_evaluation
 from caption_jax.cli.command_flags import get_context_kind, spec_from_flags
 from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.evaluation.external_data import check_context, open_external_data
@@ -18,21 +19,19 @@ from caption_jax.runs.experiment import open_experiment
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
     workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
-    if not options.data:
-        with display_from_flags(options) as display:
-            experiment = open_experiment(workdir, spec, display=display)
-            scored_evaluation = evaluate_split(experiment, options.split, options.images, context)
-        print_scored_evaluation(scored_evaluation)
-        return 0
-    check_context(spec.model.context.max_texts, context)
-    external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
-    split = external_data.split
-    if jax.process_index() == 0:
-        print(f"captions: {', '.join(map(str, external_data.captions))}")
+    external_data, splits, split = None, None, options.split
+    if options.data:
+        check_context(spec.model.context.max_texts, context)
+        external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
+        splits, split = {external_data.split.name: external_data.split}, external_data.split.name
+        if jax.process_index() == 0:
+            print(f"captions: {', '.join(map(str, external_data.captions))}")
     with display_from_flags(options) as display:
-        experiment = open_experiment(workdir, spec, {split.name: split}, display)
-        scored_evaluation = evaluate_split(experiment, split.name, options.images, context, external_data)
+        experiment = open_experiment(workdir, spec, splits, display)
+        scored_evaluation = evaluate_split(experiment, split, options.images, context, external_data)
     print_scored_evaluation(scored_evaluation)
+    if jax.process_index() == 0:
+        print_end_of_evaluation(options.workdir, scored_evaluation)
     return 0
 
 

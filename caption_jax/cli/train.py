@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import jax
 from absl import flags
 
+from caption_jax.cli.closing_summary import print_end_of_training
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.evaluate import print_scored_evaluation
 from caption_jax.cli.progress_flags import display_from_flags
@@ -25,4 +27,6 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     with display_from_flags(options) as display:
         scored_evaluation = train_and_evaluate(spec, options.workdir, display)
     print_scored_evaluation(scored_evaluation)
+    if jax.process_index() == 0:
+        print_end_of_training(options.workdir, scored_evaluation)
     return 0

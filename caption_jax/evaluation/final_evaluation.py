@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import jax
@@ -88,4 +89,7 @@ def evaluate_best(
         )
         with experiment.display.phase("writing the report"):
             evaluator.write(final)
+        report = workdir / f"report_{suffix}.html"
+        if report.exists():
+            scored_evaluation = dataclasses.replace(scored_evaluation, report=report)
     return scored_evaluation

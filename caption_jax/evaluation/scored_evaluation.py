@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from etils import epath
+
 from caption_jax.evaluation.evaluator import Evaluation
 from caption_jax.metrics import ImageScores, Interval, diversity, intervals, java_scores, score_images
 from caption_jax.metrics.java_metrics import METRICS as JAVA_METRICS
@@ -31,6 +33,7 @@ class ScoredEvaluation:
         absent: metric name -> reason why the metric is missing.
         protocol: the evaluation protocol.
         notes: remarks on the scores, for the reader.
+        report: the HTML report, if it was written.
     """
 
     evaluation: Evaluation
@@ -42,6 +45,7 @@ class ScoredEvaluation:
     absent: dict[str, str]
     protocol: dict[str, Any]
     notes: tuple[str, ...] = ()
+    report: epath.Path | None = None
 
     @property
     def metrics(self) -> dict[str, float]:

@@ -18,6 +18,7 @@ from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_settings
+from caption_jax.runs.start_summary import describe_start
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from caption_jax.specs.resolve import describe_fit, find_contradictions, use_stored_values
 from caption_jax.telemetry.progress import SILENT, Display
@@ -80,6 +81,7 @@ def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILE
             workdir_files.write_spec(workdir, experiment.spec, spec)
         else:
             workdir_files.write_description(workdir, experiment.description, spec)
+        logging.info("%s", describe_start(experiment))
     _log_fit(spec, experiment)
     return experiment
 

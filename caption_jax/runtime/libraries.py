@@ -18,12 +18,13 @@ _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
 class LogFormatter(standard_logging.Formatter):
-    """Formats messages as "12:03:41 message", with the level if it is above INFO."""
+    """Formats messages as "12:03:41 message", with the level if it is above INFO. Further lines are indented."""
 
     def format(self, record: standard_logging.LogRecord) -> str:
         """Returns the message with its prefix."""
         level = f"{record.levelname.lower()}: " if record.levelno > standard_logging.INFO else ""
-        return f"{self.formatTime(record, '%H:%M:%S')} {level}{super().format(record)}"
+        message = super().format(record).replace("\n", "\n" + " " * len("12:03:41 "))
+        return f"{self.formatTime(record, '%H:%M:%S')} {level}{message}"
 
 
 class _LibraryFilter(standard_logging.Filter):

@@ -9,6 +9,7 @@ import contextlib
 import gc
 import os
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 
@@ -55,17 +56,40 @@ def fast_exit(script: str, status: int) -> None:
 
 def current_command() -> str:
     """Returns the command line of this process, quoted for a shell; "" in a notebook or an interactive session."""
+    program = _current_program("python")
+    return shlex.join([*program, *sys.argv[1:]]) if program else ""
+
+
+def make_command(*arguments: str) -> str:
+    """Returns a command line that runs this program with other arguments, quoted for a shell.
+
+    It can be pasted into the shell that started this process, because it contains the path of the interpreter or of the
+    installed command unless the shell finds it by name. In a notebook, it starts with `caption-jax`.
+    """
+    typed = sys.orig_argv[0]
+    interpreter = typed if os.path.dirname(typed) else "python"
+    return shlex.join([*(_current_program(interpreter, sys.argv[0]) or ["caption-jax"]), *arguments])
+
+
+def _current_program(interpreter: str, installed_command: str = "") -> list[str]:
+    """Returns the first words of the command line of this process; [] in a notebook or an interactive session.
+
+    Args:
+        interpreter: the first word if a script or a module is running.
+        installed_command: path of the installed command; "" for its name.
+    """
     main = sys.modules["__main__"]
     module = getattr(main, "__spec__", None)
     if module is not None:
-        program = ["python", "-m", module.name.removesuffix(".__main__")]
-    elif not getattr(main, "__file__", "") or hasattr(sys, "ps1"):
-        return ""
-    elif sys.argv[0].endswith(".py"):
-        program = ["python", sys.argv[0]]
-    else:  # an installed command
-        program = [os.path.basename(sys.argv[0])]
-    return shlex.join([*program, *sys.argv[1:]])
+        return [interpreter, "-m", module.name.removesuffix(".__main__")]
+    if not getattr(main, "__file__", "") or hasattr(sys, "ps1"):
+        return []
+    if sys.argv[0].endswith(".py"):
+        return [interpreter, sys.argv[0]]
+    name = os.path.basename(sys.argv[0])
+    found = shutil.which(name)
+    is_found = found is not None and os.path.realpath(found) == os.path.realpath(sys.argv[0])
+    return [name if is_found or not installed_command else installed_command]
 
 
 def _is_command(script: str) -> bool:

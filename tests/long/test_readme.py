@@ -9,12 +9,13 @@ import json
 import os
 import re
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import terminal_recording
 from small_run import ROOT
+from terminal_checks import check_output
 
 pytestmark = pytest.mark.long
 TEST_VARIABLES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # set by tests/conftest.py
@@ -33,6 +34,7 @@ def test_the_first_command_trains_a_captioner_that_uses_the_image(tmp_path):
         (tmp_path / name).symlink_to(ROOT / name)
     environment = {name: value for name, value in os.environ.items() if name not in TEST_VARIABLES}
     for command in (*commands, [*commands[1], "--images=blank"]):
-        subprocess.run([sys.executable, *command], cwd=tmp_path, env=environment, check=True)
+        recording = terminal_recording.record([sys.executable, *command], cwd=tmp_path, environment=environment)
+        check_output(recording)
     assert read_exact_match(tmp_path, "eval_test.json") > 0.95
     assert read_exact_match(tmp_path, "eval_test_blank.json") < 0.05

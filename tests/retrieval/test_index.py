@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -15,6 +16,7 @@ from caption_jax.retrieval import index as index_module
 from caption_jax.retrieval import index_builder
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import update_index
+from caption_jax.telemetry.progress import Display, Phase
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Record
 
@@ -164,15 +166,26 @@ def test_a_killed_process_leaves_a_valid_index(tmp_path, images, monkeypatch, la
     assert (tmp_path / "index" / ImageIndex(tmp_path / "index")._header.vectors_name).stat().st_size == 3 * 3 * 4
 
 
+class KillingDisplay(Display):
+    """Raises `Killed` after the first chunk."""
+
+    @contextlib.contextmanager
+    def phase(self, *args, **kwargs):
+        yield KillingPhase(*args, **kwargs)
+
+
+class KillingPhase(Phase):
+    def advance(self, count=1, text=None):
+        assert count == 2
+        raise Killed
+
+
 def test_chunks_appended_before_a_kill_are_kept(tmp_path, images, monkeypatch):
     monkeypatch.setattr(index_builder, "_CHUNK", 2)
     files = sorted(images.iterdir())
 
-    def raise_after_first_chunk(done, total):
-        raise Killed
-
     with pytest.raises(Killed):
-        update_from_files(tmp_path / "index", files, progress=raise_after_first_chunk)
+        update_from_files(tmp_path / "index", files, display=KillingDisplay())
     assert read_captions(tmp_path / "index") == {"blue.png": "blue", "green.png": "green"}
     assert update_from_files(tmp_path / "index", files)[1] == 1
 

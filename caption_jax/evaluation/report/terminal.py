@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 
+from caption_jax.evaluation.report.metric_descriptions import describe_metric, format_as_in_papers
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.specs.decode_summary import decode_settings
 
@@ -24,17 +25,7 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     )
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
     print(f"intervals: {protocol['intervals']}\n")
-    width = max(map(len, [*scored_evaluation.metrics, *scored_evaluation.absent, *scored_evaluation.diversity]))
-    for name, value in scored_evaluation.metrics.items():
-        interval = scored_evaluation.intervals.get(name)
-        print(f"  {name:<{width}} {value:9.4f}" + (f"   [{interval.low:.4f}, {interval.high:.4f}]" if interval else ""))
-    for name, reason in scored_evaluation.absent.items():
-        print(f"  {name:<{width}}    absent: {reason}")
-    for note in scored_evaluation.notes:
-        print(f"\n  note: {note}")
-    print()
-    for name, value in scored_evaluation.diversity.items():
-        print(f"  {name:<{width}} {value:9.4f}")
+    _print_metrics(scored_evaluation)
     if evaluation.unreadable:
         print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")
         for image_id, reason in islice(evaluation.unreadable.items(), 10):
@@ -42,3 +33,24 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     print()
     for image_id, caption in islice(evaluation.captions.items(), samples):
         print(f"  {image_id}\t{caption}")
+
+
+def _print_metrics(scored_evaluation: ScoredEvaluation) -> None:
+    """Prints a table with a line per metric: its value, the value in papers, its interval and its meaning."""
+    width = max(map(len, [*scored_evaluation.metrics, *scored_evaluation.absent, *scored_evaluation.diversity]))
+    print(f"  {'':<{width}}     value  in papers  interval")
+    for name, value in scored_evaluation.metrics.items():
+        interval = scored_evaluation.intervals.get(name)
+        bounds = f"[{interval.low:.4f}, {interval.high:.4f}]" if interval else ""
+        _print_row(name, width, f"{value:9.4f}  {format_as_in_papers(value, name):>9}  {bounds:<16}")
+    for name, reason in scored_evaluation.absent.items():
+        print(f"  {name:<{width}}    absent: {reason}")
+    for note in scored_evaluation.notes:
+        print(f"\n  note: {note}")
+    print()
+    for name, value in scored_evaluation.diversity.items():
+        _print_row(name, width, f"{value:9.4f}")
+
+
+def _print_row(name: str, width: int, values: str) -> None:
+    print(f"  {name:<{width}} {values}  {describe_metric(name)}".rstrip())
