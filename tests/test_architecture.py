@@ -21,6 +21,8 @@ STANDALONE_PACKAGES = {
     "caption_jax.ops": (),
     "caption_jax.models": ("caption_jax.ops",),
     "caption_jax.metrics": (
+        "caption_jax.telemetry.progress",
+        "caption_jax.telemetry.progress_displays",
         "input_pipeline.annotations",
         "input_pipeline.errors",
         "input_pipeline.extras",

@@ -25,6 +25,8 @@ from caption_jax.metrics.results import (
 from caption_jax.metrics.scores import explain_zero_cider, protocol, score_images
 from caption_jax.metrics.significance import Comparison, Interval, compare, intervals
 from caption_jax.metrics.tokenization import TOKENIZERS, TokenizationWarning
+from caption_jax.telemetry.progress import Display
+from caption_jax.telemetry.progress_displays import open_display
 from input_pipeline.errors import UserError
 
 _EPILOG = """
@@ -44,9 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints scores with intervals, and a comparison if two results files are passed. Returns the exit status."""
     options = _make_parser().parse_args(arguments)
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings(record=True) as caught, open_display() as display:
             warnings.simplefilter("always", TokenizationWarning)
-            report = _make_report(options)
+            report = _make_report(options, display)
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -97,9 +99,10 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _make_report(options: argparse.Namespace) -> dict[str, Any]:
+def _make_report(options: argparse.Namespace, display: Display) -> dict[str, Any]:
     paths = [path for path in (options.results, options.other_results) if path]
-    all_references, all_results, notes = _read_files(options, paths)
+    with display.phase("reading the captions"):
+        all_references, all_results, notes = _read_files(options, paths)
     image_ids, scored_images = _select_images(options, paths, all_references, all_results)
     references = {image_id: all_references[image_id] for image_id in image_ids}
     results = [{image_id: captions[image_id] for image_id in image_ids} for captions in all_results]
@@ -109,7 +112,10 @@ def _make_report(options: argparse.Namespace) -> dict[str, Any]:
         annotations = read_annotations(options.training)
         training_captions = [caption for captions in annotations.values() for caption in captions]
     tokenizer = options.tokenizer
-    all_scores = [score_images(references, captions, frequencies, tokenizer=tokenizer) for captions in results]
+    all_scores = []
+    for path, captions in zip(paths, results, strict=True):
+        with display.phase(f"scoring {path}"):
+            all_scores.append(score_images(references, captions, frequencies, tokenizer=tokenizer))
     for path, scores in zip(paths, all_scores, strict=True):
         if explanation := explain_zero_cider(scores, frequencies):
             notes.append(f"{path}: {explanation}")
@@ -122,14 +128,16 @@ def _make_report(options: argparse.Namespace) -> dict[str, Any]:
         "results": [],
     }
     for path, captions, scores in zip(paths, results, all_scores, strict=True):
-        if options.no_java:
-            java, absent = {}, {}
-        else:
-            java, absent = java_metrics.java_scores(references, captions, tokenizer=tokenizer)
+        java, absent = {}, {}
+        if not options.no_java:
+            with display.phase("METEOR and SPICE"):
+                java, absent = java_metrics.java_scores(references, captions, tokenizer=tokenizer)
+        with display.phase("computing confidence intervals"):
+            score_intervals = intervals(scores, **sampling)
         report["results"].append(
             {
                 "file": path,
-                "metrics": {name: vars(interval) for name, interval in intervals(scores, **sampling).items()},
+                "metrics": {name: vars(interval) for name, interval in score_intervals.items()},
                 "java_metrics": java,
                 "absent": absent,
                 "diversity": diversity(captions, training_captions, tokenizer=tokenizer),
@@ -137,7 +145,8 @@ def _make_report(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     if len(all_scores) == 2:
-        report["comparison"] = {name: vars(result) for name, result in compare(*all_scores, **sampling).items()}
+        with display.phase("comparing the two"):
+            report["comparison"] = {name: vars(result) for name, result in compare(*all_scores, **sampling).items()}
     return report
 
 
