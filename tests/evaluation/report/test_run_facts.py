@@ -43,7 +43,7 @@ def test_a_finished_run():
     assert make_facts([SESSION]) == RunFacts(
         name="photos",
         date="27 November 2026, 21:47 UTC",
-        data="folder photos (captions: captions.csv)",
+        data="folder photos",
         training_images="1,500 images with 7,500 captions",
         trained="26 November 2026, 08:00 UTC+01:00 to 26 November 2026, 09:30 UTC+01:00",
         end="Early stopping at step 1,600 of 2,000: CIDEr-D had not improved for 3 evaluations.",

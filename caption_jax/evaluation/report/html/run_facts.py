@@ -78,7 +78,8 @@ def make_run_facts(
 def describe_data(data: DataSpec) -> str:
     """Describes the source and location of a dataset."""
     if data.source == "folder":
-        return f"folder {data.root or '.'} (captions: {', '.join(data.captions)})"
+        captions = f" (captions: {', '.join(data.captions)})" if data.captions else ""  # empty if found by name
+        return f"folder {data.root or '.'}{captions}"
     if data.source == "tfds":
         return f"TensorFlow dataset {data.tfds_name}"
     return f"rendered scenes of shapes ({data.shapes})"
