@@ -105,3 +105,31 @@ def test_the_command_can_be_copied_to_a_shell(tmp_path):
     assert read_command("-m", "package", "--a=1") == "python -m package --a=1"
     assert read_command(str(tmp_path / "caption-command"), "--a=1") == "caption-command --a=1"
     assert read_command("-c", program, "--a=1") == ""  # like a notebook, it has no command
+
+
+def test_the_next_commands_start_the_same_program(tmp_path):
+    program = "from caption_jax.runtime.process import make_command\nprint(make_command('search', 'two words'))\n"
+    (tmp_path / "program.py").write_text(program)
+    command = tmp_path / "bin" / "caption-command"
+    command.parent.mkdir()
+    command.write_text(f"#!{sys.executable}\n{program}")
+    command.chmod(0o755)
+    (tmp_path / "python").symlink_to(sys.executable)
+    paths = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+
+    def read_command(*arguments: str, **environment: str) -> str:
+        process = subprocess.run(
+            arguments,
+            env={**os.environ, **paths, **environment},
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return process.stdout.strip().removesuffix(" search 'two words'")
+
+    assert read_command("./python", "program.py", "--a=1") == "./python program.py"
+    assert read_command("bin/caption-command", "--a=1") == "bin/caption-command"
+    on_path = f"{command.parent}{os.pathsep}{os.environ['PATH']}"
+    assert read_command("caption-command", PATH=on_path) == "caption-command"
+    assert read_command(sys.executable, "-c", program) == "caption-jax"

@@ -6,7 +6,7 @@ from __future__ import annotations
 PRINTED_IN_HUNDREDTHS = ("CIDEr-D", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "SPICE", "ROUGE-L")
 
 _DESCRIPTIONS = {
-    "CIDEr-D": "agreement with the references; rare words count more (0 to 10)",
+    "CIDEr-D": "agreement with the references (0 to 10); rare words count more",
     "BLEU-1": "unigram precision with brevity penalty (0 to 1)",
     "BLEU-2": "n-grams up to length 2",
     "BLEU-3": "n-grams up to length 3",

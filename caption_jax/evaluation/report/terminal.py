@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import sys
 from itertools import islice
 
 from caption_jax.evaluation.report.metric_descriptions import describe_metric, format_as_in_papers
@@ -37,7 +39,7 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
 
 def _print_metrics(scored_evaluation: ScoredEvaluation) -> None:
     """Prints a table with a line per metric: its value, the value in papers, its interval and its meaning."""
-    width = max(map(len, [*scored_evaluation.metrics, *scored_evaluation.absent, *scored_evaluation.diversity]))
+    width = max(map(len, [*scored_evaluation.metrics, *scored_evaluation.absent]))
     print(f"  {'':<{width}}     value  in papers  interval")
     for name, value in scored_evaluation.metrics.items():
         interval = scored_evaluation.intervals.get(name)
@@ -48,9 +50,13 @@ def _print_metrics(scored_evaluation: ScoredEvaluation) -> None:
     for note in scored_evaluation.notes:
         print(f"\n  note: {note}")
     print()
+    width = max(map(len, scored_evaluation.diversity), default=0)
     for name, value in scored_evaluation.diversity.items():
         _print_row(name, width, f"{value:9.4f}")
 
 
 def _print_row(name: str, width: int, values: str) -> None:
-    print(f"  {name:<{width}} {values}  {describe_metric(name)}".rstrip())
+    """Prints a line with the meaning of the metric, which is shortened to the width of a terminal."""
+    line = f"  {name:<{width}} {values}  {describe_metric(name)}".rstrip()
+    columns = shutil.get_terminal_size().columns
+    print(f"{line[: columns - 1]}…" if len(line) > columns and sys.stdout.isatty() else line)
