@@ -28,12 +28,19 @@ class LogFormatter(standard_logging.Formatter):
 
 
 class _LibraryFilter(standard_logging.Filter):
-    """Drops the informational messages of installed packages other than this one, but not their warnings and errors."""
+    """Drops the informational messages of installed packages other than this one, but not their warnings and errors.
+
+    Orbax's warning about the duration of a save is also dropped: it depends on the disk, and a run saves in the
+    background.
+    """
 
     _PATH = re.compile(r"[/\\](site|dist)-packages[/\\](?!(caption_jax|input_pipeline)[/\\])")
+    _NOISE = re.compile(r"Waiting for previous save to complete took")
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
-        return record.levelno > standard_logging.INFO or not self._PATH.search(record.pathname)
+        is_library = self._PATH.search(record.pathname) is not None
+        is_noise = record.levelno <= standard_logging.INFO or self._NOISE.match(record.getMessage()) is not None
+        return not (is_library and is_noise)
 
 
 _LIBRARY_FILTER = _LibraryFilter()

@@ -49,6 +49,12 @@ def test_the_log_contains_messages_from_this_project_and_warnings_from_libraries
     assert bool(logging.get_absl_handler().filter(make_record(path, level))) is is_logged
 
 
+def test_the_warning_about_slow_saves_is_dropped():
+    set_up_log()
+    path, message = "/lib/site-packages/orbax/checkpoint/manager.py", "Waiting for previous save to complete took 1.5 s"
+    assert not logging.get_absl_handler().filter(make_record(path, "WARNING", message))
+
+
 def test_a_verbose_log_contains_all_messages():
     set_up_log()
     set_up_log("verbose")
