@@ -46,7 +46,8 @@ def test_training_logs_each_interval_once(small_workdir):
 
 def test_evaluation_results_contain_metrics_intervals_and_protocol(small_workdir):
     results = json.loads((small_workdir / "eval_val.json").read_text())
-    assert set(results) == {"split", "step", "metrics", "intervals", "absent", "diversity", "protocol", "images"}
+    keys = {"split", "step", "metrics", "intervals", "absent", "notes", "diversity", "protocol", "images"}
+    assert set(results) == keys
     assert (results["split"], results["step"]) == ("val", 160)
     metrics = {"BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "exact_match", "loss", "token_accuracy"}
     assert set(results["metrics"]) >= metrics
@@ -71,7 +72,9 @@ def test_evaluate_mode_writes_results_of_each_split_and_of_blank_images_to_separ
     output = capsys.readouterr().out
     assert "test split: 2 images (real)" in output
     assert re.search(r"METEOR +absent: left out of the tests", output)
-    assert re.search(r"CIDEr-D +\d\.\d+ +\[\d\.\d+, \d\.\d+\]", output) and re.search(r"novel +\d\.\d+", output)
+    assert re.search(r"CIDEr-D +\d\.\d+ +\d+\.\d +\[\d\.\d+, \d\.\d+\]", output) and re.search(
+        r"novel +\d\.\d+", output
+    )
     report = (small_workdir / "report_test.html").read_text()
     assert report.count("<img") > 4 + 2 * 3  # images, and attention maps of two captions
     assert "10.png" in report and "<svg" in report

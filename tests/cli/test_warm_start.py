@@ -9,9 +9,10 @@ from small_run import ROOT, run_main
 
 # Tracing a model imports `flax` and most of `caption_jax.models`.
 UNWANTED = {
-    *("flax", "optax", "orbax", "tensorflow", "transformers", "huggingface_hub", "grain", "clu", "matplotlib"),
+    *("flax", "optax", "orbax", "tensorflow", "transformers", "huggingface_hub", "grain", "clu", "matplotlib", "rich"),
     *(f"caption_jax.{package}" for package in ("decoding", "evaluation", "metrics", "objectives", "ops", "parameters")),
-    *(f"caption_jax.{package}" for package in ("planning", "pretrained", "retrieval", "telemetry", "training")),
+    *(f"caption_jax.{package}" for package in ("planning", "pretrained", "retrieval", "training")),
+    *(f"caption_jax.telemetry.{module}" for module in ("event_files", "metrics_file", "monitoring")),
     *(f"caption_jax.models.{module}" for module in ("attention", "build", "captioning_model", "decoder", "layers")),
     *(f"caption_jax.models.{module}" for module in ("image_encoder", "joint_embedding", "roberta", "text_encoder")),
     "caption_jax.models.backbones.efficientnet",
