@@ -14,12 +14,18 @@
 Override config keys with flags such as `--config.data.batch_size=64`. All modes except `train` use the config stored
 in the workdir unless `--config` is set.
 
-`--mode=X` runs caption_jax/cli/X.py. The installed command `caption-jax` takes the same flags.
+`--mode=X` runs caption_jax/cli/X.py. The mode may also be the first argument, as in `python main.py caption ...`; the
+installed command `caption-jax` and `python -m caption_jax` take the same arguments (docs/command_line.md).
 """
 
 from __future__ import annotations
 
-from caption_jax.cli import command
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036
+    sys.exit(f"error: caption-jax requires Python 3.11, 3.12 or 3.13, but this is Python {sys.version.split()[0]}")
 
 if __name__ == "__main__":
+    from caption_jax.cli import command
+
     command.run(__file__)

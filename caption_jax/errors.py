@@ -13,11 +13,16 @@ __all__ = [
     "LockedError",
     "MissingFileError",
     "MissingPackageError",
+    "UnknownKeyError",
     "UserError",
     "WeightsError",
     "WorkdirError",
     "user_message",
 ]
+
+
+class UnknownKeyError(UserError, AttributeError):
+    """A config file or a flag sets a key that the config does not have."""
 
 
 class WorkdirError(UserError, ValueError):

@@ -4,7 +4,8 @@
         import jinja2
 
 raises `MissingPackageError` with the message "the HTML report needs packages that are not installed (jinja2): pip
-install 'caption-jax[train]'" if Jinja is not installed. `require` raises the same error before any work is done.
+install 'caption-jax[train]', or '.[train]' in a checkout" if Jinja is not installed. `require` raises the same error
+before any work is done.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def require(purpose: str, *modules: str) -> None:
 def describe_missing(*modules: str) -> str:
     """Returns the end of an error message, which lists missing modules of `EXTRAS` and the command to install them."""
     extras = ",".join(dict.fromkeys(_EXTRA_BY_MODULE[module] for module in modules))
-    return f"packages that are not installed ({', '.join(modules)}): pip install 'caption-jax[{extras}]'"
+    command = f"pip install 'caption-jax[{extras}]', or '.[{extras}]' in a checkout"
+    return f"packages that are not installed ({', '.join(modules)}): {command}"
 
 
 @contextlib.contextmanager

@@ -28,12 +28,37 @@ def collect_errors() -> dict[str, dict[str, str]]:
         "modules": the error of importing each of our modules, by module name. "calls": the error of each call that
         requires an optional package, by package and caller. The error is "" if the import or call succeeds.
     """
-    available = {*find_base_modules(), "caption_jax", "input_pipeline"}
-    blocked = sorted(set(importlib.metadata.packages_distributions()) - available)
-    command = [sys.executable, __file__]
-    process = subprocess.run(command, input=json.dumps(blocked), cwd=ROOT, capture_output=True, text=True, check=False)
+    command, blocked = [sys.executable, __file__], json.dumps(find_optional_modules())
+    process = subprocess.run(command, input=blocked, cwd=ROOT, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     return json.loads(process.stdout.splitlines()[-1])
+
+
+def run_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess:
+    """Runs `caption-jax` in a new process that can import only the packages of the base installation.
+
+    Args:
+        arguments: arguments of the command.
+        cwd: working directory.
+    """
+    lines = [
+        f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]",
+        f"import base_install; base_install.block({find_optional_modules()!r})",
+        "from caption_jax.cli import command; command.run('caption-jax')",
+    ]
+    process = [sys.executable, "-c", "\n".join(lines), *map(str, arguments)]
+    return subprocess.run(process, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def find_optional_modules() -> list[str]:
+    """Returns the installed top-level modules that the base installation does not include."""
+    available = {*find_base_modules(), "caption_jax", "input_pipeline"}
+    return sorted(set(importlib.metadata.packages_distributions()) - available)
+
+
+def block(modules: list[str]) -> None:
+    """Makes top-level modules appear to be missing."""
+    sys.meta_path.insert(0, _Blocker(modules))
 
 
 def find_base_modules() -> set[str]:
@@ -142,13 +167,12 @@ def _make_calls() -> dict[str, Callable[[], object]]:
 
 def main() -> None:
     """Reads the names of blocked modules as JSON from standard input, and prints the errors."""
-    blocked = json.load(sys.stdin)
-    sys.meta_path.insert(0, _Blocker(blocked))
+    block(json.load(sys.stdin))
     sys.path.insert(0, str(ROOT))
     modules = {name: _capture_error(functools.partial(importlib.import_module, name)) for name in list_modules()}
     for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
         del sys.modules[name]
-    sys.meta_path.insert(0, _Blocker(["huggingface_hub"]))
+    block(["huggingface_hub"])
     calls = {name: _capture_error(call) for name, call in _make_calls().items()}
     print(json.dumps({"modules": modules, "calls": calls}))
 

@@ -115,18 +115,18 @@ def box_image(colour: str = "red", side: str = "left") -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def run_main(*arguments: str | Path, script: Path = ROOT / "main.py") -> int:
+def run_main(*arguments: str | Path, script: Path = ROOT / "main.py", reports_errors: bool = False) -> int:
     """Runs main.py in the current process, without Java metrics. Returns its exit status.
-
-    Exceptions propagate, including those that the command would report in one line.
 
     Args:
         arguments: command-line arguments.
         script: main.py, or another script with the same command line.
+        reports_errors: whether errors of the user are reported in one line, as by the command, instead of raised.
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
-        patch.setattr(user_errors, "user_message", lambda error: None)
+        if not reports_errors:
+            patch.setattr(user_errors, "user_message", lambda error: None)
         # The tests simulate eight CPU devices, but the runs use one, so cached programs are safe.
         patch.setattr(platform_setup, "disable_compilation_cache", lambda: None)
         # Starting Java would take longer than the rest of a test.

@@ -1,4 +1,7 @@
-"""Entry point of the command line: parses flags and runs a mode. main.py has an example of each mode."""
+"""Entry point of the command line: finds the subcommand, parses its flags and runs it.
+
+docs/command_line.md describes the subcommands, the flags and the exit statuses.
+"""
 
 from __future__ import annotations
 
@@ -6,39 +9,32 @@ import functools
 import importlib
 import os
 import sys
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from absl import app, flags
 
-from caption_jax import errors
-from caption_jax.cli import command_flags, stored_config
+from caption_jax.cli import command_flags, help_pages, stored_config, workdir_flag
+from caption_jax.cli.command_line import CommandLine, parse_command_line
+from caption_jax.cli.exit_status import INTERRUPTED, SUCCESS, USAGE, call_with_status, print_error
+from caption_jax.cli.flag_errors import check_arguments, check_flag_names, explain_flag_error
 from caption_jax.cli.platform_setup import set_up_platform
-from caption_jax.config_files import find_config
+from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
+from caption_jax.config_files import load_config
 from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
-from caption_jax.telemetry.progress import SILENT, Display
-from caption_jax.telemetry.progress_displays import open_display
 
-_HELP = """Train, evaluate and use image captioners.
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
-    caption-jax --config=configs/shapes.py --workdir=runs/shapes
-    caption-jax --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
-    caption-jax --mode=MODE --workdir=runs/shapes ...
-
-Override keys of the config with flags such as `--config.data.batch_size=64`. All modes except `train` use the config
-stored in the workdir, unless --config is set.
-"""
+    from caption_jax.telemetry.progress import Display
 
 # Modes that are too short for huge pages to be worth a restart, and have no background writes at exit.
 _SHORT_MODES = ("caption", "search")
-_MODES_WITH_ARGUMENTS = ("caption", "index")
 
-flags.disclaim_key_flags()  # the flags then belong to the main script, so `--help` lists them
+flags.disclaim_key_flags()
 
 
 def main() -> None:
     """Entry point of the installed command `caption-jax`."""
-    script = sys.modules["__main__"]
-    script.__doc__ = script.__doc__ or _HELP  # `--help` prints it above the flags
     run(sys.argv[0])
 
 
@@ -48,89 +44,115 @@ def run(script: str) -> None:
     Args:
         script: path of the file that Python was started with.
     """
-    flag_values = command_flags.read_flags(sys.argv)
-    if flag_values.get("mode") not in _SHORT_MODES:
+    try:
+        sys.exit(_run_command_line(script, get_program(script)))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def get_program(script: str) -> str:
+    """Returns the command that starts a script, for help and error messages."""
+    name = os.path.basename(script)
+    if name == "__main__.py":
+        return "python -m caption_jax"
+    return f"python {name}" if name.endswith(".py") else name
+
+
+def _run_command_line(script: str, program: str) -> int:
+    try:
+        line = parse_command_line(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=True))
+    except (app.UsageError, flags.Error) as error:
+        return print_error(error, program)
+    if line.help:
+        return call_with_status(functools.partial(_print_help, line, program), program)
+    if line.subcommand in MODES:
+        return _run_mode(line, script, f"{program} {line.subcommand}")
+    module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
+    call = functools.partial(module.run, list(line.argv), f"{program} {line.subcommand}")
+    return call_with_status(call, f"{program} {line.subcommand}")
+
+
+def _print_help(line: CommandLine, program: str) -> int:
+    if line.help == "full":
+        text = help_pages.format_all_flags(program)
+    elif line.subcommand:
+        text = help_pages.format_subcommand(SUBCOMMANDS[line.subcommand], program)
+    else:
+        text = help_pages.format_overview(program)
+    print(text, end="")
+    return SUCCESS
+
+
+def _run_mode(line: CommandLine, script: str, program: str) -> int:
+    """Runs a subcommand that takes a workdir and a config; ends the process with its exit status."""
+    if line.subcommand not in _SHORT_MODES:
         restart_with_huge_pages(script)  # before any slow imports
-    command_flags.define()
-    app.run(
-        functools.partial(_run_with_flags, script),
-        argv=_resolve_config_flag(sys.argv, flag_values),
-        flags_parser=functools.partial(_parse_flags, script),
-    )
-
-
-def _resolve_config_flag(argv: list[str], flag_values: dict[str, str]) -> list[str]:
-    """Replaces the name of a packaged config with its path.
-
-    Without `--config`, adds the stored config of the workdir in all modes except `train`.
-    """
-    if "config" in flag_values:
-        return command_flags.replace_flag(argv, "config", find_config(flag_values["config"]))
-    if flag_values.get("mode", "train") == "train" or "workdir" not in flag_values:
-        return argv
-    return [*argv[:1], f"--config={stored_config.__file__}:{flag_values['workdir']}", *argv[1:]]
-
-
-def _parse_flags(script: str, argv: list[str]) -> list[str]:
-    """Parses the flags, which reads the config. If that raises a `UserError`, prints it and ends the process."""
     try:
+        check_flag_names(flags.FLAGS, line)
+        argv = workdir_flag.add_default(line.subcommand, line.argv)
         with paused_garbage_collection(script):  # reading the config imports libraries
-            return app.parse_flags_with_usage(argv)
-    except errors.UserError as error:
-        sys.exit(_print_error(error, script))
-
-
-def _run_with_flags(script: str, argv: list[str]) -> int:
-    """Runs the command after absl has parsed the flags; returns the exit status."""
-    options, arguments = flags.FLAGS, argv[1:]
+            config = _load_config(line.subcommand, argv)
+    except Exception as error:  # `print_error` re-raises errors that the user cannot fix
+        return print_error(error, program)
+    argv = [f"--mode={line.subcommand}", *command_flags.remove_flag(argv, "config")]
     try:
-        _check_usage(options, arguments)
+        command_flags.define(flags.FLAGS, config, argv)
+    except Exception as error:
+        return print_error(error, program, USAGE)
+    app.run(
+        functools.partial(_run_with_flags, line, script, program),
+        argv=[script, *argv],
+        flags_parser=functools.partial(_parse_flags, line, program),
+    )
+    raise AssertionError("app.run ends the process")
+
+
+def _load_config(subcommand: str, argv: list[str]) -> ConfigDict:
+    """Loads the config of the flag, or the config stored in the workdir in all modes except `train`."""
+    values = command_flags.read_flags(argv)
+    workdir_flag.check(subcommand, values["workdir"], writes="dry_run" not in values)
+    return load_config(values["config"]) if values.get("config") else stored_config.get_config(values["workdir"])
+
+
+def _parse_flags(line: CommandLine, program: str, argv: list[str]) -> list[str]:
+    """Parses the flags; ends the process with a one-line error if that fails. Returns the other arguments."""
+    flags.FLAGS.set_gnu_getopt(True)  # flags may follow other arguments
+    try:
+        arguments = flags.FLAGS(argv)[1:]
+        check_arguments(line.subcommand, flags.FLAGS, arguments)
+        return arguments
+    except (flags.Error, TypeError, ValueError, KeyError, AttributeError) as error:
+        usage_error = app.UsageError(explain_flag_error(error, flags.FLAGS))
+        sys.exit(print_error(usage_error, program))
+    except app.UsageError as error:
+        sys.exit(print_error(error, program))
+
+
+def _run_with_flags(line: CommandLine, script: str, program: str, arguments: list[str]) -> int:
+    """Runs the mode after absl has parsed the flags; returns the exit status."""
+
+    def run_module() -> int:
+        options = flags.FLAGS
         with paused_garbage_collection(script), _open_starting_display(options) as display, display.phase("starting"):
             set_up_platform(options)
             # The import is here because it imports JAX, which must not happen before the platform is set up.
-            module = importlib.import_module(f"caption_jax.cli.{options.mode}")
-        status = _run_mode(module, options, arguments)
-    except Exception as error:  # `_print_error` re-raises errors that are not user errors
-        status = _print_error(error, script)
-    if options.mode in _SHORT_MODES:
+            module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
+        if not command_flags.read_flags(line.argv).get("workdir"):
+            workdir_flag.check_default(options.workdir, options.config.data.root)
+            if not options.quiet:
+                print(f"workdir: {options.workdir} (set --workdir to use another)", flush=True)
+        return module.run(options, arguments)
+
+    status = call_with_status(run_module, program, is_filter=line.subcommand != "train")
+    if line.subcommand in _SHORT_MODES:
         fast_exit(script, status)
     return status
 
 
 def _open_starting_display(options: flags.FlagValues) -> Display:
     """Returns a display for the time before JAX is imported, which takes seconds."""
+    from caption_jax.telemetry.progress import SILENT
+    from caption_jax.telemetry.progress_displays import open_display
+
     return SILENT if options.quiet else open_display(lines=False)
-
-
-def _check_usage(options: flags.FlagValues, arguments: list[str]) -> None:
-    if options.mode not in _MODES_WITH_ARGUMENTS and arguments:
-        raise app.UsageError(f"mode {options.mode} takes no arguments, but got {arguments}")
-    if options.mode != "train" and options.dry_run:
-        raise app.UsageError(f"--dry_run requires --mode=train, got --mode={options.mode}")
-    if options.mode != "evaluate" and options.data is not None:
-        raise app.UsageError(f"--data requires --mode=evaluate, got --mode={options.mode}")
-
-
-def _run_mode(module: ModuleType, options: flags.FlagValues, arguments: list[str]) -> int:
-    """Calls `run` in the module of the mode, `caption_jax/cli/<mode>.py`."""
-    try:
-        status = module.run(options, arguments)
-        sys.stdout.flush()
-        return status
-    except BrokenPipeError:
-        if options.mode == "train":
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not raise again
-        return 141  # 128 + SIGPIPE, because the reader (such as `head`) has closed the pipe
-
-
-def _print_error(error: Exception, script: str) -> int:
-    """Prints a user error on one line and returns the exit status; re-raises any other error."""
-    if isinstance(error, app.UsageError):
-        print(f"error: {error} ({os.path.basename(script)} --help lists all flags)", file=sys.stderr)
-        return 2
-    message = errors.user_message(error)  # a library may wrap a UserError
-    if message is None:
-        raise error
-    print(f"error: {message}", file=sys.stderr)
-    return 1

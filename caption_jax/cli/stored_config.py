@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from ml_collections import ConfigDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 def get_config(workdir: str) -> ConfigDict:

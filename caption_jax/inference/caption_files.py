@@ -37,7 +37,7 @@ def caption_files(
     """
     paths = list(find_images(arguments))
     if not paths:
-        print(describe_no_match(arguments), file=sys.stderr)
+        print(f"error: {describe_no_match(arguments)}", file=sys.stderr)
         return 2
     allow_undecodable_output()
     failures = 0
@@ -54,7 +54,7 @@ def caption_files(
             else:
                 print(f"{path}\t{result.text}", flush=True)
             phase.advance()
-    if failures:
+    if failures > 1:
         print(f"{failures} of {len(paths)} images have no caption; see the errors above", file=sys.stderr)
     return 1 if failures else 0
 

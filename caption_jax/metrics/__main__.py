@@ -1,13 +1,17 @@
-"""Scores a results file or compares two of them; see `python -m caption_jax.metrics --help`."""
+"""Scores a results file or compares two of them; see `caption-jax score --help`.
+
+`python -m caption_jax.metrics` takes the same flags, but the results before the references.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import sys
 import warnings
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NoReturn
 
 from caption_jax.metrics import java_metrics
 from caption_jax.metrics.cider import DocumentFrequencies
@@ -29,22 +33,36 @@ from caption_jax.telemetry.progress import Display
 from caption_jax.telemetry.progress_displays import open_display
 from input_pipeline.errors import UserError
 
+_PROGRAM = "python -m caption_jax.metrics"
 _EPILOG = """
-examples:
-  python -m caption_jax.metrics captions_val.json annotations/captions_val2014.json
-  python -m caption_jax.metrics ours.json dataset_coco.json baseline.json --split=test --json=comparison.json
-  python -m caption_jax.metrics ours.json captions.csv baseline.json --split=dev_images.txt
+Results and annotations may be in any format supported for training (docs/data.md): COCO JSON,
+Karpathy's dataset_*.json, JSON lines, {"a.jpg": "a dog"}, CSV or token.txt. Results are usually
+COCO results JSON, [{"image_id": 1, "caption": "a dog"}, ...], or the output of `caption
+--format=jsonl`. Images are matched by id, by file name, or else by a part of the file name that is
+unique.
 
-Results and annotations may be in any format supported for training (docs/data.md): COCO JSON, Karpathy's
-dataset_*.json, JSON lines, {"a.jpg": "a dog"}, CSV or token.txt. Results are usually COCO results JSON,
-[{"image_id": 1, "caption": "a dog"}, ...], or the output of `caption --format=jsonl`. Images are matched by id, by file
-name, or else by a part of the file name that is unique.
+examples:
+  {examples}
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Prints scores with intervals, and a comparison if two results files are passed. Returns the exit status."""
-    options = _make_parser().parse_args(arguments)
+class _Parser(argparse.ArgumentParser):
+    """An argument parser that reports an invalid command line on one line."""
+
+    def error(self, message: str) -> NoReturn:
+        print(f"error: {message} ({self.prog} --help)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: list[str] | None = None, program: str = _PROGRAM, *, references_first: bool = False) -> int:
+    """Prints scores with intervals, and a comparison if two results files are passed. Returns the exit status.
+
+    Args:
+        arguments: arguments of the command; those of this process if None.
+        program: name of the command in messages.
+        references_first: whether the references are the first argument and the results the second.
+    """
+    options = _make_parser(program, references_first).parse_args(arguments)
     try:
         with warnings.catch_warnings(record=True) as caught, open_display() as display:
             warnings.simplefilter("always", TokenizationWarning)
@@ -62,15 +80,24 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m caption_jax.metrics",
-        description="Scores captions like COCO's tools, without Java. Two results files are compared image by image.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _make_parser(program: str, references_first: bool) -> argparse.ArgumentParser:
+    files = {"results": "results file to score", "annotations": "reference captions"}
+    names = sorted(files, reverse=not references_first)
+    examples = (
+        ({"results": "captions_val.json", "annotations": "annotations/captions_val2014.json"}, ""),
+        ({"results": "ours.json", "annotations": "dataset_coco.json"}, " baseline.json --split=test"),
+        ({"results": "ours.json", "annotations": "captions.csv"}, " baseline.json --json=comparison.json"),
     )
-    parser.add_argument("results", help="results file to score")
-    parser.add_argument("annotations", help="reference captions")
+    lines = (f"{program} {' '.join(paths[name] for name in names)}{others}" for paths, others in examples)
+    parser = _Parser(
+        prog=program,
+        usage=f"{program} {' '.join(names)} [other_results] [options]",
+        description="Scores captions like COCO's tools, without Java. Two results files are compared image by image.",
+        epilog=_EPILOG.replace("{examples}", "\n  ".join(lines)),
+        formatter_class=functools.partial(argparse.RawDescriptionHelpFormatter, width=100, max_help_position=27),
+    )
+    for name in names:
+        parser.add_argument(name, help=files[name])
     parser.add_argument("other_results", nargs="?", help="second file to compare; differences are other - results")
     parser.add_argument("--split", default="", help="split of the annotations to use, or a file of image names")
     parser.add_argument(

@@ -31,11 +31,13 @@ def get_index_folder(workdir: str, index_flag: str | None) -> Path:
     """Returns the folder of the index: the value of `--index`, or `index` in the workdir if it is not set.
 
     Raises:
-        ConfigError: the folder is on a bucket, whose files cannot be memory-mapped.
+        ConfigError: the folder is on a bucket, whose files cannot be memory-mapped, or is a file.
     """
     folder = index_flag or os.path.join(workdir, "index")
     if "://" in folder:
         raise ConfigError(f"the index must be on a local disk, not in {folder}: set --index to a local folder")
+    if os.path.isfile(folder):
+        raise ConfigError(f"the index must be a folder, but {folder} is a file: set --index to a folder")
     return Path(folder)
 
 
@@ -131,6 +133,7 @@ def search_images(
         WorkdirError: the index was built with another model.
     """
     captioner, description, model = _load(workdir, checkpoint)
+    description.check_joint_embedding()  # before an error that suggests to build an index
     index = ImageIndex(folder)
     index.check_model(model)
     if os.path.isfile(query) or query.lower().endswith(NAME_SUFFIXES):
@@ -203,7 +206,7 @@ def _print_changes(index: ImageIndex, changes: Changes, missing: str) -> None:
         action = "dropped" if missing == "drop" else "kept; --missing=drop removes them"
         first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
         print(f"missing files: {_format_images(len(changes.missing))} ({action}): {first}", file=sys.stderr)
-    if changes.failures:
+    if len(changes.failures) > 1:
         print(f"{_format_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)
 
 

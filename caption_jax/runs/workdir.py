@@ -161,10 +161,15 @@ def _write_json(path: epath.Path, content: Any) -> None:
 
 
 def _read_json(path: epath.Path) -> Any:
-    return json.loads(_read_text(path))
+    try:
+        return json.loads(_read_text(path))
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged: {error}; restore it from a copy") from error
 
 
 def _read_text(path: epath.Path) -> str:
     if not path.exists():
-        raise MissingFileError(f"{path} is missing: {path.parent} is not the workdir of a training run")
+        raise MissingFileError(
+            f"{path} is missing: {path.parent} is not the workdir of a training run; use the folder that training wrote"
+        )
     return path.read_text()

@@ -93,11 +93,14 @@ def _current_program(interpreter: str, installed_command: str = "") -> list[str]
 
 
 def _is_command(script: str) -> bool:
-    """Returns whether this process was started as `python script ...`."""
-    for argument in sys.orig_argv[1:]:
+    """Returns whether this process was started as `python script ...`, or as `python -m package` for its `__main__`."""
+    arguments = sys.orig_argv[1:]
+    for argument, next_argument in zip(arguments, [*arguments[1:], ""], strict=False):
         if os.path.realpath(argument) == os.path.realpath(script):
             return True
-        if argument in ("-c", "-m"):
+        if argument == "-m":
+            return os.path.realpath(script).endswith(os.path.join(os.sep, *next_argument.split("."), "__main__.py"))
+        if argument == "-c":
             return False
     return False
 

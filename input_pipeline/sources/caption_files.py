@@ -62,7 +62,8 @@ def find_captions(root: Path, images: Path) -> tuple[str, ...]:
         return (TEXT_FILES,)
     raise MissingFileError(
         f"no caption file in {root}; expected one of {', '.join(DEFAULT_NAMES)}, or a text file for each image "
-        "(a.txt for a.jpg). Set config.data.captions to a file with another name"
+        "(a.txt for a.jpg). Set config.data.root to the folder of the data, or config.data.captions to a file with "
+        "another name"
     )
 
 

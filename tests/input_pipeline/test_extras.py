@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 import tomllib
 
@@ -31,6 +32,11 @@ MODULES_WITH_OPTIONAL_IMPORTS = {
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules]
 
 
+def install_command(extra: str) -> str:
+    """Returns the end of the error message for missing packages of an extra."""
+    return f"pip install 'caption-jax[{extra}]', or '.[{extra}]' in a checkout"
+
+
 def test_modules_without_optional_imports_can_be_imported_in_the_base_installation():
     errors = {name: error for name, error in base_install.collect_errors()["modules"].items() if error}
     assert set(errors) == MODULES_WITH_OPTIONAL_IMPORTS, errors
@@ -42,7 +48,7 @@ def test_errors_for_missing_packages_name_the_install_command():
     for use, error in uses.items():
         module = use.split()[0]
         (extra,) = (extra for extra, modules in EXTRAS.items() if module in modules)
-        assert module in error and error.endswith(f": pip install 'caption-jax[{extra}]'"), f"{use}: {error}"
+        assert module in error and error.endswith(f": {install_command(extra)}"), f"{use}: {error}"
         assert "\n" not in error
     used_modules = {use.split()[0] for use in uses}
     # Never reached, because the import of TensorFlow fails first.
@@ -56,12 +62,12 @@ def test_the_error_for_a_missing_package_is_one_line_with_the_install_command(ex
         importlib.import_module(module)
     with pytest.raises(MissingPackageError) as require_error:
         require("this test", module)
-    expected = f"this test needs packages that are not installed ({module}): pip install 'caption-jax[{extra}]'"
+    expected = f"this test needs packages that are not installed ({module}): {install_command(extra)}"
     assert user_message(import_error.value) == user_message(require_error.value) == expected
 
 
 def test_packages_of_several_extras_are_installed_by_one_command():
-    assert extras.describe_missing("h5py", "grain", "clu").endswith("pip install 'caption-jax[keras-weights,train]'")
+    assert extras.describe_missing("h5py", "grain", "clu").endswith(install_command("keras-weights,train"))
 
 
 @pytest.mark.parametrize("module", ["jinja2.no_such_module", "no_such_module"])
@@ -105,5 +111,5 @@ def test_buckets_are_read_without_tensorflow_if_possible(installed_packages, use
 
 def test_the_error_for_an_unsupported_bucket_names_the_extra(monkeypatch):
     monkeypatch.setattr(extras, "is_installed", lambda module: False)
-    with pytest.raises(MissingPackageError, match=r"^s3://bucket/run needs .*pip install 'caption-jax\[s3\]'$"):
+    with pytest.raises(MissingPackageError, match=rf"^s3://bucket/run needs .*: {re.escape(install_command('s3'))}$"):
         select_bucket_backend("s3://bucket/run")

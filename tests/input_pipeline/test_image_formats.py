@@ -155,7 +155,7 @@ def test_heic_without_the_extra_names_the_command_that_installs_it(monkeypatch):
         decode_image(struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heix", 0, b"mif1", b"heix"), 8, name="IMG_1.HEIC")
     assert str(error.value) == (
         "IMG_1.HEIC: is a HEIC image; reading HEIC needs packages that are not installed (pillow_heif): "
-        "pip install 'caption-jax[heic]'"
+        "pip install 'caption-jax[heic]', or '.[heic]' in a checkout"
     )
 
 

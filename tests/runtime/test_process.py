@@ -49,7 +49,17 @@ def test_existing_malloc_settings_are_preserved(tmp_path):
     assert run_python(tmp_path, "program.py", GLIBC_TUNABLES="a.b=1") == ["start", "[] a.b=1"]
 
 
+def test_a_package_run_with_m_restarts_itself(tmp_path):
+    (tmp_path / "package").mkdir()
+    (tmp_path / "package" / "__main__.py").write_text(SCRIPT)
+    environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    output = run_python(tmp_path, "-m", "package", "argument", **environment)
+    assert output == ["start", "start", "['argument'] glibc.malloc.hugetlb=1"]
+
+
 def test_a_program_that_runs_the_command_is_not_restarted(tmp_path):
+    (tmp_path / "runner.py").write_text(RUNNER)
+    assert run_python(tmp_path, "-m", "runner", str(tmp_path / "program.py"))[-1] == "still running"
     assert run_python(tmp_path, "-c", RUNNER, str(tmp_path / "program.py"))[-1] == "still running"
 
 

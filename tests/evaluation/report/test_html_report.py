@@ -302,5 +302,6 @@ def test_a_missing_package_is_logged_with_the_install_command(monkeypatch, caplo
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage() == (
-        "report_val.html needs packages that are not installed (jinja2): pip install 'caption-jax[train]'"
+        "report_val.html needs packages that are not installed (jinja2): "
+        "pip install 'caption-jax[train]', or '.[train]' in a checkout"
     )

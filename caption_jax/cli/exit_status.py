@@ -1,0 +1,68 @@
+"""Exit statuses, and errors of the user in one line on stderr. docs/command_line.md documents both."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+from absl import app, flags
+
+from caption_jax import errors
+
+SUCCESS = 0
+FAILURE = 1  # an error that the user can fix, or images that could not be read
+USAGE = 2  # the command line is wrong
+INTERRUPTED = 130  # 128 + SIGINT
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+# Errors of the system that are not bugs: no permission, no space, a read-only disk.
+_SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+
+
+def call_with_status(function: Callable[[], int], program: str, *, is_filter: bool = True) -> int:
+    """Calls a function that returns an exit status.
+
+    Args:
+        function: the function.
+        program: see `print_error`.
+        is_filter: whether the command may end early if the reader of its output (such as `head`) closes the pipe.
+
+    Returns:
+        The exit status. User errors are printed; all other errors propagate.
+    """
+    try:
+        status = function()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        if not is_filter:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not raise again
+        return BROKEN_PIPE
+    except Exception as error:  # `print_error` re-raises errors that the user cannot fix
+        return print_error(error, program)
+
+
+def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
+    """Prints an error that the user can fix on one line, and re-raises any other error.
+
+    Args:
+        error: the error.
+        program: the command, with the subcommand if known, whose `--help` a usage error refers to.
+        status: exit status of errors other than usage errors.
+
+    Returns:
+        The exit status.
+    """
+    if isinstance(error, app.UsageError | flags.Error):
+        print(f"error: {' '.join(str(error).split())} ({program} --help)", file=sys.stderr)
+        return USAGE
+    message = errors.user_message(error)  # a library may wrap a UserError
+    if message is None and isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
+        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if message is None:
+        raise error
+    print(f"error: {message}", file=sys.stderr)
+    return status

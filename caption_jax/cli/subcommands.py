@@ -1,0 +1,163 @@
+"""The subcommands of the command line: their arguments, flags and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Subcommand:
+    """A subcommand, which `run` in `caption_jax/cli/<name>.py` executes.
+
+    Attributes:
+        name: name on the command line.
+        summary: one line for the list of subcommands.
+        usage: required flags and arguments, as in `--workdir=FOLDER IMAGE...`.
+        flags: names of the flags that it uses, in the order of the help page.
+        examples: arguments of example commands.
+        takes_arguments: whether it takes arguments that are not flags.
+        notes: text of the help page, below the summary.
+        descriptions: descriptions of flags whose meaning depends on the subcommand, by flag.
+    """
+
+    name: str
+    summary: str
+    usage: str
+    flags: tuple[str, ...]
+    examples: tuple[str, ...]
+    takes_arguments: bool = False
+    notes: str = ""
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+
+
+_SPLIT_CONTEXT = "`retrieved` for captions of similar images (the default), `none`, or `shuffled`."
+
+_FLAG_SUBCOMMANDS = (
+    Subcommand(
+        "train",
+        "train a model, or resume an interrupted run",
+        "--config=NAME [--workdir=FOLDER]",
+        ("config", "workdir", "dry_run"),
+        (
+            "train --config=shapes",
+            "train --config=folder --config.data.root=photographs --workdir=runs/folder",
+            "train --config=folder --config.data.root=photographs --dry_run",
+        ),
+        notes="The same command resumes an interrupted run. The default workdir is runs/NAME.",
+        descriptions={"config": "Name of a config (see `configs`) or path of a config file."},
+    ),
+    Subcommand(
+        "evaluate",
+        "score a trained model on a split or on another dataset",
+        "--workdir=FOLDER",
+        ("workdir", "split", "data", "images", "context", "config"),
+        (
+            "evaluate --workdir=runs/folder --split=test",
+            "evaluate --workdir=runs/folder --data=more_photographs",
+            "evaluate --workdir=runs/folder --config.decode.method=beam",
+        ),
+        notes="Prints the scores, and writes them to eval_<split>.json and report_<split>.html in the workdir.",
+        descriptions={"context": _SPLIT_CONTEXT},
+    ),
+    Subcommand(
+        "tune",
+        "find the best settings of beam search on a split",
+        "--workdir=FOLDER",
+        ("workdir", "split", "context", "config"),
+        ("tune --workdir=runs/folder --config.decode.num_beams=5",),
+        notes="Prints the score of each setting, and the flags of the best one.",
+        descriptions={"context": _SPLIT_CONTEXT},
+    ),
+    Subcommand(
+        "caption",
+        "caption image files",
+        "--workdir=FOLDER IMAGE...",
+        ("workdir", "format", "context", "checkpoint", "config"),
+        (
+            "caption --workdir=runs/folder photo.jpg",
+            "caption --workdir=runs/folder folder/ 'more/*.png' --format=jsonl",
+        ),
+        takes_arguments=True,
+        notes="IMAGE is a file, a pattern or a folder. Prints one line per image: the path, a tab and the caption.",
+        descriptions={
+            "context": "A text to use as context for the images, such as the title of a page; may be repeated."
+        },
+    ),
+    Subcommand(
+        "index",
+        "add images to a search index",
+        "--workdir=FOLDER IMAGE...",
+        ("workdir", "index", "split", "captions", "missing", "checkpoint", "config"),
+        (
+            "index --workdir=runs/search folder/ 'more/*.jpg'",
+            "index --workdir=runs/search --split=train --captions=none",
+        ),
+        takes_arguments=True,
+        notes="Indexes files, patterns and folders, or, with --split, the images of a split. Images that are already "
+        "in the index are read again only if their file has changed.",
+    ),
+    Subcommand(
+        "search",
+        "search an index by text or by image",
+        "--workdir=FOLDER QUERY",
+        ("workdir", "index", "query", "top", "format", "search", "checkpoint", "config"),
+        (
+            "search --workdir=runs/search 'a dog on the beach'",
+            "search --workdir=runs/search photo.jpg --top=5 --format=jsonl",
+        ),
+        takes_arguments=True,
+        notes="QUERY is a text or the path of an image. Prints the rank, score, path and caption of each result.",
+    ),
+    Subcommand(
+        "neighbours",
+        "find the indexed images nearest to the images of a split",
+        "--workdir=FOLDER",
+        ("workdir", "index", "split", "top", "checkpoint", "config"),
+        ("neighbours --workdir=runs/search --split=train",),
+        notes="Writes the neighbours to the folder of the index, for training with context.",
+    ),
+    Subcommand(
+        "plan",
+        "estimate memory and speed on devices that need not be available",
+        "--config=NAME --topology=DEVICES [--workdir=FOLDER]",
+        ("topology", "config", "workdir", "programs", "phase", "images_per_chip", "vocabulary", "compilations"),
+        (
+            "plan --config=coco --topology=v5e:16x16 --images_per_chip=256",
+            "plan --workdir=runs/folder --topology=cpu:8",
+        ),
+        notes="Compiles the programs of a config, and prints their memory, FLOPs and communication. The default "
+        "workdir is runs/NAME.",
+    ),
+)
+
+_OTHER_SUBCOMMANDS = (
+    Subcommand(
+        "score",
+        "score captions of any system against references",
+        "REFERENCES RESULTS [OTHER_RESULTS]",
+        (),
+        (
+            "score annotations/captions_val2014.json results.json",
+            "score dataset_coco.json ours.json baseline.json --split=test --json=comparison.json",
+        ),
+        takes_arguments=True,
+    ),
+    Subcommand(
+        "configs",
+        "list the configs that --config accepts by name",
+        "[NAME]",
+        (),
+        ("configs", "configs folder"),
+        takes_arguments=True,
+        notes="With a name, prints the description of the config and the path of its file.",
+    ),
+)
+
+MODES = tuple(subcommand.name for subcommand in _FLAG_SUBCOMMANDS)  # values of --mode
+SUBCOMMANDS = {subcommand.name: subcommand for subcommand in (*_FLAG_SUBCOMMANDS, *_OTHER_SUBCOMMANDS)}
+
+
+def find_users(flag: str) -> list[str]:
+    """Returns the names of the subcommands that use a flag, an empty list if all do."""
+    return [subcommand.name for subcommand in SUBCOMMANDS.values() if flag in subcommand.flags]
