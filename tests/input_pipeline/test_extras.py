@@ -27,6 +27,7 @@ EXTRAS_WITHOUT_MODULES = {"cuda"}  # JAX discovers its plug-ins
 MODULES_WITH_OPTIONAL_IMPORTS = {
     "caption_jax.evaluation.report.html.page",
     "caption_jax.evaluation.report.plots",
+    "caption_jax.evaluation.report.summary_cards",
     "input_pipeline.sources.shapes_dataset.builder",
 }
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules]
