@@ -21,7 +21,7 @@ from input_pipeline.extras import EXTRAS, TRAINING, optional_packages, require, 
 DECLARED = tomllib.loads((base_install.ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 # Packages that only other packages import.
 INDIRECT_PACKAGES = {"array-record", "importlib-resources", "tensorflow-cpu"}
-DEVELOPER_EXTRAS = {"test", "bench"}
+DEVELOPER_EXTRAS = {"test", "bench", "docs"}
 EXTRAS_WITHOUT_MODULES = {"cuda"}  # JAX discovers its plug-ins
 # Modules that import an optional package at the top level.
 MODULES_WITH_OPTIONAL_IMPORTS = {
@@ -91,7 +91,8 @@ def test_extras_match_pyproject():
 
 
 def test_developer_extras_include_the_extras_they_require():
-    for extra, expected in (("test", {"heic", "hub", "java", "keras-weights", "train"}), ("bench", {"java", "train"})):
+    all_but_bench = {"docs", "heic", "hub", "java", "keras-weights", "train"}
+    for extra, expected in (("test", all_but_bench), ("bench", {"java", "train"})):
         requirements = map(Requirement, DECLARED[extra])
         (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")
         assert self_requirement.extras == expected
