@@ -1,6 +1,6 @@
 """Memory use does not grow during hours of training and captioning.
 
-python -m pytest -m long tests/long/test_soak.py --minutes=120
+python -m pytest -n 2 --dist load -m long tests/long/test_soak.py --minutes=120
 """
 
 from __future__ import annotations
