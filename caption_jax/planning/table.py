@@ -13,7 +13,7 @@ def print_plan(result: dict[str, Any]) -> None:
     mesh = " x ".join(f"{size} {axis}" for axis, size in result["mesh"].items())
     print(f"\n{result['topology']}: {result['chips']} devices ({mesh}), {result['dtype']}")
     if chip:
-        rates = f"{_short(chip['bandwidth'])}B/s, {_short(chip['peak'])}FLOP/s, links {_short(chip['links'])}B/s"
+        rates = f"{_short(chip['bandwidth'])}B/s, {_short(chip['peak'])}FLOP/s, links {_short(chip['interconnect'])}B/s"
         print(f"  per chip: {_short(chip['memory'])}B of memory, {rates} ({chip['source']})")
     for name, value in result["assumed"].items():
         print(f"  assumed {name.replace('_', ' ')}: {value}")
