@@ -123,6 +123,9 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py", reports_er
         script: main.py, or another script with the same command line.
         reports_errors: whether errors of the user are reported in one line, as by the command, instead of raised.
     """
+    import jax  # not at the top, because this file is also a config, which is read before the platform is set up
+
+    is_cache_enabled = jax.config.jax_enable_compilation_cache
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [str(script), *map(str, arguments)])
         if not reports_errors:
@@ -140,5 +143,6 @@ def run_main(*arguments: str | Path, script: Path = ROOT / "main.py", reports_er
             for name in [name for name in flags.FLAGS if name.split(".")[0] in MAIN_FLAGS]:
                 delattr(flags.FLAGS, name)
             flags.FLAGS.unparse_flags()
+            jax.config.update("jax_enable_compilation_cache", is_cache_enabled)  # `plan` disables it
             logging.set_verbosity(logging.WARNING)
     raise AssertionError("main.py ended without an exit status")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import itertools
+import math
 import os
 import pty
 import struct
@@ -15,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pyte
+
+_BURST_SECONDS = 0.02  # between chunks of one write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +46,15 @@ class Recording:
         return render(b"".join(data for _, data in self.chunks), self.size)
 
     def screens(self) -> list[list[str]]:
-        """Returns the visible lines of the terminal after each chunk."""
+        """Returns the visible lines of the terminal after each burst of output, of which a chunk may be a part."""
         screen = pyte.Screen(*self.size)
         stream = pyte.ByteStream(screen)
         screens = []
-        for _, data in self.chunks:
+        next_times = [*(seconds for seconds, _ in self.chunks[1:]), math.inf]
+        for (seconds, data), next_time in zip(self.chunks, next_times, strict=True):
             stream.feed(data)
-            screens.append([line.rstrip() for line in screen.display])
+            if next_time - seconds > _BURST_SECONDS:
+                screens.append([line.rstrip() for line in screen.display])
         return screens
 
 
@@ -84,6 +89,8 @@ def record(
     controller, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", size[1], size[0], 0, 0))
     environment = {**(os.environ if environment is None else environment), "TERM": "xterm-256color"}
+    for name in ("COLUMNS", "LINES"):  # a test runner may set them, and they override the size of the terminal
+        environment.pop(name, None)
     start = time.monotonic()
     process = subprocess.Popen(
         command,

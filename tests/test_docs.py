@@ -81,7 +81,7 @@ def is_module(name: str) -> bool:
 
 def find_missing_members(text: str) -> list[str]:
     """Returns names such as `Class.member` in inline code that no class of this project has."""
-    names = re.findall(r"\b[A-Z]\w*[a-z]\w*\.\w+\b(?!\.txt)", extract_inline_code(text))
+    names = re.findall(r"\b[A-Z]\w*[a-z]\w*\.(?!jpg)\w+\b(?!\.txt)", extract_inline_code(text))
     return [name for name in names if name not in collect_members()]
 
 

@@ -20,6 +20,15 @@ def read_only(monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: "read_only" not in str(path))
 
 
+@pytest.fixture(autouse=True)
+def enabled_cache():
+    """Enables JAX's compilation cache, which another test may have disabled."""
+    before = jax.config.jax_enable_compilation_cache
+    jax.config.update("jax_enable_compilation_cache", True)
+    yield
+    jax.config.update("jax_enable_compilation_cache", before)
+
+
 @pytest.fixture
 def no_cache(monkeypatch):
     """Removes the compilation cache of the tests from JAX's configuration."""
@@ -55,10 +64,7 @@ def test_caching_is_unsafe_with_several_cpu_devices_or_if_the_user_disabled_it(m
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert is_cache_safe()
     jax.config.update("jax_enable_compilation_cache", False)
-    try:
-        assert not is_cache_safe()
-    finally:
-        jax.config.update("jax_enable_compilation_cache", True)
+    assert not is_cache_safe()
 
 
 def list_files(folder: Path) -> set[str]:
