@@ -20,13 +20,15 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
     workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
     external_data, splits, split = None, None, options.split
-    if options.data:
-        check_context(spec.model.context.max_texts, context)
-        external_data = open_external_data(options.data, spec.data, options.split if options["split"].present else "")
-        splits, split = {external_data.split.name: external_data.split}, external_data.split.name
-        if jax.process_index() == 0:
-            print(f"captions: {', '.join(map(str, external_data.captions))}")
     with display_from_flags(options) as display:
+        if options.data:
+            check_context(spec.model.context.max_texts, context)
+            with display.phase("reading the data"):
+                external_split = options.split if options["split"].present else ""
+                external_data = open_external_data(options.data, spec.data, external_split)
+            splits, split = {external_data.split.name: external_data.split}, external_data.split.name
+            if jax.process_index() == 0:
+                print(f"captions: {', '.join(map(str, external_data.captions))}")
         experiment = open_experiment(workdir, spec, splits, display)
         scored_evaluation = evaluate_split(experiment, split, options.images, context, external_data)
     print_scored_evaluation(scored_evaluation)
