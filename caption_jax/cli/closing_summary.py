@@ -54,8 +54,8 @@ def _make_index_command(workdir: str) -> tuple[str, str] | None:
     return "index images for search", _make_command("index", workdir, "folder/")
 
 
-def _make_command(mode: str, workdir: str, *arguments: str) -> str:
-    return make_command(f"--mode={mode}", f"--workdir={workdir}", *arguments)
+def _make_command(subcommand: str, workdir: str, *arguments: str) -> str:
+    return make_command(subcommand, f"--workdir={workdir}", *arguments)
 
 
 def _print_report(scored_evaluation: ScoredEvaluation | None) -> None:

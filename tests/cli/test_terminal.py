@@ -57,7 +57,7 @@ def test_training_ends_with_commands_that_work(training):
     assert (folder / "run" / "report_val.html").exists() and "report_val.html" in text
     wide = terminal_recording.render(b"".join(data for _, data in recording.chunks), (1000, 30))
     commands = [shlex.split(line) for line in wide[wide.index("Next commands:") :] if "--workdir=run" in line]
-    assert [command[2] for command in commands] == ["--mode=caption", "--mode=evaluate"]
+    assert [command[2] for command in commands] == ["caption", "evaluate"]
     evaluate = terminal_recording.record(commands[1], cwd=folder)
     assert "test split" in "\n".join(check_output(evaluate))
 
