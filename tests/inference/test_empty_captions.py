@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -26,14 +27,16 @@ from input_pipeline.special_tokens import EOS
 
 
 @pytest.fixture
-def silent_workdir(searchable_workdir) -> Path:
+def silent_workdir(searchable_workdir, tmp_path) -> Path:
     """The workdir of a model with a text encoder whose best weights emit </s> first."""
-    model = read_model(searchable_workdir)
+    ignored = shutil.ignore_patterns("index")  # of another model
+    silent = Path(shutil.copytree(searchable_workdir, tmp_path / "silent", ignore=ignored))
+    model = read_model(silent)
     variables = jax.tree.map(np.array, model.weights.variables)
     variables["params"]["decoder"]["output_bias"][EOS] = 1e4
-    workdir = epath.Path(searchable_workdir)
+    workdir = epath.Path(silent)
     write_pointer(workdir, write_artifact(workdir, model.description, Weights(variables, model.weights.step)))
-    return searchable_workdir
+    return silent
 
 
 def test_a_captioner_returns_empty_captions(silent_workdir):
