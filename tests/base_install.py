@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import subprocess
 import sys
@@ -57,8 +58,10 @@ def find_optional_modules() -> list[str]:
 
 
 def block(modules: list[str]) -> None:
-    """Makes top-level modules appear to be missing."""
+    """Makes top-level modules appear to be missing, both to imports and to `importlib.util.find_spec`."""
     sys.meta_path.insert(0, _Blocker(modules))
+    find_spec = importlib.util.find_spec
+    importlib.util.find_spec = lambda name, package=None: None if name in modules else find_spec(name, package)
 
 
 def find_base_modules() -> set[str]:

@@ -5,10 +5,12 @@ docs/command_line.md describes the subcommands, the flags and the exit statuses.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from absl import app, flags
@@ -24,8 +26,6 @@ from caption_jax.runtime.process import fast_exit, paused_garbage_collection, re
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-    from caption_jax.telemetry.progress import Display
 
 # Modes that are too short for huge pages to be worth a restart, and have no background writes at exit.
 _SHORT_MODES = ("caption", "search")
@@ -91,7 +91,8 @@ def _run_mode(line: CommandLine, script: str, program: str) -> int:
     try:
         check_flag_names(flags.FLAGS, line)
         argv = workdir_flag.add_default(line.subcommand, line.argv)
-        with paused_garbage_collection(script):  # reading the config imports libraries
+        # Reading the config imports libraries.
+        with paused_garbage_collection(script), _show_start(is_quiet="quiet" in command_flags.read_flags(argv)):
             config = _load_config(line.subcommand, argv)
     except Exception as error:  # `print_error` re-raises errors that the user cannot fix
         return print_error(error, program)
@@ -134,7 +135,7 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
 
     def run_module() -> int:
         options = flags.FLAGS
-        with paused_garbage_collection(script), _open_starting_display(options) as display, display.phase("starting"):
+        with paused_garbage_collection(script), _show_start(is_quiet=options.quiet):
             set_up_platform(options)
             # The import is here because it imports JAX, which must not happen before the platform is set up.
             module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
@@ -150,9 +151,11 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
     return status
 
 
-def _open_starting_display(options: flags.FlagValues) -> Display:
-    """Returns a display for the time before JAX is imported, which takes seconds."""
+@contextlib.contextmanager
+def _show_start(*, is_quiet: bool) -> Iterator[None]:
+    """Shows on a terminal that the command is starting, while it imports JAX, which takes seconds."""
     from caption_jax.telemetry.progress import SILENT
     from caption_jax.telemetry.progress_displays import open_display
 
-    return SILENT if options.quiet else open_display(lines=False)
+    with SILENT if is_quiet else open_display(lines=False) as display, display.phase("starting"):
+        yield
