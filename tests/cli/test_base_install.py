@@ -6,6 +6,7 @@ import json
 
 import base_install
 import pytest
+from wrong_usages import read_error
 
 
 def test_score_works(tmp_path):
@@ -48,5 +49,5 @@ def test_each_missing_extra_is_named_in_one_line(arguments, extra, small_workdir
     arguments = [argument.format(workdir=small_workdir) for argument in arguments]
     process = base_install.run_command(*arguments, cwd=tmp_path)
     assert process.returncode == 1
-    (line,) = process.stderr.splitlines()
+    line = read_error(process.stderr)
     assert line.startswith("error: ") and line.endswith(f"'caption-jax[{extra}]', or '.[{extra}]' in a checkout")

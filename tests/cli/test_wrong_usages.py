@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 
 import pytest
 from small_run import box_image, run_main
-from wrong_usages import BROKEN_CONFIGS, WRONG_USAGES
-
-LOG_LINE = re.compile(r"\d\d:\d\d:\d\d ")  # warnings and messages before the error
+from wrong_usages import BROKEN_CONFIGS, WRONG_USAGES, read_error
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +35,7 @@ def test_wrong_usages_print_one_line(command_line, status, message, paths, monke
     arguments = [argument.format(**paths) for argument in command_line.split()]
     assert run_main(*arguments, reports_errors=True) == status
     output = capfd.readouterr()
-    (line,) = (line for line in output.err.splitlines() if not LOG_LINE.match(line))
+    line = read_error(output.err)
     assert line.startswith("error: ") and message.format(**paths) in line
     assert not output.out.startswith("Traceback")
     assert os.listdir(paths["here"]) == ["photo.png"] and not os.listdir(paths["empty"])

@@ -7,6 +7,8 @@ the files of `BROKEN_CONFIGS`. Commands run in a folder that contains `photo.png
 
 from __future__ import annotations
 
+import re
+
 BROKEN_CONFIGS = {
     "syntax.py": "def get_config(:\n    pass\n",
     "function.py": "config = 3\n",
@@ -166,3 +168,9 @@ INPUTS = [
     ("score {file} {file} --split=test --bootstrap", 2, "unrecognized arguments: --bootstrap"),
 ]
 WRONG_USAGES = [*SUBCOMMANDS_AND_FLAGS, *CONFIGS, *WORKDIRS, *INPUTS]
+
+
+def read_error(stderr: str) -> str:
+    """Returns the only line of an error output that is not a message of the log, which starts with the time."""
+    (line,) = (line for line in stderr.splitlines() if not re.match(r"\d\d:\d\d:\d\d ", line))
+    return line
