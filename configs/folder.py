@@ -29,5 +29,7 @@ def get_config() -> ConfigDict:
     config.optimizer.warmup_steps = -1
     config.optimizer.ema = -1
     config.train.epochs = 0
-    config.train.patience = 5
+    # The learning rate falls to 0, so the last evaluations are usually the best. The best weights are used in any case.
+    config.train.patience = 0
+    config.decode.no_repeat_ngram = 3
     return config.lock()

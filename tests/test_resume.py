@@ -174,7 +174,7 @@ def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_checkpoint(trained_wo
 
 @pytest.mark.slow
 def test_a_run_that_stopped_early_resumes_only_with_more_patience(config, compile_cache, tmp_path):
-    config.optimizer.learning_rate = 0.0
+    config.optimizer.update({"learning_rate": 0.0, "warmup_steps": 0})  # evaluations during warm-up do not count
     config.model.encoder.norm_momentum = 1.0  # the weights do not change, so the first score remains the best
     config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
     results = train_and_evaluate(RunSpec.from_config(config), tmp_path)

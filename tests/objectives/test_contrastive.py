@@ -266,6 +266,7 @@ def test_rules_freeze_the_text_encoder_or_part_of_it(pattern):
     config = default_config()
     shrink(config)
     config.dtype = "float32"
+    config.optimizer.warmup_steps = 100
     config.optimizer.rules = ((pattern, {"lr": 0.0}), (rf"(?!{pattern}).*", {"lr": 1.0}))
     model, variables, _, tokens = make_captioner()
     optimizer, _ = make_optimizer(config.optimizer, variables["params"], 10)
