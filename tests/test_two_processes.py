@@ -68,7 +68,7 @@ def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, varia
     wait_for([single_process], one)
     wait_for(start_two_processes(launcher, two, "--config.train.steps=12"), two)
 
-    assert "process 1 of 2" in log_path(two).read_text()
+    assert "2 x cpu in 2 processes" in log_path(two).read_text()
     # Each step is logged once, not once per process.
     assert [row[:2] for row in read_rows(two)] == [row[:2] for row in read_rows(one)]
     for (step, split, actual), (_, _, expected) in zip(read_rows(two), read_rows(one), strict=True):
