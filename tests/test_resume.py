@@ -173,6 +173,15 @@ def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_checkpoint(trained_wo
 
 
 @pytest.mark.slow
+def test_evaluations_during_the_warm_up_do_not_count_towards_early_stopping(config, compile_cache, tmp_path):
+    config.optimizer.update({"learning_rate": 0.0, "warmup_steps": 5})
+    config.model.encoder.norm_momentum = 1.0  # the weights do not change, so the first score remains the best
+    config.train.update({"steps": 40, "eval_every": 2, "checkpoint_every": 20, "patience": 2})
+    train_and_evaluate(RunSpec.from_config(config), tmp_path)
+    assert list_saved_steps(tmp_path) == [2, 8]  # the evaluations at steps 6 and 8 are the first that count
+
+
+@pytest.mark.slow
 def test_a_run_that_stopped_early_resumes_only_with_more_patience(config, compile_cache, tmp_path):
     config.optimizer.update({"learning_rate": 0.0, "warmup_steps": 0})  # evaluations during warm-up do not count
     config.model.encoder.norm_momentum = 1.0  # the weights do not change, so the first score remains the best
