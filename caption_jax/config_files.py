@@ -78,7 +78,7 @@ def load_config(value: str) -> ConfigDict:
         config = module.get_config(argument) if colon else module.get_config()
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # user code may fail with any exception type
         kind = UnknownKeyError if isinstance(error, AttributeError) else ConfigError
         raise kind(_describe_error(error, path)) from error
     return _as_config_dict(config, path)

@@ -4,8 +4,8 @@
     python main.py --config=configs/folder.py --config.data.root=FOLDER --workdir=WORKDIR
 
 FOLDER contains images/ and captions.csv with the columns image,caption (one row per caption, any number of rows per
-image), or images with a text file beside each; docs/data.md describes other formats and splits. The image encoder is
-frozen at its ImageNet weights.
+image), or a text file for each image; docs/data.md describes other formats and splits. The image encoder is frozen at
+its ImageNet weights.
 """
 
 from __future__ import annotations

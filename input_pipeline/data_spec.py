@@ -62,8 +62,8 @@ class DataSpec:
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
     root: str = ""  # folder source: base folder of `images` and `captions`
     images: str = "images"  # folder source: image folder
-    # folder source: caption files in any format of docs/data.md, or "*.txt" for text files beside the images; empty for
-    # the first file with a standard name, or else text files
+    # folder source: caption files in any format of docs/data.md, or "*.txt" for text files next to the images; empty
+    # for the first file with a standard name, or else text files
     captions: tuple[str, ...] = ()
     image_column: str = ""  # name of the CSV column or JSON field with the image; "" for the names in docs/data.md
     caption_column: str = ""  # name of the CSV column or JSON field with the captions

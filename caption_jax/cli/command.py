@@ -99,7 +99,7 @@ def _run_mode(line: CommandLine, script: str, program: str) -> int:
     argv = [f"--mode={line.subcommand}", *command_flags.remove_flag(argv, "config")]
     try:
         command_flags.define(flags.FLAGS, config, argv)
-    except Exception as error:
+    except Exception as error:  # the config may reject a value with any type; `print_error` re-raises bugs
         return print_error(error, program, USAGE)
     app.run(
         functools.partial(_run_with_flags, line, script, program),

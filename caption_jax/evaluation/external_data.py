@@ -20,7 +20,7 @@ class ExternalData:
 
     Attributes:
         name: name of the folder, which is part of the output file names.
-        captions: paths of the caption files; `*.txt` for text files beside the images.
+        captions: paths of the caption files; `*.txt` for text files next to the images.
         split: the images to evaluate; named "all" if it contains every image of the folder.
     """
 

@@ -2,8 +2,8 @@
 
 A PyTorch file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
 Unpickling can call any Python object by name. This reader supports only the names that a dictionary of tensors needs.
-All others, which training checkpoints contain beside the weights (optimizer states, arguments, callbacks), become an
-`UnknownObject`: nothing is imported or called.
+All others, which training checkpoints contain in addition to the weights (optimizer states, arguments, callbacks),
+become an `UnknownObject`: nothing is imported or called.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import os
 import sys
@@ -36,7 +37,7 @@ def open_display(*, lines: bool = True) -> Display:
     return LineDisplay() if lines else Display()
 
 
-class _ThreadedDisplay(Display):
+class _ThreadedDisplay(Display, abc.ABC):
     """A display that is updated by a thread, which starts with the first phase."""
 
     def __init__(self, interval: float) -> None:
@@ -64,9 +65,9 @@ class _ThreadedDisplay(Display):
             while not self._closed.wait(self._interval):
                 self._update()
 
+    @abc.abstractmethod
     def _update(self) -> None:
         """Called at intervals by the thread."""
-        raise NotImplementedError
 
 
 class LineDisplay(_ThreadedDisplay):

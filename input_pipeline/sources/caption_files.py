@@ -1,4 +1,4 @@
-"""The captions of a folder: caption files with a standard name, or text files beside the images."""
+"""The captions of a folder: caption files with a standard name, or text files next to the images."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def find_captions(root: Path, images: Path) -> tuple[str, ...]:
     """Returns the captions of a folder, in the form of `config.data.captions`.
 
     These are the files that match the first pattern in `DEFAULT_NAMES` for which there are any, or the text files
-    beside the images.
+    next to the images.
 
     Args:
         root: the folder.
@@ -75,7 +75,7 @@ def find_split(path: str) -> str:
 
 
 def is_text_files(entry: str) -> bool:
-    """Whether an entry of `config.data.captions` stands for the text files beside the images."""
+    """Whether an entry of `config.data.captions` stands for the text files next to the images."""
     return os.path.basename(entry) == TEXT_FILES
 
 
@@ -93,7 +93,7 @@ def _find_texts(folder: Path) -> dict[str, Path]:
 
 
 def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Report) -> Iterator[Row]:
-    """Yields the images in a folder and its subfolders, with the lines of the text files beside them as captions.
+    """Yields the images in a folder and its subfolders, with the lines of the text files next to them as captions.
 
     Args:
         folder: the folder.
