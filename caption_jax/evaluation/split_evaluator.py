@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -22,7 +22,8 @@ from caption_jax.retrieval.context_captions import context_protocol, default_kin
 from caption_jax.runs.experiment import Experiment
 from caption_jax.specs import as_mapping
 from caption_jax.specs.extensions import NAME, import_path
-from input_pipeline.batches import eval_batches
+from input_pipeline.batches import Batch, eval_batches
+from input_pipeline.prefetch import prefetch_to_device
 from input_pipeline.records import Split
 
 PyTree = Any
@@ -137,23 +138,22 @@ class SplitEvaluator:
         """Captions and scores every image of the split. The last batch is padded and masked instead of dropped."""
         start_time = time.time()
         description = self._experiment.description
+        data = self._experiment.spec.data
         batches = eval_batches(
             self.split,
             description.preprocessing,
             description.vocabulary,
-            self._experiment.spec.data,
+            data,
             context=self.context,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
         collected = _CollectedOutputs()
-        with self._experiment.display.phase(f"captioning {self._split_name}", len(self.split), "images") as phase:
-            for batch in batches:
-                if self._image_input == "blank":
-                    batch = {**batch, "image": np.full_like(batch["image"], 128)}
-                outputs = self._step(variables, put_batch(batch, self._experiment.mesh))
-                collected.add(self.split, jax.device_get(outputs))
-                phase.advance(self._experiment.spec.data.eval_batch_size)
+        bar = self._experiment.display.phase(f"captioning {self._split_name}", len(self.split), "images")
+        with prefetch_to_device(batches, self._put_on_devices, data.prefetch) as prefetched, bar as phase:
+            for outputs in _fetch_late(self._step(variables, batch) for batch in prefetched):
+                collected.add(self.split, outputs)
+                phase.advance(data.eval_batch_size)
         if self._image_input == "shuffled":
             collected = collected.rotated()
         with self._experiment.display.phase("scoring the captions"):
@@ -169,6 +169,11 @@ class SplitEvaluator:
         """Calls `Evaluator.write` of every evaluator."""
         for prepared in self._evaluators:
             prepared.evaluator.write(final)
+
+    def _put_on_devices(self, batch: Batch) -> dict[str, jax.Array]:
+        if self._image_input == "blank":
+            batch = {**batch, "image": np.full_like(batch["image"], 128)}
+        return put_batch(batch, self._experiment.mesh)
 
     def _summarise(
         self, collected: _CollectedOutputs, variables: PyTree, step: int, start_time: float, problems: dict
@@ -244,6 +249,17 @@ def prepare_evaluators(experiment: Experiment) -> list[PreparedEvaluator]:
             )
         evaluators.append((label, evaluator))
     return [PreparedEvaluator(label, evaluator, evaluator.prepare(experiment)) for label, evaluator in evaluators]
+
+
+def _fetch_late(outputs: Iterable[PyTree]) -> Iterator[PyTree]:
+    """Fetches the outputs of each batch after the next batch is dispatched, so that the devices never wait."""
+    previous = None
+    for current in outputs:
+        if previous is not None:
+            yield jax.device_get(previous)
+        previous = current
+    if previous is not None:
+        yield jax.device_get(previous)
 
 
 def _rotate(per_image: dict[Any, Any]) -> dict[Any, Any]:

@@ -27,6 +27,8 @@ from caption_jax.specs.renamed_keys import RENAMED_MODULES
 
 PyTree = Any
 
+_BEST_METRICS = "best_metrics"  # record of a checkpoint whose weights are the best so far
+
 
 @dataclass(frozen=True)
 class RestoredState:
@@ -42,28 +44,36 @@ class Checkpoints:
     """Writes the last and best checkpoints of a run in the background, and restores the last one.
 
     Checkpoints are committed by a single rename after all files are written, so a killed run leaves only complete
-    checkpoints. Each `save_best` must be followed by a `save` with the same step. No matter when the run is killed,
-    the two retained best checkpoints then include the one that the newest checkpoint records as the best.
+    checkpoints. Each `save_best` must be followed by a `save` with the same step. The two are written at the same time,
+    in any order. If the run is killed before the best weights are complete, `restore` writes them again from the last
+    checkpoint, which has the same weights. No matter when the run is killed, the two retained best checkpoints then
+    include the one that the newest checkpoint records as the best.
     """
 
     def __init__(self, workdir: str | epath.Path):
         folder = absolute(workdir) / "checkpoints"
         self._last = _make_manager(folder / "last")
         self._best = _make_manager(folder / "best")
+        self._best_metrics: tuple[int, dict[str, float]] | None = None  # arguments of the last `save_best`
 
     def save(self, step: int, weights: PyTree, train: PyTree, records: Mapping[str, Any]) -> None:
         """Starts writing the state after `step` steps; returns as soon as the arrays and records may be modified."""
         if step == self._last.latest_step():
             return
-        self._best.wait_until_finished()  # the records must not refer to best weights that are not saved yet
-        records = ocp.args.JsonSave(copy.deepcopy(dict(records)))  # written later, when the run may have modified them
+        records = copy.deepcopy(dict(records))  # written later, when the run may have modified them
+        if self._best_metrics is not None and self._best_metrics[0] == step:
+            records[_BEST_METRICS] = self._best_metrics[1]
+        else:
+            self._best.wait_until_finished()  # only a checkpoint of the same step can replace the best weights
+        records = ocp.args.JsonSave(records)
         items = {"weights": ocp.args.StandardSave(weights), "train": ocp.args.StandardSave(train)}
         self._last.save(step, args=ocp.args.Composite(records=records, **items), force=True)
 
     def save_best(self, step: int, weights: PyTree, metrics: Mapping[str, float]) -> None:
         """Starts writing the best weights so far, with their metrics."""
-        self._last.wait_until_finished()
+        self._last.wait_until_finished()  # otherwise, the best weights that it refers to might be deleted
         self._delete_best_from(step)
+        self._best_metrics = step, dict(metrics)
         items = {"weights": ocp.args.StandardSave(weights), "records": ocp.args.JsonSave(dict(metrics))}
         self._best.save(step, args=ocp.args.Composite(**items), force=True)
 
@@ -98,7 +108,12 @@ class Checkpoints:
             ) from error
         self._delete_best_from(step + 1)
         weights, train = (rename_modules(items[name], RENAMED_MODULES) for name in ("weights", "train"))
-        return RestoredState(weights, train, items["records"], step)
+        records = dict(items["records"])
+        metrics = records.pop(_BEST_METRICS, None)
+        if metrics is not None and step not in self._best.all_steps():
+            self.save_best(step, weights, metrics)
+            self._best.wait_until_finished()
+        return RestoredState(weights, train, records, step)
 
     def _former_names(self, step: int) -> dict[str, str]:
         """Returns current name -> former name for modules that an older release stored under their former names."""
@@ -161,7 +176,11 @@ def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> Py
 
 
 def _make_manager(folder: epath.Path) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=2, cleanup_tmp_directories=True)
+    # The prefix distinguishes the barriers of checkpoints that are written at the same time.
+    processes = ocp.options.MultiprocessingOptions(barrier_sync_key_prefix=folder.name)
+    options = ocp.CheckpointManagerOptions(
+        max_to_keep=2, cleanup_tmp_directories=True, multiprocessing_options=processes
+    )
     return ocp.CheckpointManager(folder, options=options, item_handlers=_make_handlers())
 
 

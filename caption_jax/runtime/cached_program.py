@@ -58,11 +58,20 @@ class CachedProgram:
 
     def __call__(self, *arguments: PyTree) -> PyTree:
         """Calls the function, tracing it only if no cached program matches the arguments."""
+        return self._get_program(arguments)(*arguments)
+
+    def compile(self, *arguments: PyTree) -> None:
+        """Compiles the function for the shapes of `arguments`, which may be abstract, before it is called."""
+        program = self._get_program(arguments)
+        if not isinstance(program, jax.stages.Compiled):
+            program.lower(*arguments).compile()
+
+    def _get_program(self, arguments: tuple[PyTree, ...]) -> Callable:
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
         if (tree, shapes) not in self._programs:
             self._programs[tree, shapes] = self._make_program(arguments, f"{tree} {shapes}")
-        return self._programs[tree, shapes](*arguments)
+        return self._programs[tree, shapes]
 
     def _make_program(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
         configured = jax.config.jax_compilation_cache_dir
@@ -97,10 +106,8 @@ class CachedProgram:
         return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def cached_update(
-    update: Callable, name: str, cache_key: Any, *, state: PyTree, inputs: tuple[PyTree, ...], outputs: PyTree
-) -> Callable:
-    """Creates a `CachedProgram` for `update(state, *inputs) -> (state, outputs)` that donates the state.
+class CachedUpdate:
+    """A `CachedProgram` for `update(state, *inputs) -> (state, outputs)` that donates the state.
 
     Exported programs support only dictionaries, lists and tuples, so a state with other classes is passed as the list
     of its leaves.
@@ -112,30 +119,42 @@ def cached_update(
         state: shardings of the state, as a pytree with the structure of the state.
         inputs: shardings of the other arguments.
         outputs: sharding of the other result.
-
-    Returns:
-        A function with the arguments and results of `update`.
     """
-    shardings, structure = jax.tree.flatten(state)
 
-    def update_leaves(leaves: list[jax.Array], *arguments: PyTree) -> tuple[list[jax.Array], PyTree]:
-        new_state, result = update(structure.unflatten(leaves), *arguments)
-        return jax.tree.leaves(new_state), result
+    def __init__(
+        self,
+        update: Callable,
+        name: str,
+        cache_key: Any,
+        *,
+        state: PyTree,
+        inputs: tuple[PyTree, ...],
+        outputs: PyTree,
+    ):
+        shardings, structure = jax.tree.flatten(state)
 
-    program = CachedProgram(
-        update_leaves,
-        name,
-        {**cache_key, "state": str(structure)},
-        donate_argnums=0,
-        in_shardings=(shardings, *inputs),
-        out_shardings=(shardings, outputs),
-    )
+        def update_leaves(leaves: list[jax.Array], *arguments: PyTree) -> tuple[list[jax.Array], PyTree]:
+            new_state, result = update(structure.unflatten(leaves), *arguments)
+            return jax.tree.leaves(new_state), result
 
-    def run(state: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
-        leaves, result = program(jax.tree.leaves(state), *arguments)
-        return structure.unflatten(leaves), result
+        self._structure = structure
+        self._program = CachedProgram(
+            update_leaves,
+            name,
+            {**cache_key, "state": str(structure)},
+            donate_argnums=0,
+            in_shardings=(shardings, *inputs),
+            out_shardings=(shardings, outputs),
+        )
 
-    return run
+    def __call__(self, state: PyTree, *arguments: PyTree) -> tuple[PyTree, PyTree]:
+        """Calls the function."""
+        leaves, result = self._program(jax.tree.leaves(state), *arguments)
+        return self._structure.unflatten(leaves), result
+
+    def compile(self, state: PyTree, *arguments: PyTree) -> None:
+        """Compiles the function for the shapes of the arguments; see `CachedProgram.compile`."""
+        self._program.compile(jax.tree.leaves(state), *arguments)
 
 
 @functools.cache

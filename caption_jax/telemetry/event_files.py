@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import collections
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from caption_jax.telemetry.write_queue import WriteQueue
 from input_pipeline.extras import optional_packages
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
-
-_MAX_PENDING = 1000  # writes; the caller waits if there are more
 
 
 class EventFiles:
@@ -30,8 +27,7 @@ class EventFiles:
     def __init__(self, folder: epath.PathLike, open_writer: Callable[[str], Any] | None = None) -> None:
         self._folder = str(folder)
         self._open_writer = open_writer or _open_summary_writer
-        self._thread: ThreadPoolExecutor | None = None  # joined at interpreter exit
-        self._pending: collections.deque[Future[None]] = collections.deque()
+        self._queue = WriteQueue("event-files")
         self._writer: Any = None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
@@ -48,23 +44,10 @@ class EventFiles:
 
     def close(self) -> None:
         """Waits for all pending writes and closes the files. Idempotent; creates no file if nothing was written."""
-        if self._thread is None:
-            return
-        thread, self._thread = self._thread, None
-        self._pending.append(thread.submit(self._close_writer))
-        thread.shutdown()
-        self._collect(max_pending=0)
+        self._queue.close(self._close_writer)
 
     def _submit(self, method: str, step: int, values: Mapping[str, Any]) -> None:
-        self._collect(_MAX_PENDING)
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="event-files")
-        self._pending.append(self._thread.submit(self._write, method, step, dict(values)))
-
-    def _collect(self, max_pending: int) -> None:
-        """Raises the errors of completed writes, and waits until at most `max_pending` are pending."""
-        while self._pending and (self._pending[0].done() or len(self._pending) > max_pending):
-            self._pending.popleft().result()
+        self._queue.submit(self._write, method, step, dict(values))
 
     def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:
         if self._writer is None:

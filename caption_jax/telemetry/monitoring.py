@@ -12,6 +12,7 @@ from etils import epath
 
 from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
+from caption_jax.telemetry.write_queue import WriteQueue
 
 # TensorBoard sorts cards by tag and opens the first two groups. The most important scalars are therefore also written
 # to a group that comes before "train" and "val".
@@ -25,8 +26,8 @@ class Monitor:
     Everything is written to event files in `<workdir>/tensorboard`. Scalars are also written to
     `<workdir>/metrics.jsonl` and, if it is verbose, the log.
 
-    A background thread opens the event files at the first write, so that no training step waits for the import of
-    TensorFlow.
+    Background threads write all files, so that no training step waits for a bucket or for the import of TensorFlow.
+    If a write fails, a later method call raises its error.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Monitor:
             return
         workdir = epath.Path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
+        self._rows = WriteQueue("metrics")
         self._events = EventFiles(workdir / "tensorboard")
         self._texts: dict[str, str] = {}  # texts of step 0 that have not been written yet
         if config is not None and start_step == 0:
@@ -66,7 +68,7 @@ class Monitor:
         if not self._active:
             return
         scalars = {name: float(value) for name, value in values.items()}
-        self._metrics.append(Row(step, prefix, scalars))
+        self._rows.submit(self._metrics.append, Row(step, prefix, scalars))
         scalars_by_tag = {f"{prefix}/{name}": scalar for name, scalar in scalars.items()}
         overview = {f"{OVERVIEW}/{name}_{prefix}": scalars[name] for name in _OVERVIEW_NAMES if name in scalars}
         self._write_first_texts()
@@ -86,12 +88,20 @@ class Monitor:
             self._write_first_texts()
             self._events.texts(step, texts)
 
+    def flush_metrics(self) -> None:
+        """Waits until all rows of `metrics.jsonl` are written. A run that resumes does not repeat them."""
+        if self._active:
+            self._rows.flush()
+
     def close(self) -> None:
-        """Flushes all pending events. Idempotent."""
+        """Waits for all pending writes. Idempotent."""
         if not self._active:
             return
         self._active = False
-        self._events.close()
+        try:
+            self._rows.close()
+        finally:
+            self._events.close()
 
     def _write_first_texts(self) -> None:
         """Writes the texts of step 0 before the first other event, so that a run that logs nothing creates no files."""

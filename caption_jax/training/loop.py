@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -33,13 +34,15 @@ from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.runs.weights import Weights
-from caption_jax.runtime.stopping import FiniteCheck, stop_on_signal
+from caption_jax.runtime.stopping import stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.monitoring import Monitor
-from caption_jax.telemetry.progress import SILENT, Display, describe_rates
+from caption_jax.telemetry.progress import SILENT, Display, Phase, describe_rates
 from caption_jax.telemetry.tracing import Trace
 from caption_jax.training.batch_placer import make_batch_placer
+from caption_jax.training.next_phase import NextPhaseCompiler
+from caption_jax.training.pending_steps import PendingSteps
 from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
@@ -90,6 +93,7 @@ class Run:
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         self.display = experiment.display
+        self.compiler = NextPhaseCompiler()
         with self.display.phase("building the model"):
             self.evaluator = make_validation_evaluator(experiment)  # validates the config before any slow operation
             self.program, self.constant_fingerprints = make_program_with_constants(experiment, self.steps)
@@ -110,12 +114,17 @@ class Run:
     def train(self, stop_requested: Callable[[int], bool]) -> bool:
         """Trains until the last step, early stopping or a stop request, and returns whether training is complete."""
         step = int(self.state.step)  # number of updates made so far
-        finite = FiniteCheck(self.experiment.split("train"))
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
         bar = self.display.phase("training", self.steps, "steps", completed=step)
         session_record = self._recorded_session(step)
-        with self.batches, contextlib.closing(trace), session_record as session, bar as phase:
+        with (
+            self.batches,
+            contextlib.closing(trace),
+            session_record as session,
+            bar as phase,
+            PendingSteps(self.experiment.split("train"), functools.partial(self._log, phase)) as pending,
+        ):
             for end, train_step in self._freezing_phases(step):
                 while step < end and not self._is_out_of_patience():
                     trace.before_step(step, self.state)
@@ -124,12 +133,10 @@ class Run:
                     self.state, metrics = train_step(self.state, batch, self.program.constants)
                     step += 1
                     phase.advance()
-                    finite.push(step, metrics, batch["index"])
-                    if self._is_due(step, self.spec.train.log_every):
-                        phase.text = self._log(step, metrics)
+                    pending.push(step, metrics, batch["index"], self._logged_values(step))
                     improved = False
                     if self._is_due(step, self.spec.train.eval_every):
-                        finite.flush()
+                        pending.flush()
                         improved = self._evaluate(step)
                     stop = stop_requested(step)
                     if (
@@ -138,12 +145,13 @@ class Run:
                         or self._is_due(step, self.spec.train.checkpoint_every)
                         or self._is_out_of_patience()
                     ):
-                        finite.flush()
+                        pending.flush()
                         self._save(step)
                     if stop:
                         logging.warning("stop requested: saved step %d; run the same command again to resume", step)
                         session.end(step, STOP_REQUESTED)
                         return False
+            pending.flush()
             self._record_end(session, step)
         return True
 
@@ -151,6 +159,7 @@ class Run:
         """Waits for background writes to finish."""
         # The stack closes in reverse order, even after an error.
         with self.display.phase("finishing writes"), contextlib.ExitStack() as stack:
+            stack.callback(self.compiler.close)  # the last to be closed, because a compilation can take minutes
             stack.callback(self.monitor.close)
             stack.callback(self.artifacts.close)
             stack.callback(self.checkpoints.close)
@@ -181,15 +190,41 @@ class Run:
         return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
     def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        """Yields (last step, jitted training step) for each phase of unfreezing, starting at `step`."""
+        """Yields (last step, jitted training step) for each phase of unfreezing, starting at `step`.
+
+        After the first step of a phase, a background thread compiles the training step of the next one.
+        """
         starts = phases(self.state.params, self.spec.optimizer.rules)
-        ends = [start for start, _ in starts[1:]] + [self.steps]
-        for (start, frozen), end in zip(starts, ends, strict=True):
-            start, end = max(start, step), min(end, self.steps)
-            if start < end and not self._is_out_of_patience():
-                logging.debug("steps %d to %d: %d parameter arrays frozen", start + 1, end, len(frozen))
-                update = self.program.cached_update(frozen)
-                yield end, self.display.around_first_call(update, "compiling the training step")
+        ends = [*(start for start, _ in starts[1:]), self.steps]
+        remaining = [
+            (min(end, self.steps), frozen)
+            for (start, frozen), end in zip(starts, ends, strict=True)
+            if max(start, step) < min(end, self.steps)
+        ]
+        updates = [self.program.cached_update(frozen) for _, frozen in remaining]
+        for (end, frozen), update, next_update in zip(remaining, updates, [*updates[1:], None], strict=True):
+            if self._is_out_of_patience():
+                return
+            logging.debug("steps up to %d: %d parameter arrays frozen", end, len(frozen))
+            train_step = self._begin_phase(update, next_update)
+            yield end, self.display.around_first_call(train_step, "compiling the training step")
+
+    def _begin_phase(self, update: Callable, next_update: Callable | None) -> Callable:
+        """Returns a training step that starts compiling `next_update` after its first call."""
+        is_first = True
+
+        def train_step(state: TrainState, batch: Any, constants: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+            nonlocal is_first
+            if not is_first:
+                return update(state, batch, constants)
+            is_first = False
+            self.compiler.wait()
+            state, metrics = update(state, batch, constants)
+            if next_update is not None:
+                self.compiler.start(next_update, state, batch, constants)
+            return state, metrics
+
+        return train_step
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
@@ -212,6 +247,7 @@ class Run:
 
     def _save(self, step: int) -> None:
         with self.clock.paused():
+            self.monitor.flush_metrics()  # a run that resumes from this checkpoint does not repeat earlier rows
             records = {
                 "iterator": self.batches.get_state(),
                 "clock": self.clock.dump(),
@@ -223,15 +259,19 @@ class Run:
             if self.progress["best"] is None:  # before the first evaluation, the latest model is used as the best
                 self.artifacts.write(step, weights)
 
-    def _log(self, step: int, metrics: dict[str, jax.Array]) -> str:
-        """Writes the metrics of a step, and returns a summary for the progress display."""
-        values = {name: float(value) for name, value in metrics.items()}  # "loss" is the captioning loss, not the total
-        values["learning_rate"] = float(self.program.schedule(step - 1))
+    def _logged_values(self, step: int) -> dict[str, Any] | None:
+        """Returns the values to log after a step in addition to its metrics; None if the step is not a log point."""
+        if not self._is_due(step, self.spec.train.log_every):
+            return None
+        return {"learning_rate": self.program.schedule(step - 1), "unreadable_images": len(self.batches.problems)}
+
+    def _log(self, phase: Phase, step: int, values: dict[str, float]) -> None:
+        """Writes the values of a finished log point, and shows a summary in `phase`."""
+        unreadable_images = values.pop("unreadable_images")
         values |= self.clock.tick(step)
-        values["unreadable_images"] = len(self.batches.problems)
-        with self.clock.paused():  # writing to a bucket is slow
-            self.monitor.scalars(step, values, "train")
-        return describe_rates(values["loss"], self.clock)
+        # "loss" is the captioning loss, not the total. A background thread writes the row.
+        self.monitor.scalars(step, {**values, "unreadable_images": unreadable_images}, "train")
+        phase.text = describe_rates(values["loss"], self.clock)
 
     def _evaluate(self, step: int) -> bool:
         """Evaluates the validation split, updates early stopping and saves the weights if they are the best so far.

@@ -15,7 +15,7 @@ from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, parameter_shardings, replicated, shardings_like
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.initial_variables import variable_shapes
-from caption_jax.runtime.cached_program import cached_update
+from caption_jax.runtime.cached_program import CachedUpdate
 from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import as_mapping
 from caption_jax.training.optimizer import make_optimizer
@@ -89,7 +89,7 @@ class Program:
             "frozen": sorted(frozen),
             "extensions": [source_hash(type(objective)) for objective in spec.objective.terms.values()],
         }
-        return cached_update(
+        return CachedUpdate(
             self.uncompiled_step(frozen),
             "train_step",
             cache_key,

@@ -148,6 +148,36 @@ def test_a_kill_between_the_best_weights_and_their_state_discards_both(tmp_path)
     assert_equal_trees(best.variables, make_state(20).weights())
 
 
+def test_best_weights_that_were_not_complete_when_the_run_was_killed_are_restored_from_the_last_checkpoint(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (10, 20):
+        checkpoints.save_best(step, make_state(step).weights(), {"CIDEr-D": step / 100})
+        save(checkpoints, make_state(step))
+    checkpoints.close()
+    complete = tmp_path / "checkpoints" / "best" / "20"
+    expected = (complete / "records" / "metadata").read_bytes()
+    complete.rename(complete.with_name("20.orbax-checkpoint-tmp"))
+    assert read_weights(tmp_path).step == 10
+    restored, records = restore(tmp_path, make_template(make_state(1)))
+    assert int(restored.step) == 20 and records == RECORDS
+    assert read_weights(tmp_path).step == 20
+    assert_equal_trees(read_weights(tmp_path).variables, make_state(20).weights())
+    assert (complete / "records" / "metadata").read_bytes() == expected
+
+
+def test_the_last_checkpoint_waits_only_for_best_weights_of_an_earlier_step(tmp_path, monkeypatch):
+    checkpoints, waits = Checkpoints(tmp_path), []
+    monkeypatch.setattr(checkpoints._best, "wait_until_finished", lambda: waits.append(None))
+    checkpoints.save_best(10, make_state(10).weights(), {"CIDEr-D": 0.1})
+    save(checkpoints, make_state(10))
+    assert waits == []
+    save(checkpoints, make_state(15))
+    assert len(waits) == 1
+    monkeypatch.undo()
+    checkpoints.close()
+    assert (read_weights(tmp_path).step, read_weights(tmp_path, "last").step) == (10, 15)
+
+
 def test_unfinished_checkpoints_are_skipped(tmp_path):
     save_states(tmp_path, make_state(3))
     last = tmp_path / "checkpoints" / "last"

@@ -71,7 +71,7 @@ def test_errors_are_raised_by_a_later_write_or_by_close():
 
     events = EventFiles("folder", lambda folder: RecordingWriter(failing_step=1))
     events.scalars(1, {})
-    events._pending[0].exception(timeout=60)  # the write has finished
+    events._queue._pending[0].exception(timeout=60)  # the write has finished
     with pytest.raises(OSError, match="no space left"):
         events.scalars(2, {})
     events.close()
@@ -88,7 +88,7 @@ def test_errors_when_opening_the_writer_are_raised_by_close():
 
 
 def test_writes_block_while_too_many_are_pending(monkeypatch):
-    monkeypatch.setattr("caption_jax.telemetry.event_files._MAX_PENDING", 2)
+    monkeypatch.setattr("caption_jax.telemetry.write_queue._MAX_PENDING", 2)
     may_open, writer = threading.Event(), RecordingWriter()
     events = EventFiles("folder", lambda folder: may_open.wait(60) and writer)
     threading.Timer(0.2, may_open.set).start()
