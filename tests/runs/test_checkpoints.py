@@ -167,8 +167,8 @@ def test_best_weights_that_were_not_complete_when_the_run_was_killed_are_restore
 
 def test_the_last_checkpoint_waits_only_for_best_weights_of_an_earlier_step(tmp_path, monkeypatch):
     checkpoints, waits = Checkpoints(tmp_path), []
-    monkeypatch.setattr(checkpoints._best, "wait_until_finished", lambda: waits.append(None))
     checkpoints.save_best(10, make_state(10).weights(), {"CIDEr-D": 0.1})
+    monkeypatch.setattr(checkpoints._best, "wait_until_finished", lambda: waits.append(None))
     save(checkpoints, make_state(10))
     assert waits == []
     save(checkpoints, make_state(15))
