@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -202,7 +203,8 @@ class Run:
             if max(start, step) < min(end, self.steps)
         ]
         updates = [self.program.cached_update(frozen) for _, frozen in remaining]
-        for (end, frozen), update, next_update in zip(remaining, updates, [*updates[1:], None], strict=True):
+        pairs = itertools.zip_longest(updates, updates[1:])
+        for (end, frozen), (update, next_update) in zip(remaining, pairs, strict=True):
             if self._is_out_of_patience():
                 return
             logging.debug("steps up to %d: %d parameter arrays frozen", end, len(frozen))
