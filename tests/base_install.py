@@ -159,6 +159,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "pycocoevalcap": raise_meteor_error,
         "pillow_heif": lambda: decode_image(b"\0\0\0\x18ftypheic", 8),
         "libtpu": parse_topology("v5e:2x2").devices,
+        "jax_cuda12_plugin": parse_topology("h100:8").devices,
         "gcsfs": lambda: absolute("gs://bucket/run"),
         "s3fs": lambda: absolute("s3://bucket/run"),
         # The base installation includes huggingface_hub as a dependency of tokenizers, so `main` blocks it separately.

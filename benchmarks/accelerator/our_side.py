@@ -28,6 +28,7 @@ from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.planning.hlo import CompiledText
+from caption_jax.planning.matrix_products import matrix_flops
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.initial_variables import init_variables
 from caption_jax.specs import DataSpec, DecoderSpec, MeshSpec, ModelSpec, OptimizerSpec, RunSpec, TrainSpec
@@ -157,7 +158,7 @@ def describe_program(lowered: jax.stages.Lowered, compiled: jax.stages.Compiled)
         "temporary_bytes": memory.temp_size_in_bytes,
         "argument_bytes": memory.argument_size_in_bytes,
         # The body of a loop is counted once, so these are too low for decoding.
-        "matrix_flops": CompiledText(lowered.as_text("hlo")).matrix_flops(),
+        "matrix_flops": matrix_flops(CompiledText(lowered.as_text("hlo"))),
         "bytes_accessed": analysis.get("bytes accessed", 0.0),
     }
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from caption_jax.errors import UserError
 from caption_jax.planning.chips import Chip
 from caption_jax.planning.hlo import Collective, CompiledText, Traffic
+from caption_jax.planning.matrix_products import list_products, matrix_flops, matrix_flops_by_dtype
 
 
 class OutOfMemoryError(UserError, ValueError):
@@ -29,6 +32,8 @@ class Cost:
         flops: FLOPs of all operations, including elementwise ones, as counted by XLA.
         matrix_flops: FLOPs of convolutions and matrix products.
         matrix_flops_by_dtype: `matrix_flops` by operand type, before compilation, because XLA widens bfloat16 on CPUs.
+        widened_matrix_flops: part of `matrix_flops` whose operands were converted from a narrower floating-point type,
+            before compilation.
         bytes: bytes read and written by all operations, as counted by XLA, including layout padding and on-chip memory
             traffic.
         traffic: traffic per operation; the sum is close to `bytes`.
@@ -44,6 +49,7 @@ class Cost:
     flops: float
     matrix_flops: int
     matrix_flops_by_dtype: dict[str, int]
+    widened_matrix_flops: int
     bytes: float
     traffic: tuple[Traffic, ...]
     collectives: tuple[Collective, ...]
@@ -68,6 +74,12 @@ class Cost:
         total = sum(operation.bytes for operation in self.traffic)
         selected = sum(operation.bytes for operation in self.traffic if f"/{module}/" in operation.source)
         return self.bytes * selected / max(total, 1)
+
+    @property
+    def layout_bytes(self) -> float:
+        """Bytes read and written by operations that only move elements, scaled so that all traffic sums to `bytes`."""
+        total = sum(operation.bytes for operation in self.traffic)
+        return self.bytes * sum(one.bytes for one in self.traffic if one.is_layout_change) / max(total, 1)
 
     @property
     def bytes_sent(self) -> float:
@@ -108,20 +120,23 @@ def compute_roofline(cost: Cost, chip: Chip) -> Roofline:
     return Roofline(seconds, cost.images)
 
 
-def measure_cost(lowered: jax.stages.Lowered, images: int, devices: int) -> Cost:
+def measure_cost(
+    lowered: jax.stages.Lowered, images: int, devices: int, compiler_options: Mapping[str, Any] | None = None
+) -> Cost:
     """Compiles a program and returns its cost.
 
     Args:
         lowered: the program.
         images: images per chip in its batch.
         devices: number of devices.
+        compiler_options: XLA options.
 
     Raises:
         OutOfMemoryError: the program does not fit in the memory of a chip.
     """
     start = time.perf_counter()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(dict(compiler_options or {}))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -142,6 +157,7 @@ def compute_cost(
         seconds: compile time.
     """
     memory, analysis, text = compiled.memory_analysis(), compiled.cost_analysis(), CompiledText(compiled.as_text())
+    lowered_text = CompiledText(lowered.as_text("hlo"))
     return Cost(
         images=images,
         arguments=memory.argument_size_in_bytes,
@@ -149,8 +165,9 @@ def compute_cost(
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
         flops=analysis.get("flops", 0.0),  # missing if the program computes nothing
-        matrix_flops=text.matrix_flops(),
-        matrix_flops_by_dtype=CompiledText(lowered.as_text("hlo")).matrix_flops_by_dtype(),
+        matrix_flops=matrix_flops(text),
+        matrix_flops_by_dtype=matrix_flops_by_dtype(lowered_text),
+        widened_matrix_flops=sum(product.flops for product in list_products(lowered_text) if product.is_widened),
         bytes=analysis.get("bytes accessed", 0.0),
         traffic=tuple(text.traffic()),
         collectives=tuple(text.collectives(devices)),

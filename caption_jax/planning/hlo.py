@@ -1,4 +1,4 @@
-"""Parses the HLO text of a compiled program: collectives, matrix FLOPs, and traffic in on-chip and main memory."""
+"""Parses the HLO text of a compiled program: collectives, and traffic in on-chip and main memory."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _ON_CHIP = "S(1)"  # marks layouts in on-chip vector memory, which the TPU compiler uses for arrays that fit
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_LAYOUT_CHANGES = {"copy", "transpose"}
 _COLLECTIVES = (
     "all-reduce",
     "all-gather",
@@ -100,11 +101,13 @@ class Traffic:
         source: operation of the traced program, or the source of an operand if the compiler does not record it.
         bytes: bytes read and written.
         on_chip: the part of `bytes` in on-chip vector memory.
+        is_layout_change: whether the operation only moves elements, such as a transposition.
     """
 
     source: str
     bytes: int
     on_chip: int
+    is_layout_change: bool = False
 
 
 class CompiledText:
@@ -129,6 +132,10 @@ class CompiledText:
                 current.append(Instruction(name, type_text, opcode, operands, attributes))
         self._types = {
             computation: {instruction.name: instruction.type for instruction in instructions}
+            for computation, instructions in self._computations.items()
+        }
+        self._by_name = {
+            computation: {instruction.name: instruction for instruction in instructions}
             for computation, instructions in self._computations.items()
         }
 
@@ -181,30 +188,33 @@ class CompiledText:
                     continue
                 arrays = [instruction.type, *(types.get(name, "") for name in instruction.operands)]
                 total = sum(_count_padded_bytes(array) for array in arrays)
-                traffic.append(Traffic(source, total, sum(_count_padded_bytes(array, _ON_CHIP) for array in arrays)))
+                on_chip = sum(_count_padded_bytes(array, _ON_CHIP) for array in arrays)
+                traffic.append(Traffic(source, total, on_chip, self._changes_layout(instruction)))
         return traffic
 
-    def matrix_flops(self) -> int:
-        """Returns the FLOPs of all convolutions and matrix products, where a multiply-add counts as two.
+    def _changes_layout(self, instruction: Instruction) -> bool:
+        """Whether an instruction is a copy or a transposition, or a fusion of these."""
+        if instruction.opcode != "fusion":
+            return instruction.opcode in _LAYOUT_CHANGES
+        opcodes = {one.opcode for one in self._computations.get(instruction.attribute("calls").lstrip("%"), ())}
+        return bool(opcodes & _LAYOUT_CHANGES) and opcodes <= _LAYOUT_CHANGES | {"parameter", "bitcast", "reshape"}
 
-        Padding is not counted. Operations inside a loop are counted once.
+    def operations(self) -> Iterator[tuple[str, Instruction]]:
+        """Yields the name of the computation and the instruction for all that are executed, also in fusions and loops.
+
+        Operations inside a loop are yielded once.
         """
-        return sum(self.matrix_flops_by_dtype().values())
-
-    def matrix_flops_by_dtype(self) -> dict[str, int]:
-        """Returns `matrix_flops` by operand type, such as "bf16" or "f32"; the wider one if operand types differ."""
-        totals: Counter[str] = Counter()
         for computation in self._reachable_computations(r"calls|to_apply|body|condition|\w+_computations"):
             for instruction in self._computations[computation]:
-                if instruction.opcode not in ("convolution", "dot"):
-                    continue
-                types = [self._types[computation].get(name, "") for name in instruction.operands]
-                if instruction.opcode == "convolution":
-                    flops = _count_convolution_flops(instruction, *map(_parse_shape, types))
-                else:
-                    flops = _count_dot_flops(instruction, _parse_shape(types[0]))
-                totals[max(map(_parse_dtype, types), key=lambda dtype: _array_bytes(dtype, [1]))] += flops
-        return dict(totals)
+                yield computation, instruction
+
+    def operand_types(self, computation: str, instruction: Instruction) -> list[str]:
+        """Returns the types of the operands of an instruction; "" if unknown."""
+        return [self._types[computation].get(name, "") for name in instruction.operands]
+
+    def find(self, computation: str, name: str) -> Instruction | None:
+        """Returns an instruction of a computation; None if there is none of this name."""
+        return self._by_name[computation].get(name)
 
     def _reachable_computations(self, attributes: str) -> Iterator[str]:
         """Yields the name of each computation that is reachable from the entry computation.
@@ -234,12 +244,14 @@ def _split_operands(text: str) -> tuple[tuple[str, ...], str]:
     return (), text
 
 
-def _parse_shape(type_text: str) -> tuple[int, ...]:
+def parse_shape(type_text: str) -> tuple[int, ...]:
+    """Returns the shape of an array type, or of the first array of a tuple type; () if there is none."""
     match = _ARRAY.search(type_text)
     return tuple(_parse_sizes(match.group(2))) if match else ()
 
 
-def _parse_dtype(type_text: str) -> str:
+def parse_dtype(type_text: str) -> str:
+    """Returns the dtype of an array type, such as "bf16", or of the first array of a tuple type; "" if there is none."""
     match = _ARRAY.search(type_text)
     return match.group(1) if match else ""
 
@@ -265,10 +277,14 @@ def _count_padded_bytes(type_text: str, memory_space: str = "") -> int:
     )
 
 
-def _array_bytes(dtype: str, sizes: list[int]) -> int:
+def count_bits(dtype: str) -> int:
+    """Returns the number of bits of an element; 0 for types without elements."""
     digits = re.search(r"\d+", dtype)
-    bits = _BITS[dtype] if dtype in _BITS else int(digits.group()) if digits else 0
-    return math.prod(sizes) * bits // 8
+    return _BITS[dtype] if dtype in _BITS else int(digits.group()) if digits else 0
+
+
+def _array_bytes(dtype: str, sizes: list[int]) -> int:
+    return math.prod(sizes) * count_bits(dtype) // 8
 
 
 def _parse_sizes(text: str) -> list[int]:
@@ -332,47 +348,3 @@ def _connected_components(pairs: Sequence[tuple[int, int]]) -> Groups:
         merged = [group for group in groups if group & set(pair)]
         groups = [group for group in groups if group not in merged] + [set(pair).union(*merged)]
     return frozenset(map(frozenset, groups))
-
-
-def _count_convolution_flops(
-    instruction: Instruction, input_shape: tuple[int, ...], kernel_shape: tuple[int, ...]
-) -> int:
-    """Counts one multiply-add per product of a pixel and a weight, like XLA's cost analysis, so padding is excluded."""
-    match = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
-    input_labels, kernel_labels, output_labels = match.groups()
-    output_shape = _parse_shape(instruction.type)
-    window = _parse_window(instruction.attributes, sum(label.isdigit() for label in input_labels))
-    positions = 1
-    for axis, (size, stride, padding, input_dilation, kernel_dilation) in enumerate(window):
-        length = input_shape[input_labels.index(str(axis))]
-        indices = np.arange(output_shape[output_labels.index(str(axis))])[:, None] * stride - padding
-        indices = indices + np.arange(size) * kernel_dilation
-        valid = (indices >= 0) & (indices % input_dilation == 0) & (indices // input_dilation < length)
-        positions *= int(valid.sum())
-    groups = int(instruction.attribute("feature_group_count", "1"))
-    batch_groups = int(instruction.attribute("batch_group_count", "1"))
-    input_features = input_shape[input_labels.index("f")] // groups
-    batch_size = input_shape[input_labels.index("b")] // batch_groups
-    return 2 * positions * input_features * kernel_shape[kernel_labels.index("o")] * batch_size
-
-
-def _parse_window(attributes: str, dimensions: int) -> list[tuple[int, int, int, int, int]]:
-    """Returns the size, stride, low padding, input dilation and kernel dilation of each spatial dimension."""
-    match = re.search(r"window=\{([^}]*)\}", attributes)
-    fields = dict(field.split("=") for field in match.group(1).split()) if match else {}
-
-    def values(name: str, default: str) -> list[str]:
-        return fields[name].split("x") if name in fields else [default] * dimensions
-
-    sizes, strides, pads = values("size", "1"), values("stride", "1"), values("pad", "0_0")
-    dilations = values("lhs_dilate", "1"), values("rhs_dilate", "1")
-    return [
-        (int(size), int(stride), int(pad.split("_")[0]), int(input_dilation), int(kernel_dilation))
-        for size, stride, pad, input_dilation, kernel_dilation in zip(sizes, strides, pads, *dilations, strict=True)
-    ]
-
-
-def _count_dot_flops(instruction: Instruction, left_shape: tuple[int, ...]) -> int:
-    match = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
-    contracted = math.prod(left_shape[int(axis)] for axis in match.group(1).split(",") if axis)
-    return 2 * math.prod(_parse_shape(instruction.type)) * contracted

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -38,7 +38,7 @@ class Request:
     """Options of a plan.
 
     Attributes:
-        topology: topology such as "v5e:16x16".
+        topology: topology such as "v5e:16x16" or "h100:8".
         programs: subset of `PROGRAMS`.
         phase: unfreezing phase: "first", "last", or a step of the wanted phase; "all" freezes nothing.
         images: images per chip, or 0 for the batch size in the config.
@@ -63,7 +63,7 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     Raises:
         ValueError: the topology, a program or the phase is unknown, the batch cannot be split evenly over the mesh, the
             image backbone cannot be trained with this batch size, or the constants of an objective are unknown.
-        ModuleNotFoundError: the TPU compiler is not installed.
+        ModuleNotFoundError: the compiler for the topology is not installed.
     """
     unknown = sorted(set(request.programs) - set(PROGRAMS))
     if unknown:
@@ -98,7 +98,7 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     searches = "train" in images and topology.chip is not None and request.compilations > 0
     total = len(images) + (request.compilations if searches else 0)  # the search may need fewer
     with display.phase("planning", total, "programs") as phase:
-        compiler = _Compiler(program, display, phase)
+        compiler = _Compiler(program, topology.compiler_options, display, phase)
         for name, per_chip in images.items():
             result["programs"][name] = _measure_program(planned[name], per_chip, compiler, topology)
             _write(workdir, result)
@@ -177,6 +177,7 @@ class _Compiler:
     """Compiles the planned programs of `program`. `phase` counts the compilations."""
 
     program: Program
+    compiler_options: Mapping[str, Any]
     display: Display
     phase: Phase
 
@@ -186,7 +187,8 @@ class _Compiler:
         logging.info("compiling %s for %d devices with %d images per device", planned.name, devices, images)
         try:
             with self.display.phase(f"compiling {planned.name} with {images} images per device"):
-                return measure_cost(planned.lower(images * self.program.mesh.shape["data"]), images, devices)
+                lowered = planned.lower(images * self.program.mesh.shape["data"])
+                return measure_cost(lowered, images, devices, self.compiler_options)
         finally:
             self.phase.advance()
 

@@ -1,4 +1,4 @@
-"""Device topologies by name ("v5e:16x16", "cpu:8"), for compilation without the devices."""
+"""Device topologies by name ("v5e:16x16", "h100:8", "cpu:8"), for compilation without the devices."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import math
 import os
 import re
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 
 from caption_jax.errors import ConfigError
+from caption_jax.planning import gpu_targets
 from caption_jax.planning.chips import CHIPS, Chip
 from input_pipeline.extras import require
 
@@ -47,13 +49,21 @@ class Topology:
         return "float32" if self.chip is None else "bfloat16"
 
     def devices(self) -> list[jax.Device]:
-        """Returns the devices to compile for. TPU devices support compilation only.
+        """Returns the devices to compile for. TPUs and GPUs support compilation only.
 
         Raises:
-            MissingPackageError: the TPU compiler is not installed. The message contains the command that installs it.
+            MissingPackageError: the compiler is not installed. The message contains the command that installs it.
             ConfigError: the compiler does not support the slice, or JAX was started with fewer CPU devices.
         """
-        return self._cpu_devices() if self.chip is None else self._tpu_devices()
+        if self.chip is None:
+            return self._cpu_devices()
+        return self._tpu_devices() if self.chip.platform == "tpu" else self._gpu_devices()
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """XLA options for compilation without the devices."""
+        is_gpu = self.chip is not None and self.chip.platform == "gpu"
+        return gpu_targets.COMPILER_OPTIONS if is_gpu else {}
 
     def _cpu_devices(self) -> list[jax.Device]:
         devices = jax.devices(_CPU)
@@ -82,27 +92,63 @@ class Topology:
             ) from error
         return list(description.devices)
 
+    def _gpu_devices(self) -> list[jax.Device]:
+        require(f"--topology={self.name}", "jax_cuda12_plugin", "jax_cuda12_pjrt")
+        from jax.experimental import topologies
+
+        description = topologies.get_topology_desc(
+            self.name,
+            platform="cuda",
+            target_config=gpu_targets.GPU_TARGETS[self.chip.name].as_text(),
+            topology=f"1x1x{self.size}",  # slices x hosts x GPUs per host
+        )
+        return list(description.devices)
+
 
 def parse_topology(name: str) -> Topology:
-    """Parses the name of a topology, such as "v5e:16x16" or "cpu:8".
+    """Parses the name of a topology, such as "v5e:16x16", "v5litepod-256", "h100:8" or "cpu:8".
 
     Args:
-        name: name of a chip and shape of a slice, or "cpu" and number of devices, separated by a colon.
+        name: name of a TPU chip and shape of a slice, or name of a GPU or "cpu" and number of devices, separated by a
+            colon; or an accelerator type of Cloud TPU, such as "v5litepod-256" or "v6e-8".
 
     Raises:
         ConfigError: the name is invalid. The message contains examples of valid names.
     """
     if not name:
         raise ConfigError(f"--topology must name the devices to plan for; examples: {_examples()}")
-    kind, _, shape = name.partition(":")
+    kind, _, shape = _expand_accelerator_type(name).partition(":")
     if kind not in (_CPU, *CHIPS):
         expected = ", ".join((_CPU, *CHIPS))
         raise ConfigError(f"--topology={name!r}: unknown chip {kind!r}; expected one of {expected} ({_examples()})")
     dimensions = 1 if kind == _CPU else CHIPS[kind].dimensions
     if not re.fullmatch("x".join([r"[1-9]\d*"] * dimensions), shape):
-        form = "a number of devices" if kind == _CPU else f"a {dimensions}-dimensional slice"
+        form = "a number of devices" if dimensions == 1 else f"a {dimensions}-dimensional slice"
         raise ConfigError(f"--topology={name!r}: expected {form} after '{kind}:'; examples: {_examples()}")
-    return Topology(name, CHIPS.get(kind), tuple(map(int, shape.split("x"))))
+    return Topology(f"{kind}:{shape}", CHIPS.get(kind), tuple(map(int, shape.split("x"))))
+
+
+def _expand_accelerator_type(name: str) -> str:
+    """Returns the shape of a slice that Cloud TPU names by its size, such as "v5e:16x16" for "v5litepod-256".
+
+    The size of a v5p slice is its number of TensorCores, of which a chip has two.
+
+    Raises:
+        ConfigError: the number of chips is not a power of two, so the name does not determine the shape.
+    """
+    match = re.fullmatch(r"(v5litepod|v5e|v5p|v6e)-([1-9]\d*)", name)
+    if not match:
+        return name
+    kind, count = match[1].replace("v5litepod", "v5e"), int(match[2])
+    chips, cores = divmod(count, 2) if kind == "v5p" else (count, 0)
+    exponent = chips.bit_length() - 1
+    if cores or chips != 2**exponent:
+        raise ConfigError(f"--topology={name!r}: state the shape of the slice instead; examples: {_examples()}")
+    dimensions = CHIPS[kind].dimensions
+    exponents = [(exponent + axis) // dimensions for axis in range(dimensions)]  # as close to a cube as possible
+    if kind == "v5p" and chips <= 4:  # a host
+        exponents = [exponent - exponent // 2, exponent // 2, 0]
+    return f"{kind}:{'x'.join(str(2**exponent) for exponent in exponents)}"
 
 
 def prepare(name: str | None) -> None:
@@ -120,5 +166,5 @@ def prepare(name: str | None) -> None:
 
 def _examples() -> str:
     """Returns examples of valid names, for error messages."""
-    shapes = {2: "16x16", 3: "4x4x4"}
+    shapes = {1: "8", 2: "16x16", 3: "4x4x4"}
     return ", ".join([f"{_CPU}:8", *(f"{chip.name}:{shapes[chip.dimensions]}" for chip in CHIPS.values())])

@@ -22,6 +22,7 @@ def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):
         flops=0.0,
         matrix_flops=matrix_flops,
         matrix_flops_by_dtype={},
+        widened_matrix_flops=0,
         bytes=bytes_accessed,
         traffic=traffic,
         collectives=collectives,
