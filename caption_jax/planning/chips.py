@@ -41,8 +41,8 @@ _TPU_DOCS = "https://docs.cloud.google.com/tpu/docs/"
 _GPU_DOCS = "https://www.nvidia.com/en-us/data-center/"
 
 # "GB" in the specifications is taken as 10^9 bytes. Where versions of a page differ, the lower value is used (v5e: 819
-# GB/s or 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler treats 15.75 GiB of a v5e chip as usable. H100,
-# H200 and A100 (80 GB) are the SXM versions with NVLink; L4 communicates over PCIe 4.0 x16.
+# GB/s or 800 GiB/s of bandwidth; v6e: 1,600 or 1,640 GB/s). The compiler treats 15.75 GiB of a v5e chip as usable.
+# H100, H200 and A100 (80 GB) are the SXM versions with NVLink; L4 communicates over PCIe 4.0 x16.
 CHIPS = {
     chip.name: chip
     for chip in (

@@ -251,7 +251,7 @@ def parse_shape(type_text: str) -> tuple[int, ...]:
 
 
 def parse_dtype(type_text: str) -> str:
-    """Returns the dtype of an array type, such as "bf16", or of the first array of a tuple type; "" if there is none."""
+    """Returns the dtype of an array type, such as "bf16", or of the first array of a tuple type; "" for no array."""
     match = _ARRAY.search(type_text)
     return match.group(1) if match else ""
 
