@@ -27,7 +27,7 @@ EXTRAS = {
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),
     "tpu": ("libtpu",),
-    "cuda-compiler": ("jax_cuda12_plugin", "jax_cuda12_pjrt"),
+    "cuda-compiler": ("jax_cuda12_plugin",),
 }
 
 # Imported by every training run between its first step and its report, for all data sources.

@@ -61,7 +61,7 @@ def check_arguments(subcommand: str, values: flags.FlagValues, arguments: Sequen
         hint = "; the subcommand must come first" if arguments[0] in SUBCOMMANDS else ""
         raise app.UsageError(f"{subcommand} takes no arguments, but got {' '.join(arguments)}{hint}")
     if subcommand == "plan" and not values.topology:
-        raise app.UsageError("plan requires --topology=DEVICES, such as v5e:16x16 or cpu:8")
+        raise app.UsageError("plan requires --topology=DEVICES, such as v5e:16x16, h100:8 or cpu:8")
 
 
 def _find_flag(name: str, groups: Sequence[flags.FlagValues]) -> flags.Flag | None:

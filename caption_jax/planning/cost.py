@@ -29,13 +29,13 @@ class Cost:
         outputs: bytes of the outputs, except those that alias arguments.
         temporaries: peak bytes of temporaries.
         code: bytes of the generated code.
-        flops: FLOPs of all operations, including elementwise ones, as counted by XLA.
+        flops: FLOPs of all operations, including elementwise ones, as counted by XLA; `matrix_flops` for GPUs.
         matrix_flops: FLOPs of convolutions and matrix products.
         matrix_flops_by_dtype: `matrix_flops` by operand type, before compilation, because XLA widens bfloat16 on CPUs.
         widened_matrix_flops: part of `matrix_flops` whose operands were converted from a narrower floating-point type,
             before compilation.
         bytes: bytes read and written by all operations, as counted by XLA, including layout padding and on-chip memory
-            traffic.
+            traffic; the sum of `traffic` for GPUs.
         traffic: traffic per operation; the sum is close to `bytes`.
         collectives: communication with other chips.
         seconds: compile time.
@@ -156,8 +156,12 @@ def compute_cost(
         devices: number of devices.
         seconds: compile time.
     """
-    memory, analysis, text = compiled.memory_analysis(), compiled.cost_analysis(), CompiledText(compiled.as_text())
-    lowered_text = CompiledText(lowered.as_text("hlo"))
+    memory, text = compiled.memory_analysis(), CompiledText(compiled.as_text())
+    lowered_text, traffic = CompiledText(lowered.as_text("hlo")), tuple(text.traffic())
+    # XLA does not analyse GPU programs that it compiles without a GPU.
+    analysis = compiled.cost_analysis()
+    if analysis is None:
+        analysis = {"flops": matrix_flops(text), "bytes accessed": sum(operation.bytes for operation in traffic)}
     return Cost(
         images=images,
         arguments=memory.argument_size_in_bytes,
@@ -169,7 +173,7 @@ def compute_cost(
         matrix_flops_by_dtype=matrix_flops_by_dtype(lowered_text),
         widened_matrix_flops=sum(product.flops for product in list_products(lowered_text) if product.is_widened),
         bytes=analysis.get("bytes accessed", 0.0),
-        traffic=tuple(text.traffic()),
+        traffic=traffic,
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,
     )

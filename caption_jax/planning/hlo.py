@@ -18,6 +18,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{$")
 _ON_CHIP = "S(1)"  # marks layouts in on-chip vector memory, which the TPU compiler uses for arrays that fit
 _NO_TRAFFIC = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all"}
+_WORKSPACE = re.compile(r"\b[su]8\[\d+\]")  # scratch memory of a GPU library, of which little is used
 _LAYOUT_CHANGES = {"copy", "transpose"}
 _COLLECTIVES = (
     "all-reduce",
@@ -186,7 +187,10 @@ class CompiledText:
                     size = _count_padded_bytes(instruction.type)
                     traffic.append(Traffic(source, 2 * size, size))
                     continue
-                arrays = [instruction.type, *(types.get(name, "") for name in instruction.operands)]
+                result = instruction.type
+                if instruction.opcode == "custom-call":
+                    result = _WORKSPACE.sub("", result)
+                arrays = [result, *(types.get(name, "") for name in instruction.operands)]
                 total = sum(_count_padded_bytes(array) for array in arrays)
                 on_chip = sum(_count_padded_bytes(array, _ON_CHIP) for array in arrays)
                 traffic.append(Traffic(source, total, on_chip, self._changes_layout(instruction)))

@@ -93,7 +93,7 @@ class Topology:
         return list(description.devices)
 
     def _gpu_devices(self) -> list[jax.Device]:
-        require(f"--topology={self.name}", "jax_cuda12_plugin", "jax_cuda12_pjrt")
+        require(f"--topology={self.name}", "jax_cuda12_plugin")  # and, as its requirement, XLA
         from jax.experimental import topologies
 
         description = topologies.get_topology_desc(

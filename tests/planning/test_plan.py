@@ -192,3 +192,17 @@ def test_a_run_is_planned_for_a_tpu_that_is_not_attached(workdir, capsys):
     trials = result["largest_batch"]["tried"]
     assert len(trials) == 2 and trials[1]["images"] > 16
     assert "maximum images/s" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_a_run_is_planned_for_gpus_that_are_not_attached(workdir, capsys):
+    if importlib.util.find_spec("jax_cuda12_plugin") is None:
+        pytest.skip("needs the compiler for GPUs: pip install 'caption-jax[cuda-compiler]'")
+    changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64}
+    result = plan(RunSpec.from_config(make_config(**changes)), workdir, Request("h100:2", ("train",), images=16))
+    print_plan(result)
+    train = result["programs"]["train"]
+    assert result["dtype"] == "bfloat16" and train["fits"] and train["memory"]["headroom"] > 0
+    assert 0.9 < train["per_image"]["matrix_flops"] / train["per_image"]["analytic_matrix_flops"] < 1.1
+    assert {group["axis"] for group in train["collectives"]} == {"data"}
+    assert "h100:2: 2 devices" in capsys.readouterr().out
