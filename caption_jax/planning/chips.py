@@ -19,7 +19,7 @@ class Chip:
             directions.
         dimensions: number of dimensions of a slice, such as 2 for "16x16" and 3 for "4x4x4"; 1 for GPUs.
         source: URL of the specification.
-        platform: the kind of chip.
+        kind: "tpu" or "gpu".
     """
 
     name: str
@@ -29,7 +29,7 @@ class Chip:
     interconnect: float
     dimensions: int
     source: str
-    platform: Literal["tpu", "gpu"] = "tpu"
+    kind: Literal["tpu", "gpu"] = "tpu"
 
     @property
     def balance(self) -> float:

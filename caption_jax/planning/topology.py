@@ -57,12 +57,12 @@ class Topology:
         """
         if self.chip is None:
             return self._cpu_devices()
-        return self._tpu_devices() if self.chip.platform == "tpu" else self._gpu_devices()
+        return self._tpu_devices() if self.chip.kind == "tpu" else self._gpu_devices()
 
     @property
     def compiler_options(self) -> dict[str, Any]:
         """XLA options for compilation without the devices."""
-        is_gpu = self.chip is not None and self.chip.platform == "gpu"
+        is_gpu = self.chip is not None and self.chip.kind == "gpu"
         return gpu_targets.COMPILER_OPTIONS if is_gpu else {}
 
     def _cpu_devices(self) -> list[jax.Device]:
