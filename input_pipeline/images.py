@@ -17,7 +17,6 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +27,7 @@ from PIL import Image
 from input_pipeline.errors import ConfigError, UserError
 from input_pipeline.extras import is_installed
 from input_pipeline.image_formats import describe_unreadable, sniff_format
+from input_pipeline.jpeg_header import read_jpeg_header
 from input_pipeline.resampling import check_choices, choose_reduction_factor, resize_to_square
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -145,11 +145,12 @@ def decode_image(
     """
     check_choices(size, resize, interpolation)
     name = name or _get_name(image)
-    with _open_image(image, name) as pil_image:
-        factor = choose_reduction_factor(*pil_image.size, size)
-        pixels = _reduce(pil_image, factor, name, can_modify=pil_image is not image)
+    with _errors_as_image_errors(name):
+        image = _read_file(image, name)
+        reduced = _decode_plain_jpeg(image, size) if isinstance(image, bytes) else None
+        pixels, orientation = _decode_with_pillow(image, size, name) if reduced is None else reduced
         square = resize_to_square(pixels, size, resize, interpolation)
-        return _orient(square, pil_image)  # after the resize: the square is smaller, and both modes are symmetric
+        return _orient(square, orientation)  # after the resize: the square is smaller, and both modes are symmetric
 
 
 def make_thumbnail(
@@ -172,24 +173,50 @@ def make_thumbnail(
         if pil_image is not image and pil_image.format == "JPEG":
             pil_image.draft(None, size)
         small = _to_rgb(pil_image, name).resize(size, Image.Resampling.BICUBIC)
-        return _orient(np.asarray(small), pil_image)
+        return _orient(np.asarray(small), _get_orientation(pil_image))
+
+
+@contextlib.contextmanager
+def _errors_as_image_errors(name: str) -> Iterator[None]:
+    """Converts errors inside the `with` block to `ImageError`."""
+    try:
+        yield
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise almost any exception on malformed data
+        raise ImageError(name, _describe_error(error)) from error
 
 
 @contextlib.contextmanager
 def _open_image(image: ImageLike, name: str) -> Iterator[Image.Image]:
     """Opens an image, and converts errors inside the `with` block to `ImageError`."""
     pil_image = None
-    try:
-        pil_image = _open(image, name)
-        _check_size(pil_image, name)
-        yield pil_image
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise almost any exception on malformed data
-        raise ImageError(name, _describe_error(error)) from error
-    finally:
-        if pil_image is not None and pil_image is not image:
-            pil_image.close()
+    with _errors_as_image_errors(name):
+        try:
+            pil_image = _open(_read_file(image, name), name)
+            _check_size(pil_image, name)
+            yield pil_image
+        finally:
+            if pil_image is not None and pil_image is not image:
+                pil_image.close()
+
+
+def _decode_plain_jpeg(data: bytes, size: int) -> tuple[UInt8[np.ndarray, "height width 3"], int] | None:
+    """Returns the reduced pixels and the orientation of a JPEG, or None if Pillow has to read the file."""
+    header = read_jpeg_header(data)
+    if header is None or header.width * header.height > MAX_PIXELS:
+        return None
+    factor = choose_reduction_factor(header.width, header.height, size)
+    pixels = _decode_reduced(data, header.width, header.height, factor)
+    return None if pixels is None else (pixels, header.orientation)
+
+
+def _decode_with_pillow(image: ImageLike, size: int, name: str) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
+    """Returns the reduced pixels and the orientation of any image."""
+    with _open_image(image, name) as pil_image:
+        factor = choose_reduction_factor(*pil_image.size, size)
+        pixels = _reduce(pil_image, factor, name, can_modify=pil_image is not image)
+        return pixels, _get_orientation(pil_image)
 
 
 def _get_name(image: ImageLike) -> str:
@@ -200,18 +227,23 @@ def _get_name(image: ImageLike) -> str:
     return {bytes: "encoded image", np.ndarray: "image array"}.get(type(image), type(image).__name__)
 
 
+def _read_file(image: ImageLike, name: str) -> ImageLike:
+    """Returns the content of a file; all other images are returned unchanged."""
+    if not isinstance(image, str | os.PathLike):
+        return image
+    try:
+        with open(image, "rb", buffering=0) as file:
+            return file.read()
+    except FileNotFoundError:
+        raise ImageError(name, "no such file") from None
+    except IsADirectoryError:
+        raise ImageError(name, "is a folder, not an image") from None
+
+
 def _open(image: ImageLike, name: str) -> Image.Image:
-    """Opens an image; if the format allows it, only the header is read."""
+    """Opens an image that is not a path; if the format allows it, only the header is read."""
     if isinstance(image, Image.Image):
         return image
-    if isinstance(image, str | os.PathLike):
-        path = Path(image)
-        try:
-            image = path.read_bytes()
-        except FileNotFoundError:
-            raise ImageError(name, "no such file") from None
-        except IsADirectoryError:
-            raise ImageError(name, "is a folder, not an image") from None
     if isinstance(image, bytes | bytearray | memoryview):
         if not len(image):
             raise ImageError(name, "the file is empty")
@@ -259,9 +291,9 @@ def _reduce(image: Image.Image, factor: int, name: str, can_modify: bool) -> UIn
     width, height = image.size
     if can_modify and image.format == "JPEG":
         if image.mode in ("RGB", "L"):
-            target = {"min_width": -(-width // factor), "min_height": -(-height // factor)}
-            with contextlib.suppress(ValueError):  # fall back to Pillow
-                return simplejpeg.decode_jpeg(image.fp.getvalue(), **target)
+            pixels = _decode_reduced(image.fp.getvalue(), width, height, factor)
+            if pixels is not None:
+                return pixels
         # The decoder selects the largest factor that yields at least this size, which is exactly `factor`.
         image.draft(None, (width // factor, height // factor))
     rgb = _to_rgb(image, name)
@@ -270,9 +302,17 @@ def _reduce(image: Image.Image, factor: int, name: str, can_modify: bool) -> UIn
     return np.asarray(rgb)
 
 
-def _orient(pixels: UInt8[np.ndarray, "height width 3"], image: Image.Image) -> UInt8[np.ndarray, "rows columns 3"]:
-    """Applies the EXIF orientation of the image to its pixels."""
-    transpose, reverse_rows, reverse_columns = _UPRIGHT.get(_get_orientation(image), (False, False, False))
+def _decode_reduced(data: bytes, width: int, height: int, factor: int) -> UInt8[np.ndarray, "height width 3"] | None:
+    """Returns the pixels of a JPEG, reduced by an integer factor; None if libjpeg-turbo rejects it."""
+    try:
+        return simplejpeg.decode_jpeg(data, min_width=-(-width // factor), min_height=-(-height // factor))
+    except ValueError:
+        return None
+
+
+def _orient(pixels: UInt8[np.ndarray, "height width 3"], orientation: int) -> UInt8[np.ndarray, "rows columns 3"]:
+    """Applies the EXIF orientation of an image to its pixels."""
+    transpose, reverse_rows, reverse_columns = _UPRIGHT.get(orientation, (False, False, False))
     if transpose:
         pixels = pixels.transpose(1, 0, 2)
     return pixels[:: -1 if reverse_rows else 1, :: -1 if reverse_columns else 1]
