@@ -55,6 +55,17 @@ class FeatureCacheSpec:
 
 
 @dataclasses.dataclass(frozen=True)
+class PixelCacheSpec:
+    """Cache of the decoded and resized training images, written before the first step and read by every epoch."""
+
+    use: str = "never"  # "never" or "always"
+    folder: str = ""  # local folder, shared by all processes; "" for pixels/ in the workdir
+
+    def __post_init__(self):
+        check_fields(self, "config.data.pixel_cache", use=one_of("never", "always"))
+
+
+@dataclasses.dataclass(frozen=True)
 class DataSpec:
     """The data section of a run's config."""
 
@@ -90,14 +101,21 @@ class DataSpec:
     context: str = ""  # index folder with the neighbours of the splits; required if model.context.max_texts > 0
     batch_size: int = 32  # images per step, over all devices; at most the number of training images
     eval_batch_size: int = 32
-    workers: int = 2  # threads that read and decode images
+    workers: int = 2  # threads or processes that read and decode images
+    worker_type: str = "threads"  # "threads", or "processes" if Python's interpreter lock limits the threads
     prefetch: int = 4  # batches prepared ahead of the step
+    pixel_cache: PixelCacheSpec = PixelCacheSpec()  # see docs/data.md
     feature_cache: FeatureCacheSpec = FeatureCacheSpec()  # see docs/training.md
 
     @classmethod
     def from_config(cls, values: Mapping[str, Any]) -> DataSpec:
         """Builds the spec from the values of `config.data`, for commands that use no other section."""
-        nested = {"split_files": SplitFiles, "split_fractions": SplitFractions, "feature_cache": FeatureCacheSpec}
+        nested = {
+            "split_files": SplitFiles,
+            "split_fractions": SplitFractions,
+            "pixel_cache": PixelCacheSpec,
+            "feature_cache": FeatureCacheSpec,
+        }
         return cls(**{key: nested[key](**value) if key in nested else value for key, value in values.items()})
 
     def __post_init__(self):
@@ -117,5 +135,12 @@ class DataSpec:
             batch_size=at_least(1),
             eval_batch_size=at_least(1),
             workers=at_least(0, "for none"),
+            worker_type=one_of("threads", "processes"),
             prefetch=at_least(0, "for none"),
         )
+        if self.pixel_cache.use == "always" and self.feature_cache.stage:
+            raise ConfigError(
+                'config.data.pixel_cache.use is "always" and config.data.feature_cache.stage is '
+                f"{self.feature_cache.stage!r}, but training reads either pixels or features: set one of them to "
+                '"never" or ""'
+            )

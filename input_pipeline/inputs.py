@@ -6,11 +6,12 @@ images. A view is an augmented version of an image (crop or flip). Blocks are wr
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -21,10 +22,16 @@ from input_pipeline.records import DataError, Split
 BLOCK_BYTES = 64 * 2**20  # approximate block size, which bounds the work that is lost when a process is killed
 MAX_BLOCKS = 256  # larger caches use larger blocks, because each block is an open file
 
+# Number of images that a thread reads at a time. Passing them on one by one would take as long as opening them.
+ROWS_PER_READ = 16
+
 _HASHED_IMAGES = 64  # approximate number of images that are hashed if a dataset is not stored as image files
 
 
-class Inputs(Protocol):
+RowArrays = np.ndarray | list[np.ndarray | None]  # array [rows, ...], or one array per row, None if it is unreadable
+
+
+class Inputs(abc.ABC):
     """Interface of model inputs.
 
     Attributes:
@@ -37,11 +44,36 @@ class Inputs(Protocol):
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    @abc.abstractmethod
     def load(self, index: int, epoch: int = 0) -> np.ndarray:
         """Returns the array of the image at `index` in the split. Raises ImageError."""
 
+    def rows_per_read(self, batch_size: int) -> int:
+        """Returns how many of the `batch_size` rows of a batch a thread loads in one call of `load_rows`."""
+        return min(batch_size, ROWS_PER_READ)
 
-class Pixels:
+    def load_rows(self, indices: Sequence[int], epochs: Sequence[int]) -> tuple[RowArrays, dict[int, ImageError]]:
+        """Returns the arrays of several images, and the errors of unreadable images by row.
+
+        Args:
+            indices: indices of the images in the split.
+            epochs: epoch of each image.
+        """
+        rows: list[np.ndarray | None] = []
+        problems: dict[int, ImageError] = {}
+        for row, (index, epoch) in enumerate(zip(indices, epochs, strict=True)):
+            try:
+                rows.append(self.load(index, epoch))
+            except ImageError as error:
+                rows.append(None)
+                problems[row] = error
+        return rows, problems
+
+    def close(self) -> None:  # noqa: B027 - most inputs have nothing to close
+        """Ends processes that load images. Loading may continue afterwards."""
+
+
+class Pixels(Inputs):
     """Images, decoded on access."""
 
     name = "image"
@@ -61,19 +93,55 @@ class Pixels:
 
 
 @dataclasses.dataclass(frozen=True)
-class FeatureFiles:
-    """Blocks of features in a folder: `block_<n>.npy`, and `block_<n>.json` that lists unreadable images.
+class CacheFiles(abc.ABC):
+    """Files of a cache, which are written in blocks of consecutive images, so that an interrupted run can continue.
 
     Attributes:
         folder: local folder.
         images: number of images in the split.
+    """
+
+    folder: Path
+    images: int
+
+    @property
+    @abc.abstractmethod
+    def bytes_per_image(self) -> int:
+        """Stored bytes per image."""
+
+    @property
+    def images_per_block(self) -> int:
+        """Number of images per block; the last block may have fewer."""
+        return max(BLOCK_BYTES // self.bytes_per_image, 1)
+
+    @property
+    def blocks(self) -> range:
+        """Indices of all blocks."""
+        return range(-(-self.images // self.images_per_block))
+
+    def image_indices(self, block: int) -> range:
+        """Returns the indices of the images in a block."""
+        first = block * self.images_per_block
+        return range(first, min(first + self.images_per_block, self.images))
+
+    @abc.abstractmethod
+    def has_block(self, block: int) -> bool:
+        """Whether a block exists; existing blocks are complete."""
+
+    def _get_path(self, block: int, suffix: str) -> Path:
+        return self.folder / f"block_{block:05d}.{suffix}"
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureFiles(CacheFiles):
+    """Blocks of features in a folder: `block_<n>.npy`, and `block_<n>.json` that lists unreadable images.
+
+    Attributes:
         views: number of views per image.
         shape: shape of the features of one view.
         dtype: dtype of the stored values.
     """
 
-    folder: Path
-    images: int
     views: int
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -85,18 +153,8 @@ class FeatureFiles:
 
     @property
     def images_per_block(self) -> int:
-        """Number of images per block; the last block may have fewer."""
-        return max(BLOCK_BYTES // self.bytes_per_image, -(-self.images // MAX_BLOCKS), 1)
-
-    @property
-    def blocks(self) -> range:
-        """Indices of all blocks."""
-        return range(-(-self.images // self.images_per_block))
-
-    def image_indices(self, block: int) -> range:
-        """Returns the indices of the images in a block."""
-        first = block * self.images_per_block
-        return range(first, min(first + self.images_per_block, self.images))
+        """Number of images per block, which is limited by the number of open files."""
+        return max(super().images_per_block, -(-self.images // MAX_BLOCKS))
 
     def has_block(self, block: int) -> bool:
         """Whether a block exists; existing blocks are complete."""
@@ -131,11 +189,8 @@ class FeatureFiles:
             ) from error
         return features, {int(index): reason for index, reason in problems.items()}
 
-    def _get_path(self, block: int, suffix: str) -> Path:
-        return self.folder / f"block_{block:05d}.{suffix}"
 
-
-class StoredFeatures:
+class StoredFeatures(Inputs):
     """Stored features of all images of a split, one view per epoch; see `FeatureFiles`.
 
     Args:

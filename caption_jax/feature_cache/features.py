@@ -6,13 +6,11 @@ run with the same key and the same `config.data.feature_cache.folder` reuses the
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +21,7 @@ from jax.experimental import multihost_utils
 from caption_jax.augment import augment
 from caption_jax.backbones.protocol import stages_up_to
 from caption_jax.errors import ConfigError
+from caption_jax.feature_cache.cache_folder import choose_folder, find_missing_blocks, prepare_folder
 from caption_jax.parameters.paths import flatten, match_paths, unflatten
 from caption_jax.parameters.rules import match_rules
 from caption_jax.parameters.sharding import put_batch, replicated
@@ -31,9 +30,9 @@ from caption_jax.runs.experiment import Experiment
 from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.extensions import NAME
-from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError
-from input_pipeline.inputs import FeatureFiles, Inputs, Pixels, StoredFeatures, fingerprint
+from input_pipeline.inputs import FeatureFiles, StoredFeatures, fingerprint
+from input_pipeline.pixel_readers import decode_in_order
 from input_pipeline.prefetch import prefetch_to_device
 
 PyTree = Any
@@ -184,15 +183,7 @@ def _make_files(experiment: Experiment, key: dict[str, Any], shape: Sequence[int
     """
     settings = experiment.spec.data.feature_cache
     parent = str(settings.folder or experiment.workdir / "features")
-    if "://" in parent:
-        raise ConfigError(
-            f"features are memory-mapped, which is not supported for {parent}: set config.data.feature_cache.folder to "
-            "a local folder"
-        )
-    digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()[:8]
-    if jax.process_count() > 1:  # modification times can differ between machines, so all use the hash of process 0
-        digest = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(digest, np.uint8)).astype(np.uint8))
-    folder = Path(parent).resolve() / digest.hex()
+    folder = choose_folder(parent, key, "config.data.feature_cache.folder")
     images = len(experiment.split("train"))
     return FeatureFiles(folder, images, settings.views, tuple(shape[1:]), np.dtype(settings.dtype))
 
@@ -217,11 +208,13 @@ def _compute_missing(
     experiment: Experiment, files: FeatureFiles, forward: Callable, frozen: PyTree, key: dict[str, Any]
 ) -> None:
     """Computes and writes the missing blocks that are assigned to this process."""
-    assigned = files.blocks[jax.process_index() :: jax.process_count()]
-    missing = [block for block in assigned if not files.has_block(block)]
+    missing = find_missing_blocks(files)
     if not missing:
         return
-    _prepare_folder(files, len(missing), key)
+    remedy = (
+        "lower config.data.feature_cache.views, choose a stage with a smaller output, or set its folder to another disk"
+    )
+    prepare_folder(files, len(missing), key, remedy)
     mesh, spec = experiment.mesh.local_mesh, experiment.spec
     variables = jax.device_put(frozen, replicated(mesh))
     indices = [index for block in missing for index in files.image_indices(block)]
@@ -253,28 +246,22 @@ def _put_on_devices(batch: _DecodedBatch, mesh: jax.sharding.Mesh) -> _DecodedBa
 
 def _decode_batches(experiment: Experiment, indices: Sequence[int]) -> Iterator[_DecodedBatch]:
     """Yields batches of the images at `indices`. The last batch is padded to the evaluation batch size."""
-    data = experiment.spec.data
-    pixels = Pixels(experiment.split("train"), experiment.description.preprocessing)
-    with ThreadPoolExecutor(max(data.workers, 1)) as pool:
+    data, preprocessing = experiment.spec.data, experiment.description.preprocessing
+    decoded = decode_in_order(experiment.split("train"), preprocessing, data, indices)
+    with contextlib.closing(decoded):
         for start in range(0, len(indices), data.eval_batch_size):
             batch_indices = list(indices[start : start + data.eval_batch_size])
-            images = np.zeros((data.eval_batch_size, *pixels.shape), pixels.dtype)
+            images = np.zeros((data.eval_batch_size, preprocessing.size, preprocessing.size, 3), np.uint8)
             padded_indices = np.zeros(data.eval_batch_size, np.int32)
             padded_indices[: len(batch_indices)] = batch_indices
             problems = {}
-            for row, image in enumerate(pool.map(lambda index: _load_or_error(pixels, index), batch_indices)):
+            for row, index in enumerate(batch_indices):
+                image = next(decoded)
                 if isinstance(image, ImageError):
-                    problems[batch_indices[row]] = image.reason
+                    problems[index] = image.reason
                 else:
                     images[row] = image
             yield _DecodedBatch(images, padded_indices, batch_indices, problems)
-
-
-def _load_or_error(pixels: Inputs, index: int) -> np.ndarray | ImageError:
-    try:
-        return pixels.load(index)
-    except ImageError as error:
-        return error
 
 
 @dataclasses.dataclass
@@ -312,18 +299,3 @@ class _Block:
                 "config.data.feature_cache.dtype=float32, or check the encoder's weights"
             )
         return index == self.rows[-1]
-
-
-def _prepare_folder(files: FeatureFiles, missing: int, key: dict[str, Any]) -> None:
-    """Creates the folder and key.json, after checking that there is enough disk space for the missing blocks."""
-    files.folder.mkdir(parents=True, exist_ok=True)
-    required_bytes = min(missing * files.images_per_block, files.images) * files.bytes_per_image
-    free_bytes = shutil.disk_usage(files.folder).free
-    if required_bytes > free_bytes:
-        raise ConfigError(
-            f"the missing features need {required_bytes / 1e9:.2f} GB, but {files.folder} has only "
-            f"{free_bytes / 1e9:.2f} GB free: lower config.data.feature_cache.views, choose a stage with a smaller "
-            "output, or set its folder to another disk"
-        )
-    if jax.process_index() == 0:
-        write_atomically(files.folder / "key.json", json.dumps(key, indent=2) + "\n")

@@ -20,7 +20,7 @@ from caption_jax.specs.conversion import as_lines
 from caption_jax.telemetry.progress import SILENT, Display
 from caption_jax.training.loop import make_validation_evaluator, open_batches
 from caption_jax.training.program import make_program
-from input_pipeline.data_spec import FeatureCacheSpec
+from input_pipeline.data_spec import FeatureCacheSpec, PixelCacheSpec
 from input_pipeline.extras import require
 
 
@@ -49,8 +49,8 @@ class DryRun:
 def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT) -> DryRun:
     """Reads the data and performs the first update on the first batch, without writing to the workdir.
 
-    The step reads pixels even if the config enables the feature cache, because the cache would first have to be filled
-    with the features of all images.
+    The step decodes images even if the config enables the feature cache or the pixel cache, because the cache would
+    first have to be filled with the features or pixels of all images.
 
     Raises:
         ConfigError: config, data and workdir are inconsistent, as in `train_and_evaluate`.
@@ -68,7 +68,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT)
     _, frozen = phases(state.params, resolved_spec.optimizer.rules)[0]
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     with (
-        open_batches(_without_feature_cache(experiment), state) as batches,
+        open_batches(_without_caches(experiment), state) as batches,
         display.phase("compiling the training step"),
     ):
         _, metrics = program.update(frozen)(state, next(batches), program.constants)
@@ -91,14 +91,16 @@ def print_dry_run(result: DryRun) -> None:
     print(f"model: {result.parameters:,} parameters, vocabulary of {result.vocabulary_size:,} tokens")
     if result.spec.data.feature_cache.stage:
         print("this step read pixels; without --dry_run, the features of all images are computed first")
+    if result.spec.data.pixel_cache.use == "always":
+        print("this step decoded images; without --dry_run, the pixels of all images are written first")
     other_metrics = [f"{name} {value:.4f}" for name, value in result.metrics.items() if name != "loss"]
     print(", ".join([f"step 1: loss {result.metrics['loss']:.4f}", *other_metrics]))
     if result.would_resume:
         print("the workdir contains a run: without --dry_run, training resumes it from its last checkpoint")
 
 
-def _without_feature_cache(experiment: Experiment) -> Experiment:
+def _without_caches(experiment: Experiment) -> Experiment:
     description = experiment.description
-    data = dataclasses.replace(description.spec.data, feature_cache=FeatureCacheSpec())
+    data = dataclasses.replace(description.spec.data, feature_cache=FeatureCacheSpec(), pixel_cache=PixelCacheSpec())
     spec = dataclasses.replace(description.spec, data=data)
     return dataclasses.replace(experiment, description=dataclasses.replace(description, spec=spec))

@@ -18,6 +18,7 @@ from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import prepare_features
+from caption_jax.feature_cache.pixel_cache import prepare_pixels
 from caption_jax.files import absolute
 from caption_jax.objectives.constants import (
     check_same_constants,
@@ -38,6 +39,7 @@ from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
+from caption_jax.telemetry.input_wait import InputWaitWarning
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.progress import SILENT, Display, Phase, describe_rates
 from caption_jax.telemetry.tracing import Trace
@@ -92,6 +94,7 @@ class Run:
         self.checkpoints = Checkpoints(experiment.workdir)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
+        self.input_wait = InputWaitWarning(self.spec.data)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
         self.display = experiment.display
         self.compiler = NextPhaseCompiler()
@@ -271,6 +274,7 @@ class Run:
         """Writes the values of a finished log point, and shows a summary in `phase`."""
         unreadable_images = values.pop("unreadable_images")
         values |= self.clock.tick(step)
+        self.input_wait.update(self.clock.rates)
         # "loss" is the captioning loss, not the total. A background thread writes the row.
         self.monitor.scalars(step, {**values, "unreadable_images": unreadable_images}, "train")
         phase.text = describe_rates(values["loss"], self.clock)
@@ -352,13 +356,14 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     """Opens the iterator over training batches, which a background thread transfers to the devices ahead of time."""
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", default_kind(experiment))
+    features = prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats})
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,
         description.vocabulary,
         spec.data,
         spec.seed,
-        features=prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats}),
+        stored=features or prepare_pixels(experiment),
         context=context,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -179,7 +179,7 @@ def test_unreadable_images_are_reported_and_skipped(variables, images, tmp_path,
             description.vocabulary,
             config.data,
             0,
-            features=features,
+            stored=features,
         )
         with caplog.at_level(logging.WARNING, logger="input_pipeline"):
             batches = [next(iterator) for _ in range(7)]

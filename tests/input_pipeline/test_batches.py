@@ -16,8 +16,9 @@ import pytest
 from hypothesis import strategies as st
 from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_split
 
-from input_pipeline.batches import choose_captions, eval_batches, train_batches
+from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.context import ContextCaptions
+from input_pipeline.examples import choose_captions
 from input_pipeline.packing import pack_captions
 from input_pipeline.records import DataError, Record, Split
 from input_pipeline.sources import open_splits

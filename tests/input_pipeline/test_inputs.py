@@ -10,7 +10,8 @@ import pytest
 from synthetic_splits import PREPROCESSING, CharacterVocabulary, assert_equal_batches, make_data_spec, make_split
 
 from input_pipeline import inputs
-from input_pipeline.batches import choose_captions, train_batches
+from input_pipeline.batches import train_batches
+from input_pipeline.examples import choose_captions
 from input_pipeline.inputs import FeatureFiles, StoredFeatures, choose_view, fingerprint
 from input_pipeline.records import DataError, Record, Split
 
@@ -35,7 +36,7 @@ def files(tmp_path, monkeypatch) -> FeatureFiles:
 def make_batches(files: FeatureFiles):
     split, data = make_split(IMAGES), make_data_spec(batch_size=IMAGES)
     features = StoredFeatures(files, split, seed=0)
-    return train_batches(split, PREPROCESSING, CharacterVocabulary(), data, 0, features=features)
+    return train_batches(split, PREPROCESSING, CharacterVocabulary(), data, 0, stored=features)
 
 
 def test_batches_pair_features_with_captions(files):

@@ -44,6 +44,8 @@ INVALID = [
     ("data.prefetch", -1, "0 (for none) or more"),
     ("data.split_fractions.val", -0.1, BELOW_ONE),
     ("data.split_fractions.test", 1.0, BELOW_ONE),
+    ("data.worker_type", "fibres", "'threads' or 'processes'"),
+    ("data.pixel_cache.use", "auto", "'never' or 'always'"),
     ("data.feature_cache.views", 0, AT_LEAST_ONE),
     ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
     ("augment.min_crop_scale", 0.0, "in (0, 1] (1 for no crop)"),
@@ -134,6 +136,7 @@ UNCHECKED_STRINGS = {
     *("init_from", "train.best_metric", "decode.prefix", "data.tokenizer", "data.root", "data.images", "data.context"),
     *("data.split_field", "data.image_column", "data.caption_column"),
     *("data.tfds_name", "data.tfds_dir", "data.feature_cache.stage", "data.feature_cache.folder"),
+    "data.pixel_cache.folder",
     *(f"data.split_files.{split}" for split in ("train", "val", "test")),
     *(f"model.{part}.weights" for part in ("encoder", "decoder", "text_encoder")),
     "model.encoder.variant",  # checked with a different message
