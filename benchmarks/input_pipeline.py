@@ -1,8 +1,9 @@
 """Images per second per core from JPEG files to uint8 batches, compared with tf.data and PyTorch's DataLoader.
 
-    python -m benchmarks.input_pipeline [--root=FOLDER] [--modes=stretch] [--count=200] [--rounds=5]
+    python -m benchmarks.input_pipeline [--root=FOLDER] [--modes=stretch] [--count=200] [--rounds=5] [--cells=peers]
 
-Requires the bench extra. FOLDER contains photographs (.jpg), which are repeated up to `--count`; the default is the
+`--cells=rates` runs the cells of `benchmarks.input_rates` instead, and `--cells=peers,rates` both. The peers require
+the bench extra. FOLDER contains photographs (.jpg), which are repeated up to `--count`; the default is the
 development data next to the checkout. Each implementation runs in a separate process, and the processes alternate. The
 benchmark measures CPU time, summed over all threads and worker processes. It is more stable than wall time on a busy
 machine, and its inverse is the throughput per core. All peers produce the same output as our pipeline: antialiased
@@ -19,20 +20,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
+from benchmarks import input_rates
 from benchmarks.alternate import alternate, print_result, serve, start_sides
+from benchmarks.input_rates import PHOTOGRAPHS, StubVocabulary
 from benchmarks.peers.image_loaders import KINDS, RESIZE_MODES, TORCH_KINDS, list_images
-
-PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini" / "images"
-
-
-class StubVocabulary:
-    """A vocabulary that encodes every caption as empty, because encoding is not measured here."""
-
-    def encode(self, text: str, max_length: int) -> np.ndarray:
-        """Returns <s>, </s> and padding."""
-        return np.array([0, 2] + [1] * (max_length - 2), np.int32)
 
 
 def make_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callable[[], None]:
@@ -76,6 +67,18 @@ def select_peers(rates: dict[str, float]) -> dict[str, float]:
     return {"tf.data": rates["tf"], **torch, "bare loop": rates["bare"]}
 
 
+def compare_with_peers(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Prints the rates of all pipelines in the modes `options.modes`, and returns the comparisons."""
+    comparisons = {}
+    for mode in options.modes.split(","):
+        rates = measure_rates(mode, options)
+        for name, rate in rates.items():
+            print(f"{mode:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
+        for name, rate in select_peers(rates).items():
+            comparisons[f"{mode}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+    return comparisons
+
+
 def main() -> None:
     """Runs the benchmark, or our implementation as a child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -86,6 +89,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cells", default="peers", help='"peers", "rates" or "peers,rates"')
     parser.add_argument("--serve", action="store_true", help="run as a child process")
     options = parser.parse_args()
     paths = list_images(options.root, options.count)
@@ -93,12 +97,12 @@ def main() -> None:
         serve(make_pipeline(paths, options.size, options.mode, options.batch))
         return
     comparisons = {}
-    for mode in options.modes.split(","):
-        rates = measure_rates(mode, options)
-        for name, rate in rates.items():
-            print(f"{mode:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
-        for name, rate in select_peers(rates).items():
-            comparisons[f"{mode}, {name}"] = {"ours": rates["ours"], "peer": rate, "ratio": rates["ours"] / rate}
+    if "peers" in options.cells:
+        comparisons |= compare_with_peers(options)
+    if "rates" in options.cells:
+        cells = input_rates.measure_rates(options, list(input_rates.KINDS))
+        input_rates.print_cells(cells)
+        comparisons |= cells
     print_result("input_pipeline", comparisons, "images/s/core")
 
 
