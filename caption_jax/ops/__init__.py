@@ -18,8 +18,8 @@ complete):
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
     ops/pointwise.py            on a CPU, gradients are products of flattened arrays
     ops/resample.py             gathers on a CPU, two matrix products elsewhere
-    runs/description.py         `config.dtype` "auto" is float32 on a CPU and bfloat16 elsewhere; on a CPU, XLA compiles
-                                the initialiser without optimisation
+    runs/description.py         `config.dtype` "auto" is float32 on CPUs and on GPUs without bfloat16, and bfloat16
+                                elsewhere; on a CPU, XLA compiles the initialiser without optimisation
     runtime/cached_program.py   the platform is part of the key of a cached program
     runtime/compilation_cache.py  with several CPU devices, compiled programs are not cached
     runtime/process.py          on Linux, the process restarts with huge pages for malloc; XLA:CPU uses 512-bit vectors

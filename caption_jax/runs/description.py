@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,9 @@ from input_pipeline.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +189,37 @@ def compute_dtype(name: str) -> jnp.dtype:
     """Returns the compute dtype of layers. Parameters, norm statistics, softmax and loss remain float32.
 
     Args:
-        name: "float32", "bfloat16", or "auto" for the default of the backend.
+        name: "float32", "bfloat16", or "auto": bfloat16 on accelerators that compute in it, otherwise float32. If
+            "bfloat16" is set on other GPUs, a warning is logged once.
 
     Raises:
         ConfigError: `name` is unknown.
     """
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in ("float32", "bfloat16"):
+    if name not in ("auto", "float32", "bfloat16"):
         raise ConfigError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
-    return jnp.dtype(name)
+    if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
+        return jnp.dtype("float32")
+    slow = next((device.device_kind for device in jax.local_devices() if not computes_in_bfloat16(device)), None)
+    if slow is not None and name == "auto":
+        return jnp.dtype("float32")
+    if slow is not None:
+        _warn_about_bfloat16(slow)
+    return jnp.dtype("bfloat16")
+
+
+def computes_in_bfloat16(device: jax.Device) -> bool:
+    """Returns whether a device has instructions for bfloat16: all except NVIDIA GPUs of compute capability below 8.0.
+
+    Those, such as V100 and T4, convert to float32 and back around each operation, which is slower than float32.
+    """
+    capability = str(getattr(device, "compute_capability", ""))  # such as "7.5"; other vendors have names
+    return not re.fullmatch(r"[0-7](\.\d+)?", capability)
+
+
+@functools.cache
+def _warn_about_bfloat16(device_kind: str) -> None:
+    log.warning(
+        "config.dtype=bfloat16, but %s has no instructions for it and is faster in float32: remove the key, or set "
+        "config.dtype=float32",
+        device_kind,
+    )

@@ -24,7 +24,8 @@ class RunSpec:
     """All config keys of a run. Sections validate their own keys; this class checks constraints between sections."""
 
     seed: int = 0
-    dtype: str = "auto"  # compute dtype: "auto" (bfloat16 on accelerators, float32 on CPU), "bfloat16" or "float32"
+    # Compute dtype: "auto" (bfloat16 on accelerators that have it, otherwise float32), "bfloat16" or "float32".
+    dtype: str = "auto"
     init_from: str = ""  # workdir of a run to load the initial weights from; "" for none
     data: DataSpec = DataSpec()
     augment: AugmentSpec = AugmentSpec()
