@@ -13,6 +13,7 @@ __all__ = [
     "LockedError",
     "MissingFileError",
     "MissingPackageError",
+    "ProcessesError",
     "UnknownKeyError",
     "UserError",
     "WeightsError",
@@ -31,6 +32,10 @@ class WorkdirError(UserError, ValueError):
 
 class WeightsError(UserError, ValueError):
     """Pretrained weights cannot be used; the message names the file and the key."""
+
+
+class ProcessesError(UserError, RuntimeError):
+    """The processes of a run cannot find each other, or disagree about the run."""
 
 
 class LockedError(UserError, BlockingIOError):

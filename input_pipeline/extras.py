@@ -15,7 +15,7 @@ import importlib.util
 import os
 from collections.abc import Iterator
 
-from input_pipeline.errors import MissingPackageError
+from input_pipeline.errors import ConfigError, MissingPackageError
 
 # Top-level modules that this project imports, by the extra that installs them.
 EXTRAS = {
@@ -35,6 +35,7 @@ TRAINING = ("grain", "clu", "tensorboard", "tensorflow", "matplotlib", "jinja2")
 
 _EXTRA_BY_MODULE = {module: extra for extra, modules in EXTRAS.items() for module in modules}
 _BUCKET_CLIENTS = {"gs": "gcsfs", "s3": "s3fs"}  # fsspec's clients by URL scheme
+_OTHER_SCHEMES = ("az", "hf")  # etils accesses them if the user has installed fsspec's client
 
 
 def is_installed(module: str) -> bool:
@@ -91,15 +92,22 @@ def select_bucket_backend(path: str | os.PathLike[str]) -> None:
     """Selects the backend of etils' `epath` for a path on a bucket. Does nothing for a local path.
 
     The backend is fsspec if its client for the scheme is installed, otherwise TensorFlow, whose import takes seconds.
+    fsspec is configured to list folders every time, because its cached lists miss the files of other processes.
 
     Raises:
+        ConfigError: etils has no backend for the scheme, so it would use a local path.
         MissingPackageError: neither is installed. The message contains the command that installs the client.
     """
     path = os.fspath(path)
     scheme, separator, _ = path.partition("://")
+    if separator and scheme not in (*_BUCKET_CLIENTS, *_OTHER_SCHEMES):
+        raise ConfigError(f"{path}: there is no client for {scheme}://; use a local path, gs:// or s3://")
     if not separator or scheme not in _BUCKET_CLIENTS:
         return
     if is_installed(_BUCKET_CLIENTS[scheme]):
         os.environ.setdefault("EPATH_USE_TF", "0")  # read when a path with a scheme is first used
+        from fsspec.config import conf  # imported lazily, because most paths are local
+
+        conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
     elif not is_installed("tensorflow"):
         require(path, _BUCKET_CLIENTS[scheme])

@@ -1,4 +1,9 @@
-"""Atomic file writes. This module imports nothing from this repository, because both packages use it."""
+"""Local paths and bucket URLs, and atomic file writes.
+
+A path that may be on a bucket (`gs://bucket/run`) is an `epath.Path` made by `storage_path` or `absolute_path`. Its
+`resolve` must not be called, because it would return a local path. Where only local files can be read, `local_path`
+rejects a URL in one line.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +13,13 @@ import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
+
+from input_pipeline.errors import ConfigError
+from input_pipeline.extras import select_bucket_backend
+
+if TYPE_CHECKING:
+    from etils import epath
 
 Content = bytes | str | Callable[[BinaryIO], object]
 
@@ -16,6 +27,45 @@ Content = bytes | str | Callable[[BinaryIO], object]
 def is_on_bucket(path: str | os.PathLike[str]) -> bool:
     """Whether a path has a scheme, such as `gs://bucket/run`; such a path is absolute and must not be resolved."""
     return "://" in os.fspath(path)
+
+
+def storage_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Converts a local path or bucket URL to an `epath.Path`, without making it absolute.
+
+    Raises:
+        MissingPackageError: the package that accesses the bucket is not installed.
+    """
+    from etils import epath  # imported lazily: many local paths do not need it
+
+    select_bucket_backend(path)
+    return epath.Path(path)
+
+
+def absolute_path(path: str | os.PathLike[str]) -> epath.Path:
+    """Converts a local path or bucket URL to an absolute `epath.Path`. Bucket URLs are unchanged.
+
+    Raises:
+        MissingPackageError: see `storage_path`.
+    """
+    path = storage_path(path)
+    return path if is_on_bucket(path) else path.resolve()
+
+
+def local_path(path: str | os.PathLike[str], name: str, remedy: str = "") -> Path:
+    """Converts the value of a config key or flag to a local path.
+
+    Args:
+        path: the value.
+        name: the key or flag, for the error message.
+        remedy: what to do about a bucket URL; by default, to mount the bucket or copy the files.
+
+    Raises:
+        ConfigError: `path` is on a bucket.
+    """
+    if is_on_bucket(path):
+        remedy = remedy or "copy the files to a local disk, or mount the bucket (as with gcsfuse) and set that path"
+        raise ConfigError(f"{name}={os.fspath(path)} is on a bucket, but must be a local path: {remedy}")
+    return Path(path)
 
 
 def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
@@ -33,11 +83,9 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
         OSError: the file cannot be written. An existing file is unchanged.
     """
     if is_on_bucket(path):
-        from etils import epath  # imported lazily: local paths do not need it
-
         buffer = io.BytesIO()
         _write(buffer, content)
-        epath.Path(path).write_bytes(buffer.getvalue())
+        storage_path(path).write_bytes(buffer.getvalue())
         return
     target = Path(path)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.part")

@@ -66,30 +66,32 @@ class RunLauncher:
         data: folder of images and captions.
         cache: folder of the compilation cache.
         config: config file, with the variant after a colon.
+        script: main.py, or a script that runs it.
     """
 
     data: Path
     cache: Path
     config: str = __file__
+    script: str = "main.py"
 
-    def start(self, workdir: Path, *flags: str, **environment: str) -> subprocess.Popen:
-        """Starts or resumes a run in `workdir`. Its output is appended to `<workdir>.log`."""
+    def start(self, workdir: Path | str, *flags: str, log: Path | None = None, **environment: str) -> subprocess.Popen:
+        """Starts or resumes a run in `workdir`. Its output is appended to `log`, by default `<workdir>.log`."""
         # Imported here because the started process loads this file as its config, without tests/ on its path.
         from quick_compilation import QUICK_COMPILATION_FLAGS
 
-        command = [sys.executable, "main.py", f"--config={self.config}", f"--workdir={workdir}"]
+        command = [sys.executable, self.script, f"--config={self.config}", f"--workdir={workdir}"]
         settings = {
             "JAX_PLATFORMS": "cpu",
             "XLA_FLAGS": QUICK_COMPILATION_FLAGS,
             "JAX_COMPILATION_CACHE_DIR": str(self.cache),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.2",
         }
-        with log_path(workdir).open("a") as log:
+        with (log or log_path(workdir)).open("a") as output:
             return subprocess.Popen(
                 [*command, f"--config.data.root={self.data}", *flags],
                 cwd=ROOT,
                 env={**os.environ, **settings, **environment},
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
             )
 

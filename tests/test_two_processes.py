@@ -1,7 +1,11 @@
-"""Training with two processes gives the results of one process, and a signal to either process stops both."""
+"""Training with two processes gives the results of one process, and a signal to either process stops both.
+
+Processes that cannot train together end at the start, with the same line in each of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import signal
 import socket
@@ -9,8 +13,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import metadata_server
 import numpy as np
 import pytest
+from process_group import PAIR_FLAGS, read_errors, reserve_address, start_processes, wait_for_all
 from quick_compilation import QUICK_COMPILATION_FLAGS
 from resume_run import (
     RunLauncher,
@@ -25,14 +31,6 @@ from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.loading import read_model
 
-FLAGS = (
-    "--config.mesh.data=2",
-    "--config.data.batch_size=8",
-    "--config.model.encoder.norm_group_size=2",
-    "--config.train.eval_every=6",
-    "--config.train.checkpoint_every=5",
-)
-
 pytestmark = pytest.mark.slow
 
 
@@ -42,21 +40,12 @@ def launcher(small_images, compile_cache) -> RunLauncher:
 
 
 def start_two_processes(launcher: RunLauncher, workdir: Path, *flags: str) -> list[subprocess.Popen]:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        address = f"localhost:{probe.getsockname()[1]}"
-    environment = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
-    return [launcher.start(workdir, *FLAGS, *flags, **environment, JAX_PROCESS_ID=str(rank)) for rank in range(2)]
+    return start_processes(launcher, [workdir, workdir], [flags, flags])
 
 
 def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
     """Waits until all processes have ended, and asserts that they succeeded."""
-    try:
-        for process in processes:
-            assert process.wait(timeout=900) == 0, log_path(workdir).read_text()
-    finally:
-        for process in processes:
-            process.kill()
+    assert wait_for_all(processes, timeout_seconds=900) == [0] * len(processes), log_path(workdir).read_text()
 
 
 @pytest.mark.parametrize("variant", ["", ":cached"])
@@ -64,7 +53,7 @@ def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, varia
     launcher = dataclasses.replace(launcher, config=launcher.config + variant)
     one, two = tmp_path / "one", tmp_path / "two"
     flags = f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2"
-    single_process = launcher.start(one, *FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
+    single_process = launcher.start(one, *PAIR_FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
     wait_for([single_process], one)
     wait_for(start_two_processes(launcher, two, "--config.train.steps=12"), two)
 
@@ -103,10 +92,69 @@ def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(laun
 
     single_process = launcher.start(
         workdir,
-        *FLAGS,
+        *PAIR_FLAGS,
         f"--config.train.steps={step + 3}",
         XLA_FLAGS=f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2",
     )
     wait_for([single_process], workdir)
     assert list_saved_steps(workdir)[-1] == step + 3
     assert f"resuming from step {step}" in log_path(workdir).read_text()
+
+
+def test_processes_with_different_configs_name_the_difference_and_end(launcher, tmp_path):
+    workdir = tmp_path / "run"
+    flags = [["--config.train.steps=12"], ["--config.train.steps=14"]]
+    assert wait_for_all(start_processes(launcher, [workdir, workdir], flags), 300) == [1, 1]
+    host = socket.gethostname()
+    expected = (
+        f"error: the processes disagree: config.train.steps is 12 in process 0 ({host}) and 14 in process 1 ({host}): "
+        "start the same command with the same code, config and data on all hosts"
+    )
+    assert read_errors(workdir) == [expected] * 2
+    assert not list(workdir.iterdir())  # neither a run nor the file of the check
+
+
+def test_a_workdir_that_is_not_shared_is_named_by_all_processes(launcher, tmp_path):
+    workdirs = [tmp_path / "host_0" / "run", tmp_path / "host_1" / "run"]
+    for workdir in workdirs:
+        workdir.parent.mkdir()
+    assert wait_for_all(start_processes(launcher, workdirs), 300) == [1, 1]
+    (first,), (second,) = map(read_errors, workdirs)
+    assert first == second
+    assert first.startswith(f"error: the workdir {workdirs[0]} and {workdirs[1]} is not shared: process 1 (")
+    assert "set --workdir to a bucket" in first
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
+    workdir, missing = tmp_path / "run", tmp_path / "missing"
+    flags = [[f"--config.data.root={missing}"] if index == failing else [] for index in range(2)]
+    assert wait_for_all(start_processes(launcher, [workdir, workdir], flags), 300) == [1, 1]
+    error = f"no such folder: {missing}; set config.data.root to the folder with the images and captions"
+    host = socket.gethostname()
+    expected = [f"error: {error}", f"error: process {failing} ({host}) could not start: {error}"]
+    assert sorted(read_errors(workdir)) == sorted(expected)
+
+
+def test_the_hosts_of_a_tpu_pod_find_each_other_through_the_metadata_server(launcher, tmp_path):
+    workdir, hosts = tmp_path / "run", 2
+    with contextlib.ExitStack() as stack:
+        addresses = [
+            stack.enter_context(metadata_server.serve_metadata(metadata_server.make_attributes(host, hosts)))
+            for host in range(hosts)
+        ]
+        launcher = dataclasses.replace(launcher, script=metadata_server.__file__)
+        port = reserve_address().partition(":")[2]
+        processes = [
+            launcher.start(
+                workdir, *PAIR_FLAGS, "--config.train.steps=6", GCE_METADATA_IP=address, JAX_COORDINATOR_PORT=port
+            )
+            for address in addresses
+        ]
+        assert wait_for_all(processes, 600) == [0, 0], log_path(workdir).read_text()
+    log = log_path(workdir).read_text()
+    for host, address in enumerate(addresses):
+        start = f"Cloud TPU (metadata server {address}): process {host} of 2, coordinator 127.0.0.1:{port}"
+        assert f"{start}; waiting for 1 peer, at most 300 s" in log
+    assert "2 x cpu in 2 processes" in log
+    assert list_saved_steps(workdir)[-1] == 6

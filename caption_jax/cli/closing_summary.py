@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from caption_jax.evaluation.report.html.run_facts import describe_end
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.files import absolute
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, read_sessions
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.process import make_command
+from input_pipeline.files import absolute_path
 
 
 def print_end_of_training(workdir: str, scored_evaluation: ScoredEvaluation | None) -> None:
@@ -17,7 +17,7 @@ def print_end_of_training(workdir: str, scored_evaluation: ScoredEvaluation | No
         workdir: workdir of the run, as on the command line.
         scored_evaluation: the evaluation of the validation split; None without one.
     """
-    *_, session = read_sessions(absolute(workdir))
+    *_, session = read_sessions(absolute_path(workdir))
     print(f"\nWhy training ended: {describe_end(session, None, ())}")
     if scored_evaluation is not None:
         print(f"Best weights: step {scored_evaluation.protocol['step']:,}")
@@ -49,7 +49,7 @@ def _make_caption_command(workdir: str) -> tuple[str, str]:
 
 def _make_index_command(workdir: str) -> tuple[str, str] | None:
     """Returns the command that indexes images for search, if the model supports it."""
-    if not read_description(absolute(workdir)).has_joint_embedding:
+    if not read_description(absolute_path(workdir)).has_joint_embedding:
         return None
     return "index images for search", _make_command("index", workdir, "folder/")
 

@@ -46,6 +46,13 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     flags.DEFINE_boolean(
         "dry_run", False, "Read the data, print the resolved config and run one step, without writing files.", values
     )
+    flags.DEFINE_enum(
+        "distributed",
+        "auto",
+        ["auto", "on", "off"],
+        "Run with other processes: those that are detected, required ones, or none.",
+        values,
+    )
     flags.DEFINE_boolean("quiet", False, "Print only warnings, errors and results: no progress.", values)
     flags.DEFINE_boolean("verbose", False, "Also print messages of libraries and the metrics of each log step.", values)
     _define_for_splits(values)

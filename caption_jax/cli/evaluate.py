@@ -12,13 +12,13 @@ from caption_jax.evaluation.external_data import check_context, open_external_da
 from caption_jax.evaluation.final_evaluation import evaluate_split
 from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.files import absolute
 from caption_jax.runs.experiment import open_experiment
+from input_pipeline.files import absolute_path
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the results to the workdir and prints them; returns the exit status."""
-    workdir, spec, context = absolute(options.workdir), spec_from_flags(options), get_context_kind(options)
+    workdir, spec, context = absolute_path(options.workdir), spec_from_flags(options), get_context_kind(options)
     external_data, splits, split = None, None, options.split
     with display_from_flags(options) as display:
         if options.data:

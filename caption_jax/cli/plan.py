@@ -6,9 +6,9 @@ from absl import flags
 
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.progress_flags import display_from_flags
-from caption_jax.files import absolute
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
+from input_pipeline.files import absolute_path
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
@@ -22,6 +22,6 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         compilations=options.compilations,
     )
     with display_from_flags(options) as display:
-        result = plan(spec_from_flags(options), absolute(options.workdir), request, display)
+        result = plan(spec_from_flags(options), absolute_path(options.workdir), request, display)
     print_plan(result)
     return 0

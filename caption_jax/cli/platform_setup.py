@@ -1,17 +1,17 @@
-"""Process setup for all modes: XLA flags, `jax.distributed`, the compilation cache and the log."""
+"""Process setup for all modes: XLA flags, the processes, the compilation cache and the log."""
 
 from __future__ import annotations
-
-import os
 
 from absl import app, flags, logging
 
 from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
+_DISTRIBUTED_MODES = ("train", "evaluate", "tune")  # the others run on a single host
+
 
 def set_up_platform(options: flags.FlagValues) -> None:
-    """Sets XLA flags, the compilation cache and the log, and initialises `jax.distributed` for several processes."""
+    """Sets XLA flags, the compilation cache and the log, and connects the processes of a run on several hosts."""
     set_up_process()
     set_up_log(choose_verbosity(options))
     import jax
@@ -22,7 +22,10 @@ def set_up_platform(options: flags.FlagValues) -> None:
         from caption_jax.planning.topology import prepare
 
         prepare(options.topology)
-    _join_processes()
+    if options.mode in _DISTRIBUTED_MODES:
+        from caption_jax.runtime.distributed import join_processes
+
+        join_processes(options.distributed)
     if not is_cache_safe():
         disable_compilation_cache()
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
@@ -49,17 +52,3 @@ def disable_compilation_cache() -> None:
     import jax
 
     jax.config.update("jax_enable_compilation_cache", False)
-
-
-def _join_processes() -> None:
-    """Initialises `jax.distributed` if the environment indicates several processes."""
-    import jax
-
-    is_tpu_pod = "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
-    is_slurm = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-    if is_tpu_pod or is_slurm or "JAX_COORDINATOR_ADDRESS" in os.environ:
-        # TPU pods and SLURM do not need these variables, because JAX detects their processes.
-        variables = {"num_processes": "JAX_NUM_PROCESSES", "process_id": "JAX_PROCESS_ID"}
-        jax.distributed.initialize(
-            **{key: int(os.environ[name]) for key, name in variables.items() if name in os.environ}
-        )

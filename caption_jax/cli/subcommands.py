@@ -38,7 +38,7 @@ _FLAG_SUBCOMMANDS = (
         "train",
         "train a model, or resume an interrupted run",
         "--config=NAME [--workdir=FOLDER]",
-        ("config", "workdir", "dry_run"),
+        ("config", "workdir", "dry_run", "distributed"),
         (
             "train --config=shapes",
             "train --config=folder --config.data.root=photographs --workdir=runs/folder",
@@ -51,7 +51,7 @@ _FLAG_SUBCOMMANDS = (
         "evaluate",
         "score a trained model on a split or on another dataset",
         "--workdir=FOLDER",
-        ("workdir", "split", "data", "images", "context", "config"),
+        ("workdir", "split", "data", "images", "context", "config", "distributed"),
         (
             "evaluate --workdir=runs/folder --split=test",
             "evaluate --workdir=runs/folder --data=more_photographs",
@@ -64,7 +64,7 @@ _FLAG_SUBCOMMANDS = (
         "tune",
         "find the best settings of beam search on a split",
         "--workdir=FOLDER",
-        ("workdir", "split", "context", "config"),
+        ("workdir", "split", "context", "config", "distributed"),
         ("tune --workdir=runs/folder --config.decode.num_beams=5",),
         notes="Prints the score of each setting, and the flags of the best one.",
         descriptions={"context": _SPLIT_CONTEXT},

@@ -14,6 +14,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs import workdir as workdir_files
+from caption_jax.runs.agreement import check_workdir, prepare_together
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
@@ -74,7 +75,9 @@ def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILE
     Raises:
         ConfigError: the config is incompatible with the data.
         WorkdirError: the workdir contains a run or model that is incompatible with the config.
+        ProcessesError: several processes do not share the workdir, or disagree on the config or the data.
     """
+    check_workdir(workdir)
     experiment = prepare_experiment(spec, workdir, display)
     if jax.process_index() == 0:
         if experiment.resumes:
@@ -93,6 +96,29 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SI
         ConfigError: see `start_experiment`.
         WorkdirError: see `start_experiment`.
     """
+    return prepare_together(lambda: _prepare(spec, workdir, display), trains=True)
+
+
+def open_experiment(
+    workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None, display: Display = SILENT
+) -> Experiment:
+    """Opens an existing run for evaluation, with `spec` instead of the stored spec.
+
+    Args:
+        workdir: workdir of the run.
+        spec: the spec to evaluate with; values that are fitted to the data are those of the run.
+        splits: splits by name; those in `spec.data` if None.
+        display: shows the progress.
+
+    Raises:
+        FileNotFoundError: the folder is not the workdir of a run.
+        ValueError: the evaluation batch size is not a multiple of the number of devices.
+        ProcessesError: several processes disagree on the config, the data or the model.
+    """
+    return prepare_together(lambda: _open(workdir, spec, splits, display), trains=False)
+
+
+def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment:
     spec.check_available()
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
@@ -115,21 +141,7 @@ def prepare_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SI
     return Experiment(workdir, description, mesh, splits, facts, resuming, display)
 
 
-def open_experiment(
-    workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None = None, display: Display = SILENT
-) -> Experiment:
-    """Opens an existing run for evaluation, with `spec` instead of the stored spec.
-
-    Args:
-        workdir: workdir of the run.
-        spec: the spec to evaluate with; values that are fitted to the data are those of the run.
-        splits: splits by name; those in `spec.data` if None.
-        display: shows the progress.
-
-    Raises:
-        FileNotFoundError: the folder is not the workdir of a run.
-        ValueError: the evaluation batch size is not a multiple of the number of devices.
-    """
+def _open(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None, display: Display) -> Experiment:
     spec.check_available()
     stored = workdir_files.read_description(workdir)
     spec = use_stored_values(spec, *workdir_files.read_specs(workdir))
