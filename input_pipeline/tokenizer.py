@@ -15,7 +15,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-from etils import epath
 from jaxtyping import Int
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -23,7 +22,7 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.extras import optional_packages
-from input_pipeline.files import write_atomically
+from input_pipeline.files import is_on_bucket, storage_path, write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, MIN_VOCABULARY_SIZE, PAD, SPECIALS, UNK
 
 _WORD_START = "\u0120"  # byte-level BPE's symbol for the space before a word
@@ -97,7 +96,7 @@ class Tokenizer:
         Raises:
             MissingFileError: one of the two files is missing.
         """
-        folder = epath.Path(path)
+        folder = storage_path(path)
         for name in (_VOCAB, _MERGES):
             if not (folder / name).exists():
                 raise MissingFileError(
@@ -162,7 +161,7 @@ class Tokenizer:
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer to `folder`, which is created if needed, for `Tokenizer.load`."""
-        folder = epath.Path(folder)
+        folder = storage_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory() as local:  # the library writes only to local disks
             for path in self._backend.model.save(local):
@@ -173,7 +172,7 @@ class Tokenizer:
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
         """Loads a tokenizer saved by `save`."""
-        settings = json.loads((epath.Path(folder) / _SETTINGS).read_text())
+        settings = json.loads((storage_path(folder) / _SETTINGS).read_text())
         return cls.from_folder(folder, **settings)
 
 
@@ -260,7 +259,7 @@ class Vocabulary:
         self.tokenizer.save(folder)
         # The mapping is written last, so its presence marks the folder as complete.
         full_ids = self._to_full[len(SPECIALS) :].tolist()
-        write_atomically(epath.Path(folder) / _COMPACT, json.dumps({"full_ids": full_ids}) + "\n")
+        write_atomically(storage_path(folder) / _COMPACT, json.dumps({"full_ids": full_ids}) + "\n")
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Vocabulary:
@@ -269,7 +268,7 @@ class Vocabulary:
         Raises:
             MissingFileError: `folder` contains no vocabulary.
         """
-        path = epath.Path(folder) / _COMPACT
+        path = storage_path(folder) / _COMPACT
         if not path.exists():
             raise MissingFileError(f"no such file: {path}; training writes the vocabulary when it starts")
         return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
@@ -307,7 +306,7 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> tuple[Voc
     captions = list(train_captions)
     if spec.tokenizer == "train":
         tokenizer = Tokenizer.train(captions, spec.vocabulary_size, spec.lowercase)
-    elif Path(spec.tokenizer).is_dir():
+    elif is_on_bucket(spec.tokenizer) or Path(spec.tokenizer).is_dir():
         tokenizer = Tokenizer.from_folder(spec.tokenizer, lowercase=spec.lowercase)
     else:
         tokenizer = Tokenizer.from_hub(spec.tokenizer, lowercase=spec.lowercase)

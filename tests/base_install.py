@@ -119,7 +119,6 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     """Returns calls that require an optional package. Each key starts with the name of the package."""
     from caption_jax.evaluation.final_evaluation import evaluate_split
     from caption_jax.evaluation.tuning import tune_split
-    from caption_jax.files import absolute
     from caption_jax.metrics.java_metrics import unavailable_metrics
     from caption_jax.models.backbones.efficientnet_variants import get_variant
     from caption_jax.planning.topology import parse_topology
@@ -130,6 +129,7 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run
     from caption_jax.training.loop import train_and_evaluate
+    from input_pipeline.files import absolute_path
     from input_pipeline.images import decode_image
     from input_pipeline.sources import open_splits
     from input_pipeline.tokenizer import Tokenizer
@@ -160,8 +160,8 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "pillow_heif": lambda: decode_image(b"\0\0\0\x18ftypheic", 8),
         "libtpu": parse_topology("v5e:2x2").devices,
         "jax_cuda12_plugin": parse_topology("h100:8").devices,
-        "gcsfs": lambda: absolute("gs://bucket/run"),
-        "s3fs": lambda: absolute("s3://bucket/run"),
+        "gcsfs": lambda: absolute_path("gs://bucket/run"),
+        "s3fs": lambda: absolute_path("s3://bucket/run"),
         # The base installation includes huggingface_hub as a dependency of tokenizers, so `main` blocks it separately.
         "huggingface_hub for RoBERTa": lambda: load_roberta("someone/model"),
         "huggingface_hub for encoders": lambda: locate_weights("someone/model", (), "nothing"),

@@ -1,4 +1,4 @@
-"""An in-memory bucket under gs:// that, like a cloud bucket, does not support renaming."""
+"""An in-memory bucket under gs:// that, like a cloud bucket, does not support renaming or appending."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class MemoryBucket(MemoryFileSystem):
     @classmethod
     def _strip_protocol(cls, path: str) -> str:
         return MemoryFileSystem._strip_protocol(path.replace("gs://", "/"))
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        return super()._open(path, mode.replace("a", "w"), **options)  # as in gcsfs
 
     def mv(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError("buckets do not support renaming")

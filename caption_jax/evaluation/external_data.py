@@ -7,6 +7,7 @@ from pathlib import Path
 
 from caption_jax.errors import ConfigError
 from input_pipeline.data_spec import DataSpec, SplitFiles, SplitFractions
+from input_pipeline.files import local_path
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.sources.caption_files import find_captions
@@ -45,7 +46,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
         MissingFileError: the folder does not exist or has no captions.
         DataError: the files are invalid, or the split does not exist.
     """
-    root = Path(folder)
+    root = local_path(folder, "--data")
     images = "images" if (root / "images").is_dir() else "."
     captions = find_captions(root, root / images)
     spec = dataclasses.replace(

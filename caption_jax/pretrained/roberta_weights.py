@@ -22,6 +22,7 @@ from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, select_network
 from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
 from input_pipeline.extras import optional_packages
+from input_pipeline.files import local_path
 
 # Keys of the first layer in PyTorch and Flax.
 _STEMS = ("embeddings.word_embeddings.weight", "embeddings.word_embeddings.embedding")
@@ -105,7 +106,7 @@ def load_roberta_settings(name: str) -> dict[str, Any]:
 
 
 def _locate_folder(name: str) -> Path:
-    if Path(name).is_file():
+    if local_path(name, "RoBERTa weights").is_file():
         return Path(name).parent
     if name.endswith((*TORCH_NAMED_ENDINGS, ".msgpack")):
         raise MissingFileError(f"no such file: {name}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from caption_jax.errors import WeightsError
 from input_pipeline.extras import optional_packages
+from input_pipeline.files import local_path
 
 KEY = "config.model.encoder.weights"
 
@@ -29,7 +30,7 @@ def locate_weights(weights: str, endings: tuple[str, ...], choices: str) -> Path
     """
     if not weights:
         raise WeightsError(f"{KEY} is empty; set it to the weights to load")
-    path = Path(weights).expanduser()
+    path = local_path(weights, KEY).expanduser()
     if path.is_dir():
         return _locate_in_folder(path)
     if path.exists() or weights.endswith(endings):

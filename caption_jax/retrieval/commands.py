@@ -20,6 +20,7 @@ from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
 from caption_jax.specs import DataSpec, DecodeSpec
 from caption_jax.telemetry.progress import SILENT, Display
+from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES
 from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
@@ -34,7 +35,7 @@ def get_index_folder(workdir: str, index_flag: str | None) -> Path:
         ConfigError: the folder is on a bucket, whose files cannot be memory-mapped, or is a file.
     """
     folder = index_flag or os.path.join(workdir, "index")
-    if "://" in folder:
+    if is_on_bucket(folder):
         raise ConfigError(f"the index must be on a local disk, not in {folder}: set --index to a local folder")
     if os.path.isfile(folder):
         raise ConfigError(f"the index must be a folder, but {folder} is a file: set --index to a folder")

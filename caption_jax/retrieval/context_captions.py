@@ -8,6 +8,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.retrieval.neighbours import ImageId, read_neighbours
 from caption_jax.runs.experiment import Experiment
 from input_pipeline.context import ContextCaptions
+from input_pipeline.files import local_path
 from input_pipeline.records import DataError
 
 KINDS = ("retrieved", "none", "shuffled")
@@ -48,7 +49,7 @@ def open_context(experiment: Experiment, split_name: str, kind: str) -> ContextC
         return None
     if not max_texts:
         raise ConfigError(f"context is {kind!r}, but this run's model takes none (config.model.context.max_texts=0)")
-    neighbours = read_neighbours(folder, split_name, at_least=max_texts)
+    neighbours = read_neighbours(local_path(folder, "config.data.context"), split_name, at_least=max_texts)
     ids = experiment.split(split_name).image_ids
     if missing := [image_id for image_id in ids if image_id not in neighbours]:
         raise DataError(

@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from caption_jax.runs.experiment import Experiment
 
 # Keys that may have different values in each process.
-_LOCAL_KEYS = ("data.root", "data.tfds_dir", "data.workers", "data.prefetch", "data.feature_cache.folder")
+_LOCAL_KEYS = (
+    *("data.root", "data.tfds_dir", "data.feature_cache.folder", "data.pixel_cache.folder"),
+    *("data.workers", "data.worker_type", "data.prefetch"),
+)
 # Packages that determine the compiled programs and the format of checkpoints.
 _COMMON_PACKAGES = ("jax", "jaxlib", "flax", "orbax-checkpoint")
 _MAX_DIFFERENCES = 3

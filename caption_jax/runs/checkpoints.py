@@ -21,9 +21,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
-from caption_jax.files import absolute
 from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, rename_modules
 from caption_jax.specs.renamed_keys import RENAMED_MODULES
+from input_pipeline.files import absolute_path, storage_path
 
 PyTree = Any
 
@@ -51,7 +51,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: str | epath.Path):
-        folder = absolute(workdir) / "checkpoints"
+        folder = absolute_path(workdir) / "checkpoints"
         self._last = _make_manager(folder / "last")
         self._best = _make_manager(folder / "best")
         self._best_metrics: tuple[int, dict[str, float]] | None = None  # arguments of the last `save_best`
@@ -151,7 +151,7 @@ def read_weights(
     """
     if which not in CHECKPOINT_CHOICES:
         raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
-    folder = absolute(source) / "checkpoints"
+    folder = absolute_path(source) / "checkpoints"
     for name in CHECKPOINT_CHOICES[which]:
         if steps := ocp.utils.checkpoint_steps(folder / name):
             return Weights(_read_item(folder / name / str(max(steps)), sharding), max(steps))
@@ -160,7 +160,7 @@ def read_weights(
 
 def has_checkpoint(workdir: str | epath.Path) -> bool:
     """Returns whether `workdir` contains a checkpoint to resume from."""
-    return bool(ocp.utils.checkpoint_steps(epath.Path(workdir) / "checkpoints" / "last"))
+    return bool(ocp.utils.checkpoint_steps(storage_path(workdir) / "checkpoints" / "last"))
 
 
 def _read_item(folder: epath.Path, sharding: jax.sharding.Sharding | None) -> PyTree:

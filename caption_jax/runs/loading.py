@@ -11,11 +11,11 @@ import jax
 from etils import epath
 
 from caption_jax.errors import ConfigError, UserError
-from caption_jax.files import storage_path
 from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_pointer
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, flatten_arrays, unflatten_arrays
 from caption_jax.runs.workdir import read_description
+from input_pipeline.files import storage_path
 
 PyTree = Any
 

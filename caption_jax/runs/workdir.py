@@ -15,10 +15,9 @@ from typing import Any
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
-from caption_jax.files import storage_path
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.specs import RunSpec, as_mapping, differences, replace_values
-from input_pipeline.files import write_atomically
+from input_pipeline.files import storage_path, write_atomically
 from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
@@ -80,7 +79,7 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
         MissingFileError: the folder is not the workdir of a run.
         WorkdirError: a newer release wrote it.
     """
-    workdir = epath.Path(workdir)
+    workdir = storage_path(workdir)
     return RunDescription(
         spec=read_spec(workdir),
         model_settings=ModelSettings.from_json(_read_json(workdir / "model.json")),

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from etils import epath
 from jax import export
 
 from caption_jax.runtime.compilation_cache import scoped_cache
 from caption_jax.runtime.extension_sources import PACKAGES
-from input_pipeline.files import write_atomically
+from input_pipeline.files import storage_path, write_atomically
 
 PyTree = Any
 
@@ -84,7 +83,7 @@ class CachedProgram:
             return program.lower(*arguments).compile()
 
     def _load_or_trace(self, folder: str, arguments: tuple[PyTree, ...], signature: str) -> Callable:
-        file = epath.Path(folder) / f"{self._name}-{self._compute_hash(signature)}.stablehlo"
+        file = storage_path(folder) / f"{self._name}-{self._compute_hash(signature)}.stablehlo"
         try:
             return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
         except FileNotFoundError:

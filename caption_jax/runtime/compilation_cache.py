@@ -10,6 +10,8 @@ from pathlib import Path
 
 import jax
 
+from input_pipeline.files import is_on_bucket
+
 _SCOPE_LOCK = threading.RLock()
 
 
@@ -21,7 +23,7 @@ def locate_cache(workdir: str | os.PathLike[str] | None) -> str | None:
     """
     if workdir is not None:
         folder = os.path.join(os.fspath(workdir), "compile_cache")
-        if "://" in folder or _is_writable(Path(folder)):
+        if is_on_bucket(folder) or _is_writable(Path(folder)):
             return folder
     user_cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     folder = os.path.join(user_cache, "caption-jax")

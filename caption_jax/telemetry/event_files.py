@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from caption_jax.telemetry.bucket_copies import BucketEventWriter
 from caption_jax.telemetry.write_queue import WriteQueue
 from input_pipeline.extras import optional_packages
+from input_pipeline.files import is_on_bucket
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
 
@@ -64,4 +66,5 @@ def _open_summary_writer(folder: str) -> Any:
     with optional_packages("TensorBoard's event file"):
         from clu import metric_writers
 
-        return metric_writers.SummaryWriter(folder)
+        open_writer = metric_writers.SummaryWriter
+        return BucketEventWriter(folder, open_writer) if is_on_bucket(folder) else open_writer(folder)

@@ -17,7 +17,7 @@ from etils import epath
 from jaxtyping import Float
 
 from caption_jax.errors import WorkdirError
-from input_pipeline.files import write_atomically
+from input_pipeline.files import is_on_bucket, storage_path, write_atomically
 
 
 @dataclass(frozen=True)
@@ -40,16 +40,23 @@ class MetricsFile:
 
     def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
         """Opens the file of a run that starts from `start_step` (0 for a new run), and drops rows of later steps."""
-        self._path = epath.Path(path)
+        self._path = storage_path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._bucket_text = ""  # the whole file if it is on a bucket, because objects cannot be appended to
         if not self._path.exists():
             return
         text = "".join(row.to_line() for row in read_metrics(self._path) if row.step <= start_step)
         if text != self._path.read_text():
             write_atomically(self._path, text)
+        if is_on_bucket(self._path):
+            self._bucket_text = text
 
     def append(self, row: Row) -> None:
         """Writes one row and closes the file, so that the row is not lost if the process is killed."""
+        if is_on_bucket(self._path):
+            self._bucket_text += row.to_line()
+            write_atomically(self._path, self._bucket_text)
+            return
         with self._path.open("a") as file:
             file.write(row.to_line())
 
@@ -61,7 +68,7 @@ def read_metrics(path: epath.PathLike) -> list[Row]:
         FileNotFoundError: the file does not exist.
         WorkdirError: a line is not a valid row; the message contains its number.
     """
-    lines = epath.Path(path).read_text().splitlines(keepends=True)
+    lines = storage_path(path).read_text().splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]

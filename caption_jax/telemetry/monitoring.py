@@ -13,6 +13,7 @@ from etils import epath
 from caption_jax.telemetry.event_files import EventFiles
 from caption_jax.telemetry.metrics_file import MetricsFile, Row
 from caption_jax.telemetry.write_queue import WriteQueue
+from input_pipeline.files import storage_path
 
 # TensorBoard sorts cards by tag and opens the first two groups. The most important scalars are therefore also written
 # to a group that comes before "train" and "val".
@@ -49,7 +50,7 @@ class Monitor:
         self._active = is_main_process
         if not self._active:
             return
-        workdir = epath.Path(workdir)
+        workdir = storage_path(workdir)
         self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
         self._rows = WriteQueue("metrics")
         self._events = EventFiles(workdir / "tensorboard")

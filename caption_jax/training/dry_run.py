@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import jax
 from etils import epath
 
-from caption_jax.files import absolute
 from caption_jax.objectives.constants import prepare_constants
 from caption_jax.parameters.freezing import phases
 from caption_jax.runs.checkpoints import has_checkpoint
@@ -22,6 +21,7 @@ from caption_jax.training.loop import make_validation_evaluator, open_batches
 from caption_jax.training.program import make_program
 from input_pipeline.data_spec import FeatureCacheSpec, PixelCacheSpec
 from input_pipeline.extras import require
+from input_pipeline.files import absolute_path
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT)
         MissingPackageError: the `train` extra is not installed.
     """
     require("training", "grain")
-    experiment = prepare_experiment(spec, absolute(workdir), display)
+    experiment = prepare_experiment(spec, absolute_path(workdir), display)
     resolved_spec = experiment.spec
     with display.phase("building the model"):
         make_validation_evaluator(experiment)  # raises errors that training would raise

@@ -19,7 +19,6 @@ from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
 from caption_jax.feature_cache.features import prepare_features
 from caption_jax.feature_cache.pixel_cache import prepare_pixels
-from caption_jax.files import absolute
 from caption_jax.objectives.constants import (
     check_same_constants,
     compute_fingerprints,
@@ -50,6 +49,7 @@ from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
 from input_pipeline.extras import TRAINING, require
+from input_pipeline.files import absolute_path
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
@@ -70,7 +70,7 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path, display: Displa
         NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
     """
     require("training", *TRAINING)
-    experiment = start_experiment(spec, absolute(workdir), display)
+    experiment = start_experiment(spec, absolute_path(workdir), display)
     # Signals are handled once there is a state to save. Until then, they terminate the process.
     with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
         is_complete = run.train(stop_requested)

@@ -10,6 +10,7 @@ from pathlib import Path
 from input_pipeline.annotations import Row, read_rows
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
+from input_pipeline.files import local_path
 from input_pipeline.records import Report, Split
 from input_pipeline.sources.caption_files import find_captions, find_split, is_text_files, read_text_files
 from input_pipeline.sources.folder_images import (
@@ -38,7 +39,7 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
         DataError: a file is missing or has an unknown format, a split that is defined has no usable images, or there
             are problems and `on_error` is "stop".
     """
-    root = Path(spec.root or ".")
+    root = local_path(spec.root or ".", "config.data.root")
     if not root.is_dir():
         raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
     spec = _find_folders(spec, root)

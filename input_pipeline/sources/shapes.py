@@ -15,6 +15,7 @@ from typing import Any
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.extras import optional_packages, select_bucket_backend
+from input_pipeline.files import is_on_bucket
 from input_pipeline.records import SPLITS, Record, Split, check_splits
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
@@ -69,7 +70,7 @@ def _prepare_builder(size: str, tfds_dir: str | None) -> Any:
         log.info("Generating the shapes dataset in %s (about ten seconds)", builder.data_path)
         keep_tensorflow_off_accelerators(_PURPOSE)
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints a misleading message about a download
-            if "://" in os.fspath(builder.data_path):
+            if is_on_bucket(builder.data_path):
                 builder.download_and_prepare()  # object stores cannot rename a folder atomically
             else:
                 _prepare_atomically(make_builder, Path(builder.data_path))

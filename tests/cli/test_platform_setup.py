@@ -12,7 +12,8 @@ SCRIPT = """
 from types import SimpleNamespace
 import sys
 from caption_jax.cli.platform_setup import set_up_platform
-set_up_platform(SimpleNamespace(mode="train", workdir=sys.argv[1], dry_run=False, quiet=False, verbose=False))
+options = {"dry_run": False, "quiet": False, "verbose": False, "distributed": "auto"}
+set_up_platform(SimpleNamespace(mode="train", workdir=sys.argv[1], **options))
 import jax
 print(jax.device_count(), jax.config.jax_enable_compilation_cache)
 """

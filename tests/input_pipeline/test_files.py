@@ -7,7 +7,13 @@ import stat
 
 import pytest
 
-from input_pipeline.files import is_on_bucket, write_atomically
+from caption_jax.evaluation.external_data import open_external_data
+from caption_jax.pretrained.roberta_weights import load_roberta
+from caption_jax.pretrained.weight_sources import locate_weights
+from input_pipeline.data_spec import DataSpec
+from input_pipeline.errors import ConfigError
+from input_pipeline.files import absolute_path, is_on_bucket, storage_path, write_atomically
+from input_pipeline.sources import open_splits
 
 
 def write_and_fail(file) -> None:
@@ -73,3 +79,34 @@ def test_bucket_objects_are_replaced_only_by_complete_writes(bucket):
 @pytest.mark.parametrize(("path", "expected"), [("gs://b/run", True), ("runs/b", False), ("/gs:/b", False)])
 def test_buckets_are_recognised_by_their_scheme(path, expected):
     assert is_on_bucket(path) is expected
+
+
+def test_local_paths_become_absolute_and_bucket_urls_do_not_change(tmp_path, monkeypatch, bucket):
+    monkeypatch.chdir(tmp_path)
+    assert str(absolute_path("runs/a")) == str(tmp_path / "runs/a")
+    for url in ("gs://bucket/runs/a", "s3://bucket/runs/a"):
+        assert str(absolute_path(url)) == url
+        assert str(absolute_path(storage_path(url)) / "b") == f"{url}/b"
+
+
+def test_a_scheme_without_a_client_is_rejected():
+    with pytest.raises(
+        ConfigError, match="hdfs://host/run: there is no client for hdfs://; use a local path, gs:// or"
+    ):
+        storage_path("hdfs://host/run")
+
+
+@pytest.mark.parametrize(
+    ("read", "name"),
+    [
+        (lambda url: open_splits(DataSpec(source="folder", root=url)), "config.data.root"),
+        (lambda url: open_external_data(url, DataSpec()), "--data"),
+        (lambda url: locate_weights(url, (), "any"), "config.model.encoder.weights"),
+        (load_roberta, "RoBERTa weights"),
+    ],
+)
+def test_buckets_are_rejected_where_files_must_be_local(read, name):
+    with pytest.raises(
+        ConfigError, match=rf"^{name}=gs://b/x is on a bucket, but must be a local path: copy the files"
+    ):
+        read("gs://b/x")

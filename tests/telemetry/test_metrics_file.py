@@ -14,8 +14,14 @@ def read_steps_and_splits(path) -> list[tuple[int, str]]:
     return [(row.step, row.split) for row in read_metrics(path)]
 
 
-def test_rows_are_read_as_written(tmp_path):
-    path = tmp_path / "run" / "metrics.jsonl"
+@pytest.fixture(params=["local", "bucket"])
+def folder(request, tmp_path):
+    """An empty folder on a local disk, or on a bucket, where files cannot be appended to."""
+    return tmp_path if request.param == "local" else request.getfixturevalue("bucket")
+
+
+def test_rows_are_read_as_written(folder):
+    path = folder / "run" / "metrics.jsonl"
     file = MetricsFile(path)
     file.append(Row(50, "train", {"loss": 4.25}))
     file.append(Row(50, "val", {"CIDEr-D": 0.1, "loss": math.nan}))
@@ -26,8 +32,8 @@ def test_rows_are_read_as_written(tmp_path):
     assert json.loads(path.read_text().splitlines()[1])["values"]["loss"] is None  # NaN is not valid JSON
 
 
-def test_resuming_from_a_step_drops_later_rows(tmp_path):
-    path = tmp_path / "metrics.jsonl"
+def test_resuming_from_a_step_drops_later_rows(folder):
+    path = folder / "metrics.jsonl"
     file = MetricsFile(path)
     for step in (50, 100, 150):
         file.append(Row(step, "train", {"loss": 1.0}))
@@ -36,7 +42,7 @@ def test_resuming_from_a_step_drops_later_rows(tmp_path):
     resumed.append(Row(150, "train", {"loss": 2.0}))
     assert read_steps_and_splits(path) == [(50, "train"), (100, "train"), (100, "val"), (150, "train")]
     assert read_metrics(path)[-1].values["loss"] == 2.0
-    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+    assert [path.name for path in folder.iterdir()] == ["metrics.jsonl"]
 
 
 def test_starting_at_step_0_drops_all_rows(tmp_path):
