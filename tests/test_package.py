@@ -186,6 +186,10 @@ def test_readme_has_one_command_to_train_and_one_to_test():
         assert (ROOT / config).is_file(), f"README.md mentions {config}, which does not exist"
 
 
+def test_readme_fits_on_two_screens():
+    assert len(README.splitlines()) <= 110
+
+
 def test_ci_runs_the_test_command_of_the_readme_and_fails_if_a_step_fails(tmp_path):
     """Runs .ci/run with fake commands that record their arguments."""
     script = (ROOT / ".ci" / "run").read_text()

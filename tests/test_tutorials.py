@@ -1,14 +1,16 @@
-"""The commands and examples of the tutorials work as written, on a few images and with short runs."""
+"""The commands and examples of README and the tutorials work as written, on a few images and with short runs."""
 
 from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from small_run import COLOURS, SIDES, box_image
-from tutorials import TUTORIALS, install_command, run_tutorial
+from small_run import COLOURS, ROOT, SIDES, box_image
+from tutorials import TUTORIALS, install_command, run_commands, run_tutorial
 
 pytestmark = pytest.mark.slow
 NEEDS_OTHER_MACHINES = {"coco_tpu.md"}  # TPUs, a bucket and COCO
@@ -68,6 +70,30 @@ def test_a_collection_is_indexed_and_searched(folder, environment):
 def test_another_system_is_scored_and_compared(folder, environment):
     output = run_tutorial("score.md", folder, environment)
     assert "CIDEr-D" in output and "BLEU-4" in output
+
+
+def test_the_commands_of_the_readme_train_caption_and_search(folder, environment):
+    text = (ROOT / "README.md").read_text()
+    start = text.index("## Your own photographs")
+    output = run_commands(text[start:], folder, environment)
+    assert "photo.jpg\t" in output and "CIDEr-D" in output
+    assert (folder / "runs" / "mine" / "report_val.html").is_file()
+    assert output.count("folder/beach.jpg") >= 2  # a caption, and a search result
+
+
+def test_the_notebook_runs_as_a_script(tmp_path, environment):
+    script = ROOT / "docs" / "notebooks" / "first_captioner.py"
+    process = subprocess.run(
+        [sys.executable, script],
+        cwd=tmp_path,
+        env={**environment, "STEPS": "6", "MPLBACKEND": "agg"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.count("scene ") == 6 and "Captioner(" in process.stdout
+    assert (tmp_path / "captions.png").is_file() and (tmp_path / "attention.png").is_file()
 
 
 def test_all_tutorials_are_tested():

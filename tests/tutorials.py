@@ -1,4 +1,4 @@
-"""Runs the commands of a tutorial in docs/tutorials, in the order of the page, as a reader would."""
+"""Runs the commands of README or of a page in docs/tutorials, in the order of the page, as a reader would."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ TUTORIALS = ROOT / "docs" / "tutorials"
 _TEST_VARIABLES = ("JAX_DISABLE_MOST_OPTIMIZATIONS", "XLA_FLAGS")  # set by tests/conftest.py
 
 
-def read_commands(name: str) -> list[str]:
-    """Returns the commands in the shell examples of a tutorial, except for those that install packages."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", (TUTORIALS / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+def read_commands(text: str) -> list[str]:
+    """Returns the commands in the shell examples of a page, except for those that install packages."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [line for line in lines if line.strip() and not line.startswith(("#", "pip install"))]
 
 
-def read_python(name: str) -> list[str]:
-    """Returns the Python examples of a tutorial."""
-    return re.findall(r"^```python\n(.*?)^```", (TUTORIALS / name).read_text(), flags=re.DOTALL | re.MULTILINE)
+def read_python(text: str) -> list[str]:
+    """Returns the Python examples of a page."""
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
 def install_command(folder: Path, train_flags: Sequence[str]) -> dict[str, str]:
@@ -53,8 +53,18 @@ def install_command(folder: Path, train_flags: Sequence[str]) -> dict[str, str]:
 
 def run_tutorial(name: str, folder: Path, environment: dict[str, str]) -> str:
     """Runs the shell commands and then the Python examples of a tutorial in a folder, and returns their output."""
-    steps = [["bash", "-c", command] for command in read_commands(name)]
-    steps += [[sys.executable, "-c", code] for code in read_python(name)]
+    text = (TUTORIALS / name).read_text()
+    examples = [[sys.executable, "-c", code] for code in read_python(text)]
+    return run_commands(text, folder, environment) + run_steps(examples, folder, environment)
+
+
+def run_commands(text: str, folder: Path, environment: dict[str, str]) -> str:
+    """Runs the shell commands of a page in a folder, and returns their output."""
+    return run_steps([["bash", "-c", command] for command in read_commands(text)], folder, environment)
+
+
+def run_steps(steps: Sequence[Sequence[str]], folder: Path, environment: dict[str, str]) -> str:
+    """Runs processes that must succeed, and returns their output."""
     outputs = []
     for step in steps:
         process = subprocess.run(step, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -74,7 +74,10 @@ def read_results(path: str | os.PathLike[str]) -> dict[Hashable, str]:
         raise ResultsError(f"{path}: contains no captions")
     duplicates = [image_id for image_id, image_captions in captions.items() if len(image_captions) > 1]
     if duplicates:
-        raise ResultsError(f"{path}: {len(duplicates)} images have more than one caption: {_format_ids(duplicates)}")
+        raise ResultsError(
+            f"{path}: {len(duplicates)} images have more than one caption: {_format_ids(duplicates)}. "
+            "Results have one caption per image; if these are the references, exchange the two files"
+        )
     return {image_id: caption for image_id, image_captions in captions.items() for caption in image_captions}
 
 
