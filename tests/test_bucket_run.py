@@ -14,6 +14,7 @@ import time
 
 import bucket_emulator
 import pytest
+from process_group import PAIR_FLAGS, reserve_address, wait_for_all
 from resume_run import ROOT, TIME_METRICS, RunLauncher, list_saved_steps, read_evaluation, read_rows
 
 WORKDIR = f"gs://{bucket_emulator.BUCKET}/runs/a"
@@ -102,6 +103,17 @@ def test_other_commands_read_the_run(emulator, resumed_log, small_images):
     process = run_command(emulator, "caption", f"--workdir={WORKDIR}", str(image))
     assert process.returncode == 0, process.stderr
     assert process.stdout.startswith(f"{image}\t")
+
+
+def test_two_processes_share_a_bucket(launcher, emulator, tmp_path):
+    log, workdir = tmp_path / "run.log", WORKDIR.removesuffix("a") + "two_processes"
+    environment = {**emulator.environment, "JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": "2"}
+    flags = [*PAIR_FLAGS, "--config.train.steps=6"]
+    processes = [launcher.start(workdir, *flags, log=log, **environment, JAX_PROCESS_ID=index) for index in "01"]
+    assert wait_for_all(processes, 300) == [0, 0], log.read_text()
+    names = emulator.list_names("runs/two_processes/")
+    assert "runs/two_processes/checkpoints/last/6/commit_success.txt" in names
+    assert "runs/two_processes/eval_val.json" in names and not [name for name in names if "/.start-" in name]
 
 
 def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulator, tmp_path):

@@ -125,6 +125,17 @@ def test_a_workdir_that_is_not_shared_is_named_by_all_processes(launcher, tmp_pa
     assert "set --workdir to a bucket" in first
 
 
+def test_a_cache_folder_that_is_not_shared_is_named_by_both(launcher, tmp_path):
+    launcher, workdir = dataclasses.replace(launcher, config=launcher.config + ":cached"), tmp_path / "run"
+    folders = [tmp_path / "disk_0", tmp_path / "disk_1"]
+    flags = [[f"--config.data.feature_cache.folder={folder}"] for folder in folders]
+    assert wait_for_all(start_processes(launcher, [workdir, workdir], flags), 300) == [1, 1]
+    first, second = read_errors(workdir)
+    assert first == second
+    name = "config.data.feature_cache.folder"
+    assert first.startswith(f"error: {name} {folders[0]} and {folders[1]} is not shared: process 1 (")
+
+
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
     workdir, missing = tmp_path / "run", tmp_path / "missing"

@@ -11,15 +11,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from etils import epath
 from jax.experimental import multihost_utils
 
 from caption_jax.errors import ConfigError
+from caption_jax.runs.agreement import check_shared_folder
 from input_pipeline.files import is_on_bucket, write_atomically
 from input_pipeline.inputs import CacheFiles
 
 
 def choose_folder(parent: str, key: Mapping[str, Any], setting: str) -> Path:
-    """Returns the folder of a cache, without creating it. All processes return the same folder.
+    """Returns the folder of a cache, without creating it. All processes return the same folder, which they share.
 
     Args:
         parent: folder of all caches of this kind.
@@ -28,6 +30,7 @@ def choose_folder(parent: str, key: Mapping[str, Any], setting: str) -> Path:
 
     Raises:
         ConfigError: `parent` is on a bucket, where files cannot be memory-mapped.
+        ProcessesError: `parent` is not the same folder for all processes.
     """
     if is_on_bucket(parent):
         raise ConfigError(
@@ -35,6 +38,7 @@ def choose_folder(parent: str, key: Mapping[str, Any], setting: str) -> Path:
             "folder"
         )
     digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).digest()[:8]
+    check_shared_folder(epath.Path(parent), setting, "set it to the path of a folder that all hosts mount")
     if jax.process_count() > 1:  # modification times can differ between machines, so all use the hash of process 0
         digest = bytes(multihost_utils.broadcast_one_to_all(np.frombuffer(digest, np.uint8)).astype(np.uint8))
     return Path(parent).resolve() / digest.hex()

@@ -5,6 +5,7 @@ Processes that run different programs wait for each other forever, or fail in a 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import secrets
@@ -21,7 +22,7 @@ from caption_jax.runs.artifact import read_pointer
 from caption_jax.runs.description import compute_dtype
 from caption_jax.runs.storage import check_storage
 from caption_jax.runs.workdir import versions
-from caption_jax.runtime.exchange import judge_together, report_failure
+from caption_jax.runtime.exchange import TIMEOUT_SECONDS, judge_together, report_failure
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
 from input_pipeline.files import write_atomically
@@ -68,40 +69,69 @@ def prepare_together(prepare: Callable[[], Experiment], *, trains: bool) -> Expe
         report_failure(json.dumps(report), verdict)
         raise
     with experiment.display.phase("waiting for the other processes"):
-        _raise_verdict(judge_together("its config and data", json.dumps(report), _judge_facts))
+        _raise_verdict(judge_together("that it has read its config and data", json.dumps(report), _judge_facts))
     return experiment
 
 
 def check_workdir(workdir: epath.Path) -> None:
     """Checks that all processes can use the workdir for training, and that it is the same for all of them.
 
-    With several processes, process 0 creates the workdir and a file in it, which the others read and process 0 then
-    deletes.
+    With several processes, the workdir is created.
 
     Raises:
         WorkdirError: see `check_storage`; in a single process only.
-        ProcessesError: a process cannot use the workdir, or cannot read the file. The message is the same in all
-            processes.
+        ProcessesError: see `check_shared_folder`.
     """
     if jax.process_count() == 1:
         check_storage(workdir)
+    else:
+        remedy = "set --workdir to a bucket, or to the path of a folder that all hosts mount"
+        check_shared_folder(workdir, "the workdir", remedy, check_storage, _START_SECONDS)
+
+
+def check_shared_folder(
+    folder: epath.Path,
+    name: str,
+    remedy: str,
+    check: Callable[[epath.Path], None] | None = None,
+    timeout_seconds: float = TIMEOUT_SECONDS,
+) -> None:
+    """Checks that a folder is the same for all processes. Does nothing in a single process.
+
+    Process 0 creates the folder and a file in it, which the others read and process 0 then deletes.
+
+    Args:
+        folder: the folder.
+        name: name of the folder, for the error message.
+        remedy: what to do if the folder is not shared.
+        check: raises an error if a process cannot use the folder.
+        timeout_seconds: how long to wait for each process.
+
+    Raises:
+        ProcessesError: a process cannot use the folder, or cannot read the file. The message is the same in all
+            processes.
+    """
+    if jax.process_count() == 1:
         return
-    report: dict[str, Any] = {"host": socket.gethostname(), "workdir": str(workdir)}
+    report: dict[str, Any] = {"host": socket.gethostname(), "folder": str(folder)}
     file = None
     try:
-        check_storage(workdir)
+        if check is not None:
+            check(folder)
         if jax.process_index() == 0:
             report["token"] = secrets.token_hex(8)
-            workdir.mkdir(parents=True, exist_ok=True)
-            file = workdir / _START_FILE.format(token=report["token"])
+            folder.mkdir(parents=True, exist_ok=True)
+            file = folder / _START_FILE.format(token=report["token"])
             write_atomically(file, report["token"])
     except Exception as error:  # of the operating system or of a bucket's client
         report["error"] = _describe_error(error)
     try:
-        start = json.loads(judge_together("its start", json.dumps(report), _judge_start, _START_SECONDS))
+        judge_start = functools.partial(_judge_start, name)
+        start = json.loads(judge_together(f"that {name} is ready", json.dumps(report), judge_start, timeout_seconds))
         _raise_verdict(start["error"])
-        report["read"] = _read_token(workdir / _START_FILE.format(token=start["token"]))
-        _raise_verdict(judge_together("its workdir", json.dumps(report), _judge_workdirs))
+        report["read"] = _read_token(folder / _START_FILE.format(token=start["token"]))
+        judge_tokens = functools.partial(_judge_tokens, name, remedy)
+        _raise_verdict(judge_together(f"whether {name} is shared", json.dumps(report), judge_tokens))
     finally:
         if file is not None:
             file.unlink(missing_ok=True)
@@ -159,26 +189,25 @@ def _judge_facts(messages: Sequence[str]) -> str:
     return compare_facts([json.loads(message) for message in messages])
 
 
-def _judge_start(messages: Sequence[str]) -> str:
+def _judge_start(name: str, messages: Sequence[str]) -> str:
     """Returns the token of process 0, or the first error, as JSON."""
     reports = [json.loads(message) for message in messages]
     for index, report in enumerate(reports):
         if "error" in report:
             process = _name_processes([index], reports)
-            return json.dumps({"error": f"{process} cannot use the workdir {report['workdir']}: {report['error']}"})
+            return json.dumps({"error": f"{process} cannot use {name} {report['folder']}: {report['error']}"})
     return json.dumps({"error": "", "token": reports[0]["token"]})
 
 
-def _judge_workdirs(messages: Sequence[str]) -> str:
+def _judge_tokens(name: str, remedy: str, messages: Sequence[str]) -> str:
     reports = [json.loads(message) for message in messages]
     blind = [index for index, report in enumerate(reports) if report["read"] != reports[0]["token"]]
     if not blind:
         return ""
-    workdirs = " and ".join(dict.fromkeys(report["workdir"] for report in reports))
+    folders = " and ".join(dict.fromkeys(report["folder"] for report in reports))
     return (
-        f"the workdir {workdirs} is not shared: {_name_processes(blind, reports)} cannot read a file that "
-        f"{_name_processes([0], reports)} wrote there; set --workdir to a bucket, or to the path of a folder that all "
-        "hosts mount"
+        f"{name} {folders} is not shared: {_name_processes(blind, reports)} cannot read a file that "
+        f"{_name_processes([0], reports)} wrote there; {remedy}"
     )
 
 

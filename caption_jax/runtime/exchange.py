@@ -27,7 +27,7 @@ def judge_together(
     All processes must make the same calls in the same order.
 
     Args:
-        topic: what is judged, for the error message.
+        topic: what a process reports, for the error message.
         message: message of this process.
         judge: computes the verdict from the messages, ordered by process; called in process 0 only.
         timeout_seconds: how long to wait for each process.

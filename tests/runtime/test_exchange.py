@@ -1,0 +1,76 @@
+"""Process 0 judges the messages of all processes, and a process that stays silent is named."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import jax
+import pytest
+
+from caption_jax.errors import ProcessesError
+from caption_jax.runtime import exchange
+from caption_jax.runtime.exchange import judge_together, report_failure
+
+
+class Store:
+    """The key-value store of `jax.distributed`, without waiting."""
+
+    def __init__(self):
+        self.values: dict[str, str] = {}
+
+    def key_value_set(self, key: str, value: str) -> None:
+        assert key not in self.values, "keys cannot be reused"
+        self.values[key] = value
+
+    def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str:
+        if key not in self.values:
+            raise RuntimeError(f"DEADLINE_EXCEEDED: after\n{timeout_in_ms} ms")
+        return self.values[key]
+
+
+@pytest.fixture
+def act_as(monkeypatch):
+    """A function with which the test acts as one of three processes, from the first message on."""
+    store = Store()
+    monkeypatch.setattr(exchange, "_get_client", lambda: store)
+    monkeypatch.setattr(jax, "process_count", lambda: 3)
+
+    def select(index: int) -> None:
+        monkeypatch.setattr(jax, "process_index", lambda: index)
+        monkeypatch.setattr(exchange, "_counter", itertools.count())
+
+    return select
+
+
+def test_process_0_judges_the_messages_of_all_processes_in_order(act_as):
+    for index in (2, 1):
+        act_as(index)
+        with pytest.raises(ProcessesError):  # there is no verdict yet
+            judge_together("the topic", f"message {index}", json.dumps)
+    act_as(0)
+    verdict = json.dumps(["message 0", "message 1", "message 2"])
+    assert judge_together("the topic", "message 0", json.dumps) == verdict
+
+
+def test_a_process_that_stays_silent_is_named_in_one_line(act_as):
+    act_as(0)
+    with pytest.raises(ProcessesError) as error:
+        judge_together("that it is ready", "message", json.dumps, timeout_seconds=5)
+    assert str(error.value) == (
+        "process 1 of 3 did not report that it is ready within 5 s (DEADLINE_EXCEEDED: after 5000 ms): see its log, "
+        "and start the same command on all hosts again"
+    )
+
+
+def test_the_failure_of_process_0_is_the_verdict_of_the_others(act_as):
+    act_as(0)
+    report_failure("message", "process 0 failed")
+    act_as(2)
+    assert judge_together("the topic", "message", json.dumps) == "process 0 failed"
+
+
+def test_processes_that_are_not_connected_are_an_error(monkeypatch):
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    with pytest.raises(ProcessesError, match="4 processes share the devices, but they are not connected: use"):
+        judge_together("the topic", "message", json.dumps)
