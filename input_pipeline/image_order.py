@@ -76,7 +76,7 @@ class ShuffledEpochs:
         if not count:
             raise DataError("the training split has no images")
         self._count = count
-        self._shuffle_epoch = functools.lru_cache(maxsize=3)(functools.partial(_shuffle_epoch, count, seed))
+        self._shuffle_epoch = functools.lru_cache(maxsize=3)(functools.partial(shuffle_epoch, count, seed))
 
     def __len__(self) -> int:
         return sys.maxsize
@@ -86,7 +86,8 @@ class ShuffledEpochs:
         return int(self._shuffle_epoch(epoch)[index])
 
 
-def _shuffle_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+def shuffle_epoch(count: int, seed: int, epoch: int) -> np.ndarray:
+    """Returns the order of `count` records in an epoch, the same for all versions of NumPy."""
     # NumPy guarantees that raw random numbers are stable across versions, but not permutations. (grain's shuffle takes
     # milliseconds per image on datasets of a few hundred images.)
     key = int.from_bytes(hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=16).digest(), "big")

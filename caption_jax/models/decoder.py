@@ -129,18 +129,18 @@ class DecoderLayer(nn.Module):
         self.residual_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
 
     def project_memory(
-        self, memory: Float[Array, "batch memory width"]
-    ) -> tuple[Float[Array, "batch heads depth memory"], Float[Array, "batch heads memory depth"]]:
+        self, memory: Float[Array, "memories memory width"]
+    ) -> tuple[Float[Array, "memories heads depth memory"], Float[Array, "memories heads memory depth"]]:
         """Returns keys and values for cross-attention."""
         return self.cross_attention.project(memory.astype(self.dtype))
 
     def __call__(
         self,
         x: Float[Array, "*rows tokens width"],
-        memory: Float[Array, "batch memory width"] | None = None,
+        memory: Float[Array, "memories memory width"] | None = None,
         *,
         segments: Segments | None = None,
-        memory_mask: Bool[Array, "batch memory"] | None = None,
+        memory_mask: Bool[Array, "memories memory"] | None = None,
         cache: LayerCache | None = None,
         position: int | Int[Array, ""] | None = None,
         visible: Bool[Array, "pools targets slots"] | None = None,
@@ -149,6 +149,7 @@ class DecoderLayer(nn.Module):
         """Returns the output states, the updated cache and the cross-attention weights.
 
         `segments` maps each token to its caption. If None, each row is one caption: [batch, captions, tokens, width].
+        `memory` contains an array per image, or per block of the rows (`Segments.to_memories`).
 
         With a cache, `memory` is ignored because the cache contains its keys and values. `position` and `visible` come
         from the enclosing `Cache` (`position` and `visible_slots`).
@@ -292,6 +293,9 @@ class Decoder(nn.Module):
         visible = None
         if cache is not None:
             memory_mask, visible = cache.memory_mask, cache.visible_slots(segments.length)
+        else:
+            memory = segments.to_memories(memory)
+            memory_mask = None if memory_mask is None else segments.to_memories(memory_mask)
         x = self._embed(tokens, segments.positions)
         x = self.embedding_dropout(x, train=train, ids=segments.token_ids)
         caches, weights = [], []

@@ -29,7 +29,13 @@ class CaptionCrossEntropy(Objective):
         """Returns the loss and the token accuracy."""
         embedding, bias = model.output_layer()
         token_loss = model.ops.vocabulary_cross_entropy(
-            forward.decoded.states, embedding, bias, forward.targets, forward.weights, self.label_smoothing
+            forward.decoded.states,
+            embedding,
+            bias,
+            forward.targets,
+            forward.weights,
+            self.label_smoothing,
+            shards=forward.shards,
         )
         return ObjectiveOutput(
             losses={"loss": Ratio(token_loss.loss_sum, token_loss.weight_sum)},

@@ -28,7 +28,7 @@ class CaptionRows(flax.struct.PyTreeNode):
     """Inputs and targets of the decoder for the captions of a batch.
 
     Inputs are all tokens of a caption except the last, and targets are all tokens except the first. A row contains
-    either one caption, in arrays of shape [batch, captions, targets], or several captions packed without padding.
+    either one caption, in arrays of shape [batch, captions, targets], or several packed captions.
 
     Attributes:
         inputs: input token ids of the decoder.
@@ -51,7 +51,9 @@ class CaptionRows(flax.struct.PyTreeNode):
             return cls(inputs, tokens[..., 1:], target_weights(batch), Segments.one_per_row(inputs.shape))
         images, captions, length = tokens.shape
         ids, positions = batch["segment_ids"], batch["positions"]
-        segments = Segments.packed(ids, positions, per_row=images * captions // len(ids), length=length - 1)
+        rows, block_length = len(ids), ids.shape[-1] if ids.ndim == 3 else None
+        ids, positions = ids.reshape(rows, -1), positions.reshape(rows, -1)
+        segments = Segments.packed(ids, positions, images * captions // rows, length - 1, block_length)
         inputs, targets = (batch[name].reshape(segments.segment_ids.shape) for name in ("inputs", "targets"))
         return cls(inputs, targets, (segments.segment_ids > 0).astype(jnp.float32), segments)
 
@@ -68,7 +70,7 @@ class ForwardPass:
         batch: "tokens" [batch, captions, length] and "mask", optionally with "context" and packed rows.
         start_after: see `ImageCaptioningModel.encode_images`.
         text_ids: maps token ids of the decoder to ids of the text encoder; None for models without a text encoder.
-        mesh: mesh over which the batch is sharded, used by the contrastive objective; None for a single device.
+        mesh: mesh over which the batch is sharded; None for a single device.
 
     Attributes:
         image_features: image features, without context.
@@ -100,12 +102,17 @@ class ForwardPass:
         self.targets: Int[Array, "*rows tokens"] = self._rows.targets
         self.weights: Float[Array, "*rows tokens"] = self._rows.weights
 
+    @property
+    def shards(self) -> int:
+        """Number of devices over which the leading axis of each array is sharded."""
+        return 1 if self.mesh is None else self.mesh.shape["data"]
+
     @functools.cached_property
     def decoded(self) -> DecoderOutput:
         """Logits and final hidden states of the decoder, per token.
 
-        For packed rows, compute logits in chunks from the states and `model.output_layer()`, because on a CPU a single
-        row contains all tokens of the batch. XLA does not compute logits that are not used.
+        Objectives should compute logits in chunks (`ops.token_chunks`), from the states and `model.output_layer()`,
+        because the logits of all tokens take gigabytes. XLA does not compute logits that are not used.
         """
         return self._model.decode(self._rows.inputs, self.memory, segments=self.segments, train=True)
 

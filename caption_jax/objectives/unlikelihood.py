@@ -18,12 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
+from caption_jax.ops.mixed_precision import einsum_float32
+from caption_jax.ops.token_chunks import TokenChunks
 
 if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
     from caption_jax.objectives.forward_pass import ForwardPass
 
-_CHUNK_SIZE = 512  # number of tokens whose logits are computed at a time in packed batches
+_CHUNK_SIZE = 512  # number of tokens per device whose logits are computed at a time
 _MIN_COMPLEMENT = 1e-5  # lower bound on 1 - p, as in the authors' code; nearly certain candidates have no gradient
 
 
@@ -59,7 +61,7 @@ class Unlikelihood(Objective):
         targets, weights = batch["tokens"][..., 1:], forward.to_captions(forward.weights)
         embedding, bias = model.output_layer()
         states = forward.to_captions(forward.decoded.states)
-        logits = jnp.einsum("bktd,bkcd->bktc", states, embedding[targets], preferred_element_type=jnp.float32)
+        logits = einsum_float32("bktd,bkcd->bktc", states, embedding[targets])
         logits += bias[targets][..., None, :]
         log_normaliser = forward.to_captions(_compute_log_normaliser(forward, embedding, bias))
         is_candidate = find_candidates(targets) & (weights[..., None] > 0)
@@ -85,21 +87,13 @@ def _compute_log_normaliser(
 ) -> Float[Array, "*tokens"]:
     """Returns the log-sum-exp of the logits over the vocabulary, per token.
 
-    The backward pass recomputes the exponentials instead of storing them. For packed batches, logits are computed one
-    chunk at a time.
+    Logits are computed one chunk at a time, and computed again in the backward pass instead of stored.
     """
-    if not forward.segments.is_packed:
-        return jax.checkpoint(lambda logits: jax.nn.logsumexp(logits, axis=-1))(forward.decoded.logits)
 
     @jax.checkpoint
-    def compute_chunk(states: Float[Array, "*groups chunk width"]) -> Float[Array, "*groups chunk"]:
-        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
-        return jax.nn.logsumexp(logits, axis=-1)
+    def compute_chunk(states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens"]:
+        return jax.nn.logsumexp(einsum_float32("...d,vd->...v", states, embedding) + bias, axis=-1)
 
     states = forward.decoded.states
-    *groups, tokens, width = states.shape
-    num_chunks = -(-tokens // _CHUNK_SIZE)
-    padded = jnp.pad(states, [(0, 0)] * len(groups) + [(0, num_chunks * _CHUNK_SIZE - tokens), (0, 0)])
-    chunks = jnp.moveaxis(padded.reshape(*groups, num_chunks, _CHUNK_SIZE, width), -3, 0)
-    log_normaliser = jnp.moveaxis(jax.lax.map(compute_chunk, chunks), 0, -2)
-    return log_normaliser.reshape(*groups, -1)[..., :tokens]
+    chunks = TokenChunks(states.shape[:-1], _CHUNK_SIZE, forward.shards)
+    return chunks.merge(jax.lax.map(compute_chunk, chunks.split(states)))

@@ -12,9 +12,10 @@ The following code in `caption_jax/` depends on the platform (tests/test_archite
 complete):
 
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
-    ops/cross_entropy.py        on a CPU, the logits are computed in chunks
+    ops/cross_entropy.py        size of the chunks of tokens whose logits are computed at a time
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
+    ops/dropout.py              on a TPU, masks are generated in chunks
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
     ops/pointwise.py            on a CPU, gradients are products of flattened arrays
     ops/resample.py             gathers on a CPU, two matrix products elsewhere
@@ -23,11 +24,11 @@ complete):
     runtime/cached_program.py   the platform is part of the key of a cached program
     runtime/compilation_cache.py  with several CPU devices, compiled programs are not cached
     runtime/process.py          on Linux, the process restarts with huge pages for malloc; XLA:CPU uses 512-bit vectors
-    training/batch_placer.py    with `config.train.packing` "auto" on a CPU, captions are packed into rows
+    training/batch_placer.py    `config.train.packing` "auto" is "blocks" on accelerators; length of the blocks
     training/program.py         on a single CPU device, the update is a cached program
 
 The following code is optimised for CPUs, but is the same on all platforms: `ops/caption_attention.py`,
-`ops/dropout.py`, `ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
+`ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
 products in `retrieval/search.py`. `ops/mixed_precision.py` is for accelerators, and changes nothing in float32. For
 measurements on a GPU, see docs/results/h200.md.
 """

@@ -11,8 +11,8 @@ from caption_jax.ops.segments import Segments
 
 QKV = Float[Array, "*rows tokens 3 heads depth"]
 Queries = Float[Array, "*rows tokens heads depth"]
-Keys = Float[Array, "images heads depth memory"]
-Values = Float[Array, "images heads memory depth"]
+Keys = Float[Array, "memories heads depth memory"]
+Values = Float[Array, "memories heads memory depth"]
 Output = Float[Array, "*rows tokens width"]
 Weights = Float[Array, "*rows heads tokens memory"]
 
@@ -41,7 +41,7 @@ def memory_attention_reference(
     queries: Queries,
     keys: Keys,
     values: Values,
-    mask: Bool[Array, "images memory"] | None,
+    mask: Bool[Array, "memories memory"] | None,
     segments: Segments,
     *,
     decoding: bool = False,
@@ -50,8 +50,8 @@ def memory_attention_reference(
 
     Args:
         queries: projected queries.
-        keys: projected keys of each image's memory. Captions are image-major, with the same number for all images.
-        values: projected values of each image's memory.
+        keys: projected keys of the memory of each image, or of each block (see `Segments.to_memories`).
+        values: projected values, like `keys`.
         mask: True for memory positions to attend to; all positions if None.
         segments: segments of the tokens.
         decoding: whether this is a decoding step, with few targets and no gradient. Does not affect the result.
@@ -60,49 +60,62 @@ def memory_attention_reference(
         The attention output with heads concatenated, in the dtype of `values`, and the attention weights in float32.
     """
     del decoding
-    image_ids = jnp.broadcast_to(segments.image_ids(len(keys)), queries.shape[:-2])
+    memory_ids = jnp.broadcast_to(segments.memory_ids(len(keys)), queries.shape[:-2])
     queries = queries * queries.shape[-1] ** -0.5
-    scores = jnp.einsum("...hd,...hdn->...hn", queries, keys[image_ids], preferred_element_type=jnp.float32)
+    scores = jnp.einsum("...hd,...hdn->...hn", queries, keys[memory_ids], preferred_element_type=jnp.float32)
     if mask is not None:
-        scores = jnp.where(mask[image_ids][..., None, :], scores, MASKED)
+        scores = jnp.where(mask[memory_ids][..., None, :], scores, MASKED)
     weights = jax.nn.softmax(scores, axis=-1)
-    output = jnp.einsum("...hn,...hnd->...hd", weights.astype(values.dtype), values[image_ids])
+    output = jnp.einsum("...hn,...hnd->...hd", weights.astype(values.dtype), values[memory_ids])
     return output.reshape(*output.shape[:-2], -1), jnp.swapaxes(weights, -3, -2)
 
 
 def caption_attention(qkv: QKV, segments: Segments) -> Output:
-    """`caption_attention_reference`, computed per caption. Tokens are moved to [captions, length] and back.
+    """`caption_attention_reference`, computed per block, or else per caption.
 
-    On a CPU, all captions of a batch are packed into one row, so nearly all scores are between different captions. This
-    function does not compute those, so it is 34 times as fast as the reference on a CPU, forward and backward.
+    Without blocks, tokens are moved to [captions, length] and back. On a CPU, all captions of a batch are packed into
+    one row, so nearly all scores are between different captions. This function does not compute those, so it is 34
+    times as fast as the reference on a CPU, forward and backward.
     """
-    qkv = segments.to_captions(qkv)
+    if segments.block_length is None:
+        qkv, move_back = segments.to_captions(qkv), segments.to_rows
+        visible = jnp.tril(jnp.ones((1, segments.length, segments.length), bool))
+    else:
+        qkv, move_back = segments.to_blocks(qkv), segments.from_blocks
+        ids = segments.to_blocks(segments.segment_ids)
+        causal = jnp.tril(jnp.ones((segments.block_length, segments.block_length), bool))
+        visible = (ids[:, :, None] == ids[:, None, :]) & causal  # the tokens of a caption are consecutive
     queries, keys, values = (qkv[:, :, i] for i in range(3))
-    causal = jnp.tril(jnp.ones((1, 1, segments.length, segments.length), bool))
-    output, _ = attend(queries, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), causal)
-    return segments.to_rows(output)
+    output, _ = attend(queries, keys.transpose(0, 2, 3, 1), values.swapaxes(1, 2), visible[:, None])
+    return move_back(output)
 
 
 def memory_attention(
     queries: Queries,
     keys: Keys,
     values: Values,
-    mask: Bool[Array, "images memory"] | None,
+    mask: Bool[Array, "memories memory"] | None,
     segments: Segments,
     *,
     decoding: bool = False,
 ) -> tuple[Output, Weights]:
-    """`memory_attention_reference`, with one matrix product for all captions of an image.
+    """`memory_attention_reference`, with one matrix product for all tokens that attend to a memory.
 
     The keys and values of the memory are stored and read once per image. On a CPU, this is 9.4 times as fast as the
     reference, forward and backward.
     """
-    queries = segments.to_captions(queries)
-    queries = queries.reshape(len(keys), -1, *queries.shape[2:])
     mask = None if mask is None else mask[:, None, None, :]
+    if segments.block_length is None:
+        queries = segments.to_captions(queries)
+        queries = queries.reshape(len(keys), -1, *queries.shape[2:])
+    else:
+        queries = segments.to_blocks(queries)
     output, weights = attend(queries, keys, values, mask, decoding=decoding)
     weights = weights.swapaxes(1, 2)
-    output, weights = (
-        segments.to_rows(x.reshape(segments.num_captions, segments.length, *x.shape[2:])) for x in (output, weights)
-    )
+    if segments.block_length is None:
+        output, weights = (
+            segments.to_rows(x.reshape(segments.num_captions, segments.length, *x.shape[2:])) for x in (output, weights)
+        )
+    else:
+        output, weights = segments.from_blocks(output), segments.from_blocks(weights)
     return output, jnp.swapaxes(weights, -3, -2)

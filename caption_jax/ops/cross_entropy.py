@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from caption_jax.ops.mixed_precision import einsum_float32
+from caption_jax.ops.token_chunks import TokenChunks
 
 
 class TokenLoss(NamedTuple):
@@ -72,6 +71,8 @@ def vocabulary_cross_entropy_reference(
     targets: Int[Array, "*groups tokens"],
     weights: Float[Array, "*groups tokens"] | Bool[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
+    *,
+    shards: int = 1,
 ) -> TokenLoss:
     """Computes `token_cross_entropy_reference` of the logits `states @ embedding.T + bias`.
 
@@ -82,7 +83,9 @@ def vocabulary_cross_entropy_reference(
         targets: see `token_cross_entropy_reference`.
         weights: see `token_cross_entropy_reference`.
         label_smoothing: see `token_cross_entropy_reference`.
+        shards: number of devices over which the first axis is sharded. Does not affect the result.
     """
+    del shards
     logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
     return token_cross_entropy_reference(logits, targets, weights, label_smoothing)
 
@@ -148,7 +151,9 @@ def _backward(smoothing, residuals, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-_CHUNK_SIZE = 512  # tokens, over all groups
+# Tokens per chunk and device. The logits of a chunk stay in the cache of a CPU and in the on-chip memory of a TPU. On a
+# GPU, large chunks are faster, and are only needed to limit the memory for logits.
+_CHUNK_SIZES = {"cpu": 512, "tpu": 1024, "default": 8192}
 
 
 def vocabulary_cross_entropy(
@@ -158,93 +163,87 @@ def vocabulary_cross_entropy(
     targets: Int[Array, "*groups tokens"],
     weights: Float[Array, "*groups tokens"] | Bool[Array, "*groups tokens"],
     label_smoothing: float = 0.0,
+    *,
+    shards: int = 1,
 ) -> TokenLoss:
-    """`vocabulary_cross_entropy_reference`; on a CPU, the logits are computed in chunks of tokens.
+    """`vocabulary_cross_entropy_reference`, computed in chunks of tokens.
 
-    The loss and the gradients of each chunk are computed while its logits are in the CPU cache. This never allocates an
-    array of the size of all logits, and is 1.21 times as fast as the reference, forward and backward. Only the axis
-    `tokens` is split, because the other axes may be sharded. A token counts as correct if no logit is larger than the
-    logit of its target. Other platforms run `token_cross_entropy` on all logits.
+    The loss and the gradients of each chunk are computed while its logits are in fast memory. An array of the size of
+    all logits is never allocated. On a CPU, this is 1.21 times as fast as the reference, forward and backward. A token
+    counts as correct if no logit is larger than the logit of its target.
     """
     weights = weights.astype(jnp.float32)
-    smoothing = float(label_smoothing)
-    loss_sum, correct_sum = _vocabulary_cross_entropy(states, embedding, bias, targets, weights, smoothing)
+    settings = float(label_smoothing), shards
+    loss_sum, correct_sum = _vocabulary_cross_entropy(states, embedding, bias, targets, weights, settings)
     return TokenLoss(loss_sum, weights.sum(), correct_sum)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _vocabulary_cross_entropy(states, embedding, bias, targets, weights, smoothing):
-    logits = einsum_float32("...d,vd->...v", states, embedding) + bias
-    return _cross_entropy(logits, targets, weights, smoothing)
+def _vocabulary_cross_entropy(states, embedding, bias, targets, weights, settings):
+    return _vocabulary_forward(states, embedding, bias, targets, weights, settings)[0]
 
 
-def _vocabulary_forward(states, embedding, bias, targets, weights, smoothing):
+def _vocabulary_forward(states, embedding, bias, targets, weights, settings):
     """Returns the sums, and the gradients of the loss."""
-    implementations = {"cpu": _compute_in_chunks, "default": _compute_unchunked}
+    smoothing, shards = settings
     implementations = {
-        name: functools.partial(function, smoothing=smoothing) for name, function in implementations.items()
+        platform: functools.partial(
+            _compute_in_chunks, chunks=TokenChunks(targets.shape, size, shards), smoothing=smoothing
+        )
+        for platform, size in _CHUNK_SIZES.items()
     }
     return jax.lax.platform_dependent(states, embedding, bias, targets, weights, **implementations)
 
 
-def _compute_unchunked(states, embedding, bias, targets, weights, smoothing):
-    def compute_loss(states, embedding, bias):
-        logits = einsum_float32("...d,vd->...v", states, embedding) + bias
-        loss_sum, correct_sum = _cross_entropy(logits, targets, weights, smoothing)
-        return loss_sum, (loss_sum, correct_sum)
-
-    gradients, sums = jax.grad(compute_loss, argnums=(0, 1, 2), has_aux=True)(states, embedding, bias)
-    states_grad, embedding_grad, bias_grad = gradients
-    return sums, (states_grad, embedding_grad.astype(jnp.float32), bias_grad)
-
-
-def _compute_in_chunks(states, embedding, bias, targets, weights, smoothing):
+def _compute_in_chunks(states, embedding, bias, targets, weights, chunks, smoothing):
     vocabulary, width = embedding.shape
-    shape = states.shape
 
     def add_chunk(gradients, chunk):
         states, targets, weights = chunk
-        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
-        largest = jnp.max(logits, axis=-1)
-        exponentials = jnp.exp(logits - largest[..., None])
-        total = jnp.sum(exponentials, axis=-1)
-        target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-        loss = largest + jnp.log(total) - (1.0 - smoothing) * target_logit
-        if smoothing:
-            loss -= smoothing * jnp.mean(logits, axis=-1)
-        is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
-        labels = jnp.where(is_target, np.float32(1.0 - smoothing), 0.0) + np.float32(smoothing / vocabulary)
-        has_weight = (weights != 0)[..., None]
-        logits_grad = jnp.where(has_weight, weights[..., None] * (exponentials / total[..., None] - labels), 0.0)
+        sums, logits_grad = _differentiate_chunk(states, embedding, bias, targets, weights, smoothing)
         logits_grad_cast = logits_grad.astype(states.dtype)
         embedding_grad, bias_grad = gradients
-        # Accumulate the gradient of `embedding.T`, so that the matrix product transposes the smaller factor.
-        embedding_grad += jnp.einsum("...d,...v->dv", states, logits_grad_cast, preferred_element_type=jnp.float32)
-        bias_grad += jnp.sum(logits_grad, axis=range(logits_grad.ndim - 1))
-        sums = (
-            jnp.sum(jnp.where(weights != 0, loss * weights, 0.0)),
-            jnp.sum(jnp.where(target_logit >= largest, weights, 0.0)),
-        )
-        states_grad = jnp.einsum("...v,vd->...d", logits_grad_cast, embedding, preferred_element_type=jnp.float32)
+        # Accumulate the gradient of `embedding.T`, so that the matrix product transposes the smaller factor. Each
+        # device has its own sum until the last chunk, so there is a single reduction over the devices.
+        embedding_grad += jnp.einsum("...td,...tv->...dv", states, logits_grad_cast, preferred_element_type=jnp.float32)
+        bias_grad += jnp.sum(logits_grad, axis=-2)
+        states_grad = jnp.einsum("...tv,vd->...td", logits_grad_cast, embedding, preferred_element_type=jnp.float32)
         return (embedding_grad, bias_grad), (sums, states_grad.astype(states.dtype))
 
-    chunks = [_split_into_chunks(array, targets.ndim - 1) for array in (states, targets, weights)]
-    zeros = (jnp.zeros((width, vocabulary)), jnp.zeros(vocabulary))
-    (embedding_grad, bias_grad), (sums, states_grad) = jax.lax.scan(add_chunk, zeros, chunks)
-    states_grad = jnp.moveaxis(states_grad, 0, targets.ndim - 1).reshape(*shape[:-2], -1, width)[..., : shape[-2], :]
-    return tuple(jnp.sum(chunk_sums) for chunk_sums in sums), (states_grad, embedding_grad.T, bias_grad)
+    per_device = chunks.axes[:-1]
+    zeros = jnp.zeros((*per_device, width, vocabulary)), jnp.zeros((*per_device, vocabulary))
+    items = tuple(chunks.split(array) for array in (states, targets, weights))
+    (embedding_grad, bias_grad), (sums, states_grad) = jax.lax.scan(add_chunk, zeros, items)
+    if per_device:
+        embedding_grad, bias_grad = embedding_grad.sum(0), bias_grad.sum(0)
+    gradients = chunks.merge(states_grad), embedding_grad.T, bias_grad
+    return tuple(jnp.sum(chunk_sums) for chunk_sums in sums), gradients
 
 
-def _split_into_chunks(array: jax.Array, axis: int) -> jax.Array:
-    """Reshapes [..., tokens, ...] to [chunks, ..., tokens per chunk, ...], padded with zeros."""
-    tokens = array.shape[axis]
-    size = min(max(_CHUNK_SIZE // math.prod(array.shape[:axis]), 1), tokens)
-    chunks = -(-tokens // size)
-    array = jnp.pad(array, [(0, chunks * size - tokens) if i == axis else (0, 0) for i in range(array.ndim)])
-    return jnp.moveaxis(array.reshape(*array.shape[:axis], chunks, size, *array.shape[axis + 1 :]), axis, 0)
+def _differentiate_chunk(states, embedding, bias, targets, weights, smoothing):
+    """Returns the sums of the losses and of correct tokens per device, and the gradient of the loss in the logits."""
+    vocabulary = embedding.shape[0]
+    logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
+    largest = jnp.max(logits, axis=-1)
+    exponentials = jnp.exp(logits - largest[..., None])
+    total = jnp.sum(exponentials, axis=-1)
+    target_logit = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    loss = largest + jnp.log(total) - (1.0 - smoothing) * target_logit
+    if smoothing:
+        loss -= smoothing * jnp.mean(logits, axis=-1)
+    is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets[..., None]
+    labels = jnp.where(is_target, np.float32(1.0 - smoothing), 0.0) + np.float32(smoothing / vocabulary)
+    has_weight = (weights != 0)[..., None]
+    logits_grad = jnp.where(has_weight, weights[..., None] * (exponentials / total[..., None] - labels), 0.0)
+    sums = (
+        jnp.sum(jnp.where(weights != 0, loss * weights, 0.0), axis=-1),
+        jnp.sum(jnp.where(target_logit >= largest, weights, 0.0), axis=-1),
+    )
+    return sums, logits_grad
 
 
-def _vocabulary_backward(smoothing, gradients, cotangents):
+def _vocabulary_backward(settings, gradients, cotangents):
+    del settings
     states_grad, embedding_grad, bias_grad = gradients
     scale = cotangents[0]
     # Each gradient gets the dtype of its argument.

@@ -9,13 +9,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
     data_fields=["segment_ids", "positions", "token_indices"],
-    meta_fields=["row_shape", "per_row", "length"],
+    meta_fields=["row_shape", "per_row", "length", "block_length"],
 )
 @dataclasses.dataclass(frozen=True)
 class Segments:
@@ -25,6 +25,10 @@ class Segments:
     captions take no space. An unpacked batch is the special case of one caption per row (`one_per_row`). Rows are
     sharded over the mesh, and tokens are never moved between rows.
 
+    A row may be divided into blocks of equal length, each with captions of a single image and padding at its end. The
+    first blocks of a row are those of its images, in order, and the remaining blocks contain captions that did not fit
+    in the block of their image. Attention is then computed per block, and tokens need not be moved to their captions.
+
     Attributes:
         segment_ids: index of the token's caption in its row, starting from 1; 0 for padding.
         positions: position of the token in its caption, starting from 0.
@@ -33,6 +37,7 @@ class Segments:
         row_shape: shape of the row axes, such as (batch, captions); () for a single row without an axis.
         per_row: number of captions per row.
         length: maximum number of tokens per caption.
+        block_length: number of tokens per block; None if rows are not divided into blocks.
     """
 
     segment_ids: Int[Array, "*#rows tokens"]
@@ -41,6 +46,7 @@ class Segments:
     row_shape: tuple[int, ...]
     per_row: int
     length: int
+    block_length: int | None = None
 
     @classmethod
     def one_per_row(cls, shape: tuple[int, ...], start: int | Int[Array, ""] = 0) -> Segments:
@@ -51,7 +57,12 @@ class Segments:
 
     @classmethod
     def packed(
-        cls, segment_ids: Int[Array, "*rows tokens"], positions: Int[Array, "*rows tokens"], per_row: int, length: int
+        cls,
+        segment_ids: Int[Array, "*rows tokens"],
+        positions: Int[Array, "*rows tokens"],
+        per_row: int,
+        length: int,
+        block_length: int | None = None,
     ) -> Segments:
         """Creates the segments of packed tokens from the ids and positions computed by `input_pipeline.packing`.
 
@@ -65,7 +76,7 @@ class Segments:
         slots = jnp.where(segment_ids > 0, (segment_ids - 1) * length + positions, per_row * length)
         indices = jnp.arange(count, dtype=segment_ids.dtype)
         tokens = _map_rows(lambda row_slots: no_token.at[row_slots].set(indices, mode="drop"), slots)
-        return cls(segment_ids, positions, tokens, tuple(rows), per_row, length)
+        return cls(segment_ids, positions, tokens, tuple(rows), per_row, length, block_length)
 
     @property
     def is_packed(self) -> bool:
@@ -88,9 +99,35 @@ class Segments:
         """Index of each token in the unpacked batch."""
         return self.caption_ids * self.length + self.positions
 
-    def image_ids(self, num_images: int) -> Int[Array, "*rows tokens"]:
-        """Returns the index of each token's image, for `num_images` images with the same number of captions each."""
-        return self.caption_ids // (self.num_captions // num_images)
+    def memory_ids(self, num_memories: int) -> Int[Array, "*rows tokens"]:
+        """Returns the index of the memory that each token attends to: that of its block, or else that of its image."""
+        if self.block_length is None:
+            return self.caption_ids // (self.num_captions // num_memories)
+        blocks = jnp.arange(num_memories, dtype=jnp.int32).reshape(*self.row_shape, -1)
+        return jnp.repeat(blocks, self.block_length, axis=-1)
+
+    def to_memories(self, memory: Shaped[Array, "images ..."]) -> Shaped[Array, "memories ..."]:
+        """Returns the array that `memory_ids` refers to: an array per image, or a copy of it per block of the image.
+
+        Only the blocks after the first block of each image of a row are copied.
+        """
+        if self.block_length is None:
+            return memory
+        images = len(memory) // math.prod(self.row_shape)
+        first_ids = jnp.maximum(self.segment_ids[..., :: self.block_length], 1) - 1  # empty blocks copy the first image
+        extra_images = first_ids[..., images:] // (self.per_row // images)
+        memory = memory.reshape(*self.row_shape, images, *memory.shape[1:])
+        copies = _map_rows(lambda indices, row: jnp.take(row, indices, axis=0), extra_images, memory)
+        memory = jnp.concatenate([memory, copies], axis=len(self.row_shape))
+        return memory.reshape(-1, *memory.shape[len(self.row_shape) + 1 :])
+
+    def to_blocks(self, x: Shaped[Array, "..."]) -> Shaped[Array, "blocks block_length ..."]:
+        """Divides rows of tokens [*rows, tokens, *features] into their blocks."""
+        return x.reshape(-1, self.block_length, *x.shape[len(self.row_shape) + 1 :])
+
+    def from_blocks(self, x: Shaped[Array, "blocks block_length ..."]) -> Shaped[Array, "..."]:
+        """Inverts `to_blocks`."""
+        return x.reshape(*self.row_shape, -1, *x.shape[2:])
 
     def to_captions(self, x: Float[Array, "..."]) -> Float[Array, "captions length *features"]:
         """Moves tokens [*rows, tokens, *features] to their captions, padding captions with zeros."""

@@ -159,9 +159,12 @@ def compute_cost(
     memory, text = compiled.memory_analysis(), CompiledText(compiled.as_text())
     lowered_text, traffic = CompiledText(lowered.as_text("hlo")), tuple(text.traffic())
     # XLA does not analyse GPU programs that it compiles without a GPU.
+    # XLA counts the body of a loop once.
+    repeated_bytes = sum(operation.bytes - operation.bytes // operation.executions for operation in traffic)
     analysis = compiled.cost_analysis()
     if analysis is None:
-        analysis = {"flops": matrix_flops(text), "bytes accessed": sum(operation.bytes for operation in traffic)}
+        once = sum(operation.bytes for operation in traffic) - repeated_bytes
+        analysis = {"flops": matrix_flops(text), "bytes accessed": once}
     return Cost(
         images=images,
         arguments=memory.argument_size_in_bytes,
@@ -172,7 +175,7 @@ def compute_cost(
         matrix_flops=matrix_flops(text),
         matrix_flops_by_dtype=matrix_flops_by_dtype(lowered_text),
         widened_matrix_flops=sum(product.flops for product in list_products(lowered_text) if product.is_widened),
-        bytes=analysis.get("bytes accessed", 0.0),
+        bytes=analysis.get("bytes accessed", 0.0) + repeated_bytes,
         traffic=traffic,
         collectives=tuple(text.collectives(devices)),
         seconds=seconds,

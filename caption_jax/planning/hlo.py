@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from caption_jax.planning.array_accesses import find_read, find_written
+
 _BITS = {"pred": 8, "bf16": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"\b([a-z]\w*)\[([\d,]*)\](\{[^}]*\})?")
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([a-z][\w\-]*)\((.*)$")
@@ -100,15 +102,17 @@ class Traffic:
 
     Attributes:
         source: operation of the traced program, or the source of an operand if the compiler does not record it.
-        bytes: bytes read and written.
+        bytes: bytes read and written, over all executions.
         on_chip: the part of `bytes` in on-chip vector memory.
         is_layout_change: whether the operation only moves elements, such as a transposition.
+        executions: number of executions; above 1 inside a loop.
     """
 
     source: str
     bytes: int
     on_chip: int
     is_layout_change: bool = False
+    executions: int = 1
 
 
 class CompiledText:
@@ -172,12 +176,13 @@ class CompiledText:
     def traffic(self) -> list[Traffic]:
         """Returns the memory traffic of each operation, including layout padding.
 
-        This is an upper bound for operations that access only a part of an array, such as an embedding lookup.
-        Operations inside a loop are counted once.
+        This is an upper bound for operations that access only a part of an array, such as an embedding lookup, except
+        slices and updates of slices. Operations inside a loop are counted once per iteration, or once if the number of
+        iterations is unknown.
         """
         traffic = []
-        for computation in self._reachable_computations(r"body|condition|\w+_computations"):
-            types, sources = self._types[computation], {}
+        for computation, count in self._reachable_computations(r"body|condition|\w+_computations"):
+            sources: dict[str, str] = {}
             for instruction in self._computations[computation]:
                 inherited = next((sources[name] for name in instruction.operands if sources.get(name)), "")
                 source = sources[instruction.name] = instruction.source or inherited
@@ -185,16 +190,29 @@ class CompiledText:
                     continue
                 if instruction.opcode in ("copy-done", "slice-done"):  # copies between main and on-chip memory
                     size = _count_padded_bytes(instruction.type)
-                    traffic.append(Traffic(source, 2 * size, size))
+                    traffic.append(Traffic(source, 2 * size * count, size * count, executions=count))
                     continue
-                result = instruction.type
-                if instruction.opcode == "custom-call":
-                    result = _WORKSPACE.sub("", result)
-                arrays = [result, *(types.get(name, "") for name in instruction.operands)]
-                total = sum(_count_padded_bytes(array) for array in arrays)
-                on_chip = sum(_count_padded_bytes(array, _ON_CHIP) for array in arrays)
-                traffic.append(Traffic(source, total, on_chip, self._changes_layout(instruction)))
+                total, on_chip = self._count_accessed_bytes(computation, instruction)
+                is_layout_change = self._changes_layout(instruction)
+                traffic.append(Traffic(source, total * count, on_chip * count, is_layout_change, count))
         return traffic
+
+    def _count_accessed_bytes(self, computation: str, instruction: Instruction) -> tuple[int, int]:
+        """Counts the bytes that an instruction reads and writes, in total and in on-chip memory."""
+        context = computation, self._computations, self._types
+        written = find_written(instruction, *context)
+        if instruction.opcode == "custom-call":
+            written = [_WORKSPACE.sub("", instruction.type)]
+        accesses = [(instruction.type, written)]
+        for index, array in enumerate(self.operand_types(computation, instruction)):
+            accesses.append((array, find_read(instruction, index, *context)))
+        total = on_chip = 0
+        for array, parts in accesses:
+            size = sum(map(_count_padded_bytes, parts))
+            is_on_chip = _ON_CHIP in array and not array.startswith("(")  # the types of slices do not record it
+            total += size
+            on_chip += size if is_on_chip else sum(_count_padded_bytes(part, _ON_CHIP) for part in parts)
+        return total, on_chip
 
     def _changes_layout(self, instruction: Instruction) -> bool:
         """Whether an instruction is a copy or a transposition, or a fusion of these."""
@@ -203,14 +221,16 @@ class CompiledText:
         opcodes = {one.opcode for one in self._computations.get(instruction.attribute("calls").lstrip("%"), ())}
         return bool(opcodes & _LAYOUT_CHANGES) and opcodes <= _LAYOUT_CHANGES | {"parameter", "bitcast", "reshape"}
 
-    def operations(self) -> Iterator[tuple[str, Instruction]]:
-        """Yields the name of the computation and the instruction for all that are executed, also in fusions and loops.
+    def operations(self) -> Iterator[tuple[str, Instruction, int]]:
+        """Yields all instructions that are executed, also in fusions and loops.
 
-        Operations inside a loop are yielded once.
+        Yields:
+            The name of the computation, the instruction, and the number of executions as in `traffic`.
         """
-        for computation in self._reachable_computations(r"calls|to_apply|body|condition|\w+_computations"):
+        references = r"calls|to_apply|body|condition|\w+_computations"
+        for computation, count in self._reachable_computations(references):
             for instruction in self._computations[computation]:
-                yield computation, instruction
+                yield computation, instruction, count
 
     def operand_types(self, computation: str, instruction: Instruction) -> list[str]:
         """Returns the types of the operands of an instruction; "" if unknown."""
@@ -220,22 +240,38 @@ class CompiledText:
         """Returns an instruction of a computation; None if there is none of this name."""
         return self._by_name[computation].get(name)
 
-    def _reachable_computations(self, attributes: str) -> Iterator[str]:
-        """Yields the name of each computation that is reachable from the entry computation.
+    def _reachable_computations(self, attributes: str) -> Iterator[tuple[str, int]]:
+        """Yields the name and the number of executions of each computation reachable from the entry computation.
 
         Args:
             attributes: regular expression for the attributes that refer to other computations.
         """
         reference = re.compile(rf"\b(?:{attributes})=(\{{[^}}]*\}}|%?[\w.\-]+)")
-        pending, visited = [self._entry], {self._entry}
+        pending, visited = [(self._entry, 1)], {self._entry}
         while pending:
-            computation = pending.pop()
-            yield computation
+            computation, executions = pending.pop()
+            yield computation, executions
             for instruction in self._computations[computation]:
                 names = re.findall(r"[\w.\-]+", " ".join(reference.findall(instruction.attributes)))
                 new = [name for name in names if name in self._computations and name not in visited]
                 visited.update(new)
-                pending.extend(new)
+                iterations = self._count_iterations(instruction) if instruction.opcode == "while" else 1
+                pending.extend((name, executions * iterations) for name in new)
+
+    def _count_iterations(self, loop: Instruction) -> int:
+        """Returns the number of iterations of a loop, or 1 if it is unknown.
+
+        The compiler records the number. Before compilation, a loop over a known range is recognised by its condition,
+        which only compares a counter, starting from 0, with a constant.
+        """
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes):
+            return int(known.group(1))
+        condition = self._computations.get(loop.attribute("condition").removeprefix("%"), [])
+        constants = [instruction.operands[0] for instruction in condition if instruction.opcode == "constant"]
+        compares = [instruction for instruction in condition if instruction.opcode == "compare"]
+        is_range = len(constants) == len(compares) == 1 and compares[0].attribute("direction") == "LT"
+        is_range = is_range and {item.opcode for item in condition} <= {*_NO_TRAFFIC, "compare"}
+        return int(constants[0]) if is_range and constants[0].isdigit() else 1
 
 
 def _split_operands(text: str) -> tuple[tuple[str, ...], str]:

@@ -23,7 +23,7 @@ class MatrixProduct:
     """A matrix product or convolution.
 
     Attributes:
-        flops: FLOPs, where a multiply-add counts as two; padding is not counted.
+        flops: FLOPs of all executions, where a multiply-add counts as two; padding is not counted.
         dtype: dtype of the operands, such as "bf16"; the wider one if they differ.
         is_widened: whether an operand was converted from a narrower floating-point type.
         source: operation of the traced program.
@@ -54,13 +54,13 @@ def matrix_flops_by_dtype(text: CompiledText) -> dict[str, int]:
 
 
 def _iterate_products(text: CompiledText) -> Iterator[MatrixProduct]:
-    for computation, instruction in text.operations():
+    for computation, instruction, executions in text.operations():
         is_library_call = instruction.opcode == "custom-call" and _LIBRARY_PRODUCT.search(instruction.attributes)
         if not is_library_call and instruction.opcode not in ("convolution", "dot"):
             continue
         types = text.operand_types(computation, instruction)[:2]
         yield MatrixProduct(
-            flops=_count_flops(instruction, [parse_shape(operand) for operand in types]),
+            flops=executions * _count_flops(instruction, [parse_shape(operand) for operand in types]),
             dtype=max(map(parse_dtype, types), key=count_bits),
             is_widened=any(_is_widened(text, computation, name) for name in instruction.operands[:2]),
             source=instruction.source,

@@ -17,6 +17,7 @@ from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.paths import flatten
 from caption_jax.parameters.sharding import make_mesh, replicated
 from caption_jax.planning.assumed import describe_run
+from caption_jax.planning.assumed_packing import describe_packing
 from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
 from caption_jax.planning.constant_shapes import get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
@@ -72,8 +73,8 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     mesh = make_mesh(spec.mesh, topology.devices())
     description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)
     spec = description.spec
-    if spec.train.packing == "always" or (spec.train.packing == "auto" and topology.chip is None):
-        assumed["packing"] = "none: includes computation on padding that the run avoids"
+    if packing := describe_packing(spec, mesh, request.images or spec.data.batch_size // mesh.shape["data"]):
+        assumed["packing"] = packing
     program = make_program(description, mesh, spec.train.steps)
     if "train" in request.programs:
         program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))

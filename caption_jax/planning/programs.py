@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,12 +15,14 @@ from flax import traverse_util
 from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
+from caption_jax.planning.assumed_packing import ASSUMED_CAPTIONS, assume_layout, packed_shapes
 from caption_jax.planning.flops import count_matrix_flops
 from caption_jax.training.program import Program
 from caption_jax.training.step import FixedInputs, Microbatch, split_params
+from input_pipeline.block_layout import BlockLayout
 
 PyTree = Any
-_ASSUMED_CAPTIONS = 5  # captions per image if `data.captions_per_image` is 0, as in COCO and Flickr
+_MANY_IMAGES = 1024  # images per row, of which extra blocks are a small fraction
 
 
 @dataclass(frozen=True)
@@ -52,15 +55,20 @@ def make_planned_programs(program: Program, frozen: frozenset[str]) -> dict[str,
     }
 
 
-def _train_batch_shapes(program: Program, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+def _train_batch_shapes(
+    program: Program, batch_size: int, layout: BlockLayout | None, rows: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a training batch, whose captions are packed into `rows` rows if there is a `layout`."""
     description, data = program.description, program.description.spec.data
-    captions_per_image, length = data.captions_per_image or _ASSUMED_CAPTIONS, data.max_length
+    captions_per_image, length = data.captions_per_image or ASSUMED_CAPTIONS, data.max_length
     batch = {
         "tokens": jax.ShapeDtypeStruct((batch_size, captions_per_image, length), jnp.int32),
         "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
         "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
         **_context_shapes(program, batch_size),
     }
+    if layout is not None:
+        batch |= packed_shapes(layout, rows, batch_size // rows)
     if not data.feature_cache.stage:
         return batch | {"image": _image_shape(program, batch_size)}
     encode = partial(description.model().apply, method="encode_to_stage")
@@ -87,20 +95,27 @@ def _variable_shapes(program: Program) -> PyTree:
 
 
 def _lower_train(program: Program, frozen: frozenset[str], batch_size: int) -> jax.stages.Lowered:
-    batch = _train_batch_shapes(program, batch_size)
+    spec, mesh = program.description.spec, program.mesh
+    rows = mesh.shape["data"] * spec.optimizer.grad_accum_steps
+    batch = _train_batch_shapes(program, batch_size, assume_layout(spec, mesh, batch_size // rows), rows)
     return program.update(frozen).lower(program.abstract_state, batch, program.constants)
 
 
 def _count_train_flops(program: Program, frozen: frozenset[str]) -> float:
-    """Returns the FLOPs per image of the smallest batch; those of a contrastive loss grow with the batch size."""
-    step, batch_size = program.uncompiled_step(frozen), _min_batch_size(program)
+    """Returns the FLOPs per image of the smallest batch on one device, without extra blocks of captions.
+
+    The FLOPs of a contrastive loss grow with the batch size.
+    """
+    step, batch_size = dataclasses.replace(program.uncompiled_step(frozen), mesh=None), _min_batch_size(program)
 
     def forward(trainable: dict, frozen_params: dict, batch_stats: PyTree, constants: PyTree, batch: dict) -> PyTree:
         fixed, microbatch = FixedInputs(frozen_params, constants), Microbatch(batch, 0, jax.random.key(0))
         return step.objective_outputs(trainable, fixed, batch_stats, microbatch)[0]
 
     params = split_params(program.abstract_state.params, frozen)
-    batch = _train_batch_shapes(program, batch_size)
+    layout = assume_layout(program.description.spec, program.mesh, _MANY_IMAGES)
+    layout = None if layout is None else dataclasses.replace(layout, extra=0)
+    batch = _train_batch_shapes(program, batch_size, layout, rows=1)
     flops = count_matrix_flops(forward, *params, program.abstract_state.batch_stats, program.constants, batch)
     return flops.total / batch_size
 

@@ -101,9 +101,11 @@ class TrainSpec:
     patience: int = 0
     eval_images: int = 0  # validation images to score during training; 0 for all
     sample_images: int = 16  # validation images to show in TensorBoard
-    # Whether to skip padding in the computation of a step: "auto" (on CPUs), "always" or "never". The step is compiled
-    # once for each of the few resulting batch shapes.
+    # How captions are packed to reduce computation on padding. "blocks": the captions of an image share blocks of equal
+    # length, and all batches have the same shape. "always": the captions of a device are concatenated, and the step is
+    # compiled for each of the few resulting shapes. "never": one caption per row. "auto": the fastest on this platform.
     packing: str = "auto"
+    block_length: int = 0  # tokens per block; 0 to fit the captions
     profile: ProfileSpec = ProfileSpec()
 
     def __post_init__(self):
@@ -118,7 +120,8 @@ class TrainSpec:
             patience=at_least(0, "for never"),
             eval_images=at_least(0, "for all"),
             sample_images=at_least(0, "for none"),
-            packing=one_of("auto", "always", "never"),
+            packing=one_of("auto", "blocks", "always", "never"),
+            block_length=at_least(0, "to fit the captions"),
         )
 
 

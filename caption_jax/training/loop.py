@@ -42,7 +42,7 @@ from caption_jax.telemetry.input_wait import InputWaitWarning
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.progress import SILENT, Display, Phase, describe_rates
 from caption_jax.telemetry.tracing import Trace
-from caption_jax.training.batch_placer import make_batch_placer
+from caption_jax.training.batch_placer import choose_block_layout, choose_packing, make_batch_placer
 from caption_jax.training.next_phase import NextPhaseCompiler
 from caption_jax.training.pending_steps import PendingSteps
 from caption_jax.training.program import Program, make_program
@@ -357,6 +357,10 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", default_kind(experiment))
     features = prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats})
+    layout = None
+    if choose_packing(spec, experiment.mesh) == "blocks":
+        with experiment.display.phase("measuring the captions"):
+            layout = choose_block_layout(spec, experiment.mesh, experiment.split("train"), description.vocabulary)
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,
@@ -368,4 +372,4 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return prefetch_to_device(batches, make_batch_placer(spec, experiment.mesh), spec.data.prefetch)
+    return prefetch_to_device(batches, make_batch_placer(spec, experiment.mesh, layout), spec.data.prefetch)

@@ -11,7 +11,8 @@ from random_weights import random_variables
 
 from caption_jax.models.decoder import Decoder
 from caption_jax.objectives.forward_pass import CaptionRows
-from input_pipeline.packing import pack_captions
+from input_pipeline.block_layout import BlockLayout
+from input_pipeline.packing import pack_blocks, pack_captions
 
 BATCH, CAPTIONS, LENGTH, WIDTH, VOCABULARY_SIZE = 4, 4, 25, 24, 30
 
@@ -26,11 +27,16 @@ def make_tokens(seed: int = 0) -> np.ndarray:
 
 
 @functools.cache
-def compute_logits_and_gradients(rows: int):
+def compute_logits_and_gradients(rows: int, block_length: int = 0):
     """Returns masked logits per caption, the token count and gradients. Captions are packed if `rows` is positive."""
     tokens, mask = make_tokens(), np.array([True, True, False, True])
-    batch = {"tokens": tokens, "mask": mask, **(pack_captions(tokens, mask, rows) if rows else {})}
+    batch = {"tokens": tokens, "mask": mask}
+    if block_length:
+        batch |= pack_blocks(tokens, mask, rows, BlockLayout(block_length, extra=8))
+    elif rows:
+        batch |= pack_captions(tokens, mask, rows)
     memory = np.random.default_rng(2).normal(size=(BATCH, 6, WIDTH)).astype(np.float32)
+    memory_mask = np.arange(6) < np.array([[6], [3], [4], [2]])
     decoder = Decoder(VOCABULARY_SIZE, 1, WIDTH, 3, 48, dropout=0.3, max_length=LENGTH)
     variables = random_variables(decoder, tokens[..., :-1], memory)
 
@@ -38,7 +44,13 @@ def compute_logits_and_gradients(rows: int):
         caption_rows = CaptionRows.from_batch(batch)
         rngs = {"dropout": jax.random.key(1)}
         output = decoder.apply(
-            variables, caption_rows.inputs, memory, segments=caption_rows.segments, train=True, rngs=rngs
+            variables,
+            caption_rows.inputs,
+            memory,
+            segments=caption_rows.segments,
+            memory_mask=memory_mask,
+            train=True,
+            rngs=rngs,
         )
         logits = caption_rows.segments.to_captions(output.logits * caption_rows.weights[..., None])
         return (logits**2).sum(), (logits, caption_rows.weights.sum())
@@ -47,9 +59,9 @@ def compute_logits_and_gradients(rows: int):
     return *logits_and_count, gradients
 
 
-@pytest.mark.parametrize("rows", [1, 2, BATCH])
-def test_logits_and_gradients_equal_those_with_one_caption_per_row(rows):
-    logits, count, gradients = compute_logits_and_gradients(rows)
+@pytest.mark.parametrize(("rows", "block_length"), [(1, 0), (2, 0), (BATCH, 0), (1, 128), (2, 40), (BATCH, 25)])
+def test_logits_and_gradients_equal_those_with_one_caption_per_row(rows, block_length):
+    logits, count, gradients = compute_logits_and_gradients(rows, block_length)
     expected_logits, expected_count, expected_gradients = compute_logits_and_gradients(0)
     assert 0 < count == expected_count
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-6, atol=1e-5)

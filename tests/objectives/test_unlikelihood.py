@@ -17,10 +17,16 @@ from caption_jax.objectives.unlikelihood import Unlikelihood, find_candidates
 from caption_jax.specs import RunSpec
 from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
-from input_pipeline.packing import pack_captions
+from input_pipeline.block_layout import BlockLayout
+from input_pipeline.packing import pack_blocks, pack_captions
 from input_pipeline.special_tokens import PAD
 
 ROWS, CAPTIONS, TARGETS, WIDTH, VOCABULARY_SIZE = 4, 2, 7, 5, 9
+PACKINGS = {
+    "never": lambda batch: {},
+    "always": lambda batch: pack_captions(**batch, rows=1),
+    "blocks": lambda batch: pack_blocks(**batch, rows=1, layout=BlockLayout(8, extra=4)),
+}
 NAME = "caption_jax.objectives.unlikelihood:Unlikelihood"
 
 
@@ -61,16 +67,17 @@ def compute_reference_loss(states, embedding, bias) -> tuple[float, float]:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def compute_mean_loss(states, embedding, bias, packed: bool):
+def compute_mean_loss(states, embedding, bias, packing: str):
     """Computes the mean loss and repetition probability with the objective."""
     data = make_batch()
-    rows = CaptionRows.from_batch({**data, **(pack_captions(**data, rows=1) if packed else {})})
+    rows = CaptionRows.from_batch(data | PACKINGS[packing](data))
     states = rows.segments.to_rows(states.reshape(ROWS * CAPTIONS, TARGETS, WIDTH))
 
     def to_captions(x):
         return rows.segments.to_captions(x).reshape(ROWS, CAPTIONS, TARGETS, *x.shape[len(rows.weights.shape) :])
 
     forward = SimpleNamespace(
+        shards=1,
         segments=rows.segments,
         weights=rows.weights,
         to_captions=to_captions,
@@ -81,16 +88,16 @@ def compute_mean_loss(states, embedding, bias, packed: bool):
     return terms.losses["loss"].mean(), terms.metrics["repetition_probability"].mean()
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_loss_matches_the_definition(packed):
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_loss_matches_the_definition(packing):
     expected = compute_reference_loss(*(array.astype(np.float64) for array in make_decoder_outputs()))
-    np.testing.assert_allclose(compute_mean_loss(*make_decoder_outputs(), packed), expected, rtol=1e-5)
+    np.testing.assert_allclose(compute_mean_loss(*make_decoder_outputs(), packing), expected, rtol=1e-5)
     assert expected[1] > 0.1
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_gradient_matches_the_definition(packed):
-    gradients = jax.grad(lambda *arrays: compute_mean_loss(*arrays, packed)[0], (0, 1, 2))(*make_decoder_outputs())
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_gradient_matches_the_definition(packing):
+    gradients = jax.grad(lambda *arrays: compute_mean_loss(*arrays, packing)[0], (0, 1, 2))(*make_decoder_outputs())
     rng = np.random.default_rng(2)
     for index, gradient in enumerate(gradients):
         direction, step = rng.normal(size=gradient.shape), 1e-5
@@ -113,7 +120,9 @@ def test_a_nonpositive_weight_is_rejected():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{"train.packing": "always"}, {"optimizer.grad_accum_steps": 2}])
+@pytest.mark.parametrize(
+    "settings", [{"train.packing": "always"}, {"train.packing": "blocks"}, {"optimizer.grad_accum_steps": 2}]
+)
 def test_training_with_unlikelihood_decreases_the_loss(settings, small_images, tmp_path):
     config = small_run.get_config().unlock()
     config.data.root = str(small_images)

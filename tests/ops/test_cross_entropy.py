@@ -9,10 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from program_stats import compute_stats
 from shape_checks import unchecked_shapes
 
-from caption_jax.ops.cross_entropy import token_cross_entropy, vocabulary_cross_entropy
+from caption_jax.ops import cross_entropy
+from caption_jax.ops.cross_entropy import (
+    token_cross_entropy,
+    vocabulary_cross_entropy,
+    vocabulary_cross_entropy_reference,
+)
 
 
 def make_inputs(seed: int = 0, shape: tuple[int, ...] = (2, 3, 5), vocabulary_size: int = 31):
@@ -133,24 +139,56 @@ def test_invalid_smoothing_and_incompatible_shapes_are_rejected():
         token_cross_entropy(logits[:, :, 1:], targets, weights)
 
 
-@pytest.mark.parametrize("shape", [(700,), (2, 3)])
-@pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_vocabulary_cross_entropy_equals_token_cross_entropy(shape, smoothing):
-    _, targets, weights = make_inputs(shape=shape)
+def make_states(shape: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """Returns decoder states, and the weights and bias of an output layer with 31 tokens."""
     rng = np.random.default_rng(1)
-    shapes = ((*shape, 8), (31, 8), (31,))
-    states, embedding, bias = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in shapes)
+    return tuple(jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((*shape, 8), (31, 8), (31,)))
 
-    def loss_of_logits(states, embedding, bias):
-        loss = token_cross_entropy(states @ embedding.T + bias, targets, weights, smoothing)
-        return loss.loss_sum / loss.weight_sum, loss
 
-    def loss_of_states(states, embedding, bias):
-        loss = vocabulary_cross_entropy(states, embedding, bias, targets, weights, smoothing)
-        return loss.loss_sum / loss.weight_sum, loss
+def compute_mean_loss(states, embedding, bias, targets, weights, smoothing=0.0, op=vocabulary_cross_entropy, shards=1):
+    loss = op(states, embedding, bias, targets, weights, smoothing, shards=shards)
+    return loss.loss_sum / loss.weight_sum, loss
 
-    expected, actual = (
-        jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True)(states, embedding, bias)
-        for loss in (loss_of_logits, loss_of_states)
-    )
+
+differentiate_loss = jax.value_and_grad(compute_mean_loss, argnums=(0, 1, 2), has_aux=True)
+
+
+@pytest.mark.parametrize(("shape", "shards"), [((700,), 1), ((2, 3), 1), ((8, 3, 50), 1), ((8, 3, 50), 4), ((4, 6), 2)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("chunk_size", [7, 512])
+def test_the_loss_in_chunks_equals_the_reference(shape, shards, smoothing, chunk_size, monkeypatch):
+    monkeypatch.setitem(cross_entropy._CHUNK_SIZES, "cpu", chunk_size)
+    arguments = (*make_states(shape), *make_inputs(shape=shape)[1:], smoothing)
+    actual = differentiate_loss(*arguments, shards=shards)
+    expected = differentiate_loss(*arguments, op=vocabulary_cross_entropy_reference)
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), actual, expected)
+
+
+@pytest.mark.usefixtures("eight_devices")
+def test_eight_devices_reduce_gradients_once_for_all_chunks(monkeypatch):
+    monkeypatch.setitem(cross_entropy._CHUNK_SIZES, "cpu", 7)
+    shape = (8, 3, 50)
+    mesh = jax.make_mesh((8,), ("data",), devices=jax.devices()[:8])
+    sharded, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    arguments = (*make_states(shape), *make_inputs(shape=shape)[1:])
+    step = jax.jit(
+        functools.partial(differentiate_loss, smoothing=0.1, shards=8),
+        in_shardings=(sharded, everywhere, everywhere, sharded, sharded),
+        out_shardings=(everywhere, (sharded, everywhere, everywhere)),
+    )
+    lowered = step.lower(*arguments)
+    compiled = lowered.compile()
+    single = differentiate_loss(*arguments, 0.1)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), compiled(*arguments), single)
+    stats = compute_stats(lowered, compiled, mesh)
+    assert {group["kind"] for group in stats["collectives"]} == {"all-reduce"}
+    assert not any("while" in source for group in stats["collectives"] for source in group["sources"])
+
+
+@pytest.mark.parametrize("op", [vocabulary_cross_entropy, vocabulary_cross_entropy_reference])
+def test_the_loss_without_gradients_is_the_same(op):
+    arguments = (*make_states((8, 30)), *make_inputs(shape=(8, 30))[1:])
+    expected = differentiate_loss(*arguments, 0.1)[0]
+    jax.tree.map(
+        functools.partial(np.testing.assert_allclose, rtol=1e-5), compute_mean_loss(*arguments, 0.1, op), expected
+    )

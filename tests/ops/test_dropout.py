@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from caption_jax.ops import dropout as dropout_op
 from caption_jax.ops.dropout import dropout, dropout_reference
 
 KEY = jax.random.key(3)
@@ -40,6 +41,21 @@ def test_the_mask_of_a_row_depends_only_on_its_id(bits):
     row_ids = jnp.array([4, 1, 5])
     np.testing.assert_array_equal(dropout(KEY, x[:3], 0.5, row_ids, bits), expected[row_ids])
     assert len(np.unique(expected, axis=0)) == 6
+
+
+@pytest.mark.parametrize("shape", [(10, 40), (3, 10, 40), (10, 3, 40)])
+def test_masks_in_chunks_are_the_same(shape, monkeypatch):
+    monkeypatch.setattr(dropout_op, "_CHUNK_SIZE", 4)
+    ids = jnp.asarray(np.random.default_rng(0).permutation(shape[0] * shape[1])[: np.prod(shape[:-1])])
+    arguments = jnp.array([7, 9], jnp.uint32), jnp.resize(ids, shape[:-1]), shape[-1], 0.3, 8
+    expected = dropout_op._make_mask(*arguments)
+    np.testing.assert_array_equal(dropout_op._make_mask_in_chunks(*arguments), expected)
+
+
+def test_the_gradient_is_dropped_with_the_same_mask():
+    x = jnp.ones((6, 40))
+    gradient = jax.grad(lambda x: (dropout(KEY, x, 0.5) * 3).sum())(x)
+    np.testing.assert_array_equal(gradient, 3 * dropout(KEY, x, 0.5))
 
 
 def test_masks_equal_the_masks_of_the_first_release():

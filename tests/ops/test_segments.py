@@ -9,7 +9,8 @@ import pytest
 
 from caption_jax.ops import caption_attention as attention
 from caption_jax.ops.segments import Segments
-from input_pipeline.packing import pack_captions
+from input_pipeline.block_layout import BlockLayout
+from input_pipeline.packing import pack_blocks, pack_captions
 
 BATCH, CAPTIONS, LENGTH = 4, 3, 7
 MASK = np.array([True, True, False, True])
@@ -24,20 +25,26 @@ def make_tokens() -> np.ndarray:
     return tokens
 
 
-def make_segments(rows: int) -> Segments:
-    packed = pack_captions(make_tokens(), MASK, rows)
-    ids, positions = jnp.asarray(packed["segment_ids"]), jnp.asarray(packed["positions"])
-    return Segments.packed(ids, positions, BATCH * CAPTIONS // rows, LENGTH)
+def make_segments(rows: int, block_length: int | None = None) -> Segments:
+    if block_length is None:
+        packed = pack_captions(make_tokens(), MASK, rows)
+    else:
+        packed = pack_blocks(make_tokens(), MASK, rows, BlockLayout(block_length, extra=6))
+    ids, positions = (jnp.asarray(packed[name]).reshape(rows, -1) for name in ("segment_ids", "positions"))
+    return Segments.packed(ids, positions, BATCH * CAPTIONS // rows, LENGTH, block_length)
 
 
 def is_target_token() -> np.ndarray:
     return ((make_tokens()[..., 1:] != 1) & MASK[:, None, None]).reshape(-1, LENGTH)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_tokens_are_unpacked_to_their_captions_and_padding_is_zero(rows):
+FORMS = [(1, None), (2, None), (4, None), (1, 8), (2, 8), (4, 16)]  # rows and block length
+
+
+@pytest.mark.parametrize(("rows", "block_length"), FORMS)
+def test_tokens_are_unpacked_to_their_captions_and_padding_is_zero(rows, block_length):
     x = np.random.default_rng(1).normal(size=(BATCH * CAPTIONS, LENGTH, 2, 5)).astype(np.float32)
-    segments, expected = make_segments(rows), np.where(is_target_token()[..., None, None], x, 0)
+    segments, expected = make_segments(rows, block_length), np.where(is_target_token()[..., None, None], x, 0)
     packed = segments.to_rows(jnp.asarray(x))
     assert packed.shape == (*segments.segment_ids.shape, 2, 5)
     np.testing.assert_array_equal(segments.to_captions(packed), expected)
@@ -47,34 +54,52 @@ def test_tokens_are_unpacked_to_their_captions_and_padding_is_zero(rows):
     np.testing.assert_allclose(gradient, 2 * packed, rtol=1e-6)
 
 
-@pytest.mark.parametrize("rows", [1, 2, 4])
-def test_token_ids_do_not_depend_on_packing(rows):
-    segments = make_segments(rows)
+@pytest.mark.parametrize(("rows", "block_length"), FORMS)
+def test_token_ids_do_not_depend_on_packing(rows, block_length):
+    segments = make_segments(rows, block_length)
     unpacked = Segments.one_per_row((BATCH, CAPTIONS, LENGTH)).token_ids
     is_token, is_target = np.asarray(segments.segment_ids) > 0, is_target_token()
-    np.testing.assert_array_equal(np.asarray(segments.token_ids)[is_token], unpacked.reshape(-1, LENGTH)[is_target])
-    np.testing.assert_array_equal(
-        np.asarray(segments.image_ids(BATCH))[is_token],
-        np.repeat(np.arange(BATCH), is_target.reshape(BATCH, -1).sum(1)),
-    )
+    ids = np.asarray(segments.token_ids)[is_token]
+    np.testing.assert_array_equal(np.sort(ids), unpacked.reshape(-1, LENGTH)[is_target])
+    memories = segments.to_memories(jnp.arange(BATCH))
+    token_images = memories[segments.memory_ids(len(memories))][is_token]
+    np.testing.assert_array_equal(token_images, ids // (CAPTIONS * LENGTH))
+
+
+def test_the_memories_of_blocks_are_those_of_their_images_and_their_gradients_are_summed():
+    segments = make_segments(2, block_length=8)
+    memory = jnp.asarray(np.random.default_rng(4).normal(size=(BATCH, 3, 2)), jnp.float32)
+    memories = segments.to_memories(memory)
+    blocks = 2 * (BATCH // 2 + 6)
+    assert memories.shape == (blocks, 3, 2) and segments.segment_ids.shape == (2, blocks // 2 * 8)
+    weights = jnp.arange(1.0, blocks + 1)[:, None, None]
+    gradient = jax.grad(lambda memory: (weights * segments.to_memories(memory)).sum())(memory)
+    images = np.asarray(segments.to_memories(jnp.arange(BATCH)))
+    np.testing.assert_allclose(gradient[:, 0, 0], [weights[images == image].sum() for image in range(BATCH)], rtol=1e-6)
+    first_images = np.asarray(segments.to_blocks(segments.caption_ids))[:, 0] // CAPTIONS
+    is_used = np.asarray(segments.to_blocks(segments.segment_ids))[:, 0] > 0
+    np.testing.assert_array_equal(images[is_used], first_images[is_used])
+    assert len(images[is_used]) > BATCH  # there are captions in extra blocks
 
 
 def assert_close(ours, reference):
     np.testing.assert_allclose(ours, reference, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, 4])  # 0 for unpacked rows
-def test_attention_equals_the_reference(rows):
+@pytest.mark.parametrize(("rows", "block_length"), [(0, None), *FORMS])  # 0 for unpacked rows
+def test_attention_equals_the_reference(rows, block_length):
     rng = np.random.default_rng(2)
-    segments = make_segments(rows) if rows else Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
+    unpacked = Segments.one_per_row((BATCH, CAPTIONS, LENGTH))
+    segments = make_segments(rows, block_length) if rows else unpacked
     token_shape = (*segments.row_shape, segments.segment_ids.shape[-1])
 
     def normal(*shape: int) -> jax.Array:
         return jnp.asarray(rng.normal(size=shape), jnp.float32)
 
     qkv, queries, weights = normal(*token_shape, 3, 2, 4), normal(*token_shape, 2, 4), normal(*token_shape, 8)
-    keys, values = normal(BATCH, 2, 4, 6), normal(BATCH, 2, 6, 4)
-    mask = jnp.asarray(rng.random((BATCH, 6)) < 0.7)
+    memories = len(segments.to_memories(jnp.arange(BATCH)))
+    keys, values = normal(memories, 2, 4, 6), normal(memories, 2, 6, 4)
+    mask = jnp.asarray(rng.random((memories, 6)) < 0.7)
     is_token_position = jnp.broadcast_to(segments.segment_ids > 0, token_shape)[..., None]
 
     def compute_gradients(self_attention, cross_attention):

@@ -142,3 +142,31 @@ def test_traffic_includes_layout_padding():
     assert first == Traffic("jit(f)/decoder/mul", input_bytes + padded_bytes, padded_bytes)
     assert copy == Traffic("jit(f)/decoder/mul", 2 * padded_bytes, padded_bytes)
     assert last == Traffic("jit(f)/encoder/add", padded_bytes + 128 * 4, 128 * 4)
+
+
+def test_operations_in_a_loop_are_counted_once_per_iteration():
+    def multiply_slices(x, y):
+        return lax.map(lambda row: row @ y, x)
+
+    shapes = jax.ShapeDtypeStruct((7, 16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 8), jnp.float32)
+    lowered = jax.jit(multiply_slices).lower(*shapes)
+    expected = 7 * 2 * 16 * 32 * 8
+    for text in (lowered.as_text("hlo"), lowered.compile().as_text()):
+        assert matrix_flops(CompiledText(text)) == expected
+
+
+def test_of_an_array_that_a_loop_slices_only_the_slices_are_counted():
+    lines = """%s = f32[1,8]{1,0} dynamic-slice(%a, %i, %z), dynamic_slice_sizes={1,8}
+  %f = f32[16,8]{1,0:T(8,128)S(1)} fusion(%u, %s, %i), kind=kLoop, calls=%update"""
+    update = """%update (p: f32[16,8], q: f32[1,8], i: s32[]) -> f32[16,8] {
+  %p = f32[16,8]{1,0} parameter(0)
+  %q = f32[1,8]{1,0} parameter(1)
+  %i = s32[] parameter(2)
+  ROOT %r = f32[16,8]{1,0} dynamic-update-slice(%p, %q, %i, %i)
+}
+
+"""
+    sliced, updated = CompiledText(HEADER + update + ENTRY.format(line=lines)).traffic()
+    row = 8 * 4
+    assert (sliced.bytes, sliced.on_chip) == (2 * row, 0)
+    assert (updated.bytes, updated.on_chip) == (2 * row, row)

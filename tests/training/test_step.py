@@ -31,8 +31,9 @@ from caption_jax.specs import ModelSpec, RunSpec, build_spec
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import TrainState, create_state
 from caption_jax.training.step import TrainStep
+from input_pipeline.block_layout import BlockLayout
 from input_pipeline.images import Preprocessing
-from input_pipeline.packing import pack_captions
+from input_pipeline.packing import pack_blocks, pack_captions
 
 VOCABULARY_SIZE, LENGTH, SIDE, ROWS = 24, 8, 32, 16
 PREPROCESSING = Preprocessing(SIDE, mean=(127.0, 127.0, 127.0), std=(128.0, 128.0, 128.0))
@@ -68,7 +69,7 @@ class Setup:
         model = make_model(self.config, frozen_norms(frozen))
         spec = RunSpec.from_config(self.config)
         objectives = make_objectives(spec.objective, joint_embedding=False)
-        update = TrainStep(model, self.optimizer[0], PREPROCESSING, spec, frozen, objectives)
+        update = TrainStep(model, self.optimizer[0], PREPROCESSING, spec, frozen, objectives, mesh=self.mesh)
         return jax.jit(
             update,
             in_shardings=(self.shardings, batch_sharding(self.mesh)),
@@ -184,13 +185,21 @@ def get_frozen_backbone() -> frozenset[str]:
     return frozen
 
 
-def train(setup: Setup, steps: int = 20, packed: bool = False) -> tuple[list[float], TrainState]:
+def pack(batch: dict, packing: str, rows: int, microbatches: int = 1) -> dict:
+    """Adds packed captions to a batch. Some images need an extra block."""
+    arguments = batch["tokens"], batch["mask"], rows
+    if packing == "always":
+        return batch | pack_captions(*arguments)
+    if packing == "blocks":
+        return batch | pack_blocks(*arguments, BlockLayout(LENGTH, extra=ROWS // rows // microbatches), microbatches)
+    return batch
+
+
+def train(setup: Setup, steps: int = 20, packing: str = "never") -> tuple[list[float], TrainState]:
     """Returns the losses of all steps and the last state."""
     state, losses = setup.initial_state, []
     for step in range(steps):
-        batch = make_batch(step % 5, masked=(3, 7))
-        if packed:
-            batch |= pack_captions(batch["tokens"], batch["mask"], setup.mesh.shape["data"])
+        batch = pack(make_batch(step % 5, masked=(3, 7)), packing, setup.mesh.shape["data"])
         state, metrics = setup.run(state, batch)
         losses.append(float(metrics["loss"]))
     return losses, state
@@ -205,10 +214,25 @@ def test_losses_do_not_depend_on_the_number_of_devices():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("packing", ["always", "blocks"])
 @pytest.mark.parametrize("devices", [1, 8])
-def test_losses_do_not_depend_on_packing(devices):
+def test_losses_do_not_depend_on_packing(devices, packing):
     setup = make_single_device_setup() if devices == 1 else Setup(make_stochastic_config(), make_small_mesh(devices))
-    np.testing.assert_allclose(train(setup, packed=True)[0], train(make_single_device_setup())[0], rtol=0, atol=1e-5)
+    expected = train(make_single_device_setup())[0]
+    np.testing.assert_allclose(train(setup, packing=packing)[0], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("devices", "microbatches"), [(1, 4), (2, 4), (8, 1)])
+def test_gradients_do_not_depend_on_packing_in_blocks(devices, microbatches):
+    """With SGD, differences between parameters are proportional to differences between gradients."""
+    batch, setup = make_batch(2, masked=(0, 9)), make_setup_without_dropout(1)
+    expected, _ = setup.run(setup.initial_state, batch, get_frozen_backbone())
+    sharded = Setup(make_config_without_dropout(microbatches), make_small_mesh(devices))
+    packed = pack(batch, "blocks", devices, microbatches)
+    actual, _ = sharded.run(sharded.initial_state, packed, get_frozen_backbone())
+    for path, value in flatten(expected.params).items():
+        np.testing.assert_allclose(flatten(actual.params)[path], value, rtol=0, atol=1e-6, err_msg=path)
 
 
 @pytest.mark.slow
