@@ -18,10 +18,12 @@ K = `captions_per_image` (0 for the maximum over all images) and L = `max_length
 
 Packed training batches (`packing.py`), with several captions per row, also contain
 
-    inputs       int32 [rows, packed] or [rows, blocks, block length]: decoder input tokens
-    targets      int32, like `inputs`: the next token of each input token
-    segment_ids  int32, like `inputs`: 1-based index of the token's caption within its row; 0 for padding
-    positions    int32, like `inputs`: 0-based position of the token within its caption
+    inputs       int32 [rows, packed]: decoder input tokens
+    targets      int32 [rows, packed]: the next token of each input token
+    segment_ids  int32 [rows, packed]: 1-based index of the token's caption within its row; 0 for padding
+    positions    int32 [rows, packed]: 0-based position of the token within its caption
+
+If rows are divided into blocks, the shape of these arrays is [rows, blocks, block length].
 
 `ShuffledEpochs` defines the order of images, `Shard` selects the images of one process, grain's threads load them with
 `ExampleLoader`, several at a time, and `_Batches` assembles the arrays.
