@@ -48,14 +48,14 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
     assert wait_for_all(processes, timeout_seconds=900) == [0] * len(processes), log_path(workdir).read_text()
 
 
-@pytest.mark.parametrize("variant", ["", ":cached"])
-def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, variant):
+@pytest.mark.parametrize(("variant", "packing"), [("", "auto"), (":cached", "auto"), ("", "blocks")])
+def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, variant, packing):
     launcher = dataclasses.replace(launcher, config=launcher.config + variant)
     one, two = tmp_path / "one", tmp_path / "two"
     flags = f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2"
     single_process = launcher.start(one, *PAIR_FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
     wait_for([single_process], one)
-    wait_for(start_two_processes(launcher, two, "--config.train.steps=12"), two)
+    wait_for(start_two_processes(launcher, two, "--config.train.steps=12", f"--config.train.packing={packing}"), two)
 
     assert "2 x cpu in 2 processes" in log_path(two).read_text()
     # Each step is logged once, not once per process.
@@ -63,8 +63,9 @@ def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, varia
     for (step, split, actual), (_, _, expected) in zip(read_rows(two), read_rows(one), strict=True):
         np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
     actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
-    # Cached features may differ in the last bit. Adam magnifies this where gradients are rounding errors (key biases).
-    tolerance = 1e-3 if variant else 1e-4
+    # Cached features may differ in the last bit, and blocks change the order of sums. Adam magnifies this where
+    # gradients are rounding errors (key biases).
+    tolerance = 1e-3 if variant or packing == "blocks" else 1e-4
     for path in expected:
         np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
     assert list_saved_steps(two) == list_saved_steps(one)

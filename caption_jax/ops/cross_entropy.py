@@ -180,7 +180,15 @@ def vocabulary_cross_entropy(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _vocabulary_cross_entropy(states, embedding, bias, targets, weights, settings):
-    return _vocabulary_forward(states, embedding, bias, targets, weights, settings)[0]
+    smoothing, shards = settings
+
+    def compute_sums(chunk):
+        states, targets, weights = chunk
+        return _differentiate_chunk(states, embedding, bias, targets, weights, smoothing)[0]
+
+    chunks = TokenChunks(targets.shape, _CHUNK_SIZES["default"], shards)
+    items = tuple(chunks.split(array) for array in (states, targets, weights))
+    return tuple(jnp.sum(chunk_sums) for chunk_sums in jax.lax.map(compute_sums, items))
 
 
 def _vocabulary_forward(states, embedding, bias, targets, weights, settings):

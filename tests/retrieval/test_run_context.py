@@ -37,7 +37,9 @@ from caption_jax.training.loop import train_and_evaluate
 from caption_jax.training.optimizer import make_optimizer
 from caption_jax.training.state import create_state
 from caption_jax.training.step import TrainStep
+from input_pipeline.block_layout import BlockLayout
 from input_pipeline.images import Preprocessing
+from input_pipeline.packing import pack_blocks
 from input_pipeline.records import DataError, Split
 from input_pipeline.special_tokens import PAD
 
@@ -256,8 +258,8 @@ def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_a_training_step_on_eight_devices_matches_one_device(microbatches):
+@pytest.mark.parametrize(("microbatches", "packing"), [(1, "never"), (2, "never"), (2, "blocks")])
+def test_a_training_step_on_eight_devices_matches_one_device(microbatches, packing):
     """With SGD, differences between parameters are proportional to differences between gradients."""
     config, model, variables = make_small_captioner()
     config.optimizer.grad_accum_steps = microbatches
@@ -287,10 +289,15 @@ def test_a_training_step_on_eight_devices_matches_one_device(microbatches):
             frozenset(),
             objectives,
             text_ids=TextTokenizer(None, False, MAX_LENGTH).from_caption_ids,
+            mesh=mesh,
         )
         state = jax.device_put(create_state(variables, optimizer, averaged=False), replicated(mesh))
-        compiled = jax.jit(train_step).lower(state, put_batch(batch, mesh)).compile(QUICK_COMPILATION)
-        results.append(jax.device_get(compiled(state, put_batch(batch, mesh))))
+        packed = dict(batch)
+        if packing == "blocks" and devices > 1:  # each image needs an extra block
+            layout = BlockLayout(MAX_LENGTH - 1, extra=batch_size // devices)
+            packed |= pack_blocks(batch["tokens"], batch["mask"], devices, layout, microbatches)
+        compiled = jax.jit(train_step).lower(state, put_batch(packed, mesh)).compile(QUICK_COMPILATION)
+        results.append(jax.device_get(compiled(state, put_batch(packed, mesh))))
     (state, metrics), (sharded_state, sharded_metrics) = results
     for name in metrics:
         np.testing.assert_allclose(sharded_metrics[name], metrics[name], rtol=1e-5, atol=1e-5, err_msg=name)

@@ -77,6 +77,23 @@ def test_an_interrupted_run_resumes_bit_for_bit(searchable_workdir, tmp_path):
     assert_same_state(workdir, searchable_workdir)
 
 
+@pytest.mark.slow
+def test_the_losses_of_a_run_do_not_depend_on_packing(distinct_images, tmp_path):
+    losses = {}
+    for packing in ("never", "blocks"):
+        config = small_run.get_config().unlock()
+        config.data.root = str(distinct_images)
+        config.objective.contrastive_weight = 1.0
+        config.model.text_encoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
+        config.model.joint_embedding.width = 16
+        config.train.update({"steps": 4, "log_every": 1, "eval_every": 4, "packing": packing})
+        train_and_evaluate(RunSpec.from_config(config), tmp_path / packing)
+        rows = [row.values for row in read_metrics(tmp_path / packing / "metrics.jsonl") if row.split == "train"]
+        losses[packing] = [[row["loss"], row["contrastive_loss"], row["tokens"]] for row in rows]
+    assert len(losses["never"]) == 4
+    np.testing.assert_allclose(losses["blocks"], losses["never"], rtol=0, atol=1e-5)
+
+
 def test_resuming_cannot_remove_or_add_the_text_encoder(searchable_workdir, small_workdir):
     for workdir, weight in ((searchable_workdir, 0.0), (small_workdir, 0.5)):
         config = to_config_dict(read_spec(workdir))
