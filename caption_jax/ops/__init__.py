@@ -12,6 +12,7 @@ The following code in `caption_jax/` depends on the platform (tests/test_archite
 complete):
 
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
+    ops/caption_attention.py    on a TPU, self-attention in blocks is computed in chunks
     ops/cross_entropy.py        size of the chunks of tokens whose logits are computed at a time
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
@@ -27,8 +28,8 @@ complete):
     training/batch_placer.py    `config.train.packing` "auto" is "blocks" on accelerators; length of the blocks
     training/program.py         on a single CPU device, the update is a cached program
 
-The following code is optimised for CPUs, but is the same on all platforms: `ops/caption_attention.py`,
-`ops/materialise.py`, `ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
+The following code is optimised for CPUs, but is the same on all platforms: `ops/materialise.py`,
+`ops/segments.py` and `ops/top_k.py`, the sums in `augment.py` and the matrix
 products in `retrieval/search.py`. `ops/mixed_precision.py` is for accelerators, and changes nothing in float32. For
 measurements on a GPU, see docs/results/h200.md.
 """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -118,3 +120,23 @@ def test_attention_equals_the_reference(rows, block_length):
     ours = compute_gradients(attention.caption_attention, attention.memory_attention)
     reference = compute_gradients(attention.caption_attention_reference, attention.memory_attention_reference)
     jax.tree.map(assert_close, ours, reference)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_attention_in_chunks_of_blocks_equals_attention_in_all_blocks(shards, monkeypatch):
+    monkeypatch.setattr(attention, "_CHUNK_SIZE", 3)
+    segments = make_segments(2, block_length=8)
+    ids, rng = segments.to_blocks(segments.segment_ids), np.random.default_rng(5)
+    qkv = jnp.asarray(rng.normal(size=(*ids.shape, 3, 2, 4)), jnp.float32)
+    weights = jnp.where(ids[..., None] > 0, jnp.asarray(rng.normal(size=(*ids.shape, 8)), jnp.float32), 0)
+
+    def compute_loss(qkv, op):
+        output = op(qkv, ids) * weights
+        return (output**2).sum(), output
+
+    chunked = functools.partial(attention._attend_in_chunks, shards=shards)
+    ours, expected = (
+        jax.grad(functools.partial(compute_loss, op=op), has_aux=True)(qkv)
+        for op in (chunked, attention._attend_in_blocks)
+    )
+    jax.tree.map(assert_close, ours, expected)
