@@ -20,7 +20,8 @@ from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.parameters.freezing import frozen_norms, phases
 from caption_jax.parameters.rules import match_rules
 from caption_jax.runs.workdir import read_spec
-from caption_jax.specs import RunSpec, differences
+from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
+from caption_jax.specs.resolve import find_contradictions
 from caption_jax.training.optimizer import make_optimizer
 from input_pipeline.special_tokens import PAD
 
@@ -54,6 +55,23 @@ def test_configs_set_only_known_keys_and_preserve_types(name):
         assert isinstance(value, type(default_value)), path
     with pytest.raises(AttributeError):
         config.data.bach_size = 1
+
+
+def test_settings_for_pods_fill_the_devices_and_unfreeze_the_encoder_after_two_epochs():
+    from caption_jax.configs import coco_pod
+
+    for name, setting in coco_pod.SETTINGS.items():
+        spec = RunSpec.from_config(coco_pod.get_config(name))
+        facts = DatasetFacts(113_287, batch_multiple=setting.devices, device_kind="TPU v5 lite")
+        resolved = resolve(spec, facts)
+        assert spec.data.batch_size == setting.devices * setting.images and setting.images >= 128
+        assert not find_contradictions(resolved, facts), name
+        starts = [rule["from_step"] for _, rule in spec.optimizer.rules if "from_step" in rule]
+        assert [round(start * spec.data.batch_size / 113_287) for start in starts] == [2]
+        assert starts[0] < resolved.train.steps / 2
+    assert coco_pod.get_config("v5e-8").optimizer.learning_rate == pytest.approx(2e-3)
+    with pytest.raises(ValueError, match="choose one of v5e-8, v5e-32"):
+        coco_pod.get_config("v5e-9")
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -130,7 +130,11 @@ def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment
     resuming = has_checkpoint(workdir)  # a run killed before its first checkpoint starts over
     if not resuming:
         check_no_model(workdir)
-    facts = DatasetFacts(len(splits["train"]), batch_multiple=mesh.shape["data"] * spec.optimizer.grad_accum_steps)
+    facts = DatasetFacts(
+        len(splits["train"]),
+        batch_multiple=mesh.shape["data"] * spec.optimizer.grad_accum_steps,
+        device_kind=mesh.devices.flat[0].device_kind,
+    )
     if resuming:
         description = _resume(spec, workdir, facts)
     else:

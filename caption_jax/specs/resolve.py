@@ -21,6 +21,7 @@ _MIN_STEPS = 600  # fewer updates are not enough to learn the words of the capti
 _WARMUP_FRACTION, _MAX_WARMUP = 0.1, 1000
 _AVERAGED_FRACTION, _MAX_EMA = 0.15, 0.9999
 _MAX_LOG_EVERY = 50
+_TPU_LANES = 128
 _COVERED_CAPTIONS, _MAX_LENGTH = 0.99, 128  # fraction of captions that are not truncated, and the limit in tokens
 
 # Keys whose value may be fitted to the data, with the value that requests it.
@@ -43,11 +44,13 @@ class DatasetFacts:
         train_images: number of images in the training split.
         caption_lengths: number of tokens of each training caption, including <s> and </s>; empty if unknown.
         batch_multiple: divisor of the batch size: number of devices times number of microbatches.
+        device_kind: kind of the devices, such as "TPU v5 lite", as in JAX.
     """
 
     train_images: int
     caption_lengths: Int[np.ndarray, " captions"] = dataclasses.field(default_factory=lambda: np.zeros(0, np.int32))
     batch_multiple: int = 1
+    device_kind: str = "cpu"
 
 
 def resolve(spec: RunSpec, facts: DatasetFacts) -> RunSpec:
@@ -133,6 +136,13 @@ def find_contradictions(spec: RunSpec, facts: DatasetFacts) -> list[str]:
                 f"config.train.{key}={getattr(train, key)}: the run has only {train.steps} steps. Set it to 0 for an "
                 "interval that fits the run"
             )
+    images = spec.data.batch_size // facts.batch_multiple
+    if facts.device_kind.startswith("TPU") and images % _TPU_LANES:
+        messages.append(
+            f"config.data.batch_size={spec.data.batch_size}: each TPU chip processes {images} images at a time, and "
+            f"its vectors have {_TPU_LANES} elements, most of which are images. Set it to a multiple of "
+            f"{_TPU_LANES * facts.batch_multiple:,}"
+        )
     truncated = count_truncated(spec, facts)
     if truncated > (1 - _COVERED_CAPTIONS) * max(len(facts.caption_lengths), 1):
         messages.append(

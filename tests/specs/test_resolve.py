@@ -125,6 +125,17 @@ def test_truncated_captions_are_counted_and_reported():
     assert message.startswith("config.data.max_length=12 truncates 100 of 1,000 training captions; the longest has 20")
 
 
+def test_batches_that_leave_lanes_of_a_tpu_unused_are_reported():
+    def report(batch_size: int, kind: str) -> list[str]:
+        on_devices = DatasetFacts(113_287, LENGTHS, batch_multiple=16, device_kind=kind)
+        return find_contradictions(resolve(with_values(data__batch_size=batch_size), on_devices), on_devices)
+
+    (message,) = report(256, "TPU v5 lite")
+    assert message.startswith("config.data.batch_size=256: each TPU chip processes 16 images at a time")
+    assert message.endswith("Set it to a multiple of 2,048")
+    assert not report(4096, "TPU v5 lite") and not report(256, "cpu") and not report(256, "NVIDIA H100 80GB HBM3")
+
+
 def test_a_resumed_run_uses_the_stored_values_even_if_the_data_has_grown():
     configured = with_values(train__epochs=0.0)
     resolved = resolve(configured, facts(20))
