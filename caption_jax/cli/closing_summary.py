@@ -9,6 +9,9 @@ from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.process import make_command
 from input_pipeline.files import absolute_path
 
+_FEW_IMAGES = 50  # below this, the noise of CIDEr-D exceeds the differences between evaluations
+_FEW_WORDS = 10
+
 
 def print_end_of_training(workdir: str, scored_evaluation: ScoredEvaluation | None) -> None:
     """Prints why training ended and, if it is complete, the path of the report and the next commands.
@@ -21,6 +24,8 @@ def print_end_of_training(workdir: str, scored_evaluation: ScoredEvaluation | No
     print(f"\nWhy training ended: {describe_end(session, None, ())}")
     if scored_evaluation is not None:
         print(f"Best weights: step {scored_evaluation.protocol['step']:,}")
+        for remark in describe_weaknesses(scored_evaluation, session.last_step):
+            print(f"Note: {remark}")
     if session.reason not in (LAST_STEP, EARLY_STOPPING):
         return
     _print_report(scored_evaluation)
@@ -33,6 +38,24 @@ def print_end_of_training(workdir: str, scored_evaluation: ScoredEvaluation | No
         evaluate,
         _make_index_command(workdir) or ("plot losses and scores", f"tensorboard --logdir={workdir}"),
     )
+
+
+def describe_weaknesses(scored_evaluation: ScoredEvaluation, last_step: int | None) -> list[str]:
+    """Returns reasons to doubt the best weights: they were selected on few images, or their captions hardly differ."""
+    remarks = []
+    images, step = len(scored_evaluation.references), scored_evaluation.protocol["step"]
+    words = scored_evaluation.diversity["vocabulary"]
+    if step != last_step and images < _FEW_IMAGES:
+        remarks.append(
+            f"these weights were selected on only {images} images, so the choice is partly chance; compare with the "
+            "last ones (--checkpoint=last)"
+        )
+    if words < _FEW_WORDS and images >= _FEW_WORDS:
+        remarks.append(
+            f"the captions of {images} images consist of only {words:.0f} different words: the run was probably too "
+            "short (config.train.steps)"
+        )
+    return remarks
 
 
 def print_end_of_evaluation(workdir: str, scored_evaluation: ScoredEvaluation) -> None:

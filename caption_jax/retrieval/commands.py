@@ -145,8 +145,13 @@ def search_images(
             return 1
     else:
         vectors = captioner.embed_texts([query])
-        if UNK in description.text_tokenizer.encode([query]):
-            print(f"{query!r} contains words that do not occur in the training captions", file=sys.stderr)
+        encode = description.text_tokenizer.encode
+        if UNK in encode([query]):
+            words = [word for word in query.split() if UNK in encode([word])]
+            print(
+                f"{query!r} contains words that do not occur in the training captions: {', '.join(words) or query}",
+                file=sys.stderr,
+            )
     scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
     allow_undecodable_output()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):

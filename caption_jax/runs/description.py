@@ -130,7 +130,7 @@ class RunDescription:
         if not self.has_joint_embedding:
             raise WorkdirError(
                 "this run was trained without a joint embedding of images and texts: train one with "
-                "--config.objective.contrastive_weight above 0, as configs/flickr8k_search.py does"
+                "--config.objective.contrastive_weight above 0, as --config=folder_search does"
             )
 
     @property

@@ -31,6 +31,8 @@ class DryRun:
     Attributes:
         spec: the run's spec, with data-dependent values resolved.
         images: number of images by split.
+        captions: number of captions by split.
+        example: name of the first training image, and its first caption.
         parameters: number of parameters of the model.
         vocabulary_size: number of tokens in the vocabulary.
         metrics: metrics of the first training step, such as "loss".
@@ -40,6 +42,8 @@ class DryRun:
 
     spec: RunSpec
     images: dict[str, int]
+    captions: dict[str, int]
+    example: tuple[str, str]
     parameters: int
     vocabulary_size: int
     metrics: dict[str, float]
@@ -75,6 +79,8 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT)
     return DryRun(
         resolved_spec,
         {name: len(split) for name, split in experiment.splits.items()},
+        {name: len(split.captions) for name, split in experiment.splits.items()},
+        _get_example(experiment),
         parameters,
         experiment.description.vocabulary.size,
         {name: float(value) for name, value in metrics.items()},
@@ -88,6 +94,8 @@ def print_dry_run(result: DryRun) -> None:
         return
     print("\n".join(as_lines(result.spec)))
     print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in result.images.items()))
+    print("captions: " + ", ".join(f"{name} {count:,}" for name, count in result.captions.items()))
+    print("the first training image is {}: {!r}".format(*result.example))
     print(f"model: {result.parameters:,} parameters, vocabulary of {result.vocabulary_size:,} tokens")
     if result.spec.data.feature_cache.stage:
         print("this step read pixels; without --dry_run, the features of all images are computed first")
@@ -97,6 +105,11 @@ def print_dry_run(result: DryRun) -> None:
     print(", ".join([f"step 1: loss {result.metrics['loss']:.4f}", *other_metrics]))
     if result.would_resume:
         print("the workdir contains a run: without --dry_run, training resumes it from its last checkpoint")
+
+
+def _get_example(experiment: Experiment) -> tuple[str, str]:
+    record = experiment.split("train")[0]
+    return record.name, record.captions[0]
 
 
 def _without_caches(experiment: Experiment) -> Experiment:

@@ -186,6 +186,12 @@ class Run:
         best_step = restored.step if self.progress["best"] is None else self.progress["best_step"]
         self.artifacts.resume(restored.step, best_step, self._best_weights)
         logging.info("resuming from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
+        if restored.step >= self.steps:
+            logging.warning(
+                "this run is already complete: its number of steps was set to %d when it was started. To continue it, "
+                "set --config.train.steps to more; to start a new run, use another --workdir",
+                self.steps,
+            )
 
     def _best_weights(self) -> Weights:
         """Returns the best weights of a resumed run, or the current weights if none were evaluated."""

@@ -62,9 +62,20 @@ def find_captions(root: Path, images: Path) -> tuple[str, ...]:
         return (TEXT_FILES,)
     raise MissingFileError(
         f"no caption file in {root}; expected one of {', '.join(DEFAULT_NAMES)}, or a text file for each image "
-        "(a.txt for a.jpg). Set config.data.root to the folder of the data, or config.data.captions to a file with "
-        "another name"
+        f"(a.txt for a.jpg). Set config.data.root to the folder of the data, or {_suggest_files(root)}"
     )
+
+
+_SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
+
+
+def _suggest_files(root: Path) -> str:
+    """Suggests the files in a folder that may contain captions, for an error message."""
+    names = sorted(path.name for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
+    if not names:
+        return "config.data.captions to a file with another name"
+    others = f" (or {', '.join(names[1:4])})" if len(names) > 1 else ""
+    return f"use a file with another name: config.data.captions={names[0]}{others}"
 
 
 def find_split(path: str) -> str:

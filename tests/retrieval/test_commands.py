@@ -132,7 +132,7 @@ def test_unknown_words_in_a_query_are_reported(searchable_workdir, index, capsys
         assert run_main("--mode=search", *flags, f"--query={query}") == 0
         output = capsys.readouterr()
         assert len(output.out.splitlines()) == 4
-        message = f"'{query}' contains words that do not occur in the training captions"
+        message = f"'{query}' contains words that do not occur in the training captions: 狗\n"
         assert (message in output.err) == has_unknown_word
 
 
