@@ -1,4 +1,4 @@
-"""`--mode=evaluate`: evaluates the best weights of a run on a split."""
+"""`--mode=evaluate`: evaluates the weights of a run on a split."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
             if jax.process_index() == 0:
                 print(f"captions: {', '.join(map(str, external_data.captions))}")
         experiment = open_experiment(workdir, spec, splits, display)
-        scored_evaluation = evaluate_split(experiment, split, options.images, context, external_data)
+        scored_evaluation = evaluate_split(
+            experiment, split, options.images, context, external_data, options.checkpoint
+        )
     print_scored_evaluation(scored_evaluation)
     if jax.process_index() == 0:
         print_end_of_evaluation(options.workdir, scored_evaluation)

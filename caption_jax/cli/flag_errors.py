@@ -7,7 +7,7 @@ import itertools
 import re
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from caption_jax.cli import command_flags
 from caption_jax.cli.command_line import CommandLine
@@ -42,8 +42,10 @@ def check_flag_names(values: flags.FlagValues, line: CommandLine) -> None:
         takes_value = not flag.boolean and not equals
         users = find_users(flag.name)
         is_rejected = not line.has_mode_flag or flag.name in _FLAGS_OF_ONE_MODE
-        if users and line.subcommand not in users and is_rejected:
-            raise app.UsageError(f"{line.subcommand} does not use --{flag.name}, a flag of {', '.join(users)}")
+        if users and line.subcommand not in users:
+            if is_rejected:
+                raise app.UsageError(f"{line.subcommand} does not use --{flag.name}, a flag of {', '.join(users)}")
+            logging.warning("--%s has no effect in --mode=%s", flag.name, line.subcommand)
 
 
 def check_arguments(subcommand: str, values: flags.FlagValues, arguments: Sequence[str]) -> None:

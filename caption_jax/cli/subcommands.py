@@ -51,7 +51,7 @@ _FLAG_SUBCOMMANDS = (
         "evaluate",
         "score a trained model on a split or on another dataset",
         "--workdir=FOLDER",
-        ("workdir", "split", "data", "images", "context", "config", "distributed"),
+        ("workdir", "split", "data", "images", "context", "checkpoint", "config", "distributed"),
         (
             "evaluate --workdir=runs/folder --split=test",
             "evaluate --workdir=runs/folder --data=more_photographs",

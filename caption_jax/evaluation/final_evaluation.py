@@ -25,12 +25,13 @@ def evaluate_split(
     image_input: str = "real",
     context: str = "",
     external_data: ExternalData | None = None,
+    checkpoint: str = "best",
 ) -> ScoredEvaluation:
-    """Evaluates a run's best weights on a split.
+    """Evaluates the weights of a run on a split.
 
     Writes eval_<split>.json, captions_<split>.json and report_<split>.html, or eval_<data>_<split>.json etc. for an
     external dataset. If the image input or context is not the default, the file names contain its label, and no HTML
-    report is written.
+    report is written. The file names of the last weights end in "_last".
 
     Args:
         experiment: the run.
@@ -38,6 +39,7 @@ def evaluate_split(
         image_input: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
         external_data: the dataset that contains the split; None for the dataset of the run.
+        checkpoint: "best" or "last".
 
     Raises:
         MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
@@ -46,22 +48,24 @@ def evaluate_split(
     data = {} if external_data is None else {"data": str(external_data)}
     evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data)
     names = [split] if external_data is None else [external_data.name, split]
-    return evaluate_best(experiment, evaluator, "_".join([*names, *evaluator.non_default_inputs]))
+    names += [*evaluator.non_default_inputs, *([checkpoint] if checkpoint != "best" else [])]
+    return evaluate_weights(experiment, evaluator, "_".join(names), checkpoint=checkpoint)
 
 
-def evaluate_best(
-    experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True
+def evaluate_weights(
+    experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True, checkpoint: str = "best"
 ) -> ScoredEvaluation:
-    """Evaluates a run's best weights with `evaluator`.
+    """Evaluates the weights of a run with `evaluator`.
 
     Args:
         experiment: the run.
         evaluator: evaluator of the split.
         suffix: suffix of the output file names.
         java: whether to run METEOR and SPICE if they are installed.
+        checkpoint: "best" or "last".
     """
     with experiment.display.phase("loading the weights"):
-        weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
+        weights = load_weights(experiment.workdir, checkpoint, sharding=replicated(experiment.mesh))
     evaluation = evaluator(weights.variables, weights.step)
     is_main_process = jax.process_index() == 0
     train_split = experiment.splits.get("train")

@@ -13,7 +13,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
-from caption_jax.evaluation.final_evaluation import evaluate_best
+from caption_jax.evaluation.final_evaluation import evaluate_weights
 from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.evaluation.split_evaluator import SplitEvaluator
@@ -355,7 +355,7 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
             loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
         return None
-    return evaluate_best(experiment, run.evaluator.on_full_split(), "val", java=False)
+    return evaluate_weights(experiment, run.evaluator.on_full_split(), "val", java=False)
 
 
 def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:

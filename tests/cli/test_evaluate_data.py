@@ -53,12 +53,25 @@ def test_a_copy_of_the_training_data_has_the_same_scores(small_workdir, small_im
         assert actual["metrics"] == expected["metrics"] and actual["images"] == expected["images"]
 
 
+def test_the_last_weights_are_evaluated_on_request(small_workdir, tmp_path, capsys):
+    workdir = shutil.copytree(small_workdir, tmp_path / "run")
+    shutil.rmtree(workdir / "model-160")  # evaluations of the best weights would fail
+    assert run_main(EVALUATE, f"--workdir={workdir}", "--split=val", "--checkpoint=last") == 0
+    best, last = (json.loads((workdir / f"eval_{name}.json").read_text()) for name in ("val", "val_last"))
+    assert last["step"] == 160 and [row["image_id"] for row in last["images"]] == [
+        row["image_id"] for row in best["images"]
+    ]
+    assert (workdir / "report_val_last.html").is_file()
+
+
 def test_missing_splits_caption_files_and_folders_are_reported(small_workdir, holiday, tmp_path):
     arguments = [EVALUATE, f"--workdir={small_workdir}"]
     with pytest.raises(DataError, match="no split 'val'; the dataset has train"):
         run_main(*arguments, f"--data={holiday}", "--split=val")
     (holiday / "token.txt").rename(holiday / "words.txt")
-    with pytest.raises(MissingFileError, match=r"no caption file in .*; expected one of captions\.csv.*captions=words\.txt$"):
+    with pytest.raises(
+        MissingFileError, match=r"no caption file in .*; expected one of captions\.csv.*captions=words\.txt$"
+    ):
         run_main(*arguments, f"--data={holiday}")
     with pytest.raises(MissingFileError, match=r"no such folder: .*none"):
         run_main(*arguments, f"--data={tmp_path / 'none'}")
