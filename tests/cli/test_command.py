@@ -65,7 +65,7 @@ def test_a_dry_run_prints_the_config_and_a_loss_and_writes_nothing(tmp_path, sma
     output = capsys.readouterr().out
     assert "config.train.steps = 6\n" in output and 'config.data.source = "folder"\n' in output
     assert "images: train 8, val 2, test 2" in output and "captions: train 16, val 4, test 4" in output
-    assert re.search(r"the first training image is \S+\.png: 'a", output)
+    assert re.search(r"the first training image is \S+\.png: '\w", output)
     loss = float(re.search(r"step 1: loss (\d+\.\d+)", output)[1])
     vocabulary_size = int(re.search(r"vocabulary of (\d+) tokens", output)[1])
     assert loss == pytest.approx(math.log(vocabulary_size), rel=0.5)  # the model is untrained
