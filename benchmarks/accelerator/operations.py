@@ -21,6 +21,7 @@ from benchmarks.accelerator.workload import SCALES, Workload
 from caption_jax.ops import cross_entropy, depthwise
 from caption_jax.ops.attend import attend
 from caption_jax.ops.dropout import dropout
+from caption_jax.ops.token_chunks import TokenChunks
 
 # Depthwise convolutions of EfficientNet-B0 at 224 pixels: (size, channels, kernel, stride).
 CONVOLUTIONS = ((112, 32, 3, 1), (112, 96, 3, 2), (56, 144, 3, 1), (56, 144, 5, 2), (28, 240, 5, 1), (14, 480, 3, 1))
@@ -73,13 +74,16 @@ def compare_losses(workload: Workload) -> dict[str, float | str]:
     shape = workload.images, workload.captions, workload.length - 1
     states, embedding = make_arrays((*shape, workload.width), (workload.vocabulary_size, workload.width))
     arguments = states, embedding, jnp.zeros(workload.vocabulary_size), jnp.ones(shape, jnp.int32), jnp.ones(shape)
-    results = {"all logits": measure(lambda *arrays: cross_entropy._compute_unchunked(*arrays, 0.1)[1], *arguments)}
-    default = cross_entropy._CHUNK_SIZE
-    for chunk in CHUNKS:
-        cross_entropy._CHUNK_SIZE = chunk
-        compute = functools.partial(cross_entropy._compute_in_chunks, smoothing=0.1)
-        results[f"chunks of {chunk} tokens"] = measure(lambda *arrays, compute=compute: compute(*arrays)[1], *arguments)
-    cross_entropy._CHUNK_SIZE = default
+
+    def compute_loss(states: jax.Array, embedding: jax.Array, bias: jax.Array, *others: jax.Array) -> jax.Array:
+        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
+        return cross_entropy.token_cross_entropy(logits, *others, 0.1).loss_sum
+
+    results = {"all logits": measure(jax.grad(compute_loss, argnums=(0, 1, 2)), *arguments)}
+    for size in CHUNKS:
+        chunks = TokenChunks(shape, size)
+        compute = functools.partial(cross_entropy._compute_in_chunks, chunks=chunks, smoothing=0.1)
+        results[f"chunks of {size} tokens"] = measure(lambda *arrays, compute=compute: compute(*arrays)[1], *arguments)
     return results
 
 
