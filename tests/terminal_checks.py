@@ -17,5 +17,5 @@ def check_output(recording: Recording) -> list[str]:
     # On a busy machine, every process waits for its turn.
     processes_per_core = os.getloadavg()[0] / os.cpu_count()
     assert recording.longest_silence() <= SECONDS_OF_SILENCE * max(processes_per_core, 1), lines
-    assert next(number for number, line in enumerate(lines) if "CIDEr-D   " in line) <= LINES_BEFORE_SCORES, lines
+    assert next(number for number, line in enumerate(lines) if "value  in papers" in line) <= LINES_BEFORE_SCORES, lines
     return lines

@@ -66,7 +66,8 @@ def prepare_features(experiment: Experiment, variables: PyTree) -> StoredFeature
     stage, size = spec.data.feature_cache.stage, files.images * files.bytes_per_image
     logging.info(
         "features: %s for %d images x %d views, %s %s each, %.2f GB in %s",
-        *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9, files.folder),
+        *(stage, files.images, files.views, list(files.shape), files.dtype, size / 1e9),
+        str(files.folder).removeprefix(f"{experiment.workdir}/"),
     )
     program_key = {**experiment.description.cache_key(), **{name: key[name] for name in ("stage", "augment", "dtype")}}
     one_device = experiment.mesh.local_mesh.size == 1

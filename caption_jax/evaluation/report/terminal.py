@@ -12,7 +12,7 @@ from caption_jax.specs.decode_summary import decode_settings
 
 
 def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> None:
-    """Prints the protocol, scores with confidence intervals, caption statistics, unreadable images and samples.
+    """Prints scores with confidence intervals, caption statistics, the protocol, unreadable images and samples.
 
     Args:
         scored_evaluation: scores, captions and protocol of a split.
@@ -25,9 +25,9 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
         f"\n{protocol['split']} split{data}: {protocol['images']} images ({inputs}), step {protocol['step']}, "
         f"{protocol['device']}"
     )
-    print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
-    print(f"intervals: {protocol['intervals']}\n")
     _print_metrics(scored_evaluation)
+    print(f"\n  tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
+    print(f"  intervals: {protocol['intervals']}")
     if evaluation.unreadable:
         print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")
         for image_id, reason in islice(evaluation.unreadable.items(), 10):
