@@ -5,6 +5,9 @@
 The encoder is EfficientNet-B0 without its classifier, at 224 pixels, with stored batch norm statistics, in float32.
 Each implementation runs in a separate process. The processes alternate; in each round, a process runs five warm-up
 passes and a timed one. Requires the bench extra. The last line is JSON, and `ratio` is the lowest of all comparisons.
+
+`utilisation` is our FLOP/s divided by the peak of matrix products, which is measured in the same rounds. The FLOPs are
+those of all convolutions, depthwise ones included, and of the matrix products of squeeze-and-excitation.
 """
 
 from __future__ import annotations
@@ -13,8 +16,21 @@ import argparse
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
+from benchmarks.alternate import (
+    Command,
+    alternate,
+    compare,
+    print_result,
+    print_times,
+    serve,
+    start_sides,
+    use_cores,
+)
+from benchmarks.conditions import Conditions
+from benchmarks.peak import make_product_commands, print_utilisation, split_peak
 from caption_jax.runtime.process import HUGE_PAGES
+
+MODEL_OPTIONS = {"padding": "symmetric", "norm_epsilon": 1e-5}  # like torchvision's
 
 
 def make_forward_pass(batch: int) -> Callable[[], Any]:
@@ -27,15 +43,28 @@ def make_forward_pass(batch: int) -> Callable[[], Any]:
 
     from caption_jax.models.backbones.efficientnet import EfficientNet
 
-    model = EfficientNet("b0", padding="symmetric", norm_epsilon=1e-5)
+    model = EfficientNet("b0", **MODEL_OPTIONS)
     images = jax.device_put(np.random.default_rng(0).normal(size=(batch, 224, 224, 3)).astype(np.float32))
     variables = jax.jit(lambda key: model.init(key, images[:1], train=False))(jax.random.key(0))
     forward = jax.jit(lambda variables, images: model.apply(variables, images, train=False))
     return lambda: jax.block_until_ready(forward(variables, images))
 
 
-def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the (arguments, environment) pairs that start our implementation and the requested peers."""
+def count_flops(batch: int) -> int:
+    """Returns the FLOPs of the convolutions and matrix products of a forward pass, without running it."""
+    import jax
+    import jax.numpy as jnp
+
+    from caption_jax.models.backbones.efficientnet import EfficientNet
+    from caption_jax.planning.flops import count_matrix_flops
+
+    model, images = EfficientNet("b0", **MODEL_OPTIONS), jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.float32)
+    variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
+    return count_matrix_flops(lambda *arrays: model.apply(*arrays, train=False), (), variables, images).forward
+
+
+def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command]:
+    """Returns the commands that start our implementation, the requested peers and the matrix products."""
     cores_flag = f"--cores={cores}"
     peer_flags = [cores_flag, "--workload=encoder", f"--batch={batch}"]
     commands = {
@@ -44,7 +73,7 @@ def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[l
         "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     ours = ["benchmarks.encoder", f"--serve={batch}", cores_flag]
-    return {"ours": (ours, HUGE_PAGES), **{name: commands[name] for name in peers}}
+    return {"ours": (ours, HUGE_PAGES), **{name: commands[name] for name in peers}, **make_product_commands(cores)}
 
 
 def main() -> None:
@@ -60,15 +89,16 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_forward_pass(options.serve), untimed_runs=5)
         return
-    comparisons = {}
+    conditions, comparisons = Conditions(options.cores), {}
     for batch in map(int, options.batches.split(",")):
+        flops = count_flops(batch)
         with start_sides(make_commands(batch, options.cores, options.peers.split(","))) as sides:
-            seconds = alternate(sides, options.rounds)
-        for name, (wall, cpu) in seconds.items():
-            print(f"batch {batch:2}, {name:14} {batch / wall:7.2f} images/s; per batch {1e3 * wall:7.1f} ms, "
-                  f"CPU time {1e3 * cpu:7.1f} ms", flush=True)  # fmt: skip
-        comparisons |= {f"batch {batch}, {name}": comparison for name, comparison in compare(seconds, batch).items()}
-    print_result("encoder", comparisons, "images/s")
+            seconds, peak = split_peak(alternate(sides, options.rounds, conditions))
+        print_times(seconds, batch, "images/s", f"batch {batch:2}, ")
+        utilisation = print_utilisation(f"batch {batch:2}", flops, seconds["ours"].wall, peak)
+        for name, comparison in compare(seconds, batch).items():
+            comparisons[f"batch {batch}, {name}"] = {**comparison, "utilisation": utilisation}
+    print_result("encoder", comparisons, "images/s", conditions)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,17 @@ the same number of images (224 pixels) and captions (25 tokens) per step. The Ke
 per caption and with one update per batch, and the faster variant is compared with ours.
 
 utilisation: measures the training step of `configs/flickr8k.py` on stored features of stage_7. Utilisation is the
-useful FLOP/s of the step divided by the FLOP/s of a product of square matrices by jnp or NumPy, whichever is faster.
+useful FLOP/s of the step divided by the FLOP/s of a product of square matrices by jnp or NumPy, whichever is faster
+(`benchmarks.peak`).
 Useful FLOPs are those of matrix products in the forward and backward pass, excluding padding and masked keys. Norms,
 softmax, dropout and the optimizer are not counted. `ratio` is the utilisation divided by 0.4.
 
 Captions have random tokens, and lengths distributed as in Flickr8k (13.3 input tokens on average, standard deviation
-3.8). Our implementation is the program that a run compiles (`caption_jax.training.program`), in float32, including the
-transfer of batches to the device. Each implementation runs in a separate process. The processes alternate, and in each
-round, a process makes untimed calls before the timed one. Requires the bench extra. `--clock=cpu` measures CPU time
-summed over all cores instead of wall time, which is reproducible on a busy machine. The last line is JSON, and `ratio`
-is the lowest of all comparisons.
+3.8). Our implementation is the program that a run compiles (`caption_jax.training.program`) with the settings of
+main.py, in float32, including the transfer of batches to the device. Each implementation runs in a separate process.
+The processes alternate, and in each round, a process makes untimed calls before the timed one. Requires the bench
+extra. `--clock=cpu` measures CPU time summed over all cores instead of wall time, which is reproducible on a busy
+machine. The last line is JSON, and `ratio` is the lowest of all comparisons.
 """
 
 from __future__ import annotations
@@ -29,15 +30,17 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.alternate import alternate, print_result, serve, start_sides
+from benchmarks.alternate import alternate, print_result, print_times, serve, start_sides
+from benchmarks.conditions import Conditions
+from benchmarks.peak import make_product_commands, print_utilisation, split_peak
 from benchmarks.peers.keras_published import Design
-from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.runtime.process import HUGE_PAGES, set_up_process
 from caption_jax.specs import RunSpec
 
 MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
 IMAGE_SIZE, GRID_POSITIONS, CHANNELS = 224, 49, 1280
 STAGE_7_SHAPE = (7, 7, 320)
-FLICKR_VOCABULARY_SIZE, FLICKR_BATCH_SIZE, FLICKR_BATCHES, MATRIX_SIZE = 3569, 32, 4, 2048
+FLICKR_VOCABULARY_SIZE, FLICKR_BATCH_SIZE, FLICKR_BATCHES = 3569, 32, 4
 TARGET_UTILISATION = 0.4
 
 
@@ -115,6 +118,12 @@ def make_batch(
     return {"features": features, "tokens": tokens, "mask": np.ones(images, bool)}
 
 
+def make_keras_design_work(batch: int, captions: int) -> tuple[RunSpec, int, list[dict[str, np.ndarray]]]:
+    """Returns the arguments of `make_training_steps` for Keras's published design and stored features."""
+    spec, vocabulary_size = make_keras_design_spec(), Design().vocabulary_size
+    return spec, vocabulary_size, [make_batch(batch, captions, spec, vocabulary_size, (7, 7, CHANNELS), 0)]
+
+
 def make_flickr8k_batches() -> list[dict[str, np.ndarray]]:
     """Returns several batches for configs/flickr8k.py, because the number of tokens varies between batches."""
     spec = make_flickr8k_spec()
@@ -129,8 +138,8 @@ def count_useful_flops(spec: RunSpec, vocabulary_size: int, batch: dict[str, np.
     """Returns the FLOPs of the matrix products of a step, excluding padding and masked keys.
 
     The backward pass of a matrix product consists of two products, one for the gradient of each factor. There are two
-    exceptions: the last convolution is frozen and has no gradients, and the projection of its output needs only the
-    gradient of its weights.
+    exceptions: the last convolution, which is not part of the step if its output is stored, is frozen and has no
+    gradients, and the projection of its output needs only the gradient of its weights.
     """
     decoder, memory_length = spec.model.decoder, batch["features"].shape[1] * batch["features"].shape[2]
     width, images = decoder.width, len(batch["tokens"])
@@ -141,32 +150,17 @@ def count_useful_flops(spec: RunSpec, vocabulary_size: int, batch: dict[str, np.
     memory = images * memory_length * 2 * width * width
     trained = decoder.layers * (projections + attention + memory) + tokens * width * vocabulary_size
     activations = images * memory_length * CHANNELS
-    return 2.0 * (3 * trained + 2 * activations * width + activations * batch["features"].shape[-1])
-
-
-def make_matrix_product(library: str) -> Callable[[], Any]:
-    """Returns a function that multiplies two square matrices, which are large enough to reach peak FLOP/s."""
-    a, b = np.random.default_rng(0).normal(size=(2, MATRIX_SIZE, MATRIX_SIZE)).astype(np.float32)
-    if library == "numpy":
-        return lambda: a @ b
-    import jax
-    import jax.numpy as jnp
-
-    product, x, y = jax.jit(jnp.matmul), jnp.asarray(a), jnp.asarray(b)
-    return lambda: product(x, y).block_until_ready()
+    last_convolution = 0 if spec.data.feature_cache.stage == "head" else activations * batch["features"].shape[-1]
+    return 2.0 * (3 * trained + 2 * activations * width + last_convolution)
 
 
 def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
     """Returns the function that the named child process times."""
-    if name.startswith("product_"):
-        return make_matrix_product(name.removeprefix("product_"))
     if name == "flickr8k":
         return make_training_steps(make_flickr8k_spec(), FLICKR_VOCABULARY_SIZE, make_flickr8k_batches())
-    design = Design()
     if name == "ours":
-        spec = make_keras_design_spec()
-        feature_batch = make_batch(batch, captions, spec, design.vocabulary_size, (7, 7, CHANNELS), 0)
-        return make_training_steps(spec, design.vocabulary_size, [feature_batch])
+        return make_training_steps(*make_keras_design_work(batch, captions))
+    design = Design()
     from benchmarks.peers.keras_published import make_train_step
 
     _, source, updates = name.split("_")
@@ -178,36 +172,51 @@ def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
     return make_train_step(design, inputs, tokens, is_features=source == "cached", updates=updates)
 
 
-def compare_with_keras(batch: int, captions: int, time_sides: Callable) -> dict[str, dict[str, float]]:
-    """Returns the results of the comparisons with Keras, in captions per second."""
+TimeSides = Callable[[list[str]], tuple[dict[str, float], float]]
+
+
+def compare_with_keras(batch: int, captions: int, time_sides: TimeSides) -> dict[str, dict[str, float]]:
+    """Returns the results of the comparisons with Keras, in captions per second.
+
+    Args:
+        batch: Images per step.
+        captions: Captions per image.
+        time_sides: Returns the seconds of each side and the peak FLOP/s.
+    """
     keras = [f"keras_{source}_{updates}" for source in ("recomputed", "cached") for updates in ("caption", "batch")]
-    seconds = time_sides(["ours", *keras])
+    seconds, peak = time_sides(["ours", *keras])
     rates = {name: batch * captions / elapsed for name, elapsed in seconds.items()}
     for name, rate in rates.items():
         print(f"{name:24} {rate:8.1f} captions/s", flush=True)
+    spec, vocabulary_size, (features,) = make_keras_design_work(batch, captions)
+    useful = count_useful_flops(spec, vocabulary_size, features)
+    utilisation = print_utilisation("Keras's design", useful, seconds["ours"], peak)
     comparisons = {}
     for source in ("recomputed", "cached"):
         peer = max(rates[name] for name in keras if source in name)
-        comparisons[f"Keras, features {source}"] = {"ours": rates["ours"], "peer": peer, "ratio": rates["ours"] / peer}
+        comparison = {"ours": rates["ours"], "peer": peer, "ratio": rates["ours"] / peer, "utilisation": utilisation}
+        comparisons[f"Keras, features {source}"] = comparison
     return comparisons
 
 
-def measure_utilisation(time_sides: Callable) -> dict[str, dict[str, float]]:
-    """Returns the model FLOPs utilisation (MFU) of the training step of configs/flickr8k.py, with useful GFLOP/s."""
-    products = ["product_numpy", "product_jnp"]
-    seconds = time_sides(["flickr8k", *products])
+def measure_utilisation(time_sides: TimeSides) -> dict[str, dict[str, float]]:
+    """Returns the FLOP utilisation of the training step of configs/flickr8k.py, with useful GFLOP/s.
+
+    Args:
+        time_sides: Returns the seconds of each side and the peak FLOP/s.
+    """
+    seconds, peak = time_sides(["flickr8k"])
     batches = make_flickr8k_batches()
     useful = sum(count_useful_flops(make_flickr8k_spec(), FLICKR_VOCABULARY_SIZE, batch) for batch in batches)
-    ours, peak = useful / seconds["flickr8k"], 2 * MATRIX_SIZE**3 / min(seconds[name] for name in products)
     step, captions = seconds["flickr8k"] / FLICKR_BATCHES, batches[0]["tokens"][..., 0].size
-    print(
-        f"flickr8k: {useful / FLICKR_BATCHES / 1e9:.1f} useful GFLOP per step of {1e3 * step:.0f} ms "
-        f"({captions / step:.0f} captions/s): {ours / 1e9:.0f} GFLOP/s of a peak of {peak / 1e9:.0f}; "
-        f"model FLOPs utilisation {ours / peak:.3f}",
-        flush=True,
-    )
-    comparison = {"ours": ours / 1e9, "peer": TARGET_UTILISATION * peak / 1e9, "utilisation": ours / peak}
-    comparison["ratio"] = comparison["utilisation"] / TARGET_UTILISATION
+    print(f"flickr8k: {1e3 * step:.0f} ms per step ({captions / step:.0f} captions/s)", flush=True)
+    utilisation = print_utilisation(f"flickr8k, {FLICKR_BATCHES} steps", useful, seconds["flickr8k"], peak)
+    comparison = {
+        "ours": useful / seconds["flickr8k"] / 1e9,
+        "peer": TARGET_UTILISATION * peak / 1e9,
+        "utilisation": utilisation,
+        "ratio": utilisation / TARGET_UTILISATION,
+    }
     return {f"flickr8k, GFLOP/s against {TARGET_UTILISATION} of the peak": comparison}
 
 
@@ -222,26 +231,28 @@ def main() -> None:
     parser.add_argument("--serve", default="", help="run this implementation as a child process")
     options = parser.parse_args()
     if options.serve:
-        # In practice, steps and matrix products follow one another without pauses.
-        untimed_runs = 10 if options.serve.startswith("product_") else 1
-        serve(make_workload(options.serve, options.batch, options.captions), untimed_runs=untimed_runs)
+        set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+        serve(make_workload(options.serve, options.batch, options.captions), untimed_runs=1)
         return
 
     flags = [f"--batch={options.batch}", f"--captions={options.captions}"]
     environment = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
+    conditions = Conditions()
 
-    def time_sides(names: list[str]) -> dict[str, float]:
-        """Returns the median seconds of each side, measured by the selected clock."""
+    def time_sides(names: list[str]) -> tuple[dict[str, float], float]:
+        """Returns the median seconds of each side and the peak FLOP/s, both by the selected clock."""
         commands = {name: (["benchmarks.frozen_training", f"--serve={name}", *flags], environment) for name in names}
-        with start_sides(commands) as sides:
-            return {name: getattr(elapsed, options.clock) for name, elapsed in alternate(sides, options.rounds).items()}
+        with start_sides(commands | make_product_commands()) as sides:
+            seconds, peak = split_peak(alternate(sides, options.rounds, conditions), options.clock)
+        print_times(seconds, 1, "runs/s")
+        return {name: getattr(elapsed, options.clock) for name, elapsed in seconds.items()}, peak
 
     comparisons: dict[str, dict[str, float]] = {}
     if "keras" in options.parts:
         comparisons |= compare_with_keras(options.batch, options.captions, time_sides)
     if "utilisation" in options.parts:
         comparisons |= measure_utilisation(time_sides)
-    print_result("frozen_training", comparisons, "captions/s")
+    print_result("frozen_training", comparisons, "captions/s", conditions)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from kornia_rs import io as kornia_io
 from PIL import Image
 
 from benchmarks.alternate import print_result
+from benchmarks.conditions import Conditions
 from benchmarks.input_pipeline import PHOTOGRAPHS
 from benchmarks.peers.image_loaders import list_images
 
@@ -112,14 +113,15 @@ def main() -> None:
     tasks = {task: (functions, files) for task, functions in decoders.items()}
     tasks["resize full-size"] = (resizers, full_images)
     tasks["resize half-size"] = (resizers, half_images)
-    comparisons = {}
+    conditions, comparisons = Conditions(), {}
     for task, (functions, images) in tasks.items():
-        times = measure(functions, images, options.rounds)
+        with conditions.measured():
+            times = measure(functions, images, options.rounds)
         print(f"{task:16}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
         (_, ours), *others = times.items()
         for name, value in others:
             comparisons[f"{task}: {name}"] = {"ours": ours, "peer": value, "ratio": value / ours}
-    print_result("image_libraries", comparisons, "ms")
+    print_result("image_libraries", comparisons, "ms", conditions)
 
 
 if __name__ == "__main__":

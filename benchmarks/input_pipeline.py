@@ -21,7 +21,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import input_rates
-from benchmarks.alternate import alternate, print_result, serve, start_sides
+from benchmarks.alternate import alternate, print_result, print_times, serve, start_sides
+from benchmarks.conditions import Conditions
 from benchmarks.input_rates import PHOTOGRAPHS, StubVocabulary
 from benchmarks.peers.image_loaders import KINDS, RESIZE_MODES, TORCH_KINDS, list_images
 
@@ -47,14 +48,15 @@ def make_pipeline(paths: list[str], size: int, mode: str, batch: int) -> Callabl
     return load_images
 
 
-def measure_rates(mode: str, options: argparse.Namespace) -> dict[str, float]:
+def measure_rates(mode: str, options: argparse.Namespace, conditions: Conditions) -> dict[str, float]:
     """Returns the images per second of CPU time of our pipeline and of all peers."""
     flags = [f"--mode={mode}", *(f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch"))]
     arguments = {"ours": ["benchmarks.input_pipeline", "--serve", *flags]}
     arguments |= {kind: ["benchmarks.peers.image_loaders", f"--kind={kind}", *flags] for kind in KINDS}
     environment = {"TF_CPP_MIN_LOG_LEVEL": "2"}
     with start_sides({name: (command, environment) for name, command in arguments.items()}) as sides:
-        seconds = alternate(sides, options.rounds)
+        seconds = alternate(sides, options.rounds, conditions)
+    print_times(seconds, options.count, "images/s", f"{mode:6} ")
     return {name: options.count / times.cpu for name, times in seconds.items()}
 
 
@@ -67,11 +69,11 @@ def select_peers(rates: dict[str, float]) -> dict[str, float]:
     return {"tf.data": rates["tf"], **torch, "bare loop": rates["bare"]}
 
 
-def compare_with_peers(options: argparse.Namespace) -> dict[str, dict[str, float]]:
+def compare_with_peers(options: argparse.Namespace, conditions: Conditions) -> dict[str, dict[str, float]]:
     """Prints the rates of all pipelines in the modes `options.modes`, and returns the comparisons."""
     comparisons = {}
     for mode in options.modes.split(","):
-        rates = measure_rates(mode, options)
+        rates = measure_rates(mode, options, conditions)
         for name, rate in rates.items():
             print(f"{mode:6} {name:15} {rate:6.0f} images/s per core, {1e3 / rate:.2f} ms", flush=True)
         for name, rate in select_peers(rates).items():
@@ -96,14 +98,14 @@ def main() -> None:
     if options.serve:
         serve(make_pipeline(paths, options.size, options.mode, options.batch))
         return
-    comparisons = {}
+    conditions, comparisons = Conditions(), {}
     if "peers" in options.cells:
-        comparisons |= compare_with_peers(options)
+        comparisons |= compare_with_peers(options, conditions)
     if "rates" in options.cells:
-        cells = input_rates.measure_rates(options, list(input_rates.KINDS))
+        cells = input_rates.measure_rates(options, list(input_rates.KINDS), conditions)
         input_rates.print_cells(cells)
         comparisons |= cells
-    print_result("input_pipeline", comparisons, "images/s/core")
+    print_result("input_pipeline", comparisons, "images/s/core", conditions)
 
 
 if __name__ == "__main__":

@@ -26,7 +26,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.alternate import Seconds, alternate, print_result, serve, start_sides, use_cores
+from benchmarks.alternate import Seconds, alternate, print_result, print_times, serve, start_sides, use_cores
+from benchmarks.conditions import Conditions
 from benchmarks.peers.image_loaders import list_images
 
 PHOTOGRAPHS = Path(__file__).resolve().parents[2] / "shared" / "data" / "coco_mini" / "images"
@@ -126,13 +127,14 @@ def replace_decoding() -> int:
     return len(square)
 
 
-def measure_rates(options: argparse.Namespace, kinds: list[str]) -> dict[str, dict[str, float]]:
+def measure_rates(options: argparse.Namespace, kinds: list[str], conditions: Conditions) -> dict[str, dict[str, float]]:
     """Returns the cells of the kinds, in the format of `print_result`."""
     sides = [side for kind in kinds for side in KINDS[kind]]
     flags = [f"--{name}={getattr(options, name)}" for name in ("root", "count", "size", "batch")]
     commands = {side: (["benchmarks.input_rates", f"--serve={side}", *flags], {}) for side in sides}
     with start_sides(commands) as processes:
-        seconds = alternate(processes, options.rounds)
+        seconds = alternate(processes, options.rounds, conditions)
+    print_times(seconds, 1, "runs/s")
     return make_cells(seconds, options.count, options.batch)
 
 
@@ -188,9 +190,10 @@ def main() -> None:
             paths = list_images(options.root, options.count)
             serve(make_side(options.serve, paths, options.size, options.batch, Path(folder)), untimed_runs=1)
         return
-    cells = measure_rates(options, options.kinds.split(","))
+    conditions = Conditions(CORES)
+    cells = measure_rates(options, options.kinds.split(","), conditions)
     print_cells(cells)
-    print_result("input_rates", cells, "see cells")
+    print_result("input_rates", cells, "see cells", conditions)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,6 @@ import argparse
 import csv
 import itertools
 import json
-import os
-import platform
 import random
 import shutil
 import statistics
@@ -24,12 +22,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
 from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from benchmarks.conditions import Conditions
 from caption_jax.metrics import score
 from caption_jax.metrics.ptb import clear_cache, tokenize_all
 from input_pipeline.sources.shapes_dataset.scenes import generate_scenes
@@ -116,12 +114,14 @@ def main() -> None:
     options = parser.parse_args()
     if shutil.which("java") is None:
         sys.exit("the tokenizer of pycocoevalcap requires Java: install it and make sure that `java` is on the PATH")
+    conditions = Conditions()
     references = read_references(options.captions, options.images)
     hypotheses = make_hypotheses(references)
     seconds: dict[str, list[float]] = {"ours": [], "peer": []}
     for number in range(options.rounds):
-        our_seconds, actual = time_call(score_with_ours, references, hypotheses)
-        peer_seconds, expected = time_call(score_with_pycocoevalcap, references, hypotheses)
+        with conditions.measured():
+            our_seconds, actual = time_call(score_with_ours, references, hypotheses)
+            peer_seconds, expected = time_call(score_with_pycocoevalcap, references, hypotheses)
         difference = max(abs(actual[name] - value) for name, value in expected.items())
         if not difference <= 1e-9:
             sys.exit(f"the scores differ by {difference}: ours {actual}, peer {expected}")
@@ -140,7 +140,7 @@ def main() -> None:
                 "ours": round(options.images / median["ours"], 1),
                 "peer": round(options.images / median["peer"], 1),
                 "unit": "images/s",
-                "device": f"{platform.machine()}, {os.cpu_count()} cores, NumPy {np.__version__}",
+                **conditions.report(),
                 "cells": {
                     "seconds_ours": [round(value, 3) for value in seconds["ours"]],
                     "seconds_peer": [round(value, 3) for value in seconds["peer"]],

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
+from benchmarks.conditions import Conditions
 from caption_jax.runtime.process import HUGE_PAGES
 
 TOKENS, WIDTH, HEADS, VOCABULARY_SIZE = 3_584, 512, 8, 10_000
@@ -186,7 +187,7 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_pass(*options.serve), untimed_runs=2)
         return
-    comparisons = {}
+    conditions, comparisons = Conditions(options.cores), {}
     for name in options.ops.split(","):
         commands = {
             implementation: (
@@ -196,13 +197,13 @@ def main() -> None:
             for implementation in IMPLEMENTATIONS
         }
         with start_sides(commands) as sides:
-            seconds = alternate(sides, options.rounds)
+            seconds = alternate(sides, options.rounds, conditions)
         comparisons[name] = compare(seconds, 1)["reference"]
         ours, reference = (1e3 * seconds[implementation].cpu for implementation in IMPLEMENTATIONS)
         times = f"CPU time {ours:8.1f} ms, reference {reference:8.1f} ms"
         ratios = f"ratio {comparisons[name]['cpu_ratio']:.2f}, wall time {comparisons[name]['ratio']:.2f}"
         print(f"{name:24} {times}, {ratios}", flush=True)
-    print_result("ops", comparisons, "passes/s")
+    print_result("ops", comparisons, "passes/s", conditions)
 
 
 if __name__ == "__main__":

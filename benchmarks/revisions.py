@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from benchmarks.alternate import Seconds, Side, print_result
+from benchmarks.conditions import Conditions
 from caption_jax.runtime.process import HUGE_PAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,7 +37,9 @@ BENCHMARKS = {
 }
 
 
-def time_checkouts(arguments: list[str], base: Path, starts: int, rounds: int) -> dict[str, Seconds]:
+def time_checkouts(
+    arguments: list[str], base: Path, starts: int, rounds: int, conditions: Conditions
+) -> dict[str, Seconds]:
     """Returns the median times of a benchmark in both checkouts, which have separate compilation caches.
 
     Args:
@@ -44,6 +47,7 @@ def time_checkouts(arguments: list[str], base: Path, starts: int, rounds: int) -
         base: Folder of the other checkout.
         starts: Number of times that each pair of processes is started.
         rounds: Number of timed runs per process.
+        conditions: Where the load from other processes is recorded.
     """
     times: dict[str, list[Seconds]] = {"ours": [], "base": []}
     with tempfile.TemporaryDirectory() as cache_folder:
@@ -54,9 +58,10 @@ def time_checkouts(arguments: list[str], base: Path, starts: int, rounds: int) -
                     environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{cache_folder}/{name}"}
                     sides[name] = Side(arguments, environment, checkout)
                     stack.callback(sides[name].close)
-                for _ in range(rounds):
-                    for name, side in sides.items():
-                        times[name].append(side.run())
+                with conditions.measured():
+                    for _ in range(rounds):
+                        for name, side in sides.items():
+                            times[name].append(side.run())
     return {name: Seconds(*map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
 
 
@@ -79,17 +84,18 @@ def main() -> None:
     parser.add_argument("--starts", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    comparisons = {}
+    conditions, comparisons = Conditions(), {}
     for benchmark in options.benchmarks.split(","):
         for name, arguments in BENCHMARKS[benchmark].items():
-            result = compare(time_checkouts(arguments, options.base.resolve(), options.starts, options.rounds))
+            base = options.base.resolve()
+            result = compare(time_checkouts(arguments, base, options.starts, options.rounds, conditions))
             comparisons[f"{benchmark}, {name}"] = result
             print(
                 f"{benchmark + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
                 f"ratio {result['ratio']:.3f}, CPU time {result['cpu_ratio']:.3f}",
                 flush=True,
             )
-    print_result("revisions", comparisons, "ms")
+    print_result("revisions", comparisons, "ms", conditions)
 
 
 if __name__ == "__main__":

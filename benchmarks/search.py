@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -27,9 +25,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
+from benchmarks.conditions import Conditions
 from caption_jax.retrieval.search import Searcher
 
 BATCHES = (32, 1)
@@ -66,7 +64,7 @@ def check_results(ours: tuple[np.ndarray, np.ndarray], peer: tuple[np.ndarray, n
         raise AssertionError(f"{is_different.sum()} of {is_different.size} rows differ from those of faiss")
 
 
-def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dict[str, float]:
+def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int, conditions: Conditions) -> dict[str, float]:
     """Times all sides in alternating rounds.
 
     Returns:
@@ -77,9 +75,10 @@ def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int) -> dic
     for result in results.values():
         check_results(results["ours"], result)
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
-    for _ in range(rounds):
-        for name, search in sides.items():
-            times[name].append(time_call(search, queries))
+    with conditions.measured():
+        for _ in range(rounds):
+            for name, search in sides.items():
+                times[name].append(time_call(search, queries))
     comparison = {}
     for name, pairs in times.items():
         comparison[name] = len(queries) / statistics.median(wall for wall, _ in pairs)
@@ -120,7 +119,9 @@ def time_call(function: Callable, *arguments: Any) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tuple[float, dict[str, dict[str, float]]]:
+def measure(
+    path: Path, count: int, dimension: int, top: int, rounds: int, conditions: Conditions
+) -> tuple[float, dict[str, dict[str, float]]]:
     """Returns our memory as a multiple of the size of the vectors, and the results by batch size; see `compare`."""
     queries = make_unit_vectors(np.random.default_rng(1), max(BATCHES), dimension)
     initial_memory = get_peak_memory()
@@ -135,7 +136,7 @@ def measure(path: Path, count: int, dimension: int, top: int, rounds: int) -> tu
         "peer": faiss_index.search,
         "peer_with_blas": faiss_index.search_with_blas,
     }
-    return memory, {f"batch {batch}": compare(sides, queries[:batch], rounds) for batch in BATCHES}
+    return memory, {f"batch {batch}": compare(sides, queries[:batch], rounds, conditions) for batch in BATCHES}
 
 
 def main() -> None:
@@ -146,10 +147,12 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.f32"
         write_vectors(path, options.vectors, options.dimension)
-        memory, comparisons = measure(path, options.vectors, options.dimension, options.top, options.rounds)
+        sizes = options.vectors, options.dimension, options.top
+        memory, comparisons = measure(path, *sizes, options.rounds, conditions)
     for name, comparison in comparisons.items():
         print(f"{name}: ratio {comparison['ratio']:.2f}")
         for side in ("ours", "peer", "peer_with_blas"):
@@ -157,7 +160,6 @@ def main() -> None:
             print(f"    {side:15}{comparison[side]:8.1f} queries/s, {cpu_time}")
     print(f"our memory: {memory:.2f} x the size of the vectors")
     largest = comparisons[f"batch {BATCHES[0]}"]
-    device = f"{jax.devices()[0].device_kind} ({platform.machine()}, {os.cpu_count()} cores)"
     peer = max(largest["peer"], largest["peer_with_blas"])
     result = {"name": "search", "ratio": round(largest["ratio"], 3), "ours": round(largest["ours"], 3)}
     result["peer"] = round(peer, 3)
@@ -165,7 +167,7 @@ def main() -> None:
         name: {key: round(value, 3) for key, value in comparison.items()} for name, comparison in comparisons.items()
     }
     comparisons["memory"] = {"vectors": round(memory, 3)}
-    print(json.dumps({**result, "unit": "queries/s", "device": device, "cells": comparisons}))
+    print(json.dumps({**result, "unit": "queries/s", **conditions.report(), "cells": comparisons}))
 
 
 if __name__ == "__main__":

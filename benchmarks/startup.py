@@ -28,6 +28,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.alternate import print_result, serve
+from benchmarks.conditions import Conditions
 
 ROOT = Path(__file__).resolve().parents[1]
 WORDS = ("dog", "cat", "man", "woman", "child", "red", "blue", "green", "runs", "sits", "jumps", "over", "under", "on")
@@ -193,22 +194,23 @@ def main() -> None:
         help="run as a child process that starts this command with a warm cache",
     )
     options = parser.parse_args()
+    conditions, comparisons = None if options.serve else Conditions(), {}
     with tempfile.TemporaryDirectory() as folder:
         launcher = Launcher(Path(folder), options.encoder)
         cache_dir = launcher.warm_cache_dir
         functions = {"caption": launcher.time_captioning, "train": launcher.time_training}
-        if options.serve:
+        if conditions is None:
             serve(lambda: functions[options.serve](cache_dir))
             return
-        comparisons = {}
         for command in options.commands.split(","):
-            if command == "first_caption":
-                comparisons["second process, first caption"] = measure_first_caption(
-                    launcher.time_first_caption, options.rounds, options.limit
-                )
-            else:
-                comparisons[command] = measure(command, functions[command], cache_dir, options.rounds)
-    print_result("startup", comparisons, "seconds")
+            with conditions.measured():
+                if command == "first_caption":
+                    comparisons["second process, first caption"] = measure_first_caption(
+                        launcher.time_first_caption, options.rounds, options.limit
+                    )
+                else:
+                    comparisons[command] = measure(command, functions[command], cache_dir, options.rounds)
+    print_result("startup", comparisons, "seconds", conditions)
 
 
 if __name__ == "__main__":

@@ -9,32 +9,41 @@ augmentation nor averaged weights. Our implementation is the program that a run 
 (`caption_jax.training.program`). Each implementation runs in a separate process. The processes alternate; in each
 round, a process runs a warm-up step and a timed one. Requires the bench extra. The last line is JSON, and its `ratio`
 is our speed divided by that of the fastest peer.
+
+`utilisation` is our FLOP/s divided by the peak of matrix products, which is measured in the same rounds. The FLOPs are
+those of all convolutions and matrix products of the forward pass, masked keys included, and again as many for each
+operand with a gradient.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
+from benchmarks.alternate import (
+    Command,
+    alternate,
+    compare,
+    print_result,
+    print_times,
+    serve,
+    start_sides,
+    use_cores,
+)
+from benchmarks.conditions import Conditions
+from benchmarks.peak import make_product_commands, print_utilisation, split_peak
 from caption_jax.runtime.process import HUGE_PAGES
 
 VOCABULARY_SIZE, LENGTH = 10_000, 40
 
 
-def make_step(batch: int) -> Callable[[], Any]:
-    """Returns a function that performs one update on random data, with the program that a run compiles."""
-    from caption_jax.runtime.process import set_up_process
-
-    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
-    import jax
-    import numpy as np
-
+def make_training_program() -> Any:
+    """Returns the program of a run whose model has the dimensions of `configs/coco.py`."""
     from caption_jax.config import default_config
-    from caption_jax.parameters.sharding import make_mesh, put_batch
+    from caption_jax.parameters.sharding import make_mesh
     from caption_jax.runs.description import ModelSettings, RunDescription
-    from caption_jax.runs.initial_variables import init_variables
     from caption_jax.specs import RunSpec, replace_values
     from caption_jax.training.program import make_program
     from input_pipeline.images import Preprocessing
@@ -44,16 +53,34 @@ def make_step(batch: int) -> Callable[[], Any]:
     settings = ModelSettings(VOCABULARY_SIZE, LENGTH, {"padding": "symmetric", "norm_epsilon": 1e-5})
     # No vocabulary is required, because no text is encoded.
     description = RunDescription(spec, settings, Preprocessing(224), vocabulary=None)
-    mesh = make_mesh(spec.mesh)
-    program = make_program(description, mesh, steps=10_000)
-    state, update = program.start(init_variables(description)), program.update(frozenset())
+    return make_program(description, make_mesh(spec.mesh), steps=10_000)
+
+
+def make_batch(batch: int) -> dict[str, Any]:
+    """Returns random pixels, and one caption without padding per image."""
+    import numpy as np
+
     rng = np.random.default_rng(0)
-    arrays = {
+    return {
         "image": rng.integers(0, 256, (batch, 224, 224, 3), np.uint8),
         "tokens": rng.integers(3, VOCABULARY_SIZE, (batch, 1, LENGTH), np.int32),
         "mask": np.ones(batch, bool),
     }
-    device_arrays = put_batch(arrays, mesh)
+
+
+def make_step(batch: int) -> Callable[[], Any]:
+    """Returns a function that performs one update on random data, with the program that a run compiles."""
+    from caption_jax.runtime.process import set_up_process
+
+    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+    import jax
+
+    from caption_jax.parameters.sharding import put_batch
+    from caption_jax.runs.initial_variables import init_variables
+
+    program = make_training_program()
+    state, update = program.start(init_variables(program.description)), program.update(frozenset())
+    device_arrays = put_batch(make_batch(batch), program.mesh)
 
     def step() -> float:
         nonlocal state
@@ -63,8 +90,28 @@ def make_step(batch: int) -> Callable[[], Any]:
     return step
 
 
-def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[list[str], dict[str, str]]]:
-    """Returns the (arguments, environment) pairs that start our implementation and the requested peers."""
+def count_flops(batch: int) -> int:
+    """Returns the FLOPs of the convolutions and matrix products of a step, without running it."""
+    import jax
+
+    from caption_jax.planning.flops import count_matrix_flops
+    from caption_jax.training.step import FixedInputs, Microbatch, split_params
+
+    program = make_training_program()
+    step = dataclasses.replace(program.uncompiled_step(frozenset()), mesh=None)
+
+    def forward(trainable: Any, frozen: Any, batch_stats: Any, constants: Any, arrays: dict[str, Any]) -> Any:
+        fixed, microbatch = FixedInputs(frozen, constants), Microbatch(arrays, 0, jax.random.key(0))
+        return step.objective_outputs(trainable, fixed, batch_stats, microbatch)[0]
+
+    params = split_params(program.abstract_state.params, frozenset())
+    return count_matrix_flops(
+        forward, *params, program.abstract_state.batch_stats, program.constants, make_batch(batch)
+    ).total
+
+
+def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command]:
+    """Returns the commands that start our implementation, the requested peers and the matrix products."""
     cores_flag = f"--cores={cores}"
     dimensions = [f"--batch={batch}", f"--vocabulary={VOCABULARY_SIZE}", f"--length={LENGTH}"]
     peer_flags = [cores_flag, "--workload=train_step", *dimensions]
@@ -76,6 +123,7 @@ def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, tuple[l
     return {
         "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], HUGE_PAGES),
         **{name: commands[name] for name in peers},
+        **make_product_commands(cores),
     }
 
 
@@ -92,11 +140,15 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_step(options.batch), untimed_runs=1)
         return
+    conditions, flops = Conditions(options.cores), count_flops(options.batch)
     with start_sides(make_commands(options.batch, options.cores, options.peers.split(","))) as sides:
-        seconds = alternate(sides, options.rounds)
-    for name, (wall, cpu) in seconds.items():
-        print(f"{name:14} {options.batch / wall:7.2f} images/s; per step {wall:6.3f} s, CPU time {cpu:6.3f} s")
-    print_result("train_step", compare(seconds, options.batch), "images/s")
+        seconds, peak = split_peak(alternate(sides, options.rounds, conditions))
+    print_times(seconds, options.batch, "images/s")
+    utilisation = print_utilisation(f"batch {options.batch}", flops, seconds["ours"].wall, peak)
+    comparisons = {
+        name: {**comparison, "utilisation": utilisation} for name, comparison in compare(seconds, options.batch).items()
+    }
+    print_result("train_step", comparisons, "images/s", conditions)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,28 @@
 """The transformers decoder to which beam search is compared: GPT-2 with cross-attention to a memory.
 
+    python -m benchmarks.peers.transformers_captioner --size=coco --batches=16
+
 Like our decoder, it has pre-norm layers, tied embeddings, learned positions and a key/value cache. Its weights are
-random, and no token ends a caption, so every step is executed.
+random, and no token ends a caption, so every step is executed. As a child process of `benchmarks.decode`, it uses one
+thread or one per core, whichever is faster in a trial.
 """
 
 from __future__ import annotations
+
+import argparse
+import functools
+import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 from transformers.modeling_outputs import BaseModelOutput
 
+from benchmarks.alternate import serve
+from benchmarks.conditions import list_usable_cores
+from benchmarks.decode_workload import SIZES, Workload, make_memory
 from input_pipeline.special_tokens import BOS, PAD
 
 
@@ -76,3 +88,47 @@ class TransformersCaptioner:
         if captions.shape != self._shape:
             raise AssertionError(f"captions have shape {captions.shape}, expected {self._shape}")
         return captions
+
+
+def choose_threads(run: Callable[[], Any]) -> int:
+    """Sets PyTorch's number of threads to 1 or the number of cores, whichever is faster, and returns it."""
+    seconds = {}
+    for threads in sorted({1, len(list_usable_cores())}):
+        torch.set_num_threads(threads)
+        run()  # warm-up
+        seconds[threads] = min(_time_call(run) for _ in range(2))
+    threads = min(seconds, key=seconds.__getitem__)
+    torch.set_num_threads(threads)
+    return threads
+
+
+def _time_call(run: Callable[[], Any]) -> float:
+    """Returns the wall time of a call in seconds."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Serves beam search as a child process of a benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, required=True)
+    parser.add_argument("--batches", type=int, default=16, help="images per batch")
+    parser.add_argument("--beams", type=int, default=5)
+    parser.add_argument("--tokens", type=int, default=20)
+    options = parser.parse_args()
+    size, workload = SIZES[options.size], Workload(options.batches, options.beams, options.tokens)
+    captioner = TransformersCaptioner(
+        make_memory(size, workload),
+        vocabulary_size=size.vocabulary_size,
+        layers=size.layers,
+        heads=size.heads,
+        feed_forward=size.feed_forward,
+        tokens=workload.tokens,
+    )
+    run = functools.partial(captioner.run, num_beams=workload.beams)
+    serve(run, untimed_runs=1, threads=choose_threads(run))
+
+
+if __name__ == "__main__":
+    main()
