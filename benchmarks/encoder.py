@@ -60,7 +60,7 @@ def count_flops(batch: int) -> int:
 
     model, images = EfficientNet("b0", **MODEL_OPTIONS), jax.ShapeDtypeStruct((batch, 224, 224, 3), jnp.float32)
     variables = jax.eval_shape(lambda images: model.init(jax.random.key(0), images, train=False), images)
-    return count_matrix_flops(lambda *arrays: model.apply(*arrays, train=False), (), variables, images).forward
+    return count_matrix_flops(lambda *arrays: model.apply(*arrays, train=False), variables, images).forward
 
 
 def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command]:
