@@ -49,16 +49,21 @@ def main() -> None:
 
 
 def summarise(results: dict) -> dict:
-    """Returns a summary in the format of all benchmarks: the comparison with the lowest ratio, and all comparisons."""
+    """Returns a summary in the format of all benchmarks: the comparison with the lowest ratio, and all comparisons.
+
+    `final` is true if the figures of all compared cells are (`benchmarks.conditions`), and None if that is unknown.
+    """
     cells = {}
     for name, cell in results["cells"].items():
         for peer, comparison in cell.get("comparisons", {}).items():
             cells[f"{name}, {peer}"] = {key: round(value, 3) for key, value in comparison.items()}
+    finals = {cell.get("final") for cell in results["cells"].values() if cell.get("comparisons")}
+    final = False if False in finals else None if None in finals or not finals else True
     devices = [cell["device"] for cell in results["cells"].values() if "device" in cell]
     worst = min(cells.values(), key=lambda cell: cell["ratio"], default={"ratio": None, "ours": None, "peer": None})
     summary = {key: worst[key] for key in ("ratio", "ours", "peer")}
     device = devices[0] if devices else platform.machine()
-    return {"name": "accelerator", **summary, "unit": "images/s", "device": device, "cells": cells}
+    return {"name": "accelerator", **summary, "unit": "images/s", "device": device, "final": final, "cells": cells}
 
 
 if __name__ == "__main__":

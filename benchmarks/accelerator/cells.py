@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.accelerator.workload import SCALES
 from benchmarks.alternate import alternate, compare, start_sides
+from benchmarks.conditions import Conditions
 
 # The processes of a cell share the device's memory.
 ENVIRONMENT = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
@@ -45,11 +46,12 @@ def measure_side_by_side(
     """Alternates our implementation of a task with PyTorch's.
 
     Returns:
-        Images per second of both, and statistics of our compiled program.
+        Images per second of both, statistics of our compiled program, and the conditions of the host.
     """
     arguments = [f"--task={task}", f"--scale={options.scale}", f"--dtype={DTYPES[dtype]}"]
     required = ["torch", "transformers" if task in ("greedy", "beam") else "torchvision"]
     missing = [name for name in required if importlib.util.find_spec(name) is None]
+    conditions = Conditions()
     with tempfile.TemporaryDirectory() as folder:
         statistics = Path(folder) / "statistics.json"
         ours = ["benchmarks.accelerator.our_side", *arguments, *flags, f"--statistics={statistics}"]
@@ -59,7 +61,7 @@ def measure_side_by_side(
             peer_flags = ["--compile"] if is_peer_compiled else []
             commands[name] = (["benchmarks.accelerator.torch_side", *arguments, *peer_flags], {})
         with start_sides(commands) as sides:
-            seconds = alternate(sides, options.rounds)
+            seconds = alternate(sides, options.rounds, conditions)
         result = json.loads(statistics.read_text())
     workload = SCALES[options.scale]
     is_decoding = task in ("greedy", "beam")
@@ -70,6 +72,8 @@ def measure_side_by_side(
         "seconds": {name: times.wall for name, times in seconds.items()},
     }
     result |= {"ours": images / seconds["ours"].wall, "comparisons": compare(seconds, images)}
+    report = conditions.report()  # `device` is the accelerator
+    result |= {"host": report["device"], "conditions": report["conditions"], "final": report["final"]}
     return result | ({"skipped_peers": f"needs {', '.join(missing)}"} if missing else {})
 
 

@@ -11,6 +11,13 @@ def make_page(results: dict[str, Any]) -> str:
     sections = [_describe_ceilings(cells.get("ceilings", {})), _describe_comparisons(cells)]
     sections.append(_describe_operations(cells.get("operations", {})))
     sections += [_describe_losses(cells.get("numerics", {})), _describe_profile(cells.get("profile", {}))]
+    busy = [
+        f"- `{name}`: {100 * cell['conditions']['other_processes']:.0f}%"
+        for name, cell in cells.items()
+        if cell.get("final") is False
+    ]
+    if busy:
+        sections.append("Not final, because other processes used the cores of the host:\n\n" + "\n".join(busy))
     failed = [
         f"- `{name}`: {cell.get('error') or cell['skipped']}"
         for name, cell in cells.items()
