@@ -231,7 +231,8 @@ def main() -> None:
     parser.add_argument("--serve", default="", help="run this implementation as a child process")
     options = parser.parse_args()
     if options.serve:
-        set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+        if not options.serve.startswith("keras_"):
+            set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
         serve(make_workload(options.serve, options.batch, options.captions), untimed_runs=1)
         return
 
