@@ -112,9 +112,15 @@ def serve(function: Callable[[], Any], warm_ups: int = 2, untimed_runs: int = 0,
     for _ in sys.stdin:
         for _ in range(untimed_runs):
             function()
-        wall, cpu = time.perf_counter(), _get_cpu_seconds()
-        function()
-        print("seconds", time.perf_counter() - wall, _get_cpu_seconds() - cpu, flush=True)
+        seconds, _ = time_call(function)
+        print("seconds", *seconds, flush=True)
+
+
+def time_call(function: Callable[..., Any], *arguments: Any) -> tuple[Seconds, Any]:
+    """Calls a function, and returns its time and its result."""
+    wall, cpu = time.perf_counter(), _get_cpu_seconds()
+    result = function(*arguments)
+    return Seconds(time.perf_counter() - wall, _get_cpu_seconds() - cpu), result
 
 
 def _get_cpu_seconds() -> float:
@@ -135,7 +141,12 @@ def alternate(sides: Mapping[str, Side], rounds: int, conditions: Conditions | N
         for _ in range(rounds):
             for name, side in sides.items():
                 times[name].append(side.run())
-    return {name: Seconds(*map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
+    return {name: take_median(runs) for name, runs in times.items()}
+
+
+def take_median(runs: Sequence[Seconds]) -> Seconds:
+    """Returns the median of each clock."""
+    return Seconds(*map(statistics.median, zip(*runs, strict=True)))
 
 
 def compare(seconds: Mapping[str, Seconds], images: int) -> dict[str, dict[str, float]]:

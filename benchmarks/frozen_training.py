@@ -42,6 +42,8 @@ IMAGE_SIZE, GRID_POSITIONS, CHANNELS = 224, 49, 1280
 STAGE_7_SHAPE = (7, 7, 320)
 FLICKR_VOCABULARY_SIZE, FLICKR_BATCH_SIZE, FLICKR_BATCHES = 3569, 32, 4
 TARGET_UTILISATION = 0.4
+# From names of sides to the seconds of each, and the peak FLOP/s.
+TimeSides = Callable[[list[str]], tuple[dict[str, float], float]]
 
 
 def make_tokens(images: int, captions: int, length: int, vocabulary_size: int, seed: int) -> np.ndarray:
@@ -170,9 +172,6 @@ def make_workload(name: str, batch: int, captions: int) -> Callable[[], Any]:
     else:
         inputs = rng.integers(0, 256, (batch, IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
     return make_train_step(design, inputs, tokens, is_features=source == "cached", updates=updates)
-
-
-TimeSides = Callable[[list[str]], tuple[dict[str, float], float]]
 
 
 def compare_with_keras(batch: int, captions: int, time_sides: TimeSides) -> dict[str, dict[str, float]]:

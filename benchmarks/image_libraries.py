@@ -15,8 +15,6 @@ import argparse
 import functools
 import importlib.util
 import io
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,7 @@ from kornia_rs import imgproc
 from kornia_rs import io as kornia_io
 from PIL import Image
 
-from benchmarks.alternate import print_result
+from benchmarks.alternate import Seconds, print_result, take_median, time_call
 from benchmarks.conditions import Conditions
 from benchmarks.input_pipeline import PHOTOGRAPHS
 from benchmarks.peers.image_loaders import list_images
@@ -87,16 +85,18 @@ def make_resizers(size: int) -> dict[str, ImageFunction]:
     return resizers
 
 
-def measure(functions: dict[str, ImageFunction], images: list[Any], rounds: int) -> dict[str, float]:
-    """Returns the median CPU time of each function in milliseconds per image. The first round is a warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
+def measure(functions: dict[str, ImageFunction], images: list[Any], rounds: int) -> dict[str, Seconds]:
+    """Returns the median times of each function for all images. The first round is a warm-up."""
+    times: dict[str, list[Seconds]] = {name: [] for name in functions}
     for _ in range(rounds + 1):
         for name, function in functions.items():
-            start = time.process_time()
-            for image in images:
-                function(image)
-            times[name].append(1000 * (time.process_time() - start) / len(images))
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+            times[name].append(time_call(_call_for_each, function, images)[0])
+    return {name: take_median(runs[1:]) for name, runs in times.items()}
+
+
+def _call_for_each(function: ImageFunction, images: list[Any]) -> None:
+    for image in images:
+        function(image)
 
 
 def main() -> None:
@@ -117,8 +117,13 @@ def main() -> None:
     for task, (functions, images) in tasks.items():
         with conditions.measured():
             times = measure(functions, images, options.rounds)
-        print(f"{task:16}", ", ".join(f"{name} {value:.2f} ms" for name, value in times.items()), flush=True)
-        (_, ours), *others = times.items()
+        milliseconds = {name: 1e3 * elapsed.cpu / len(images) for name, elapsed in times.items()}
+        descriptions = (
+            f"{name} {milliseconds[name]:.2f} ms (wall time {1e3 * elapsed.wall / len(images):.2f} ms)"
+            for name, elapsed in times.items()
+        )
+        print(f"{task:16}", ", ".join(descriptions), flush=True)
+        (_, ours), *others = milliseconds.items()
         for name, value in others:
             comparisons[f"{task}: {name}"] = {"ours": ours, "peer": value, "ratio": value / ours}
     print_result("image_libraries", comparisons, "ms", conditions)

@@ -16,10 +16,7 @@ import itertools
 import json
 import random
 import shutil
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from pycocoevalcap.bleu.bleu import Bleu
@@ -27,6 +24,7 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
+from benchmarks.alternate import Seconds, take_median, time_call
 from benchmarks.conditions import Conditions
 from caption_jax.metrics import score
 from caption_jax.metrics.ptb import clear_cache, tokenize_all
@@ -81,8 +79,8 @@ def tokenize_with_pycocoevalcap(captions: dict[int, list[str]]) -> dict[int, lis
     return PTBTokenizer().tokenize({image: [{"caption": text} for text in texts] for image, texts in captions.items()})
 
 
-def time_tokenization(references: References, hypotheses: Hypotheses) -> tuple[float, float]:
-    """Returns the seconds that tokenization takes, (ours, peer)."""
+def time_tokenization(references: References, hypotheses: Hypotheses) -> tuple[Seconds, Seconds]:
+    """Returns the times of tokenization, (ours, peer)."""
     references_list = [caption for captions in references.values() for caption in captions]
     hypotheses_list = list(hypotheses.values())
     clear_cache()
@@ -94,13 +92,6 @@ def time_tokenization(references: References, hypotheses: Hypotheses) -> tuple[f
         )
     )
     return our_seconds, peer_seconds
-
-
-def time_call(function: Callable, *arguments):
-    """Calls a function. Returns the wall time in seconds and the result."""
-    start = time.perf_counter()
-    result = function(*arguments)
-    return time.perf_counter() - start, result
 
 
 def main() -> None:
@@ -117,39 +108,46 @@ def main() -> None:
     conditions = Conditions()
     references = read_references(options.captions, options.images)
     hypotheses = make_hypotheses(references)
-    seconds: dict[str, list[float]] = {"ours": [], "peer": []}
+    times: dict[str, list[Seconds]] = {"ours": [], "peer": []}
     for number in range(options.rounds):
         with conditions.measured():
-            our_seconds, actual = time_call(score_with_ours, references, hypotheses)
-            peer_seconds, expected = time_call(score_with_pycocoevalcap, references, hypotheses)
+            ours, actual = time_call(score_with_ours, references, hypotheses)
+            peer, expected = time_call(score_with_pycocoevalcap, references, hypotheses)
         difference = max(abs(actual[name] - value) for name, value in expected.items())
         if not difference <= 1e-9:
             sys.exit(f"the scores differ by {difference}: ours {actual}, peer {expected}")
-        seconds["ours"].append(our_seconds)
-        seconds["peer"].append(peer_seconds)
-        times = f"ours {our_seconds:.2f} s, peer {peer_seconds:.2f} s"
-        print(f"round {number + 1}: {times}; scores agree within {difference:.1e}", flush=True)
+        times["ours"].append(ours)
+        times["peer"].append(peer)
+        print(f"round {number + 1}: ours {_describe(ours)}, peer {_describe(peer)}; scores agree within "
+              f"{difference:.1e}", flush=True)  # fmt: skip
     tokenization = time_tokenization(references, hypotheses)
-    print(f"tokenization: ours {tokenization[0]:.2f} s, peer {tokenization[1]:.2f} s")
-    median = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"tokenization: ours {_describe(tokenization[0])}, peer {_describe(tokenization[1])}")
+    ours, peer = take_median(times["ours"]), take_median(times["peer"])
     print(
         json.dumps(
             {
                 "name": "metrics",
-                "ratio": round(median["peer"] / median["ours"], 2),
-                "ours": round(options.images / median["ours"], 1),
-                "peer": round(options.images / median["peer"], 1),
+                "ratio": round(peer.wall / ours.wall, 2),
+                "ours": round(options.images / ours.wall, 1),
+                "peer": round(options.images / peer.wall, 1),
                 "unit": "images/s",
                 **conditions.report(),
                 "cells": {
-                    "seconds_ours": [round(value, 3) for value in seconds["ours"]],
-                    "seconds_peer": [round(value, 3) for value in seconds["peer"]],
-                    "tokenization_seconds_ours": round(tokenization[0], 3),
-                    "tokenization_seconds_peer": round(tokenization[1], 3),
+                    "cpu_ratio": round(peer.cpu / ours.cpu, 2),
+                    "seconds_ours": [round(elapsed.wall, 3) for elapsed in times["ours"]],
+                    "seconds_peer": [round(elapsed.wall, 3) for elapsed in times["peer"]],
+                    "cpu_seconds_ours": [round(elapsed.cpu, 3) for elapsed in times["ours"]],
+                    "cpu_seconds_peer": [round(elapsed.cpu, 3) for elapsed in times["peer"]],
+                    "tokenization_seconds_ours": round(tokenization[0].wall, 3),
+                    "tokenization_seconds_peer": round(tokenization[1].wall, 3),
                 },
             }
         )
     )
+
+
+def _describe(elapsed: Seconds) -> str:
+    return f"{elapsed.wall:.2f} s (CPU {elapsed.cpu:.2f} s)"
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from benchmarks.alternate import Seconds, Side, print_result
+from benchmarks.alternate import Seconds, Side, print_result, take_median
 from benchmarks.conditions import Conditions
 from caption_jax.runtime.process import HUGE_PAGES
 
@@ -62,7 +61,7 @@ def time_checkouts(
                     for _ in range(rounds):
                         for name, side in sides.items():
                             times[name].append(side.run())
-    return {name: Seconds(*map(statistics.median, zip(*runs, strict=True))) for name, runs in times.items()}
+    return {name: take_median(runs) for name, runs in times.items()}
 
 
 def compare(seconds: Mapping[str, Seconds]) -> dict[str, float]:
@@ -73,6 +72,8 @@ def compare(seconds: Mapping[str, Seconds]) -> dict[str, float]:
         "peer": 1e3 * base.wall,
         "ratio": base.wall / ours.wall,
         "cpu_ratio": base.cpu / ours.cpu,
+        "ours_cpu": 1e3 * ours.cpu,
+        "peer_cpu": 1e3 * base.cpu,
     }
 
 
@@ -91,8 +92,9 @@ def main() -> None:
             result = compare(time_checkouts(arguments, base, options.starts, options.rounds, conditions))
             comparisons[f"{benchmark}, {name}"] = result
             print(
-                f"{benchmark + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms; "
-                f"ratio {result['ratio']:.3f}, CPU time {result['cpu_ratio']:.3f}",
+                f"{benchmark + ', ' + name:32} ours {result['ours']:8.1f} ms, base {result['peer']:8.1f} ms, "
+                f"ratio {result['ratio']:.3f}; CPU time ours {result['ours_cpu']:8.1f} ms, "
+                f"base {result['peer_cpu']:8.1f} ms, ratio {result['cpu_ratio']:.3f}",
                 flush=True,
             )
     print_result("revisions", comparisons, "ms", conditions)

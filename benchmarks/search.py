@@ -17,16 +17,14 @@ from __future__ import annotations
 import argparse
 import json
 import resource
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.alternate import Seconds, take_median, time_call
 from benchmarks.conditions import Conditions
 from caption_jax.retrieval.search import Searcher
 
@@ -74,15 +72,16 @@ def compare(sides: dict[str, Callable], queries: np.ndarray, rounds: int, condit
     results = {name: search(queries) for name, search in sides.items()}
     for result in results.values():
         check_results(results["ours"], result)
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+    times: dict[str, list[Seconds]] = {name: [] for name in sides}
     with conditions.measured():
         for _ in range(rounds):
             for name, search in sides.items():
-                times[name].append(time_call(search, queries))
+                times[name].append(time_call(search, queries)[0])
     comparison = {}
-    for name, pairs in times.items():
-        comparison[name] = len(queries) / statistics.median(wall for wall, _ in pairs)
-        comparison[f"{name}_cpu_ms"] = 1e3 * statistics.median(cpu for _, cpu in pairs) / len(queries)
+    for name, runs in times.items():
+        wall, cpu = take_median(runs)
+        comparison[name] = len(queries) / wall
+        comparison[f"{name}_cpu_ms"] = 1e3 * cpu / len(queries)
     peer = max(comparison[name] for name in sides if name != "ours")
     return {**comparison, "ratio": comparison["ours"] / peer}
 
@@ -110,13 +109,6 @@ class FaissIndex:
         settings = self._faiss.cvar
         settings.distance_compute_blas_threshold, settings.distance_compute_blas_database_bs = threshold, block_rows
         return self._index.search(queries, self._top)
-
-
-def time_call(function: Callable, *arguments: Any) -> tuple[float, float]:
-    """Calls a function and returns its wall time and CPU time in seconds."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    function(*arguments)
-    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def measure(
