@@ -88,6 +88,11 @@ class Side:
         raise RuntimeError(f"{' '.join(self._process.args[1:])} exited with status {self._process.wait()}")
 
 
+def use_cpu() -> None:
+    """Makes JAX use the CPU in this process and its child processes, even if there is an accelerator."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
 def use_cores(count: int) -> None:
     """Restricts this process to `count` cores, on Linux. Must be called before a library starts its threads."""
     cores = list_usable_cores()

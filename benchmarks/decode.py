@@ -22,7 +22,7 @@ import os
 import subprocess
 import sys
 
-from benchmarks.alternate import Command, alternate, compare, print_result, print_times, serve, start_sides
+from benchmarks.alternate import Command, alternate, compare, print_result, print_times, serve, start_sides, use_cpu
 from benchmarks.conditions import Conditions
 from benchmarks.decode_workload import SIZES, Workload, count_flops
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
@@ -114,6 +114,7 @@ def main() -> None:
     if options.serve:
         serve_ours(options.serve, workloads[0], options.rounds if options.parts else None)
         return
+    use_cpu()
     conditions, comparisons = Conditions(), {}
     for name in options.sizes.split(","):
         for workload in workloads:

@@ -25,6 +25,7 @@ from benchmarks.alternate import (
     serve,
     start_sides,
     use_cores,
+    use_cpu,
 )
 from benchmarks.conditions import Conditions
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
@@ -89,6 +90,7 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_forward_pass(options.serve), untimed_runs=5)
         return
+    use_cpu()
     conditions, comparisons = Conditions(options.cores), {}
     for batch in map(int, options.batches.split(",")):
         flops = count_flops(batch)

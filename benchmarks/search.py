@@ -27,6 +27,7 @@ import numpy as np
 from benchmarks.alternate import Seconds, take_median, time_call
 from benchmarks.conditions import Conditions
 from caption_jax.retrieval.search import Searcher
+from caption_jax.runtime.process import set_up_process
 
 BATCHES = (32, 1)
 
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("--top", type=int, default=10)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    set_up_process()  # like --mode=search, before JAX starts its CPU backend
     conditions = Conditions()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "vectors.f32"

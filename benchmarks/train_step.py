@@ -31,6 +31,7 @@ from benchmarks.alternate import (
     serve,
     start_sides,
     use_cores,
+    use_cpu,
 )
 from benchmarks.conditions import Conditions
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
@@ -140,6 +141,7 @@ def main() -> None:
         use_cores(options.cores)
         serve(make_step(options.batch), untimed_runs=1)
         return
+    use_cpu()
     conditions, flops = Conditions(options.cores), count_flops(options.batch)
     with start_sides(make_commands(options.batch, options.cores, options.peers.split(","))) as sides:
         seconds, peak = split_peak(alternate(sides, options.rounds, conditions))
