@@ -28,7 +28,7 @@ def test_decoding_flops_equal_those_of_the_traced_decoder_for_one_token():
     memory, tokens = make_memory(TINY, workload), jnp.zeros((workload.batch, workload.beams, 1), jnp.int32)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), tokens, memory, method="decode"))
 
-    def decode(variables, memory, tokens):
+    def decode(_, variables, memory, tokens):
         return model.apply(variables, tokens, memory, method="decode").logits
 
     assert count_flops(TINY, workload) == count_matrix_flops(decode, (), variables, memory, tokens).forward
