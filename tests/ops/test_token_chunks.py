@@ -22,8 +22,17 @@ def test_merging_inverts_splitting(shape, shards, size):
 
 
 def test_a_chunk_contains_consecutive_tokens_of_each_device():
-    pieces = TokenChunks((4, 3), size=2, shards=2).split(jnp.arange(12))
+    pieces = TokenChunks((4, 3), max_size=2, shards=2).split(jnp.arange(12))
     np.testing.assert_array_equal(pieces, [[[0, 1], [6, 7]], [[2, 3], [8, 9]], [[4, 5], [10, 11]]])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "max_size", "count", "size"),
+    [(624, 512, 2, 312), (1024, 512, 2, 512), (100, 512, 1, 100), (1300, 512, 3, 440), (10, 3, 4, 3)],
+)
+def test_tokens_are_distributed_evenly_over_as_few_chunks_as_possible(tokens, max_size, count, size):
+    chunks = TokenChunks((tokens,), max_size)
+    assert (chunks.count, chunks.size) == (count, size)
 
 
 def test_axes_that_cannot_be_split_evenly_over_the_devices_are_rejected():
