@@ -6,7 +6,7 @@ same arguments and results. `implementations` defines two sets of operations, `F
 
 The platform is selected at lowering (`jax.lax.platform_dependent`), not at tracing, so a TPU program compiled on a CPU
 host contains the TPU implementation. The speedups in the docstrings are ratios of CPU time, reference to optimised, on
-two cores, measured by `python -m benchmarks.ops` (docs/performance.md).
+two cores, measured by `python -m benchmarks.ops` (docs/performance_on_cpus.md).
 
 The following code in `caption_jax/` depends on the platform (tests/test_architecture.py checks that the list is
 complete):

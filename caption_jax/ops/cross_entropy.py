@@ -108,7 +108,7 @@ def token_cross_entropy(
 ) -> TokenLoss:
     """`token_cross_entropy_reference`, without float32 copies of the logits and their gradient.
 
-    On a CPU, this is 2.3 times as fast as the reference, forward and backward.
+    On a CPU, this is 2.8 times as fast as the reference, forward and backward.
     """
     _check_arguments(logits, targets, weights, label_smoothing)
     weights = weights.astype(jnp.float32)
@@ -151,8 +151,8 @@ def _backward(smoothing, residuals, cotangents):
 _cross_entropy.defvjp(_forward, _backward)
 
 
-# Tokens per chunk and device. The logits of a chunk stay in the cache of a CPU and in the on-chip memory of a TPU. On a
-# GPU, large chunks are faster, and are only needed to limit the memory for logits.
+# Maximum number of tokens per chunk and device. The logits of a chunk stay in the cache of a CPU and in the on-chip
+# memory of a TPU. On a GPU, large chunks are faster, and are only needed to limit the memory for logits.
 _CHUNK_SIZES = {"cpu": 512, "tpu": 1024, "default": 8192}
 
 
@@ -169,7 +169,7 @@ def vocabulary_cross_entropy(
     """`vocabulary_cross_entropy_reference`, computed in chunks of tokens.
 
     The loss and the gradients of each chunk are computed while its logits are in fast memory. An array of the size of
-    all logits is never allocated. On a CPU, this is 1.21 times as fast as the reference, forward and backward. A token
+    all logits is never allocated. On a CPU, this is 1.09 times as fast as the reference, forward and backward. A token
     counts as correct if no logit is larger than the logit of its target.
     """
     weights = weights.astype(jnp.float32)

@@ -22,8 +22,9 @@ def dense(
     """`dense_reference` with a gradient optimised for CPUs.
 
     On a CPU, the gradient of the kernel transposes the smaller of the two operands in a separate pass. XLA may instead
-    transpose the larger operand, fused with the operations that compute it. On a CPU, this is 1.04 times as fast as the
-    reference for a feed-forward network, forward and backward.
+    transpose the larger operand, fused with the operations that compute it. With the matrix products of recent XLA
+    versions, this no longer pays: it is 0.96 times as fast as the reference for a feed-forward network, forward and
+    backward.
     """
     return jnp.dot(x, kernel)
 

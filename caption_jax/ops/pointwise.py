@@ -22,7 +22,7 @@ def pointwise_conv(
     """`pointwise_conv_reference` with a gradient optimised for CPUs.
 
     The gradient consists of matrix products of [positions, channels] arrays, because XLA:CPU would transpose arrays
-    with more dimensions. On a CPU, this is 1.35 times as fast as the reference, forward and backward, when followed by
+    with more dimensions. On a CPU, this is 1.37 times as fast as the reference, forward and backward, when followed by
     an activation function.
     """
     return jnp.dot(x, kernel)
