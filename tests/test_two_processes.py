@@ -1,4 +1,4 @@
-"""Training with two processes gives the results of one process, and a signal to either process stops both.
+"""Training with several processes gives the results of one process, and a signal to one process stops all.
 
 Processes that cannot train together end at the start, with the same line in each of them.
 """
@@ -39,8 +39,15 @@ def launcher(small_images, compile_cache) -> RunLauncher:
     return RunLauncher(small_images, compile_cache)
 
 
-def start_two_processes(launcher: RunLauncher, workdir: Path, *flags: str) -> list[subprocess.Popen]:
-    return start_processes(launcher, [workdir, workdir], [flags, flags])
+# Differences between parameters are proportional to differences between gradients.
+SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1")
+
+
+def start_sharing_processes(
+    launcher: RunLauncher, workdir: Path, *flags: str, count: int = 2
+) -> list[subprocess.Popen]:
+    """Starts processes that share a workdir."""
+    return start_processes(launcher, [workdir] * count, [flags] * count)
 
 
 def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
@@ -48,39 +55,71 @@ def wait_for(processes: list[subprocess.Popen], workdir: Path) -> None:
     assert wait_for_all(processes, timeout_seconds=900) == [0] * len(processes), log_path(workdir).read_text()
 
 
-@pytest.mark.parametrize(("variant", "packing"), [("", "auto"), (":cached", "auto"), ("", "blocks")])
-def test_two_processes_give_the_results_of_one_process(launcher, tmp_path, variant, packing):
-    launcher = dataclasses.replace(launcher, config=launcher.config + variant)
-    one, two = tmp_path / "one", tmp_path / "two"
-    flags = f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count=2"
-    single_process = launcher.start(one, *PAIR_FLAGS, "--config.train.steps=12", XLA_FLAGS=flags)
-    wait_for([single_process], one)
-    wait_for(start_two_processes(launcher, two, "--config.train.steps=12", f"--config.train.packing={packing}"), two)
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Several processes of a run, which are compared with a single process.
 
-    assert "2 x cpu in 2 processes" in log_path(two).read_text()
-    # Each step is logged once, not once per process.
-    assert [row[:2] for row in read_rows(two)] == [row[:2] for row in read_rows(one)]
-    for (step, split, actual), (_, _, expected) in zip(read_rows(two), read_rows(one), strict=True):
-        np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
-    actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (two, one))
+    Attributes:
+        tolerance: largest difference between parameters at the end.
+        count: number of processes.
+        variant: variant of the config, after a colon.
+        common: flags of both runs.
+        flags: flags that the single process does not have.
+        writes_pixels: whether the processes write a pixel cache together.
+    """
+
+    tolerance: float
+    count: int = 2
+    variant: str = ""
+    common: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+    writes_pixels: bool = False
+
+
+GROUPS = {
+    "default": Group(1e-4),
     # Cached features may differ in the last bit, and blocks change the order of sums. Adam magnifies this where
     # gradients are rounding errors (key biases).
-    tolerance = 1e-3 if variant or packing == "blocks" else 1e-4
+    "features": Group(1e-3, variant=":cached"),
+    "blocks": Group(1e-3, flags=("--config.train.packing=blocks",)),
+    "pixels": Group(2e-6, common=SGD, flags=("--config.data.pixel_cache.use=always",), writes_pixels=True),
+    "four_processes": Group(2e-6, 4, common=SGD, flags=("--config.train.packing=blocks",)),
+}
+
+
+@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, group):
+    launcher = dataclasses.replace(launcher, config=launcher.config + group.variant)
+    one, several = tmp_path / "one", tmp_path / "several"
+    common = ("--config.train.steps=12", f"--config.mesh.data={group.count}", *group.common)
+    xla_flags = f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count={group.count}"
+    wait_for([launcher.start(one, *PAIR_FLAGS, *common, XLA_FLAGS=xla_flags)], one)
+    wait_for(start_sharing_processes(launcher, several, *common, *group.flags, count=group.count), several)
+
+    assert f"{group.count} x cpu in {group.count} processes" in log_path(several).read_text()
+    # Each step is logged once, not once per process.
+    assert [row[:2] for row in read_rows(several)] == [row[:2] for row in read_rows(one)]
+    for (step, split, actual), (_, _, expected) in zip(read_rows(several), read_rows(one), strict=True):
+        np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=0, atol=1e-5, err_msg=f"{split}, step {step}")
+    actual, expected = (flatten(read_weights(workdir, "last").variables) for workdir in (several, one))
     for path in expected:
-        np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=tolerance, err_msg=path)
-    assert list_saved_steps(two) == list_saved_steps(one)
-    model, best = read_model(two).weights, read_weights(two)
+        np.testing.assert_allclose(actual[path], expected[path], rtol=0, atol=group.tolerance, err_msg=path)
+    assert list_saved_steps(several) == list_saved_steps(one)
+    model, best = read_model(several).weights, read_weights(several)
     assert model.step == best.step
     for path, value in flatten(best.variables).items():
         np.testing.assert_array_equal(flatten(model.variables)[path], value, err_msg=path)
-    assert read_evaluation(two)["captions"] == read_evaluation(one)["captions"]
-    assert len(read_evaluation(two)["captions"]) == 2
-    assert [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, two)] == [bool(variant)] * 2
+    assert read_evaluation(several)["captions"] == read_evaluation(one)["captions"]
+    assert len(read_evaluation(several)["captions"]) == 2
+    blocks = [len(list(workdir.glob("features/*/block_*.npy"))) for workdir in (one, several)]
+    assert blocks == [bool(group.variant)] * 2
+    assert len(list(several.glob("pixels/*/pixels.npy"))) == group.writes_pixels
+    assert not (one / "pixels").exists()
 
 
 def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path):
     workdir = tmp_path / "run"
-    processes = start_two_processes(launcher, workdir, "--config.train.steps=2000")
+    processes = start_sharing_processes(launcher, workdir, "--config.train.steps=2000")
     while not has_trained(8)(workdir):
         assert [process.poll() for process in processes] == [None, None], log_path(workdir).read_text()
         time.sleep(0.01)
