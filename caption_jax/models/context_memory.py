@@ -9,7 +9,9 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float
 
+from caption_jax.models.layers import Dense
 from caption_jax.models.text_encoder import TextFeatures
+from caption_jax.ops.mixed_precision import add_parameter
 
 
 class ContextMemory(nn.Module):
@@ -52,11 +54,11 @@ class ContextMemory(nn.Module):
             raise ValueError(f"{texts} context texts per image, but config.model.context.max_texts={self.max_texts}")
         is_vector = self.form == "vector"
         states = features.vector[:, None] if is_vector else features.tokens
-        x = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(states)
+        x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, name="dense")(states)
         x = x.reshape(batch, texts, -1, self.width)
         shape = (self.max_texts, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
-        x = x + position[:texts, None].astype(x.dtype)
+        x = add_parameter(x, position[:texts, None])
         x = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x)
         memory_mask = mask.any(-1, keepdims=True) if is_vector else mask
         return x.reshape(batch, -1, self.width), memory_mask.reshape(batch, -1)

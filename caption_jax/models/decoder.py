@@ -16,6 +16,7 @@ from caption_jax.models.cache import Cache, LayerCache, create_cache
 from caption_jax.models.layers import Dense, Dropout
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
+from caption_jax.ops.mixed_precision import einsum_float32
 from caption_jax.ops.segments import Segments
 
 INIT_STDDEV = 0.02  # standard deviation of the initial embeddings, as in RoBERTa
@@ -319,8 +320,11 @@ class Decoder(nn.Module):
         return DecoderOutput(self._logits(states), states, cache, jnp.stack(weights) if return_attention else None)
 
     def output_layer(self) -> tuple[Float[Array, "vocabulary width"], Float[Array, " vocabulary"]]:
-        """Returns the weights and bias of the output layer, `logits = states @ embedding.T + bias`."""
-        return self.embedding.astype(self.dtype), self.output_bias.astype(jnp.float32)
+        """Returns the float32 parameters of the output layer, `logits = states @ embedding.T + bias`.
+
+        The operations cast the embedding to the dtype of the states, so that its gradient is not cast.
+        """
+        return self.embedding, self.output_bias.astype(jnp.float32)
 
     def start_cache(
         self,
@@ -355,7 +359,7 @@ class Decoder(nn.Module):
 
     def _logits(self, states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens vocabulary"]:
         embedding, bias = self.output_layer()
-        return jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
+        return einsum_float32("...d,vd->...v", states, embedding) + bias
 
 
 def make_sinusoids(length: int, width: int) -> np.ndarray:

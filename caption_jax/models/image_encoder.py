@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float
 
 from caption_jax.models.layers import Dense
 from caption_jax.ops.implementations import FAST, Ops
+from caption_jax.ops.mixed_precision import add_parameter
 
 
 @struct.dataclass
@@ -124,7 +125,8 @@ class GridMemory(nn.Module):
         x = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype, ops=self.ops, name="dense")(cells)
         shape = (height * width, self.width)
         position = self.param("position", nn.initializers.normal(0.02), shape, self.param_dtype)
-        return nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")(x + position.astype(x.dtype))
+        norm = nn.LayerNorm(dtype=self.dtype, param_dtype=self.param_dtype, name="norm")
+        return norm(add_parameter(x, position))
 
 
 class VectorMemory(nn.Module):

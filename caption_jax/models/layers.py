@@ -9,10 +9,14 @@ from jaxtyping import Array, Float, Int
 
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
+from caption_jax.ops.mixed_precision import add_parameter
 
 
 class Dense(nn.Module):
     """`x @ kernel + bias`, with the parameters of `nn.Dense`.
+
+    The parameters are not cast before the operations, whose gradients have the dtype of the parameters. In bfloat16,
+    `nn.Dense` would round the gradients of float32 parameters, and sum them over devices in bfloat16.
 
     Attributes:
         features: number of output features.
@@ -33,7 +37,7 @@ class Dense(nn.Module):
         """Applies the layer to the last axis."""
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), self.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (self.features,), self.param_dtype)
-        return self.ops.dense(x.astype(self.dtype), kernel.astype(self.dtype)) + bias.astype(self.dtype)
+        return add_parameter(self.ops.dense(x.astype(self.dtype), kernel), bias)
 
 
 class Dropout(nn.Module):

@@ -21,6 +21,8 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
+from caption_jax.models.layers import Dense
+
 Hidden = Float[Array, "texts length hidden"]
 Visible = Bool[Array, "#texts #length length"]  # [texts, targets, sources]
 
@@ -248,13 +250,14 @@ class Output(RobertaModule):
 
 
 def _make_embed(module: RobertaModule, num_embeddings: int, name: str) -> nn.Embed:
-    init = nn.initializers.normal(module.settings.initializer_range)
-    return nn.Embed(num_embeddings, module.settings.hidden_size, module.dtype, module.param_dtype, init, name=name)
+    """Returns embeddings with the dtype of the parameters, in which their gradients are then summed as well."""
+    init, dtype = nn.initializers.normal(module.settings.initializer_range), module.param_dtype
+    return nn.Embed(num_embeddings, module.settings.hidden_size, dtype, dtype, init, name=name)
 
 
-def _make_dense(module: RobertaModule, features: int, name: str) -> nn.Dense:
+def _make_dense(module: RobertaModule, features: int, name: str) -> Dense:
     init = nn.initializers.normal(module.settings.initializer_range)
-    return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+    return Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
 def _make_norm(module: RobertaModule) -> nn.LayerNorm:

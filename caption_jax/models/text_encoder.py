@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax.typing import Dtype
 from jaxtyping import Array, Bool, Float, Int
 
+from caption_jax.models.layers import Dense
 from caption_jax.models.roberta import Roberta, RobertaSettings
 
 
@@ -46,7 +47,7 @@ class TextEncoder(nn.Module):
     def setup(self):
         """Creates the submodules."""
         self.roberta = Roberta(self.settings, self.remat, self.dtype, self.param_dtype)
-        self.dense = nn.Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype)
+        self.dense = Dense(self.width, dtype=self.dtype, param_dtype=self.param_dtype)
 
     def __call__(
         self, input_ids: Int[Array, "texts length"], mask: Bool[Array, "texts length"], *, train: bool = False

@@ -2,52 +2,53 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from caption_jax.ops.mixed_precision import product_gradients
+
 
 def dense_reference(
     x: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features out_features"]
 ) -> Float[Array, "*batch out_features"]:
-    """Returns `x @ kernel`."""
-    return jnp.dot(x, kernel)
+    """Returns `x @ kernel` in the dtype of `x`, to which the kernel is cast."""
+    return jnp.dot(x, kernel.astype(x.dtype))
 
 
 @jax.custom_vjp
 def dense(
     x: Float[Array, "*batch in_features"], kernel: Float[Array, "in_features out_features"]
 ) -> Float[Array, "*batch out_features"]:
-    """`dense_reference` with a gradient optimised for CPUs.
+    """`dense_reference` with a gradient optimised for CPUs. The gradient of a float32 kernel is float32.
 
     On a CPU, the gradient of the kernel transposes the smaller of the two operands in a separate pass. XLA may instead
     transpose the larger operand, fused with the operations that compute it. With the matrix products of recent XLA
     versions, this no longer pays: it is 0.96 times as fast as the reference for a feed-forward network, forward and
     backward.
     """
-    return jnp.dot(x, kernel)
+    return dense_reference(x, kernel)
 
 
 def _forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return jnp.dot(x, kernel), (x, kernel)
+    return dense_reference(x, kernel), (x, kernel)
 
 
 def _backward(residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
-    return lax.platform_dependent(*residuals, gradient, cpu=_compute_gradients_on_cpu, default=_compute_gradients)
+    return lax.platform_dependent(*residuals, gradient, cpu=_compute_gradients_on_cpu, default=product_gradients)
 
 
 dense.defvjp(_forward, _backward)
 
 
-def _compute_gradients(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    return jax.vjp(jnp.dot, x, kernel)[1](gradient)
-
-
 def _compute_gradients_on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
     x, gradient = lax.optimization_barrier((x, gradient))
-    x_grad = jnp.dot(gradient, kernel.T)
+    x_grad = jnp.dot(gradient, kernel.astype(x.dtype).T)
     x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    multiply = functools.partial(jnp.dot, preferred_element_type=kernel.dtype)
     if x.shape[-1] <= gradient.shape[-1]:
-        return x_grad, jnp.dot(lax.optimization_barrier(x.T), gradient)
-    return x_grad, lax.optimization_barrier(jnp.dot(lax.optimization_barrier(gradient.T), x)).T
+        return x_grad, multiply(lax.optimization_barrier(x.T), gradient)
+    return x_grad, lax.optimization_barrier(multiply(lax.optimization_barrier(gradient.T), x)).T

@@ -1,19 +1,21 @@
-"""Einsum of low-precision arrays with a float32 result."""
+"""Operations of low-precision arrays with float32 results or float32 gradients."""
 
 from __future__ import annotations
 
 import functools
+import string
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float
 
 
 def einsum_float32_reference(
     subscripts: str, left: Float[Array, "..."], right: Float[Array, "..."]
 ) -> Float[Array, "..."]:
-    """Computes `jnp.einsum` of two arrays of the same dtype, with a float32 result."""
-    return jnp.einsum(subscripts, left, right, preferred_element_type=jnp.float32)
+    """Computes `jnp.einsum` with a float32 result. The right array is cast to the dtype of the left one."""
+    return jnp.einsum(subscripts, left, right.astype(left.dtype), preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -21,7 +23,7 @@ def einsum_float32(subscripts: str, left: Float[Array, "..."], right: Float[Arra
     """`einsum_float32_reference`, whose backward pass first casts the cotangent to the dtype of the operands.
 
     Autodiff would instead convert the operands to float32, and float32 matrix products run at half the speed on an H200
-    (docs/results/h200.md). Both accumulate in float32.
+    (docs/results/h200.md). Both accumulate in float32. The gradient of a float32 parameter on the right is float32.
     """
     return einsum_float32_reference(subscripts, left, right)
 
@@ -32,8 +34,39 @@ def _forward(subscripts: str, left: Array, right: Array) -> tuple[Array, tuple[A
 
 def _backward(subscripts: str, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
     left, right = residuals
-    _, pullback = jax.vjp(functools.partial(jnp.einsum, subscripts), left, right)
-    return pullback(gradient.astype(jnp.result_type(left, right)))
+    gradient = gradient.astype(left.dtype)
+    _, pullback = jax.vjp(functools.partial(jnp.einsum, subscripts), left, right.astype(left.dtype))
+    left_gradient, right_gradient = pullback(gradient)
+    if right.dtype == left.dtype:
+        return left_gradient, right_gradient
+    operands, result = subscripts.split("->")
+    left_axes, right_axes = operands.split(",")
+    leading = string.ascii_uppercase[: left.ndim - len(left_axes.replace("...", ""))]
+    transposed = f"{left_axes},{result}->{right_axes}".replace("...", leading)
+    return left_gradient, jnp.einsum(transposed, left, gradient, preferred_element_type=right.dtype)
 
 
 einsum_float32.defvjp(_forward, _backward)
+
+
+def add_parameter(x: Float[Array, "..."], parameter: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Adds a float32 parameter, such as a bias, that is broadcast over the leading axes of `x`.
+
+    The result has the dtype of `x`. The sum over these axes that computes the gradient of the parameter is in float32
+    too, whereas a parameter that is first cast to bfloat16 would have a bfloat16 gradient.
+    """
+    return (x + parameter).astype(x.dtype)
+
+
+def product_gradients(
+    x: Float[Array, "*batch inputs"], kernel: Float[Array, "inputs outputs"], gradient: Float[Array, "*batch outputs"]
+) -> tuple[Float[Array, "*batch inputs"], Float[Array, "inputs outputs"]]:
+    """Returns the gradients of `x` and `kernel` in `x @ kernel.astype(x.dtype)`, in their dtypes.
+
+    The operands of both matrix products have the dtype of `x`, and sums are accumulated in float32. If the kernel is
+    float32, the sum of its gradient is never rounded to bfloat16, nor is the sum over devices.
+    """
+    x_gradient = lax.dot_general(gradient, kernel.astype(x.dtype), (((gradient.ndim - 1,), (1,)), ((), ())))
+    batch_axes = tuple(range(x.ndim - 1))
+    contraction = (batch_axes, batch_axes), ((), ())
+    return x_gradient, lax.dot_general(x, gradient, contraction, preferred_element_type=kernel.dtype)

@@ -67,6 +67,7 @@ class Collective:
         groups: groups of communicating devices, numbered as in the mesh; None if the syntax is not recognised.
         source: operation of the traced program.
         bytes_by_rows: bytes of the results by the length of their first axis.
+        bytes_by_dtype: `bytes` by dtype of the arrays, such as "f32".
     """
 
     kind: str
@@ -74,6 +75,7 @@ class Collective:
     groups: Groups | None
     source: str
     bytes_by_rows: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    bytes_by_dtype: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def group_size(self) -> int:
@@ -158,17 +160,19 @@ class CompiledText:
                 if kind not in _COLLECTIVES or (channel and channel in channels):
                     continue
                 channels.add(channel)
-                types = (self._types[computation].get(name, "") for name in instruction.operands)
-                operand_bytes, result_bytes = sum(map(_count_bytes, types)), _count_bytes(instruction.type)
+                operand_bytes = _count_bytes_by_dtype(" ".join(self.operand_types(computation, instruction)))
+                result_bytes = _count_bytes_by_dtype(instruction.type)
                 if instruction.opcode.endswith("-start") and kind != "all-reduce":
                     result_bytes -= operand_bytes  # the result type of these opcodes includes the operands
+                larger = max(operand_bytes, result_bytes, key=Counter.total)
                 collectives.append(
                     Collective(
                         kind,
-                        max(operand_bytes, result_bytes),
+                        larger.total(),
                         _parse_groups(instruction, devices),
                         instruction.source,
                         _count_bytes_by_rows(instruction.type),
+                        dict(larger),
                     )
                 )
         return collectives
@@ -296,9 +300,12 @@ def parse_dtype(type_text: str) -> str:
     return match.group(1) if match else ""
 
 
-def _count_bytes(type_text: str) -> int:
+def _count_bytes_by_dtype(type_text: str) -> Counter[str]:
     """Counts the bytes of an array type, or of all arrays in a tuple type, without layout padding."""
-    return sum(_array_bytes(dtype, _parse_sizes(sizes)) for dtype, sizes, _ in _ARRAY.findall(type_text))
+    totals: Counter[str] = Counter()
+    for dtype, sizes, _ in _ARRAY.findall(type_text):
+        totals[dtype] += _array_bytes(dtype, _parse_sizes(sizes))
+    return totals
 
 
 def _count_bytes_by_rows(type_text: str) -> dict[int, int]:

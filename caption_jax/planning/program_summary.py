@@ -61,6 +61,7 @@ def _group_collectives(cost: Cost, mesh: jax.sharding.Mesh, batch_size: int) -> 
             "axis": axis,
             "count": len(group),
             "bytes": sum(collective.bytes for collective in group),
+            "bytes_by_dtype": dict(sum((Counter(collective.bytes_by_dtype) for collective in group), Counter())),
             "gathered": sum(min(collective.bytes_by_rows.get(batch_size, 0), collective.bytes) for collective in group),
             "sent": sum(collective.bytes_sent for collective in group),
             "sources": dict(Counter(collective.source for collective in group).most_common()),

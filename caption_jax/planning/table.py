@@ -29,9 +29,7 @@ def print_plan(result: dict[str, Any]) -> None:
         for label, value in _format_program(program):
             print(f"  {label:<28} {value}")
         for group in program["collectives"]:
-            label = f"{group['count']} x {group['kind']} ({group['axis']})"
-            gathered = f" ({_short(group['gathered'])}B with one row per image)" if group["gathered"] else ""
-            print(f"  {label:<28} {_short(group['bytes'])}B{gathered}, {_short(group['sent'])}B sent per chip")
+            print(f"  {_describe_collectives(group)}")
         if program["gathered_may_include_weights"] and any(group["gathered"] for group in program["collectives"]):
             print("  (includes weights with as many rows as the global batch; try another --images_per_chip)")
         if not program["collectives"]:
@@ -42,6 +40,13 @@ def print_plan(result: dict[str, Any]) -> None:
             for trial in result["largest_batch"]["tried"]
         )
         print(f"\nlargest batch that fits: {result['largest_batch']['images_per_chip']} images per chip ({trials})")
+
+
+def _describe_collectives(group: dict[str, Any]) -> str:
+    label = f"{group['count']} x {group['kind']} ({group['axis']})"
+    by_dtype = ", ".join(f"{dtype} {_short(count)}B" for dtype, count in group["bytes_by_dtype"].items())
+    gathered = f", {_short(group['gathered'])}B with one row per image" if group["gathered"] else ""
+    return f"{label:<28} {_short(group['bytes'])}B ({by_dtype}{gathered}), {_short(group['sent'])}B sent per chip"
 
 
 def _format_program(program: dict[str, Any]) -> list[tuple[str, str]]:

@@ -106,6 +106,9 @@ class TrainSpec:
     # compiled for each of the few resulting shapes. "never": one caption per row. "auto": the fastest on this platform.
     packing: str = "auto"
     block_length: int = 0  # tokens per block; 0 to fit the captions
+    # Dtype in which the gradients of kernels are summed over devices if the compute dtype is bfloat16: "float32", or
+    # "bfloat16", which halves the bytes. All other gradients are summed in float32.
+    gradient_reduction: str = "float32"
     profile: ProfileSpec = ProfileSpec()
 
     def __post_init__(self):
@@ -122,6 +125,7 @@ class TrainSpec:
             sample_images=at_least(0, "for none"),
             packing=one_of("auto", "blocks", "always", "never"),
             block_length=at_least(0, "to fit the captions"),
+            gradient_reduction=one_of("float32", "bfloat16"),
         )
 
 

@@ -24,6 +24,7 @@ from caption_jax.objectives.forward_pass import ForwardPass, target_weights
 from caption_jax.objectives.objective import Objective, ObjectiveOutput
 from caption_jax.objectives.total_objective import Denominators, check_batch, get_counts, mean_metrics, total_loss
 from caption_jax.specs import RunSpec
+from caption_jax.training.gradient_reduction import cast_kernels
 from caption_jax.training.optimizer import ema_update
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
@@ -153,6 +154,8 @@ class TrainStep:
             The objective outputs by label, and the new batch-norm statistics.
         """
         images, start_after = self._encoder_input(microbatch)
+        if self.spec.train.gradient_reduction == "bfloat16":
+            trainable = cast_kernels(trainable, self.model.decoder.dtype)
         params = traverse_util.unflatten_dict({**fixed.frozen, **trainable}, sep="/")
 
         # `apply` passes the bound model to this function, so objectives can call any of its methods.

@@ -66,6 +66,14 @@ def test_collectives_report_global_bytes_and_bytes_sent_in_a_ring():
     )
     assert (reduced.bytes, reduced.bytes_sent) == (2 * 16 * 8 * 4, 2 * 2 * 16 * 8 * 4 * 3 / 4)
     assert reduced.bytes_by_rows == {16: 16 * 8 * 4, 8: 8 * 4}
+    assert reduced.bytes_by_dtype == {"f32": 2 * 16 * 8 * 4}
+
+
+def test_collectives_report_bytes_by_dtype():
+    line = "%r = (f32[16,8]{1,0}, bf16[6,8]{1,0}, f32[2]{0}) all-reduce-start(%a, %b, %c), replica_groups={{0,1,2,3}}"
+    assert parse_collective(line, 4).bytes_by_dtype == {"f32": 16 * 8 * 4 + 2 * 4, "bf16": 6 * 8 * 2}
+    line = "%s = (f32[16,8]{1,0}, f32[64,8]{1,0}) all-gather-start(%a), replica_groups=[1,4]<=[4]"
+    assert parse_collective(line, 4).bytes_by_dtype == {"f32": 64 * 8 * 4}
 
 
 def test_asynchronous_collectives_are_counted_once():

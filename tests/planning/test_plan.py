@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 
 import pytest
 from ml_collections import ConfigDict
 from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, run_main
 
+from caption_jax.parameters.paths import flatten
+from caption_jax.planning.assumed import describe_run
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
+from caption_jax.runs.initial_variables import variable_shapes
 from caption_jax.specs import RunSpec
 
 CONFIG = f"--config={ROOT / 'tests' / 'small_run.py'}"
@@ -58,6 +62,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert gathers and sum(group["bytes"] for group in gathers) >= 16 * 2 * width * 4
     reductions = next(group for group in train["collectives"] if group["kind"] == "all-reduce")
     assert reductions["bytes"] >= 4 * stored["parameters"]["trained"]
+    assert reductions["bytes_by_dtype"]["f32"] == reductions["bytes"] and "all-reduce (data)" in output
     # A global batch of 16 images cannot be told apart from text encoder weights with 16 rows.
     assert train["gathered_may_include_weights"] and "as many rows as the global batch" in output
     assert "all-gather (data)" in output and "decode: 2 images per chip" in output
@@ -189,9 +194,23 @@ def test_a_run_is_planned_for_a_tpu_that_is_not_attached(workdir, capsys):
     assert train["roofline"]["bound"] in ("compute", "memory", "links")
     # Group statistics stay on a device, so only gradients, metrics and running statistics are reduced.
     assert {(group["kind"], group["axis"]) for group in train["collectives"]} == {("all-reduce", "data")}
+    assert set(train["collectives"][0]["bytes_by_dtype"]) == {"f32"}
     trials = result["largest_batch"]["tried"]
     assert len(trials) == 2 and trials[1]["images"] > 16
     assert "maximum images/s" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_gradients_of_kernels_are_reduced_in_bfloat16_on_request(workdir):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU's compiler: pip install 'caption-jax[tpu]'")
+    changes = {"model.encoder.norm_group_size": 4, "data.image_size": 64, "train.gradient_reduction": "bfloat16"}
+    result = make_plan(workdir, Request("v5e:2x2", ("train",), images=16, vocabulary=290), **changes)
+    (reductions,) = result["programs"]["train"]["collectives"]
+    description, _ = describe_run(RunSpec.from_config(make_config(**changes)), workdir, 290)
+    shapes = flatten(variable_shapes(description)["params"])
+    kernels = sum(math.prod(leaf.shape) for path, leaf in shapes.items() if path.endswith("/kernel"))
+    assert reductions["bytes_by_dtype"]["bf16"] == 2 * kernels
 
 
 @pytest.mark.long

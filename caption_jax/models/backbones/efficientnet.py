@@ -14,6 +14,8 @@ from jaxtyping import Array, Float, Key
 
 from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, get_variant
 from caption_jax.models.batch_norm import BatchNorm
+from caption_jax.models.layers import Dense
+from caption_jax.ops.convolution import convolve
 from caption_jax.ops.depthwise import Padding, explicit_padding
 from caption_jax.ops.implementations import FAST, Ops
 
@@ -77,18 +79,23 @@ class Stem(nn.Module):
     def __call__(self, x: Float[Array, "batch height width 3"], *, train: bool) -> Float[Array, "batch h w channels"]:
         """Returns features at half the resolution."""
         settings = self.settings
-        x = nn.Conv(
-            self.channels,
-            (3, 3),
-            strides=2,
-            padding=explicit_padding(x.shape[1], x.shape[2], 3, 2, settings.padding),
-            use_bias=False,
-            kernel_init=_FAN_OUT_INIT,
-            dtype=settings.dtype,
-            param_dtype=settings.param_dtype,
-            name="conv",
-        )(x)
+        x = StemConv(self.channels, settings, name="conv")(x)
         return settings.make_norm("norm")(x, train=train)
+
+
+class StemConv(nn.Module):
+    """3 x 3 convolution with stride 2, with a kernel of shape [3, 3, inputs, channels] and no bias."""
+
+    channels: int
+    settings: BlockSettings
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "batch height width inputs"]) -> Float[Array, "batch h w channels"]:
+        """Returns the convolution of `x`."""
+        settings = self.settings
+        kernel = self.param("kernel", _FAN_OUT_INIT, (3, 3, x.shape[-1], self.channels), settings.param_dtype)
+        padding = explicit_padding(x.shape[1], x.shape[2], 3, 2, settings.padding)
+        return convolve(x.astype(settings.dtype), kernel, stride=2, padding=padding)
 
 
 class Pointwise(nn.Module):
@@ -116,7 +123,7 @@ class PointwiseConv(nn.Module):
         """Returns the convolution of `x`."""
         settings = self.settings
         kernel = self.param("kernel", _FAN_OUT_INIT, (x.shape[-1], self.channels), settings.param_dtype)
-        return settings.ops.pointwise_conv(x.astype(settings.dtype), kernel.astype(settings.dtype))
+        return settings.ops.pointwise_conv(x.astype(settings.dtype), kernel)
 
 
 class Depthwise(nn.Module):
@@ -146,7 +153,7 @@ class DepthwiseConv(nn.Module):
         settings = self.settings
         shape = (self.kernel, self.kernel, x.shape[-1])
         init = nn.initializers.normal(math.sqrt(2.0) / self.kernel)
-        kernel = self.param("kernel", init, shape, settings.param_dtype).astype(settings.dtype)
+        kernel = self.param("kernel", init, shape, settings.param_dtype)
         x = x.astype(settings.dtype)
         return settings.ops.depthwise_conv(x, kernel, stride=self.stride, padding=settings.padding)
 
@@ -161,11 +168,12 @@ class SqueezeExcite(nn.Module):
     def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
         """Returns `x` with reweighted channels."""
         settings = self.settings
-        dense_settings = dict(kernel_init=_FAN_OUT_INIT, dtype=settings.dtype, param_dtype=settings.param_dtype)
+        dtypes = {"dtype": settings.dtype, "param_dtype": settings.param_dtype}
+        dense_settings = {"kernel_init": _FAN_OUT_INIT, "ops": settings.ops, **dtypes}
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(settings.dtype)
-        hidden = nn.Dense(self.hidden_channels, name="reduce", **dense_settings)(pooled)
+        hidden = Dense(self.hidden_channels, name="reduce", **dense_settings)(pooled)
         hidden = _get_activation(settings.activation)(hidden)
-        weights = nn.sigmoid(nn.Dense(x.shape[-1], name="expand", **dense_settings)(hidden))
+        weights = nn.sigmoid(Dense(x.shape[-1], name="expand", **dense_settings)(hidden))
         return x * weights[:, None, None, :]
 
 

@@ -17,6 +17,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from caption_jax.models.backbones.vit_sizes import SIZES, Size
+from caption_jax.models.layers import Dense
+from caption_jax.ops.mixed_precision import add_parameter
 
 
 class VisionTransformer(nn.Module):
@@ -118,10 +120,10 @@ class Embedding(nn.Module):
         x = _make_dense(self, self.width, "patches")(patches.reshape(batch, side * side, -1))
         if self.class_token:
             token = self.param("class_token", nn.initializers.zeros, (self.width,), self.param_dtype)
-            token = jnp.broadcast_to(token.astype(self.dtype), (batch, 1, self.width))
+            token = jnp.broadcast_to(token, (batch, 1, self.width)).astype(self.dtype)  # its gradient is not rounded
             x = jnp.concatenate([token, x], axis=1)
         position = self.param("position", nn.initializers.normal(0.02), x.shape[1:], self.param_dtype)
-        return x + position.astype(self.dtype)
+        return add_parameter(x, position)
 
 
 class Block(nn.Module):
@@ -191,9 +193,9 @@ class FeedForward(nn.Module):
         return _make_dense(self, x.shape[-1], "contract")(nn.gelu(hidden, approximate=self.gelu == "tanh"))
 
 
-def _make_dense(module: Embedding | SelfAttention | FeedForward, features: int, name: str) -> nn.Dense:
+def _make_dense(module: Embedding | SelfAttention | FeedForward, features: int, name: str) -> Dense:
     init = nn.initializers.xavier_uniform()
-    return nn.Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+    return Dense(features, kernel_init=init, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
 
 
 def _count_stages(size: Size, stage: str) -> int:

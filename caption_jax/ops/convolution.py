@@ -1,0 +1,103 @@
+"""2-D convolution whose kernel has a gradient of its own dtype."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+from jax import lax
+from jaxtyping import Array, Float
+
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def convolve(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns group_channels out_channels"],
+    *,
+    stride: int,
+    padding: Pads,
+    groups: int = 1,
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """Returns the convolution (a cross-correlation, as is usual in deep learning) in the dtype of `x`.
+
+    The gradient of the kernel has the dtype of the kernel. If that is float32 and `x` is bfloat16, the gradient is not
+    rounded to bfloat16, except on GPUs, whose library does not have such a convolution.
+
+    Args:
+        x: images.
+        kernel: kernel, which is cast to the dtype of `x`.
+        stride: stride along both axes.
+        padding: zero padding ((top, bottom), (left, right)).
+        groups: number of groups of channels, which are convolved separately: 1, or all channels.
+    """
+    return _convolve(x, kernel, stride, padding, groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
+    return _run_convolution(x, kernel, stride, padding, groups)
+
+
+def _run_convolution(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _forward(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> tuple[Array, tuple[Array, Array]]:
+    return _run_convolution(x, kernel, stride, padding, groups), (x, kernel)
+
+
+def _backward(
+    stride: int, padding: Pads, groups: int, residuals: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    settings = {"stride": stride, "padding": padding, "groups": groups}
+    _, pullback = jax.vjp(lambda x: _run_convolution(x, kernel, **settings), x)
+    kernel_gradient = lax.platform_dependent(
+        x,
+        kernel,
+        gradient,
+        cuda=partial(_transpose_in_kernel, **settings),
+        rocm=partial(_transpose_in_kernel, **settings),
+        default=partial(_convolve_with_gradient, **settings),
+    )
+    return *pullback(gradient), kernel_gradient
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _transpose_in_kernel(x: Array, kernel: Array, gradient: Array, *, stride: int, padding: Pads, groups: int) -> Array:
+    _, pullback = jax.vjp(lambda kernel: _run_convolution(x, kernel, stride, padding, groups), kernel)
+    return pullback(gradient)[0]
+
+
+def _convolve_with_gradient(
+    x: Array, kernel: Array, gradient: Array, *, stride: int, padding: Pads, groups: int
+) -> Array:
+    """Returns the gradient of the kernel as a convolution with a result of the dtype of the kernel.
+
+    The images of the batch are the features that this convolution sums over, and the channels of `x` are its batch.
+    XLA uses the same form for the transpose of a convolution, whose result cannot be wider than its operands.
+    """
+    pads = []
+    for axis, (before, _) in enumerate(padding):
+        extent = (gradient.shape[axis + 1] - 1) * stride + 1
+        pads.append((before, kernel.shape[axis] + extent - 1 - x.shape[axis + 1] - before))
+    return lax.conv_general_dilated(
+        x,
+        gradient,
+        (1, 1),
+        pads,
+        rhs_dilation=(stride, stride),
+        dimension_numbers=("CHWN", "IHWO", "HWNC"),
+        batch_group_count=groups,
+        preferred_element_type=kernel.dtype,
+    )
