@@ -104,6 +104,7 @@ INVALID = [
     ("train.eval_images", -1, "0 (for all) or more"),
     ("train.sample_images", -1, "0 (for none) or more"),
     ("train.packing", "often", "'auto', 'blocks', 'always' or 'never'"),
+    ("train.gradient_reduction", "float16", "'float32' or 'bfloat16'"),
     ("train.block_length", -1, "0 (to fit the captions) or more"),
     ("train.profile.start", -1, AT_LEAST_ZERO),
     ("train.profile.steps", -1, "0 (for none) or more"),
