@@ -187,6 +187,29 @@ def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
     assert sorted(read_errors(workdir)) == sorted(expected)
 
 
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_cannot_open_the_data_to_evaluate_ends_both(launcher, tmp_path, small_workdir, failing):
+    log, missing, flags = tmp_path / "log", tmp_path / "missing", ["--mode=evaluate", "--config.mesh.data=2"]
+    environment = {"JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": "2"}
+    processes = [
+        launcher.start(
+            small_workdir,
+            *flags,
+            f"--data={missing if index == failing else launcher.data}",
+            log=log,
+            JAX_PROCESS_ID=str(index),
+            **environment,
+        )
+        for index in range(2)
+    ]
+    assert wait_for_all(processes, 300) == [1, 1], log.read_text()
+    errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
+    own = f"no such folder: {missing}"
+    (first,) = [error for error in errors if error.startswith(f"error: {own}")]
+    expected = f"error: process {failing} ({socket.gethostname()}) could not start: {first.removeprefix('error: ')}"
+    assert sorted(errors) == sorted([first, expected])
+
+
 def test_the_hosts_of_a_tpu_pod_find_each_other_through_the_metadata_server(launcher, tmp_path):
     workdir, hosts = tmp_path / "run", 2
     with contextlib.ExitStack() as stack:

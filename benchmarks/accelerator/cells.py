@@ -3,6 +3,7 @@
 ceilings            FLOP/s, memory bandwidth and transfer rates of the device, measured with minimal programs
 operations          time of alternative implementations of single operations
 train_bf16, ...     updates of all parameters; 5 captions per image, padded to 40 tokens
+train_blocks_bf16, ...   the same batch in blocks of tokens, as in a run on this device (config.train.packing="blocks")
 train_packed_bf16   the same batch without padding
 train_reference_ops_bf16   the same batch with the reference implementations of all operations
 encoder_bf16, ...   forward pass of EfficientNet-B0 with stored statistics
@@ -158,6 +159,8 @@ CELLS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "train_bf16": _cell("train", "bf16"),
     "train_bf16_compiled": _cell("train", "bf16", is_peer_compiled=True),
     "train_f32": _cell("train", "f32"),
+    "train_blocks_bf16": _cell("train", "bf16", "--packing=blocks"),
+    "train_blocks_f32": _cell("train", "f32", "--packing=blocks"),
     "train_packed_bf16": _cell("train", "bf16", "--packing=always"),
     "train_reference_ops_bf16": _cell("train", "bf16", "--ops=reference"),
     "encoder_bf16": _cell("encoder", "bf16"),

@@ -32,10 +32,11 @@ from caption_jax.planning.matrix_products import matrix_flops
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.initial_variables import init_variables
 from caption_jax.specs import DataSpec, DecoderSpec, MeshSpec, ModelSpec, OptimizerSpec, RunSpec, TrainSpec
-from caption_jax.training.batch_placer import make_batch_placer
+from caption_jax.training.batch_placer import list_block_lengths, make_batch_placer
 from caption_jax.training.program import make_program
+from input_pipeline.block_layout import BlockLayout, choose_layout
 from input_pipeline.images import Preprocessing
-from input_pipeline.special_tokens import EOS
+from input_pipeline.special_tokens import EOS, PAD
 
 BACKBONE = {"padding": "symmetric", "norm_epsilon": 1e-5}  # as in PyTorch
 
@@ -47,7 +48,7 @@ def make_spec(workload: Workload, dtype: str, packing: str = "never", ops: str =
     )
     return RunSpec(
         dtype=dtype,
-        data=DataSpec(image_size=workload.image_size, batch_size=workload.images),
+        data=DataSpec(image_size=workload.image_size, batch_size=workload.images, max_length=workload.length),
         model=ModelSpec(ops=ops, encoder=EfficientNetBackbone(workload.variant), decoder=decoder),
         optimizer=OptimizerSpec(warmup_steps=100),
         train=TrainSpec(packing=packing),
@@ -64,7 +65,8 @@ class Training:
         description = RunDescription(spec, settings, Preprocessing(workload.image_size), vocabulary=None)
         mesh = make_mesh(spec.mesh)
         self.program = make_program(description, mesh, steps=10_000)
-        self.place = make_batch_placer(spec, mesh)
+        layout = fit_blocks(spec, mesh, batch) if spec.train.packing == "blocks" else None
+        self.place = make_batch_placer(spec, mesh, layout)
         self.batch = self.place(batch)
         self.state = self.program.start(init_variables(description))
         self.lowered = self.program.update(frozenset()).lower(self.state, self.batch, self.program.constants)
@@ -74,6 +76,13 @@ class Training:
         """Performs one update and returns the loss, without waiting for it to be computed."""
         self.state, metrics = self.compiled(self.state, batch or self.batch, self.program.constants)
         return metrics["loss"]
+
+
+def fit_blocks(spec: RunSpec, mesh: jax.sharding.Mesh, batch: dict[str, np.ndarray]) -> BlockLayout:
+    """Returns the blocks that a run would choose if all of its batches were this one."""
+    tokens = (batch["tokens"][..., 1:] != PAD).sum((1, 2))
+    lengths = list_block_lengths(spec, mesh, int(tokens.max()))
+    return choose_layout(tokens, [np.arange(len(tokens))], len(tokens), lengths)
 
 
 def make_train_run(workload: Workload, options: argparse.Namespace) -> tuple[Callable[[], Any], dict[str, Any]]:
@@ -176,7 +185,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--scale", choices=SCALES, default="full")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
-    parser.add_argument("--packing", choices=["never", "always"], default="never")
+    parser.add_argument("--packing", choices=["never", "always", "blocks"], default="never")
     parser.add_argument("--ops", choices=["fast", "reference"], default="fast")
 
 

@@ -18,30 +18,14 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-# Parts of the step, by pattern in the path of an operation, which contains the names of modules and functions. The
-# first match applies. Operations of the backward pass have `transpose(` in their paths.
-PARTS = {
-    "loss": r"\.\.\.d,vd|jvp\(\)/cond",  # not in a module
-    "encoder, squeeze and excitation": r"backbone.*/squeeze",
-    "encoder, depthwise": r"backbone.*/depthwise",
-    "encoder, 1 x 1": r"backbone.*/(expand|project|head)",
-    "encoder, stem": r"backbone/stem",
-    "encoder, other": r"image_encoder",
-    "self-attention": r"self_attention",
-    "cross-attention": r"cross_attention",
-    "feed-forward": r"feed_forward",
-    "decoder, other": r"decoder|embedding",
-    "augmentation": r"augment|normalise",
-}
+from caption_jax.planning.model_parts import find_part, is_backward
+
 COPY = re.compile(r"^(copy|transpose|wrapped_transpose|input_transpose|wrapped_copy|.*transpose_fusion|.*copy_fusion)")
 
 
-def find_part(path: str) -> str:
+def name_part(path: str) -> str:
     """Returns the part of the step that an operation belongs to, and its pass."""
-    for part, pattern in PARTS.items():
-        if re.search(pattern, path):
-            return f"{part}, backward" if "transpose(" in path and part != "loss" else part
-    return "optimizer and other"
+    return f"{find_part(path)}, backward" if is_backward(path) else find_part(path)
 
 
 def read_paths(text: str) -> dict[str, str]:
@@ -84,7 +68,7 @@ def summarise(events: list[dict[str, Any]], paths: dict[str, str], steps: int, s
         arguments = event.get("args", {})
         operation = arguments.get("hlo_op", event["name"])
         milliseconds = event["dur"] / 1e3 / steps
-        parts[find_part(paths.get(operation, ""))] += milliseconds
+        parts[name_part(paths.get(operation, ""))] += milliseconds
         operations[operation] += milliseconds
         kernels[operation][event["name"]] += milliseconds
         copies += milliseconds if COPY.match(operation) else 0.0

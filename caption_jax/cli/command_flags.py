@@ -92,7 +92,7 @@ def _define_for_captions_and_search(values: flags.FlagValues) -> None:
 
 def _define_for_plan(values: flags.FlagValues) -> None:
     flags.DEFINE_string("topology", None, "Devices to plan for, such as v5e:16x16, v6e-8, h100:8 or cpu:8.", values)
-    flags.DEFINE_list("programs", ["train", "decode"], "Programs to compile: train, decode, encoder.", values)
+    flags.DEFINE_list("programs", ["train", "decode"], "Programs to compile: train, evaluate, decode, encoder.", values)
     flags.DEFINE_string("phase", "last", "Unfreezing phase: first, last, all, or a step within the phase.", values)
     counts = {
         "images_per_chip": (0, "Batch size per chip; 0 for that of the config."),

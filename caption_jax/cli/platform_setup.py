@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
-_DISTRIBUTED_MODES = ("train", "evaluate", "tune")  # the others run on a single host
+DISTRIBUTED_MODES = ("train", "evaluate", "tune")  # the others run on a single host
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
@@ -22,7 +22,7 @@ def set_up_platform(options: flags.FlagValues) -> None:
         from caption_jax.planning.topology import prepare
 
         prepare(options.topology)
-    if options.mode in _DISTRIBUTED_MODES:
+    if options.mode in DISTRIBUTED_MODES:
         from caption_jax.runtime.distributed import join_processes
 
         join_processes(options.distributed)

@@ -84,9 +84,9 @@ def decode_features(
     """
     from caption_jax.decoding import decode
 
-    return decode(
-        model, variables, features, spec, vocabulary=description.vocabulary, text_ids=description.text_ids, **options
-    )
+    options |= {"vocabulary": description.vocabulary, "text_ids": description.text_ids}
+    with jax.named_scope("decoding"):
+        return decode(model, variables, features, spec, **options)
 
 
 def caption_batch(

@@ -87,13 +87,18 @@ def _compute_log_normaliser(
 ) -> Float[Array, "*tokens"]:
     """Returns the log-sum-exp of the logits over the vocabulary, per token.
 
-    Logits are computed one chunk at a time, and computed again in the backward pass instead of stored.
+    Logits are computed one chunk at a time, and computed again in the backward pass instead of stored. The gradients of
+    all chunks are summed in float32, and on each device separately, so there is a single reduction over the devices.
     """
-
-    @jax.checkpoint
-    def compute_chunk(states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens"]:
-        return jax.nn.logsumexp(einsum_float32("...d,vd->...v", states, embedding) + bias, axis=-1)
-
     states = forward.decoded.states
     chunks = TokenChunks(states.shape[:-1], _CHUNK_SIZE, forward.shards)
+    per_device = chunks.axes[:-1]
+    embeddings = jnp.broadcast_to(embedding.astype(jnp.float32), (*per_device, *embedding.shape))
+    biases = jnp.broadcast_to(bias, (*per_device, 1, *bias.shape))
+
+    @jax.checkpoint
+    def compute_chunk(states: Float[Array, "*devices tokens width"]) -> Float[Array, "*devices tokens"]:
+        logits = einsum_float32("...td,...vd->...tv", states, embeddings.astype(states.dtype))
+        return jax.nn.logsumexp(logits + biases, axis=-1)
+
     return chunks.merge(jax.lax.map(compute_chunk, chunks.split(states)))

@@ -28,6 +28,7 @@ class TokenLoss(NamedTuple):
     correct_sum: Float[Array, ""]
 
 
+@jax.named_scope("cross_entropy")
 def token_cross_entropy_reference(
     logits: Float[Array, "*tokens vocabulary"],
     targets: Int[Array, "*tokens"],
@@ -65,6 +66,7 @@ def token_cross_entropy_reference(
     return TokenLoss((loss * weights).sum(), weights.sum(), (correct * weights).sum())
 
 
+@jax.named_scope("cross_entropy")
 def vocabulary_cross_entropy_reference(
     states: Float[Array, "*groups tokens width"],
     embedding: Float[Array, "vocabulary width"],
@@ -101,6 +103,7 @@ def _check_arguments(logits: jax.Array, targets: jax.Array, weights: jax.Array, 
         )
 
 
+@jax.named_scope("cross_entropy")
 def token_cross_entropy(
     logits: Float[Array, "*tokens vocabulary"],
     targets: Int[Array, "*tokens"],
@@ -157,6 +160,7 @@ _cross_entropy.defvjp(_forward, _backward)
 _CHUNK_SIZES = {"cpu": 512, "tpu": 1024, "default": 8192}
 
 
+@jax.named_scope("cross_entropy")
 def vocabulary_cross_entropy(
     states: Float[Array, "*groups tokens width"],
     embedding: Float[Array, "vocabulary width"],

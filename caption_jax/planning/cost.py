@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from caption_jax.errors import UserError
 from caption_jax.planning.chips import Chip
 from caption_jax.planning.hlo import Collective, CompiledText, Traffic
 from caption_jax.planning.matrix_products import list_products, matrix_flops, matrix_flops_by_dtype
+from caption_jax.planning.model_parts import OTHER, find_part
 
 
 class OutOfMemoryError(UserError, ValueError):
@@ -65,15 +67,20 @@ class Cost:
         """Bytes read from and written to main memory (HBM), which excludes on-chip vector memory."""
         return max(self.bytes - sum(operation.on_chip for operation in self.traffic), 0.0)
 
-    def bytes_by_module(self, module: str) -> float:
-        """Returns the bytes read and written by a module of the model, scaled so that all traffic sums to `bytes`.
+    @property
+    def bytes_by_part(self) -> dict[str, float]:
+        """`memory_bytes` by part of the model (see `model_parts`), largest first. The parts sum to `memory_bytes`.
 
-        Args:
-            module: name of the module in the traced program, such as "decoder".
+        If XLA counts more bytes than `traffic`, "other" contains the difference. If it counts fewer, because
+        operations access only a part of an array, all parts are scaled down.
         """
-        total = sum(operation.bytes for operation in self.traffic)
-        selected = sum(operation.bytes for operation in self.traffic if f"/{module}/" in operation.source)
-        return self.bytes * selected / max(total, 1)
+        parts: Counter[str] = Counter()
+        for operation in self.traffic:
+            parts[find_part(operation.source)] += operation.bytes - operation.on_chip
+        difference = self.memory_bytes - parts.total()
+        scale = self.memory_bytes / parts.total() if difference < 0 else 1.0
+        parts[OTHER] += max(difference, 0)
+        return {part: count * scale for part, count in parts.most_common() if count}
 
     @property
     def layout_bytes(self) -> float:
@@ -121,7 +128,11 @@ def compute_roofline(cost: Cost, chip: Chip) -> Roofline:
 
 
 def measure_cost(
-    lowered: jax.stages.Lowered, images: int, devices: int, compiler_options: Mapping[str, Any] | None = None
+    lowered: jax.stages.Lowered,
+    images: int,
+    devices: int,
+    compiler_options: Mapping[str, Any] | None = None,
+    unknown_iterations: int = 1,
 ) -> Cost:
     """Compiles a program and returns its cost.
 
@@ -130,6 +141,7 @@ def measure_cost(
         images: images per chip in its batch.
         devices: number of devices.
         compiler_options: XLA options.
+        unknown_iterations: see `compute_cost`.
 
     Raises:
         OutOfMemoryError: the program does not fit in the memory of a chip.
@@ -141,11 +153,16 @@ def measure_cost(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise OutOfMemoryError(str(error).splitlines()[0]) from error
-    return compute_cost(lowered, compiled, images, devices, time.perf_counter() - start)
+    return compute_cost(lowered, compiled, images, devices, time.perf_counter() - start, unknown_iterations)
 
 
 def compute_cost(
-    lowered: jax.stages.Lowered, compiled: jax.stages.Compiled, images: int, devices: int, seconds: float = 0.0
+    lowered: jax.stages.Lowered,
+    compiled: jax.stages.Compiled,
+    images: int,
+    devices: int,
+    seconds: float = 0.0,
+    unknown_iterations: int = 1,
 ) -> Cost:
     """Returns the cost of a compiled program.
 
@@ -155,9 +172,10 @@ def compute_cost(
         images: images per chip in its batch.
         devices: number of devices.
         seconds: compile time.
+        unknown_iterations: number of iterations to assume for loops that end when a condition is met, as in decoding.
     """
-    memory, text = compiled.memory_analysis(), CompiledText(compiled.as_text())
-    lowered_text, traffic = CompiledText(lowered.as_text("hlo")), tuple(text.traffic())
+    memory, text = compiled.memory_analysis(), CompiledText(compiled.as_text(), unknown_iterations)
+    lowered_text, traffic = CompiledText(lowered.as_text("hlo"), unknown_iterations), tuple(text.traffic())
     # XLA does not analyse GPU programs that it compiles without a GPU.
     # XLA counts the body of a loop once.
     repeated_bytes = sum(operation.bytes - operation.bytes // operation.executions for operation in traffic)

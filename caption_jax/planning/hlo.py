@@ -122,9 +122,11 @@ class CompiledText:
 
     Args:
         text: output of `jax.stages.Compiled.as_text`.
+        unknown_iterations: number of iterations to assume for loops whose number of iterations is unknown.
     """
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, unknown_iterations: int = 1):
+        self._unknown_iterations = unknown_iterations
         self._computations: dict[str, list[Instruction]] = {}
         self._entry = ""
         current: list[Instruction] = []
@@ -181,8 +183,7 @@ class CompiledText:
         """Returns the memory traffic of each operation, including layout padding.
 
         This is an upper bound for operations that access only a part of an array, such as an embedding lookup, except
-        slices and updates of slices. Operations inside a loop are counted once per iteration, or once if the number of
-        iterations is unknown.
+        slices and updates of slices. Operations inside a loop are counted once per iteration.
         """
         traffic = []
         for computation, count in self._reachable_computations(r"body|condition|\w+_computations"):
@@ -263,7 +264,7 @@ class CompiledText:
                 pending.extend((name, executions * iterations) for name in new)
 
     def _count_iterations(self, loop: Instruction) -> int:
-        """Returns the number of iterations of a loop, or 1 if it is unknown.
+        """Returns the number of iterations of a loop, or the assumed number if it is unknown.
 
         The compiler records the number. Before compilation, a loop over a known range is recognised by its condition,
         which only compares a counter, starting from 0, with a constant.
@@ -275,7 +276,7 @@ class CompiledText:
         compares = [instruction for instruction in condition if instruction.opcode == "compare"]
         is_range = len(constants) == len(compares) == 1 and compares[0].attribute("direction") == "LT"
         is_range = is_range and {item.opcode for item in condition} <= {*_NO_TRAFFIC, "compare"}
-        return int(constants[0]) if is_range and constants[0].isdigit() else 1
+        return int(constants[0]) if is_range and constants[0].isdigit() else self._unknown_iterations
 
 
 def _split_operands(text: str) -> tuple[tuple[str, ...], str]:

@@ -22,7 +22,7 @@ from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
 from caption_jax.planning.constant_shapes import get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
 from caption_jax.planning.program_summary import summarise_program
-from caption_jax.planning.programs import PlannedProgram, make_planned_programs
+from caption_jax.planning.programs import PlannedProgram, count_generated_tokens, make_planned_programs
 from caption_jax.planning.topology import Topology, parse_topology
 from caption_jax.runs.step_images import check_images
 from caption_jax.specs import RunSpec
@@ -31,7 +31,7 @@ from caption_jax.training.program import Program, make_program
 from input_pipeline.files import write_atomically
 
 PyTree = Any
-PROGRAMS = ("train", "decode", "encoder")
+PROGRAMS = ("train", "evaluate", "decode", "encoder")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,30 +70,13 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     if unknown:
         raise ConfigError(f"unknown program {', '.join(unknown)}; choose from {', '.join(PROGRAMS)}")
     topology = parse_topology(request.topology)
-    mesh = make_mesh(spec.mesh, topology.devices())
-    description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)
-    spec = description.spec
-    if packing := describe_packing(spec, mesh, request.images or spec.data.batch_size // mesh.shape["data"]):
-        assumed["packing"] = packing
-    program = make_program(description, mesh, spec.train.steps)
-    if "train" in request.programs:
-        program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))
-    if program.constants and "vocabulary" in assumed:
-        assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
-    start, frozen = _select_phase(program, request.phase)
-    result: dict[str, Any] = {
-        "topology": topology.name,
-        "chips": mesh.size,
-        "mesh": dict(mesh.shape),
-        "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
-        "dtype": description.spec.dtype,
-        "assumed": assumed,
-        "phase": {"from_step": start, "starts": [first for first, _ in _run_phases(program)]},
-        "parameters": _count_parameters(program, frozen),
-        "programs": {},
+    with display.phase("preparing the programs"):
+        program, frozen, result = _prepare(spec, workdir, request, topology)
+        planned = make_planned_programs(program, frozen)
+    mesh = program.mesh
+    images = {
+        name: request.images or _images_per_chip(program.description.spec, mesh, name) for name in request.programs
     }
-    planned = make_planned_programs(program, frozen)
-    images = {name: request.images or _images_per_chip(spec, mesh, name) for name in request.programs}
     for name, per_chip in images.items():
         _check_batch_size(program, name, per_chip * mesh.shape["data"], frozen)
     searches = "train" in images and topology.chip is not None and request.compilations > 0
@@ -110,6 +93,37 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
     return result
 
 
+def _prepare(
+    spec: RunSpec, workdir: epath.Path, request: Request, topology: Topology
+) -> tuple[Program, frozenset[str], dict[str, Any]]:
+    """Returns the program of the run, the paths of the frozen parameters, and a result without programs."""
+    mesh = make_mesh(spec.mesh, topology.devices())
+    description, assumed = describe_run(_resolve_dtype(spec, topology), workdir, request.vocabulary)
+    spec = description.spec
+    if packing := describe_packing(spec, mesh, request.images or spec.data.batch_size // mesh.shape["data"]):
+        assumed["packing"] = packing
+    if set(request.programs) & {"evaluate", "decode"}:
+        assumed["generated_captions"] = f"{count_generated_tokens(spec)} tokens each, the maximum"
+    program = make_program(description, mesh, spec.train.steps)
+    if "train" in request.programs:
+        program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))
+    if program.constants and "vocabulary" in assumed:
+        assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
+    start, frozen = _select_phase(program, request.phase)
+    result: dict[str, Any] = {
+        "topology": topology.name,
+        "chips": mesh.size,
+        "mesh": dict(mesh.shape),
+        "chip": dataclasses.asdict(topology.chip) if topology.chip else None,
+        "dtype": spec.dtype,
+        "assumed": assumed,
+        "phase": {"from_step": start, "starts": [first for first, _ in _run_phases(program)]},
+        "parameters": _count_parameters(program, frozen),
+        "programs": {},
+    }
+    return program, frozen, result
+
+
 def _constant_shapes(program: Program, workdir: epath.Path) -> PyTree:
     """Returns the shapes of the objectives' constants, which are replicated on all devices."""
     sharding = replicated(program.mesh)
@@ -121,7 +135,7 @@ def _constant_shapes(program: Program, workdir: epath.Path) -> PyTree:
 
 def _check_batch_size(program: Program, name: str, images: int, frozen: frozenset[str]) -> None:
     """Raises ConfigError if the program `name` does not support a global batch of this many images."""
-    if name == "decode":
+    if name in ("evaluate", "decode"):
         return
     spec = program.description.spec
     if name == "encoder":  # planned without gradient accumulation
@@ -163,7 +177,7 @@ def _count_parameters(program: Program, frozen: frozenset[str]) -> dict[str, int
 
 
 def _images_per_chip(spec: RunSpec, mesh: jax.sharding.Mesh, program: str) -> int:
-    key = "eval_batch_size" if program == "decode" else "batch_size"
+    key = "eval_batch_size" if program in ("evaluate", "decode") else "batch_size"
     devices, batch_size = mesh.shape["data"], getattr(spec.data, key)
     if batch_size % devices:
         raise ConfigError(
@@ -189,7 +203,7 @@ class _Compiler:
         try:
             with self.display.phase(f"compiling {planned.name} with {images} images per device"):
                 lowered = planned.lower(images * self.program.mesh.shape["data"])
-                return measure_cost(lowered, images, devices, self.compiler_options)
+                return measure_cost(lowered, images, devices, self.compiler_options, planned.tokens)
         finally:
             self.phase.advance()
 
@@ -203,7 +217,7 @@ def _measure_program(planned: PlannedProgram, images: int, compiler: _Compiler, 
         cost = compiler.measure_cost(planned, images)
     except OutOfMemoryError as error:
         return {"images_per_chip": images, "fits": False, "error": str(error)}
-    result = summarise_program(cost, mesh, tuple(program.abstract_state.params))
+    result = summarise_program(cost, mesh)
     result["per_image"]["analytic_matrix_flops"] = analytic
     batch_size = images * mesh.shape["data"]
     result["gathered_may_include_weights"] = any(

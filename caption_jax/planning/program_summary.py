@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -11,13 +10,12 @@ import jax
 from caption_jax.planning.cost import Cost
 
 
-def summarise_program(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] = ()) -> dict[str, Any]:
+def summarise_program(cost: Cost, mesh: jax.sharding.Mesh) -> dict[str, Any]:
     """Returns the costs of a program per chip, under the keys documented in `docs/workdir.md`.
 
     Args:
         cost: cost of the program.
         mesh: mesh that the program was compiled for, with an axis "data".
-        parts: names of modules of the model, for `bytes_by_part`.
     """
     images = cost.images
     return {
@@ -38,7 +36,7 @@ def summarise_program(cost: Cost, mesh: jax.sharding.Mesh, parts: Sequence[str] 
             "bytes": cost.bytes / images,
             "memory_bytes": cost.memory_bytes / images,
             "layout_bytes": cost.layout_bytes / images,
-            "bytes_by_part": {part: cost.bytes_by_module(part) / images for part in parts},
+            "bytes_by_part": {part: count / images for part, count in cost.bytes_by_part.items()},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
         "collectives": _group_collectives(cost, mesh, images * mesh.shape["data"]),

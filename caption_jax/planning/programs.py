@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.assumed_packing import ASSUMED_CAPTIONS, assume_layout, packed_shapes
 from caption_jax.planning.flops import count_matrix_flops
+from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program
 from caption_jax.training.step import FixedInputs, Microbatch, split_params
 from input_pipeline.block_layout import BlockLayout
@@ -30,29 +32,37 @@ class PlannedProgram:
     """A program of a run.
 
     Attributes:
-        name: "train" (the training step), "decode" (images to captions), or "encoder" (the image encoder's part of the
-            training step: the forward pass, and the gradients of its parameters given those of its features).
+        name: "train" (the training step), "evaluate" (the evaluation step: captions, and the loss of the references),
+            "decode" (images to captions), or "encoder" (the image encoder's part of the training step: the forward
+            pass, and the gradients of its parameters given those of its features).
         lower: lowers the program for a global batch size.
-        count_flops: returns the matrix FLOPs per image, counted before compilation; None if they depend on an unknown
-            number of loop iterations.
+        count_flops: returns the matrix FLOPs per image, counted before compilation; None if this is not implemented.
+        tokens: maximum number of iterations of the loop over tokens; 1 if there is none.
     """
 
     name: str
     lower: Callable[[int], jax.stages.Lowered]
-    count_flops: Callable[[], float] | None
+    count_flops: Callable[[], float] | None = None
+    tokens: int = 1
 
 
 def make_planned_programs(program: Program, frozen: frozenset[str]) -> dict[str, PlannedProgram]:
     """Returns the programs of a run in the phase that freezes the parameters at the paths `frozen`, by name."""
-    return {
-        "train": PlannedProgram(
-            "train", partial(_lower_train, program, frozen), partial(_count_train_flops, program, frozen)
-        ),
-        "decode": PlannedProgram("decode", partial(_lower_decode, program), None),
-        "encoder": PlannedProgram(
+    tokens = count_generated_tokens(program.description.spec)
+    planned = (
+        PlannedProgram("train", partial(_lower_train, program, frozen), partial(_count_train_flops, program, frozen)),
+        PlannedProgram("evaluate", partial(_lower_evaluate, program), tokens=tokens),
+        PlannedProgram("decode", partial(_lower_decode, program), tokens=tokens),
+        PlannedProgram(
             "encoder", partial(_lower_encoder, program, frozen), partial(_count_encoder_flops, program, frozen)
         ),
-    }
+    )
+    return {one.name: one for one in planned}
+
+
+def count_generated_tokens(spec: RunSpec) -> int:
+    """Returns the maximum number of tokens of a generated caption, including </s>."""
+    return min(spec.decode.max_length or spec.data.max_length, spec.data.max_length) - 1
 
 
 def _train_batch_shapes(
@@ -60,13 +70,7 @@ def _train_batch_shapes(
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the shapes of a training batch, whose captions are packed into `rows` rows if there is a `layout`."""
     description, data = program.description, program.description.spec.data
-    captions_per_image, length = data.captions_per_image or ASSUMED_CAPTIONS, data.max_length
-    batch = {
-        "tokens": jax.ShapeDtypeStruct((batch_size, captions_per_image, length), jnp.int32),
-        "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
-        "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-        **_context_shapes(program, batch_size),
-    }
+    batch = _caption_shapes(program, batch_size)
     if layout is not None:
         batch |= packed_shapes(layout, rows, batch_size // rows)
     if not data.feature_cache.stage:
@@ -77,6 +81,18 @@ def _train_batch_shapes(
         lambda variables, x: encode(variables, data.feature_cache.stage, x), _variable_shapes(program), pixels
     )
     return batch | {"features": jax.ShapeDtypeStruct(features.shape, jnp.dtype(data.feature_cache.dtype))}
+
+
+def _caption_shapes(program: Program, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the shapes of a batch, except those of its images."""
+    data = program.description.spec.data
+    captions_per_image = data.captions_per_image or ASSUMED_CAPTIONS
+    return {
+        "tokens": jax.ShapeDtypeStruct((batch_size, captions_per_image, data.max_length), jnp.int32),
+        "mask": jax.ShapeDtypeStruct((batch_size,), jnp.bool_),
+        "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+        **_context_shapes(program, batch_size),
+    }
 
 
 def _image_shape(program: Program, batch_size: int) -> jax.ShapeDtypeStruct:
@@ -118,6 +134,18 @@ def _count_train_flops(program: Program, frozen: frozenset[str]) -> float:
     batch = _train_batch_shapes(program, batch_size, layout, rows=1)
     flops = count_matrix_flops(forward, *params, program.abstract_state.batch_stats, program.constants, batch)
     return flops.total / batch_size
+
+
+def _lower_evaluate(program: Program, batch_size: int) -> jax.stages.Lowered:
+    """Lowers the evaluation step without evaluators, whose arrays are usually small."""
+    description, mesh = program.description, program.mesh
+    step = jax.jit(
+        make_eval_step(description.model(), description),
+        in_shardings=(None, batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+    batch = _caption_shapes(program, batch_size) | {"image": _image_shape(program, batch_size)}
+    return step.lower(_variable_shapes(program), batch)
 
 
 def _lower_decode(program: Program, batch_size: int) -> jax.stages.Lowered:

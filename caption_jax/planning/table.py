@@ -68,10 +68,11 @@ def _format_program(program: dict[str, Any]) -> list[tuple[str, str]]:
     if image["widened_matrix_flops"]:
         rows.append(("  with widened operands", _short(image["widened_matrix_flops"])))
     rows.append(("bytes per image", f"{_short(image['bytes'])}B, {_short(image['memory_bytes'])}B in main memory"))
-    by_part = [f"{part} {_short(count)}B" for part, count in image["bytes_by_part"].items() if count]
-    if len(by_part) > 1:
-        rows.append(("  by part of the model", ", ".join(by_part)))
-    rows.append(("  changes of layout", f"{_short(image['layout_bytes'])}B"))
+    rows += [
+        (f"    {part}", f"{_short(count)}B ({count / image['memory_bytes']:.1%})")
+        for part, count in image["bytes_by_part"].items()
+    ]
+    rows.append(("changes of layout", f"{_short(image['layout_bytes'])}B per image"))
     rows.append(("arithmetic intensity", f"{program['intensity']:.1f} FLOPs per byte"))
     if "roofline" in program:
         roofline = program["roofline"]

@@ -13,6 +13,7 @@ import jax
 from caption_jax.errors import ConfigError
 from caption_jax.planning import gpu_targets
 from caption_jax.planning.chips import CHIPS, Chip
+from caption_jax.runtime.libraries import without_cuda_driver_messages
 from input_pipeline.extras import require
 
 _CPU = "cpu"
@@ -96,12 +97,13 @@ class Topology:
         require(f"--topology={self.name}", "jax_cuda12_plugin")  # and, as its requirement, XLA
         from jax.experimental import topologies
 
-        description = topologies.get_topology_desc(
-            self.name,
-            platform="cuda",
-            target_config=gpu_targets.GPU_TARGETS[self.chip.name].as_text(),
-            topology=f"1x1x{self.size}",  # slices x hosts x GPUs per host
-        )
+        with without_cuda_driver_messages():
+            description = topologies.get_topology_desc(
+                self.name,
+                platform="cuda",
+                target_config=gpu_targets.GPU_TARGETS[self.chip.name].as_text(),
+                topology=f"1x1x{self.size}",  # slices x hosts x GPUs per host
+            )
         return list(description.devices)
 
 
@@ -162,6 +164,8 @@ def prepare(name: str | None) -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # the plan reports compile times
     if topology.chip is None and "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
         jax.config.update("jax_num_cpu_devices", topology.size)
+    with without_cuda_driver_messages():
+        jax.devices()  # loads the plug-ins of JAX
 
 
 def _examples() -> str:

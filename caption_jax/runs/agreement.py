@@ -5,13 +5,14 @@ Processes that run different programs wait for each other forever, or fail in a 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import secrets
 import socket
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -44,6 +45,18 @@ _START_SECONDS = 300  # all processes have just joined
 _START_FILE = ".start-{token}"
 
 
+@contextlib.contextmanager
+def reported_failures() -> Iterator[None]:
+    """Reports an error in the `with` block to the other processes, which would otherwise wait for this process."""
+    try:
+        yield
+    except ProcessesError:  # all processes raise it
+        raise
+    except BaseException as error:
+        report_failure(_describe_error(error))
+        raise
+
+
 def prepare_together(prepare: Callable[[], Experiment], *, trains: bool) -> Experiment:
     """Calls `prepare` in each process, and checks that the results agree. A single process only calls it.
 
@@ -54,20 +67,14 @@ def prepare_together(prepare: Callable[[], Experiment], *, trains: bool) -> Expe
         trains: whether the run will be trained, so that `prepare` may find a checkpoint to resume from.
 
     Raises:
-        ProcessesError: the processes disagree, or `prepare` failed in another process. The message is the same in all
-            processes without a failure.
+        ProcessesError: the processes disagree, or another process failed. The message is the same in all processes
+            without a failure.
     """
     if jax.process_count() == 1:
         return prepare()
-    report: dict[str, Any] = {"host": socket.gethostname()}
-    try:
+    with reported_failures():
         experiment = prepare()
-        report["facts"] = collect_facts(experiment, trains=trains)
-    except BaseException as error:
-        report["error"] = _describe_error(error)
-        verdict = f"process {jax.process_index()} ({report['host']}) could not start: {report['error']}"
-        report_failure(json.dumps(report), verdict)
-        raise
+        report = {"host": socket.gethostname(), "facts": collect_facts(experiment, trains=trains)}
     with experiment.display.phase("waiting for the other processes"):
         _raise_verdict(judge_together("that it has read its config and data", json.dumps(report), _judge_facts))
     return experiment
@@ -156,16 +163,11 @@ def compare_facts(reports: Sequence[Mapping[str, Any]]) -> str:
     """Compares what the processes report.
 
     Args:
-        reports: the "host" and the "facts" of each process, or its "error".
+        reports: the "host" and the "facts" of each process.
 
     Returns:
         A message that names the processes and what differs; "" if they agree.
     """
-    failures = {index: report["error"] for index, report in enumerate(reports) if "error" in report}
-    if failures:
-        index, error = next(iter(failures.items()))
-        others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
-        return f"{_name_processes([index], reports)}{others} could not start: {error}"
     names = list(dict.fromkeys(name for report in reports for name in report["facts"]))
     differences = []
     for name in names:

@@ -7,6 +7,9 @@ is known that all processes are about to run the same program.
 from __future__ import annotations
 
 import itertools
+import json
+import socket
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +20,7 @@ from caption_jax.errors import ProcessesError
 TIMEOUT_SECONDS = 1800  # one process may read its data from a slower disk than another
 
 _counter = itertools.count()  # keys cannot be reused
+_has_failed = threading.Event()  # set once this process has reported a failure
 
 
 def judge_together(
@@ -24,7 +28,7 @@ def judge_together(
 ) -> str:
     """Sends a message of each process to process 0, and returns its verdict in all processes.
 
-    All processes must make the same calls in the same order.
+    All processes must make the same calls in the same order, or call `report_failure`.
 
     Args:
         topic: what a process reports, for the error message.
@@ -33,33 +37,43 @@ def judge_together(
         timeout_seconds: how long to wait for each process.
 
     Raises:
-        ProcessesError: another process did not send its message in time.
+        ProcessesError: another process failed, or did not send its message in time. The message about a failure is the
+            same in all processes.
     """
     client, index, key = _get_client(), jax.process_index(), f"caption_jax/{next(_counter)}"
-    client.key_value_set(f"{key}/{index}", message)
+    client.key_value_set(f"{key}/{index}", json.dumps({"message": message}))
     if index:
         # Process 0 waits for the others one after another, so this process waits a little longer than that.
-        return _receive(client, f"{key}/verdict", 0, topic, timeout_seconds + 60)
-    messages = [message]
-    messages += [
-        _receive(client, f"{key}/{peer}", peer, topic, timeout_seconds) for peer in range(1, jax.process_count())
-    ]
-    verdict = judge(messages)
-    client.key_value_set(f"{key}/verdict", verdict)
-    return verdict
+        result = json.loads(_receive(client, f"{key}/verdict", 0, topic, timeout_seconds + 60))
+    else:
+        peers = range(1, jax.process_count())
+        replies = [json.loads(_receive(client, f"{key}/{peer}", peer, topic, timeout_seconds)) for peer in peers]
+        if failures := [reply["failure"] for reply in replies if "failure" in reply]:
+            result = {"failure": failures[0] + (f" (and {len(failures) - 1} more)" if len(failures) > 1 else "")}
+        else:
+            result = {"message": judge([message, *(reply["message"] for reply in replies)])}
+        client.key_value_set(f"{key}/verdict", json.dumps(result))
+    if "failure" in result:
+        raise ProcessesError(result["failure"])
+    return result["message"]
 
 
-def report_failure(message: str, verdict: str) -> None:
-    """Takes the place of `judge_together` in a process that cannot go on, and does not wait for the others.
+def report_failure(reason: str) -> None:
+    """Ends the current or next call of `judge_together` of the other processes with an error, without waiting for them.
+
+    Does nothing if this process has already reported a failure, or if there are no other processes.
 
     Args:
-        message: message of this process.
-        verdict: verdict for the other processes if this is process 0, which then computes no other one.
+        reason: why this process cannot go on.
     """
+    if not jax.distributed.is_initialized() or _has_failed.is_set():
+        return
+    _has_failed.set()
     client, index, key = _get_client(), jax.process_index(), f"caption_jax/{next(_counter)}"
-    client.key_value_set(f"{key}/{index}", message)
+    failure = json.dumps({"failure": f"process {index} ({socket.gethostname()}) could not start: {reason}"})
+    client.key_value_set(f"{key}/{index}", failure)
     if index == 0:
-        client.key_value_set(f"{key}/verdict", verdict)
+        client.key_value_set(f"{key}/verdict", failure)
 
 
 def _get_client() -> Any:

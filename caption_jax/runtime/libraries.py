@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging as standard_logging
 import os
 import re
+import sys
+import tempfile
+from collections.abc import Iterator
 from typing import Literal
 
 from absl import flags, logging
@@ -65,3 +69,34 @@ def set_up_log(verbosity: Verbosity = "normal") -> None:
     handler.addFilter(_LIBRARY_FILTER)  # no-op if already added
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+_STDERR = 2
+# Printed by each extension module of JAX's CUDA plug-in, regardless of the log level.
+_NO_CUDA_DRIVER = re.compile(
+    rb"(WARNING: All log messages before absl::InitializeLog\(\) is called are written to STDERR\n)?"
+    rb"[IW]\d{4} [^\n]*Could not find cuda drivers[^\n]*\n"
+)
+
+
+@contextlib.contextmanager
+def without_cuda_driver_messages() -> Iterator[None]:
+    """Drops the messages of libraries that there is no CUDA driver, for code that does not need one.
+
+    Other output of the `with` block to stderr appears at its end. With the verbosity "verbose", nothing is dropped.
+    """
+    if logging.get_absl_logger().isEnabledFor(standard_logging.DEBUG):
+        yield
+        return
+    sys.stderr.flush()
+    stderr = os.dup(_STDERR)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, _STDERR)
+            os.close(stderr)
+            file.seek(0)
+            os.write(_STDERR, _NO_CUDA_DRIVER.sub(b"", file.read()))

@@ -132,8 +132,9 @@ class TrainStep:
         trainable, frozen = split_params(state.params, self.frozen)
         fixed = FixedInputs(frozen, constants or {})
         result = self._gradient(trainable, fixed, state.batch_stats, batch, step_key)
-        params, opt_state = self._apply_optimizer(state, result.gradients, frozen)
-        ema = None if state.ema is None else ema_update(state.ema, params, self.spec.optimizer.ema, state.step)
+        with jax.named_scope("optimizer"):
+            params, opt_state = self._apply_optimizer(state, result.gradients, frozen)
+            ema = None if state.ema is None else ema_update(state.ema, params, self.spec.optimizer.ema, state.step)
         metrics = {
             **mean_metrics(result.outputs),
             "gradient_norm": optax.tree.norm(result.gradients),
@@ -168,16 +169,12 @@ class TrainStep:
                 text_ids=self.text_ids,
                 mesh=self.mesh,
             )
-            return {
-                label: objective(
-                    model,
-                    forward,
-                    microbatch.batch,
-                    fixed.constants.get(label, {}),
-                    jax.random.fold_in(microbatch.dropout_key, zlib.crc32(label.encode())),
-                )
-                for label, objective in self.objectives.items()
-            }
+            outputs = {}
+            for label, objective in self.objectives.items():
+                key = jax.random.fold_in(microbatch.dropout_key, zlib.crc32(label.encode()))
+                with jax.named_scope("objectives"), jax.named_scope(label):
+                    outputs[label] = objective(model, forward, microbatch.batch, fixed.constants.get(label, {}), key)
+            return outputs
 
         outputs, updated = self.model.apply(
             {"params": params, "batch_stats": batch_stats},
@@ -194,8 +191,9 @@ class TrainStep:
             return batch["features"], self.spec.data.feature_cache.stage
         # Indices of the microbatch's rows in the whole batch; see `_split_rows`.
         indices = jnp.arange(batch["image"].shape[0]) * self.spec.optimizer.grad_accum_steps + microbatch.index
-        images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, indices, self.model.ops)
-        return self.preprocessing.normalise(images), ""
+        with jax.named_scope("augmentation"):
+            images = augment(microbatch.augmentation_key, batch["image"], self.spec.augment, indices, self.model.ops)
+            return self.preprocessing.normalise(images), ""
 
     def _gradient(
         self, trainable: Parameters, fixed: FixedInputs, batch_stats: PyTree, batch: Batch, step_key: jax.Array

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_run
+from jax.sharding import NamedSharding, PartitionSpec
+from program_stats import compute_stats
 
 from caption_jax.errors import ConfigError
+from caption_jax.objectives import unlikelihood
 from caption_jax.objectives.forward_pass import CaptionRows
 from caption_jax.objectives.unlikelihood import Unlikelihood, find_candidates
 from caption_jax.specs import RunSpec
@@ -106,6 +109,36 @@ def test_gradient_matches_the_definition(packing):
         shifted[1][index] -= step * direction
         expected = (compute_reference_loss(*shifted[0])[0] - compute_reference_loss(*shifted[1])[0]) / (2 * step)
         assert np.vdot(gradient, direction) == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.usefixtures("eight_devices")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_eight_devices_reduce_the_gradients_of_all_chunks_once(dtype, monkeypatch):
+    monkeypatch.setattr(unlikelihood, "_CHUNK_SIZE", 3)
+    rng = np.random.default_rng(3)
+    shapes = (8, CAPTIONS, TARGETS, WIDTH), (VOCABULARY_SIZE, WIDTH), (VOCABULARY_SIZE,)
+    states, embedding, bias = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+
+    def compute_sum(states, embedding, bias, shards):
+        forward = SimpleNamespace(decoded=SimpleNamespace(states=states), shards=shards)
+        return unlikelihood._compute_log_normaliser(forward, embedding, bias).sum()
+
+    mesh = jax.make_mesh((8,), ("data",), devices=jax.devices()[:8])
+    sharded, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (["data"], []))
+    shardings = (sharded, everywhere, everywhere)
+    differentiate = jax.value_and_grad(compute_sum, (0, 1, 2))
+    step = jax.jit(
+        functools.partial(differentiate, shards=8), in_shardings=shardings, out_shardings=(everywhere, shardings)
+    )
+    lowered = step.lower(states, embedding, bias.astype(jnp.float32))
+    compiled = lowered.compile()
+    arguments = states, embedding, bias.astype(jnp.float32)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-5 if dtype == "float32" else 0.03, atol=1e-5)
+    as_float32 = functools.partial(jax.tree.map, lambda x: np.asarray(x, np.float32))
+    jax.tree.map(close, as_float32(compiled(*arguments)), as_float32(differentiate(*arguments, shards=1)))
+    collectives = compute_stats(lowered, compiled, mesh)["collectives"]
+    assert {group["kind"] for group in collectives} == {"all-reduce"}
+    assert not any("while" in source for group in collectives for source in group["sources"])
 
 
 def test_candidates_are_distinct_earlier_tokens_except_the_target():

@@ -46,14 +46,27 @@ def test_the_slowest_resource_is_the_bound():
     assert (estimate.bound, estimate.images_per_second) == ("links", 10 / 30)
 
 
-def test_bytes_are_attributed_to_modules():
-    sources = (
-        "jit(step)/jvp(Model)/decoder/layer_0/dot",
-        "jit(step)/transpose(jvp(Model))/image_encoder/stem/conv",
-        "",
+def make_traffic() -> tuple[Traffic, ...]:
+    """Returns the traffic of operations of three parts: 60 bytes in main memory and 30 on the chip."""
+    return (
+        Traffic("jit(step)/jvp(Model)/decoder/layer_0/self_attention/dot", 40, 30),
+        Traffic("jit(step)/transpose(jvp(Model))/image_encoder/backbone/stem/conv", 20, 0),
+        Traffic("jit(step)/transpose(jvp(Model))/image_encoder/backbone/stem/norm", 10, 0),
+        Traffic("", 20, 0),
     )
-    cost = make_cost(bytes_accessed=120.0, traffic=tuple(Traffic(source, 20, 0) for source in sources))
-    assert [cost.bytes_by_module(module) for module in ("decoder", "image_encoder", "text_encoder")] == [40, 40, 0]
+
+
+def test_the_bytes_of_all_parts_sum_to_the_bytes_in_main_memory():
+    cost = make_cost(bytes_accessed=95.0, traffic=make_traffic())
+    assert cost.bytes_by_part == {"encoder, stem": 30, "other": 20 + 5, "self-attention": 10}  # XLA counts 5 more
+    assert sum(cost.bytes_by_part.values()) == cost.memory_bytes == 65
+
+
+def test_parts_are_scaled_down_if_xla_counts_fewer_bytes():
+    cost = make_cost(bytes_accessed=60.0, traffic=make_traffic())
+    assert cost.bytes_by_part == {"encoder, stem": 15, "other": 10, "self-attention": 5}
+    assert sum(cost.bytes_by_part.values()) == cost.memory_bytes == 30
+    assert make_cost().bytes_by_part == {}
 
 
 def test_chips_have_published_specifications():

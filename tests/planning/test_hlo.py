@@ -8,6 +8,7 @@ import pytest
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from caption_jax.planning.cost import compute_cost
 from caption_jax.planning.hlo import CompiledText, Traffic
 from caption_jax.planning.matrix_products import matrix_flops, matrix_flops_by_dtype
 
@@ -161,6 +162,25 @@ def test_operations_in_a_loop_are_counted_once_per_iteration():
     expected = 7 * 2 * 16 * 32 * 8
     for text in (lowered.as_text("hlo"), lowered.compile().as_text()):
         assert matrix_flops(CompiledText(text)) == expected
+
+
+def test_loops_of_unknown_length_have_the_assumed_number_of_iterations():
+    def multiply_until_large(x, y):
+        def multiply(state):
+            x, step = state
+            return x @ y, step + 1
+
+        return lax.while_loop(lambda state: (state[1] < 9) & (state[0].sum() < 100), multiply, (x, 0))[0]
+
+    shapes = jax.ShapeDtypeStruct((16, 32), jnp.float32), jax.ShapeDtypeStruct((32, 32), jnp.float32)
+    lowered = jax.jit(multiply_until_large).lower(*shapes)
+    compiled = lowered.compile()
+    once = 2 * 16 * 32 * 32
+    for text in (lowered.as_text("hlo"), compiled.as_text()):
+        assert matrix_flops(CompiledText(text)) == once
+        assert matrix_flops(CompiledText(text, unknown_iterations=9)) == 9 * once
+    costs = [compute_cost(lowered, compiled, 1, 1, unknown_iterations=count) for count in (1, 9)]
+    assert 5 * costs[0].memory_bytes < costs[1].memory_bytes < 9.5 * costs[0].memory_bytes
 
 
 def test_of_an_array_that_a_loop_slices_only_the_slices_are_counted():

@@ -12,6 +12,7 @@ from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, run_main
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.planning.assumed import describe_run
+from caption_jax.planning.model_parts import PARTS
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
 from caption_jax.runs.initial_variables import variable_shapes
@@ -45,7 +46,7 @@ def workdir(tmp_path):
 
 
 def test_main_prints_and_writes_a_plan(tmp_path, capsys):
-    plan_flags = ("--programs=train,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
+    plan_flags = ("--programs=train,evaluate,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
     config_flags = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")
     arguments = (CONFIG, f"--workdir={tmp_path}", "--mode=plan", "--topology=cpu:8", *plan_flags, *config_flags)
     assert run_main(*arguments) == 0
@@ -66,6 +67,20 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     # A global batch of 16 images cannot be told apart from text encoder weights with 16 rows.
     assert train["gathered_may_include_weights"] and "as many rows as the global batch" in output
     assert "all-gather (data)" in output and "decode: 2 images per chip" in output
+    parts = train["per_image"]["bytes_by_part"]
+    expected = (
+        "encoder, depthwise, attention projections, self-attention, cross-attention, feed-forward, norms, dropout, "
+        "embedding, loss, contrastive objective, text encoder, optimizer"
+    )
+    assert [part for part in PARTS if part in expected and part not in parts] == []
+    assert sum(parts.values()) == pytest.approx(train["per_image"]["memory_bytes"])
+    assert parts.get("other", 0) < 0.2 * train["per_image"]["memory_bytes"]
+    assert "    self-attention  " in output
+    # The evaluation step also computes the loss of the references.
+    evaluate, decode = (stored["programs"][name]["per_image"] for name in ("evaluate", "decode"))
+    assert evaluate["bytes_by_part"]["loss"] > decode["bytes_by_part"].get("loss", 0)
+    assert evaluate["matrix_flops"] > decode["matrix_flops"] > 0
+    assert stored["assumed"]["generated_captions"] == "9 tokens each, the maximum"
 
 
 @pytest.mark.slow
@@ -108,7 +123,7 @@ def test_the_vocabulary_size_is_read_from_a_trained_workdir(small_workdir, workd
 def test_indivisible_batches_and_unknown_programs_are_rejected(workdir):
     with pytest.raises(ValueError, match="batch_size=4 images cannot be split evenly across 8 devices"):
         make_plan(workdir, Request("cpu:8", ("train",)))
-    with pytest.raises(ValueError, match="unknown program eval; choose from train, decode, encoder"):
+    with pytest.raises(ValueError, match="unknown program eval; choose from train, evaluate, decode, encoder"):
         make_plan(workdir, Request("cpu:8", ("eval",)))
 
 

@@ -64,11 +64,6 @@ def test_differing_data_are_named_before_their_consequences(config, tmp_path):
     )
 
 
-def test_the_failure_of_a_process_is_the_message_of_the_others():
-    reports = [{"host": "a", "facts": {}}, {"host": "b", "error": "no such folder: /data; set config.data.root"}]
-    assert compare_facts(reports) == "process 1 (b) could not start: no such folder: /data; set config.data.root"
-
-
 def test_many_processes_are_named_by_ranges_and_many_differences_are_counted():
     values = [{f"config.key{number}": "0" if index < 6 else "1" for number in range(5)} for index in range(9)]
     message = compare_facts([{"host": f"h{index}", "facts": facts} for index, facts in enumerate(values)])

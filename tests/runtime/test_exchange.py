@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import threading
 
 import jax
 import pytest
 
-from caption_jax.errors import ProcessesError
+from caption_jax.errors import DataError, ProcessesError
+from caption_jax.runs.agreement import reported_failures
 from caption_jax.runtime import exchange
 from caption_jax.runtime.exchange import judge_together, report_failure
 
@@ -35,10 +37,12 @@ def act_as(monkeypatch):
     store = Store()
     monkeypatch.setattr(exchange, "_get_client", lambda: store)
     monkeypatch.setattr(jax, "process_count", lambda: 3)
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
 
     def select(index: int) -> None:
         monkeypatch.setattr(jax, "process_index", lambda: index)
         monkeypatch.setattr(exchange, "_counter", itertools.count())
+        monkeypatch.setattr(exchange, "_has_failed", threading.Event())
 
     return select
 
@@ -63,11 +67,51 @@ def test_a_process_that_stays_silent_is_named_in_one_line(act_as):
     )
 
 
-def test_the_failure_of_process_0_is_the_verdict_of_the_others(act_as):
+def test_the_failure_of_process_0_ends_the_others(act_as):
     act_as(0)
-    report_failure("message", "process 0 failed")
+    report_failure("no such folder: /data")
     act_as(2)
-    assert judge_together("the topic", "message", json.dumps) == "process 0 failed"
+    with pytest.raises(ProcessesError, match=r"process 0 \(.+\) could not start: no such folder: /data$"):
+        judge_together("the topic", "message", json.dumps)
+
+
+def test_the_failures_of_other_processes_end_all(act_as):
+    for index in (1, 2):
+        act_as(index)
+        report_failure(f"no such folder: /data/{index}")
+    expected = r"process 1 \(.+\) could not start: no such folder: /data/1 \(and 1 more\)$"
+    act_as(0)
+    with pytest.raises(ProcessesError, match=expected):
+        judge_together("the topic", "message", lambda messages: pytest.fail("there is nothing to judge"))
+
+
+def test_a_process_reports_only_its_first_failure(act_as):
+    act_as(1)
+    report_failure("first")
+    report_failure("second, because of the first")
+    act_as(2)
+    report_failure("third")
+    act_as(0)
+    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) could not start: first"):
+        judge_together("the topic", "message", json.dumps)
+
+
+def test_an_error_before_the_first_agreement_is_reported_unless_all_processes_raise_it(act_as):
+    act_as(1)
+    with pytest.raises(ProcessesError, match="differ"), reported_failures():
+        raise ProcessesError("the configs differ")
+    with pytest.raises(DataError), reported_failures():
+        raise DataError("no caption file in /holiday")
+    act_as(2)
+    report_failure("another reason")
+    act_as(0)
+    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) could not start: no caption file in /holiday"):
+        judge_together("the topic", "message", json.dumps)
+
+
+def test_a_single_process_has_nobody_to_report_to():
+    with pytest.raises(DataError), reported_failures():
+        raise DataError("no caption file in /holiday")
 
 
 def test_processes_that_are_not_connected_are_an_error(monkeypatch):

@@ -11,7 +11,7 @@ import sys
 import pytest
 from absl import flags, logging
 
-from caption_jax.runtime.libraries import LogFormatter, set_up_log
+from caption_jax.runtime.libraries import LogFormatter, set_up_log, without_cuda_driver_messages
 
 
 @pytest.fixture(autouse=True)
@@ -74,6 +74,27 @@ def test_messages_have_a_short_time_and_the_level_of_warnings():
     times = [re.match(r"\d\d:\d\d:\d\d ", line)[0] for line in lines]
     suffixes = [line.removeprefix(time) for line, time in zip(lines, times, strict=True)]
     assert suffixes == ["step 5", "warning: step 5", "error: step 5"]
+
+
+CUDA_MESSAGES = (
+    b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n"
+    b"I0000 00:00:1795833796.033607    3254 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will "
+    b"not be used.\n"
+)
+
+
+@pytest.mark.parametrize(("verbosity", "is_shown"), [("normal", False), ("verbose", True)])
+def test_messages_about_a_missing_cuda_driver_are_dropped_unless_verbose(verbosity, is_shown, capfd):
+    set_up_log(verbosity)
+    with pytest.raises(RuntimeError), without_cuda_driver_messages():
+        os.write(2, CUDA_MESSAGES + b"E0000 another message\n" + CUDA_MESSAGES)
+        print("from Python", file=sys.stderr)
+        raise RuntimeError
+    output = capfd.readouterr().err
+    assert ("cuda drivers" in output) is is_shown
+    assert "E0000 another message\n" in output and "from Python\n" in output
+    os.write(2, CUDA_MESSAGES)
+    assert "cuda drivers" in capfd.readouterr().err
 
 
 @pytest.mark.slow
