@@ -112,7 +112,8 @@ def parse_topology(name: str) -> Topology:
 
     Args:
         name: name of a TPU chip and shape of a slice, or name of a GPU or "cpu" and number of devices, separated by a
-            colon; or an accelerator type of Cloud TPU, such as "v5litepod-256" or "v6e-8".
+            colon; or a chip and number, as in the accelerator types "v5litepod-256" and "v6e-8" of Cloud TPU, or
+            "h100-8".
 
     Raises:
         ConfigError: the name is invalid. The message contains examples of valid names.
@@ -131,13 +132,16 @@ def parse_topology(name: str) -> Topology:
 
 
 def _expand_accelerator_type(name: str) -> str:
-    """Returns the shape of a slice that Cloud TPU names by its size, such as "v5e:16x16" for "v5litepod-256".
+    """Returns the shape of devices that are named by their number, such as "v5e:16x16" for "v5litepod-256".
 
     The size of a v5p slice is its number of TensorCores, of which a chip has two.
 
     Raises:
         ConfigError: the number of chips is not a power of two, so the name does not determine the shape.
     """
+    kind, _, number = name.partition("-")
+    if kind in CHIPS and CHIPS[kind].kind == "gpu" and number:
+        return f"{kind}:{number}"
     match = re.fullmatch(r"(v5litepod|v5e|v5p|v6e)-([1-9]\d*)", name)
     if not match:
         return name

@@ -12,7 +12,6 @@ from small_run import ROOT, TEXT_ENCODER_FLAGS, get_config, run_main
 
 from caption_jax.parameters.paths import flatten
 from caption_jax.planning.assumed import describe_run
-from caption_jax.planning.model_parts import PARTS
 from caption_jax.planning.plan import Request, plan
 from caption_jax.planning.table import print_plan
 from caption_jax.runs.initial_variables import variable_shapes
@@ -68,11 +67,9 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert train["gathered_may_include_weights"] and "as many rows as the global batch" in output
     assert "all-gather (data)" in output and "decode: 2 images per chip" in output
     parts = train["per_image"]["bytes_by_part"]
-    expected = (
-        "encoder, depthwise, attention projections, self-attention, cross-attention, feed-forward, norms, dropout, "
-        "embedding, loss, contrastive objective, text encoder, optimizer"
-    )
-    assert [part for part in PARTS if part in expected and part not in parts] == []
+    decoder_parts = "attention projections, self-attention, cross-attention, feed-forward, norms, dropout, embedding"
+    other_parts = {"encoder, depthwise", "loss", "contrastive objective", "text encoder", "optimizer"}
+    assert set(parts) >= {*decoder_parts.split(", "), *other_parts}
     assert sum(parts.values()) == pytest.approx(train["per_image"]["memory_bytes"])
     assert parts.get("other", 0) < 0.2 * train["per_image"]["memory_bytes"]
     assert "    self-attention  " in output

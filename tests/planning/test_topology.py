@@ -29,6 +29,7 @@ def test_names_specify_the_chip_and_the_shape():
         ("v5p-8", "v5p:2x2x1"),
         ("v5p-32", "v5p:2x2x4"),
         ("v5p-1024", "v5p:8x8x8"),
+        ("h100-8", "h100:8"),
     ],
 )
 def test_names_of_cloud_tpu_are_accepted(name, expected):
@@ -42,6 +43,7 @@ def test_names_of_cloud_tpu_are_accepted(name, expected):
         "v5e-6",
         "v5p-9",
         "h100:2x2",
+        "h100-2x2",
         "h100",
         "",
         "v7:2x2",
