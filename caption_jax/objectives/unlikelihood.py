@@ -93,12 +93,12 @@ def _compute_log_normaliser(
     states = forward.decoded.states
     chunks = TokenChunks(states.shape[:-1], _CHUNK_SIZE, forward.shards)
     per_device = chunks.axes[:-1]
-    embeddings = jnp.broadcast_to(embedding.astype(jnp.float32), (*per_device, *embedding.shape))
+    embeddings = jnp.broadcast_to(embedding, (*per_device, *embedding.shape))
     biases = jnp.broadcast_to(bias, (*per_device, 1, *bias.shape))
 
     @jax.checkpoint
     def compute_chunk(states: Float[Array, "*devices tokens width"]) -> Float[Array, "*devices tokens"]:
-        logits = einsum_float32("...td,...vd->...tv", states, embeddings.astype(states.dtype))
+        logits = einsum_float32("...td,...vd->...tv", states, embeddings)
         return jax.nn.logsumexp(logits + biases, axis=-1)
 
     return chunks.merge(jax.lax.map(compute_chunk, chunks.split(states)))
