@@ -41,6 +41,8 @@ def launcher(small_images, compile_cache) -> RunLauncher:
 
 # Differences between parameters are proportional to differences between gradients.
 SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1")
+# One image per device and microbatch.
+ONE_IMAGE = ("--config.model.encoder.norm_group_size=1", "--config.data.eval_batch_size=4")
 
 
 def start_sharing_processes(
@@ -83,7 +85,7 @@ GROUPS = {
     "features": Group(1e-3, variant=":cached"),
     "blocks": Group(1e-3, flags=("--config.train.packing=blocks",)),
     "pixels": Group(2e-6, common=SGD, flags=("--config.data.pixel_cache.use=always",), writes_pixels=True),
-    "four_processes": Group(2e-6, 4, common=SGD, flags=("--config.train.packing=blocks",)),
+    "four_processes": Group(2e-6, 4, common=(*SGD, *ONE_IMAGE), flags=("--config.train.packing=blocks",)),
 }
 
 
