@@ -26,7 +26,7 @@ IMPLEMENTATIONS = ("ours", "reference")
 NAMES = (
     *("dense", "pointwise_conv", "depthwise_conv", "norm_activation", "stored_norm_activation"),
     *("dropout", "dropout_16_bits", "attend", "caption_attention", "memory_attention"),
-    *("token_cross_entropy", "vocabulary_cross_entropy", "resample", "top_k"),
+    *("vocabulary_cross_entropy", "resample", "top_k"),
 )
 
 
@@ -64,9 +64,6 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
     weights, channels = np.ones(TOKENS, np.float32), (np.ones(32, np.float32),) * 3
     norm = functools.partial(ops.norm_activation, groups=1, epsilon=1e-3, activation="swish")
 
-    def token_loss(logits):
-        return ops.token_cross_entropy(logits, targets[:624], weights[:624], 0.1).loss_sum
-
     def vocabulary_loss(states, embedding, bias):
         return ops.vocabulary_cross_entropy(states, embedding, bias, targets, weights, 0.1).loss_sum
 
@@ -99,7 +96,6 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
                 make_array(IMAGES, HEADS, MEMORY_LENGTH, head_dim),
             ),
         ),
-        "token_cross_entropy": (token_loss, (make_array(624, VOCABULARY_SIZE),)),
         "vocabulary_cross_entropy": (
             vocabulary_loss,
             (make_array(TOKENS, WIDTH), make_array(VOCABULARY_SIZE, WIDTH), make_array(VOCABULARY_SIZE)),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import functools
 import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -70,20 +71,25 @@ def compare_convolutions(images: int, size: int, channels: int, kernel: int, str
 
 
 def compare_losses(workload: Workload) -> dict[str, float | str]:
-    """Compares computing the loss from all logits at once with computing it in chunks of tokens, with gradients."""
+    """Compares computing the loss from all logits at once with computing it in chunks of tokens, with gradients.
+
+    "reference" also computes all logits at once, but JAX derives its gradients.
+    """
     shape = workload.images, workload.captions, workload.length - 1
     states, embedding = make_arrays((*shape, workload.width), (workload.vocabulary_size, workload.width))
     arguments = states, embedding, jnp.zeros(workload.vocabulary_size), jnp.ones(shape, jnp.int32), jnp.ones(shape)
 
-    def compute_loss(states: jax.Array, embedding: jax.Array, bias: jax.Array, *others: jax.Array) -> jax.Array:
-        logits = jnp.einsum("...d,vd->...v", states, embedding, preferred_element_type=jnp.float32) + bias
-        return cross_entropy.token_cross_entropy(logits, *others, 0.1).loss_sum
+    def compute_reference(*arrays: jax.Array) -> jax.Array:
+        return cross_entropy.vocabulary_cross_entropy_reference(*arrays, 0.1).loss_sum
 
-    results = {"all logits": measure(jax.grad(compute_loss, argnums=(0, 1, 2)), *arguments)}
-    for size in CHUNKS:
+    def compute_gradients(*arrays: jax.Array, size: int) -> tuple[jax.Array, ...]:
         chunks = TokenChunks(shape, size)
-        compute = functools.partial(cross_entropy._compute_in_chunks, chunks=chunks, smoothing=0.1)
-        results[f"chunks of {size} tokens"] = measure(lambda *arrays, compute=compute: compute(*arrays)[1], *arguments)
+        return cross_entropy._differentiate_in_chunks(*arrays, chunks=chunks, smoothing=0.1)[1]
+
+    sizes = {"all logits": math.prod(shape)} | {f"chunks of {size} tokens": size for size in CHUNKS}
+    results = {"reference": measure(jax.grad(compute_reference, argnums=(0, 1, 2)), *arguments)}
+    for name, size in sizes.items():
+        results[name] = measure(functools.partial(compute_gradients, size=size), *arguments)
     return results
 
 

@@ -18,7 +18,11 @@ Batch = dict[str, jax.Array]
 
 
 def make_eval_step(
-    model: ImageCaptioningModel, description: RunDescription, evaluators: Sequence[tuple[Evaluator, Any]] = ()
+    model: ImageCaptioningModel,
+    description: RunDescription,
+    evaluators: Sequence[tuple[Evaluator, Any]] = (),
+    *,
+    shards: int = 1,
 ) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
     """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the teacher-forced loss.
 
@@ -30,14 +34,16 @@ def make_eval_step(
         model: the model of the run.
         description: the run description.
         evaluators: (evaluator, prepared state) pairs.
+        shards: number of devices over which the batch is sharded.
     """
     decode_spec = description.spec.decode
 
     def step(variables: PyTree, batch: Batch) -> dict[str, PyTree]:
         features, decoded = caption_batch(model, variables, batch, description, decode_spec)
-        teacher_forced = model.apply(variables, batch["tokens"][..., :-1], features, train=False, method="decode")
-        targets = batch["tokens"][..., 1:]
-        loss = model.ops.token_cross_entropy(teacher_forced.logits, targets, target_weights(batch), 0.0)
+        inputs, targets = batch["tokens"][..., :-1], batch["tokens"][..., 1:]
+        states = model.apply(variables, inputs, features, train=False, method="decode").states
+        output_layer = model.apply(variables, method="output_layer")
+        loss = model.ops.vocabulary_cross_entropy(states, *output_layer, targets, target_weights(batch), shards=shards)
         pixels = description.preprocessing.normalise(batch["image"])
         eval_batch = EvalBatch(model, variables, pixels, features, batch, decoded)
         return {

@@ -120,6 +120,7 @@ class SplitEvaluator:
             experiment.model(),
             experiment.description,
             [(prepared.evaluator, prepared.state) for prepared in self._evaluators],
+            shards=mesh.shape["data"],
         )
         jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
         self._step: Callable = experiment.display.around_first_call(jitted, "compiling the evaluation step")

@@ -37,7 +37,6 @@ class Ops:
         attend: scaled dot-product attention.
         caption_attention: causal self-attention of captions in packed rows.
         memory_attention: cross-attention of captions in packed rows to the memory of their image.
-        token_cross_entropy: cross-entropy, given logits.
         vocabulary_cross_entropy: cross-entropy, given hidden states and an output layer.
         resample: bilinear crop and resize, for augmentation.
         top_k: the k largest of many values and their indices, for beam search.
@@ -53,7 +52,6 @@ class Ops:
     attend: Callable[..., Any]
     caption_attention: Callable[..., Any]
     memory_attention: Callable[..., Any]
-    token_cross_entropy: Callable[..., Any]
     vocabulary_cross_entropy: Callable[..., Any]
     resample: Callable[..., Any]
     top_k: Callable[..., Any]
@@ -73,7 +71,6 @@ FAST = Ops(
     attend=attend.attend,
     caption_attention=caption_attention.caption_attention,
     memory_attention=caption_attention.memory_attention,
-    token_cross_entropy=cross_entropy.token_cross_entropy,
     vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy,
     resample=resample.resample,
     top_k=top_k.top_k,
@@ -90,7 +87,6 @@ REFERENCE = Ops(
     attend=attend.attend_reference,
     caption_attention=caption_attention.caption_attention_reference,
     memory_attention=caption_attention.memory_attention_reference,
-    token_cross_entropy=cross_entropy.token_cross_entropy_reference,
     vocabulary_cross_entropy=cross_entropy.vocabulary_cross_entropy_reference,
     resample=resample.resample_reference,
     top_k=top_k.top_k_reference,

@@ -140,7 +140,7 @@ def _lower_evaluate(program: Program, batch_size: int) -> jax.stages.Lowered:
     """Lowers the evaluation step without evaluators, whose arrays are usually small."""
     description, mesh = program.description, program.mesh
     step = jax.jit(
-        make_eval_step(description.model(), description),
+        make_eval_step(description.model(), description, shards=mesh.shape["data"]),
         in_shardings=(None, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )

@@ -15,7 +15,6 @@ from caption_jax.config import default_config
 from caption_jax.models.build import build_model
 from caption_jax.models.roberta import RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
-from caption_jax.ops.cross_entropy import token_cross_entropy
 from caption_jax.specs import ModelSpec, build_spec
 
 VOCABULARY_SIZE, LENGTH, PAD = 23, 8, 1
@@ -45,8 +44,11 @@ class Captioner:
         rngs = {"dropout": key, "drop_path": key}
         return self.model.apply(variables, images, tokens, train=True, rngs=rngs, mutable=["batch_stats"])[0]
 
-    def compute_loss(self, logits, targets, smoothing=0.0):
-        sums = token_cross_entropy(logits, targets, targets != PAD, smoothing)
+    def compute_loss(self, states, targets, smoothing=0.0, output_layer=None):
+        """Returns the mean loss of states before the output layer, that of the model by default."""
+        if output_layer is None:
+            output_layer = self.model.apply(self.variables, method="output_layer")
+        sums = self.model.ops.vocabulary_cross_entropy(states, *output_layer, targets, targets != PAD, smoothing)
         return sums.loss_sum / sums.weight_sum
 
 
@@ -69,10 +71,11 @@ def test_the_loss_has_a_gradient_with_respect_to_the_image(captioner):
     def compute_gradients(variables, images):
         """Returns the gradients with respect to the memory and to the pixels."""
 
+        output_layer = captioner.model.apply(variables, method="output_layer")
+
         def loss(memory):
-            return captioner.compute_loss(
-                captioner.model.apply(variables, inputs, memory, method="decode").logits, targets
-            )
+            states = captioner.model.apply(variables, inputs, memory, method="decode").states
+            return captioner.compute_loss(states, targets, output_layer=output_layer)
 
         def encode(images):
             return captioner.model.apply(variables, images, method="encode_images").memory
@@ -139,19 +142,19 @@ def test_padding_has_no_effect(captioner):
     longer = jnp.pad(tokens, ((0, 0), (0, 0), (0, 9)), constant_values=PAD)
     decode = jax.jit(functools.partial(captioner.model.apply, method="decode"))
     memory = captioner.features(captioner.images).memory
-    expected = decode(captioner.variables, tokens[..., :-1], memory).logits
-    padded = decode(captioner.variables, longer[..., :-1], memory).logits
+    expected = decode(captioner.variables, tokens[..., :-1], memory)
+    padded = decode(captioner.variables, longer[..., :-1], memory)
     is_token = np.asarray(tokens[..., 1:] != PAD)
-    np.testing.assert_allclose(padded[..., : LENGTH - 1, :][is_token], expected[is_token], atol=1e-5)
+    np.testing.assert_allclose(padded.logits[..., : LENGTH - 1, :][is_token], expected.logits[is_token], atol=1e-5)
     for smoothing in (0.0, 0.1):
-        loss = captioner.compute_loss(expected, tokens[..., 1:], smoothing)
-        assert captioner.compute_loss(padded, longer[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
+        loss = captioner.compute_loss(expected.states, tokens[..., 1:], smoothing)
+        assert captioner.compute_loss(padded.states, longer[..., 1:], smoothing) == pytest.approx(float(loss), abs=1e-5)
 
 
 def test_the_loss_is_the_log_of_the_vocabulary_size_for_uniform_logits_and_small_for_peaked_ones(captioner):
     logits = captioner.logits(captioner.images, captioner.tokens[..., :-1])
-    targets = captioner.tokens[..., 1:]
-    uniform = captioner.compute_loss(jnp.full_like(logits, 3.0), targets)
+    targets, identity = captioner.tokens[..., 1:], (jnp.eye(VOCABULARY_SIZE), jnp.zeros(VOCABULARY_SIZE))
+    uniform = captioner.compute_loss(jnp.full_like(logits, 3.0), targets, output_layer=identity)
     assert float(uniform) == pytest.approx(math.log(VOCABULARY_SIZE), abs=1e-5)
-    peaked = captioner.compute_loss(logits + 20 * jax.nn.one_hot(targets, VOCABULARY_SIZE), targets)
-    assert 0 <= float(peaked) < 1e-3
+    peaked_logits = logits + 20 * jax.nn.one_hot(targets, VOCABULARY_SIZE)
+    assert 0 <= float(captioner.compute_loss(peaked_logits, targets, output_layer=identity)) < 1e-3

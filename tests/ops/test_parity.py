@@ -52,13 +52,11 @@ def compute_loss(model, rows):
     """Returns the caption loss minus the mean similarity of images and captions in the joint embedding space."""
     features = model.encode_images(IMAGES, train=True)
     output = model.decode(rows.inputs, features, segments=rows.segments, train=True)
-    logits_loss = model.ops.token_cross_entropy(output.logits, rows.targets, rows.weights, 0.1)
-    states = output.states, *model.output_layer()
-    states_loss = model.ops.vocabulary_cross_entropy(*states, rows.targets, rows.weights, 0.1)
+    loss = model.ops.vocabulary_cross_entropy(output.states, *model.output_layer(), rows.targets, rows.weights, 0.1)
     texts = TOKENS[:, 0]
     cosines = model.embed_images(features) * model.embed_texts(texts, texts != 1, train=True)
     similarity = cosines * model.similarity_scale()
-    return (logits_loss.loss_sum + states_loss.loss_sum) / (2 * rows.weights.sum()) - similarity.sum() / BATCH
+    return loss.loss_sum / loss.weight_sum - similarity.sum() / BATCH
 
 
 def make_rows(packed):

@@ -80,6 +80,19 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert stored["assumed"]["generated_captions"] == "9 tokens each, the maximum"
 
 
+@pytest.mark.parametrize("chips", [1, 4])
+def test_the_evaluation_step_does_not_store_all_logits(workdir, chips):
+    """The loss of the references is computed in chunks, in which each device has tokens of its own images."""
+    images, captions, targets, vocabulary = 64, 5, 19, 4000
+    changes = {"data.captions_per_image": captions, "data.max_length": targets + 1, "decode.max_length": 6}
+    request = Request(f"cpu:{chips}", ("evaluate",), images=images, vocabulary=vocabulary)
+    evaluate = make_plan(workdir, request, **changes)["programs"]["evaluate"]
+    all_logits = 4 * images * captions * targets * vocabulary
+    assert evaluate["memory"]["temporaries"] < 0.3 * all_logits
+    # The outputs are gathered: captions, their log-probabilities, and the indices and masks of the images.
+    assert sum(group["bytes"] for group in evaluate["collectives"]) <= 20 * 4 * images * chips
+
+
 @pytest.mark.slow
 def test_bfloat16_runs_have_no_float32_matmuls_in_encoding_and_decoding(workdir, capsys):
     """Parameters, norms and sums are float32, but the operands of matrix products are bfloat16."""
