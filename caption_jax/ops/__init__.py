@@ -13,7 +13,8 @@ complete):
 
     ops/attend.py               on a CPU, small matrix products of decoding are multiplications and sums
     ops/caption_attention.py    on a TPU, self-attention in blocks is computed in chunks
-    ops/convolution.py          on a GPU, the gradient of the kernel is computed in the dtype of the images
+    ops/convolution.py          on a CPU, channels are padded and the kernel gradient is a matrix product; on a GPU, the
+                                kernel gradient is computed in the dtype of the images
     ops/cross_entropy.py        size of the chunks of tokens whose logits are computed at a time
     ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image

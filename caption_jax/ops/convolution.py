@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -24,6 +25,10 @@ def convolve(
     The gradient of the kernel has the dtype of the kernel. If that is float32 and `x` is bfloat16, the gradient is not
     rounded to bfloat16, except on GPUs, whose library does not have such a convolution.
 
+    XLA:CPU is slow if the number of channels is not a multiple of 4, as for RGB images. On a CPU, channels of zeros are
+    added, and the gradient of the kernel is a matrix product of patches of the images. With the 3 x 3 kernel of an
+    image encoder, this is SPEEDUP times as fast as XLA's convolution, forward and backward.
+
     Args:
         x: images.
         kernel: kernel, which is cast to the dtype of `x`.
@@ -36,7 +41,16 @@ def convolve(
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
-    return _run_convolution(x, kernel, stride, padding, groups)
+    convolve = partial(_run_convolution, stride=stride, padding=padding, groups=groups)
+    if groups > 1 or x.shape[-1] % 4 == 0:
+        return convolve(x, kernel)
+
+    def convolve_with_more_channels(x: Array, kernel: Array) -> Array:
+        missing = -x.shape[-1] % 4
+        x = jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, missing)))
+        return convolve(x, jnp.pad(kernel, ((0, 0), (0, 0), (0, missing), (0, 0))))
+
+    return lax.platform_dependent(x, kernel, cpu=convolve_with_more_channels, default=convolve)
 
 
 def _run_convolution(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
@@ -51,7 +65,7 @@ def _run_convolution(x: Array, kernel: Array, stride: int, padding: Pads, groups
 
 
 def _forward(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> tuple[Array, tuple[Array, Array]]:
-    return _run_convolution(x, kernel, stride, padding, groups), (x, kernel)
+    return _convolve(x, kernel, stride, padding, groups), (x, kernel)
 
 
 def _backward(
@@ -64,6 +78,7 @@ def _backward(
         x,
         kernel,
         gradient,
+        cpu=partial(_multiply_patches if groups == 1 else _convolve_with_gradient, **settings),
         cuda=partial(_transpose_in_kernel, **settings),
         rocm=partial(_transpose_in_kernel, **settings),
         default=partial(_convolve_with_gradient, **settings),
@@ -101,3 +116,22 @@ def _convolve_with_gradient(
         batch_group_count=groups,
         preferred_element_type=kernel.dtype,
     )
+
+
+def _multiply_patches(x: Array, kernel: Array, gradient: Array, *, stride: int, padding: Pads, groups: int) -> Array:
+    """Returns the gradient of the kernel as a product of the gradient and the patch of the images of each pixel."""
+    del groups  # 1
+    (rows, columns, channels), outputs = kernel.shape[:3], kernel.shape[3]
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    height, width = (stride * (size - 1) + 1 for size in gradient.shape[1:3])
+    patches = jnp.concatenate(
+        [padded[:, i : i + height : stride, j : j + width : stride] for i in range(rows) for j in range(columns)], -1
+    )
+    patches, gradient = lax.optimization_barrier((patches, gradient))
+    product = lax.dot_general(
+        patches.reshape(-1, rows * columns * channels),
+        gradient.reshape(-1, outputs),
+        (((0,), (0,)), ((), ())),
+        preferred_element_type=kernel.dtype,
+    )
+    return product.reshape(kernel.shape)
