@@ -89,17 +89,18 @@ def _grouped_conv(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    return lax.platform_dependent(
-        x,
-        kernel,
-        cpu=partial(_sum_shifted, stride=stride, pads=pads),
-        default=partial(_grouped_conv, stride=stride, pads=pads),
-    )
+    def compute_on_cpu(x: Array, kernel: Array) -> Array:
+        return _sum_shifted(_pad(x, pads), kernel, stride, _output_shape(x, kernel, stride, pads))
+
+    grouped_conv = partial(_grouped_conv, stride=stride, pads=pads)
+    return lax.platform_dependent(x, kernel, cpu=compute_on_cpu, default=grouped_conv)
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
     def compute_on_cpu(x: Array, kernel: Array) -> Array:
-        return materialise(partial(_sum_shifted, stride=stride, pads=pads), x, kernel, opaque=kernel)
+        shape = _output_shape(x, kernel, stride, pads)
+        sum_shifted = partial(_sum_shifted, stride=stride, shape=shape)
+        return materialise(sum_shifted, _pad_for_tiles(x, shape, stride, pads), kernel, opaque=kernel)
 
     grouped_conv = partial(_grouped_conv, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=compute_on_cpu, default=grouped_conv), (x, kernel)
@@ -124,32 +125,67 @@ def _compute_grouped_gradients(
     return pullback(gradient)
 
 
-def _sum_shifted(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
-    (top, bottom), (left, right) = pads
+# XLA:CPU fuses the padding of an array into the operation that computes the array, so that the array itself is never
+# stored, if it is padded in a single way. The forward pass therefore pads an image as the gradient of the kernel does,
+# and both gradients pad the gradient of the output in the same way.
+
+
+def _pad(x: Array, pads: Pads) -> Array:
+    return jnp.pad(x, ((0, 0), *pads, (0, 0)))
+
+
+def _output_shape(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[int, int]:
     size = kernel.shape[0]
-    rows = (x.shape[1] + top + bottom - size) // stride + 1
-    columns = (x.shape[2] + left + right - size) // stride + 1
-    padded = jnp.pad(x, ((0, 0), *pads, (0, 0))).astype(jnp.float32)
-    weights = kernel.astype(x.dtype).astype(jnp.float32)
+    rows, columns = ((x.shape[axis + 1] + sum(pads[axis]) - size) // stride + 1 for axis in range(2))
+    return rows, columns
+
+
+def _pad_for_tiles(x: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
+    """Pads an image, also with the rows and columns that complete the tiles of an output of this shape."""
+    extra_rows, extra_columns = (stride * (-length % _TILE_SIDE) for length in shape)
+    (top, bottom), (left, right) = pads
+    return _pad(x, ((top, bottom + extra_rows), (left, right + extra_columns)))
+
+
+def _sum_shifted(padded: Array, kernel: Array, stride: int, shape: tuple[int, int]) -> Array:
+    rows, columns = shape
+    size = kernel.shape[0]
+    weights = kernel.astype(padded.dtype).astype(jnp.float32)
+    values = padded.astype(jnp.float32)
     total = sum(
-        padded[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride] * weights[i, j]
+        values[:, i : i + stride * (rows - 1) + 1 : stride, j : j + stride * (columns - 1) + 1 : stride] * weights[i, j]
         for i in range(size)
         for j in range(size)
     )
-    return total.astype(x.dtype)
+    return total.astype(padded.dtype)
 
 
 def _compute_shifted_gradients(
     x: Array, kernel: Array, gradient: Array, *, stride: int, pads: Pads
 ) -> tuple[Array, Array]:
+    size, shape = kernel.shape[0], gradient.shape[1:3]
+    padding = [
+        _pad_gradient_axis(*lengths, before, size, stride)
+        for lengths, (before, _) in zip(zip(shape, x.shape[1:3], strict=True), pads, strict=True)
+    ]
+    padded = _pad(gradient, tuple(padding))
     compute_input_gradient = partial(_compute_input_gradient, shape=x.shape[1:3], stride=stride, pads=pads)
-    return (
-        materialise(compute_input_gradient, gradient, kernel.astype(x.dtype), opaque=kernel).astype(x.dtype),
-        _compute_kernel_gradient(x, gradient, kernel.shape[0], stride, pads).astype(kernel.dtype),
-    )
+    x_gradient = materialise(compute_input_gradient, padded, kernel.astype(x.dtype), opaque=kernel)
+    padded_x = _pad_for_tiles(x, shape, stride, pads)
+    kernel_gradient = _compute_kernel_gradient(padded_x, padded, size, stride, shape)
+    return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
 
 
-def _compute_input_gradient(gradient: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
+def _pad_gradient_axis(length: int, input_length: int, pad: int, size: int, stride: int) -> tuple[int, int]:
+    """Returns the padding for which each shift in `_compute_input_gradient` is a slice, and tiles are complete.
+
+    The offset of a gradient row from m is at least -((size - 1) // stride) and at most (stride - 1 + pad) // stride.
+    """
+    after = (stride - 1 + pad) // stride + -(-input_length // stride) - length
+    return (size - 1) // stride, max(after, -length % _TILE_SIDE)
+
+
+def _compute_input_gradient(padded: Array, kernel: Array, shape: tuple[int, int], stride: int, pads: Pads) -> Array:
     """Computes the transposed convolution as shifted sums, one for each phase of the stride, and interleaves them.
 
     Input row p contributes to output row q through kernel row i if p + top = stride * q + i. The gradients of the rows
@@ -159,16 +195,8 @@ def _compute_input_gradient(gradient: Array, kernel: Array, shape: tuple[int, in
     height, width = shape
     (top, _), (left, _) = pads
     size = kernel.shape[0]
-    gradient = gradient.astype(jnp.float32)
-    kernel = kernel.astype(jnp.float32)
-    rows, columns = -(-height // stride), -(-width // stride)
-
-    # Pad with zeros on all sides, so that each shift below is a slice. The offset of a gradient row from m is at least
-    # -((size - 1) // stride) and at most (stride - 1 + pad) // stride.
-    before = (size - 1) // stride
-    after_rows = max((stride - 1 + top) // stride + rows - gradient.shape[1], 0)
-    after_columns = max((stride - 1 + left) // stride + columns - gradient.shape[2], 0)
-    padded = jnp.pad(gradient, ((0, 0), (before, after_rows), (before, after_columns), (0, 0)))
+    padded, kernel = padded.astype(jnp.float32), kernel.astype(jnp.float32)
+    rows, columns, before = -(-height // stride), -(-width // stride), (size - 1) // stride
 
     def compute_phase_gradient(row_phase: int, column_phase: int) -> Array:
         total = 0.0
@@ -183,7 +211,7 @@ def _compute_input_gradient(gradient: Array, kernel: Array, shape: tuple[int, in
         return compute_phase_gradient(0, 0)
     phases = [jnp.stack([compute_phase_gradient(i, j) for j in range(stride)], axis=3) for i in range(stride)]
     merged = jnp.stack(phases, axis=2)  # [batch, rows, row phase, columns, column phase, channels]
-    merged = merged.reshape(gradient.shape[0], rows * stride, columns * stride, gradient.shape[3])
+    merged = merged.reshape(padded.shape[0], rows * stride, columns * stride, padded.shape[3])
     return merged[:, :height, :width]
 
 
@@ -193,25 +221,30 @@ def _compute_input_gradient(gradient: Array, kernel: Array, shape: tuple[int, in
 _TILE_SIDE = 4
 
 
-def _compute_kernel_gradient(x: Array, gradient: Array, size: int, stride: int, pads: Pads) -> Array:
+def _compute_kernel_gradient(x: Array, gradient: Array, size: int, stride: int, shape: tuple[int, int]) -> Array:
     """Sums (shifted input) x (output gradient) over images and output pixels, for each kernel element and channel.
 
     Loops over tiles of the output. For each tile, slices of both arrays that fit in the cache are copied, and the
     products of all pixels are accumulated in one fused loop, without an XLA reduction or an array of products. Images
     have separate sums until the end, so that devices that shard the batch reduce only once.
+
+    Args:
+        x: images, padded by `_pad_for_tiles`.
+        gradient: gradient of the output, padded by `_pad_gradient_axis`.
+        size: side length of the kernel.
+        stride: stride.
+        shape: height and width of the output.
     """
-    tile_rows, tile_columns = (-(-length // _TILE_SIDE) for length in gradient.shape[1:3])
-    extra_rows = tile_rows * _TILE_SIDE - gradient.shape[1]
-    extra_columns = tile_columns * _TILE_SIDE - gradient.shape[2]
-    (top, bottom), (left, right) = pads
-    x = jnp.pad(x, ((0, 0), (top, bottom + stride * extra_rows), (left, right + stride * extra_columns), (0, 0)))
-    gradient = jnp.pad(gradient, ((0, 0), (0, extra_rows), (0, extra_columns), (0, 0)))
+    tile_rows, tile_columns = (-(-length // _TILE_SIDE) for length in shape)
     images, channels, input_side = x.shape[0], x.shape[-1], stride * (_TILE_SIDE - 1) + size
+    before = (size - 1) // stride
 
     def add_tile(tile: Array, total: Array) -> Array:
         row, column = tile // tile_columns * _TILE_SIDE, tile % tile_columns * _TILE_SIDE
         pixels = lax.dynamic_slice(x, (0, stride * row, stride * column, 0), (images, input_side, input_side, channels))
-        gradients = lax.dynamic_slice(gradient, (0, row, column, 0), (images, _TILE_SIDE, _TILE_SIDE, channels))
+        gradients = lax.dynamic_slice(
+            gradient, (0, before + row, before + column, 0), (images, _TILE_SIDE, _TILE_SIDE, channels)
+        )
         pixels, gradients = pixels.astype(jnp.float32), gradients.astype(jnp.float32)
         return total + sum(
             pixels[:, stride * i : stride * i + size, stride * j : stride * j + size] * gradients[:, i, None, j, None]

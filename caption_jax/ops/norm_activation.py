@@ -138,9 +138,10 @@ norm_activation.defvjp(_forward, _backward)
 def _compute_moments(x: Images, shift: Channels, groups: int) -> tuple[Groups, Groups]:
     """Computes the mean and biased variance of each group in one pass over `x`, from the values of `x - shift`."""
     count = x.size // (groups * x.shape[-1])
-    centred = x.astype(jnp.float32) - shift
-    mean, square = (_sum_groups(values, groups) / count for values in (centred, centred * centred))
-    return mean + shift, jnp.maximum(square - mean * mean, 0.0)
+    values = x.astype(jnp.float32)
+    centred = values - shift
+    mean, square = (_sum_groups(summands, groups) / count for summands in (values, centred * centred))
+    return mean, jnp.maximum(square - jnp.square(mean - shift), 0.0)
 
 
 def _sum_groups(x: Images, groups: int) -> Groups:
