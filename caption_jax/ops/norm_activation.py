@@ -115,7 +115,7 @@ def _backward(
         gradient = gradient.astype(jnp.float32)
         if activation == "linear":
             return gradient
-        values = _normalise(x, image_mean, image_inverse, scale, bias, "linear")
+        values = (x.astype(jnp.float32) - image_mean) * (image_inverse * scale) + bias
         return gradient * _DERIVATIVES[activation](values)
 
     def materialise_on_cpu(x: Array, gradient: Array) -> Array:
@@ -158,7 +158,8 @@ def _broadcast_to_images(per_group: Groups, x: Images) -> Float[Array, "images 1
 
 
 def _normalise(x: Array, mean: Array, inverse: Array, scale: Array, bias: Array, activation: Activation) -> Array:
-    return _ACTIVATIONS[activation]((x.astype(jnp.float32) - mean) * (inverse * scale) + bias)
+    factor = inverse * scale
+    return _ACTIVATIONS[activation](x.astype(jnp.float32) * factor + (bias - mean * factor))
 
 
 def _sigmoid(x: Array) -> Array:
