@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
+from caption_jax.ops.materialise import materialise
 from caption_jax.ops.mixed_precision import product_gradients
 
 
@@ -45,10 +44,7 @@ dense.defvjp(_forward, _backward)
 
 
 def _compute_gradients_on_cpu(x: Array, kernel: Array, gradient: Array) -> tuple[Array, Array]:
-    x, gradient = lax.optimization_barrier((x, gradient))
     x_grad = jnp.dot(gradient, kernel.astype(x.dtype).T)
-    x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
-    multiply = functools.partial(jnp.dot, preferred_element_type=kernel.dtype)
-    if x.shape[-1] <= gradient.shape[-1]:
-        return x_grad, multiply(lax.optimization_barrier(x.T), gradient)
-    return x_grad, lax.optimization_barrier(multiply(lax.optimization_barrier(gradient.T), x)).T
+    transposed = materialise(jnp.transpose, x.reshape(-1, x.shape[-1]), opaque=kernel)
+    kernel_grad = jnp.dot(transposed, gradient.reshape(-1, gradient.shape[-1]), preferred_element_type=kernel.dtype)
+    return x_grad, kernel_grad
