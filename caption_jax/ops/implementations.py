@@ -30,6 +30,7 @@ class Ops:
         name: "fast" or "reference".
         dense: matrix product with a kernel.
         pointwise_conv: 1 x 1 convolution.
+        scaled_pointwise_conv: 1 x 1 convolution of channels with a factor per image.
         depthwise_conv: depthwise convolution.
         norm_activation: batch norm with the statistics of the batch, followed by an activation.
         stored_norm_activation: batch norm with stored statistics, followed by an activation.
@@ -45,6 +46,7 @@ class Ops:
     name: str
     dense: Callable[..., Any]
     pointwise_conv: Callable[..., Any]
+    scaled_pointwise_conv: Callable[..., Any]
     depthwise_conv: Callable[..., Any]
     norm_activation: Callable[..., Any]
     stored_norm_activation: Callable[..., Any]
@@ -64,6 +66,7 @@ FAST = Ops(
     name="fast",
     dense=dense.dense,
     pointwise_conv=pointwise.pointwise_conv,
+    scaled_pointwise_conv=pointwise.scaled_pointwise_conv,
     depthwise_conv=depthwise.depthwise_conv,
     norm_activation=norm_activation.norm_activation,
     stored_norm_activation=norm_activation.stored_norm_activation,
@@ -80,6 +83,7 @@ REFERENCE = Ops(
     name="reference",
     dense=dense.dense_reference,
     pointwise_conv=pointwise.pointwise_conv_reference,
+    scaled_pointwise_conv=pointwise.scaled_pointwise_conv_reference,
     depthwise_conv=depthwise.depthwise_conv_reference,
     norm_activation=norm_activation.norm_activation_reference,
     stored_norm_activation=norm_activation.stored_norm_activation_reference,

@@ -106,9 +106,11 @@ class Pointwise(nn.Module):
     linear: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch h w inputs"], *, train: bool) -> Float[Array, "batch h w channels"]:
-        """Returns features at the same resolution."""
-        x = PointwiseConv(self.channels, self.settings, name="conv")(x)
+    def __call__(
+        self, x: Float[Array, "batch h w inputs"], scales: Float[Array, "batch inputs"] | None = None, *, train: bool
+    ) -> Float[Array, "batch h w channels"]:
+        """Returns features at the same resolution. The channels of `x` are first multiplied by `scales`."""
+        x = PointwiseConv(self.channels, self.settings, name="conv")(x, scales)
         return self.settings.make_norm("norm", linear=self.linear)(x, train=train)
 
 
@@ -119,11 +121,16 @@ class PointwiseConv(nn.Module):
     settings: BlockSettings
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch h w inputs"]) -> Float[Array, "batch h w channels"]:
-        """Returns the convolution of `x`."""
+    def __call__(
+        self, x: Float[Array, "batch h w inputs"], scales: Float[Array, "batch inputs"] | None = None
+    ) -> Float[Array, "batch h w channels"]:
+        """Returns the convolution of `x`, whose channels are first multiplied by `scales`."""
         settings = self.settings
         kernel = self.param("kernel", _FAN_OUT_INIT, (x.shape[-1], self.channels), settings.param_dtype)
-        return settings.ops.pointwise_conv(x.astype(settings.dtype), kernel)
+        x = x.astype(settings.dtype)
+        if scales is None:
+            return settings.ops.pointwise_conv(x, kernel)
+        return settings.ops.scaled_pointwise_conv(x, scales, kernel)
 
 
 class Depthwise(nn.Module):
@@ -159,22 +166,21 @@ class DepthwiseConv(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-    """Reweights the channels by a function of their means over the image (Hu et al., 2018)."""
+    """Computes a weight for each channel from the means of all channels over the image (Hu et al., 2018)."""
 
     hidden_channels: int
     settings: BlockSettings
 
     @nn.compact
-    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch h w c"]:
-        """Returns `x` with reweighted channels."""
+    def __call__(self, x: Float[Array, "batch h w c"]) -> Float[Array, "batch c"]:
+        """Returns weights in (0, 1), in the dtype of the settings."""
         settings = self.settings
         dtypes = {"dtype": settings.dtype, "param_dtype": settings.param_dtype}
         dense_settings = {"kernel_init": _FAN_OUT_INIT, "ops": settings.ops, **dtypes}
         pooled = jnp.mean(x, axis=(1, 2), dtype=jnp.float32).astype(settings.dtype)
         hidden = Dense(self.hidden_channels, name="reduce", **dense_settings)(pooled)
         hidden = _get_activation(settings.activation)(hidden)
-        weights = nn.sigmoid(Dense(x.shape[-1], name="expand", **dense_settings)(hidden))
-        return x * weights[:, None, None, :]
+        return nn.sigmoid(Dense(x.shape[-1], name="expand", **dense_settings)(hidden))
 
 
 class Block(nn.Module):
@@ -197,9 +203,11 @@ class Block(nn.Module):
             x = Pointwise(inputs * stage.expand, settings.for_submodule("expand"), name="expand")(x, train=train)
         depthwise = Depthwise(stage.kernel, self.stride, settings.for_submodule("depthwise"), name="depthwise")
         x = depthwise(x, train=train)
+        weights = None
         if settings.squeeze_excite:
-            x = SqueezeExcite(max(1, inputs // 4), settings, name="squeeze")(x)
-        x = Pointwise(stage.channels, settings.for_submodule("project"), linear=True, name="project")(x, train=train)
+            weights = SqueezeExcite(max(1, inputs // 4), settings, name="squeeze")(x)
+        project = Pointwise(stage.channels, settings.for_submodule("project"), linear=True, name="project")
+        x = project(x, weights, train=train)
         if self.stride != 1 or inputs != stage.channels:
             return x
         if train and self.drop_path > 0 and not self._is_frozen():
