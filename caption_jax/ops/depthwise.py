@@ -90,7 +90,9 @@ def _grouped_conv(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
     def compute_on_cpu(x: Array, kernel: Array) -> Array:
-        return _sum_shifted(_pad(x, pads), kernel, stride, _output_shape(x, kernel, stride, pads))
+        # Without the barrier, XLA would compute the taps that do not read any padding from another copy of the image.
+        padded = lax.optimization_barrier(_pad(x, pads))
+        return _sum_shifted(padded, kernel, stride, _output_shape(x, kernel, stride, pads))
 
     grouped_conv = partial(_grouped_conv, stride=stride, pads=pads)
     return lax.platform_dependent(x, kernel, cpu=compute_on_cpu, default=grouped_conv)
