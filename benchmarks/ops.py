@@ -24,7 +24,8 @@ TOKENS, WIDTH, HEADS, VOCABULARY_SIZE = 3_584, 512, 8, 10_000
 IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have at most 35 tokens, and 22 on average
 IMPLEMENTATIONS = ("ours", "reference")
 NAMES = (
-    *("dense", "pointwise_conv", "depthwise_conv", "norm_activation", "stored_norm_activation"),
+    *("dense", "convolve", "pointwise_conv", "scaled_pointwise_conv", "depthwise_conv"),
+    *("norm_activation", "stored_norm_activation"),
     *("dropout", "dropout_16_bits", "attend", "caption_attention", "memory_attention"),
     *("vocabulary_cross_entropy", "resample", "top_k"),
 )
@@ -62,6 +63,7 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
     head_dim = WIDTH // HEADS
     targets = np.random.default_rng(1).integers(0, VOCABULARY_SIZE, TOKENS)
     weights, channels = np.ones(TOKENS, np.float32), (np.ones(32, np.float32),) * 3
+    pixels = make_array(16, 224, 224, 3)
     norm = functools.partial(ops.norm_activation, groups=1, epsilon=1e-3, activation="swish")
 
     def vocabulary_loss(states, embedding, bias):
@@ -76,6 +78,9 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
     def feed_forward(x, expand, contract):
         return ops.dense(jax.nn.gelu(ops.dense(x, expand)), contract)
 
+    def convolve(kernel):  # pixels do not require a gradient
+        return ops.convolve(pixels, kernel, stride=2, padding=((0, 1), (0, 1)))
+
     def expand_channels(x, kernel, scale):
         return jax.nn.swish(ops.pointwise_conv(x, kernel) * scale)
 
@@ -83,6 +88,11 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
         "dense": (
             feed_forward,
             (make_array(TOKENS, WIDTH), make_array(WIDTH, 4 * WIDTH), make_array(4 * WIDTH, WIDTH)),
+        ),
+        "convolve": (convolve, (make_array(3, 3, 3, 32),)),
+        "scaled_pointwise_conv": (
+            ops.scaled_pointwise_conv,
+            (make_array(16, 56, 56, 144), make_array(16, 144), make_array(144, 24)),
         ),
         "pointwise_conv": (expand_channels, (make_array(16, 28, 28, 40), make_array(40, 240), make_array(240))),
         "depthwise_conv": (ops.depthwise_conv, (make_array(16, 56, 56, 144), make_array(3, 3, 144))),

@@ -16,11 +16,12 @@ complete):
     ops/convolution.py          on a CPU, channels are padded and the kernel gradient is a matrix product; on a GPU, the
                                 kernel gradient is computed in the dtype of the images
     ops/cross_entropy.py        size of the chunks of tokens whose logits are computed at a time
-    ops/dense.py                on a CPU, the kernel gradient transposes the smaller operand
+    ops/dense.py                on a CPU, the kernel gradient reads a transposed copy of the stored input
     ops/depthwise.py            on a CPU, convolutions are sums of shifted copies of the image
     ops/dropout.py              on a TPU, masks are generated in chunks
     ops/norm_activation.py      on a CPU, the gradient before the activation is materialised
-    ops/pointwise.py            on a CPU, gradients are products of flattened arrays
+    ops/pointwise.py            on a CPU, gradients are products of flattened arrays, and kernels are scaled instead of
+                                large images
     ops/resample.py             gathers on a CPU, two matrix products elsewhere
     runs/description.py         `config.dtype` "auto" is float32 on CPUs and on GPUs without bfloat16, and bfloat16
                                 elsewhere; on a CPU, XLA compiles the initialiser without optimisation

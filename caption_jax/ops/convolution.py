@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def convolve(
+def convolve_reference(
     x: Float[Array, "batch height width channels"],
     kernel: Float[Array, "rows columns group_channels out_channels"],
     *,
@@ -22,13 +22,6 @@ def convolve(
 ) -> Float[Array, "batch out_height out_width out_channels"]:
     """Returns the convolution (a cross-correlation, as is usual in deep learning) in the dtype of `x`.
 
-    The gradient of the kernel has the dtype of the kernel. If that is float32 and `x` is bfloat16, the gradient is not
-    rounded to bfloat16, except on GPUs, whose library does not have such a convolution.
-
-    XLA:CPU is slow if the number of channels is not a multiple of 4, as for RGB images. On a CPU, channels of zeros are
-    added, and the gradient of the kernel is a matrix product of patches of the images. With the 3 x 3 kernel of an
-    image encoder, this is SPEEDUP times as fast as XLA's convolution, forward and backward.
-
     Args:
         x: images.
         kernel: kernel, which is cast to the dtype of `x`.
@@ -36,12 +29,39 @@ def convolve(
         padding: zero padding ((top, bottom), (left, right)).
         groups: number of groups of channels, which are convolved separately: 1, or all channels.
     """
+    return lax.conv_general_dilated(
+        x,
+        kernel.astype(x.dtype),
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def convolve(
+    x: Float[Array, "batch height width channels"],
+    kernel: Float[Array, "rows columns group_channels out_channels"],
+    *,
+    stride: int,
+    padding: Pads,
+    groups: int = 1,
+) -> Float[Array, "batch out_height out_width out_channels"]:
+    """`convolve_reference`, whose gradient of the kernel has the dtype of the kernel.
+
+    If the kernel is float32 and `x` is bfloat16, the gradient is not rounded to bfloat16, except on GPUs, whose library
+    does not have such a convolution.
+
+    XLA:CPU is slow if the number of channels is not a multiple of 4, as for RGB images. On a CPU, channels of zeros are
+    added, and the gradient of the kernel is a matrix product of patches of the images. With the 3 x 3 kernel of an
+    image encoder, this is SPEEDUP times as fast as the reference, forward and backward.
+    """
     return _convolve(x, kernel, stride, padding, groups)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
-    convolve = partial(_run_convolution, stride=stride, padding=padding, groups=groups)
+    convolve = partial(convolve_reference, stride=stride, padding=padding, groups=groups)
     if groups > 1 or x.shape[-1] % 4 == 0:
         return convolve(x, kernel)
 
@@ -53,17 +73,6 @@ def _convolve(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) 
     return lax.platform_dependent(x, kernel, cpu=convolve_with_more_channels, default=convolve)
 
 
-def _run_convolution(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> Array:
-    return lax.conv_general_dilated(
-        x,
-        kernel.astype(x.dtype),
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        feature_group_count=groups,
-    )
-
-
 def _forward(x: Array, kernel: Array, stride: int, padding: Pads, groups: int) -> tuple[Array, tuple[Array, Array]]:
     return _convolve(x, kernel, stride, padding, groups), (x, kernel)
 
@@ -73,7 +82,7 @@ def _backward(
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     settings = {"stride": stride, "padding": padding, "groups": groups}
-    _, pullback = jax.vjp(lambda x: _run_convolution(x, kernel, **settings), x)
+    _, pullback = jax.vjp(lambda x: convolve_reference(x, kernel, **settings), x)
     kernel_gradient = lax.platform_dependent(
         x,
         kernel,
@@ -90,7 +99,9 @@ _convolve.defvjp(_forward, _backward)
 
 
 def _transpose_in_kernel(x: Array, kernel: Array, gradient: Array, *, stride: int, padding: Pads, groups: int) -> Array:
-    _, pullback = jax.vjp(lambda kernel: _run_convolution(x, kernel, stride, padding, groups), kernel)
+    _, pullback = jax.vjp(
+        lambda kernel: convolve_reference(x, kernel, stride=stride, padding=padding, groups=groups), kernel
+    )
     return pullback(gradient)[0]
 
 

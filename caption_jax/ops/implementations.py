@@ -9,6 +9,7 @@ from typing import Any
 from caption_jax.ops import (
     attend,
     caption_attention,
+    convolution,
     cross_entropy,
     dense,
     depthwise,
@@ -29,6 +30,7 @@ class Ops:
     Attributes:
         name: "fast" or "reference".
         dense: matrix product with a kernel.
+        convolve: convolution.
         pointwise_conv: 1 x 1 convolution.
         scaled_pointwise_conv: 1 x 1 convolution of channels with a factor per image.
         depthwise_conv: depthwise convolution.
@@ -45,6 +47,7 @@ class Ops:
 
     name: str
     dense: Callable[..., Any]
+    convolve: Callable[..., Any]
     pointwise_conv: Callable[..., Any]
     scaled_pointwise_conv: Callable[..., Any]
     depthwise_conv: Callable[..., Any]
@@ -65,6 +68,7 @@ class Ops:
 FAST = Ops(
     name="fast",
     dense=dense.dense,
+    convolve=convolution.convolve,
     pointwise_conv=pointwise.pointwise_conv,
     scaled_pointwise_conv=pointwise.scaled_pointwise_conv,
     depthwise_conv=depthwise.depthwise_conv,
@@ -82,6 +86,7 @@ FAST = Ops(
 REFERENCE = Ops(
     name="reference",
     dense=dense.dense_reference,
+    convolve=convolution.convolve_reference,
     pointwise_conv=pointwise.pointwise_conv_reference,
     scaled_pointwise_conv=pointwise.scaled_pointwise_conv_reference,
     depthwise_conv=depthwise.depthwise_conv_reference,

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float, Key
 from caption_jax.models.backbones.efficientnet_variants import Stage, Variant, get_variant
 from caption_jax.models.batch_norm import BatchNorm
 from caption_jax.models.layers import Dense
-from caption_jax.ops.convolution import convolve
 from caption_jax.ops.depthwise import Padding, explicit_padding
 from caption_jax.ops.implementations import FAST, Ops
 
@@ -95,7 +94,7 @@ class StemConv(nn.Module):
         settings = self.settings
         kernel = self.param("kernel", _FAN_OUT_INIT, (3, 3, x.shape[-1], self.channels), settings.param_dtype)
         padding = explicit_padding(x.shape[1], x.shape[2], 3, 2, settings.padding)
-        return convolve(x.astype(settings.dtype), kernel, stride=2, padding=padding)
+        return settings.ops.convolve(x.astype(settings.dtype), kernel, stride=2, padding=padding)
 
 
 class Pointwise(nn.Module):
