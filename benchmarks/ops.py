@@ -54,11 +54,13 @@ def make_segments() -> Any:
 def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]:
     """Returns the operations that are timed with their gradients, as (function, arguments) pairs.
 
-    Each function returns one array. `dense` and `pointwise_conv` are combined with activation functions, which affect
-    the cost of their gradients.
+    Each function returns one array. `dense` and `pointwise_conv` are combined with activation functions, and `dense`
+    with the fast dropout for both implementations, because these affect the cost of their gradients.
     """
     import jax
     import numpy as np
+
+    from caption_jax.ops.dropout import dropout
 
     head_dim = WIDTH // HEADS
     targets = np.random.default_rng(1).integers(0, VOCABULARY_SIZE, TOKENS)
@@ -76,7 +78,8 @@ def make_differentiated_functions(ops: Any) -> dict[str, tuple[Callable, tuple]]
         return ops.memory_attention(queries, keys, values, None, make_segments())[0]
 
     def feed_forward(x, expand, contract):
-        return ops.dense(jax.nn.gelu(ops.dense(x, expand)), contract)
+        hidden = jax.nn.gelu(ops.dense(x, expand))
+        return ops.dense(dropout(jax.random.key(0), hidden, 0.1), contract)
 
     def convolve(kernel):  # pixels do not require a gradient
         return ops.convolve(pixels, kernel, stride=2, padding=((0, 1), (0, 1)))
