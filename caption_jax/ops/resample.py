@@ -37,7 +37,7 @@ def resample_reference(pixels: Pixels, vertical: Window, horizontal: Window) -> 
 def resample(pixels: Pixels, vertical: Window, horizontal: Window) -> Pixels:
     """`resample_reference`, one axis at a time, by gathers on a CPU and matrix products elsewhere.
 
-    On a CPU, this is 4.4 times as fast as the reference.
+    On a CPU, this is 3.9 times as fast as the reference.
     """
     rows = _compute_taps(*vertical, pixels.shape[1])
     columns = _compute_taps(*horizontal, pixels.shape[2])

@@ -20,7 +20,7 @@ def top_k_reference(values: Values, k: int) -> Largest:
 def top_k(values: Values, k: int) -> Largest:
     """`top_k_reference`, computed in blocks if there are many values, to avoid sorting all of them on a CPU.
 
-    The `k` largest values are in the `k` blocks with the largest maxima. On a CPU, this is 1.23 times as fast as the
+    The `k` largest values are in the `k` blocks with the largest maxima. On a CPU, this is 1.08 times as fast as the
     reference for 5 of 10,000 values.
     """
     num_values = values.shape[-1]

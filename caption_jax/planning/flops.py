@@ -92,7 +92,7 @@ def _count_equation_flops(equation: core.JaxprEqn, has_gradient: list[bool]) -> 
     if name == "stop_gradient":
         return MatrixFlops(), [False] * len(equation.outvars)
     if name == "cond":
-        jaxprs = map(_to_open_jaxpr, parameters["branches"])
+        jaxprs = map(_to_open_jaxpr, _list_possible_branches(parameters))
         branches = [_count_jaxpr_flops(jaxpr, has_gradient[1:]) for jaxpr in jaxprs]
         return max((flops for flops, _ in branches), key=lambda flops: flops.total), output_flags
     if name == "scan":
@@ -103,6 +103,15 @@ def _count_equation_flops(equation: core.JaxprEqn, has_gradient: list[bool]) -> 
     if inner is not None and len(_to_open_jaxpr(inner).invars) == len(has_gradient):
         return _count_jaxpr_flops(_to_open_jaxpr(inner), has_gradient)
     return MatrixFlops(), output_flags
+
+
+def _list_possible_branches(parameters: dict[str, Any]) -> Sequence[core.Jaxpr | core.ClosedJaxpr]:
+    """Returns the branches of a conditional; of `lax.platform_dependent`, only the one for any other platform.
+
+    This branch defines the operation. The branch for a CPU may, for example, convolve a channel of zeros too.
+    """
+    branches, platforms = parameters["branches"], parameters.get("branches_platforms") or ()
+    return [branches[platforms.index(None)]] if None in platforms else branches
 
 
 def _propagate_scan_gradients(parameters: dict[str, Any], has_gradient: list[bool]) -> list[bool]:

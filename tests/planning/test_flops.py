@@ -41,6 +41,11 @@ def test_matmuls_in_loops_and_branches_are_counted():
 
     assert count_matrix_flops(branch, w, x) == MatrixFlops(2 * forward, 3 * forward)
 
+    def branch_for_platforms(w, x):
+        return lax.platform_dependent(w, x, cpu=lambda w, x: (x @ w) @ w, default=lambda w, x: x @ w)
+
+    assert count_matrix_flops(branch_for_platforms, w, x) == MatrixFlops(forward, 2 * forward)
+
 
 def test_recomputed_matmuls_are_counted_once():
     w, x = make_shape(4, 4), make_shape(5, 4)
