@@ -52,6 +52,21 @@ def from_step(start: int, inner: optax.GradientTransformation) -> optax.Gradient
     return optax.GradientTransformation(init, update)
 
 
+def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
+    """`optax.clip_by_global_norm`, which multiplies gradients by a factor instead of dividing them by their norm.
+
+    XLA fuses a multiplication into both moments of Adam, but computes and stores the result of a division once.
+    """
+
+    def update(gradients: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
+        del params
+        norm = optax.global_norm(gradients)
+        factor = max_norm / jnp.maximum(norm, max_norm)
+        return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
 def is_decayed(path: str, shape: tuple[int, ...]) -> bool:
     """Returns whether weight decay applies to a parameter, i.e. it has two or more axes and is not a bias or scale."""
     return len(shape) >= 2 and path.rpartition("/")[2] not in ("bias", "scale")
@@ -106,7 +121,7 @@ def make_optimizer(
         return optax.chain(from_step(rule.from_step, direction), learning_rate)
 
     distinct = sorted(set(jax.tree.leaves(rules)))
-    clip = optax.clip_by_global_norm(float(spec.clip_norm)) if spec.clip_norm > 0 else optax.identity()
+    clip = clip_by_global_norm(float(spec.clip_norm)) if spec.clip_norm > 0 else optax.identity()
     optimizer = optax.named_chain(
         ("active", optax.partition({rule: from_step(rule.from_step, optax.identity()) for rule in distinct}, rules)),
         ("clip", optax.masked(clip, trainable_mask)),

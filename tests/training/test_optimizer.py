@@ -12,7 +12,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.parameters.paths import flatten
 from caption_jax.specs import OptimizerSpec
 from caption_jax.specs.learning_spec import SCHEDULES
-from caption_jax.training.optimizer import ema_update, make_optimizer
+from caption_jax.training.optimizer import clip_by_global_norm, ema_update, make_optimizer
 from caption_jax.training.saved_optimizer import to_saved
 from caption_jax.training.schedules import make_schedule
 
@@ -219,3 +219,15 @@ def test_the_average_of_a_frozen_parameter_equals_the_parameter():
     for step in range(5):
         average = ema_update(average, value, 0.99, step)
     np.testing.assert_array_equal(average["w"], value["w"])
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.1, 1.0, 100.0, np.nan])
+def test_clipping_equals_that_of_optax(scale):
+    rng = np.random.default_rng(0)
+    gradients = {"a": jnp.asarray(rng.normal(size=(3, 4)) * scale), "b": jnp.asarray(rng.normal(size=5) * scale)}
+    ours, reference = clip_by_global_norm(1.5), optax.clip_by_global_norm(1.5)
+    assert ours.init(gradients) == reference.init(gradients)  # checkpoints contain the state
+    (actual, _), (expected, _) = (clip.update(gradients, clip.init(gradients)) for clip in (ours, reference))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-6), actual, expected)
+    if scale == 0.1:  # the norm is below the maximum
+        jax.tree.map(np.testing.assert_array_equal, actual, gradients)
