@@ -122,6 +122,6 @@ def _differentiate_scaled_kernels(
 ) -> tuple[Array, Array, Array]:
     x_grad = jnp.einsum("bhwo,bio->bhwi", gradient, _make_kernels(x, scales, kernel))
     kernel_grads = jnp.einsum("bhwi,bhwo->bio", x, gradient, preferred_element_type=jnp.float32)
-    scales_grad = jnp.einsum("bio,io->bi", kernel_grads, kernel.astype(jnp.float32))
-    kernel_grad = jnp.einsum("bio,bi->io", kernel_grads, scales.astype(jnp.float32))
+    scales_grad = jnp.sum(kernel_grads * kernel.astype(jnp.float32), axis=2)
+    kernel_grad = jnp.sum(kernel_grads * scales[:, :, None].astype(jnp.float32), axis=0)
     return x_grad, scales_grad.astype(scales.dtype), kernel_grad.astype(kernel.dtype)

@@ -60,7 +60,7 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
 
     def update(gradients: PyTree, state: optax.EmptyState, params: PyTree = None) -> tuple[PyTree, optax.EmptyState]:
         del params
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         factor = max_norm / jnp.maximum(norm, max_norm)
         return jax.tree.map(lambda gradient: gradient * factor.astype(gradient.dtype), gradients), state
 
