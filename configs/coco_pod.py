@@ -16,7 +16,7 @@ The part after the colon is one of the settings below. To see the memory and the
 The learning rate grows with the square root of the batch size up to 4e-3. With fewer than 128 images per TPU chip, part
 of each vector is padding (docs/performance.md). COCO has 113,287 training images, so an epoch on 256 chips is only 3
 steps: that setting is for larger datasets, and trains for 60 epochs instead of 20. No model has been trained with these
-settings yet. docs/performance.md has their plans.
+settings yet. docs/performance.md has plans of v5e-8, h100-1 and h100-8.
 """
 
 from __future__ import annotations

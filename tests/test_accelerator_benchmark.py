@@ -129,6 +129,9 @@ def test_all_cells_run_on_a_cpu(tmp_path):
     assert 0 <= cells["train_bf16"]["conditions"]["other_processes"] <= 1
     assert cells["train_blocks_bf16"]["ours"] > 0
     assert cells["numerics"]["losses"]["bfloat16"]["largest_relative_error_of_windows"] < 0.01
+    operations = cells["operations"]["operations"]
+    failed = {name for times in operations.values() for name, time in times.items() if isinstance(time, str)}
+    assert failed == {"jax.nn, cudnn"}
     assert "self-attention" in cells["profile"]["parts_ms"]
     assert json.loads(output.stdout.splitlines()[-1])["name"] == "accelerator"
     assert "Losses of" in (tmp_path / "page.md").read_text()

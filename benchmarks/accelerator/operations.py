@@ -34,7 +34,7 @@ def measure(function: Callable, *arguments: Any) -> float | str:
     jitted = jax.jit(function)
     try:
         return round(1e3 * time_run(lambda: jitted(*arguments), 5), 4)
-    except (ValueError, NotImplementedError, RuntimeError) as error:
+    except (ValueError, NotImplementedError, RuntimeError) as error:  # not implemented on this device
         return str(error).splitlines()[0]
 
 
@@ -51,22 +51,19 @@ def compare_convolutions(images: int, size: int, channels: int, kernel: int, str
     conv = functools.partial(depthwise._grouped_conv, stride=stride, pads=pads)
     gradient = jax.jit(conv)(x, weights)
 
-    def shifted_x_gradient(gradient: jax.Array, weights: jax.Array) -> jax.Array:
-        return depthwise._compute_input_gradient(gradient, weights, (size, size), stride, pads).astype(x.dtype)
+    shifted_gradients = functools.partial(depthwise._compute_shifted_gradients, stride=stride, pads=pads)
 
     return {
         "grouped": measure(conv, x, weights),
-        "shifted": measure(functools.partial(depthwise._sum_shifted, stride=stride, pads=pads), x, weights),
+        "shifted": measure(functools.partial(depthwise._shifted_conv, stride=stride, pads=pads), x, weights),
         "grouped, gradient of images": measure(
             lambda x, weights, gradient: jax.vjp(lambda x: conv(x, weights), x)[1](gradient), x, weights, gradient
         ),
-        "shifted, gradient of images": measure(shifted_x_gradient, gradient, weights),
+        "shifted, gradient of images": measure(lambda *arrays: shifted_gradients(*arrays)[0], x, weights, gradient),
         "grouped, gradient of kernel": measure(
             lambda x, weights, gradient: jax.vjp(lambda w: conv(x, w), weights)[1](gradient), x, weights, gradient
         ),
-        "shifted, gradient of kernel": measure(
-            lambda x, gradient: depthwise._compute_kernel_gradient(x, gradient, kernel, stride, pads), x, gradient
-        ),
+        "shifted, gradient of kernel": measure(lambda *arrays: shifted_gradients(*arrays)[1], x, weights, gradient),
     }
 
 

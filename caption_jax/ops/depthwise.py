@@ -89,13 +89,12 @@ def _grouped_conv(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_conv(x: Array, kernel: Array, stride: int, pads: Pads) -> Array:
-    def compute_on_cpu(x: Array, kernel: Array) -> Array:
-        # Without the barrier, XLA would compute the taps that do not read any padding from another copy of the image.
-        padded = lax.optimization_barrier(_pad(x, pads))
-        return _sum_shifted(padded, kernel, stride, _output_shape(x, kernel, stride, pads))
-
-    grouped_conv = partial(_grouped_conv, stride=stride, pads=pads)
-    return lax.platform_dependent(x, kernel, cpu=compute_on_cpu, default=grouped_conv)
+    return lax.platform_dependent(
+        x,
+        kernel,
+        cpu=partial(_shifted_conv, stride=stride, pads=pads),
+        default=partial(_grouped_conv, stride=stride, pads=pads),
+    )
 
 
 def _forward(x: Array, kernel: Array, stride: int, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
@@ -130,6 +129,13 @@ def _compute_grouped_gradients(
 # XLA:CPU fuses the padding of an array into the operation that computes the array, so that the array itself is never
 # stored, if it is padded in a single way. The forward pass therefore pads an image as the gradient of the kernel does,
 # and both gradients pad the gradient of the output in the same way.
+
+
+def _shifted_conv(x: Array, kernel: Array, *, stride: int, pads: Pads) -> Array:
+    """Computes the convolution as a sum of shifted images, without a gradient."""
+    # Without the barrier, XLA would compute the taps that do not read any padding from another copy of the image.
+    padded = lax.optimization_barrier(_pad(x, pads))
+    return _sum_shifted(padded, kernel, stride, _output_shape(x, kernel, stride, pads))
 
 
 def _pad(x: Array, pads: Pads) -> Array:

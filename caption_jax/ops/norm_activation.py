@@ -115,6 +115,7 @@ def _backward(
         gradient = gradient.astype(jnp.float32)
         if activation == "linear":
             return gradient
+        # Not the formula of `_normalise`: XLA:CPU would then store the sigmoid of the forward pass for this one.
         values = (x.astype(jnp.float32) - image_mean) * (image_inverse * scale) + bias
         return gradient * _DERIVATIVES[activation](values)
 
@@ -136,7 +137,10 @@ norm_activation.defvjp(_forward, _backward)
 
 
 def _compute_moments(x: Images, shift: Channels, groups: int) -> tuple[Groups, Groups]:
-    """Computes the mean and biased variance of each group in one pass over `x`, from the values of `x - shift`."""
+    """Computes the mean and biased variance of each group, from the sums of `x` and of the squares of `x - shift`.
+
+    The sums do not share `x - shift`, because XLA:CPU would store an array that two sums read.
+    """
     count = x.size // (groups * x.shape[-1])
     values = x.astype(jnp.float32)
     centred = values - shift
