@@ -2,8 +2,8 @@
 
 A config file is a Python file with a function `get_config` that modifies and returns `default_config()`. The ConfigDict
 is locked, so a misspelled key raises an error that suggests similar keys, both in files and on the command line. Keys,
-defaults and documentation are defined by the dataclasses in `caption_jax/specs/` and, for `config.data`, in
-`input_pipeline/data_spec.py`. A run first converts its config to these dataclasses.
+defaults and documentation are defined by the dataclasses in `caption_jax/specs/` and, for `config.data` and
+`config.limits`, in `input_pipeline/data_spec.py` and `limits.py`. A run first converts its config to these dataclasses.
 """
 
 from __future__ import annotations

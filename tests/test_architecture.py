@@ -28,6 +28,8 @@ STANDALONE_PACKAGES = {
         "input_pipeline.extras",
         "input_pipeline.files",
         "input_pipeline.image_formats",
+        "input_pipeline.limits",
+        "input_pipeline.spec_checks",
     ),
     "input_pipeline": (),
 }

@@ -9,6 +9,7 @@ from caption_jax.specs.model_spec import ContextSpec, DecoderSpec, JointEmbeddin
 from caption_jax.specs.resolve import DatasetFacts, replace_values, resolve
 from caption_jax.specs.run_spec import RunSpec
 from input_pipeline.data_spec import DataSpec, FeatureCacheSpec, SplitFiles, SplitFractions
+from input_pipeline.limits import Limits
 
 __all__ = [
     "AugmentSpec",
@@ -19,6 +20,7 @@ __all__ = [
     "DecoderSpec",
     "FeatureCacheSpec",
     "JointEmbeddingSpec",
+    "Limits",
     "MeshSpec",
     "MetricsSpec",
     "ModelSpec",

@@ -16,6 +16,7 @@ from caption_jax.specs.metrics_spec import MetricsSpec
 from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
+from input_pipeline.limits import Limits
 from input_pipeline.spec_checks import SEED, check_fields, one_of
 
 
@@ -28,6 +29,7 @@ class RunSpec:
     dtype: str = "auto"
     init_from: str = ""  # workdir of a run to load the initial weights from; "" for none
     data: DataSpec = DataSpec()
+    limits: Limits = Limits()
     augment: AugmentSpec = AugmentSpec()
     model: ModelSpec = ModelSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
