@@ -81,7 +81,13 @@ def _define_for_splits(values: flags.FlagValues) -> None:
 
 def _define_for_captions_and_search(values: flags.FlagValues) -> None:
     flags.DEFINE_enum("format", "text", ["text", "jsonl"], "Tab-separated text, or JSON lines.", values)
-    flags.DEFINE_enum("checkpoint", "best", ["best", "last"], "Checkpoint to use.", values)
+    flags.DEFINE_string("checkpoint", "best", "Checkpoint to use: best, last, or the step of a saved one.", values)
+    flags.register_validator(
+        "checkpoint",
+        lambda value: value in ("best", "last") or (value.isascii() and value.isdigit()),
+        "must be best, last or a step",
+        flag_values=values,
+    )
     flags.DEFINE_string("index", None, "Folder of the index; `index` in the workdir by default.", values)
     flags.DEFINE_enum("captions", "generated", ["generated", "none"], "Captions to store with the vectors.", values)
     flags.DEFINE_enum("missing", "keep", ["keep", "drop"], "What to do with images whose files are gone.", values)

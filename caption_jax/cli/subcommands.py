@@ -38,14 +38,17 @@ _FLAG_SUBCOMMANDS = (
         "train",
         "train a model, or resume an interrupted run",
         "--config=NAME [--workdir=FOLDER]",
-        ("config", "workdir", "dry_run", "distributed"),
+        ("config", "workdir", "checkpoint", "dry_run", "distributed"),
         (
             "train --config=shapes",
             "train --config=folder --config.data.root=photographs --workdir=runs/folder",
             "train --config=folder --config.data.root=photographs --dry_run",
         ),
         notes="The same command resumes an interrupted run. The default workdir is runs/NAME.",
-        descriptions={"config": "Name of a config (see `configs`) or path of a config file."},
+        descriptions={
+            "config": "Name of a config (see `configs`) or path of a config file.",
+            "checkpoint": "Step of the checkpoint to resume from, instead of the newest intact one.",
+        },
     ),
     Subcommand(
         "evaluate",

@@ -9,6 +9,7 @@ from caption_jax.cli.closing_summary import print_end_of_training
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.evaluate import print_scored_evaluation
 from caption_jax.cli.progress_flags import display_from_flags
+from caption_jax.errors import ConfigError
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_and_evaluate
 
@@ -18,15 +19,22 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
 
     With `--dry_run`, prints the spec and the loss of the first step instead.
     """
-    spec = spec_from_flags(options)
+    spec, step = spec_from_flags(options), _checkpoint_step(options)
     if options.dry_run:
         with display_from_flags(options) as display:
             result = dry_run(spec, options.workdir, display)
         print_dry_run(result)
         return 0
     with display_from_flags(options) as display:
-        scored_evaluation = train_and_evaluate(spec, options.workdir, display)
+        scored_evaluation = train_and_evaluate(spec, options.workdir, display, step)
     print_scored_evaluation(scored_evaluation)
     if jax.process_index() == 0:
         print_end_of_training(options.workdir, scored_evaluation)
     return 0
+
+
+def _checkpoint_step(options: flags.FlagValues) -> int | None:
+    """Returns the step of the checkpoint to resume from; None for the newest intact one."""
+    if options.checkpoint == "best" and options["checkpoint"].present:
+        raise ConfigError("--checkpoint=best: training resumes from the last checkpoint or a step, such as 1200")
+    return int(options.checkpoint) if options.checkpoint.isdigit() else None

@@ -31,7 +31,7 @@ def evaluate_split(
 
     Writes eval_<split>.json, captions_<split>.json and report_<split>.html, or eval_<data>_<split>.json etc. for an
     external dataset. If the image input or context is not the default, the file names contain its label, and no HTML
-    report is written. The file names of the last weights end in "_last".
+    report is written. The file names of the last weights end in "_last", and those of a step in "_step_<step>".
 
     Args:
         experiment: the run.
@@ -39,7 +39,7 @@ def evaluate_split(
         image_input: see `SplitEvaluator`.
         context: see `SplitEvaluator`.
         external_data: the dataset that contains the split; None for the dataset of the run.
-        checkpoint: "best" or "last".
+        checkpoint: "best", "last" or a step.
 
     Raises:
         MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
@@ -48,7 +48,9 @@ def evaluate_split(
     data = {} if external_data is None else {"data": str(external_data)}
     evaluator = SplitEvaluator(experiment, split, image_input=image_input, context=context, data=data)
     names = [split] if external_data is None else [external_data.name, split]
-    names += [*evaluator.non_default_inputs, *([checkpoint] if checkpoint != "best" else [])]
+    names += evaluator.non_default_inputs
+    if checkpoint != "best":
+        names.append(f"step_{checkpoint}" if checkpoint.isdigit() else checkpoint)
     return evaluate_weights(experiment, evaluator, "_".join(names), checkpoint=checkpoint)
 
 
@@ -62,7 +64,7 @@ def evaluate_weights(
         evaluator: evaluator of the split.
         suffix: suffix of the output file names.
         java: whether to run METEOR and SPICE if they are installed.
-        checkpoint: "best" or "last".
+        checkpoint: "best", "last" or a step.
     """
     with experiment.display.phase("loading the weights"):
         weights = load_weights(experiment.workdir, checkpoint, sharding=replicated(experiment.mesh))

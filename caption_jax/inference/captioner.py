@@ -303,7 +303,7 @@ class Captioner:
 
 def load(
     workdir: str | os.PathLike[str],
-    which: str = "best",
+    which: str | int = "best",
     decode_config: DecodeSpec | Mapping[str, Any] | None = None,
     batch_size: int = 16,
 ) -> Captioner:
@@ -311,7 +311,7 @@ def load(
 
     Args:
         workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or in a bucket.
-        which: "best" (by validation CIDEr-D) or "last", which is slower to load.
+        which: "best" (by validation CIDEr-D), "last" or a step that the run has retained, which are slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: maximum number of images per batch.
 

@@ -80,7 +80,7 @@ def index_images(
         workdir: workdir of the run.
         folder: folder of the index.
         images: the images to index.
-        checkpoint: "best" or "last".
+        checkpoint: "best", "last" or a step.
         decode: decoding settings for the generated captions.
         captions: "generated" or "none"; see `update_index`.
         missing: "keep" or "drop"; see `update_index`.
@@ -121,7 +121,7 @@ def search_images(
         workdir: workdir of the run that built the index.
         folder: folder of the index.
         query: text, or the path of an image. Existing files and names with an image suffix are treated as paths.
-        checkpoint: "best" or "last".
+        checkpoint: "best", "last" or a step.
         top: maximum number of results.
         method: "exact" or "approx"; see `Searcher`.
         output_format: "text" (tab-separated) or "jsonl".
@@ -172,7 +172,7 @@ def store_neighbours(
         workdir: workdir of the run that built the index.
         folder: folder of the index.
         images: the split with the query images.
-        checkpoint: "best" or "last".
+        checkpoint: "best", "last" or a step.
         count: number of neighbours per image.
         display: shows the progress.
 

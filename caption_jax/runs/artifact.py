@@ -19,9 +19,9 @@ from typing import Any
 from etils import epath
 from safetensors import SafetensorError
 
-from caption_jax.errors import MissingFileError, UserError, WorkdirError
+from caption_jax.errors import MissingFileError, WorkdirError
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.weights import Weights, read_safetensors, to_safetensors
+from caption_jax.runs.weights import Weights, read_safetensors, sha256_of_file, to_safetensors
 from caption_jax.runs.workdir import read_description, write_description
 from input_pipeline.files import write_atomically
 
@@ -80,7 +80,7 @@ def write_artifact(workdir: epath.Path, description: RunDescription, weights: We
     if folder.exists():
         folder.rmtree()
     write_description(folder, description)
-    files = {name: _make_manifest_entry((folder / name).read_bytes()) for name in _relative_paths(folder)}
+    files = {name: _make_manifest_entry((folder / name).read_bytes()) for name in relative_paths(folder)}
     content = to_safetensors(weights.variables)
     write_atomically(folder / _WEIGHTS, content)
     files[_WEIGHTS] = _make_manifest_entry(content)
@@ -105,9 +105,7 @@ def read_artifact(folder: epath.Path, manifest_hash: str | None = None) -> tuple
         WorkdirError: a file is corrupted, or a newer release wrote the artifact.
     """
     manifest = _read_manifest(folder, manifest_hash)
-    for name, entry in manifest["files"].items():
-        if name != _WEIGHTS and _make_manifest_entry(_read_bytes(folder / name)) != entry:
-            raise _corrupted_error(folder / name)
+    _verify_description(folder, manifest)
     file = folder / _WEIGHTS
     if _file_size(file) != manifest["files"][_WEIGHTS]["bytes"]:
         raise _corrupted_error(file)
@@ -120,13 +118,20 @@ def read_artifact(folder: epath.Path, manifest_hash: str | None = None) -> tuple
     return read_description(folder), Weights(variables, manifest["step"])
 
 
-def is_complete(folder: epath.Path, manifest_hash: str | None = None) -> bool:
-    """Returns whether all files of an artifact exist with the recorded sizes. Their contents are not verified."""
-    try:
-        manifest = _read_manifest(folder, manifest_hash)
-        return all(_file_size(folder / name) == entry["bytes"] for name, entry in manifest["files"].items())
-    except UserError:
-        return False
+def verify_artifact(folder: epath.Path) -> None:
+    """Verifies the size and SHA-256 of the files of an artifact; see `read_artifact` for the errors."""
+    manifest = _read_manifest(folder, None)
+    _verify_description(folder, manifest)
+    entry, file = manifest["files"][_WEIGHTS], folder / _WEIGHTS
+    if _file_size(file) != entry["bytes"] or sha256_of_file(file) != entry["sha256"]:
+        raise _corrupted_error(file)
+
+
+def _verify_description(folder: epath.Path, manifest: dict[str, Any]) -> None:
+    """Verifies all files except the weights, which are the largest."""
+    for name, entry in manifest["files"].items():
+        if name != _WEIGHTS and _make_manifest_entry(_read_bytes(folder / name)) != entry:
+            raise _corrupted_error(folder / name)
 
 
 def pointer_to(folder: epath.Path) -> Pointer:
@@ -180,21 +185,38 @@ def _read_manifest(folder: epath.Path, expected: str | None) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
         file_format = manifest["format"], manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _corrupted_error(file) from error
     if file_format != (_FORMAT, _VERSION):
         raise WorkdirError(
             f"{file} has format {file_format[0]!r}, version {file_format[1]}; this release reads {_FORMAT!r}, "
             f"version {_VERSION}: use the release that wrote it"
         )
+    if not _is_valid(manifest):
+        raise _corrupted_error(file)
     return manifest
 
 
-def _relative_paths(folder: epath.Path, prefix: str = "") -> Iterator[str]:
+def _is_valid(manifest: dict[str, Any]) -> bool:
+    """Returns whether a manifest has the expected structure, and names only files in its own folder."""
+    files, step = manifest.get("files"), manifest.get("step")
+    if not isinstance(files, dict) or type(step) is not int or step < 0 or _WEIGHTS not in files:
+        return False
+    return all(
+        isinstance(entry, dict)
+        and {"bytes", "sha256"} <= entry.keys()
+        and ".." not in name.split("/")
+        and name[0] != "/"
+        for name, entry in files.items()
+        if name
+    )
+
+
+def relative_paths(folder: epath.Path, prefix: str = "") -> Iterator[str]:
     """Yields the relative paths of all files under a folder."""
     for path in sorted(folder.iterdir(), key=lambda path: path.name):
         if path.is_dir():
-            yield from _relative_paths(path, f"{prefix}{path.name}/")
+            yield from relative_paths(path, f"{prefix}{path.name}/")
         else:
             yield prefix + path.name
 

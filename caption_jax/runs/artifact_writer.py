@@ -9,17 +9,19 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from caption_jax.errors import MissingFileError, UserError
 from caption_jax.runs.artifact import (
     Pointer,
     artifact_folder,
     artifact_steps,
-    is_complete,
     pointer_step,
     pointer_to,
     read_pointer,
+    verify_artifact,
     write_artifact,
     write_pointer,
 )
@@ -92,11 +94,25 @@ class ArtifactWriter:
         self._pool.shutdown()
         self._finish_job()
 
-    def _point_to(self, step: int) -> bool:
-        """Points the workdir to the artifact of a step; returns False if it is missing or incomplete."""
+    def has_intact(self, step: int) -> bool:
+        """Returns whether the artifact of a step exists and matches its checksums. Logs the damage if it does not."""
         folder = artifact_folder(self._workdir, step)
-        if not is_complete(folder):
+        if not folder.exists():
             return False
+        try:
+            verify_artifact(folder)
+        except MissingFileError:  # a killed run may have left an incomplete folder
+            return False
+        except UserError as error:
+            logging.warning("%s; it is written again from a checkpoint", str(error).partition(": ")[0])
+            return False
+        return True
+
+    def _point_to(self, step: int) -> bool:
+        """Points the workdir to the artifact of a step; returns False if it is missing or damaged."""
+        if not self.has_intact(step):
+            return False
+        folder = artifact_folder(self._workdir, step)
         pointer = pointer_to(folder)
         if read_pointer(self._workdir) != pointer:
             write_pointer(self._workdir, pointer)

@@ -11,9 +11,16 @@ import jax
 from etils import epath
 
 from caption_jax.errors import ConfigError, UserError
-from caption_jax.runs.artifact import MANIFEST, POINTER, read_artifact, read_pointer
+from caption_jax.runs.artifact import (
+    MANIFEST,
+    POINTER,
+    artifact_folder,
+    pointer_step,
+    read_artifact,
+    read_pointer,
+)
 from caption_jax.runs.description import RunDescription
-from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, flatten_arrays, unflatten_arrays
+from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, check_choice, flatten_arrays, unflatten_arrays
 from caption_jax.runs.workdir import read_description
 from input_pipeline.files import storage_path
 
@@ -31,7 +38,7 @@ class Model:
 
 
 def load_model(
-    source: str | os.PathLike[str], which: str = "best", sharding: jax.sharding.Sharding | None = None
+    source: str | os.PathLike[str], which: str | int = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Model:
     """Loads a model onto devices.
 
@@ -46,28 +53,28 @@ def load_model(
 
 
 def load_weights(
-    source: str | os.PathLike[str], which: str = "best", sharding: jax.sharding.Sharding | None = None
+    source: str | os.PathLike[str], which: str | int = "best", sharding: jax.sharding.Sharding | None = None
 ) -> Weights:
     """Like `load_model`, but returns only the weights."""
     return load_model(source, which, sharding).weights
 
 
-def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
+def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Model:
     """Reads a model into NumPy arrays.
 
     Args:
         source: workdir of a run, or an artifact (a `model-<step>` folder, which may have been moved); local or on a
             bucket.
-        which: "best" (by validation metric, or the last if no evaluation has run yet) or "last", which is slower
-            because it reads the training checkpoint. An artifact only has "best".
+        which: "best" (by validation metric, or the last if no evaluation has run yet), "last", or a step that the run
+            has retained. Checkpoints are slower to read than the best model. An artifact only has "best" and its step.
 
     Raises:
         MissingFileError: the run does not exist or has not saved a model yet, or a file of the model is missing.
-        WorkdirError: a file of the model is corrupted.
-        ConfigError: `which` is unknown, or "last" was requested from an artifact.
+        WorkdirError: a file of the model is corrupted, and the run has no intact checkpoint of the same step.
+        ConfigError: `which` is unknown, or another checkpoint was requested from an artifact.
     """
-    if which not in CHECKPOINT_CHOICES:
-        raise ConfigError(f"unknown checkpoint {which!r}; expected 'best' or 'last'")
+    which = str(which)
+    check_choice(which)
     model = _read_folder(storage_path(source), which)
     for extension in model.description.spec.unavailable:
         log.warning("%s; captioning works without it", extension)
@@ -76,11 +83,14 @@ def read_model(source: str | os.PathLike[str], which: str = "best") -> Model:
 
 def _read_folder(folder: epath.Path, which: str) -> Model:
     if (folder / MANIFEST).exists():
-        if which == "last":
-            raise ConfigError(f"{folder} is a single model: the last checkpoint is in the workdir of its run")
-        return Model(*read_artifact(folder))
+        model = Model(*read_artifact(folder)) if which != "last" else None
+        if model is None or which not in ("best", str(model.weights.step)):
+            raise ConfigError(f"{folder} is a single model: checkpoint {which!r} is in the workdir of its run")
+        return model
     if which == "best" and (best := _read_best(folder)):
         return best
+    if which not in CHECKPOINT_CHOICES and (artifact_folder(folder, int(which)) / MANIFEST).exists():
+        return _read_artifact_or_checkpoint(artifact_folder(folder, int(which)), int(which))
     return _read_checkpoint(folder, which)
 
 
@@ -99,9 +109,25 @@ def _read_best(workdir: epath.Path) -> Model | None:
         except UserError:
             newer = read_pointer(workdir)
             if newer == pointer:
-                raise
+                return _read_artifact_or_checkpoint(workdir / pointer.folder, pointer_step(pointer), pointer.manifest)
             pointer = newer  # the run has since written two better models and deleted this one
     return None
+
+
+def _read_artifact_or_checkpoint(folder: epath.Path, step: int, manifest_hash: str | None = None) -> Model:
+    """Reads an artifact in a workdir, or if it is damaged, the checkpoint of the same step, which has equal weights."""
+    try:
+        return Model(*read_artifact(folder, manifest_hash))
+    except UserError as error:
+        try:
+            model = _read_checkpoint(folder.parent, str(step))
+        except UserError:
+            raise error from None
+        log.warning(
+            "%s: reading the equal weights in %s/checkpoints instead. The training command writes the model again",
+            *(str(error).partition(": ")[0], folder.parent),
+        )
+        return model
 
 
 def _read_checkpoint(workdir: epath.Path, which: str) -> Model:

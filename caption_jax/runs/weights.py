@@ -15,6 +15,7 @@ from etils import epath
 from safetensors import safe_open
 from safetensors.numpy import load, save
 
+from caption_jax.errors import ConfigError
 from caption_jax.specs.renamed_keys import RENAMED_MODULES
 from input_pipeline.files import is_on_bucket
 
@@ -22,6 +23,12 @@ PyTree = Any
 
 # Checkpoint folders in order of preference. Before the first evaluation, the last checkpoint is used as the best.
 CHECKPOINT_CHOICES = {"best": ("best", "last"), "last": ("last",)}
+
+
+def check_choice(which: str) -> None:
+    """Raises ConfigError if a checkpoint is neither "best" nor "last" nor a step."""
+    if which not in CHECKPOINT_CHOICES and not (which.isascii() and which.isdigit()):
+        raise ConfigError(f"unknown checkpoint {which!r}; expected 'best', 'last' or a step")
 
 
 @dataclass(frozen=True)
@@ -91,7 +98,7 @@ def read_safetensors(file: epath.Path) -> tuple[PyTree, str]:
         content = file.read_bytes()
         return _rename_former_modules(unflatten_arrays(load(content))), hashlib.sha256(content).hexdigest()
     with ThreadPoolExecutor(max_workers=1) as pool:
-        digest = pool.submit(_sha256, file)
+        digest = pool.submit(sha256_of_file, file)
         with safe_open(file, "numpy") as opened:  # has `keys`, but is not a dictionary
             variables = unflatten_arrays({name: opened.get_tensor(name) for name in opened.keys()})  # noqa: SIM118
         return _rename_former_modules(variables), digest.result()
@@ -101,7 +108,8 @@ def _rename_former_modules(variables: PyTree) -> PyTree:
     return rename_modules(variables, RENAMED_MODULES)
 
 
-def _sha256(file: epath.Path) -> str:
+def sha256_of_file(file: epath.Path) -> str:
+    """Returns the SHA-256 hex digest of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
 

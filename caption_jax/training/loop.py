@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 from jax.experimental import multihost_utils
 
+from caption_jax.errors import WorkdirError
 from caption_jax.evaluation.final_evaluation import evaluate_weights
 from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
@@ -29,7 +30,8 @@ from caption_jax.parameters.freezing import phases
 from caption_jax.parameters.sharding import replicated
 from caption_jax.retrieval.context_captions import default_kind, open_context
 from caption_jax.runs.artifact_writer import ArtifactWriter
-from caption_jax.runs.checkpoints import Checkpoints, RestoredState, read_weights
+from caption_jax.runs.best_recovery import resume_best
+from caption_jax.runs.checkpoints import Checkpoints, RestoredState
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
@@ -53,13 +55,16 @@ from input_pipeline.files import absolute_path
 from input_pipeline.prefetch import Prefetched, prefetch_to_device
 
 
-def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT) -> ScoredEvaluation | None:
+def train_and_evaluate(
+    spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT, checkpoint: int | None = None
+) -> ScoredEvaluation | None:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
 
     Args:
         spec: the config of the run.
         workdir: folder or bucket of the run.
         display: shows the progress.
+        checkpoint: step of the checkpoint to resume from; by default, that of the newest intact one.
 
     Returns:
         The final evaluation of the validation split; None if there is no such split or a signal stopped the run early.
@@ -72,7 +77,7 @@ def train_and_evaluate(spec: RunSpec, workdir: str | epath.Path, display: Displa
     require("training", *TRAINING)
     experiment = start_experiment(spec, absolute_path(workdir), display)
     # Signals are handled once there is a state to save. Until then, they terminate the process.
-    with contextlib.closing(Run(experiment)) as run, stop_on_signal() as stop_requested:
+    with contextlib.closing(Run(experiment, checkpoint)) as run, stop_on_signal() as stop_requested:
         is_complete = run.train(stop_requested)
     return finish_run(run) if is_complete else None
 
@@ -88,10 +93,10 @@ class Run:
         batches: an infinite iterator over batches on the devices.
     """
 
-    def __init__(self, experiment: Experiment):
+    def __init__(self, experiment: Experiment, checkpoint: int | None = None):
         self.experiment, self.spec = experiment, experiment.spec
         self.steps = self.spec.train.steps
-        self.checkpoints = Checkpoints(experiment.workdir)
+        self.checkpoints = Checkpoints(experiment.workdir, checkpoint)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.input_wait = InputWaitWarning(self.spec.data)
@@ -180,11 +185,23 @@ class Run:
     def _resume(self, restored: RestoredState) -> None:
         """Restores the data iterator, the clock, early stopping and the artifacts from a checkpoint."""
         check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
-        self.batches.set_state(restored.records["iterator"])
-        self.clock.load(restored.records["clock"])
-        self.progress = restored.records["progress"]
-        best_step = restored.step if self.progress["best"] is None else self.progress["best_step"]
-        self.artifacts.resume(restored.step, best_step, self._best_weights)
+        try:
+            self.batches.set_state(restored.records["iterator"])
+            self.clock.load(restored.records["clock"])
+            progress = {**self.progress, **restored.records["progress"]}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise WorkdirError(
+                f"the records of the checkpoint of step {restored.step} in {self.experiment.workdir} are damaged "
+                f"({error!r}): resume from an earlier one with --checkpoint=STEP"
+            ) from error
+        self.progress = resume_best(
+            self.experiment,
+            self.artifacts,
+            progress,
+            restored.step,
+            lambda: Weights(self.state.weights(), restored.step),
+            replicated(self.experiment.mesh),
+        )
         logging.info("resuming from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
         if restored.step >= self.steps:
             logging.warning(
@@ -192,12 +209,6 @@ class Run:
                 "set --config.train.steps to more; to start a new run, use another --workdir",
                 self.steps,
             )
-
-    def _best_weights(self) -> Weights:
-        """Returns the best weights of a resumed run, or the current weights if none were evaluated."""
-        if self.progress["best"] is None:
-            return Weights(self.state.weights(), int(self.state.step))
-        return read_weights(self.experiment.workdir, "best", replicated(self.experiment.mesh))
 
     def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
         """Yields (last step, jitted training step) for each phase of unfreezing, starting at `step`.

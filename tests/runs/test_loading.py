@@ -146,7 +146,7 @@ def test_the_last_checkpoint_is_loaded_on_request(tmp_path, caplog):
         assert_weights_of_step(load_model(tmp_path).weights, 4)
         assert_weights_of_step(load_model(tmp_path, "last").weights, 10)
     assert not caplog.messages
-    with pytest.raises(ConfigError, match="model-4 is a single model: the last checkpoint is in the workdir"):
+    with pytest.raises(ConfigError, match="model-4 is a single model: checkpoint 'last' is in the workdir"):
         load_model(tmp_path / "model-4", "last")
 
 
@@ -180,7 +180,7 @@ def test_transposed_scalar_and_empty_arrays_are_preserved(tmp_path):
 def test_a_folder_that_is_not_a_workdir_and_an_unknown_checkpoint_are_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* is not the workdir of a training run"):
         load_model(tmp_path)
-    with pytest.raises(ValueError, match="unknown checkpoint 'newest'; expected 'best' or 'last'"):
+    with pytest.raises(ValueError, match="unknown checkpoint 'newest'; expected 'best', 'last' or a step"):
         load_model(tmp_path, "newest")
 
 
