@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from input_pipeline.errors import ConfigError, DataError, MissingFileError, MissingPackageError, UserError
+from input_pipeline.errors import ConfigError, DataError, MissingFileError, MissingPackageError, StorageError, UserError
 
 __all__ = [
     "ConfigError",
@@ -14,6 +14,7 @@ __all__ = [
     "MissingFileError",
     "MissingPackageError",
     "ProcessesError",
+    "StorageError",
     "UnknownKeyError",
     "UserError",
     "WeightsError",

@@ -26,3 +26,7 @@ class MissingFileError(UserError, FileNotFoundError):
 
 class MissingPackageError(UserError, ModuleNotFoundError):
     """An optional package is not installed; the message names the command that installs it."""
+
+
+class StorageError(UserError, OSError):
+    """A disk is full, read-only or broken, or refuses access; the message names the file."""

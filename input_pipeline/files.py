@@ -80,7 +80,7 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
         content: bytes, text (written as UTF-8), or a function that writes to a binary file.
 
     Raises:
-        OSError: the file cannot be written. An existing file is unchanged.
+        OSError: the file cannot be written; names `path`. An existing file is unchanged.
     """
     if is_on_bucket(path):
         buffer = io.BytesIO()
@@ -95,9 +95,11 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.errno is not None:
+            error.filename, error.filename2 = os.fspath(target), None  # a write that fails does not name its file
         raise
 
 

@@ -122,3 +122,42 @@ def test_a_bucket_that_does_not_exist_is_named_before_any_work(launcher, emulato
     (line,) = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     assert line.startswith("error: --workdir=gs://nothing/run: gcsfs cannot access the bucket (")
     assert "reading the data" not in log.read_text()
+
+
+def test_a_second_run_in_a_bucket_is_refused(launcher, emulator, tmp_path):
+    workdir, logs = WORKDIR.removesuffix("a") + "locked", [tmp_path / "first.log", tmp_path / "second.log"]
+    first = launcher.start(workdir, *FLAGS, log=logs[0], **emulator.environment)
+    try:
+        while not emulator.list_names("runs/locked/training.lock"):
+            assert first.poll() is None, logs[0].read_text()
+            time.sleep(0.01)
+        first.send_signal(signal.SIGSTOP)
+        assert launcher.start(workdir, *FLAGS, log=logs[1], **emulator.environment).wait() == 1
+        first.send_signal(signal.SIGCONT)
+        assert first.wait() == 0, logs[0].read_text()
+    finally:
+        first.kill()
+    assert f"error: --workdir={workdir} is in use by another training run (process {first.pid}" in logs[1].read_text()
+    assert not emulator.list_names("runs/locked/training.lock") and not emulator.list_names("runs/locked/.training")
+
+
+def test_only_one_of_several_clients_creates_a_file_of_a_bucket(emulator):
+    code = (
+        "import sys, time; from caption_jax.runs.lock_files import create_exclusively\n"
+        "from input_pipeline.files import storage_path\n"
+        "file = storage_path(sys.argv[1]); file.exists(); print('ready', flush=True); sys.stdin.read()\n"
+        "print(create_exclusively(file, sys.argv[2]))"
+    )
+    environment = {**os.environ, **emulator.environment, "JAX_PLATFORMS": "cpu"}
+    file = f"gs://{bucket_emulator.BUCKET}/race/training.lock"
+    options = {"cwd": ROOT, "env": environment, "text": True, "stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    processes = [subprocess.Popen([sys.executable, "-c", code, file, str(index)], **options) for index in range(5)]
+    for process in processes:
+        assert process.stdout.readline() == "ready\n"
+    for process in processes:
+        process.stdin.close()
+    results = [process.stdout.read().strip() for process in processes]
+    for process in processes:
+        process.wait()
+    assert sorted(results) == ["False"] * 4 + ["True"]
+    assert emulator.read("race/training.lock").decode() == str(results.index("True"))

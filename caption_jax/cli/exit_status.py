@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 from collections.abc import Callable
@@ -10,15 +9,13 @@ from collections.abc import Callable
 from absl import app, flags
 
 from caption_jax import errors
+from input_pipeline.disk_faults import find_disk_fault
 
 SUCCESS = 0
 FAILURE = 1  # an error that the user can fix, or images that could not be read
 USAGE = 2  # the command line is wrong
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
-
-# Errors of the system that are not bugs: no permission, no space, a read-only disk.
-_SYSTEM_ERRORS = (errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def call_with_status(function: Callable[[], int], program: str, *, is_filter: bool = True) -> int:
@@ -60,8 +57,8 @@ def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
         print(f"error: {' '.join(str(error).split())} ({program} --help)", file=sys.stderr)
         return USAGE
     message = errors.user_message(error)  # a library may wrap a UserError
-    if message is None and isinstance(error, OSError) and error.errno in _SYSTEM_ERRORS:
-        message = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    if message is None and (fault := find_disk_fault(error)) is not None:
+        message = fault.describe()
     if message is None:
         raise error
     print(f"error: {message}", file=sys.stderr)

@@ -14,7 +14,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs import workdir as workdir_files
-from caption_jax.runs.agreement import check_workdir, prepare_together
+from caption_jax.runs.agreement import prepare_together
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
 from caption_jax.runs.description import ModelSettings, RunDescription
@@ -70,14 +70,13 @@ class Experiment:
 
 
 def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILENT) -> Experiment:
-    """Sets up training in a new workdir, or resumes the run in an existing one.
+    """Sets up training in a new workdir, or resumes the run in an existing one. `lock_workdir` has checked it.
 
     Raises:
         ConfigError: the config is incompatible with the data.
         WorkdirError: the workdir contains a run or model that is incompatible with the config.
-        ProcessesError: several processes do not share the workdir, or disagree on the config or the data.
+        ProcessesError: several processes disagree on the config or the data.
     """
-    check_workdir(workdir)
     experiment = prepare_experiment(spec, workdir, display)
     if jax.process_index() == 0:
         if experiment.resumes:

@@ -34,6 +34,7 @@ from caption_jax.runs.best_recovery import resume_best
 from caption_jax.runs.checkpoints import Checkpoints, RestoredState
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
+from caption_jax.runs.lock import lock_workdir
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.runs.weights import Weights
@@ -75,11 +76,12 @@ def train_and_evaluate(
         NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
     """
     require("training", *TRAINING)
-    experiment = start_experiment(spec, absolute_path(workdir), display)
-    # Signals are handled once there is a state to save. Until then, they terminate the process.
-    with contextlib.closing(Run(experiment, checkpoint)) as run, stop_on_signal() as stop_requested:
-        is_complete = run.train(stop_requested)
-    return finish_run(run) if is_complete else None
+    with lock_workdir(absolute_path(workdir)) as lock:
+        experiment = start_experiment(spec, lock.workdir, display)
+        # Signals are handled once there is a state to save. Until then, they terminate the process.
+        with contextlib.closing(Run(experiment, checkpoint)) as run, stop_on_signal() as stop_requested:
+            is_complete = run.train(lambda step: lock.check() or stop_requested(step))
+        return finish_run(run) if is_complete else None
 
 
 class Run:
