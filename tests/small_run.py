@@ -37,6 +37,7 @@ MAIN_FLAGS = (
         "compilations",
         "data",
         "dry_run",
+        "max_steps_this_run",
         "distributed",
         "quiet",
         "verbose",

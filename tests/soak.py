@@ -14,6 +14,7 @@ from resident_memory import read_resident_mb
 from resume_run import RunLauncher, list_saved_steps, log_path, read_rows
 
 import caption_jax
+from caption_jax.cli.exit_status import STOPPED
 
 MAX_GROWTH_MB = 64  # allocators do not return all memory
 
@@ -52,7 +53,7 @@ def train_for(seconds: float, images: Path, cache: Path, folder: Path) -> None:
             assert process.poll() is None, log_path(workdir).read_text()
             samples.append(read_resident_mb(process.pid))
         process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=300) == 0, log_path(workdir).read_text()
+        assert process.wait(timeout=300) == STOPPED, log_path(workdir).read_text()
     finally:
         process.kill()
     assert list_saved_steps(workdir)[-1] > first_step + 100  # at least one evaluation while memory was measured

@@ -24,6 +24,7 @@ from resume_run import (
     read_rows,
 )
 
+from caption_jax.cli.exit_status import STOPPED
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.experiment import start_experiment
 from caption_jax.runs.loading import read_model
@@ -81,7 +82,7 @@ def test_a_terminated_run_saves_a_checkpoint_and_resumes_with_a_different_number
     workdir = tmp_path / "run"
     process = launcher.stop_when(workdir, has_trained(12), signal.SIGTERM)
     log = log_path(workdir).read_text()
-    assert process.returncode == 0, log
+    assert process.returncode == STOPPED, log
     step = list_saved_steps(workdir)[-1]
     assert f"stop requested: saved step {step}" in log
     assert 12 <= step < STEPS and read_rows(workdir)[-1][0] == step

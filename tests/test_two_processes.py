@@ -27,6 +27,7 @@ from resume_run import (
     read_rows,
 )
 
+from caption_jax.cli.exit_status import STOPPED
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.loading import read_model
@@ -119,14 +120,15 @@ def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, g
     assert not (one / "pixels").exists()
 
 
-def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path, number):
     workdir = tmp_path / "run"
     processes = start_sharing_processes(launcher, workdir, "--config.train.steps=2000")
     while not has_trained(8)(workdir):
         assert [process.poll() for process in processes] == [None, None], log_path(workdir).read_text()
         time.sleep(0.01)
-    processes[1].send_signal(signal.SIGTERM)
-    wait_for(processes, workdir)
+    processes[1].send_signal(number)
+    assert wait_for_all(processes, 900) == [STOPPED] * 2, log_path(workdir).read_text()
     step = list_saved_steps(workdir)[-1]
     log = log_path(workdir).read_text()
     assert log.count(f"stop requested: saved step {step}") == 2
@@ -141,6 +143,19 @@ def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(laun
     wait_for([single_process], workdir)
     assert list_saved_steps(workdir)[-1] == step + 3
     assert f"resuming from step {step}" in log_path(workdir).read_text()
+
+
+def test_a_limit_on_steps_stops_both_processes_and_different_limits_are_named(launcher, tmp_path):
+    workdir, limit = tmp_path / "run", "--max_steps_this_run"
+    processes = start_sharing_processes(launcher, workdir, "--config.train.steps=8", f"{limit}=3")
+    assert wait_for_all(processes, 900) == [STOPPED] * 2, log_path(workdir).read_text()
+    assert list_saved_steps(workdir) == [3]
+    processes = start_processes(
+        launcher, [workdir, workdir], [["--config.train.steps=8", f"{limit}={n}"] for n in (2, 4)]
+    )
+    assert wait_for_all(processes, 300) == [1, 1]
+    host = socket.gethostname()
+    assert f"{limit} is 2 in process 0 ({host}) and 4 in process 1 ({host})" in read_errors(workdir)[0]
 
 
 def test_processes_with_different_configs_name_the_difference_and_end(launcher, tmp_path):

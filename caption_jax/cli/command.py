@@ -9,6 +9,7 @@ import contextlib
 import functools
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -17,12 +18,13 @@ from absl import app, flags
 
 from caption_jax.cli import command_flags, help_pages, stored_config, workdir_flag
 from caption_jax.cli.command_line import CommandLine, parse_command_line
-from caption_jax.cli.exit_status import INTERRUPTED, SUCCESS, USAGE, call_with_status, print_error
+from caption_jax.cli.exit_status import INTERRUPTED, STOPPED, SUCCESS, USAGE, call_with_status, print_error
 from caption_jax.cli.flag_errors import check_arguments, check_flag_names, explain_flag_error
 from caption_jax.cli.platform_setup import DISTRIBUTED_MODES, set_up_platform
 from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
 from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
+from caption_jax.runtime.signals import SignalHandling, handled_signals
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -44,11 +46,28 @@ def run(script: str) -> None:
     Args:
         script: path of the file that Python was started with.
     """
-    try:
-        sys.exit(_run_command_line(script, get_program(script)))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    with handled_signals() as signals:
+        try:
+            sys.exit(_run_command_line(script, get_program(script), signals))
+        except KeyboardInterrupt:
+            if signals.received is None:  # raised by something else, as in a notebook
+                print("interrupted", file=sys.stderr)
+                sys.exit(INTERRUPTED)
+            _end_interrupted(script, signals)
+        except BaseException:
+            if signals.raised:  # code that the signal interrupted, such as an import, may raise another error
+                _end_interrupted(script, signals)
+            raise
+
+
+def _end_interrupted(script: str, signals: SignalHandling) -> None:
+    """Ends the process after a signal, without waiting for threads and exit handlers."""
+    remedy = "; the same command resumes the run" if signals.status == STOPPED else ""
+    with contextlib.suppress(OSError):  # the terminal may be closed
+        print(f"interrupted ({signal.Signals(signals.received).name}){remedy}", file=sys.stderr)
+    status = signals.get_status(signals.received)
+    fast_exit(script, status)
+    sys.exit(status)
 
 
 def get_program(script: str) -> str:
@@ -59,7 +78,7 @@ def get_program(script: str) -> str:
     return f"python {name}" if name.endswith(".py") else name
 
 
-def _run_command_line(script: str, program: str) -> int:
+def _run_command_line(script: str, program: str, signals: SignalHandling) -> int:
     try:
         line = parse_command_line(flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=True))
     except (app.UsageError, flags.Error) as error:
@@ -67,6 +86,8 @@ def _run_command_line(script: str, program: str) -> int:
     if line.help:
         return call_with_status(functools.partial(_print_help, line, program), program)
     if line.subcommand in MODES:
+        if line.subcommand == "train":
+            signals.status = STOPPED
         return _run_mode(line, script, f"{program} {line.subcommand}")
     module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
     call = functools.partial(module.run, list(line.argv), f"{program} {line.subcommand}")
@@ -137,6 +158,9 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
         options = flags.FLAGS
         with paused_garbage_collection(script), _show_start(is_quiet=options.quiet):
             set_up_platform(options)
+            if line.subcommand != "train":  # which treats SIGTERM as jax.distributed does
+                with handled_signals() as signals:
+                    signals.reinstall()
             # The import is here because it imports JAX, which must not happen before the platform is set up.
             module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
         with _reported_failures(line.subcommand):

@@ -46,6 +46,13 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     flags.DEFINE_boolean(
         "dry_run", False, "Read the data, print the resolved config and run one step, without writing files.", values
     )
+    flags.DEFINE_integer(
+        "max_steps_this_run",
+        0,
+        "Number of steps after which this process saves and stops, for job queues; 0 for no limit.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "distributed",
         "auto",

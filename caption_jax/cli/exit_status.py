@@ -14,6 +14,7 @@ from input_pipeline.disk_faults import find_disk_fault
 SUCCESS = 0
 FAILURE = 1  # an error that the user can fix, or images that could not be read
 USAGE = 2  # the command line is wrong
+STOPPED = 75  # training was stopped by a signal or a limit, and the same command resumes it (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 

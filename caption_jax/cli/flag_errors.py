@@ -13,7 +13,12 @@ from caption_jax.cli import command_flags
 from caption_jax.cli.command_line import CommandLine
 from caption_jax.cli.subcommands import SUBCOMMANDS, find_users
 
-_FLAGS_OF_ONE_MODE = ("data", "dry_run", "distributed")  # the others have always been accepted in every mode
+_FLAGS_OF_ONE_MODE = (
+    "data",
+    "dry_run",
+    "max_steps_this_run",
+    "distributed",
+)  # the others have always been accepted in every mode
 _VALUE_ERROR = re.compile(r"flag -*(?P<flag>[\w.\[\]'\"]+)=(?P<value>.*?): (?P<reason>.*)", re.DOTALL)
 
 

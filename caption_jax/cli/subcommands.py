@@ -38,7 +38,7 @@ _FLAG_SUBCOMMANDS = (
         "train",
         "train a model, or resume an interrupted run",
         "--config=NAME [--workdir=FOLDER]",
-        ("config", "workdir", "checkpoint", "dry_run", "distributed"),
+        ("config", "workdir", "checkpoint", "max_steps_this_run", "dry_run", "distributed"),
         (
             "train --config=shapes",
             "train --config=folder --config.data.root=photographs --workdir=runs/folder",

@@ -8,14 +8,17 @@ from absl import flags
 from caption_jax.cli.closing_summary import print_end_of_training
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.evaluate import print_scored_evaluation
+from caption_jax.cli.exit_status import STOPPED, SUCCESS
 from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.errors import ConfigError
 from caption_jax.training.dry_run import dry_run, print_dry_run
-from caption_jax.training.loop import train_and_evaluate
+from caption_jax.training.loop import train_run
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Trains to the last step and prints the evaluation of the best weights; returns the exit status.
+
+    If the run stops before, the status is `STOPPED`, and the same command resumes it.
 
     With `--dry_run`, prints the spec and the loss of the first step instead.
     """
@@ -24,13 +27,13 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         with display_from_flags(options) as display:
             result = dry_run(spec, options.workdir, display)
         print_dry_run(result)
-        return 0
+        return SUCCESS
     with display_from_flags(options) as display:
-        scored_evaluation = train_and_evaluate(spec, options.workdir, display, step)
-    print_scored_evaluation(scored_evaluation)
+        result = train_run(spec, options.workdir, display, step, max_steps=options.max_steps_this_run)
+    print_scored_evaluation(result.evaluation)
     if jax.process_index() == 0:
-        print_end_of_training(options.workdir, scored_evaluation)
-    return 0
+        print_end_of_training(options.workdir, result.evaluation)
+    return SUCCESS if result.is_complete else STOPPED
 
 
 def _checkpoint_step(options: flags.FlagValues) -> int | None:

@@ -20,6 +20,7 @@ from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
 from caption_jax.runs.experiment import Experiment
+from caption_jax.runtime.stopping import EvaluationStoppedError
 from caption_jax.specs import as_mapping
 from caption_jax.specs.extensions import NAME, import_path
 from input_pipeline.batches import Batch, eval_batches
@@ -135,8 +136,17 @@ class SplitEvaluator:
         if name not in names:
             raise ConfigError(f"config.train.best_metric is {name!r}; it must be one of {', '.join(names)}")
 
-    def __call__(self, variables: PyTree, step: int) -> Evaluation:
-        """Captions and scores every image of the split. The last batch is padded and masked instead of dropped."""
+    def __call__(self, variables: PyTree, step: int, stop_requested: Callable[[], bool] = lambda: False) -> Evaluation:
+        """Captions and scores every image of the split. The last batch is padded and masked instead of dropped.
+
+        Args:
+            variables: the weights.
+            step: the step of the weights.
+            stop_requested: called after each batch; whether to abandon the evaluation.
+
+        Raises:
+            EvaluationStoppedError: the evaluation was abandoned.
+        """
         start_time = time.time()
         description = self._experiment.description
         data = self._experiment.spec.data
@@ -155,6 +165,8 @@ class SplitEvaluator:
             for outputs in _fetch_late(self._step(variables, batch) for batch in prefetched):
                 collected.add(self.split, outputs)
                 phase.advance(data.eval_batch_size)
+                if stop_requested():
+                    raise EvaluationStoppedError
         if self._image_input == "shuffled":
             collected = collected.rotated()
         with self._experiment.display.phase("scoring the captions"):

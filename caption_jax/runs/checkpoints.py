@@ -38,6 +38,7 @@ from caption_jax.runs.checkpoint_choice import (
     set_damaged_aside,
 )
 from caption_jax.runs.checkpoint_integrity import find_damage, write_checksums
+from caption_jax.runs.late_evaluation import add_result, complete_records
 from caption_jax.runs.weights import CHECKPOINT_CHOICES, Weights, check_choice, rename_modules
 from caption_jax.specs.renamed_keys import RENAMED_MODULES
 from input_pipeline.files import absolute_path, storage_path
@@ -108,6 +109,18 @@ class Checkpoints:
         self._pending[BEST] = step
         self._best.save(step, args=ocp.args.Composite(**items), force=True)
 
+    def add_evaluation(self, step: int, progress: Mapping[str, Any], best_metrics: Mapping[str, float] | None) -> None:
+        """Adds the result of an evaluation to the checkpoint of its step, if there is one that was saved before it.
+
+        Args:
+            step: number of completed steps.
+            progress: the records of this name after the evaluation.
+            best_metrics: metrics of the weights if they are the best so far.
+        """
+        if step == self._last.latest_step() and jax.process_index() == 0:
+            best = {} if best_metrics is None else {_BEST_METRICS: dict(best_metrics)}
+            add_result(self._folder / LAST / str(step), {"progress": dict(progress), **best})
+
     def _add_checksums(self, kind: str) -> None:
         """Writes the checksums of a checkpoint whose files are complete, but which is not committed yet."""
         if jax.process_index() == 0:
@@ -142,7 +155,7 @@ class Checkpoints:
             return None
         self._delete_best_from(step + 1)
         weights, train = (rename_modules(items[name], RENAMED_MODULES) for name in ("weights", "train"))
-        records = dict(items["records"])
+        records = complete_records(self._folder / LAST / str(step), items["records"])
         metrics = records.pop(_BEST_METRICS, None)
         if metrics is not None and step not in self._best.all_steps():
             self.save_best(step, weights, metrics)

@@ -16,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from caption_jax.runtime.process import current_command
+from caption_jax.runtime.signals import SignalReceived
 from input_pipeline.files import write_atomically
 from input_pipeline.records import Split
 
@@ -102,6 +103,10 @@ def record_session(
     record = SessionRecord(workdir, session, is_main_process=jax.process_index() == 0)
     try:
         yield record
+    except SignalReceived:  # before the first step
+        with contextlib.suppress(OSError):
+            record.end(first_step, STOP_REQUESTED)
+        raise
     except BaseException as error:
         with contextlib.suppress(OSError):  # which must not hide the error
             record.end(None, ERROR, f"{type(error).__name__}: {error}".removesuffix(": "))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterator
 
@@ -10,36 +11,56 @@ import jax
 from jax.experimental import multihost_utils
 
 from caption_jax.errors import UserError
+from caption_jax.runtime.signals import SignalHandling, handled_signals
+
+StopRequested = Callable[[int], bool]  # takes the number of completed steps
 
 
 @contextlib.contextmanager
-def stop_on_signal() -> Iterator[Callable[[int], bool]]:
-    """Treats SIGTERM (preemption or the end of a scheduled job) and the first Ctrl-C as a request to save and stop.
+def stop_on_signal() -> Iterator[StopRequested]:
+    """Treats SIGTERM (preemption or the end of a scheduled job), SIGHUP and Ctrl-C as requests to save and stop.
 
     Yields:
         A function that takes the number of completed steps and returns whether to save and stop. Call it after every
-        step. If there are several processes, it returns True after the same step in all of them, even if only one
-        received the signal.
+        step and every batch of an evaluation. Until its first call, there is nothing to save, and a signal raises
+        `SignalReceived`. If there are several processes, all of them must make the same calls. It then returns True in
+        the same call in all of them, even if only one received the signal.
+
+    Raises:
+        SignalReceived: a signal was received, but the function has not been called since.
     """
-    if jax.process_count() > 1:
-        # jax.distributed handles SIGTERM, and a Python handler would replace its handler.
-        yield multihost_utils.reached_preemption_sync_point
-        return
-    received_signals = []
-    previous_handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with handled_signals() as signals:
+        stop_requested = _StopRequested(signals)
+        try:
+            yield stop_requested
+        finally:
+            received = signals.stop_deferring()
+        if received is not None and not stop_requested.result:
+            signals.raise_received()
 
-    def handle_signal(number: int, _: object) -> None:
-        received_signals.append(number)
-        signal.signal(signal.SIGINT, previous_handlers[signal.SIGINT])  # a second Ctrl-C interrupts immediately
 
-    for number in previous_handlers:
-        signal.signal(number, handle_signal)
-    try:
-        yield lambda step: bool(received_signals)
-    finally:
-        for number, handler in previous_handlers.items():
-            signal.signal(number, handler)
+class _StopRequested:
+    def __init__(self, signals: SignalHandling):
+        self.result = False
+        self._signals = signals
+        self._calls = itertools.count(1)
+
+    def __call__(self, step: int) -> bool:
+        # With several processes, jax.distributed handles SIGTERM as the notice of a preemption.
+        is_shared = jax.process_count() > 1
+        self._signals.defer(forward_to=signal.SIGTERM if is_shared else None)
+        if not self.result:
+            self.result = (
+                multihost_utils.reached_preemption_sync_point(next(self._calls))
+                if is_shared
+                else self._signals.received is not None
+            )
+        return self.result
+
+
+class EvaluationStoppedError(Exception):
+    """An evaluation was abandoned because the run is to stop. It is not reported to the user."""
 
 
 class NonFiniteLossError(UserError, RuntimeError):
-    """The loss or the parameters became NaN or infinite."""
+    """The loss, a gradient or a parameter became NaN or infinite."""

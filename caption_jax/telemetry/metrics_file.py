@@ -38,14 +38,21 @@ class Row:
 class MetricsFile:
     """Appends rows to a file, after dropping those of steps that a resumed run will repeat."""
 
-    def __init__(self, path: epath.PathLike, start_step: int = 0) -> None:
-        """Opens the file of a run that starts from `start_step` (0 for a new run), and drops rows of later steps."""
+    def __init__(self, path: epath.PathLike, start_step: int = 0, *, repeats_evaluation: bool = False) -> None:
+        """Opens the file of a run that starts from `start_step` (0 for a new run), and drops rows of later steps.
+
+        With `repeats_evaluation`, the row of the evaluation of `start_step` is also dropped.
+        """
         self._path = storage_path(path)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._bucket_text = ""  # the whole file if it is on a bucket, because objects cannot be appended to
         if not self._path.exists():
             return
-        text = "".join(row.to_line() for row in read_metrics(self._path) if row.step <= start_step)
+        evaluated = start_step - repeats_evaluation  # last step whose evaluation is not repeated
+        rows = [
+            row for row in read_metrics(self._path) if row.step <= (evaluated if row.split == "val" else start_step)
+        ]
+        text = "".join(row.to_line() for row in rows)
         if text != self._path.read_text():
             write_atomically(self._path, text)
         if is_on_bucket(self._path):

@@ -38,6 +38,7 @@ class Monitor:
         *,
         is_main_process: bool = True,
         start_step: int = 0,
+        repeats_evaluation: bool = False,
     ) -> None:
         """Opens `metrics.jsonl`, in the main process.
 
@@ -46,12 +47,13 @@ class Monitor:
             config: config of the run, written to TensorBoard as text if the run is new.
             is_main_process: whether this is the main process; if False, all methods do nothing.
             start_step: the step from which the run resumes; later rows of `metrics.jsonl` are dropped.
+            repeats_evaluation: whether the run repeats the evaluation of `start_step`, whose row is also dropped.
         """
         self._active = is_main_process
         if not self._active:
             return
         workdir = storage_path(workdir)
-        self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step)
+        self._metrics = MetricsFile(workdir / "metrics.jsonl", start_step, repeats_evaluation=repeats_evaluation)
         self._rows = WriteQueue("metrics")
         self._events = EventFiles(workdir / "tensorboard")
         self._texts: dict[str, str] = {}  # texts of step 0 that have not been written yet

@@ -17,8 +17,8 @@ from caption_jax.runs.step_images import check_step_images
 from caption_jax.specs import RunSpec
 from caption_jax.specs.conversion import as_lines
 from caption_jax.telemetry.progress import SILENT, Display
-from caption_jax.training.loop import make_validation_evaluator, open_batches
 from caption_jax.training.program import make_program
+from caption_jax.training.run_parts import make_validation_evaluator, open_batches
 from input_pipeline.data_spec import FeatureCacheSpec, PixelCacheSpec
 from input_pipeline.extras import require
 from input_pipeline.files import absolute_path

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import logging
@@ -17,48 +16,74 @@ from caption_jax.errors import WorkdirError
 from caption_jax.evaluation.final_evaluation import evaluate_weights
 from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.evaluation.split_evaluator import SplitEvaluator
-from caption_jax.feature_cache.features import prepare_features
-from caption_jax.feature_cache.pixel_cache import prepare_pixels
-from caption_jax.objectives.constants import (
-    check_same_constants,
-    compute_fingerprints,
-    prepare_constants,
-    store_constants,
-)
-from caption_jax.parameters.freezing import phases
+from caption_jax.objectives.constants import check_same_constants
 from caption_jax.parameters.sharding import replicated
-from caption_jax.retrieval.context_captions import default_kind, open_context
+from caption_jax.runs.agreement import check_same_flag
 from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.best_recovery import resume_best
 from caption_jax.runs.checkpoints import Checkpoints, RestoredState
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
+from caption_jax.runs.late_evaluation import EVALUATION_DUE
 from caption_jax.runs.lock import lock_workdir
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
-from caption_jax.runs.step_images import check_step_images
 from caption_jax.runs.weights import Weights
-from caption_jax.runtime.stopping import stop_on_signal
+from caption_jax.runtime.stopping import EvaluationStoppedError, StopRequested, stop_on_signal
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.input_wait import InputWaitWarning
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.progress import SILENT, Display, Phase, describe_rates
 from caption_jax.telemetry.tracing import Trace
-from caption_jax.training.batch_placer import choose_block_layout, choose_packing, make_batch_placer
-from caption_jax.training.next_phase import NextPhaseCompiler
+from caption_jax.training.next_phase import NextPhaseCompiler, training_phases
 from caption_jax.training.pending_steps import PendingSteps
-from caption_jax.training.program import Program, make_program
+from caption_jax.training.run_parts import make_program_with_constants, make_validation_evaluator, open_batches
 from caption_jax.training.state import TrainState
-from input_pipeline.batches import train_batches
 from input_pipeline.extras import TRAINING, require
 from input_pipeline.files import absolute_path
-from input_pipeline.prefetch import Prefetched, prefetch_to_device
+
+# Why a run stops before its end.
+SIGNAL = "stop requested"
+MAX_STEPS = "--max_steps_this_run"
+
+
+class TrainingResult(NamedTuple):
+    """The result of training in one process.
+
+    Attributes:
+        is_complete: whether the run has reached its end; otherwise, the same command resumes it.
+        evaluation: the evaluation of the best weights on the validation split; None if the run is not complete or has
+            no such split.
+    """
+
+    is_complete: bool
+    evaluation: ScoredEvaluation | None
 
 
 def train_and_evaluate(
-    spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT, checkpoint: int | None = None
+    spec: RunSpec,
+    workdir: str | epath.Path,
+    display: Display = SILENT,
+    checkpoint: int | None = None,
+    *,
+    max_steps: int = 0,
 ) -> ScoredEvaluation | None:
+    """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights; see `train_run`.
+
+    Returns:
+        The final evaluation of the validation split; None if there is no such split or the run stopped early.
+    """
+    return train_run(spec, workdir, display, checkpoint, max_steps=max_steps).evaluation
+
+
+def train_run(
+    spec: RunSpec,
+    workdir: str | epath.Path,
+    display: Display = SILENT,
+    checkpoint: int | None = None,
+    *,
+    max_steps: int = 0,
+) -> TrainingResult:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
 
     Args:
@@ -66,22 +91,21 @@ def train_and_evaluate(
         workdir: folder or bucket of the run.
         display: shows the progress.
         checkpoint: step of the checkpoint to resume from; by default, that of the newest intact one.
-
-    Returns:
-        The final evaluation of the validation split; None if there is no such split or a signal stopped the run early.
+        max_steps: number of steps after which this process saves and stops; 0 for no limit.
 
     Raises:
         ValueError: config, data and workdir are inconsistent. The message contains the key or file.
         MissingPackageError: the `train` extra is not installed.
-        NonFiniteLossError: the loss is NaN or infinite. The last checkpoint is retained.
+        NonFiniteLossError: the loss, a gradient or a parameter is NaN or infinite. The last checkpoint is retained.
+        SignalReceived: a signal ended the run before its first step or after its last one.
     """
     require("training", *TRAINING)
     with lock_workdir(absolute_path(workdir)) as lock:
         experiment = start_experiment(spec, lock.workdir, display)
-        # Signals are handled once there is a state to save. Until then, they terminate the process.
+        check_same_flag(MAX_STEPS, max_steps)
         with contextlib.closing(Run(experiment, checkpoint)) as run, stop_on_signal() as stop_requested:
-            is_complete = run.train(lambda step: lock.check() or stop_requested(step))
-        return finish_run(run) if is_complete else None
+            is_complete = run.train(lambda step: lock.check() or stop_requested(step), max_steps)
+        return TrainingResult(is_complete, finish_run(run) if is_complete else None)
 
 
 class Run:
@@ -93,6 +117,7 @@ class Run:
         program: the jitted computations.
         state: the current train state.
         batches: an infinite iterator over batches on the devices.
+        is_evaluation_due: whether the evaluation of the current step is not finished.
     """
 
     def __init__(self, experiment: Experiment, checkpoint: int | None = None):
@@ -113,6 +138,7 @@ class Run:
             if self.evaluator is not None:
                 self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
+        self.is_evaluation_due = False
         if restored is not None:
             self._resume(restored)
         self.monitor = Monitor(
@@ -120,11 +146,20 @@ class Run:
             as_mapping(self.spec),
             is_main_process=jax.process_index() == 0,
             start_step=int(self.state.step),
+            repeats_evaluation=self.is_evaluation_due,
         )
 
-    def train(self, stop_requested: Callable[[int], bool]) -> bool:
-        """Trains until the last step, early stopping or a stop request, and returns whether training is complete."""
-        step = int(self.state.step)  # number of updates made so far
+    def train(self, stop_requested: StopRequested, max_steps: int = 0) -> bool:
+        """Trains until the last step, early stopping, a stop request or a number of steps.
+
+        Args:
+            stop_requested: see `stop_on_signal`.
+            max_steps: number of steps after which to stop; 0 for no limit.
+
+        Returns:
+            Whether training is complete.
+        """
+        step = first_step = int(self.state.step)  # number of updates made so far
         trace = Trace(self.experiment.workdir / "profile", self.spec.train.profile)
         self.clock.start(step)
         bar = self.display.phase("training", self.steps, "steps", completed=step)
@@ -136,7 +171,11 @@ class Run:
             bar as phase,
             PendingSteps(self.experiment.split("train"), functools.partial(self._log, phase)) as pending,
         ):
-            for end, train_step in self._freezing_phases(step):
+            if self.is_evaluation_due:  # the previous process stopped during it
+                self._evaluate(step, stop_requested)
+                if self.is_evaluation_due:
+                    return _record_stop(session, step, SIGNAL)
+            for end, train_step in self._phases(step):
                 while step < end and not self._is_out_of_patience():
                     trace.before_step(step, self.state)
                     with self.clock.waiting():
@@ -148,20 +187,18 @@ class Run:
                     improved = False
                     if self._is_due(step, self.spec.train.eval_every):
                         pending.flush()
-                        improved = self._evaluate(step)
-                    stop = stop_requested(step)
+                        improved = self._evaluate(step, stop_requested)
+                    reason = self._find_reason_to_stop(step, stop_requested, first_step + max_steps)
                     if (
                         improved
-                        or stop
+                        or reason
                         or self._is_due(step, self.spec.train.checkpoint_every)
                         or self._is_out_of_patience()
                     ):
                         pending.flush()
                         self._save(step)
-                    if stop:
-                        logging.warning("stop requested: saved step %d; run the same command again to resume", step)
-                        session.end(step, STOP_REQUESTED)
-                        return False
+                    if reason:
+                        return _record_stop(session, step, reason)
             pending.flush()
             self._record_end(session, step)
         return True
@@ -204,51 +241,14 @@ class Run:
             lambda: Weights(self.state.weights(), restored.step),
             replicated(self.experiment.mesh),
         )
+        self.is_evaluation_due = bool(restored.records.get(EVALUATION_DUE))
         logging.info("resuming from step %d of %d in %s", restored.step, self.steps, self.experiment.workdir)
-        if restored.step >= self.steps:
+        if restored.step >= self.steps and not self.is_evaluation_due:
             logging.warning(
                 "this run is already complete: its number of steps was set to %d when it was started. To continue it, "
                 "set --config.train.steps to more; to start a new run, use another --workdir",
                 self.steps,
             )
-
-    def _freezing_phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        """Yields (last step, jitted training step) for each phase of unfreezing, starting at `step`.
-
-        After the first step of a phase, a background thread compiles the training step of the next one.
-        """
-        starts = phases(self.state.params, self.spec.optimizer.rules)
-        ends = [*(start for start, _ in starts[1:]), self.steps]
-        remaining = [
-            (min(end, self.steps), frozen)
-            for (start, frozen), end in zip(starts, ends, strict=True)
-            if max(start, step) < min(end, self.steps)
-        ]
-        updates = [self.program.cached_update(frozen) for _, frozen in remaining]
-        pairs = itertools.zip_longest(updates, updates[1:])
-        for (end, frozen), (update, next_update) in zip(remaining, pairs, strict=True):
-            if self._is_out_of_patience():
-                return
-            logging.debug("steps up to %d: %d parameter arrays frozen", end, len(frozen))
-            train_step = self._begin_phase(update, next_update)
-            yield end, self.display.around_first_call(train_step, "compiling the training step")
-
-    def _begin_phase(self, update: Callable, next_update: Callable | None) -> Callable:
-        """Returns a training step that starts compiling `next_update` after its first call."""
-        is_first = True
-
-        def train_step(state: TrainState, batch: Any, constants: Any) -> tuple[TrainState, dict[str, jax.Array]]:
-            nonlocal is_first
-            if not is_first:
-                return update(state, batch, constants)
-            is_first = False
-            self.compiler.wait()
-            state, metrics = update(state, batch, constants)
-            if next_update is not None:
-                self.compiler.start(next_update, state, batch, constants)
-            return state, metrics
-
-        return train_step
 
     def _is_due(self, step: int, every: int) -> bool:
         return step % every == 0 or step == self.steps
@@ -256,6 +256,16 @@ class Run:
     def _is_out_of_patience(self) -> bool:
         patience = self.spec.train.patience
         return bool(patience) and self.progress["evaluations_without_gain"] >= patience
+
+    def _phases(self, step: int) -> Iterator[tuple[int, Callable]]:
+        return training_phases(self.program, self.state.params, step, self.compiler, self.display)
+
+    def _find_reason_to_stop(self, step: int, stop_requested: StopRequested, limit: int) -> str:
+        """Returns why the run stops after `step` steps although it is not complete; "" if it does not."""
+        if stop_requested(step) or self.is_evaluation_due:
+            return SIGNAL
+        is_complete = step == self.steps or self._is_out_of_patience()
+        return MAX_STEPS if step == limit and not is_complete else ""
 
     def _recorded_session(self, step: int) -> contextlib.AbstractContextManager[SessionRecord]:
         return record_session(self.experiment.workdir, self.experiment.splits, step, self.steps)
@@ -277,6 +287,7 @@ class Run:
                 "clock": self.clock.dump(),
                 "progress": self.progress,
                 "constants": self.constant_fingerprints,
+                **({EVALUATION_DUE: True} if self.is_evaluation_due else {}),
             }
             weights = self.state.weights()
             self.checkpoints.save(step, weights, self.state.resume_only(), records)
@@ -298,17 +309,23 @@ class Run:
         self.monitor.scalars(step, {**values, "unreadable_images": unreadable_images}, "train")
         phase.text = describe_rates(values["loss"], self.clock)
 
-    def _evaluate(self, step: int) -> bool:
+    def _evaluate(self, step: int, stop_requested: StopRequested) -> bool:
         """Evaluates the validation split, updates early stopping and saves the weights if they are the best so far.
+
+        If a stop is requested meanwhile, the evaluation is abandoned, and `is_evaluation_due` remains set.
 
         Returns:
             Whether the weights are the best so far.
         """
         if self.evaluator is None:
             return False
+        self.is_evaluation_due = True
         with self.clock.paused():
             weights = self.state.weights()
-            result = self.evaluator(weights, step)
+            try:
+                result = self.evaluator(weights, step, lambda: stop_requested(step))
+            except EvaluationStoppedError:
+                return False
             self.monitor.scalars(step, result.metrics, "val")
             with self.display.phase("captioning samples"):
                 self.samples.write(self.monitor, weights, step)
@@ -316,44 +333,27 @@ class Run:
             value, best = result.metrics[name], self.progress["best"]
             scores = ", ".join(f"{key} {result.metrics[key]:.4f}" for key in dict.fromkeys((name, "CIDEr-D", "BLEU-4")))
             logging.info("step %d of %d: validation %s", step, self.steps, scores)
-            if best is None or value > best:
+            is_best = best is None or value > best
+            if is_best:
                 self.progress = {"best": value, "best_step": step, "evaluations_without_gain": 0}
+            elif step > self.spec.optimizer.warmup_steps:  # until then, scores may be constant
+                self.progress["evaluations_without_gain"] += 1
+            self.is_evaluation_due = False
+            self.monitor.flush_metrics()
+            self.checkpoints.add_evaluation(step, self.progress, result.metrics if is_best else None)
+            if is_best:
                 self.checkpoints.save_best(step, weights, result.metrics)
                 self.artifacts.write(step, weights)
-                return True
-            if step > self.spec.optimizer.warmup_steps:  # scores may be constant until the learning rate is high enough
-                self.progress["evaluations_without_gain"] += 1
-            if self._is_out_of_patience():
+            elif self._is_out_of_patience():
                 logging.info("early stopping: %s has not improved for %d evaluations", name, self.spec.train.patience)
-            return False
+            return is_best
 
 
-def make_program_with_constants(experiment: Experiment, steps: int) -> tuple[Program, dict[str, str]]:
-    """Builds the program of a run, stores its objectives' constants in the workdir and copies them to the devices.
-
-    Returns:
-        The program, and fingerprints of the constants, which are compared when the run resumes.
-    """
-    program = make_program(experiment.description, experiment.mesh, steps)
-    check_step_images(experiment.spec, program.abstract_state.params)
-    constants = prepare_constants(program.objectives, experiment)
-    if jax.process_index() == 0:
-        store_constants(program.objectives, constants, experiment.workdir)
-    return program.with_constants(constants), compute_fingerprints(constants)
-
-
-def make_validation_evaluator(experiment: Experiment) -> SplitEvaluator | None:
-    """Creates the evaluator that runs every `config.train.eval_every` steps; None if there is no validation split.
-
-    Raises:
-        ConfigError: an evaluator is incompatible with the run, or none reports `config.train.best_metric`.
-    """
-    if "val" not in experiment.splits:
-        return None
-    train = experiment.spec.train
-    evaluator = SplitEvaluator(experiment, "val", train.eval_images)
-    evaluator.check_metric(train.best_metric)
-    return evaluator
+def _record_stop(session: SessionRecord, step: int, reason: str) -> bool:
+    """Records that the run stopped after `step` steps, which are saved. Returns that training is not complete."""
+    logging.warning("%s: saved step %d; run the same command again to resume", reason, step)
+    session.end(step, STOP_REQUESTED, "" if reason == SIGNAL else reason)
+    return False
 
 
 def finish_run(run: Run) -> ScoredEvaluation | None:
@@ -369,26 +369,3 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
     if run.evaluator is None:
         return None
     return evaluate_weights(experiment, run.evaluator.on_full_split(), "val", java=False)
-
-
-def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
-    """Opens the iterator over training batches, which a background thread transfers to the devices ahead of time."""
-    spec, description = experiment.spec, experiment.description
-    context = open_context(experiment, "train", default_kind(experiment))
-    features = prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats})
-    layout = None
-    if choose_packing(spec, experiment.mesh) == "blocks":
-        with experiment.display.phase("measuring the captions"):
-            layout = choose_block_layout(spec, experiment.mesh, experiment.split("train"), description.vocabulary)
-    batches = train_batches(
-        experiment.split("train"),
-        description.preprocessing,
-        description.vocabulary,
-        spec.data,
-        spec.seed,
-        stored=features or prepare_pixels(experiment),
-        context=context,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-    return prefetch_to_device(batches, make_batch_placer(spec, experiment.mesh, layout), spec.data.prefetch)

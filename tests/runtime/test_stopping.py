@@ -1,35 +1,104 @@
-"""Stopping a run before its last step."""
+"""Requests to stop a run, and signals before and after there is a state to save."""
 
 from __future__ import annotations
 
+import gc
 import signal
+import threading
+import weakref
 
 import pytest
 
+from caption_jax.runtime.signals import SIGNALS, SignalReceived, handled_signals
 from caption_jax.runtime.stopping import stop_on_signal
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_requests_a_stop_and_handlers_are_restored(signal_number):
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with stop_on_signal() as should_stop:
-        assert not should_stop(1)
-        signal.raise_signal(signal_number)
-        assert should_stop(2)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
-
-
-@pytest.fixture
-def default_interrupt_handler():
-    """Makes SIGINT raise KeyboardInterrupt, because background processes of a shell script ignore the signal."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+@pytest.fixture(autouse=True)
+def default_handlers():
+    """Restores the default handlers, because the background processes of a shell script ignore SIGINT."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-@pytest.mark.usefixtures("default_interrupt_handler")
-def test_a_second_interrupt_raises_immediately():
-    with stop_on_signal() as should_stop, pytest.raises(KeyboardInterrupt):
-        signal.raise_signal(signal.SIGINT)
-        assert should_stop(1)
-        signal.raise_signal(signal.SIGINT)
+def list_handlers() -> list[object]:
+    return [signal.getsignal(number) for number in SIGNALS]
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_the_first_signal_requests_a_stop_and_handlers_are_restored(number):
+    before = list_handlers()
+    with stop_on_signal() as stop_requested:
+        assert not stop_requested(1)
+        signal.raise_signal(number)
+        signal.raise_signal(number)  # at the same time, so it is the same request
+        assert stop_requested(2) and stop_requested(2)
+    assert list_handlers() == before
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_before_the_first_step_is_raised(number):
+    with pytest.raises(SignalReceived, match=number.name), stop_on_signal():
+        signal.raise_signal(number)
+        pytest.fail("the signal was ignored")
+
+
+def test_a_signal_after_the_last_step_is_raised():
+    with pytest.raises(SignalReceived), stop_on_signal() as stop_requested:
+        assert not stop_requested(1)
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_an_error_is_not_replaced_by_a_signal():
+    with pytest.raises(ValueError), stop_on_signal() as stop_requested:
+        stop_requested(1)
+        signal.raise_signal(signal.SIGTERM)
+        raise ValueError("a bug")
+
+
+def test_ignored_signals_remain_ignored():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_on_signal() as stop_requested:
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop_requested(1)
+    assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+
+
+def test_nested_blocks_share_the_handlers_of_the_command():
+    with handled_signals() as signals:
+        with stop_on_signal() as stop_requested:
+            stop_requested(1)
+            signal.raise_signal(signal.SIGTERM)
+            assert stop_requested(2)
+        assert signals.received == signal.SIGTERM and not signals.raised
+        assert signals.get_status(signal.SIGTERM) == 143
+
+
+def test_a_signal_whose_exception_is_lost_in_a_finalizer_is_raised_again(capfd):
+    class Cyclic:
+        pass
+
+    with handled_signals():
+        garbage = Cyclic()
+        garbage.itself = garbage
+        weakref.finalize(garbage, signal.raise_signal, signal.SIGTERM)
+        del garbage
+        with pytest.raises(SignalReceived):
+            gc.collect()
+            threading.Event().wait(5)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_runs_in_other_threads_are_not_stopped():
+    def train() -> None:
+        with stop_on_signal() as stop_requested:
+            results.append(stop_requested(1))
+
+    before, results = list_handlers(), []
+    thread = threading.Thread(target=train)
+    thread.start()
+    thread.join()
+    assert results == [False] and list_handlers() == before

@@ -107,7 +107,7 @@ def describe_end(session: Session | None, planned_steps: int | None, rows: Seque
     return {
         LAST_STEP: f"It reached its last step, {planned_steps or 0:,}.",
         EARLY_STOPPING: f"Early stopping{at_step}{detail}.",
-        STOP_REQUESTED: f"Stopped{at_step} by a signal or Ctrl-C; the same command resumes it.",
+        STOP_REQUESTED: f"Stopped{at_step} by {session.detail or 'a signal or Ctrl-C'}; the same command resumes it.",
         ERROR: f"An error ended it{at_step}{detail}",
     }.get(session.reason, f"{session.reason}{at_step}{detail}")
 
