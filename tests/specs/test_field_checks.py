@@ -49,7 +49,7 @@ INVALID = [
     ("data.pixel_cache.use", "auto", "'never' or 'always'"),
     ("data.feature_cache.views", 0, AT_LEAST_ONE),
     ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
-    *((f"limits.{field.name}", 0, AT_LEAST_ONE) for field in dataclasses.fields(Limits)),
+    *((f"limits.{field.name}", type(field.default)(0), AT_LEAST_ONE) for field in dataclasses.fields(Limits)),
     ("augment.min_crop_scale", 0.0, "in (0, 1] (1 for no crop)"),
     ("augment.max_aspect", 0.9, "1 (for the original aspect ratio) or more"),
     ("augment.max_aspect", INFINITE, "1 (for the original aspect ratio) or more"),
