@@ -4,15 +4,17 @@ A process only turns files into pixels. The order of images, the batches and the
 process, so the number of processes can change when a run resumes. The processes are started as commands, not by
 `multiprocessing`, which would import the main module again in each of them.
 
-    python -m input_pipeline.decoding_process FILE_DESCRIPTOR
+    python -m input_pipeline.decoding_process PIXELS LOCKS PROCESSES
 
-reads requests from standard input and writes replies to standard output, both pickled. The pixels are passed in shared
-memory, the file with this descriptor.
+reads requests from standard input and writes replies to standard output, both pickled. PIXELS and LOCKS are file
+descriptors: of the shared memory for the pixels, and of a file for locks, which keep the memory of large images that
+all PROCESSES decode at the same time below `config.limits.decoding_bytes`.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import pickle
@@ -26,6 +28,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
+from input_pipeline.decoding_memory import BUDGET
 from input_pipeline.errors import UserError
 from input_pipeline.images import ImageError, Preprocessing
 
@@ -55,20 +58,22 @@ class DecodingProcess:
 
     Args:
         max_bytes: maximum size of the pixels of one request.
+        processes: number of processes that decode images at the same time, including this one.
     """
 
-    def __init__(self, max_bytes: int):
+    def __init__(self, max_bytes: int, processes: int = 1):
+        locks = _open_lock_file()
         with _create_shared_file() as file:
             file.truncate(max_bytes)
             self._memory = np.frombuffer(mmap.mmap(file.fileno(), max_bytes), np.uint8)
             # A new session, because Ctrl-C and signals of a scheduler are meant for the training process, which saves
             # its state and then ends this process.
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(file.fileno())],
+                [sys.executable, "-m", __name__, str(file.fileno()), str(locks.fileno()), str(processes)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": _python_path()},
-                pass_fds=(file.fileno(),),
+                pass_fds=(file.fileno(), locks.fileno()),
                 start_new_session=True,
             )
         self._finalizer = weakref.finalize(self, _end, self._process)
@@ -101,8 +106,8 @@ class DecodingProcess:
         if status < 0:
             reason = f"was ended by {signal.Signals(-status).name}"
         return (
-            f"a process that decodes images {reason}; if the machine is short of memory, lower config.data.workers, or "
-            'set config.data.worker_type to "threads"'
+            f"a process that decodes images {reason}; if the machine is short of memory, lower config.data.workers "
+            'or config.limits.decoding_bytes, or set config.data.worker_type to "threads"'
         )
 
 
@@ -111,6 +116,12 @@ def _create_shared_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("pixels"), "r+b")
     return tempfile.TemporaryFile()
+
+
+@functools.cache
+def _open_lock_file() -> BinaryIO:
+    """Returns the file for locks of all processes that this process starts."""
+    return _create_shared_file()
 
 
 def _python_path() -> str:
@@ -161,9 +172,11 @@ def main() -> None:
     """Runs in the other process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    pixels, locks, processes = map(int, sys.argv[1:])
+    BUDGET.share_with_processes(processes, os.fdopen(locks, "r+b"))
     replies = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what libraries print is not a reply
-    serve(memoryview(mmap.mmap(int(sys.argv[1]), 0)), sys.stdin.buffer, replies)
+    serve(memoryview(mmap.mmap(pixels, 0)), sys.stdin.buffer, replies)
 
 
 if __name__ == "__main__":

@@ -30,3 +30,15 @@ class MissingPackageError(UserError, ModuleNotFoundError):
 
 class StorageError(UserError, OSError):
     """A disk is full, read-only or broken, or refuses access; the message names the file."""
+
+
+class ImageError(UserError, ValueError):
+    """An unusable image, with its `name` and the `reason`."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"{name}: {reason}")
+        self.name = name
+        self.reason = reason
+
+    def __reduce__(self):
+        return ImageError, (self.name, self.reason)

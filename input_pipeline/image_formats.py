@@ -22,11 +22,47 @@ _SIGNATURES = {
     "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "GIF": re.compile(rb"GIF8[79]a"),
     "BMP": re.compile(rb"BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0", re.DOTALL),  # with a valid header size
-    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]|II\0\*|MM\*\0"),  # the last two are byte orders that some programs write
     "PNM": re.compile(rb"P[1-6]\s+(?:#|\d+\s)"),
     "JPEG 2000": re.compile(rb"\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"),
     "JPEG XL": re.compile(rb"\0\0\0\x0cJXL \r\n\x87\n|\xff\x0a"),
     "AppleDouble": re.compile(rb"\0\x05\x16\x07"),  # metadata that macOS stores as `._photo.jpg` on other disks
+}
+# Formats that are read: the class or function that opens a file, and the name of the format in Pillow.
+DECODERS = {
+    "JPEG": ("PIL.JpegImagePlugin.jpeg_factory", "JPEG"),
+    "MPO": ("PIL.JpegImagePlugin.jpeg_factory", "MPO"),  # several JPEGs in a file, of which the first is read
+    "PNG": ("PIL.PngImagePlugin.PngImageFile", "PNG"),
+    "WebP": ("PIL.WebPImagePlugin.WebPImageFile", "WEBP"),
+    "GIF": ("PIL.GifImagePlugin.GifImageFile", "GIF"),
+    "BMP": ("PIL.BmpImagePlugin.BmpImageFile", "BMP"),
+    "TIFF": ("PIL.TiffImagePlugin.TiffImageFile", "TIFF"),
+    "PNM": ("PIL.PpmImagePlugin.PpmImageFile", "PPM"),
+    "AVIF": ("PIL.AvifImagePlugin.AvifImageFile", "AVIF"),
+    "JPEG 2000": ("PIL.Jpeg2KImagePlugin.Jpeg2KImageFile", "JPEG2000"),
+    "HEIC": ("pillow_heif.HeifImageFile", "HEIF"),
+}
+# Formats that Pillow knows and that are not read. The decoders of the first group start other programs.
+_PROGRAMS = {
+    "PostScript (EPS)": re.compile(rb"%!PS|\xc5\xd0\xd3\xc6"),
+    "WMF": re.compile(rb"\xd7\xcd\xc6\x9a|\x01\0\t\0\0\x03"),
+    "EMF": re.compile(rb"\x01\0\0\0.{36} EMF", re.DOTALL),
+}
+_OTHERS = {
+    "PDF": re.compile(rb"%PDF-"),
+    "SVG": re.compile(rb"\s*(<\?xml.*)?<svg", re.DOTALL),
+    "HTML": re.compile(rb"\s*<(!doctype html|html|head|body)", re.IGNORECASE),
+    "PSD": re.compile(rb"8BPS"),
+    "FITS": re.compile(rb"SIMPLE  ="),
+    "HDF5": re.compile(rb"\x89HDF\r\n\x1a\n"),
+    "GRIB": re.compile(rb"GRIB"),
+    "BUFR": re.compile(rb"BUFR"),
+    "ICO": re.compile(rb"\x00\x00[\x01\x02]\x00[\x01-\xff]\x00"),
+    "ICNS": re.compile(rb"icns"),
+    "DDS": re.compile(rb"DDS "),
+    "QOI": re.compile(rb"qoif"),
+    "MPEG": re.compile(rb"\x00\x00\x01[\xb3\xba]"),
+    "ZIP": re.compile(rb"PK\x03\x04"),
 }
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"}
@@ -50,7 +86,11 @@ def sniff_format(data: bytes) -> str | None:
 
 
 def describe_unreadable(data: bytes) -> str:
-    """Returns why Pillow does not identify an encoded image, with the remedy if there is one."""
+    """Returns why an encoded image is not identified, with the remedy if there is one, and without its content.
+
+    Args:
+        data: the first 64 bytes of a file, or more.
+    """
     name = sniff_format(data)
     if name == "HEIC" and not is_installed("pillow_heif"):
         return f"is a HEIC image; reading HEIC needs {describe_missing('pillow_heif')}"
@@ -62,7 +102,20 @@ def describe_unreadable(data: bytes) -> str:
         return f"is in the format {name}, which this installation of Pillow cannot read; install Pillow's wheel"
     if name is not None:
         return f"starts like a {name} image, but cannot be decoded: the file is damaged or incomplete"
-    return f"not in a supported image format (the file starts with {bytes(data[:12])!r})"
+    header = bytes(data[:_HEADER_BYTES])
+    for refused, signature in (_PROGRAMS | _OTHERS).items():
+        if signature.match(header):
+            return describe_refused(refused)
+    kind = "text" if header and header.strip().isascii() and b"\0" not in header else "binary data"
+    return f"not in a supported image format (the file contains {kind}); expected {FORMATS}"
+
+
+def describe_refused(name: str) -> str:
+    """Returns why images in a format that is not in `DECODERS` are not read, with the remedy."""
+    if name == "HTML":
+        return "is a web page (HTML), not an image: the download of the image may have failed; download it again"
+    reason = ", because its decoder starts other programs" if name in (*_PROGRAMS, "EPS") else ""
+    return f"is in the format {name}, which is not read{reason}; convert it to PNG or JPEG"
 
 
 def find_folder_images(folder: str) -> Iterator[str]:

@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
-import io
 import json
 import logging
-import os
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,16 +21,36 @@ import simplejpeg
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from input_pipeline.errors import ConfigError, UserError
-from input_pipeline.extras import is_installed
-from input_pipeline.image_formats import describe_unreadable, sniff_format
+from input_pipeline.decoding_memory import BUDGET, estimate_image, estimate_jpeg
+from input_pipeline.errors import ConfigError, ImageError
+from input_pipeline.image_opening import (
+    EncodedImage,
+    ImageLike,
+    check_memory,
+    check_scans,
+    check_size,
+    errors_as_image_errors,
+    get_name,
+    open_image,
+    open_source,
+)
 from input_pipeline.jpeg_header import read_jpeg_header
-from input_pipeline.resampling import check_choices, choose_reduction_factor, resize_to_square
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
+from input_pipeline.resampling import (
+    FACTORS,
+    check_choices,
+    choose_reduction_factor,
+    estimate_resize,
+    resize_to_square,
+)
+from input_pipeline.rgb_strips import reduce_to_rgb
 
-ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
+__all__ = ["ImageError", "ImageLike", "Preprocessing", "decode_image", "make_thumbnail"]
+
+Finish = Callable[[np.ndarray, int], np.ndarray]  # (pixels, orientation) -> square, the last step of decoding
 
 PIXEL_VERSION = 2  # version of the output of `decode_image`; version 1, until 2026-11, used Pillow throughout
-MAX_PIXELS = 178_956_970  # more than any camera produces; a file that declares more is rejected as a decompression bomb
+MAX_PIXELS = DEFAULT_LIMITS.image_pixels  # the former name of the limit, until version 0.4
 
 log = logging.getLogger(__name__)
 
@@ -50,18 +67,6 @@ _UPRIGHT = {
 }
 
 
-class ImageError(UserError, ValueError):
-    """An unusable image, with its `name` and the `reason`."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(f"{name}: {reason}")
-        self.name = name
-        self.reason = reason
-
-    def __reduce__(self):
-        return ImageError, (self.name, self.reason)
-
-
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
     """Preprocessing of images for a model, stored with the model so that its inputs are always the same.
@@ -72,6 +77,7 @@ class Preprocessing:
         interpolation: "bilinear", "bicubic" or "area", each with antialiasing.
         mean: per-channel mean, in 0..255.
         std: per-channel standard deviation, in 0..255.
+        limits: limits on images, which belong to the process and are neither stored nor compared.
     """
 
     size: int = 224
@@ -79,6 +85,7 @@ class Preprocessing:
     interpolation: str = "bicubic"
     mean: tuple[float, float, float] = (127.5, 127.5, 127.5)
     std: tuple[float, float, float] = (127.5, 127.5, 127.5)
+    limits: Limits = dataclasses.field(default=DEFAULT_LIMITS, compare=False, repr=False)
 
     def __post_init__(self):
         check_choices(self.size, self.resize, self.interpolation)
@@ -96,7 +103,13 @@ class Preprocessing:
         Raises:
             ImageError: the image cannot be read. The message contains `name`, which defaults to the path.
         """
-        return decode_image(image, self.size, self.resize, self.interpolation, name=name)
+        return decode_image(image, self.size, self.resize, self.interpolation, name=name, limits=self.limits)
+
+    def make_thumbnail(
+        self, image: ImageLike, longer_side: int, *, name: str | None = None
+    ) -> UInt8[np.ndarray, "height width 3"]:
+        """Shrinks an image for display, under the same limits; see the function `make_thumbnail`."""
+        return make_thumbnail(image, longer_side, name=name, limits=self.limits)
 
     def normalise(self, images: Any) -> Float[Any, "*batch height width 3"]:
         """Normalises pixels in 0..255 (NumPy or JAX, integer or float) by `mean` and `std`, in float32."""
@@ -105,7 +118,11 @@ class Preprocessing:
 
     def to_json(self) -> str:
         """Returns the settings and the pixel version as a JSON object."""
-        return json.dumps({**dataclasses.asdict(self), "pixels": PIXEL_VERSION}, indent=2)
+        return json.dumps({**self.settings(), "pixels": PIXEL_VERSION}, indent=2)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that determine pixels: everything except the limits."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "limits"}
 
     @classmethod
     def from_json(cls, text: str) -> Preprocessing:
@@ -125,7 +142,13 @@ class Preprocessing:
 
 
 def decode_image(
-    image: ImageLike, size: int, resize: str = "stretch", interpolation: str = "bicubic", *, name: str | None = None
+    image: ImageLike,
+    size: int,
+    resize: str = "stretch",
+    interpolation: str = "bicubic",
+    *,
+    name: str | None = None,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> UInt8[np.ndarray, "size size 3"]:
     """Decodes an image and resizes it to a square of 8-bit RGB.
 
@@ -139,22 +162,25 @@ def decode_image(
         resize: "stretch" or "crop"; see `Preprocessing`.
         interpolation: "bilinear", "bicubic" or "area".
         name: name of the image in error messages; defaults to the path.
+        limits: limits on the file, its size in pixels, and memory. They are checked before pixels are decoded.
 
     Raises:
-        ImageError: the image cannot be read.
+        ImageError: the image cannot be read, or exceeds a limit.
     """
     check_choices(size, resize, interpolation)
-    name = name or _get_name(image)
-    with _errors_as_image_errors(name):
-        image = _read_file(image, name)
-        reduced = _decode_plain_jpeg(image, size) if isinstance(image, bytes) else None
-        pixels, orientation = _decode_with_pillow(image, size, name) if reduced is None else reduced
+    name = name or get_name(image)
+
+    def finish(pixels: np.ndarray, orientation: int) -> np.ndarray:
         square = resize_to_square(pixels, size, resize, interpolation)
         return _orient(square, orientation)  # after the resize: the square is smaller, and both modes are symmetric
 
+    with errors_as_image_errors(name), open_source(image, name, limits) as source:
+        square = _decode_plain_jpeg(source, size, finish, name, limits) if isinstance(source, bytes) else None
+        return _decode_with_pillow(source, size, finish, name, limits) if square is None else square
+
 
 def make_thumbnail(
-    image: ImageLike, longer_side: int, *, name: str | None = None
+    image: ImageLike, longer_side: int, *, name: str | None = None, limits: Limits = DEFAULT_LIMITS
 ) -> UInt8[np.ndarray, "height width 3"]:
     """Decodes an image as `decode_image` does and shrinks it for display, preserving the aspect ratio.
 
@@ -162,128 +188,70 @@ def make_thumbnail(
         image: as in `decode_image`.
         longer_side: maximum length of the longer side, in pixels; smaller images are not enlarged.
         name: name of the image in error messages; defaults to the path.
+        limits: limits on the file and its size in pixels.
 
     Raises:
-        ImageError: the image cannot be read.
+        ImageError: the image cannot be read, or exceeds a limit.
     """
-    name = name or _get_name(image)
-    with _open_image(image, name) as pil_image:
+    name = name or get_name(image)
+    with (
+        errors_as_image_errors(name),
+        open_source(image, name, limits) as source,
+        open_image(source, name, limits) as (pil_image, scans),
+    ):
         scale = min(1.0, longer_side / max(pil_image.size))
         size = tuple(max(round(side * scale), 1) for side in pil_image.size)
-        if pil_image is not image and pil_image.format == "JPEG":
-            pil_image.draft(None, size)
-        small = _to_rgb(pil_image, name).resize(size, Image.Resampling.BICUBIC)
-        return _orient(np.asarray(small), _get_orientation(pil_image))
+        ratio = min(pil_image.width // size[0], pil_image.height // size[1])
+        draft_factor = next((factor for factor in FACTORS if factor <= ratio), 1)
+        with _reserve(source, estimate_image(pil_image, scans, draft_factor), name, limits):
+            if pil_image is not source and pil_image.format == "JPEG":
+                pil_image.draft(None, size)
+            pil_image.load()
+            # A box average to at least twice the size is as good, and does not need the whole image in RGB.
+            factor = max(min(pil_image.width // size[0], pil_image.height // size[1]) // 2, 1)
+            pixels = reduce_to_rgb(pil_image, factor, name)
+            small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+            return _orient(np.asarray(small), _get_orientation(pil_image))
 
 
-@contextlib.contextmanager
-def _errors_as_image_errors(name: str) -> Iterator[None]:
-    """Converts errors inside the `with` block to `ImageError`."""
-    try:
-        yield
-    except (ImageError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoders raise almost any exception on malformed data
-        raise ImageError(name, _describe_error(error)) from error
-
-
-@contextlib.contextmanager
-def _open_image(image: ImageLike, name: str) -> Iterator[Image.Image]:
-    """Opens an image, and converts errors inside the `with` block to `ImageError`."""
-    pil_image = None
-    with _errors_as_image_errors(name):
-        try:
-            pil_image = _open(_read_file(image, name), name)
-            _check_size(pil_image, name)
-            yield pil_image
-        finally:
-            if pil_image is not None and pil_image is not image:
-                pil_image.close()
-
-
-def _decode_plain_jpeg(data: bytes, size: int) -> tuple[UInt8[np.ndarray, "height width 3"], int] | None:
-    """Returns the reduced pixels and the orientation of a JPEG, or None if Pillow has to read the file."""
+def _decode_plain_jpeg(
+    data: bytes, size: int, finish: Finish, name: str, limits: Limits
+) -> UInt8[np.ndarray, "size size 3"] | None:
+    """Decodes an RGB or grayscale JPEG; returns None if Pillow has to read the file."""
     header = read_jpeg_header(data)
-    if header is None or header.width * header.height > MAX_PIXELS:
+    if header is None:
         return None
+    check_size(header.width, header.height, name, limits)
+    check_scans(header.width, header.height, header.scans, name)
     factor = choose_reduction_factor(header.width, header.height, size)
-    pixels = _decode_reduced(data, header.width, header.height, factor)
-    return None if pixels is None else (pixels, header.orientation)
+    memory = estimate_jpeg(header.width, header.height, header.scans, factor)
+    memory += estimate_resize(header.width // factor, header.height // factor, size)
+    check_memory(memory, name, limits)
+    with BUDGET.reserve(memory, limits.decoding_bytes):
+        pixels = _decode_reduced(data, header.width, header.height, factor)
+        return None if pixels is None else finish(pixels, header.orientation)
 
 
-def _decode_with_pillow(image: ImageLike, size: int, name: str) -> tuple[UInt8[np.ndarray, "height width 3"], int]:
-    """Returns the reduced pixels and the orientation of any image."""
-    with _open_image(image, name) as pil_image:
-        factor = choose_reduction_factor(*pil_image.size, size)
-        pixels = _reduce(pil_image, factor, name, can_modify=pil_image is not image)
-        return pixels, _get_orientation(pil_image)
+def _decode_with_pillow(
+    source: bytes | EncodedImage | Image.Image, size: int, finish: Finish, name: str, limits: Limits
+) -> UInt8[np.ndarray, "size size 3"]:
+    """Decodes any image."""
+    with open_image(source, name, limits) as (image, scans):
+        factor = choose_reduction_factor(*image.size, size)
+        memory = estimate_image(image, scans, factor)
+        memory += estimate_resize(image.width // factor, image.height // factor, size)
+        with _reserve(source, memory, name, limits):
+            pixels = _reduce(image, factor, name, can_modify=image is not source)
+            return finish(pixels, _get_orientation(image))
 
 
-def _get_name(image: ImageLike) -> str:
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    if isinstance(image, Image.Image):
-        return str(getattr(image, "filename", "") or "PIL image")
-    return {bytes: "encoded image", np.ndarray: "image array"}.get(type(image), type(image).__name__)
-
-
-def _read_file(image: ImageLike, name: str) -> ImageLike:
-    """Returns the content of a file; all other images are returned unchanged."""
-    if not isinstance(image, str | os.PathLike):
-        return image
-    try:
-        with open(image, "rb", buffering=0) as file:
-            return file.read()
-    except FileNotFoundError:
-        raise ImageError(name, "no such file") from None
-    except IsADirectoryError:
-        raise ImageError(name, "is a folder, not an image") from None
-
-
-def _open(image: ImageLike, name: str) -> Image.Image:
-    """Opens an image that is not a path; if the format allows it, only the header is read."""
-    if isinstance(image, Image.Image):
-        return image
-    if isinstance(image, bytes | bytearray | memoryview):
-        if not len(image):
-            raise ImageError(name, "the file is empty")
-        if sniff_format(image) == "HEIC":
-            _register_heic_decoder()
-        try:
-            return Image.open(io.BytesIO(image))
-        except Image.UnidentifiedImageError:
-            raise ImageError(name, describe_unreadable(image)) from None
-    return _image_from_array(np.asarray(image), name)
-
-
-@functools.cache
-def _register_heic_decoder() -> None:
-    """Adds HEIC to Pillow's formats if the `heic` extra is installed."""
-    if is_installed("pillow_heif"):
-        import pillow_heif
-
-        pillow_heif.register_heif_opener()
-
-
-def _image_from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        expected = "[height, width] or [height, width, 1, 3 or 4]"
-        raise ImageError(name, f"array of unsupported shape {array.shape}; expected {expected}")
-    if array.dtype == np.uint16:
-        array = _to_eight_bits(array)
-    if array.dtype != np.uint8:
-        raise ImageError(name, f"array of unsupported dtype {array.dtype}; expected uint8 (0..255) or uint16")
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def _check_size(image: Image.Image, name: str) -> None:
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(name, f"has no pixels ({width}x{height})")
-    if width * height > MAX_PIXELS:
-        raise ImageError(name, f"declares {width}x{height} pixels, more than the limit of {MAX_PIXELS:,}")
+def _reserve(
+    source: bytes | EncodedImage | Image.Image, memory: int, name: str, limits: Limits
+) -> contextlib.AbstractContextManager[None]:
+    """Reserves memory to decode an image, and to read its file if that has not been read."""
+    check_memory(memory, name, limits)
+    file_bytes = source.size if isinstance(source, EncodedImage) else 0
+    return BUDGET.reserve(min(memory + file_bytes, limits.decoding_bytes), limits.decoding_bytes)
 
 
 def _reduce(image: Image.Image, factor: int, name: str, can_modify: bool) -> UInt8[np.ndarray, "height width 3"]:
@@ -296,10 +264,8 @@ def _reduce(image: Image.Image, factor: int, name: str, can_modify: bool) -> UIn
                 return pixels
         # The decoder selects the largest factor that yields at least this size, which is exactly `factor`.
         image.draft(None, (width // factor, height // factor))
-    rgb = _to_rgb(image, name)
-    if factor > 1 and rgb.size == (width, height):
-        rgb = rgb.reduce(factor)
-    return np.asarray(rgb)
+    image.load()
+    return reduce_to_rgb(image, factor if image.size == (width, height) else 1, name)
 
 
 def _decode_reduced(data: bytes, width: int, height: int, factor: int) -> UInt8[np.ndarray, "height width 3"] | None:
@@ -323,35 +289,3 @@ def _get_orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # the EXIF block is damaged, but the pixels may still be intact
         return 1
-
-
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    """Converts an image to RGB without modifying it in place."""
-    mode = image.mode
-    if mode == "F":
-        raise ImageError(name, "has floating-point pixels of unknown range; save it with 8 or 16 bits")
-    if mode.startswith("I"):
-        levels = np.asarray(image)
-        if levels.min() < 0 or levels.max() > 65535:
-            raise ImageError(name, "has 32-bit pixels outside 0..65535; save it with 8 or 16 bits")
-        return Image.fromarray(_to_eight_bits(levels)).convert("RGB")
-    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    if mode == "RGB":
-        image.load()
-        return image
-    return image.convert("RGB")
-
-
-def _to_eight_bits(levels: np.ndarray) -> UInt8[np.ndarray, "*shape"]:
-    """Scales 0..65535 to 0..255, rounding to nearest."""
-    return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-def _describe_error(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError):
-        return f"rejected as a decompression bomb ({text})"
-    return f"cannot be decoded ({text})"

@@ -30,5 +30,14 @@ class Limits:
         names = [field.name for field in dataclasses.fields(self)]
         check_fields(self, "config.limits", **dict.fromkeys(names, at_least(1)))
 
+    def image_key(self) -> dict[str, float]:
+        """Returns the limits on images that differ from the defaults, for the keys of caches of decoded images."""
+        values = dataclasses.asdict(self)
+        return {
+            field.name: values[field.name]
+            for field in dataclasses.fields(self)
+            if field.name.startswith(("image_", "decoding_")) and values[field.name] != field.default
+        }
+
 
 DEFAULT_LIMITS = Limits()

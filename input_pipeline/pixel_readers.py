@@ -89,7 +89,7 @@ class PixelsFromProcesses(Inputs):
     def _decode(self, request: Request) -> tuple[np.ndarray, dict[int, str]]:
         process = self._idle.get()
         try:
-            process = process or DecodingProcess(ROWS_PER_READ * int(np.prod(self.shape)))
+            process = process or DecodingProcess(ROWS_PER_READ * int(np.prod(self.shape)), self._count)
             return process.decode(request)
         except DecodingProcessError:
             process.close()

@@ -22,6 +22,8 @@ INTERPOLATIONS = {
     "area": Image.Resampling.BOX,
 }
 FACTORS = (8, 4, 2)  # the factors that JPEG decoders support efficiently
+_INTERMEDIATE_BYTES = 6  # per pixel, of the image between the two passes of a resize
+_MAX_INTERMEDIATE_BYTES = 256 * 2**20
 _MIN_REDUCED_SIZE = 15 / 16  # minimum size after the reduction, as a fraction of the target size
 
 
@@ -38,6 +40,16 @@ def check_choices(size: int, resize: str, interpolation: str) -> None:
 def choose_reduction_factor(width: int, height: int, size: int) -> int:
     """Returns the factor (8, 4, 2 or 1) by which to reduce an image before the resize to a square of side `size`."""
     return next((factor for factor in FACTORS if min(width, height) >= factor * size * _MIN_REDUCED_SIZE), 1)
+
+
+def estimate_resize(width: int, height: int, size: int) -> int:
+    """Returns the memory that resizing an image to a square takes, in bytes, including that of the image."""
+    return 3 * width * height + _INTERMEDIATE_BYTES * size * (height if _rows_first(width, height, size) else width)
+
+
+def _rows_first(width: int, height: int, size: int) -> bool:
+    """Whether the rows are resized before the columns, as always unless the intermediate image would be huge."""
+    return width >= height or _INTERMEDIATE_BYTES * size * height <= _MAX_INTERMEDIATE_BYTES
 
 
 def resize_to_square(
@@ -63,5 +75,9 @@ def resize_to_square(
     if pixels.shape[:2] == (size, size):
         return pixels
     if interpolation == "bicubic":
+        height, width, _ = pixels.shape
+        if not _rows_first(width, height, size):
+            # kornia-rs starts with the rows, and ends the process if it cannot allocate the image between the passes.
+            return resize_to_square(pixels.transpose(1, 0, 2), size, resize, interpolation).transpose(1, 0, 2)
         return imgproc.resize(np.ascontiguousarray(pixels), (size, size), interpolation, antialias=True)
     return np.asarray(Image.fromarray(pixels).resize((size, size), INTERPOLATIONS[interpolation]))

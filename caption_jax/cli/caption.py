@@ -21,5 +21,5 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     spec = spec_from_flags(options, "keep")
     with display_from_flags(options, lines=False) as display:
         with display.phase("loading the model"):
-            captioner = load(options.workdir, options.checkpoint, spec.decode)
+            captioner = load(options.workdir, options.checkpoint, spec.decode, limits=spec.limits)
         return caption_files(captioner, arguments, options.format, options.context or (), display)

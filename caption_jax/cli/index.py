@@ -25,7 +25,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
             get_index_folder(options.workdir, options.index),
             images,
             checkpoint=options.checkpoint,
-            decode=spec.decode,
+            spec=spec,
             captions=options.captions,
             missing=options.missing,
             display=display,

@@ -11,15 +11,16 @@ from caption_jax.retrieval.commands import get_index_folder, open_split, store_n
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the neighbours to the folder of the index; returns the exit status."""
-    data = spec_from_flags(options, "keep").data
+    spec = spec_from_flags(options, "keep")
     with display_from_flags(options) as display:
         with display.phase("reading the data"):
-            split = open_split(data, options.split)
+            split = open_split(spec.data, options.split)
         return store_neighbours(
             options.workdir,
             get_index_folder(options.workdir, options.index),
             split,
             checkpoint=options.checkpoint,
             count=options.top,
+            spec=spec,
             display=display,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from absl import app, flags
 
+from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.retrieval.commands import get_index_folder, search_images
 
 
@@ -26,4 +27,5 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         top=options.top,
         method=options.search,
         output_format=options.format,
+        spec=spec_from_flags(options, "keep"),
     )

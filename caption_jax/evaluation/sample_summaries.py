@@ -18,7 +18,7 @@ from caption_jax.inference.captioning import caption_batch
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.monitoring import Monitor
 from input_pipeline.context import ContextCaptions
-from input_pipeline.images import ImageError, make_thumbnail
+from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
 
 PyTree = Any
@@ -45,8 +45,7 @@ class SampleSummaries:
         self._vocabulary = experiment.description.vocabulary
         is_multi_process = jax.process_count() > 1  # every process would have to run the decoder
         count = 0 if is_multi_process else min(experiment.spec.train.sample_images, len(split))
-        self._images, records = _load_readable(experiment, split.records[:count])
-        self._thumbnails = [make_thumbnail(record.source(), _THUMBNAIL_SIDE, name=record.name) for record in records]
+        self._images, self._thumbnails, records = _load_readable(experiment, split.records[:count])
         self._references = [record.captions for record in records]
         # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
         is_stretched = experiment.description.preprocessing.resize == "stretch"
@@ -75,16 +74,23 @@ class SampleSummaries:
         monitor.images(step, {CAPTIONS_TAG: np.stack(caption_cards), ATTENTION_TAG: np.stack(attention_cards)})
 
 
-def _load_readable(experiment: Experiment, records: Sequence[Record]) -> tuple[np.ndarray, list[Record]]:
-    """Returns the pixels [images, size, size, 3] and records of the readable images."""
-    images, readable = [], []
+def _load_readable(
+    experiment: Experiment, records: Sequence[Record]
+) -> tuple[np.ndarray, list[np.ndarray], list[Record]]:
+    """Returns the pixels [images, size, size, 3], thumbnails and records of the readable images."""
+    preprocessing = experiment.description.preprocessing
+    images, thumbnails, readable = [], [], []
     for record in records:
         try:
-            images.append(experiment.description.preprocessing.load(record.source(), name=record.name))
+            source = record.source()
+            pixels = preprocessing.load(source, name=record.name)
+            thumbnail = preprocessing.make_thumbnail(source, _THUMBNAIL_SIDE, name=record.name)
         except (ImageError, OSError):
             continue  # evaluation reports unreadable images
+        images.append(pixels)
+        thumbnails.append(thumbnail)
         readable.append(record)
-    return np.array(images), readable
+    return np.array(images), thumbnails, readable
 
 
 def _make_attention_decoder(experiment: Experiment) -> Callable[[PyTree, np.ndarray, np.ndarray | None], Decoded]:

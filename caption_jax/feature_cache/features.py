@@ -104,6 +104,7 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
     """
     spec, description = experiment.spec, experiment.description
     settings, split = spec.data.feature_cache, experiment.split("train")
+    limits = spec.limits.image_key()
     augmentation = None if spec.augment.is_identity else {"seed": spec.seed, **as_mapping(spec.augment)}
     return {
         "format": 1,
@@ -112,6 +113,7 @@ def cache_key(experiment: Experiment, frozen: PyTree) -> dict[str, Any]:
         "dtype": settings.dtype,
         "augment": augmentation,
         "preprocessing": json.loads(description.preprocessing.to_json()),
+        **({"limits": limits} if limits else {}),
         "model": {
             **_make_network_key(description),
             "dtype": str(description.model().image_encoder.dtype),

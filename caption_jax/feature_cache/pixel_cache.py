@@ -58,9 +58,11 @@ def prepare_pixels(experiment: Experiment) -> StoredPixels | None:
 def cache_key(experiment: Experiment) -> dict[str, Any]:
     """Returns everything that determines the pixels, as JSON-serialisable values."""
     preprocessing, split = json.loads(experiment.description.preprocessing.to_json()), experiment.split("train")
+    limits = experiment.spec.limits.image_key()
     return {
         "format": 1,
         "preprocessing": {name: preprocessing[name] for name in ("size", "resize", "interpolation", "pixels")},
+        **({"limits": limits} if limits else {}),
         "images": {"split": split.name, "count": len(split), "fingerprint": fingerprint(split)},
     }
 

@@ -26,6 +26,7 @@ from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from caption_jax.specs.decode_summary import decode_settings
 from input_pipeline.images import ImageError
+from input_pipeline.limits import Limits
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
 PyTree = Any
@@ -64,6 +65,7 @@ class Captioner:
         batch_size: number of images per batch.
         workdir: the workdir or model folder that the model was loaded from, for `repr` and compiled programs.
         step: the training step of the weights, for `repr`.
+        limits: limits on images; defaults to those of the run.
 
     Raises:
         ValueError: `batch_size` is less than 1.
@@ -78,9 +80,11 @@ class Captioner:
         *,
         workdir: str | os.PathLike[str] | None = None,
         step: int | None = None,
+        limits: Limits | None = None,
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        description = description.with_limits(limits) if limits else description
         self._description, self._variables, self._batch_size = description, variables, batch_size
         self._workdir, self._step = workdir, step
         decode_spec = decode or description.spec.decode
@@ -306,6 +310,7 @@ def load(
     which: str | int = "best",
     decode_config: DecodeSpec | Mapping[str, Any] | None = None,
     batch_size: int = 16,
+    limits: Limits | Mapping[str, Any] | None = None,
 ) -> Captioner:
     """Loads a trained model from `workdir`.
 
@@ -314,6 +319,7 @@ def load(
         which: "best" (by validation CIDEr-D), "last" or a step that the run has retained, which are slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: maximum number of images per batch.
+        limits: limits on images that replace those of the run (keys as in `config.limits`).
 
     Raises:
         FileNotFoundError: `workdir` is not a workdir or contains no model, or a file of the model is missing.
@@ -321,10 +327,18 @@ def load(
     """
     if isinstance(decode_config, Mapping):
         decode_config = build_spec(DecodeSpec, decode_config, "decode")
+    if isinstance(limits, Mapping):
+        limits = build_spec(Limits, limits, "limits")
     model = load_model(workdir, which)
     weights = model.weights
     return Captioner(
-        model.description, weights.variables, decode_config, batch_size, workdir=workdir, step=weights.step
+        model.description,
+        weights.variables,
+        decode_config,
+        batch_size,
+        workdir=workdir,
+        step=weights.step,
+        limits=limits,
     )
 
 

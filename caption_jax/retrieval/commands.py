@@ -18,7 +18,7 @@ from caption_jax.retrieval.search import Searcher
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
-from caption_jax.specs import DataSpec, DecodeSpec
+from caption_jax.specs import DataSpec, RunSpec
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES
@@ -69,7 +69,7 @@ def index_images(
     images: Iterable[Record],
     *,
     checkpoint: str,
-    decode: DecodeSpec,
+    spec: RunSpec,
     captions: str,
     missing: str,
     display: Display = SILENT,
@@ -81,7 +81,7 @@ def index_images(
         folder: folder of the index.
         images: the images to index.
         checkpoint: "best", "last" or a step.
-        decode: decoding settings for the generated captions.
+        spec: decoding settings for the generated captions, and limits on images.
         captions: "generated" or "none"; see `update_index`.
         missing: "keep" or "drop"; see `update_index`.
         display: shows the progress.
@@ -95,7 +95,7 @@ def index_images(
     """
     images = list(images)
     with display.phase("loading the model"):
-        captioner, description, model = _load(workdir, checkpoint, decode)
+        captioner, description, model = _load(workdir, checkpoint, spec)
     dimension = captioner.embed_images([]).shape[1]
     with open_for_writing(folder, dimension, model) as index:
         changes = update_index(
@@ -113,7 +113,15 @@ def index_images(
 
 
 def search_images(
-    workdir: str, folder: Path, query: str, *, checkpoint: str, top: int, method: str, output_format: str
+    workdir: str,
+    folder: Path,
+    query: str,
+    *,
+    checkpoint: str,
+    top: int,
+    method: str,
+    output_format: str,
+    spec: RunSpec,
 ) -> int:
     """Prints the images that best match a query, one per line, with rank, score, path and caption.
 
@@ -125,6 +133,7 @@ def search_images(
         top: maximum number of results.
         method: "exact" or "approx"; see `Searcher`.
         output_format: "text" (tab-separated) or "jsonl".
+        spec: limits on images.
 
     Returns:
         The exit status: 0, or 1 if the query is an image that cannot be read.
@@ -133,7 +142,7 @@ def search_images(
         FileNotFoundError: the run or the index does not exist.
         WorkdirError: the index was built with another model.
     """
-    captioner, description, model = _load(workdir, checkpoint)
+    captioner, description, model = _load(workdir, checkpoint, spec)
     description.check_joint_embedding()  # before an error that suggests to build an index
     index = ImageIndex(folder)
     index.check_model(model)
@@ -164,7 +173,14 @@ def search_images(
 
 
 def store_neighbours(
-    workdir: str, folder: Path, images: Split, *, checkpoint: str, count: int, display: Display = SILENT
+    workdir: str,
+    folder: Path,
+    images: Split,
+    *,
+    checkpoint: str,
+    count: int,
+    spec: RunSpec,
+    display: Display = SILENT,
 ) -> int:
     """Finds the indexed images nearest to each image of a split, and stores them in the folder of the index.
 
@@ -174,6 +190,7 @@ def store_neighbours(
         images: the split with the query images.
         checkpoint: "best", "last" or a step.
         count: number of neighbours per image.
+        spec: limits on images.
         display: shows the progress.
 
     Returns:
@@ -184,7 +201,7 @@ def store_neighbours(
         WorkdirError: the index was built with another model.
     """
     with display.phase("loading the model"):
-        captioner, description, model = _load(workdir, checkpoint)
+        captioner, description, model = _load(workdir, checkpoint, spec)
     index = ImageIndex(folder)
     index.check_model(model)
     errors: list[ImageError] = []
@@ -196,12 +213,10 @@ def store_neighbours(
     return 1 if errors else 0
 
 
-def _load(
-    workdir: str, checkpoint: str, decode: DecodeSpec | None = None
-) -> tuple[Captioner, RunDescription, ModelIdentity]:
+def _load(workdir: str, checkpoint: str, spec: RunSpec) -> tuple[Captioner, RunDescription, ModelIdentity]:
     model = load_model(workdir, checkpoint)
-    description, weights = model.description, model.weights
-    captioner = Captioner(description, weights.variables, decode, workdir=workdir, step=weights.step)
+    description, weights = model.description.with_limits(spec.limits), model.weights
+    captioner = Captioner(description, weights.variables, spec.decode, workdir=workdir, step=weights.step)
     return captioner, description, ModelIdentity(weights.step, fingerprint(weights.variables))
 
 

@@ -163,6 +163,8 @@ def read_chunks(
             return preprocessing.load(item.record.source(), name=item.record.name)
         except ImageError as error:
             return error
+        except OSError as error:  # of a dataset that is not stored as image files
+            return ImageError(item.record.name, str(error))
 
     with ThreadPoolExecutor(max_workers=4) as pool:
         for start in range(0, len(pending), _CHUNK):

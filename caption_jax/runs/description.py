@@ -19,6 +19,7 @@ from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
+from input_pipeline.limits import Limits
 from input_pipeline.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class RunDescription:
     Attributes:
         spec: the config of the run.
         model_settings: model settings that are not in the config.
-        preprocessing: preprocessing of images.
+        preprocessing: preprocessing of images, with the limits of `spec`.
         vocabulary: mapping between captions and token ids.
     """
 
@@ -74,6 +75,14 @@ class RunDescription:
     model_settings: ModelSettings
     preprocessing: Preprocessing
     vocabulary: Vocabulary
+
+    def __post_init__(self):
+        preprocessing = dataclasses.replace(self.preprocessing, limits=self.spec.limits)
+        object.__setattr__(self, "preprocessing", preprocessing)
+
+    def with_limits(self, limits: Limits) -> RunDescription:
+        """Returns a copy with other limits on input files."""
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, limits=limits))
 
     @property
     def backbone_settings(self) -> Any:
@@ -111,7 +120,7 @@ class RunDescription:
             "backbone_source": source_hash(type(self.spec.model.encoder)),
             "dtype": self.spec.dtype,
             "settings": dataclasses.asdict(self.model_settings),
-            "preprocessing": dataclasses.asdict(self.preprocessing),
+            "preprocessing": self.preprocessing.settings(),
             "vocabulary": self.vocabulary.fingerprint(),
         }
 

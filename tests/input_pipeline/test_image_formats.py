@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 
@@ -149,8 +150,6 @@ def test_damaged_heic_is_an_image_error():
 def test_heic_without_the_extra_names_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "pillow_heif", None)  # simulates a missing package
     monkeypatch.setattr("input_pipeline.image_formats.is_installed", lambda module: False)
-    monkeypatch.setattr("input_pipeline.images.is_installed", lambda module: False)
-    monkeypatch.setattr("input_pipeline.images._register_heic_decoder", lambda: None)
     with pytest.raises(ImageError) as error:
         decode_image(struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heix", 0, b"mif1", b"heix"), 8, name="IMG_1.HEIC")
     assert str(error.value) == (
@@ -171,13 +170,57 @@ def test_avif_without_support_in_pillow_is_explained(monkeypatch):
         (SIGNATURES["macOS metadata"][0], "not an image but metadata of macOS"),
         (SIGNATURES["JPEG XL file"][0], "JPEG XL image, which is not supported; convert it"),
         (b"\x89PNG\r\n\x1a\n", "starts like a PNG image, but cannot be decoded"),
-        (b"some text that is long", r"not in a supported image format \(the file starts with b'some text th'\)"),
+        (b"root:x:0:0:secret", r"not in a supported image format \(the file contains text\); expected JPEG, PNG"),
+        (b"\x7fELF\0\1secret", r"not in a supported image format \(the file contains binary data\)"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", r"the format PostScript \(EPS\), which is not read, because its decoder starts"),
+        (b"\xc5\xd0\xd3\xc6\x20\0\0\0", r"PostScript \(EPS\), .* convert it to PNG or JPEG"),
+        (b"\xd7\xcd\xc6\x9a\0\0", "the format WMF, which is not read, because its decoder starts other programs"),
+        (b"\1\0\0\0\x6c\0\0\0" + bytes(32) + b" EMF\0\0\1\0", "the format EMF, which is not read, because"),
+        (b"%PDF-1.7\n", "the format PDF, which is not read; convert it"),
+        (b'<?xml version="1.0"?><svg xmlns="">', "the format SVG, which is not read"),
+        (b"SIMPLE  =                    T", "the format FITS, which is not read"),
+        (b"8BPS\0\1", "the format PSD, which is not read"),
+        (b"\0\0\1\0\1\0\x10\x10", "the format ICO, which is not read"),
+        (b"GRIB\0\0", "the format GRIB, which is not read"),
+        (b"qoif\0\0", "the format QOI, which is not read"),
+        (
+            b"\n<!DOCTYPE html><html>",
+            r"is a web page \(HTML\), not an image: the download of the image may have failed",
+        ),
     ],
 )
 def test_files_that_are_named_explicitly_are_errors_with_the_reason(tmp_path, data, message):
     (tmp_path / "._a.jpg").write_bytes(data)
-    with pytest.raises(ImageError, match=message):
-        decode_image(tmp_path / "._a.jpg", 8)
+    for read in (decode_image, make_thumbnail):
+        with pytest.raises(ImageError, match=message) as error:
+            read(tmp_path / "._a.jpg", 8)
+        assert "secret" not in str(error.value)  # a link may lead to any file
+        with pytest.raises(ImageError, match=message):
+            read(data, 8, name="parquet row 3")
+
+
+@pytest.mark.parametrize("image_format", ["EPS", "PDF", "ICO", "ICNS", "DDS", "QOI", "TGA", "PCX", "SGI", "MSP"])
+def test_pillow_does_not_open_other_formats(image_format, monkeypatch):
+    image = make_halves().convert("1") if image_format == "MSP" else make_halves()
+    data = encode(image, image_format)
+    monkeypatch.setattr(subprocess, "Popen", lambda *arguments, **options: pytest.fail("a program was started"))
+    for read in (decode_image, make_thumbnail):
+        with pytest.raises(ImageError, match=r"which is not read|not in a supported image format"):
+            read(data, 8, name="image")
+
+
+def test_images_that_their_caller_opened_are_not_loaded_in_other_formats():
+    """Opening an EPS reads its header, and loading it starts Ghostscript."""
+    image = Image.open(io.BytesIO(encode(make_halves(), "EPS")))
+    for read in (decode_image, make_thumbnail):
+        with pytest.raises(
+            ImageError, match=r"PIL image: is in the format EPS, which is not read, because its decoder"
+        ):
+            read(image, 8)
+    loaded = Image.open(io.BytesIO(encode(make_halves(), "PCX")))
+    loaded.load()  # the decision of the caller
+    assert_halves(decode_image(loaded, 16))
+    assert_halves(decode_image(Image.open(io.BytesIO(encode(make_halves(), "PNG"))), 16))
 
 
 @pytest.mark.skipif(not CASES.is_dir(), reason="needs ../shared/cases, which are not part of this repository")

@@ -6,7 +6,6 @@ import io
 import json
 import pickle
 import struct
-import warnings
 import zlib
 
 import hypothesis
@@ -202,7 +201,7 @@ def test_errors_for_truncated_files_of_other_formats_name_the_file(format_name):
 def test_text_files_are_rejected(tmp_path):
     path = tmp_path / "notes.jpg"
     path.write_text("some text")
-    with pytest.raises(ImageError, match=r"notes\.jpg: not in a supported image format.*some text"):
+    with pytest.raises(ImageError, match=r"notes\.jpg: not in a supported image format \(the file contains text\)"):
         decode_image(path, 8)
 
 
@@ -216,16 +215,14 @@ def test_empty_files_missing_files_and_folders_are_rejected(tmp_path):
         decode_image(tmp_path, 8)
 
 
-@pytest.mark.parametrize("side", [15_000, 60_000])
+@pytest.mark.parametrize("side", [16_000, 60_000])
 def test_decompression_bombs_are_rejected(side):
     """The header of a small file declares hundreds of millions of pixels or more."""
     data = bytearray(encode(Image.new("1", (8, 8)), "PNG"))
     data[16:24] = struct.pack(">II", side, side)
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with pytest.raises(ImageError, match="bomb"):
-            decode_image(bytes(data), 8, name="bomb.png")
+    with pytest.raises(ImageError, match=r"bomb\.png: declares .* more than the limit of 250,000,000 pixels"):
+        decode_image(bytes(data), 8, name="bomb.png")
 
 
 def test_image_errors_can_be_pickled():

@@ -18,7 +18,6 @@ from caption_jax.evaluation.word_attention import attention_per_word, stack_cont
 from caption_jax.metrics import ImageScores
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
-from input_pipeline.images import make_thumbnail
 from input_pipeline.records import Record, Split
 
 PyTree = Any
@@ -124,7 +123,7 @@ def make_examples(
     def make_example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
-            thumbnail=JpegImage.encode(_load_thumbnail(records[image_id], _THUMBNAIL_SIDE)),
+            thumbnail=JpegImage.encode(_load_thumbnail(description, records[image_id], _THUMBNAIL_SIDE)),
             caption=scored_evaluation.evaluation.captions[image_id],
             references=scored_evaluation.references[image_id],
             scores={name: float(values[rows[image_id]]) for name, values in scored_evaluation.images.values.items()},
@@ -154,7 +153,7 @@ def _make_word_panels(
     for record, image, caption_tokens, caption_attention in zip(records, pixels, tokens, attention, strict=True):
         words, word_attention = attention_per_word(vocabulary, caption_tokens, caption_attention)
         # If preprocessing stretches images, show the original aspect ratio and stretch the attention instead.
-        shown_image = _load_thumbnail(record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
+        shown_image = _load_thumbnail(description, record, _PANEL_SIDE) if preprocessing.resize == "stretch" else image
         panels[record.image_id] = [
             (panel.title, JpegImage.encode(panel.pixels))
             for panel in attention_panels(shown_image, words, word_attention)
@@ -162,5 +161,7 @@ def _make_word_panels(
     return panels
 
 
-def _load_thumbnail(record: Record, longer_side: int) -> UInt8[np.ndarray, "height width 3"]:
-    return make_thumbnail(record.source(), longer_side, name=record.name)
+def _load_thumbnail(
+    description: RunDescription, record: Record, longer_side: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    return description.preprocessing.make_thumbnail(record.source(), longer_side, name=record.name)
