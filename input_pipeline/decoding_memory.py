@@ -20,7 +20,8 @@ SMALL_BYTES = 16 * 2**20  # images that need less are decoded without waiting fo
 _BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # of Pillow's images, by mode
 _OTHER_MODES = 4
 # Bytes per pixel of buffers inside the decoders, by format. Those of JPEG and TIFF depend on the file.
-_DECODER_BYTES_PER_PIXEL = {"WEBP": 14, "AVIF": 18, "HEIF": 14, "JPEG2000": 22}
+_DECODER_BYTES_PER_PIXEL = {"WEBP": 14, "AVIF": 18, "HEIF": 8, "JPEG2000": 22}
+_HIGH_BIT_DEPTH = 10  # more, for HEIC with more than 8 bits per sample
 _TILE_WIDTH, _TILE_LENGTH, _TILE_PIXEL_BYTES = 322, 323, 8  # tags of TIFF, and bytes of four samples of 16 bits
 
 
@@ -51,6 +52,8 @@ def estimate_image(image: Image.Image, scans: JpegScans = ONE_SCAN, factor: int 
         return estimate_jpeg(width, height, scans, factor if image.format == "JPEG" else 1)
     per_pixel = _BYTES_PER_PIXEL.get(image.mode, _OTHER_MODES) + _DECODER_BYTES_PER_PIXEL.get(image.format, 0)
     size = per_pixel * width * height
+    if image.format == "HEIF" and image.info.get("bit_depth", 8) > 8:
+        size += _HIGH_BIT_DEPTH * width * height
     if image.format == "TIFF":
         size += _TILE_PIXEL_BYTES * image.tag_v2.get(_TILE_WIDTH, 0) * image.tag_v2.get(_TILE_LENGTH, 0)
     return size

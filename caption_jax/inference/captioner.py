@@ -265,8 +265,9 @@ class Captioner:
 
     def _load(self, image: ImageInput) -> UInt8[np.ndarray, "size size 3"]:
         check_image(image, "the image")
-        named = read_image(image)
-        return self._description.preprocessing.load(named.image, name=named.name)
+        preprocessing = self._description.preprocessing
+        named = read_image(image, preprocessing.limits)
+        return preprocessing.load(named.image, name=named.name)
 
     def _try_load(self, image: ImageInput) -> np.ndarray | ImageError:
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from input_pipeline.images import ImageError, ImageLike
+from input_pipeline.limits import Limits
 
 ImageInput = ImageLike | bytearray | memoryview | BinaryIO
 
@@ -68,8 +69,12 @@ def check_image(value: Any, name: str) -> None:
     raise TypeError(f"{name} is a {kind}; expected {_EXPECTED}{remedy}")
 
 
-def read_image(image: ImageInput) -> NamedImage:
+def read_image(image: ImageInput, limits: Limits) -> NamedImage:
     """Reads a file object from its current position; returns other images unchanged.
+
+    Args:
+        image: the image.
+        limits: limits on images; a file object is read up to one byte more than the limit on files.
 
     Raises:
         ImageError: the file cannot be read.
@@ -82,9 +87,23 @@ def read_image(image: ImageInput) -> NamedImage:
     path = getattr(image, "name", None)
     name = path if isinstance(path, str) else type(image).__name__
     try:
-        content = image.read()
+        content = _read_up_to(image, limits.image_file_bytes + 1)
     except (OSError, ValueError) as error:  # closed files raise ValueError
         raise ImageError(name, f"cannot be read ({error})") from error
-    if not isinstance(content, _ENCODED):
+    if content is None:
         raise TypeError(f"{name} is open in text mode; open it with mode 'rb'")
-    return NamedImage(bytes(content), name)
+    return NamedImage(content, name)
+
+
+def _read_up_to(file: BinaryIO, size: int) -> bytes | None:
+    """Reads up to `size` bytes of a file, which may return fewer per call; None if it is open in text mode."""
+    blocks, remaining = [], size
+    while remaining > 0:
+        block = file.read(remaining)
+        if not isinstance(block, _ENCODED):
+            return None
+        if not block:
+            break
+        blocks.append(bytes(block))
+        remaining -= len(block)
+    return b"".join(blocks)
