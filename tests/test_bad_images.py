@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_images import make_png
 from PIL import Image
 from small_run import ROOT, box_image, run_main, write_images
 
@@ -55,6 +56,7 @@ UNUSUAL_IMAGES = {
     "sixteen_bit.png": (encode_16_bit(box_image("yellow", "right")), None),
 }
 BROKEN_IMAGES = {
+    "narrow.png": make_png(1, 20_000_000, "L"),  # resizing it would take 27 GB
     "text.jpg": b"This is not an image.\n" * 40,
     "truncated.jpg": encode(box_image(), "JPEG", quality=95)[:500],
 }
@@ -73,7 +75,14 @@ def test_caption_mode_reports_broken_images_and_captions_the_others(small_workdi
             assert all(word in captions[name] for word in expected_words), (name, captions[name])
     for name in BROKEN_IMAGES:
         assert f"error: {tmp_path / name}: " in output.err
-    assert "2 of 8 images have no caption" in output.err
+    assert "3 of 9 images have no caption" in output.err
+
+
+def test_limits_are_flags_of_caption_mode(small_workdir, tmp_path, capsys):
+    box_image().save(tmp_path / "a.png")
+    flags = ["--mode=caption", f"--workdir={small_workdir}", "--config.limits.image_side=10"]
+    assert run_main(*flags, tmp_path / "a.png") == 1
+    assert "the maximum side is 10 (config.limits.image_side)" in capsys.readouterr().err
 
 
 def test_json_lines_contain_the_errors_of_failed_images(small_workdir, tmp_path, capsys):
@@ -96,7 +105,7 @@ def damaged_data(tmp_path, small_images) -> Path:
     """The dataset of `small_run` with six unusual and two broken training images, and a broken validation image."""
     folder = shutil.copytree(small_images, tmp_path / "damaged")
     unusual = [content for content, _ in UNUSUAL_IMAGES.values()]
-    contents = [*BROKEN_IMAGES.values(), *unusual, BROKEN_IMAGES["truncated.jpg"]]
+    contents = [BROKEN_IMAGES["narrow.png"], BROKEN_IMAGES["truncated.jpg"], *unusual, BROKEN_IMAGES["truncated.jpg"]]
     for number, content in enumerate(contents):  # the first eight images are in the training split
         (folder / "images" / f"{number:02d}.png").write_bytes(content)
     return folder

@@ -195,3 +195,29 @@ def test_a_second_process_loads_the_compiled_program(workdir, path, tmp_path, pl
     used, unused = folder / "compile_cache", tmp_path / "cache" / "caption-jax"
     used, unused = (used, unused) if place == "workdir" else (unused, used)
     assert any(file.name.startswith("caption-") for file in used.iterdir()) and not unused.exists()
+
+
+def test_limits_of_the_run_can_be_replaced(workdir, tmp_path):
+    Image.new("RGB", (300, 40)).save(tmp_path / "wide.png")
+    limits = {"image_side": 200}
+    captioner = caption_jax.load(workdir, limits=limits)
+    for image in (tmp_path / "wide.png", (tmp_path / "wide.png").read_bytes(), np.zeros((40, 300, 3), np.uint8)):
+        with pytest.raises(ImageError, match=r"the maximum side is 200 \(config\.limits\.image_side\)"):
+            captioner.caption(image)
+        assert caption_jax.load(workdir).caption(image).text is not None
+    with pytest.raises(ValueError, match=r"config\.limits has no key 'image_sides'"):
+        caption_jax.load(workdir, limits={"image_sides": 200})
+
+
+class EndlessFile(io.RawIOBase):
+    """A file without an end, such as a response of a server."""
+
+    def read(self, size: int = -1) -> bytes:
+        assert size >= 0, "reading everything would not end"
+        return bytes(min(size, 2**16))
+
+
+def test_file_objects_are_read_up_to_the_limit(workdir):
+    captioner = caption_jax.load(workdir, limits={"image_file_bytes": 1_000_000})
+    with pytest.raises(ImageError, match=r"EndlessFile: has 1,000,001 bytes, more than the limit of 1,000,000"):
+        captioner.caption(EndlessFile())

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hostile_images import make_png
 from small_run import box_image, run_main
 
 import caption_jax
@@ -21,7 +22,7 @@ def images(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("images")
     for colour, side in (("red", "left"), ("green", "right"), ("blue", "left"), ("yellow", "right")):
         box_image(colour, side).save(folder / f"{colour}.png")
-    (folder / "broken.jpg").write_bytes(b"not an image")
+    (folder / "broken.jpg").write_bytes(make_png(1, 20_000_000, "L"))  # resizing it would take 27 GB
     return folder
 
 
@@ -77,7 +78,10 @@ def test_updates_add_new_images_and_report_broken_and_missing_files(
     assert run_main(*arguments, tmp_path / "images") == 1
     output = capsys.readouterr()
     assert output.out.splitlines()[1] == f"{tmp_path / 'index'}: 4 images (3 added, 0 updated, 1 unchanged)"
-    assert f"error: {tmp_path / 'images' / 'broken.jpg'}: not in a supported image format" in output.err
+    assert (
+        f"error: {tmp_path / 'images' / 'broken.jpg'}: declares 1 x 20,000,000 pixels; the maximum side is"
+        in output.err
+    )
     (tmp_path / "images" / "red.png").unlink()
     assert run_main(*arguments, "--missing=drop", tmp_path / "images" / "blue.png") == 0
     assert "missing files: 1 image (dropped): " in capsys.readouterr().err
@@ -104,10 +108,12 @@ def test_an_index_of_a_different_checkpoint_is_rejected(searchable_workdir, imag
             run_main(*flags, *arguments)
 
 
-def test_invalid_queries_and_arguments_are_rejected(searchable_workdir, index, capsys):
+def test_invalid_queries_and_arguments_are_rejected(searchable_workdir, images, index, capsys):
     flags = [f"--workdir={searchable_workdir}", f"--index={index}"]
     assert run_main("--mode=search", *flags, "--query=missing.jpg") == 1
     assert "error: missing.jpg: no such file" in capsys.readouterr().err
+    assert run_main("--mode=search", *flags, f"--query={images / 'broken.jpg'}") == 1
+    assert "broken.jpg: declares 1 x 20,000,000 pixels" in capsys.readouterr().err
     with pytest.raises(ValueError, match=r"no images match \['missing\*'\]"):
         run_main("--mode=index", *flags, "missing*")
     with pytest.raises(ValueError, match=r"no images match .* folders with JPEG"):
