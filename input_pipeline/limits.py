@@ -25,6 +25,11 @@ class Limits:
     # from their headers. Images wait for each other; an image that needs more on its own is rejected.
     decoding_bytes: int = 1536 * _MB
     caption_file_bytes: int = 1024 * _MB  # size of a file of captions, results or split names, in bytes
+    caption_file_records: int = 10_000_000  # rows, lines or JSON objects with captions in a file
+    json_values: int = 20_000_000  # values in a JSON document or in a line of JSON lines
+    caption_characters: int = 10_000  # length of a caption
+    captions_per_image: int = 1000
+    name_characters: int = 1024  # length of the name or id of an image
 
     def __post_init__(self):
         names = [field.name for field in dataclasses.fields(self)]

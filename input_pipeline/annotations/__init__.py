@@ -11,14 +11,15 @@ from pathlib import Path
 
 from input_pipeline.annotations.caption_file import ACCEPTED, CaptionFile, Row
 from input_pipeline.annotations.delimited import read_delimited
-from input_pipeline.annotations.encodings import read_text
+from input_pipeline.annotations.encodings import iterate_lines, read_text
 from input_pipeline.annotations.json_formats import read_json
 from input_pipeline.annotations.word_lists import CaptionParser
 from input_pipeline.errors import DataError
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 
-__all__ = ["ACCEPTED", "Row", "read_rows", "read_text"]
+__all__ = ["ACCEPTED", "Row", "iterate_lines", "read_rows", "read_text"]
 
-_BLANK_LINES = re.compile(r"(?:[ \t]*(?:\r\n|\n|\r))*")
+_NOT_BLANK = re.compile(r"[^ \t\r\n]")
 _TOKEN_LINE = re.compile(r"(?P<image>[^\t]+)#\d+\t(?P<caption>.*)")
 
 
@@ -30,6 +31,7 @@ def read_rows(
     image_column: str = "",
     caption_column: str = "",
     require_names: bool = True,
+    limits: Limits = DEFAULT_LIMITS,
 ) -> Iterator[Row]:
     """Reads a caption file in any accepted format.
 
@@ -43,32 +45,44 @@ def read_rows(
         require_names: whether to report images without a file name as problems. If False (metrics use only ids), the
             rows of a COCO file follow the order of its annotations instead of its images, and JSON records with an
             `error` instead of a caption are images without captions.
+        limits: `config.limits`. Entries that exceed them are reported as problems.
 
     Raises:
         MissingFileError: the file does not exist.
-        DataError: the file is not UTF-8 or UTF-16, is not in an accepted format, or has no column with a known name.
+        DataError: the file is too large, is not UTF-8 or UTF-16, is not in an accepted format, or has no column with a
+            known name.
     """
-    text = read_text(path)
-    start = _BLANK_LINES.match(text).end()
-    first_line = text[start : start + 4096].split("\n", 1)[0].rstrip("\r")
-    if not first_line.strip():
+    text = read_text(path, limits.caption_file_bytes)
+    not_blank = _NOT_BLANK.search(text)
+    if not_blank is None:
         raise DataError(f"{path} is empty. {ACCEPTED}")
-    file = CaptionFile(path, on_problem, split_field, image_column, caption_column, require_names)
+    start = max(text.rfind("\n", 0, not_blank.start()), text.rfind("\r", 0, not_blank.start())) + 1
+    first_line = text[start : start + 4096].split("\n", 1)[0].rstrip("\r")
+    file = CaptionFile(path, on_problem, split_field, image_column, caption_column, require_names, limits)
     if _TOKEN_LINE.fullmatch(first_line):
-        return _read_token_lines(file, text)
+        return _limit(_read_token_lines(file, text), file)
     parser = CaptionParser(file)
-    is_json = first_line.lstrip()[0] in "{["
-    return parser.finish(read_json(file, text, parser) if is_json else read_delimited(file, text, start, parser))
+    rows = read_json(file, text, parser) if not_blank[0] in "{[" else read_delimited(file, text, start, parser)
+    return parser.finish(_limit(rows, file))
+
+
+def _limit(rows: Iterator[Row], file: CaptionFile) -> Iterator[Row]:
+    """Yields rows up to the maximum number; more of them raise an error."""
+    for number, row in enumerate(rows):
+        if number == file.limits.caption_file_records:
+            raise DataError(
+                f"{file.path} has more than {number:,} records; split the file, or raise "
+                "config.limits.caption_file_records"
+            )
+        yield row
 
 
 def _read_token_lines(file: CaptionFile, text: str) -> Iterator[Row]:
     """Yields the rows of a file in the format of Flickr8k's token.txt."""
-    for number, line in enumerate(text.split("\n"), 1):
-        line = line.rstrip("\r")
-        if not line.strip():
-            continue
+    for number, line in iterate_lines(text):
+        place = f"line {number}"
         match = _TOKEN_LINE.fullmatch(line)
         if match is None:
-            file.report(f"line {number}", f"expected name.jpg#0<tab>caption, got {line[:60]!r}")
-            continue
-        yield Row(match["image"], [match["caption"]], "", match["image"])
+            file.report(place, f"expected name.jpg#0<tab>caption, got {line[:60]!r}")
+        elif file.accepts(place, match["image"], [match["caption"]]):
+            yield Row(match["image"], [match["caption"]], "", match["image"])

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
+from input_pipeline.terminal_text import escape_message
 
 ACCEPTED = """Accepted formats:
   CSV with a header: image,caption[,split] (separated by commas, tabs, semicolons or pipes; one row per caption)
@@ -15,6 +20,13 @@ ACCEPTED = """Accepted formats:
   COCO captions JSON: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}
   Karpathy's JSON: {"images": [{"filename", "split", "sentences": [{"raw"}]}]}
   Flickr8k token.txt: a.jpg#0<tab>caption"""
+
+
+_MAX_SHOWN = 60  # characters of a value in a message
+_PLAIN_NAME = re.compile(r"[\w .()/-]{1,40}")
+# Halves of surrogate pairs. In names, U+DC80 to U+DCFF stand for bytes that are not valid UTF-8 (PEP 383).
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SURROGATE_IN_NAME = re.compile(r"[\ud800-\udc7f\udd00-\udfff]")
 
 
 @dataclasses.dataclass(slots=True)
@@ -48,6 +60,38 @@ class CaptionFile:
     image_column: str = ""
     caption_column: str = ""
     require_names: bool = True
+    limits: Limits = DEFAULT_LIMITS
+
+    def accepts(self, place: str, image: str | int | float, captions: Sequence[str] = ()) -> bool:
+        """Returns whether the name or id of an image and its captions can be used; otherwise reports the reason."""
+        reason = self._find_fault(image, captions)
+        if reason:
+            self.report(place, reason)
+        return not reason
+
+    def _find_fault(self, image: str | int | float, captions: Sequence[str]) -> str:
+        limits = self.limits
+        if isinstance(image, str):
+            if len(image) > limits.name_characters:
+                return (
+                    f"a name of {len(image):,} characters, more than the limit of {limits.name_characters:,} "
+                    "(config.limits.name_characters)"
+                )
+            if "\0" in image:
+                return "the name contains a null character, which no file name can"
+            if not image.isascii() and (match := _SURROGATE_IN_NAME.search(image)):
+                return f"the name contains half of a character (U+{ord(match[0]):04X}); save the file as UTF-8"
+        for caption in captions:
+            if len(caption) > limits.caption_characters:
+                return (
+                    f"a caption of {len(caption):,} characters, more than the limit of {limits.caption_characters:,} "
+                    "(config.limits.caption_characters)"
+                )
+            if "\0" in caption:
+                return "the caption contains a null character; remove it"
+            if not caption.isascii() and (match := _SURROGATE.search(caption)):
+                return f"the caption contains half of a character (U+{ord(match[0]):04X}); save the file as UTF-8"
+        return ""
 
     def report(self, place: str, problem: str, kind: str = "malformed rows") -> None:
         """Reports an entry that cannot be used.
@@ -57,7 +101,7 @@ class CaptionFile:
             problem: what was found and what is wanted.
             kind: entries of the same kind are listed together.
         """
-        self.on_problem(kind, f"{self.path}, {place}: {problem}")
+        self.on_problem(kind, escape_message(f"{self.path}, {place}: {problem}"))
 
     def report_value(self, place: str, name: str, value: Any, wanted: str) -> None:
         """Reports a value of the wrong type: `image is 3.5 (a number); wanted a file name`."""
@@ -69,5 +113,33 @@ def describe_value(value: Any) -> str:
     if value is None:
         return "missing"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    text = json.dumps(value, ensure_ascii=False)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kinds[type(value)]})"
+    return f"{shorten_value(value)} ({next(name for kind, name in kinds.items() if isinstance(value, kind))})"
+
+
+def shorten_value(value: Any) -> str:
+    """Returns the beginning of a JSON value, which may be nested deeply or be very long."""
+    if isinstance(value, str):
+        value = value[: _MAX_SHOWN + 1]
+    text = ""
+    for part in itertools.islice(json.JSONEncoder(ensure_ascii=False).iterencode(value), _MAX_SHOWN):
+        text += part[: _MAX_SHOWN + 1]
+        if len(text) > _MAX_SHOWN:
+            return text[: _MAX_SHOWN - 3] + "..."
+    return text
+
+
+def shorten_name(value: str | float) -> str:
+    """Returns a name or id in quotation marks, shortened."""
+    is_long = isinstance(value, str) and len(value) > _MAX_SHOWN
+    return repr(value[: _MAX_SHOWN - 3] + "..." if is_long else value)
+
+
+def list_names(names: Sequence[Any]) -> str:
+    """Lists the names of columns or fields; "" if they do not look like names.
+
+    The first line of a file that is not a caption file, such as a file of passwords, must not appear in a message.
+    """
+    texts = [str(name).strip() for name in names]
+    if not all(map(_PLAIN_NAME.fullmatch, texts)):
+        return ""
+    return ", ".join(map(repr, texts))[:300]

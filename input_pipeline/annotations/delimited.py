@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import csv
-import io
+import itertools
 import re
 from collections import deque
 from collections.abc import Iterator
 
 from input_pipeline.annotations.caption_file import ACCEPTED, CaptionFile, Row
+from input_pipeline.annotations.encodings import iterate_csv_lines
 from input_pipeline.annotations.fields import Fields, describe_unknown_fields, log_choice, resolve_fields
 from input_pipeline.annotations.word_lists import CaptionParser
 from input_pipeline.errors import DataError
 
 DELIMITERS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "pipe"}
+_MAX_HEADER = 100_000  # characters; below the maximum length of a field of `csv.reader`
+_MAX_NAME = 4096  # characters of an image name that is recognised as such
 _IMAGE_NAME = re.compile(r"[^\"]+\.(jpe?g|jpe|jfif|png|gif|bmp|webp|tiff?|p[gnp]m|avif|hei[cf]|jp2)", re.IGNORECASE)
 
 
@@ -29,15 +32,15 @@ def read_delimited(file: CaptionFile, text: str, start: int, parser: CaptionPars
     Raises:
         DataError: the header has no known image or caption column, or lacks a column that the config names.
     """
-    lines = io.StringIO(text, newline="")
-    lines.seek(start)
+    lines = iterate_csv_lines(text, start)
     number = len(text[:start].splitlines()) + 1
-    header = lines.readline()
-    if header.lower().startswith("sep="):  # written by Excel
-        header, number = lines.readline(), number + 1
-    delimiter, names, fields = _parse_header(header, file)
+    header = next(lines)
+    if header[:4].lower() == "sep=":  # written by Excel
+        header, number = next(lines, ""), number + 1
+    second = next(lines, "")
+    delimiter, names, fields = _parse_header(header, second, file)
     log_choice(names, fields, file)
-    return _read_rows(file, parser, _Records(file, lines, number, delimiter, len(names), fields.image), fields)
+    return _read_rows(file, parser, _Records(file, itertools.chain([second], lines), number, delimiter, len(names), fields.image), fields)
 
 
 def _read_rows(file: CaptionFile, parser: CaptionParser, records: _Records, fields: Fields) -> Iterator[Row]:
@@ -52,11 +55,14 @@ def _read_rows(file: CaptionFile, parser: CaptionParser, records: _Records, fiel
                 continue
         else:
             captions = [text]
-        yield Row(name, captions, values[split].strip() if split is not None else "", name)
+        if file.accepts(f"line {number}", name, captions):
+            yield Row(name, captions, values[split].strip() if split is not None else "", name)
 
 
-def _parse_header(line: str, file: CaptionFile) -> tuple[str, list[str], Fields]:
+def _parse_header(line: str, second_line: str, file: CaptionFile) -> tuple[str, list[str], Fields]:
     """Returns the delimiter, which is detected from the header line, the column names and the known columns."""
+    if len(line) > _MAX_HEADER:
+        raise DataError(f"unknown format of {file.path}: its first line has {len(line):,} characters. {ACCEPTED}")
     best: tuple[str, list[str], Fields] | None = None
     for delimiter in DELIMITERS:
         names = [name.strip() for name in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True), [])]
@@ -70,9 +76,11 @@ def _parse_header(line: str, file: CaptionFile) -> tuple[str, list[str], Fields]
             return delimiter, names, fields
         if best is None or len(names) > len(best[1]):
             best = delimiter, names, fields
-    _, names, fields = best
-    if len(names) == 1:
-        raise DataError(f"unknown format of {file.path}, which starts with {line.strip()[:80]!r}. {ACCEPTED}")
+    delimiter, names, fields = best
+    if len(names) <= 1 or second_line.count(delimiter) < len(names) - 1:
+        raise DataError(
+            f"unknown format of {file.path}: its first line is neither the header of a CSV file nor JSON. {ACCEPTED}"
+        )
     hint = " (the file seems to have no header; add the line image,caption)" if _IMAGE_NAME.fullmatch(names[0]) else ""
     formats = "" if file.image_column or file.caption_column else f". {ACCEPTED}"
     raise DataError(f"{file.path}: {describe_unknown_fields(names, fields, file)}{hint}{formats}")
@@ -87,7 +95,7 @@ class _Records:
     """
 
     def __init__(
-        self, file: CaptionFile, lines: io.StringIO, number: int, delimiter: str, columns: int, image_column: int
+        self, file: CaptionFile, lines: Iterator[str], number: int, delimiter: str, columns: int, image_column: int
     ):
         self.file = file
         self.delimiter = delimiter
@@ -112,8 +120,8 @@ class _Records:
                     if len(values) == columns or self._has_all_values(number, values):
                         yield number, values
                 return
-            except csv.Error:
-                if (record := self._recover()) is not None:
+            except csv.Error as error:
+                if (record := self._recover(error)) is not None:
                     yield record
 
     def _feed(self) -> Iterator[str]:
@@ -137,7 +145,7 @@ class _Records:
         self.file.report(f"line {number}", found)
         return False
 
-    def _recover(self) -> tuple[int, list[str]] | None:
+    def _recover(self, error: csv.Error) -> tuple[int, list[str]] | None:
         """Reports the first line of an invalid record, or reads it literally, and returns to the line after it."""
         first, *rest = self._pending
         self._retry.extendleft(reversed(rest))
@@ -146,7 +154,9 @@ class _Records:
         values = [value.strip() for value in first.split(self.delimiter)]
         if self.delimiter in "\t|" and first.count('"') % 2 == 0 and len(values) == self.columns:
             return self._number, values  # these files are rarely quoted: a caption may start with a quoted word
-        if first.count('"') % 2:
+        if "field limit" in str(error) and len(first) > csv.field_size_limit():
+            problem = f"a field of more than {csv.field_size_limit():,} characters"
+        elif first.count('"') % 2:
             problem = 'a quotation mark is not closed; write a quotation mark inside a caption twice ("")'
         else:
             problem = 'text before or after a quoted field; write quotation marks inside a caption twice ("")'
@@ -155,4 +165,7 @@ class _Records:
 
     def _is_row(self, line: str) -> bool:
         values = line.split(self.delimiter)
-        return len(values) >= self.columns and bool(_IMAGE_NAME.fullmatch(values[self.image_column].strip(' "')))
+        if len(values) < self.columns:
+            return False
+        name = values[self.image_column]
+        return len(name) <= _MAX_NAME and bool(_IMAGE_NAME.fullmatch(name.strip(' "')))

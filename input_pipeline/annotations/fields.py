@@ -8,7 +8,7 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-from input_pipeline.annotations.caption_file import CaptionFile
+from input_pipeline.annotations.caption_file import CaptionFile, list_names
 
 log = logging.getLogger(__name__)
 
@@ -88,12 +88,14 @@ def describe_unknown_fields(names: Sequence[Any], fields: Fields, file: CaptionF
         missing.append(f"named {file.image_column!r}" if file.image_column else "known to hold image names")
     if fields.caption is None:
         missing.append(f"named {file.caption_column!r}" if file.caption_column else "known to hold captions")
-    found = ", ".join(repr(str(name).strip()) for name in names)[:300]
+    is_known = fields.image is not None or fields.caption is not None
+    shown = ", ".join(repr(str(name).strip()) for name in names)[:300] if is_known else list_names(names)
+    found = f"; the {kind}s are {shown}" if shown else ""
     keys = "config.data.image_column and config.data.caption_column"
     remedy = (
         f"Name them with {keys}" if file.require_names else "Rename them to image and caption"
     )  # metrics: no config
-    return f"no {kind} {' and none '.join(missing)}; the {kind}s are {found}. {remedy}"
+    return f"no {kind} {' and none '.join(missing)}{found}. {remedy}"
 
 
 def log_choice(names: Sequence[Any], fields: Fields, file: CaptionFile) -> None:

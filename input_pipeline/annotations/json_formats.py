@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from input_pipeline.annotations.caption_file import ACCEPTED, CaptionFile, Row
+from input_pipeline.annotations.caption_file import ACCEPTED, CaptionFile, Row, list_names, shorten_name
+from input_pipeline.annotations.encodings import iterate_lines
 from input_pipeline.annotations.fields import (
     IMAGE_FIELDS,
     Fields,
@@ -16,12 +17,15 @@ from input_pipeline.annotations.fields import (
     normalize,
     resolve_fields,
 )
+from input_pipeline.annotations.json_text import JsonError, find_repeated_key, parse_json
 from input_pipeline.annotations.word_lists import CaptionParser
 from input_pipeline.errors import DataError
 
 _NAME = "a file name"
 _ID = "a number or text"
 _CAPTIONS = "text, or a list of texts"
+_SPLIT = "the name of a split"
+_MAX_CACHED = 1000  # sets of keys whose fields are known
 # Keys of the published formats, which are never names of images.
 _RESERVED_KEYS = {"images", "annotations", "info", "licenses", "categories", "dataset", "type"}
 
@@ -32,14 +36,14 @@ def read_json(file: CaptionFile, text: str, parser: CaptionParser) -> Iterator[R
     Raises:
         DataError: the file is not valid JSON, or has none of the accepted formats.
     """
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        if not error.msg.startswith("Extra data"):
-            raise DataError(f"{file.path}, line {error.lineno}: not valid JSON ({error.msg}). {ACCEPTED}") from None
+    if _has_json_lines(file, text):
         return _read_objects(file, _parse_json_lines(file, text), parser)
-    except RecursionError:
-        raise DataError(f"{file.path}: not a caption file (lists within lists within lists). {ACCEPTED}") from None
+    try:
+        content = parse_json(text, file.limits.json_values)
+    except JsonError as error:
+        if error.has_more:
+            return _read_objects(file, _parse_json_lines(file, text), parser)
+        raise DataError(f"{file.path}, line {error.line}: not valid JSON ({error.reason}). {ACCEPTED}") from None
     rows = None
     if isinstance(content, list):
         rows = _read_objects(file, _number_records(content), parser)
@@ -47,12 +51,33 @@ def read_json(file: CaptionFile, text: str, parser: CaptionParser) -> Iterator[R
         rows = _read_object_of_records(file, content, parser)
     if rows is not None:
         return rows
-    keys = ", ".join(map(str, content)) if isinstance(content, dict) else type(content).__name__
-    raise DataError(f"unknown JSON format of {file.path}, which contains {keys[:200]}. {ACCEPTED}")
+    keys = list_names(list(content)) if isinstance(content, dict) else ""
+    found = f", which contains {keys}" if keys else ""
+    raise DataError(f"unknown JSON format of {file.path}{found}. {ACCEPTED}")
+
+
+def _has_json_lines(file: CaptionFile, text: str) -> bool:
+    """Whether the first or the second line is a JSON object or list, and there is more than one line."""
+    lines = list(itertools.islice(iterate_lines(text), 2))
+    if len(lines) == 1:
+        return False
+    for _, line in lines:
+        try:
+            return isinstance(parse_json(line, file.limits.json_values), dict | list)
+        except JsonError as error:
+            if error.is_incomplete or error.has_more:  # the first line of an indented document
+                return False
+    return False
 
 
 def _read_object_of_records(file: CaptionFile, content: dict, parser: CaptionParser) -> Iterator[Row] | None:
     """Returns an iterator over the rows of a file that is one JSON object; None if its format is unknown."""
+    repeated = find_repeated_key(content)
+    if repeated is not None:
+        raise DataError(
+            f"{file.path}: the key {shorten_name(repeated)} occurs twice with different values; write all captions of "
+            "an image in one list"
+        )
     images, annotations = content.get("images"), content.get("annotations")
     if isinstance(annotations, list) and (isinstance(images, list) or not file.require_names):
         return _read_coco(file, images if isinstance(images, list) else [], annotations, parser)
@@ -74,13 +99,11 @@ def _number_records(records: list) -> Iterator[tuple[str, Any]]:
 
 
 def _parse_json_lines(file: CaptionFile, text: str) -> Iterator[tuple[str, Any]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
+    for number, line in iterate_lines(text):
         try:
-            yield f"line {number}", json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            file.report(f"line {number}", f"not valid JSON ({getattr(error, 'msg', 'too many lists')})")
+            yield f"line {number}", parse_json(line, file.limits.json_values)
+        except JsonError as error:
+            file.report(f"line {number}", f"not valid JSON ({error.reason})")
 
 
 def _is_record(content: dict, file: CaptionFile) -> bool:
@@ -95,11 +118,16 @@ def _read_objects(file: CaptionFile, objects: Iterable[tuple[str, Any]], parser:
         if not isinstance(item, dict):
             file.report_value(place, "the record", item, 'an object: {"image": "a.jpg", "caption": "..."}')
             continue
+        if _has_repeated_key(file, place, item):
+            continue
         keys = tuple(item)
         fields = known.get(keys)
         if fields is None:
-            fields = known[keys] = resolve_fields(keys, file)
-            log_choice(keys, fields, file)
+            fields = resolve_fields(keys, file)
+            if not known:
+                log_choice(keys, fields, file)
+            if len(known) < _MAX_CACHED:
+                known[keys] = fields
         has_id_only = fields.image is None and not file.require_names and "image_id" in item
         has_failed = "error" in item and not file.require_names  # written by `caption --format=jsonl`
         if (fields.caption is None and not has_failed) or (fields.image is None and not has_id_only):
@@ -122,13 +150,23 @@ def _read_object(file: CaptionFile, place: str, item: dict, fields: Fields, pars
     if not is_id(image_id):
         return file.report_value(place, "image_id", image_id, _ID)
     if fields.caption is None:
-        return Row(name, [], "", image_id)
+        return Row(name, [], "", image_id) if file.accepts(place, name or image_id) else None
     key = keys[fields.caption]
     captions = parser.parse_one(item[key], are_words=True) if fields.has_words else parser.parse(item[key], place)
     if captions is None:
         return file.report_value(place, key, item[key], _CAPTIONS)
-    split = "" if fields.split is None else str(item[keys[fields.split]] or "").strip()
-    return Row(name, captions, split, image_id)
+    split = "" if fields.split is None else to_split(item[keys[fields.split]])
+    if split is None:
+        return file.report_value(place, keys[fields.split], item[keys[fields.split]], _SPLIT)
+    is_accepted = file.accepts(place, name, captions) and file.accepts(place, image_id)
+    return Row(name, captions, split, image_id) if is_accepted else None
+
+
+def _has_repeated_key(file: CaptionFile, place: str, item: dict) -> bool:
+    key = find_repeated_key(item)
+    if key is not None:
+        file.report(place, f"the key {shorten_name(key)} occurs twice with different values")
+    return key is not None
 
 
 def _are_captions_by_name(content: dict) -> bool:
@@ -139,12 +177,14 @@ def _are_captions_by_name(content: dict) -> bool:
 def _read_by_name(file: CaptionFile, content: dict[str, Any], parser: CaptionParser) -> Iterator[Row]:
     """Yields the rows of an object whose keys are image names or ids, and whose values are captions."""
     for number, (name, value) in enumerate(content.items(), 1):
-        place = f"record {number} ({name!r})"
+        place = f"record {number} ({shorten_name(name)})"
         captions = parser.parse_one(value) if isinstance(value, dict) else parser.parse(value, place)
         if captions is None:
             file.report_value(place, "the value", value, _CAPTIONS)
             continue
-        yield Row(name, captions, _get_split(file, value) if isinstance(value, dict) else "", name)
+        split = _get_split(file, place, value) if isinstance(value, dict) else ""
+        if split is not None and file.accepts(place, name, captions):
+            yield Row(name, captions, split, name)
 
 
 def _read_coco(file: CaptionFile, images: list, annotations: list, parser: CaptionParser) -> Iterator[Row]:
@@ -162,6 +202,8 @@ def _read_coco(file: CaptionFile, images: list, annotations: list, parser: Capti
         if not isinstance(annotation, dict):
             file.report_value(f"record {number} of annotations", "the record", annotation, "an object")
             continue
+        if _has_repeated_key(file, f"record {number} of annotations", annotation):
+            continue
         image_id, caption = annotation.get("image_id"), annotation.get("caption")
         if not is_id(image_id):
             file.report_value(f"record {number} of annotations", "image_id", image_id, _ID)
@@ -171,17 +213,17 @@ def _read_coco(file: CaptionFile, images: list, annotations: list, parser: Capti
         row = rows.get(image_id)
         captions = [caption] if isinstance(caption, str) else parser.parse_one(caption)
         if row is None:
-            problem = f"image id {image_id!r}, but {known_ids}"
+            problem = f"image id {shorten_name(image_id)}, but {known_ids}"
             file.report(f"record {number} of annotations", problem, kind="captions of unknown images")
         elif captions is None:
             file.report_value(f"record {number} of annotations", "caption", caption, "text")
-        else:
+        elif file.accepts(f"record {number} of annotations", image_id, captions):
             captioned.setdefault(image_id, row).captions.extend(captions)
     yield from (rows if file.require_names else captioned).values()
 
 
 def _describe_ids(images: list, rows: dict[Any, Row]) -> str:
-    ids = ", ".join(map(repr, itertools.islice(rows, 3)))
+    ids = ", ".join(map(shorten_name, itertools.islice(rows, 3)))
     if images and not any(isinstance(image, dict) for image in images):
         return f'the images are plain names ({ids}); wanted objects {{"id": 1, "file_name": "a.jpg"}}'
     return f"the ids of the images are {ids}{', ...' * (len(rows) > 3)}" if rows else "there are no images with ids"
@@ -190,14 +232,19 @@ def _describe_ids(images: list, rows: dict[Any, Row]) -> str:
 def _read_coco_image(file: CaptionFile, place: str, image: Any) -> Row | None:
     if not isinstance(image, dict):
         return file.report_value(place, "the record", image, "an object with id and file_name")
+    if _has_repeated_key(file, place, image):
+        return None
     image_id, name = image.get("id"), _find_name(image)
     if not is_id(image_id):
         return file.report_value(place, "id", image_id, _ID)
     if to_name(name) is None and (name is not None or file.require_names):
         return file.report_value(place, "file_name", name, _NAME)
     # COCO specifies the folder only in the URL: .../train2017/000000000009.jpg
-    folder = str(image.get("coco_url", "")).split("/")[-2:-1]
-    return Row(to_name(name) or "", [], _get_split(file, image), image_id, folder[0] if folder else "")
+    url = image.get("coco_url")
+    folder = url.split("/")[-2:-1] if isinstance(url, str) else []
+    row = Row(to_name(name) or "", [], _get_split(file, place, image), image_id, folder[0] if folder else "")
+    is_accepted = row.split is not None and all(file.accepts(place, text) for text in (row.image, image_id, row.folder))
+    return row if is_accepted else None
 
 
 def _read_karpathy(file: CaptionFile, images: list, parser: CaptionParser) -> Iterator[Row]:
@@ -210,6 +257,8 @@ def _read_karpathy(file: CaptionFile, images: list, parser: CaptionParser) -> It
 def _read_karpathy_image(file: CaptionFile, place: str, image: Any, parser: CaptionParser) -> Row | None:
     if not isinstance(image, dict):
         return file.report_value(place, "the record", image, "an object with filename and sentences")
+    if _has_repeated_key(file, place, image):
+        return None
     value, folder, sentences = _find_name(image), image.get("filepath") or "", image.get("sentences", [])
     name = to_name(value) or ""
     image_id, number = image.get("cocoid", name), image.get("imgid")
@@ -218,12 +267,20 @@ def _read_karpathy_image(file: CaptionFile, place: str, image: Any, parser: Capt
         return file.report_value(place, "filename", value, _NAME)
     if not is_id(image_id):
         return file.report_value(place, "cocoid", image_id, _ID)
+    if number is not None and not is_id(number):
+        return file.report_value(place, "imgid", number, "a number")
     if not isinstance(folder, str):
         return file.report_value(place, "filepath", folder, "a folder name")
     captions = parser.parse(sentences, place)
     if captions is None:
         return file.report_value(place, "sentences", sentences, 'a list of objects with "raw", or of texts')
-    return Row(name, captions, _get_split(file, image), image_id, folder, None if "cocoid" in image else number)
+    row = Row(name, captions, _get_split(file, place, image), image_id, folder, None if "cocoid" in image else number)
+    is_accepted = (
+        row.split is not None
+        and file.accepts(place, name, captions)
+        and all(file.accepts(place, text) for text in (image_id, folder))
+    )
+    return row if is_accepted else None
 
 
 def _find_name(image: dict) -> Any:
@@ -235,19 +292,31 @@ def _find_name(image: dict) -> Any:
     return next((value for key, value in image.items() if normalize(str(key)) in known and value != ""), None)
 
 
-def _get_split(file: CaptionFile, item: dict) -> str:
-    return str(item.get(file.split_field or "split", "") or "").strip()
+def _get_split(file: CaptionFile, place: str, item: dict) -> str | None:
+    """Returns the name of the split; None, and reports it, if it is neither text nor a number."""
+    key = file.split_field or "split"
+    split = to_split(item.get(key))
+    return file.report_value(place, key, item[key], _SPLIT) if split is None else split
+
+
+def to_split(value: Any) -> str | None:
+    """Returns the name of a split; "" for an empty value, and None for a list or an object."""
+    if isinstance(value, list | dict):
+        return None if value else ""
+    return str(value or "").strip()
 
 
 def to_name(value: Any) -> str | None:
     """Returns a file name. A whole number is a name without its extension: 1 for `1.jpg`. None for other types."""
-    if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
-        return None
     if isinstance(value, int | float):
-        return str(int(value))
+        return str(int(value)) if is_id(value) and int(value) == value else None
     return value.strip() or None if isinstance(value, str) else None
 
 
 def is_id(value: Any) -> bool:
-    """Whether a JSON value can identify an image. NaN, which JSON may contain, cannot: it is not equal to itself."""
-    return isinstance(value, int | float | str) and not isinstance(value, bool) and value == value
+    """Whether a JSON value can identify an image: text, or a finite number of at most 64 bits if it is an integer."""
+    if isinstance(value, bool):
+        return False
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**64
+    return isinstance(value, str) or (isinstance(value, float) and math.isfinite(value))

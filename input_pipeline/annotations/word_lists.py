@@ -26,7 +26,8 @@ _UNSPACED_SCRIPTS = (
     (re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]"), 3),  # Chinese and Japanese
     (re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff]"), 7),  # Thai, Lao, Burmese and Khmer
 )
-_LIST_LITERAL = re.compile(r"""\s*\[\s*\[?\s*["'].*\]\s*""", re.DOTALL)
+_LIST_LITERAL = re.compile(r"""\s*\[\s*(?:\[\s*)?["'].*\]\s*""", re.DOTALL)
+_MAX_LITERAL = 100_000  # characters; parsing a literal takes a hundred times its size in memory
 _NUMPY_GAP = re.compile(r"""(?<=['"])\s+(?=['"])""")  # numpy prints arrays of strings without commas
 _TEXT_FIELDS = tuple(map(normalize, CAPTION_FIELDS))
 _WORD_FIELDS = tuple(map(normalize, TOKEN_FIELDS))
@@ -124,6 +125,8 @@ class CaptionParser:
             if type(captions) is _Undecided:
                 if are_words:
                     row.captions = [self.join(captions)]
+                    if not self.file.accepts(captions.place, row.image_id, row.captions):
+                        continue
                 elif len(captions) > 2 and captions.has_words:
                     found = f"the captions {json.dumps(captions[:4], ensure_ascii=False)} are single words"
                     self.file.report(captions.place, f"{found}, unlike those of other records; wanted sentences")
@@ -135,7 +138,7 @@ class CaptionParser:
 
 def parse_list_literal(text: str) -> Any:
     """Returns the list that a text such as `['a', 'red', 'kite']` denotes in JSON, Python or numpy, or the text."""
-    if text[:1] not in "[ " or not _LIST_LITERAL.fullmatch(text):
+    if text[:1] not in "[ " or len(text) > _MAX_LITERAL or not _LIST_LITERAL.fullmatch(text):
         return text
     for parse in (json.loads, lambda text: ast.literal_eval(_NUMPY_GAP.sub(", ", text.strip()))):
         try:
