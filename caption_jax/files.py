@@ -1,4 +1,4 @@
-"""Output of file names that are not valid UTF-8."""
+"""Output of names and captions on stdout."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import sys
 from typing import Any
 
 
-def allow_undecodable_output() -> None:
-    """Configures stdout to write file names that are not valid UTF-8 as their original bytes."""
+def allow_any_output() -> None:
+    """Configures stdout to write characters that it cannot encode as escapes, such as `\\udcff`."""
     reconfigure = getattr(sys.stdout, "reconfigure", None)  # absent if stdout is not a file, as in a notebook
     if reconfigure is not None:
-        reconfigure(errors="surrogateescape")
+        reconfigure(errors="backslashreplace")
 
 
 def json_line(values: dict[str, Any]) -> str:

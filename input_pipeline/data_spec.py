@@ -12,6 +12,7 @@ from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SOURCES = ("shapes", "folder", "tfds")
 RESIZE_MODES = ("stretch", "crop")
+OUTSIDE_POLICIES = ("follow", "refuse")
 INTERPOLATIONS = ("bilinear", "bicubic", "area")
 
 
@@ -73,6 +74,8 @@ class DataSpec:
     shapes: str = "full"  # shapes source: "full" (6,600 scenes) or "tiny" (240, for tests)
     root: str = ""  # folder source: base folder of `images` and `captions`
     images: str = "images"  # folder source: image folder
+    # folder source: "follow" or "refuse" the links and absolute paths of the dataset that lead outside of `root`
+    outside_files: str = "follow"
     # folder source: caption files in any format of docs/data.md, or "*.txt" for text files next to the images; empty
     # for the first file with a standard name, or else text files
     captions: tuple[str, ...] = ()
@@ -124,6 +127,7 @@ class DataSpec:
             "config.data",
             source=one_of(*SOURCES),
             shapes=one_of("full", "tiny"),
+            outside_files=one_of(*OUTSIDE_POLICIES),
             captions=strings("files"),
             on_error=one_of("stop", "skip"),
             image_size=at_least(1),

@@ -6,7 +6,9 @@ import os
 import re
 from collections.abc import Iterator
 
+from input_pipeline.errors import MissingFileError
 from input_pipeline.extras import describe_missing, is_installed
+from input_pipeline.safe_open import UnreadableFileError, read_start
 
 # Suffixes of files that are listed without being opened, which keeps large folders and network drives fast. If the
 # content of such a file is not an image, reading it raises an error that names it.
@@ -125,23 +127,23 @@ def find_folder_images(folder: str) -> Iterator[str]:
     files that are not images are omitted. Files and folders whose names start with a dot are omitted, too. A file that
     cannot be opened is yielded, so that reading it reports the reason.
     """
-    subfolders = []
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir(follow_symlinks=False):
-            subfolders.append(entry.path)
-        elif entry.name.lower().endswith(IMAGE_SUFFIXES) or (entry.is_file() and _is_image(entry.path)):
-            yield entry.path
-    for subfolder in subfolders:
-        yield from find_folder_images(subfolder)
+    pending = [folder]
+    while pending:  # without recursion, because folders can be nested more deeply than calls
+        subfolders = []
+        for entry in sorted(os.scandir(pending.pop()), key=lambda entry: entry.name):
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                subfolders.append(entry.path)
+            elif entry.name.lower().endswith(IMAGE_SUFFIXES) or (entry.is_file() and _is_image(entry.path)):
+                yield entry.path
+        pending += reversed(subfolders)
 
 
 def _is_image(path: str) -> bool:
     try:
-        with open(path, "rb", buffering=0) as file:
-            name = sniff_format(file.read(_HEADER_BYTES))
-    except OSError:
+        name = sniff_format(read_start(path, _HEADER_BYTES))
+    except (MissingFileError, UnreadableFileError):
         return True
     return name is not None and name not in _NOT_IMAGES
 

@@ -17,11 +17,12 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from input_pipeline.decoding_memory import SMALL_BYTES
-from input_pipeline.errors import ImageError
+from input_pipeline.errors import ImageError, MissingFileError
 from input_pipeline.image_formats import DECODERS, describe_refused, describe_unreadable, sniff_format
 from input_pipeline.jpeg_header import ONE_SCAN, SCAN_MARKER, JpegScans, count_coefficient_bytes, read_jpeg_scans
 from input_pipeline.limits import Limits
 from input_pipeline.rgb_strips import to_eight_bits
+from input_pipeline.safe_open import UnreadableFileError, open_file
 from input_pipeline.tiff_header import count_tag_values
 
 ImageLike = str | os.PathLike | bytes | Image.Image | np.ndarray
@@ -156,11 +157,11 @@ def open_source(image: ImageLike, name: str, limits: Limits) -> Iterator[bytes |
 
 def _open_file(path: str | os.PathLike, name: str) -> BinaryIO:
     try:
-        return open(path, "rb", buffering=0)
-    except FileNotFoundError:
+        return open_file(path, buffering=0)
+    except MissingFileError:
         raise ImageError(name, "no such file") from None
-    except IsADirectoryError:
-        raise ImageError(name, "is a folder, not an image") from None
+    except UnreadableFileError as error:
+        raise ImageError(name, error.reason) from None
 
 
 def _check_file_size(size: int, name: str, limits: Limits) -> None:

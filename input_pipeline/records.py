@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from input_pipeline.errors import ConfigError, DataError
+from input_pipeline.terminal_text import escape_message
 
 SPLITS = ("train", "val", "test")
 MAX_LISTED = 10  # maximum number of problems of each kind that a report lists
+_MAX_CHARACTERS = 1000  # of the description of a problem
 
 log = logging.getLogger(__name__)
 
@@ -100,15 +103,19 @@ def check_splits(splits: Mapping[str, Split]) -> dict[str, Split]:
 
 
 class Report:
-    """Collects problems by kind, then raises or logs them."""
+    """Counts problems by kind and collects the first ones, then raises or logs them."""
 
     def __init__(self, subject: str):
         self.subject = subject
-        self.problems: dict[str, list[str]] = {}
+        self._counts: Counter[str] = Counter()
+        self._first: dict[str, list[str]] = {}
 
     def add(self, kind: str, name: str) -> None:
         """Records one problem."""
-        self.problems.setdefault(kind, []).append(name)
+        self._counts[kind] += 1
+        first = self._first.setdefault(kind, [])
+        if len(first) < MAX_LISTED:
+            first.append(escape_message(name[:_MAX_CHARACTERS]))
 
     def extend(self, kind: str, names: Iterable[str]) -> None:
         """Records several problems of one kind."""
@@ -116,15 +123,15 @@ class Report:
             self.add(kind, name)
 
     def __bool__(self) -> bool:
-        return bool(self.problems)
+        return bool(self._counts)
 
     def __str__(self) -> str:
-        lines = [f"Problems in {self.subject}:"]
-        for kind, names in self.problems.items():
-            lines.append(f"  {kind}: {len(names)}")
-            lines += [f"    {name}" for name in names[:MAX_LISTED]]
-            if len(names) > MAX_LISTED:
-                lines.append(f"    ... and {len(names) - MAX_LISTED} more")
+        lines = [f"Problems in {escape_message(self.subject)}:"]
+        for kind, count in self._counts.items():
+            lines.append(f"  {kind}: {count}")
+            lines += [f"    {name}" for name in self._first[kind]]
+            if count > MAX_LISTED:
+                lines.append(f"    ... and {count - MAX_LISTED} more")
         return "\n".join(lines)
 
     def finish(self, on_error: str, remedy: str) -> None:
@@ -140,7 +147,7 @@ class Report:
         """
         if on_error not in ("stop", "skip"):
             raise ConfigError(f"config.data.on_error must be 'stop' or 'skip', got {on_error!r}")
-        if not self.problems:
+        if not self:
             return
         if on_error == "stop":
             raise DataError(f"{self}\n{remedy}")

@@ -21,7 +21,6 @@ from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.files import is_on_bucket, storage_path
 from input_pipeline.terminal_text import escape
 
-OUTSIDE_POLICIES = ("follow", "refuse")
 _KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -92,9 +91,11 @@ def read_start(path: str | os.PathLike[str], count: int) -> bytes:
         os.close(descriptor)
 
 
-def open_file(path: str | os.PathLike[str], max_bytes: int | None = None, key: str = "") -> BinaryIO:
-    """Opens a regular file on a local disk for reading; see `read_file` for the arguments and errors."""
-    return os.fdopen(_open(path, max_bytes, key), "rb")
+def open_file(
+    path: str | os.PathLike[str], max_bytes: int | None = None, key: str = "", *, buffering: int = -1
+) -> BinaryIO:
+    """Opens a regular file on a local disk for reading; see `read_file` for the arguments and errors, and `open`."""
+    return os.fdopen(_open(path, max_bytes, key), "rb", buffering)
 
 
 def check_file(path: str | os.PathLike[str], max_bytes: int | None = None, key: str = "") -> None:
@@ -173,7 +174,7 @@ class DataRoot:
         self.outside = outside
         folders = [os.path.abspath(path) for path in (folder, *others)]
         self._folders = tuple({*folders, *map(os.path.realpath, folders)})
-        self._real_folders: dict[str, str] = {}
+        self._exits: dict[str, str] = {}  # results of `find_exit` by folder
         self._counts: Counter[str] = Counter()
         self._example = ""
 
@@ -192,31 +193,36 @@ class DataRoot:
             path: path of an existing file.
             is_link: whether the file itself may be a link, in addition to the folders in its path.
         """
-        path = os.path.abspath(path)
-        if not self._contains(path):
-            return "absolute paths"
-        parent, name = os.path.split(path)
-        real = self._real_folders.get(parent)
-        if real is None:
-            real = self._real_folders[parent] = os.path.realpath(parent)
-        target = os.path.realpath(path) if is_link else os.path.join(real, name)
-        return "" if self._contains(target) else "links"
+        parent = os.path.dirname(path)
+        if parent not in self._exits:
+            absolute = os.path.abspath(parent)
+            if not self._contains(absolute):
+                self._exits[parent] = "absolute paths"
+            else:
+                self._exits[parent] = "" if self._contains(os.path.realpath(absolute)) else "links"
+        if self._exits[parent] or not is_link:
+            return self._exits[parent]
+        return "" if self._contains(os.path.realpath(path)) else "links"
 
-    def count(self, name: str, path: str | os.PathLike[str], kind: str) -> None:
-        """Counts a file outside of the folder.
+    def admits(self, name: str, path: str | os.PathLike[str], *, is_link: bool = True) -> bool:
+        """Returns whether a file may be read, and counts it if it is outside of the folder.
 
         Args:
-            name: name of the file in the dataset.
+            name: name of the file in the dataset, for the log.
             path: path of the file.
-            kind: result of `find_exit`.
+            is_link: see `find_exit`.
         """
-        self._counts[kind] += 1
+        exit_kind = self.find_exit(path, is_link=is_link)
+        if not exit_kind:
+            return True
+        self._counts[exit_kind] += self.outside == "follow"
         self._example = self._example or f"{escape(name)}, which is {escape(os.path.realpath(path))}"
+        return self.outside == "follow"
 
     @property
     def has_outside_files(self) -> bool:
         """Whether files outside of the folder have been counted."""
-        return bool(self._counts)
+        return any(self._counts.values())
 
     def __str__(self) -> str:
         """One line about the files outside of the folder."""
@@ -224,7 +230,7 @@ class DataRoot:
         kinds = " and ".join(sorted(self._counts))
         return (
             f"{kinds} lead to {total:,} {'file' if total == 1 else 'files'} outside of {escape(self.folder)}, such as "
-            f"{self._example}; to refuse them, set config.limits.outside_files='refuse'"
+            f"{self._example}; to refuse them, set config.data.outside_files='refuse'"
         )
 
     def _contains(self, path: str) -> bool:

@@ -29,7 +29,9 @@ STANDALONE_PACKAGES = {
         "input_pipeline.files",
         "input_pipeline.image_formats",
         "input_pipeline.limits",
+        "input_pipeline.safe_open",
         "input_pipeline.spec_checks",
+        "input_pipeline.terminal_text",
     ),
     "input_pipeline": (),
 }

@@ -8,6 +8,7 @@ from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, read_sessions
 from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.process import make_command
 from input_pipeline.files import absolute_path
+from input_pipeline.terminal_text import escape
 
 _FEW_IMAGES = 50  # below this, the noise of CIDEr-D exceeds the differences between evaluations
 _FEW_WORDS = 10
@@ -83,7 +84,7 @@ def _make_command(subcommand: str, workdir: str, *arguments: str) -> str:
 
 def _print_report(scored_evaluation: ScoredEvaluation | None) -> None:
     if scored_evaluation is not None and scored_evaluation.report is not None:
-        print(f"Report: {scored_evaluation.report}")
+        print(f"Report: {escape(scored_evaluation.report)}")
 
 
 def _print_commands(*commands: tuple[str, str]) -> None:

@@ -25,6 +25,7 @@ from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
 from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
 from caption_jax.runtime.signals import SignalHandling, handled_signals
+from input_pipeline.terminal_text import escape
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -167,7 +168,7 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
             if not command_flags.read_flags(line.argv).get("workdir"):
                 workdir_flag.check_default(options.workdir, options.config.data.root)
                 if not options.quiet:
-                    print(f"workdir: {options.workdir} (set --workdir to use another)", flush=True)
+                    print(f"workdir: {escape(options.workdir)} (set --workdir to use another)", flush=True)
             return module.run(options, arguments)
 
     status = call_with_status(run_module, program, is_filter=line.subcommand != "train")

@@ -14,6 +14,7 @@ from caption_jax.evaluation.report.terminal import print_evaluation
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.runs.experiment import open_experiment
 from input_pipeline.files import absolute_path
+from input_pipeline.terminal_text import escape
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
@@ -25,10 +26,10 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
             check_context(spec.model.context.max_texts, context)
             with display.phase("reading the data"):
                 external_split = options.split if options["split"].present else ""
-                external_data = open_external_data(options.data, spec.data, external_split)
+                external_data = open_external_data(options.data, spec.data, external_split, spec.limits)
             splits, split = {external_data.split.name: external_data.split}, external_data.split.name
             if jax.process_index() == 0:
-                print(f"captions: {', '.join(map(str, external_data.captions))}")
+                print(f"captions: {', '.join(map(escape, external_data.captions))}")
         experiment = open_experiment(workdir, spec, splits, display)
         scored_evaluation = evaluate_split(
             experiment, split, options.images, context, external_data, options.checkpoint

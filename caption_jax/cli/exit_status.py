@@ -10,6 +10,7 @@ from absl import app, flags
 
 from caption_jax import errors
 from input_pipeline.disk_faults import find_disk_fault
+from input_pipeline.terminal_text import escape_message
 
 SUCCESS = 0
 FAILURE = 1  # an error that the user can fix, or images that could not be read
@@ -18,6 +19,7 @@ STOPPED = 75  # training was stopped by a signal or a limit, and the same comman
 INTERRUPTED = 130  # 128 + SIGINT
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
+_NEWLINE = "\n  "
 
 def call_with_status(function: Callable[[], int], program: str, *, is_filter: bool = True) -> int:
     """Calls a function that returns an exit status.
@@ -46,6 +48,8 @@ def call_with_status(function: Callable[[], int], program: str, *, is_filter: bo
 def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
     """Prints an error that the user can fix on one line, and re-raises any other error.
 
+    Further lines of a message, such as lists, are indented, so that no name in it can look like another message.
+
     Args:
         error: the error.
         program: the command, with the subcommand if known, whose `--help` a usage error refers to.
@@ -55,12 +59,12 @@ def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
         The exit status.
     """
     if isinstance(error, app.UsageError | flags.Error):
-        print(f"error: {' '.join(str(error).split())} ({program} --help)", file=sys.stderr)
+        print(f"error: {escape_message(' '.join(str(error).split()))} ({program} --help)", file=sys.stderr)
         return USAGE
     message = errors.user_message(error)  # a library may wrap a UserError
     if message is None and (fault := find_disk_fault(error)) is not None:
         message = fault.describe()
     if message is None:
         raise error
-    print(f"error: {message}", file=sys.stderr)
+    print(f"error: {escape_message(message, _NEWLINE)}", file=sys.stderr)
     return status

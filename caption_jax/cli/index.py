@@ -19,7 +19,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     spec = spec_from_flags(options, "keep")
     with display_from_flags(options) as display:
         with display.phase("reading the data"):
-            images = match_images(arguments) if arguments else open_split(spec.data, options.split)
+            images = match_images(arguments) if arguments else open_split(spec.data, options.split, spec.limits)
         return index_images(
             options.workdir,
             get_index_folder(options.workdir, options.index),

@@ -14,7 +14,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     spec = spec_from_flags(options, "keep")
     with display_from_flags(options) as display:
         with display.phase("reading the data"):
-            split = open_split(spec.data, options.split)
+            split = open_split(spec.data, options.split, spec.limits)
         return store_neighbours(
             options.workdir,
             get_index_folder(options.workdir, options.index),

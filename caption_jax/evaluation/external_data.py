@@ -8,6 +8,7 @@ from pathlib import Path
 from caption_jax.errors import ConfigError
 from input_pipeline.data_spec import DataSpec, SplitFiles, SplitFractions
 from input_pipeline.files import local_path
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.sources.caption_files import find_captions
@@ -33,7 +34,7 @@ class ExternalData:
         return f"{self.name} ({', '.join(path.name for path in self.captions)})"
 
 
-def open_external_data(folder: str, data: DataSpec, split: str = "") -> ExternalData:
+def open_external_data(folder: str, data: DataSpec, split: str = "", limits: Limits = DEFAULT_LIMITS) -> ExternalData:
     """Opens a folder with the `folder` data source.
 
     Args:
@@ -41,6 +42,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
             name, or a text file for each image.
         data: the data settings of the run, including the error policy (`on_error`).
         split: the split to evaluate, if the caption file defines splits; all images if empty.
+        limits: `config.limits` of the run.
 
     Raises:
         MissingFileError: the folder does not exist or has no captions.
@@ -61,7 +63,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "") -> External
         split_field="",
         split_fractions=SplitFractions(),
     )
-    splits = open_splits(spec)
+    splits = open_splits(spec, limits)
     if split:
         selected = get_split(splits, split)
     else:

@@ -7,11 +7,12 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from caption_jax.files import allow_undecodable_output, json_line
+from caption_jax.files import allow_any_output, json_line
 from caption_jax.inference.captioner import Captioner
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.image_formats import FORMATS, find_folder_images
 from input_pipeline.images import ImageError
+from input_pipeline.terminal_text import escape, escape_message
 
 
 def caption_files(
@@ -28,7 +29,8 @@ def caption_files(
     Args:
         captioner: the model.
         arguments: see `find_images`.
-        output_format: "text" for `path<TAB>caption`, "jsonl" for one JSON object per line.
+        output_format: "text" for `path<TAB>caption`, in which control characters are escapes
+            (`input_pipeline.terminal_text.escape`), "jsonl" for one JSON object per line.
         context: context texts passed with every image, for models trained with context.
         display: shows the progress.
 
@@ -39,20 +41,20 @@ def caption_files(
     if not paths:
         print(f"error: {describe_no_match(arguments)}", file=sys.stderr)
         return 2
-    allow_undecodable_output()
+    allow_any_output()
     failures = 0
     with display.phase("captioning", len(paths), "images") as phase:
         for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
             if isinstance(result, ImageError):
                 failures += 1
-                print(f"error: {result}", file=sys.stderr, flush=True)
+                print(f"error: {escape_message(result)}", file=sys.stderr, flush=True)
                 if output_format == "jsonl":
                     print(json_line({"path": path, "error": str(result)}), flush=True)
             elif output_format == "jsonl":
                 line = {"path": path, "caption": result.text, "log_prob": result.log_prob, "tokens": result.tokens}
                 print(json_line(line), flush=True)
             else:
-                print(f"{path}\t{result.text}", flush=True)
+                print(f"{escape(path)}\t{escape(result.text)}", flush=True)
             phase.advance()
     if failures > 1:
         print(f"{failures} of {len(paths)} images have no caption; see the errors above", file=sys.stderr)

@@ -32,7 +32,9 @@ from caption_jax.metrics.tokenization import TOKENIZERS, TokenizationWarning
 from caption_jax.telemetry.progress import Display
 from caption_jax.telemetry.progress_displays import open_display
 from input_pipeline.errors import UserError
+from input_pipeline.terminal_text import escape, escape_message
 
+_NEWLINE = "\n  "
 _PROGRAM = "python -m caption_jax.metrics"
 _EPILOG = """
 Results and annotations may be in any format supported for training (docs/data.md): COCO JSON,
@@ -50,7 +52,7 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser that reports an invalid command line on one line."""
 
     def error(self, message: str) -> NoReturn:
-        print(f"error: {message} ({self.prog} --help)", file=sys.stderr)
+        print(f"error: {escape_message(message)} ({self.prog} --help)", file=sys.stderr)
         sys.exit(2)
 
 
@@ -68,10 +70,10 @@ def main(arguments: list[str] | None = None, program: str = _PROGRAM, *, referen
             warnings.simplefilter("always", TokenizationWarning)
             report = _make_report(options, display)
     except (UserError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_message(error, _NEWLINE)}", file=sys.stderr)
         return 1
     for message in dict.fromkeys(str(warning.message) for warning in caught):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {escape_message(message)}", file=sys.stderr)
     print(_format_report(report))
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
@@ -220,9 +222,9 @@ def _format_report(report: dict[str, Any]) -> str:
     images = "1 image" if report["images"] == 1 else f"{report['images']} images"
     lines = [f"{images}; {percent} intervals from {sampling['samples']} bootstrap samples"]
     lines += [f"{name}: {value}" for name, value in report["protocol"].items()]
-    lines += [f"note: {note}" for note in report["notes"]]
+    lines += [f"note: {escape_message(note)}" for note in report["notes"]]
     for result in report["results"]:
-        lines += ["", result["file"]]
+        lines += ["", escape(result["file"])]
         metrics = {name: Interval(**fields) for name, fields in result["metrics"].items()}
         lines += [f"  {name:<21}{i.value:9.4f}   [{i.low:.4f}, {i.high:.4f}]" for name, i in metrics.items()]
         lines += [
@@ -230,7 +232,8 @@ def _format_report(report: dict[str, Any]) -> str:
         ]
         lines += [f"  {name:<21}   absent: {reason}" for name, reason in result["absent"].items()]
     if "comparison" in report:
-        lines += ["", f"{report['results'][1]['file']} - {report['results'][0]['file']}, paired"]
+        first, second = (escape(result["file"]) for result in report["results"])
+        lines += ["", f"{second} - {first}, paired"]
         for name, fields in report["comparison"].items():
             comparison = Comparison(**fields)
             interval = f"[{comparison.low:+.4f}, {comparison.high:+.4f}]"

@@ -49,7 +49,7 @@ def _has_constants(objective: Objective) -> bool:
 
 def _prepare(label: str, objective: Objective, description: RunDescription) -> PyTree:
     try:
-        train = get_split(open_splits(description.spec.data), "train")
+        train = get_split(open_splits(description.spec.data, description.spec.limits), "train")
         return objective.prepare(train, description.vocabulary)
     except Exception as error:  # user code may fail on an assumed vocabulary with any exception type
         (reason, *_) = str(error).splitlines() or [type(error).__name__]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from caption_jax.errors import ConfigError
-from caption_jax.files import allow_undecodable_output, json_line
+from caption_jax.files import allow_any_output, json_line
 from caption_jax.inference.caption_files import describe_no_match, find_images
 from caption_jax.inference.captioner import Captioner
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, open_for_writing
@@ -23,9 +23,11 @@ from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import is_on_bucket
 from input_pipeline.image_formats import NAME_SUFFIXES
 from input_pipeline.images import ImageError
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Record, Split
 from input_pipeline.sources import get_split, open_splits
 from input_pipeline.special_tokens import UNK
+from input_pipeline.terminal_text import escape, escape_message
 
 
 def get_index_folder(workdir: str, index_flag: str | None) -> Path:
@@ -54,13 +56,13 @@ def match_images(arguments: Sequence[str]) -> list[Record]:
     return [Record(Path(path), (), path, name=path) for path in paths]
 
 
-def open_split(data: DataSpec, split: str) -> Split:
+def open_split(data: DataSpec, split: str, limits: Limits = DEFAULT_LIMITS) -> Split:
     """Opens the dataset and returns one of its splits.
 
     Raises:
         DataError: the split does not exist.
     """
-    return get_split(open_splits(data), split)
+    return get_split(open_splits(data, limits), split)
 
 
 def index_images(
@@ -106,7 +108,7 @@ def index_images(
             captions=captions,
             missing=missing,
             display=display,
-            on_error=lambda error: print(f"error: {error}", file=sys.stderr, flush=True),
+            on_error=lambda error: print(f"error: {escape_message(error)}", file=sys.stderr, flush=True),
         )
         _print_changes(index, changes, missing)
     return 1 if changes.failures else 0
@@ -150,25 +152,23 @@ def search_images(
         try:
             vectors = captioner.embed_images([query])
         except ImageError as error:
-            print(f"error: {error}", file=sys.stderr)
+            print(f"error: {escape_message(error)}", file=sys.stderr)
             return 1
     else:
         vectors = captioner.embed_texts([query])
         encode = description.text_tokenizer.encode
         if UNK in encode([query]):
             words = [word for word in query.split() if UNK in encode([word])]
-            print(
-                f"{query!r} contains words that do not occur in the training captions: {', '.join(words) or query}",
-                file=sys.stderr,
-            )
+            shown = escape(", ".join(words) or query)
+            print(f"{query!r} contains words that do not occur in the training captions: {shown}", file=sys.stderr)
     scores, rows = (result[0].tolist() for result in Searcher(index.vectors, method).search(vectors, top))
-    allow_undecodable_output()
+    allow_any_output()
     for rank, (score, entry) in enumerate(zip(scores, index.at(rows), strict=True), 1):
         if output_format == "jsonl":
             fields = {"path": entry.path, "id": entry.id, "caption": entry.caption}
             print(json_line({"rank": rank, "score": score, **fields}))
         else:
-            print(f"{rank}\t{score:.4f}\t{entry.key}\t{entry.caption or ''}")
+            print(f"{rank}\t{score:.4f}\t{escape(entry.key)}\t{escape(entry.caption or '')}")
     return 0
 
 
@@ -207,9 +207,9 @@ def store_neighbours(
     errors: list[ImageError] = []
     neighbours = find_neighbours(index, images, captioner, description.preprocessing, count, errors.append, display)
     for error in errors:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {escape_message(error)}", file=sys.stderr)
     path = write_neighbours(index, images.name, count, neighbours)
-    print(f"{path}: {len(neighbours):,} images, up to {count} neighbours each")
+    print(f"{escape(path)}: {len(neighbours):,} images, up to {count} neighbours each")
     return 1 if errors else 0
 
 
@@ -222,10 +222,10 @@ def _load(workdir: str, checkpoint: str, spec: RunSpec) -> tuple[Captioner, RunD
 
 def _print_changes(index: ImageIndex, changes: Changes, missing: str) -> None:
     counts = f"{changes.added:,} added, {changes.updated:,} updated, {changes.unchanged:,} unchanged"
-    print(f"{index.folder}: {_format_images(len(index))} ({counts})")
+    print(f"{escape(index.folder)}: {_format_images(len(index))} ({counts})")
     if changes.missing:
         action = "dropped" if missing == "drop" else "kept; --missing=drop removes them"
-        first = ", ".join(changes.missing[:3]) + (", ..." if len(changes.missing) > 3 else "")
+        first = ", ".join(map(escape, changes.missing[:3])) + (", ..." if len(changes.missing) > 3 else "")
         print(f"missing files: {_format_images(len(changes.missing))} ({action}): {first}", file=sys.stderr)
     if len(changes.failures) > 1:
         print(f"{_format_images(len(changes.failures))} could not be read: see the errors above", file=sys.stderr)

@@ -123,7 +123,7 @@ def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     _check_batch_sizes(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
     with display.phase("reading the data"):
-        splits = open_splits(spec.data)
+        splits = open_splits(spec.data, spec.limits)
     if "train" not in splits:
         raise ConfigError(f"config.data has no train split; available splits are {', '.join(sorted(splits))}")
     resuming = has_checkpoint(workdir)  # a run killed before its first checkpoint starts over
@@ -153,7 +153,7 @@ def _open(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None, d
     description = RunDescription(spec, stored.model_settings, stored.preprocessing, stored.vocabulary)
     if splits is None:
         with display.phase("reading the data"):
-            splits = open_splits(spec.data)
+            splits = open_splits(spec.data, spec.limits)
     return Experiment(workdir, description, mesh, splits, display=display)
 
 

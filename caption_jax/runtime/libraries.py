@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging as standard_logging
 import os
 import re
@@ -13,6 +14,8 @@ from typing import Literal
 
 from absl import flags, logging
 
+from input_pipeline.terminal_text import escape_message
+
 Verbosity = Literal["quiet", "normal", "verbose"]
 
 # Read by the C++ code of TensorFlow and XLA, whose start-up messages do not pass through Python's logging. Errors are
@@ -21,14 +24,28 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 _ENVIRONMENT = {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}
 
 
+_NEWLINE = "\n" + " " * len("12:03:41 ")
+
+
 class LogFormatter(standard_logging.Formatter):
-    """Formats messages as "12:03:41 message", with the level if it is above INFO. Further lines are indented."""
+    """Formats messages as "12:03:41 message", with the level if it is above INFO.
+
+    Further lines are indented. Arguments of a message that are text or paths are shown on one line, so no name can
+    forge a message, and characters that affect the terminal are shown as escapes.
+    """
 
     def format(self, record: standard_logging.LogRecord) -> str:
         """Returns the message with its prefix."""
         level = f"{record.levelname.lower()}: " if record.levelno > standard_logging.INFO else ""
-        message = super().format(record).replace("\n", "\n" + " " * len("12:03:41 "))
+        if isinstance(record.args, tuple):
+            record = copy.copy(record)
+            record.args = tuple(map(_escape_argument, record.args))
+        message = escape_message(super().format(record), _NEWLINE)
         return f"{self.formatTime(record, '%H:%M:%S')} {level}{message}"
+
+
+def _escape_argument(argument: object) -> object:
+    return escape_message(argument) if isinstance(argument, str | os.PathLike) else argument
 
 
 class _LibraryFilter(standard_logging.Filter):

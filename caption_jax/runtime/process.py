@@ -13,6 +13,8 @@ import shutil
 import sys
 from collections.abc import Iterator
 
+from input_pipeline.terminal_text import escape
+
 # Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) with malloc and frees them again.
 # glibc returns allocations of this size to the system immediately, so the next run causes a page fault per 4 KB. glibc
 # 2.35 and later supports 2 MB pages, which can be enabled only by this environment variable.
@@ -57,7 +59,7 @@ def fast_exit(script: str, status: int) -> None:
 def current_command() -> str:
     """Returns the command line of this process, quoted for a shell; "" in a notebook or an interactive session."""
     program = _current_program("python")
-    return shlex.join([*program, *sys.argv[1:]]) if program else ""
+    return " ".join(map(_quote, [*program, *sys.argv[1:]])) if program else ""
 
 
 def make_command(*arguments: str) -> str:
@@ -68,7 +70,13 @@ def make_command(*arguments: str) -> str:
     """
     typed = sys.orig_argv[0]
     interpreter = typed if os.path.dirname(typed) else "python"
-    return shlex.join([*(_current_program(interpreter, sys.argv[0]) or ["caption-jax"]), *arguments])
+    return " ".join(map(_quote, [*(_current_program(interpreter, sys.argv[0]) or ["caption-jax"]), *arguments]))
+
+
+def _quote(argument: str) -> str:
+    """Quotes an argument for a shell. Characters that affect the terminal are escapes, as in bash and zsh."""
+    escaped = escape(argument)
+    return shlex.quote(argument) if escaped == argument else "$'" + escaped.replace("'", r"\'") + "'"
 
 
 def _current_program(interpreter: str, installed_command: str = "") -> list[str]:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 from caption_jax.telemetry.clock import Clock, format_duration
+from input_pipeline.terminal_text import escape
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -49,7 +50,7 @@ class Phase:
         text: str = "",
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.description, self.total, self.unit = description, total, unit
+        self.description, self.total, self.unit = escape(description), total, unit
         self.completed, self.text = completed, text
         self._now, self._started = now, now()
         self._first: tuple[int, float] | None = None  # completed work and time of the first call of `advance`

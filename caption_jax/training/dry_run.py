@@ -22,6 +22,7 @@ from caption_jax.training.run_parts import make_validation_evaluator, open_batch
 from input_pipeline.data_spec import FeatureCacheSpec, PixelCacheSpec
 from input_pipeline.extras import require
 from input_pipeline.files import absolute_path
+from input_pipeline.terminal_text import escape
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ def print_dry_run(result: DryRun) -> None:
     print("\n".join(as_lines(result.spec)))
     print("\nimages: " + ", ".join(f"{name} {count:,}" for name, count in result.images.items()))
     print("captions: " + ", ".join(f"{name} {count:,}" for name, count in result.captions.items()))
-    print("the first training image is {}: {!r}".format(*result.example))
+    name, caption = result.example
+    print(f"the first training image is {escape(name)}: {caption!r}")
     print(f"model: {result.parameters:,} parameters, vocabulary of {result.vocabulary_size:,} tokens")
     if result.spec.data.feature_cache.stage:
         print("this step read pixels; without --dry_run, the features of all images are computed first")

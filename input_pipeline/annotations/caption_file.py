@@ -62,35 +62,25 @@ class CaptionFile:
     require_names: bool = True
     limits: Limits = DEFAULT_LIMITS
 
-    def accepts(self, place: str, image: str | int | float, captions: Sequence[str] = ()) -> bool:
+    def accepts(self, place: str, image: str | float, captions: Sequence[str] = ()) -> bool:
         """Returns whether the name or id of an image and its captions can be used; otherwise reports the reason."""
-        reason = self._find_fault(image, captions)
+        reason = self.find_fault(image, captions)
         if reason:
             self.report(place, reason)
         return not reason
 
-    def _find_fault(self, image: str | int | float, captions: Sequence[str]) -> str:
+    def find_fault(self, image: str | float, captions: Sequence[str] = ()) -> str:
+        """Returns why the name or id of an image, or one of its captions, cannot be used; "" if they can."""
         limits = self.limits
-        if isinstance(image, str):
-            if len(image) > limits.name_characters:
-                return (
-                    f"a name of {len(image):,} characters, more than the limit of {limits.name_characters:,} "
-                    "(config.limits.name_characters)"
-                )
-            if "\0" in image:
-                return "the name contains a null character, which no file name can"
-            if not image.isascii() and (match := _SURROGATE_IN_NAME.search(image)):
-                return f"the name contains half of a character (U+{ord(match[0]):04X}); save the file as UTF-8"
+        if isinstance(image, str) and (len(image) > limits.name_characters or not image.isprintable()):
+            fault = _find_text_fault("name", image, limits.name_characters, _SURROGATE_IN_NAME)
+            if fault:
+                return fault
         for caption in captions:
-            if len(caption) > limits.caption_characters:
-                return (
-                    f"a caption of {len(caption):,} characters, more than the limit of {limits.caption_characters:,} "
-                    "(config.limits.caption_characters)"
-                )
-            if "\0" in caption:
-                return "the caption contains a null character; remove it"
-            if not caption.isascii() and (match := _SURROGATE.search(caption)):
-                return f"the caption contains half of a character (U+{ord(match[0]):04X}); save the file as UTF-8"
+            if len(caption) > limits.caption_characters or not caption.isprintable():
+                fault = _find_text_fault("caption", caption, limits.caption_characters, _SURROGATE)
+                if fault:
+                    return fault
         return ""
 
     def report(self, place: str, problem: str, kind: str = "malformed rows") -> None:
@@ -106,6 +96,17 @@ class CaptionFile:
     def report_value(self, place: str, name: str, value: Any, wanted: str) -> None:
         """Reports a value of the wrong type: `image is 3.5 (a number); wanted a file name`."""
         self.report(place, f"{name} is {describe_value(value)}; wanted {wanted}")
+
+
+def _find_text_fault(kind: str, text: str, limit: int, surrogates: re.Pattern[str]) -> str:
+    if len(text) > limit:
+        return (
+            f"a {kind} of {len(text):,} characters, more than the limit of {limit:,} (config.limits.{kind}_characters)"
+        )
+    if "\0" in text:
+        return f"the {kind} contains a null character; remove it"
+    match = surrogates.search(text)
+    return f"the {kind} contains half of a character (U+{ord(match[0]):04X}); save the file as UTF-8" if match else ""
 
 
 def describe_value(value: Any) -> str:

@@ -40,7 +40,8 @@ def read_delimited(file: CaptionFile, text: str, start: int, parser: CaptionPars
     second = next(lines, "")
     delimiter, names, fields = _parse_header(header, second, file)
     log_choice(names, fields, file)
-    return _read_rows(file, parser, _Records(file, itertools.chain([second], lines), number, delimiter, len(names), fields.image), fields)
+    lines = itertools.chain([second], lines) if second else lines
+    return _read_rows(file, parser, _Records(file, lines, number, delimiter, len(names), fields.image), fields)
 
 
 def _read_rows(file: CaptionFile, parser: CaptionParser, records: _Records, fields: Fields) -> Iterator[Row]:
@@ -55,8 +56,10 @@ def _read_rows(file: CaptionFile, parser: CaptionParser, records: _Records, fiel
                 continue
         else:
             captions = [text]
-        if file.accepts(f"line {number}", name, captions):
-            yield Row(name, captions, values[split].strip() if split is not None else "", name)
+        if fault := file.find_fault(name, captions):
+            file.report(f"line {number}", fault)
+            continue
+        yield Row(name, captions, values[split].strip() if split is not None else "", name)
 
 
 def _parse_header(line: str, second_line: str, file: CaptionFile) -> tuple[str, list[str], Fields]:

@@ -82,7 +82,7 @@ def iterate_lines(text: str) -> Iterator[tuple[int, str]]:
         start = end + 1
 
 
-def iterate_csv_lines(text: str, start: int) -> Iterator[str]:
+def iterate_csv_lines(text: str, start: int = 0) -> Iterator[str]:
     """Yields the lines of a text from a position on, with their line breaks, for `csv.reader`."""
     if "\r" in text:
         yield from (match[0] for match in _LINE.finditer(text, start) if match[0])

@@ -115,10 +115,8 @@ def _read_objects(file: CaptionFile, objects: Iterable[tuple[str, Any]], parser:
     """Yields the rows of JSON objects. The fields are looked up once for each set of keys."""
     known: dict[tuple[str, ...], Fields] = {}
     for place, item in objects:
-        if not isinstance(item, dict):
-            file.report_value(place, "the record", item, 'an object: {"image": "a.jpg", "caption": "..."}')
-            continue
-        if _has_repeated_key(file, place, item):
+        if type(item) is not dict:
+            _report_record(file, place, item, 'an object: {"image": "a.jpg", "caption": "..."}')
             continue
         keys = tuple(item)
         fields = known.get(keys)
@@ -162,11 +160,13 @@ def _read_object(file: CaptionFile, place: str, item: dict, fields: Fields, pars
     return Row(name, captions, split, image_id) if is_accepted else None
 
 
-def _has_repeated_key(file: CaptionFile, place: str, item: dict) -> bool:
+def _report_record(file: CaptionFile, place: str, item: Any, wanted: str) -> None:
+    """Reports a record that is not an object, or in which a key occurs twice (`parse_json`)."""
     key = find_repeated_key(item)
-    if key is not None:
+    if key is None:
+        file.report_value(place, "the record", item, wanted)
+    else:
         file.report(place, f"the key {shorten_name(key)} occurs twice with different values")
-    return key is not None
 
 
 def _are_captions_by_name(content: dict) -> bool:
@@ -199,27 +199,35 @@ def _read_coco(file: CaptionFile, images: list, annotations: list, parser: Capti
     known_ids = _describe_ids(images, rows)
     captioned: dict[Any, Row] = {}
     for number, annotation in enumerate(annotations, 1):
-        if not isinstance(annotation, dict):
-            file.report_value(f"record {number} of annotations", "the record", annotation, "an object")
-            continue
-        if _has_repeated_key(file, f"record {number} of annotations", annotation):
-            continue
-        image_id, caption = annotation.get("image_id"), annotation.get("caption")
-        if not is_id(image_id):
-            file.report_value(f"record {number} of annotations", "image_id", image_id, _ID)
+        image_id, captions = _read_coco_caption(file, number, annotation, parser)
+        if captions is None:
             continue
         if not file.require_names:
             rows.setdefault(image_id, Row("", [], "", image_id))
-        row = rows.get(image_id)
-        captions = [caption] if isinstance(caption, str) else parser.parse_one(caption)
-        if row is None:
+        if image_id in rows:
+            captioned.setdefault(image_id, rows[image_id]).captions.extend(captions)
+        else:
             problem = f"image id {shorten_name(image_id)}, but {known_ids}"
             file.report(f"record {number} of annotations", problem, kind="captions of unknown images")
-        elif captions is None:
-            file.report_value(f"record {number} of annotations", "caption", caption, "text")
-        elif file.accepts(f"record {number} of annotations", image_id, captions):
-            captioned.setdefault(image_id, row).captions.extend(captions)
     yield from (rows if file.require_names else captioned).values()
+
+
+def _read_coco_caption(
+    file: CaptionFile, number: int, annotation: Any, parser: CaptionParser
+) -> tuple[Any, list[str] | None]:
+    """Returns the image id and the captions of an annotation. No captions, and reports why, if they cannot be used."""
+    place = f"record {number} of annotations"
+    if type(annotation) is not dict:
+        _report_record(file, place, annotation, "an object")
+        return None, None
+    image_id, caption = annotation.get("image_id"), annotation.get("caption")
+    if not is_id(image_id):
+        file.report_value(place, "image_id", image_id, _ID)
+        return None, None
+    captions = [caption] if isinstance(caption, str) else parser.parse_one(caption)
+    if captions is None:
+        file.report_value(place, "caption", caption, "text")
+    return image_id, captions if captions and file.accepts(place, image_id, captions) else None
 
 
 def _describe_ids(images: list, rows: dict[Any, Row]) -> str:
@@ -230,10 +238,8 @@ def _describe_ids(images: list, rows: dict[Any, Row]) -> str:
 
 
 def _read_coco_image(file: CaptionFile, place: str, image: Any) -> Row | None:
-    if not isinstance(image, dict):
-        return file.report_value(place, "the record", image, "an object with id and file_name")
-    if _has_repeated_key(file, place, image):
-        return None
+    if type(image) is not dict:
+        return _report_record(file, place, image, "an object with id and file_name")
     image_id, name = image.get("id"), _find_name(image)
     if not is_id(image_id):
         return file.report_value(place, "id", image_id, _ID)
@@ -255,10 +261,8 @@ def _read_karpathy(file: CaptionFile, images: list, parser: CaptionParser) -> It
 
 
 def _read_karpathy_image(file: CaptionFile, place: str, image: Any, parser: CaptionParser) -> Row | None:
-    if not isinstance(image, dict):
-        return file.report_value(place, "the record", image, "an object with filename and sentences")
-    if _has_repeated_key(file, place, image):
-        return None
+    if type(image) is not dict:
+        return _report_record(file, place, image, "an object with filename and sentences")
     value, folder, sentences = _find_name(image), image.get("filepath") or "", image.get("sentences", [])
     name = to_name(value) or ""
     image_id, number = image.get("cocoid", name), image.get("imgid")

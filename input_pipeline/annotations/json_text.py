@@ -50,7 +50,7 @@ def parse_json(text: str, max_values: int) -> Any:
     if len(text) > max_values and text.count(",") + text.count("[") + text.count("{") > max_values:
         raise JsonError(f"more than {max_values:,} values; write JSON lines, or raise config.limits.json_values")
     try:
-        return json.loads(text, object_pairs_hook=_make_object)
+        return _DECODER.decode(text)
     except json.JSONDecodeError as error:
         is_incomplete = not text[error.pos :].strip()
         has_more = error.msg.startswith("Extra data")
@@ -63,8 +63,11 @@ def parse_json(text: str, max_values: int) -> Any:
         raise JsonError("a number of more than 4,300 digits", line) from None
 
 
-def find_repeated_key(value: dict) -> str | None:
-    """Returns a key that occurs several times with different values in an object of `parse_json`, if there is one."""
+def find_repeated_key(value: Any) -> str | None:
+    """Returns a key that occurs several times with different values in an object of `parse_json`, if there is one.
+
+    Such an object is of a subclass of `dict`.
+    """
     return value.repeated if type(value) is _RepeatedKeys else None
 
 
@@ -78,3 +81,6 @@ def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
             repeated.repeated = key
             return repeated
     return result
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_make_object)

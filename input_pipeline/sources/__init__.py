@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import DataError, Report, Split, check_splits
 
 
-def open_splits(spec: DataSpec) -> dict[str, Split]:
+def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
     """Opens the dataset of a config.
 
     Args:
         spec: `config.data`.
+        limits: `config.limits`.
 
     Returns:
         Splits by name: "train", "val" and "test", if they exist. Each image id occurs in only one split.
@@ -21,12 +23,18 @@ def open_splits(spec: DataSpec) -> dict[str, Split]:
     source = spec.source
     # Imported lazily, because importing TFDS takes seconds and folders do not need it.
     if source == "folder":
-        from input_pipeline.sources.folder import open_folder as open_source
+        from input_pipeline.sources.folder import open_folder
+
+        splits = open_folder(spec, limits)
     elif source == "tfds":
-        from input_pipeline.sources.tfds import open_config as open_source
+        from input_pipeline.sources.tfds import open_config
+
+        splits = open_config(spec)
     else:
-        from input_pipeline.sources.shapes import open_shapes as open_source
-    splits = check_splits(open_source(spec))
+        from input_pipeline.sources.shapes import open_shapes
+
+        splits = open_shapes(spec)
+    splits = check_splits(splits)
     if "train" in splits:
         splits["train"] = _drop_uncaptioned(splits["train"], spec.on_error)
     return splits

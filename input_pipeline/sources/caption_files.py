@@ -7,11 +7,14 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from input_pipeline.annotations import Row, read_text
+from input_pipeline.annotations import Row, iterate_lines, read_text
+from input_pipeline.annotations.caption_file import CaptionFile
 from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.image_formats import find_folder_images
+from input_pipeline.limits import Limits
 from input_pipeline.records import Report
-from input_pipeline.sources.folder_images import list_files
+from input_pipeline.safe_open import DataRoot
+from input_pipeline.sources.folder_listing import list_files
 from input_pipeline.sources.split_names import SPLIT_NAMES
 
 # Default names in order of precedence: this project's, then those of Flickr8k, Hugging Face's image folders, Flickr30k,
@@ -103,14 +106,18 @@ def _find_texts(folder: Path) -> dict[str, Path]:
     return {os.path.splitext(path)[0]: folder / path for path in list_files(folder) if path.lower().endswith(".txt")}
 
 
-def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Report) -> Iterator[Row]:
+def read_text_files(
+    folder: Path, images: Path, ignored: set[Path], data_root: DataRoot, report: Report, limits: Limits
+) -> Iterator[Row]:
     """Yields the images in a folder and its subfolders, with the lines of the text files next to them as captions.
 
     Args:
         folder: the folder.
         images: the image folder of the dataset, to which image names are relative.
         ignored: resolved paths of text files that are not captions.
-        report: receives images without a text file, and text files without an image.
+        data_root: folder of the dataset.
+        report: receives images without a text file, text files without an image, and captions that cannot be used.
+        limits: `config.limits`.
     """
     texts = _find_texts(folder)
     used: dict[str, str] = {}
@@ -122,12 +129,28 @@ def read_text_files(folder: Path, images: Path, ignored: set[Path], report: Repo
             report.add("two images with one text file", f"{texts[stem].name}: {used[stem]} and {path}")
         else:
             used[stem] = path
-            captions = [line for line in map(str.strip, read_text(texts[stem]).split("\n")) if line]
+            captions = _read_lines(texts[stem], data_root, report, limits)
+            if captions is None:
+                continue
             if captions and not any(map(str.isalpha, "".join(captions))):  # labels of an object detector, for example
-                report.add("text files without words", f"{texts[stem].name}: {captions[0][:60]!r}")
+                report.add("text files without words", texts[stem].name)
                 continue
             name = os.path.relpath(folder / path, images).replace(os.sep, "/")
             yield Row(name, captions or [""], "", name)
     for stem, path in texts.items():
         if stem not in used and path.resolve() not in ignored:
             report.add("text files without an image", str(path.relative_to(folder)))
+
+
+def _read_lines(path: Path, data_root: DataRoot, report: Report, limits: Limits) -> list[str] | None:
+    """Returns the lines of a text file; None, and reports the reason, if they cannot be used."""
+    if not data_root.admits(path.name, path):
+        report.add("text files outside of the folder", path.name)
+        return None
+    file = CaptionFile(path, report.add, limits=limits)
+    try:
+        lines = [(number, line.strip()) for number, line in iterate_lines(read_text(path, limits.caption_file_bytes))]
+    except DataError as error:
+        report.add("unreadable text files", str(error))
+        return None
+    return [line for number, line in lines if file.accepts(f"line {number}", "", [line])]

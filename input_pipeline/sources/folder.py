@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from input_pipeline.annotations import Row, read_rows
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.files import local_path
+from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.records import Report, Split
+from input_pipeline.safe_open import DataRoot
 from input_pipeline.sources.caption_files import find_captions, find_split, is_text_files, read_text_files
 from input_pipeline.sources.folder_images import (
     FolderImage,
@@ -27,8 +30,11 @@ from input_pipeline.sources.split_names import SPLIT_NAMES
 log = logging.getLogger(__name__)
 
 
-def open_folder(spec: DataSpec) -> dict[str, Split]:
+def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
     """Opens images and captions on disk, and reports problems with them.
+
+    Paths with `..` that leave `root` are problems. Links and absolute paths that lead outside of `root` are followed,
+    and one line of the log counts them, unless `spec.outside_files` is "refuse".
 
     The split of an image is determined by the first of the following that applies: `split_files`, a split field in the
     caption files, the name of the caption file (`captions_val2017.json`, or `val=any.json` in `config.data.captions`),
@@ -44,14 +50,17 @@ def open_folder(spec: DataSpec) -> dict[str, Split]:
         raise DataError(f"no such folder: {root}; set config.data.root to the folder with the images and captions")
     spec = _find_folders(spec, root)
     report = Report(str(root))
-    images, hints = _read_captions(spec, root, report)
     folder = root / spec.images
-    find_files(images, folder, report)
+    data_root = DataRoot(root, _list_named_folders(spec, root), spec.outside_files)
+    images, hints = _read_captions(spec, data_root, report, limits)
+    find_files(images, folder, data_root, report)
+    if data_root.has_outside_files:
+        log.info("%s", data_root)
     images = merge_files(images, report)
-    _check_captions(images, report)
+    _check_captions(images, report, limits)
     report_missing(images, folder, report)
     make_ids_unique(images, folder)
-    named = assign_splits(images, hints, spec, root, report)
+    named = assign_splits(images, hints, spec, root, report, limits)
     report.finish(
         spec.on_error,
         "Fix the files, or skip these entries with --config.data.on_error=skip. Images are searched for in "
@@ -77,8 +86,19 @@ def _find_folders(spec: DataSpec, root: Path) -> DataSpec:
     return spec
 
 
-def _read_captions(spec: DataSpec, root: Path, report: Report) -> tuple[list[FolderImage], dict[str, str]]:
+def _list_named_folders(spec: DataSpec, root: Path) -> list[Path]:
+    """Returns the folders outside of `root` that the config names: of images, and of caption files."""
+    default = DataSpec()
+    names = [spec.images] if spec.images != default.images else []
+    names += [os.path.dirname(_parse_entry(entry, is_only_file=True)[1]) for entry in spec.captions]
+    return [root / name for name in names if os.path.isabs(name) or ".." in Path(name).parts]
+
+
+def _read_captions(
+    spec: DataSpec, data_root: DataRoot, report: Report, limits: Limits
+) -> tuple[list[FolderImage], dict[str, str]]:
     """Reads all entries of `config.data.captions`; also returns those that specify a split, by split."""
+    root = data_root.folder
     has_split_files = any(dataclasses.asdict(spec.split_files).values())  # they override all other sources of splits
     images: list[FolderImage] = []
     hints: dict[str, str] = {}
@@ -86,10 +106,15 @@ def _read_captions(spec: DataSpec, root: Path, report: Report) -> tuple[list[Fol
         split, name = _parse_entry(entry, is_only_file=len(spec.captions) == 1)
         if is_text_files(name):
             source = root / spec.images / name
-            rows = read_text_files(source.parent, root / spec.images, _list_split_files(spec, root), report)
+            ignored = _list_split_files(spec, root)
+            rows = read_text_files(source.parent, root / spec.images, ignored, data_root, report, limits)
         else:
             source = root / name
-            rows = _read_caption_file(source, spec, report)
+            if not data_root.admits(name, source):
+                raise DataError(
+                    f"{source} is a link that leaves {root}, which config.data.outside_files='refuse' forbids"
+                )
+            rows = _read_caption_file(source, spec, report, limits)
         if has_split_files:
             rows, split = (dataclasses.replace(row, split="") if row.split else row for row in rows), ""
         if split:
@@ -106,7 +131,7 @@ def _parse_entry(entry: str, is_only_file: bool) -> tuple[str, str]:
     return ("" if is_only_file else find_split(entry)), entry  # even a file named train.json may contain all splits
 
 
-def _read_caption_file(path: Path, spec: DataSpec, report: Report) -> Iterable[Row]:
+def _read_caption_file(path: Path, spec: DataSpec, report: Report, limits: Limits) -> Iterable[Row]:
     if path.is_dir():
         raise DataError(f"{path} is a folder; config.data.captions must list caption files")
     try:
@@ -116,6 +141,7 @@ def _read_caption_file(path: Path, spec: DataSpec, report: Report) -> Iterable[R
             split_field=spec.split_field,
             image_column=spec.image_column,
             caption_column=spec.caption_column,
+            limits=limits,
         )
     except MissingFileError:
         raise DataError(f"no such file: {path}; set config.data.root and config.data.captions") from None
@@ -125,7 +151,7 @@ def _list_split_files(spec: DataSpec, root: Path) -> set[Path]:
     return {(root / name).resolve() for name in dataclasses.asdict(spec.split_files).values() if name}
 
 
-def _check_captions(images: list[FolderImage], report: Report) -> None:
+def _check_captions(images: list[FolderImage], report: Report, limits: Limits) -> None:
     duplicates = 0
     for image in images:
         captions = [caption.strip() for caption in image.captions if caption.strip()]
@@ -134,6 +160,12 @@ def _check_captions(images: list[FolderImage], report: Report) -> None:
             report.add("empty captions", f"{image.name} ({empty} of {len(image.captions)})")
         elif not captions:
             report.add("images without captions", image.name)
+        if len(captions) > limits.captions_per_image:
+            report.add(
+                f"images with more than {limits.captions_per_image:,} captions (config.limits.captions_per_image)",
+                f"{image.name} ({len(captions):,})",
+            )
+            captions = []
         image.is_dropped |= not captions
         duplicates += len(captions) - len(set(captions))
         image.captions = captions

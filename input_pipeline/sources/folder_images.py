@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from input_pipeline.annotations import Row
 from input_pipeline.records import MAX_LISTED, Report
+from input_pipeline.safe_open import DataRoot, describe_kind
+from input_pipeline.sources.folder_listing import LINK, SPECIAL, FolderListings, list_files
 from input_pipeline.sources.name_index import BESIDE_CAPTIONS, MatchCounts, NameIndex
 from input_pipeline.sources.split_names import SPLIT_NAMES
 
@@ -68,44 +71,91 @@ def collect_images(rows: Iterable[Row], source: Path, hint: str, report: Report)
     return list(images.values())
 
 
-def find_files(images: Iterable[FolderImage], folder: Path, report: Report) -> None:
+def find_files(images: Iterable[FolderImage], folder: Path, data_root: DataRoot, report: Report) -> None:
     """Sets the path of each image whose file exists. `report_missing` reports the others.
 
-    A file is searched for in the image folder, and then in the folder of the caption file. Each folder is listed once,
-    which is faster than one stat per file on network disks. Names that do not exist as they are written are matched by
-    `NameIndex`, which lists all subfolders. One line of the log reports how the names differ from the files.
+    A file is searched for in the image folder, and then in the folder of the caption file. Names that do not exist as
+    they are written are matched by `NameIndex`, which lists all subfolders. One line of the log reports how the names
+    differ from the files.
+
+    Args:
+        images: the images.
+        folder: the image folder.
+        data_root: decides about files outside of the dataset.
+        report: receives files that are not regular files, names that fit several files, and files outside of the
+            dataset that must not be read.
     """
-    listings: dict[str, frozenset[str]] = {}
-    counts = MatchCounts()
-    index: NameIndex | None = None
-
-    def exists(path: Path) -> bool:
-        parent = os.path.dirname(path)
-        if parent not in listings:
-            entries = os.scandir(parent) if os.path.isdir(parent) else ()
-            listings[parent] = frozenset(entry.name for entry in entries if not entry.is_dir())
-        return path.name in listings[parent]
-
+    search = _FileSearch(folder, data_root, report)
     for image in images:
+        if image.name:
+            search.find(image)
+    if search.counts:
+        log.info("image names: %s", search.counts)
+
+
+class _FileSearch:
+    """Finds the files of images; see `find_files`."""
+
+    def __init__(self, folder: Path, data_root: DataRoot, report: Report):
+        self.counts = MatchCounts()
+        self._folder, self._data_root, self._report = folder, data_root, report
+        self._listings = FolderListings()
+
+    @functools.cached_property
+    def _index(self) -> NameIndex:
+        return NameIndex(list_files(self._folder))
+
+    def find(self, image: FolderImage) -> None:
+        """Sets the path of an image, or drops the image and reports why its file cannot be used."""
+        folder = self._folder
         folders = (folder, folder / image.folder) if image.folder else (folder,)
-        image.path = next((path for parent in folders if exists(path := parent / image.name)), None)
-        if image.path is not None or not image.name:
-            continue
-        if exists(path := image.source.parent / image.name):
-            image.path = path
-            counts.add(image.name, os.path.relpath(path, folder), (BESIDE_CAPTIONS,))
-            continue
-        index = index or NameIndex(list_files(folder))
+        refusals: list[str] = []
+        for parent in (*folders, image.source.parent):
+            path = self._check(image, parent / image.name, refusals)
+            if path is not None:
+                image.path = path
+                if parent not in folders:
+                    self.counts.add(image.name, os.path.relpath(path, folder), (BESIDE_CAPTIONS,))
+                return
+            if image.is_dropped:
+                return
+        self._find_similar(image, refusals)
+        if image.path is None and not image.is_dropped and refusals:
+            image.is_dropped = True
+            self._report.add(refusals[0], image.name)
+
+    def _check(self, image: FolderImage, path: Path, refusals: list[str]) -> Path | None:
+        """Returns the path if the file exists and may be read; adds the reason to `refusals` if it must not be read."""
+        if ".." in image.name or ".." in image.folder:
+            path = self._data_root.normalise(path)
+            if path is None:
+                refusals.append("paths that leave the folder of the dataset")
+                return None
+        kind = self._listings.get_kind(path)
+        if kind == SPECIAL:
+            image.is_dropped = True
+            self._report.add(
+                "files that are not regular files", f"{image.name} is {describe_kind(os.stat(path).st_mode)}"
+            )
+        if kind in ("", SPECIAL):
+            return None
+        if not self._data_root.admits(image.name, path, is_link=kind == LINK):
+            refusals.append("files outside of the folder of the dataset (config.data.outside_files)")
+            return None
+        return path
+
+    def _find_similar(self, image: FolderImage, refusals: list[str]) -> None:
+        find = self._index.find
         names = [f"{image.folder}/{image.name}", image.name] if image.folder else [image.name]
-        match = next((match for name in names if len((match := index.find(name)).paths) == 1), index.find(image.name))
+        match = next((match for name in names if len((match := find(name)).paths) == 1), find(image.name))
         if len(match.paths) == 1:
-            image.path, image.is_exact = folder / match.paths[0], False
-            counts.add(image.name, match.paths[0], match.differences)
+            path = self._folder / match.paths[0]
+            if self._check(image, path, refusals) is not None:
+                image.path, image.is_exact = path, False
+                self.counts.add(image.name, match.paths[0], match.differences)
         elif match.paths:
             image.is_dropped = True
-            _report_ambiguous(image.name, match.paths, report)
-    if counts:
-        log.info("image names: %s", counts)
+            _report_ambiguous(image.name, match.paths, self._report)
 
 
 def _report_ambiguous(name: str, paths: tuple[str, ...], report: Report) -> None:
@@ -124,24 +174,6 @@ def report_missing(images: Iterable[FolderImage], folder: Path, report: Report) 
         image.is_dropped = True
         nearest = index.find_nearest(image.name) if number < MAX_LISTED else ""
         report.add("missing images", f"{image.name} (the nearest file is {nearest})" if nearest else image.name)
-
-
-def list_files(folder: Path) -> Iterator[str]:
-    """Yields the paths of all files in a folder and its subfolders, relative to the folder and separated by slashes.
-
-    Files and folders whose names start with a dot are omitted. Links to folders are followed once.
-    """
-    visited = set()
-    for parent, subfolders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        prefix = os.path.relpath(parent, folder).replace(os.sep, "/")
-        prefix = "" if prefix == "." else f"{prefix}/"
-        yield from (prefix + name for name in files if not name.startswith("."))
 
 
 def merge_files(images: Iterable[FolderImage], report: Report) -> list[FolderImage]:

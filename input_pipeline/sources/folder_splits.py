@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from input_pipeline.annotations import read_text
+from input_pipeline.annotations.encodings import iterate_csv_lines, read_text
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
+from input_pipeline.limits import Limits
 from input_pipeline.records import SPLITS, Record, Report, Split
 from input_pipeline.sources.folder_images import FolderImage
 from input_pipeline.sources.name_index import MatchCounts, NameIndex
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def assign_splits(
-    images: list[FolderImage], hints: dict[str, str], spec: DataSpec, root: Path, report: Report
+    images: list[FolderImage], hints: dict[str, str], spec: DataSpec, root: Path, report: Report, limits: Limits
 ) -> dict[str, str]:
     """Sets the split of each image.
 
@@ -29,6 +31,7 @@ def assign_splits(
         spec: `config.data`.
         root: folder of the dataset.
         report: receives images without a split, and names in split files without an image.
+        limits: `config.limits`.
 
     Returns:
         The splits that the dataset must have, and what defines them, for error messages.
@@ -41,7 +44,8 @@ def assign_splits(
     if files:
         source = "config.data.split_files"
         named = {split: f"{name} (config.data.split_files.{split})" for split, name in files.items()}
-        _split_by_files(images, {split: root / name for split, name in files.items()}, root / spec.images, report)
+        names = {split: _read_names(root / name, split, limits) for split, name in files.items()}
+        _split_by_files(images, names, files, root / spec.images, report)
     elif spec.split_field or any(image.split for image in images):
         source = f"the field {spec.split_field or 'split'!r} of the caption files"
         named = dict.fromkeys((image.split for image in images if image.split), source)
@@ -66,21 +70,23 @@ def assign_splits(
     return named
 
 
-def _split_by_files(images: list[FolderImage], files: dict[str, Path], folder: Path, report: Report) -> None:
+def _split_by_files(
+    images: list[FolderImage], names: dict[str, list[str]], files: dict[str, str], folder: Path, report: Report
+) -> None:
     """Assigns the images that are listed by their names in the caption files, or by the paths of their files."""
     by_name = _index_names(images, folder)
     for image in images:
         image.split = ""
     index: NameIndex | None = None
     counts = MatchCounts()
-    for split, path in files.items():
-        for name in _read_names(path, split):
+    for split, names_of_split in names.items():
+        for name in names_of_split:
             image = by_name.get(name)
             if image is None:
                 index = index or NameIndex(name for name in by_name if "\\" not in name)
                 image = _match(name, by_name, index, counts)
             if image is None:
-                report.add("images in a split file without captions", f"{name} ({path.name})")
+                report.add("images in a split file without captions", f"{name} ({os.path.basename(files[split])})")
             elif image.split and image.split != split:
                 report.add("images in two splits", f"{name}: {image.split} and {split}")
                 image.is_dropped = True
@@ -109,9 +115,10 @@ def _index_names(images: list[FolderImage], folder: Path) -> dict[str, FolderIma
     return by_name
 
 
-def _read_names(path: Path, split: str) -> list[str]:
+def _read_names(path: Path, split: str, limits: Limits) -> list[str]:
     try:
-        names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+        lines = iterate_csv_lines(read_text(path, limits.caption_file_bytes))
+        names = [name for name in map(str.strip, lines) if name]
     except MissingFileError:
         raise DataError(f"no such file: {path} (config.data.split_files.{split})") from None
     if not names:

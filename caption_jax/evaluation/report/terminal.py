@@ -9,6 +9,7 @@ from itertools import islice
 from caption_jax.evaluation.report.metric_descriptions import describe_metric, format_as_in_papers
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.specs.decode_summary import decode_settings
+from input_pipeline.terminal_text import escape, escape_message
 
 
 def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> None:
@@ -20,7 +21,7 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     """
     protocol, evaluation = scored_evaluation.protocol, scored_evaluation.evaluation
     inputs = protocol["image_input"] + (f", context {protocol['context']}" if "context" in protocol else "")
-    data = f" of {protocol['data']}" if "data" in protocol else ""
+    data = f" of {escape(protocol['data'])}" if "data" in protocol else ""
     print(
         f"\n{protocol['split']} split{data}: {protocol['images']} images ({inputs}), step {protocol['step']}, "
         f"{protocol['device']}"
@@ -31,10 +32,10 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     if evaluation.unreadable:
         print(f"\n{len(evaluation.unreadable)} images could not be read and count as empty captions:")
         for image_id, reason in islice(evaluation.unreadable.items(), 10):
-            print(f"  {image_id}: {reason}")
+            print(f"  {escape(image_id)}: {escape_message(reason)}")
     print()
     for image_id, caption in islice(evaluation.captions.items(), samples):
-        print(f"  {image_id}\t{caption}")
+        print(f"  {escape(image_id)}\t{escape(caption)}")
 
 
 def _print_metrics(scored_evaluation: ScoredEvaluation) -> None:
@@ -48,7 +49,7 @@ def _print_metrics(scored_evaluation: ScoredEvaluation) -> None:
     for name, reason in scored_evaluation.absent.items():
         print(f"  {name:<{width}}    absent: {reason}")
     for note in scored_evaluation.notes:
-        print(f"\n  note: {note}")
+        print(f"\n  note: {escape_message(note)}")
     print()
     width = max(map(len, scored_evaluation.diversity), default=0)
     for name, value in scored_evaluation.diversity.items():
