@@ -26,6 +26,7 @@ class Limits:
     decoding_bytes: int = 1536 * _MB
     caption_file_bytes: int = 1024 * _MB  # size of a file of captions, results or split names, in bytes
     caption_file_records: int = 10_000_000  # rows, lines or JSON objects with captions in a file
+    caption_file_problems: int = 100_000  # records of a file that cannot be used, after which reading it stops
     json_values: int = 20_000_000  # values in a JSON document or in a line of JSON lines
     caption_characters: int = 10_000  # length of a caption
     captions_per_image: int = 1000

@@ -216,7 +216,9 @@ class DataRoot:
         if not exit_kind:
             return True
         self._counts[exit_kind] += self.outside == "follow"
-        self._example = self._example or f"{escape(name)}, which is {escape(os.path.realpath(path))}"
+        if not self._example:
+            target = os.path.realpath(path)
+            self._example = escape(name) + (f", which is {escape(target)}" if target != name else "")
         return self.outside == "follow"
 
     @property

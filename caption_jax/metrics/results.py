@@ -12,7 +12,7 @@ from collections.abc import Collection, Hashable, Mapping
 from pathlib import Path
 
 from caption_jax.metrics.argument_checks import check_hypotheses, check_image_ids
-from input_pipeline.annotations import ACCEPTED, Row, read_rows, read_text
+from input_pipeline.annotations import ACCEPTED, Row, iterate_lines, read_rows, read_text
 from input_pipeline.errors import ConfigError, DataError
 from input_pipeline.files import write_atomically
 
@@ -142,20 +142,28 @@ def read_references(path: str | os.PathLike[str], *, split: str = "") -> list[Re
 
 def _read_valid_rows(path: str | os.PathLike[str]) -> list[Row]:
     """Reads all rows of a file. Unusable entries are errors, because scores without them would be misleading."""
-    problems: list[str] = []
+    first: list[str] = []
+    count = 0
+
+    def add_problem(kind: str, problem: str) -> None:
+        nonlocal count
+        count += 1
+        if count <= _MAX_LISTED:
+            first.append(problem)
+
     try:
-        rows = list(read_rows(Path(path), lambda kind, name: problems.append(name), require_names=False))
+        rows = list(read_rows(Path(path), add_problem, require_names=False))
     except DataError as error:
         message = str(error)
         if ACCEPTED in message:  # one line; the documentation lists the formats
             message = message.replace(ACCEPTED, "docs/data.md lists the accepted formats")
         raise ResultsError(message) from error
-    if len(problems) == 1:
-        raise ResultsError(problems[0])  # it names the file
-    if problems:
-        lines = [f"{path}: {len(problems)} entries cannot be used:", *problems[:_MAX_LISTED]]
-        if len(problems) > _MAX_LISTED:
-            lines.append(f"and {len(problems) - _MAX_LISTED} more")
+    if count == 1:
+        raise ResultsError(first[0])  # it names the file
+    if first:
+        lines = [f"{path}: {count} entries cannot be used:", *first]
+        if count > _MAX_LISTED:
+            lines.append(f"and {count - _MAX_LISTED} more")
         raise ResultsError("\n  ".join(lines))
     if not rows:
         raise ResultsError(f"{path}: contains no captions")
@@ -166,7 +174,7 @@ def _select_split(path: str | os.PathLike[str], rows: list[Row], split: str) -> 
     selected = [row for row in rows if row.split == split]
     if selected or not Path(split).is_file():
         return selected
-    names = {line.strip() for line in read_text(Path(split)).splitlines()}
+    names = {line.strip() for _, line in iterate_lines(read_text(Path(split)))}
     selected = [row for row in rows if row.image in names]
     if not selected:
         raise ResultsError(f"{path}: no image with captions among those listed in {split}")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from input_pipeline.errors import DataError
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
 from input_pipeline.terminal_text import escape_message
 
@@ -50,9 +52,13 @@ class Row:
     number: int | None = None
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class CaptionFile:
-    """A caption file that is being read; the attributes are the arguments of `read_rows`."""
+    """A caption file that is being read; the attributes are the arguments of `read_rows`.
+
+    Attributes:
+        problems: number of entries that have been reported.
+    """
 
     path: Path
     on_problem: Callable[[str, str], None]
@@ -61,6 +67,7 @@ class CaptionFile:
     caption_column: str = ""
     require_names: bool = True
     limits: Limits = DEFAULT_LIMITS
+    problems: int = 0
 
     def accepts(self, place: str, image: str | float, captions: Sequence[str] = ()) -> bool:
         """Returns whether the name or id of an image and its captions can be used; otherwise reports the reason."""
@@ -90,8 +97,18 @@ class CaptionFile:
             place: the entry, such as "line 3" or "record 3".
             problem: what was found and what is wanted.
             kind: entries of the same kind are listed together.
+
+        Raises:
+            DataError: so many entries cannot be used that this is probably not a caption file.
         """
-        self.on_problem(kind, escape_message(f"{self.path}, {place}: {problem}"))
+        message = escape_message(f"{self.path}, {place}: {problem}")
+        self.problems += 1
+        if self.problems > self.limits.caption_file_problems:
+            raise DataError(
+                f"{self.path}: more than {self.problems - 1:,} entries cannot be used "
+                f"(config.limits.caption_file_problems), such as {message}"
+            )
+        self.on_problem(kind, message)
 
     def report_value(self, place: str, name: str, value: Any, wanted: str) -> None:
         """Reports a value of the wrong type: `image is 3.5 (a number); wanted a file name`."""
@@ -114,7 +131,10 @@ def describe_value(value: Any) -> str:
     if value is None:
         return "missing"
     kinds = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
-    return f"{shorten_value(value)} ({next(name for kind, name in kinds.items() if isinstance(value, kind))})"
+    kind = next(name for kind, name in kinds.items() if isinstance(value, kind))
+    if isinstance(value, float) and not math.isfinite(value):
+        kind = "not a finite number"
+    return f"{shorten_value(value)} ({kind})"
 
 
 def shorten_value(value: Any) -> str:

@@ -41,7 +41,7 @@ def read_json(file: CaptionFile, text: str, parser: CaptionParser) -> Iterator[R
     try:
         content = parse_json(text, file.limits.json_values)
     except JsonError as error:
-        if error.has_more:
+        if error.has_more or _has_object_on_second_line(file, text):
             return _read_objects(file, _parse_json_lines(file, text), parser)
         raise DataError(f"{file.path}, line {error.line}: not valid JSON ({error.reason}). {ACCEPTED}") from None
     rows = None
@@ -57,17 +57,22 @@ def read_json(file: CaptionFile, text: str, parser: CaptionParser) -> Iterator[R
 
 
 def _has_json_lines(file: CaptionFile, text: str) -> bool:
-    """Whether the first or the second line is a JSON object or list, and there is more than one line."""
-    lines = list(itertools.islice(iterate_lines(text), 2))
-    if len(lines) == 1:
+    """Whether the first line is a complete JSON value, and there is another line."""
+    lines = [line for _, line in itertools.islice(iterate_lines(text), 2)]
+    return len(lines) == 2 and _is_object(lines[0], file)
+
+
+def _has_object_on_second_line(file: CaptionFile, text: str) -> bool:
+    """Whether a file that is not valid JSON consists of JSON lines, of which the first is damaged."""
+    lines = [line for _, line in itertools.islice(iterate_lines(text), 2)]
+    return len(lines) == 2 and lines[0].lstrip().startswith("{") and _is_object(lines[1], file)
+
+
+def _is_object(line: str, file: CaptionFile) -> bool:
+    try:
+        return isinstance(parse_json(line, file.limits.json_values), dict | list)
+    except JsonError:
         return False
-    for _, line in lines:
-        try:
-            return isinstance(parse_json(line, file.limits.json_values), dict | list)
-        except JsonError as error:
-            if error.is_incomplete or error.has_more:  # the first line of an indented document
-                return False
-    return False
 
 
 def _read_object_of_records(file: CaptionFile, content: dict, parser: CaptionParser) -> Iterator[Row] | None:

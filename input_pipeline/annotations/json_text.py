@@ -16,14 +16,12 @@ class JsonError(ValueError):
     Attributes:
         reason: why.
         line: number of the line, from 1.
-        is_incomplete: whether the text ends within a value, as the first line of an indented document does.
         has_more: whether another value follows the first one, as in JSON lines.
     """
 
-    def __init__(self, reason: str, line: int = 1, *, is_incomplete: bool = False, has_more: bool = False):
+    def __init__(self, reason: str, line: int = 1, *, has_more: bool = False):
         super().__init__(reason)
-        self.reason, self.line = reason, line
-        self.is_incomplete, self.has_more = is_incomplete, has_more
+        self.reason, self.line, self.has_more = reason, line, has_more
 
 
 class _RepeatedKeys(dict):
@@ -52,9 +50,7 @@ def parse_json(text: str, max_values: int) -> Any:
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as error:
-        is_incomplete = not text[error.pos :].strip()
-        has_more = error.msg.startswith("Extra data")
-        raise JsonError(error.msg, error.lineno, is_incomplete=is_incomplete, has_more=has_more) from None
+        raise JsonError(error.msg, error.lineno, has_more=error.msg.startswith("Extra data")) from None
     except RecursionError:
         raise JsonError(_TOO_DEEP) from None
     except ValueError:  # a number with too many digits

@@ -46,6 +46,7 @@ INVALID = [
     ("data.split_fractions.val", -0.1, BELOW_ONE),
     ("data.split_fractions.test", 1.0, BELOW_ONE),
     ("data.worker_type", "fibres", "'threads' or 'processes'"),
+    ("data.outside_files", "ask", "'follow' or 'refuse'"),
     ("data.pixel_cache.use", "auto", "'never' or 'always'"),
     ("data.feature_cache.views", 0, AT_LEAST_ONE),
     ("data.feature_cache.dtype", "int8", "'float16' or 'float32'"),
