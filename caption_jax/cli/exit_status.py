@@ -21,6 +21,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 _NEWLINE = "\n  "
 
+
 def call_with_status(function: Callable[[], int], program: str, *, is_filter: bool = True) -> int:
     """Calls a function that returns an exit status.
 
