@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import functools
 import io
 import json
+import signal
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +18,16 @@ import numpy as np
 from hypothesis import strategies as st
 from PIL import Image
 
+from caption_jax.files import json_line
+from caption_jax.metrics.results import read_annotations, read_results
+from caption_jax.metrics.scores import score_images
+from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, open_for_writing
+from caption_jax.retrieval.neighbours import ImageNeighbours, read_neighbours, write_neighbours
 from input_pipeline.data_spec import DataSpec
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, UserError
 from input_pipeline.images import ImageError, decode_image, make_thumbnail
 from input_pipeline.sources import open_splits
+from input_pipeline.terminal_text import escape, escape_message
 
 IMAGE_FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 NAMES = ("a.png", "b.png", "c.png")
@@ -57,11 +67,38 @@ edits = st.lists(
     min_size=1,
     max_size=4,
 )
+# Strings that stand for values which `json.dumps` does not write.
+PLACEHOLDERS = {
+    "@digits@": "1" * 5000,
+    "@infinity@": "1e999",
+    "@nested@": "[" * 400 + "]" * 400,
+    "@too nested@": '{"a":' * 5000 + "1" + "}" * 5000,
+    "@long@": json.dumps("x" * 20_000),
+    "@twice@": '{"image": "a.png", "image": "b.png", "caption": "x"}',
+}
+_HOSTILE_TEXTS = (
+    *("\x00", "\ud800", "\udce9", "\x1b[2J", "a\nb", "\u202e", "../../etc/passwd", "/dev/zero", "/", "..", ""),
+    *("1" * 5000, "x" * 2000, "[", "['a', 'b']", '[["a"]]', "NaN", "=1+1", "\ufeff", "\u2028", "a" * 300 + ".png"),
+)
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just("\x00"),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(_HOSTILE_TEXTS)
+    | st.sampled_from(sorted(PLACEHOLDERS)),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=4,
 )
+
+
+def dump_json(value: Any) -> str:
+    """Serialises a value and replaces the placeholders in it."""
+    text = json.dumps(value)
+    for placeholder, replacement in PLACEHOLDERS.items():
+        text = text.replace(json.dumps(placeholder), replacement)
+    return text
 
 
 def apply_edits(data: bytes, file_edits: list[tuple[str, float, bytes]]) -> bytes:
@@ -84,17 +121,52 @@ def damaged_images(draw) -> bytes:
 
 @st.composite
 def damaged_captions(draw) -> bytes:
-    """A caption file of any supported format, with a replaced JSON value, edited bytes or both."""
+    """A caption file of any supported format, with replaced values, edited bytes or both."""
     name = draw(st.sampled_from(sorted(CAPTION_FILES)))
     content = copy.deepcopy(CAPTION_FILES[name])
-    if not isinstance(content, str):
-        if draw(st.booleans()):
+    if isinstance(content, str):
+        text = _replace_cells(draw, content) if draw(st.booleans()) else content
+    else:
+        for _ in range(draw(st.integers(0, 3))):
             content = _replace_value(draw, content)
         lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
-        content = "\n".join(map(json.dumps, lines))
-        if draw(st.booleans()):
-            return content.encode()
-    return apply_edits(content.encode(), draw(edits))
+        text = "\n".join(map(dump_json, lines))
+    data = text.encode("utf-8", "surrogatepass")
+    return apply_edits(data, draw(edits)) if draw(st.booleans()) else data
+
+
+def _replace_cells(draw, text: str) -> str:
+    """Replaces cells of a table, or repeats or removes rows."""
+    delimiter = "\t" if "\t" in text else ","
+    rows = [line.split(delimiter) for line in text.split("\n")]
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(st.integers(0, len(rows) - 1))
+        action = draw(st.sampled_from(["replace", "replace", "insert", "remove", "repeat"]))
+        cell = draw(st.sampled_from(('"', '""', '"a', *_HOSTILE_TEXTS)) | st.text(max_size=5))
+        column = draw(st.integers(0, max(len(rows[row]) - 1, 0)))
+        if action == "insert":
+            rows[row].insert(column, cell)
+        elif action == "repeat":
+            rows.insert(row, list(rows[row]))
+        elif action == "replace" and rows[row]:
+            rows[row][column] = cell
+        elif rows[row]:
+            del rows[row][column]
+    return "\n".join(map(delimiter.join, rows))
+
+
+@st.composite
+def damaged_indexes(draw) -> dict[str, bytes]:
+    """The files of an image index with neighbours, of which one is damaged."""
+    files = dict(_make_index())
+    name = draw(st.sampled_from(sorted(files)))
+    if name.endswith(".f32") or draw(st.booleans()):
+        return {**files, name: apply_edits(files[name], draw(edits))}
+    lines = [json.loads(line) for line in ([files[name]] if name == "index.json" else files[name].splitlines())]
+    for _ in range(draw(st.integers(1, 3))):
+        row = draw(st.integers(0, len(lines) - 1))
+        lines[row] = _replace_value(draw, lines[row])
+    return {**files, name: "".join(dump_json(line) + "\n" for line in lines).encode("utf-8", "surrogatepass")}
 
 
 def _replace_value(draw, content: Any) -> Any:
@@ -123,6 +195,22 @@ def check_image(data: bytes) -> bool:
     return True
 
 
+@contextlib.contextmanager
+def time_limit(seconds: float = 5) -> Iterator[None]:
+    """Interrupts the `with` block after a time, in the main thread."""
+
+    def interrupt(*_: object) -> None:
+        raise AssertionError(f"took longer than {seconds} seconds")
+
+    previous = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
 def check_captions(data: bytes) -> bool:
     """Opens a folder of images with a caption file, skipping invalid records.
 
@@ -131,14 +219,83 @@ def check_captions(data: bytes) -> bool:
     root = Path(_make_image_folder().name)
     (root / "captions").write_bytes(data)
     try:
-        splits = open_splits(DataSpec(source="folder", root=str(root), captions=("captions",), on_error="skip"))
+        with time_limit():
+            splits = open_splits(DataSpec(source="folder", root=str(root), captions=("captions",), on_error="skip"))
     except DataError as error:
         assert str(root) in str(error)
+        _check_message(error)
         return False
     for split in splits.values():
         for record in split:
             assert record.image.is_file() and record.captions and all(map(str.strip, record.captions))
     return True
+
+
+def _check_message(error: UserError) -> None:
+    """Checks that a message is short and, as it is printed, cannot affect the terminal."""
+    printed = escape_message(error, "\n  ")
+    assert len(printed) < 20_000 and not set("\x00\x1b\r\u202e") & set(printed)
+    printed.encode()
+
+
+def check_results(data: bytes) -> bool:
+    """Reads a file as results and as references, and scores the captions that are read.
+
+    Returns whether the file is valid. Errors other than `DataError` propagate.
+    """
+    path = Path(_make_image_folder().name) / "results"
+    path.write_bytes(data)
+    is_valid = False
+    with time_limit():
+        for read in (read_results, read_annotations, _read_split):
+            try:
+                captions = read(path)
+            except DataError as error:
+                assert str(path) in str(error)
+                _check_message(error)
+            else:
+                is_valid = True
+                if read is read_results:
+                    score_images({image_id: [caption or "x"] for image_id, caption in captions.items()}, captions)
+    return is_valid
+
+
+def _read_split(path: Path) -> dict:
+    return read_annotations(path, split="train", ids="file_name")
+
+
+def check_index(files: dict[str, bytes]) -> bool:
+    """Reads an index and its neighbours. Returns whether they are valid. Errors other than `UserError` propagate."""
+    folder = Path(_make_image_folder().name) / "index"
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    is_valid = True
+    with time_limit():
+        try:
+            index = ImageIndex(folder)
+            for entry in (*index.entries(), *index.at([len(index) - 1] if len(index) else [])):
+                escape(entry.key)
+                json_line(dataclasses.asdict(entry)).encode()
+            assert index.vectors.shape == (len(index), index.dimension)
+            read_neighbours(folder, "val", at_least=1)
+        except UserError as error:
+            assert str(folder) in str(error)
+            _check_message(error)
+            is_valid = False
+    return is_valid
+
+
+@functools.cache
+def _make_index() -> tuple[tuple[str, bytes], ...]:
+    """Returns the files of a valid index with neighbours."""
+    with tempfile.TemporaryDirectory() as folder:
+        with open_for_writing(folder, 3, ModelIdentity(7, "ab" * 32)) as index:
+            entries = [Entry("a"), Entry("/b.png", "/b.png", "a red kite", 12, 34), Entry(3)]
+            index.append(np.eye(3, dtype=np.float32), entries)
+            neighbours = [ImageNeighbours("a", ["/b.png", 3], [0.5, 0.25]), ImageNeighbours(3, [], [])]
+            write_neighbours(index, "val", 2, neighbours)
+        return tuple((path.name, path.read_bytes()) for path in sorted(Path(folder).iterdir()) if path.name != "lock")
 
 
 @functools.cache

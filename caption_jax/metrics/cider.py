@@ -6,8 +6,10 @@ import dataclasses
 import gzip
 import json
 import os
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from typing import IO
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -15,9 +17,12 @@ from jaxtyping import Float, Int
 from caption_jax.metrics.argument_checks import check_captions
 from caption_jax.metrics.bleu import match_keys
 from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions, NGramCounts
-from input_pipeline.errors import DataError
+from input_pipeline.errors import DataError, MissingFileError
+from input_pipeline.safe_open import UnreadableFileError, open_file
 
 _SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
+_MAX_LINE_BYTES = 1 << 16  # of a file of document frequencies
+_MAX_NGRAMS = 20_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,17 +74,32 @@ class DocumentFrequencies:
             DataError: the file is truncated or in another format.
         """
         try:
-            with gzip.open(path, "rt", encoding="utf-8") as file:
-                header = json.loads(file.readline())
-                fields = (line.rstrip("\n").split("\t") for line in file)
-                counts = {ngram: int(count) for count, ngram in fields}
-            if len(counts) != header["ngrams"]:
-                raise ValueError(f"expected {header['ngrams']} n-grams, got {len(counts)}")
-        except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise DataError(f"{path} is not a valid document frequency file: {error}") from error
-        return cls(header["images"], counts)
+            with open_file(path) as compressed, gzip.open(compressed) as file:
+                return cls(*_read_frequencies(file))
+        except MissingFileError:
+            raise
+        except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
+            reason = error.reason if isinstance(error, UnreadableFileError) else str(error)
+            raise DataError(f"{path} is not a valid document frequency file: {reason}") from error
+
+
+def _read_frequencies(file: IO[bytes]) -> tuple[int, dict[str, int]]:
+    """Reads the number of images and the counts. Stops after the number of n-grams that the header declares."""
+    header = json.loads(file.readline(_MAX_LINE_BYTES))
+    images, ngrams = header["images"], header["ngrams"]
+    if not (isinstance(images, int) and isinstance(ngrams, int) and images > 0 and 0 <= ngrams <= _MAX_NGRAMS):
+        raise ValueError("its header has no valid numbers of images and n-grams")
+    counts: dict[str, int] = {}
+    lines = 0
+    while line := file.readline(_MAX_LINE_BYTES):
+        lines += 1
+        if lines > ngrams or not line.endswith(b"\n"):
+            raise ValueError(f"line {lines + 1} is too long, or is one too many")
+        count, ngram = line.decode()[:-1].split("\t")
+        counts[ngram] = int(count)
+    if len(counts) != ngrams:
+        raise ValueError(f"expected {ngrams} n-grams, got {len(counts)}")
+    return images, counts
 
 
 def cider_d(

@@ -19,79 +19,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from caption_jax.errors import LockedError, MissingFileError, WorkdirError
+from caption_jax.errors import LockedError, WorkdirError
 from caption_jax.files import json_line
+from caption_jax.retrieval.index_format import Entry, Header, ModelIdentity, parse_entry, read_header, read_lines
 from input_pipeline.files import write_atomically
+from input_pipeline.safe_open import check_file
 
-VERSION = 1
-_FORMAT = "caption-jax image index"
+__all__ = ["Entry", "ImageIndex", "ModelIdentity", "open_for_writing"]
+
 _COPY_ROWS = 16384  # number of rows to copy at a time when rows are dropped
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelIdentity:
-    """Identity of the model that built an index. Vectors of different models are not comparable.
-
-    Attributes:
-        step: training step.
-        weights: fingerprint of the weights (`caption_jax.runs.weights.fingerprint`).
-    """
-
-    step: int
-    weights: str
-
-    def __str__(self) -> str:
-        return f"step {self.step}, weights {self.weights[:12]}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Entry:
-    """Metadata of an indexed image.
-
-    Attributes:
-        id: id of the image in its dataset, or its path.
-        path: absolute path; None if the image is not stored in a separate file.
-        caption: generated caption; None if captions were disabled.
-        size: file size in bytes when the image was indexed.
-        mtime_ns: modification time of the file when the image was indexed, in nanoseconds.
-    """
-
-    id: str | int
-    path: str | None = None
-    caption: str | None = None
-    size: int | None = None
-    mtime_ns: int | None = None
-
-    @property
-    def key(self) -> str | int:
-        """Unique key of the image in the index."""
-        return self.id if self.path is None else self.path
-
-    @property
-    def stamp(self) -> tuple[int | None, int | None]:
-        """Size and modification time, to detect changes of the file."""
-        return self.size, self.mtime_ns
-
-
-@dataclasses.dataclass(frozen=True)
-class _Header:
-    dimension: int
-    count: int
-    generation: int  # number in the file names, incremented when dropping rows rewrites the files
-    entries_bytes: int  # total length of the `count` lines
-    model: ModelIdentity
-
-    @property
-    def vectors_name(self) -> str:
-        return f"vectors-{self.generation}.f32"
-
-    @property
-    def entries_name(self) -> str:
-        return f"entries-{self.generation}.jsonl"
-
-    def to_json(self) -> dict[str, Any]:
-        file_format = {"format": _FORMAT, "version": VERSION}
-        return {**file_format, **dataclasses.asdict(self), "vectors": self.vectors_name, "entries": self.entries_name}
 
 
 class ImageIndex:
@@ -136,7 +72,7 @@ class ImageIndex:
 
     def entries(self) -> Iterator[Entry]:
         """Yields the metadata of all images, in row order."""
-        return (Entry(**json.loads(line)) for line in self._read_lines())
+        return (self._parse(line, row) for row, line in enumerate(self._read_lines()))
 
     def at(self, rows: Sequence[int]) -> list[Entry]:
         """Returns the metadata of the images in `rows`, in the same order."""
@@ -144,12 +80,14 @@ class ImageIndex:
         # With a million images, this takes 0.25 s, because lines that are not requested are not parsed.
         for row, line in enumerate(itertools.islice(self._read_lines(), max(entries, default=-1) + 1)):
             if row in entries:
-                entries[row] = Entry(**json.loads(line))
+                entries[row] = self._parse(line, row)
         return [entries[row] for row in rows]
 
+    def _parse(self, line: bytes, row: int) -> Entry:
+        return parse_entry(line, f"{self._entries_file}, line {row + 1}")
+
     def _read_lines(self) -> Iterator[bytes]:
-        with self._entries_file.open("rb") as file:
-            yield from itertools.islice(file, len(self))
+        return read_lines(self._entries_file, len(self))
 
     def check_model(self, model: ModelIdentity) -> None:
         """Raises WorkdirError if the index was built with a model other than `model`; the message names both."""
@@ -210,32 +148,21 @@ class ImageIndex:
         os.truncate(self._vectors_file, len(self) * self.dimension * 4)
         os.truncate(self._entries_file, self._header.entries_bytes)
 
-    def _read_header(self) -> _Header:
-        path = self.folder / "index.json"
-        try:
-            content = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise MissingFileError(
-                f"{path} is missing: there is no index in {self.folder}. Build one with --mode=index, or "
-                "set --index to the folder of an existing index"
-            ) from None
-        if (content.get("format"), content.get("version")) != (_FORMAT, VERSION):
-            raise WorkdirError(
-                f"{path} has format {content.get('format')!r}, version {content.get('version')}; this release reads "
-                f"{_FORMAT!r}, version {VERSION}: rebuild the index"
-            )
-        names = [field.name for field in dataclasses.fields(_Header)]
-        header = _Header(**{**{name: content[name] for name in names}, "model": ModelIdentity(**content["model"])})
+    def _read_header(self) -> Header:
+        header = read_header(self.folder)
         vectors_bytes = header.count * header.dimension * 4
         expected_sizes = {header.vectors_name: vectors_bytes, header.entries_name: header.entries_bytes}
         for name, expected_size in expected_sizes.items():
             file = self.folder / name
-            size = file.stat().st_size if file.exists() else 0
+            size = 0
+            if file.exists():
+                check_file(file)
+                size = file.stat().st_size
             if size < expected_size:
                 raise WorkdirError(f"{file} has {size} of {expected_size} bytes: the index is damaged; rebuild it")
         return header
 
-    def _write_header(self, header: _Header) -> None:
+    def _write_header(self, header: Header) -> None:
         write_atomically(self.folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         self._header = header
 
@@ -255,20 +182,29 @@ def open_for_writing(folder: str | os.PathLike, dimension: int, model: ModelIden
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    _check_no_link(folder / "lock")
+    with (folder / "lock").open("a") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # released when the process exits, even if it is killed
         except BlockingIOError:
             raise LockedError(f"another process is writing to the index in {folder}: wait until it finishes") from None
         if not (folder / "index.json").exists():
-            header = _Header(dimension, 0, 0, 0, model)
+            header = Header(dimension, 0, 0, 0, model)
             for name in (header.vectors_name, header.entries_name):
                 (folder / name).touch()
             write_atomically(folder / "index.json", json.dumps(header.to_json(), indent=2) + "\n")
         index = ImageIndex(folder)
         index.check_model(model)
+        _check_no_link(index._vectors_file)
+        _check_no_link(index._entries_file)
         index._clean()
         yield index
+
+
+def _check_no_link(path: Path) -> None:
+    """Raises WorkdirError if a file that will be appended to or truncated could be a file of another program."""
+    if path.is_symlink():
+        raise WorkdirError(f"{path} is a link, which could lead to any file: replace it with a copy of the file")
 
 
 def _write(file: Any, chunks: Iterable[bytes]) -> int:

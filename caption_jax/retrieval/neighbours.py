@@ -15,11 +15,14 @@ from caption_jax.errors import MissingFileError
 from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex
 from caption_jax.retrieval.index_builder import Embedder, PendingImage, make_entry, read_chunks
+from caption_jax.retrieval.index_format import is_image_id
 from caption_jax.retrieval.search import Searcher
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import write_atomically
 from input_pipeline.images import ImageError, Preprocessing
+from input_pipeline.limits import DEFAULT_LIMITS
 from input_pipeline.records import DataError, Record
+from input_pipeline.safe_open import read_file
 
 VERSION = 1
 DUPLICATE_COSINE = 0.9999  # images at least this similar are duplicates, whose captions would leak the references
@@ -148,17 +151,33 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
     index, path = ImageIndex(folder), _get_path(Path(folder), split)
     remedy = f"run --mode=neighbours --index={folder} --split={split} with the --workdir of the index"
     try:
-        first, *lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except FileNotFoundError:
+        lines = read_file(path, DEFAULT_LIMITS.caption_file_bytes).decode().removesuffix("\n").split("\n")
+        header, *records = map(json.loads, lines)
+    except MissingFileError:
         raise MissingFileError(f"{path} is missing: {remedy}") from None
-    header = json.loads(first)
-    if (header.get("format"), header.get("version")) != (_FORMAT, VERSION):
+    except (ValueError, RecursionError):  # also of `read_file`
+        raise DataError(f"{path} is damaged: {remedy}") from None
+    if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (_FORMAT, VERSION):
         raise DataError(f"{path} does not have format {_FORMAT!r}, version {VERSION}: {remedy}")
-    if header["index"] != _get_state(index):
-        raise DataError(f"{path} is out of date (index {header['index']}, now {_get_state(index)}): {remedy}")
-    if header["neighbours"] < at_least:
-        raise DataError(f"{path} has {header['neighbours']} neighbours per image, {at_least} are required: {remedy}")
-    return {line["id"]: line["neighbours"] for line in map(json.loads, lines)}
+    if header.get("index") != _get_state(index):
+        raise DataError(f"{path} is out of date: the index has changed since it was written; {remedy}")
+    count = header.get("neighbours")
+    if not isinstance(count, int) or count < at_least:
+        raise DataError(f"{path} has {count} neighbours per image, {at_least} are required: {remedy}")
+    neighbours: dict[ImageId, list[ImageId]] = {}
+    for number, record in enumerate(records, 2):
+        if not _is_record(record):
+            raise DataError(f"{path}, line {number}, is damaged: {remedy}")
+        neighbours[record["id"]] = record["neighbours"]
+    return neighbours
+
+
+def _is_record(record: Any) -> bool:
+    """Whether a JSON value is the neighbours of an image."""
+    if not isinstance(record, dict) or not is_image_id(record.get("id")):
+        return False
+    neighbours = record.get("neighbours")
+    return isinstance(neighbours, list) and all(map(is_image_id, neighbours))
 
 
 def _get_path(folder: Path, split: str) -> Path:

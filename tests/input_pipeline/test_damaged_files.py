@@ -10,8 +10,11 @@ from damaged_files import (
     IMAGE_FORMATS,
     check_captions,
     check_image,
+    check_index,
+    check_results,
     damaged_captions,
     damaged_images,
+    damaged_indexes,
     encode_image,
 )
 from hypothesis import given, settings
@@ -42,3 +45,17 @@ def test_damaged_images_are_read_or_rejected(data):
 @given(damaged_captions())
 def test_damaged_caption_files_are_read_or_rejected(data):
     check_captions(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(damaged_captions())
+def test_damaged_results_are_read_and_scored_or_rejected(data):
+    check_results(data)
+
+
+@pytest.mark.slow
+@settings(max_examples=500, deadline=None, derandomize=True)
+@given(damaged_indexes())
+def test_damaged_indexes_are_read_or_rejected(files):
+    check_index(files)
