@@ -109,10 +109,11 @@ def read_header(folder: Path) -> Header:
         raise _make_damaged_error(path, error) from None
     if not isinstance(content, dict):
         raise _make_damaged_error(path, "it is not a JSON object")
-    if (content.get("format"), content.get("version")) != (_FORMAT, VERSION):
-        raise WorkdirError(
-            f"{path} is not an image index of version {VERSION}, which this release reads: rebuild the index"
-        )
+    file_format, version = content.get("format"), content.get("version")
+    if file_format == _FORMAT and _is_number(version) and version > VERSION:
+        raise WorkdirError(f"{path} has version {version}; this release reads version {VERSION}: rebuild the index")
+    if (file_format, version) != (_FORMAT, VERSION):
+        raise _make_damaged_error(path, f"it does not have format {_FORMAT!r}, version {VERSION}")
     try:
         model = ModelIdentity(_get_number(content["model"], "step"), _get_text(content["model"], "weights"))
         numbers = {name: _get_number(content, name) for name in ("dimension", "count", "generation", "entries_bytes")}

@@ -160,7 +160,7 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
     if not isinstance(header, dict) or (header.get("format"), header.get("version")) != (_FORMAT, VERSION):
         raise DataError(f"{path} does not have format {_FORMAT!r}, version {VERSION}: {remedy}")
     if header.get("index") != _get_state(index):
-        raise DataError(f"{path} is out of date: the index has changed since it was written; {remedy}")
+        raise DataError(f"{path} is out of date (the index has changed since it was written): {remedy}")
     count = header.get("neighbours")
     if not isinstance(count, int) or count < at_least:
         raise DataError(f"{path} has {count} neighbours per image, {at_least} are required: {remedy}")
