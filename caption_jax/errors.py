@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from input_pipeline.disk_faults import find_disk_fault
 from input_pipeline.errors import ConfigError, DataError, MissingFileError, MissingPackageError, StorageError, UserError
 
 __all__ = [
@@ -19,6 +20,8 @@ __all__ = [
     "UserError",
     "WeightsError",
     "WorkdirError",
+    "describe_error",
+    "may_be_consequence",
     "user_message",
 ]
 
@@ -55,3 +58,20 @@ def user_message(error: BaseException) -> str | None:
             return str(cause)
         cause = cause.__cause__
     return None
+
+
+def describe_error(error: BaseException) -> str:
+    """Returns the first line of an error of any type."""
+    message = user_message(error)
+    if message is None and (fault := find_disk_fault(error)) is not None:
+        message = fault.describe()
+    message = message or f"{type(error).__name__}: {error}".removesuffix(": ")
+    return message.strip().splitlines()[0][:500]
+
+
+def may_be_consequence(error: BaseException) -> bool:
+    """Returns whether the cause of an error may be that another process of the run has ended.
+
+    Collective operations then raise errors of several types.
+    """
+    return isinstance(error, Exception) and user_message(error) is None and find_disk_fault(error) is None

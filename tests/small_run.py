@@ -39,6 +39,7 @@ MAIN_FLAGS = (
         "dry_run",
         "max_steps_this_run",
         "distributed",
+        "heartbeat",
         "quiet",
         "verbose",
     ),

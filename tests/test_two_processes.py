@@ -200,7 +200,7 @@ def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
     assert wait_for_all(start_processes(launcher, [workdir, workdir], flags), 300) == [1, 1]
     error = f"no such folder: {missing}; set config.data.root to the folder with the images and captions"
     host = socket.gethostname()
-    expected = [f"error: {error}", f"error: process {failing} ({host}) could not start: {error}"]
+    expected = [f"error: {error}", f"error: process {failing} ({host}) failed: {error}"]
     assert sorted(read_errors(workdir)) == sorted(expected)
 
 
@@ -223,7 +223,7 @@ def test_a_process_that_cannot_open_the_data_to_evaluate_ends_both(launcher, tmp
     errors = [line for line in log.read_text().splitlines() if line.startswith("error: ")]
     own = f"no such folder: {missing}"
     (first,) = [error for error in errors if error.startswith(f"error: {own}")]
-    expected = f"error: process {failing} ({socket.gethostname()}) could not start: {first.removeprefix('error: ')}"
+    expected = f"error: process {failing} ({socket.gethostname()}) failed: {first.removeprefix('error: ')}"
     assert sorted(errors) == sorted([first, expected])
 
 

@@ -20,7 +20,8 @@ from caption_jax.cli import command_flags, help_pages, stored_config, workdir_fl
 from caption_jax.cli.command_line import CommandLine, parse_command_line
 from caption_jax.cli.exit_status import INTERRUPTED, STOPPED, SUCCESS, USAGE, call_with_status, print_error
 from caption_jax.cli.flag_errors import check_arguments, check_flag_names, explain_flag_error
-from caption_jax.cli.platform_setup import DISTRIBUTED_MODES, set_up_platform
+from caption_jax.cli.platform_setup import set_up_platform
+from caption_jax.cli.process_exit import call_and_exit, has_peers, is_main_process, joined_end
 from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
 from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
@@ -157,33 +158,25 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
 
     def run_module() -> int:
         options = flags.FLAGS
-        with paused_garbage_collection(script), _show_start(is_quiet=options.quiet):
-            set_up_platform(options)
-            if line.subcommand != "train":  # which treats SIGTERM as jax.distributed does
-                with handled_signals() as signals:
-                    signals.reinstall()
-            # The import is here because it imports JAX, which must not happen before the platform is set up.
-            module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
-        with _reported_failures(line.subcommand):
+        with joined_end():
+            with paused_garbage_collection(script), _show_start(is_quiet=options.quiet):
+                set_up_platform(options)
+                if line.subcommand != "train":  # which treats SIGTERM as jax.distributed does
+                    with handled_signals() as signals:
+                        signals.reinstall()
+                # The import is here because it imports JAX, which must not happen before the platform is set up.
+                module = importlib.import_module(f"caption_jax.cli.{line.subcommand}")
             if not command_flags.read_flags(line.argv).get("workdir"):
                 workdir_flag.check_default(options.workdir, options.config.data.root)
-                if not options.quiet:
+                if not options.quiet and is_main_process():
                     print(f"workdir: {escape(options.workdir)} (set --workdir to use another)", flush=True)
             return module.run(options, arguments)
 
-    status = call_with_status(run_module, program, is_filter=line.subcommand != "train")
-    if line.subcommand in _SHORT_MODES:
+    is_filter = line.subcommand != "train"
+    status = call_and_exit(lambda: call_with_status(run_module, program, is_filter=is_filter))
+    if line.subcommand in _SHORT_MODES and not has_peers():
         fast_exit(script, status)
     return status
-
-
-def _reported_failures(subcommand: str) -> contextlib.AbstractContextManager[None]:
-    """Returns a context in which errors are reported to the other processes of the run, if there are any."""
-    if subcommand not in DISTRIBUTED_MODES:
-        return contextlib.nullcontext()
-    from caption_jax.runs.agreement import reported_failures  # imports JAX
-
-    return reported_failures()
 
 
 @contextlib.contextmanager

@@ -60,6 +60,13 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
         "Run with other processes: those that are detected, required ones, or none.",
         values,
     )
+    flags.DEFINE_float(
+        "heartbeat",
+        60.0,
+        "Seconds without any message after which another process is taken for lost, and this one ends.",
+        lower_bound=1.0,
+        flag_values=values,
+    )
     flags.DEFINE_boolean("quiet", False, "Print only warnings, errors and results: no progress.", values)
     flags.DEFINE_boolean("verbose", False, "Also print messages of libraries and the metrics of each log step.", values)
     _define_for_splits(values)

@@ -18,6 +18,7 @@ _FLAGS_OF_ONE_MODE = (
     "dry_run",
     "max_steps_this_run",
     "distributed",
+    "heartbeat",
 )  # the others have always been accepted in every mode
 _VALUE_ERROR = re.compile(r"flag -*(?P<flag>[\w.\[\]'\"]+)=(?P<value>.*?): (?P<reason>.*)", re.DOTALL)
 

@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
-DISTRIBUTED_MODES = ("train", "evaluate", "tune")  # the others run on a single host
+DISTRIBUTED_MODES = ("train", "evaluate", "tune", "caption", "index", "search", "neighbours")
 
 
 def set_up_platform(options: flags.FlagValues) -> None:
@@ -25,7 +25,9 @@ def set_up_platform(options: flags.FlagValues) -> None:
     if options.mode in DISTRIBUTED_MODES:
         from caption_jax.runtime.distributed import join_processes
 
-        join_processes(options.distributed)
+        join_processes(
+            options.distributed, heartbeat_seconds=options.heartbeat, saves_on_signal=options.mode == "train"
+        )
     if not is_cache_safe():
         disable_compilation_cache()
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.

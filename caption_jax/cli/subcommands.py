@@ -31,6 +31,7 @@ class Subcommand:
     descriptions: Mapping[str, str] = field(default_factory=dict)
 
 
+_PROCESSES = ("distributed", "heartbeat")
 _SPLIT_CONTEXT = "`retrieved` for captions of similar images (the default), `none`, or `shuffled`."
 
 _FLAG_SUBCOMMANDS = (
@@ -38,7 +39,7 @@ _FLAG_SUBCOMMANDS = (
         "train",
         "train a model, or resume an interrupted run",
         "--config=NAME [--workdir=FOLDER]",
-        ("config", "workdir", "checkpoint", "max_steps_this_run", "dry_run", "distributed"),
+        ("config", "workdir", "checkpoint", "max_steps_this_run", "dry_run", *_PROCESSES),
         (
             "train --config=shapes",
             "train --config=folder --config.data.root=photographs --workdir=runs/folder",
@@ -54,7 +55,7 @@ _FLAG_SUBCOMMANDS = (
         "evaluate",
         "score a trained model on a split or on another dataset",
         "--workdir=FOLDER",
-        ("workdir", "split", "data", "images", "context", "checkpoint", "config", "distributed"),
+        ("workdir", "split", "data", "images", "context", "checkpoint", "config", *_PROCESSES),
         (
             "evaluate --workdir=runs/folder --split=test",
             "evaluate --workdir=runs/folder --data=more_photographs",
@@ -67,7 +68,7 @@ _FLAG_SUBCOMMANDS = (
         "tune",
         "find the best settings of beam search on a split",
         "--workdir=FOLDER",
-        ("workdir", "split", "context", "config", "distributed"),
+        ("workdir", "split", "context", "config", *_PROCESSES),
         ("tune --workdir=runs/folder --config.decode.num_beams=5",),
         notes="Prints the score of each setting, and the flags of the best one.",
         descriptions={"context": _SPLIT_CONTEXT},
@@ -76,7 +77,7 @@ _FLAG_SUBCOMMANDS = (
         "caption",
         "caption image files",
         "--workdir=FOLDER IMAGE...",
-        ("workdir", "format", "context", "checkpoint", "config"),
+        ("workdir", "format", "context", "checkpoint", "config", *_PROCESSES),
         (
             "caption --workdir=runs/folder photo.jpg",
             "caption --workdir=runs/folder folder/ 'more/*.png' --format=jsonl",
@@ -91,7 +92,7 @@ _FLAG_SUBCOMMANDS = (
         "index",
         "add images to a search index",
         "--workdir=FOLDER IMAGE...",
-        ("workdir", "index", "split", "captions", "missing", "checkpoint", "config"),
+        ("workdir", "index", "split", "captions", "missing", "checkpoint", "config", *_PROCESSES),
         (
             "index --workdir=runs/search folder/ 'more/*.jpg'",
             "index --workdir=runs/search --split=train --captions=none",
@@ -104,7 +105,7 @@ _FLAG_SUBCOMMANDS = (
         "search",
         "search an index by text or by image",
         "--workdir=FOLDER QUERY",
-        ("workdir", "index", "query", "top", "format", "search", "checkpoint", "config"),
+        ("workdir", "index", "query", "top", "format", "search", "checkpoint", "config", *_PROCESSES),
         (
             "search --workdir=runs/search 'a dog on the beach'",
             "search --workdir=runs/search photo.jpg --top=5 --format=jsonl",
@@ -116,7 +117,7 @@ _FLAG_SUBCOMMANDS = (
         "neighbours",
         "find the indexed images nearest to the images of a split",
         "--workdir=FOLDER",
-        ("workdir", "index", "split", "top", "checkpoint", "config"),
+        ("workdir", "index", "split", "top", "checkpoint", "config", *_PROCESSES),
         ("neighbours --workdir=runs/search --split=train",),
         notes="Writes the neighbours to the folder of the index, for training with context.",
     ),

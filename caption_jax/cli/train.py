@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from absl import flags
 
@@ -11,6 +13,8 @@ from caption_jax.cli.evaluate import print_scored_evaluation
 from caption_jax.cli.exit_status import STOPPED, SUCCESS
 from caption_jax.cli.progress_flags import display_from_flags
 from caption_jax.errors import ConfigError
+from caption_jax.runs.checkpoints import find_saved_step
+from caption_jax.runtime.liveness import current_watch
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_run
 
@@ -28,6 +32,8 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
             result = dry_run(spec, options.workdir, display)
         print_dry_run(result)
         return SUCCESS
+    if (watch := current_watch()) is not None:
+        watch.set_saved_step(functools.partial(find_saved_step, options.workdir))
     with display_from_flags(options) as display:
         result = train_run(spec, options.workdir, display, step, max_steps=options.max_steps_this_run)
     print_scored_evaluation(result.evaluation)

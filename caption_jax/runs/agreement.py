@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from etils import epath
 
-from caption_jax.errors import ProcessesError, user_message
+from caption_jax.errors import ProcessesError, describe_error, may_be_consequence
 from caption_jax.runs.artifact import read_pointer
 from caption_jax.runs.description import compute_dtype
 from caption_jax.runs.storage import check_storage
@@ -53,7 +53,7 @@ def reported_failures() -> Iterator[None]:
     except ProcessesError:  # all processes raise it
         raise
     except BaseException as error:
-        report_failure(_describe_error(error))
+        report_failure(describe_error(error), may_be_consequence=may_be_consequence(error))
         raise
 
 
@@ -131,7 +131,7 @@ def check_shared_folder(
             file = folder / _START_FILE.format(token=report["token"])
             write_atomically(file, report["token"])
     except Exception as error:  # of the operating system or of a bucket's client
-        report["error"] = _describe_error(error)
+        report["error"] = describe_error(error)
     try:
         judge_start = functools.partial(_judge_start, name)
         start = json.loads(judge_together(f"that {name} is ready", json.dumps(report), judge_start, timeout_seconds))
@@ -234,16 +234,10 @@ def _read_token(file: epath.Path) -> str:
         try:
             return file.read_text()
         except Exception as error:  # of the operating system or of a bucket's client
-            reason = _describe_error(error)
+            reason = describe_error(error)
         if attempt < _READ_ATTEMPTS - 1:
             time.sleep(1)
     return f"error: {reason}"
-
-
-def _describe_error(error: BaseException) -> str:
-    """Returns the first line of an error, which may be of any type."""
-    message = user_message(error) or f"{type(error).__name__}: {error}".removesuffix(": ")
-    return message.strip().splitlines()[0][:500]
 
 
 def _describe_split(split: Split) -> str:

@@ -224,6 +224,11 @@ class Checkpoints:
         self._best.close()
 
 
+def find_saved_step(workdir: str | epath.Path) -> int | None:
+    """Returns the step of the newest checkpoint, from which training can be resumed; None if there is none."""
+    return max(ocp.utils.checkpoint_steps(absolute_path(workdir) / "checkpoints" / "last"), default=None)
+
+
 class _DamagedCheckpointError(Exception):
     """A checkpoint cannot be restored, although it is of the model of this config."""
 

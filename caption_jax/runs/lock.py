@@ -26,6 +26,7 @@ from caption_jax.errors import LockedError, UserError, WorkdirError
 from caption_jax.runs.agreement import check_workdir, reported_failures
 from caption_jax.runs.lock_files import create_exclusively, read_if_exists, renew, seconds_since_renewal
 from caption_jax.runs.lock_holder import Holder, format_duration, parse_holder, this_process
+from caption_jax.runtime.liveness import current_watch
 from input_pipeline.files import is_on_bucket, write_atomically
 
 LOCK_FILE = "training.lock"
@@ -125,6 +126,8 @@ def lock_workdir(workdir: epath.Path) -> Iterator[LockedWorkdir]:
         is_new = not workdir.exists()
         workdir.mkdir(parents=True, exist_ok=True)
         lock = acquire(workdir / LOCK_FILE)
+    if (watch := current_watch()) is not None:
+        watch.call_before_end(lock.release)
     try:
         yield LockedWorkdir(workdir, lock.check)
     finally:

@@ -14,11 +14,15 @@ import jax
 from absl import logging
 
 from caption_jax.errors import ConfigError, ProcessesError
+from caption_jax.runtime.coordinator_relay import start_relay
+from caption_jax.runtime.exchange import wait_for_all
+from caption_jax.runtime.liveness import HEARTBEAT_SECONDS, current_watch, start_watching
 from caption_jax.runtime.rendezvous import meet
 
 TIMEOUT_SECONDS = 300
 
 _VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+_MIN_JAX_HEARTBEAT_SECONDS = 300  # of JAX, which aborts the process, so `liveness` must come first
 _METADATA_SECONDS = 5  # per attempt
 _METADATA_ATTEMPTS = 3
 
@@ -43,12 +47,23 @@ class Cluster:
         return f"{self.kind}: process {self.process_id} of {self.num_processes}, coordinator {self.coordinator}"
 
 
-def join_processes(choice: str, timeout_seconds: int = TIMEOUT_SECONDS) -> None:
+def join_processes(
+    choice: str,
+    timeout_seconds: int = TIMEOUT_SECONDS,
+    heartbeat_seconds: float = HEARTBEAT_SECONDS,
+    *,
+    saves_on_signal: bool = True,
+) -> None:
     """Connects the processes of the run. Call before JAX initialises its devices.
+
+    From then on, the end of one process ends all others; see `caption_jax.runtime.liveness`.
 
     Args:
         choice: "auto" to connect the processes that are detected, if any; "on" to require them; "off" to run alone.
         timeout_seconds: how long to wait for the other processes.
+        heartbeat_seconds: the silence after which a process is taken for lost.
+        saves_on_signal: whether JAX receives SIGTERM, for `caption_jax.runtime.stopping`. Otherwise, SIGTERM ends the
+            process.
 
     Raises:
         ConfigError: environment variables are missing or contradict each other, or `choice` is "on" and there is
@@ -62,7 +77,8 @@ def join_processes(choice: str, timeout_seconds: int = TIMEOUT_SECONDS) -> None:
             f"set {', '.join(_VARIABLES)} in each process, or use --distributed=off for a single process"
         )
     if cluster is not None and (cluster.num_processes > 1 or choice == "on"):
-        _join(cluster, timeout_seconds)
+        jax.config.update("jax_enable_preemption_service", saves_on_signal)
+        _join(cluster, timeout_seconds, heartbeat_seconds)
     elif cluster is not None:
         logging.info("%s; running as a single process", cluster.kind)
     else:
@@ -216,15 +232,27 @@ def _parse_tpu_environment(text: str) -> dict[str, str]:
     return {name.strip(): value.strip().strip("'") for name, colon, value in lines if colon}
 
 
-def _join(cluster: Cluster, timeout_seconds: int) -> None:
+def _join(cluster: Cluster, timeout_seconds: int, heartbeat_seconds: float) -> None:
     peers = cluster.num_processes - 1
     waiting = f"; waiting for {peers} peer{'s' * (peers != 1)}, at most {timeout_seconds} s" if peers else ""
     logging.info("%s%s", cluster, waiting)
-    meet(cluster.coordinator, cluster.process_id, cluster.num_processes, timeout_seconds)
+    meeting = meet(cluster.coordinator, cluster.process_id, cluster.num_processes, timeout_seconds)
+    if peers:
+        start_watching(meeting, heartbeat_seconds)
+    is_main = cluster.process_id == 0
     jax.distributed.initialize(
-        cluster.coordinator,
+        cluster.coordinator if is_main else start_relay(cluster.coordinator, timeout_seconds),
         cluster.num_processes,
         cluster.process_id,
         initialization_timeout=timeout_seconds,
+        heartbeat_timeout_seconds=max(_MIN_JAX_HEARTBEAT_SECONDS, int(3 * heartbeat_seconds)),
     )
     logging.debug("connected to %d processes", cluster.num_processes)
+
+
+def leave_processes() -> None:
+    """Waits until all processes of the run call this function, at its end. Does nothing in a single process."""
+    watch = current_watch()
+    if watch is not None:
+        wait_for_all("end of the run")
+        watch.leave()

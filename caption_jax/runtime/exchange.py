@@ -16,8 +16,10 @@ from typing import Any
 import jax
 
 from caption_jax.errors import ProcessesError
+from caption_jax.runtime.liveness import current_watch
 
 TIMEOUT_SECONDS = 1800  # one process may read its data from a slower disk than another
+_NO_TIMEOUT_SECONDS = 7 * 86400  # while `liveness` watches the processes
 
 _counter = itertools.count()  # keys cannot be reused
 _has_failed = threading.Event()  # set once this process has reported a failure
@@ -58,22 +60,33 @@ def judge_together(
     return result["message"]
 
 
-def report_failure(reason: str) -> None:
-    """Ends the current or next call of `judge_together` of the other processes with an error, without waiting for them.
+def report_failure(reason: str, *, may_be_consequence: bool = False) -> None:
+    """Ends the other processes with an error.
 
-    Does nothing if this process has already reported a failure, or if there are no other processes.
+    Processes that were connected by `distributed.join_processes` end at once. Others end in their current or next call
+    of `judge_together`. Does nothing if this process has already reported a failure, or if there are no other
+    processes.
 
     Args:
         reason: why this process cannot go on.
+        may_be_consequence: whether the reason may be that another process has ended, which is then reported instead.
     """
     if not jax.distributed.is_initialized() or _has_failed.is_set():
         return
     _has_failed.set()
+    if (watch := current_watch()) is not None:
+        watch.report_failure(reason, may_be_consequence=may_be_consequence)
+        return
     client, index, key = _get_client(), jax.process_index(), f"caption_jax/{next(_counter)}"
-    failure = json.dumps({"failure": f"process {index} ({socket.gethostname()}) could not start: {reason}"})
+    failure = json.dumps({"failure": f"process {index} ({socket.gethostname()}) failed: {reason}"})
     client.key_value_set(f"{key}/{index}", failure)
     if index == 0:
         client.key_value_set(f"{key}/verdict", failure)
+
+
+def wait_for_all(event: str) -> None:
+    """Returns when all processes have called this function for an event, whose name must not be used again."""
+    _get_client().wait_at_barrier(f"caption_jax/{event}", _NO_TIMEOUT_SECONDS * 1000)
 
 
 def _get_client() -> Any:

@@ -1,7 +1,8 @@
 """Meeting of the processes of a run at the address of the coordinator, before JAX connects them there.
 
 If a process is missing, JAX ends the others with a stack trace that does not name it. Here, process 0 waits for the
-others, and tells all of them which ones are missing. The address is free again before JAX uses it.
+others, and tells all of them which ones are missing. Nothing listens at the address any more when JAX uses it, but the
+connections stay open: `caption_jax.runtime.liveness` notices by them that a process has ended.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from caption_jax.errors import ProcessesError
@@ -21,7 +23,27 @@ _MESSAGE_SECONDS = 10  # for a message after the connection is established
 _MAX_MESSAGE = 1 << 16  # bytes
 
 
-def meet(address: str, index: int, count: int, timeout_seconds: float) -> None:
+@dataclass(frozen=True)
+class Meeting:
+    """The processes that have met.
+
+    Attributes:
+        index: index of this process.
+        hosts: host name of each process.
+        connections: open connections by process: to all others in process 0, and to process 0 in the others.
+    """
+
+    index: int
+    hosts: tuple[str, ...]
+    connections: Mapping[int, socket.socket]
+
+    def close(self) -> None:
+        """Closes the connections."""
+        for connection in self.connections.values():
+            connection.close()
+
+
+def meet(address: str, index: int, count: int, timeout_seconds: float) -> Meeting:
     """Returns when all processes have called this function.
 
     Args:
@@ -36,43 +58,48 @@ def meet(address: str, index: int, count: int, timeout_seconds: float) -> None:
     """
     deadline = time.monotonic() + timeout_seconds
     if index == 0:
-        _lead(address, count, deadline, timeout_seconds)
-    else:
-        _follow(address, index, count, deadline, timeout_seconds)
+        return _lead(address, count, deadline, timeout_seconds)
+    return _follow(address, index, count, deadline, timeout_seconds)
 
 
-def _lead(address: str, count: int, deadline: float, timeout_seconds: float) -> None:
-    """Waits for the other processes, and sends each of them "" or the error that all of them raise."""
+def _lead(address: str, count: int, deadline: float, timeout_seconds: float) -> Meeting:
+    """Waits for the other processes, and sends each of them their hosts, or the error that all of them raise."""
     hosts: dict[int, str] = {0: _host()}
+    members: dict[int, socket.socket] = {}
     connections: list[socket.socket] = []
     error = ""
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(_listen(address))
-        while not error and len(hosts) < count:
-            server.settimeout(max(deadline - time.monotonic(), 0.001))
-            try:
-                connection = stack.enter_context(server.accept()[0])
-            except TimeoutError:
-                missing = [str(index) for index in range(count) if index not in hosts]
-                error = (
-                    f"process{'es' * (len(missing) > 1)} {', '.join(missing)} of {count} did not connect to process 0 "
-                    f"({_host()}) within {timeout_seconds:.0f} s: {_REMEDY}"
-                )
-                break
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # other programs may connect, too
-                message = _receive(connection)
-                index, host = int(message["index"]), str(message["host"])
-                connections.append(connection)
-                error = _check_member(index, host, message["count"], count, hosts)
-                hosts[index] = host
+        with _listen(address) as server:
+            while not error and len(hosts) < count:
+                server.settimeout(max(deadline - time.monotonic(), 0.001))
+                try:
+                    connection = stack.enter_context(server.accept()[0])
+                except TimeoutError:
+                    error = _describe_missing([index for index in range(count) if index not in hosts], count)
+                    error = f"{error} within {timeout_seconds:.0f} s: {_REMEDY}"
+                    break
+                with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # other programs may connect, too
+                    message = _receive(connection)
+                    index, host = int(message["index"]), str(message["host"])
+                    connections.append(connection)
+                    error = _check_member(index, host, message["count"], count, hosts)
+                    hosts[index], members[index] = host, connection
+        names = [hosts.get(index, "") for index in range(count)]
         for connection in connections:
             with contextlib.suppress(OSError):  # the process has ended
-                _send(connection, {"error": error})
+                _send(connection, {"error": error, "hosts": names})
+        if not error:
+            stack.pop_all()  # the connections stay open
+            return Meeting(0, tuple(names), members)
         for connection in connections:
             with contextlib.suppress(OSError):
                 connection.recv(1)  # closed by the other side first, so that the address is free at once
-    if error:
-        raise ProcessesError(error)
+    raise ProcessesError(error)
+
+
+def _describe_missing(missing: list[int], count: int) -> str:
+    names = ", ".join(map(str, missing))
+    return f"process{'es' * (len(missing) > 1)} {names} of {count} did not connect to process 0 ({_host()})"
 
 
 def _check_member(index: int, host: str, member_count: int, count: int, hosts: Mapping[int, str]) -> str:
@@ -87,7 +114,7 @@ def _check_member(index: int, host: str, member_count: int, count: int, hosts: M
     return ""
 
 
-def _follow(address: str, index: int, count: int, deadline: float, timeout_seconds: float) -> None:
+def _follow(address: str, index: int, count: int, deadline: float, timeout_seconds: float) -> Meeting:
     host, _, port = address.rpartition(":")
     while True:
         try:
@@ -101,19 +128,23 @@ def _follow(address: str, index: int, count: int, deadline: float, timeout_secon
                     f"port; {_REMEDY}"
                 ) from error
         time.sleep(_RETRY_SECONDS)
-    with connection:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(connection)
         try:
             _send(connection, {"index": index, "count": count, "host": _host()})
             # Process 0 may have started later than this process.
             connection.settimeout(max(deadline - time.monotonic(), 0) + timeout_seconds + _MESSAGE_SECONDS)
-            reply = _receive(connection)["error"]
+            reply = _receive(connection)
+            failure, hosts = str(reply["error"]), tuple(map(str, reply["hosts"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ProcessesError(
                 f"process 0 at {address} ended, or another program listens there ({error}): see the log of process 0; "
                 f"{_REMEDY}"
             ) from error
-    if reply:
-        raise ProcessesError(reply)
+        if not failure:
+            stack.pop_all()  # the connection stays open
+            return Meeting(index, hosts, {0: connection})
+    raise ProcessesError(failure)
 
 
 @contextlib.contextmanager
@@ -147,7 +178,7 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
         connection.settimeout(_MESSAGE_SECONDS)
     content = b""
     while not content.endswith(b"\n"):
-        part = connection.recv(4096)
+        part = connection.recv(1)  # what follows the message belongs to `caption_jax.runtime.liveness`
         content += part
         if not part or len(content) > _MAX_MESSAGE:
             raise ValueError("not a message of this program")

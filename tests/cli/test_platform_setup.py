@@ -12,7 +12,7 @@ SCRIPT = """
 from types import SimpleNamespace
 import sys
 from caption_jax.cli.platform_setup import set_up_platform
-options = {"dry_run": False, "quiet": False, "verbose": False, "distributed": "auto"}
+options = {"dry_run": False, "quiet": False, "verbose": False, "distributed": "auto", "heartbeat": 60.0}
 set_up_platform(SimpleNamespace(mode="train", workdir=sys.argv[1], **options))
 import jax
 print(jax.device_count(), jax.config.jax_enable_compilation_cache)

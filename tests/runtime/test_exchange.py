@@ -71,7 +71,7 @@ def test_the_failure_of_process_0_ends_the_others(act_as):
     act_as(0)
     report_failure("no such folder: /data")
     act_as(2)
-    with pytest.raises(ProcessesError, match=r"process 0 \(.+\) could not start: no such folder: /data$"):
+    with pytest.raises(ProcessesError, match=r"process 0 \(.+\) failed: no such folder: /data$"):
         judge_together("the topic", "message", json.dumps)
 
 
@@ -79,7 +79,7 @@ def test_the_failures_of_other_processes_end_all(act_as):
     for index in (1, 2):
         act_as(index)
         report_failure(f"no such folder: /data/{index}")
-    expected = r"process 1 \(.+\) could not start: no such folder: /data/1 \(and 1 more\)$"
+    expected = r"process 1 \(.+\) failed: no such folder: /data/1 \(and 1 more\)$"
     act_as(0)
     with pytest.raises(ProcessesError, match=expected):
         judge_together("the topic", "message", lambda messages: pytest.fail("there is nothing to judge"))
@@ -92,7 +92,7 @@ def test_a_process_reports_only_its_first_failure(act_as):
     act_as(2)
     report_failure("third")
     act_as(0)
-    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) could not start: first"):
+    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) failed: first"):
         judge_together("the topic", "message", json.dumps)
 
 
@@ -105,7 +105,7 @@ def test_an_error_before_the_first_agreement_is_reported_unless_all_processes_ra
     act_as(2)
     report_failure("another reason")
     act_as(0)
-    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) could not start: no caption file in /holiday"):
+    with pytest.raises(ProcessesError, match=r"process 1 \(.+\) failed: no caption file in /holiday"):
         judge_together("the topic", "message", json.dumps)
 
 

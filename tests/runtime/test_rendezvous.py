@@ -25,7 +25,7 @@ def meet_all(address: str, members: list[tuple[int, int]], timeout_seconds: floa
 
     def call(member: tuple[int, int]) -> str:
         try:
-            meet(address, *member, timeout_seconds)
+            meet(address, *member, timeout_seconds).close()
         except ProcessesError as error:
             return str(error)
         return ""
