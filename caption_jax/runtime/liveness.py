@@ -193,6 +193,8 @@ class PeerWatch:
                 self._lose(index, f"has been silent for {self._heartbeat:g} s (--heartbeat): see its log and its host")
 
     def _lose(self, index: int, reason: str) -> None:
+        if self._has_left:
+            return
         self._departed.add(index)
         line = f"{self._name(index)} {reason}"
         if self._meeting.index == 0:

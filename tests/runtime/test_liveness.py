@@ -35,6 +35,7 @@ class Member:
 
     def kill(self) -> None:
         """Does what the system does when a process is killed."""
+        self.watch._has_left = True  # its thread is gone, too
         for connection in self.meeting.connections.values():
             with contextlib.suppress(OSError):  # the other side has closed it already
                 connection.shutdown(socket.SHUT_RDWR)
