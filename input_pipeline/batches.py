@@ -48,6 +48,7 @@ from input_pipeline.images import Preprocessing
 from input_pipeline.inputs import Inputs
 from input_pipeline.pixel_readers import make_pixels
 from input_pipeline.records import MAX_LISTED, DataError, Split
+from input_pipeline.terminal_text import escape_message
 
 Batch = dict[str, np.ndarray]  # the arrays listed in the module docstring
 
@@ -203,7 +204,7 @@ class _Batches:
                 self.problems[name] = str(problem)
                 log.warning("Skipping unreadable image: %s", problem)
         if not self._readable and len(self.problems) >= min(MAX_UNREADABLE, len(self.split)):
-            first = "\n  ".join(list(self.problems.values())[:MAX_LISTED])
+            first = "\n  ".join(map(escape_message, list(self.problems.values())[:MAX_LISTED]))
             raise DataError(f"none of the first {len(self.problems)} images could be read:\n  {first}")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from input_pipeline.errors import MissingFileError
 from input_pipeline.extras import describe_missing, is_installed
@@ -120,12 +120,16 @@ def describe_refused(name: str) -> str:
     return f"is in the format {name}, which is not read{reason}; convert it to PNG or JPEG"
 
 
-def find_folder_images(folder: str) -> Iterator[str]:
+def find_folder_images(folder: str, on_link: Callable[[str], None] = lambda path: None) -> Iterator[str]:
     """Yields the image files of a folder and its subfolders, in the order of their names.
 
     Files with a suffix in `IMAGE_SUFFIXES` are not opened. All other files are recognised by their first bytes, and
     files that are not images are omitted. Files and folders whose names start with a dot are omitted, too. A file that
     cannot be opened is yielded, so that reading it reports the reason.
+
+    Args:
+        folder: the folder.
+        on_link: called with the path of each image that is a link.
     """
     pending = [folder]
     while pending:  # without recursion, because folders can be nested more deeply than calls
@@ -136,6 +140,8 @@ def find_folder_images(folder: str) -> Iterator[str]:
             if entry.is_dir(follow_symlinks=False):
                 subfolders.append(entry.path)
             elif entry.name.lower().endswith(IMAGE_SUFFIXES) or (entry.is_file() and _is_image(entry.path)):
+                if entry.is_symlink():
+                    on_link(entry.path)
                 yield entry.path
         pending += reversed(subfolders)
 

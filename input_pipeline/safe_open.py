@@ -232,7 +232,7 @@ class DataRoot:
         kinds = " and ".join(sorted(self._counts))
         return (
             f"{kinds} lead to {total:,} {'file' if total == 1 else 'files'} outside of {escape(self.folder)}, such as "
-            f"{self._example}; to refuse them, set config.data.outside_files='refuse'"
+            f"{self._example}"
         )
 
     def _contains(self, path: str) -> bool:

@@ -26,6 +26,7 @@ from input_pipeline.files import is_on_bucket, storage_path, write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, MIN_VOCABULARY_SIZE, PAD, SPECIALS, UNK
 
 _WORD_START = "\u0120"  # byte-level BPE's symbol for the space before a word
+_MAX_ENCODED = 100_000  # characters of a text that are encoded, far more than there can be in `max_length` tokens
 _VOCAB, _MERGES, _SETTINGS, _COMPACT = "vocab.json", "merges.txt", "tokenizer_settings.json", "vocabulary.json"
 
 
@@ -222,6 +223,7 @@ class Vocabulary:
 
     def encode_full_batch(self, texts: Sequence[str], max_length: int) -> Int[np.ndarray, "texts max_length"]:
         """Returns the full ids of a batch of texts, padded or truncated as in `encode_batch`."""
+        texts = [text[:_MAX_ENCODED] for text in texts]
         batch = np.full((len(texts), max_length), PAD, np.int32)
         for row, ids in zip(batch, self.tokenizer.encode_batch(texts), strict=True):
             ids = ids[:max_length]
@@ -316,6 +318,11 @@ def build_vocabulary(spec: DataSpec, train_captions: Iterable[str]) -> tuple[Voc
 
 
 def normalise(text: str, lowercase: bool) -> str:
-    """Collapses whitespace, strips it at both ends, and optionally lowercases the text."""
+    """Collapses whitespace, strips it at both ends, and optionally lowercases the text.
+
+    Halves of surrogate pairs, as in arguments of a command that are not valid UTF-8, become question marks.
+    """
     text = " ".join(text.split())
+    if not text.isprintable():
+        text = text.encode("utf-8", "replace").decode()
     return text.lower() if lowercase else text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,10 @@ from caption_jax.inference.captioner import Captioner
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.image_formats import FORMATS, find_folder_images
 from input_pipeline.images import ImageError
+from input_pipeline.safe_open import DataRoot
 from input_pipeline.terminal_text import escape, escape_message
+
+log = logging.getLogger(__name__)
 
 
 def caption_files(
@@ -66,11 +70,15 @@ def find_images(arguments: Sequence[str]) -> Iterator[str]:
 
     Args:
         arguments: paths, glob patterns, or folders, which are searched recursively for images; see
-            `input_pipeline.image_formats.find_folder_images`.
+            `input_pipeline.image_formats.find_folder_images`. One line of the log counts the links that lead out of a
+            folder.
     """
     for argument in arguments:
         if os.path.isdir(argument):
-            yield from find_folder_images(argument)
+            root = DataRoot(argument)
+            yield from find_folder_images(argument, lambda path, root=root: root.admits(path, path))
+            if root.has_outside_files:
+                log.info("%s", root)
         elif not os.path.exists(argument) and glob.has_magic(argument):
             yield from (path for path in sorted(glob.glob(argument, recursive=True)) if os.path.isfile(path))
         else:

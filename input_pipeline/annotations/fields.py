@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from input_pipeline.annotations.caption_file import CaptionFile, list_names
+from input_pipeline.terminal_text import escape_message
 
 log = logging.getLogger(__name__)
 
@@ -103,7 +104,7 @@ def log_choice(names: Sequence[Any], fields: Fields, file: CaptionFile) -> None:
     if fields.alternatives:
         log.info(
             "%s: captions are read from %r, not from %s; to change this, set config.data.caption_column.",
-            file.path,
+            escape_message(file.path),
             str(names[fields.caption]).strip(),
             " or ".join(map(repr, fields.alternatives)),
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 from input_pipeline.annotations.caption_file import CaptionFile, Row
 from input_pipeline.annotations.fields import CAPTION_FIELDS, TOKEN_FIELDS, normalize
+from input_pipeline.terminal_text import escape_message
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +114,7 @@ class CaptionParser:
             log.warning(
                 "%s: %d captions are lists of words and were joined with blanks. If the words are captions, write one "
                 "record per caption.",
-                self.file.path,
+                escape_message(self.file.path),
                 self.joined,
             )
 

@@ -16,6 +16,7 @@ from input_pipeline.records import Report
 from input_pipeline.safe_open import DataRoot
 from input_pipeline.sources.folder_listing import list_files
 from input_pipeline.sources.split_names import SPLIT_NAMES
+from input_pipeline.terminal_text import escape
 
 # Default names in order of precedence: this project's, then those of Flickr8k, Hugging Face's image folders, Flickr30k,
 # Karpathy's splits and COCO.
@@ -56,9 +57,8 @@ def find_captions(root: Path, images: Path) -> tuple[str, ...]:
     for pattern in DEFAULT_NAMES:
         files = sorted(path.relative_to(root).as_posix() for path in root.glob(pattern) if path.is_file())
         if len(files) > 1 and len(set(map(find_split, files)) - {""}) < len(files):
-            raise DataError(
-                f"several caption files in {root}: {', '.join(files)}; list those to use in config.data.captions"
-            )
+            names = ", ".join(map(escape, files))
+            raise DataError(f"several caption files in {root}: {names}; list those to use in config.data.captions")
         if files:
             return tuple(files)
     if _has_text_files(images):
@@ -74,7 +74,7 @@ _SUFFIXES = (".csv", ".tsv", ".jsonl", ".json", ".txt")
 
 def _suggest_files(root: Path) -> str:
     """Suggests the files in a folder that may contain captions, for an error message."""
-    names = sorted(path.name for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
+    names = sorted(escape(path.name) for path in root.iterdir() if path.suffix.lower() in _SUFFIXES)
     if not names:
         return "config.data.captions to a file with another name"
     others = f" (or {', '.join(names[1:4])})" if len(names) > 1 else ""

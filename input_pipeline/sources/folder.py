@@ -55,7 +55,7 @@ def open_folder(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
     images, hints = _read_captions(spec, data_root, report, limits)
     find_files(images, folder, data_root, report)
     if data_root.has_outside_files:
-        log.info("%s", data_root)
+        log.info("%s; to refuse them, set config.data.outside_files='refuse'", data_root)
     images = merge_files(images, report)
     _check_captions(images, report, limits)
     report_missing(images, folder, report)

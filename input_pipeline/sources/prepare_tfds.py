@@ -20,8 +20,11 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from input_pipeline.data_spec import DataSpec
+from input_pipeline.errors import MissingFileError
 from input_pipeline.extras import optional_packages, select_bucket_backend
+from input_pipeline.limits import DEFAULT_LIMITS
 from input_pipeline.records import DataError, Split
+from input_pipeline.safe_open import UnreadableFileError, read_file
 from input_pipeline.sources import open_splits
 from input_pipeline.sources.tfds import open_tfds
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
@@ -92,9 +95,9 @@ class _Examples:
         for key, record in enumerate(self._split):
             source = record.source()
             try:
-                encoded = source if isinstance(source, bytes) else source.read_bytes()
-            except OSError as error:
-                raise DataError(f"{record.name} cannot be read: {error}") from error
+                encoded = source if isinstance(source, bytes) else read_file(source, DEFAULT_LIMITS.image_file_bytes)
+            except (MissingFileError, UnreadableFileError) as error:
+                raise DataError(f"{record.name} cannot be read: {error}") from None
             captions = [{"id": caption_id + index, "text": text} for index, text in enumerate(record.captions)]
             caption_id += len(captions)
             yield (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,29 @@ def test_the_cases_are_captioned_or_named_with_the_reason(name, capsys):
     captioned = [Path(line.split("\t")[0]).name for line in lines]
     assert captioned == ["five", "four.jpe", "one.jpg", "six.jp2", "three.avif", "two.jfif"]
     assert status == 1 and f"error: {CASES / name / 'seven.heic'}: " in errors and "._one" not in errors
+
+
+def test_names_cannot_forge_a_line_of_the_output(folder, capsys):
+    name = "e\nerror: forged\x1b[2J\u202e\udce9.png"
+    (folder / "a.png").rename(folder / name)
+    status, lines, errors = run(capsys, folder)
+    assert status == 0 and errors == ""
+    assert lines[-1] == f"{folder}/e\\nerror: forged\\x1b[2J\\u202e\\udce9.png\ta photograph" and len(lines) == 3
+    _, lines, _ = run(capsys, folder, output_format="jsonl")
+    assert json.loads(lines[-1])["path"] == f"{folder}/{name}"
+    (folder / name).write_bytes(b"not an image")
+    status, _, errors = run(capsys, folder)
+    assert status == 1 and len(errors.splitlines()) == 1 and "\x1b" not in errors
+
+
+def test_links_out_of_a_folder_are_counted_in_one_line(folder, tmp_path_factory, caplog):
+    caplog.set_level(logging.INFO)
+    assert len(list(find_images([str(folder)]))) == 3 and not caplog.messages
+    elsewhere = tmp_path_factory.mktemp("elsewhere") / "photo"
+    (folder / "b").rename(elsewhere)
+    for name in ("b", "d.png"):
+        (folder / name).symlink_to(elsewhere)
+    assert len(list(find_images([str(folder)]))) == 4
+    assert caplog.messages == [
+        f"links lead to 2 files outside of {folder}, such as {folder / 'b'}, which is {elsewhere}"
+    ]

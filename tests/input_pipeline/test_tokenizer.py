@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 
 import numpy as np
 import pytest
@@ -152,3 +153,14 @@ def test_missing_files_and_invalid_arguments_are_rejected(tmp_path, vocabulary):
     (tmp_path / "merges.txt").write_text("#version: 0.2\n")
     with pytest.raises(ValueError, match="RoBERTa's layout"):
         Tokenizer.from_folder(tmp_path)
+
+
+def test_texts_that_are_not_valid_unicode_are_encoded(vocabulary):
+    np.testing.assert_array_equal(vocabulary.encode("a dog \udce9", 12), vocabulary.encode("a dog ?", 12))
+
+
+def test_huge_texts_are_truncated_before_they_are_encoded(vocabulary):
+    start = time.monotonic()
+    ids = vocabulary.encode("a dog " * 5_000_000, 8)
+    assert time.monotonic() - start < 5
+    np.testing.assert_array_equal(ids, vocabulary.encode("a dog " * 8, 8))

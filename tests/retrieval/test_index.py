@@ -12,6 +12,7 @@ import pytest
 from colour_model import MODEL, ColourModel, write_image
 from PIL import Image
 
+from caption_jax.errors import WorkdirError
 from caption_jax.retrieval import index as index_module
 from caption_jax.retrieval import index_builder
 from caption_jax.retrieval.index import Entry, ImageIndex, ModelIdentity, open_for_writing
@@ -220,6 +221,72 @@ def test_missing_damaged_and_newer_indexes_are_rejected(tmp_path):
     (tmp_path / "index.json").write_text(json.dumps({**header, "version": 2}))
     with pytest.raises(ValueError, match="version 2; this release reads"):
         ImageIndex(tmp_path)
+
+
+def make_index(folder: Path) -> dict:
+    """Writes an index of three images, and returns its header."""
+    with open_for_writing(folder, 3, MODEL) as index:
+        index.append(np.eye(3, dtype=np.float32), [Entry(n) for n in range(3)])
+    return json.loads((folder / "index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"count": -1},
+        {"count": "3"},
+        {"dimension": None},
+        {"generation": [0]},
+        {"model": 3},
+        {"model": {}},
+        {"format": 1},
+    ],
+)
+def test_headers_with_wrong_values_are_rejected(tmp_path, change):
+    header = make_index(tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({**header, **change}))
+    with pytest.raises(WorkdirError, match=r"index\.json: the index is damaged \(.*\); rebuild it$"):
+        ImageIndex(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", "[" * 100_000, "\x00" * 9, '{"count": ' + "1" * 5000 + "}"])
+def test_damaged_headers_are_rejected(tmp_path, content):
+    make_index(tmp_path)
+    (tmp_path / "index.json").write_text(content)
+    with pytest.raises(WorkdirError, match=r"index\.json: the index is damaged"):
+        ImageIndex(tmp_path)
+
+
+@pytest.mark.parametrize("line", ["{}", "[]", "x", '{"id": null}', '{"id": [1]}', '{"id": 1, "path": 2}', "[" * 20_000])
+def test_damaged_entries_are_rejected_with_their_line(tmp_path, line):
+    make_index(tmp_path)
+    first, _, last = (tmp_path / "entries-0.jsonl").read_text().splitlines()
+    (tmp_path / "entries-0.jsonl").write_text("\n".join([first, line.ljust(200), last, ""]))
+    index = ImageIndex(tmp_path)
+    assert index.at([0, 2])[1].id == 2
+    for read in (lambda: list(index.entries()), lambda: index.at([1])):
+        with pytest.raises(WorkdirError, match=r"entries-0\.jsonl, line 2: the index is damaged"):
+            read()
+
+
+def test_an_index_with_too_few_or_endless_lines_is_rejected(tmp_path):
+    make_index(tmp_path)
+    for content, reason in ((b"{}" + b" " * 500, "it is not an entry"), (b"x" * (3 << 20), "the line is too long")):
+        (tmp_path / "entries-0.jsonl").write_bytes(content)
+        with pytest.raises(WorkdirError, match=reason):
+            list(ImageIndex(tmp_path).entries())
+
+
+@pytest.mark.parametrize("name", ["vectors-0.f32", "entries-0.jsonl", "lock"])
+def test_an_index_with_links_does_not_change_other_files(tmp_path, name):
+    make_index(tmp_path / "index")
+    other = tmp_path / "other"
+    (tmp_path / "index" / name).rename(other)
+    other.write_bytes(content := other.read_bytes() + b"the end of another file")
+    (tmp_path / "index" / name).symlink_to(other)
+    with pytest.raises(WorkdirError, match=f"{name} is a link"), open_for_writing(tmp_path / "index", 3, MODEL):
+        pass
+    assert other.read_bytes() == content
 
 
 def test_invalid_vectors_are_rejected(tmp_path):
