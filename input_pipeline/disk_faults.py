@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import shutil
@@ -30,6 +31,8 @@ _REMEDIES = {
     errno.ESTALE: "mount the network disk again, then run the same command again",
     errno.ENOTCONN: "mount the network disk again, then run the same command again",
 }
+log = logging.getLogger(__name__)
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Faults that are also recognised by their text in messages, and in an error during whose handling another was raised.
 _UNMISTAKABLE = {os.strerror(number): number for number in (*_FULL, errno.EROFS, errno.EIO)}
@@ -76,11 +79,14 @@ def find_disk_fault(error: BaseException) -> DiskFault | None:
 
 
 @contextlib.contextmanager
-def reported_disk_faults(find_needed_bytes: Callable[[str], int] = lambda path: 0) -> Iterator[None]:
+def reported_disk_faults(
+    find_needed_bytes: Callable[[str], int] = lambda path: 0, folder: str | os.PathLike[str] = ""
+) -> Iterator[None]:
     """Replaces errors in the `with` block that are caused by a fault of a disk.
 
     Args:
         find_needed_bytes: returns the size of the file that is written to a path; 0 if unknown.
+        folder: named by the message if the error does not name a file.
 
     Raises:
         StorageError: the fault.
@@ -93,7 +99,30 @@ def reported_disk_faults(find_needed_bytes: Callable[[str], int] = lambda path: 
         fault = find_disk_fault(error)
         if fault is None:
             raise
+        fault = DiskFault(fault.number, fault.path or os.fspath(folder))
         raise StorageError(fault.describe(find_needed_bytes(fault.path))) from error
+
+
+class OptionalOutput(contextlib.AbstractContextManager["OptionalOutput"]):
+    """A context manager for output that nothing depends on: a fault of a disk is logged as a warning and not raised.
+
+    Args:
+        consequence: what is missing, for the warning, such as "the report is not written".
+
+    Attributes:
+        has_failed: whether there was a fault. It is logged only once.
+    """
+
+    def __init__(self, consequence: str):
+        self._consequence = consequence
+        self.has_failed = False
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> bool:
+        fault = find_disk_fault(error) if isinstance(error, Exception) and not isinstance(error, UserError) else None
+        if fault is not None and not self.has_failed:
+            self.has_failed = True
+            log.warning("%s (%s)", self._consequence, fault.describe())
+        return fault is not None
 
 
 def format_bytes(count: float) -> str:

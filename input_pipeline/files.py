@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,9 @@ from input_pipeline.extras import select_bucket_backend
 
 if TYPE_CHECKING:
     from etils import epath
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.part")
+_STALE_SECONDS = 3600.0
 
 Content = bytes | str | Callable[[BinaryIO], object]
 
@@ -101,6 +106,26 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
         if isinstance(error, OSError) and error.errno is not None:
             error.filename, error.filename2 = os.fspath(target), None  # a write that fails does not name its file
         raise
+
+
+def delete_stale_temporaries(folder: str | os.PathLike[str], depth: int = 1) -> None:
+    """Deletes temporary files that `write_atomically` left in a local folder because its process was killed.
+
+    Younger files are kept, because another process may be writing them. Does nothing for a bucket.
+
+    Args:
+        folder: the folder, which may not exist.
+        depth: number of levels of folders to search, 1 for the folder alone.
+    """
+    if is_on_bucket(folder) or depth == 0:
+        return
+    oldest = time.time() - _STALE_SECONDS
+    with contextlib.suppress(OSError):  # it does not exist, or is not writable
+        for entry in os.scandir(folder):
+            if entry.is_dir(follow_symlinks=False):
+                delete_stale_temporaries(entry.path, depth - 1)
+            elif _TEMPORARY.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
+                os.unlink(entry.path)
 
 
 def _write(file: BinaryIO, content: Content) -> None:

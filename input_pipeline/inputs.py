@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -171,7 +172,7 @@ class FeatureFiles(CacheFiles):
         write_atomically(self._get_path(block, "json"), json.dumps(problems, indent=2))
         # The array is written last, so its presence marks the block as complete.
         path = self._get_path(block, "npy")
-        write_atomically(path, lambda file: np.save(file, features.astype(self.dtype, copy=False)))
+        write_atomically(path, lambda file: _write_array(file, features.astype(self.dtype, copy=False)))
 
     def read(self, block: int) -> tuple[np.ndarray, dict[int, str]]:
         """Returns the memory-mapped features and the problems of a block; see `write`.
@@ -188,6 +189,13 @@ class FeatureFiles(CacheFiles):
                 "processes, and do not modify it while they run"
             ) from error
         return features, {int(index): reason for index, reason in problems.items()}
+
+
+def _write_array(file: BinaryIO, array: np.ndarray) -> None:
+    """Writes the same bytes as `np.save`, which does not report why a write to a disk fails."""
+    array = np.ascontiguousarray(array)
+    np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+    file.write(array.reshape(-1).view(np.uint8))
 
 
 class StoredFeatures(Inputs):

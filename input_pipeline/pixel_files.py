@@ -78,11 +78,15 @@ class PixelFiles(CacheFiles):
         """
         content = memoryview(np.ascontiguousarray(pixels)).cast("B")
         offset = len(self._header()) + self.image_indices(block).start * self.bytes_per_image
-        with self._open_for_writing() as file:  # not through the memory map, where a full disk would end the process
-            while content:
-                written = os.pwrite(file.fileno(), content, offset)
-                content, offset = content[written:], offset + written
-            os.fsync(file.fileno())
+        try:
+            with self._open_for_writing() as file:  # not through the memory map, where a full disk ends the process
+                while content:
+                    written = os.pwrite(file.fileno(), content, offset)
+                    content, offset = content[written:], offset + written
+                os.fsync(file.fileno())
+        except OSError as error:
+            error.filename = os.fspath(self.path)  # a write that fails does not name its file
+            raise
         write_atomically(self._get_path(block, "json"), json.dumps(problems, indent=2))
 
     def read(self) -> tuple[UInt8[np.ndarray, "images size size 3"], dict[int, str]]:

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from caption_jax.cli import command_flags, help_pages, stored_config, workdir_flag
 from caption_jax.cli.command_line import CommandLine, parse_command_line
-from caption_jax.cli.exit_status import INTERRUPTED, STOPPED, SUCCESS, USAGE, call_with_status, print_error
+from caption_jax.cli.exit_status import FAILURE, INTERRUPTED, STOPPED, SUCCESS, USAGE, call_with_status, print_error
 from caption_jax.cli.flag_errors import check_arguments, check_flag_names, explain_flag_error
 from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.cli.process_exit import call_and_exit, has_peers, is_main_process, joined_end
@@ -174,7 +174,8 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
 
     is_filter = line.subcommand != "train"
     status = call_and_exit(lambda: call_with_status(run_module, program, is_filter=is_filter))
-    if line.subcommand in _SHORT_MODES and not has_peers():
+    if (line.subcommand in _SHORT_MODES or status == FAILURE) and not has_peers():
+        # After a failure, threads of libraries may wait for each other for minutes, such as those of a failed save.
         fast_exit(script, status)
     return status
 

@@ -15,6 +15,7 @@ from caption_jax.metrics import write_results
 from caption_jax.parameters.sharding import replicated
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.loading import load_weights
+from input_pipeline.disk_faults import OptionalOutput
 from input_pipeline.extras import require
 from input_pipeline.files import write_atomically
 
@@ -93,9 +94,9 @@ def evaluate_weights(
             evaluator.context,
             evaluator.non_default_inputs,
         )
-        with experiment.display.phase("writing the report"):
+        with experiment.display.phase("writing the report"), OptionalOutput("the report is not written") as output:
             evaluator.write(final)
         report = workdir / f"report_{suffix}.html"
-        if report.exists():
+        if report.exists() and not output.has_failed:
             scored_evaluation = dataclasses.replace(scored_evaluation, report=report)
     return scored_evaluation

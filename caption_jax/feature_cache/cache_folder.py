@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from caption_jax.errors import ConfigError
 from caption_jax.runs.agreement import check_shared_folder
-from input_pipeline.files import is_on_bucket, write_atomically
+from input_pipeline.files import delete_stale_temporaries, is_on_bucket, write_atomically
 from input_pipeline.inputs import CacheFiles
 
 
@@ -62,6 +62,7 @@ def prepare_folder(files: CacheFiles, missing: int, key: Mapping[str, Any], reme
         ConfigError: there is not enough space.
     """
     files.folder.mkdir(parents=True, exist_ok=True)
+    delete_stale_temporaries(files.folder)
     required_bytes = min(missing * files.images_per_block, files.images) * files.bytes_per_image
     free_bytes = shutil.disk_usage(files.folder).free
     if required_bytes > free_bytes:

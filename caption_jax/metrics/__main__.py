@@ -11,6 +11,7 @@ import json
 import sys
 import warnings
 from collections.abc import Hashable
+from pathlib import Path
 from typing import Any, NoReturn
 
 from caption_jax.metrics import java_metrics
@@ -32,6 +33,7 @@ from caption_jax.metrics.tokenization import TOKENIZERS, TokenizationWarning
 from caption_jax.telemetry.progress import Display
 from caption_jax.telemetry.progress_displays import open_display
 from input_pipeline.errors import UserError
+from input_pipeline.files import write_atomically
 from input_pipeline.terminal_text import escape, escape_message
 
 _NEWLINE = "\n  "
@@ -76,10 +78,19 @@ def main(arguments: list[str] | None = None, program: str = _PROGRAM, *, referen
         print(f"warning: {escape_message(message)}", file=sys.stderr)
     print(_format_report(report))
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2, ensure_ascii=False)
-            file.write("\n")
+        try:
+            _write_report(Path(options.json), json.dumps(report, indent=2, ensure_ascii=False) + "\n")
+        except OSError as error:
+            print(f"error: {escape_message(error, _NEWLINE)}", file=sys.stderr)
+            return 1
     return 0
+
+
+def _write_report(path: Path, text: str) -> None:
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # such as /dev/stdout
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_atomically(path, text)
 
 
 def _make_parser(program: str, references_first: bool) -> argparse.ArgumentParser:

@@ -88,6 +88,11 @@ class ArtifactWriter:
         if self._is_main:
             self._delete([later for later in artifact_steps(self._workdir) if later > step])
 
+    def check(self) -> None:
+        """Raises the error of a model that could not be written. Does not wait."""
+        if self._job is not None and self._job.done():
+            self._finish_job()
+
     def close(self) -> None:
         """Waits for the model being written. The workdir points to it only if its checkpoint has been saved."""
         self._closing.set()

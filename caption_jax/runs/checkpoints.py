@@ -213,6 +213,11 @@ class Checkpoints:
         """Returns whether a complete checkpoint of `step` exists. Thread-safe."""
         return step in ocp.utils.checkpoint_steps(self._last.directory)
 
+    def check(self) -> None:
+        """Raises the error of a checkpoint that could not be written in the background. Does not wait."""
+        self._last.check_for_errors()
+        self._best.check_for_errors()
+
     def wait(self) -> None:
         """Blocks until all pending checkpoints are written."""
         self._last.wait_until_finished()

@@ -23,6 +23,7 @@ from caption_jax.runs.start_summary import describe_start
 from caption_jax.specs import DatasetFacts, RunSpec, differences, resolve
 from caption_jax.specs.resolve import describe_fit, find_contradictions, use_stored_values
 from caption_jax.telemetry.progress import SILENT, Display
+from input_pipeline.files import delete_stale_temporaries
 from input_pipeline.images import Preprocessing
 from input_pipeline.records import Split
 from input_pipeline.sources import get_split, open_splits
@@ -79,6 +80,7 @@ def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILE
     """
     experiment = prepare_experiment(spec, workdir, display)
     if jax.process_index() == 0:
+        delete_stale_temporaries(workdir, depth=3)  # caches are in folders of folders
         if experiment.resumes:
             workdir_files.write_spec(workdir, experiment.spec, spec)
         else:

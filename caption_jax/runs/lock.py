@@ -44,6 +44,7 @@ class WorkdirLock:
 
     def __init__(self, file: epath.Path, holder: Holder):
         self._file, self._holder = file, holder
+        self._folder_id = _identify(file.parent)
         self._error: UserError | None = None
         self._has_warned = False
         self._released = threading.Event()
@@ -63,7 +64,7 @@ class WorkdirLock:
     def renew(self) -> None:
         """Renews the lock; creates it again if its file was deleted."""
         content = read_if_exists(self._file)
-        if content is None and not self._file.parent.exists():
+        if content is None and _identify(self._file.parent) != self._folder_id:
             self._error = WorkdirError(f"--workdir={self._file.parent} was deleted during training")
         elif content is None:
             create_exclusively(self._file, self._holder.to_json())  # the next renewal finds out whether this succeeded
@@ -104,6 +105,15 @@ class LockedWorkdir(NamedTuple):
 
     workdir: epath.Path
     check: Callable[[], None]
+
+    def checked(self, stop_requested: Callable[[int], bool]) -> Callable[[int], bool]:
+        """Returns a function that calls `check` before `stop_requested`."""
+
+        def checked_stop_requested(step: int) -> bool:
+            self.check()
+            return stop_requested(step)
+
+        return checked_stop_requested
 
 
 @contextlib.contextmanager
@@ -227,6 +237,17 @@ def _describe_refusal(file: epath.Path, holder: Holder, *, can_be_stale: bool) -
             f"; if it no longer runs, start again {format_duration(STALE_SECONDS)} after its end, or delete {file}"
         )
     return f"--workdir={file.parent} is in use by another training run ({holder}): {remedy}"
+
+
+def _identify(folder: epath.Path) -> tuple[int, int] | bool:
+    """Returns a value that changes if a folder is deleted, even if another thread creates it again."""
+    if is_on_bucket(folder):
+        return folder.exists()
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return False
+    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

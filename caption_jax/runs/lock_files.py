@@ -71,14 +71,19 @@ def seconds_since_renewal(file: epath.Path) -> float:
 def _link_exclusively(file: epath.Path, content: str) -> None:
     """Links a complete temporary file to `file`. Raises FileExistsError if it exists."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")
-    write_atomically(temporary, content)
     try:
-        os.link(temporary, file)
-    except FileExistsError:
-        raise
-    except OSError:  # the file system has no hard links
-        with open(file, "x", encoding="utf-8") as target:
+        with open(temporary, "x", encoding="utf-8") as target:
             target.write(content)
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            raise
+        except OSError:  # the file system has no hard links
+            with open(file, "x", encoding="utf-8") as target:
+                target.write(content)
+    except OSError as error:
+        error.filename, error.filename2 = os.fspath(file), None
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

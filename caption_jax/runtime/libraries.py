@@ -14,6 +14,7 @@ from typing import Literal
 
 from absl import flags, logging
 
+from input_pipeline.disk_faults import find_disk_fault
 from input_pipeline.terminal_text import escape_message
 
 Verbosity = Literal["quiet", "normal", "verbose"]
@@ -52,13 +53,17 @@ class _LibraryFilter(standard_logging.Filter):
     """Drops the informational messages of installed packages other than this one, but not their warnings and errors.
 
     Orbax's warning about the duration of a save is also dropped: it depends on the disk, and a run saves in the
-    background.
+    background. So are the tracebacks that Orbax and asyncio log when a disk is full or has failed, because the run
+    reports the fault in one line.
     """
 
     _PATH = re.compile(r"[/\\](site|dist)-packages[/\\](?!(caption_jax|input_pipeline)[/\\])")
     _NOISE = re.compile(r"Waiting for previous save to complete took")
 
     def filter(self, record: standard_logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and find_disk_fault(error) is not None:
+            return False
         is_library = self._PATH.search(record.pathname) is not None
         is_noise = record.levelno <= standard_logging.INFO or self._NOISE.match(record.getMessage()) is not None
         return not (is_library and is_noise)
@@ -84,8 +89,18 @@ def set_up_log(verbosity: Verbosity = "normal") -> None:
         handler.removeFilter(_LIBRARY_FILTER)
         return
     handler.addFilter(_LIBRARY_FILTER)  # no-op if already added
+    sys.unraisablehook = _print_unraisable
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+
+
+def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Prints an exception that cannot be raised, except those of TensorStore's threads after a failed save.
+
+    Orbax has then closed the event loop to which the threads report the end of the other writes.
+    """
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 _STDERR = 2

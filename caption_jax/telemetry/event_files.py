@@ -1,4 +1,8 @@
-"""TensorBoard event files, written by a background thread that also imports TensorFlow."""
+"""TensorBoard event files, written by a background thread that also imports TensorFlow.
+
+A run does not depend on them, so a full disk does not end it: one warning says what is wrong, and no more events are
+written. The scalars are in `metrics.jsonl` too.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from etils import epath
 
 from caption_jax.telemetry.bucket_copies import BucketEventWriter
 from caption_jax.telemetry.write_queue import WriteQueue
+from input_pipeline.disk_faults import OptionalOutput
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import is_on_bucket
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
@@ -19,7 +24,8 @@ class EventFiles:
     """Asynchronous writer of event files.
 
     The first write starts the thread, which imports TensorFlow. This takes seconds but does not block the caller.
-    Events are written in order. If a write fails, a later method call raises its error.
+    Events are written in order. If a write fails because of a fault of the disk, a warning is logged, and later events
+    are dropped. If it fails for another reason, a later method call raises its error.
 
     Args:
         folder: folder of the event files, local or on a bucket.
@@ -31,6 +37,7 @@ class EventFiles:
         self._open_writer = open_writer or _open_summary_writer
         self._queue = WriteQueue("event-files")
         self._writer: Any = None
+        self._output = OptionalOutput("no more events are written for TensorBoard")
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Writes scalars by name."""
@@ -52,13 +59,17 @@ class EventFiles:
         self._queue.submit(self._write, method, step, dict(values))
 
     def _write(self, method: str, step: int, values: Mapping[str, Any]) -> None:
-        if self._writer is None:
-            self._writer = self._open_writer(self._folder)
-        getattr(self._writer, method)(step, values)
+        if self._output.has_failed:
+            return
+        with self._output:
+            if self._writer is None:
+                self._writer = self._open_writer(self._folder)
+            getattr(self._writer, method)(step, values)
 
     def _close_writer(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._writer is not None and not self._output.has_failed:
+            with self._output:
+                self._writer.close()
 
 
 def _open_summary_writer(folder: str) -> Any:

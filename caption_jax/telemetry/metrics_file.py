@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -58,24 +59,37 @@ class MetricsFile:
         if is_on_bucket(self._path):
             self._bucket_text = text
 
+    def sync(self) -> None:
+        """Waits until all rows are on the disk, so that they survive a power failure."""
+        if not is_on_bucket(self._path) and self._path.exists():
+            with open(self._path, "rb") as file:
+                os.fsync(file.fileno())
+
     def append(self, row: Row) -> None:
         """Writes one row and closes the file, so that the row is not lost if the process is killed."""
         if is_on_bucket(self._path):
             self._bucket_text += row.to_line()
             write_atomically(self._path, self._bucket_text)
             return
-        with self._path.open("a") as file:
-            file.write(row.to_line())
+        try:
+            with self._path.open("a") as file:
+                file.write(row.to_line())
+        except OSError as error:
+            error.filename = os.fspath(self._path)  # a write that fails does not name its file
+            raise
 
 
 def read_metrics(path: epath.PathLike) -> list[Row]:
-    """Reads all rows, in the order written. An incomplete last line, left by a killed process, is ignored.
+    """Reads all rows, in the order written.
+
+    An incomplete last line, left by a killed process or a full disk, is ignored, and so are the zeros with which some
+    file systems fill the end of a file after a power failure.
 
     Raises:
         FileNotFoundError: the file does not exist.
         WorkdirError: a line is not a valid row; the message contains its number.
     """
-    lines = storage_path(path).read_text().splitlines(keepends=True)
+    lines = storage_path(path).read_text().rstrip("\0").splitlines(keepends=True)
     if lines and not lines[-1].endswith("\n"):
         lines.pop()
     return [_parse(path, number, line) for number, line in enumerate(lines, start=1)]

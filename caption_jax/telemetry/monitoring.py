@@ -92,8 +92,9 @@ class Monitor:
             self._events.texts(step, texts)
 
     def flush_metrics(self) -> None:
-        """Waits until all rows of `metrics.jsonl` are written. A run that resumes does not repeat them."""
+        """Waits until all rows of `metrics.jsonl` are on the disk. A run that resumes does not repeat them."""
         if self._active:
+            self._rows.submit(self._metrics.sync)
             self._rows.flush()
 
     def close(self) -> None:

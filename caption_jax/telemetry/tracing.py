@@ -10,6 +10,7 @@ from etils import epath
 
 from caption_jax.specs import ProfileSpec
 from caption_jax.telemetry.bucket_copies import FolderCopy
+from input_pipeline.disk_faults import OptionalOutput
 from input_pipeline.files import is_on_bucket
 
 
@@ -46,7 +47,9 @@ class Trace:
         """Stops the trace if it is still running."""
         if self._running:
             self._running = False
-            jax.profiler.stop_trace()
-            if self._local is not None:
-                FolderCopy(self._local.name, self._folder).update()
-            logging.info("profile of steps %d to %d in %s", self._steps.start + 1, self._steps.stop, self._folder)
+            with OptionalOutput("the profile is incomplete") as output:
+                jax.profiler.stop_trace()
+                if self._local is not None:
+                    FolderCopy(self._local.name, self._folder).update()
+            if not output.has_failed:
+                logging.info("profile of steps %d to %d in %s", self._steps.start + 1, self._steps.stop, self._folder)

@@ -22,6 +22,7 @@ from caption_jax.runs.agreement import check_same_flag
 from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.best_recovery import resume_best
 from caption_jax.runs.checkpoints import Checkpoints, RestoredState
+from caption_jax.runs.disk_use import DiskUse
 from caption_jax.runs.experiment import Experiment, start_experiment
 from caption_jax.runs.initial_variables import initial_variables
 from caption_jax.runs.late_evaluation import EVALUATION_DUE
@@ -39,6 +40,7 @@ from caption_jax.training.next_phase import NextPhaseCompiler, training_phases
 from caption_jax.training.pending_steps import PendingSteps
 from caption_jax.training.run_parts import make_program_with_constants, make_validation_evaluator, open_batches
 from caption_jax.training.state import TrainState
+from input_pipeline.disk_faults import OptionalOutput
 from input_pipeline.extras import TRAINING, require
 from input_pipeline.files import absolute_path
 
@@ -100,11 +102,11 @@ def train_run(
         SignalReceived: a signal ended the run before its first step or after its last one.
     """
     require("training", *TRAINING)
-    with lock_workdir(absolute_path(workdir)) as lock:
+    with lock_workdir(absolute_path(workdir)) as lock, DiskUse(lock.workdir).reported_faults() as disk_use:
         experiment = start_experiment(spec, lock.workdir, display)
         check_same_flag(MAX_STEPS, max_steps)
-        with contextlib.closing(Run(experiment, checkpoint)) as run, stop_on_signal() as stop_requested:
-            is_complete = run.train(lambda step: lock.check() or stop_requested(step), max_steps)
+        with contextlib.closing(Run(experiment, checkpoint, disk_use)) as run, stop_on_signal() as stop_requested:
+            is_complete = run.train(lock.checked(stop_requested), max_steps)
         return TrainingResult(is_complete, finish_run(run) if is_complete else None)
 
 
@@ -120,8 +122,9 @@ class Run:
         is_evaluation_due: whether the evaluation of the current step is not finished.
     """
 
-    def __init__(self, experiment: Experiment, checkpoint: int | None = None):
+    def __init__(self, experiment: Experiment, checkpoint: int | None = None, disk_use: DiskUse | None = None):
         self.experiment, self.spec = experiment, experiment.spec
+        self.disk_use = disk_use or DiskUse(experiment.workdir)
         self.steps = self.spec.train.steps
         self.checkpoints = Checkpoints(experiment.workdir, checkpoint)
         self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
@@ -177,6 +180,8 @@ class Run:
                     return _record_stop(session, step, SIGNAL)
             for end, train_step in self._phases(step):
                 while step < end and not self._is_out_of_patience():
+                    self.checkpoints.check()
+                    self.artifacts.check()
                     trace.before_step(step, self.state)
                     with self.clock.waiting():
                         batch = next(self.batches)
@@ -216,6 +221,8 @@ class Run:
         """Returns the state on the devices, and the latest checkpoint if the state was restored from it."""
         abstract = self.program.abstract_state
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
+        is_complete = restored is not None and restored.step >= self.steps
+        self.disk_use.check(abstract.weights(), abstract.resume_only(), is_complete=is_complete)
         if restored is not None:
             return abstract.from_checkpoint(restored.weights, restored.train), restored
         self.artifacts.delete_after(0)
@@ -364,7 +371,7 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("best model written")  # the main process writes it, all read it
     if jax.process_index() == 0:
-        with run.display.phase("drawing the loss curve"):
+        with run.display.phase("drawing the loss curve"), OptionalOutput("the loss curve is not drawn"):
             loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
         return None

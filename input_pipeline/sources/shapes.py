@@ -9,6 +9,7 @@ import logging
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from input_pipeline.records import SPLITS, Record, Split, check_splits
 from input_pipeline.tensorflow_devices import keep_tensorflow_off_accelerators
 
 _PURPOSE = "the shapes dataset"
+_STALE_SECONDS = 3600.0
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +87,10 @@ def _prepare_atomically(make_builder: functools.partial, target: Path) -> None:
     processes discard their copies.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    for folder in target.parent.glob(".incomplete-*"):
+        with contextlib.suppress(OSError):  # its process has just deleted it
+            if time.time() - folder.stat().st_mtime > _STALE_SECONDS:  # its process was killed
+                shutil.rmtree(folder, ignore_errors=True)
     temporary = Path(tempfile.mkdtemp(prefix=".incomplete-", dir=target.parent))
     try:
         builder = make_builder(data_dir=os.fspath(temporary))

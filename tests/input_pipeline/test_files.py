@@ -12,7 +12,7 @@ from caption_jax.pretrained.roberta_weights import load_roberta
 from caption_jax.pretrained.weight_sources import locate_weights
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
-from input_pipeline.files import absolute_path, is_on_bucket, storage_path, write_atomically
+from input_pipeline.files import absolute_path, delete_stale_temporaries, is_on_bucket, storage_path, write_atomically
 from input_pipeline.sources import open_splits
 
 
@@ -35,6 +35,21 @@ def test_a_failed_write_keeps_the_old_file_and_leaves_no_temporary_file(tmp_path
         write_atomically(tmp_path / "a", write_and_fail)
     assert (tmp_path / "a").read_text() == "before"
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_temporary_files_of_killed_processes_are_deleted_but_not_those_of_running_ones(tmp_path):
+    names = [f".a.{character * 32}.part" for character in "abcd"]
+    old, deep, deeper, young = tmp_path / names[0], tmp_path / "1" / names[1], tmp_path / "1" / "2" / names[2], None
+    deeper.parent.mkdir(parents=True)
+    young = tmp_path / names[3]
+    kept = [tmp_path / "b.part", tmp_path / ".hidden.part", deeper, young]
+    for file in (old, deep, *kept):
+        file.touch()
+        if file != young:
+            os.utime(file, (0, 0))
+    delete_stale_temporaries(tmp_path, depth=2)
+    delete_stale_temporaries(tmp_path / "missing")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
 
 
 def test_an_incomplete_file_is_not_visible_under_its_final_name(tmp_path):

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 from absl import flags, logging
@@ -21,6 +22,7 @@ def restored_log(monkeypatch):
     formatter, filters, verbosity = handler.python_handler.formatter, list(handler.filters), logging.get_verbosity()
     to_stderr = flags.FLAGS["logtostderr"].value
     monkeypatch.setattr(os, "environ", dict(os.environ))
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     yield
     handler.setFormatter(formatter)
     handler.filters[:] = filters
@@ -53,6 +55,27 @@ def test_the_warning_about_slow_saves_is_dropped():
     set_up_log()
     path, message = "/lib/site-packages/orbax/checkpoint/manager.py", "Waiting for previous save to complete took 1.5 s"
     assert not logging.get_absl_handler().filter(make_record(path, "WARNING", message))
+
+
+def test_tracebacks_of_libraries_about_full_disks_are_dropped():
+    set_up_log()
+    record = make_record("/lib/site-packages/orbax/checkpoint/futures.py", "ERROR", "run() raised an exception")
+    for error, is_logged in ((OSError(28, "No space left on device", "/a"), False), (ValueError("a bug"), True)):
+        record.exc_info = (type(error), error, None)
+        assert bool(logging.get_absl_handler().filter(record)) is is_logged
+
+
+def test_exceptions_of_threads_after_a_failed_save_are_not_printed(capsys):
+    set_up_log()
+    for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug")):
+        arguments = types.SimpleNamespace(
+            exc_type=RuntimeError, exc_value=error, exc_traceback=None, err_msg=None, object=None
+        )
+        try:
+            sys.unraisablehook(arguments)
+        except TypeError:  # the original hook accepts only the interpreter's arguments, so it was called
+            print("printed", error)
+    assert capsys.readouterr().out == "printed a bug\n"
 
 
 def test_a_verbose_log_contains_all_messages():

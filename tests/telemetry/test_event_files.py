@@ -79,12 +79,31 @@ def test_errors_are_raised_by_a_later_write_or_by_close():
 
 def test_errors_when_opening_the_writer_are_raised_by_close():
     def open_writer(folder):
-        raise PermissionError(folder)
+        raise ValueError(folder)
 
     events = EventFiles("folder", open_writer)
     events.scalars(1, {})
-    with pytest.raises(PermissionError):
+    with pytest.raises(ValueError):
         events.close()
+
+
+def test_a_full_disk_is_reported_once_and_ends_the_events_but_not_the_run(caplog):
+    class FullDisk(RecordingWriter):
+        def _write(self, kind, step):
+            super()._write(kind, step)
+            if step > 1:
+                raise RuntimeError("/runs/a/events.out.tfevents.1; No space left on device")
+
+    writer = FullDisk()
+    events = EventFiles("folder", lambda folder: writer)
+    for step in range(1, 5):
+        events.scalars(step, {})
+    events.close()
+    assert writer.calls == [("scalars", 1), ("scalars", 2)]
+    (record,) = caplog.records
+    assert record.getMessage().startswith(
+        "no more events are written for TensorBoard (/runs/a/events.out.tfevents.1: No space left on device"
+    )
 
 
 def test_writes_block_while_too_many_are_pending(monkeypatch):

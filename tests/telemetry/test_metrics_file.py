@@ -67,3 +67,20 @@ def test_the_error_for_an_invalid_line_names_its_number(tmp_path):
     path.write_text('{"step": 1, "split": "train", "values": {}}\nhello\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
         read_metrics(path)
+
+
+def test_zeros_at_the_end_which_a_power_failure_leaves_are_repaired_on_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(Row(1, "train", {"loss": 2.0}).to_line() + Row(2, "train", {"loss": 1.0}).to_line() + "\0" * 500)
+    assert [row.step for row in read_metrics(path)] == [1, 2]
+    metrics = MetricsFile(path, start_step=1)
+    metrics.append(Row(2, "train", {"loss": 1.5}))
+    metrics.sync()
+    assert [row.values["loss"] for row in read_metrics(path)] == [2.0, 1.5] and "\0" not in path.read_text()
+
+
+def test_a_line_that_a_full_disk_has_cut_off_is_repaired_on_resume(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(Row(1, "train", {"loss": 2.0}).to_line() + Row(2, "train", {"loss": 1.0}).to_line()[:-9])
+    MetricsFile(path, start_step=2).append(Row(2, "train", {"loss": 1.5}))
+    assert [row.values["loss"] for row in read_metrics(path)] == [2.0, 1.5]
