@@ -168,7 +168,7 @@ def _walk(error: BaseException) -> Iterator[tuple[BaseException, bool]]:
 
 def _describe_free_space(path: str) -> str:
     """Returns how much of the disk of a path is free; "" if unknown."""
-    if not path or is_on_bucket(path):
+    if os.sep not in path or is_on_bucket(path):  # not a file, such as the standard output
         return ""
     existing = next((folder for folder in (Path(path), *Path(path).absolute().parents) if folder.exists()), None)
     if existing is None:

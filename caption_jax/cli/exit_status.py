@@ -40,10 +40,25 @@ def call_with_status(function: Callable[[], int], program: str, *, is_filter: bo
     except BrokenPipeError:
         if not is_filter:
             raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not raise again
+        _discard_output()
         return BROKEN_PIPE
     except Exception as error:  # `print_error` re-raises errors that the user cannot fix
-        return print_error(error, program)
+        return print_error(_name_output(error), program)
+
+
+def _discard_output() -> None:
+    """Makes sure that closing stdout, of which a part cannot be written, does not raise again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _name_output(error: Exception) -> Exception:
+    """Returns an error with stdout as its file if stdout cannot be written, such as a file on a full disk."""
+    try:
+        sys.stdout.flush()
+    except OSError as output_error:
+        _discard_output()
+        return OSError(output_error.errno, output_error.strerror, "standard output")
+    return error
 
 
 def print_error(error: Exception, program: str, status: int = FAILURE) -> int:

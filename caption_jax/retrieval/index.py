@@ -209,7 +209,11 @@ def _check_no_link(path: Path) -> None:
 
 def _write(file: Any, chunks: Iterable[bytes]) -> int:
     """Writes chunks and syncs the file to disk before the header refers to them; returns the number of bytes."""
-    size = sum(file.write(chunk) for chunk in chunks)
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        size = sum(file.write(chunk) for chunk in chunks)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = file.name  # a write that fails does not name its file
+        raise
     return size

@@ -7,14 +7,20 @@ processes, whose system calls fail for one kind of file.
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from resume_run import RunLauncher, assert_same_result, log_path, read_rows
+from resume_run import ROOT, RunLauncher, assert_same_result, log_path, read_rows
 from small_run import run_main
 from system_call_faults import Fault, fault_environment, read_faults
+
+from caption_jax.retrieval.index import ImageIndex
 
 STEPS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 PIXELS = "--config.data.pixel_cache.use=always"
@@ -54,6 +60,42 @@ def test_a_full_disk_does_not_prevent_captions(workdir, small_disk, small_images
     assert run_main("caption", f"--workdir={workdir}", str(image), reports_errors=True) == 0
     captured = capsys.readouterr()
     assert captured.out.startswith(f"{image}\t") and not read_errors(captured.err)
+
+
+def test_an_index_on_a_full_disk_keeps_its_images_and_is_completed_later(
+    searchable_workdir, distinct_images, small_disk, capsys
+):
+    index = small_disk.folder / "index"
+    images = [str(distinct_images / "images" / f"{number:02d}.png") for number in range(4)]
+    arguments = ["index", f"--workdir={searchable_workdir}", f"--index={index}", "--captions=none"]
+    assert run_main(*arguments, *images[:2]) == 0
+    small_disk.fill()
+    assert run_main(*arguments, *images, reports_errors=True) == 1
+    (error,) = read_errors(capsys.readouterr().err)
+    assert f"error: {index}/" in error and "No space left on device" in error
+    assert len(ImageIndex(index)) == 2
+    small_disk.free()
+    assert run_main(*arguments, *images) == 0
+    complete = small_disk.folder / "complete"
+    assert run_main("index", f"--workdir={searchable_workdir}", f"--index={complete}", "--captions=none", *images) == 0
+    assert [entry.path for entry in ImageIndex(index).entries()] == images
+    assert np.array_equal(ImageIndex(index).vectors, ImageIndex(complete).vectors)
+
+
+@pytest.mark.slow
+def test_captions_that_cannot_be_written_end_the_command_with_one_line(small_workdir, small_images):
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    command = [sys.executable, "main.py", "caption", f"--workdir={small_workdir}", str(small_images / "images")]
+    with open("/dev/full", "w") as output:
+        environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        result = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=output, stderr=subprocess.PIPE, text=True, check=False
+        )
+    assert result.returncode == 1
+    assert read_errors(result.stderr) == [
+        "error: standard output: No space left on device: free space, then run the same command again"
+    ]
 
 
 @pytest.mark.parametrize("mode", ["evaluate", "train"])
