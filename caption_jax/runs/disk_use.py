@@ -13,6 +13,7 @@ from absl import logging
 from etils import epath
 
 from caption_jax.errors import StorageError, UserError, WorkdirError
+from caption_jax.runs.lock_files import identify_folder
 from input_pipeline.disk_faults import format_bytes, reported_disk_faults
 from input_pipeline.files import is_on_bucket
 
@@ -29,7 +30,7 @@ class DiskUse:
     """
 
     def __init__(self, workdir: epath.Path):
-        self._workdir = workdir
+        self._workdir, self._folder_id = workdir, identify_folder(workdir)
         self._weights_bytes = self._checkpoint_bytes = 0
 
     @contextlib.contextmanager
@@ -44,7 +45,8 @@ class DiskUse:
             with reported_disk_faults(self._find_needed_bytes, self._workdir):
                 yield self
         except FileNotFoundError as error:
-            if isinstance(error, UserError) or is_on_bucket(self._workdir) or self._workdir.exists():
+            folder_id = identify_folder(self._workdir)
+            if isinstance(error, UserError) or (folder_id and folder_id == self._folder_id):
                 raise
             raise WorkdirError(f"--workdir={self._workdir} was deleted during training") from error
 

@@ -24,7 +24,13 @@ from etils import epath
 
 from caption_jax.errors import LockedError, UserError, WorkdirError
 from caption_jax.runs.agreement import check_workdir, reported_failures
-from caption_jax.runs.lock_files import create_exclusively, read_if_exists, renew, seconds_since_renewal
+from caption_jax.runs.lock_files import (
+    create_exclusively,
+    identify_folder,
+    read_if_exists,
+    renew,
+    seconds_since_renewal,
+)
 from caption_jax.runs.lock_holder import Holder, format_duration, parse_holder, this_process
 from caption_jax.runtime.liveness import current_watch
 from input_pipeline.files import is_on_bucket, write_atomically
@@ -44,7 +50,7 @@ class WorkdirLock:
 
     def __init__(self, file: epath.Path, holder: Holder):
         self._file, self._holder = file, holder
-        self._folder_id = _identify(file.parent)
+        self._folder_id = identify_folder(file.parent)
         self._error: UserError | None = None
         self._has_warned = False
         self._released = threading.Event()
@@ -64,7 +70,7 @@ class WorkdirLock:
     def renew(self) -> None:
         """Renews the lock; creates it again if its file was deleted."""
         content = read_if_exists(self._file)
-        if content is None and _identify(self._file.parent) != self._folder_id:
+        if content is None and identify_folder(self._file.parent) != self._folder_id:
             self._error = WorkdirError(f"--workdir={self._file.parent} was deleted during training")
         elif content is None:
             create_exclusively(self._file, self._holder.to_json())  # the next renewal finds out whether this succeeded
@@ -237,17 +243,6 @@ def _describe_refusal(file: epath.Path, holder: Holder, *, can_be_stale: bool) -
             f"; if it no longer runs, start again {format_duration(STALE_SECONDS)} after its end, or delete {file}"
         )
     return f"--workdir={file.parent} is in use by another training run ({holder}): {remedy}"
-
-
-def _identify(folder: epath.Path) -> tuple[int, int] | bool:
-    """Returns a value that changes if a folder is deleted, even if another thread creates it again."""
-    if is_on_bucket(folder):
-        return folder.exists()
-    try:
-        status = os.stat(folder)
-    except FileNotFoundError:
-        return False
-    return status.st_dev, status.st_ino
 
 
 @contextlib.contextmanager

@@ -68,6 +68,20 @@ def seconds_since_renewal(file: epath.Path) -> float:
             return os.stat(probe).st_mtime - os.fstat(opened.fileno()).st_mtime
 
 
+def identify_folder(folder: epath.Path) -> tuple[int, int] | bool:
+    """Returns a value that changes if a folder is deleted, even if another thread creates it again.
+
+    In a bucket, it only tells whether the folder has files.
+    """
+    if is_on_bucket(folder):
+        return folder.exists()
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return False
+    return status.st_dev, status.st_ino
+
+
 def _link_exclusively(file: epath.Path, content: str) -> None:
     """Links a complete temporary file to `file`. Raises FileExistsError if it exists."""
     temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.part")

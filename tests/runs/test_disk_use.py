@@ -74,9 +74,15 @@ def test_an_error_of_a_full_disk_has_the_size_of_what_was_written(tmp_path, free
     assert str(error.value).startswith(f"{tmp_path / file}: No space left on device ({needed}0 kB of 1.00 GB are free)")
 
 
-def test_a_deleted_workdir_is_reported(tmp_path):
+@pytest.mark.parametrize("is_created_again", [False, True])
+def test_a_deleted_workdir_is_reported_even_if_a_library_creates_it_again(tmp_path, is_created_again):
     workdir = epath.Path(tmp_path) / "run"
-    with pytest.raises(WorkdirError, match=r"--workdir=.*/run was deleted"), DiskUse(workdir).reported_faults():
+    workdir.mkdir()
+    use = DiskUse(workdir)
+    with pytest.raises(FileNotFoundError), use.reported_faults():
         (workdir / "metrics.jsonl").read_text()
-    with pytest.raises(FileNotFoundError), DiskUse(epath.Path(tmp_path)).reported_faults():
+    workdir.rename(epath.Path(tmp_path) / "moved")  # so that the file system does not use its number again
+    if is_created_again:
+        workdir.mkdir()
+    with pytest.raises(WorkdirError, match=r"--workdir=.*/run was deleted"), use.reported_faults():
         (workdir / "metrics.jsonl").read_text()
