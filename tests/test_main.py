@@ -27,7 +27,7 @@ def test_training_writes_the_documented_files(small_workdir):
     first_column = re.findall(r"^\| `(\S+)` \|", (ROOT / "docs" / "workdir.md").read_text(), flags=re.MULTILINE)
     names = [name for name in first_column if "." in name or name.endswith("/")]
     assert len(names) >= 10
-    optional = {"profile/", "features/<key>/", "pixels/<key>/", "objectives/<label>.npz"}
+    optional = {"training.lock", "profile/", "features/<key>/", "pixels/<key>/", "objectives/<label>.npz"}
     for name in set(names) - optional - {"compile_cache/"}:  # tests use a compilation cache outside the workdir
         pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val")
         assert list(small_workdir.glob(pattern)), name
