@@ -16,7 +16,7 @@ def set_up_platform(options: flags.FlagValues) -> None:
     set_up_log(choose_verbosity(options))
     import jax
 
-    from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
+    from caption_jax.runtime.compilation_cache import guard_programs, is_cache_safe, locate_cache
 
     if options.mode == "plan":
         from caption_jax.planning.topology import prepare
@@ -30,6 +30,7 @@ def set_up_platform(options: flags.FlagValues) -> None:
         )
     if not is_cache_safe():
         disable_compilation_cache()
+    guard_programs()
     # JAX_COMPILATION_CACHE_DIR overrides the cache in the workdir. A dry run does not write to the workdir.
     if jax.config.jax_compilation_cache_dir is None and not options.dry_run:
         jax.config.update("jax_compilation_cache_dir", locate_cache(options.workdir))

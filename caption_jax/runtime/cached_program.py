@@ -3,7 +3,8 @@
 JAX's compilation cache skips compilation but not tracing, which takes seconds for a model of this size. A
 `CachedProgram` therefore stores its StableHLO in the same folder, as `<name>-<hash>.stablehlo`. The hash covers
 everything that determines the program: this project's sources, the versions of JAX, Flax and Optax, the caller's cache
-key, and the structure, shapes and dtypes of the arguments. Like compiled programs, these files contain code that will
+key, and the structure, shapes and dtypes of the arguments. The file starts with its checksum, because a program with a
+flipped bit may still be valid. Like compiled programs, these files contain code that will
 be executed, so the folder must be trusted.
 """
 
@@ -27,6 +28,7 @@ from input_pipeline.files import storage_path, write_atomically
 
 PyTree = Any
 
+_MAGIC = b"caption-jax program 1\n"
 _TRACING_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 log = logging.getLogger(__name__)
@@ -85,15 +87,15 @@ class CachedProgram:
     def _load_or_trace(self, folder: str, arguments: tuple[PyTree, ...], signature: str) -> Callable:
         file = storage_path(folder) / f"{self._name}-{self._compute_hash(signature)}.stablehlo"
         try:
-            return jax.jit(export.deserialize(bytearray(file.read_bytes())).call, **self._options)
+            return jax.jit(export.deserialize(bytearray(_remove_checksum(file.read_bytes()))).call, **self._options)
         except FileNotFoundError:
             pass
-        except Exception as error:  # truncated and incompatible files can raise any exception
+        except Exception as error:  # incompatible files can raise any exception
             log.warning("cannot read %s, tracing the program again (%s)", file, error)
         exported = export.export(self._jitted)(*arguments)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, bytes(exported.serialize()))
+            write_atomically(file, _add_checksum(bytes(exported.serialize())))
         except OSError as error:
             log.warning("cannot cache the traced program: %s", error)
         return jax.jit(exported.call, **self._options)
@@ -154,6 +156,23 @@ class CachedUpdate:
     def compile(self, state: PyTree, *arguments: PyTree) -> None:
         """Compiles the function for the shapes of the arguments; see `CachedProgram.compile`."""
         self._program.compile(jax.tree.leaves(state), *arguments)
+
+
+def _add_checksum(program: bytes) -> bytes:
+    return _MAGIC + hashlib.sha256(program).digest() + program
+
+
+def _remove_checksum(content: bytes) -> bytes:
+    """Returns the program in a file.
+
+    Raises:
+        ValueError: it does not match the checksum.
+    """
+    start = len(_MAGIC)
+    digest, program = content[start : start + 32], content[start + 32 :]
+    if not content.startswith(_MAGIC) or hashlib.sha256(program).digest() != digest:
+        raise ValueError("it is damaged: the contents do not match their checksum")
+    return program
 
 
 @functools.cache

@@ -1,16 +1,21 @@
-"""Folder of the cache of compiled programs, and its use without changing JAX's global configuration."""
+"""Folder of the cache of compiled programs, its use without changing JAX's global configuration, and damaged files."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
-from input_pipeline.files import is_on_bucket
+from input_pipeline.files import is_on_bucket, storage_path
+
+log = logging.getLogger(__name__)
 
 _SCOPE_LOCK = threading.RLock()
 
@@ -48,6 +53,7 @@ def scoped_cache(folder: str) -> Iterator[None]:
     """
     from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
+    guard_programs()
     settings = {
         "jax_compilation_cache_dir": folder,
         "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -62,6 +68,38 @@ def scoped_cache(folder: str) -> Iterator[None]:
         finally:
             _configure(previous)
             reset_cache()
+
+
+@functools.cache
+def guard_programs() -> None:
+    """Makes JAX notice damaged files of its compilation cache, and replace them.
+
+    JAX compresses compiled programs with zstandard, if that package is installed, without a checksum. A flipped bit can
+    then crash the process or change the machine code. zlib, which JAX uses otherwise, has a checksum. JAX reports a
+    damaged file, but never replaces it. There is no public access to either.
+    """
+    from jax._src import compilation_cache as cache
+
+    for name in ("zstd", "zstandard"):
+        if hasattr(cache, name):
+            setattr(cache, name, None)
+    read = cache.get_executable_and_time
+
+    @functools.wraps(read)
+    def read_or_delete(cache_key: str, *arguments: Any, **options: Any) -> tuple[Any, int | None]:
+        try:
+            return read(cache_key, *arguments, **options)
+        except Exception as error:  # damaged files can raise any exception
+            folder = jax.config.jax_compilation_cache_dir
+            if not folder:
+                raise
+            file = storage_path(folder) / f"{cache_key}-cache"
+            log.warning("%s is damaged (%s): the program is compiled again", file, error)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
+            return None, None
+
+    cache.get_executable_and_time = read_or_delete
 
 
 def _configure(settings: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from damaged_weights import DAMAGE
 
 from caption_jax.runtime.cached_program import CachedProgram
 
@@ -63,14 +64,27 @@ def test_programs_with_another_key_or_other_arguments_are_traced(cache_folder, c
     np.testing.assert_array_equal(result[1], CountingFunction()(*arguments)[1])
 
 
-def test_a_truncated_file_is_replaced(cache_folder, caplog):
+@pytest.mark.parametrize("kind", sorted(DAMAGE.keys() - {"missing"}))
+def test_a_damaged_file_is_replaced(cache_folder, caplog, kind):
     CachedProgram(CountingFunction(), "count", {})(*ARGUMENTS)
     (path,) = cache_folder.glob("*.stablehlo")
-    content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2])
+    DAMAGE[kind](path)
     function = CountingFunction()
     assert CachedProgram(function, "count", {})(*ARGUMENTS)[1] == 6
     assert function.trace_count == 1 and "tracing the program again" in caplog.text
+    later_function = CountingFunction()
+    assert CachedProgram(later_function, "count", {})(*ARGUMENTS)[1] == 6 and later_function.trace_count == 0
+
+
+def test_every_flipped_bit_is_noticed(cache_folder, caplog):
+    CachedProgram(CountingFunction(), "count", {})(*ARGUMENTS)
+    (path,) = cache_folder.glob("*.stablehlo")
+    content = path.read_bytes()
+    generator = np.random.default_rng(0)
+    for position in generator.integers(0, len(content), 50):
+        path.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        function = CountingFunction()
+        assert CachedProgram(function, "count", {})(*ARGUMENTS)[1] == 6 and function.trace_count == 1
     later_function = CountingFunction()
     assert CachedProgram(later_function, "count", {})(*ARGUMENTS)[1] == 6 and later_function.trace_count == 0
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import zlib
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from damaged_weights import DAMAGE
 
 from caption_jax.runtime import compilation_cache
 from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache, scoped_cache
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -103,3 +109,38 @@ def test_settings_are_restored_after_an_error(no_cache, tmp_path):
         raise RuntimeError("inside")
     assert jax.config.jax_compilation_cache_dir is None
     assert compilation_cache.is_cache_safe() in (True, False)
+
+
+SCRIPT = """
+import sys
+import numpy as np
+import jax
+from caption_jax.runtime.compilation_cache import guard_programs
+jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+guard_programs()
+guard_programs()
+x = np.arange(4096, dtype=np.float32).reshape(64, 64) / 4096
+print(float(np.asarray(jax.jit(lambda x: jax.numpy.tanh(x @ x.T).sum(0) * jax.numpy.sin(x).sum())(x)).sum()))
+"""
+
+
+def test_a_damaged_compiled_program_is_compiled_again_and_replaced(tmp_path):
+    """In child processes, which a damaged program could crash."""
+
+    def run(kind: str) -> str:
+        command = [sys.executable, "-c", SCRIPT, str(tmp_path)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        assert process.returncode == 0, (kind, process.stderr)
+        assert kind == "intact" or ("is damaged" in process.stderr and "Traceback" not in process.stderr), kind
+        return process.stdout
+
+    expected = run("intact")
+    (file,) = tmp_path.glob("*-cache")
+    assert file.read_bytes()[:1] == b"x"  # compressed with zlib, which has a checksum
+    for kind in sorted(DAMAGE.keys() - {"missing"}):
+        DAMAGE[kind](file)
+        assert run(kind) == expected
+        assert zlib.decompress(file.read_bytes())  # which checks it
