@@ -80,15 +80,22 @@ def find_state_dict(path: Path, content: Any) -> tuple[str, dict[str, LazyTensor
     raise WeightsError(f"{path}: expected a dictionary of tensors, but {_describe(content)}")
 
 
-def _list_entries(content: Any, entry: str = "", depth: int = 0) -> Iterator[tuple[str, Mapping[Any, Any]]]:
-    """Yields (entry, dictionary) pairs in order of preference, without the extra state of modules."""
-    if not isinstance(content, Mapping):
+def _list_entries(
+    content: Any, entry: str = "", depth: int = 0, visited: set[int] | None = None
+) -> Iterator[tuple[str, Mapping[Any, Any]]]:
+    """Yields (entry, dictionary) pairs in order of preference, without the extra state of modules.
+
+    A dictionary that is reached in several ways, perhaps from itself, is yielded once.
+    """
+    visited = set() if visited is None else visited
+    if not isinstance(content, Mapping) or id(content) in visited:
         return
+    visited.add(id(content))
     values = {key: value for key, value in content.items() if not str(key).endswith("_extra_state")}
     if any(isinstance(value, LazyTensor) for value in values.values()):
         yield entry, values
     for name in _ENTRIES if depth < _MAX_DEPTH else ():
-        yield from _list_entries(content.get(name), f"{entry}.{name}".removeprefix("."), depth + 1)
+        yield from _list_entries(content.get(name), f"{entry}.{name}".removeprefix("."), depth + 1, visited)
 
 
 def _describe(content: Any) -> str:

@@ -1,9 +1,11 @@
 """Reads PyTorch files (`.pth`, `.ckpt`, `.pth.tar`) without PyTorch and without executing code from the file.
 
 A PyTorch file is a pickle with separate tensor data, in a zip archive or (before PyTorch 1.6) appended to the pickle.
-Unpickling can call any Python object by name. This reader supports only the names that a dictionary of tensors needs.
-All others, which training checkpoints contain in addition to the weights (optimizer states, arguments, callbacks),
-become an `UnknownObject`: nothing is imported or called.
+`pickle_reader` reads the pickle. Only the names that a dictionary of tensors needs are supported. All others, which
+training checkpoints contain in addition to the weights (optimizer states, arguments, callbacks), become an
+`UnknownObject`: nothing is imported or called.
+
+All sizes that a file declares are compared with the size of the file before anything is read or allocated.
 """
 
 from __future__ import annotations
@@ -11,18 +13,19 @@ from __future__ import annotations
 import collections
 import io
 import math
-import pickle
+import mmap
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from caption_jax.errors import WeightsError
+from caption_jax.pretrained.archives import open_archive, read_member
+from caption_jax.pretrained.pickle_reader import PickleError, insert, read_pickle
 
 _DTYPES = {
     "DoubleStorage": np.float64,
@@ -38,6 +41,13 @@ _DTYPES = {
 }
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+
+_MAX_PICKLE_BYTES = 2**26  # the names, shapes and settings; 1,000 tensors need 200 KB
+_MAX_COPIED_ITEMS = 1_000_000
+_MAX_DIMENSIONS = 16
+_MAX_COUNT = 2**48  # values of a storage
+_MAX_EXPANDED_SIZE = 2**20  # values of a tensor that repeats those of its storage
+_MAX_ORIGIN = 200  # characters
 
 
 @dataclass(frozen=True)
@@ -73,40 +83,25 @@ class UnknownObject:
     """An object of a class or function other than those of tensors. Replaces it without importing or calling it.
 
     Attributes:
-        origin: qualified name of the class or function, such as "argparse.Namespace".
+        origin: qualified name of the class or function, such as "argparse.Namespace", in printable ASCII.
         attributes: the attributes that the file stores for the object; {} if there are none.
     """
 
-    origin = ""
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.attributes: Mapping[Any, Any] = {}
 
-    def __new__(cls, *_: Any, **__: Any) -> UnknownObject:
-        """Creates an object without attributes, with any arguments."""
-        instance = super().__new__(cls)
-        instance.attributes = {}
-        return instance
 
-    def __init__(self, *_: Any, **__: Any) -> None:
-        pass
+class _OrderedDictType:
+    """Replaces `collections.OrderedDict`."""
 
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.attributes = state
 
-    def __call__(self, *_: Any, **__: Any) -> UnknownObject:
-        """Returns this object, in place of the result of a function."""
-        return self
+class _ParameterFunction:
+    """Replaces the functions that rebuild a parameter from its tensor."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        pass
 
-    def append(self, item: Any) -> None:
-        """Ignores an item of a list, which the unpickler appends."""
-
-    def extend(self, items: Any) -> None:
-        """Ignores items of a list."""
-
-    def add(self, item: Any) -> None:
-        """Ignores an item of a set."""
+class _TensorFunction:
+    """Replaces the function that rebuilds a tensor from its storage."""
 
 
 def read_torch_file(path: Path) -> Any:
@@ -117,97 +112,133 @@ def read_torch_file(path: Path) -> Any:
     """
     try:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
-    except WeightsError:
-        raise
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        KeyError,
-        IndexError,
-        TypeError,
-        AttributeError,
-        ValueError,
-        zipfile.BadZipFile,
-    ) as error:
+    except PickleError as error:
+        raise WeightsError(f"{path} is not a complete PyTorch weight file ({error}); download it again") from error
+    except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, WeightsError):
+            raise
         raise WeightsError(f"{path} is not a complete PyTorch weight file ({error!r}); download it again") from error
 
 
-class _TensorUnpickler(pickle.Unpickler):
-    """Unpickles dictionaries, lists, numbers, strings and tensors; everything else becomes an `UnknownObject`."""
+class _TensorFactory:
+    """Creates tensors and ordered dictionaries; everything else becomes an `UnknownObject`.
 
-    def __init__(self, file: IO[bytes], path: Path, load_storage: Callable[[_Storage], np.ndarray]) -> None:
-        super().__init__(file, encoding="utf-8")
-        self._path = path
-        self._load_storage = load_storage
+    Args:
+        path: the file, for messages.
+        load_storage: reads a storage.
+        check_storage: raises an error if the file is too small for a storage.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        load_storage: Callable[[_Storage], np.ndarray],
+        check_storage: Callable[[_Storage], None] = lambda storage: None,
+    ) -> None:
+        self._path, self._load_storage, self._check_storage = path, load_storage, check_storage
+        self._copied_items = 0
         self.storages: dict[str, _Storage] = {}
 
-    def find_class(self, module: str, name: str) -> Any:
+    def find(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
-            return collections.OrderedDict
+            return _OrderedDictType()
         if module == "torch" and name in _DTYPES:
             return _StorageType(np.dtype(_DTYPES[name]))
         if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return partial(_rebuild_tensor, self._path, self._load_storage)
+            return _TensorFunction()
         if module == "torch._utils" and name in ("_rebuild_parameter", "_rebuild_parameter_with_state"):
-            return lambda data, *_: data
-        return type(name, (UnknownObject,), {"origin": f"{module}.{name}"})
+            return _ParameterFunction()
+        return UnknownObject(ascii(f"{module}.{name}"[:_MAX_ORIGIN])[1:-1])
 
-    def persistent_load(self, pid: Any) -> _Storage | UnknownObject:
-        kind, storage_type, key, _, count = pid[:5]
-        if isinstance(storage_type, type) and issubclass(storage_type, UnknownObject):
-            return storage_type()  # a tensor of an unsupported type
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        if isinstance(function, _OrderedDictType):
+            return self._make_ordered_dict(arguments)
+        if isinstance(function, _ParameterFunction):
+            return arguments[0]
+        if isinstance(function, _TensorFunction):
+            return self._rebuild_tensor(*arguments[:4])
+        return UnknownObject(function.origin if isinstance(function, UnknownObject) else type(function).__name__)
+
+    def set_state(self, instance: Any, state: Any) -> None:
+        if isinstance(instance, UnknownObject) and isinstance(state, dict):
+            instance.attributes = state
+
+    def load_persistent(self, reference: Any) -> _Storage | UnknownObject:
+        kind, storage_type, key, _, count = reference[:5]
+        if isinstance(storage_type, UnknownObject):
+            return storage_type  # a tensor of an unsupported type
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError(f"unknown type of persistent object {kind!r}")
-        if len(pid) > 5 and pid[5] is not None:
+            raise PickleError("unknown type of a persistent object")
+        if len(reference) > 5 and reference[5] is not None:
             raise WeightsError(
                 f"{self._path}: storages that are views of others are not supported; save the file again"
             )
-        return self.storages.setdefault(str(key), _Storage(str(key), storage_type.dtype, int(count)))
-
-
-def _rebuild_tensor(
-    path: Path,
-    load_storage: Callable[[_Storage], np.ndarray],
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    *_: Any,
-) -> LazyTensor | UnknownObject:
-    if isinstance(storage, UnknownObject):
+        if type(count) is not int or not 0 <= count <= _MAX_COUNT or not isinstance(key, str | int):
+            raise PickleError("a storage without a valid size")
+        storage = self.storages.setdefault(str(key), _Storage(str(key), storage_type.dtype, count))
+        self._check_storage(storage)
         return storage
-    if not isinstance(storage, _Storage) or len(shape) != len(strides):
-        raise pickle.UnpicklingError("tensor without storage")
-    shape = tuple(int(size) for size in shape)
-    last = offset + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
-    if offset < 0 or min(strides, default=0) < 0 or min(shape, default=1) < 0:
-        raise WeightsError(f"{path}: tensor with negative sizes; the file is damaged")
-    if math.prod(shape) and last >= storage.count:
-        raise WeightsError(f"{path}: tensor exceeds the bounds of storage {storage.key!r}; the file is damaged")
 
-    def read() -> np.ndarray:
-        values = load_storage(storage)
-        byte_strides = [stride * values.itemsize for stride in strides]
-        return np.lib.stride_tricks.as_strided(values[offset:], shape, byte_strides).copy()
+    def _make_ordered_dict(self, arguments: tuple[Any, ...]) -> collections.OrderedDict:
+        """Returns a dictionary of (key, value) pairs, which Python 2 passes as an argument."""
+        result: collections.OrderedDict = collections.OrderedDict()
+        pairs = arguments[0] if arguments else []
+        self._copied_items += len(pairs)
+        if self._copied_items > _MAX_COPIED_ITEMS:
+            raise PickleError(f"its dictionaries have more than {_MAX_COPIED_ITEMS:,} items")
+        for key, value in pairs:
+            insert(result, (key, value))
+        return result
 
-    return LazyTensor(shape, storage.dtype, read)
+    def _rebuild_tensor(self, storage: Any, offset: int, shape: Any, strides: Any) -> LazyTensor | UnknownObject:
+        if isinstance(storage, UnknownObject):
+            return storage
+        if not isinstance(storage, _Storage) or len(shape) != len(strides) or len(shape) > _MAX_DIMENSIONS:
+            raise PickleError("a tensor without a valid storage or shape")
+        if any(type(number) is not int for number in (offset, *shape, *strides)):
+            raise PickleError("a tensor whose sizes are not integers")
+        if offset < 0 or min(strides, default=0) < 0 or min(shape, default=1) < 0:
+            raise WeightsError(f"{self._path}: tensor with negative sizes; the file is damaged")
+        size = math.prod(shape)
+        last = offset + sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
+        if size and last >= storage.count:
+            raise WeightsError(
+                f"{self._path}: tensor exceeds the bounds of storage {storage.key!r}; the file is damaged"
+            )
+        if size > max(storage.count, _MAX_EXPANDED_SIZE):
+            raise WeightsError(
+                f"{self._path}: a tensor of shape {list(shape)} repeats a storage of {storage.count:,} values; save a "
+                "copy of it (tensor.contiguous())"
+            )
+
+        def read() -> np.ndarray:
+            values = self._load_storage(storage)
+            byte_strides = [stride * values.itemsize for stride in strides]
+            return np.lib.stride_tricks.as_strided(values[offset:], shape, byte_strides).copy()
+
+        return LazyTensor(tuple(shape), storage.dtype, read)
 
 
 def _read_zip(path: Path) -> Any:
-    with zipfile.ZipFile(path) as archive:
+    with open_archive(path) as archive:
         pickles = [name for name in archive.namelist() if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise WeightsError(f"{path} is not a PyTorch file: the zip archive has no data.pkl")
         root = pickles[0].removesuffix("data.pkl")
-        if root + "byteorder" in archive.namelist() and archive.read(root + "byteorder") != b"little":
+        if root + "byteorder" in archive.namelist() and read_member(archive, root + "byteorder", 16) != b"little":
             raise WeightsError(f"{path} has big-endian values; save it again on a little-endian machine")
-        content = archive.read(pickles[0])
+        content = read_member(archive, pickles[0], _MAX_PICKLE_BYTES)
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+
+    def check_storage(storage: _Storage) -> None:
+        if sizes.get(f"{root}data/{storage.key}", 0) < storage.count * storage.dtype.itemsize:
+            raise WeightsError(f"{path}: storage {storage.key!r} is truncated; download the file again")
 
     def load_storage(storage: _Storage) -> np.ndarray:
-        with zipfile.ZipFile(path) as archive:
-            return _decode_storage(path, storage, archive.read(f"{root}data/{storage.key}"))
+        with open_archive(path) as archive, archive.open(f"{root}data/{storage.key}") as member:
+            return _decode_storage(path, storage, member.read(storage.count * storage.dtype.itemsize))
 
-    return _TensorUnpickler(io.BytesIO(content), path, load_storage).load()
+    return read_pickle(io.BytesIO(content), _TensorFactory(path, load_storage, check_storage))
 
 
 def _read_legacy(path: Path) -> Any:
@@ -217,27 +248,34 @@ def _read_legacy(path: Path) -> Any:
     keys, followed by an 8-byte count and the values of each storage.
     """
     offsets: dict[str, int] = {}
+    file_size = path.stat().st_size
 
     def load_storage(storage: _Storage) -> np.ndarray:
         with open(path, "rb") as file:
             file.seek(offsets[storage.key])
-            count = int.from_bytes(file.read(8), "little")
-            return _decode_storage(path, storage, file.read(count * storage.dtype.itemsize))
+            if int.from_bytes(file.read(8), "little") != storage.count:
+                raise WeightsError(f"{path}: storage {storage.key!r} has another size than declared; download it again")
+            return _decode_storage(path, storage, file.read(storage.count * storage.dtype.itemsize))
 
-    with open(path, "rb") as file:
-        magic = _TensorUnpickler(file, path, load_storage).load()
-        if magic != _LEGACY_MAGIC or _TensorUnpickler(file, path, load_storage).load() != _LEGACY_PROTOCOL:
+    def check_storage(storage: _Storage) -> None:
+        if storage.count * storage.dtype.itemsize > file_size:
+            raise WeightsError(f"{path}: storage {storage.key!r} is truncated; download the file again")
+
+    with open(path, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as file:
+        head = _TensorFactory(path, load_storage)
+        if read_pickle(file, head) != _LEGACY_MAGIC or read_pickle(file, head) != _LEGACY_PROTOCOL:
             raise WeightsError(f"{path} is not a PyTorch weight file: neither a zip archive nor a known magic number")
-        system = _TensorUnpickler(file, path, load_storage).load()
-        if not system.get("little_endian", True):
+        if not read_pickle(file, head).get("little_endian", True):
             raise WeightsError(f"{path} has big-endian values; save it again on a little-endian machine")
-        reader = _TensorUnpickler(file, path, load_storage)
-        content = reader.load()
-        keys = _TensorUnpickler(file, path, load_storage).load()
+        factory = _TensorFactory(path, load_storage, check_storage)
+        content = read_pickle(file, factory)
+        keys = read_pickle(file, head)
         position = file.tell()
-        for storage in (reader.storages[str(key)] for key in keys):
+        for storage in (factory.storages[str(key)] for key in keys):
             offsets[storage.key] = position
             position += 8 + storage.count * storage.dtype.itemsize
+    if position > file_size:
+        raise WeightsError(f"{path} has {file_size:,} of {position:,} bytes; download it again")
     return content
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
+from caption_jax.pretrained.archives import open_archive
 from caption_jax.pretrained.checkpoint_contents import find_state_dict, read_timm_config
 from caption_jax.pretrained.naming import map_keras_modules
 from caption_jax.pretrained.torch_file import read_torch_file
@@ -122,7 +123,7 @@ def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
     try:
         source: Any = path
         if zipfile.is_zipfile(path):  # .keras: a zip archive with the HDF5 file inside
-            with zipfile.ZipFile(path) as archive:
+            with open_archive(path) as archive:
                 source = io.BytesIO(archive.read("model.weights.h5"))
         datasets: dict[str, tuple[int, ...]] = {}
         with h5py.File(source, "r") as file:
