@@ -29,7 +29,15 @@ from caption_jax.ops.depthwise import Padding
 from caption_jax.pretrained import naming
 from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, SelectedNetwork, select_network
 from caption_jax.pretrained.weight_files import ENDINGS, Tensor, open_weights
-from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
+from caption_jax.pretrained.weight_sources import (
+    check_keys,
+    format_keys,
+    get_number,
+    get_section,
+    get_triple,
+    locate_weights,
+    read_sibling_json,
+)
 
 _INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
 _INNER_PREFIX = "efficientnet."  # of the network in a classifier of transformers
@@ -209,18 +217,18 @@ def _read_timm_settings(path: Path, checkpoint: dict[str, Any], source: str) -> 
             "(tf_efficientnet_b0..., efficientnet_b0...)"
         )
     has_inception_scaling = name.startswith("tf_") and ("lite" in name or "_ap" in name or ".ap_" in name)
-    pixels = config.get("pretrained_cfg", config)
-    mean = tuple(pixels.get("mean", _INCEPTION_MEAN if has_inception_scaling else IMAGENET_MEAN))
-    std = tuple(pixels.get("std", _INCEPTION_STD if has_inception_scaling else IMAGENET_STD))
+    pixels = get_section(config, "pretrained_cfg", path)
+    mean = get_triple(pixels, "mean", _INCEPTION_MEAN if has_inception_scaling else IMAGENET_MEAN, path)
+    std = get_triple(pixels, "std", _INCEPTION_STD if has_inception_scaling else IMAGENET_STD, path)
     padding, epsilon = ("same", 1e-3) if name.startswith("tf_") else ("symmetric", 1e-5)
     return _make_settings(padding, epsilon, mean, std, source)
 
 
 def _read_transformers_settings(path: Path, source: str) -> EfficientNetSettings:
-    epsilon = float(read_sibling_json(path, "config.json").get("batch_norm_eps", 1e-3))
+    epsilon = get_number(read_sibling_json(path, "config.json"), "batch_norm_eps", 1e-3, path)
     pixels = read_sibling_json(path, "preprocessor_config.json")
-    mean = tuple(pixels.get("image_mean", IMAGENET_MEAN))
-    std = tuple(pixels.get("image_std", IMAGENET_STD))
+    mean = get_triple(pixels, "image_mean", IMAGENET_MEAN, path)
+    std = get_triple(pixels, "image_std", IMAGENET_STD, path)
     if pixels.get("include_top"):
         # The image processor then divides by image_std twice; image_std is the square root of the standard deviation.
         std = tuple(s * s for s in std)

@@ -13,6 +13,8 @@ import pickletools
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any, Protocol
 
+from caption_jax.errors import UserError
+
 MAX_OPERATIONS = 1_000_000  # a network of 1,000 tensors, with the state of its optimizer, needs about 150,000
 _MAX_INTEGER_BYTES = 32
 _MAX_HASHED_INTEGER = 2**61 - 1  # of larger integers, arbitrarily many have the same hash
@@ -137,7 +139,7 @@ class _Interpreter:
                 if name not in self._operations:
                     raise PickleError(f"it has the unsupported opcode {name}")
                 self._operations[name](argument)
-        except PickleError:
+        except (PickleError, UserError):  # of the factory
             raise
         except (IndexError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise PickleError(f"it is damaged: {error!r}") from error

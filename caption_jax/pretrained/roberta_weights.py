@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,12 +20,16 @@ from caption_jax.errors import MissingFileError, WeightsError
 from caption_jax.models.roberta import Roberta, RobertaSettings
 from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, select_network
 from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
+from caption_jax.pretrained.weight_sources import get_section, read_json_object
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import local_path
 
 # Keys of the first layer in PyTorch and Flax.
 _STEMS = ("embeddings.word_embeddings.weight", "embeddings.word_embeddings.embedding")
 _FLAX_FILE = "flax_model.msgpack"
+_MAX_MSGPACK_BYTES = 2**32
+_MAX_SIZE = 2**31
+_DESCRIPTIONS = {int: "a whole number, 0 or more", float: "a number, 0 or more", str: "a name"}
 # Weight files in order of preference. An index file lists the files of sharded weights.
 _WEIGHT_FILES = (
     "model.safetensors",
@@ -91,6 +94,10 @@ def load_roberta(name: str) -> PretrainedText:
         raise WeightsError(f"{source} does not contain a RoBERTa model: no key ends in {' or '.join(_STEMS)}")
     tensors = network.tensors
     bias = network.find("lm_head.bias", "roberta.")
+    if bias is not None and tuple(bias.shape) != (sizes.vocab_size,):
+        raise WeightsError(
+            f"{source}: lm_head.bias has shape {tuple(bias.shape)}; config.json implies {(sizes.vocab_size,)}"
+        )
     output_bias = None if bias is None else np.asarray(bias.read(), np.float32)
     return PretrainedText(sizes, _convert(tensors, sizes, source), str(source), output_bias)
 
@@ -119,17 +126,28 @@ def _read_settings(folder: Path) -> RobertaSettings:
         raise MissingFileError(
             f"{folder} has no config.json: copy the config.json of the RoBERTa model that the weights belong to there"
         )
-    settings = json.loads(config_file.read_text())
+    settings = read_json_object(config_file)
     if settings.get("model_type") != "roberta":
         raise WeightsError(f"{config_file} has model_type={settings.get('model_type')!r}; expected 'roberta'")
     for key in ("is_decoder", "add_cross_attention"):
         if settings.get(key):
             raise WeightsError(f"{config_file} has {key}=true, which a text encoder does not support")
-    fields = {field.name for field in dataclasses.fields(RobertaSettings)}
+    fields = {field.name: type(field.default) for field in dataclasses.fields(RobertaSettings)}
+    values = {key: value for key, value in settings.items() if key in fields}
+    for key, value in values.items():
+        if not _is_setting(value, fields[key]):
+            raise WeightsError(f"{config_file} has {key}={value!r:.100}; expected {_DESCRIPTIONS[fields[key]]}")
     try:
-        return RobertaSettings(**{key: value for key, value in settings.items() if key in fields})
-    except ValueError as error:
+        return RobertaSettings(**values)
+    except (ValueError, TypeError, ZeroDivisionError) as error:
         raise WeightsError(f"{config_file}: {error}") from error
+
+
+def _is_setting(value: Any, kind: type) -> bool:
+    """Returns whether a value of config.json is of the type of its setting, and not negative or absurdly large."""
+    if kind is str:
+        return isinstance(value, str)
+    return type(value) in (int, kind) and 0 <= value < _MAX_SIZE
 
 
 def _download(name: str) -> Path:
@@ -173,12 +191,26 @@ class _Array:
 def _open(source: Path) -> Mapping[str, Tensor]:
     """Returns the tensors by name, with dots between modules."""
     if source.suffix == ".msgpack":
-        flat = traverse_util.flatten_dict(flax.serialization.msgpack_restore(source.read_bytes()), sep=".")
-        return {name: _Array(np.asarray(value)) for name, value in flat.items()}
+        return _open_msgpack(source)
     if source.suffix == ".json":
-        files = sorted(set(json.loads(source.read_text())["weight_map"].values()))
+        files = sorted(set(map(str, get_section(read_json_object(source), "weight_map", source).values())))
+        if any(Path(file).name != file for file in files):
+            raise WeightsError(f"{source} names files outside of its folder: download it again")
         return {name: tensor for file in files for name, tensor in open_weights(source.parent / file).tensors.items()}
     return open_weights(source).tensors
+
+
+def _open_msgpack(source: Path) -> dict[str, Tensor]:
+    if source.stat().st_size > _MAX_MSGPACK_BYTES:
+        raise WeightsError(f"{source} has more than {_MAX_MSGPACK_BYTES / 1e9:.0f} GB: use model.safetensors")
+    try:
+        flat = traverse_util.flatten_dict(flax.serialization.msgpack_restore(source.read_bytes()), sep=".")
+    except Exception as error:  # damaged files can raise any exception
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise WeightsError(f"{source} is not a complete file of Flax weights ({reason}); download it again") from error
+    if others := [name for name, value in flat.items() if not isinstance(value, np.ndarray)]:
+        raise WeightsError(f"{source}: {others[0]!r} is not an array; download the file again")
+    return {name: _Array(value) for name, value in flat.items()}
 
 
 def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path) -> dict[str, Any]:
@@ -197,11 +229,12 @@ def _convert(tensors: Mapping[str, Tensor], sizes: RobertaSettings, source: Path
         )
     flat = {}
     for path, shape in shapes.items():
-        array = tensors[names[path]].read()
-        array = array.T if path.endswith("/kernel") and not has_flax_names else array
-        if array.shape != shape:
-            raise WeightsError(f"{source}: {path} has shape {array.shape}; config.json implies {shape}")
-        flat[path] = np.ascontiguousarray(array, np.float32)
+        tensor, is_transposed = tensors[names[path]], path.endswith("/kernel") and not has_flax_names
+        actual = tuple(tensor.shape)[:: -1 if is_transposed else 1]
+        if actual != shape:
+            raise WeightsError(f"{source}: {path} has shape {actual}; config.json implies {shape}")
+        array = tensor.read()
+        flat[path] = np.ascontiguousarray(array.T if is_transposed else array, np.float32)
     return traverse_util.unflatten_dict(flat, sep="/")
 
 

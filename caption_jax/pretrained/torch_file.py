@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 
 from caption_jax.errors import WeightsError
-from caption_jax.pretrained.archives import open_archive, read_member
+from caption_jax.pretrained.archives import ARCHIVE_ERRORS, open_archive, read_member
 from caption_jax.pretrained.pickle_reader import PickleError, insert, read_pickle
 
 _DTYPES = {
@@ -114,9 +114,9 @@ def read_torch_file(path: Path) -> Any:
         return _read_zip(path) if zipfile.is_zipfile(path) else _read_legacy(path)
     except PickleError as error:
         raise WeightsError(f"{path} is not a complete PyTorch weight file ({error}); download it again") from error
-    except (OSError, KeyError, IndexError, TypeError, AttributeError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, WeightsError):
-            raise
+    except WeightsError:
+        raise
+    except (*ARCHIVE_ERRORS, IndexError, TypeError, AttributeError, ValueError) as error:
         raise WeightsError(f"{path} is not a complete PyTorch weight file ({error!r}); download it again") from error
 
 
@@ -235,8 +235,12 @@ def _read_zip(path: Path) -> Any:
             raise WeightsError(f"{path}: storage {storage.key!r} is truncated; download the file again")
 
     def load_storage(storage: _Storage) -> np.ndarray:
-        with open_archive(path) as archive, archive.open(f"{root}data/{storage.key}") as member:
-            return _decode_storage(path, storage, member.read(storage.count * storage.dtype.itemsize))
+        try:
+            with open_archive(path) as archive, archive.open(f"{root}data/{storage.key}") as member:
+                content = member.read(storage.count * storage.dtype.itemsize)
+        except ARCHIVE_ERRORS as error:
+            raise WeightsError(f"{path}: storage {storage.key!r} is damaged ({error}); download it again") from error
+        return _decode_storage(path, storage, content)
 
     return read_pickle(io.BytesIO(content), _TensorFactory(path, load_storage, check_storage))
 
@@ -274,6 +278,8 @@ def _read_legacy(path: Path) -> Any:
         for storage in (factory.storages[str(key)] for key in keys):
             offsets[storage.key] = position
             position += 8 + storage.count * storage.dtype.itemsize
+    if missing := factory.storages.keys() - offsets.keys():
+        raise WeightsError(f"{path} has no storage {min(missing)!r:.100}; download the file again")
     if position > file_size:
         raise WeightsError(f"{path} has {file_size:,} of {position:,} bytes; download it again")
     return content

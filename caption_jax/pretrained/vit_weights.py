@@ -21,7 +21,15 @@ from caption_jax.models.backbones.vit import VisionTransformer
 from caption_jax.models.backbones.vit_sizes import SIZES, Triple, ViTSettings
 from caption_jax.pretrained.checkpoint_contents import UNUSED_KEYS, select_network
 from caption_jax.pretrained.weight_files import TORCH_NAMED_ENDINGS, Tensor, open_weights
-from caption_jax.pretrained.weight_sources import check_keys, format_keys, locate_weights, read_sibling_json
+from caption_jax.pretrained.weight_sources import (
+    check_keys,
+    format_keys,
+    get_number,
+    get_section,
+    get_triple,
+    locate_weights,
+    read_sibling_json,
+)
 
 _INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
 _SIZE_KEY = "config.model.encoder.size"
@@ -237,12 +245,12 @@ def _read_settings(opened: _OpenedWeights, size: str) -> ViTSettings:
     config = read_sibling_json(path, "config.json") or opened.timm_config
     if naming is _TIMM:
         # timm uses the exact GELU even for SigLIP's B/16, which was trained with the tanh approximation.
-        model, epsilon = config.get("model_args", {}), 1e-6
+        model, epsilon = get_section({"model_args": {}, **config}, "model_args", path), 1e-6
         heads, activation = model.get("num_heads"), model.get("act_layer", "gelu")
         mean, std = _read_timm_scaling(path, config)
     else:
-        model = config.get("vision_config", config)
-        heads, epsilon = model.get("num_attention_heads"), model.get("layer_norm_eps", 1e-6)
+        model = get_section(config, "vision_config", path)
+        heads, epsilon = model.get("num_attention_heads"), get_number(model, "layer_norm_eps", 1e-6, path)
         activation = model.get("hidden_act", "gelu" if naming is _VIT else "gelu_pytorch_tanh")
         mean, std = _read_transformers_scaling(path, naming)
     if heads not in (None, SIZES[size].heads):
@@ -250,7 +258,7 @@ def _read_settings(opened: _OpenedWeights, size: str) -> ViTSettings:
             f"{path}: config.json specifies {heads} heads, but ViT {size!r} has {SIZES[size].heads}; does {_SIZE_KEY} "
             "match the weights?"
         )
-    if activation not in _GELU:
+    if not isinstance(activation, str) or activation not in _GELU:
         raise WeightsError(
             f"{path}: unsupported activation {activation!r} in config.json; expected one of {', '.join(_GELU)}"
         )
@@ -266,9 +274,9 @@ def _read_settings(opened: _OpenedWeights, size: str) -> ViTSettings:
 
 def _read_timm_scaling(path: Path, config: Mapping[str, Any]) -> tuple[Triple, Triple]:
     """Returns the mean and standard deviation that normalise pixels in 0..1."""
-    pixels = config.get("pretrained_cfg", config)
+    pixels = get_section(config, "pretrained_cfg", path)
     if "mean" in pixels and "std" in pixels:
-        return tuple(pixels["mean"]), tuple(pixels["std"])
+        return get_triple(pixels, "mean", (), path), get_triple(pixels, "std", (), path)
     if re.fullmatch(_TIMM_INCEPTION_SCALING, str(config.get("architecture") or path.stem)):
         return _INCEPTION_MEAN, _INCEPTION_STD
     raise WeightsError(
@@ -281,7 +289,7 @@ def _read_transformers_scaling(path: Path, naming: _Naming) -> tuple[Triple, Tri
     """Returns the mean and standard deviation that normalise pixels in 0..1."""
     pixels = read_sibling_json(path, "preprocessor_config.json")
     if "image_mean" in pixels and "image_std" in pixels:
-        return tuple(pixels["image_mean"]), tuple(pixels["image_std"])
+        return get_triple(pixels, "image_mean", (), path), get_triple(pixels, "image_std", (), path)
     if naming is _SIGLIP:
         return _INCEPTION_MEAN, _INCEPTION_STD
     raise WeightsError(
@@ -293,9 +301,11 @@ def _read_parameter(
     path: Path, tensors: Mapping[str, Tensor], parameter: str, shape: tuple[int, ...], size: str
 ) -> np.ndarray:
     """Reads tensors of the file and converts them to our parameter at the path `parameter`."""
+    array = None
     try:
-        array = np.concatenate([_arrange(tensor.read(), parameter) for tensor in tensors.values()], axis=-1)
-    except ValueError:  # invalid number of dimensions
+        if sum(math.prod(tensor.shape) for tensor in tensors.values()) == math.prod(shape):  # before data is read
+            array = np.concatenate([_arrange(tensor.read(), parameter) for tensor in tensors.values()], axis=-1)
+    except (ValueError, IndexError):  # invalid number of dimensions
         array = None
     if array is None or array.shape != shape:
         names = " and ".join(f"{key!r} {tuple(tensor.shape)}" for key, tensor in tensors.items())

@@ -14,7 +14,7 @@ import numpy as np
 
 from caption_jax.errors import WeightsError
 from caption_jax.models.backbones.efficientnet_variants import Variant
-from caption_jax.pretrained.archives import open_archive
+from caption_jax.pretrained.archives import ARCHIVE_ERRORS, open_archive
 from caption_jax.pretrained.checkpoint_contents import find_state_dict, read_timm_config
 from caption_jax.pretrained.naming import map_keras_modules
 from caption_jax.pretrained.torch_file import read_torch_file
@@ -26,6 +26,10 @@ TORCH_ENDINGS = (".pth", ".pt", ".bin", ".ckpt", ".pth.tar", ".pt.tar")
 KERAS_ENDINGS = (".h5", ".keras")
 TORCH_NAMED_ENDINGS = (*TORCH_ENDINGS, ".safetensors")
 ENDINGS = (*TORCH_NAMED_ENDINGS, *KERAS_ENDINGS)
+
+_MAX_HEADER_BYTES = 2**24  # of a safetensors file; a tensor needs about 100
+_MAX_HDF5_EXPANSION, _FREE_HDF5_BYTES = 100, 2**20  # weights hardly get smaller by compression
+_HDF5_ERRORS = (OSError, KeyError, RuntimeError, ValueError, TypeError, UnicodeDecodeError)
 
 # Variables by layer class, in the order of their indices in Keras 3 files.
 _KERAS_VARIABLES = {
@@ -108,10 +112,17 @@ def _open_safetensors(path: Path) -> dict[str, Tensor]:
         with safe_open(path, "numpy") as file:
             return file.get_tensor(key)
 
+    with path.open("rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise WeightsError(
+            f"{path} is not a safetensors file: it declares a header of {header_bytes:,} bytes, more than "
+            f"{_MAX_HEADER_BYTES:,}; download it again"
+        )
     try:
         with safe_open(path, "numpy") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118, not a dict
-    except SafetensorError as error:
+    except (SafetensorError, OverflowError) as error:
         raise WeightsError(f"{path} is not a complete safetensors file ({error}); download it again") from error
     return {key: _Tensor(shape, lambda key=key: read(key)) for key, shape in shapes.items()}
 
@@ -120,25 +131,52 @@ def _open_keras(path: Path, variant: Variant) -> dict[str, Tensor]:
     with optional_packages("reading Keras weights"):
         import h5py
 
+    datasets: dict[str, tuple[int, ...]] = {}
+
+    def add(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            _check_dataset(path, name, item)
+            datasets[name] = item.shape
+
+    def read(name: str) -> np.ndarray:
+        try:
+            with h5py.File(source, "r") as file:
+                return file[name][()]
+        except _HDF5_ERRORS as error:
+            raise WeightsError(f"{path}: {name!r} cannot be read ({error}); download the file again") from error
+
     try:
         source: Any = path
         if zipfile.is_zipfile(path):  # .keras: a zip archive with the HDF5 file inside
             with open_archive(path) as archive:
                 source = io.BytesIO(archive.read("model.weights.h5"))
-        datasets: dict[str, tuple[int, ...]] = {}
         with h5py.File(source, "r") as file:
-            file.visititems(
-                lambda name, item: datasets.update({name: item.shape}) if isinstance(item, h5py.Dataset) else None
-            )
-    except (OSError, KeyError, zipfile.BadZipFile) as error:
+            file.visititems(add)
+    except WeightsError:
+        raise
+    except (*_HDF5_ERRORS, *ARCHIVE_ERRORS) as error:
         raise WeightsError(f"{path} is not a complete Keras weight file ({error}); download it again") from error
-
-    def read(name: str) -> np.ndarray:
-        with h5py.File(source, "r") as file:
-            return file[name][()]
 
     keys = _rename_keras_3(datasets, variant, path) if _is_keras_3(datasets) else _rename_keras_2(datasets)
     return {key: _Tensor(datasets[name], lambda name=name: read(name)) for name, key in keys.items()}
+
+
+def _check_dataset(path: Path, name: str, dataset: Any) -> None:
+    """Checks the declared size of an HDF5 dataset, and that it is numeric and in the file itself.
+
+    Raises:
+        WeightsError: the dataset cannot be part of the weights.
+    """
+    if dataset.dtype.kind not in "fiu":
+        raise WeightsError(f"{path}: {name!r} is not an array of numbers; save only the weights")
+    if dataset.external or dataset.is_virtual:
+        raise WeightsError(f"{path}: {name!r} refers to another file, which is not read")
+    stored = dataset.id.get_storage_size()
+    if dataset.nbytes > _MAX_HDF5_EXPANSION * stored + _FREE_HDF5_BYTES:
+        raise WeightsError(
+            f"{path}: {name!r} declares {dataset.nbytes / 1e6:,.0f} MB, of which the file has {stored / 1e6:,.1f} MB; "
+            "download it again"
+        )
 
 
 def _is_keras_3(datasets: dict[str, tuple[int, ...]]) -> bool:
@@ -173,10 +211,17 @@ def _rename_keras_3(datasets: dict[str, tuple[int, ...]], variant: Variant, path
         if len(parts) != 4 or parts[2] != "vars":
             raise WeightsError(f"{path}: {name!r} is not a layer of a Keras EfficientNet; save only the encoder")
         kind, _, number = parts[1].rpartition("_")
-        if not number.isdigit():
+        if not (number.isascii() and number.isdigit() and len(number) < 6):
             kind, number = parts[1], "0"
         if kind not in layers or int(number) >= len(layers[kind]):
             raise WeightsError(f"{path}: the variant has no layer {name!r}; do the weights belong to another variant?")
-        variables = _KERAS_VARIABLES[kind]
-        renamed[name] = f"{layers[kind][int(number)]}/{variables[int(parts[3])]}"
+        renamed[name] = f"{layers[kind][int(number)]}/{_variable_name(path, name, kind, parts[3])}"
     return renamed
+
+
+def _variable_name(path: Path, dataset: str, kind: str, index: str) -> str:
+    """Returns the name of a variable of a layer from its index."""
+    variables = _KERAS_VARIABLES[kind]
+    if not (index.isascii() and index.isdigit()) or int(index) >= len(variables):
+        raise WeightsError(f"{path}: {dataset!r} is not a variable of a {kind} layer; download the file again")
+    return variables[int(index)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caption_jax.errors import WeightsError
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import local_path
+
+_MAX_JSON_BYTES = 2**24
 
 KEY = "config.model.encoder.weights"
 
@@ -49,10 +52,61 @@ def read_sibling_json(path: Path, name: str) -> dict[str, Any]:
     file = path.parent / name
     if not file.is_file():
         return {}
+    return read_json_object(file)
+
+
+def read_json_object(file: Path) -> dict[str, Any]:
+    """Returns the JSON object in a file.
+
+    Raises:
+        WeightsError: the file does not contain a JSON object, or is larger than any description of a model.
+    """
+    if file.stat().st_size > _MAX_JSON_BYTES:
+        raise WeightsError(f"{file} has more than {_MAX_JSON_BYTES:,} bytes: download it again")
     try:
-        return dict(json.loads(file.read_text()))
-    except (ValueError, TypeError) as error:
-        raise WeightsError(f"{file} is not a JSON object ({error})") from error
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{file} is not a JSON object ({error}): download it again") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{file} is not a JSON object, but a {type(content).__name__}: download it again")
+    return content
+
+
+def get_section(config: Mapping[str, Any], key: str, source: Path) -> Mapping[str, Any]:
+    """Returns the object at `key` of a config, or the config itself if it has no such key.
+
+    Raises:
+        WeightsError: the value is not an object.
+    """
+    section = config.get(key, config)
+    if not isinstance(section, Mapping):
+        raise WeightsError(f"the config of {source} has {key}={section!r:.100}; expected an object")
+    return section
+
+
+def get_number(config: Mapping[str, Any], key: str, default: float, source: Path) -> float:
+    """Returns a positive number of a config.
+
+    Raises:
+        WeightsError: the value is not one.
+    """
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise WeightsError(f"the config of {source} has {key}={value!r:.100}; expected a positive number")
+    return float(value)
+
+
+def get_triple(config: Mapping[str, Any], key: str, default: Sequence[float], source: Path) -> tuple[float, ...]:
+    """Returns the three numbers of a config, one per channel.
+
+    Raises:
+        WeightsError: the value is not a list of three finite numbers.
+    """
+    value = config.get(key, default)
+    is_triple = isinstance(value, list | tuple) and len(value) == 3
+    if not is_triple or not all(type(number) in (int, float) and abs(number) < math.inf for number in value):
+        raise WeightsError(f"the config of {source} has {key}={value!r:.100}; expected three finite numbers")
+    return tuple(map(float, value))
 
 
 def check_keys(
