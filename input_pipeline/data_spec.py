@@ -52,7 +52,9 @@ class FeatureCacheSpec:
     folder: str = ""  # local folder, shared by all processes; "" for features/ in the workdir
 
     def __post_init__(self):
-        check_fields(self, "config.data.feature_cache", views=at_least(1), dtype=one_of("float16", "float32"))
+        check_fields(
+            self, "config.data.feature_cache", views=at_least(1, largest=2**16), dtype=one_of("float16", "float32")
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +132,17 @@ class DataSpec:
             outside_files=one_of(*OUTSIDE_POLICIES),
             captions=strings("files"),
             on_error=one_of("stop", "skip"),
-            image_size=at_least(1),
+            image_size=at_least(1, largest=2**15),
             resize=one_of(*RESIZE_MODES),
             interpolation=one_of(*INTERPOLATIONS),
-            vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0),
-            max_length=fitted_or("0 (to fit the captions)", 0, at_least(3, "<s>, a token and </s>")),
+            vocabulary_size=at_least(MIN_VOCABULARY_SIZE if self.tokenizer == "train" else 0, largest=2**22),
+            max_length=fitted_or("0 (to fit the captions)", 0, at_least(3, "<s>, a token and </s>", largest=2**16)),
             captions_per_image=at_least(0, "for all"),
             batch_size=at_least(1),
             eval_batch_size=at_least(1),
-            workers=at_least(0, "for none"),
+            workers=at_least(0, "for none", largest=1024),
             worker_type=one_of("threads", "processes"),
-            prefetch=at_least(0, "for none"),
+            prefetch=at_least(0, "for none", largest=2**16),
         )
         if self.pixel_cache.use == "always" and self.feature_cache.stage:
             raise ConfigError(

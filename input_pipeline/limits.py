@@ -34,7 +34,7 @@ class Limits:
 
     def __post_init__(self):
         names = [field.name for field in dataclasses.fields(self)]
-        check_fields(self, "config.limits", **dict.fromkeys(names, at_least(1)))
+        check_fields(self, "config.limits", **dict.fromkeys(names, at_least(1, largest=2**62)))
 
     def image_key(self) -> dict[str, float]:
         """Returns the limits on images that differ from the defaults, for the keys of caches of decoded images."""

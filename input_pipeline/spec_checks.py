@@ -15,6 +15,8 @@ from typing import Any
 
 from input_pipeline.errors import ConfigError
 
+_LARGEST_INTEGER, _LARGEST_FLOAT = 2**31 - 1, 3.4e38
+
 
 @dataclass(frozen=True)
 class Constraint:
@@ -23,10 +25,12 @@ class Constraint:
     Attributes:
         description: completes "it must be ..." in the error message.
         is_met: whether a value is valid.
+        largest: the largest valid number; None if the field is not a number.
     """
 
     description: str
     is_met: Callable[[Any], bool]
+    largest: float | None = None
 
 
 def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
@@ -43,25 +47,40 @@ def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
     for name, constraint in constraints.items():
         value = getattr(spec, name)
         if not constraint.is_met(value):
-            finite = "finite and " if isinstance(value, float) and math.isinf(value) else ""
-            raise ConfigError(f"{key}.{name} is {value!r}; it must be {finite}{constraint.description}")
+            if isinstance(value, float) and math.isinf(value):
+                bound = "finite and "
+            elif constraint.largest is not None and isinstance(value, int | float) and value > constraint.largest:
+                bound = f"at most {constraint.largest:,} and "
+            else:
+                bound = ""
+            raise ConfigError(f"{key}.{name} is {value!r}; it must be {bound}{constraint.description}")
 
 
-def number(description: str, is_met: Callable[[float], bool]) -> Constraint:
-    """Requires a finite number for which `is_met` is true.
+def number(description: str, is_met: Callable[[float], bool], largest: float | None = None) -> Constraint:
+    """Requires a finite number up to `largest` for which `is_met` is true.
+
+    By default, integers must fit into 32 bits and other numbers into float32, as on the devices.
 
     Arrays are not checked, because a field may be a traced scalar inside a jitted function.
     """
 
     def is_met_and_finite(value: Any) -> bool:
-        return not isinstance(value, int | float) or (-math.inf < value < math.inf and is_met(value))
+        if not isinstance(value, int | float):
+            return True
+        bound = _largest(value) if largest is None else largest
+        return -math.inf < value < math.inf and -bound - 1 <= value <= bound and is_met(value)
 
-    return Constraint(description, is_met_and_finite)
+    return Constraint(description, is_met_and_finite, _LARGEST_INTEGER if largest is None else largest)
 
 
-def at_least(low: float, meaning: str = "") -> Constraint:
+def _largest(value: float) -> float:
+    return _LARGEST_FLOAT if isinstance(value, float) else _LARGEST_INTEGER
+
+
+def at_least(low: float, meaning: str = "", largest: float | None = None) -> Constraint:
     """Requires a number greater than or equal to `low`; `meaning` explains the value `low`, such as "for none"."""
-    return number(f"{low} ({meaning}) or more" if meaning else f"{low} or more", lambda value: value >= low)
+    description = f"{low} ({meaning}) or more" if meaning else f"{low} or more"
+    return number(description, lambda value: value >= low, largest)
 
 
 def greater_than(low: float) -> Constraint:
@@ -84,7 +103,9 @@ def interval(bounds: str, meaning: str = "") -> Constraint:
 def fitted_or(description: str, request: float, constraint: Constraint) -> Constraint:
     """Requires the value `request`, which stands for a value that is fitted to the data, or another constraint."""
     return Constraint(
-        f"{description}, or {constraint.description}", lambda value: value == request or constraint.is_met(value)
+        f"{description}, or {constraint.description}",
+        lambda value: value == request or constraint.is_met(value),
+        constraint.largest,
     )
 
 
@@ -103,4 +124,4 @@ def strings(items: str) -> Constraint:
 
 
 # Seeds of `jax.random.key` are 64-bit integers.
-SEED = number("a 64-bit integer", lambda value: -(2**63) <= value < 2**63)
+SEED = number("a 64-bit integer", lambda value: True, largest=2**63 - 1)

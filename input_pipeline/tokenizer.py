@@ -24,6 +24,7 @@ from input_pipeline.errors import ConfigError, DataError, MissingFileError
 from input_pipeline.extras import optional_packages
 from input_pipeline.files import is_on_bucket, storage_path, write_atomically
 from input_pipeline.special_tokens import BOS, EOS, MASK, MIN_VOCABULARY_SIZE, PAD, SPECIALS, UNK
+from input_pipeline.tokenizer_files import read_bpe, read_full_ids, read_settings
 
 _WORD_START = "\u0120"  # byte-level BPE's symbol for the space before a word
 _MAX_ENCODED = 100_000  # characters of a text that are encoded, far more than there can be in `max_length` tokens
@@ -96,6 +97,7 @@ class Tokenizer:
 
         Raises:
             MissingFileError: one of the two files is missing.
+            DataError: one of them is damaged.
         """
         folder = storage_path(path)
         for name in (_VOCAB, _MERGES):
@@ -104,10 +106,7 @@ class Tokenizer:
                     f"no such file: {folder / name}; the folder in config.data.tokenizer must contain {_VOCAB} and "
                     f"{_MERGES}"
                 )
-        vocab = json.loads((folder / _VOCAB).read_text())
-        lines = (folder / _MERGES).read_text().split("\n")
-        merges = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
-        model = models.BPE(vocab=vocab, merges=merges)
+        model = read_bpe(folder / _VOCAB, folder / _MERGES)
         return cls(model, lowercase=lowercase, add_prefix_space=add_prefix_space)
 
     @classmethod
@@ -124,7 +123,7 @@ class Tokenizer:
                 f"config.data.tokenizer={name!r} is not a local folder, and its {_VOCAB} and {_MERGES} could not be "
                 f"downloaded from the hub ({type(error).__name__}: {error})"
             ) from error
-        model = models.BPE.from_file(vocab, merges)
+        model = read_bpe(storage_path(vocab), storage_path(merges))
         return cls(model, lowercase=lowercase, add_prefix_space=add_prefix_space)
 
     @property
@@ -172,8 +171,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """Loads a tokenizer saved by `save`."""
-        settings = json.loads((storage_path(folder) / _SETTINGS).read_text())
+        """Loads a tokenizer saved by `save`; see `from_folder` for the errors."""
+        settings = read_settings(storage_path(folder) / _SETTINGS)
         return cls.from_folder(folder, **settings)
 
 
@@ -269,11 +268,13 @@ class Vocabulary:
 
         Raises:
             MissingFileError: `folder` contains no vocabulary.
+            DataError: a file is damaged.
         """
         path = storage_path(folder) / _COMPACT
         if not path.exists():
             raise MissingFileError(f"no such file: {path}; training writes the vocabulary when it starts")
-        return cls(Tokenizer.load(folder), json.loads(path.read_text())["full_ids"])
+        tokenizer = Tokenizer.load(folder)
+        return cls(tokenizer, read_full_ids(path, tokenizer.size))
 
     def fingerprint(self) -> str:
         """Returns a hash of the tokenizer and the mapping, which is the same for equal vocabularies."""

@@ -18,7 +18,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """
     if not arguments:
         raise app.UsageError("caption requires images: files, patterns or folders")
-    spec = spec_from_flags(options, "keep")
+    spec = spec_from_flags(options, "defer")
     with display_from_flags(options, lines=False) as display:
         with display.phase("loading the model"):
             captioner = load(options.workdir, options.checkpoint, spec.decode, limits=spec.limits)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
     from caption_jax.specs import RunSpec
-    from caption_jax.specs.extensions import IfUnavailable
+    from caption_jax.specs.extensions import Loading
 
 flags.disclaim_key_flags()
 
@@ -150,16 +150,16 @@ def remove_flag(argv: Sequence[str], name: str) -> list[str]:
     return result
 
 
-def spec_from_flags(options: flags.FlagValues, if_unavailable: IfUnavailable = "raise") -> RunSpec:
+def spec_from_flags(options: flags.FlagValues, loading: Loading = "import") -> RunSpec:
     """Converts the config to a validated spec.
 
     Args:
         options: all flags.
-        if_unavailable: "keep" in modes that use neither objectives nor evaluators, which may then be missing.
+        loading: "defer" in modes that use neither objectives nor evaluators, which are then not imported.
     """
     from caption_jax.specs import RunSpec
 
-    return RunSpec.from_config(options.config, if_unavailable)
+    return RunSpec.from_config(options.config, loading)
 
 
 def get_context_kind(options: flags.FlagValues) -> str:

@@ -16,7 +16,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError(f"index takes either files or --split, not both --split={options.split} and {arguments}")
     if not arguments and not has_split:
         raise app.UsageError("index requires image files or folders, or a split of the data with --split")
-    spec = spec_from_flags(options, "keep")
+    spec = spec_from_flags(options, "defer")
     with display_from_flags(options) as display:
         with display.phase("reading the data"):
             images = match_images(arguments) if arguments else open_split(spec.data, options.split, spec.limits)

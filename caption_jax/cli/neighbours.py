@@ -11,7 +11,7 @@ from caption_jax.retrieval.commands import get_index_folder, open_split, store_n
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
     """Writes the neighbours to the folder of the index; returns the exit status."""
-    spec = spec_from_flags(options, "keep")
+    spec = spec_from_flags(options, "defer")
     with display_from_flags(options) as display:
         with display.phase("reading the data"):
             split = open_split(spec.data, options.split, spec.limits)

@@ -12,7 +12,10 @@ from pathlib import Path
 from caption_jax.errors import WeightsError
 
 # Errors of `zipfile` for damaged archives, also those that it takes for encrypted or of a newer version.
-ARCHIVE_ERRORS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError)
+ARCHIVE_ERRORS = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError),
+    UnicodeDecodeError,
+)
 
 _MAX_DIRECTORY_BYTES = 2**24  # about 200,000 members
 _MAX_EXPANSION = 10  # weights hardly get smaller by compression; PyTorch and Keras do not compress them

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from dataclasses import dataclass
 
@@ -120,7 +121,7 @@ def open_experiment(
 
 
 def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment:
-    spec.check_available()
+    spec = spec.import_extensions()
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
     _check_batch_sizes(mesh, {"data.batch_size": spec.data.batch_size}, spec.optimizer.grad_accum_steps)
@@ -147,7 +148,7 @@ def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment
 
 
 def _open(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None, display: Display) -> Experiment:
-    spec.check_available()
+    spec = spec.import_extensions()
     stored = workdir_files.read_description(workdir)
     spec = use_stored_values(spec, *workdir_files.read_specs(workdir))
     mesh = make_mesh(spec.mesh)
@@ -198,7 +199,10 @@ def _log_fit(configured: RunSpec, experiment: Experiment) -> None:
 def _resume(spec: RunSpec, workdir: epath.Path, facts: DatasetFacts) -> RunDescription:
     stored = workdir_files.read_description(workdir)
     spec = resolve(use_stored_values(spec, *workdir_files.read_specs(workdir)), facts)
-    changes = differences(stored.spec, spec)
+    stored_spec = stored.spec
+    with contextlib.suppress(ConfigError):  # otherwise, the config of the extension is compared as it was written
+        stored_spec = stored_spec.import_extensions()
+    changes = differences(stored_spec, spec)
     for key, (old, new) in changes.items():
         logging.warning("config.%s changed since this run was started: %r -> %r", key, old, new)
     workdir_files.check_resumable(changes, workdir)

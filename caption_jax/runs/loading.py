@@ -75,10 +75,7 @@ def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Mod
     """
     which = str(which)
     check_choice(which)
-    model = _read_folder(storage_path(source), which)
-    for extension in model.description.spec.unavailable:
-        log.warning("%s; captioning works without it", extension)
-    return model
+    return _read_folder(storage_path(source), which)
 
 
 def _read_folder(folder: epath.Path, which: str) -> Model:

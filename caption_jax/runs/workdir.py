@@ -15,10 +15,15 @@ from typing import Any
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, WorkdirError
-from caption_jax.runs.description import ModelSettings, RunDescription
-from caption_jax.specs import RunSpec, as_mapping, differences, replace_values
+from caption_jax.runs.description import RunDescription
+from caption_jax.runs.description_checks import (
+    check_backbone,
+    check_vocabulary_size,
+    parse_model_settings,
+    parse_preprocessing,
+)
+from caption_jax.specs import RunSpec, as_mapping, differences
 from input_pipeline.files import storage_path, write_atomically
-from input_pipeline.images import Preprocessing
 from input_pipeline.tokenizer import Vocabulary
 
 VERSION = 4  # format of config.json
@@ -77,15 +82,19 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
 
     Raises:
         MissingFileError: the folder is not the workdir of a run.
-        WorkdirError: a newer release wrote it.
+        WorkdirError: a newer release wrote it, or a file is damaged.
+        DataError: a file of the tokenizer is damaged.
     """
     workdir = storage_path(workdir)
-    return RunDescription(
-        spec=read_spec(workdir),
-        model_settings=ModelSettings.from_json(_read_json(workdir / "model.json")),
-        preprocessing=Preprocessing.from_json(_read_text(workdir / "preprocessing.json")),
-        vocabulary=Vocabulary.load(workdir / "tokenizer"),
-    )
+    model_file, preprocessing_file = workdir / "model.json", workdir / "preprocessing.json"
+    spec = read_spec(workdir)
+    settings = parse_model_settings(_read_json(model_file), model_file)
+    preprocessing = parse_preprocessing(_read_json(preprocessing_file), preprocessing_file)
+    vocabulary = Vocabulary.load(workdir / "tokenizer")
+    check_vocabulary_size(settings, vocabulary.size, model_file)
+    description = RunDescription(spec, settings, preprocessing, vocabulary)
+    check_backbone(description, model_file)
+    return description
 
 
 def read_spec(workdir: str | epath.Path) -> RunSpec:
@@ -98,8 +107,8 @@ def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
 
     Keys that a newer release added have their defaults.
 
-    Objectives and evaluators that can no longer be imported do not raise an error, because captioning does not use
-    them. Training and evaluation reject such a spec (`RunSpec.check_available`).
+    The modules of objectives and evaluators are not imported, because captioning does not use them
+    (`DeferredExtension`).
 
     Raises:
         MissingFileError: the folder is not the workdir of a run.
@@ -107,7 +116,9 @@ def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
     """
     path = storage_path(workdir) / "config.json"
     content = _read_json(path)
-    version = content.get("version", 1)
+    version = content.get("version", 1) if isinstance(content, dict) and content else None
+    if type(version) is not int:
+        raise WorkdirError(f"{path} is damaged (it has no version): restore it from a copy")
     if version > VERSION:
         raise WorkdirError(
             f"{path} has version {version}, written by a newer release; this release reads up to version {VERSION}"
@@ -117,10 +128,25 @@ def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
         with warnings.catch_warnings():
             if version < 3:  # keys may have their former names
                 warnings.simplefilter("ignore", FutureWarning)
-            configured = RunSpec.from_config(values, if_unavailable="keep")
+            configured = RunSpec.from_config(values, loading="defer")
+        resolved = _apply_resolved(configured, content.get("resolved", {}) if version > 1 else {})
     except ConfigError as error:
         raise WorkdirError(f"{path}: {error}") from error
-    return configured, replace_values(configured, content.get("resolved", {}) if version > 1 else {})
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        reason = f"no key {error}" if isinstance(error, KeyError) else str(error)
+        raise WorkdirError(f"{path} is damaged ({reason[:200]}): restore it from a copy") from error
+    return configured, resolved
+
+
+def _apply_resolved(configured: RunSpec, values: dict[str, Any]) -> RunSpec:
+    """Returns the spec with the values that were fitted to the data, by key, such as "train.steps"."""
+    if not values:
+        return configured
+    mapping = as_mapping(configured)
+    for key, value in values.items():
+        section, name = key.split(".")
+        mapping[section][name] = value
+    return RunSpec.from_config(mapping, loading="defer")
 
 
 def check_resumable(changes: dict[str, tuple[Any, Any]], workdir: str | epath.Path) -> None:
@@ -162,8 +188,8 @@ def _write_json(path: epath.Path, content: Any) -> None:
 def _read_json(path: epath.Path) -> Any:
     try:
         return json.loads(_read_text(path))
-    except ValueError as error:
-        raise WorkdirError(f"{path} is damaged: {error}; restore it from a copy") from error
+    except (ValueError, RecursionError) as error:
+        raise WorkdirError(f"{path} is damaged ({str(error)[:200]}): restore it from a copy") from error
 
 
 def _read_text(path: epath.Path) -> str:
@@ -171,4 +197,7 @@ def _read_text(path: epath.Path) -> str:
         raise MissingFileError(
             f"{path} is missing: {path.parent} is not the workdir of a training run; use the folder that training wrote"
         )
-    return path.read_text()
+    try:
+        return path.read_text()
+    except UnicodeDecodeError as error:
+        raise WorkdirError(f"{path} is damaged (it is not text in UTF-8): restore it from a copy") from error

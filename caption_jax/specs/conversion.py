@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any
 
 from caption_jax.specs.extensions import (
     NAME,
-    IfUnavailable,
-    UnavailableExtension,
+    DeferredExtension,
+    Loading,
     build_extension,
-    build_if_available,
+    defer_extension,
     import_path,
     is_mapping,
     suggest_key,
@@ -21,16 +22,17 @@ from caption_jax.specs.extensions import (
 from caption_jax.specs.renamed_keys import current_key, current_value
 from input_pipeline.errors import ConfigError, UserError
 
+_MAX_INTEGER = 2**1000  # larger integers cannot be converted to float
 
-def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailable: IfUnavailable = "raise") -> Any:
+
+def build_spec(cls: type, values: Mapping[str, Any], key: str = "", loading: Loading = "import") -> Any:
     """Builds a spec from nested mappings; missing keys keep their defaults.
 
     Args:
         cls: the spec dataclass.
         values: values by key; lists are converted to tuples.
         key: config path of `values`, for error messages.
-        if_unavailable: handling of objectives and evaluators that cannot be loaded: "raise" an error, or "keep" an
-            `UnavailableExtension` instead.
+        loading: whether to "import" the modules of objectives and evaluators, or "defer" it (`DeferredExtension`).
 
     Raises:
         ConfigError: a key is unknown or missing, a value has a different type from the default, or validation fails.
@@ -46,7 +48,7 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", if_unavailab
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
         raise ConfigError(f"{path} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
-        name: _convert_value(cls, fields[name], current_value(name, value), _join_keys(key, name), if_unavailable)
+        name: _convert_value(cls, fields[name], current_value(name, value), _join_keys(key, name), loading)
         for name, value in values.items()
     }
     try:
@@ -68,7 +70,7 @@ def as_mapping(spec: Any) -> dict[str, Any]:
         elif "extensions" in field.metadata:
             result[field.name] = {
                 label: dict(item.values)
-                if isinstance(item, UnavailableExtension)
+                if isinstance(item, DeferredExtension)
                 else {NAME: import_path(type(item)), **as_mapping(item)}
                 for label, item in value.items()
             }
@@ -109,27 +111,27 @@ def _is_required(field: dataclasses.Field) -> bool:
     return field.init and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
 
 
-def _convert_value(cls: type, field: dataclasses.Field, value: Any, key: str, if_unavailable: IfUnavailable) -> Any:
+def _convert_value(cls: type, field: dataclasses.Field, value: Any, key: str, loading: Loading) -> Any:
     if "extension" in field.metadata:
         return build_extension(value, key, build_spec, field.metadata["extension"])
     if "extensions" in field.metadata:
-        return _build_extensions(value, key, if_unavailable)
+        return _build_extensions(value, key, loading)
     default = field.default if field.default is not dataclasses.MISSING else None
     if dataclasses.is_dataclass(default):
-        return build_spec(type(default), value, key, if_unavailable)
+        return build_spec(type(default), value, key, loading)
     expected = type(default) if default is not None else typing.get_origin(typing.get_type_hints(cls)[field.name])
     value = _to_builtin_types(value)
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        return float(value) if abs(value) < _MAX_INTEGER else math.copysign(math.inf, value)
     if isinstance(expected, type) and type(value) is not expected:
         raise ConfigError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
     return value
 
 
-def _build_extensions(values: Mapping[str, Any], key: str, if_unavailable: IfUnavailable) -> dict[str, Any]:
+def _build_extensions(values: Mapping[str, Any], key: str, loading: Loading) -> dict[str, Any]:
     if not is_mapping(values):
         raise ConfigError(f"config.{key} is {values!r}; it must be a dictionary of extensions by label")
-    build = build_if_available if if_unavailable == "keep" else build_extension
+    build = defer_extension if loading == "defer" else build_extension
     return {label: build(_to_builtin_types(item), _join_keys(key, label), build_spec) for label, item in values.items()}
 
 

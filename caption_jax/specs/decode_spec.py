@@ -46,7 +46,7 @@ class DecodeSpec:
             self,
             "config.decode",
             method=one_of("greedy", "beam", "sample"),
-            max_length=fitted_or("0 (for data.max_length)", 0, at_least(2, "<s> and a token")),
+            max_length=fitted_or("0 (for data.max_length)", 0, at_least(2, "<s> and a token", largest=2**16)),
             min_length=at_least(0, "for any"),
             at_limit=one_of("cut", "end"),
             num_beams=at_least(1),

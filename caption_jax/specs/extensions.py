@@ -6,8 +6,9 @@ A backbone, objective or evaluator is a frozen dataclass. A config specifies it 
 
 The other keys are the fields of the class, validated by its `__post_init__`. There is no registry.
 
-Captioning requires neither objectives nor evaluators. If those of a stored run can no longer be imported, its spec
-contains an `UnavailableExtension` for each of them.
+Captioning requires neither objectives nor evaluators, so it does not import their modules, which the config of a stored
+run names. Its spec contains a `DeferredExtension` for each of them. Training and evaluation import them
+(`RunSpec.import_extensions`). The backbone is always imported.
 """
 
 from __future__ import annotations
@@ -15,33 +16,30 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import logging
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from input_pipeline.errors import ConfigError
 
 NAME = "name"
-IfUnavailable = Literal["raise", "keep"]
+Loading = Literal["import", "defer"]  # whether to import objectives and evaluators
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class UnavailableExtension:
-    """Placeholder in a spec for an extension that cannot be loaded.
+class DeferredExtension:
+    """Placeholder in a spec for an extension whose module is not imported.
 
     Attributes:
         key: config key of the extension, such as "objective.terms.my_term".
         values: its values in the config, including the name.
-        reason: one-line error message.
     """
 
     key: str
     values: Mapping[str, Any]
-    reason: str
-
-    def __str__(self) -> str:
-        """Returns the reason, prefixed with the config key and import path."""
-        prefix = f"config.{self.key}.name={self.values.get(NAME, '')}"
-        return self.reason if self.reason.startswith(prefix) else f"{prefix}: {self.reason}"
 
 
 def extension_field(default: type) -> Any:
@@ -64,13 +62,19 @@ def load_class(name: str, key: str) -> type:
     Raises:
         ConfigError: the module or class does not exist, or the class is not a frozen dataclass.
     """
-    module, colon, attribute = name.partition(":")
+    module, colon, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not colon or not module or not attribute:
         raise ConfigError(f'config.{key}.name is {name!r}; it must be an import path, "package.module:Class"')
+    is_ours = module.partition(".")[0] == __name__.partition(".")[0]
+    if key == "model.encoder" and not is_ours and module not in sys.modules:  # the only one that captioning imports
+        log.info("importing the module %s, which config.%s.name selects", module, key)
     try:
         imported = importlib.import_module(module)
     except ImportError as error:
         raise ConfigError(f"config.{key}.name={name}: {error}") from error
+    except Exception as error:  # of the code in the module
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ConfigError(f"config.{key}.name={name}: importing {module} raised {reason}") from error
     cls = getattr(imported, attribute, None)
     if cls is None:
         raise ConfigError(f"config.{key}.name={name}: module {module} has no attribute {attribute!r}")
@@ -105,21 +109,18 @@ def build_extension(
     return build(load_class(name, key) if name else default, values, key)
 
 
-def build_if_available(
+def defer_extension(
     values: Mapping[str, Any], key: str, build: Callable[[type, Mapping[str, Any], str], Any]
-) -> Any | UnavailableExtension:
-    """Like `build_extension` without a default, but returns an `UnavailableExtension` if the extension fails to build.
+) -> DeferredExtension:
+    """Like `build_extension` without a default, but imports and builds nothing.
 
     Raises:
         ConfigError: `values` is not a mapping.
     """
-    try:
-        return build_extension(values, key, build)
-    except Exception as error:  # importing the module may raise an exception of any type
-        if not is_mapping(values):
-            raise
-        prefix = "" if isinstance(error, ConfigError) else f"{type(error).__name__}: "
-        return UnavailableExtension(key, dict(values), f"{prefix}{error}".partition("\n")[0])
+    del build
+    if not is_mapping(values):
+        raise ConfigError(f'config.{key} is {values!r}; expected a dictionary {{"name": "package.module:Class", ...}}')
+    return DeferredExtension(key, dict(values))
 
 
 def import_path(cls: type) -> str:

@@ -37,7 +37,7 @@ class DecoderSpec:
         check_fields(
             self,
             "config.model.decoder",
-            layers=at_least(1),
+            layers=at_least(1, largest=1024),
             width=at_least(1),
             heads=at_least(1),
             feed_forward=at_least(1),
@@ -71,7 +71,7 @@ class TextEncoderSpec:
         check_fields(
             self,
             "config.model.text_encoder",
-            layers=at_least(1),
+            layers=at_least(1, largest=1024),
             width=at_least(1),
             heads=at_least(1),
             feed_forward=at_least(1),

@@ -8,9 +8,9 @@ from typing import Any
 
 from caption_jax.backbones.backbone_checks import check_image_size
 from caption_jax.specs.augment_spec import AugmentSpec
-from caption_jax.specs.conversion import build_spec
+from caption_jax.specs.conversion import as_mapping, build_spec
 from caption_jax.specs.decode_spec import DecodeSpec
-from caption_jax.specs.extensions import IfUnavailable, UnavailableExtension, extensions_field
+from caption_jax.specs.extensions import DeferredExtension, Loading, extensions_field
 from caption_jax.specs.learning_spec import MeshSpec, ObjectiveSpec, OptimizerSpec, TrainSpec
 from caption_jax.specs.metrics_spec import MetricsSpec
 from caption_jax.specs.model_spec import ModelSpec
@@ -43,19 +43,18 @@ class RunSpec:
     mesh: MeshSpec = MeshSpec()
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], if_unavailable: IfUnavailable = "raise") -> RunSpec:
+    def from_config(cls, config: Mapping[str, Any], loading: Loading = "import") -> RunSpec:
         """Builds a spec from a ConfigDict, or from nested dictionaries with the same keys.
 
         Args:
             config: all keys, or those that differ from the defaults.
-            if_unavailable: handling of objectives and evaluators that cannot be loaded; see `build_spec`. Training and
-                evaluation call `check_available`, which rejects a spec with unavailable extensions.
+            loading: whether to import the modules of objectives and evaluators; see `import_extensions`.
 
         Raises:
             ConfigError: a value is out of range, values contradict each other, or an extension cannot be loaded. The
                 message names the key.
         """
-        return build_spec(cls, config, if_unavailable=if_unavailable)
+        return build_spec(cls, config, loading=loading)
 
     def __post_init__(self):
         check_fields(self, "config", seed=SEED, dtype=one_of("auto", "bfloat16", "float32"))
@@ -66,16 +65,21 @@ class RunSpec:
         self._check_context()
         self._check_feature_cache()
 
-    @property
-    def unavailable(self) -> tuple[UnavailableExtension, ...]:
-        """Objectives and evaluators that could not be loaded."""
-        configured = (*self.objective.terms.values(), *self.evaluators.values())
-        return tuple(extension for extension in configured if isinstance(extension, UnavailableExtension))
+    def import_extensions(self) -> RunSpec:
+        """Returns the spec with all objectives and evaluators, whose modules are imported.
 
-    def check_available(self) -> None:
-        """Raises ConfigError, which names the key and the module, if an objective or evaluator is unavailable."""
-        for extension in self.unavailable:
-            raise ConfigError(f"{extension}: training and evaluation require it; restore the module or remove the key")
+        Raises:
+            ConfigError: one of them cannot be imported or built. The message names the key and the module.
+        """
+        configured = (*self.objective.terms.values(), *self.evaluators.values())
+        if not any(isinstance(extension, DeferredExtension) for extension in configured):
+            return self
+        try:
+            return RunSpec.from_config(as_mapping(self))
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error}: training and evaluation require it; restore the module or remove the key"
+            ) from error
 
     @property
     def has_joint_embedding(self) -> bool:

@@ -47,14 +47,40 @@ def image(tmp_path):
     return tmp_path / "red.png"
 
 
-def test_captioning_works_with_a_warning(workdir, image, capsys, caplog):
-    with caplog.at_level(logging.WARNING):
-        assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
+def test_captioning_works(workdir, image, capsys):
+    assert run_main("--mode=caption", f"--workdir={workdir}", image) == 0
     assert "box" in capsys.readouterr().out
-    warnings = [record.getMessage() for record in caplog.records if "captioning works without" in record.getMessage()]
-    assert len(warnings) == 2 and not any("\n" in warning for warning in warnings)
-    assert "config.objective.terms.rare.name=missing_module:Rare" in warnings[0]
-    assert "config.evaluators.custom.name=missing_module:Score" in warnings[1]
+
+
+def test_captioning_does_not_import_objectives_and_evaluators(workdir, image, tmp_path, monkeypatch, capsys):
+    """A model from a stranger may name any module that can be imported, also one in the current folder."""
+    (tmp_path / "stranger.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(workdir, tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "config.json").read_text())
+    stored["spec"]["objective"]["terms"] = {"rare": {"name": "stranger:Term"}}
+    stored["spec"]["evaluators"] = {"custom": {"name": "stranger:Score"}}
+    (tmp_path / "run" / "config.json").write_text(json.dumps(stored))
+    index = f"--index={tmp_path / 'index'}"
+    assert run_main("--mode=caption", f"--workdir={tmp_path / 'run'}", image) == 0
+    assert run_main("--mode=index", f"--workdir={tmp_path / 'run'}", index, image) == 0
+    assert run_main("--mode=search", f"--workdir={tmp_path / 'run'}", index, "--query=a red box") == 0
+    caption_jax.load(str(tmp_path / "run")).caption([image])
+    assert not (tmp_path / "imported").exists()
+    with pytest.raises(ConfigError, match="module stranger has no attribute"):
+        run_main("--mode=evaluate", f"--workdir={tmp_path / 'run'}")
+    assert (tmp_path / "imported").exists()
+
+
+def test_the_module_of_a_backbone_is_named_before_it_is_imported(tmp_path, monkeypatch, caplog):
+    (tmp_path / "strange_backbone.py").write_text("raise RuntimeError('first line\\nsecond line')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with (
+        caplog.at_level(logging.INFO),
+        pytest.raises(ConfigError, match=r"importing strange_backbone raised RuntimeError: first line$"),
+    ):
+        RunSpec.from_config({"model": {"encoder": {"name": "strange_backbone:Network"}}})
+    assert "importing the module strange_backbone, which config.model.encoder.name selects" in caplog.text
 
 
 def test_index_search_and_neighbours_work(workdir, image, tmp_path, capsys):
@@ -94,7 +120,7 @@ def test_the_config_of_the_extension_is_preserved(workdir):
     spec = read_spec(workdir)
     stored = json.loads(json.dumps(as_mapping(spec)))
     assert stored["objective"]["terms"] == {"rare": TERM}
-    assert RunSpec.from_config(to_config_dict(spec), "keep") == RunSpec.from_config(stored, "keep") == spec
+    assert RunSpec.from_config(to_config_dict(spec), "defer") == RunSpec.from_config(stored, "defer") == spec
 
 
 @pytest.mark.parametrize(
@@ -106,15 +132,16 @@ def test_the_config_of_the_extension_is_preserved(workdir):
         ("class Broken: pass", "not a frozen dataclass"),
     ],
 )
-def test_import_errors_do_not_prevent_captioning(tmp_path, monkeypatch, source, reason):
+def test_import_errors_are_reported_when_the_module_is_needed(tmp_path, monkeypatch, source, reason):
     (tmp_path / "broken_extension.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "broken_extension", raising=False)
     values = {"evaluators": {"custom": {"name": "broken_extension:Broken"}}}
-    (extension,) = RunSpec.from_config(values, "keep").unavailable
-    assert str(extension).startswith("config.evaluators.custom.name=broken_extension:Broken") and reason in str(
-        extension
-    )
+    spec = RunSpec.from_config(values, "defer")
+    with pytest.raises(ConfigError) as error:
+        spec.import_extensions()
+    message = str(error.value)
+    assert message.startswith("config.evaluators.custom.name=broken_extension:Broken") and reason in message
 
 
 def test_captioning_requires_the_backbone(workdir, tmp_path):

@@ -131,6 +131,13 @@ class EfficientNetSettings:
     std: Triple = tuple(255 * value for value in IMAGENET_STD)
     source: str = "random weights"
 
+    def __post_init__(self):
+        if self.padding not in ("same", "symmetric") or not self.norm_epsilon > 0:
+            raise ValueError(
+                f"padding={self.padding!r} and norm_epsilon={self.norm_epsilon!r}; they must be 'same' or 'symmetric', "
+                "and a positive number"
+            )
+
 
 def _make_lite_variant(width: float, depth: float, resolution: int) -> Variant:
     return Variant(width, depth, resolution, squeeze_excite=False, activation="relu6", fix_stem_head=True)
