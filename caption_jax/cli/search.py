@@ -27,5 +27,5 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         top=options.top,
         method=options.search,
         output_format=options.format,
-        spec=spec_from_flags(options, "keep"),
+        spec=spec_from_flags(options, "defer"),
     )
