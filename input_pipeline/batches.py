@@ -47,7 +47,7 @@ from input_pipeline.image_order import Shard, ShuffledEpochs
 from input_pipeline.images import Preprocessing
 from input_pipeline.inputs import Inputs
 from input_pipeline.pixel_readers import make_pixels
-from input_pipeline.records import MAX_LISTED, DataError, Split
+from input_pipeline.records import DataError, Split
 from input_pipeline.terminal_text import escape_message
 
 Batch = dict[str, np.ndarray]  # the arrays listed in the module docstring
@@ -114,6 +114,8 @@ def eval_batches(
 
 class _Batches:
     """Assembles batches of examples prefetched by grain's threads, and records unreadable images."""
+
+    requires_readable = True  # whether it is an error if no image can be read
 
     def __init__(self, loader: ExampleLoader, batch_size: int, process_index: int, process_count: int, workers: int):
         if batch_size < 1 or batch_size % process_count:
@@ -203,9 +205,13 @@ class _Batches:
             if name not in self.problems:
                 self.problems[name] = str(problem)
                 log.warning("Skipping unreadable image: %s", problem)
-        if not self._readable and len(self.problems) >= min(MAX_UNREADABLE, len(self.split)):
-            first = "\n  ".join(map(escape_message, list(self.problems.values())[:MAX_LISTED]))
-            raise DataError(f"none of the first {len(self.problems)} images could be read:\n  {first}")
+        is_broken = not self._readable and len(self.problems) >= min(MAX_UNREADABLE, len(self.split))
+        if is_broken and self.requires_readable:
+            first = escape_message(next(iter(self.problems.values())))
+            raise DataError(
+                f"none of the first {len(self.problems)} images of the split {self.split.name} could be read, such as "
+                f"{first}: check that the disk with the images is mounted, and that the files are images"
+            )
 
 
 def _copy_rows(examples: Examples, image: np.ndarray) -> None:
@@ -270,13 +276,18 @@ class TrainBatches(_Batches):
         keys = [key for key in ("seed", "split", "context") if state.get(key) != self._sequence.get(key)]
         differences = [f"{key}: saved {state.get(key)}, current {self._sequence.get(key)}" for key in keys]
         if differences:
-            raise DataError(f"the saved data iterator state is from different data ({'; '.join(differences)})")
+            raise DataError(
+                f"the saved data iterator state is from different data ({'; '.join(differences)}): restore the data, "
+                "or set --allow_data_change to continue with the current data"
+            )
         self.close()
         self._consumed = int(state["images"])
 
 
 class EvalBatches(_Batches):
     """Iterator over one ordered pass; see `eval_batches`. Its length is the number of batches."""
+
+    requires_readable = False  # unreadable images count as empty captions, even if there are no others
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ Faults that act at one point of a run first create the file `fault` in the workd
 
 from __future__ import annotations
 
+import itertools
 import os
 import runpy
 import sys
@@ -81,22 +82,89 @@ def slow_pixels() -> None:
     images.Preprocessing.load = load_slowly
 
 
-def hanging_input() -> None:
-    """Reading the batch of the ninth step never ends."""
+def _delay_batch(seconds: float) -> None:
+    """Makes the ninth batch of a process take some seconds."""
     from input_pipeline.batches import TrainBatches
 
-    get_next = TrainBatches.__next__
+    get_next, count = TrainBatches.__next__, itertools.count(1)
 
     def hang(self: TrainBatches) -> Any:
-        if self._consumed >= 8 * self.batch_size:
+        if next(count) == 9:
             (get_workdir() / MARK).touch()
-            time.sleep(600)
+            time.sleep(seconds)
         return get_next(self)
 
     TrainBatches.__next__ = hang
 
 
-FAULTS = {fault.__name__: fault for fault in (slow_evaluation, slow_save, slow_compilation, slow_pixels, hanging_input)}
+def hanging_input() -> None:
+    """Reading the batch of the ninth step does not end."""
+    _delay_batch(600)
+
+
+def slow_input() -> None:
+    """Reading the batch of the ninth step takes six seconds."""
+    _delay_batch(6)
+
+
+def hanging_callback() -> None:
+    """A callback to the host in step 15 does not end."""
+    import jax
+
+    from caption_jax.training.step import TrainStep
+
+    call = TrainStep.__call__
+
+    def hang(step: Any) -> None:
+        if step == 14:
+            time.sleep(600)
+
+    def call_with_callback(self: TrainStep, state: Any, *arguments: Any) -> Any:
+        jax.debug.callback(hang, state.step, ordered=False)
+        return call(self, state, *arguments)
+
+    TrainStep.__call__ = call_with_callback
+    _disable_program_cache()
+
+
+def nan_gradients() -> None:
+    """The gradients of steps 4, 5 and 12 are NaN, but their losses are finite."""
+    import jax
+    import jax.numpy as jnp
+
+    from caption_jax.training.step import TrainStep
+
+    compute = TrainStep._apply_optimizer
+
+    def apply_with_fault(self: TrainStep, state: Any, gradients: Any, frozen: Any) -> Any:
+        is_faulty = jnp.isin(state.step + 1, jnp.array([4, 5, 12]))
+        gradients.update(jax.tree.map(lambda gradient: jnp.where(is_faulty, jnp.nan, gradient), dict(gradients)))
+        return compute(self, state, gradients, frozen)
+
+    TrainStep._apply_optimizer = apply_with_fault
+    _disable_program_cache()
+
+
+def _disable_program_cache() -> None:
+    """Traces programs in each process, because the cache does not know about faults."""
+    from caption_jax.training.program import Program
+
+    Program.cached_update = Program.update
+
+
+FAULTS = {
+    fault.__name__: fault
+    for fault in (
+        slow_evaluation,
+        slow_save,
+        slow_compilation,
+        slow_pixels,
+        slow_input,
+        hanging_input,
+        hanging_callback,
+        nan_gradients,
+    )
+}
 
 
 def main() -> None:

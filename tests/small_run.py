@@ -38,6 +38,7 @@ MAIN_FLAGS = (
         "data",
         "dry_run",
         "max_steps_this_run",
+        "allow_data_change",
         "distributed",
         "heartbeat",
         "quiet",

@@ -135,6 +135,8 @@ def test_training_stops_if_no_image_can_be_read(compile_cache, small_workdir, tm
     folder = write_images(tmp_path / "data")
     for path in (folder / "images").iterdir():
         path.write_bytes(BROKEN_IMAGES["text.jpg"])
-    message = r"none of the first 8 images could be read:\n  .*\.png: not in a supported image format"
+    message = (
+        r"none of the first 8 images of the split train could be read, such as .*\.png: not in a supported image format"
+    )
     with pytest.raises(DataError, match=message):
         train(folder, tmp_path / "run", "--config.train.sample_images=0")

@@ -22,6 +22,7 @@ from caption_jax.runs.loading import read_model
 from caption_jax.runs.weights import fingerprint, flatten_arrays, unflatten_arrays
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate
+from caption_jax.training.start_options import StartOptions
 
 
 @pytest.fixture
@@ -55,7 +56,7 @@ def test_a_run_repeats_the_steps_since_the_newest_intact_checkpoint(small_workdi
 
 def test_a_run_resumes_from_a_selected_checkpoint(small_workdir, trained_workdir, spec):
     previous_step, last_step = list_saved_steps(trained_workdir)
-    train_and_evaluate(spec, trained_workdir, checkpoint=previous_step)
+    train_and_evaluate(spec, trained_workdir, options=StartOptions(checkpoint=previous_step))
     assert list_saved_steps(trained_workdir) == [previous_step, last_step]
     assert_same_state(trained_workdir, small_workdir)
     assert_same_model(trained_workdir, small_workdir)

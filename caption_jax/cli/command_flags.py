@@ -46,6 +46,9 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     flags.DEFINE_boolean(
         "dry_run", False, "Read the data, print the resolved config and run one step, without writing files.", values
     )
+    flags.DEFINE_boolean(
+        "allow_data_change", False, "Resume a run although its images or captions have changed.", values
+    )
     flags.DEFINE_integer(
         "max_steps_this_run",
         0,

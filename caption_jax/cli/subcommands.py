@@ -39,7 +39,7 @@ _FLAG_SUBCOMMANDS = (
         "train",
         "train a model, or resume an interrupted run",
         "--config=NAME [--workdir=FOLDER]",
-        ("config", "workdir", "checkpoint", "max_steps_this_run", "dry_run", *_PROCESSES),
+        ("config", "workdir", "checkpoint", "max_steps_this_run", "allow_data_change", "dry_run", *_PROCESSES),
         (
             "train --config=shapes",
             "train --config=folder --config.data.root=photographs --workdir=runs/folder",

@@ -17,6 +17,7 @@ from caption_jax.runs.checkpoints import find_saved_step
 from caption_jax.runtime.liveness import current_watch
 from caption_jax.training.dry_run import dry_run, print_dry_run
 from caption_jax.training.loop import train_run
+from caption_jax.training.start_options import StartOptions
 
 
 def run(options: flags.FlagValues, arguments: list[str]) -> int:
@@ -26,7 +27,8 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
 
     With `--dry_run`, prints the spec and the loss of the first step instead.
     """
-    spec, step = spec_from_flags(options), _checkpoint_step(options)
+    spec = spec_from_flags(options)
+    start = StartOptions(_checkpoint_step(options), options.max_steps_this_run, options.allow_data_change)
     if options.dry_run:
         with display_from_flags(options) as display:
             result = dry_run(spec, options.workdir, display)
@@ -35,7 +37,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     if (watch := current_watch()) is not None:
         watch.set_saved_step(functools.partial(find_saved_step, options.workdir))
     with display_from_flags(options) as display:
-        result = train_run(spec, options.workdir, display, step, max_steps=options.max_steps_this_run)
+        result = train_run(spec, options.workdir, display, start)
     print_scored_evaluation(result.evaluation)
     if jax.process_index() == 0:
         print_end_of_training(options.workdir, result.evaluation)

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from caption_jax.decoding import similarities
+from caption_jax.errors import DataError
 from caption_jax.inference.captioning import decode_features, encode_batch
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.runs.experiment import Experiment
@@ -91,6 +92,9 @@ def find_candidates(
                 image_id = split[int(outputs["index"][row])].image_id
                 candidates[image_id] = ImageCandidates(texts, scores, similarities_of_row)
             phase.advance(experiment.spec.data.eval_batch_size)
+    if not candidates:
+        reason = next(iter(batches.problems.values()), "the split is empty")
+        raise DataError(f"none of the {len(split)} images of the split {split.name} could be read, such as {reason}")
     return candidates
 
 

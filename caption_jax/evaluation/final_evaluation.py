@@ -7,6 +7,7 @@ import json
 
 import jax
 
+from caption_jax.errors import DataError
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.external_data import ExternalData
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation, as_json, score_evaluation
@@ -56,7 +57,13 @@ def evaluate_split(
 
 
 def evaluate_weights(
-    experiment: Experiment, evaluator: SplitEvaluator, suffix: str, *, java: bool = True, checkpoint: str = "best"
+    experiment: Experiment,
+    evaluator: SplitEvaluator,
+    suffix: str,
+    *,
+    java: bool = True,
+    checkpoint: str = "best",
+    requires_images: bool = True,
 ) -> ScoredEvaluation:
     """Evaluates the weights of a run with `evaluator`.
 
@@ -70,6 +77,12 @@ def evaluate_weights(
     with experiment.display.phase("loading the weights"):
         weights = load_weights(experiment.workdir, checkpoint, sharding=replicated(experiment.mesh))
     evaluation = evaluator(weights.variables, weights.step)
+    if requires_images and len(evaluation.unreadable) == len(evaluator.split):
+        image_id, reason = next(iter(evaluation.unreadable.items()))
+        raise DataError(
+            f"none of the {len(evaluator.split)} images of the split {evaluator.split.name} could be read, such as "
+            f"{image_id}: {reason}"
+        )
     is_main_process = jax.process_index() == 0
     train_split = experiment.splits.get("train")
     training_captions = train_split.captions if train_split is not None else None

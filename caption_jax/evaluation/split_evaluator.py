@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging
 
 from caption_jax.errors import ConfigError
 from caption_jax.evaluation.caption_scores import CaptionScores
@@ -197,6 +198,11 @@ class SplitEvaluator:
             for record in self.split
             if record.image_id not in tokens
         }
+        if len(unreadable) == len(self.split):
+            logging.warning(
+                "none of the %d images of the split %s could be read: the scores are those of empty captions",
+                *(len(self.split), self._split_name),
+            )
         captions = {image_id: decode(tokens.get(image_id, ())) for image_id in self.split.image_ids}
         reference_metrics = collected.reference_metrics()
         metrics: dict[str, float] = {}

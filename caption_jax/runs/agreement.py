@@ -144,15 +144,15 @@ def check_shared_folder(
             file.unlink(missing_ok=True)
 
 
-def check_same_flag(name: str, value: Any) -> None:
-    """Checks that all processes have the same value of a flag. Does nothing in a single process.
+def check_same_flags(values: Mapping[str, Any]) -> None:
+    """Checks that all processes have the same values of flags. Does nothing in a single process.
 
     Raises:
         ProcessesError: the values differ. The message is the same in all processes.
     """
     if jax.process_count() > 1:
-        report = {"host": socket.gethostname(), "facts": {name: str(value)}}
-        _raise_verdict(judge_together(f"its {name}", json.dumps(report), _judge_facts))
+        report = {"host": socket.gethostname(), "facts": {name: str(value) for name, value in values.items()}}
+        _raise_verdict(judge_together(f"its {' and '.join(values)}", json.dumps(report), _judge_facts))
 
 
 def collect_facts(experiment: Experiment, *, trains: bool) -> dict[str, str]:

@@ -209,6 +209,11 @@ class Checkpoints:
         set_damaged_aside(self._folder, {step: damage, **choice.damaged}, choice.step)
         self._last.reload()
 
+    @property
+    def latest_step(self) -> int | None:
+        """Step of the newest checkpoint, which may still be being written; None if there is none."""
+        return self._last.latest_step()
+
     def is_saved(self, step: int) -> bool:
         """Returns whether a complete checkpoint of `step` exists. Thread-safe."""
         return step in ocp.utils.checkpoint_steps(self._last.directory)

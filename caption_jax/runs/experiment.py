@@ -18,6 +18,7 @@ from caption_jax.runs import workdir as workdir_files
 from caption_jax.runs.agreement import prepare_together
 from caption_jax.runs.artifact import check_no_model
 from caption_jax.runs.checkpoints import has_checkpoint
+from caption_jax.runs.data_manifest import Manifest, check_data, write_manifest
 from caption_jax.runs.description import ModelSettings, RunDescription
 from caption_jax.runs.roberta_checkpoint import check_decoder_weights, text_encoder_settings
 from caption_jax.runs.start_summary import describe_start
@@ -42,6 +43,8 @@ class Experiment:
         splits: splits by name.
         facts: properties of the training data; None if it was not read because the run is only evaluated.
         resumes: whether the workdir contains a checkpoint to resume from.
+        manifest: record of the data to write to the workdir; None if it has the right one.
+        allows_data_change: whether a resumed run may continue with data that has changed.
         display: shows the progress of everything that is done with the run.
     """
 
@@ -51,6 +54,8 @@ class Experiment:
     splits: dict[str, Split]
     facts: DatasetFacts | None = None
     resumes: bool = False
+    manifest: Manifest | None = None
+    allows_data_change: bool = False
     display: Display = SILENT
 
     @property
@@ -71,34 +76,47 @@ class Experiment:
         return get_split(self.splits, name)
 
 
-def start_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILENT) -> Experiment:
+def start_experiment(
+    spec: RunSpec, workdir: epath.Path, display: Display = SILENT, *, allow_data_change: bool = False
+) -> Experiment:
     """Sets up training in a new workdir, or resumes the run in an existing one. `lock_workdir` has checked it.
+
+    Args:
+        spec: the config of the run.
+        workdir: workdir of the run.
+        display: shows the progress.
+        allow_data_change: whether a run may be resumed although its data has changed.
 
     Raises:
         ConfigError: the config is incompatible with the data.
-        WorkdirError: the workdir contains a run or model that is incompatible with the config.
+        WorkdirError: the workdir contains a run or model that is incompatible with the config, or the data of the run
+            has changed.
         ProcessesError: several processes disagree on the config or the data.
     """
-    experiment = prepare_experiment(spec, workdir, display)
+    experiment = prepare_experiment(spec, workdir, display, allow_data_change=allow_data_change)
     if jax.process_index() == 0:
         delete_stale_temporaries(workdir, depth=3)  # caches are in folders of folders
         if experiment.resumes:
             workdir_files.write_spec(workdir, experiment.spec, spec)
         else:
             workdir_files.write_description(workdir, experiment.description, spec)
+        if experiment.manifest is not None:
+            write_manifest(workdir, experiment.manifest)
         logging.info("%s", describe_start(experiment))
     _log_fit(spec, experiment)
     return experiment
 
 
-def prepare_experiment(spec: RunSpec, workdir: epath.Path, display: Display = SILENT) -> Experiment:
+def prepare_experiment(
+    spec: RunSpec, workdir: epath.Path, display: Display = SILENT, *, allow_data_change: bool = False
+) -> Experiment:
     """Like `start_experiment`, but does not write to the workdir.
 
     Raises:
         ConfigError: see `start_experiment`.
         WorkdirError: see `start_experiment`.
     """
-    return prepare_together(lambda: _prepare(spec, workdir, display), trains=True)
+    return prepare_together(lambda: _prepare(spec, workdir, display, allow_data_change), trains=True)
 
 
 def open_experiment(
@@ -120,7 +138,7 @@ def open_experiment(
     return prepare_together(lambda: _open(workdir, spec, splits, display), trains=False)
 
 
-def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment:
+def _prepare(spec: RunSpec, workdir: epath.Path, display: Display, allow_data_change: bool) -> Experiment:
     spec = spec.import_extensions()
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})
@@ -144,7 +162,11 @@ def _prepare(spec: RunSpec, workdir: epath.Path, display: Display) -> Experiment
             vocabulary, caption_lengths = build_vocabulary(spec.data, splits["train"].captions)
         facts = dataclasses.replace(facts, caption_lengths=caption_lengths)
         description = _describe(resolve(spec, facts), vocabulary)
-    return Experiment(workdir, description, mesh, splits, facts, resuming, display)
+    manifest = None
+    if jax.process_index() == 0:
+        with display.phase("comparing the data" if resuming else "recording the data"):
+            manifest = check_data(workdir, splits, resumes=resuming, allow_change=allow_data_change)
+    return Experiment(workdir, description, mesh, splits, facts, resuming, manifest, allow_data_change, display)
 
 
 def _open(workdir: epath.Path, spec: RunSpec, splits: dict[str, Split] | None, display: Display) -> Experiment:

@@ -89,6 +89,7 @@ class SignalHandling:
 
     def close(self) -> None:
         """Restores the previous handlers and ends the thread."""
+        self._is_lost = False
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._previous_wakeup)
@@ -168,7 +169,7 @@ class SignalHandling:
             if not numbers:
                 return
             number, now = numbers[0], time.monotonic()
-            if number == _WAKE and self._is_lost:
+            if number == _WAKE and self._is_lost and not self._repeats:
                 self._repeat(first)
             elif number == first and self._repeats:
                 self._repeats -= 1
@@ -183,8 +184,9 @@ class SignalHandling:
     def _repeat(self, number: int) -> None:
         """Sends the first signal to the main thread again, in which its exception was lost."""
         time.sleep(0.02)  # until the callback has returned
-        self._repeats += 1
-        signal.pthread_kill(threading.main_thread().ident, number)
+        if self._is_lost:
+            self._repeats += 1
+            signal.pthread_kill(threading.main_thread().ident, number)
 
     def _announce(self, number: int) -> None:
         if number == signal.SIGHUP:

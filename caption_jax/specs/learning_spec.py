@@ -109,6 +109,15 @@ class TrainSpec:
     # Dtype in which the gradients of kernels are summed over devices if the compute dtype is bfloat16: "float32", or
     # "bfloat16", which halves the bytes. All other gradients are summed in float32.
     gradient_reduction: str = "float32"
+    # If the loss, a gradient or an updated parameter is not finite: "stop", or "skip" to leave the state unchanged by
+    # this step, for at most max_skipped_steps steps in a row.
+    non_finite: str = "stop"
+    max_skipped_steps: int = 5
+    # If a step takes watchdog_factor times the median, and at least watchdog_seconds: "log" the stacks of all threads,
+    # or also "end" the process with status 124; "off" for no watchdog.
+    watchdog: str = "log"
+    watchdog_factor: float = 20.0
+    watchdog_seconds: float = 300.0
     profile: ProfileSpec = ProfileSpec()
 
     def __post_init__(self):
@@ -126,6 +135,11 @@ class TrainSpec:
             packing=one_of("auto", "blocks", "always", "never"),
             block_length=at_least(0, "to fit the captions"),
             gradient_reduction=one_of("float32", "bfloat16"),
+            non_finite=one_of("stop", "skip"),
+            max_skipped_steps=at_least(0),
+            watchdog=one_of("off", "log", "end"),
+            watchdog_factor=at_least(1),
+            watchdog_seconds=interval("(0, inf)"),
         )
 
 

@@ -18,7 +18,7 @@ from caption_jax.evaluation.sample_summaries import SampleSummaries
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.objectives.constants import check_same_constants
 from caption_jax.parameters.sharding import replicated
-from caption_jax.runs.agreement import check_same_flag
+from caption_jax.runs.agreement import check_same_flags
 from caption_jax.runs.artifact_writer import ArtifactWriter
 from caption_jax.runs.best_recovery import resume_best
 from caption_jax.runs.checkpoints import Checkpoints, RestoredState
@@ -30,6 +30,7 @@ from caption_jax.runs.lock import lock_workdir
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
 from caption_jax.runs.weights import Weights
 from caption_jax.runtime.stopping import EvaluationStoppedError, StopRequested, stop_on_signal
+from caption_jax.runtime.watchdog import Watchdog
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.telemetry.clock import Clock
 from caption_jax.telemetry.input_wait import InputWaitWarning
@@ -39,7 +40,9 @@ from caption_jax.telemetry.tracing import Trace
 from caption_jax.training.next_phase import NextPhaseCompiler, training_phases
 from caption_jax.training.pending_steps import PendingSteps
 from caption_jax.training.run_parts import make_program_with_constants, make_validation_evaluator, open_batches
+from caption_jax.training.start_options import StartOptions
 from caption_jax.training.state import TrainState
+from caption_jax.training.step_faults import StepFaults
 from input_pipeline.disk_faults import OptionalOutput
 from input_pipeline.extras import TRAINING, require
 from input_pipeline.files import absolute_path
@@ -47,6 +50,8 @@ from input_pipeline.files import absolute_path
 # Why a run stops before its end.
 SIGNAL = "stop requested"
 MAX_STEPS = "--max_steps_this_run"
+
+_DEFAULT_OPTIONS = StartOptions()
 
 
 class TrainingResult(NamedTuple):
@@ -63,28 +68,18 @@ class TrainingResult(NamedTuple):
 
 
 def train_and_evaluate(
-    spec: RunSpec,
-    workdir: str | epath.Path,
-    display: Display = SILENT,
-    checkpoint: int | None = None,
-    *,
-    max_steps: int = 0,
+    spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT, options: StartOptions = _DEFAULT_OPTIONS
 ) -> ScoredEvaluation | None:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights; see `train_run`.
 
     Returns:
         The final evaluation of the validation split; None if there is no such split or the run stopped early.
     """
-    return train_run(spec, workdir, display, checkpoint, max_steps=max_steps).evaluation
+    return train_run(spec, workdir, display, options).evaluation
 
 
 def train_run(
-    spec: RunSpec,
-    workdir: str | epath.Path,
-    display: Display = SILENT,
-    checkpoint: int | None = None,
-    *,
-    max_steps: int = 0,
+    spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT, options: StartOptions = _DEFAULT_OPTIONS
 ) -> TrainingResult:
     """Trains the model of `spec`, or resumes the run in `workdir`, and evaluates the best weights.
 
@@ -92,8 +87,7 @@ def train_run(
         spec: the config of the run.
         workdir: folder or bucket of the run.
         display: shows the progress.
-        checkpoint: step of the checkpoint to resume from; by default, that of the newest intact one.
-        max_steps: number of steps after which this process saves and stops; 0 for no limit.
+        options: how to start or resume the run.
 
     Raises:
         ValueError: config, data and workdir are inconsistent. The message contains the key or file.
@@ -103,10 +97,11 @@ def train_run(
     """
     require("training", *TRAINING)
     with lock_workdir(absolute_path(workdir)) as lock, DiskUse(lock.workdir).reported_faults() as disk_use:
-        experiment = start_experiment(spec, lock.workdir, display)
-        check_same_flag(MAX_STEPS, max_steps)
-        with contextlib.closing(Run(experiment, checkpoint, disk_use)) as run, stop_on_signal() as stop_requested:
-            is_complete = run.train(lock.checked(stop_requested), max_steps)
+        experiment = start_experiment(spec, lock.workdir, display, allow_data_change=options.allow_data_change)
+        check_same_flags(options.as_flags())
+        run = Run(experiment, options.checkpoint, disk_use)
+        with contextlib.closing(run), stop_on_signal() as stop_requested:
+            is_complete = run.train(lock.checked(stop_requested), options.max_steps)
         return TrainingResult(is_complete, finish_run(run) if is_complete else None)
 
 
@@ -142,6 +137,9 @@ class Run:
                 self.samples = SampleSummaries(experiment, self.evaluator.split, self.evaluator.context)
         self.batches = open_batches(experiment, self.state)
         self.is_evaluation_due = False
+        train = self.spec.train
+        self.faults = StepFaults(train, experiment.split("train"), lambda: self.checkpoints.latest_step)
+        self.watchdog = Watchdog(train.watchdog, train.watchdog_factor, train.watchdog_seconds)
         if restored is not None:
             self._resume(restored)
         self.monitor = Monitor(
@@ -172,7 +170,8 @@ class Run:
             contextlib.closing(trace),
             session_record as session,
             bar as phase,
-            PendingSteps(self.experiment.split("train"), functools.partial(self._log, phase)) as pending,
+            PendingSteps(self.faults, functools.partial(self._log, phase)) as pending,
+            self.watchdog,
         ):
             if self.is_evaluation_due:  # the previous process stopped during it
                 self._evaluate(step, stop_requested)
@@ -189,6 +188,7 @@ class Run:
                     step += 1
                     phase.advance()
                     pending.push(step, metrics, batch["index"], self._logged_values(step))
+                    self.watchdog.step()
                     improved = False
                     if self._is_due(step, self.spec.train.eval_every):
                         pending.flush()
@@ -230,10 +230,17 @@ class Run:
 
     def _resume(self, restored: RestoredState) -> None:
         """Restores the data iterator, the clock, early stopping and the artifacts from a checkpoint."""
-        check_same_constants(restored.records.get("constants", {}), self.constant_fingerprints, self.experiment.workdir)
+        experiment = self.experiment
         try:
-            self.batches.set_state(restored.records["iterator"])
+            position = restored.records["iterator"]
+            if experiment.allows_data_change:  # the position in the sequence of the current data
+                position = {**self.batches.get_state(), "images": position["images"]}
+            else:
+                constants = restored.records.get("constants", {})
+                check_same_constants(constants, self.constant_fingerprints, experiment.workdir)
+            self.batches.set_state(position)
             self.clock.load(restored.records["clock"])
+            self.faults.load(restored.records.get("faults", {}))
             progress = {**self.progress, **restored.records["progress"]}
         except (KeyError, TypeError, AttributeError) as error:
             raise WorkdirError(
@@ -265,7 +272,7 @@ class Run:
         return bool(patience) and self.progress["evaluations_without_gain"] >= patience
 
     def _phases(self, step: int) -> Iterator[tuple[int, Callable]]:
-        return training_phases(self.program, self.state.params, step, self.compiler, self.display)
+        return training_phases(self.program, self.state.params, step, self.compiler, self.display, self.watchdog)
 
     def _find_reason_to_stop(self, step: int, stop_requested: StopRequested, limit: int) -> str:
         """Returns why the run stops after `step` steps although it is not complete; "" if it does not."""
@@ -287,13 +294,14 @@ class Run:
             session.end(step, LAST_STEP)
 
     def _save(self, step: int) -> None:
-        with self.clock.paused():
+        with self.clock.paused(), self.watchdog.paused():
             self.monitor.flush_metrics()  # a run that resumes from this checkpoint does not repeat earlier rows
             records = {
                 "iterator": self.batches.get_state(),
                 "clock": self.clock.dump(),
                 "progress": self.progress,
                 "constants": self.constant_fingerprints,
+                "faults": self.faults.dump(),
                 **({EVALUATION_DUE: True} if self.is_evaluation_due else {}),
             }
             weights = self.state.weights()
@@ -310,7 +318,7 @@ class Run:
     def _log(self, phase: Phase, step: int, values: dict[str, float]) -> None:
         """Writes the values of a finished log point, and shows a summary in `phase`."""
         unreadable_images = values.pop("unreadable_images")
-        values |= self.clock.tick(step)
+        values |= {**self.clock.tick(step), **self.faults.summarise(values)}
         self.input_wait.update(self.clock.rates)
         # "loss" is the captioning loss, not the total. A background thread writes the row.
         self.monitor.scalars(step, {**values, "unreadable_images": unreadable_images}, "train")
@@ -327,7 +335,7 @@ class Run:
         if self.evaluator is None:
             return False
         self.is_evaluation_due = True
-        with self.clock.paused():
+        with self.clock.paused(), self.watchdog.paused():
             weights = self.state.weights()
             try:
                 result = self.evaluator(weights, step, lambda: stop_requested(step))
@@ -375,4 +383,4 @@ def finish_run(run: Run) -> ScoredEvaluation | None:
             loss_curve(experiment.workdir / "metrics.jsonl", experiment.workdir / "loss_curve.png")
     if run.evaluator is None:
         return None
-    return evaluate_weights(experiment, run.evaluator.on_full_split(), "val", java=False)
+    return evaluate_weights(experiment, run.evaluator.on_full_split(), "val", java=False, requires_images=False)

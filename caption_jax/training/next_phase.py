@@ -12,6 +12,7 @@ from absl import logging
 
 from caption_jax.parameters.freezing import phases
 from caption_jax.runtime.cached_program import CachedUpdate
+from caption_jax.runtime.watchdog import Watchdog
 from caption_jax.telemetry.progress import Display
 from caption_jax.training.program import Program
 from caption_jax.training.state import TrainState
@@ -45,7 +46,7 @@ class NextPhaseCompiler:
 
 
 def training_phases(
-    program: Program, params: PyTree, step: int, compiler: NextPhaseCompiler, display: Display
+    program: Program, params: PyTree, step: int, compiler: NextPhaseCompiler, display: Display, watchdog: Watchdog
 ) -> Iterator[tuple[int, Callable]]:
     """Yields (last step, jitted training step) for each phase of unfreezing.
 
@@ -57,6 +58,7 @@ def training_phases(
         step: number of updates made so far.
         compiler: compiles the next step.
         display: shows the compilation.
+        watchdog: paused during the compilation.
     """
     starts = phases(params, program.description.spec.optimizer.rules)
     ends = [*(start for start, _ in starts[1:]), program.steps]
@@ -69,11 +71,13 @@ def training_phases(
     pairs = itertools.zip_longest(updates, updates[1:])
     for (end, frozen), (update, next_update) in zip(remaining, pairs, strict=True):
         logging.debug("steps up to %d: %d parameter arrays frozen", end, len(frozen))
-        train_step = _begin_phase(compiler, update, next_update)
+        train_step = _begin_phase(compiler, update, next_update, watchdog)
         yield end, display.around_first_call(train_step, "compiling the training step")
 
 
-def _begin_phase(compiler: NextPhaseCompiler, update: Callable, next_update: Callable | None) -> Callable:
+def _begin_phase(
+    compiler: NextPhaseCompiler, update: Callable, next_update: Callable | None, watchdog: Watchdog
+) -> Callable:
     """Returns a training step that starts compiling `next_update` after its first call."""
     is_first = True
 
@@ -82,8 +86,9 @@ def _begin_phase(compiler: NextPhaseCompiler, update: Callable, next_update: Cal
         if not is_first:
             return update(state, batch, constants)
         is_first = False
-        compiler.wait()
-        state, metrics = update(state, batch, constants)
+        with watchdog.paused():
+            compiler.wait()
+            state, metrics = update(state, batch, constants)
         if next_update is not None:
             compiler.start(next_update, state, batch, constants)
         return state, metrics

@@ -7,16 +7,17 @@ idle until the host has dispatched another one. The host therefore reads outputs
 from __future__ import annotations
 
 import collections
-import math
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
 from caption_jax.runtime.stopping import NonFiniteLossError
-from input_pipeline.records import Split
+from caption_jax.training.skipped_steps import CHECKED, SKIPPED
+from caption_jax.training.step_faults import StepFaults
 
-_CHECKED = ("loss", "parameter_norm")  # metrics that must be finite
+_READ = (*CHECKED, SKIPPED)  # metrics that are read for every step, if they exist
 
 
 class _StepOutputs(NamedTuple):
@@ -24,7 +25,7 @@ class _StepOutputs(NamedTuple):
 
     Attributes:
         step: number of completed steps, including this one.
-        metrics: scalars on the devices: those in `_CHECKED`, or everything that is logged.
+        metrics: scalars on the devices: those in `_READ`, or everything that is logged.
         index: int array [batch], indices of the batch's images in the split.
         is_log_point: whether to log `metrics`.
     """
@@ -36,17 +37,17 @@ class _StepOutputs(NamedTuple):
 
 
 class PendingSteps:
-    """Waits for steps, logs the metrics of log points, and checks that all losses and parameters are finite.
+    """Waits for steps, logs the metrics of log points, and checks the losses and gradients of all steps.
 
     Between log points, nothing is transferred from the devices to the host. Leaving its `with` block calls `flush`.
 
     Args:
-        split: the training split, whose image ids appear in error messages.
+        faults: checks each step.
         log: called with the step and the metrics of each log point, in order, once the step is finished.
     """
 
-    def __init__(self, split: Split, log: Callable[[int, dict[str, float]], None]):
-        self._split, self._log = split, log
+    def __init__(self, faults: StepFaults, log: Callable[[int, dict[str, float]], None]):
+        self._faults, self._log = faults, log
         self._running: collections.deque[_StepOutputs] = collections.deque()
         self._unread: list[_StepOutputs] = []  # finished steps since the last log point
 
@@ -64,14 +65,15 @@ class PendingSteps:
 
         Args:
             step: number of completed steps, including this one.
-            metrics: metrics of the step, with scalars "loss" and "parameter_norm" (after the update).
+            metrics: metrics of the step, which include those in `CHECKED`.
             index: int array [batch], indices of the batch's images in the split.
             logged: other values to log, on the devices or the host; None if this step is not a log point.
 
         Raises:
-            NonFiniteLossError: the previous step was a log point, and a loss or parameter is not finite.
+            NonFiniteLossError: the previous step was a log point, and a step is not finite (`StepFaults`).
         """
-        values = {name: metrics[name] for name in _CHECKED} if logged is None else {**metrics, **logged}
+        read = {name: metrics[name] for name in _READ if name in metrics}
+        values = read if logged is None else {**metrics, **logged}
         self._running.append(_StepOutputs(step, values, index, logged is not None))
         while len(self._running) > 1:
             self._finish(self._running.popleft())
@@ -80,7 +82,7 @@ class PendingSteps:
         """Waits for all steps, and reads their outputs. Call it before saving or evaluating the state.
 
         Raises:
-            NonFiniteLossError: a loss or parameter is not finite.
+            NonFiniteLossError: a step is not finite (`StepFaults`).
         """
         while self._running:
             self._finish(self._running.popleft())
@@ -98,18 +100,9 @@ class PendingSteps:
         for outputs, metrics in zip(steps, fetched, strict=True):
             values = {name: float(value) for name, value in metrics.items()}
             if outputs.is_log_point:
-                self._log(outputs.step, values)
-            if not all(math.isfinite(values[name]) for name in _CHECKED):
-                raise self._describe_error(outputs, values)
-
-    def _describe_error(self, outputs: _StepOutputs, values: Mapping[str, float]) -> NonFiniteLossError:
-        ids = [self._split.image_ids[index] for index in _local_indices(outputs.index)]
-        return NonFiniteLossError(
-            f"step {outputs.step}: loss is {values['loss']}, parameter norm after the update is "
-            f"{values['parameter_norm']}. The last checkpoint precedes this step; run the same command again to resume "
-            f"from it. Images of the step: {ids}. Try a lower config.optimizer.learning_rate, a longer "
-            "config.optimizer.warmup_steps, a smaller config.optimizer.clip_norm, or config.dtype=float32."
-        )
+                self._log(outputs.step, dict(values))
+            checked = {name: values[name] for name in _READ if name in values}
+            self._faults.check(outputs.step, checked, functools.partial(_local_indices, outputs.index))
 
 
 def _local_indices(index: jax.Array) -> list[int]:

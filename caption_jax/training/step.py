@@ -26,6 +26,7 @@ from caption_jax.objectives.total_objective import Denominators, check_batch, ge
 from caption_jax.specs import RunSpec
 from caption_jax.training.gradient_reduction import cast_kernels
 from caption_jax.training.optimizer import ema_update
+from caption_jax.training.skipped_steps import skip_if_not_finite
 from caption_jax.training.state import TrainState
 from input_pipeline.images import Preprocessing
 
@@ -144,6 +145,8 @@ class TrainStep:
         new_state = state.replace(
             step=state.step + 1, params=params, batch_stats=result.batch_stats, opt_state=opt_state, ema=ema
         )
+        if self.spec.train.non_finite == "skip":
+            return skip_if_not_finite(state, new_state, metrics)
         return new_state, metrics
 
     def objective_outputs(

@@ -7,7 +7,9 @@ import pytest
 from host_transfers import count_conversions
 
 from caption_jax.runtime.stopping import NonFiniteLossError
+from caption_jax.specs import TrainSpec
 from caption_jax.training.pending_steps import PendingSteps
+from caption_jax.training.step_faults import StepFaults
 from input_pipeline.records import DataError, Record, Split
 
 SPLIT = Split("train", [Record(lambda: b"", ("text",), image_id) for image_id in "abcdef"])
@@ -20,16 +22,19 @@ class LoggedSteps(list):
         self.append((step, values["loss"], values["learning_rate"]))
 
 
-def push(pending: PendingSteps, step: int, loss: float = 0.5, norm: float = 1.0, log: bool = False) -> None:
+def push(
+    pending: PendingSteps, step: int, loss: float = 0.5, norm: float = 1.0, gradient: float = 1.0, log: bool = False
+) -> None:
     """Adds a step whose batch consists of one image, the image at index `step`."""
-    metrics = {"loss": jnp.float32(loss), "parameter_norm": jnp.float32(norm), "accuracy": jnp.float32(0)}
+    metrics = {"loss": loss, "gradient_norm": gradient, "parameter_norm": norm, "accuracy": 0}
+    metrics = {name: jnp.float32(value) for name, value in metrics.items()}
     logged = {"learning_rate": jnp.float32(step / 8)} if log else None
     pending.push(step, metrics, jnp.array([step]), logged)
 
 
 def test_a_log_point_is_logged_after_the_next_step_is_dispatched():
     logged = LoggedSteps()
-    pending = PendingSteps(SPLIT, logged)
+    pending = PendingSteps(StepFaults(TrainSpec(), SPLIT), logged)
     push(pending, 1, loss=0.25, log=True)
     assert logged == []
     push(pending, 2, loss=0.75, log=True)
@@ -41,20 +46,22 @@ def test_a_log_point_is_logged_after_the_next_step_is_dispatched():
 
 def test_nothing_is_transferred_between_log_points():
     logged = LoggedSteps()
-    pending = PendingSteps(SPLIT, logged)
+    pending = PendingSteps(StepFaults(TrainSpec(), SPLIT), logged)
     with count_conversions() as conversions:
         for step in range(1, 5):
             push(pending, step, log=step == 4)
         assert conversions == []
         push(pending, 5)
-        assert len(conversions) == 3 * 2 + 4  # loss and norm of each step, and all values of the log point
+        assert len(conversions) == 3 * 3 + 5  # loss and norms of each step, and all values of the log point
         assert [step for step, *_ in logged] == [4]
 
 
-@pytest.mark.parametrize("values", [{"loss": float("nan")}, {"loss": float("-inf")}, {"norm": float("inf")}])
+@pytest.mark.parametrize(
+    "values", [{"loss": float("nan")}, {"loss": float("-inf")}, {"norm": float("inf")}, {"gradient": float("nan")}]
+)
 def test_the_first_step_that_is_not_finite_is_reported_before_a_later_step_is_logged(values):
     logged = LoggedSteps()
-    pending = PendingSteps(SPLIT, logged)
+    pending = PendingSteps(StepFaults(TrainSpec(), SPLIT), logged)
     push(pending, 1, log=True)
     push(pending, 2)
     push(pending, 3, **values)
@@ -66,7 +73,7 @@ def test_the_first_step_that_is_not_finite_is_reported_before_a_later_step_is_lo
 
 def test_a_log_point_that_is_not_finite_is_logged_before_the_error():
     logged = LoggedSteps()
-    pending = PendingSteps(SPLIT, logged)
+    pending = PendingSteps(StepFaults(TrainSpec(), SPLIT), logged)
     push(pending, 1, loss=float("inf"), log=True)
     with pytest.raises(NonFiniteLossError, match=r"step 1: loss is inf"):
         pending.flush()
@@ -75,7 +82,7 @@ def test_a_log_point_that_is_not_finite_is_logged_before_the_error():
 
 def test_finished_steps_are_logged_if_the_input_pipeline_fails():
     logged = LoggedSteps()
-    with pytest.raises(DataError), PendingSteps(SPLIT, logged) as pending:
+    with pytest.raises(DataError), PendingSteps(StepFaults(TrainSpec(), SPLIT), logged) as pending:
         push(pending, 1, log=True)
         raise DataError("none of the images could be read")
     assert [step for step, *_ in logged] == [1]
