@@ -102,7 +102,8 @@ def start_experiment(
             workdir_files.write_description(workdir, experiment.description, spec)
         if experiment.manifest is not None:
             write_manifest(workdir, experiment.manifest)
-        logging.info("%s", describe_start(experiment))
+        lines = describe_start(experiment).splitlines()
+        logging.info("\n".join(["%s"] * len(lines)), *lines)  # line breaks in arguments are escaped
     _log_fit(spec, experiment)
     return experiment
 
