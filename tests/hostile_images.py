@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+SIZED_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "PPM", "WEBP", "JPEG2000", "AVIF")  # of `declare_size`
 PNG_MODES = {"L": 0, "RGB": 2, "P": 3, "LA": 4, "RGBA": 6}
 
 

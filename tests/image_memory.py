@@ -49,7 +49,8 @@ def decode_in_child(path: Path, action: str = "decode", *, timeout: float = 120)
     return Outcome(**json.loads(process.stdout))
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
+    """Returns the peak of the memory of this process, in MB."""
     status = Path("/proc/self/status")
     if status.exists():  # `ru_maxrss` of Linux includes the parent process before `exec`
         return int(re.search(r"VmHWM:\s+(\d+)", status.read_text())[1]) / 2**10
@@ -63,7 +64,7 @@ def main(path: str, action: str, copies: str = "1") -> None:
     from input_pipeline.images import ImageError, decode_image, make_thumbnail
 
     decode_image(np.zeros((300, 300, 3), np.uint8), SIZE)  # loads libraries
-    before, start = _peak_mb(), time.perf_counter()
+    before, start = peak_mb(), time.perf_counter()
 
     def work(_: int) -> str:
         try:
@@ -75,7 +76,7 @@ def main(path: str, action: str, copies: str = "1") -> None:
     with ThreadPoolExecutor(int(copies)) as pool:
         errors = set(pool.map(work, range(int(copies))))
     (error,) = errors
-    print(json.dumps({"error": error, "memory_mb": _peak_mb() - before, "seconds": time.perf_counter() - start}))
+    print(json.dumps({"error": error, "memory_mb": peak_mb() - before, "seconds": time.perf_counter() - start}))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from damaged_files import (
     encode_image,
 )
 from hypothesis import given, settings
+from image_fuzzing import MAX_MEMORY_MB, fuzz_in_child
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
@@ -31,6 +32,12 @@ def test_intact_caption_files_are_read(name):
     if name.endswith(".jsonl"):
         content = "\n".join(map(json.dumps, content))
     assert check_captions((content if isinstance(content, str) else json.dumps(content)).encode())
+
+
+def test_damaged_images_take_little_time_and_memory(tmp_path):
+    result = fuzz_in_child(2000, 12345, tmp_path / "last")
+    assert 100 < result.readable < 1900
+    assert result.slowest < 5 and result.memory_mb < MAX_MEMORY_MB and len(result.longest_reason) < 200
 
 
 @pytest.mark.slow
