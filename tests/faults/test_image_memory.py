@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,15 @@ import pytest
 from hostile_images import BOMBS, encode, make_png
 from image_memory import SIZE, Outcome, decode_in_child
 from PIL import Image, features
+from resident_memory import read_resident_mb
 
+from input_pipeline.data_spec import DataSpec
 from input_pipeline.decoding_memory import estimate_image
 from input_pipeline.image_opening import open_image
+from input_pipeline.images import Preprocessing
 from input_pipeline.limits import DEFAULT_LIMITS
+from input_pipeline.pixel_readers import make_pixels
+from input_pipeline.records import Record, Split
 from input_pipeline.resampling import choose_reduction_factor, estimate_resize
 
 MB = 2**20
@@ -87,7 +96,12 @@ def decode(data: bytes, tmp_path: Path, action: str = "decode", **options) -> Ou
     return outcome
 
 
-@pytest.mark.parametrize("name", IMAGES)
+_QUICK = ("tall PNG", "RGBA PNG", "JPEG", "progressive JPEG", "WebP")  # each decoder's kind once; the others are slow
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in _QUICK else pytest.mark.slow) for name in IMAGES]
+)
 def test_memory_is_what_the_header_predicts(name, tmp_path):
     if name == "AVIF" and not features.check("avif"):
         pytest.skip("this installation of Pillow cannot write AVIF")
@@ -106,6 +120,7 @@ def test_files_that_expand_or_consist_of_many_parts_are_cheap(name, tmp_path):
     assert outcome.seconds < SECONDS and outcome.memory_mb < 100
 
 
+@pytest.mark.slow
 def test_large_images_are_not_decoded_at_the_same_time(tmp_path):
     """Six threads decode copies of an image that needs 350 MB of the 1,536 MB of the budget."""
     side, threads = 9000, 6
@@ -114,6 +129,32 @@ def test_large_images_are_not_decoded_at_the_same_time(tmp_path):
     assert not outcome.error
     assert one * 2 < outcome.memory_mb < DEFAULT_LIMITS.decoding_bytes / MB + threads * FIXED_MB
     assert threads * one > DEFAULT_LIMITS.decoding_bytes / MB + threads * FIXED_MB  # without a budget
+
+
+@pytest.mark.skipif(not list(Path("/proc/self/task").glob("*/children")), reason="needs the children in /proc")
+def test_decoding_processes_share_the_budget(tmp_path):
+    """Three processes decode images that need 96 MB each, one at a time because the budget is 120 MB."""
+    (tmp_path / "image.png").write_bytes(make_png(5000, 5000, "RGBA"))
+    split = Split("train", [Record(tmp_path / "image.png", ("a",), number) for number in range(9)])
+    limits = dataclasses.replace(DEFAULT_LIMITS, decoding_bytes=120 * MB)
+    spec = DataSpec(workers=3, worker_type="processes")
+    with contextlib.closing(make_pixels(split, Preprocessing(SIZE, limits=limits), spec)) as pixels:
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(pixels.load_rows, [[0]] * 3, [[0]] * 3))  # starts the processes
+            before = sum(map(read_resident_mb, find_children()))
+            futures = [pool.submit(pixels.load_rows, [index], [0]) for index in range(9)]
+            peak = before
+            while not all(future.done() for future in futures):
+                peak = max(peak, sum(map(read_resident_mb, find_children())))
+                time.sleep(0.005)
+        assert not any(future.result()[1] for future in futures)
+    assert 48 < peak - before < 96 + 3 * 16
+
+
+def find_children() -> list[str]:
+    """Returns the IDs of the child processes of this process."""
+    lists = [path.read_text() for path in Path("/proc/self/task").glob("*/children")]
+    return [pid for text in lists for pid in text.split()]
 
 
 AT_THE_LIMIT: dict[str, Callable[[], bytes]] = {
