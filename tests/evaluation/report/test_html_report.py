@@ -10,6 +10,7 @@ import itertools
 import math
 import re
 import sys
+import types
 from collections.abc import Sequence
 
 import jinja2
@@ -21,13 +22,15 @@ from small_evaluation import CAPTIONS, REFERENCES, make_scored_evaluation
 
 from caption_jax.evaluation.evaluator import FinalEvaluation
 from caption_jax.evaluation.report.html import write_report
-from caption_jax.evaluation.report.html.examples import Example, JpegImage, select_images
+from caption_jax.evaluation.report.html.examples import Example, JpegImage, load_thumbnails, select_images
 from caption_jax.evaluation.report.html.page import render
 from caption_jax.evaluation.report.html.run_facts import RunFacts
 from caption_jax.evaluation.report.html_report import HtmlReport
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
 from caption_jax.metrics import ImageScores, score_images
 from caption_jax.telemetry.metrics_file import Row
+from input_pipeline.images import Preprocessing
+from input_pipeline.records import Record
 
 DANGEROUS = "<script>alert('x')</script> \"quoted\" & <img src=https://example.org/a.png> {{ 7 * 7 }}"
 ROWS = [
@@ -305,3 +308,11 @@ def test_a_missing_package_is_logged_with_the_install_command(monkeypatch, caplo
         "report_val.html needs packages that are not installed (jinja2): "
         "pip install 'caption-jax[train]', or '.[train]' in a checkout"
     )
+
+
+def test_images_that_can_no_longer_be_read_are_omitted_with_a_warning(tmp_path, caplog):
+    Image.new("RGB", (30, 20)).save(tmp_path / "a.png")
+    records = [Record(tmp_path / f"{name}.png", ("a",), name) for name in ("a", "deleted")]
+    description = types.SimpleNamespace(preprocessing=Preprocessing(8))
+    assert list(load_thumbnails(description, records)) == ["a"]
+    assert "the report omits an image that can no longer be read: " in caplog.text and "deleted.png" in caplog.text

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
@@ -18,6 +19,7 @@ from caption_jax.evaluation.word_attention import attention_per_word, stack_cont
 from caption_jax.metrics import ImageScores
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
+from input_pipeline.images import ImageError
 from input_pipeline.records import Record, Split
 
 PyTree = Any
@@ -105,6 +107,8 @@ def make_examples(
 ) -> dict[str, list[Example]]:
     """Makes the examples of each group of `select_images`, with attention maps for the first images of the group.
 
+    Images that can no longer be read, although the model has captioned them, are omitted with a warning.
+
     Args:
         split: the images.
         scored_evaluation: captions and scores of the images.
@@ -114,6 +118,8 @@ def make_examples(
     """
     groups = select_images(scored_evaluation.images, set(scored_evaluation.evaluation.tokens))
     records = {record.image_id: record for record in split}
+    thumbnails = load_thumbnails(description, [records[image_id] for ids in groups.values() for image_id in ids])
+    groups = {name: [image_id for image_id in ids if image_id in thumbnails] for name, ids in groups.items()}
     rows = {image_id: row for row, image_id in enumerate(scored_evaluation.images.image_ids)}
     attention_ids = dict.fromkeys(image_id for ids in groups.values() for image_id in ids[:_ATTENTION_IMAGES_PER_GROUP])
     panels = _make_word_panels(
@@ -123,7 +129,7 @@ def make_examples(
     def make_example(image_id: Any) -> Example:
         return Example(
             image_id=image_id,
-            thumbnail=JpegImage.encode(_load_thumbnail(description, records[image_id], _THUMBNAIL_SIDE)),
+            thumbnail=JpegImage.encode(thumbnails[image_id]),
             caption=scored_evaluation.evaluation.captions[image_id],
             references=scored_evaluation.references[image_id],
             scores={name: float(values[rows[image_id]]) for name, values in scored_evaluation.images.values.items()},
@@ -159,6 +165,17 @@ def _make_word_panels(
             for panel in attention_panels(shown_image, words, word_attention)
         ]
     return panels
+
+
+def load_thumbnails(description: RunDescription, records: Sequence[Record]) -> dict[Any, np.ndarray]:
+    """Returns image id -> thumbnail of the images that can be read."""
+    thumbnails = {}
+    for record in records:
+        try:
+            thumbnails[record.image_id] = _load_thumbnail(description, record, _THUMBNAIL_SIDE)
+        except (ImageError, OSError) as error:
+            logging.warning("the report omits an image that can no longer be read: %s", error)
+    return thumbnails
 
 
 def _load_thumbnail(
