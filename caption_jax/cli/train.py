@@ -31,7 +31,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
     start = StartOptions(_checkpoint_step(options), options.max_steps_this_run, options.allow_data_change)
     if options.dry_run:
         with display_from_flags(options) as display:
-            result = dry_run(spec, options.workdir, display)
+            result = dry_run(spec, options.workdir, display, allow_data_change=start.allow_data_change)
         print_dry_run(result)
         return SUCCESS
     if (watch := current_watch()) is not None:

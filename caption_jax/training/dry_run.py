@@ -51,7 +51,9 @@ class DryRun:
     would_resume: bool
 
 
-def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT) -> DryRun:
+def dry_run(
+    spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT, *, allow_data_change: bool = False
+) -> DryRun:
     """Reads the data and performs the first update on the first batch, without writing to the workdir.
 
     The step decodes images even if the config enables the feature cache or the pixel cache, because the cache would
@@ -62,7 +64,7 @@ def dry_run(spec: RunSpec, workdir: str | epath.Path, display: Display = SILENT)
         MissingPackageError: the `train` extra is not installed.
     """
     require("training", "grain")
-    experiment = prepare_experiment(spec, absolute_path(workdir), display)
+    experiment = prepare_experiment(spec, absolute_path(workdir), display, allow_data_change=allow_data_change)
     resolved_spec = experiment.spec
     with display.phase("building the model"):
         make_validation_evaluator(experiment)  # raises errors that training would raise
