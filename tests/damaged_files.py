@@ -10,7 +10,7 @@ import io
 import json
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +157,17 @@ def _replace_cells(draw, text: str) -> str:
         elif rows[row]:
             del rows[row][column]
     return "\n".join(map(delimiter.join, rows))
+
+
+def iterate_mutants(content: Any, values: Iterable[Any]) -> Iterator[Any]:
+    """Yields copies of a JSON value in which each value at any depth is replaced by each of other values."""
+    yield from values
+    keys = range(len(content)) if isinstance(content, list) else content if isinstance(content, dict) else ()
+    for key in keys:
+        for mutant in iterate_mutants(content[key], values):
+            copied = copy.copy(content)
+            copied[key] = mutant
+            yield copied
 
 
 @st.composite

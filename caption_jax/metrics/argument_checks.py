@@ -9,6 +9,9 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from input_pipeline.errors import DataError
+from input_pipeline.limits import DEFAULT_LIMITS
+
 
 def check_references(references: Any) -> None:
     """Raises TypeError if an argument is not a mapping from image ids to lists of captions."""
@@ -61,6 +64,11 @@ def _check_mapping(name: str, value: Any, example: str) -> None:
 def _check_caption(caption: Any, name: str, verb: str) -> None:
     if not isinstance(caption, str):
         raise TypeError(f"{name} {verb} {caption!r}; a caption must be a string")
+    if len(caption) > DEFAULT_LIMITS.caption_characters:
+        raise DataError(
+            f"{name} {verb} a caption of {len(caption):,} characters, more than the limit of "
+            f"{DEFAULT_LIMITS.caption_characters:,}; shorten it"
+        )
 
 
 def _name_type(value: Any) -> str:

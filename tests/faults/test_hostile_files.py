@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -167,3 +168,17 @@ def test_names_and_captions_cannot_control_the_terminal(root):
     scored = run_python(SCORE, results, root / "captions.json", "--no-java")
     assert scored.status == 1 and "\x1b" not in scored.err and "\u202e" not in scored.err
     assert len(scored.err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("header", ['{"images": 1, "ngrams": 2}\n', ""], ids=["lines", "one line"])
+def test_compressed_document_frequencies_cannot_fill_the_memory(root, header):
+    """A file of a few megabytes that decompresses to 1 GB."""
+    references = root / "captions.json"
+    references.write_text(json.dumps({"b.png": ["ok"]}))
+    with gzip.open(root / "frequencies.gz", "wb", compresslevel=1) as file:
+        file.write(header.encode())
+        for _ in range(1000):
+            file.write((b"1\tx\n" * 2**18) if header else b"x" * 2**20)
+    outcome = run_python(SCORE, references, references, "--no-java", f"--frequencies={root / 'frequencies.gz'}")
+    assert outcome.status == 1 and outcome.seconds < MAX_SECONDS and outcome.peak_mb < MAX_MB, outcome
+    assert "frequencies.gz is not a valid document frequency file" in outcome.err

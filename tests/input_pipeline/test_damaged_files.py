@@ -8,6 +8,7 @@ import pytest
 from damaged_files import (
     CAPTION_FILES,
     IMAGE_FORMATS,
+    PLACEHOLDERS,
     check_captions,
     check_image,
     check_index,
@@ -15,7 +16,9 @@ from damaged_files import (
     damaged_captions,
     damaged_images,
     damaged_indexes,
+    dump_json,
     encode_image,
+    iterate_mutants,
 )
 from hypothesis import given, settings
 from image_fuzzing import MAX_MEMORY_MB, fuzz_in_child
@@ -38,6 +41,23 @@ def test_damaged_images_take_little_time_and_memory(tmp_path):
     result = fuzz_in_child(2000, 12345, tmp_path / "last")
     assert 100 < result.readable < 1900
     assert result.slowest < 5 and result.memory_mb < MAX_MEMORY_MB and len(result.longest_reason) < 200
+
+
+TEXTS = ("", "\x00", "\ud800", *PLACEHOLDERS)
+WRONG_VALUES = (None, True, 0, -7, 3.5, 10**20, float("nan"), *TEXTS, [], [7], [[]], {}, {"a": None})
+
+
+@pytest.mark.parametrize("name", [name for name, content in CAPTION_FILES.items() if not isinstance(content, str)])
+def test_every_json_value_can_have_any_type(name):
+    """Replaces each value in a caption file, one at a time, by values of all types."""
+    is_lines = name.endswith(".jsonl")
+    readable = []
+    for mutant in iterate_mutants(CAPTION_FILES[name], WRONG_VALUES):
+        lines = mutant if is_lines and isinstance(mutant, list) else [mutant]
+        data = "\n".join(map(dump_json, lines)).encode("utf-8", "surrogatepass")
+        readable.append(check_captions(data))
+        check_results(data)
+    assert len(readable) > 200 and set(readable) == {True, False}
 
 
 @pytest.mark.slow

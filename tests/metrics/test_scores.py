@@ -25,6 +25,7 @@ from caption_jax.metrics import (
     write_results,
 )
 from caption_jax.metrics.scores import explain_zero_cider
+from input_pipeline.errors import DataError
 
 REFERENCES = {
     1: ["A dog runs on the grass.", "a brown dog runs"],
@@ -135,3 +136,9 @@ def test_scoring_requires_neither_jax_nor_java():
         "sys.exit(any(name in sys.modules for name in ('jax', 'flax', 'tensorflow', 'ml_collections')))"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).resolve().parents[2])
+
+
+@pytest.mark.parametrize("references", [{1: ["x" * 10_001]}, {1: ["a dog"]}])
+def test_captions_of_extreme_length_are_rejected(references):
+    with pytest.raises(DataError, match=r"\[1\] (contains|is) a caption of 10,001 characters, more than the limit"):
+        score(references, {1: "x" * 10_001})
