@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import glob
 import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
 
 from caption_jax.files import allow_any_output, json_line
-from caption_jax.inference.captioner import Captioner
+from caption_jax.inference.captioner import Caption, Captioner
+from caption_jax.runtime.divided_work import assist, divide, is_assistant, share_status
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.image_formats import FORMATS, find_folder_images
 from input_pipeline.images import ImageError
@@ -28,7 +34,8 @@ def caption_files(
 ) -> int:
     """Captions image files; prints one line per image as soon as its batch is done.
 
-    Files that cannot be read are reported on stderr and skipped.
+    Files that cannot be read are reported on stderr and skipped. If there are several processes, they divide the images
+    among them, and process 0 prints all lines in order.
 
     Args:
         captioner: the model.
@@ -41,14 +48,19 @@ def caption_files(
     Returns:
         Exit status: 0 if every image was captioned, 1 if some could not be read, 2 if no files match.
     """
+    if is_assistant():
+        assist(functools.partial(_caption_part, captioner, context))
+        return share_status()
     paths = list(find_images(arguments))
+    results = _caption_all(captioner, paths, context)
     if not paths:
+        next(results, None)  # tells the other processes that there is no work
         print(f"error: {describe_no_match(arguments)}", file=sys.stderr)
-        return 2
+        return share_status(2)
     allow_any_output()
     failures = 0
     with display.phase("captioning", len(paths), "images") as phase:
-        for path, result in zip(paths, captioner.caption_each(paths, [context] * len(paths)), strict=True):
+        for path, result in zip(paths, results, strict=True):
             if isinstance(result, ImageError):
                 failures += 1
                 print(f"error: {escape_message(result)}", file=sys.stderr, flush=True)
@@ -62,7 +74,33 @@ def caption_files(
             phase.advance()
     if failures > 1:
         print(f"{failures} of {len(paths)} images have no caption; see the errors above", file=sys.stderr)
-    return 1 if failures else 0
+    return share_status(1 if failures else 0)
+
+
+def _caption_all(captioner: Captioner, paths: list[str], context: Sequence[str]) -> Iterator[Caption | ImageError]:
+    """Yields the caption of each image, or an error; all processes of the run caption a part of the images."""
+    if jax.process_count() == 1:
+        yield from captioner.caption_each(paths, [context] * len(paths))
+        return
+    size = captioner.batch_size
+    parts = [paths[start : start + size] for start in range(0, len(paths), size)]
+    for captions in divide(parts, functools.partial(_caption_part, captioner, context)):
+        for caption in captions:
+            if "reason" in caption:
+                yield ImageError(caption["name"], caption["reason"])
+            else:
+                yield Caption(caption["text"], caption["log_prob"], tuple(caption["tokens"]))
+
+
+def _caption_part(captioner: Captioner, context: Sequence[str], number: int, paths: list[str]) -> list[dict[str, Any]]:
+    """Returns captions and errors in JSON."""
+    captions = captioner.caption_each(paths, [context] * len(paths), is_first=number == 0)
+    return [
+        {"name": caption.name, "reason": caption.reason}
+        if isinstance(caption, ImageError)
+        else dataclasses.asdict(caption)
+        for caption in captions
+    ]
 
 
 def find_images(arguments: Sequence[str]) -> Iterator[str]:

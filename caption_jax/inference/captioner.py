@@ -128,6 +128,11 @@ class Captioner:
         return f"Captioner({', '.join(f'{name}={value!r}' for name, value in fields.items() if value is not None)})"
 
     @property
+    def batch_size(self) -> int:
+        """Maximum number of images per batch."""
+        return self._batch_size
+
+    @property
     def batch_sizes(self) -> tuple[int, ...]:
         """Sizes to which batches are padded: 1, 4, 16, ... up to the maximum batch size."""
         powers = itertools.takewhile(lambda size: size < self._batch_size, (4**n for n in itertools.count()))
@@ -174,16 +179,21 @@ class Captioner:
         return captions[0] if is_single else captions
 
     def caption_each(
-        self, images: Iterable[ImageInput], context: Iterable[Sequence[str]] | None = None
+        self,
+        images: Iterable[ImageInput],
+        context: Iterable[Sequence[str]] | None = None,
+        *,
+        is_first: bool = True,
     ) -> Iterator[Caption | ImageError]:
         """Yields the caption of each image in order, or an error if the image cannot be read; see `caption`.
 
-        Images are read a batch at a time, so `images` may be a generator of any length.
+        Images are read a batch at a time, so `images` may be a generator of any length. If `is_first` is False, they
+        are the continuation of other images, so a partial batch is padded to the full size.
         """
         texts_per_image = itertools.repeat(()) if context is None else context
         pairs = zip(images, texts_per_image, strict=context is not None)
         for number, chunk in enumerate(_split_into_chunks(pairs, self._batch_size)):
-            size = self._choose_batch_size(len(chunk), is_first=number == 0)
+            size = self._choose_batch_size(len(chunk), is_first=is_first and number == 0)
             with ThreadPoolExecutor(max_workers=4) as pool:
                 results = list(pool.map(self._try_load, (image for image, _ in chunk)))
             is_readable = [not isinstance(result, ImageError) for result in results]

@@ -12,12 +12,13 @@ from caption_jax.files import allow_any_output, json_line
 from caption_jax.inference.caption_files import describe_no_match, find_images
 from caption_jax.inference.captioner import Captioner
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, open_for_writing
-from caption_jax.retrieval.index_builder import Changes, update_index
+from caption_jax.retrieval.index_builder import Changes, assist_embedding, update_index
 from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
 from caption_jax.retrieval.search import Searcher
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runs.weights import fingerprint
+from caption_jax.runtime.divided_work import is_assistant, share_status
 from caption_jax.specs import DataSpec, RunSpec
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import is_on_bucket
@@ -99,6 +100,9 @@ def index_images(
     with display.phase("loading the model"):
         captioner, description, model = _load(workdir, checkpoint, spec)
     dimension = captioner.embed_images([]).shape[1]
+    if is_assistant():
+        assist_embedding(images, captioner, description.preprocessing, captions)
+        return share_status()
     with open_for_writing(folder, dimension, model) as index:
         changes = update_index(
             index,
@@ -111,7 +115,7 @@ def index_images(
             on_error=lambda error: print(f"error: {escape_message(error)}", file=sys.stderr, flush=True),
         )
         _print_changes(index, changes, missing)
-    return 1 if changes.failures else 0
+    return share_status(1 if changes.failures else 0)
 
 
 def search_images(
@@ -146,6 +150,8 @@ def search_images(
     """
     captioner, description, model = _load(workdir, checkpoint, spec)
     description.check_joint_embedding()  # before an error that suggests to build an index
+    if is_assistant():  # a single query cannot be divided
+        return share_status()
     index = ImageIndex(folder)
     index.check_model(model)
     if os.path.isfile(query) or query.lower().endswith(NAME_SUFFIXES):
@@ -153,7 +159,7 @@ def search_images(
             vectors = captioner.embed_images([query])
         except ImageError as error:
             print(f"error: {escape_message(error)}", file=sys.stderr)
-            return 1
+            return share_status(1)
     else:
         vectors = captioner.embed_texts([query])
         encode = description.text_tokenizer.encode
@@ -169,7 +175,7 @@ def search_images(
             print(json_line({"rank": rank, "score": score, **fields}))
         else:
             print(f"{rank}\t{score:.4f}\t{escape(entry.key)}\t{escape(entry.caption or '')}")
-    return 0
+    return share_status(0)
 
 
 def store_neighbours(
@@ -202,6 +208,10 @@ def store_neighbours(
     """
     with display.phase("loading the model"):
         captioner, description, model = _load(workdir, checkpoint, spec)
+    if is_assistant():
+        description.check_joint_embedding()
+        assist_embedding(images, captioner, description.preprocessing)
+        return share_status()
     index = ImageIndex(folder)
     index.check_model(model)
     errors: list[ImageError] = []
@@ -210,7 +220,7 @@ def store_neighbours(
         print(f"error: {escape_message(error)}", file=sys.stderr)
     path = write_neighbours(index, images.name, count, neighbours)
     print(f"{escape(path)}: {len(neighbours):,} images, up to {count} neighbours each")
-    return 1 if errors else 0
+    return share_status(1 if errors else 0)
 
 
 def _load(workdir: str, checkpoint: str, spec: RunSpec) -> tuple[Captioner, RunDescription, ModelIdentity]:

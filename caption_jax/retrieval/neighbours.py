@@ -14,7 +14,7 @@ from jaxtyping import Float32
 from caption_jax.errors import MissingFileError
 from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex
-from caption_jax.retrieval.index_builder import Embedder, PendingImage, make_entry, read_chunks
+from caption_jax.retrieval.index_builder import Embedder, PendingImage, embed_chunks, make_entry
 from caption_jax.retrieval.index_format import is_image_id
 from caption_jax.retrieval.search import Searcher
 from caption_jax.telemetry.progress import SILENT, Display
@@ -82,16 +82,17 @@ def find_neighbours(
     indexed = [entry for entry in query_entries if entry.key in rows and entries[rows[entry.key]].stamp == entry.stamp]
     search(indexed, vectors[[rows[entry.key] for entry in indexed]])
     pending = [
-        PendingImage(record, entry, False)
-        for record, entry in zip(images, query_entries, strict=True)
+        PendingImage(record, entry, False, position)
+        for position, (record, entry) in enumerate(zip(images, query_entries, strict=True))
         if entry.id not in results
     ]
     with display.phase("finding neighbours", len(pending), "images") as phase:
-        for queries, pixels, errors, _ in read_chunks(pending, preprocessing):
-            for error in errors:
+        for chunk in embed_chunks(pending, embedder, preprocessing):
+            for error in chunk.errors:
                 on_error(error)
-            search(queries, embedder.embed_images(pixels))
-            phase.advance(len(queries) + len(errors))
+            if chunk.entries:
+                search(chunk.entries, chunk.vectors)
+            phase.advance(len(chunk.entries) + len(chunk.errors))
     return [results.get(entry.id, ImageNeighbours(entry.id, [], [])) for entry in query_entries]
 
 

@@ -19,7 +19,7 @@ from caption_jax.errors import ProcessesError
 from caption_jax.runtime.liveness import current_watch
 
 TIMEOUT_SECONDS = 1800  # one process may read its data from a slower disk than another
-_NO_TIMEOUT_SECONDS = 7 * 86400  # while `liveness` watches the processes
+NO_TIMEOUT_SECONDS = 7 * 86400  # while `liveness` watches the processes
 
 _counter = itertools.count()  # keys cannot be reused
 _has_failed = threading.Event()  # set once this process has reported a failure
@@ -84,9 +84,22 @@ def report_failure(reason: str, *, may_be_consequence: bool = False) -> None:
         client.key_value_set(f"{key}/verdict", failure)
 
 
+def send_message(key: str, message: str) -> None:
+    """Sends a message to the process that calls `receive_message` for this key, which cannot be used again."""
+    _get_client().key_value_set(f"caption_jax/{key}", message)
+
+
+def receive_message(key: str, sender: int) -> Any:
+    """Waits for the message of the process `sender` with this key; returns its JSON contents."""
+    client, key = _get_client(), f"caption_jax/{key}"
+    message = _receive(client, key, sender, "its part of the work", NO_TIMEOUT_SECONDS)
+    client.key_value_delete(key)
+    return json.loads(message)
+
+
 def wait_for_all(event: str) -> None:
     """Returns when all processes have called this function for an event, whose name must not be used again."""
-    _get_client().wait_at_barrier(f"caption_jax/{event}", _NO_TIMEOUT_SECONDS * 1000)
+    _get_client().wait_at_barrier(f"caption_jax/{event}", NO_TIMEOUT_SECONDS * 1000)
 
 
 def _get_client() -> Any:

@@ -20,6 +20,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from caption_jax.runtime.rendezvous import Meeting
+from input_pipeline.terminal_text import escape_message
 
 HEARTBEAT_SECONDS = 60.0
 PEER_FAILED = 1  # exit status if another process reports an error
@@ -214,7 +215,7 @@ class PeerWatch:
         self._end_with(line, status)
 
     def _end_with(self, line: str, status: int) -> None:
-        text = f"error: {line}{self._describe_remedy(status)}\n"
+        text = f"error: {escape_message(line)}{self._describe_remedy(status)}\n"
         if sys.stderr is not None and sys.stderr.isatty():
             text = f"\r\x1b[2K{text}"  # instead of the progress
         for cleanup in self._cleanups:
