@@ -6,11 +6,12 @@ machine.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ class PixelFiles(CacheFiles):
             for path in self.folder.glob("block_*.json"):  # of a file that was deleted
                 path.unlink(missing_ok=True)
         header = self._header()
-        with self._open_for_writing() as file:
+        with self._opened_for_writing() as file:
             if os.fstat(file.fileno()).st_size < self._file_size():
                 os.truncate(file.fileno(), self._file_size())
             os.pwrite(file.fileno(), header, 0)
@@ -78,15 +79,11 @@ class PixelFiles(CacheFiles):
         """
         content = memoryview(np.ascontiguousarray(pixels)).cast("B")
         offset = len(self._header()) + self.image_indices(block).start * self.bytes_per_image
-        try:
-            with self._open_for_writing() as file:  # not through the memory map, where a full disk ends the process
-                while content:
-                    written = os.pwrite(file.fileno(), content, offset)
-                    content, offset = content[written:], offset + written
-                os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = os.fspath(self.path)  # a write that fails does not name its file
-            raise
+        with self._opened_for_writing() as file:  # not through the memory map, where a full disk ends the process
+            while content:
+                written = os.pwrite(file.fileno(), content, offset)
+                content, offset = content[written:], offset + written
+            os.fsync(file.fileno())
         write_atomically(self._get_path(block, "json"), json.dumps(problems, indent=2))
 
     def read(self) -> tuple[UInt8[np.ndarray, "images size size 3"], dict[int, str]]:
@@ -106,9 +103,15 @@ class PixelFiles(CacheFiles):
         problems = {int(index): reason for text in texts for index, reason in json.loads(text).items()}
         return pixels, problems
 
-    def _open_for_writing(self) -> io.FileIO:
-        # Neither truncates an existing file nor appends to it.
-        return io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    @contextlib.contextmanager
+    def _opened_for_writing(self) -> Iterator[io.FileIO]:
+        try:
+            # Neither truncates an existing file nor appends to it.
+            with io.FileIO(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666), "r+") as file:
+                yield file
+        except OSError as error:
+            error.filename = os.fspath(self.path)  # a write that fails does not name its file
+            raise
 
     def _is_full_size(self) -> bool:
         try:

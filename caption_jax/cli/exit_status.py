@@ -40,25 +40,10 @@ def call_with_status(function: Callable[[], int], program: str, *, is_filter: bo
     except BrokenPipeError:
         if not is_filter:
             raise
-        _discard_output()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that closing stdout does not raise again
         return BROKEN_PIPE
     except Exception as error:  # `print_error` re-raises errors that the user cannot fix
-        return print_error(_name_output(error), program)
-
-
-def _discard_output() -> None:
-    """Makes sure that closing stdout, of which a part cannot be written, does not raise again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _name_output(error: Exception) -> Exception:
-    """Returns an error with stdout as its file if stdout cannot be written, such as a file on a full disk."""
-    try:
-        sys.stdout.flush()
-    except OSError as output_error:
-        _discard_output()
-        return OSError(output_error.errno, output_error.strerror, "standard output")
-    return error
+        return print_error(error, program)
 
 
 def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
@@ -79,7 +64,7 @@ def print_error(error: Exception, program: str, status: int = FAILURE) -> int:
         return USAGE
     message = errors.user_message(error)  # a library may wrap a UserError
     if message is None and (fault := find_disk_fault(error)) is not None:
-        message = fault.describe()
+        message = fault.describe() if fault.path else f"cannot write the output: {fault.describe()}"
     if message is None:
         raise error
     print(f"error: {escape_message(message, _NEWLINE)}", file=sys.stderr)

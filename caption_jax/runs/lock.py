@@ -85,7 +85,7 @@ class WorkdirLock:
     def release(self) -> None:
         """Stops renewing the lock and deletes it, if this process still holds it."""
         self._released.set()
-        self._thread.join()
+        self._thread.join(timeout=RENEWAL_SECONDS)  # which may wait for a network disk that does not answer
         with _logged_errors(f"cannot delete {self._file}"):
             content = read_if_exists(self._file)
             if content is not None and parse_holder(content).token == self._holder.token:

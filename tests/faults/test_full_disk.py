@@ -94,7 +94,7 @@ def test_captions_that_cannot_be_written_end_the_command_with_one_line(small_wor
         )
     assert result.returncode == 1
     assert read_errors(result.stderr) == [
-        "error: standard output: No space left on device: free space, then run the same command again"
+        "error: cannot write the output: No space left on device: free space, then run the same command again"
     ]
 
 
