@@ -225,18 +225,20 @@ def test_a_signal_during_an_evaluation_saves_at_once_and_the_evaluation_is_repea
     assert_same_result(workdir, tmp_path / "uninterrupted")
 
 
-def test_a_signal_to_the_other_commands_ends_in_one_line_and_writes_nothing(faulty, small_workdir, small_images):
-    before = {path: path.stat().st_mtime_ns for path in small_workdir.glob("*.json")}
-    images = str(small_images / "images")
+def test_a_signal_to_the_other_commands_ends_in_one_line_and_writes_nothing(
+    faulty, searchable_workdir, distinct_images
+):
+    before = {path: path.stat().st_mtime_ns for path in searchable_workdir.glob("*.json")}
+    images = str(distinct_images / "images")
     for mode, arguments in {"evaluate": (), "caption": (images,), "index": (images,)}.items():
         for number in SIGNALS[:2]:
-            (small_workdir / faulty_main.MARK).unlink(missing_ok=True)
-            log_path(small_workdir).unlink(missing_ok=True)
-            process = faulty.start(small_workdir, f"--mode={mode}", *arguments, FAULT="slow_pixels")
-            wait_for(faulty_main.has_occurred, small_workdir, process)
+            (searchable_workdir / faulty_main.MARK).unlink(missing_ok=True)
+            log_path(searchable_workdir).unlink(missing_ok=True)
+            process = faulty.start(searchable_workdir, f"--mode={mode}", *arguments, FAULT="slow_pixels")
+            wait_for(faulty_main.has_occurred, searchable_workdir, process)
             process.send_signal(number)
             assert process.wait(timeout=GRACE_SECONDS + 5) == 128 + number
-            log = log_path(small_workdir).read_text()
+            log = log_path(searchable_workdir).read_text()
             assert f"interrupted ({number.name})\n" in log and "Traceback" not in log
-    assert {path: path.stat().st_mtime_ns for path in small_workdir.glob("*.json")} == before
-    assert not list(small_workdir.rglob("*.part"))
+    assert {path: path.stat().st_mtime_ns for path in searchable_workdir.glob("*.json")} == before
+    assert not list(searchable_workdir.rglob("*.part"))
