@@ -29,7 +29,7 @@ def test_training_writes_the_documented_files(small_workdir):
     assert len(names) >= 10
     optional = {"training.lock", "profile/", "features/<key>/", "pixels/<key>/", "objectives/<label>.npz"}
     for name in set(names) - optional - {"compile_cache/"}:  # tests use a compilation cache outside the workdir
-        pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val")
+        pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val").replace("<kind>", "last")
         assert list(small_workdir.glob(pattern)), name
     assert [path.stat().st_size > 0 for path in (small_workdir / "tensorboard").glob("events.*")] == [True]
     with Image.open(small_workdir / "loss_curve.png") as plot:
