@@ -113,7 +113,7 @@ WORKDIRS = [
         "missing/config.json is missing: missing is not the workdir of a",
     ),
     ("caption --workdir={empty} photo.png", 1, "{empty} is not the workdir of a training run"),
-    ("caption --workdir={damaged} photo.png", 1, "{damaged}/config.json is damaged: "),
+    ("caption --workdir={damaged} photo.png", 1, "{damaged}/config.json is damaged ("),
     ("caption --workdir={file} photo.png", 1, "--workdir={file}: {file} is not a folder"),
     ("evaluate --workdir={file}/run", 1, "--workdir={file}/run: {file} is not a folder"),
     ("train --config=shapes --workdir={file}/run", 1, "--workdir={file}/run: {file} is not a folder"),

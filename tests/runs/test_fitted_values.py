@@ -59,7 +59,7 @@ def test_a_resumed_run_reads_its_values_even_if_images_were_added(configured, tm
     captions = folder / "captions.csv"
     captions.write_text(re.sub(",(val|test)$", ",train", captions.read_text(), flags=re.MULTILINE))
     more_images = replace_values(configured, {"data.root": str(folder)})
-    resumed = experiments.start_experiment(more_images, epath.Path(tmp_path / "run"))
+    resumed = experiments.start_experiment(more_images, epath.Path(tmp_path / "run"), allow_data_change=True)
     assert len(resumed.split("train")) == 12 > len(first.split("train"))
     assert resumed.spec.train == first.spec.train and resumed.spec.optimizer == first.spec.optimizer
     assert resumed.spec.data.batch_size == 8
