@@ -111,7 +111,7 @@ INVALID = [
     ("train.non_finite", "ignore", "'stop' or 'skip'"),
     ("train.max_skipped_steps", -1, AT_LEAST_ZERO),
     ("train.watchdog", "on", "'off', 'log' or 'end'"),
-    ("train.watchdog_factor", 0.5, "at least 1"),
+    ("train.watchdog_factor", 0.5, "1 or more"),
     ("train.watchdog_seconds", 0.0, "(0, inf)"),
     ("train.block_length", -1, "0 (to fit the captions) or more"),
     ("train.profile.start", -1, AT_LEAST_ZERO),
