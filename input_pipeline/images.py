@@ -210,8 +210,11 @@ def make_thumbnail(
             # A box average to at least twice the size is as good, and does not need the whole image in RGB.
             factor = max(min(pil_image.width // size[0], pil_image.height // size[1]) // 2, 1)
             pixels = reduce_to_rgb(pil_image, factor, name)
+            orientation = _get_orientation(pil_image)
+            if pil_image is not source:
+                pil_image.close()  # frees its pixels before other images may use the memory
             small = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-            return _orient(np.asarray(small), _get_orientation(pil_image))
+            return _orient(np.asarray(small), orientation)
 
 
 def _decode_plain_jpeg(
@@ -242,7 +245,10 @@ def _decode_with_pillow(
         memory += estimate_resize(image.width // factor, image.height // factor, size)
         with _reserve(source, memory, name, limits):
             pixels = _reduce(image, factor, name, can_modify=image is not source)
-            return finish(pixels, _get_orientation(image))
+            orientation = _get_orientation(image)
+            if image is not source:
+                image.close()  # frees its pixels before other images may use the memory
+            return finish(pixels, orientation)
 
 
 def _reserve(

@@ -115,7 +115,10 @@ def test_the_hosts_of_a_tpu_pod_are_read_from_the_metadata_server(environment, o
 
 
 def test_a_tpu_vm_with_one_host_runs_alone(environment, on_tpu, caplog):
-    with metadata_server.serve_metadata(metadata_server.make_attributes(0, 1)) as address, caplog.at_level("INFO"):
+    with (
+        metadata_server.serve_metadata(metadata_server.make_attributes(0, 1)) as address,
+        caplog.at_level("INFO", "absl"),  # other tests may have set the level of this logger
+    ):
         environment(GCE_METADATA_IP=address)
         join_processes("auto")
     assert f"Cloud TPU (metadata server {address}); running as a single process" in caplog.text
