@@ -39,6 +39,7 @@ def workdir(small_workdir, small_disk) -> Path:
     return Path(shutil.copytree(small_workdir, small_disk.folder / "run", ignore=ignored))
 
 
+@pytest.mark.slow
 def test_an_evaluation_on_a_full_disk_keeps_the_previous_results(workdir, small_disk, capsys):
     before = {path: path.read_bytes() for path in workdir.glob("*_val*")}
     small_disk.fill()
@@ -54,6 +55,7 @@ def test_an_evaluation_on_a_full_disk_keeps_the_previous_results(workdir, small_
     assert after["images"] == earlier["images"] and after["metrics"] == earlier["metrics"]
 
 
+@pytest.mark.slow
 def test_a_full_disk_does_not_prevent_captions(workdir, small_disk, small_images, capsys):
     small_disk.fill()
     image = small_images / "images" / "00.png"
@@ -62,6 +64,7 @@ def test_a_full_disk_does_not_prevent_captions(workdir, small_disk, small_images
     assert captured.out.startswith(f"{image}\t") and not read_errors(captured.err)
 
 
+@pytest.mark.slow
 def test_an_index_on_a_full_disk_keeps_its_images_and_is_completed_later(
     searchable_workdir, distinct_images, small_disk, capsys
 ):

@@ -20,6 +20,9 @@ STEPS = (12, 24)
 # Files that are not needed to restore a checkpoint. Orbax writes them after the checksums.
 UNCHECKED = ("commit_success.txt", "_CHECKPOINT_METADATA")
 
+# All kinds of damage; most of them in the slow tier.
+KINDS = [pytest.param(kind, marks=() if kind == "flipped bit" else pytest.mark.slow) for kind in DAMAGE]
+
 
 def make_arrays(step: int) -> dict:
     values = np.random.default_rng(step).normal(size=(40, 32)).astype(np.float32)
@@ -82,7 +85,7 @@ def copy(source: Path, target: Path) -> Path:
     return Path(shutil.copytree(source, target))
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_any_damaged_file_of_the_newest_checkpoint_is_noticed(saved_workdir, tmp_path, kind, caplog):
     for file in list_files(last(saved_workdir)):
         name = file.relative_to(last(saved_workdir)).as_posix()
@@ -101,7 +104,7 @@ def test_any_damaged_file_of_the_newest_checkpoint_is_noticed(saved_workdir, tmp
             assert "up to 12 steps are repeated" in message and "\n" not in message
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", KINDS)
 def test_damage_is_noticed_without_checksums_if_the_checkpoint_cannot_be_restored(saved_workdir, tmp_path, kind):
     """An older release wrote the checkpoints."""
     outcomes = set()
