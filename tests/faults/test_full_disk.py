@@ -1,7 +1,7 @@
 """Disks that are full, read-only or broken while a run writes: one line, and after the repair the same end.
 
-In the fast tests, commands run in this process on a small disk that is full. In the slow ones, training runs in other
-processes, whose system calls fail for one kind of file.
+Commands run in this process on a small disk that is full, or training runs in other processes, whose system calls fail
+for one kind of file.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,6 +32,15 @@ def read_errors(text: str) -> list[str]:
     """Returns the errors in the output of a command, and asserts that it has no traceback."""
     assert "Traceback" not in text, text
     return re.findall(r"^error: .*", text, re.MULTILINE)
+
+
+# Kinds of files that the slow tier covers; the others are in the long tier (docs/testing.md).
+SLOW = ("checkpoint arrays", "features", "evaluation", "metrics", "event files")
+
+
+def tiered(kinds: Iterable[str]) -> list[Any]:
+    """Returns test parameters of which those in `SLOW` are in the slow tier, and the others in the long one."""
+    return [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else pytest.mark.long) for kind in kinds]
 
 
 @pytest.fixture
@@ -101,6 +112,7 @@ def test_captions_that_cannot_be_written_end_the_command_with_one_line(small_wor
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["evaluate", "train"])
 def test_a_read_only_workdir_is_named_before_any_work(workdir, small_disk, small_images, capsys, mode):
     small_disk.make_read_only()
@@ -159,8 +171,7 @@ ENDING = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ENDING)
+@pytest.mark.parametrize("kind", tiered(ENDING))
 def test_a_run_ends_with_one_line_and_resumes_after_the_repair(launchers, undisturbed, fault_library, tmp_path, kind):
     name, fault, file = ENDING[kind]
     launcher, flags = launchers.get(name, launchers["plain"]), (*STEPS, *([PIXELS] if name == "pixels" else []))
@@ -184,8 +195,7 @@ OPTIONAL = {
 }
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", OPTIONAL)
+@pytest.mark.parametrize("kind", tiered(OPTIONAL))
 def test_a_run_does_without_optional_output_and_says_so_once(launchers, undisturbed, fault_library, tmp_path, kind):
     fault, warning = OPTIONAL[kind]
     workdir, faults = tmp_path / "run", tmp_path / "faults.log"
