@@ -121,7 +121,7 @@ def test_an_index_its_neighbours_and_a_search(searchable_workdir, distinct_image
 @pytest.mark.parametrize("command", ["evaluate", "tune"])
 def test_scores_of_a_split(searchable_workdir, tmp_path, command):
     results = {}
-    flags = ["--config.decode.num_beams=2", "--config.decode.method=beam", "--split=val"]
+    flags = ["--config.mesh.data=-1", "--config.decode.num_beams=2", "--config.decode.method=beam", "--split=val"]
     for processes in (1, 2):
         workdir = Path(shutil.copytree(searchable_workdir, tmp_path / f"run_{processes}"))
         outputs = run_command(command, f"--workdir={workdir}", *flags, processes=processes)

@@ -58,7 +58,7 @@ class PeerWatch:
         self._departed: set[int] = set()  # processes that may close their connection
         self._verdict: tuple[float, str, int] | None = None  # when to end this process, the line, and the status
         self._send_lock, self._end_lock = threading.Lock(), threading.Lock()
-        self._has_left = self._is_complete = False
+        self._has_left = self._is_complete = self._is_ending = False
         self._find_saved_step: Callable[[], int | None] | None = None
         self._cleanups: list[Callable[[], None]] = []
         for connection in self._connections.values():
@@ -103,6 +103,8 @@ class PeerWatch:
         self._report(f"{self._name(self.index)} {reason}", PEER_LOST, _FAILURE_SECONDS, reason)
 
     def _report(self, line: str, status: int, grace: float, reason: str) -> None:
+        if self._is_ending:
+            self._thread.join()  # which ends the process; its line names the cause of the error of this thread
         if self._has_left:
             return
         self._end_lock.acquire()  # never released: the thread must not end this process with another line
@@ -211,7 +213,7 @@ class PeerWatch:
     def _end(self, line: str, status: int) -> None:
         if not self._end_lock.acquire(blocking=False):
             return  # the main thread is ending this process
-        self._has_left = True
+        self._is_ending = self._has_left = True
         self._end_with(line, status)
 
     def _end_with(self, line: str, status: int) -> None:

@@ -146,6 +146,18 @@ def test_an_error_that_follows_from_a_killed_process_is_not_blamed_on_the_proces
     assert members[0].status == PEER_LOST
 
 
+def test_an_error_raised_while_the_thread_ends_the_process_waits_for_its_line(start_members, capfd):
+    first, second = start_members(2)
+    first.watch.call_before_end(functools.partial(time.sleep, 0.5))
+    second.kill()
+    while not first.watch._is_ending:
+        time.sleep(0.01)
+    first.watch.report_failure("UNKNOWN: Gloo AllGather failed", may_be_consequence=True)
+    assert first.status == PEER_LOST
+    (line,) = read_lines(capfd)
+    assert line.startswith(f"error: process 1 ({HOST}) was killed or has crashed")
+
+
 def test_an_interrupted_process_is_named(start_members, capfd):
     members = start_members(2)
     members[1].watch.report_interruption("SIGTERM")
