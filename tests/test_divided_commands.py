@@ -126,7 +126,8 @@ def test_scores_of_a_split(searchable_workdir, tmp_path, command):
         workdir = Path(shutil.copytree(searchable_workdir, tmp_path / f"run_{processes}"))
         outputs = run_command(command, f"--workdir={workdir}", *flags, processes=processes)
         assert [output.status for output in outputs] == [0] * processes, outputs[0].stderr
-        assert all(output.stdout == b"" for output in outputs[1:])
+        for output in outputs[1:]:  # the library of the collective operations on CPUs prints a line of its own
+            assert [line for line in output.stdout.splitlines() if not line.startswith(b"[Gloo]")] == []
         prefix = {"evaluate": "eval", "tune": "tune"}[command]
         scores = json.loads((workdir / f"{prefix}_val.json").read_text())
         scores.pop("protocol")
