@@ -10,11 +10,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import resident_memory
 import shape_checks
 from quick_compilation import HAS_FUSION_EMITTER_OPTION
+
+if TYPE_CHECKING:
+    from resume_run import RunLauncher
 
 # JAX reads these variables when it is imported. Eight CPU devices allow tests of sharding on any machine.
 FLAGS = {"xla_force_host_platform_device_count": "8"}
@@ -123,6 +127,14 @@ def small_images(build_once) -> Path:
     import small_run
 
     return build_once("data/boxes", small_run.write_images)
+
+
+@pytest.fixture(scope="session")
+def launcher(small_images, compile_cache) -> RunLauncher:
+    """Starts runs of main.py in other processes."""
+    from resume_run import RunLauncher
+
+    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from resume_run import RunLauncher, has_trained, is_writing, list_saved_steps
 from caption_jax.runtime.liveness import PEER_LOST
 
 HOST = socket.gethostname()
-END_SECONDS = 20  # the bound of docs/reliability.md is 10 s; the machine of the tests may be busy
+END_SECONDS = 20  # the bound of docs/reliability.md
 DUMPS = ("Traceback", "stack trace", "terminate called", "Fatal Python error")
 EVENTS = ("start", "compilation", "step", "evaluation", "last", "best")  # "last", "best": checkpoints being written
 

@@ -15,17 +15,12 @@ import time
 import bucket_emulator
 import pytest
 from process_group import PAIR_FLAGS, reserve_address, wait_for_all
-from resume_run import ROOT, TIME_METRICS, RunLauncher, list_saved_steps, read_evaluation, read_rows
+from resume_run import ROOT, TIME_METRICS, list_saved_steps, read_evaluation, read_rows
 
 WORKDIR = f"gs://{bucket_emulator.BUCKET}/runs/a"
 FLAGS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture(scope="module")

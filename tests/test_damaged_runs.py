@@ -10,7 +10,6 @@ import pytest
 import small_run
 from damaged_weights import DAMAGE, flip_bit
 from resume_run import (
-    RunLauncher,
     assert_same_result,
     assert_same_state,
     list_saved_steps,
@@ -134,11 +133,6 @@ def test_a_run_whose_best_weights_are_lost_goes_on_with_earlier_ones(evaluated_w
     train_and_evaluate(make_evaluated_spec(small_images), workdir)
     assert "the best model is now that of step 2, with a validation token_accuracy of 0.1250" in caplog.text
     assert read_model(workdir).weights.step == 2
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.mark.slow

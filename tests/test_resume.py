@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from resume_run import (
     CHECKPOINT_EVERY,
     STEPS,
-    RunLauncher,
     assert_same_result,
     assert_same_state,
     has_trained,
@@ -33,11 +32,6 @@ from caption_jax.runs.workdir import read_description
 from caption_jax.runtime.stopping import NonFiniteLossError
 from caption_jax.specs import RunSpec
 from caption_jax.training.loop import train_and_evaluate
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture(scope="module")

@@ -35,11 +35,6 @@ from caption_jax.runs.loading import read_model
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
-
-
 # Differences between parameters are proportional to differences between gradients.
 SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1")
 # One image per device and microbatch.

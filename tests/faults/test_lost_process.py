@@ -12,16 +12,11 @@ import full_disk
 import pytest
 from process_faults import DUMPS, HOST, RunStarter, kill_repeatedly
 from process_group import PAIR_FLAGS
-from resume_run import RunLauncher, assert_same_result, list_saved_steps
+from resume_run import assert_same_result, list_saved_steps
 
 from caption_jax.runtime.liveness import PEER_FAILED
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture

@@ -7,11 +7,9 @@ import json
 import shutil
 from pathlib import Path
 
-import faulty_main
 import pytest
 from resume_run import (
     STEPS,
-    RunLauncher,
     assert_same_result,
     assert_same_state,
     list_saved_steps,
@@ -23,16 +21,6 @@ from caption_jax.cli.exit_status import FAILURE, STOPPED
 from caption_jax.runtime.watchdog import HUNG
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
-
-
-@pytest.fixture(scope="module")
-def faulty(launcher) -> RunLauncher:
-    return dataclasses.replace(launcher, script=faulty_main.__file__)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import pty
@@ -17,7 +16,6 @@ import faulty_main
 import pytest
 from resume_run import (
     ROOT,
-    RunLauncher,
     assert_same_result,
     has_trained,
     list_saved_steps,
@@ -49,16 +47,6 @@ def unignored_signals() -> Iterator[None]:
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
-
-
-@pytest.fixture(scope="module")
-def faulty(launcher) -> RunLauncher:
-    return dataclasses.replace(launcher, script=faulty_main.__file__)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from resume_run import RunLauncher, assert_same_result, log_path
+from resume_run import assert_same_result, log_path
 from system_call_faults import Fault, clock_environment, fault_environment, read_faults
 
 STEPS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
@@ -62,11 +62,6 @@ def test_the_clock_jumps(fault_library):
     environment = {**os.environ, **clock_environment(fault_library, -86400)}
     result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert 86300 < time.time() - float(result.stdout) < 86500
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 @pytest.fixture(scope="module")

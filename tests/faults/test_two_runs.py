@@ -11,14 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
-from resume_run import ROOT, RunLauncher, has_trained, list_saved_steps, log_path
+from resume_run import ROOT, has_trained, list_saved_steps, log_path
 
 STEPS = ("--config.train.steps=40", "--config.train.eval_every=40")
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 def wait_until(condition, process: subprocess.Popen, log: Path) -> None:

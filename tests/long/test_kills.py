@@ -10,14 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from resume_run import STEPS, RunLauncher, assert_same_result, has_trained, is_writing, list_saved_steps
+from resume_run import STEPS, assert_same_result, has_trained, is_writing, list_saved_steps
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def launcher(small_images, compile_cache) -> RunLauncher:
-    return RunLauncher(small_images, compile_cache)
 
 
 def sample_kill_time(rng: random.Random, workdir: Path) -> tuple[Callable[[Path], bool], float]:
