@@ -26,6 +26,7 @@ from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.reranking import TextIds, make_reranking_settings, rerank, similarities
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
+from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.specs import DecodeSpec
 from input_pipeline.special_tokens import BOS, EOS, PAD
 
@@ -66,14 +67,17 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         constraints: additional constraints, applied after the constraints of the config.
         memory_mask: True for memory positions to attend to; all positions if None.
         return_attention: also return the cross-attention of each token.
-        text_ids: maps token ids of the decoder to token ids of the text encoder; required if `rerank_weight` is not 0.
+        text_ids: maps token ids of the decoder to token ids of the text encoder; required if `rerank_weight` is not 0,
+            which uses the joint embedding of the first model of an ensemble.
 
     Raises:
         ConfigError: the config requires a vocabulary but none is passed, or the model does not support reranking.
     """
+    is_ensemble = not isinstance(model, ImageCaptioningModel)
+    ranker = (model[0], variables[0], features[0]) if is_ensemble else (model, variables, features)
     weight, count = spec.rerank_weight, 0
     if weight:
-        spec, count = make_reranking_settings(spec, model, text_ids)
+        spec, count = make_reranking_settings(spec, ranker[0], text_ids)
     options = {
         "max_length": spec.max_length,
         "constraints": [*make_constraints(spec, vocabulary), *constraints],
@@ -88,7 +92,7 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
     decoded = _run_method(spec, model, variables, features, options)
     if not weight:
         return decoded
-    similarity = similarities(model, variables, features, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
+    similarity = similarities(*ranker, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
     return rerank(decoded, similarity, weight, count)
 
 

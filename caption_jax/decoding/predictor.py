@@ -20,6 +20,12 @@ PyTree = Any
 Features = ImageFeatures | Float[Array, "batch memory width"]
 
 
+def average_probabilities(logits: Sequence[Float[Array, "*rows vocabulary"]]) -> Float[Array, "*rows vocabulary"]:
+    """Returns the logarithm of the mean of the models' probabilities, given the logits of each model."""
+    log_probs = [jax.nn.log_softmax(member) for member in logits]
+    return functools.reduce(jnp.logaddexp, log_probs) - jnp.log(len(log_probs))
+
+
 class Predictor:
     """Predicts the next tokens of captions for a batch of images, step by step.
 
@@ -90,10 +96,8 @@ class Predictor:
             for (model, variables, _), cache in zip(self._members, caches, strict=True)
         ]
         logits = [output.logits[:, :, 0] for output in outputs]
-        if len(logits) > 1:
-            log_probs = [jax.nn.log_softmax(member) for member in logits]
-            logits = [functools.reduce(jnp.logaddexp, log_probs) - jnp.log(len(log_probs))]
-        return logits[0], tuple(output.cache for output in outputs)
+        combined = logits[0] if len(logits) == 1 else average_probabilities(logits)
+        return combined, tuple(output.cache for output in outputs)
 
     def compute_attention(
         self, tokens: Int[Array, "batch rows length"], bos_id: int, pad_id: int

@@ -80,8 +80,6 @@ def make_reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | No
         ConfigError: the model has no joint embedding, or the settings produce only one candidate per image.
     """
     setting = f"config.decode.rerank_weight={spec.rerank_weight}"
-    if not isinstance(model, ImageCaptioningModel):
-        raise ConfigError(f"{setting} supports a single model only; for an ensemble set it to 0")
     if model.joint_embedding is None or text_ids is None:
         raise ConfigError(
             f"{setting} compares captions with images, but this model has no joint embedding: train one with "

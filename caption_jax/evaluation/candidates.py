@@ -15,7 +15,9 @@ from jaxtyping import Float, Float32
 from caption_jax.decoding import similarities
 from caption_jax.errors import DataError
 from caption_jax.inference.captioning import decode_features, encode_batch
+from caption_jax.inference.ensemble import SINGLE_MODEL, Ensemble, join_ensemble
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
+from caption_jax.runs.description import RunDescription
 from caption_jax.runs.experiment import Experiment
 from caption_jax.specs import DecodeSpec
 from input_pipeline.batches import eval_batches
@@ -52,6 +54,7 @@ def find_candidates(
     decode_spec: DecodeSpec,
     exponents: Sequence[float],
     context: ContextCaptions | None = None,
+    ensemble: Ensemble = SINGLE_MODEL,
 ) -> dict[Any, ImageCandidates]:
     """Finds the beam search candidates of every readable image of a split. Each image is read and encoded once.
 
@@ -62,14 +65,15 @@ def find_candidates(
         decode_spec: beam search settings; `alpha` and the reranking settings are ignored.
         exponents: values of `alpha`.
         context: context captions of the images, or None.
+        ensemble: other models that decode with the model of the run.
 
     Returns:
         Image id -> candidates.
     """
     mesh, description = experiment.mesh, experiment.description
     step = jax.jit(
-        _make_step(experiment, decode_spec, exponents),
-        in_shardings=(None, batch_sharding(mesh)),
+        _make_step(experiment, decode_spec, exponents, ensemble.descriptions),
+        in_shardings=(None, batch_sharding(mesh), None),
         out_shardings=replicated(mesh),
     )
     batches = eval_batches(
@@ -85,7 +89,7 @@ def find_candidates(
     candidates = {}
     with experiment.display.phase("beam search", len(split), "images") as phase:
         for batch in batches:
-            outputs = jax.device_get(step(variables, put_batch(batch, mesh)))
+            outputs = jax.device_get(step(variables, put_batch(batch, mesh), ensemble.variables))
             for row in np.flatnonzero(outputs["mask"]):
                 texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in outputs["tokens"][:, row])
                 scores, similarities_of_row = outputs["scores"][:, row], outputs["similarities"][:, row]
@@ -99,17 +103,21 @@ def find_candidates(
 
 
 def _make_step(
-    experiment: Experiment, decode_spec: DecodeSpec, exponents: Sequence[float]
-) -> Callable[[PyTree, dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Builds `(variables, batch) -> outputs`, with candidate arrays of shape [exponents, batch, candidates, ...]."""
+    experiment: Experiment, decode_spec: DecodeSpec, exponents: Sequence[float], others: Sequence[RunDescription]
+) -> Callable[[PyTree, dict[str, jax.Array], Sequence[PyTree]], dict[str, jax.Array]]:
+    """Builds `(variables, batch, other_variables) -> outputs`.
+
+    Arrays of candidates have the shape [exponents, batch, candidates, ...].
+    """
     model, description = experiment.model(), experiment.description
     spec = dataclasses.replace(decode_spec, candidates=decode_spec.num_beams, rerank_weight=0.0)
 
-    def step(variables: PyTree, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    def step(variables: PyTree, batch: dict[str, jax.Array], other_variables: Sequence[PyTree]) -> dict[str, jax.Array]:
         features = encode_batch(model, variables, batch, description)
+        joined = join_ensemble(model, variables, features, batch["image"], others, other_variables)
 
         def decode_candidates(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
-            decoded = decode_features(model, variables, features, description, dataclasses.replace(spec, alpha=alpha))
+            decoded = decode_features(*joined, description, dataclasses.replace(spec, alpha=alpha))
             similarity = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
             return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": similarity}
 

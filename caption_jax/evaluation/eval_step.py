@@ -6,11 +6,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
+from caption_jax.decoding.predictor import average_probabilities
 from caption_jax.evaluation.evaluator import EvalBatch, Evaluator
-from caption_jax.inference.captioning import caption_batch
+from caption_jax.inference.captioning import decode_features, encode_batch
+from caption_jax.inference.ensemble import join_ensemble
 from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.models.image_encoder import ImageFeatures
 from caption_jax.objectives.forward_pass import target_weights
+from caption_jax.ops.cross_entropy import TokenLoss, token_cross_entropy_reference
 from caption_jax.runs.description import RunDescription
 
 PyTree = Any
@@ -23,8 +28,11 @@ def make_eval_step(
     evaluators: Sequence[tuple[Evaluator, Any]] = (),
     *,
     shards: int = 1,
-) -> Callable[[PyTree, Batch], dict[str, PyTree]]:
+    others: Sequence[RunDescription] = (),
+) -> Callable[..., dict[str, PyTree]]:
     """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the teacher-forced loss.
+
+    With an ensemble, the variables of the other models are a third argument, a sequence.
 
     The outputs are `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum`
     and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list with the outputs of each
@@ -35,15 +43,18 @@ def make_eval_step(
         description: the run description.
         evaluators: (evaluator, prepared state) pairs.
         shards: number of devices over which the batch is sharded.
+        others: descriptions of the other models of an ensemble; see `join_ensemble`.
     """
     decode_spec = description.spec.decode
 
-    def step(variables: PyTree, batch: Batch) -> dict[str, PyTree]:
-        features, decoded = caption_batch(model, variables, batch, description, decode_spec)
-        inputs, targets = batch["tokens"][..., :-1], batch["tokens"][..., 1:]
-        states = model.apply(variables, inputs, features, train=False, method="decode").states
-        output_layer = model.apply(variables, method="output_layer")
-        loss = model.ops.vocabulary_cross_entropy(states, *output_layer, targets, target_weights(batch), shards=shards)
+    def step(variables: PyTree, batch: Batch, other_variables: Sequence[PyTree] = ()) -> dict[str, PyTree]:
+        features = encode_batch(model, variables, batch, description)
+        ensemble = join_ensemble(model, variables, features, batch["image"], others, other_variables)
+        decoded = decode_features(*ensemble, description, decode_spec, image_ids=batch.get("index"))
+        if others:
+            loss = _compute_ensemble_loss(*ensemble, batch)
+        else:
+            loss = _compute_loss(model, variables, features, batch, shards)
         pixels = description.preprocessing.normalise(batch["image"])
         eval_batch = EvalBatch(model, variables, pixels, features, batch, decoded)
         return {
@@ -58,3 +69,32 @@ def make_eval_step(
         }
 
     return step
+
+
+def _compute_loss(
+    model: ImageCaptioningModel, variables: PyTree, features: ImageFeatures, batch: Batch, shards: int
+) -> TokenLoss:
+    """Computes the cross-entropy of the references."""
+    inputs, targets = batch["tokens"][..., :-1], batch["tokens"][..., 1:]
+    states = model.apply(variables, inputs, features, train=False, method="decode").states
+    output_layer = model.apply(variables, method="output_layer")
+    return model.ops.vocabulary_cross_entropy(states, *output_layer, targets, target_weights(batch), shards=shards)
+
+
+def _compute_ensemble_loss(
+    models: Sequence[ImageCaptioningModel], variables: Sequence[PyTree], features: Sequence[ImageFeatures], batch: Batch
+) -> TokenLoss:
+    """Computes the cross-entropy of the references under the mean of the models' probabilities.
+
+    This requires the logits of all models, which are computed for one caption of each image at a time.
+    """
+    members = list(zip(models, variables, features, strict=True))
+
+    def compute_for_captions(tokens: jax.Array, weights: jax.Array) -> TokenLoss:
+        inputs, targets = tokens[:, None, :-1], tokens[:, 1:]
+        outputs = [model.apply(params, inputs, memory, method="decode") for model, params, memory in members]
+        log_probs = average_probabilities([output.logits[:, 0] for output in outputs])
+        return token_cross_entropy_reference(log_probs, targets, weights)
+
+    captions = batch["tokens"].swapaxes(0, 1), target_weights(batch).swapaxes(0, 1)
+    return jax.tree.map(jnp.sum, jax.lax.map(lambda caption: compute_for_captions(*caption), captions))

@@ -18,6 +18,7 @@ from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.evaluation.evaluator import Evaluation, Evaluator, FinalEvaluation, Result, SplitOutputs
 from caption_jax.evaluation.recall import RetrievalRecall
 from caption_jax.evaluation.report.html_report import HtmlReport
+from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
 from caption_jax.runs.experiment import Experiment
@@ -94,7 +95,7 @@ class SplitEvaluator:
         non_default_inputs: labels of `image_input` and `context` that differ from the defaults.
 
     Raises:
-        ConfigError: an argument is invalid, or an evaluator of the config is not compatible with the run.
+        ConfigError: an argument is invalid, or an evaluator or ensemble of the config is not compatible with the run.
     """
 
     def __init__(
@@ -118,13 +119,17 @@ class SplitEvaluator:
         self.non_default_inputs += [] if self._context_kind == default_context_kind else [f"context_{context}"]
         self._evaluators = prepare_evaluators(experiment)
         mesh = experiment.mesh
+        self._ensemble = load_ensemble(
+            experiment.spec.decode.ensemble, experiment.description, str(experiment.workdir), replicated(mesh)
+        )
         step = make_eval_step(
             experiment.model(),
             experiment.description,
             [(prepared.evaluator, prepared.state) for prepared in self._evaluators],
             shards=mesh.shape["data"],
+            others=self._ensemble.descriptions,
         )
-        jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
+        jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh), None), out_shardings=replicated(mesh))
         self._step: Callable = experiment.display.around_first_call(jitted, "compiling the evaluation step")
 
     def check_metric(self, name: str) -> None:
@@ -163,7 +168,8 @@ class SplitEvaluator:
         collected = _CollectedOutputs()
         bar = self._experiment.display.phase(f"captioning {self._split_name}", len(self.split), "images")
         with prefetch_to_device(batches, self._put_on_devices, data.prefetch) as prefetched, bar as phase:
-            for outputs in _fetch_late(self._step(variables, batch) for batch in prefetched):
+            steps = (self._step(variables, batch, self._ensemble.variables) for batch in prefetched)
+            for outputs in _fetch_late(steps):
                 collected.add(self.split, outputs)
                 phase.advance(data.eval_batch_size)
                 if stop_requested():
@@ -245,6 +251,7 @@ class SplitEvaluator:
             **({"evaluators": labelled} if labelled else {}),
             "decode": as_mapping(self._experiment.spec.decode),
             "step": step,
+            **({"ensemble_steps": self._ensemble.steps} if self._ensemble else {}),
             "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "wall_seconds": round(seconds, 1),
         }

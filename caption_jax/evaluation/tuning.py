@@ -16,6 +16,7 @@ from jaxtyping import Float
 from caption_jax.decoding.beam import EXPONENTS
 from caption_jax.errors import ConfigError, WorkdirError
 from caption_jax.evaluation.candidates import ImageCandidates, find_candidates
+from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.metrics import (
     Comparison,
     ImageScores,
@@ -102,10 +103,14 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     decode_spec = _make_beam_search_spec(experiment, split_name)
     split = experiment.split(split_name)
     exponents = sorted({*EXPONENTS[decode_spec.length_penalty], decode_spec.alpha})
-    weights = load_weights(experiment.workdir, sharding=replicated(experiment.mesh))
+    sharding = replicated(experiment.mesh)
+    weights = load_weights(experiment.workdir, sharding=sharding)
+    ensemble = load_ensemble(decode_spec.ensemble, experiment.description, str(experiment.workdir), sharding)
     context_kind = context or default_kind(experiment)
     context_captions = open_context(experiment, split_name, context_kind)
-    candidates = find_candidates(experiment, split, weights.variables, decode_spec, exponents, context_captions)
+    candidates = find_candidates(
+        experiment, split, weights.variables, decode_spec, exponents, context_captions, ensemble
+    )
     tokenizer = experiment.spec.metrics.tokenizer
     with experiment.display.phase("scoring the settings"):
         tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer)
@@ -117,6 +122,7 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
         **({"context": context_kind} if experiment.spec.model.context.max_texts else {}),
         **protocol(tokenizer=tokenizer),
         "decode": as_mapping(decode_spec),
+        **({"ensemble_steps": ensemble.steps} if ensemble else {}),
         "device": f"{experiment.mesh.size} x {experiment.mesh.devices.flat[0].device_kind}",
         "wall_seconds": round(time.time() - start_time, 1),
     }

@@ -18,6 +18,7 @@ from PIL import Image
 
 from caption_jax.errors import ConfigError
 from caption_jax.inference.captioning import decode_features, encode_for_decoding
+from caption_jax.inference.ensemble import join_ensemble, load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
@@ -68,7 +69,7 @@ class Captioner:
         limits: limits on images; defaults to those of the run.
 
     Raises:
-        ValueError: `batch_size` is less than 1.
+        ValueError: `batch_size` is less than 1, or the models of `decode.ensemble` cannot be combined.
     """
 
     def __init__(
@@ -91,11 +92,14 @@ class Captioner:
         if not decode_spec.max_length:
             decode_spec = dataclasses.replace(decode_spec, max_length=description.model_settings.max_length)
         self._decode = decode_spec
+        ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"))
+        self._other_variables = ensemble.variables
 
-        def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Any:
+        def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None, others: tuple[PyTree]) -> Any:
             model = description.model()
             features = encode_for_decoding(model, variables, pixels, context, description)
-            decoded = decode_features(model, variables, features, description, decode_spec)
+            models = join_ensemble(model, variables, features, pixels, ensemble.descriptions, others)
+            decoded = decode_features(*models, description, decode_spec)
             return decoded.tokens, decoded.log_prob
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
@@ -108,7 +112,8 @@ class Captioner:
 
         cache_key = description.cache_key()
         folder = locate_cache(workdir) if is_cache_safe() else None
-        decode_key = {**cache_key, "decode": as_mapping(decode_spec)}
+        other_keys = [other.cache_key() for other in ensemble.descriptions]
+        decode_key = {**cache_key, "decode": as_mapping(decode_spec), "ensemble": other_keys}
         self._generate = CachedProgram(generate, "caption", decode_key, default_folder=folder)
         self._embed_images = CachedProgram(embed_images, "embed_images", cache_key, default_folder=folder)
         self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key, default_folder=folder)
@@ -287,7 +292,8 @@ class Captioner:
 
     def _caption_pixels(self, pixels: list[np.ndarray], texts: list[Sequence[str]], size: int) -> list[Caption]:
         context = _pad_batch(self._encode_context(texts), size, PAD) if any(texts) else None
-        tokens, log_probs = jax.device_get(self._generate(self._variables, _pad_batch(pixels, size), context))
+        batch = _pad_batch(pixels, size)
+        tokens, log_probs = jax.device_get(self._generate(self._variables, batch, context, self._other_variables))
         outputs = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
         return [self._make_caption(token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 

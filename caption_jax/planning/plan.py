@@ -66,6 +66,7 @@ def plan(spec: RunSpec, workdir: epath.Path, request: Request, display: Display 
             image backbone cannot be trained with this batch size, or the constants of an objective are unknown.
         ModuleNotFoundError: the compiler for the topology is not installed.
     """
+    spec.decode.check_no_ensemble("plan")
     unknown = sorted(set(request.programs) - set(PROGRAMS))
     if unknown:
         raise ConfigError(f"unknown program {', '.join(unknown)}; choose from {', '.join(PROGRAMS)}")

@@ -21,12 +21,13 @@ from etils import epath
 from caption_jax.errors import ProcessesError, describe_error, may_be_consequence
 from caption_jax.runs.artifact import read_pointer
 from caption_jax.runs.description import compute_dtype
+from caption_jax.runs.model_source import parse_source
 from caption_jax.runs.storage import check_storage
 from caption_jax.runs.workdir import versions
 from caption_jax.runtime.exchange import TIMEOUT_SECONDS, judge_together, report_failure
 from caption_jax.specs import RunSpec, as_mapping
 from caption_jax.specs.conversion import flatten
-from input_pipeline.files import write_atomically
+from input_pipeline.files import storage_path, write_atomically
 from input_pipeline.records import Split
 
 if TYPE_CHECKING:
@@ -166,6 +167,9 @@ def collect_facts(experiment: Experiment, *, trains: bool) -> dict[str, str]:
         facts["the workdir"] = "a run to resume" if experiment.resumes else "a new run"
     elif pointer := read_pointer(experiment.workdir):
         facts["the best model"] = f"{pointer.folder} ({pointer.manifest[:8]})"
+    for name in spec.decode.ensemble:
+        if pointer := read_pointer(storage_path(parse_source(name).folder)):
+            facts[f"the best model of {name}"] = f"{pointer.folder} ({pointer.manifest[:8]})"
     facts["the compute dtype"] = str(compute_dtype(spec.dtype))
     return {**facts, **_describe_spec(spec)}
 

@@ -140,6 +140,7 @@ def open_experiment(
 
 
 def _prepare(spec: RunSpec, workdir: epath.Path, display: Display, allow_data_change: bool) -> Experiment:
+    spec.decode.check_no_ensemble("train")
     spec = spec.import_extensions()
     mesh = make_mesh(spec.mesh)
     _check_batch_sizes(mesh, {"data.eval_batch_size": spec.data.eval_batch_size})

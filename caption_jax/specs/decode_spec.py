@@ -34,6 +34,10 @@ class DecodeSpec:
     # beam, sample: ranks candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
     # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
+    # Models whose probabilities are averaged with those of the model in the workdir (evaluate, tune, caption, index):
+    # workdirs or model-<step> folders, each optionally followed by @STEP or @last. They must share the tokenizer and
+    # the image size.
+    ensemble: tuple[str, ...] = ()
     immediate_repeats: str = "allow"  # repeats of a token, as in "a large large dog": "allow" or "forbid"
     no_repeat_ngram: int = 0  # length of n-grams that must not be repeated; 0 to disable
     repetition_penalty: float = 1.0  # factor on the log-probabilities of tokens that have already been generated
@@ -61,6 +65,7 @@ class DecodeSpec:
             top_p=interval("(0, 1]", "1 for all"),
             seed=SEED,
             rerank_weight=at_least(0, "for none"),
+            ensemble=strings("workdirs"),
             immediate_repeats=one_of("allow", "forbid"),
             no_repeat_ngram=at_least(0, "for no restriction"),
             repetition_penalty=at_least(1),
@@ -73,6 +78,14 @@ class DecodeSpec:
             )
         if self.method == "beam":
             self._check_beams()
+
+    def check_no_ensemble(self, subcommand: str) -> None:
+        """Raises ConfigError if an ensemble is set for a subcommand that uses a single model."""
+        if self.ensemble:
+            raise ConfigError(
+                f"config.decode.ensemble={list(self.ensemble)} averages trained models in evaluate, tune, caption and "
+                f"index, but {subcommand} uses a single model: remove the key"
+            )
 
     def check_ranking(self) -> None:
         """Raises ConfigError if the decoding method yields a single candidate, which cannot be reranked."""

@@ -159,5 +159,12 @@ def test_reranking_requires_a_joint_embedding():
     for model, ids in ((MODEL, to_text_ids), (make_captioner()[0], None)):
         with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
             decode(model, variables, memory, DecodeSpec(**settings), text_ids=ids)
-    with pytest.raises(ValueError, match="for an ensemble set it to 0"):
-        decode((MODEL, MODEL), (variables,) * 2, (memory,) * 2, DecodeSpec(**settings), text_ids=to_text_ids)
+
+
+def test_an_ensemble_is_reranked_with_the_joint_embedding_of_its_first_model():
+    model, variables, features = make_captioner()
+    settings = DecodeSpec(**BEAM, rerank_weight=10.0)
+    decoder = jax.jit(lambda v, f: decode([model] * 2, [v] * 2, [f] * 2, settings, text_ids=to_text_ids))
+    single, ensemble = run_decode({**BEAM, "rerank_weight": 10.0}), decoder(variables, features)
+    np.testing.assert_array_equal(ensemble.tokens, single.tokens)
+    np.testing.assert_allclose(ensemble.score, single.score, atol=1e-4)

@@ -114,9 +114,9 @@ def count_sizes(captioner: Captioner, monkeypatch) -> list[int]:
     """Returns a list to which the size of each batch is appended."""
     generate, sizes = captioner._generate, []
 
-    def record_size(variables, pixels, context):
+    def record_size(variables, pixels, *arguments):
         sizes.append(len(pixels))
-        return generate(variables, pixels, context)
+        return generate(variables, pixels, *arguments)
 
     monkeypatch.setattr(captioner, "_generate", record_size)
     return sizes
