@@ -136,7 +136,18 @@ def _load_config(subcommand: str, argv: list[str]) -> ConfigDict:
     """Loads the config of the flag, or the config stored in the workdir in all modes except `train`."""
     values = command_flags.read_flags(argv)
     workdir_flag.check(subcommand, values["workdir"], writes="dry_run" not in values)
-    return load_config(values["config"]) if values.get("config") else stored_config.get_config(values["workdir"])
+    if values.get("config"):
+        return load_config(values["config"])
+    if subcommand == "soup":  # whose workdir is new
+        return stored_config.get_config_of_model(_get_first_model(argv))
+    return stored_config.get_config(values["workdir"])
+
+
+def _get_first_model(argv: list[str]) -> str:
+    name = command_flags.find_first_argument(argv)
+    if not name:
+        raise app.UsageError("soup requires the models to average: workdirs of runs, such as runs/a runs/b")
+    return name
 
 
 def _parse_flags(line: CommandLine, program: str, argv: list[str]) -> list[str]:

@@ -79,6 +79,9 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
 
 def _define_for_splits(values: flags.FlagValues) -> None:
     flags.DEFINE_string("split", "val", "Split of the images.", values)
+    flags.DEFINE_enum(
+        "recipe", "greedy", ["greedy", "uniform"], "Average the models that raise the score, or all of them.", values
+    )
     flags.DEFINE_string(
         "data",
         None,
@@ -136,6 +139,25 @@ def read_flags(argv: Sequence[str]) -> dict[str, str]:
         if argument.startswith("-"):
             values[name] = value if equals else next_argument  # --name=VALUE or --name VALUE
     return values
+
+
+def find_first_argument(argv: Sequence[str]) -> str:
+    """Returns the first argument that is neither a flag nor the value of one, or "" if there is none."""
+    known = flags.FlagValues()
+    define(known)
+    is_value = False
+    for position, argument in enumerate(argv):
+        if argument == "--":
+            return next(iter(argv[position + 1 :]), "")
+        if argument.startswith("-"):
+            name, equals, _ = argument.lstrip("-").partition("=")
+            is_boolean = name.removeprefix("no") in known and known[name.removeprefix("no")].boolean
+            is_value = not equals and not is_boolean and not (name in known and known[name].boolean)
+        elif is_value:
+            is_value = False
+        else:
+            return argument
+    return ""
 
 
 def remove_flag(argv: Sequence[str], name: str) -> list[str]:

@@ -7,7 +7,7 @@ from absl import app, flags, logging
 from caption_jax.runtime.libraries import Verbosity, set_up_log
 from caption_jax.runtime.process import set_up_process
 
-DISTRIBUTED_MODES = ("train", "evaluate", "tune", "caption", "index", "search", "neighbours")
+DISTRIBUTED_MODES = ("train", "evaluate", "tune", "soup", "caption", "index", "search", "neighbours")
 
 
 def set_up_platform(options: flags.FlagValues) -> None:

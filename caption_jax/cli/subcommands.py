@@ -74,6 +74,25 @@ _FLAG_SUBCOMMANDS = (
         descriptions={"context": _SPLIT_CONTEXT},
     ),
     Subcommand(
+        "soup",
+        "average the weights of trained models",
+        "--workdir=FOLDER MODEL MODEL...",
+        ("workdir", "recipe", "split", "context", "config", *_PROCESSES),
+        (
+            "soup --workdir=runs/soup runs/seed0 runs/seed1 runs/seed2",
+            "soup --workdir=runs/soup runs/folder@all --recipe=uniform",
+        ),
+        takes_arguments=True,
+        notes="MODEL is the workdir of a run, optionally followed by @STEP, @last or @all (all saved weights). The "
+        "workdir is a new folder, in which the average is written as a run.",
+        descriptions={
+            "workdir": "New folder or bucket for the average.",
+            "config": "Name of a config (see `configs`) or path of a config file; by default, that of the first model.",
+            "split": "Split that judges the models.",
+            "context": _SPLIT_CONTEXT,
+        },
+    ),
+    Subcommand(
         "caption",
         "caption image files",
         "--workdir=FOLDER IMAGE...",

@@ -15,7 +15,7 @@ from input_pipeline.files import is_on_bucket
 
 _RUNS = "runs"
 _WITH_DEFAULT = ("train", "plan")
-_WRITING = ("train", "evaluate", "tune", "plan")  # the others write to the folder of the index, or nothing
+_WRITING = ("train", "evaluate", "tune", "soup", "plan")  # the others write to the folder of the index, or nothing
 
 
 def add_default(subcommand: str, argv: Sequence[str]) -> list[str]:
@@ -97,6 +97,8 @@ def _check_required(subcommand: str, workdir: str, config: str) -> None:
     if subcommand not in _WITH_DEFAULT or ":" in config:  # the config depends on its argument, not only on its name
         runs = [os.path.dirname(path) for path in sorted(glob.glob(os.path.join(_RUNS, "*", "config.json")))]
         examples = f", such as {', '.join(runs[:5])}" if runs else ""
+        if subcommand == "soup":
+            raise app.UsageError("soup requires --workdir=FOLDER, a new folder for the average")
         raise app.UsageError(f"{subcommand} requires --workdir=FOLDER, the folder of a run{examples}")
 
 

@@ -22,6 +22,7 @@ from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
 from caption_jax.runs.experiment import Experiment
+from caption_jax.runs.soup_record import read_record
 from caption_jax.runtime.stopping import EvaluationStoppedError
 from caption_jax.specs import as_mapping
 from caption_jax.specs.extensions import NAME, import_path
@@ -251,6 +252,7 @@ class SplitEvaluator:
             **({"evaluators": labelled} if labelled else {}),
             "decode": as_mapping(self._experiment.spec.decode),
             "step": step,
+            **({"soup": str(record)} if (record := read_record(self._experiment.workdir)) else {}),
             **({"ensemble_steps": self._ensemble.steps} if self._ensemble else {}),
             "device": f"{mesh.size} x {mesh.devices.flat[0].device_kind}",
             "wall_seconds": round(seconds, 1),

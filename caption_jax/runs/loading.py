@@ -49,7 +49,7 @@ def load_model(
     """
     model = read_model(source, which)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return Model(model.description, Weights(_put_on_devices(model.weights.variables, sharding), model.weights.step))
+    return Model(model.description, Weights(put_on_devices(model.weights.variables, sharding), model.weights.step))
 
 
 def load_weights(
@@ -91,7 +91,8 @@ def _read_folder(folder: epath.Path, which: str) -> Model:
     return _read_checkpoint(folder, which)
 
 
-def _put_on_devices(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+def put_on_devices(variables: PyTree, sharding: jax.sharding.Sharding) -> PyTree:
+    """Transfers NumPy arrays, which are equal in all processes, to the devices."""
     if sharding.is_fully_addressable:
         return jax.device_put(variables, sharding)
     return jax.tree.map(lambda array: jax.make_array_from_callback(array.shape, sharding, array.__getitem__), variables)

@@ -104,6 +104,30 @@ CONFIGS = [
     ("configs shape", 1, "no config 'shape'; the packaged configs are coco, "),
     ("configs shapes coco", 2, "configs takes at most the name of a config, but got shapes coco"),
 ]
+COMBINED_MODELS = [
+    ("soup {workdir} {workdir}", 2, "soup requires --workdir=FOLDER, a new folder for the average"),
+    ("soup --workdir={empty}/soup", 2, "soup requires the models to average: workdirs of runs, such as runs/a runs/b"),
+    ("soup --workdir={empty}/soup {workdir}", 2, "soup averages two or more models, but got {workdir}; FOLDER@all"),
+    ("soup --workdir={empty}/soup --recipe=best {workdir}", 2, "--recipe=best: the value must be one of greedy, un"),
+    ("soup --workdir={empty}/soup --checkpoint=last {workdir}", 2, "soup does not use --checkpoint, a flag of "),
+    ("soup --workdir={workdir} {workdir} {searchable}", 1, "--workdir={workdir} already holds a run: set --workdir to"),
+    ("soup --workdir={empty}/soup {workdir} {searchable}", 1, "soup averages the weights of one architecture, but "),
+    ("soup --workdir={empty}/soup {workdir} missing", 1, "missing/config.json is missing: missing is not the workdir"),
+    ("soup --workdir={empty}/soup {empty} {workdir}", 1, "{empty} is not the workdir of a training run"),
+    ("soup --workdir={empty}/soup {workdir} {workdir}@7", 1, "no checkpoint of step 7 in {workdir}/checkpoints"),
+    ("soup --workdir={empty}/soup {empty}@all {workdir}", 1, "{empty}/config.json is missing"),
+    ("soup --workdir={empty}/soup {workdir} {empty}@all", 1, "{empty}@all: {empty} has no saved weights"),
+    ("soup --workdir={empty}/soup {workdir} {workdir}", 1, "{workdir} and {workdir} have the same weights"),
+    ("soup --workdir={empty}/soup --split=test {workdir} {searchable}", 1, "cannot choose models on the test split"),
+    ("evaluate --workdir={workdir} --recipe=uniform", 2, "evaluate does not use --recipe, a flag of soup"),
+    ("evaluate --workdir={workdir} --config.decode.ensemble=missing", 1, "missing/config.json is missing: missing is"),
+    (
+        "caption --workdir={workdir} --config.decode.ensemble={empty} photo.png",
+        1,
+        "{empty} is not the workdir of a training run",
+    ),
+    (FOLDER + " --config.decode.ensemble={workdir}", 1, "but train uses a single model: remove the key"),
+]
 WORKDIRS = [
     ("caption photo.png", 2, "caption requires --workdir=FOLDER, the folder of a run"),
     ("caption --workdir= photo.png", 2, "caption requires --workdir=FOLDER, the folder of a run"),
@@ -167,7 +191,7 @@ INPUTS = [
     ("score missing.json results.json", 1, "no such file: "),
     ("score {file} {file} --split=test --bootstrap", 2, "unrecognized arguments: --bootstrap"),
 ]
-WRONG_USAGES = [*SUBCOMMANDS_AND_FLAGS, *CONFIGS, *WORKDIRS, *INPUTS]
+WRONG_USAGES = [*SUBCOMMANDS_AND_FLAGS, *CONFIGS, *COMBINED_MODELS, *WORKDIRS, *INPUTS]
 
 
 def read_error(stderr: str) -> str:

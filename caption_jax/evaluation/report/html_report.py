@@ -14,6 +14,7 @@ from caption_jax.evaluation.report.html import write_report
 from caption_jax.evaluation.report.html.examples import make_examples
 from caption_jax.evaluation.report.html.run_facts import RunFacts, make_run_facts
 from caption_jax.runs.sessions import read_sessions
+from caption_jax.runs.soup_record import read_record
 from caption_jax.runtime.process import current_command
 from caption_jax.telemetry.metrics_file import Row, read_metrics
 from input_pipeline.extras import require
@@ -50,7 +51,7 @@ def _collect_facts(final: FinalEvaluation, rows: Sequence[Row]) -> RunFacts:
     experiment = final.experiment
     is_external = "data" in final.scored_evaluation.protocol  # then the splits are not those of the run
     train = None if is_external else experiment.splits.get("train")
-    return make_run_facts(
+    facts = make_run_facts(
         experiment.workdir.name,
         experiment.spec.data,
         read_sessions(experiment.workdir),
@@ -59,4 +60,8 @@ def _collect_facts(final: FinalEvaluation, rows: Sequence[Row]) -> RunFacts:
         rows=rows,
         report_command=current_command(),
         now=datetime.datetime.now().astimezone(),
+    )
+    record = read_record(experiment.workdir)
+    return (
+        facts if record is None else dataclasses.replace(facts, trained=f"{record}", end="Not trained, but averaged.")
     )

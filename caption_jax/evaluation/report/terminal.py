@@ -28,6 +28,8 @@ def print_evaluation(scored_evaluation: ScoredEvaluation, samples: int = 8) -> N
     )
     _print_metrics(scored_evaluation)
     print(f"\n  tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
+    if "soup" in protocol:
+        print(f"  weights: {escape(protocol['soup'])}")
     if "ensemble_steps" in protocol:
         members = ", ".join(f"{escape(name)} (step {step})" for name, step in protocol["ensemble_steps"].items())
         print(f"  ensemble with {members}")
