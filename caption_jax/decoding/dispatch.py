@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
 from caption_jax.decoding.beam import beam_search
+from caption_jax.decoding.consensus import Consensus
 from caption_jax.decoding.constraints import (
     Constraint,
     banned_endings,
@@ -23,7 +25,13 @@ from caption_jax.decoding.constraints import (
 )
 from caption_jax.decoding.decoded import Decoded
 from caption_jax.decoding.greedy import greedy
-from caption_jax.decoding.reranking import TextIds, make_reranking_settings, rerank, similarities
+from caption_jax.decoding.reranking import (
+    TextIds,
+    consensus_scores,
+    make_reranking_settings,
+    rerank,
+    similarities,
+)
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -51,6 +59,7 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
     memory_mask: Bool[Array, "batch memory"] | None = None,
     return_attention: bool = False,
     text_ids: TextIds | None = None,
+    consensus: Consensus | None = None,
 ) -> Decoded:
     """Generates captions with the method and settings of `config.decode`. Can be traced by `jax.jit`.
 
@@ -69,14 +78,15 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
         return_attention: also return the cross-attention of each token.
         text_ids: maps token ids of the decoder to token ids of the text encoder; required if `rerank_weight` is not 0,
             which uses the joint embedding of the first model of an ensemble.
+        consensus: see `expected_scores`; required if `consensus_weight` is not 0.
 
     Raises:
         ConfigError: the config requires a vocabulary but none is passed, or the model does not support reranking.
     """
     is_ensemble = not isinstance(model, ImageCaptioningModel)
     ranker = (model[0], variables[0], features[0]) if is_ensemble else (model, variables, features)
-    weight, count = spec.rerank_weight, 0
-    if weight:
+    count = 0
+    if spec.ranks_candidates:
         spec, count = make_reranking_settings(spec, ranker[0], text_ids)
     options = {
         "max_length": spec.max_length,
@@ -90,10 +100,15 @@ def decode(  # noqa: PLR0913 - keyword-only: inputs that are not part of the con
     if spec.method == "sample":
         options |= {"key": jax.random.key(spec.seed) if key is None else key, "image_ids": image_ids}
     decoded = _run_method(spec, model, variables, features, options)
-    if not weight:
+    if not spec.ranks_candidates:
         return decoded
-    similarity = similarities(*ranker, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
-    return rerank(decoded, similarity, weight, count)
+    total = jnp.zeros(decoded.all_scores.shape, jnp.float32)
+    if spec.rerank_weight:
+        similarity = similarities(*ranker, decoded.all_tokens, text_ids, bos_id=BOS, pad_id=PAD)
+        total += spec.rerank_weight * similarity
+    if spec.consensus_weight:
+        total += spec.consensus_weight * consensus_scores(decoded, spec, consensus)
+    return rerank(decoded, total, 1.0, count)
 
 
 def _run_method(spec: DecodeSpec, model: Any, variables: Any, features: Any, options: dict) -> Decoded:

@@ -1,4 +1,4 @@
-"""Reranking of candidates by their scores and their similarity to the image."""
+"""Reranking of candidates by their scores, their similarity to the image and their consensus."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from caption_jax.decoding.consensus import Consensus, expected_scores
 from caption_jax.decoding.decoded import Decoded, gather_rows
 from caption_jax.errors import ConfigError
 from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -51,12 +52,38 @@ def similarities(
     return jnp.einsum("bd,bcd->bc", images, texts, precision=jax.lax.Precision.HIGHEST)
 
 
+def consensus_scores(
+    decoded: Decoded, spec: DecodeSpec, consensus: Consensus | None
+) -> Float[Array, "batch candidates"]:
+    """Computes the score that each candidate can expect by `spec.consensus_metric`.
+
+    Beams are weighted by their probabilities. Samples have equal weights, because probable captions are drawn more
+    often.
+
+    Args:
+        decoded: all candidates.
+        spec: the `decode` section.
+        consensus: see `expected_scores`.
+
+    Raises:
+        ConfigError: `consensus` is None.
+    """
+    if consensus is None:
+        raise ConfigError("config.decode.consensus_weight is above 0: pass `consensus` to decode()")
+    is_caption = ~jnp.isneginf(decoded.all_scores)
+    if spec.method == "sample":
+        probabilities = is_caption / jnp.maximum(is_caption.sum(1, keepdims=True), 1)
+    else:
+        probabilities = jnp.where(is_caption, jax.nn.softmax(decoded.all_log_probs, axis=1), 0.0)
+    return expected_scores(decoded.all_tokens, probabilities, spec.consensus_metric, consensus)
+
+
 def rerank(
     decoded: Decoded, similarity: Float[Array, "batch candidates"], weight: float | Float[Array, ""], count: int
 ) -> Decoded:
     """Returns the `count` candidates with the highest score + `weight` * similarity, which becomes their score.
 
-    The sort is stable, and empty candidates (score -inf) are last.
+    `similarity` may be any other measure. The sort is stable, and empty candidates (score -inf) are last.
 
     Example:
         With scores -2.0 and -2.5 (nats) and similarities 0.1 and 0.4, the first candidate is ranked first at `weight=1`
@@ -72,18 +99,18 @@ def make_reranking_settings(spec: DecodeSpec, model: Any, text_ids: TextIds | No
     """Returns the settings for decoding all candidates to be ranked, and the number of candidates to retain.
 
     Args:
-        spec: the `decode` section, with a nonzero `rerank_weight`.
+        spec: the `decode` section, with a nonzero `rerank_weight` or `consensus_weight`.
         model: the captioner.
         text_ids: see `similarities`; None if the model has no text encoder.
 
     Raises:
         ConfigError: the model has no joint embedding, or the settings produce only one candidate per image.
     """
-    setting = f"config.decode.rerank_weight={spec.rerank_weight}"
-    if model.joint_embedding is None or text_ids is None:
+    if spec.rerank_weight and (model.joint_embedding is None or text_ids is None):
         raise ConfigError(
-            f"{setting} compares captions with images, but this model has no joint embedding: train one with "
-            "config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py, or set rerank_weight to 0"
+            f"config.decode.rerank_weight={spec.rerank_weight} compares captions with images, but this model has no "
+            "joint embedding: train one with config.objective.contrastive_weight above 0, as in "
+            "configs/flickr8k_search.py, or set rerank_weight to 0"
         )
     spec.check_ranking()
     if spec.method == "sample":

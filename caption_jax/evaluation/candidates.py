@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Float32
 
-from caption_jax.decoding import similarities
+from caption_jax.decoding import Consensus, consensus_scores, similarities
 from caption_jax.errors import DataError
 from caption_jax.inference.captioning import decode_features, encode_batch
 from caption_jax.inference.ensemble import SINGLE_MODEL, Ensemble, join_ensemble
@@ -34,17 +34,20 @@ class ImageCandidates:
     Attributes:
         texts: captions; `texts[a][c]` is the c-th candidate under the a-th exponent of the length penalty.
         scores: beam search scores; -inf for missing candidates.
-        similarities: cosine similarity between each caption and the image.
+        similarities: cosine similarity between each caption and the image; 0 without a joint embedding.
+        consensus: score that each caption can expect among the others.
     """
 
     texts: tuple[tuple[str, ...], ...]
     scores: Float32[np.ndarray, "exponents candidates"]
     similarities: Float32[np.ndarray, "exponents candidates"]
+    consensus: Float32[np.ndarray, "exponents candidates"]
 
-    def best(self, exponent_index: int, weight: float) -> str:
-        """Returns the caption selected with the exponent at `exponent_index` and `rerank_weight=weight`."""
-        scores = self.scores[exponent_index] + np.float32(weight) * self.similarities[exponent_index]
-        return self.texts[exponent_index][int(np.argmax(scores))]
+    def best(self, exponent_index: int, rerank_weight: float, consensus_weight: float = 0.0) -> str:
+        """Returns the caption selected with the exponent at `exponent_index` and these weights."""
+        similarities, consensus = self.similarities[exponent_index], self.consensus[exponent_index]
+        total = np.float32(rerank_weight) * similarities + np.float32(consensus_weight) * consensus
+        return self.texts[exponent_index][int(np.argmax(self.scores[exponent_index] + total))]
 
 
 def find_candidates(
@@ -53,17 +56,19 @@ def find_candidates(
     variables: PyTree,
     decode_spec: DecodeSpec,
     exponents: Sequence[float],
+    consensus: Consensus,
     context: ContextCaptions | None = None,
     ensemble: Ensemble = SINGLE_MODEL,
 ) -> dict[Any, ImageCandidates]:
     """Finds the beam search candidates of every readable image of a split. Each image is read and encoded once.
 
     Args:
-        experiment: a run whose model has a text encoder.
+        experiment: the run.
         split: the images.
         variables: the variables of the model.
         decode_spec: beam search settings; `alpha` and the reranking settings are ignored.
         exponents: values of `alpha`.
+        consensus: see `make_consensus`.
         context: context captions of the images, or None.
         ensemble: other models that decode with the model of the run.
 
@@ -72,7 +77,7 @@ def find_candidates(
     """
     mesh, description = experiment.mesh, experiment.description
     step = jax.jit(
-        _make_step(experiment, decode_spec, exponents, ensemble.descriptions),
+        _make_step(experiment, decode_spec, exponents, consensus, ensemble.descriptions),
         in_shardings=(None, batch_sharding(mesh), None),
         out_shardings=replicated(mesh),
     )
@@ -92,9 +97,9 @@ def find_candidates(
             outputs = jax.device_get(step(variables, put_batch(batch, mesh), ensemble.variables))
             for row in np.flatnonzero(outputs["mask"]):
                 texts = tuple(tuple(map(description.vocabulary.decode, tokens)) for tokens in outputs["tokens"][:, row])
-                scores, similarities_of_row = outputs["scores"][:, row], outputs["similarities"][:, row]
+                arrays = (outputs[name][:, row] for name in ("scores", "similarities", "consensus"))
                 image_id = split[int(outputs["index"][row])].image_id
-                candidates[image_id] = ImageCandidates(texts, scores, similarities_of_row)
+                candidates[image_id] = ImageCandidates(texts, *arrays)
             phase.advance(experiment.spec.data.eval_batch_size)
     if not candidates:
         reason = next(iter(batches.problems.values()), "the split is empty")
@@ -103,14 +108,18 @@ def find_candidates(
 
 
 def _make_step(
-    experiment: Experiment, decode_spec: DecodeSpec, exponents: Sequence[float], others: Sequence[RunDescription]
+    experiment: Experiment,
+    decode_spec: DecodeSpec,
+    exponents: Sequence[float],
+    consensus: Consensus,
+    others: Sequence[RunDescription],
 ) -> Callable[[PyTree, dict[str, jax.Array], Sequence[PyTree]], dict[str, jax.Array]]:
     """Builds `(variables, batch, other_variables) -> outputs`.
 
     Arrays of candidates have the shape [exponents, batch, candidates, ...].
     """
     model, description = experiment.model(), experiment.description
-    spec = dataclasses.replace(decode_spec, candidates=decode_spec.num_beams, rerank_weight=0.0)
+    spec = dataclasses.replace(decode_spec, candidates=decode_spec.num_beams, rerank_weight=0.0, consensus_weight=0.0)
 
     def step(variables: PyTree, batch: dict[str, jax.Array], other_variables: Sequence[PyTree]) -> dict[str, jax.Array]:
         features = encode_batch(model, variables, batch, description)
@@ -118,8 +127,16 @@ def _make_step(
 
         def decode_candidates(alpha: Float[jax.Array, ""]) -> dict[str, jax.Array]:
             decoded = decode_features(*joined, description, dataclasses.replace(spec, alpha=alpha))
-            similarity = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
-            return {"tokens": decoded.all_tokens, "scores": decoded.all_scores, "similarities": similarity}
+            if model.joint_embedding is None:
+                similarity = jnp.zeros_like(decoded.all_scores)
+            else:
+                similarity = similarities(model, variables, features, decoded.all_tokens, description.text_ids)
+            return {
+                "tokens": decoded.all_tokens,
+                "scores": decoded.all_scores,
+                "similarities": similarity,
+                "consensus": consensus_scores(decoded, spec, consensus),
+            }
 
         results = jax.lax.map(decode_candidates, jnp.asarray(exponents, jnp.float32))  # compiles beam search once
         return {**results, "index": batch["index"], "mask": batch["mask"]}

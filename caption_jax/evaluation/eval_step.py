@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from caption_jax.decoding.consensus import Consensus
 from caption_jax.decoding.predictor import average_probabilities
 from caption_jax.evaluation.evaluator import EvalBatch, Evaluator
 from caption_jax.inference.captioning import decode_features, encode_batch
@@ -29,6 +30,7 @@ def make_eval_step(
     *,
     shards: int = 1,
     others: Sequence[RunDescription] = (),
+    consensus: Consensus | None = None,
 ) -> Callable[..., dict[str, PyTree]]:
     """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the teacher-forced loss.
 
@@ -44,13 +46,15 @@ def make_eval_step(
         evaluators: (evaluator, prepared state) pairs.
         shards: number of devices over which the batch is sharded.
         others: descriptions of the other models of an ensemble; see `join_ensemble`.
+        consensus: see `make_consensus`; required if `consensus_weight` is not 0.
     """
     decode_spec = description.spec.decode
 
     def step(variables: PyTree, batch: Batch, other_variables: Sequence[PyTree] = ()) -> dict[str, PyTree]:
         features = encode_batch(model, variables, batch, description)
         ensemble = join_ensemble(model, variables, features, batch["image"], others, other_variables)
-        decoded = decode_features(*ensemble, description, decode_spec, image_ids=batch.get("index"))
+        options = {"image_ids": batch.get("index"), "consensus": consensus}
+        decoded = decode_features(*ensemble, description, decode_spec, **options)
         if others:
             loss = _compute_ensemble_loss(*ensemble, batch)
         else:

@@ -99,7 +99,7 @@ def _make_attention_decoder(experiment: Experiment) -> Callable[[PyTree, np.ndar
     The attention covers the memory positions of the image, without the context.
     """
     model, description = experiment.model(), experiment.description
-    spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0)
+    spec = dataclasses.replace(experiment.spec.decode, method="greedy", rerank_weight=0.0, consensus_weight=0.0)
 
     @jax.jit
     def decode(variables: PyTree, pixels: jax.Array, context: jax.Array | None) -> Decoded:

@@ -18,6 +18,7 @@ from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.evaluation.evaluator import Evaluation, Evaluator, FinalEvaluation, Result, SplitOutputs
 from caption_jax.evaluation.recall import RetrievalRecall
 from caption_jax.evaluation.report.html_report import HtmlReport
+from caption_jax.inference.consensus_setup import make_consensus
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.parameters.sharding import batch_sharding, put_batch, replicated
 from caption_jax.retrieval.context_captions import context_protocol, default_kind, open_context
@@ -119,16 +120,21 @@ class SplitEvaluator:
         self.non_default_inputs = [] if image_input == "real" else [image_input]
         self.non_default_inputs += [] if self._context_kind == default_context_kind else [f"context_{context}"]
         self._evaluators = prepare_evaluators(experiment)
-        mesh = experiment.mesh
+        mesh, decode_spec = experiment.mesh, experiment.spec.decode
         self._ensemble = load_ensemble(
-            experiment.spec.decode.ensemble, experiment.description, str(experiment.workdir), replicated(mesh)
+            decode_spec.ensemble, experiment.description, str(experiment.workdir), replicated(mesh)
         )
+        consensus = None
+        if decode_spec.consensus_weight:
+            train = experiment.splits.get("train")
+            consensus = make_consensus(decode_spec, experiment.description, experiment.workdir, train)
         step = make_eval_step(
             experiment.model(),
             experiment.description,
             [(prepared.evaluator, prepared.state) for prepared in self._evaluators],
             shards=mesh.shape["data"],
             others=self._ensemble.descriptions,
+            consensus=consensus,
         )
         jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh), None), out_shardings=replicated(mesh))
         self._step: Callable = experiment.display.around_first_call(jitted, "compiling the evaluation step")

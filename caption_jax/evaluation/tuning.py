@@ -1,7 +1,8 @@
-"""Tuning of the length penalty and of reranking by image-text similarity, for beam search (`--mode=tune`)."""
+"""Tuning of beam search: length penalty, image-text similarity and consensus of the candidates (`--mode=tune`)."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 import time
@@ -14,8 +15,9 @@ import numpy as np
 from jaxtyping import Float
 
 from caption_jax.decoding.beam import EXPONENTS
-from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.errors import ConfigError
 from caption_jax.evaluation.candidates import ImageCandidates, find_candidates
+from caption_jax.inference.consensus_setup import make_consensus
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.metrics import (
     Comparison,
@@ -40,20 +42,24 @@ from input_pipeline.files import write_atomically
 # The weights cover several orders of magnitude: beam search scores are in nats per caption (or roughly per token with a
 # length penalty), whereas the similarities of the candidates of an image differ by only a few hundredths.
 WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+# Expected scores differ by about 1 (CIDEr-D) or a few tenths (other metrics); at 100 they decide alone.
+CONSENSUS_WEIGHTS = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
 SEED = 0  # seed of the split into halves
 
 # Baselines that the tuned captions are compared with.
 BASELINE, PENALTY_TUNED = "beam search, configured settings", "beam search, tuned length penalty"
+SIMILARITY_TUNED, CONSENSUS_TUNED = f"{PENALTY_TUNED}, similarity", f"{PENALTY_TUNED}, consensus"
 # Cross-tuned captions do not correspond to a single setting, so they are stored in separate files.
 _FILES = {PENALTY_TUNED: "penalty", "tuned": "tuned"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A point of the grid: `config.decode.alpha` and `config.decode.rerank_weight`."""
+    """A point of the grid: values of keys of `config.decode`."""
 
     alpha: float
-    rerank_weight: float
+    rerank_weight: float = 0.0
+    consensus_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class Tuning:
         scores: CIDEr-D of each setting on the first half, the second half and all images.
         best: the best setting on all images.
         half_settings: for each half, the setting that scored best on the other half.
-        baseline: the setting of the config, without reranking.
+        baseline: the setting of the config, without reranking or consensus.
         metrics: system name -> metric -> value over all images.
         gains: system name -> metric -> gain of the cross-tuned captions over that system.
         captions: system name -> image id -> caption.
@@ -82,10 +88,13 @@ class Tuning:
 
 
 def tune_split(experiment: Experiment, split_name: str, context: str = "") -> dict[str, Any]:
-    """Tunes `rerank_weight` and `alpha` of beam search on a split, writes tune_<split>.json and returns its contents.
+    """Tunes `alpha`, `rerank_weight` and `consensus_weight` of beam search on a split.
+
+    Writes tune_<split>.json, and returns its contents. The rerank weight is 0 if the model has no joint embedding.
 
     Also writes the cross-tuned captions, for which each half uses the setting that scored best on the other half, to
-    captions_<split>_tuned.json. Cross-tuned captions without reranking are written to captions_<split>_penalty.json.
+    captions_<split>_tuned.json. Cross-tuned captions of which only `alpha` is tuned are written to
+    captions_<split>_penalty.json.
 
     Args:
         experiment: the run.
@@ -95,7 +104,6 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
 
     Raises:
         ConfigError: the split is the test split, or `config.decode.num_beams` is below 2.
-        WorkdirError: the model has no joint embedding.
         MissingPackageError: the `train` extra, which is required to read batches of images, is not installed.
     """
     require("tuning", "grain")
@@ -108,12 +116,17 @@ def tune_split(experiment: Experiment, split_name: str, context: str = "") -> di
     ensemble = load_ensemble(decode_spec.ensemble, experiment.description, str(experiment.workdir), sharding)
     context_kind = context or default_kind(experiment)
     context_captions = open_context(experiment, split_name, context_kind)
+    train = experiment.splits.get("train")
+    consensus = make_consensus(decode_spec, experiment.description, experiment.workdir, train)
     candidates = find_candidates(
-        experiment, split, weights.variables, decode_spec, exponents, context_captions, ensemble
+        *(experiment, split, weights.variables, decode_spec, exponents, consensus),
+        context=context_captions,
+        ensemble=ensemble,
     )
     tokenizer = experiment.spec.metrics.tokenizer
+    rerank_weights = WEIGHTS if experiment.description.has_joint_embedding else (0.0,)
     with experiment.display.phase("scoring the settings"):
-        tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer)
+        tuning = tune(split.references, candidates, exponents, decode_spec.alpha, tokenizer, rerank_weights)
     tuning_protocol = {
         "images": len(split.references),
         "unreadable_images": len(split.references) - len(candidates),
@@ -142,6 +155,7 @@ def tune(
     exponents: Sequence[float],
     alpha: float,
     tokenizer: str = "ptb",
+    rerank_weights: Sequence[float] = WEIGHTS,
 ) -> Tuning:
     """Evaluates every setting of the grid on precomputed candidates.
 
@@ -151,28 +165,30 @@ def tune(
         exponents: length penalty exponents of the candidates.
         alpha: exponent of the baseline beam search; must be one of `exponents`.
         tokenizer: tokenizer of the metrics; see `caption_jax.metrics.score`.
+        rerank_weights: values of `rerank_weight`, including 0.
     """
-    settings = [Setting(exponent, weight) for exponent in exponents for weight in WEIGHTS]
-    captions = [
-        {
-            image_id: candidates[image_id].best(exponents.index(setting.alpha), setting.rerank_weight)
-            if image_id in candidates
-            else ""
-            for image_id in references
-        }
-        for setting in settings
-    ]
+    settings = [Setting(*values) for values in itertools.product(exponents, rerank_weights, CONSENSUS_WEIGHTS)]
+    captions = [_select(references, candidates, exponents.index(setting.alpha), setting) for setting in settings]
     cider = _compute_cider(references, captions, tokenizer)
     halves = split_by_hash(references, SEED)
     scores = np.array([_compute_mean_scores(cider, captions, ids) for ids in (*halves, list(references))])
-    penalty_only = [index for index, setting in enumerate(settings) if not setting.rerank_weight]
-    baseline = Setting(alpha, 0.0)
-    tuned, half_indices = cross_tune(captions, halves, (scores[0], scores[1]))
-    penalty_scores = scores[:, penalty_only]
-    penalty_tuned, _ = cross_tune(
-        [captions[index] for index in penalty_only], halves, (penalty_scores[0], penalty_scores[1])
-    )
-    systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: penalty_tuned, "tuned": tuned}
+    baseline = Setting(alpha)
+
+    def cross_tune_some(has_similarity: bool, has_consensus: bool) -> tuple[dict[Any, str], list[int]]:
+        """Cross-tunes with the weights of the other measures at 0; returns the captions and the setting per half."""
+        indices = [
+            index
+            for index, setting in enumerate(settings)
+            if (has_similarity or not setting.rerank_weight) and (has_consensus or not setting.consensus_weight)
+        ]
+        output, chosen = cross_tune([captions[i] for i in indices], halves, (scores[0][indices], scores[1][indices]))
+        return output, [indices[i] for i in chosen]
+
+    systems = {BASELINE: captions[settings.index(baseline)], PENALTY_TUNED: cross_tune_some(False, False)[0]}
+    if len(rerank_weights) > 1:
+        systems[SIMILARITY_TUNED] = cross_tune_some(True, False)[0]
+        systems[CONSENSUS_TUNED] = cross_tune_some(False, True)[0]
+    systems["tuned"], half_indices = cross_tune_some(True, True)
     system_scores: dict[str, ImageScores] = {
         name: score_images(references, output, tokenizer=tokenizer) for name, output in systems.items()
     }
@@ -183,9 +199,27 @@ def tune(
         half_settings=(settings[half_indices[0]], settings[half_indices[1]]),
         baseline=baseline,
         metrics={name: image_scores.corpus() for name, image_scores in system_scores.items()},
-        gains={name: compare(system_scores[name], system_scores["tuned"]) for name in (BASELINE, PENALTY_TUNED)},
+        gains={
+            name: compare(image_scores, system_scores["tuned"])
+            for name, image_scores in system_scores.items()
+            if name != "tuned"
+        },
         captions=systems,
     )
+
+
+def _select(
+    references: Mapping[Any, Sequence[str]],
+    candidates: Mapping[Any, ImageCandidates],
+    exponent_index: int,
+    setting: Setting,
+) -> dict[Any, str]:
+    """Returns the captions that a setting selects; empty for images that could not be read."""
+    weights = setting.rerank_weight, setting.consensus_weight
+    return {
+        image_id: candidates[image_id].best(exponent_index, *weights) if image_id in candidates else ""
+        for image_id in references
+    }
 
 
 def _compute_cider(
@@ -217,12 +251,7 @@ def _make_beam_search_spec(experiment: Experiment, split_name: str) -> DecodeSpe
         raise ConfigError(
             "cannot tune on the test split, because its scores would no longer be unbiased: use --split=val"
         )
-    if experiment.model().joint_embedding is None:
-        raise WorkdirError(
-            "this run's model has no joint embedding, so captions cannot be reranked by image-text similarity: train "
-            "one with config.objective.contrastive_weight above 0, as in configs/flickr8k_search.py"
-        )
-    spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0)
+    spec = replace(experiment.spec.decode, method="beam", rerank_weight=0.0, consensus_weight=0.0)
     if spec.num_beams < 2:
         raise ConfigError(f"config.decode.num_beams is {spec.num_beams}; tuning requires 2 or more")
     if spec.length_penalty not in EXPONENTS:
@@ -236,7 +265,7 @@ def _make_override_flags(experiment: Experiment, tuned: DecodeSpec) -> str:
     """Returns the command line flags that change the stored decoding settings to the tuned settings."""
     stored, settings = as_mapping(read_spec(experiment.workdir).decode), as_mapping(tuned)
     changed = {name for name, value in settings.items() if value != stored[name]}
-    names = ["method", *sorted(changed - {"method"} | {"num_beams", "alpha", "rerank_weight"})]
+    names = ["method", *sorted(changed - {"method"} | {"num_beams", "alpha", "rerank_weight", "consensus_weight"})]
     return " ".join(shlex.quote(f"--config.decode.{name}={settings[name]}") for name in names)
 
 
@@ -263,17 +292,28 @@ def print_tuning(results: Mapping[str, Any]) -> None:
     protocol, grid = results["protocol"], results["settings"]
     print(f"\n{results['split']} split: {protocol['images']} images, step {results['step']}, {protocol['device']}")
     print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}\n")
-    print("CIDEr-D of all images, by alpha (down) and rerank_weight (across)\n")
-    print(" " * 8 + "".join(f"{weight:8g}" for weight in WEIGHTS))
-    for start in range(0, len(grid), len(WEIGHTS)):
-        row = grid[start : start + len(WEIGHTS)]
-        print(f"{row[0]['alpha']:8g}" + "".join(f"{point['CIDEr-D']:8.4f}" for point in row))
-    first, second = ((half["alpha"], half["rerank_weight"]) for half in results["chosen_on_the_other_half"])
-    print(f"\ntuned on one half, evaluated on the other (alpha, rerank_weight: {first} and {second})\n")
+    _print_grid(grid, "rerank_weight", other="consensus_weight")
+    _print_grid(grid, "consensus_weight", other="rerank_weight")
+    first, second = (tuple(half.values()) for half in results["chosen_on_the_other_half"])
+    names = ", ".join(results["chosen"])
+    print(f"\ntuned on one half, evaluated on the other ({names}: {first} and {second})\n")
     for name, metrics in results["metrics"].items():
-        print(f"  {name:<34} CIDEr-D {metrics['CIDEr-D']:.4f}   BLEU-4 {metrics['BLEU-4']:.4f}")
+        print(f"  {name:<48} CIDEr-D {metrics['CIDEr-D']:.4f}   BLEU-4 {metrics['BLEU-4']:.4f}")
     for name, gains in results["gain_over"].items():
         gain = gains["CIDEr-D"]
         interval = f"[{gain['low']:+.4f}, {gain['high']:+.4f}], p = {gain['p_value']:.4f}"
         print(f"  CIDEr-D gain over {name}: {gain['difference']:+.4f} {interval}")
     print(f"\nbest on all images:\n  {results['override']}")
+
+
+def _print_grid(grid: Sequence[Mapping[str, float]], key: str, other: str) -> None:
+    """Prints CIDEr-D by alpha and the weight `key`, where the weight `other` is 0; nothing if `key` is fixed."""
+    points = [point for point in grid if not point[other]]
+    weights, exponents = (list(dict.fromkeys(point[name] for point in points)) for name in (key, "alpha"))
+    if len(weights) == 1:
+        return
+    print(f"\nCIDEr-D of all images, by alpha (down) and {key} (across), with {other}=0\n")
+    print(" " * 8 + "".join(f"{weight:8g}" for weight in weights))
+    for alpha in exponents:
+        row = [point["CIDEr-D"] for point in points if point["alpha"] == alpha]
+        print(f"{alpha:8g}" + "".join(f"{value:8.4f}" for value in row))

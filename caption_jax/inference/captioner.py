@@ -94,12 +94,17 @@ class Captioner:
         self._decode = decode_spec
         ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"))
         self._other_variables = ensemble.variables
+        consensus = None
+        if decode_spec.consensus_weight:
+            from caption_jax.inference.consensus_setup import make_consensus  # imports Flax
+
+            consensus = make_consensus(decode_spec, description, workdir)
 
         def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None, others: tuple[PyTree]) -> Any:
             model = description.model()
             features = encode_for_decoding(model, variables, pixels, context, description)
             models = join_ensemble(model, variables, features, pixels, ensemble.descriptions, others)
-            decoded = decode_features(*models, description, decode_spec)
+            decoded = decode_features(*models, description, decode_spec, consensus=consensus)
             return decoded.tokens, decoded.log_prob
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
@@ -114,6 +119,7 @@ class Captioner:
         folder = locate_cache(workdir) if is_cache_safe() else None
         other_keys = [other.cache_key() for other in ensemble.descriptions]
         decode_key = {**cache_key, "decode": as_mapping(decode_spec), "ensemble": other_keys}
+        decode_key |= {"consensus": None if consensus is None else consensus.fingerprint()}
         self._generate = CachedProgram(generate, "caption", decode_key, default_folder=folder)
         self._embed_images = CachedProgram(embed_images, "embed_images", cache_key, default_folder=folder)
         self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key, default_folder=folder)

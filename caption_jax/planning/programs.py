@@ -10,14 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 
+from caption_jax.decoding.consensus import Consensus
+from caption_jax.decoding.token_ngrams import NgramFrequencies
 from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.assumed_packing import ASSUMED_CAPTIONS, assume_layout, packed_shapes
 from caption_jax.planning.flops import count_matrix_flops
+from caption_jax.runs.description import RunDescription
 from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program
 from caption_jax.training.step import FixedInputs, Microbatch, split_params
@@ -140,7 +144,12 @@ def _lower_evaluate(program: Program, batch_size: int) -> jax.stages.Lowered:
     """Lowers the evaluation step without evaluators, whose arrays are usually small."""
     description, mesh = program.description, program.mesh
     step = jax.jit(
-        make_eval_step(description.model(), description, shards=mesh.shape["data"]),
+        make_eval_step(
+            description.model(),
+            description,
+            shards=mesh.shape["data"],
+            consensus=_assume_consensus(description),
+        ),
         in_shardings=(None, batch_sharding(mesh)),
         out_shardings=replicated(mesh),
     )
@@ -152,13 +161,22 @@ def _lower_decode(program: Program, batch_size: int) -> jax.stages.Lowered:
     """Lowers the decoding part of `make_eval_step`, without the loss."""
     description, mesh = program.description, program.mesh
     model, settings = description.model(), description.spec.decode
+    consensus = _assume_consensus(description)
 
     def decode(variables: PyTree, batch: dict[str, jax.Array]) -> jax.Array:
-        return caption_batch(model, variables, batch, description, settings)[1].tokens
+        return caption_batch(model, variables, batch, description, settings, consensus=consensus)[1].tokens
 
     batch = {"image": _image_shape(program, batch_size), "index": jax.ShapeDtypeStruct((batch_size,), jnp.int32)}
     step = jax.jit(decode, in_shardings=(None, batch_sharding(mesh)), out_shardings=replicated(mesh))
     return step.lower(_variable_shapes(program), batch | _context_shapes(program, batch_size))
+
+
+def _assume_consensus(description: RunDescription) -> Consensus | None:
+    """Returns the inputs of a ranking by consensus, with the document frequencies of a single n-gram."""
+    if not description.spec.decode.consensus_weight:
+        return None
+    frequencies = NgramFrequencies(2, np.zeros(1, np.uint32), np.full(1, 2, np.int32))
+    return Consensus(np.ones(description.model_settings.vocabulary_size, bool), frequencies)
 
 
 def _lower_encoder(program: Program, frozen: frozenset[str], batch_size: int) -> jax.stages.Lowered:

@@ -7,12 +7,14 @@ import dataclasses
 from input_pipeline.errors import ConfigError
 from input_pipeline.spec_checks import SEED, at_least, check_fields, fitted_or, greater_than, interval, one_of, strings
 
+CONSENSUS_METRICS = ("CIDEr-D", "BLEU-4", "ROUGE-L")
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodeSpec:
     """Settings of greedy decoding, beam search and sampling.
 
-    Under `jax.jit`, `alpha`, `temperature`, `top_p`, `diversity` and `rerank_weight` may be traced scalars.
+    Under `jax.jit`, `alpha`, `temperature`, `top_p` and `diversity` may be traced scalars.
     """
 
     method: str = "greedy"  # "greedy", "beam" or "sample"
@@ -34,6 +36,10 @@ class DecodeSpec:
     # beam, sample: ranks candidates (all beams or samples) by score + rerank_weight * cosine(caption, image); 0 to
     # disable. Requires a model trained with objective.contrastive_weight. `--mode=tune` finds the best value.
     rerank_weight: float = 0.0
+    # beam, sample: adds consensus_weight * the score that a candidate can expect if one of the others is the reference,
+    # by consensus_metric: "CIDEr-D" (0 to 10), "BLEU-4" or "ROUGE-L" (0 to 1). `--mode=tune` finds the best weight.
+    consensus_weight: float = 0.0
+    consensus_metric: str = "CIDEr-D"
     # Models whose probabilities are averaged with those of the model in the workdir (evaluate, tune, caption, index):
     # workdirs or model-<step> folders, each optionally followed by @STEP or @last. They must share the tokenizer and
     # the image size.
@@ -65,6 +71,8 @@ class DecodeSpec:
             top_p=interval("(0, 1]", "1 for all"),
             seed=SEED,
             rerank_weight=at_least(0, "for none"),
+            consensus_weight=at_least(0, "for none"),
+            consensus_metric=one_of(*CONSENSUS_METRICS),
             ensemble=strings("workdirs"),
             immediate_repeats=one_of("allow", "forbid"),
             no_repeat_ngram=at_least(0, "for no restriction"),
@@ -87,13 +95,19 @@ class DecodeSpec:
                 f"index, but {subcommand} uses a single model: remove the key"
             )
 
+    @property
+    def ranks_candidates(self) -> bool:
+        """Whether candidates are ranked by more than their scores."""
+        return self.rerank_weight > 0 or self.consensus_weight > 0
+
     def check_ranking(self) -> None:
         """Raises ConfigError if the decoding method yields a single candidate, which cannot be reranked."""
         key = {"beam": "num_beams", "sample": "num_samples"}.get(self.method)
         if key is None or getattr(self, key) < 2:
             setting = f'method="{self.method}"' + (f" and {key}={getattr(self, key)}" if key else "")
+            weight = "rerank_weight" if self.rerank_weight else "consensus_weight"
             raise ConfigError(
-                f"config.decode.rerank_weight={self.rerank_weight} reranks candidates, but "
+                f"config.decode.{weight}={getattr(self, weight)} reranks candidates, but "
                 f"config.decode.{setting} yields only one: use beam search with num_beams > 1, or "
                 "sampling with num_samples > 1"
             )

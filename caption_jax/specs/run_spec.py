@@ -106,7 +106,7 @@ class RunSpec:
                 f"config.decode.rerank_weight={self.decode.rerank_weight} compares captions with images, which "
                 "requires a text encoder: set config.objective.contrastive_weight above 0, or rerank_weight to 0"
             )
-        if self.decode.rerank_weight:
+        if self.decode.ranks_candidates:
             self.decode.check_ranking()
         if weight and microbatches > 1:
             raise ConfigError(

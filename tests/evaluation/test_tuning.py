@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from small_run import run_main
 
 import caption_jax
 from caption_jax.evaluation.candidates import ImageCandidates
-from caption_jax.evaluation.tuning import BASELINE, PENALTY_TUNED, Setting, tune
+from caption_jax.evaluation.tuning import BASELINE, CONSENSUS_TUNED, PENALTY_TUNED, SIMILARITY_TUNED, Setting, tune
 from caption_jax.metrics import read_results, score
 from caption_jax.runs.experiment import open_experiment
 from caption_jax.runs.workdir import read_spec
@@ -38,7 +40,10 @@ def make_candidates(correct_is_similar: bool) -> tuple[dict[int, list[str]], dic
         similarity = [0.1, 0.5] if correct_is_similar else [0.5, 0.1]
         scores = np.array([[-1.0, -1.3], [-1.0, -1.3]], np.float32)
         candidates[image] = ImageCandidates(
-            ((incorrect, correct), (incorrect, incorrect)), scores, np.array([similarity, similarity], np.float32)
+            ((incorrect, correct), (incorrect, incorrect)),
+            scores,
+            np.array([similarity, similarity], np.float32),
+            np.zeros((2, 2), np.float32),
         )
     return references, candidates
 
@@ -69,6 +74,37 @@ def test_tuning_selects_no_weight_if_similarity_misleads():
     assert result.gains[BASELINE]["CIDEr-D"].difference == 0 and result.gains[BASELINE]["CIDEr-D"].p_value == 1
 
 
+@pytest.mark.parametrize("rerank_weights", [(0.0,), (0.0, 1.0)])
+def test_tuning_selects_a_consensus_weight_if_consensus_helps(rerank_weights):
+    references, candidates = make_candidates(correct_is_similar=False)
+    expected = np.array([[0.0, 0.4], [0.0, 0.4]], np.float32)
+    candidates = {image: replace(found, consensus=expected) for image, found in candidates.items()}
+    result = tune(references, candidates, [0.0, 0.7], 0.0, rerank_weights=rerank_weights)
+    assert result.best == Setting(0.0, 0.0, 1.0) and result.half_settings == (result.best, result.best)
+    assert result.gains[PENALTY_TUNED]["CIDEr-D"].low > 0.5
+    others = {SIMILARITY_TUNED, CONSENSUS_TUNED} if len(rerank_weights) > 1 else set()
+    assert set(result.gains) == {BASELINE, PENALTY_TUNED} | others
+    correct = {image: candidates[image].texts[0][1] for image in references}
+    assert result.captions["tuned"] == correct
+    if others:
+        assert result.captions[CONSENSUS_TUNED] == correct
+        assert result.gains[SIMILARITY_TUNED]["CIDEr-D"].low > 0.5
+
+
+def test_a_model_without_a_joint_embedding_is_tuned_by_consensus(small_workdir, tmp_path, capsys):
+    workdir = shutil.copytree(small_workdir, tmp_path / "run")
+    flags = [f"--workdir={workdir}", "--split=train", "--config.decode.num_beams=3", "--config.decode.max_length=6"]
+    assert run_main("tune", *flags) == 0
+    output = capsys.readouterr().out
+    assert "consensus_weight (across)" in output and "rerank_weight (across)" not in output
+    result = json.loads((workdir / "tune_train.json").read_text())
+    assert len(result["settings"]) == 7 * 9 and result["chosen"]["rerank_weight"] == 0
+    assert run_main("evaluate", f"--workdir={workdir}", "--split=train", *shlex.split(result["override"])) == 0
+    evaluation = json.loads((workdir / "eval_train.json").read_text())
+    best = max(setting["CIDEr-D"] for setting in result["settings"])
+    assert evaluation["metrics"]["CIDEr-D"] == pytest.approx(best)
+
+
 @pytest.mark.slow
 def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, capsys):
     # With such short captions, the settings differ in quality.
@@ -79,8 +115,11 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
     result = json.loads((searchable_workdir / "tune_train.json").read_text())
     assert result["override"] in output and "p " in output and "train split: 8 images" in output
     assert {"--config.decode.method=beam", *beam} < set(shlex.split(result["override"]))
-    cider = {(setting["alpha"], setting["rerank_weight"]): setting["CIDEr-D"] for setting in result["settings"]}
-    assert len(cider) == len(result["settings"]) == 7 * 11
+    keys = list(result["chosen"])
+    assert keys == ["alpha", "rerank_weight", "consensus_weight"]
+    cider = {tuple(setting[key] for key in keys): setting["CIDEr-D"] for setting in result["settings"]}
+    assert len(cider) == len(result["settings"]) == 7 * 11 * 9
+    assert f"{CONSENSUS_TUNED} " in output and "by alpha (down) and consensus_weight (across)" in output
     assert max(cider.values()) == cider[tuple(result["chosen"].values())]
     assert result["protocol"]["decode"]["num_beams"] == 4 and "halves" in result["protocol"]
     references = (
@@ -95,12 +134,14 @@ def test_the_printed_flags_reproduce_the_printed_scores(searchable_workdir, caps
         return json.loads((searchable_workdir / "eval_train.json").read_text())["metrics"]["CIDEr-D"]
 
     decode_flags = ["--config.decode.method=beam", *beam]
-    assert cider[0.0, 0.0] < cider[0.0, 100.0] <= max(cider.values())
+    assert cider[0.0, 0.0, 0.0] < cider[0.0, 100.0, 0.0] <= max(cider.values())
     assert evaluate(*shlex.split(result["override"])) == pytest.approx(max(cider.values()))
-    assert evaluate(*decode_flags, "--config.decode.rerank_weight=100") == pytest.approx(cider[0.0, 100.0])
+    assert evaluate(*decode_flags, "--config.decode.rerank_weight=100") == pytest.approx(cider[0.0, 100.0, 0.0])
+    weights = ["--config.decode.rerank_weight=5", "--config.decode.consensus_weight=2"]
+    assert evaluate(*decode_flags, *weights) == pytest.approx(cider[0.0, 5.0, 2.0])
     assert (
         evaluate(*decode_flags)
-        == pytest.approx(cider[0.0, 0.0])
+        == pytest.approx(cider[0.0, 0.0, 0.0])
         == pytest.approx(result["metrics"][BASELINE]["CIDEr-D"])
     )
 
@@ -123,8 +164,6 @@ def test_invalid_tuning_requests_are_rejected(searchable_workdir, small_workdir)
         run_main("--mode=tune", f"--workdir={searchable_workdir}", "--split=test")
     with pytest.raises(ValueError, match="is 1; tuning requires 2 or more"):
         run_main("--mode=tune", f"--workdir={searchable_workdir}", "--config.decode.num_beams=1")
-    with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
-        run_main("--mode=tune", f"--workdir={small_workdir}")
     rerank_flags = ["--config.decode.method=beam", "--config.decode.rerank_weight=1"]
     with pytest.raises(ValueError, match=r"config\.objective\.contrastive_weight above 0"):
         run_main("--mode=evaluate", f"--workdir={small_workdir}", *rerank_flags)
