@@ -30,7 +30,6 @@ from caption_jax.runs.weights import Weights, host_copy
 
 PyTree = Any
 
-_MAX_MODELS = 2  # the best model, and the previous one for concurrent readers
 _POLL_SECONDS = 0.25
 
 
@@ -44,10 +43,18 @@ class ArtifactWriter:
         workdir: workdir of the run.
         description: description of the run.
         is_saved: returns whether the checkpoint of a step is complete.
+        max_models: number of models to keep: the best model, the previous one for concurrent readers, and older ones.
     """
 
-    def __init__(self, workdir: epath.Path, description: RunDescription, is_saved: Callable[[int], bool]):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        description: RunDescription,
+        is_saved: Callable[[int], bool],
+        max_models: int = 2,
+    ):
         self._workdir, self._description, self._is_saved = workdir, description, is_saved
+        self._max_models = max_models
         self._is_main = jax.process_index() == 0
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="artifact")
         self._job: Future[None] | None = None
@@ -132,7 +139,8 @@ class ArtifactWriter:
 
     def _switch(self, pointer: Pointer) -> None:
         write_pointer(self._workdir, pointer)
-        self._delete([step for step in artifact_steps(self._workdir) if step <= pointer_step(pointer)][:-_MAX_MODELS])
+        steps = [step for step in artifact_steps(self._workdir) if step <= pointer_step(pointer)]
+        self._delete(steps[: -self._max_models])
 
     def _delete(self, steps: list[int]) -> None:
         for step in steps:

@@ -50,7 +50,7 @@ class DiskUse:
                 raise
             raise WorkdirError(f"--workdir={self._workdir} was deleted during training") from error
 
-    def check(self, weights: PyTree, train: PyTree, *, is_complete: bool = False) -> None:
+    def check(self, weights: PyTree, train: PyTree, *, is_complete: bool = False, kept_models: int = _KEPT) -> None:
         """Checks that the disk has space for the checkpoints and models of the rest of the run.
 
         Does nothing for a bucket.
@@ -59,6 +59,7 @@ class DiskUse:
             weights: shapes and dtypes of the weights.
             train: shapes and dtypes of the other arrays of a checkpoint.
             is_complete: whether the run has no more steps, so that it writes no more checkpoints.
+            kept_models: number of models that are kept.
 
         Raises:
             StorageError: there is no space for the first checkpoint. If there is space for it, but not for all that
@@ -69,7 +70,8 @@ class DiskUse:
         if is_on_bucket(self._workdir) or is_complete:
             return
         first = self._checkpoint_bytes + 2 * self._weights_bytes  # the best weights, and the model
-        peak = (_KEPT + 1) * first - self._measure_existing()
+        older_models = (kept_models - _KEPT) * self._weights_bytes
+        peak = (_KEPT + 1) * first + older_models - self._measure_existing()
         free = shutil.disk_usage(self._workdir).free
         details = (
             f"{format_bytes(self._checkpoint_bytes)} per checkpoint, {format_bytes(self._weights_bytes)} each for the "

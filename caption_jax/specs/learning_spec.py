@@ -97,6 +97,8 @@ class TrainSpec:
     eval_every: int = 0  # steps; 0 for once per epoch, and at most 20 times
     checkpoint_every: int = 0  # steps; 0 for once per epoch, and at most 20 times
     best_metric: str = "CIDEr-D"  # validation metric that selects the best weights; higher is better
+    # Best models to keep in the workdir (model-<step>), 2 or more, for an average by `--mode=soup`.
+    kept_models: int = 2
     # Stop after this many evaluations without improvement, counted after the warm-up; 0 for never.
     patience: int = 0
     eval_images: int = 0  # validation images to score during training; 0 for all
@@ -129,6 +131,7 @@ class TrainSpec:
             log_every=at_least(0, "to fit the run"),
             eval_every=at_least(0, "for once per epoch"),
             checkpoint_every=at_least(0, "for once per epoch"),
+            kept_models=at_least(2, "the best and the previous best"),
             patience=at_least(0, "for never"),
             eval_images=at_least(0, "for all"),
             sample_images=at_least(0, "for none"),

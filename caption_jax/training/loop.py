@@ -122,7 +122,8 @@ class Run:
         self.disk_use = disk_use or DiskUse(experiment.workdir)
         self.steps = self.spec.train.steps
         self.checkpoints = Checkpoints(experiment.workdir, checkpoint)
-        self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, self.checkpoints.is_saved)
+        is_saved, kept_models = self.checkpoints.is_saved, experiment.spec.train.kept_models
+        self.artifacts = ArtifactWriter(experiment.workdir, experiment.description, is_saved, kept_models)
         self.clock = Clock(self.steps, self.spec.data.batch_size, experiment.mesh.size)
         self.input_wait = InputWaitWarning(self.spec.data)
         self.progress: dict[str, Any] = {"best": None, "best_step": 0, "evaluations_without_gain": 0}
@@ -222,7 +223,8 @@ class Run:
         abstract = self.program.abstract_state
         restored = self.checkpoints.restore(abstract.weights(), abstract.resume_only())
         is_complete = restored is not None and restored.step >= self.steps
-        self.disk_use.check(abstract.weights(), abstract.resume_only(), is_complete=is_complete)
+        arrays = abstract.weights(), abstract.resume_only()
+        self.disk_use.check(*arrays, is_complete=is_complete, kept_models=self.spec.train.kept_models)
         if restored is not None:
             return abstract.from_checkpoint(restored.weights, restored.train), restored
         self.artifacts.delete_after(0)

@@ -128,6 +128,16 @@ def test_resuming_at_a_step_before_all_stored_models_writes_the_best_model_again
     assert_weights_of_step(read_model(tmp_path).weights, 10)
 
 
+def test_more_models_are_kept_on_request(tmp_path):
+    writer = ArtifactWriter(epath.Path(tmp_path), small_description(), lambda step: True, 3)
+    for step in (10, 20, 30, 40):
+        writer.write(step, jax.device_put(make_variables(step)))
+    writer.close()
+    assert list_models(tmp_path) == ["model-20", "model-30", "model-40"]
+    assert_weights_of_step(read_model(tmp_path, 20).weights, 20)
+    assert_weights_of_step(read_model(tmp_path).weights, 40)
+
+
 def test_an_intact_model_is_not_written_again(tmp_path):
     pointer = write_model(tmp_path, 10)
     modification_time = (tmp_path / "model-10" / "model.safetensors").stat().st_mtime_ns
