@@ -291,7 +291,7 @@ def print_tuning(results: Mapping[str, Any]) -> None:
     """Prints the scores of the grid, the comparison of cross-tuned captions and the flags of the best setting."""
     protocol, grid = results["protocol"], results["settings"]
     print(f"\n{results['split']} split: {protocol['images']} images, step {results['step']}, {protocol['device']}")
-    print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}\n")
+    print(f"tokenization: {protocol['tokenization']}; decoding: {decode_settings(protocol['decode'])}")
     _print_grid(grid, "rerank_weight", other="consensus_weight")
     _print_grid(grid, "consensus_weight", other="rerank_weight")
     first, second = (tuple(half.values()) for half in results["chosen_on_the_other_half"])

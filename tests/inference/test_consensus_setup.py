@@ -45,11 +45,11 @@ def test_evaluate_stores_the_frequencies_that_caption_reads(small_workdir, small
 @pytest.mark.parametrize("metric", ["BLEU-4", "ROUGE-L"])
 def test_other_metrics_need_no_frequencies(metric, tmp_path):
     write_random_model(tmp_path / "model", seed=1)
-    settings = {"method": "sample", "num_samples": 5, "max_length": 6, "consensus_metric": metric}
-    images = [box_image("red"), box_image("blue", "right")]
+    settings = {"method": "sample", "num_samples": 8, "max_length": 6, "consensus_metric": metric}
+    images = [box_image(colour) for colour in ("red", "green", "blue", "yellow")]
     plain = caption_jax.load(tmp_path / "model", decode_config=settings).caption(images)
     ranked = caption_jax.load(tmp_path / "model", decode_config=settings | {"consensus_weight": 1e4}).caption(images)
-    assert len(plain) == len(ranked) == 2 and plain != ranked
+    assert len(plain) == len(ranked) == 4 and plain != ranked
     assert not (tmp_path / "model" / FILE_NAME).exists()
 
 
