@@ -103,6 +103,7 @@ INVALID = [
     ("train.log_every", -1, "0 (to fit the run) or more"),
     ("train.eval_every", -1, "0 (for once per epoch) or more"),
     ("train.checkpoint_every", -1, "0 (for once per epoch) or more"),
+    ("train.kept_models", 1, "2 (the best and the previous best) or more"),
     ("train.patience", -1, "0 (for never) or more"),
     ("train.eval_images", -1, "0 (for all) or more"),
     ("train.sample_images", -1, "0 (for none) or more"),
@@ -133,6 +134,9 @@ INVALID = [
     ("decode.top_p", 0.0, "in (0, 1] (1 for all)"),
     ("decode.seed", 2**63, "64-bit integer"),
     ("decode.rerank_weight", -1.0, "0 (for none) or more"),
+    ("decode.consensus_weight", -1.0, "0 (for none) or more"),
+    ("decode.consensus_metric", "METEOR", "'CIDEr-D', 'BLEU-4' or 'ROUGE-L'"),
+    ("decode.ensemble", ("runs/a", ""), "a list of workdirs"),
     ("decode.immediate_repeats", "never", "'allow' or 'forbid'"),
     ("decode.no_repeat_ngram", -1, "0 (for no restriction) or more"),
     ("decode.repetition_penalty", 0.9, AT_LEAST_ONE),
@@ -214,6 +218,10 @@ def test_all_numeric_keys_have_a_range():
         (
             {"decode.method": "beam", "decode.num_beams": 6, "decode.groups": 2, "decode.candidates": 3},
             r"decode\.candidates=3 must be 1 or a multiple of config\.decode\.groups=2",
+        ),
+        (
+            {"decode.consensus_weight": 2.0, "decode.method": "beam", "decode.num_beams": 1},
+            r'consensus_weight=2\.0 reranks candidates, but config\.decode\.method="beam" and num_beams=1 yields',
         ),
         (
             {"decode.rerank_weight": 1.0, "objective.contrastive_weight": 1.0},
