@@ -20,7 +20,7 @@ from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions, NGramCounts
 from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.safe_open import UnreadableFileError, open_file
 
-_SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
+SIGMA = 6.0  # standard deviation of the Gaussian length penalty, in words
 _MAX_LINE_BYTES = 1 << 16  # of a file of document frequencies
 _MAX_NGRAMS = 20_000_000
 
@@ -122,7 +122,7 @@ def cider_d(
     length = np.maximum(0, captions.lengths - 1)
     reference_image = image_index[:num_references]
     difference = (length[num_references:][reference_image] - length[:num_references]).astype(float)
-    penalty = np.exp(-(difference**2) / (2 * _SIGMA**2))
+    penalty = np.exp(-(difference**2) / (2 * SIGMA**2))
     total = np.zeros(num_references)
     for n in range(1, MAX_ORDER + 1):
         counts = captions.counts[n - 1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-_BETA_SQUARED = 1.2**2
+BETA_SQUARED = 1.2**2
 
 
 def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
@@ -25,7 +25,7 @@ def rouge_l(hypothesis: str, references: Sequence[str]) -> float:
         recall = max(recall, common / len(reference_words))
     if precision == 0 or recall == 0:
         return 0.0
-    return (1 + _BETA_SQUARED) * precision * recall / (recall + _BETA_SQUARED * precision)
+    return (1 + BETA_SQUARED) * precision * recall / (recall + BETA_SQUARED * precision)
 
 
 def _compute_lcs_length(masks: dict[str, int], length: int, words: list[str]) -> int:
