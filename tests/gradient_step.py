@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from reward_captions import make_split
 from small_run import shrink
 
 from caption_jax.config import default_config
 from caption_jax.models.build import build_model, roberta_settings
 from caption_jax.models.captioning_model import ImageCaptioningModel
+from caption_jax.objectives.objective import Objective
 from caption_jax.objectives.total_objective import make_objectives
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.paths import flatten
@@ -33,6 +35,7 @@ from caption_jax.training.step import TrainStep
 from input_pipeline.block_layout import BlockLayout
 from input_pipeline.images import Preprocessing
 from input_pipeline.special_tokens import PAD
+from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
 IMAGES, SIDE, VOCABULARY_SIZE, LENGTH = 32, 32, 30, 12
 TEXTS = 2  # context texts per image
@@ -47,6 +50,21 @@ OBJECTIVES = {
         "model.context.form": "tokens",
         "data.context": "unused",
         "objective.terms": {"repetition": {"name": "caption_jax.objectives.unlikelihood:Unlikelihood", "weight": 0.5}},
+    },
+    # The samples depend on how the batch is split into microbatches.
+    "reward": {
+        "objective.caption_weight": 0.5,
+        "objective.terms": {
+            "reward": {
+                "name": "caption_jax.objectives.sequence_reward:SequenceReward",
+                "baseline": "greedy",
+                "samples": 3,
+                "bleu_4": 1.0,
+                "rouge_l": 1.0,
+                "length": 0.1,
+                "function_word_ending": 0.2,
+            }
+        },
     },
 }
 
@@ -127,6 +145,17 @@ def make_model(spec: RunSpec) -> tuple[ImageCaptioningModel, dict]:
     return build(frozen_norms=frozen_norms(flatten(variables["params"]))), jax.device_get(variables)
 
 
+def make_constants(objectives: Mapping[str, Objective]) -> dict[str, dict]:
+    """Returns the constants of objectives, computed from captions with a few short words."""
+    rng = np.random.default_rng(1)
+    words = ["a", "dog", "cat", "runs", "on", "the", "red", "mat"]
+    split = make_split([[" ".join(rng.choice(words, 6)) for _ in range(2)] for _ in range(IMAGES)])
+    tokenizer = Tokenizer.train(split.captions, 400)
+    vocabulary = Vocabulary(tokenizer, [*range(tokenizer.size)][4 - VOCABULARY_SIZE :])
+    constants = {label: objective.prepare(split, vocabulary) for label, objective in objectives.items()}
+    return {label: arrays for label, arrays in constants.items() if arrays}
+
+
 def make_step(
     objectives: str, packing: str = "never", devices: int = 1, microbatches: int = 1, **other: str
 ) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
@@ -152,7 +181,8 @@ def make_step(
         text_ids=TextTokenizer(None, False, LENGTH).from_caption_ids,
         mesh=mesh,
     )
-    shardings = replicated(mesh), batch_sharding(mesh)
+    constants = make_constants(step.objectives)
+    shardings = replicated(mesh), batch_sharding(mesh), replicated(mesh)
     # XLA must not remove casts to bfloat16, which the tests of gradients in bfloat16 are about.
     options = {"xla_allow_excess_precision": False}
     jitted = jax.jit(step, in_shardings=shardings, out_shardings=replicated(mesh), compiler_options=options)
@@ -165,7 +195,7 @@ def make_step(
     def compute(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         if not spec.has_context:
             batch = {name: array for name, array in batch.items() if name != "context"}
-        new_state, metrics = jax.device_get(jitted(state, place(batch)))
+        new_state, metrics = jax.device_get(jitted(state, place(batch), constants))
         return metrics | {GRADIENT + path: array for path, array in flatten(new_state.opt_state).items()}
 
     return compute

@@ -70,3 +70,8 @@ class HostScores:
             "bleu_4": float(bleu(statistics)[0, -1]),
             "rouge_l": rouge_l(caption, references) if caption else 0.0,
         }
+
+    def score_pair(self, caption: str, reference: str) -> float:
+        """Returns CIDEr-D of a tokenized caption and a single reference."""
+        counted = count_ngrams([reference, caption])
+        return float(cider_d(counted, 1, np.zeros(2, np.int64), self._frequencies)[0])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from caption_jax.errors import ConfigError
@@ -28,7 +29,7 @@ def make_objectives(spec: ObjectiveSpec, *, joint_embedding: bool) -> dict[str, 
     Raises:
         ConfigError: a label is reserved, or an extension does not implement `Objective`.
     """
-    objectives: dict[str, Objective] = {CAPTIONS: CaptionCrossEntropy(label_smoothing=spec.label_smoothing)}
+    objectives: dict[str, Objective] = {CAPTIONS: CaptionCrossEntropy(spec.caption_weight, spec.label_smoothing)}
     if joint_embedding:
         objectives[CONTRASTIVE] = Contrastive(weight=spec.contrastive_weight)
     for label, objective in spec.terms.items():
@@ -64,13 +65,15 @@ def total_loss(
     """Returns the weighted sum of all losses.
 
     If `outputs` are those of a microbatch and `denominators` those of the whole batch, the result is the contribution
-    of the microbatch to the total loss.
+    of the microbatch to the total loss. Objectives of weight 0 have no backward pass.
     """
-    return sum(
+    terms = (
         objectives[label].weight * ratio.total / replace_zero(jax.lax.stop_gradient(denominators[label][name]))
         for label, output in outputs.items()
+        if objectives[label].weight
         for name, ratio in output.losses.items()
     )
+    return sum(terms, jnp.zeros(()))
 
 
 def mean_metrics(outputs: Mapping[str, ObjectiveOutput]) -> dict[str, Float[Array, ""]]:

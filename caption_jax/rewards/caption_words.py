@@ -5,8 +5,8 @@ almost always without looking at other chunks. Token ids are therefore converted
 
 1. Each token of the byte-level BPE is a piece of text that may start a new chunk. The hash of a chunk is composed from
    those of its pieces (`word_keys`), so it does not depend on how the chunk was split into tokens.
-2. The words of chunks in the training captions are stored, if they differ from the chunk: "o'clock." -> o'clock,
-   "don't" -> do, n't.
+2. The words of chunks in the training captions, and of chunks of one token, are stored, unless the third rule finds
+   them anyway: "mr." -> mr., "don't" -> do, n't.
 3. Any other chunk is one word, without punctuation at its end: "flowers," -> flowers. Punctuation alone is no word.
 """
 
@@ -28,6 +28,14 @@ from input_pipeline.special_tokens import EOS, SPECIALS
 from input_pipeline.tokenizer import Vocabulary, normalise
 
 END = SPECIALS[EOS]  # </s> as a word of a caption
+# Words with which captions end after training on CIDEr-D without </s>, because "a" or "with a" is a common n-gram.
+# fmt: off
+FUNCTION_WORDS = (
+    "a", "an", "the", "this", "that", "his", "her", "its", "their", "my", "your", "and", "or", "but", "with",
+    "without", "in", "on", "at", "of", "to", "for", "from", "by", "into", "onto", "near", "over", "under",
+    "behind", "through", "is", "are", "was", "were", "be", "being", "has", "have", "while", "as",
+)
+# fmt: on
 _MAX_WORDS_PER_CHUNK = 4
 _EXTRA_WORDS = 4  # there are usually fewer words than tokens, but a token may also be two words ("cannot")
 _CONTRACTIONS = frozenset(("'s", "'m", "'d", "'re", "'ve", "'ll"))  # tokens that are words of their own
@@ -73,6 +81,7 @@ class WordTable(NamedTuple):
         chunk_keys: sorted keys of chunks whose words are stored.
         chunk_words: keys of their words.
         chunk_counts: number of their words.
+        function_words: keys of words with which no caption should end.
         end: key of `END`.
     """
 
@@ -83,7 +92,13 @@ class WordTable(NamedTuple):
     chunk_keys: UInt32[Array | np.ndarray, "chunks 2"]
     chunk_words: UInt32[Array | np.ndarray, "chunks words 2"]
     chunk_counts: Int[Array | np.ndarray, " chunks"]
+    function_words: UInt32[Array | np.ndarray, "function_words 2"]
     end: UInt32[Array | np.ndarray, "2"]
+
+
+def ends_in_function_word(words: Words, table: WordTable) -> Bool[Array, "*captions"]:
+    """Whether captions, without </s>, end in one of `FUNCTION_WORDS`; False for captions without words."""
+    return (words.last[..., None, :] == table.function_words).all(-1).any(-1) & (words.counts > 0)
 
 
 def find_words(tokens: Int[Array, "*captions length"], table: WordTable, *, include_end: bool) -> Words:
@@ -108,7 +123,12 @@ def find_words(tokens: Int[Array, "*captions length"], table: WordTable, *, incl
     keys = keys.reshape(*captions, is_word.shape[-1], 2)
     size = min(length + _EXTRA_WORDS, is_word.shape[-1])
     words = Words(_move_to_front(keys, is_word, size), jnp.minimum(is_word.sum(-1), size))
-    return words.append(table.end, is_after_end[..., -1]) if include_end else words
+    return append_end(words, tokens, table) if include_end else words
+
+
+def append_end(words: Words, tokens: Int[Array, "*captions length"], table: WordTable) -> Words:
+    """Returns the words of `tokens` with </s> as the last one of captions that have it."""
+    return words.append(table.end, (tokens == EOS).any(-1))
 
 
 class _Chunks(NamedTuple):
@@ -192,7 +212,9 @@ def build_word_table(vocabulary: Vocabulary, captions: Iterable[str], text_hash:
     pieces = [b""] * len(SPECIALS) + [_decode_piece(token) for token in vocabulary.tokens[len(SPECIALS) :]]
     offsets, multipliers = text_hash.compute(piece.strip() for piece in pieces)
     starts = [piece[:1].isspace() or piece.decode("utf-8", "ignore") in _CONTRACTIONS for piece in pieces]
-    chunk_keys, chunk_words, chunk_counts = _build_chunks(captions, vocabulary.tokenizer.lowercase, text_hash)
+    chunks = {chunk for text in captions for chunk in normalise(text, vocabulary.tokenizer.lowercase).split()}
+    chunks |= {piece.decode("utf-8", "ignore").strip() for piece in pieces} - {""}
+    chunk_keys, chunk_words, chunk_counts = _build_chunks(sorted(chunks), text_hash)
     return WordTable(
         offsets,
         multipliers,
@@ -201,15 +223,17 @@ def build_word_table(vocabulary: Vocabulary, captions: Iterable[str], text_hash:
         chunk_keys,
         chunk_words,
         chunk_counts,
+        text_hash.compute_keys(FUNCTION_WORDS),
         text_hash.compute_keys([END])[0],
     )
 
 
-def _build_chunks(captions: Iterable[str], lowercase: bool, text_hash: TextHash):
-    """Returns the keys, words and numbers of words of all chunks of which the words are not the chunk itself."""
-    chunks = sorted({chunk for caption in captions for chunk in normalise(caption, lowercase).split()})
+def _build_chunks(chunks: Iterable[str], text_hash: TextHash):
+    """Returns the keys, words and numbers of words of all chunks that the rule for other chunks does not cover."""
     words = {chunk.lower(): tokenize_all([chunk])[0].split() for chunk in chunks}
-    stored = [pair for pair in words.items() if pair[1] != [pair[0]] and len(pair[1]) <= _MAX_WORDS_PER_CHUNK]
+    # The end of "mr." is not removed, so such chunks are stored although they are their only word.
+    stored = [(chunk, texts) for chunk, texts in words.items() if texts != [chunk] or not chunk[-1].isalnum()]
+    stored = [pair for pair in stored if len(pair[1]) <= _MAX_WORDS_PER_CHUNK]
     keys = never_empty(text_hash.compute_keys(chunk for chunk, _ in stored))
     word_keys = np.zeros((len(keys), _MAX_WORDS_PER_CHUNK, 2), np.uint32)
     counts = np.zeros(len(keys), np.int32)

@@ -20,6 +20,8 @@ class ObjectiveSpec:
     """Loss terms: cross-entropy of the captions, plus optional terms."""
 
     label_smoothing: float = 0.1
+    # Weight of the cross-entropy of the captions; 0 to only report it, for a run that trains on other terms.
+    caption_weight: float = 1.0
     # Weight of the contrastive loss between images and captions. If positive, the model has a text encoder and a joint
     # embedding, which enables text-to-image search.
     contrastive_weight: float = 0.0
@@ -31,6 +33,7 @@ class ObjectiveSpec:
             self,
             "config.objective",
             label_smoothing=interval("[0, 1)", "0 for none"),
+            caption_weight=at_least(0, "for none"),
             contrastive_weight=at_least(0, "for none"),
         )
 
