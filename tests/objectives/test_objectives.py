@@ -91,6 +91,17 @@ def test_losses_are_divided_by_the_counts_of_the_whole_batch():
     assert means == {"loss": 1.5, "empty": 0, "custom/loss": 1.5, "custom/empty": 0}
 
 
+def test_a_cross_entropy_of_weight_0_is_reported_but_not_part_of_the_loss():
+    objectives = make_objectives(
+        ObjectiveSpec(caption_weight=0.0, terms={"custom": FrequentTokens()}), joint_embedding=False
+    )
+    ratios = {"captions": Ratio(np.float32(np.nan), np.float32(2)), "custom": Ratio(np.float32(6), np.float32(2))}
+    terms = {label: ObjectiveOutput({"loss": ratio}, {}) for label, ratio in ratios.items()}
+    totals = {label: {"loss": np.float32(2)} for label in ratios}
+    assert float(total_loss(objectives, terms, totals)) == objectives["custom"].weight * 3
+    assert np.isnan(mean_metrics(terms)["loss"])
+
+
 def test_invalid_objectives_are_rejected():
     with pytest.raises(ConfigError, match="label is reserved"):
         make_objectives(ObjectiveSpec(terms={"captions": FrequentTokens()}), joint_embedding=False)

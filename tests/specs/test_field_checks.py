@@ -86,6 +86,7 @@ INVALID = [
     ("model.context.form", "text", "'vector' or 'tokens'"),
     ("model.context.dropout", 1.0, BELOW_ONE),
     ("objective.label_smoothing", 1.0, BELOW_ONE),
+    ("objective.caption_weight", -0.5, "0 (for none) or more"),
     ("objective.contrastive_weight", INFINITE, "0 (for none) or more"),
     ("optimizer.name", "adamv", "'adamw', 'adam', 'lion', 'sgd' or 'adafactor'"),
     ("optimizer.learning_rate", NAN, AT_LEAST_ZERO),
