@@ -168,9 +168,8 @@ def make_run_config(images, **changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("microbatches", [1, 2])
-def test_an_interrupted_run_resumes_bit_for_bit(microbatches, small_images, tmp_path):
-    changes = {"train.steps": 6, "train.eval_every": 6, "optimizer.grad_accum_steps": microbatches}
+def test_an_interrupted_run_resumes_bit_for_bit(small_images, tmp_path):
+    changes = {"train.steps": 6, "train.eval_every": 6, "optimizer.grad_accum_steps": 2}
     spec = RunSpec.from_config(make_run_config(small_images, **changes))
     train_and_evaluate(spec, tmp_path / "whole")
     shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
