@@ -1,6 +1,6 @@
 """A config with every kind of state that a resumed run must restore, and helpers to start, stop and compare its runs.
 
-The config file is tests/resume_run.py, or tests/resume_run.py:cached with a feature cache.
+The config file is tests/resume_run.py, or with a feature cache, tests/resume_run.py:cached and :frozen.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     These are dropout, augmentation, captions that change with the epoch, batch norms, gradient accumulation, averaged
     weights and two training phases. The variant "cached" freezes the lower stages of the encoder and caches their
-    features.
+    features. The variant "frozen" freezes the whole encoder, caches its features, and adds a text encoder for search.
     """
     from tests.small_run import get_config as small_config
 
@@ -50,6 +50,14 @@ def get_config(variant: str = "") -> ConfigDict:
         upper = (f"(?!{lower}){BACKBONE}", {"from_step": 25})
         config.optimizer.rules = ((lower, {"lr": 0.0}), upper, (f"(?!{BACKBONE}).*", {"lr": 1.0}))
         config.data.feature_cache.update({"stage": "stage_2", "views": 3})
+    if variant == "frozen":
+        config.optimizer.rules = ((BACKBONE, {"lr": 0.0}), (f"(?!{BACKBONE}).*", {"lr": 1.0}))
+        config.data.feature_cache.update({"stage": "stage_3", "views": 3})
+        config.objective.contrastive_weight = 1.0
+        config.optimizer.grad_accum_steps = 1  # required by the contrastive loss
+        config.model.text_encoder.update({"layers": 1, "width": 16, "heads": 2, "feed_forward": 32})
+        config.model.joint_embedding.width = 16
+        config.data.batch_size = 8
     config.train.steps = STEPS
     config.train.log_every = 1
     config.train.eval_every = 15
@@ -181,11 +189,11 @@ def read_state(workdir: Path) -> dict[str, bytes]:
     return state
 
 
-def read_evaluation(workdir: Path) -> dict:
-    """Returns the scores and captions of the validation split, without times."""
-    scores = json.loads((workdir / "eval_val.json").read_text())
+def read_evaluation(workdir: Path, split: str = "val") -> dict:
+    """Returns the scores and captions of a split, without times."""
+    scores = json.loads((workdir / f"eval_{split}.json").read_text())
     scores["protocol"].pop("wall_seconds")
-    return {**scores, "captions": json.loads((workdir / "captions_val.json").read_text())}
+    return {**scores, "captions": json.loads((workdir / f"captions_{split}.json").read_text())}
 
 
 def assert_same_result(actual: Path, expected: Path) -> None:
@@ -209,9 +217,13 @@ def _read_item(folder: Path) -> Iterator[tuple[str, bytes]]:
     import jax
     import orbax.checkpoint as ocp
 
+    from caption_jax.runs.late_evaluation import EVALUATION_DUE, complete_records
+
     if (folder / "metadata").is_file():
-        records = json.loads((folder / "metadata").read_text())
+        records = complete_records(folder.parent, json.loads((folder / "metadata").read_text()))
         records.pop("clock", None)
+        if not records.get(EVALUATION_DUE):
+            records.pop(EVALUATION_DUE, None)  # the evaluation was due, and its result was added later
         yield "records", json.dumps(records, sort_keys=True).encode()
         return
     handler = ocp.StandardCheckpointHandler()
