@@ -28,7 +28,7 @@ Condition = Callable[[Path], bool]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 COPIES = 8  # of the twelve images of `small_run`
 DATA_MODES = {"evaluate": ("--mode=evaluate", "--split=test"), "index": ("--mode=index", "--split=train")}
-MAX_DISTURBANCES = {"train": 12, "evaluate": 2, "index": 2}  # per run
+MAX_DISTURBANCES = {"train": 12, "evaluate": 1, "index": 2}  # per run
 SIGNAL_SECONDS = 120  # a process that is still alive so long after SIGTERM hangs
 
 
@@ -68,7 +68,12 @@ SUBJECTS = {
         steps=48,
         eval_every=16,
         checkpoint_every=8,
-        flags=("--config.data.shapes=tiny", "--config.train.log_every=1", "--config.data.pixel_cache.use=always"),
+        flags=(
+            "--config.data.shapes=tiny",
+            "--config.data.batch_size=16",
+            "--config.data.pixel_cache.use=always",
+            "--config.train.log_every=1",
+        ),
         caches=("pixels",),
     ),
     "frozen": Subject(

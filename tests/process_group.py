@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
+from quick_compilation import QUICK_COMPILATION_FLAGS
 from resume_run import RunLauncher, log_path
 
 PAIR_FLAGS = (
@@ -16,6 +17,10 @@ PAIR_FLAGS = (
     "--config.train.eval_every=6",
     "--config.train.checkpoint_every=5",
 )
+# Differences between parameters are proportional to differences between gradients.
+SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1")
+# One image per device and microbatch.
+ONE_IMAGE = ("--config.model.encoder.norm_group_size=1", "--config.data.eval_batch_size=4")
 
 
 def reserve_address() -> str:
@@ -25,8 +30,13 @@ def reserve_address() -> str:
         return f"localhost:{probe.getsockname()[1]}"
 
 
+def simulate_devices(count: int) -> dict[str, str]:
+    """Returns the environment of a process with several CPU devices."""
+    return {"XLA_FLAGS": f"{QUICK_COMPILATION_FLAGS} --xla_force_host_platform_device_count={count}"}
+
+
 def start_processes(
-    launcher: RunLauncher, workdirs: Sequence[Path], flags: Sequence[Sequence[str]] = ()
+    launcher: RunLauncher, workdirs: Sequence[Path], flags: Sequence[Sequence[str]] = (), **environment: str
 ) -> list[subprocess.Popen]:
     """Starts one process of a run per workdir.
 
@@ -34,8 +44,9 @@ def start_processes(
         launcher: starts the processes.
         workdirs: the workdir of each process, which is the same for all unless a test is about this.
         flags: additional flags of each process; none by default.
+        environment: additional environment variables.
     """
-    environment = {"JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": str(len(workdirs))}
+    environment |= {"JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": str(len(workdirs))}
     flags = flags or [()] * len(workdirs)
     return [
         launcher.start(workdir, *PAIR_FLAGS, *flags[index], **environment, JAX_PROCESS_ID=str(index))

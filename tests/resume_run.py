@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -178,10 +178,10 @@ def list_saved_steps(workdir: Path, kind: str = "last") -> list[int]:
     return sorted(int(name) for name in os.listdir(folder) if name.isdigit()) if folder.is_dir() else []
 
 
-def read_state(workdir: Path) -> dict[str, bytes]:
-    """Returns all arrays and records of the newest checkpoint and of the best weights, by name."""
+def read_state(workdir: Path, kinds: Sequence[str] = ("last", "best")) -> dict[str, bytes]:
+    """Returns all arrays and records of the newest checkpoint ("last") and of the best weights ("best"), by name."""
     state = {}
-    for kind in ("last", "best"):
+    for kind in kinds:
         folder = workdir / "checkpoints" / kind / str(list_saved_steps(workdir, kind)[-1])
         for item in sorted(path.name for path in folder.iterdir() if path.is_dir()):
             for name, value in _read_item(folder / item):
