@@ -19,6 +19,8 @@ PAIR_FLAGS = (
 )
 # Differences between parameters are proportional to differences between gradients.
 SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.1")
+# For 50 steps, during which a higher rate would amplify rounding errors to 1e-4 in the loss.
+SLOW_SGD = ("--config.optimizer.name=sgd", "--config.optimizer.learning_rate=0.02")
 # One image per device and microbatch.
 ONE_IMAGE = ("--config.model.encoder.norm_group_size=1", "--config.data.eval_batch_size=4")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import restoring_main
-from process_group import ONE_IMAGE, PAIR_FLAGS, SGD, simulate_devices, start_processes, wait_for_all
+from process_group import ONE_IMAGE, PAIR_FLAGS, SLOW_SGD, simulate_devices, start_processes, wait_for_all
 from resume_run import list_saved_steps, log_path, read_evaluation, read_rows, read_state
 
 from caption_jax.cli.exit_status import STOPPED
@@ -30,7 +30,13 @@ def hash_checkpoint(workdir: Path) -> dict:
 def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(launcher, tmp_path):
     """Four processes with one device each, then two with two devices each, then one with four."""
     workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
-    flags = (*SGD, *ONE_IMAGE, "--config.mesh.data=4", f"--config.train.steps={STEPS}", "--config.train.eval_every=25")
+    flags = (
+        *SLOW_SGD,
+        *ONE_IMAGE,
+        "--config.mesh.data=4",
+        f"--config.train.steps={STEPS}",
+        "--config.train.eval_every=25",
+    )
     restoring = dataclasses.replace(launcher, script=restoring_main.__file__)
     saved = None
     for count, last_step in ((4, 20), (2, 40), (1, STEPS)):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 OPTIONS = {
-    "kills": (int, 200, "number of processes that tests/long/test_kills.py kills"),
+    "kills": (int, 100, "number of processes that each test of tests/long/test_kills.py kills"),
     "examples": (int, 20_000, "number of files that each test of tests/long/test_fuzz.py reads"),
     "minutes": (float, 120.0, "duration of each test of tests/long/test_soak.py"),
-    "seed": (int, 0, "random seed for the times at which tests/long/test_kills.py kills processes"),
+    "seed": (int, 0, "random seed for the moments at which processes are killed"),
 }
 
 
