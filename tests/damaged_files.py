@@ -132,7 +132,7 @@ def damaged_captions(draw) -> bytes:
         text = _replace_cells(draw, content) if draw(st.booleans()) else content
     else:
         for _ in range(draw(st.integers(0, 3))):
-            content = _replace_value(draw, content)
+            content = replace_value(draw, content)
         lines = content if name.endswith(".jsonl") and isinstance(content, list) else [content]
         text = "\n".join(map(dump_json, lines))
     data = text.encode("utf-8", "surrogatepass")
@@ -180,17 +180,17 @@ def damaged_indexes(draw) -> dict[str, bytes]:
     lines = [json.loads(line) for line in ([files[name]] if name == "index.json" else files[name].splitlines())]
     for _ in range(draw(st.integers(1, 3))):
         row = draw(st.integers(0, len(lines) - 1))
-        lines[row] = _replace_value(draw, lines[row])
+        lines[row] = replace_value(draw, lines[row])
     return {**files, name: "".join(dump_json(line) + "\n" for line in lines).encode("utf-8", "surrogatepass")}
 
 
-def _replace_value(draw, content: Any) -> Any:
+def replace_value(draw, content: Any) -> Any:
     """Replaces one value at any depth of a JSON value."""
     keys = range(len(content)) if isinstance(content, list) else sorted(content) if isinstance(content, dict) else ()
     if not keys or draw(st.integers(0, 3)) == 0:
         return draw(json_values)
     key = draw(st.sampled_from(list(keys)))
-    content[key] = _replace_value(draw, content[key])
+    content[key] = replace_value(draw, content[key])
     return content
 
 

@@ -3,7 +3,7 @@
 Each file takes at most five seconds, and the process at most 1.5 GB. The processes that decode only images read ten
 times as many files.
 
-python -m pytest -n 2 -m long tests/long/test_fuzz.py --examples=20000
+python -m pytest -n 0 -s -m long tests/long/test_fuzz.py --examples=20000
 """
 
 from __future__ import annotations

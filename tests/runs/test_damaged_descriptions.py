@@ -10,18 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damaged_descriptions import DESCRIPTION_FILES, check_description, damaged_descriptions
 from damaged_weights import DAMAGE
 from etils import epath
+from hypothesis import given, settings
 from small_models import small_description
 
 from caption_jax.errors import UserError, WorkdirError
 from caption_jax.runs.workdir import read_description, write_description
 
 VALUES = (None, True, -1, 0, 1, 2**40, 10**400, 1.5, math.nan, math.inf, "", "x", "\x00", [], [1, 2], {}, {"a": 1})
-FILES = (
-    *("config.json", "model.json", "preprocessing.json"),
-    *("tokenizer/vocab.json", "tokenizer/merges.txt", "tokenizer/tokenizer_settings.json", "tokenizer/vocabulary.json"),
-)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def read_error(workdir: Path) -> str:
     return ""
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", DESCRIPTION_FILES)
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_damaged_files_are_named(workdir, name, kind):
     DAMAGE[kind](workdir / name)
@@ -74,7 +72,7 @@ def test_damaged_files_are_named(workdir, name, kind):
     assert name in message or (kind == "flipped bit" and not message)  # within a string or number
 
 
-@pytest.mark.parametrize("name", [name for name in FILES if name.endswith(".json")])
+@pytest.mark.parametrize("name", [name for name in DESCRIPTION_FILES if name.endswith(".json")])
 @pytest.mark.parametrize("content", ["null", "[]", "3", '"text"', "{}", "[" * 100_000, '{"a": NaN}', "\ufeff{}"])
 def test_other_json_is_rejected(workdir, name, content):
     (workdir / name).write_text(content)
@@ -156,3 +154,9 @@ def test_invalid_merges_are_rejected_with_their_line(workdir, line):
     path = workdir / "tokenizer" / "merges.txt"
     path.write_text(path.read_text() + "\n" + line)
     assert "merges.txt, line" in read_error(workdir)
+
+
+@settings(max_examples=300, derandomize=True, deadline=None)
+@given(damaged_descriptions())
+def test_randomly_damaged_files_are_valid_or_rejected_in_one_line(data):
+    check_description(data)
