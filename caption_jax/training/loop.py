@@ -29,6 +29,7 @@ from caption_jax.runs.late_evaluation import EVALUATION_DUE
 from caption_jax.runs.lock import lock_workdir
 from caption_jax.runs.sessions import EARLY_STOPPING, LAST_STEP, STOP_REQUESTED, SessionRecord, record_session
 from caption_jax.runs.weights import Weights
+from caption_jax.runtime.memory import return_freed_memory
 from caption_jax.runtime.stopping import EvaluationStoppedError, StopRequested, stop_on_signal
 from caption_jax.runtime.watchdog import Watchdog
 from caption_jax.specs import RunSpec, as_mapping
@@ -363,6 +364,7 @@ class Run:
                 self.artifacts.write(step, weights)
             elif self._is_out_of_patience():
                 logging.info("early stopping: %s has not improved for %d evaluations", name, self.spec.train.patience)
+            return_freed_memory()
             return is_best
 
 
