@@ -13,8 +13,9 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import resume_run
@@ -28,7 +29,7 @@ Condition = Callable[[Path], bool]
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)
 COPIES = 8  # of the twelve images of `small_run`
 DATA_MODES = {"evaluate": ("--mode=evaluate", "--split=test"), "index": ("--mode=index", "--split=train")}
-MAX_DISTURBANCES = {"train": 12, "evaluate": 1, "index": 2}  # per run
+DISTURBANCES = {"train": (4, 12), "evaluate": (0, 1), "index": (0, 2)}  # per run
 SIGNAL_SECONDS = 120  # a process that is still alive so long after SIGTERM hangs
 
 
@@ -43,7 +44,8 @@ class Subject:
         checkpoint_every: steps between checkpoints.
         flags: additional flags.
         commands: the commands of a run.
-        caches: globs of the caches that training writes in the workdir.
+        caches: folders of the caches that training writes in the workdir.
+        environment: environment variables of all processes.
     """
 
     config: str
@@ -53,6 +55,7 @@ class Subject:
     flags: tuple[str, ...] = ()
     commands: tuple[str, ...] = ("train", "evaluate")
     caches: tuple[str, ...] = ()
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def get_flags(self, command: str) -> tuple[str, ...]:
         """Returns the flags of one of the commands."""
@@ -75,6 +78,7 @@ SUBJECTS = {
             "--config.train.log_every=1",
         ),
         caches=("pixels",),
+        environment={"XLA_FLAGS": ""},  # all optimizations: this model is compiled once, and executed often
     ),
     "frozen": Subject(
         f"{resume_run.__file__}:frozen",
@@ -167,14 +171,16 @@ class Disturber:
     def complete(self, workdir: Path, **environment: str) -> None:
         """Executes all commands of a run, of which those that are left are disturbed."""
         for command in self.subject.commands:
-            allowed = min(self._rng.randint(0, MAX_DISTURBANCES[command]), self.remaining)
+            least, most = DISTURBANCES[command]
+            allowed = min(self._rng.randint(least, most), self.remaining)
             while allowed and self._disturb(workdir, command, **environment):
                 allowed -= 1
             process = self._start(workdir, command, **environment)
             assert process.wait() == 0, log_path(workdir).read_text()[-5000:]
         assert not (workdir / "training.lock").exists()
 
-    def _start(self, workdir: Path, command: str, **environment: str):
+    def _start(self, workdir: Path, command: str, **environment: str) -> subprocess.Popen:
+        environment = {**self.subject.environment, **environment}
         return self.launcher.start(workdir, *self.subject.get_flags(command), **environment)
 
     def _disturb(self, workdir: Path, command: str, **environment: str) -> bool:
