@@ -4,9 +4,10 @@
 
 FOLDER contains the data of configs/flickr8k.py. A run of `main.py` with this config is started in a separate process;
 it computes and stores the features of the frozen encoder, and trains until the time is over. Measurement begins after
-the first evaluation, when all programs are compiled, and ends with SIGTERM. Every five seconds, the resident memory of
-the process, its threads and its open file descriptors are read from /proc. Growth is the Theil-Sen slope: the median of
-the slopes between all pairs of samples, so that single peaks do not matter.
+the first evaluation, when all programs are compiled, and ends with SIGTERM. Every second, the resident memory of the
+process, its threads and its open file descriptors are read from /proc. Temporary arrays of a step or an evaluation take
+hundreds of MB, so growth is measured between the lowest samples of the intervals between evaluations. It is their
+Theil-Sen slope: the median of the slopes between all pairs.
 
 Anonymous memory is what the process allocated. The rest of the resident memory are pages of files, mostly the stored
 features, which the kernel reclaims when memory is needed; they grow until every feature has been read once.
@@ -20,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -36,9 +38,14 @@ import numpy as np
 from benchmarks.alternate import print_result
 from benchmarks.conditions import Conditions
 
-INTERVAL_SECONDS = 5
+INTERVAL_SECONDS = 1
+MIN_SAMPLES = 10  # in an interval between evaluations; the last one may be shorter
 UNIT_SECONDS = 600  # growth is per ten minutes
-LIMITS = {"anonymous MB": 1.0, "threads": 1.0, "descriptors": 1.0}  # per ten minutes
+LIMITS = {  # name -> field of a sample, limit per ten minutes
+    "anonymous MB": ("anonymous_mb", 1.0),
+    "threads": ("threads", 1.0),
+    "descriptors": ("descriptors", 1.0),
+}
 MAX_RATIO = 100.0
 MAX_START_MINUTES = 60
 
@@ -52,6 +59,7 @@ class Sample(NamedTuple):
         anonymous_mb: Resident memory that is not part of a file, in MB.
         threads: Number of threads.
         descriptors: Number of open file descriptors.
+        evaluations: Number of evaluations until then.
     """
 
     seconds: float
@@ -59,6 +67,7 @@ class Sample(NamedTuple):
     anonymous_mb: float
     threads: int
     descriptors: int
+    evaluations: int = 0
 
 
 def read_sample(pid: int) -> Sample:
@@ -138,38 +147,40 @@ def collect_samples(process: subprocess.Popen, workdir: Path, minutes: float) ->
     while (now := time.monotonic()) < start + 60 * minutes:
         if process.poll() is not None:
             raise RuntimeError(f"the run has ended: see {workdir / 'soak.log'}")
-        samples.append(read_sample(process.pid))
+        samples.append(read_sample(process.pid)._replace(evaluations=count_evaluations(workdir)))
         if now >= next_line:
             next_line += 300
-            print(describe(samples[-1], start, count_evaluations(workdir)), flush=True)
+            print(describe(samples[-1], start), flush=True)
         time.sleep(INTERVAL_SECONDS)
-    print(describe(samples[-1], start, count_evaluations(workdir)), flush=True)
+    print(describe(samples[-1], start), flush=True)
     return samples
 
 
-def describe(sample: Sample, start: float, evaluations: int) -> str:
+def describe(sample: Sample, start: float) -> str:
     """Returns one line about a sample."""
     return (
         f"{(sample.seconds - start) / 60:5.1f} min: resident {sample.resident_mb:.1f} MB, anonymous "
         f"{sample.anonymous_mb:.1f} MB, {sample.threads} threads, {sample.descriptors} descriptors, "
-        f"{evaluations} evaluations"
+        f"{sample.evaluations} evaluations"
     )
+
+
+def find_lows(samples: Sequence[Sample], name: str) -> list[tuple[float, float]]:
+    """Returns time and value of the lowest sample of each interval between evaluations."""
+    groups = [list(group) for _, group in itertools.groupby(samples, key=lambda sample: sample.evaluations)]
+    lows = [min(group, key=lambda sample: getattr(sample, name)) for group in groups if len(group) >= MIN_SAMPLES]
+    return [(low.seconds, getattr(low, name)) for low in lows]
 
 
 def compare_growth(samples: Sequence[Sample]) -> dict[str, dict[str, float]]:
     """Returns the growth of each resource per ten minutes, compared with its limit."""
-    seconds = [sample.seconds for sample in samples]
-    columns = {
-        "anonymous MB": [sample.anonymous_mb for sample in samples],
-        "threads": [sample.threads for sample in samples],
-        "descriptors": [sample.descriptors for sample in samples],
-    }
     cells = {}
-    for name, values in columns.items():
-        growth, limit = compute_growth(seconds, values), LIMITS[name]
+    for name, (field, limit) in LIMITS.items():
+        seconds, values = zip(*find_lows(samples, field), strict=True)
+        growth = compute_growth(seconds, values)
         ratio = min(limit / growth, MAX_RATIO) if growth > 0 else MAX_RATIO
         cells[name] = {"ours": growth, "peer": limit, "ratio": ratio, "first": values[0], "last": values[-1]}
-        print(f"{name}: {values[0]:.1f} at first, {values[-1]:.1f} at last, {growth:+.3f} per 10 minutes", flush=True)
+        print(f"{name}: {', '.join(f'{value:.0f}' for value in values)}; {growth:+.3f} per 10 minutes", flush=True)
     return cells
 
 
@@ -191,7 +202,7 @@ def main() -> None:
         with conditions.measured():
             samples = collect_samples(process, workdir, options.minutes)
         evaluations = count_evaluations(workdir) - before
-        print(f"{len(samples)} samples over {options.minutes:g} minutes with {evaluations} evaluations", flush=True)
+        print(f"{len(samples):,} samples over {options.minutes:g} minutes with {evaluations} evaluations", flush=True)
         print_result("soak", compare_growth(samples), "per 10 minutes", conditions)
 
 

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from benchmarks.soak import Sample, compare_growth, compute_growth, count_evaluations, read_sample
+from benchmarks.soak import Sample, compare_growth, compute_growth, count_evaluations, find_lows, read_sample
 
 
 def test_growth_is_a_slope_that_ignores_peaks_and_constant_offsets():
@@ -26,12 +26,22 @@ def test_growth_requires_two_samples():
         compute_growth([0.0], [1.0])
 
 
-def test_ratio_is_limit_over_growth_and_bounded_if_nothing_grows(capsys):
-    samples = [Sample(60.0 * minute, 500 + minute, 400 + minute / 5, 20, 30 - minute) for minute in range(40)]
+def test_lows_of_the_intervals_between_evaluations_are_compared_with_the_limit(capsys):
+    samples = [
+        Sample(float(second), 500.0, 400 + second / 300 + 90 * (second % 60 < 50), 20, 30 - second // 60, second // 240)
+        for second in range(2400)
+    ]
+    lows = find_lows(samples, "anonymous_mb")
+    assert lows == [(240.0 * index + 50, 400 + (240 * index + 50) / 300) for index in range(10)]
     cells = compare_growth(samples)
     assert cells["anonymous MB"]["ratio"] == pytest.approx(0.5)  # 2 MB per ten minutes, where 1 is allowed
     assert cells["threads"]["ratio"] == cells["descriptors"]["ratio"] == 100
-    assert "anonymous MB: 400.0 at first, 407.8 at last, +2.000 per 10 minutes" in capsys.readouterr().out
+    assert "anonymous MB: 400, 401, 402, 403, 403, 404, 405, 406, 407, 407; +2.000 per" in capsys.readouterr().out
+
+
+def test_an_interval_with_few_samples_is_ignored():
+    samples = [Sample(float(second), 500.0, 400.0, 20, 30, second // 20) for second in range(45)]
+    assert [seconds for seconds, _ in find_lows(samples, "threads")] == [0.0, 20.0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc exists only on Linux")
