@@ -4,7 +4,8 @@ By default, the first signal raises `SignalReceived` in the main thread. Code th
 from then on, the first signal is only recorded. Python runs the handlers of signals between two instructions of the
 main thread, which may be busy for minutes with a compilation. A second thread therefore receives all signals as well,
 and ends the process if the main thread does not, or if a second signal arrives. If the exception is lost in a callback
-of a library, it is raised again.
+of a library, it is raised again. While an extension module in C or C++ is initialised, it is not raised, because many
+of them crash if Python code that they call fails.
 
 All files are written atomically, so ending the process at any time leaves earlier checkpoints and results intact.
 """
@@ -12,6 +13,7 @@ All files are written atomically, so ending the process at any time leaves earli
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import os
 import select
 import signal
@@ -19,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import FrameType
 from typing import Any
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -136,17 +139,20 @@ class SignalHandling:
             with contextlib.suppress(BlockingIOError):  # the pipe is full, so the thread is awake
                 os.write(self._writer, bytes([_WAKE]))
 
-    def _handle(self, number: int, _: object) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         """Called in the main thread."""
-        if self._is_lost:
-            self._is_lost = False
-            self.raise_received()
-        if self.received is not None:  # the other thread handles a second signal
+        if self.received is not None and not self._is_lost:  # the other thread handles a second signal
             return
-        self.received = number
-        if self._forwarded_to is not None:
+        is_first, self._is_lost = self.received is None, False
+        self.received = number if is_first else self.received
+        if is_first and self._forwarded_to is not None:
             os.kill(os.getpid(), self._forwarded_to)
-        elif not self._is_deferred:
+        elif is_first and self._is_deferred:
+            return
+        elif _initialises_extension(frame):
+            self._is_lost = True  # until the other thread sends the signal again
+            self._wake()
+        else:
             self.raise_received()
 
     def _handle_unraisable(self, unraisable: Any) -> None:
@@ -232,6 +238,17 @@ def _is_terminal(descriptor: int) -> bool:
         return os.isatty(descriptor)
     except OSError:
         return False
+
+
+def _initialises_extension(frame: FrameType | None) -> bool:
+    """Returns whether an extension module is being loaded by a frame or one of its callers."""
+    while frame is not None:
+        if frame.f_code.co_name in ("create_module", "exec_module"):
+            loader = frame.f_locals.get("self")
+            if isinstance(loader, importlib.machinery.ExtensionFileLoader):
+                return True
+        frame = frame.f_back
+    return False
 
 
 def _end_process(number: int, status: int, reason: str) -> None:

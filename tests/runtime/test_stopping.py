@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import _imp
 import gc
 import signal
 import threading
+import time
 import weakref
+from importlib.machinery import EXTENSION_SUFFIXES, ModuleSpec
+from importlib.util import spec_from_file_location
 
 import pytest
 
@@ -90,6 +94,25 @@ def test_a_signal_whose_exception_is_lost_in_a_finalizer_is_raised_again(capfd):
             gc.collect()
             threading.Event().wait(5)
     assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_signal_is_not_raised_until_an_extension_module_is_initialised(monkeypatch, tmp_path):
+    """The module calls Python code, such as imports, and would crash if it failed."""
+    events = []
+
+    def initialise(spec: ModuleSpec, *_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        events.append(spec.name)
+
+    monkeypatch.setattr(_imp, "create_dynamic", initialise)
+    spec = spec_from_file_location("extension", tmp_path / f"extension{EXTENSION_SUFFIXES[0]}")
+    with handled_signals() as signals, pytest.raises(SignalReceived, match="SIGTERM"):
+        spec.loader.create_module(spec)
+        assert not signals.raised
+        threading.Event().wait(5)
+        pytest.fail("the signal was lost")
+    assert events == ["extension"]
 
 
 def test_runs_in_other_threads_are_not_stopped():
