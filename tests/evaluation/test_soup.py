@@ -103,6 +103,7 @@ def test_the_greedy_soup_leaves_out_a_bad_model_and_is_an_ordinary_run(runs, sma
         make_soup(soup, runs["left"], runs["right"])
 
 
+@pytest.mark.slow
 def test_a_soup_that_was_killed_while_it_was_written_can_be_made_again(runs, tmp_path):
     soup = tmp_path / "soup"
     expected = make_soup(soup, runs["left"], runs["right"], "--recipe=uniform")

@@ -91,6 +91,7 @@ def test_tuning_selects_a_consensus_weight_if_consensus_helps(rerank_weights):
         assert result.gains[SIMILARITY_TUNED]["CIDEr-D"].low > 0.5
 
 
+@pytest.mark.slow
 def test_a_model_without_a_joint_embedding_is_tuned_by_consensus(small_workdir, tmp_path, capsys):
     workdir = shutil.copytree(small_workdir, tmp_path / "run")
     flags = [f"--workdir={workdir}", "--split=train", "--config.decode.num_beams=3", "--config.decode.max_length=6"]
