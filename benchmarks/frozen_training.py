@@ -81,8 +81,20 @@ def make_flickr8k_spec() -> RunSpec:
 _FROZEN = ((r"image_encoder/backbone/.*", {"lr": 0.0}), (r"(?!image_encoder/backbone/).*", {"lr": 1.0}))
 
 
-def make_training_steps(spec: RunSpec, vocabulary_size: int, batches: list[dict[str, np.ndarray]]) -> Callable[[], Any]:
-    """Returns a function that performs one update per batch, with the program that a run compiles."""
+def make_training_steps(
+    spec: RunSpec,
+    vocabulary_size: int,
+    batches: list[dict[str, np.ndarray]],
+    constants: dict[str, dict[str, Any]] | None = None,
+) -> Callable[[], Any]:
+    """Returns a function that performs one update per batch, with the program that a run compiles.
+
+    Args:
+        spec: Spec of the run.
+        vocabulary_size: Number of tokens of the vocabulary.
+        batches: Batches of stored features.
+        constants: Constants of the objectives, by label.
+    """
     import jax
 
     from caption_jax.parameters.freezing import phases
@@ -96,7 +108,8 @@ def make_training_steps(spec: RunSpec, vocabulary_size: int, batches: list[dict[
     settings = ModelSettings(vocabulary_size, spec.data.max_length, {"padding": "same", "norm_epsilon": 1e-3})
     description = RunDescription(spec, settings, Preprocessing(IMAGE_SIZE), vocabulary=None)  # no text is encoded
     mesh = make_mesh(spec.mesh)
-    program, put_on_devices = make_program(description, mesh, steps=10_000), make_batch_placer(spec, mesh)
+    program = make_program(description, mesh, steps=10_000).with_constants(constants or {})
+    put_on_devices = make_batch_placer(spec, mesh)
     state = program.start(init_variables(description))
     ((_, frozen),) = phases(state.params, spec.optimizer.rules)
     update = program.update(frozen)

@@ -1,0 +1,111 @@
+"""Time of a training step on rewards, compared with cross-entropy and with the same step in PyTorch.
+
+    python -m benchmarks.reward_step [--images=32] [--samples=5] [--clock=wall]
+
+A step samples five captions per image, scores them with CIDEr-D against five references, and updates the decoder of
+`configs/flickr8k.py` on stored features of stage_7. All weights are random, so captions rarely end before the limit of
+21 tokens.
+
+cross_entropy: the step of `configs/flickr8k.py` with the same images and five references of each. The step on rewards
+includes it, because the two losses are mixed. `ratio` is 4 times its time divided by the time of the step on rewards.
+
+torch: transformers' GPT-2 with cross-attention, of the same dimensions (`benchmarks/peers/transformers_reward.py`). It
+samples all captions of a batch at once with a key/value cache, scores them with a CIDEr-D in Python, and computes the
+gradient of the loss of the samples alone. It starts from the memory of the images and includes no cross-entropy, so
+it does less work. `ratio` is its time divided by ours.
+
+All implementations run in float32 in separate processes, which alternate. Requires the bench extra. `--clock=cpu`
+measures CPU time summed over all cores instead of wall time, which is reproducible on a busy machine. The last line is
+JSON, and `ratio` is the lowest of both comparisons.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from benchmarks.alternate import alternate, print_result, print_times, serve, start_sides
+from benchmarks.conditions import Conditions
+from benchmarks.frozen_training import STAGE_7_SHAPE, make_flickr8k_spec, make_training_steps
+from benchmarks.reward_workload import make_captions, make_split, make_vocabulary
+from caption_jax.runtime.process import HUGE_PAGES, set_up_process
+
+TARGET_MULTIPLE = 4  # longest acceptable time, in steps with cross-entropy
+
+
+def make_steps(images: int, samples: int) -> Callable[[], Any]:
+    """Returns a function that performs one update.
+
+    Args:
+        images: images per step.
+        samples: sampled captions per image; 0 for cross-entropy alone.
+    """
+    from caption_jax.objectives.sequence_reward import SequenceReward
+
+    spec, split = make_flickr8k_spec(), make_split(images)
+    vocabulary = make_vocabulary(split)
+    tokens = np.stack([vocabulary.encode_batch(record.captions, spec.data.max_length) for record in split])
+    batch = {
+        "features": np.random.default_rng(0).normal(size=(images, *STAGE_7_SHAPE)).astype(np.float16),
+        "tokens": tokens,
+        "mask": np.ones(images, bool),
+        "index": np.arange(images, dtype=np.int32),
+    }
+    if not samples:
+        return make_training_steps(spec, vocabulary.size, [batch])
+    reward = SequenceReward(samples=samples)
+    objective = dataclasses.replace(spec.objective, caption_weight=0.1, terms={"reward": reward})
+    constants = {"reward": reward.prepare(split, vocabulary)}
+    return make_training_steps(dataclasses.replace(spec, objective=objective), vocabulary.size, [batch], constants)
+
+
+def make_workload(name: str, images: int, samples: int) -> Callable[[], Any]:
+    """Returns the function that the named child process times."""
+    if name != "torch":
+        set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+        return make_steps(images, samples if name == "ours" else 0)
+    from benchmarks.peers.transformers_reward import make_reward_step
+
+    decoder, length = make_flickr8k_spec().model.decoder, make_flickr8k_spec().data.max_length - 1
+    return make_reward_step(make_captions(images), decoder, samples=samples, tokens=length)
+
+
+def main() -> None:
+    """Runs the benchmark, or one implementation as a child process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", type=int, default=32, help="images per step")
+    parser.add_argument("--samples", type=int, default=5, help="sampled captions per image")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--clock", default="wall", choices=["wall", "cpu"], help="wall time or CPU time")
+    parser.add_argument("--serve", default="", help="run this implementation as a child process")
+    options = parser.parse_args()
+    if options.serve:
+        serve(make_workload(options.serve, options.images, options.samples), untimed_runs=1)
+        return
+    flags = [f"--images={options.images}", f"--samples={options.samples}"]
+    environment = {"JAX_PLATFORMS": "cpu", **HUGE_PAGES}
+    conditions = Conditions()
+    names = ("ours", "cross_entropy", "torch")
+    commands = {name: (["benchmarks.reward_step", f"--serve={name}", *flags], environment) for name in names}
+    with start_sides(commands) as sides:
+        seconds = alternate(sides, options.rounds, conditions)
+    print_times(seconds, options.images, "images/s")
+    elapsed = {name: getattr(times, options.clock) for name, times in seconds.items()}
+    limits = {"torch": elapsed["torch"], "cross_entropy": TARGET_MULTIPLE * elapsed["cross_entropy"]}
+    comparisons = {
+        name: {
+            "ours": options.images / elapsed["ours"],
+            "peer": options.images / limit,
+            "ratio": limit / elapsed["ours"],
+        }
+        for name, limit in limits.items()
+    }
+    print_result("reward_step", comparisons, "images/s", conditions)
+
+
+if __name__ == "__main__":
+    main()
