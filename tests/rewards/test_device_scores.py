@@ -125,11 +125,13 @@ def test_scores_of_5000_captions_of_photographs_equal_the_metrics(shared_data):
     vocabulary = make_vocabulary(split, 3000)
     setup = vocabulary, jax.tree.map(jnp.asarray, build_reward_tables(split, vocabulary)), HostScores(split)
     rng = np.random.default_rng(0)
-    compared = []
+    unchanged, changed = [], []
     for first in range(0, 1000, 100):
-        own = [list(split[image].captions) for image in range(first, first + 100)]
-        tokens = np.stack([vocabulary.encode_batch(row, 40)[:, 1:] for row in own])
-        is_replaced = rng.random(tokens.shape) < 0.1
-        tokens = np.where(is_replaced & (tokens != PAD), rng.integers(4, vocabulary.size, tokens.shape), tokens)
-        compared.append(check_scores(tokens, setup, index=np.arange(first, first + 100, dtype=np.int32)))
-    assert np.mean(compared) > 0.97
+        index = np.arange(first, first + 100, dtype=np.int32)
+        tokens = np.stack([vocabulary.encode_batch(split[image].captions, 40)[:, 1:] for image in index])
+        unchanged.append(check_scores(tokens, setup, index=index))
+        is_replaced = (rng.random(tokens.shape) < 0.1) & (tokens != PAD)
+        tokens = np.where(is_replaced, rng.integers(4, vocabulary.size, tokens.shape), tokens)
+        changed.append(check_scores(tokens, setup, index=index))
+    # Random tokens join words and punctuation ("sky.ing"), which the tokens of captions do not.
+    assert np.mean(unchanged) > 0.998 and np.mean(changed) > 0.85
