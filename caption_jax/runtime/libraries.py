@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 from absl import flags, logging
@@ -89,18 +89,25 @@ def set_up_log(verbosity: Verbosity = "normal") -> None:
         handler.removeFilter(_LIBRARY_FILTER)
         return
     handler.addFilter(_LIBRARY_FILTER)  # no-op if already added
-    sys.unraisablehook = _print_unraisable
+    if not isinstance(sys.unraisablehook, _UnraisableHook):
+        sys.unraisablehook = _UnraisableHook(sys.unraisablehook)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
 
 
-def _print_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
-    """Prints an exception that cannot be raised, except those of TensorStore's threads after a failed save.
+class _UnraisableHook:
+    """A hook for exceptions that cannot be raised, which drops those of TensorStore's threads after a failed save.
 
-    Orbax has then closed the event loop to which the threads report the end of the other writes.
+    Orbax has then closed the event loop to which the threads report the end of the other writes. All others are passed
+    to the previous hook, such as that of `signals.py`.
     """
-    if str(unraisable.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(unraisable)
+
+    def __init__(self, previous: Callable[[sys.UnraisableHookArgs], object]):
+        self._previous = previous
+
+    def __call__(self, unraisable: sys.UnraisableHookArgs) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            self._previous(unraisable)
 
 
 _STDERR = 2

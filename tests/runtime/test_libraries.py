@@ -5,14 +5,18 @@ from __future__ import annotations
 import logging as standard_logging
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
 import types
+import weakref
 
 import pytest
 from absl import flags, logging
 
 from caption_jax.runtime.libraries import LogFormatter, set_up_log, without_cuda_driver_messages
+from caption_jax.runtime.signals import SignalReceived, handled_signals
 
 
 @pytest.fixture(autouse=True)
@@ -65,17 +69,26 @@ def test_tracebacks_of_libraries_about_full_disks_are_dropped():
         assert bool(logging.get_absl_handler().filter(record)) is is_logged
 
 
-def test_exceptions_of_threads_after_a_failed_save_are_not_printed(capsys):
+def test_exceptions_of_threads_after_a_failed_save_are_dropped_and_others_passed_on(monkeypatch):
+    received, closed, bug = [], RuntimeError("Event loop is closed"), RuntimeError("a bug")
+    monkeypatch.setattr(sys, "unraisablehook", lambda arguments: received.append(arguments.exc_value))
     set_up_log()
-    for error in (RuntimeError("Event loop is closed"), RuntimeError("a bug")):
-        arguments = types.SimpleNamespace(
-            exc_type=RuntimeError, exc_value=error, exc_traceback=None, err_msg=None, object=None
-        )
-        try:
-            sys.unraisablehook(arguments)
-        except TypeError:  # the original hook accepts only the interpreter's arguments, so it was called
-            print("printed", error)
-    assert capsys.readouterr().out == "printed a bug\n"
+    set_up_log()
+    for error in (closed, bug):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=error))
+    assert received == [bug]
+
+
+def test_a_signal_whose_exception_is_lost_is_raised_again_after_the_log_was_set_up(capfd):
+    handler = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with handled_signals(), pytest.raises(SignalReceived):
+        set_up_log()
+        item = threading.Event()
+        weakref.finalize(item, signal.raise_signal, signal.SIGTERM)
+        del item
+        threading.Event().wait(5)
+    signal.signal(signal.SIGTERM, handler)
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_a_verbose_log_contains_all_messages():
