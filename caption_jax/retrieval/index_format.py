@@ -110,7 +110,7 @@ def read_header(folder: Path) -> Header:
     if not isinstance(content, dict):
         raise _make_damaged_error(path, "it is not a JSON object")
     file_format, version = content.get("format"), content.get("version")
-    if file_format == _FORMAT and _is_number(version) and version > VERSION:
+    if file_format == _FORMAT and is_number(version) and version > VERSION:
         raise WorkdirError(f"{path} has version {version}; this release reads version {VERSION}: rebuild the index")
     if (file_format, version) != (_FORMAT, VERSION):
         raise _make_damaged_error(path, f"it does not have format {_FORMAT!r}, version {VERSION}")
@@ -156,7 +156,7 @@ def parse_entry(line: bytes, place: str) -> Entry:
     if not (
         is_image_id(entry.id)
         and all(value is None or isinstance(value, str) for value in (entry.path, entry.caption))
-        and all(value is None or _is_number(value) for value in entry.stamp)
+        and all(value is None or is_number(value) for value in entry.stamp)
     ):
         raise _make_damaged_error(place, "a value has the wrong type")
     return entry
@@ -168,7 +168,7 @@ def is_image_id(value: Any) -> bool:
 
 
 def _get_number(content: dict[str, Any], key: str) -> int:
-    if not _is_number(content[key]) or content[key] < 0:
+    if not is_number(content[key]) or content[key] < 0:
         raise ValueError(f"{key} is not a number from 0")
     return content[key]
 
@@ -179,7 +179,8 @@ def _get_text(content: dict[str, Any], key: str) -> str:
     return content[key]
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is an integer of a plausible size."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _MAX_NUMBER
 
 

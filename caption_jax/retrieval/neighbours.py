@@ -15,7 +15,7 @@ from caption_jax.errors import MissingFileError
 from caption_jax.files import json_line
 from caption_jax.retrieval.index import Entry, ImageIndex
 from caption_jax.retrieval.index_builder import Embedder, PendingImage, embed_chunks, make_entry
-from caption_jax.retrieval.index_format import is_image_id
+from caption_jax.retrieval.index_format import is_image_id, is_number
 from caption_jax.retrieval.search import Searcher
 from caption_jax.telemetry.progress import SILENT, Display
 from input_pipeline.files import write_atomically
@@ -163,7 +163,9 @@ def read_neighbours(folder: str | Path, split: str, at_least: int = 0) -> dict[I
     if header.get("index") != _get_state(index):
         raise DataError(f"{path} is out of date (the index has changed since it was written): {remedy}")
     count = header.get("neighbours")
-    if not isinstance(count, int) or count < at_least:
+    if not is_number(count):
+        raise DataError(f"{path} is damaged: {remedy}")
+    if count < at_least:
         raise DataError(f"{path} has {count} neighbours per image, {at_least} are required: {remedy}")
     neighbours: dict[ImageId, list[ImageId]] = {}
     for number, record in enumerate(records, 2):

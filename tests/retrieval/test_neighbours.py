@@ -138,3 +138,13 @@ def test_missing_or_too_few_neighbours_are_rejected(index_with_neighbours):
         read_neighbours(index_with_neighbours.folder, "val", at_least=3)
     with pytest.raises(FileNotFoundError, match="there is no index in"):
         read_neighbours(index_with_neighbours.folder / "other", "val")
+
+
+@pytest.mark.parametrize("count", ["x" * 10_000, True, 10**30, None, [2]])
+def test_a_damaged_number_of_neighbours_is_rejected_without_quoting_it(index_with_neighbours, count):
+    path = index_with_neighbours.folder / "neighbours-val.jsonl"
+    header, *lines = path.read_text().split("\n")
+    path.write_text("\n".join([json.dumps({**json.loads(header), "neighbours": count}), *lines]))
+    with pytest.raises(DataError, match=r"neighbours-val\.jsonl is damaged: run") as error:
+        read_neighbours(index_with_neighbours.folder, "val")
+    assert len(str(error.value)) < 500
