@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, one_of, strings
+from input_pipeline.spec_checks import at_least, check_fields, fitted_or, interval, one_of, show, strings
 from input_pipeline.special_tokens import MIN_VOCABULARY_SIZE
 
 SOURCES = ("shapes", "folder", "tfds")
@@ -147,6 +147,6 @@ class DataSpec:
         if self.pixel_cache.use == "always" and self.feature_cache.stage:
             raise ConfigError(
                 'config.data.pixel_cache.use is "always" and config.data.feature_cache.stage is '
-                f"{self.feature_cache.stage!r}, but training reads either pixels or features: set one of them to "
+                f"{show(self.feature_cache.stage)}, but training reads either pixels or features: set one of them to "
                 '"never" or ""'
             )

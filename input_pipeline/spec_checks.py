@@ -9,11 +9,17 @@ raises `ConfigError("config.train.steps is -1; it must be 0 (for epochs) or more
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from input_pipeline.errors import ConfigError
+
+_MAX_SHOWN = 300  # characters of a value in an error message
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 120
+_REPR.maxdict = _REPR.maxlist = _REPR.maxtuple = 20
 
 _LARGEST_INTEGER, _LARGEST_FLOAT = 2**31 - 1, 3.4e38
 
@@ -31,6 +37,12 @@ class Constraint:
     description: str
     is_met: Callable[[Any], bool]
     largest: float | None = None
+
+
+def show(value: Any) -> str:
+    """Returns the `repr` of a value for an error message, shortened if it is long or nested deeply."""
+    text = _REPR.repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 3]}..."
 
 
 def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
@@ -53,7 +65,7 @@ def check_fields(spec: Any, key: str, **constraints: Constraint) -> None:
                 bound = f"at most {constraint.largest:,} and "
             else:
                 bound = ""
-            raise ConfigError(f"{key}.{name} is {value!r}; it must be {bound}{constraint.description}")
+            raise ConfigError(f"{key}.{name} is {show(value)}; it must be {bound}{constraint.description}")
 
 
 def number(description: str, is_met: Callable[[float], bool], largest: float | None = None) -> Constraint:

@@ -20,6 +20,7 @@ from caption_jax.runtime.extension_sources import source_hash
 from caption_jax.specs import RunSpec, as_mapping
 from input_pipeline.images import Preprocessing
 from input_pipeline.limits import Limits
+from input_pipeline.spec_checks import show
 from input_pipeline.tokenizer import Vocabulary
 
 if TYPE_CHECKING:
@@ -205,7 +206,7 @@ def compute_dtype(name: str) -> jnp.dtype:
         ConfigError: `name` is unknown.
     """
     if name not in ("auto", "float32", "bfloat16"):
-        raise ConfigError(f'config.dtype is {name!r}; it must be "auto", "bfloat16" or "float32"')
+        raise ConfigError(f'config.dtype is {show(name)}; it must be "auto", "bfloat16" or "float32"')
     if name == "float32" or (name == "auto" and jax.default_backend() == "cpu"):
         return jnp.dtype("float32")
     slow = next((device.device_kind for device in jax.local_devices() if not computes_in_bfloat16(device)), None)

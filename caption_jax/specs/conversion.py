@@ -21,6 +21,7 @@ from caption_jax.specs.extensions import (
 )
 from caption_jax.specs.renamed_keys import current_key, current_value
 from input_pipeline.errors import ConfigError, UserError
+from input_pipeline.spec_checks import show
 
 _MAX_INTEGER = 2**1000  # larger integers cannot be converted to float
 
@@ -40,11 +41,11 @@ def build_spec(cls: type, values: Mapping[str, Any], key: str = "", loading: Loa
     path = f"config.{key}" if key else "the config"
     fields = {field.name: field for field in dataclasses.fields(cls)}
     if not is_mapping(values):
-        raise ConfigError(f"{path} is {values!r}; it must be a dictionary with the keys {', '.join(fields)}")
+        raise ConfigError(f"{path} is {show(values)}; it must be a dictionary with the keys {', '.join(fields)}")
     values = {current_key(name, fields): value for name, value in values.items()}
     for name in values:
         if name not in fields:
-            raise ConfigError(f"{path} has no key {name!r}{suggest_key(name, list(fields))}")
+            raise ConfigError(f"{path} has no key {show(name)}{suggest_key(name, list(fields))}")
     if missing := [name for name, field in fields.items() if _is_required(field) and name not in values]:
         raise ConfigError(f"{path} must set {', '.join(missing)}, because {cls.__name__} has no default for it")
     arguments = {
@@ -124,13 +125,13 @@ def _convert_value(cls: type, field: dataclasses.Field, value: Any, key: str, lo
     if expected is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value) if abs(value) < _MAX_INTEGER else math.copysign(math.inf, value)
     if isinstance(expected, type) and type(value) is not expected:
-        raise ConfigError(f"config.{key} is {value!r}; it must be of type {expected.__name__}")
+        raise ConfigError(f"config.{key} is {show(value)}; it must be of type {expected.__name__}")
     return value
 
 
 def _build_extensions(values: Mapping[str, Any], key: str, loading: Loading) -> dict[str, Any]:
     if not is_mapping(values):
-        raise ConfigError(f"config.{key} is {values!r}; it must be a dictionary of extensions by label")
+        raise ConfigError(f"config.{key} is {show(values)}; it must be a dictionary of extensions by label")
     build = defer_extension if loading == "defer" else build_extension
     return {label: build(_to_builtin_types(item), _join_keys(key, label), build_spec) for label, item in values.items()}
 

@@ -22,8 +22,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import show
 
 NAME = "name"
+_EXPECTED = 'a dictionary {"name": "package.module:Class", ...}'
 Loading = Literal["import", "defer"]  # whether to import objectives and evaluators
 
 log = logging.getLogger(__name__)
@@ -64,7 +66,7 @@ def load_class(name: str, key: str) -> type:
     """
     module, colon, attribute = name.partition(":") if isinstance(name, str) else ("", "", "")
     if not colon or not module or not attribute:
-        raise ConfigError(f'config.{key}.name is {name!r}; it must be an import path, "package.module:Class"')
+        raise ConfigError(f'config.{key}.name is {show(name)}; it must be an import path, "package.module:Class"')
     is_ours = module.partition(".")[0] == __name__.partition(".")[0]
     if key == "model.encoder" and not is_ours and module not in sys.modules:  # the only one that captioning imports
         log.info("importing the module %s, which config.%s.name selects", module, key)
@@ -77,7 +79,7 @@ def load_class(name: str, key: str) -> type:
         raise ConfigError(f"config.{key}.name={name}: importing {module} raised {reason}") from error
     cls = getattr(imported, attribute, None)
     if cls is None:
-        raise ConfigError(f"config.{key}.name={name}: module {module} has no attribute {attribute!r}")
+        raise ConfigError(f"config.{key}.name={name}: module {module} has no attribute {show(attribute)}")
     if not (isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__dataclass_params__.frozen):
         raise ConfigError(f"config.{key}.name={name} is not a frozen dataclass")
     return cls
@@ -101,7 +103,9 @@ def build_extension(
         ConfigError: there is neither a name nor a default; see also `load_class`.
     """
     if not is_mapping(values):
-        raise ConfigError(f'config.{key} is {values!r}; expected a dictionary {{"name": "package.module:Class", ...}}')
+        raise ConfigError(
+            f'config.{key} is {show(values)}; expected a dictionary {{"name": "package.module:Class", ...}}'
+        )
     values = dict(values)
     name = values.pop(NAME, "")
     if not name and default is None:
@@ -119,7 +123,9 @@ def defer_extension(
     """
     del build
     if not is_mapping(values):
-        raise ConfigError(f'config.{key} is {values!r}; expected a dictionary {{"name": "package.module:Class", ...}}')
+        raise ConfigError(
+            f'config.{key} is {show(values)}; expected a dictionary {{"name": "package.module:Class", ...}}'
+        )
     return DeferredExtension(key, dict(values))
 
 

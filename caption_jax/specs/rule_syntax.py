@@ -9,6 +9,7 @@ import re
 from typing import Any
 
 from input_pipeline.errors import ConfigError
+from input_pipeline.spec_checks import show
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -39,7 +40,7 @@ def compile_pattern(pattern: str, key: str) -> re.Pattern:
     try:
         return re.compile(pattern)
     except (re.error, TypeError) as error:
-        raise ConfigError(f"config.{key}: {pattern!r} is not a valid regular expression ({error})") from error
+        raise ConfigError(f"config.{key}: {show(pattern)} is not a valid regular expression ({error})") from error
 
 
 def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
@@ -53,21 +54,23 @@ def parse_parameter_rule(rule: tuple[str, Any]) -> tuple[str, ParameterRule]:
         pattern, settings = rule
         settings = dict(settings.items())
     except (TypeError, ValueError, AttributeError) as error:
-        raise ConfigError(f"config.optimizer.rules: {rule!r} is not a (pattern, dictionary) pair") from error
+        raise ConfigError(f"config.optimizer.rules: {show(rule)} is not a (pattern, dictionary) pair") from error
     compile_pattern(pattern, "optimizer.rules")
     names = [field.name for field in dataclasses.fields(ParameterRule)]
     for name, value in settings.items():
         if name not in names:
             matches = difflib.get_close_matches(name, names, n=1)
             hint = f"; did you mean {matches[0]!r}?" if matches else f"; expected {', '.join(names)} (lr=0 freezes)"
-            raise ConfigError(f"config.optimizer.rules: {pattern!r} sets the unknown key {name!r}{hint}")
+            raise ConfigError(f"config.optimizer.rules: {show(pattern)} sets the unknown key {show(name)}{hint}")
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ConfigError(
-                f"config.optimizer.rules: {pattern!r} sets {name} to {value!r}; it must be a finite number, 0 or more"
+                f"config.optimizer.rules: {show(pattern)} sets {name} to {show(value)}; it must be a finite number, 0 "
+                "or more"
             )
     if settings.get("from_step", 0) != int(settings.get("from_step", 0)):
         raise ConfigError(
-            f"config.optimizer.rules: {pattern!r} sets from_step to {settings['from_step']}; it must be an integer"
+            f"config.optimizer.rules: {show(pattern)} sets from_step to {show(settings['from_step'])}; it must be an "
+            "integer"
         )
     return pattern, ParameterRule(**settings)
 
@@ -85,7 +88,7 @@ def check_partition_rule(rule: tuple[str, Any]) -> None:
     is_sequence = isinstance(axes, list | tuple)
     if pattern is None or not is_sequence or not all(name is None or isinstance(name, str) for name in axes):
         raise ConfigError(
-            f"config.mesh.rules: {rule!r} is not a (pattern, axes) pair with one mesh axis per dimension: "
+            f"config.mesh.rules: {show(rule)} is not a (pattern, axes) pair with one mesh axis per dimension: "
             '"data", "model" or None'
         )
     compile_pattern(pattern, "mesh.rules")

@@ -17,7 +17,7 @@ from caption_jax.specs.model_spec import ModelSpec
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import ConfigError
 from input_pipeline.limits import Limits
-from input_pipeline.spec_checks import SEED, check_fields, one_of
+from input_pipeline.spec_checks import SEED, check_fields, one_of, show
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +140,8 @@ class RunSpec:
             return
         if cache.stage not in names:
             raise ConfigError(
-                f"config.data.feature_cache.stage: unknown stage {cache.stage!r}; expected one of {', '.join(names)}"
+                f"config.data.feature_cache.stage: unknown stage {show(cache.stage)}; expected one of "
+                f"{', '.join(names)}"
             )
         if cache.views > 1 and self.augment.is_identity:
             raise ConfigError(

@@ -70,3 +70,16 @@ def test_messages_name_the_allowed_range(key, value, message):
     with pytest.raises(ConfigError) as error:
         build(key, value)
     assert str(error.value).startswith(message)
+
+
+LONG = ["x" * 10_000, ["a" * 50] * 10_000, {"a" * 10_000: {"b" * 10_000: 1}}]
+
+
+@pytest.mark.parametrize("value", LONG, ids=["text", "list", "dictionary"])
+@pytest.mark.parametrize(
+    "key", ["", "data", "data.source", "train.steps", "optimizer.rules", "model.backbone", "dtype"]
+)
+def test_long_values_are_shortened_in_messages(key, value):
+    with pytest.raises(ConfigError) as error:
+        build(key, value)
+    assert len(str(error.value)) < 1000
