@@ -5,6 +5,7 @@
     python main.py --mode=evaluate --workdir=runs/shapes --split=test
     python main.py --mode=evaluate --workdir=runs/shapes --data=FOLDER
     python main.py --mode=tune --workdir=runs/shapes --split=val
+    python main.py --mode=soup --workdir=runs/soup runs/seed0 runs/seed1
     python main.py --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=index --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=search --workdir=runs/shapes --query='a dog on the beach'

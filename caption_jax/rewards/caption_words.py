@@ -192,9 +192,15 @@ def _get_chunk_words(
 
 
 def _move_to_front(
-    values: Shaped[Array, "*captions values ..."], is_kept: Bool[Array, "*captions values"], size: int
-) -> Shaped[Array, "*captions size ..."]:
-    """Removes values, and returns the first `size` entries; those after the last kept value are undefined."""
+    values: Shaped[Array, "..."], is_kept: Bool[Array, "*captions values"], size: int
+) -> Shaped[Array, "..."]:
+    """Removes values, and returns the first `size` entries; those after the last kept value are undefined.
+
+    Args:
+        values: array of the shape of `is_kept`, possibly with further axes.
+        is_kept: which values are not removed.
+        size: length of the last axis of `is_kept` in the result.
+    """
     order = jnp.argsort(~is_kept, axis=-1, stable=True)[..., :size]
     return jnp.take_along_axis(
         values, order.reshape(*order.shape, *(1,) * (values.ndim - order.ndim)), is_kept.ndim - 1

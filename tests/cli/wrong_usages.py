@@ -175,7 +175,6 @@ INPUTS = [
     ),
     ("evaluate --workdir={workdir} --context=none --context=x", 2, "evaluate takes a single --context"),
     ("tune --workdir={searchable} --split=test", 1, "cannot tune on the test split"),
-    ("tune --workdir={workdir}", 1, "config.objective.contrastive_weight above 0"),
     (FOLDER, 1, "Set config.data.root to the folder of the data"),
     (
         FOLDER + " --config.data.root=missing",
