@@ -67,6 +67,7 @@ def test_captions_contain_their_tokens_and_padding():
     assert (ends == 2).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_blocks_of_captions_give_the_loss_of_padded_captions(dtype):
     workload = SCALES["small"]

@@ -49,6 +49,7 @@ def test_encoder_flops_include_depthwise_convolutions_and_grow_with_the_batch():
     assert count_encoder_flops(2) == 2 * single
 
 
+@pytest.mark.slow
 def test_the_step_counts_more_than_twice_its_forward_pass():
     from benchmarks.encoder import count_flops as count_encoder_flops
     from benchmarks.train_step import count_flops as count_step_flops

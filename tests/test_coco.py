@@ -85,6 +85,7 @@ def coco_json_run(shared_data, compile_cache, tmp_path_factory) -> tuple[Path, C
     return workdir, config
 
 
+@pytest.mark.slow
 def test_training_and_evaluation_on_coco_json(coco_json_run):
     workdir, config = coco_json_run
     assert_completed(workdir, steps=4)
@@ -98,6 +99,7 @@ def test_training_and_evaluation_on_coco_json(coco_json_run):
     assert vocabulary.decode(vocabulary.encode(caption, 40)) == caption.lower().strip()
 
 
+@pytest.mark.slow
 def test_the_encoder_is_unfrozen_except_its_norms(coco_json_run):
     workdir, _ = coco_json_run
     initial = init_variables(read_description(workdir))

@@ -142,7 +142,8 @@ def test_a_run_without_checkpoints_does_not_replace_an_existing_model(trained_wo
     assert (trained_workdir / "config.json").read_text() == before
 
 
-@pytest.mark.parametrize("is_profiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("is_profiled", [False, True])
 def test_a_nonfinite_loss_stops_the_run_and_keeps_the_last_checkpoint(trained_workdir, config, is_profiled):
     last_step = list_saved_steps(trained_workdir)[-1]
     config.optimizer.learning_rate = 1e30

@@ -82,10 +82,8 @@ class Group:
 GROUPS = {
     "default": Group(1e-4),
     "fifty_steps": Group(2e-6, 50, common=SLOW_SGD),
-    # Cached features may differ in the last bit, and blocks change the order of sums. Adam magnifies this where
-    # gradients are rounding errors (key biases).
+    # Cached features may differ in the last bit. Adam magnifies this where gradients are rounding errors (key biases).
     "features": Group(1e-3, variant=":cached"),
-    "blocks": Group(1e-3, flags=("--config.train.packing=blocks",)),
     "pixels": Group(2e-6, common=SGD, flags=("--config.data.pixel_cache.use=always",), writes_pixels=True),
     "four_processes": Group(2e-6, 50, 4, common=(*SLOW_SGD, *ONE_IMAGE), flags=("--config.train.packing=blocks",)),
 }

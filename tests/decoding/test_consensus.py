@@ -146,7 +146,7 @@ def test_beams_are_weighted_by_probability_and_samples_equally():
     assert consensus_scores(alone, DecodeSpec(method="beam", num_beams=3), make_consensus())[0, 0] == 0
 
 
-@pytest.mark.parametrize("method", ["beam", "sample"])
+@pytest.mark.parametrize("method", [pytest.param("beam", marks=pytest.mark.slow), "sample"])
 def test_decode_ranks_by_score_and_consensus(method):
     variables, memory = make_random_captioner(3)
     is_word = np.array([False] * 4 + [True] * (MODEL.decoder.vocabulary_size - 4))

@@ -74,6 +74,7 @@ def test_the_uniform_average_of_opposite_models_is_their_center(runs, tmp_path, 
     ]
 
 
+@pytest.mark.slow
 def test_the_greedy_soup_leaves_out_a_bad_model_and_is_an_ordinary_run(runs, small_images, tmp_path, capsys):
     soup = tmp_path / "soup"
     record = make_soup(soup, runs["bad"], runs["left"], runs["right"])

@@ -98,6 +98,7 @@ def read_block_times(folder: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in sorted(folder.rglob("*.npy"))}
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_weights_with_and_without_the_cache(variables, images, tmp_path):
     uncached = train(make_config(images, stage=""), tmp_path / "uncached")
     cached = train(make_config(images, dtype="float32"), tmp_path / "cached")

@@ -47,6 +47,7 @@ def train(config: ConfigDict, workdir: Path, stop_after: int = 6) -> dict:
     return jax.device_get(run.state.weights())
 
 
+@pytest.mark.slow
 def test_training_gives_the_same_weights_with_and_without_the_cache(small_images, compile_cache, tmp_path):
     expected = train(make_config(small_images, use="never"), tmp_path / "decoded")
     train(make_config(small_images), tmp_path / "run", stop_after=4)

@@ -20,6 +20,7 @@ BEAM = ["--config.decode.method=beam", "--config.decode.num_beams=4"]
 CONSENSUS = [*BEAM, "--config.decode.consensus_weight=5"]
 
 
+@pytest.mark.slow
 def test_evaluate_stores_the_frequencies_that_caption_reads(small_workdir, small_images, tmp_path, capsys):
     workdir = shutil.copytree(small_workdir, tmp_path / "run")
     image = small_images / "images" / "00.png"

@@ -94,6 +94,7 @@ def test_every_value_of_the_wrong_type_or_size_is_rejected_with_its_key(workdir,
     assert {key for key, _ in accepted} <= expected, accepted
 
 
+@pytest.mark.slow
 def test_the_values_of_config_json_are_checked(workdir):
     content = json.loads((workdir / "config.json").read_text())
     for keys in list_keys(content):

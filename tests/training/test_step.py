@@ -205,6 +205,7 @@ def train(setup: Setup, steps: int = 20, packing: str = "never") -> tuple[list[f
     return losses, state
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_number_of_devices():
     expected, _ = train(make_single_device_setup())
     losses, state = train(Setup(make_stochastic_config(), make_small_mesh(8)))
