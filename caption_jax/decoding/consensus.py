@@ -16,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from caption_jax.decoding.token_ngrams import MAX_ORDER, NgramFrequencies, hash_ngrams
+from caption_jax.decoding.token_ngrams import NgramFrequencies, hash_ngrams
 from caption_jax.errors import ConfigError
+from caption_jax.metrics.cider import SIGMA
+from caption_jax.metrics.ngrams import MAX_ORDER
+from caption_jax.metrics.rouge import BETA_SQUARED
 
-_SIGMA = 6.0  # standard deviation of CIDEr-D's length penalty, in words
-_BETA_SQUARED = 1.2**2  # of ROUGE-L
 _NO_WORD = -1
 
 
@@ -166,7 +167,7 @@ def _cider_d(
         norm = jnp.sqrt((norms[0] ** 2).sum(-1) * (norms[1] ** 2).sum(-1))
         cosines.append(jnp.where(norm > 0, dot / jnp.where(norm > 0, norm, 1.0), 0.0))
     bigrams = [jnp.maximum(one.lengths - 1, 0) for one in (captions, reference)]
-    penalty = jnp.exp(-((bigrams[0] - bigrams[1]) ** 2) / (2 * _SIGMA**2))
+    penalty = jnp.exp(-((bigrams[0] - bigrams[1]) ** 2) / (2 * SIGMA**2))
     return 10.0 * sum(cosines) / MAX_ORDER * penalty
 
 
@@ -199,6 +200,6 @@ def _rouge_l(captions: _Captions, reference: _Captions) -> Float[Array, "batch c
     row, _ = jax.lax.scan(add_word, jnp.zeros_like(equal[..., 0, :]), jnp.moveaxis(equal, 2, 0))
     common = row[..., -1]
     precision, recall = (common / jnp.maximum(one.lengths, 1) for one in (captions, reference))
-    denominator = recall + _BETA_SQUARED * precision
-    f_score = (1 + _BETA_SQUARED) * precision * recall / jnp.where(common > 0, denominator, 1.0)
+    denominator = recall + BETA_SQUARED * precision
+    f_score = (1 + BETA_SQUARED) * precision * recall / jnp.where(common > 0, denominator, 1.0)
     return jnp.where(common > 0, f_score, 0.0)

@@ -14,7 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from jaxtyping import Bool, Int, Int32, UInt32
 
-MAX_ORDER = 4  # length of the longest n-grams
+from caption_jax.metrics.ngrams import MAX_ORDER
+
 _PARTIAL = "\ufffd"  # decoded from a token that is a part of a character
 
 

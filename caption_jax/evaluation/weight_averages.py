@@ -118,21 +118,22 @@ class WeightAverages:
         self._sums: dict[tuple[int, ...], PyTree] = {}  # the last two sums, by the indices of their models
 
     def mean(self, indices: tuple[int, ...]) -> PyTree:
-        """Returns the mean of the weights of models, in their dtypes.
+        """Returns the mean of the weights of models, in float32.
 
         Args:
             indices: the models. If those before the last are the same as in an earlier call, only the last one is read.
         """
         known = max((key for key in self._sums if indices[: len(key)] == key), key=len, default=())
         total = self._sums.get(known)
-        weights = None
         for index in indices[len(known) :]:
             weights = self._read(index)
-            total = (
-                weights if total is None else jax.tree.map(lambda a, b: np.add(a, b, dtype=np.float64), total, weights)
-            )
+            total = weights if total is None else jax.tree.map(_add_in_float64, total, weights)
         self._sums = {key: value for key, value in self._sums.items() if key == known} | {indices: total}
         return jax.tree.map(lambda array: (array / len(indices)).astype(np.float32), total)
+
+
+def _add_in_float64(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.add(first, second, dtype=np.float64)
 
 
 def read_source(source: ModelSource) -> Model:
