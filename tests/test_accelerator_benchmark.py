@@ -115,7 +115,7 @@ def test_cells_measured_on_a_busy_host_are_not_final():
     assert "`train_f32`: 31%" in make_page({"cells": {"train_f32": busy}})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_cells_run_on_a_cpu(tmp_path):
     # Cells that differ from another one only in the dtype or the compilation of the peer are left out.
     names = [name for name in CELLS if not name.endswith(("_f32", "_compiled"))]

@@ -53,6 +53,7 @@ def test_a_run_repeats_the_steps_since_the_newest_intact_checkpoint(small_workdi
     assert (trained_workdir / "checkpoints" / "set_aside" / f"last-{last_step}").is_dir()
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_a_selected_checkpoint(small_workdir, trained_workdir, spec):
     previous_step, last_step = list_saved_steps(trained_workdir)
     train_and_evaluate(spec, trained_workdir, options=StartOptions(checkpoint=previous_step))
@@ -135,7 +136,7 @@ def test_a_run_whose_best_weights_are_lost_goes_on_with_earlier_ones(evaluated_w
     assert read_model(workdir).weights.step == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_with_a_damaged_checkpoint_ends_like_an_undisturbed_run(launcher, tmp_path):
     """With evaluations, averaged weights, accumulated gradients and two training phases."""
     expected, workdir = tmp_path / "expected", tmp_path / "run"

@@ -12,7 +12,6 @@ import pytest
 from small_run import COLOURS, ROOT, SIDES, box_image
 from tutorials import TUTORIALS, install_command, run_commands, run_tutorial
 
-pytestmark = pytest.mark.slow
 NEEDS_OTHER_MACHINES = {"coco_tpu.md"}  # TPUs, a bucket and COCO
 SHORT_RUN = ("--config.train.steps=4", "--config.data.feature_cache.views=1", "--config.train.sample_images=1")
 
@@ -54,6 +53,7 @@ def environment(tmp_path_factory) -> dict[str, str]:
     return install_command(tmp_path_factory.mktemp("command") / "bin", SHORT_RUN)
 
 
+@pytest.mark.long
 def test_photographs_are_trained_on_captioned_and_described_for_a_web_site(folder, environment):
     assert "photo.jpg\t" in run_tutorial("your_photographs.md", folder, environment)
     output = run_tutorial("alt_text.md", folder, environment)
@@ -62,16 +62,19 @@ def test_photographs_are_trained_on_captioned_and_described_for_a_web_site(folde
     assert [Path(row["path"]).name for row in rows] == ["beach.jpg", "dog.jpg"]
 
 
+@pytest.mark.long
 def test_a_collection_is_indexed_and_searched(folder, environment):
     output = run_tutorial("search.md", folder, environment)
     assert output.count("collection/beach.jpg") == 2
 
 
+@pytest.mark.long
 def test_another_system_is_scored_and_compared(folder, environment):
     output = run_tutorial("score.md", folder, environment)
     assert "CIDEr-D" in output and "BLEU-4" in output
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_train_caption_and_search(folder, environment):
     text = (ROOT / "README.md").read_text()
     start = text.index("## Your own photographs")
@@ -81,6 +84,7 @@ def test_the_commands_of_the_readme_train_caption_and_search(folder, environment
     assert output.count("folder/beach.jpg") >= 2  # a caption, and a search result
 
 
+@pytest.mark.long
 def test_the_notebook_runs_as_a_script(tmp_path, environment):
     script = ROOT / "docs" / "notebooks" / "first_captioner.py"
     process = subprocess.run(

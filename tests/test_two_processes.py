@@ -35,13 +35,12 @@ from resume_run import (
     read_evaluation,
     read_rows,
 )
+from tiers import slow_or_long
 
 from caption_jax.cli.exit_status import STOPPED
 from caption_jax.parameters.paths import flatten
 from caption_jax.runs.checkpoints import read_weights
 from caption_jax.runs.loading import read_model
-
-pytestmark = pytest.mark.slow
 
 
 def start_sharing_processes(
@@ -89,7 +88,7 @@ GROUPS = {
 }
 
 
-@pytest.mark.parametrize("group", GROUPS.values(), ids=GROUPS)
+@pytest.mark.parametrize("group", slow_or_long(GROUPS.values(), ["default", "fifty_steps", "features"], GROUPS))
 def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, group):
     launcher = dataclasses.replace(launcher, config=launcher.config + group.variant)
     one, several = tmp_path / "one", tmp_path / "several"
@@ -120,7 +119,7 @@ def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, g
     assert not (one / "pixels").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", slow_or_long([signal.SIGTERM, signal.SIGHUP], slow=[signal.SIGTERM]))
 def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path, number):
     workdir = tmp_path / "run"
     processes = start_sharing_processes(launcher, workdir, "--config.train.steps=2000")
@@ -145,6 +144,7 @@ def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(laun
     assert f"resuming from step {step}" in log_path(workdir).read_text()
 
 
+@pytest.mark.slow
 def test_a_limit_on_steps_stops_both_processes_and_different_limits_are_named(launcher, tmp_path):
     workdir, limit = tmp_path / "run", "--max_steps_this_run"
     processes = start_sharing_processes(launcher, workdir, "--config.train.steps=8", f"{limit}=3")
@@ -158,6 +158,7 @@ def test_a_limit_on_steps_stops_both_processes_and_different_limits_are_named(la
     assert f"{limit} is 2 in process 0 ({host}) and 4 in process 1 ({host})" in read_errors(workdir)[0]
 
 
+@pytest.mark.slow
 def test_processes_with_different_configs_name_the_difference_and_end(launcher, tmp_path):
     workdir = tmp_path / "run"
     flags = [["--config.train.steps=12"], ["--config.train.steps=14"]]
@@ -171,6 +172,7 @@ def test_processes_with_different_configs_name_the_difference_and_end(launcher, 
     assert not list(workdir.iterdir())  # neither a run nor the file of the check
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_named_by_all_processes(launcher, tmp_path):
     workdirs = [tmp_path / "host_0" / "run", tmp_path / "host_1" / "run"]
     for workdir in workdirs:
@@ -182,6 +184,7 @@ def test_a_workdir_that_is_not_shared_is_named_by_all_processes(launcher, tmp_pa
     assert "set --workdir to a bucket" in first
 
 
+@pytest.mark.slow
 def test_a_cache_folder_that_is_not_shared_is_named_by_both(launcher, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, config=launcher.config + ":cached"), tmp_path / "run"
     folders = [tmp_path / "disk_0", tmp_path / "disk_1"]
@@ -193,7 +196,7 @@ def test_a_cache_folder_that_is_not_shared_is_named_by_both(launcher, tmp_path):
     assert first.startswith(f"error: {name} {folders[0]} and {folders[1]} is not shared: process 1 (")
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", slow_or_long([0, 1], slow=[1]))
 def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
     workdir, missing = tmp_path / "run", tmp_path / "missing"
     flags = [[f"--config.data.root={missing}"] if index == failing else [] for index in range(2)]
@@ -204,7 +207,7 @@ def test_the_error_of_one_process_ends_both(launcher, tmp_path, failing):
     assert sorted(read_errors(workdir)) == sorted(expected)
 
 
-@pytest.mark.parametrize("failing", [0, 1])
+@pytest.mark.parametrize("failing", slow_or_long([0, 1], slow=[0]))
 def test_a_process_that_cannot_open_the_data_to_evaluate_ends_both(launcher, tmp_path, small_workdir, failing):
     log, missing, flags = tmp_path / "log", tmp_path / "missing", ["--mode=evaluate", "--config.mesh.data=2"]
     environment = {"JAX_COORDINATOR_ADDRESS": reserve_address(), "JAX_NUM_PROCESSES": "2"}
@@ -227,6 +230,7 @@ def test_a_process_that_cannot_open_the_data_to_evaluate_ends_both(launcher, tmp
     assert sorted(errors) == sorted([first, expected])
 
 
+@pytest.mark.slow
 def test_the_hosts_of_a_tpu_pod_find_each_other_through_the_metadata_server(launcher, tmp_path):
     workdir, hosts = tmp_path / "run", 2
     with contextlib.ExitStack() as stack:

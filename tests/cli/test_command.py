@@ -72,6 +72,7 @@ def test_a_dry_run_prints_the_config_and_a_loss_and_writes_nothing(tmp_path, sma
     assert not workdir.exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_an_existing_run_changes_nothing(small_workdir, small_images, capsys):
     def read_modification_times():
         return {path: path.stat().st_mtime_ns for path in small_workdir.rglob("*")}

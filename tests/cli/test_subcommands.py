@@ -40,6 +40,7 @@ def test_a_query_needs_neither_a_flag_nor_quotes(searchable_workdir, small_image
     assert read_output(capsys, "search", *flags, "--top=3", "a", "red", "box") == expected
 
 
+@pytest.mark.slow
 def test_the_default_workdir_is_named_after_the_config(small_images, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     output = read_output(

@@ -72,6 +72,7 @@ def read_spec_with_score(workdir: Path, batch_size: int = 2, devices: int = 1) -
     return dataclasses.replace(spec, data=data, mesh=mesh, evaluators={"custom": JointEmbeddingScore()})
 
 
+@pytest.mark.slow
 def test_scores_match_cosine_similarities_of_the_captioner(searchable_workdir, distinct_images):
     experiment = open_experiment(epath.Path(searchable_workdir), read_spec_with_score(searchable_workdir))
     evaluate_split(experiment, "test")

@@ -148,6 +148,7 @@ def test_averages_are_exact_and_read_each_model_once():
     np.testing.assert_array_equal(same.mean((0, 1, 2))["params"]["a"], weights[0]["params"]["a"])
 
 
+@pytest.mark.slow
 def test_norm_statistics_are_those_of_the_training_images(runs, small_workdir, tmp_path):
     other = write_variant(small_workdir, tmp_path / "other", 170, 0.1, changes_norms=True)
     models = [read_model(folder) for folder in (small_workdir, other)]

@@ -12,15 +12,14 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from resume_run import ROOT, RunLauncher, assert_same_result, log_path, read_rows
 from small_run import run_main
 from system_call_faults import Fault, fault_environment, read_faults
+from tiers import slow_or_long
 
 from caption_jax.retrieval.index import ImageIndex
 
@@ -35,12 +34,7 @@ def read_errors(text: str) -> list[str]:
 
 
 # Kinds of files that the slow tier covers; the others are in the long tier (docs/testing.md).
-SLOW = ("checkpoint arrays", "features", "evaluation", "metrics", "event files")
-
-
-def tiered(kinds: Iterable[str]) -> list[Any]:
-    """Returns test parameters of which those in `SLOW` are in the slow tier, and the others in the long one."""
-    return [pytest.param(kind, marks=pytest.mark.slow if kind in SLOW else pytest.mark.long) for kind in kinds]
+SLOW = ("checkpoint arrays", "features", "event files")
 
 
 @pytest.fixture
@@ -171,7 +165,7 @@ ENDING = {
 }
 
 
-@pytest.mark.parametrize("kind", tiered(ENDING))
+@pytest.mark.parametrize("kind", slow_or_long(ENDING, SLOW))
 def test_a_run_ends_with_one_line_and_resumes_after_the_repair(launchers, undisturbed, fault_library, tmp_path, kind):
     name, fault, file = ENDING[kind]
     launcher, flags = launchers.get(name, launchers["plain"]), (*STEPS, *([PIXELS] if name == "pixels" else []))
@@ -195,7 +189,7 @@ OPTIONAL = {
 }
 
 
-@pytest.mark.parametrize("kind", tiered(OPTIONAL))
+@pytest.mark.parametrize("kind", slow_or_long(OPTIONAL, SLOW))
 def test_a_run_does_without_optional_output_and_says_so_once(launchers, undisturbed, fault_library, tmp_path, kind):
     fault, warning = OPTIONAL[kind]
     workdir, faults = tmp_path / "run", tmp_path / "faults.log"
@@ -211,7 +205,7 @@ def test_a_run_does_without_optional_output_and_says_so_once(launchers, undistur
     assert_same_result(workdir, undisturbed["plain"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_disk_that_becomes_full_at_any_moment_is_survived(launchers, undisturbed, small_disk):
     """A real disk with room for less and less of the run; the same command is then run with enough space."""
     launcher, ends = launchers["plain"], []

@@ -13,10 +13,9 @@ import pytest
 from process_faults import DUMPS, HOST, RunStarter, kill_repeatedly
 from process_group import PAIR_FLAGS
 from resume_run import assert_same_result, list_saved_steps
+from tiers import slow_or_long
 
 from caption_jax.runtime.liveness import PEER_FAILED
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -26,6 +25,7 @@ def start(launcher, tmp_path) -> Iterator[RunStarter]:
     starter.kill_all()
 
 
+@pytest.mark.slow
 def test_a_run_whose_processes_are_killed_in_turn_ends_as_if_undisturbed(start, tmp_path):
     flags, rng = ("--config.train.steps=12",), random.Random(0)
     undisturbed = start(tmp_path / "undisturbed", 2, *PAIR_FLAGS, *flags)
@@ -35,7 +35,7 @@ def test_a_run_whose_processes_are_killed_in_turn_ends_as_if_undisturbed(start, 
     assert_same_result(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("suspended", [0, 1])
+@pytest.mark.parametrize("suspended", slow_or_long([0, 1], slow=[0]))
 def test_a_suspended_process_is_lost_after_the_heartbeat(start, tmp_path, suspended):
     workdir = tmp_path / "run"
     processes = start(workdir, 2, *PAIR_FLAGS, "--config.train.steps=2000", "--heartbeat=3")
@@ -44,6 +44,7 @@ def test_a_suspended_process_is_lost_after_the_heartbeat(start, tmp_path, suspen
     processes.check_survivors(suspended, "has been silent for 3 s (--heartbeat): see its log and its host; step ")
 
 
+@pytest.mark.slow
 def test_an_error_of_one_process_during_training_ends_the_others(start, tmp_path):
     workdir = tmp_path / "run"
     processes = start(

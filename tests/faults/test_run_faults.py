@@ -16,11 +16,10 @@ from resume_run import (
     log_path,
     read_rows,
 )
+from tiers import slow_or_long
 
 from caption_jax.cli.exit_status import FAILURE, STOPPED
 from caption_jax.runtime.watchdog import HUNG
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -32,6 +31,7 @@ def read_errors(workdir: Path) -> list[str]:
     return [line for line in log_path(workdir).read_text().splitlines() if line.startswith("error: ")]
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_changed_names_the_changes_or_continues_if_allowed(launcher, data, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, data=data), tmp_path / "run"
     steps = ("--config.train.steps=30",)
@@ -53,6 +53,7 @@ def test_a_run_whose_data_changed_names_the_changes_or_continues_if_allowed(laun
     assert list_saved_steps(workdir)[-1] == 30
 
 
+@pytest.mark.slow
 def test_a_run_continues_with_data_that_was_moved_and_touched(launcher, data, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, data=data), tmp_path / "run"
     steps = ("--config.train.steps=20",)
@@ -70,7 +71,7 @@ def test_a_run_continues_with_data_that_was_moved_and_touched(launcher, data, tm
     assert_same_result(workdir, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", slow_or_long([1, 2], slow=[1]))
 def test_an_unreadable_validation_split_does_not_end_training(launcher, data, tmp_path, number):
     captions = data / "captions.csv"
     if number == 1:
@@ -90,6 +91,7 @@ def test_an_unreadable_validation_split_does_not_end_training(launcher, data, tm
     assert read_errors(workdir)[0].startswith(f"error: none of the {number} images of the split val could be read")
 
 
+@pytest.mark.slow
 def test_an_unreadable_training_split_ends_in_one_line(launcher, data, tmp_path):
     for path in (data / "images").iterdir():
         path.write_bytes(b"not an image")
@@ -100,6 +102,7 @@ def test_an_unreadable_training_split_ends_in_one_line(launcher, data, tmp_path)
     assert log_path(workdir).read_text().splitlines()[-1] == error
 
 
+@pytest.mark.slow
 def test_steps_that_are_not_finite_are_skipped_and_a_resumed_run_is_the_same(faulty, tmp_path):
     """The gradient is NaN at steps 4, 5 and 12. The log names them with their images."""
     flags = ("--config.train.steps=20", "--config.train.non_finite=skip", "--config.train.max_skipped_steps=2")
@@ -120,6 +123,7 @@ def test_steps_that_are_not_finite_are_skipped_and_a_resumed_run_is_the_same(fau
     assert_same_state(workdir, undisturbed)
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_not_finite_stops_the_run_before_the_first_checkpoint(faulty, tmp_path):
     workdir = tmp_path / "run"
     assert faulty.start(workdir, FAULT="nan_gradients").wait() == FAILURE
@@ -132,7 +136,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run_before_the_first_checkpoint
 WATCHDOG = ("--config.train.watchdog_seconds=2", "--config.train.watchdog_factor=2")
 
 
-@pytest.mark.parametrize("fault", ["hanging_input", "hanging_callback"])
+@pytest.mark.parametrize("fault", slow_or_long(["hanging_input", "hanging_callback"], slow=["hanging_callback"]))
 def test_a_step_that_hangs_is_reported_and_ends_the_process_if_configured(faulty, launcher, tmp_path, fault):
     workdir = tmp_path / "run"
     assert launcher.start(workdir, "--max_steps_this_run=5").wait() == STOPPED
@@ -147,6 +151,7 @@ def test_a_step_that_hangs_is_reported_and_ends_the_process_if_configured(faulty
     assert list_saved_steps(workdir)[-1] == STEPS
 
 
+@pytest.mark.slow
 def test_a_step_that_is_slow_once_is_reported_and_training_continues(faulty, tmp_path):
     workdir = tmp_path / "run"
     process = faulty.start(workdir, *WATCHDOG, "--config.train.steps=20", FAULT="slow_input")

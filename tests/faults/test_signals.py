@@ -22,11 +22,10 @@ from resume_run import (
     log_path,
     read_rows,
 )
+from tiers import slow_or_long
 
 from caption_jax.cli.exit_status import STOPPED
 from caption_jax.runtime.signals import GRACE_SECONDS
-
-pytestmark = pytest.mark.slow
 
 # Runs Python with stdin as the controlling terminal of a new session.
 IN_TERMINAL = """
@@ -66,7 +65,7 @@ def read_session(workdir: Path) -> dict:
     return json.loads((workdir / "sessions.json").read_text())[-1]
 
 
-@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("number", slow_or_long(SIGNALS, slow=SIGNALS[:1]))
 def test_a_signal_during_training_saves_and_the_run_ends_as_if_undisturbed(
     launcher, uninterrupted_workdir, tmp_path, number
 ):
@@ -83,6 +82,7 @@ def test_a_signal_during_training_saves_and_the_run_ends_as_if_undisturbed(
     assert_same_result(workdir, uninterrupted_workdir)
 
 
+@pytest.mark.slow
 def test_a_limit_on_the_steps_of_a_process_saves_and_the_run_ends_as_if_undisturbed(
     launcher, uninterrupted_workdir, tmp_path
 ):
@@ -96,6 +96,7 @@ def test_a_limit_on_the_steps_of_a_process_saves_and_the_run_ends_as_if_undistur
     assert_same_result(workdir, uninterrupted_workdir)
 
 
+@pytest.mark.slow
 def test_a_run_that_nohup_starts_ignores_hangups(launcher, tmp_path):
     workdir = tmp_path / "run"
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -109,6 +110,7 @@ def test_a_run_that_nohup_starts_ignores_hangups(launcher, tmp_path):
     assert list_saved_steps(workdir)[-1] == 30
 
 
+@pytest.mark.slow
 def test_a_run_saves_when_its_terminal_is_closed(launcher, tmp_path):
     """The kernel sends SIGHUP, and every later write to the terminal fails."""
     workdir = tmp_path / "run"
@@ -132,6 +134,7 @@ def test_a_run_saves_when_its_terminal_is_closed(launcher, tmp_path):
     assert list_saved_steps(workdir)[-1] == read_rows(workdir)[-1][0] >= 12
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_unharmed(
     launcher, faulty, uninterrupted_workdir, tmp_path
 ):
@@ -158,7 +161,7 @@ def test_a_second_signal_ends_at_once_and_the_last_checkpoint_is_unharmed(
     assert_same_result(workdir, uninterrupted_workdir)
 
 
-@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+@pytest.mark.parametrize("seconds", slow_or_long([0.5, 2.0, 4.0], slow=[2.0]))
 def test_a_signal_during_the_start_ends_in_one_line(launcher, tmp_path, seconds):
     workdir = tmp_path / "run"
     process = launcher.start(workdir, JAX_COMPILATION_CACHE_DIR=str(tmp_path / "cache"))  # compiles
@@ -167,6 +170,7 @@ def test_a_signal_during_the_start_ends_in_one_line(launcher, tmp_path, seconds)
 
 
 @pytest.mark.parametrize("fault", ["slow_pixels", "slow_compilation"])
+@pytest.mark.slow
 def test_a_signal_before_the_first_step_ends_in_one_line(faulty, tmp_path, fault):
     """The pixel cache is being written, or the main thread is in a compilation, which cannot be interrupted."""
     workdir = tmp_path / "run"
@@ -188,6 +192,7 @@ def assert_ends_in_one_line(process: subprocess.Popen, workdir: Path, seconds: f
     assert not list(workdir.rglob("*.part")) or "at once" in lines[-1]
 
 
+@pytest.mark.slow
 def test_a_signal_during_an_evaluation_saves_at_once_and_the_evaluation_is_repeated(launcher, faulty, tmp_path):
     workdir, flags = tmp_path / "run", ("--config.data.eval_batch_size=1", "--config.train.steps=20")
     process = faulty.start(workdir, *flags, FAULT="slow_evaluation")
@@ -213,6 +218,7 @@ def test_a_signal_during_an_evaluation_saves_at_once_and_the_evaluation_is_repea
     assert_same_result(workdir, tmp_path / "uninterrupted")
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_other_commands_ends_in_one_line_and_writes_nothing(
     faulty, searchable_workdir, distinct_images
 ):

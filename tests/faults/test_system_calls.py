@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from resume_run import assert_same_result, log_path
 from system_call_faults import Fault, clock_environment, fault_environment, read_faults
+from tiers import slow_or_long
 
 STEPS = ("--config.train.steps=20", "--config.train.eval_every=10", "--config.train.checkpoint_every=5")
 WRITER = """
@@ -71,8 +72,10 @@ def undisturbed(launcher, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("calls", "after"), [("link", 0), ("fsync", 6), ("rename", 9), ("rename", 17), ("mkdir", 14)])
+KILLS = [("link", 0), ("fsync", 6), ("rename", 9), ("rename", 17), ("mkdir", 14)]
+
+
+@pytest.mark.parametrize(("calls", "after"), slow_or_long(KILLS, slow=KILLS[:3]))
 def test_a_run_that_is_killed_before_a_system_call_resumes(
     launcher, undisturbed, fault_library, tmp_path, calls, after
 ):
@@ -87,8 +90,7 @@ def test_a_run_that_is_killed_before_a_system_call_resumes(
     assert not (workdir / "training.lock").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["slow disk", "clock forward", "clock back"])
+@pytest.mark.parametrize("kind", slow_or_long(["slow disk", "clock forward", "clock back"], slow=["clock forward"]))
 def test_a_run_on_a_slow_disk_or_with_a_clock_that_jumps_ends_undisturbed(
     launcher, undisturbed, fault_library, tmp_path, kind
 ):

@@ -135,6 +135,7 @@ def test_too_little_disk_space_is_an_error_before_anything_is_written(small_imag
     assert not list((tmp_path / "pixels").rglob("*.npy"))
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_no_pixels(small_images, compile_cache, tmp_path):
     dry_run(RunSpec.from_config(make_config(small_images)), tmp_path)
     assert not (tmp_path / "pixels").exists()

@@ -76,6 +76,7 @@ def test_the_probabilities_of_three_models_are_averaged(models):
         assert caption.log_prob == pytest.approx(chosen, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_evaluation_step_computes_the_loss_of_the_averaged_probabilities(models):
     loaded = [load_model(models[name]) for name in "ab"]
     description = loaded[0].description
@@ -94,6 +95,7 @@ def test_the_evaluation_step_computes_the_loss_of_the_averaged_probabilities(mod
     assert outputs["correct_sum"] == ((log_probs.argmax(-1) == targets) & weights).sum()
 
 
+@pytest.mark.slow
 def test_evaluate_names_the_models_and_scores_the_ensemble(small_workdir, tmp_path, capsys):
     workdir = shutil.copytree(small_workdir, tmp_path / "run")
     evaluate = ["evaluate", f"--workdir={workdir}", "--split=train"]

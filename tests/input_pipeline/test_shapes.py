@@ -81,6 +81,7 @@ def test_reading_does_not_import_tensorflow(folder, splits):
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=root)
 
 
+@pytest.mark.slow
 def test_two_processes_can_generate_the_dataset_concurrently(tmp_path):
     code = (
         "import sys; from caption_jax.config import default_config\n"

@@ -77,6 +77,7 @@ def compute_exact_gradient(objective: SequenceReward, constants: dict, params: d
         pytest.param("mean", 1.5, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_the_gradient_is_that_of_the_expected_reward_within_sampling_error(baseline, temperature):
     objective = SequenceReward(samples=128, baseline=baseline, temperature=temperature, length=0.3)
     constants = make_two_word_tables(objective)

@@ -44,6 +44,7 @@ def workdir(tmp_path):
     return epath.Path(tmp_path)
 
 
+@pytest.mark.slow
 def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     plan_flags = ("--programs=train,evaluate,decode", "--images_per_chip=2", "--vocabulary=290", *TEXT_ENCODER_FLAGS)
     config_flags = ("--config.mesh.data=-1", "--config.data.root=nowhere", "--config.model.encoder.norm_group_size=2")

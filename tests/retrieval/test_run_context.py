@@ -83,6 +83,7 @@ def open_run(workdir: Path) -> Experiment:
     return open_experiment(epath.Path(workdir), read_spec(workdir))
 
 
+@pytest.mark.slow
 def test_the_context_of_an_image_does_not_contain_its_captions(workdir, index, distinct_images):
     neighbours_by_id = read_neighbours(index, "train")
     assert len(neighbours_by_id) == 8
@@ -99,6 +100,7 @@ def test_the_context_of_an_image_does_not_contain_its_captions(workdir, index, d
             assert len(texts) > 2 and not texts & {caption.lower() for caption in record.captions}, kind
 
 
+@pytest.mark.slow
 def test_training_and_validation_use_context(workdir):
     metrics = [entry.values for entry in read_metrics(workdir / "metrics.jsonl") if entry.split == "train"]
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"] and "contrastive_loss" not in metrics[0]
@@ -116,6 +118,7 @@ def test_a_resumed_run_matches_an_uninterrupted_run(workdir, tmp_path):
     assert_same_state(copy, workdir)
 
 
+@pytest.mark.slow
 def test_evaluations_with_no_or_shuffled_context_write_separate_files(workdir, capsys):
     original = (workdir / "eval_val.json").read_text()
     losses = {}
@@ -134,6 +137,7 @@ def test_evaluations_with_no_or_shuffled_context_write_separate_files(workdir, c
         small_run.run_main("--mode=evaluate", f"--workdir={workdir}", "--context=random")
 
 
+@pytest.mark.slow
 def test_shuffled_context_is_the_context_of_the_next_image(workdir):
     experiment = open_run(workdir)
     retrieved, shuffled = (open_context(experiment, "val", kind) for kind in ("retrieved", "shuffled"))
@@ -142,6 +146,7 @@ def test_shuffled_context_is_the_context_of_the_next_image(workdir):
     assert open_context(experiment, "val", "none") is None
 
 
+@pytest.mark.slow
 def test_captions_depend_on_the_context_texts(workdir, distinct_images, capsys):
     path = distinct_images / "images" / "10.png"
     captioner = caption_jax.load(str(workdir))
@@ -185,6 +190,7 @@ def test_invalid_context_settings_are_rejected(index, distinct_images, tmp_path,
         start_experiment(RunSpec.from_config(config), epath.Path(tmp_path))
 
 
+@pytest.mark.slow
 def test_an_image_without_stored_neighbours_is_rejected(workdir, index, tmp_path):
     folder = Path(shutil.copytree(index, tmp_path / "index"))
     lines = (folder / "neighbours-val.jsonl").read_text().split("\n")
@@ -221,6 +227,7 @@ def make_small_captioner():
     return config, model, variables
 
 
+@pytest.mark.slow
 def test_logits_depend_only_on_the_captions_of_neighbours(workdir):
     """Changes the captions of one training image. Decoder inputs are fixed."""
     experiment = open_run(workdir)

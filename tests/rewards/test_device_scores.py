@@ -118,15 +118,15 @@ def test_pairwise_scores_treat_other_candidates_as_references():
 
 
 @pytest.mark.slow
-def test_scores_of_5000_captions_of_photographs_equal_the_metrics(shared_data):
+def test_scores_of_1000_captions_of_photographs_equal_the_metrics(shared_data):
     with open(shared_data / "flickr8k" / "captions.csv", encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
-    split = make_split([captions[first : first + 5] for first in range(0, 5000, 5)])
+    split = make_split([captions[first : first + 5] for first in range(0, 1000, 5)])
     vocabulary = make_vocabulary(split, 3000)
     setup = vocabulary, jax.tree.map(jnp.asarray, build_reward_tables(split, vocabulary)), HostScores(split)
     rng = np.random.default_rng(0)
     unchanged, changed = [], []
-    for first in range(0, 1000, 100):
+    for first in range(0, 200, 100):
         index = np.arange(first, first + 100, dtype=np.int32)
         tokens = np.stack([vocabulary.encode_batch(split[image].captions, 40)[:, 1:] for image in index])
         unchanged.append(check_scores(tokens, setup, index=index))

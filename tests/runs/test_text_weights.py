@@ -32,6 +32,7 @@ def start_run(config: ConfigDict, workdir: Path) -> Experiment:
     return start_experiment(RunSpec.from_config(config), epath.Path(workdir))
 
 
+@pytest.mark.slow
 def test_the_text_encoder_has_the_stored_weights_and_uses_full_ids(roberta, small_images, tmp_path):
     experiment = start_run(make_roberta_config(roberta, small_images), tmp_path)
     description = experiment.description

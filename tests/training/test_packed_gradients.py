@@ -33,11 +33,15 @@ def test_all_metrics_and_gradients_are_compared():
     assert len(gradients) > 50 and all(np.isfinite(array).all() and array.any() for array in gradients)
 
 
-@pytest.mark.parametrize("packing", ["blocks", "short_blocks", "always"])
+OTHERS = [pytest.param(packing, marks=pytest.mark.slow) for packing in ("short_blocks", "always")]
+
+
+@pytest.mark.parametrize("packing", ["blocks", *OTHERS])
 def test_results_do_not_depend_on_packing(packing):
     assert_same(make_step("captions", packing)(make_batch()), compute_expected("captions"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["targets", "positions", "segment_ids"])
 def test_an_error_in_a_single_packed_token_is_detected(name, monkeypatch):
     """The comparison fails if the packed arrays of one token are wrong."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+import pytest
 import small_run
 from etils import epath
 from host_transfers import count_conversions
@@ -16,6 +17,7 @@ from caption_jax.training.loop import Run
 STEPS, LOG_EVERY = 12, 5
 
 
+@pytest.mark.slow
 def test_nothing_is_transferred_to_the_host_outside_log_points(eight_devices, small_images, compile_cache, tmp_path):
     config = small_run.get_config()
     config.data.root = str(small_images)
