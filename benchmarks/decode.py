@@ -26,7 +26,7 @@ from benchmarks.alternate import Command, alternate, compare, print_result, prin
 from benchmarks.conditions import Conditions
 from benchmarks.decode_workload import SIZES, Workload, count_flops
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
-from caption_jax.runtime.process import HUGE_PAGES, set_up_process
+from caption_jax.runtime.process import MALLOC_SETTINGS, set_up_process
 
 
 def make_flags(workload: Workload) -> list[str]:
@@ -43,7 +43,7 @@ def make_commands(name: str, workload: Workload) -> dict[str, Command]:
     """
     flags = make_flags(workload)
     return {
-        "ours": (["benchmarks.decode", f"--serve={name}", *flags], HUGE_PAGES),
+        "ours": (["benchmarks.decode", f"--serve={name}", *flags], MALLOC_SETTINGS),
         "peer": (["benchmarks.peers.transformers_captioner", f"--size={name}", *flags], {}),
         **make_product_commands(),
     }
@@ -71,7 +71,7 @@ def measure(name: str, workload: Workload, rounds: int, conditions: Conditions) 
 def print_parts(name: str, workload: Workload, rounds: int) -> None:
     """Prints the time of each part of our beam search, measured in a child process with the settings of main.py."""
     command = ["-m", "benchmarks.decode", f"--serve={name}", "--parts", f"--rounds={rounds}", *make_flags(workload)]
-    subprocess.run([sys.executable, *command], env={**os.environ, **HUGE_PAGES}, check=True)
+    subprocess.run([sys.executable, *command], env={**os.environ, **MALLOC_SETTINGS}, check=True)
 
 
 def serve_ours(name: str, workload: Workload, parts_rounds: int | None) -> None:
@@ -82,7 +82,7 @@ def serve_ours(name: str, workload: Workload, parts_rounds: int | None) -> None:
         workload: What to decode.
         parts_rounds: Number of times that each part is timed; None to serve the timing of complete passes.
     """
-    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
     from benchmarks.our_beam_search import OurBeamSearch, time_parts
 
     ours = OurBeamSearch(SIZES[name], workload)

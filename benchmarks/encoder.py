@@ -29,7 +29,7 @@ from benchmarks.alternate import (
 )
 from benchmarks.conditions import Conditions
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
-from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.runtime.process import MALLOC_SETTINGS
 
 MODEL_OPTIONS = {"padding": "symmetric", "norm_epsilon": 1e-5}  # like torchvision's
 
@@ -38,7 +38,7 @@ def make_forward_pass(batch: int) -> Callable[[], Any]:
     """Returns a function that runs the forward pass of our encoder."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
     import jax
     import numpy as np
 
@@ -74,7 +74,7 @@ def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command
         "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     ours = ["benchmarks.encoder", f"--serve={batch}", cores_flag]
-    return {"ours": (ours, HUGE_PAGES), **{name: commands[name] for name in peers}, **make_product_commands(cores)}
+    return {"ours": (ours, MALLOC_SETTINGS), **{name: commands[name] for name in peers}, **make_product_commands(cores)}
 
 
 def main() -> None:

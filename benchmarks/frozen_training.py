@@ -34,7 +34,7 @@ from benchmarks.alternate import alternate, print_result, print_times, serve, st
 from benchmarks.conditions import Conditions
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
 from benchmarks.peers.keras_published import Design
-from caption_jax.runtime.process import HUGE_PAGES, set_up_process
+from caption_jax.runtime.process import MALLOC_SETTINGS, set_up_process
 from caption_jax.specs import RunSpec
 
 MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
@@ -244,12 +244,17 @@ def main() -> None:
     options = parser.parse_args()
     if options.serve:
         if not options.serve.startswith("keras_"):
-            set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+            set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
         serve(make_workload(options.serve, options.batch, options.captions), untimed_runs=1)
         return
 
     flags = [f"--batch={options.batch}", f"--captions={options.captions}"]
-    environment = {"JAX_PLATFORMS": "cpu", "KERAS_BACKEND": "tensorflow", "TF_CPP_MIN_LOG_LEVEL": "2", **HUGE_PAGES}
+    environment = {
+        "JAX_PLATFORMS": "cpu",
+        "KERAS_BACKEND": "tensorflow",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+        **MALLOC_SETTINGS,
+    }
     conditions = Conditions()
 
     def time_sides(names: list[str]) -> tuple[dict[str, float], float]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.alternate import alternate, compare, print_result, serve, start_sides, use_cores
 from benchmarks.conditions import Conditions
-from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.runtime.process import MALLOC_SETTINGS
 
 TOKENS, WIDTH, HEADS, VOCABULARY_SIZE = 3_584, 512, 8, 10_000
 IMAGES, CAPTIONS, LENGTH, MEMORY_LENGTH = 32, 5, 35, 49  # captions have at most 35 tokens, and 22 on average
@@ -165,7 +165,7 @@ def make_pass(name: str, implementation: str) -> Callable[[], Any]:
     """Returns a function that runs one pass of the named operation, compiled."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
     import jax
     import jax.numpy as jnp
 
@@ -201,7 +201,7 @@ def main() -> None:
         commands = {
             implementation: (
                 ["benchmarks.ops", f"--cores={options.cores}", "--serve", name, implementation],
-                HUGE_PAGES,
+                MALLOC_SETTINGS,
             )
             for implementation in IMPLEMENTATIONS
         }

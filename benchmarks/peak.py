@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from benchmarks.alternate import Command, Seconds, serve, use_cores
-from caption_jax.runtime.process import HUGE_PAGES, set_up_process
+from caption_jax.runtime.process import MALLOC_SETTINGS, set_up_process
 
 MATRIX_SIZE = 2048
 LIBRARIES = ("numpy", "jnp")
@@ -43,7 +43,7 @@ def make_product_commands(cores: int | None = None) -> dict[str, Command]:
         cores: Number of cores that each of them may use. All if None.
     """
     cores_flag = [f"--cores={cores}"] if cores else []
-    environment = {"JAX_PLATFORMS": "cpu", **HUGE_PAGES}
+    environment = {"JAX_PLATFORMS": "cpu", **MALLOC_SETTINGS}
     return {
         f"{_PREFIX}{library}": (["benchmarks.peak", f"--library={library}", *cores_flag], environment)
         for library in LIBRARIES

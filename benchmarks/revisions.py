@@ -20,7 +20,7 @@ from pathlib import Path
 
 from benchmarks.alternate import Seconds, Side, print_result, take_median
 from benchmarks.conditions import Conditions
-from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.runtime.process import MALLOC_SETTINGS
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = {
@@ -54,7 +54,7 @@ def time_checkouts(
             with contextlib.ExitStack() as stack:
                 sides = {}
                 for name, checkout in {"ours": ROOT, "base": base}.items():
-                    environment = {**HUGE_PAGES, "JAX_COMPILATION_CACHE_DIR": f"{cache_folder}/{name}"}
+                    environment = {**MALLOC_SETTINGS, "JAX_COMPILATION_CACHE_DIR": f"{cache_folder}/{name}"}
                     sides[name] = Side(arguments, environment, checkout)
                     stack.callback(sides[name].close)
                 with conditions.measured():

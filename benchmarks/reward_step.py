@@ -32,7 +32,7 @@ from benchmarks.alternate import alternate, print_result, print_times, serve, st
 from benchmarks.conditions import Conditions
 from benchmarks.frozen_training import STAGE_7_SHAPE, make_flickr8k_spec, make_training_steps
 from benchmarks.reward_workload import make_captions, make_split, make_vocabulary
-from caption_jax.runtime.process import HUGE_PAGES, set_up_process
+from caption_jax.runtime.process import MALLOC_SETTINGS, set_up_process
 
 TARGET_MULTIPLE = 4  # longest acceptable time, in steps with cross-entropy
 
@@ -69,7 +69,7 @@ def make_steps(images: int, samples: int, losses: str) -> Callable[[], Any]:
 def make_workload(name: str, images: int, samples: int) -> Callable[[], Any]:
     """Returns the function that the named child process times."""
     if name != "torch":
-        set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+        set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
         return make_steps(images, samples, name)
     from benchmarks.peers.transformers_reward import make_reward_step
 
@@ -95,7 +95,7 @@ def main() -> None:
         serve(make_workload(options.serve, options.images, options.samples), untimed_runs=1)
         return
     flags = [f"--images={options.images}", f"--samples={options.samples}"]
-    environment = {"JAX_PLATFORMS": "cpu", **HUGE_PAGES}
+    environment = {"JAX_PLATFORMS": "cpu", **MALLOC_SETTINGS}
     conditions = Conditions()
     names = ("both", "reward", "cross_entropy", "torch")
     commands = {name: (["benchmarks.reward_step", f"--serve={name}", *flags], environment) for name in names}

@@ -35,7 +35,7 @@ from benchmarks.alternate import (
 )
 from benchmarks.conditions import Conditions
 from benchmarks.peak import make_product_commands, print_utilisation, split_peak
-from caption_jax.runtime.process import HUGE_PAGES
+from caption_jax.runtime.process import MALLOC_SETTINGS
 
 VOCABULARY_SIZE, LENGTH = 10_000, 40
 
@@ -73,7 +73,7 @@ def make_step(batch: int) -> Callable[[], Any]:
     """Returns a function that performs one update on random data, with the program that a run compiles."""
     from caption_jax.runtime.process import set_up_process
 
-    set_up_process()  # like main.py; the environment of this process contains HUGE_PAGES
+    set_up_process()  # like main.py; the environment of this process contains MALLOC_SETTINGS
     import jax
 
     from caption_jax.parameters.sharding import put_batch
@@ -122,7 +122,7 @@ def make_commands(batch: int, cores: int, peers: list[str]) -> dict[str, Command
         "keras_jax": (["benchmarks.peers.keras_captioner", *peer_flags], {"KERAS_BACKEND": "jax"}),
     }
     return {
-        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], HUGE_PAGES),
+        "ours": (["benchmarks.train_step", "--serve", f"--batch={batch}", cores_flag], MALLOC_SETTINGS),
         **{name: commands[name] for name in peers},
         **make_product_commands(cores),
     }

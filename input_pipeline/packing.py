@@ -6,29 +6,34 @@ captions of one image, so that all batches of a run have the same shape (`input_
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Bool, Int, Int32
 
 from input_pipeline.block_layout import BlockLayout
 from input_pipeline.errors import DataError
+from input_pipeline.row_lengths import find_row_length
 from input_pipeline.special_tokens import PAD
-
-_LENGTH_MULTIPLE = 128  # row lengths are multiples of this number of tokens
-_MAX_LENGTHS = 32  # maximum number of distinct row lengths, because the step is compiled once per length
 
 
 def pack_captions(
-    tokens: Int32[np.ndarray, "batch captions length"], mask: Bool[np.ndarray, " batch"], rows: int
+    tokens: Int32[np.ndarray, "batch captions length"],
+    mask: Bool[np.ndarray, " batch"],
+    rows: int,
+    lengths: Sequence[int] = (),
 ) -> dict[str, Int32[np.ndarray, "rows packed"]]:
     """Packs decoder inputs (captions without </s>) and targets (captions without <s>).
 
     Each row contains the captions of batch / `rows` consecutive images, without padding and without the captions of
-    unreadable images. The row length is rounded up, so only a few distinct lengths occur.
+    unreadable images. All rows have the same length.
 
     Args:
         tokens: captions from <s> to </s>, padded.
         mask: False for images that could not be read.
         rows: number of rows; must divide the batch size.
+        lengths: row lengths to choose from (`input_pipeline.row_lengths`). Longer rows are rounded up, so that only a
+            few distinct lengths occur.
 
     Returns:
         "inputs" and "targets": token ids. "segment_ids": 1-based index of the caption within its row, 0 for padding at
@@ -36,9 +41,8 @@ def pack_captions(
     """
     inputs, targets = (part.reshape(rows, -1) for part in (tokens[..., :-1], tokens[..., 1:]))
     is_token = (targets != PAD) & np.repeat(mask.reshape(rows, -1), targets.size // mask.size, axis=1)
-    max_length, longest = is_token.shape[1], max(int(is_token.sum(1).max()), 1)
-    multiple = _LENGTH_MULTIPLE * -(-max_length // (_LENGTH_MULTIPLE * _MAX_LENGTHS))
-    packed = _make_empty((rows, min(-(-longest // multiple) * multiple, max_length)))
+    longest = int(is_token.sum(1).max())
+    packed = _make_empty((rows, find_row_length(longest, lengths, is_token.shape[1])))
     for row in range(rows):
         indices = np.flatnonzero(is_token[row])
         filled = row, slice(len(indices))

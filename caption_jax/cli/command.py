@@ -24,7 +24,7 @@ from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.cli.process_exit import call_and_exit, has_peers, is_main_process, joined_end
 from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
-from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_huge_pages
+from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_malloc_settings
 from caption_jax.runtime.signals import SignalHandling, handled_signals
 from input_pipeline.terminal_text import escape
 
@@ -110,7 +110,7 @@ def _print_help(line: CommandLine, program: str) -> int:
 def _run_mode(line: CommandLine, script: str, program: str) -> int:
     """Runs a subcommand that takes a workdir and a config; ends the process with its exit status."""
     if line.subcommand not in _SHORT_MODES:
-        restart_with_huge_pages(script)  # before any slow imports
+        restart_with_malloc_settings(script)  # before any slow imports
     try:
         check_flag_names(flags.FLAGS, line)
         argv = workdir_flag.add_default(line.subcommand, line.argv)

@@ -15,17 +15,20 @@ from collections.abc import Iterator
 
 from input_pipeline.terminal_text import escape
 
-# Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) with malloc and frees them again.
-# glibc returns allocations of this size to the system immediately, so the next run causes a page fault per 4 KB. glibc
-# 2.35 and later supports 2 MB pages, which can be enabled only by this environment variable.
-HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+# glibc reads these settings of malloc only when a process starts:
+# - Each time a CPU program runs, XLA allocates its temporary buffers (hundreds of MB) and frees them again. Allocations
+#   of this size are returned to the system immediately, so the next run causes a page fault per 4 KB. With huge pages
+#   (glibc 2.35 and later) it is one per 2 MB.
+# - By default, up to eight heaps per core are created for the threads of a process. Each keeps freed memory that the
+#   others cannot use, so the memory of a long run would grow for hours.
+MALLOC_SETTINGS = {"GLIBC_TUNABLES": f"glibc.malloc.hugetlb=1:glibc.malloc.arena_max={max(os.cpu_count() or 1, 2)}"}
 
 # XLA's default of 256 bits uses half of an AVX-512 unit. Processors with narrower vectors are not affected.
 _VECTOR_WIDTH = "--xla_cpu_prefer_vector_width"
 
 
-def restart_with_huge_pages(script: str) -> None:
-    """Restarts the process `python script ...` with huge pages enabled in malloc.
+def restart_with_malloc_settings(script: str) -> None:
+    """Restarts the process `python script ...` with the settings of malloc.
 
     Does nothing if GLIBC_TUNABLES is already set, if the system is not Linux, or if this process was not started by
     that command, because a notebook or a test that runs the script in its process must not be replaced.
@@ -35,7 +38,7 @@ def restart_with_huge_pages(script: str) -> None:
     """
     if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or not _is_command(script):
         return
-    os.environ.update(HUGE_PAGES)
+    os.environ.update(MALLOC_SETTINGS)
     sys.stdout.flush()
     os.execv(sys.executable, sys.orig_argv)
 

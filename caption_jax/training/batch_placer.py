@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from input_pipeline.block_layout import BlockLayout, choose_layout, count_tokens
 from input_pipeline.image_order import shuffle_epoch
 from input_pipeline.packing import pack_blocks, pack_captions
 from input_pipeline.records import Split
+from input_pipeline.row_lengths import choose_row_lengths, sample_tokens_per_image
 from input_pipeline.tokenizer import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -25,7 +26,7 @@ _BLOCK_MULTIPLES = {"tpu": 128, "default": 32}
 
 
 def make_batch_placer(
-    spec: RunSpec, mesh: jax.sharding.Mesh, layout: BlockLayout | None = None
+    spec: RunSpec, mesh: jax.sharding.Mesh, layout: BlockLayout | None = None, row_lengths: Sequence[int] = ()
 ) -> Callable[[Batch], dict[str, jax.Array]]:
     """Returns a function that transfers a training batch to the devices, packed according to `config.train.packing`.
 
@@ -35,6 +36,7 @@ def make_batch_placer(
         spec: spec of the run.
         mesh: the device mesh.
         layout: blocks to pack captions into, see `choose_block_layout`; None for packing without blocks.
+        row_lengths: lengths of rows without blocks, see `choose_lengths_of_rows`.
 
     Raises:
         ConfigError: `config.train.packing` is not supported in this setup.
@@ -46,7 +48,7 @@ def make_batch_placer(
         )
     if choose_packing(spec, mesh) != "always":
         return lambda batch: put_batch(batch, mesh)
-    return lambda batch: put_batch({**batch, **pack_captions(batch["tokens"], batch["mask"], rows)}, mesh)
+    return lambda batch: put_batch({**batch, **pack_captions(batch["tokens"], batch["mask"], rows, row_lengths)}, mesh)
 
 
 def choose_packing(spec: RunSpec, mesh: jax.sharding.Mesh) -> str:
@@ -104,6 +106,16 @@ def choose_block_layout(
         padded,
     )
     return layout
+
+
+def choose_lengths_of_rows(
+    spec: RunSpec, mesh: jax.sharding.Mesh, train: Split, vocabulary: Vocabulary
+) -> tuple[int, ...]:
+    """Returns the lengths of packed rows without blocks, for each of which the training step is compiled."""
+    data = spec.data
+    captions = data.captions_per_image or max(len(record.captions) for record in train)
+    tokens = sample_tokens_per_image(train, vocabulary, data.max_length, captions)
+    return choose_row_lengths(tokens, data.batch_size // mesh.shape["data"])
 
 
 def list_block_lengths(spec: RunSpec, mesh: jax.sharding.Mesh, most_tokens: int) -> list[int]:

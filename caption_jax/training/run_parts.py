@@ -11,7 +11,12 @@ from caption_jax.objectives.constants import compute_fingerprints, prepare_const
 from caption_jax.retrieval.context_captions import default_kind, open_context
 from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.step_images import check_step_images
-from caption_jax.training.batch_placer import choose_block_layout, choose_packing, make_batch_placer
+from caption_jax.training.batch_placer import (
+    choose_block_layout,
+    choose_lengths_of_rows,
+    choose_packing,
+    make_batch_placer,
+)
 from caption_jax.training.program import Program, make_program
 from caption_jax.training.state import TrainState
 from input_pipeline.batches import train_batches
@@ -51,10 +56,13 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
     spec, description = experiment.spec, experiment.description
     context = open_context(experiment, "train", default_kind(experiment))
     features = prepare_features(experiment, {"params": state.params, "batch_stats": state.batch_stats})
-    layout = None
-    if choose_packing(spec, experiment.mesh) == "blocks":
-        with experiment.display.phase("measuring the captions"):
-            layout = choose_block_layout(spec, experiment.mesh, experiment.split("train"), description.vocabulary)
+    layout, row_lengths, packing = None, (), choose_packing(spec, experiment.mesh)
+    with experiment.display.phase("measuring the captions"):
+        arguments = spec, experiment.mesh, experiment.split("train"), description.vocabulary
+        if packing == "blocks":
+            layout = choose_block_layout(*arguments)
+        elif packing == "always":
+            row_lengths = choose_lengths_of_rows(*arguments)
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,
@@ -66,4 +74,6 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    return prefetch_to_device(batches, make_batch_placer(spec, experiment.mesh, layout), spec.data.prefetch)
+    return prefetch_to_device(
+        batches, make_batch_placer(spec, experiment.mesh, layout, row_lengths), spec.data.prefetch
+    )

@@ -12,16 +12,20 @@ from pathlib import Path
 
 import pytest
 
+from caption_jax.runtime.process import MALLOC_SETTINGS
+
 SCRIPT = """
 import os, sys
-from caption_jax.runtime.process import restart_with_huge_pages
+from caption_jax.runtime.process import restart_with_malloc_settings
 print("start", flush=True)
-restart_with_huge_pages(__file__)
+restart_with_malloc_settings(__file__)
 print(sys.argv[1:], os.environ.get("GLIBC_TUNABLES"))
 """
 RUNNER = "import runpy, sys; runpy.run_path(sys.argv[1], run_name='__main__'); print('still running')"
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="requires glibc")
+
+SETTINGS = MALLOC_SETTINGS["GLIBC_TUNABLES"]
 
 
 def run_python(tmp_path, *arguments: str, **environment: str) -> list[str]:
@@ -42,7 +46,7 @@ def run_python(tmp_path, *arguments: str, **environment: str) -> list[str]:
 
 def test_a_command_restarts_itself_with_the_same_arguments(tmp_path):
     output = run_python(tmp_path, "program.py", "one argument", "--two")
-    assert output == ["start", "start", "['one argument', '--two'] glibc.malloc.hugetlb=1"]
+    assert output == ["start", "start", "['one argument', '--two'] " + SETTINGS]
 
 
 def test_existing_malloc_settings_are_preserved(tmp_path):
@@ -54,7 +58,7 @@ def test_a_package_run_with_m_restarts_itself(tmp_path):
     (tmp_path / "package" / "__main__.py").write_text(SCRIPT)
     environment = {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     output = run_python(tmp_path, "-m", "package", "argument", **environment)
-    assert output == ["start", "start", "['argument'] glibc.malloc.hugetlb=1"]
+    assert output == ["start", "start", "['argument'] " + SETTINGS]
 
 
 def test_a_program_that_runs_the_command_is_not_restarted(tmp_path):
