@@ -1,4 +1,4 @@
-"""The vocabulary's words and the document frequencies for `config.decode.consensus_weight`.
+"""The words of a vocabulary and the document frequencies for `config.decode.consensus_weight`.
 
 CIDEr-D weights n-grams by their document frequencies in the training captions. They are counted where the training data
 is at hand, and stored in the workdir for `caption` and `index`, which do not open the data.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,17 +17,26 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from caption_jax.decoding.consensus import Consensus
-from caption_jax.decoding.token_ngrams import NgramFrequencies, count_documents, find_words
 from caption_jax.errors import MissingFileError, WorkdirError
+from caption_jax.metrics.ngrams import count_ngrams
+from caption_jax.metrics.ptb import tokenize_all
+from caption_jax.rewards.caption_words import build_word_table
+from caption_jax.rewards.frequency_table import FrequencyTable
+from caption_jax.rewards.reference_frequencies import count_references
+from caption_jax.rewards.word_keys import TextHash, as_integers
 from caption_jax.runs.description import RunDescription
 from caption_jax.specs import DecodeSpec
 from input_pipeline.files import storage_path, write_atomically
 from input_pipeline.records import Split
-from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 
 FILE_NAME = "document_frequencies.safetensors"
-_DTYPES = {"images": np.int64, "hashes": np.uint32, "counts": np.int32, "references": np.uint8}
-_SPECIAL_IDS = (BOS, PAD, EOS, UNK)
+_DTYPES = {
+    "seed": np.int64,
+    "keys": np.uint32,
+    "weights": np.float32,
+    "default_weight": np.float32,
+    "references": np.uint8,
+}
 
 
 def make_consensus(
@@ -44,34 +54,48 @@ def make_consensus(
         MissingFileError: the document frequencies are required, but neither stored nor counted.
         WorkdirError: their file is damaged.
     """
-    is_word = find_words(description.vocabulary, _SPECIAL_IDS)
+    vocabulary = description.vocabulary
     if spec.consensus_metric != "CIDEr-D":
-        return Consensus(is_word)
+        return Consensus(build_word_table(vocabulary, (), TextHash(0)))
     path = storage_path(workdir or "") / FILE_NAME
     if train is None:
-        return Consensus(is_word, read_frequencies(path))
+        seed, frequencies = read_frequencies(path)
+    else:
+        seed, frequencies = _count_and_store(train, path)
+    return Consensus(build_word_table(vocabulary, (), TextHash(seed)), frequencies)
+
+
+def _count_and_store(train: Split, path: epath.Path) -> tuple[int, FrequencyTable]:
     captions = [record.captions for record in train]
-    frequencies = count_documents(captions, description.vocabulary, is_word, description.model_settings.max_length)
+    counted = count_ngrams(tokenize_all(train.captions))
+    seed, _, frequencies = count_references(counted, [len(texts) for texts in captions])
     if jax.process_index() == 0:
-        content = to_bytes(frequencies, _hash_references(captions))
+        content = to_bytes(seed, frequencies, _hash_references(captions))
         if not path.exists() or path.read_bytes() != content:
             write_atomically(path, content)
-    return Consensus(is_word, frequencies)
+    return seed, frequencies
 
 
-def to_bytes(frequencies: NgramFrequencies, references: bytes) -> bytes:
-    """Serialises document frequencies, with the SHA-256 of the captions in which they were counted."""
+def to_bytes(seed: int, frequencies: FrequencyTable, references: bytes) -> bytes:
+    """Serialises document frequencies.
+
+    Args:
+        seed: seed of the hash of n-grams.
+        frequencies: the document frequencies.
+        references: SHA-256 of the captions in which they were counted.
+    """
     arrays = {
-        "images": np.array([frequencies.images], np.int64),
-        "hashes": frequencies.hashes,
-        "counts": frequencies.counts,
+        "seed": np.array([seed], np.int64),
+        "keys": frequencies.keys,
+        "weights": frequencies.weights,
+        "default_weight": np.array([frequencies.default_weight], np.float32),
         "references": np.frombuffer(references, np.uint8),
     }
     return save(arrays)
 
 
-def read_frequencies(path: epath.Path) -> NgramFrequencies:
-    """Reads the output of `to_bytes`.
+def read_frequencies(path: epath.Path) -> tuple[int, FrequencyTable]:
+    """Reads the output of `to_bytes`: the seed of the hash and the document frequencies.
 
     Raises:
         MissingFileError: the file does not exist.
@@ -87,18 +111,21 @@ def read_frequencies(path: epath.Path) -> NgramFrequencies:
         arrays = load(path.read_bytes())
         if {name: array.dtype for name, array in arrays.items()} != _DTYPES:
             raise ValueError(f"it has the arrays {', '.join(arrays)[:100]}")
-        images, hashes, counts = int(arrays["images"][0]), arrays["hashes"], arrays["counts"]
-        is_valid = hashes.ndim == 1 and hashes.shape == counts.shape and (hashes[1:] > hashes[:-1]).all()
-        if not is_valid or images < 1 or (len(counts) and not 1 < counts.min() <= counts.max() <= images):
+        seed, keys, weights, default = (arrays[name] for name in ("seed", "keys", "weights", "default_weight"))
+        if keys.ndim != 2 or keys.shape != (len(weights), 2) or seed.shape != (1,) or default.shape != (1,):
+            raise ValueError("its arrays have invalid shapes")
+        integers, largest = as_integers(keys), float(default[0])
+        is_sorted = len(keys) > 0 and bool((integers[1:] > integers[:-1]).all())
+        if not is_sorted or seed[0] < 0 or not (weights.min() >= 0 and weights.max() <= largest < np.inf):
             raise ValueError("its numbers are invalid")
     except (SafetensorError, ValueError, IndexError) as error:
         raise WorkdirError(
             f"{path} is damaged ({str(error)[:200]}): delete it; evaluate and tune write it again"
         ) from error
-    return NgramFrequencies(images, hashes, counts)
+    return int(seed[0]), FrequencyTable(keys, weights, np.float32(largest))
 
 
-def _hash_references(captions: list) -> bytes:
+def _hash_references(captions: Sequence[Sequence[str]]) -> bytes:
     digest = hashlib.sha256()
     for texts in captions:
         digest.update("\n".join([*texts, ""]).encode("utf-8", "surrogatepass") + b"\n")

@@ -14,13 +14,14 @@ import numpy as np
 from flax import traverse_util
 
 from caption_jax.decoding.consensus import Consensus
-from caption_jax.decoding.token_ngrams import NgramFrequencies
 from caption_jax.evaluation.eval_step import make_eval_step
 from caption_jax.inference.captioning import caption_batch
 from caption_jax.parameters.freezing import frozen_norms
 from caption_jax.parameters.sharding import batch_sharding, replicated
 from caption_jax.planning.assumed_packing import ASSUMED_CAPTIONS, assume_layout, packed_shapes
 from caption_jax.planning.flops import count_matrix_flops
+from caption_jax.rewards.caption_words import MAX_WORDS_PER_CHUNK, WordTable
+from caption_jax.rewards.frequency_table import FrequencyTable
 from caption_jax.runs.description import RunDescription
 from caption_jax.specs import RunSpec
 from caption_jax.training.program import Program
@@ -172,11 +173,23 @@ def _lower_decode(program: Program, batch_size: int) -> jax.stages.Lowered:
 
 
 def _assume_consensus(description: RunDescription) -> Consensus | None:
-    """Returns the inputs of a ranking by consensus, with the document frequencies of a single n-gram."""
+    """Returns the inputs of a ranking by consensus, with tables of a single entry."""
     if not description.spec.decode.consensus_weight:
         return None
-    frequencies = NgramFrequencies(2, np.zeros(1, np.uint32), np.full(1, 2, np.int32))
-    return Consensus(np.ones(description.model_settings.vocabulary_size, bool), frequencies)
+    size = description.model_settings.vocabulary_size
+    pairs, flags, one = np.zeros((size, 2), np.uint32), np.ones(size, bool), np.zeros((1, 2), np.uint32)
+    words = WordTable(
+        offsets=pairs,
+        multipliers=pairs,
+        starts_chunk=flags,
+        is_punctuation=~flags,
+        chunk_keys=one,
+        chunk_words=np.zeros((1, MAX_WORDS_PER_CHUNK, 2), np.uint32),
+        chunk_counts=np.ones(1, np.int32),
+        function_words=one,
+        end=one[0],
+    )
+    return Consensus(words, FrequencyTable(one, np.zeros(1, np.float32), np.float32(1)))
 
 
 def _lower_encoder(program: Program, frozen: frozenset[str], batch_size: int) -> jax.stages.Lowered:

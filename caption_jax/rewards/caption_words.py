@@ -36,7 +36,7 @@ FUNCTION_WORDS = (
     "behind", "through", "is", "are", "was", "were", "be", "being", "has", "have", "while", "as",
 )
 # fmt: on
-_MAX_WORDS_PER_CHUNK = 4
+MAX_WORDS_PER_CHUNK = 4
 _EXTRA_WORDS = 4  # there are usually fewer words than tokens, but a token may also be two words ("cannot")
 _CONTRACTIONS = frozenset(("'s", "'m", "'d", "'re", "'ve", "'ll"))  # tokens that are words of their own
 
@@ -118,7 +118,7 @@ def find_words(tokens: Int[Array, "*captions length"], table: WordTable, *, incl
     pieces = _move_to_front(tokens, is_text, length)
     chunks = _compose_chunks(pieces, is_text.sum(-1), table)
     keys, counts = _get_chunk_words(chunks, table)
-    is_word = jnp.arange(_MAX_WORDS_PER_CHUNK) < counts[..., None]
+    is_word = jnp.arange(MAX_WORDS_PER_CHUNK) < counts[..., None]
     is_word = is_word.reshape(*captions, -1)
     keys = keys.reshape(*captions, is_word.shape[-1], 2)
     size = min(length + _EXTRA_WORDS, is_word.shape[-1])
@@ -185,7 +185,7 @@ def _get_chunk_words(
     stem_index, is_stem_stored = find_keys(table.chunk_keys, stems)
     index = jnp.where(is_stored, chunk_index, stem_index)
     is_stored |= is_stem_stored & chunks.has_stem
-    unstored = jnp.broadcast_to(stems[..., None, :], (*stems.shape[:-1], _MAX_WORDS_PER_CHUNK, 2))
+    unstored = jnp.broadcast_to(stems[..., None, :], (*stems.shape[:-1], MAX_WORDS_PER_CHUNK, 2))
     words = jnp.where(is_stored[..., None, None], table.chunk_words[index], unstored)
     counts = jnp.where(is_stored, table.chunk_counts[index], chunks.has_stem)
     return words, jnp.where(chunks.is_end, counts, 0)
@@ -239,9 +239,9 @@ def _build_chunks(chunks: Iterable[str], text_hash: TextHash):
     words = {chunk.lower(): tokenize_all([chunk])[0].split() for chunk in chunks}
     # The end of "mr." is not removed, so such chunks are stored although they are their only word.
     stored = [(chunk, texts) for chunk, texts in words.items() if texts != [chunk] or not chunk[-1].isalnum()]
-    stored = [pair for pair in stored if len(pair[1]) <= _MAX_WORDS_PER_CHUNK]
+    stored = [pair for pair in stored if len(pair[1]) <= MAX_WORDS_PER_CHUNK]
     keys = never_empty(text_hash.compute_keys(chunk for chunk, _ in stored))
-    word_keys = np.zeros((len(keys), _MAX_WORDS_PER_CHUNK, 2), np.uint32)
+    word_keys = np.zeros((len(keys), MAX_WORDS_PER_CHUNK, 2), np.uint32)
     counts = np.zeros(len(keys), np.int32)
     for row, (_, chunk_words) in enumerate(stored):
         word_keys[row, : len(chunk_words)] = text_hash.compute_keys(chunk_words)

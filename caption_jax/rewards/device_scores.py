@@ -20,6 +20,7 @@ from caption_jax.rewards.ngram_matches import NGrams, find_ngrams, match_ngrams
 _TINY, _SMALL = 1e-15, 1e-9  # as in `caption_jax.metrics.bleu`
 
 Scores = Float[Array, "images candidates"]
+PairwiseScores = Float[Array, "images candidates references"]
 References = Bool[Array, "images references"]
 
 
@@ -30,9 +31,7 @@ def cider_d(candidates: Words, references: Words, is_reference: References, freq
     return (pairwise * mask).sum(-1) / jnp.maximum(mask.sum(-1), 1)
 
 
-def pairwise_cider_d(
-    candidates: Words, references: Words, frequencies: FrequencyTable
-) -> Float[Array, "images candidates references"]:
+def pairwise_cider_d(candidates: Words, references: Words, frequencies: FrequencyTable) -> PairwiseScores:
     """Computes CIDEr-D of each candidate with each reference alone, between 0 and 10.
 
     The references may be other candidates of the same images, as in minimum Bayes risk decoding.
@@ -66,13 +65,44 @@ def bleu_4(candidates: Words, references: Words, is_reference: References) -> Sc
     return jnp.exp(log_precisions.mean(-1) + jnp.minimum(0, 1 - 1 / ratio))
 
 
+def pairwise_bleu_4(candidates: Words, references: Words) -> PairwiseScores:
+    """Computes BLEU-4 of each candidate with each reference alone, between 0 and 1.
+
+    One is added to the counts of n-grams longer than a word (Lin and Och 2004, https://aclanthology.org/C04-1072),
+    because few pairs of captions have four words in a row in common.
+    """
+    ngrams, others = find_ngrams(candidates), find_ngrams(references)
+    matched = jnp.minimum(match_ngrams(ngrams, others, others.counts), ngrams.counts[:, :, None]).sum(-1)
+    smoothing = jnp.arange(MAX_ORDER) > 0
+    totals = jnp.maximum(candidates.counts[..., None] - jnp.arange(MAX_ORDER), 0)[:, :, None]
+    log_precisions = jnp.log(jnp.maximum(matched + smoothing, _TINY) / jnp.maximum(totals + smoothing, 1))
+    shortage = 1 - references.counts[:, None] / jnp.maximum(candidates.counts, 1)[:, :, None]
+    scores = jnp.exp(log_precisions.mean(-1) + jnp.minimum(shortage, 0))
+    return jnp.where(matched[..., 0] > 0, scores, 0)
+
+
 def rouge_l(candidates: Words, references: Words, is_reference: References) -> Scores:
     """Computes ROUGE-L of each caption; 0 for captions without words."""
-    common = _compute_lcs_lengths(candidates, references) * is_reference[:, None]
-    precision = (common / jnp.maximum(candidates.counts, 1)[:, :, None]).max(-1)
-    recall = (common / jnp.maximum(references.counts, 1)[:, None]).max(-1)
+    precision, recall = _compute_lcs_fractions(candidates, references)
+    mask = is_reference[:, None]
+    return _combine((precision * mask).max(-1), (recall * mask).max(-1))
+
+
+def pairwise_rouge_l(candidates: Words, references: Words) -> PairwiseScores:
+    """Computes ROUGE-L of each candidate with each reference alone, between 0 and 1."""
+    return _combine(*_compute_lcs_fractions(candidates, references))
+
+
+def _combine(precision: Float[Array, "*shape"], recall: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     denominator = recall + BETA_SQUARED * precision
     return (1 + BETA_SQUARED) * precision * recall / jnp.where(denominator > 0, denominator, 1)
+
+
+def _compute_lcs_fractions(candidates: Words, references: Words) -> tuple[PairwiseScores, PairwiseScores]:
+    """Returns the longest common subsequences, as fractions of the candidates and of the references."""
+    common = _compute_lcs_lengths(candidates, references)
+    precision = common / jnp.maximum(candidates.counts, 1)[:, :, None]
+    return precision, common / jnp.maximum(references.counts, 1)[:, None]
 
 
 def _find_closest_lengths(candidates: NGrams, references: NGrams, is_reference: References) -> Scores:
@@ -84,7 +114,7 @@ def _find_closest_lengths(candidates: NGrams, references: NGrams, is_reference: 
     return jnp.take_along_axis(jnp.broadcast_to(lengths, distances.shape), nearest[..., None], axis=-1)[..., 0]
 
 
-def _compute_lcs_lengths(candidates: Words, references: Words) -> Float[Array, "images candidates references"]:
+def _compute_lcs_lengths(candidates: Words, references: Words) -> PairwiseScores:
     """Computes the length of the longest common subsequence of each candidate and each reference."""
     keys = references.keys[:, None]
     is_word = references.is_word[:, None]

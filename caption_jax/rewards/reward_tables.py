@@ -9,20 +9,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Int, UInt32
+from jaxtyping import Bool, UInt32
 
-from caption_jax.metrics.ngrams import MAX_ORDER, CountedCaptions, count_ngrams
+from caption_jax.metrics.ngrams import count_ngrams
 from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.rewards.caption_words import END, Words, WordTable, build_word_table, find_words
-from caption_jax.rewards.frequency_table import FrequencyTable, build_frequency_table
+from caption_jax.rewards.frequency_table import FrequencyTable
+from caption_jax.rewards.reference_frequencies import count_references
 from caption_jax.rewards.reference_table import MAX_WORDS, ReferenceTable, build_reference_table
-from caption_jax.rewards.word_keys import TextHash, extend, has_collision
+from caption_jax.rewards.word_keys import TextHash
 from input_pipeline.errors import DataError
 from input_pipeline.records import Split
 from input_pipeline.special_tokens import PAD
 from input_pipeline.tokenizer import Vocabulary
 
-_MAX_SEEDS = 8  # of the hash, until no two n-grams have the same key; the first one nearly always suffices
 _MAX_TOKENS = 256  # of captions whose words are compared
 _CAPTIONS_PER_CALL = 2048
 _TOLERATED_FRACTION = 0.05
@@ -72,20 +72,11 @@ def build_reward_tables(train: Split, vocabulary: Vocabulary, *, include_end: bo
     references = [f"{tokens}{end}" for tokens in tokenize_all(train.captions)]
     captions = count_ngrams(references)
     captions_per_image = [len(record.captions) for record in train]
-    for seed in range(_MAX_SEEDS):
-        text_hash = TextHash(seed)
-        word_keys = _compute_word_keys(captions.words, text_hash)
-        ngram_keys = [_compute_ngram_keys(captions, word_keys, n) for n in range(1, MAX_ORDER + 1)]
-        if not has_collision(np.concatenate(ngram_keys)):
-            break
-    else:
-        raise AssertionError(f"{_MAX_SEEDS} hashes of n-grams have collisions")
-    image = np.repeat(np.arange(len(train)), captions_per_image)
-    frequencies = [_count_images(captions, n, image) for n in range(1, MAX_ORDER + 1)]
+    seed, word_keys, frequencies = count_references(captions, captions_per_image)
     tables = RewardTables(
-        build_word_table(vocabulary, train.captions, text_hash),
+        build_word_table(vocabulary, train.captions, TextHash(seed)),
         build_reference_table(word_keys, captions.lengths, captions_per_image),
-        build_frequency_table(np.concatenate(ngram_keys), np.concatenate(frequencies), len(train)),
+        frequencies,
     )
     _log_differences(train.captions, vocabulary, tables, include_end)
     return tables
@@ -143,28 +134,3 @@ def _log_differences(captions: Sequence[str], vocabulary: Vocabulary, tables: Re
             _MAX_TOKENS,
             MAX_WORDS,
         )
-
-
-def _compute_word_keys(words: Sequence[str], text_hash: TextHash) -> UInt32[np.ndarray, "words 2"]:
-    index: dict[str, int] = {}
-    ids = np.array([index.setdefault(word, len(index)) for word in words], np.int64)
-    return text_hash.compute_keys(index)[ids]
-
-
-def _compute_ngram_keys(
-    captions: CountedCaptions, word_keys: UInt32[np.ndarray, "words 2"], n: int
-) -> UInt32[np.ndarray, "ngrams 2"]:
-    """Returns the keys of the distinct n-grams of one order."""
-    starts = captions.counts[n - 1].example_start
-    keys = word_keys[starts]
-    for offset in range(1, n):
-        keys = extend(keys, word_keys[starts + offset])
-    return keys
-
-
-def _count_images(captions: CountedCaptions, n: int, image: Int[np.ndarray, " captions"]) -> Int[np.ndarray, " ngrams"]:
-    """Counts the images whose references contain each n-gram of one order."""
-    counts = captions.counts[n - 1]
-    base = max(1, counts.num_ngrams)
-    pairs = np.unique(image[counts.caption] * base + counts.ngram)
-    return np.bincount(pairs % base, minlength=counts.num_ngrams)

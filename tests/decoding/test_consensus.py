@@ -14,17 +14,20 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tiny_captioner import MODEL, make_random_captioner
 
 from caption_jax.decoding import Consensus, Decoded, consensus_scores, decode, expected_scores
-from caption_jax.decoding.token_ngrams import NgramFrequencies, count_documents, find_words, hash_ngrams
 from caption_jax.errors import ConfigError
 from caption_jax.metrics.bleu import bleu_statistics
 from caption_jax.metrics.cider import DocumentFrequencies, cider_d
 from caption_jax.metrics.ngrams import count_ngrams
+from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.metrics.rouge import rouge_l
+from caption_jax.rewards.caption_words import MAX_WORDS_PER_CHUNK, WordTable, build_word_table
+from caption_jax.rewards.frequency_table import FrequencyTable
+from caption_jax.rewards.reference_frequencies import count_references
+from caption_jax.rewards.word_keys import TextHash
 from caption_jax.specs import DecodeSpec
-from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 
-LENGTH, SPECIAL = 12, (BOS, PAD, EOS, UNK)
+LENGTH = 12
 REFERENCES = [
     ["a red dog runs on the grass.", "a dog runs"],
     ["a red dog sits on the mat", "the dog sits, on a mat."],
@@ -43,13 +46,22 @@ def make_vocabulary() -> Vocabulary:
 
 @functools.cache
 def make_consensus() -> Consensus:
-    vocabulary = make_vocabulary()
-    is_word = find_words(vocabulary, SPECIAL)
-    return Consensus(is_word, count_documents(REFERENCES, vocabulary, is_word, 20))
+    counted = count_ngrams(tokenize_all([text for texts in REFERENCES for text in texts]))
+    seed, _, frequencies = count_references(counted, [len(texts) for texts in REFERENCES])
+    return Consensus(build_word_table(make_vocabulary(), (), TextHash(seed)), frequencies)
+
+
+def make_token_words(size: int) -> WordTable:
+    """Returns a table in which each token is a word."""
+    offsets, multipliers = TextHash(0).compute(str(token).encode() for token in range(size))
+    flags, unused = np.ones(size, bool), np.zeros((1, 2), np.uint32)
+    chunk_words = np.zeros((1, MAX_WORDS_PER_CHUNK, 2), np.uint32)
+    return WordTable(offsets, multipliers, flags, ~flags, unused, chunk_words, np.ones(1, np.int32), unused, unused[0])
 
 
 def clean(text: str) -> str:
-    return " ".join(text.replace(".", " ").replace(",", " ").split())
+    """Returns the words of a caption, as the metrics count them."""
+    return tokenize_all([text])[0]
 
 
 def compare_on_host(metric: str, hypothesis: str, reference: str) -> float:
@@ -83,9 +95,9 @@ def expect_on_device(tokens, probabilities, metric):
     return expected_scores(tokens, probabilities, metric, make_consensus())
 
 
-def encode(captions: list[str]) -> np.ndarray:
+def encode(captions: list[str], length: int = LENGTH) -> np.ndarray:
     """Returns the tokens of captions after <s>, as decoding does."""
-    return make_vocabulary().encode_batch(captions, LENGTH + 1)[:, 1:]
+    return make_vocabulary().encode_batch(captions, length + 1)[:, 1:]
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -99,33 +111,15 @@ def test_expected_scores_equal_the_metrics(metric, data):
     np.testing.assert_allclose(actual, expect_on_host(metric, captions, weights), atol=2e-5)
 
 
-def test_document_frequencies_are_those_of_the_words():
-    is_word = make_consensus().is_word
-    vocabulary, frequencies = make_vocabulary(), make_consensus().frequencies
-    expected = DocumentFrequencies.from_references([list(map(clean, texts)) for texts in REFERENCES]).counts
-    assert frequencies.images == 4 and sorted(frequencies.counts) == sorted(n for n in expected.values() if n > 1)
-    assert (np.diff(frequencies.hashes.astype(np.int64)) > 0).all()
-    table = dict(zip(frequencies.hashes.tolist(), frequencies.counts.tolist(), strict=True))
-    for ngram, count in expected.items():
-        ids = np.array([i for i in vocabulary.encode(ngram, 20) if is_word[i]], np.int32)
-        (hashed,) = hash_ngrams(ids, len(ids)).tolist()
-        assert table.get(hashed, 1) == count
-    assert not is_word[list(SPECIAL)].any() and not is_word[vocabulary.encode(".", 3)[1]]
-
-
-def test_hashes_are_equal_on_the_host_and_the_device_and_hardly_collide():
-    words = np.random.default_rng(0).integers(0, 4000, (50_000, 6)).astype(np.int32)
-    hashes = []
-    for order in range(1, 5):
-        on_host = hash_ngrams(words, order)
-        np.testing.assert_array_equal(on_host, hash_ngrams(jnp.asarray(words), order))
-        windows = np.lib.stride_tricks.sliding_window_view(words, order, axis=1).reshape(-1, order)
-        distinct, first = np.unique(windows, axis=0, return_index=True)
-        hashes.append(on_host.reshape(-1)[first])
-        assert len(distinct) == len(first)
-    hashes = np.concatenate(hashes)
-    pairs = len(hashes) ** 2 / 2 / 2**32  # expected number of collisions of random hashes
-    assert len(hashes) > 500_000 and len(hashes) - len(np.unique(hashes)) < 2 * pairs
+def test_words_of_several_tokens_are_compared_as_words():
+    words = ["unseenword", "dogcat", "redredred", "matter,"]  # not in the vocabulary
+    captions = [f"a {word} runs" for word in words] + ["a unseenword runs.", "a matter runs"]
+    ids = make_vocabulary().encode("unseenword", 20)
+    assert len(ids) > 4  # with <s> and </s>
+    weights = np.ones(len(captions), np.float32)
+    for metric in METRICS:
+        actual = expected_scores(encode(captions, 40)[None], weights[None], metric, make_consensus())[0]
+        np.testing.assert_allclose(actual, expect_on_host(metric, captions, weights), atol=2e-5)
 
 
 def make_decoded(captions: list[str], log_probs: list[float]) -> Decoded:
@@ -149,8 +143,8 @@ def test_beams_are_weighted_by_probability_and_samples_equally():
 @pytest.mark.parametrize("method", [pytest.param("beam", marks=pytest.mark.slow), "sample"])
 def test_decode_ranks_by_score_and_consensus(method):
     variables, memory = make_random_captioner(3)
-    is_word = np.array([False] * 4 + [True] * (MODEL.decoder.vocabulary_size - 4))
-    consensus = Consensus(is_word, NgramFrequencies(10, np.zeros(0, np.uint32), np.zeros(0, np.int32)))
+    frequencies = FrequencyTable(np.zeros((1, 2), np.uint32), np.zeros(1, np.float32), np.float32(2.3))
+    consensus = Consensus(make_token_words(MODEL.decoder.vocabulary_size), frequencies)
     options = {"method": method, "num_beams": 4, "num_samples": 4, "max_length": 6}
     everything = {**options, "candidates": 4} if method == "beam" else options
 
@@ -173,7 +167,7 @@ def test_decode_ranks_by_score_and_consensus(method):
 def test_the_ranking_is_the_same_on_eight_devices(eight_devices):
     tokens = np.random.default_rng(0).integers(4, 9, (8, 5, 6)).astype(np.int32)
     probabilities = np.random.default_rng(1).uniform(size=(8, 5)).astype(np.float32)
-    consensus = Consensus(np.ones(9, bool))
+    consensus = Consensus(make_token_words(9))
     compute = jax.jit(lambda t, p: expected_scores(t, p, "BLEU-4", consensus))
     sharding = NamedSharding(Mesh(np.array(jax.devices()[:8]), ("data",)), PartitionSpec("data"))
     sharded = compute(jax.device_put(tokens, sharding), jax.device_put(probabilities, sharding))
@@ -188,6 +182,6 @@ def test_missing_inputs_are_reported():
     with pytest.raises(ConfigError, match=r"config\.decode\.consensus_weight=1\.0 reranks candidates"):
         decode(MODEL, variables, memory, DecodeSpec(consensus_weight=1.0))
     with pytest.raises(ConfigError, match="requires the document frequencies"):
-        expected_scores(jnp.zeros((1, 2, 4), int), jnp.ones((1, 2)), "CIDEr-D", Consensus(np.ones(9, bool)))
+        expected_scores(jnp.zeros((1, 2, 4), int), jnp.ones((1, 2)), "CIDEr-D", Consensus(make_token_words(9)))
     with pytest.raises(ConfigError, match=r"consensus_metric is 'METEOR'; it must be 'CIDEr-D', 'BLEU-4' or 'ROUGE-L'"):
         DecodeSpec(consensus_metric="METEOR")

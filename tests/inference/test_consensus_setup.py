@@ -33,7 +33,11 @@ def test_evaluate_stores_the_frequencies_that_caption_reads(small_workdir, small
     assert evaluation["protocol"]["decode"]["consensus_weight"] == 5
     stored = (workdir / FILE_NAME).read_bytes()
     arrays = load(stored)
-    assert arrays["images"] == 8 and len(arrays["references"]) == 32 and arrays["counts"].max() == 8  # "box"
+    # 8 images, all of which have the word "box"
+    assert arrays["default_weight"] == pytest.approx(np.log(8)) and arrays["weights"].min() == pytest.approx(
+        0, abs=1e-6
+    )
+    assert len(arrays["references"]) == 32 and arrays["seed"] == 0
     capsys.readouterr()
     assert run_main("caption", f"--workdir={workdir}", *CONSENSUS, image, "--format=jsonl") == 0
     caption = json.loads(capsys.readouterr().out)["caption"]
@@ -65,20 +69,27 @@ def test_an_ensemble_is_ranked_by_consensus(tmp_path):
 def test_damaged_frequencies_are_reported(tmp_path):
     path = epath.Path(tmp_path / FILE_NAME)
     arrays = {
-        "images": np.array([5], np.int64),
-        "hashes": np.array([3, 7], np.uint32),
-        "counts": np.array([2, 5], np.int32),
+        "seed": np.array([0], np.int64),
+        "keys": np.array([[3, 1], [7, 0]], np.uint32),
+        "weights": np.array([0.5, 1.0], np.float32),
+        "default_weight": np.array([1.5], np.float32),
         "references": np.zeros(32, np.uint8),
     }
     path.write_bytes(save(arrays))
-    assert read_frequencies(path).counts.tolist() == [2, 5]
+    seed, frequencies = read_frequencies(path)
+    assert seed == 0 and frequencies.weights.tolist() == [0.5, 1.0]
     changes = (
-        {"hashes": np.array([7, 3], np.uint32)},
-        {"hashes": np.array([3], np.uint32)},
-        {"counts": np.array([2, 6], np.int32)},
-        {"counts": np.array([-1, 2], np.int32)},
-        {"counts": np.array([2, 5], np.int64)},
-        {"images": np.zeros(0, np.int64)},
+        {"keys": np.array([[7, 0], [3, 1]], np.uint32)},
+        {"keys": np.array([[3, 1]], np.uint32)},
+        {"keys": np.array([3, 7], np.uint32)},
+        {"keys": np.zeros((0, 2), np.uint32), "weights": np.zeros(0, np.float32)},
+        {"weights": np.array([0.5, 2.0], np.float32)},
+        {"weights": np.array([-1, 1], np.float32)},
+        {"weights": np.array([np.nan, 1], np.float32)},
+        {"weights": np.array([0.5, 1], np.float64)},
+        {"default_weight": np.array([np.inf], np.float32)},
+        {"seed": np.zeros(0, np.int64)},
+        {"seed": np.array([-1], np.int64)},
     )
     contents = [save(arrays | change) for change in changes] + [b"", b"{}", save(arrays)[:-5], b"\xff" * 100]
     for content in contents:
