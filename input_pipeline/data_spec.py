@@ -86,6 +86,8 @@ class DataSpec:
     split_files: SplitFiles = SplitFiles()  # text files, one image name per line
     split_field: str = ""  # name of the CSV column or JSON field that holds the split
     split_fractions: SplitFractions = SplitFractions()  # used if nothing else defines the splits
+    # Training images to choose settings on: they become the validation split, and that of the dataset is named "test"
+    held_out_images: int = 0
     tfds_name: str = "coco_captions"  # tfds source: builder name
     tfds_dir: str = ""  # directory of prepared TFDS datasets; "" for the TFDS default
     # What to do about missing files, empty captions etc. when the dataset is opened: "stop" or "skip". Both print a
@@ -131,6 +133,7 @@ class DataSpec:
             shapes=one_of("full", "tiny"),
             outside_files=one_of(*OUTSIDE_POLICIES),
             captions=strings("files"),
+            held_out_images=at_least(0, "for none"),
             on_error=one_of("stop", "skip"),
             image_size=at_least(1, largest=2**15),
             resize=one_of(*RESIZE_MODES),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from input_pipeline.errors import ConfigError, DataError
 from input_pipeline.terminal_text import escape_message
@@ -16,6 +18,8 @@ MAX_LISTED = 10  # maximum number of problems of each kind that a report lists
 _MAX_CHARACTERS = 1000  # of the description of a problem
 
 log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,6 +46,11 @@ class Record:
     def source(self) -> Path | bytes:
         """Returns the input of `images.decode_image`: the path or the encoded bytes."""
         return self.image() if callable(self.image) else self.image
+
+
+def order_by_hash(items: Iterable[Item], get_id: Callable[[Item], str | int]) -> list[Item]:
+    """Shuffles items by a hash of their image ids, which does not depend on the machine or the order of the items."""
+    return sorted(items, key=lambda item: hashlib.blake2b(repr(get_id(item)).encode()).digest())
 
 
 class Split(Sequence[Record]):

@@ -62,6 +62,7 @@ def open_external_data(folder: str, data: DataSpec, split: str = "", limits: Lim
         split_files=SplitFiles(),
         split_field="",
         split_fractions=SplitFractions(),
+        held_out_images=0,
     )
     splits = open_splits(spec, limits)
     if split:

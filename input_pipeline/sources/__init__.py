@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.limits import DEFAULT_LIMITS, Limits
-from input_pipeline.records import DataError, Report, Split, check_splits
+from input_pipeline.records import DataError, Report, Split, check_splits, order_by_hash
 
 
 def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Split]:
@@ -35,9 +35,37 @@ def open_splits(spec: DataSpec, limits: Limits = DEFAULT_LIMITS) -> dict[str, Sp
 
         splits = open_shapes(spec)
     splits = check_splits(splits)
+    if spec.held_out_images:
+        splits = hold_out(splits, spec.held_out_images)
     if "train" in splits:
         splits["train"] = _drop_uncaptioned(splits["train"], spec.on_error)
     return splits
+
+
+def hold_out(splits: dict[str, Split], count: int) -> dict[str, Split]:
+    """Makes `count` training images the validation split, and renames the previous one to "test".
+
+    All settings can then be chosen without the images on which the results are reported. The images are selected by a
+    hash of their id, so the selection does not depend on the machine, the order or the number of other images.
+
+    Raises:
+        DataError: the dataset already has a test split beside its validation split, or too few training images.
+    """
+    if "val" in splits and "test" in splits:
+        raise DataError(
+            f"config.data.held_out_images={count} names the validation split of the dataset test, but it has a test "
+            "split; set config.data.held_out_images to 0, and choose settings on the validation split"
+        )
+    train = splits.get("train", ())
+    if count >= len(train):
+        raise DataError(f"config.data.held_out_images={count} must be less than the {len(train)} training images")
+    held_out = {id(record) for record in order_by_hash(train, lambda record: record.image_id)[:count]}
+    renamed = splits.get("val") or splits.get("test")
+    result = {
+        "train": Split("train", [record for record in train if id(record) not in held_out]),
+        "val": Split("val", [record for record in train if id(record) in held_out]),
+    }
+    return result | ({"test": Split("test", list(renamed))} if renamed else {})
 
 
 def _drop_uncaptioned(train: Split, on_error: str) -> Split:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import os
 from collections.abc import Iterable
@@ -13,7 +12,7 @@ from input_pipeline.annotations.encodings import iterate_csv_lines, read_text
 from input_pipeline.data_spec import DataSpec
 from input_pipeline.errors import DataError, MissingFileError
 from input_pipeline.limits import Limits
-from input_pipeline.records import SPLITS, Record, Report, Split
+from input_pipeline.records import SPLITS, Record, Report, Split, order_by_hash
 from input_pipeline.sources.folder_images import FolderImage
 from input_pipeline.sources.name_index import MatchCounts, NameIndex
 
@@ -137,7 +136,7 @@ def _match(name: str, by_name: dict[str, FolderImage], index: NameIndex, counts:
 
 def _split_by_fractions(images: list[FolderImage], fractions: dict[str, float]) -> None:
     """Assigns splits by a hash of the image id, which does not depend on the machine or the order of images."""
-    shuffled = sorted(images, key=lambda image: hashlib.blake2b(repr(image.image_id).encode()).digest())
+    shuffled = order_by_hash(images, lambda image: image.image_id)
     for image in shuffled:
         image.split = "train"
     start = 0
