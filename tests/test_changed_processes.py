@@ -14,8 +14,6 @@ from resume_run import list_saved_steps, log_path, read_evaluation, read_rows, r
 
 from caption_jax.cli.exit_status import STOPPED
 
-pytestmark = pytest.mark.slow
-
 STEPS = 50
 
 
@@ -27,6 +25,7 @@ def hash_checkpoint(workdir: Path) -> dict:
     return {"step": step, "arrays": {name: restoring_main.hash_bytes(value) for name, value in contents.items()}}
 
 
+@pytest.mark.slow
 def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(launcher, tmp_path):
     """Four processes with one device each, then two with two devices each, then one with four."""
     workdir, undisturbed = tmp_path / "run", tmp_path / "undisturbed"
@@ -59,6 +58,7 @@ def test_fewer_processes_restore_the_state_bit_for_bit_and_continue_the_run(laun
     assert read_evaluation(workdir)["captions"] == read_evaluation(undisturbed)["captions"]
 
 
+@pytest.mark.long
 def test_several_processes_write_the_same_pixel_cache_as_one(launcher, tmp_path):
     contents = []
     for count in (1, 2, 4):

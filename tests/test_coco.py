@@ -136,7 +136,7 @@ def test_training_on_a_tfds_copy_gives_identical_weights(coco_json_run, shared_d
         np.testing.assert_array_equal(actual[path], expected[path], err_msg=path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_full_size_config_trains(shared_data, compile_cache, tmp_path):
     """EfficientNet-B0 at 224 x 224, a decoder of 6 layers of width 512, and a text encoder as large as roberta-base."""
     config = make_coco_config(shared_data)

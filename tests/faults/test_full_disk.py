@@ -34,7 +34,7 @@ def read_errors(text: str) -> list[str]:
 
 
 # Kinds of files that the slow tier covers; the others are in the long tier (docs/testing.md).
-SLOW = ("checkpoint arrays", "features", "event files")
+SLOW = ("checkpoint arrays", "event files")
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def test_a_run_whose_data_changed_names_the_changes_or_continues_if_allowed(laun
     assert list_saved_steps(workdir)[-1] == 30
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_continues_with_data_that_was_moved_and_touched(launcher, data, tmp_path):
     launcher, workdir = dataclasses.replace(launcher, data=data), tmp_path / "run"
     steps = ("--config.train.steps=20",)

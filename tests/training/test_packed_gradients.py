@@ -14,6 +14,7 @@ import pytest
 from gradient_step import GRADIENT, assert_same, make_batch, make_step
 from process_group import reserve_address, wait_for_all
 from quick_compilation import QUICK_COMPILATION_FLAGS
+from tiers import slow_or_long
 
 from input_pipeline import packing as packing_module
 
@@ -33,6 +34,7 @@ def test_all_metrics_and_gradients_are_compared():
     assert len(gradients) > 50 and all(np.isfinite(array).all() and array.any() for array in gradients)
 
 
+PROCESSES = [("context", 2, 4), ("contrastive", 2, 1), ("context", 4, 4), ("contrastive", 4, 1)]
 OTHERS = [pytest.param(packing, marks=pytest.mark.slow) for packing in ("short_blocks", "always")]
 
 
@@ -86,10 +88,9 @@ def test_results_do_not_depend_on_devices_and_microbatches(objectives, packing, 
     assert_same(make_step(objectives, packing, devices, microbatches)(make_batch()), compute_expected(objectives))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("objectives", "processes", "microbatches"),
-    [("context", 2, 4), ("contrastive", 2, 1), ("context", 4, 4), ("contrastive", 4, 1)],
+    slow_or_long(PROCESSES, slow=[("context", 2, 4), ("contrastive", 4, 1)]),
 )
 def test_results_do_not_depend_on_processes(objectives, processes, microbatches, tmp_path):
     """Four devices belong to two or four processes, each of which packs the captions of its images."""
