@@ -252,36 +252,6 @@ def test_splitting_by_fraction_depends_only_on_the_image(tmp_path):
         open_splits(make_data_spec(tmp_path, "one.csv", split_fractions={"val": 0.6, "test": 0.5}))
 
 
-def test_held_out_images_replace_the_validation_split(tmp_path):
-    names = [f"{number}.jpg" for number in range(40)]
-    make_images(tmp_path / "images", names)
-    write_file(tmp_path / "captions.csv", "image,caption\n" + "".join(f"{name},text\n" for name in names))
-    write_file(tmp_path / "train.txt", "\n".join(names[:30]))
-    write_file(tmp_path / "dev.txt", "\n".join(names[30:]))
-
-    def open_with(**changes):
-        files = {"train": "train.txt", "val": "dev.txt"}
-        return open_splits(make_data_spec(tmp_path, "captions.csv", split_files=files, **changes))
-
-    splits = open_with(held_out_images=8)
-    assert {name: (split.name, len(split)) for name, split in splits.items()} == {
-        "train": ("train", 22),
-        "val": ("val", 8),
-        "test": ("test", 10),
-    }
-    assert set(splits["test"].image_ids) == set(names[30:])
-    assert set(splits["train"].image_ids) | set(splits["val"].image_ids) == set(names[:30])
-    write_file(tmp_path / "train.txt", "\n".join(reversed(names[:30])))
-    assert set(open_with(held_out_images=8)["val"].image_ids) == set(splits["val"].image_ids)
-    with pytest.raises(DataError, match=r"held_out_images=30 must be less than the 30 training images"):
-        open_with(held_out_images=30)
-    write_file(tmp_path / "dev.txt", "\n".join(names[30:35]))
-    write_file(tmp_path / "test.txt", "\n".join(names[35:]))
-    files = {"train": "train.txt", "val": "dev.txt", "test": "test.txt"}
-    with pytest.raises(DataError, match=r"held_out_images=8 names the validation split .* it has a test split"):
-        open_splits(make_data_spec(tmp_path, "captions.csv", split_files=files, held_out_images=8))
-
-
 def test_split_files_with_split_fractions_are_rejected(tmp_path):
     make_images(tmp_path / "images")
     write_file(tmp_path / "captions.csv", make_csv())

@@ -11,7 +11,7 @@ from reward_captions import CAPTIONS, make_split, make_vocabulary
 
 from caption_jax.metrics import DocumentFrequencies
 from caption_jax.metrics.ptb import tokenize_all
-from caption_jax.rewards import reward_tables
+from caption_jax.rewards import reference_frequencies
 from caption_jax.rewards.reference_table import MAX_WORDS
 from caption_jax.rewards.reward_tables import RewardTables, build_reward_tables
 from input_pipeline.errors import DataError
@@ -50,7 +50,7 @@ def test_another_hash_is_chosen_if_keys_collide(monkeypatch):
     vocabulary = make_vocabulary(split)
     usual = build_reward_tables(split, vocabulary)
     answers = iter([True, False])
-    monkeypatch.setattr(reward_tables, "has_collision", lambda keys: next(answers))
+    monkeypatch.setattr(reference_frequencies, "has_collision", lambda keys: next(answers))
     assert not np.array_equal(build_reward_tables(split, vocabulary).words.offsets, usual.words.offsets)
 
 
