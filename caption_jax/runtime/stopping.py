@@ -46,15 +46,18 @@ class _StopRequested:
         self._calls = itertools.count(1)
 
     def __call__(self, step: int) -> bool:
-        # With several processes, jax.distributed handles SIGTERM as the notice of a preemption.
-        is_shared = jax.process_count() > 1
-        self._signals.defer(forward_to=signal.SIGTERM if is_shared else None)
-        if not self.result:
-            self.result = (
-                multihost_utils.reached_preemption_sync_point(next(self._calls))
-                if is_shared
-                else self._signals.received is not None
-            )
+        if self.result:
+            return True
+        if jax.process_count() == 1:
+            self._signals.defer()
+            self.result = self._signals.received is not None
+        else:
+            # jax.distributed handles SIGTERM as the notice of a preemption.
+            self._signals.defer(forward_to=signal.SIGTERM)
+            self.result = multihost_utils.reached_preemption_sync_point(next(self._calls))
+            if self.result:  # all processes have agreed, so a later SIGTERM is handled here, and a further one ends it
+                self._signals.defer()
+                self._signals.reinstall()
         return self.result
 
 

@@ -43,6 +43,27 @@ def test_the_first_signal_requests_a_stop_and_handlers_are_restored(number):
     assert list_handlers() == before
 
 
+def test_several_processes_handle_signals_again_after_they_have_agreed_to_stop(monkeypatch):
+    """jax.distributed receives SIGTERM until then, and would ignore further ones."""
+    answers = iter([False, True])
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.reached_preemption_sync_point", lambda call: next(answers))
+    ended = []
+    monkeypatch.setattr("caption_jax.runtime.signals._end_process", lambda *arguments: ended.append(arguments))
+    monkeypatch.setattr("caption_jax.runtime.signals.REPEAT_SECONDS", 0.0)
+    with stop_on_signal() as stop_requested:
+        signal.signal(signal.SIGTERM, lambda number, frame: pytest.fail("handled by jax.distributed"))
+        assert not stop_requested(1) and stop_requested(2)
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.2)
+        assert not ended
+        signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while not ended and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert ended == [(signal.SIGTERM, 143, "second signal, ended at once")]
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_before_the_first_step_is_raised(number):
     with pytest.raises(SignalReceived, match=number.name), stop_on_signal():
