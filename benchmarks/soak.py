@@ -4,10 +4,10 @@
 
 FOLDER contains the data of configs/flickr8k.py. A run of `main.py` with this config is started in a separate process;
 it computes and stores the features of the frozen encoder, and trains until the time is over. Measurement begins after
-the first evaluation, when all programs are compiled, and ends with SIGTERM. Every second, the resident memory of the
+the first evaluation, when most programs are compiled, and ends with SIGTERM. Ten times per second, the memory of the
 process, its threads and its open file descriptors are read from /proc. Temporary arrays of a step or an evaluation take
-hundreds of MB, so growth is measured between the lowest samples of the intervals between evaluations. It is their
-Theil-Sen slope: the median of the slopes between all pairs.
+hundreds of MB, so growth is measured between the lowest samples of the intervals between evaluations, which are those
+after freed memory was returned. It is their Theil-Sen slope: the median of the slopes between all pairs.
 
 Anonymous memory is what the process allocated. The rest of the resident memory are pages of files, mostly the stored
 features, which the kernel reclaims when memory is needed; they grow until every feature has been read once.
@@ -38,8 +38,9 @@ import numpy as np
 from benchmarks.alternate import print_result
 from benchmarks.conditions import Conditions
 
-INTERVAL_SECONDS = 1
-MIN_SAMPLES = 10  # in an interval between evaluations; the last one may be shorter
+INTERVAL_SECONDS = 0.1
+SAMPLES_PER_COUNT = 10  # samples between two counts of the evaluations
+MIN_SAMPLES = 100  # in an interval between evaluations; the last one may be shorter
 UNIT_SECONDS = 600  # growth is per ten minutes
 LIMITS = {  # name -> field of a sample, limit per ten minutes
     "anonymous MB": ("anonymous_mb", 1.0),
@@ -147,7 +148,8 @@ def collect_samples(process: subprocess.Popen, workdir: Path, minutes: float) ->
     while (now := time.monotonic()) < start + 60 * minutes:
         if process.poll() is not None:
             raise RuntimeError(f"the run has ended: see {workdir / 'soak.log'}")
-        samples.append(read_sample(process.pid)._replace(evaluations=count_evaluations(workdir)))
+        evaluations = samples[-1].evaluations if len(samples) % SAMPLES_PER_COUNT else count_evaluations(workdir)
+        samples.append(read_sample(process.pid)._replace(evaluations=evaluations))
         if now >= next_line:
             next_line += 300
             print(describe(samples[-1], start), flush=True)

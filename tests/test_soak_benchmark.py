@@ -40,8 +40,8 @@ def test_lows_of_the_intervals_between_evaluations_are_compared_with_the_limit(c
 
 
 def test_an_interval_with_few_samples_is_ignored():
-    samples = [Sample(float(second), 500.0, 400.0, 20, 30, second // 20) for second in range(45)]
-    assert [seconds for seconds, _ in find_lows(samples, "threads")] == [0.0, 20.0]
+    samples = [Sample(float(second), 500.0, 400.0, 20, 30, second // 200) for second in range(450)]
+    assert [seconds for seconds, _ in find_lows(samples, "threads")] == [0.0, 200.0]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc exists only on Linux")
