@@ -33,7 +33,7 @@ def _choose_multiple(tokens: float) -> int:
     return _round_up(tokens / _MAX_CANDIDATES, _MULTIPLE)
 
 
-def choose_row_lengths(tokens_per_image: Int[np.ndarray, " images"], images: int) -> tuple[int, ...]:
+def choose_lengths(tokens_per_image: Int[np.ndarray, " images"], images: int) -> tuple[int, ...]:
     """Returns at most three row lengths, in ascending order, for which rows of random images have the least padding.
 
     The last one is six standard deviations above the mean, so nearly all rows fit.

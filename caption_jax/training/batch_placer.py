@@ -16,7 +16,7 @@ from input_pipeline.block_layout import BlockLayout, choose_layout, count_tokens
 from input_pipeline.image_order import shuffle_epoch
 from input_pipeline.packing import pack_blocks, pack_captions
 from input_pipeline.records import Split
-from input_pipeline.row_lengths import choose_row_lengths, sample_tokens_per_image
+from input_pipeline.row_lengths import choose_lengths, sample_tokens_per_image
 from input_pipeline.tokenizer import Vocabulary
 
 Batch = dict[str, np.ndarray]
@@ -36,7 +36,7 @@ def make_batch_placer(
         spec: spec of the run.
         mesh: the device mesh.
         layout: blocks to pack captions into, see `choose_block_layout`; None for packing without blocks.
-        row_lengths: lengths of rows without blocks, see `choose_lengths_of_rows`.
+        row_lengths: lengths of rows without blocks, see `choose_row_lengths`.
 
     Raises:
         ConfigError: `config.train.packing` is not supported in this setup.
@@ -108,14 +108,12 @@ def choose_block_layout(
     return layout
 
 
-def choose_lengths_of_rows(
-    spec: RunSpec, mesh: jax.sharding.Mesh, train: Split, vocabulary: Vocabulary
-) -> tuple[int, ...]:
+def choose_row_lengths(spec: RunSpec, mesh: jax.sharding.Mesh, train: Split, vocabulary: Vocabulary) -> tuple[int, ...]:
     """Returns the lengths of packed rows without blocks, for each of which the training step is compiled."""
     data = spec.data
     captions = data.captions_per_image or max(len(record.captions) for record in train)
     tokens = sample_tokens_per_image(train, vocabulary, data.max_length, captions)
-    return choose_row_lengths(tokens, data.batch_size // mesh.shape["data"])
+    return choose_lengths(tokens, data.batch_size // mesh.shape["data"])
 
 
 def list_block_lengths(spec: RunSpec, mesh: jax.sharding.Mesh, most_tokens: int) -> list[int]:

@@ -13,8 +13,8 @@ from caption_jax.runs.experiment import Experiment
 from caption_jax.runs.step_images import check_step_images
 from caption_jax.training.batch_placer import (
     choose_block_layout,
-    choose_lengths_of_rows,
     choose_packing,
+    choose_row_lengths,
     make_batch_placer,
 )
 from caption_jax.training.program import Program, make_program
@@ -62,7 +62,7 @@ def open_batches(experiment: Experiment, state: TrainState) -> Prefetched:
         if packing == "blocks":
             layout = choose_block_layout(*arguments)
         elif packing == "always":
-            row_lengths = choose_lengths_of_rows(*arguments)
+            row_lengths = choose_row_lengths(*arguments)
     batches = train_batches(
         experiment.split("train"),
         description.preprocessing,

@@ -49,7 +49,7 @@ def hold_out(splits: dict[str, Split], count: int) -> dict[str, Split]:
     hash of their id, so the selection does not depend on the machine, the order or the number of other images.
 
     Raises:
-        DataError: the dataset already has a test split beside its validation split, or too few training images.
+        DataError: the dataset has both a validation and a test split, or too few training images.
     """
     if "val" in splits and "test" in splits:
         raise DataError(

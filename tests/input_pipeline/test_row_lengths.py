@@ -6,20 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from word_vocabulary import WordVocabulary
 
 from input_pipeline.packing import pack_captions
 from input_pipeline.records import Record, Split
-from input_pipeline.row_lengths import choose_row_lengths, find_row_length, sample_tokens_per_image
-
-
-class WordVocabulary:
-    """Encodes each word as one token."""
-
-    def encode_batch(self, texts, max_length):
-        tokens = np.ones((len(texts), max_length), np.int32)
-        for row, text in zip(tokens, texts, strict=True):
-            row[: len(text.split()) + 2] = 7
-        return tokens
+from input_pipeline.row_lengths import choose_lengths, find_row_length, sample_tokens_per_image
 
 
 def draw_tokens(count: int = 5000, seed: int = 0) -> np.ndarray:
@@ -30,7 +21,7 @@ def draw_tokens(count: int = 5000, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("images", [1, 4, 32, 256, 2048])
 def test_nearly_all_rows_fit_in_at_most_three_lengths_with_little_padding(images):
     tokens = draw_tokens()
-    lengths = choose_row_lengths(tokens, images)
+    lengths = choose_lengths(tokens, images)
     assert 1 <= len(lengths) <= 3 and list(lengths) == sorted(set(lengths))
     rows = np.random.default_rng(1).choice(tokens, (2000, images)).sum(1)
     assert rows.max() <= lengths[-1] and all(length % 128 == 0 for length in lengths)
@@ -42,7 +33,7 @@ def test_nearly_all_rows_fit_in_at_most_three_lengths_with_little_padding(images
 
 def test_three_lengths_are_better_than_any_other_three():
     tokens = draw_tokens(300)
-    lengths = choose_row_lengths(tokens, 32)
+    lengths = choose_lengths(tokens, 32)
     rows = np.random.default_rng(5).choice(tokens, (4000, 32)).sum(1)
 
     def count_padding(lengths):
@@ -53,8 +44,8 @@ def test_three_lengths_are_better_than_any_other_three():
 
 
 def test_images_with_equal_captions_have_one_length():
-    assert choose_row_lengths(np.array([30]), 4) == (128,)
-    assert choose_row_lengths(np.array([64]), 4) == (256,)
+    assert choose_lengths(np.array([30]), 4) == (128,)
+    assert choose_lengths(np.array([64]), 4) == (256,)
 
 
 def test_rows_that_exceed_all_lengths_are_rounded_up_to_at_most_the_length_without_packing():

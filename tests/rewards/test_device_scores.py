@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from quick_compilation import QUICK_COMPILATION
 from reward_captions import CAPTIONS, HostScores, make_split, make_vocabulary
+from tiers import slow_or_long
 
 from caption_jax.rewards.caption_words import find_words
 from caption_jax.rewards.device_scores import bleu_4, cider_d, pairwise_cider_d, rouge_l
@@ -117,16 +118,16 @@ def test_pairwise_scores_treat_other_candidates_as_references():
     assert 0 < pairwise[2, 0, 1] < 9
 
 
-@pytest.mark.slow
-def test_scores_of_1000_captions_of_photographs_equal_the_metrics(shared_data):
+@pytest.mark.parametrize("count", slow_or_long([1000, 5000], slow=[1000]))
+def test_scores_of_captions_of_photographs_equal_the_metrics(shared_data, count):
     with open(shared_data / "flickr8k" / "captions.csv", encoding="utf-8", newline="") as file:
         captions = [row["caption"] for row in csv.DictReader(file)]
-    split = make_split([captions[first : first + 5] for first in range(0, 1000, 5)])
+    split = make_split([captions[first : first + 5] for first in range(0, count, 5)])
     vocabulary = make_vocabulary(split, 3000)
     setup = vocabulary, jax.tree.map(jnp.asarray, build_reward_tables(split, vocabulary)), HostScores(split)
     rng = np.random.default_rng(0)
     unchanged, changed = [], []
-    for first in range(0, 200, 100):
+    for first in range(0, count // 5, 100):
         index = np.arange(first, first + 100, dtype=np.int32)
         tokens = np.stack([vocabulary.encode_batch(split[image].captions, 40)[:, 1:] for image in index])
         unchanged.append(check_scores(tokens, setup, index=index))

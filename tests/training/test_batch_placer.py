@@ -8,24 +8,15 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from word_vocabulary import WordVocabulary
 
 from caption_jax.config import default_config
 from caption_jax.errors import ConfigError
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.specs import RunSpec
-from caption_jax.training.batch_placer import choose_block_layout, choose_packing, make_batch_placer
+from caption_jax.training.batch_placer import choose_block_layout, choose_packing, choose_row_lengths, make_batch_placer
 from input_pipeline.block_layout import BlockLayout
 from input_pipeline.records import Record, Split
-
-
-class WordVocabulary:
-    """Encodes each word as one token."""
-
-    def encode_batch(self, texts, max_length):
-        tokens = np.ones((len(texts), max_length), np.int32)
-        for row, text in zip(tokens, texts, strict=True):
-            row[: len(text.split()) + 2] = 7
-        return tokens
 
 
 def make_spec(**changes) -> RunSpec:
@@ -62,6 +53,13 @@ def test_captions_are_packed_into_one_row_per_cpu_device():
     assert batch["inputs"].shape == batch["targets"].shape == batch["positions"].shape == ids.shape == (2, 256)
     assert len(ids.devices()) == 2
     assert [int((row > 0).sum()) for row in ids] == [3 * 5 * 9, 4 * 5 * 9]
+
+
+def test_rows_have_the_lengths_chosen_for_the_captions():
+    spec, mesh = make_spec(), make_mesh(make_spec().mesh, jax.devices()[:2])
+    lengths = choose_row_lengths(spec, mesh, make_split([12] * 50), WordVocabulary())
+    assert lengths == (384,)  # four images with five captions of 13 tokens
+    assert make_batch_placer(spec, mesh, row_lengths=lengths)(make_batch())["inputs"].shape == (2, 384)
 
 
 def test_packing_can_be_disabled_and_is_skipped_with_microbatches():
