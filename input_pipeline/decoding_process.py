@@ -22,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import weakref
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -33,6 +34,8 @@ from input_pipeline.errors import UserError
 from input_pipeline.images import ImageError, Preprocessing
 
 _EXIT_SECONDS = 10  # after which a process that does not end is killed
+
+_opening = threading.Lock()  # held while the lock file is opened
 
 
 class Request(NamedTuple):
@@ -119,9 +122,14 @@ def _create_shared_file() -> BinaryIO:
 
 
 @functools.cache
-def _open_lock_file() -> BinaryIO:
-    """Returns the file for locks of all processes that this process starts."""
+def _cached_lock_file() -> BinaryIO:
     return _create_shared_file()
+
+
+def _open_lock_file() -> BinaryIO:
+    """Returns the file for locks of all processes that this process starts. Thread-safe."""
+    with _opening:  # functools.cache alone lets two threads open one each
+        return _cached_lock_file()
 
 
 def _python_path() -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from synthetic_splits import (
     make_split,
 )
 
+from input_pipeline import decoding_process
 from input_pipeline.batches import eval_batches, train_batches
 from input_pipeline.decoding_process import DecodingProcess, DecodingProcessError, Request
 from input_pipeline.images import ImageError
@@ -105,6 +108,16 @@ def test_a_process_that_dies_is_reported_and_replaced(split):
         pixels.load(1)
     assert pixels.load(1).shape == (4, 4, 3)
     pixels.close()
+
+
+def test_processes_started_by_several_threads_share_one_lock_file(monkeypatch):
+    """Otherwise they would decode large images at the same time."""
+    decoding_process._cached_lock_file.cache_clear()
+    create = decoding_process._create_shared_file
+    monkeypatch.setattr(decoding_process, "_create_shared_file", lambda: time.sleep(0.1) or create())
+    with ThreadPoolExecutor(4) as pool:
+        files = list(pool.map(lambda _: decoding_process._open_lock_file(), range(4)))
+    assert len(set(map(id, files))) == 1
 
 
 def test_signals_for_the_training_process_do_not_end_a_process():
