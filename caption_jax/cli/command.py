@@ -24,7 +24,8 @@ from caption_jax.cli.platform_setup import set_up_platform
 from caption_jax.cli.process_exit import call_and_exit, has_peers, is_main_process, joined_end
 from caption_jax.cli.subcommands import MODES, SUBCOMMANDS
 from caption_jax.config_files import load_config
-from caption_jax.runtime.process import fast_exit, paused_garbage_collection, restart_with_malloc_settings
+from caption_jax.runtime.liveness import flush_output
+from caption_jax.runtime.process import fast_exit, is_command, paused_garbage_collection, restart_with_malloc_settings
 from caption_jax.runtime.signals import SignalHandling, handled_signals
 from input_pipeline.terminal_text import escape
 
@@ -51,6 +52,11 @@ def run(script: str) -> None:
     with handled_signals() as signals:
         try:
             sys.exit(_run_command_line(script, get_program(script), signals))
+        except SystemExit as end:  # also of absl
+            if is_command(script) and signals.received is None:
+                flush_output()
+                signals.keep_status(end.code if isinstance(end.code, int) else FAILURE if end.code else SUCCESS)
+            raise
         except KeyboardInterrupt:
             if signals.received is None:  # raised by something else, as in a notebook
                 print("interrupted", file=sys.stderr)

@@ -36,7 +36,7 @@ def restart_with_malloc_settings(script: str) -> None:
     Args:
         script: path of the calling file.
     """
-    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or not _is_command(script):
+    if sys.platform != "linux" or "GLIBC_TUNABLES" in os.environ or not is_command(script):
         return
     os.environ.update(MALLOC_SETTINGS)
     sys.stdout.flush()
@@ -53,7 +53,7 @@ def fast_exit(script: str, status: int) -> None:
         script: path of the main script.
         status: exit status of the process.
     """
-    if _is_command(script):
+    if is_command(script):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
@@ -103,7 +103,7 @@ def _current_program(interpreter: str, installed_command: str = "") -> list[str]
     return [name if is_found or not installed_command else installed_command]
 
 
-def _is_command(script: str) -> bool:
+def is_command(script: str) -> bool:
     """Returns whether this process was started as `python script ...`, or as `python -m package` for its `__main__`."""
     arguments = sys.orig_argv[1:]
     for argument, next_argument in zip(arguments, [*arguments[1:], ""], strict=False):
@@ -127,7 +127,7 @@ def paused_garbage_collection(script: str) -> Iterator[None]:
     Args:
         script: path of the main script.
     """
-    if not (gc.isenabled() and _is_command(script)):
+    if not (gc.isenabled() and is_command(script)):
         yield
         return
     gc.disable()

@@ -7,11 +7,14 @@ and ends the process if the main thread does not, or if a second signal arrives.
 of a library, it is raised again. While an extension module in C or C++ is initialised, it is not raised, because many
 of them crash if Python code that they call fails.
 
+When a command is complete (`keep_status`), a signal no longer changes its exit status.
+
 All files are written atomically, so ending the process at any time leaves earlier checkpoints and results intact.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib.machinery
 import os
@@ -64,6 +67,7 @@ class SignalHandling:
         self.received: int | None = None
         self.raised = False
         self.status: int | None = None
+        self._final_status: int | None = None
         self._is_deferred = False
         self._forwarded_to: int | None = None
         self._deadline: float | None = None
@@ -90,11 +94,21 @@ class SignalHandling:
                 self._previous.setdefault(number, handler)
                 signal.signal(number, self._handle)
 
+    def keep_status(self, status: int) -> None:
+        """Makes signals after `close` end the process with `status` at once: the command is complete, and only exits.
+
+        Exit handlers can take a second. When they run, signals are ignored, because Python removes its handlers then.
+        """
+        self._final_status = status
+        for number in self._previous:
+            atexit.register(signal.signal, number, signal.SIG_IGN)
+
     def close(self) -> None:
-        """Restores the previous handlers and ends the thread."""
+        """Restores the previous handlers, or installs those of a complete command, and ends the thread."""
         self._is_lost = False
+        status = self._final_status
         for number, handler in self._previous.items():
-            signal.signal(number, handler)
+            signal.signal(number, handler if status is None else lambda *_: os._exit(status))
         signal.set_wakeup_fd(self._previous_wakeup)
         sys.unraisablehook = self._previous_hook
         os.close(self._writer)  # ends the thread

@@ -236,3 +236,40 @@ def test_a_signal_to_the_other_commands_ends_in_one_line_and_writes_nothing(
             assert f"interrupted ({number.name})\n" in log and "Traceback" not in log
     assert {path: path.stat().st_mtime_ns for path in searchable_workdir.glob("*.json")} == before
     assert not list(searchable_workdir.rglob("*.part"))
+
+
+# A command whose exit takes a second: in an exit handler, or in a thread that Python waits for.
+SLOW_EXIT = """
+import atexit, sys, threading, time
+from caption_jax.cli import command
+
+def wait():
+    print("exiting", flush=True)
+    time.sleep(1)
+
+def wait_after_main():
+    threading.main_thread().join()
+    wait()
+
+if sys.argv.pop() == "handler":
+    atexit.register(wait)
+else:
+    threading.Thread(target=wait_after_main).start()
+command.run(__file__)
+"""
+
+
+@pytest.mark.parametrize("kind", ["handler", "thread"])
+@pytest.mark.parametrize("arguments, status", [(("configs",), 0), (("no_such_command",), 2)])
+def test_a_signal_does_not_change_the_status_of_a_command_that_is_complete(tmp_path, kind, arguments, status):
+    script = tmp_path / "slow_exit.py"
+    script.write_text(SLOW_EXIT)
+    process = subprocess.Popen(
+        [sys.executable, str(script), *arguments, kind],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert any(line == "exiting\n" for line in process.stdout)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=10) == status
