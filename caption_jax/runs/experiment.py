@@ -11,7 +11,7 @@ from absl import logging
 from etils import epath
 
 from caption_jax.backbones.protocol import Settings, stored_settings
-from caption_jax.errors import ConfigError
+from caption_jax.errors import ConfigError, MissingFileError
 from caption_jax.models.captioning_model import ImageCaptioningModel
 from caption_jax.parameters.sharding import make_mesh
 from caption_jax.runs import workdir as workdir_files
@@ -203,7 +203,10 @@ def _backbone_settings(spec: RunSpec) -> Settings:
     """Returns the settings of the initial weights of the image backbone."""
     encoder = spec.model.encoder
     if spec.init_from:
-        source = workdir_files.read_description(spec.init_from)
+        try:
+            source = workdir_files.read_description(spec.init_from)
+        except FileNotFoundError as error:
+            raise MissingFileError(f"config.init_from: {error}") from None
         if encoder.accepts_weights_of(source.spec.model.encoder):  # `init_from` takes precedence over other weights
             return dataclasses.replace(source.backbone_settings, source=spec.init_from)
     return encoder.settings()

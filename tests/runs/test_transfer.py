@@ -157,6 +157,10 @@ def test_a_run_with_a_different_image_encoder_is_rejected(source):
 def test_a_folder_that_is_not_a_workdir_is_rejected(tmp_path):
     with pytest.raises(FileNotFoundError, match=f"{tmp_path}.*is not the workdir of a training run"):
         run_transfer(tmp_path, make_description())
+    config = get_config()
+    config.data.root, config.init_from = str(write_images(tmp_path / "data")), str(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match=rf"config.init_from: {tmp_path}/none/config.json is missing"):
+        start_experiment(RunSpec.from_config(config), epath.Path(tmp_path / "run"))
 
 
 def test_preprocessing_is_copied_with_the_image_encoder(source, tmp_path):

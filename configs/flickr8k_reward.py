@@ -1,0 +1,36 @@
+r"""Flickr8k, trained on CIDEr-D: starts from a run of flickr8k.py, and rewards sampled captions that agree with people.
+
+    python main.py --config=configs/flickr8k.py --config.data.root=FOLDER --workdir=runs/flickr8k
+    python main.py --config=configs/flickr8k_reward.py --config.data.root=FOLDER --config.init_from=runs/flickr8k \
+        --config.data.feature_cache.folder=runs/flickr8k/features --workdir=WORKDIR
+
+FOLDER has the same contents as for flickr8k.py. The second run reads the features that the first one has computed.
+docs/training.md#training-on-metrics describes the objective.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from caption_jax.configs import flickr8k
+
+
+def get_config() -> ConfigDict:
+    """Returns the config."""
+    config = flickr8k.get_config().unlock()
+    config.init_from = "runs/flickr8k"
+    config.objective.caption_weight = 0.1
+    config.objective.label_smoothing = 0.0
+    config.objective.terms = ConfigDict(
+        {
+            "reward": {
+                "name": "caption_jax.objectives.sequence_reward:SequenceReward",
+                "cider_d": 1.0,
+                "function_word_ending": 1.0,
+            }
+        }
+    )
+    config.optimizer.learning_rate = 1e-4  # a tenth of that with cross-entropy
+    config.optimizer.warmup_steps = 50
+    config.train.epochs = 6
+    return config.lock()
