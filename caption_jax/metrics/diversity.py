@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 from collections.abc import Hashable, Iterable, Mapping
 
@@ -33,8 +34,9 @@ def diversity(
     Returns:
         "distinct-1", "distinct-2": number of distinct words (word pairs) divided by their total number (Li et al.,
         2016); "vocabulary": number of distinct words; "unique": number of distinct captions divided by the number of
-        captions; "novel": fraction of captions that do not occur in the training captions; "mean_length": words per
-        caption; "function_word_ending": fraction of captions that end in an English function word, for "ptb" only.
+        captions; "most_common": fraction of captions that are equal to the most frequent one; "novel": fraction of
+        captions that do not occur in the training captions; "mean_length": words per caption; "function_word_ending":
+        fraction of captions that end in an English function word, for "ptb" only.
 
     Raises:
         TypeError: `hypotheses` is not a mapping with strings as values, or `training_captions` is a single string.
@@ -55,6 +57,7 @@ def diversity(
         "distinct-2": _divide(len(set(word_pairs)), len(word_pairs)),
         "vocabulary": float(len(set(all_words))),
         "unique": len(set(captions)) / len(captions),
+        "most_common": collections.Counter(captions).most_common(1)[0][1] / len(captions),
     }
     if training_captions is not None:
         training = set(tokenize_captions(training_captions, tokenizer))

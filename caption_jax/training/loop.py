@@ -38,6 +38,7 @@ from caption_jax.telemetry.input_wait import InputWaitWarning
 from caption_jax.telemetry.monitoring import Monitor
 from caption_jax.telemetry.progress import SILENT, Display, Phase, describe_rates
 from caption_jax.telemetry.tracing import Trace
+from caption_jax.training.caption_trends import describe_captions, warn_about_rewards
 from caption_jax.training.next_phase import NextPhaseCompiler, training_phases
 from caption_jax.training.pending_steps import PendingSteps
 from caption_jax.training.run_parts import make_program_with_constants, make_validation_evaluator, open_batches
@@ -344,7 +345,8 @@ class Run:
                 result = self.evaluator(weights, step, lambda: stop_requested(step))
             except EvaluationStoppedError:
                 return False
-            self.monitor.scalars(step, result.metrics, "val")
+            captions = describe_captions(result.captions, self.spec.metrics.tokenizer)
+            self.monitor.scalars(step, {**result.metrics, **captions}, "val")
             with self.display.phase("captioning samples"):
                 self.samples.write(self.monitor, weights, step)
             name = self.spec.train.best_metric
@@ -358,6 +360,8 @@ class Run:
                 self.progress["evaluations_without_gain"] += 1
             self.is_evaluation_due = False
             self.monitor.flush_metrics()
+            if jax.process_index() == 0:
+                warn_about_rewards(self.experiment.workdir / "metrics.jsonl")
             self.checkpoints.add_evaluation(step, self.progress, result.metrics if is_best else None)
             if is_best:
                 self.checkpoints.save_best(step, weights, result.metrics)

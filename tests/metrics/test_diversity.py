@@ -14,6 +14,7 @@ def test_metrics_match_manual_counts():
         "distinct-2": 6 / 8,  # a dog, dog runs, a cat, cat sits, sits on, on a
         "vocabulary": 6.0,
         "unique": 3 / 4,
+        "most_common": 2 / 4,
         "novel": 2 / 4,
         "mean_length": 11 / 4,
         "function_word_ending": 1 / 4,

@@ -21,6 +21,7 @@ _DESCRIPTIONS = {
     "distinct-2": "distinct word pairs / total word pairs",
     "vocabulary": "number of distinct words",
     "unique": "fraction of distinct captions",
+    "most_common": "fraction of images with the most frequent caption",
     "novel": "fraction of captions not in the training captions",
     "mean_length": "words per caption",
     "function_word_ending": "fraction of captions that end in “a”, “the”, “with”, ...",
