@@ -89,7 +89,8 @@ class RunStarter:
 def make_condition(event: str, step: int, workdir: Path, log: Path) -> Callable[[], bool]:
     """Returns whether a run has reached an event at a step, as a function."""
     if event in ("start", "compilation"):
-        text = "peer" if event == "start" else "model: "
+        # A process that is lost before all have met is missed after another time, `distributed.TIMEOUT_SECONDS`.
+        text = "captions: " if event == "start" else "model: "
         return lambda: log.exists() and text in log.read_text()
     if event in ("step", "evaluation"):
         return lambda: has_trained(step)(workdir)
@@ -114,8 +115,7 @@ def kill_repeatedly(
             step = min(-(-step // 6) * 6, steps)  # --config.train.eval_every=6
         condition = make_condition(event, step, workdir, processes.logs[lost])
         delay = rng.uniform(0, {"start": 5.0, "compilation": 5.0, "evaluation": 1.0}.get(event, 0.02))
-        # A process that is lost before all have met is missed after another time, `distributed.TIMEOUT_SECONDS`.
-        if processes.lose(lost, condition, max(delay, 1.5 if event == "start" else 0)):
+        if processes.lose(lost, condition, delay):
             processes.check_survivors(lost, "was killed or has crashed: see its log; ")
         else:
             assert processes.wait() == [0] * count
