@@ -87,14 +87,22 @@ class RunStarter:
 
 
 def make_condition(event: str, step: int, workdir: Path, log: Path) -> Callable[[], bool]:
-    """Returns whether a run has reached an event at a step, as a function."""
-    if event in ("start", "compilation"):
-        # A process that is lost before all have met is missed after another time, `distributed.TIMEOUT_SECONDS`.
-        text = "captions: " if event == "start" else "model: "
-        return lambda: log.exists() and text in log.read_text()
+    """Returns whether a process has met the others, and its run has reached an event at a step, as a function.
+
+    A process that is lost before all have met is missed after another time, `distributed.TIMEOUT_SECONDS`. An earlier
+    process may have reached the event already, after the checkpoint from which this one resumes.
+    """
+
+    def have_met(text: str = "captions: ") -> bool:
+        return log.exists() and text in log.read_text()
+
+    if event == "start":
+        return have_met
+    if event == "compilation":
+        return lambda: have_met("model: ")
     if event in ("step", "evaluation"):
-        return lambda: has_trained(step)(workdir)
-    return lambda: is_writing(step, event)(workdir)
+        return lambda: have_met() and has_trained(step)(workdir)
+    return lambda: have_met() and is_writing(step, event)(workdir)
 
 
 def kill_repeatedly(
