@@ -122,12 +122,17 @@ def always(workdir: Path) -> bool:
     return True
 
 
+def count_trained_steps(workdir: Path) -> int:
+    """Returns the last step that an earlier process has logged, which may be later than its last checkpoint."""
+    return max([0, *(step for step, split, _ in read_rows(workdir) if split == "train")])
+
+
 def sample_moment(rng: random.Random, subject: Subject, command: str, workdir: Path) -> Moment:
     """Samples a moment that a command has not passed yet."""
     if command != "train":
         return Moment(command, always, rng.uniform(0, 12))
-    saved = (list_saved_steps(workdir) or [0])[-1]
-    step = rng.randint(min(saved + 1, subject.steps), subject.steps)
+    saved, trained = (list_saved_steps(workdir) or [0])[-1], count_trained_steps(workdir)
+    step = rng.randint(min(max(saved, trained) + 1, subject.steps), subject.steps)
     next_evaluation = -(-step // subject.eval_every) * subject.eval_every
     events = ["start", "step", "checkpoint", "best weights", "evaluation", "end", *["cache"] * (2 if not saved else 0)]
     event = rng.choice(events)
@@ -188,7 +193,7 @@ class Disturber:
         moment = sample_moment(self._rng, self.subject, command, workdir)
         number = self._rng.choice(SIGNALS)
         length = log_path(workdir).stat().st_size if log_path(workdir).exists() else 0
-        trained = max([0, *(step for step, split, _ in read_rows(workdir) if split == "train")])
+        trained = count_trained_steps(workdir)
         start = time.monotonic()
         process = self._start(workdir, command, **environment)
         try:
