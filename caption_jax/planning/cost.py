@@ -13,6 +13,7 @@ import jax
 from caption_jax.errors import UserError
 from caption_jax.planning.chips import Chip
 from caption_jax.planning.hlo import Collective, CompiledText, Traffic
+from caption_jax.planning.host_transfers import count_host_transfers
 from caption_jax.planning.matrix_products import list_products, matrix_flops, matrix_flops_by_dtype
 from caption_jax.planning.model_parts import OTHER, find_part
 
@@ -40,6 +41,7 @@ class Cost:
             traffic; the sum of `traffic` for GPUs.
         traffic: traffic per operation; the sum is close to `bytes`.
         collectives: communication with other chips.
+        host_transfers: transfers to and from the host; see `count_host_transfers`.
         seconds: compile time.
     """
 
@@ -55,6 +57,7 @@ class Cost:
     bytes: float
     traffic: tuple[Traffic, ...]
     collectives: tuple[Collective, ...]
+    host_transfers: dict[str, int]
     seconds: float
 
     @property
@@ -196,5 +199,6 @@ def compute_cost(
         bytes=analysis.get("bytes accessed", 0.0) + repeated_bytes,
         traffic=traffic,
         collectives=tuple(text.collectives(devices)),
+        host_transfers=count_host_transfers(text),
         seconds=seconds,
     )

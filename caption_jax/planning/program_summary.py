@@ -39,6 +39,7 @@ def summarise_program(cost: Cost, mesh: jax.sharding.Mesh) -> dict[str, Any]:
             "bytes_by_part": {part: count / images for part, count in cost.bytes_by_part.items()},
         },
         "intensity": cost.matrix_flops / max(cost.memory_bytes, 1.0),
+        "host_transfers": cost.host_transfers,
         "collectives": _group_collectives(cost, mesh, images * mesh.shape["data"]),
     }
 

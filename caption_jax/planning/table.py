@@ -80,8 +80,13 @@ def _format_program(program: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("minimum time per batch", f"{times}: bound by {roofline['bound']}"))
         per_chip, total = roofline["images_per_second_per_chip"], roofline["images_per_second"]
         rows.append(("maximum images/s", f"{per_chip:,.0f} per chip, {total:,.0f} in total"))
+    rows.append(("host transfers", _describe_transfers(program["host_transfers"])))
     rows.append(("compiled in", f"{program['compile_seconds']:.0f} s"))
     return rows
+
+
+def _describe_transfers(transfers: dict[str, int]) -> str:
+    return "; ".join(f"{count} x {source}" for source, count in transfers.items()) or "none"
 
 
 def _short(number: float) -> str:

@@ -26,6 +26,7 @@ def make_cost(matrix_flops=0, bytes_accessed=0.0, collectives=(), traffic=()):
         bytes=bytes_accessed,
         traffic=traffic,
         collectives=collectives,
+        host_transfers={},
         seconds=0.0,
     )
 
