@@ -80,6 +80,20 @@ class Objective(Protocol):
         del train, vocabulary
         return {}
 
+    def assume_constants(self, images: int, captions: int, vocabulary_size: int) -> PyTree:
+        """Returns the typical shapes of the result of `prepare`, so that `plan` needs neither data nor vocabulary.
+
+        Args:
+            images: number of training images.
+            captions: number of their captions.
+            vocabulary_size: number of tokens.
+
+        Returns:
+            A nested dictionary of `jax.ShapeDtypeStruct`; {} if the shapes cannot be told, as by default.
+        """
+        del images, captions, vocabulary_size
+        return {}
+
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array
     ) -> ObjectiveOutput:

@@ -25,7 +25,7 @@ from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
 from caption_jax.rewards.caption_rewards import METRICS, CaptionRewards, score_captions
-from caption_jax.rewards.reward_tables import RewardTables, build_reward_tables
+from caption_jax.rewards.reward_tables import RewardTables, assume_reward_tables, build_reward_tables
 from input_pipeline.spec_checks import at_least, check_fields, interval, one_of
 from input_pipeline.special_tokens import BOS, EOS
 
@@ -121,6 +121,10 @@ class SequenceReward(Objective):
     def prepare(self, train: Split, vocabulary: Vocabulary) -> PyTree:
         """Returns the tables of references and document frequencies; see `build_reward_tables`."""
         return build_reward_tables(train, vocabulary, include_end=self.include_end).to_dict()
+
+    def assume_constants(self, images: int, captions: int, vocabulary_size: int) -> PyTree:
+        """Returns the typical shapes of the tables; see `assume_reward_tables`."""
+        return assume_reward_tables(images, captions, vocabulary_size).to_dict()
 
     def __call__(
         self, model: ImageCaptioningModel, forward: ForwardPass, batch: Batch, constants: PyTree, key: jax.Array

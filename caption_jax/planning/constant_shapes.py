@@ -18,14 +18,17 @@ from input_pipeline.sources import get_split, open_splits
 
 PyTree = Any
 
+_IMAGES, _CAPTIONS_PER_IMAGE = 113_287, 5  # assumed: COCO, with Karpathy's splits
+
 
 def get_constant_shapes(
     objectives: Mapping[str, Objective], description: RunDescription, workdir: epath.Path
 ) -> dict[str, PyTree]:
     """Returns the shapes and dtypes of the objectives' constants by label, omitting objectives that have none.
 
-    Constants stored in the workdir are used unless the vocabulary is an assumed one. All others are prepared from the
-    training captions and the vocabulary of the description.
+    Constants stored in the workdir are used unless the vocabulary is an assumed one. In this case, objectives may
+    assume the shapes for a dataset of the size of COCO. All others are prepared from the training captions and the
+    vocabulary of the description.
 
     Args:
         objectives: objectives by label.
@@ -38,13 +41,33 @@ def get_constant_shapes(
     assumed = isinstance(description.vocabulary, AssumedVocabulary)
     constants = {} if assumed else load_constants(objectives, workdir)
     for label, objective in objectives.items():
+        if assumed and (shapes := _assume(objective, description)):
+            constants[label] = shapes
         if label not in constants and _has_constants(objective) and (tree := _prepare(label, objective, description)):
             constants[label] = tree
     return jax.tree.map(_get_shape, constants)
 
 
+def describe_assumptions(
+    constants: Mapping[str, PyTree], objectives: Mapping[str, Objective], description: RunDescription
+) -> str:
+    """Describes what `get_constant_shapes` has assumed in addition to the vocabulary."""
+    assumed = {label: bool(_assume(objectives[label], description)) for label in constants}
+    made = [label for label, is_assumed in assumed.items() if not is_assumed]
+    typical = [label for label, is_assumed in assumed.items() if is_assumed]
+    parts = [f"of {', '.join(made)}: made with the assumed vocabulary"] if made else []
+    if typical:
+        parts.append(f"of {', '.join(typical)}: for {_IMAGES:,} images with {_CAPTIONS_PER_IMAGE} captions each")
+    return "; ".join(parts)
+
+
 def _has_constants(objective: Objective) -> bool:
     return getattr(type(objective), "prepare", Objective.prepare) is not Objective.prepare
+
+
+def _assume(objective: Objective, description: RunDescription) -> PyTree:
+    assume = getattr(objective, "assume_constants", lambda *_: {})  # an objective need not be a subclass
+    return assume(_IMAGES, _IMAGES * _CAPTIONS_PER_IMAGE, description.vocabulary.size)
 
 
 def _prepare(label: str, objective: Objective, description: RunDescription) -> PyTree:
@@ -61,4 +84,6 @@ def _prepare(label: str, objective: Objective, description: RunDescription) -> P
 
 
 def _get_shape(array: Any) -> jax.ShapeDtypeStruct:
+    if isinstance(array, jax.ShapeDtypeStruct):
+        return array
     return jax.ShapeDtypeStruct(np.shape(array), jax.dtypes.canonicalize_dtype(np.asarray(array).dtype))

@@ -19,7 +19,7 @@ from caption_jax.parameters.sharding import make_mesh, replicated
 from caption_jax.planning.assumed import describe_run
 from caption_jax.planning.assumed_packing import describe_packing
 from caption_jax.planning.batch_search import Trial, find_largest_batch, fits
-from caption_jax.planning.constant_shapes import get_constant_shapes
+from caption_jax.planning.constant_shapes import describe_assumptions, get_constant_shapes
 from caption_jax.planning.cost import Cost, OutOfMemoryError, compute_roofline, measure_cost
 from caption_jax.planning.program_summary import summarise_program
 from caption_jax.planning.programs import PlannedProgram, count_generated_tokens, make_planned_programs
@@ -109,7 +109,7 @@ def _prepare(
     if "train" in request.programs:
         program = dataclasses.replace(program, constants=_constant_shapes(program, workdir))
     if program.constants and "vocabulary" in assumed:
-        assumed["constants"] = f"of {', '.join(program.constants)}: made with the assumed vocabulary"
+        assumed["constants"] = describe_assumptions(program.constants, program.objectives, description)
     start, frozen = _select_phase(program, request.phase)
     result: dict[str, Any] = {
         "topology": topology.name,

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, UInt32
 
+from caption_jax.metrics.diversity import FUNCTION_WORDS
 from caption_jax.metrics.ngrams import count_ngrams
 from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.rewards.caption_words import END, Words, WordTable, build_word_table, find_words
@@ -80,6 +81,42 @@ def build_reward_tables(train: Split, vocabulary: Vocabulary, *, include_end: bo
     )
     _log_differences(train.captions, vocabulary, tables, include_end)
     return tables
+
+
+def assume_reward_tables(images: int, captions: int, vocabulary_size: int) -> RewardTables:
+    """Returns the shapes of the tables of a typical dataset, in place of the arrays.
+
+    The numbers of words and n-grams per caption are those of Flickr8k: 11.8 with the end, and 2.4 distinct n-grams that
+    occur in the references of two images.
+
+    Args:
+        images: number of images.
+        captions: number of captions.
+        vocabulary_size: number of tokens.
+    """
+
+    def shape(*sizes: int, dtype: Any = np.uint32) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype)
+
+    per_image, ngrams = -(-captions // images), round(2.4 * captions)
+    return RewardTables(
+        WordTable(
+            *[shape(vocabulary_size, 2)] * 2,
+            *[shape(vocabulary_size, dtype=bool)] * 2,
+            chunk_keys=shape(100, 2),
+            chunk_words=shape(100, 4, 2),
+            chunk_counts=shape(100, dtype=np.int32),
+            function_words=shape(len(FUNCTION_WORDS), 2),
+            end=shape(2),
+        ),
+        ReferenceTable(
+            shape(round(11.8 * captions), 2),
+            *[shape(images, per_image, dtype=np.int32)] * 2,
+            counts=shape(images, dtype=np.int32),
+            positions=shape(40, dtype=np.int32),
+        ),
+        FrequencyTable(shape(ngrams, 2), shape(ngrams, dtype=np.float32), shape(dtype=np.float32)),
+    )
 
 
 def find_differences(

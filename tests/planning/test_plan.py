@@ -206,6 +206,36 @@ def test_stored_constants_are_read_from_the_workdir(small_workdir, tmp_path):
     assert result["programs"]["train"]["per_image"]["matrix_flops"] > 0 and "constants" not in result["assumed"]
 
 
+def make_reward_config(**changes) -> ConfigDict:
+    config = make_config(**{"data.root": "missing", **changes})
+    with config.unlocked():
+        name = "caption_jax.objectives.sequence_reward:SequenceReward"
+        config.objective.terms = ConfigDict({"reward": {"name": name, "rouge_l": 1.0}})
+    return config
+
+
+@pytest.mark.slow
+def test_training_on_rewards_is_planned_without_data_and_has_no_host_transfers(workdir, capsys):
+    config = make_reward_config(**{"mesh.data": 1})
+    result = plan(RunSpec.from_config(config), workdir, Request("cpu:1", ("train",), images=2, vocabulary=290))
+    assert result["assumed"]["constants"] == "of reward: for 113,287 images with 5 captions each"
+    assert result["programs"]["train"]["host_transfers"] == {}
+    assert result["programs"]["train"]["memory"]["arguments"] > 113_287 * 5 * 11.8 * 8  # the references
+    print_plan(result)
+    assert "host transfers               none" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_training_on_rewards_has_no_host_transfers_on_a_tpu(workdir):
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("needs the TPU's compiler: pip install 'caption-jax[tpu]'")
+    config = make_reward_config(**{"model.encoder.norm_group_size": 4})
+    request = Request("v5e:2x2", ("train",), images=16, vocabulary=290)
+    train = plan(RunSpec.from_config(config), workdir, request)["programs"]["train"]
+    assert train["host_transfers"] == {} and train["per_image"]["memory_bytes"] > 0
+    assert {group["kind"] for group in train["collectives"]} == {"all-reduce"}
+
+
 @pytest.mark.long
 def test_a_run_is_planned_for_a_tpu_that_is_not_attached(workdir, capsys):
     if importlib.util.find_spec("libtpu") is None:

@@ -13,7 +13,7 @@ from caption_jax.metrics import DocumentFrequencies
 from caption_jax.metrics.ptb import tokenize_all
 from caption_jax.rewards import reference_frequencies
 from caption_jax.rewards.reference_table import MAX_WORDS
-from caption_jax.rewards.reward_tables import RewardTables, build_reward_tables
+from caption_jax.rewards.reward_tables import RewardTables, assume_reward_tables, build_reward_tables
 from input_pipeline.errors import DataError
 
 
@@ -70,3 +70,15 @@ def test_the_fraction_of_captions_with_other_words_is_logged(caplog):
 def test_a_split_without_captions_is_rejected():
     with pytest.raises(DataError, match="rewards require captions of the training images"):
         build_reward_tables(make_split([()]), make_vocabulary(make_split()))
+
+
+def test_assumed_tables_have_the_structure_of_real_ones():
+    split = make_split()
+    vocabulary = make_vocabulary(split)
+    tables = build_reward_tables(split, vocabulary).to_dict()
+    assumed = assume_reward_tables(len(split), len(split.captions), vocabulary.size).to_dict()
+    assert jax.tree.structure(assumed) == jax.tree.structure(tables)
+    for shape, array in zip(jax.tree.leaves(assumed), jax.tree.leaves(tables), strict=True):
+        assert shape.dtype == array.dtype and len(shape.shape) == array.ndim
+    assert assumed["words"]["offsets"].shape == tables["words"]["offsets"].shape
+    assert assumed["references"]["counts"].shape == tables["references"]["counts"].shape
