@@ -66,6 +66,17 @@ OBJECTIVES = {
             }
         },
     },
+    "similarity": {
+        "objective.contrastive_weight": 0.5,
+        "objective.terms": {
+            "reward": {
+                "name": "caption_jax.objectives.sequence_reward:SequenceReward",
+                "samples": 3,
+                "cider_d": 0.0,
+                "similarity": 1.0,
+            }
+        },
+    },
 }
 
 # Discards updates, and stores the gradients as its state.

@@ -27,7 +27,7 @@ from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, 
 from caption_jax.rewards.caption_rewards import METRICS, CaptionRewards, score_captions
 from caption_jax.rewards.reward_tables import RewardTables, assume_reward_tables, build_reward_tables
 from input_pipeline.spec_checks import at_least, check_fields, interval, one_of
-from input_pipeline.special_tokens import BOS, EOS
+from input_pipeline.special_tokens import BOS, EOS, PAD
 
 if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
@@ -70,6 +70,9 @@ class SequenceReward(Objective):
             the training images.
         bleu_4: weight of BLEU-4 of single captions, from 0 to 1.
         rouge_l: weight of ROUGE-L, from 0 to 1.
+        similarity: weight of the cosine of the angle between the vectors of the image and the caption in the model's
+            own joint embedding, from -1 to 1. Requires `config.objective.contrastive_weight`, whose loss keeps the
+            embedding honest.
         length: reward per word.
         function_word_ending: penalty on captions that end in a function word, such as "a" or "with".
     """
@@ -86,6 +89,7 @@ class SequenceReward(Objective):
     cider_d: float = 1.0
     bleu_4: float = 0.0
     rouge_l: float = 0.0
+    similarity: float = 0.0
     length: float = 0.0
     function_word_ending: float = 0.0
 
@@ -109,7 +113,7 @@ class SequenceReward(Objective):
                 f"SequenceReward.samples is {self.samples}, so a sample has no others to compare it with: set "
                 'samples to at least 2, or baseline to "greedy" and advantages to "plain"'
             )
-        if not any((*self._metrics.values(), self.length, self.function_word_ending)):
+        if not any((*self._metrics.values(), self.similarity, self.length, self.function_word_ending)):
             raise ConfigError("all weights of SequenceReward are 0; set at least one, such as cider_d=1.0")
 
     @property
@@ -132,8 +136,10 @@ class SequenceReward(Objective):
         """Samples captions, scores them, and computes the loss of a second pass over them."""
         tables, mask = RewardTables.from_dict(constants), batch["mask"]
         tokens, greedy_tokens = self._generate(model, forward, key)
-        samples = self._score(tokens, batch, tables)
-        baseline = self._score(greedy_tokens, batch, tables).reward if self.baseline == "greedy" else None
+        samples = self._score(model, forward, tokens, batch, tables)
+        baseline = None
+        if self.baseline == "greedy":
+            baseline = self._score(model, forward, greedy_tokens, batch, tables).reward
         advantages = compute_advantages(samples.reward, baseline, normalised=self.advantages == "normalised")
         is_token = find_caption_tokens(tokens)
         weights = (advantages * mask[:, None])[..., None] * is_token
@@ -146,6 +152,7 @@ class SequenceReward(Objective):
             "reward": samples.reward,
             **({} if baseline is None else {"greedy_reward": baseline}),
             **samples.details.metrics,
+            **({"similarity": samples.similarity} if self.similarity else {}),
             "words": samples.details.words,
             "function_word_endings": samples.details.has_function_ending,
             "finished": (tokens == EOS).any(-1),
@@ -178,13 +185,24 @@ class SequenceReward(Objective):
         with jax.named_scope("greedy"):
             return samples.all_tokens, greedy(*arguments, max_length=max_length).all_tokens
 
-    def _score(self, tokens: Int[Array, "images captions length"], batch: Batch, tables: RewardTables) -> _Scored:
+    def _score(
+        self,
+        model: ImageCaptioningModel,
+        forward: ForwardPass,
+        tokens: Int[Array, "images captions length"],
+        batch: Batch,
+        tables: RewardTables,
+    ) -> _Scored:
         with jax.named_scope("score"):
             details = score_captions(tokens, batch["index"], tables, self._metrics, include_end=self.include_end)
         reward = self.length * details.words - self.function_word_ending * details.has_function_ending
         for name, weight in self._metrics.items():
             reward += weight * details.metrics[name]
-        return _Scored(reward, details)
+        if not self.similarity:
+            return _Scored(reward, details, jnp.zeros_like(reward))
+        with jax.named_scope("similarity"):
+            similarity = compute_similarity(model, forward, tokens)
+        return _Scored(reward + self.similarity * similarity, details, similarity)
 
     def _weighted_loss(
         self,
@@ -206,6 +224,7 @@ class SequenceReward(Objective):
 class _Scored(NamedTuple):
     reward: Float[Array, "images captions"]
     details: CaptionRewards
+    similarity: Float[Array, "images captions"]
 
 
 def compute_advantages(
@@ -223,6 +242,33 @@ def compute_advantages(
         baseline = (rewards.sum(1, keepdims=True) - rewards) / (count - 1)
     advantages = rewards - baseline
     return advantages / (rewards.std(1, keepdims=True) + _MIN_DEVIATION) if normalised else advantages
+
+
+def compute_similarity(
+    model: ImageCaptioningModel, forward: ForwardPass, tokens: Int[Array, "images captions length"]
+) -> Float[Array, "images captions"]:
+    """Returns the cosine similarity of each image and its captions in the joint embedding, without gradients.
+
+    Args:
+        model: model bound to its variables.
+        forward: forward pass of the images.
+        tokens: token ids after <s>.
+
+    Raises:
+        ConfigError: the model has no joint embedding.
+    """
+    if model.joint_embedding is None:
+        raise ConfigError(
+            "SequenceReward.similarity requires a joint embedding of images and captions: set "
+            "config.objective.contrastive_weight, such as 0.1"
+        )
+    captions = jnp.where(find_caption_tokens(tokens), tokens, PAD)
+    captions = jnp.concatenate([jnp.full_like(tokens[..., :1], BOS), captions], axis=-1)
+    ids = forward.text_ids(captions).reshape(-1, captions.shape[-1])
+    texts = model.embed_texts(ids, ids != PAD).reshape(*tokens.shape[:2], -1)
+    images = model.embed_images(forward.image_features)
+    products = jnp.einsum("nd,nkd->nk", images, texts, precision=jax.lax.Precision.HIGHEST)
+    return jax.lax.stop_gradient(products).astype(jnp.float32)
 
 
 def find_caption_tokens(tokens: Int[Array, "*captions length"]) -> Bool[Array, "*captions length"]:

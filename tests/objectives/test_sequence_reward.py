@@ -20,6 +20,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.objectives.sequence_reward import (
     SequenceReward,
     compute_advantages,
+    compute_similarity,
     find_caption_tokens,
     find_distinct,
 )
@@ -131,6 +132,43 @@ def test_eight_devices_compute_the_same_update_as_one():
     assert_same(make_step("reward", devices=8)(batch), expected)
     assert expected["reward/reward"] > 0 and np.abs(expected[f"{GRADIENT}decoder/embedding"]).max() > 1e-3
     assert {"reward/greedy_reward", "reward/words", "reward/function_word_endings", "reward/finished"} <= set(expected)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eight_devices")
+def test_the_similarity_of_images_and_samples_is_a_reward_on_one_and_eight_devices():
+    batch = make_batch()
+    expected = make_step("similarity")(batch)
+    assert_same(make_step("similarity", devices=8)(batch), expected)
+    assert -1 <= expected["reward/similarity"] <= 1
+    assert expected["reward/reward"] == pytest.approx(expected["reward/similarity"])
+    assert np.abs(expected[f"{GRADIENT}decoder/embedding"]).max() > 1e-4
+
+
+def test_similarity_ignores_what_follows_the_end_and_has_no_gradient():
+    class Model:
+        joint_embedding = True
+
+        def embed_images(self, features):
+            return features
+
+        def embed_texts(self, ids, mask):
+            sums = jnp.where(mask, ids, 0).sum(-1).astype(jnp.float32)  # 2 for </s>, 0 for <s>
+            return jnp.stack([jnp.cos(sums), jnp.sin(sums)], -1)
+
+    def compute(images):
+        tokens = jnp.array([[[4, EOS, 5, 5], [4, 5, 4, 4]]])
+        forward = SimpleNamespace(text_ids=lambda ids: ids, image_features=images)
+        return compute_similarity(Model(), forward, tokens)
+
+    images = jnp.array([[1.0, 0.0]])
+    np.testing.assert_allclose(compute(images), [[np.cos(4 + EOS), np.cos(17)]], atol=1e-6)
+    assert not jax.grad(lambda images: compute(images).sum())(images).any()
+
+
+def test_similarity_requires_a_joint_embedding():
+    with pytest.raises(ConfigError, match=r"SequenceReward.similarity requires .*config.objective.contrastive_weight"):
+        compute_similarity(SimpleNamespace(joint_embedding=None), None, jnp.zeros((1, 1, 2), jnp.int32))
 
 
 @pytest.mark.slow
