@@ -194,8 +194,9 @@ def compute_cost(
         code=memory.generated_code_size_in_bytes,
         flops=analysis.get("flops", 0.0),  # missing if the program computes nothing
         matrix_flops=matrix_flops(text),
-        matrix_flops_by_dtype=matrix_flops_by_dtype(lowered_text),
-        widened_matrix_flops=sum(product.flops for product in list_products(lowered_text) if product.is_widened),
+        # Before compilation, the arrays are those of all devices together.
+        matrix_flops_by_dtype={dtype: n // devices for dtype, n in matrix_flops_by_dtype(lowered_text).items()},
+        widened_matrix_flops=sum(one.flops for one in list_products(lowered_text) if one.is_widened) // devices,
         bytes=analysis.get("bytes accessed", 0.0) + repeated_bytes,
         traffic=traffic,
         collectives=tuple(text.collectives(devices)),
