@@ -57,7 +57,7 @@ def test_main_prints_and_writes_a_plan(tmp_path, capsys):
     assert train["images_per_chip"] == 2 and train["memory"]["total"] > train["memory"]["arguments"] > 0
     assert train["per_image"]["matrix_flops"] > 0
     by_dtype = train["per_image"]["matrix_flops_by_dtype"]
-    assert sum(by_dtype.values()) == pytest.approx(train["per_image"]["analytic_matrix_flops"], rel=0.1)
+    assert sum(by_dtype.values()) == pytest.approx(train["per_image"]["analytic_matrix_flops"], rel=0.25)
     # Devices reduce gradients and metrics, and gather the embeddings of the contrastive objective.
     assert {group["axis"] for group in train["collectives"]} == {"data"}
     gathers = [group for group in train["collectives"] if group["kind"] == "all-gather"]
