@@ -24,7 +24,16 @@ PyTree = Any
 
 # Keys of config.model that affect only training, by their last part.
 _TRAINING_KEYS = {
-    *("weights", "dropout", "dropout_bits", "drop_path", "memory_dropout", "norm_group_size", "norm_momentum"),
+    *(
+        "weights",
+        "dropout",
+        "token_dropout",
+        "dropout_bits",
+        "drop_path",
+        "memory_dropout",
+        "norm_group_size",
+        "norm_momentum",
+    ),
     *("ops", "remat", "temperature", "min_temperature"),
 }
 

@@ -75,6 +75,7 @@ def build_model(
             heads=decoder.heads,
             feed_forward=decoder.feed_forward,
             dropout=decoder.dropout,
+            token_dropout=decoder.token_dropout,
             dropout_bits=decoder.dropout_bits,
             norm=decoder.norm,
             norm_epsilon=decoder.norm_epsilon,

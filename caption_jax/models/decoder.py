@@ -190,6 +190,8 @@ class Decoder(nn.Module):
         heads: number of attention heads; must divide `width`.
         feed_forward: hidden width of the feed-forward networks.
         dropout: dropout rate after the embedding and in the layers.
+        token_dropout: fraction of the input tokens except <s> whose embedding is 0 in training, so that the image and
+            the other tokens predict what follows (Bowman et al., 2016, https://arxiv.org/abs/1511.06349).
         dropout_bits: see `Dropout`.
         norm: "pre" or "post", see `DecoderLayer`.
         norm_epsilon: epsilon of the layer norms.
@@ -207,6 +209,7 @@ class Decoder(nn.Module):
     heads: int
     feed_forward: int
     dropout: float = 0.0
+    token_dropout: float = 0.0
     dropout_bits: Bits = 8
     norm: str = "pre"
     norm_epsilon: float = 1e-6
@@ -254,6 +257,7 @@ class Decoder(nn.Module):
         ]
         self.final_norm = nn.LayerNorm(self.norm_epsilon, **dtypes) if self.norm == "pre" else None
         self.embedding_dropout = Dropout(self.dropout, self.dropout_bits, self.ops)
+        self.input_dropout = Dropout(self.token_dropout, self.dropout_bits, self.ops)
 
     def __call__(
         self,
@@ -297,7 +301,7 @@ class Decoder(nn.Module):
         else:
             memory = segments.to_memories(memory)
             memory_mask = None if memory_mask is None else segments.to_memories(memory_mask)
-        x = self._embed(tokens, segments.positions)
+        x = self._embed(tokens, segments, train=train)
         x = self.embedding_dropout(x, train=train, ids=segments.token_ids)
         caches, weights = [], []
         for index, layer in enumerate(self.stack):
@@ -349,12 +353,19 @@ class Decoder(nn.Module):
             tuple(layer.project_memory(memory) for layer in self.stack), memory_mask, rows, groups, length
         )
 
-    def _embed(self, tokens: Int[Array, "*tokens"], positions: Int[Array, "*#tokens"]) -> Float[Array, "*tokens width"]:
+    def _embed(
+        self, tokens: Int[Array, "*tokens"], segments: Segments, *, train: bool
+    ) -> Float[Array, "*tokens width"]:
+        x = jnp.take(self.embedding, tokens, axis=0)
+        positions = segments.positions
+        if train and self.token_dropout:
+            ones = jnp.ones((*tokens.shape, 1), x.dtype)
+            is_kept = (self.input_dropout(ones, train=True, ids=segments.token_ids) > 0) | (positions == 0)[..., None]
+            x = jnp.where(is_kept, x, 0)
         if self.positions == "learned":
             position_embedding = self.position
         else:  # scaled to the magnitude of the initial embeddings
             position_embedding = 2**0.5 * INIT_STDDEV * jnp.asarray(make_sinusoids(self.max_length, self.width))
-        x = jnp.take(self.embedding, tokens, axis=0)
         return self.embedding_norm(x + jnp.take(position_embedding, positions, axis=0, mode="clip"))
 
     def _logits(self, states: Float[Array, "*tokens width"]) -> Float[Array, "*tokens vocabulary"]:

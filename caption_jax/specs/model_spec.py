@@ -27,6 +27,7 @@ class DecoderSpec:
     heads: int = 8
     feed_forward: int = 2048
     dropout: float = 0.1
+    token_dropout: float = 0.0  # fraction of the input tokens that are hidden in training
     dropout_bits: int = 8  # random bits per element: 8 (rate rounded to a multiple of 1/256) or 16 (of 1/65536)
     norm: str = "pre"  # "pre" or "post"
     norm_epsilon: float = 1e-6
@@ -42,6 +43,7 @@ class DecoderSpec:
             heads=at_least(1),
             feed_forward=at_least(1),
             dropout=interval("[0, 1)", "0 for none"),
+            token_dropout=interval("[0, 1)", "0 for none"),
             dropout_bits=one_of(8, 16),
             norm=one_of("pre", "post"),
             norm_epsilon=greater_than(0),

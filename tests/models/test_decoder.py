@@ -11,6 +11,7 @@ import pytest
 from random_weights import random_variables
 
 from caption_jax.models.decoder import Decoder, DecoderLayer, make_sinusoids
+from caption_jax.ops.segments import Segments
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "decoder_layer_torch.npz"
 WIDTH, HEADS, HIDDEN = 8, 2, 12
@@ -239,6 +240,23 @@ def test_dropout_is_active_in_training_only():
     np.testing.assert_array_equal(deterministic, run_decoder(decoder, variables, tokens, memory).logits)
     with_dropout = [run_decoder(decoder, variables, tokens, memory, key=jax.random.key(k)).logits for k in (0, 1)]
     assert not np.allclose(with_dropout[0], with_dropout[1]) and not np.allclose(with_dropout[0], deterministic)
+
+
+def test_tokens_except_the_first_are_hidden_in_training():
+    decoder, variables, tokens, memory = make_decoder(token_dropout=0.3)
+    expected = run_decoder(*make_decoder()).logits
+    np.testing.assert_array_equal(run_decoder(decoder, variables, tokens, memory).logits, expected)
+    trained = [run_decoder(decoder, variables, tokens, memory, key=jax.random.key(k)).logits for k in (0, 1)]
+    assert not np.allclose(trained[0], expected) and not np.allclose(trained[0], trained[1])
+
+    def embed(tokens, segments, **options):
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(decoder.apply(variables, tokens, segments, rngs=rngs, method="_embed", **options))
+
+    tokens = jnp.full((50, 4, 9), 7)
+    segments = Segments.one_per_row(tokens.shape)
+    hidden = (embed(tokens, segments, train=True) != embed(tokens, segments, train=False)).any(-1)
+    assert not hidden[..., 0].any() and abs(hidden[..., 1:].mean() - 0.3) < 0.04
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ INVALID = [
     ("model.decoder.heads", 0, AT_LEAST_ONE),
     ("model.decoder.feed_forward", 0, AT_LEAST_ONE),
     ("model.decoder.dropout", 1.0, BELOW_ONE),
+    ("model.decoder.token_dropout", 1.0, BELOW_ONE),
     ("model.decoder.dropout_bits", 32, "8 or 16"),
     ("model.decoder.norm", "mid", "'pre' or 'post'"),
     ("model.decoder.norm_epsilon", 0.0, "above 0"),
