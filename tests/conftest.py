@@ -6,9 +6,10 @@ import fcntl
 import functools
 import os
 import shutil
+import signal
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +74,17 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("needs the development photographs in ../shared/data, which are not part of this repository")
     return root
+
+
+@pytest.fixture(scope="module")
+def unignored_signals() -> Iterator[None]:
+    """Restores the default handlers, which child processes inherit; a test run in the background ignores SIGINT."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

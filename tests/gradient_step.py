@@ -54,6 +54,7 @@ OBJECTIVES = {
     # The samples depend on how the batch is split into microbatches.
     "reward": {
         "objective.caption_weight": 0.5,
+        "objective.contrastive_weight": 0.5,
         "objective.terms": {
             "reward": {
                 "name": "caption_jax.objectives.sequence_reward:SequenceReward",
@@ -61,19 +62,9 @@ OBJECTIVES = {
                 "samples": 3,
                 "bleu_4": 1.0,
                 "rouge_l": 1.0,
+                "similarity": 0.5,
                 "length": 0.1,
                 "function_word_ending": 0.2,
-            }
-        },
-    },
-    "similarity": {
-        "objective.contrastive_weight": 0.5,
-        "objective.terms": {
-            "reward": {
-                "name": "caption_jax.objectives.sequence_reward:SequenceReward",
-                "samples": 3,
-                "cider_d": 0.0,
-                "similarity": 1.0,
             }
         },
     },

@@ -119,6 +119,7 @@ def test_several_processes_give_the_results_of_one_process(launcher, tmp_path, g
     assert not (one / "pixels").exists()
 
 
+@pytest.mark.usefixtures("unignored_signals")
 @pytest.mark.parametrize("number", slow_or_long([signal.SIGTERM, signal.SIGHUP], slow=[signal.SIGTERM]))
 def test_a_signal_to_one_process_stops_both_and_a_single_process_can_resume(launcher, tmp_path, number):
     workdir = tmp_path / "run"
@@ -230,7 +231,7 @@ def test_a_process_that_cannot_open_the_data_to_evaluate_ends_both(launcher, tmp
     assert sorted(errors) == sorted([first, expected])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_hosts_of_a_tpu_pod_find_each_other_through_the_metadata_server(launcher, tmp_path):
     workdir, hosts = tmp_path / "run", 2
     with contextlib.ExitStack() as stack:

@@ -13,7 +13,6 @@ import pytest
 from process_faults import DUMPS, HOST, RunStarter, kill_repeatedly
 from process_group import PAIR_FLAGS
 from resume_run import assert_same_result, list_saved_steps
-from tiers import slow_or_long
 
 from caption_jax.runtime.liveness import PEER_FAILED
 
@@ -35,7 +34,8 @@ def test_a_run_whose_processes_are_killed_in_turn_ends_as_if_undisturbed(start, 
     assert_same_result(tmp_path / "killed", tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("suspended", slow_or_long([0, 1], slow=[0]))
+@pytest.mark.long
+@pytest.mark.parametrize("suspended", [0, 1])
 def test_a_suspended_process_is_lost_after_the_heartbeat(start, tmp_path, suspended):
     workdir = tmp_path / "run"
     processes = start(workdir, 2, *PAIR_FLAGS, "--config.train.steps=2000", "--heartbeat=3")

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import faulty_main
@@ -36,16 +36,7 @@ os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
-
-@pytest.fixture(scope="module", autouse=True)
-def unignored_signals() -> Iterator[None]:
-    """Restores the default handlers, which child processes inherit; a test run in the background ignores SIGINT."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+pytestmark = pytest.mark.usefixtures("unignored_signals")
 
 
 @pytest.fixture(scope="module")

@@ -131,18 +131,8 @@ def test_eight_devices_compute_the_same_update_as_one():
     expected = make_step("reward")(batch)
     assert_same(make_step("reward", devices=8)(batch), expected)
     assert expected["reward/reward"] > 0 and np.abs(expected[f"{GRADIENT}decoder/embedding"]).max() > 1e-3
-    assert {"reward/greedy_reward", "reward/words", "reward/function_word_endings", "reward/finished"} <= set(expected)
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("eight_devices")
-def test_the_similarity_of_images_and_samples_is_a_reward_on_one_and_eight_devices():
-    batch = make_batch()
-    expected = make_step("similarity")(batch)
-    assert_same(make_step("similarity", devices=8)(batch), expected)
     assert -1 <= expected["reward/similarity"] <= 1
-    assert expected["reward/reward"] == pytest.approx(expected["reward/similarity"])
-    assert np.abs(expected[f"{GRADIENT}decoder/embedding"]).max() > 1e-4
+    assert {"reward/greedy_reward", "reward/words", "reward/function_word_endings", "reward/finished"} <= set(expected)
 
 
 def test_similarity_ignores_what_follows_the_end_and_has_no_gradient():
