@@ -71,8 +71,8 @@ class SequenceReward(Objective):
         bleu_4: weight of BLEU-4 of single captions, from 0 to 1.
         rouge_l: weight of ROUGE-L, from 0 to 1.
         similarity: weight of the cosine of the angle between the vectors of the image and the caption in the model's
-            own joint embedding, from -1 to 1. Requires `config.objective.contrastive_weight`, whose loss keeps the
-            embedding honest.
+            own joint embedding, from -1 to 1. Requires `config.objective.contrastive_weight`, whose loss trains the
+            embedding.
         length: reward per word.
         function_word_ending: penalty on captions that end in a function word, such as "a" or "with".
     """

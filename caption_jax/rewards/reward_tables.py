@@ -87,7 +87,7 @@ def assume_reward_tables(images: int, captions: int, vocabulary_size: int) -> Re
     """Returns the shapes of the tables of a typical dataset, in place of the arrays.
 
     The numbers of words and n-grams per caption are those of Flickr8k: 11.8 with the end, and 2.4 distinct n-grams that
-    occur in the references of two images.
+    occur in the references of at least two images.
 
     Args:
         images: number of images.
