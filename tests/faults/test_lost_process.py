@@ -44,7 +44,7 @@ def test_a_suspended_process_is_lost_after_the_heartbeat(start, tmp_path, suspen
     processes.check_survivors(suspended, "has been silent for 3 s (--heartbeat): see its log and its host; step ")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_error_of_one_process_during_training_ends_the_others(start, tmp_path):
     workdir = tmp_path / "run"
     processes = start(
