@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,9 +74,8 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
     def sample_tokens(log_probs: LogProbs, step: Int[Array, ""]) -> Int[Array, "batch rows"]:
         truncated = keep_top_p(keep_top_k(log_probs / temperature, top_k), top_p)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(image_keys, step)
-        # Gumbel-max trick, with separate noise for each image.
-        noise = jax.vmap(lambda key: jax.random.gumbel(key, truncated.shape[1:]))(step_keys)
-        return (truncated + noise).argmax(-1)
+        uniforms = jax.vmap(lambda key: jax.random.uniform(key, truncated.shape[1:2]))(step_keys)  # own ones per image
+        return draw_tokens(truncated, uniforms)
 
     decoded = roll_out(
         predictor,
@@ -90,6 +90,30 @@ def sample(  # noqa: PLR0913 - keyword-only: sampler settings and the arguments 
     if return_attention:
         decoded = decoded.replace(all_attention=predictor.compute_attention(decoded.all_tokens, bos_id, pad_id))
     return decoded
+
+
+def draw_tokens(log_probs: LogProbs, uniforms: Float[Array, "batch rows"]) -> Int[Array, "batch rows"]:
+    """Draws one token per row by inverting the cumulative distribution, in blocks of tokens and then inside a block.
+
+    This needs one random number per row. The Gumbel-max trick needs one per token of the vocabulary, which took a fifth
+    of the time of a training step on rewards.
+
+    Args:
+        log_probs: log-probabilities up to a constant per row; -inf for tokens that are never drawn.
+        uniforms: uniform random numbers in [0, 1).
+    """
+    probs = jnp.exp(log_probs - log_probs.max(-1, keepdims=True))
+    size = math.isqrt(probs.shape[-1] - 1) + 1
+    blocks = jnp.pad(probs, ((0, 0), (0, 0), (0, -probs.shape[-1] % size)))
+    blocks = blocks.reshape(*probs.shape[:2], -1, size)
+    ends = jnp.cumsum(blocks.sum(-1), axis=-1)
+    target = uniforms[..., None] * ends[..., -1:]
+    block = (ends <= target).sum(-1, keepdims=True)  # the first that ends after the target, so it is not empty
+    start = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0), axis=-1), 0)
+    inside = jnp.cumsum(jnp.take_along_axis(blocks, block[..., None], axis=-2)[..., 0, :], axis=-1)
+    # The rounding errors of both sums differ, so the target may be just after the end of the block.
+    target = jnp.minimum(target - start, inside[..., -1:] * (1 - 2**-23))
+    return (block * size)[..., 0] + (inside <= target).sum(-1)
 
 
 def keep_top_k(log_probs: LogProbs, count: int) -> LogProbs:

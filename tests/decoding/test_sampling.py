@@ -12,7 +12,7 @@ from tiny_captioner import MODEL, PAD, compute_next_log_probs, make_random_capti
 
 from caption_jax.decoding import greedy, sample
 from caption_jax.decoding.constraints import banned_tokens
-from caption_jax.decoding.sampling import keep_top_k, keep_top_p
+from caption_jax.decoding.sampling import draw_tokens, keep_top_k, keep_top_p
 
 KEY = jax.random.key(0)
 
@@ -81,3 +81,20 @@ def test_top_p_and_top_k_examples():
     assert np.isfinite(keep_top_p(log_probs, 1.0)).all() and np.isfinite(keep_top_p(log_probs, jnp.array(1.0))).all()
     assert np.isfinite(keep_top_k(log_probs, 2)).tolist() == [[[True, True, False]]]
     assert np.isfinite(keep_top_k(log_probs, 0)).all() and np.isfinite(keep_top_k(log_probs, 9)).all()
+
+
+@pytest.mark.parametrize("vocabulary_size", [1, 6, 100, 5003])
+def test_tokens_are_drawn_by_inverting_the_cumulative_distribution(vocabulary_size):
+    rng = np.random.default_rng(0)
+    probs = rng.exponential(size=(2, 500, vocabulary_size)) * (rng.random((2, 500, vocabulary_size)) < 0.5)
+    probs[..., -1] += probs.sum(-1) == 0
+    uniforms = rng.random((2, 500)).astype(np.float32)
+    uniforms[:, 0], uniforms[:, 1] = 0, 1 - 2**-24
+    with np.errstate(divide="ignore"):
+        tokens = np.asarray(draw_tokens(jnp.log(probs.astype(np.float32)) + 3, jnp.asarray(uniforms)))
+    cumulative = np.cumsum(probs, -1) / probs.sum(-1, keepdims=True)
+    expected = (cumulative <= uniforms[..., None].astype(np.float64)).sum(-1)
+    distance = np.abs(cumulative - uniforms[..., None]).min(-1)
+    is_clear = distance > 1e-5  # otherwise, rounding may select the neighbour
+    assert (tokens == expected)[is_clear].all() and is_clear.mean() > 0.8
+    assert (np.take_along_axis(probs, tokens[..., None], -1) > 0).all()
