@@ -11,6 +11,7 @@ import pytest
 import small_run
 
 from caption_jax.specs import RunSpec
+from caption_jax.telemetry.metrics_file import read_metrics
 from caption_jax.training.loop import train_and_evaluate
 
 NAME = "caption_jax.objectives.sequence_reward:SequenceReward"
@@ -45,3 +46,6 @@ def test_the_reward_finds_the_words_that_describe_an_image(tmp_path):
     result = train(images, tmp_path / "rewarded", **changes)
     right = [many_wordings.describes(row["caption"], row["image_id"]) for row in result["images"]]
     assert np.mean(right) > 0.9 and result["metrics"]["CIDEr-D"] > 2.5, result["images"]
+    rows = [row.values for row in read_metrics(tmp_path / "rewarded" / "metrics.jsonl") if row.split == "train"]
+    assert rows[-1]["reward/reward"] > rows[0]["reward/reward"]
+    assert rows[-1]["reward/finished"] > 0.9 and rows[-1]["reward/function_word_endings"] < 0.1
