@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
             }
         }
     )
+    config.evaluators = ConfigDict({"start": {"name": "caption_jax.evaluation.start_divergence:StartDivergence"}})
     config.optimizer.learning_rate = 1e-4  # a tenth of that with cross-entropy
     config.optimizer.warmup_steps = 50
     config.train.epochs = 6

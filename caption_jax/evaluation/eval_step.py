@@ -34,7 +34,8 @@ def make_eval_step(
 ) -> Callable[..., dict[str, PyTree]]:
     """Builds the step `(variables, batch) -> outputs`, which decodes captions and computes the teacher-forced loss.
 
-    With an ensemble, the variables of the other models are a third argument, a sequence.
+    The third argument is the variables of the other models of an ensemble, and the fourth the constants of each
+    evaluator (`Evaluator.constants`), both as sequences.
 
     The outputs are `tokens` [batch, length] and `log_prob` [batch] of the decoded captions; `loss_sum`, `correct_sum`
     and `weight_sum` over the reference tokens (without label smoothing); `evaluators`, a list with the outputs of each
@@ -50,7 +51,9 @@ def make_eval_step(
     """
     decode_spec = description.spec.decode
 
-    def step(variables: PyTree, batch: Batch, other_variables: Sequence[PyTree] = ()) -> dict[str, PyTree]:
+    def step(
+        variables: PyTree, batch: Batch, other_variables: Sequence[PyTree] = (), constants: Sequence[PyTree] = ()
+    ) -> dict[str, PyTree]:
         features = encode_batch(model, variables, batch, description)
         ensemble = join_ensemble(model, variables, features, batch["image"], others, other_variables)
         options = {"image_ids": batch.get("index"), "consensus": consensus}
@@ -61,8 +64,12 @@ def make_eval_step(
             loss = _compute_loss(model, variables, features, batch, shards)
         pixels = description.preprocessing.normalise(batch["image"])
         eval_batch = EvalBatch(model, variables, pixels, features, batch, decoded)
+        constants = constants or [()] * len(evaluators)
         return {
-            "evaluators": [evaluator.outputs(state, eval_batch) for evaluator, state in evaluators],
+            "evaluators": [
+                evaluator.outputs(state, eval_batch._replace(constants=arrays))
+                for (evaluator, state), arrays in zip(evaluators, constants, strict=True)
+            ],
             "tokens": decoded.tokens,
             "log_prob": decoded.log_prob,
             "loss_sum": loss.loss_sum,

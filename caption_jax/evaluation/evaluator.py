@@ -38,6 +38,7 @@ class EvalBatch(NamedTuple):
         features: features that the decoder attends to, including any context.
         batch: the arrays of the batch, including the reference "tokens" [batch, captions, length].
         decoded: the decoded captions.
+        constants: the result of `Evaluator.constants`.
     """
 
     model: ImageCaptioningModel
@@ -46,6 +47,7 @@ class EvalBatch(NamedTuple):
     features: ImageFeatures
     batch: Mapping[str, jax.Array]
     decoded: Decoded
+    constants: PyTree = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,6 +148,17 @@ class Evaluator:
             ConfigError: the run does not meet the requirements of this evaluator.
         """
         return None
+
+    def constants(self, state: Any) -> PyTree:
+        """Returns arrays that `outputs` needs in addition to the batch, such as the weights of another model.
+
+        They are copied to all devices once per run. Arrays that `outputs` reads from `state` would be compiled into
+        the evaluation step.
+
+        Args:
+            state: the result of `prepare`.
+        """
+        return ()
 
     def outputs(self, state: Any, batch: EvalBatch) -> dict[str, Float[Array, "batch ..."]]:
         """Computes arrays with a leading batch axis inside the jitted evaluation step.

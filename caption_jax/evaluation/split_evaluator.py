@@ -121,6 +121,8 @@ class SplitEvaluator:
         self.non_default_inputs += [] if self._context_kind == default_context_kind else [f"context_{context}"]
         self._evaluators = prepare_evaluators(experiment)
         mesh, decode_spec = experiment.mesh, experiment.spec.decode
+        constants = [prepared.evaluator.constants(prepared.state) for prepared in self._evaluators]
+        self._constants = jax.device_put(constants, replicated(mesh))
         self._ensemble = load_ensemble(
             decode_spec.ensemble, experiment.description, str(experiment.workdir), replicated(mesh)
         )
@@ -136,7 +138,7 @@ class SplitEvaluator:
             others=self._ensemble.descriptions,
             consensus=consensus,
         )
-        jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh), None), out_shardings=replicated(mesh))
+        jitted = jax.jit(step, in_shardings=(None, batch_sharding(mesh), None, None), out_shardings=replicated(mesh))
         self._step: Callable = experiment.display.around_first_call(jitted, "compiling the evaluation step")
 
     def check_metric(self, name: str) -> None:
@@ -175,7 +177,8 @@ class SplitEvaluator:
         collected = _CollectedOutputs()
         bar = self._experiment.display.phase(f"captioning {self._split_name}", len(self.split), "images")
         with prefetch_to_device(batches, self._put_on_devices, data.prefetch) as prefetched, bar as phase:
-            steps = (self._step(variables, batch, self._ensemble.variables) for batch in prefetched)
+            others = self._ensemble.variables, self._constants
+            steps = (self._step(variables, batch, *others) for batch in prefetched)
             for outputs in _fetch_late(steps):
                 collected.add(self.split, outputs)
                 phase.advance(data.eval_batch_size)
