@@ -36,6 +36,7 @@ from benchmarks.peak import make_product_commands, print_utilisation, split_peak
 from benchmarks.peers.keras_published import Design
 from caption_jax.runtime.process import MALLOC_SETTINGS, set_up_process
 from caption_jax.specs import RunSpec
+from input_pipeline.special_tokens import EOS
 
 MEAN_LENGTH, LENGTH_STDDEV = 13.25, 3.84  # input tokens per Flickr8k caption, with a vocabulary of 4,000
 IMAGE_SIZE, GRID_POSITIONS, CHANNELS = 224, 49, 1280
@@ -86,6 +87,7 @@ def make_training_steps(
     vocabulary_size: int,
     batches: list[dict[str, np.ndarray]],
     constants: dict[str, dict[str, Any]] | None = None,
+    end_probability: float = 0.0,
 ) -> Callable[[], Any]:
     """Returns a function that performs one update per batch, with the program that a run compiles.
 
@@ -94,6 +96,7 @@ def make_training_steps(
         vocabulary_size: Number of tokens of the vocabulary.
         batches: Batches of stored features.
         constants: Constants of the objectives, by label.
+        end_probability: Initial probability of </s> after each token; 0 for that of random weights.
     """
     import jax
 
@@ -110,7 +113,12 @@ def make_training_steps(
     mesh = make_mesh(spec.mesh)
     program = make_program(description, mesh, steps=10_000).with_constants(constants or {})
     put_on_devices = make_batch_placer(spec, mesh)
-    state = program.start(init_variables(description))
+    variables = init_variables(description)
+    if end_probability:
+        bias = variables["params"]["decoder"]["output_bias"]
+        odds = end_probability / (1 - end_probability)
+        variables["params"]["decoder"]["output_bias"] = bias.at[EOS].set(np.log(odds * vocabulary_size))
+    state = program.start(variables)
     ((_, frozen),) = phases(state.params, spec.optimizer.rules)
     update = program.update(frozen)
 
