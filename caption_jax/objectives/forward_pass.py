@@ -116,6 +116,10 @@ class ForwardPass:
         """
         return self._model.decode(self._rows.inputs, self.memory, segments=self.segments, train=True)
 
+    def decode_again(self) -> DecoderOutput:
+        """Runs the decoder once more on the same captions and memory, with other dropout masks."""
+        return self._model.decode(self._rows.inputs, self.memory, segments=self.segments, train=True)
+
     def to_tokens(self, x: Array) -> Array:
         """Converts an array [batch, captions, targets, *features] to the layout of the decoder's output."""
         return self.segments.to_rows(x.reshape(self.segments.num_captions, *x.shape[2:]))
