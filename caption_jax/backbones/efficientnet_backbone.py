@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from caption_jax.models.backbones.efficientnet_variants import EfficientNetSettings, get_variant
 from input_pipeline.errors import ConfigError
-from input_pipeline.spec_checks import at_least, check_fields, interval
+from input_pipeline.spec_checks import at_least, check_fields, interval, one_of
 
 if TYPE_CHECKING:
     from jax.typing import DTypeLike
@@ -34,15 +34,17 @@ class EfficientNetBackbone:
     norm_group_size: int = 0  # number of images that share batch-norm statistics; 0 for the whole batch
     norm_momentum: float = 0.99
     drop_path: float = 0.0  # stochastic depth rate of the last block
+    fine_stage: str = ""  # stage whose features, at a higher resolution, are appended to those of the last; "" for none
 
     def __post_init__(self):
-        get_variant(self.variant)
+        stages = get_variant(self.variant).stage_names[:-1]
         check_fields(
             self,
             "config.model.encoder",
             norm_group_size=at_least(0, "for the whole batch"),
             norm_momentum=interval("[0, 1]"),
             drop_path=interval("[0, 1)", "0 for none"),
+            fine_stage=one_of("", *stages),
         )
 
     @property
@@ -92,6 +94,7 @@ class EfficientNetBackbone:
             frozen_norms=frozen_norms,
             padding=settings.padding,
             norm_epsilon=settings.norm_epsilon,
+            fine_stage=self.fine_stage,
             dtype=dtype,
             ops=ops,
         )

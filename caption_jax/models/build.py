@@ -14,6 +14,7 @@ from caption_jax.models.context_memory import ContextMemory
 from caption_jax.models.decoder import Decoder
 from caption_jax.models.image_encoder import ImageEncoder
 from caption_jax.models.joint_embedding import JointEmbedding
+from caption_jax.models.memory_layers import MemoryEncoder
 from caption_jax.models.roberta import RobertaSettings
 from caption_jax.models.text_encoder import TextEncoder
 from caption_jax.ops.implementations import IMPLEMENTATIONS
@@ -65,6 +66,7 @@ def build_model(
             vector=spec.vector,
             always_vector=text_encoder is not None and joint_embedding,
             memory_dropout=spec.memory_dropout,
+            memory_encoder=_build_memory_encoder(spec, dtype),
             dtype=dtype,
             ops=ops,
         ),
@@ -111,6 +113,24 @@ def roberta_settings(spec: TextEncoderSpec, vocabulary_size: int, max_length: in
         "layer_norm_eps": 1e-5,
         "pad_token_id": pad_id,
     }
+
+
+def _build_memory_encoder(spec: ModelSpec, dtype: Dtype) -> MemoryEncoder | None:
+    """Builds the layers between the image encoder and the decoder, with the dimensions of the decoder's layers."""
+    if not spec.memory_layers:
+        return None
+    decoder = spec.decoder
+    return MemoryEncoder(
+        spec.memory_layers,
+        decoder.width,
+        decoder.heads,
+        decoder.feed_forward,
+        decoder.dropout,
+        decoder.dropout_bits,
+        decoder.activation,
+        dtype=dtype,
+        ops=IMPLEMENTATIONS[spec.ops],
+    )
 
 
 def _build_text_modules(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import flax.linen as nn
 import flax.struct
 import jax.numpy as jnp
@@ -13,19 +11,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from caption_jax.models.attention import CrossAttention, SelfAttention
 from caption_jax.models.cache import Cache, LayerCache, create_cache
-from caption_jax.models.layers import Dense, Dropout
+from caption_jax.models.layers import ACTIVATIONS, Dropout, FeedForward
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.mixed_precision import einsum_float32
 from caption_jax.ops.segments import Segments
 
 INIT_STDDEV = 0.02  # standard deviation of the initial embeddings, as in RoBERTa
-
-# Activations of the feed-forward networks, by name.
-ACTIVATIONS = {
-    "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x * normal_cdf(x)
-    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # faster approximation, with an error below 0.0005
-}
 
 
 class DecoderOutput(flax.struct.PyTreeNode):
@@ -42,31 +34,6 @@ class DecoderOutput(flax.struct.PyTreeNode):
     states: Float[Array, "*rows tokens width"]
     cache: Cache | None
     attention: Float[Array, "layers *rows heads tokens memory"] | None
-
-
-class FeedForward(nn.Module):
-    """Two dense layers, with an activation and dropout in between."""
-
-    width: int
-    hidden: int
-    dropout: float
-    dropout_bits: Bits = 8
-    activation: str = "gelu_tanh"
-    output_scale: float = 1.0
-    dtype: Dtype = jnp.float32
-    param_dtype: Dtype = jnp.float32
-    ops: Ops = FAST
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
-    ) -> Float[Array, "*batch width"]:
-        """Applies the network to each position independently; `ids` as in `Dropout`."""
-        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
-        x = ACTIVATIONS[self.activation](Dense(self.hidden, name="expand", **dense)(x))
-        x = Dropout(self.dropout, self.dropout_bits, self.ops)(x, train=train, ids=ids)
-        init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
-        return Dense(self.width, kernel_init=init, name="contract", **dense)(x)
 
 
 class DecoderLayer(nn.Module):

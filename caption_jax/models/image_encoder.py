@@ -50,6 +50,7 @@ class ImageEncoder(nn.Module):
         vector: pooling of the cells before the dense layer of the vector, 'mean' or 'flatten' (concatenation).
         always_vector: whether to compute the vector for the joint embedding even if it is not part of the memory.
         memory_dropout: dropout rate of the memory.
+        memory_encoder: maps the memory to one of the same shape; takes `train`, as `MemoryEncoder` does. None for none.
         dtype: computation dtype.
         param_dtype: dtype of the parameters.
         ops: implementation of the operations.
@@ -61,6 +62,7 @@ class ImageEncoder(nn.Module):
     vector: Literal["mean", "flatten"] = "mean"
     always_vector: bool = False
     memory_dropout: float = 0.0
+    memory_encoder: nn.Module | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     ops: Ops = FAST
@@ -106,7 +108,10 @@ class ImageEncoder(nn.Module):
         if self.image_memory != "grid":
             parts.append(vector[:, None, :])
         memory = parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
-        return ImageFeatures(self.dropout(memory, deterministic=not train), vector)
+        memory = self.dropout(memory, deterministic=not train)
+        if self.memory_encoder is not None:
+            memory = self.memory_encoder(memory, train=train)
+        return ImageFeatures(memory, vector)
 
 
 class GridMemory(nn.Module):

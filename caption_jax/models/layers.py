@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 from flax.typing import Dtype, Initializer
@@ -10,6 +12,12 @@ from jaxtyping import Array, Float, Int
 from caption_jax.ops.dropout import Bits
 from caption_jax.ops.implementations import FAST, Ops
 from caption_jax.ops.mixed_precision import add_parameter
+
+# Activations of the feed-forward networks, by name.
+ACTIVATIONS = {
+    "gelu": functools.partial(nn.gelu, approximate=False),  # Hendrycks and Gimpel, 2016: x * normal_cdf(x)
+    "gelu_tanh": functools.partial(nn.gelu, approximate=True),  # faster approximation, with an error below 0.0005
+}
 
 
 class Dense(nn.Module):
@@ -74,3 +82,28 @@ class Dropout(nn.Module):
         if not train or self.rate == 0:
             return x
         return self.ops.dropout(self.make_rng("dropout"), x, self.rate, ids, self.bits)
+
+
+class FeedForward(nn.Module):
+    """Two dense layers, with an activation and dropout in between."""
+
+    width: int
+    hidden: int
+    dropout: float
+    dropout_bits: Bits = 8
+    activation: str = "gelu_tanh"
+    output_scale: float = 1.0
+    dtype: Dtype = jnp.float32
+    param_dtype: Dtype = jnp.float32
+    ops: Ops = FAST
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "*batch width"], *, train: bool, ids: Int[Array, "*batch"] | None = None
+    ) -> Float[Array, "*batch width"]:
+        """Applies the network to each position independently; `ids` as in `Dropout`."""
+        dense = {"dtype": self.dtype, "param_dtype": self.param_dtype, "ops": self.ops}
+        x = ACTIVATIONS[self.activation](Dense(self.hidden, name="expand", **dense)(x))
+        x = Dropout(self.dropout, self.dropout_bits, self.ops)(x, train=train, ids=ids)
+        init = nn.initializers.variance_scaling(self.output_scale, "fan_in", "truncated_normal")
+        return Dense(self.width, kernel_init=init, name="contract", **dense)(x)

@@ -132,6 +132,9 @@ class ModelSpec:
     image_memory: str = "grid"  # image features that the decoder attends to: "grid", "vector" or "both"
     vector: str = "mean"  # computation of the image vector from the grid: "mean" or "flatten"
     memory_dropout: float = 0.1
+    # Transformer layers that relate the cells of an image to each other, with the dimensions and the dropout rate of
+    # the decoder's layers.
+    memory_layers: int = 0
     # Keys of EfficientNet, or {"name": "package.module:Class", ..} (docs/extending.md).
     encoder: Backbone = extension_field(EfficientNetBackbone)
     decoder: DecoderSpec = DecoderSpec()
@@ -147,4 +150,5 @@ class ModelSpec:
             image_memory=one_of("grid", "vector", "both"),
             vector=one_of("mean", "flatten"),
             memory_dropout=interval("[0, 1)", "0 for none"),
+            memory_layers=at_least(0, "for none", largest=1024),
         )

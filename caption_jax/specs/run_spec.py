@@ -143,6 +143,12 @@ class RunSpec:
                 f"config.data.feature_cache.stage: unknown stage {show(cache.stage)}; expected one of "
                 f"{', '.join(names)}"
             )
+        fine_stage = getattr(self.model.encoder, "fine_stage", "")
+        if fine_stage and names.index(cache.stage) > names.index(fine_stage):
+            raise ConfigError(
+                f"config.data.feature_cache.stage={cache.stage!r} comes after config.model.encoder.fine_stage="
+                f"{fine_stage!r}, whose output the model also needs: set feature_cache.stage to {fine_stage!r}"
+            )
         if cache.views > 1 and self.augment.is_identity:
             raise ConfigError(
                 f"config.data.feature_cache.views is {cache.views}, but without augmentation all views of an "

@@ -12,7 +12,7 @@ from flax import traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from program_stats import compute_stats
 
-from caption_jax.models.backbones.efficientnet import EfficientNet, drop_path
+from caption_jax.models.backbones.efficientnet import EfficientNet, append_finer_cells, drop_path
 from caption_jax.models.backbones.efficientnet_variants import VARIANTS, get_variant
 
 IMAGES = jnp.asarray(np.random.RandomState(0).randn(8, 32, 32, 3), jnp.float32)
@@ -151,6 +151,43 @@ def test_a_network_run_in_two_parts_gives_the_same_features(stage):
     arguments = (lower_variables, make_variables(), IMAGES)
     features = jax.jit(run_in_two_parts).lower(*arguments).compile(QUICK_COMPILATION)(*arguments)
     np.testing.assert_allclose(features, run(False)[0], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (3, 5)])
+def test_the_finer_cells_of_each_cell_are_appended_to_its_channels(shape):
+    rng = np.random.RandomState(0)
+    x, fine = rng.randn(2, 2, 3, 5).astype(np.float32), rng.randn(2, *shape, 7).astype(np.float32)
+    out = np.asarray(append_finer_cells(jnp.asarray(x), jnp.asarray(fine)))
+    assert out.shape == (2, 2, 3, 5 + 4 * 7)
+    np.testing.assert_array_equal(out[..., :5], x)
+    padded = np.zeros((2, 4, 6, 7), np.float32)
+    padded[:, : shape[0], : shape[1]] = fine
+    for row, column in np.ndindex(2, 3):
+        cells = [padded[:, 2 * row + i, 2 * column + j] for i in range(2) for j in range(2)]
+        np.testing.assert_array_equal(out[:, row, column, 5:], np.concatenate(cells, axis=-1))
+
+
+@pytest.mark.parametrize("start", ["", "stem", "stage_1"])
+def test_features_of_a_finer_stage_are_those_of_the_stage_itself(start):
+    model, plain = EfficientNet("micro", fine_stage="stage_1"), EfficientNet("micro")
+
+    def run_both(variables, images):
+        inputs = images if not start else plain.apply(variables, images, train=False, stop_after=start)
+        fine = plain.apply(variables, images, train=False, stop_after="stage_1")
+        last = plain.apply(variables, images, train=False)
+        return model.apply(variables, inputs, train=False, start_after=start), append_finer_cells(last, fine)
+
+    arguments = make_variables(), IMAGES
+    actual, expected = jax.jit(run_both).lower(*arguments).compile(QUICK_COMPILATION)(*arguments)
+    assert actual.shape[-1] > run(False)[0].shape[-1]
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_output_of_a_later_stage_does_not_contain_the_finer_features():
+    model = EfficientNet("micro", fine_stage="stage_1")
+    features = EfficientNet("micro").apply(make_variables(), IMAGES[:1], train=False, stop_after="stage_2")
+    with pytest.raises(ValueError, match=r"fine_stage='stage_1' is not part of that of 'stage_2'"):
+        model.apply(make_variables(), features, train=False, start_after="stage_2")
 
 
 def test_statistics_below_a_split_are_unchanged():

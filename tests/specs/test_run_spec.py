@@ -77,6 +77,10 @@ def test_specs_round_trip_through_json_and_can_be_overridden():
         ({"decode.method": "viterbi"}, r"config\.decode\.method is 'viterbi'"),
         ({"data.feature_cache.stage": "stage_9"}, r"feature_cache\.stage: unknown stage 'stage_9'.*stage_7"),
         ({"data.feature_cache.stage": "stem", "data.feature_cache.views": 2}, "views is 2, but without augmentation"),
+        (
+            {"data.feature_cache.stage": "stage_7", "model.encoder.fine_stage": "stage_5"},
+            r"feature_cache\.stage='stage_7' comes after .*fine_stage='stage_5'.*set feature_cache.stage to 'stage_5'",
+        ),
         ({"dtype": "float16"}, r"config\.dtype is 'float16'"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass, replace
 
 import jax
@@ -252,6 +252,8 @@ class EfficientNet(nn.Module):
             stored statistics in training.
         padding: 'same' (as in TensorFlow) or 'symmetric' (as in PyTorch).
         norm_epsilon: epsilon of the batch norms.
+        fine_stage: stage whose output, at a higher resolution, is appended to the channels of the last one (see
+            `append_finer_cells`); "" for none.
         dtype: computation dtype; statistics are always float32.
         param_dtype: dtype of the parameters.
         ops: implementation of the operations.
@@ -264,6 +266,7 @@ class EfficientNet(nn.Module):
     frozen_norms: Set[str] = frozenset()
     padding: Padding = "same"
     norm_epsilon: float = 1e-3
+    fine_stage: str = ""
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
     ops: Ops = FAST
@@ -286,7 +289,7 @@ class EfficientNet(nn.Module):
             stop_after: runs only the stages up to this one, and returns its output.
 
         Raises:
-            ValueError: the variant or a stage is unknown.
+            ValueError: the variant or a stage is unknown, or `start_after` is a stage after `fine_stage`.
         """
         variant = get_variant(self.variant)
         settings = BlockSettings(
@@ -309,13 +312,38 @@ class EfficientNet(nn.Module):
         stages.append(Pointwise(variant.head_channels, settings.for_submodule("head"), name="head"))
         x = images.astype(self.dtype)
         first, end = len(variant.stages_up_to(start_after)), len(variant.stages_up_to(stop_after)) or len(stages)
-        for stage in stages[first:end]:
-            x = stage(x, train=train)
-        return x
+        if self.fine_stage and not stop_after:
+            fine_end = len(variant.stages_up_to(self.fine_stage))
+            if first > fine_end:
+                raise ValueError(f"the output of fine_stage={self.fine_stage!r} is not part of that of {start_after!r}")
+            fine = x = _run(stages[first:fine_end], x, train)
+            return append_finer_cells(_run(stages[fine_end:], x, train), fine)
+        return _run(stages[first:end], x, train)
 
     def _compute_drop_rates(self, variant: Variant) -> tuple[float, ...]:
         blocks = sum(stage.blocks for stage in variant.scaled_stages)
         return tuple(self.drop_path * index / max(blocks - 1, 1) for index in range(blocks))
+
+
+def _run(stages: Sequence[nn.Module], x: Array, train: bool) -> Array:
+    for stage in stages:
+        x = stage(x, train=train)
+    return x
+
+
+def append_finer_cells(
+    x: Float[Array, "batch h w channels"], fine: Float[Array, "batch height width fine_channels"]
+) -> Float[Array, "batch h w all_channels"]:
+    """Appends the features of all finer cells that a cell consists of to its channels.
+
+    A finer grid that is not a multiple of the other one is padded with zeros at the end: 15 cells are the pairs of 8.
+    """
+    batch, height, width, _ = x.shape
+    rows, columns = -(-fine.shape[1] // height), -(-fine.shape[2] // width)  # finer cells per cell
+    padding = (0, rows * height - fine.shape[1]), (0, columns * width - fine.shape[2])
+    fine = jnp.pad(fine, ((0, 0), *padding, (0, 0)))
+    fine = fine.reshape(batch, height, rows, width, columns, -1).swapaxes(2, 3)
+    return jnp.concatenate([x, fine.reshape(batch, height, width, -1)], axis=-1)
 
 
 class Classifier(nn.Module):
