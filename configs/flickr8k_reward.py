@@ -4,6 +4,9 @@ r"""Flickr8k, trained on CIDEr-D: starts from a run of flickr8k.py, and rewards 
     python main.py --config=configs/flickr8k_reward.py --config.data.root=FOLDER --config.init_from=runs/flickr8k \
         --config.data.feature_cache.folder=runs/flickr8k/features --workdir=WORKDIR
 
+On the dev images, CIDEr-D with greedy decoding rises from 0.450 to 0.531, and with five beams from 0.494 to 0.537. All
+settings were chosen on other images, 500 of the training split (docs/quality.md).
+
 FOLDER has the same contents as for flickr8k.py. The second run reads the features that the first one has computed.
 docs/training.md#training-on-metrics describes the objective.
 """
@@ -31,7 +34,7 @@ def get_config() -> ConfigDict:
         }
     )
     config.evaluators = ConfigDict({"start": {"name": "caption_jax.evaluation.start_divergence:StartDivergence"}})
-    config.optimizer.learning_rate = 1e-4  # a tenth of that with cross-entropy
+    config.optimizer.learning_rate = 3e-4  # a third of that with cross-entropy
     config.optimizer.warmup_steps = 50
     config.train.epochs = 6
     return config.lock()

@@ -1,7 +1,7 @@
 """Training on the metrics of sampled captions (self-critical sequence training, Rennie et al. 2017).
 
 This extension objective is enabled in the config by its import path, usually in a run that starts from the weights of a
-run with cross-entropy alone (`config.init_from`), at a tenth of its learning rate:
+run with cross-entropy alone (`config.init_from`), at a third to a tenth of its learning rate:
 
     config.objective.caption_weight = 0.1
     config.objective.terms = {
