@@ -15,6 +15,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,14 @@ _TRACING_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 log = logging.getLogger(__name__)
 
+# Held while programs with a default folder are made, because that changes JAX's global configuration.
+_DEFAULT_FOLDER_LOCK = threading.RLock()
+
 
 class CachedProgram:
     """A jitted function on one device whose StableHLO is stored in JAX's compilation cache folder.
+
+    Thread-safe: threads that need the same program wait until one of them has made it.
 
     Equivalent to `jax.jit` if that folder (`jax_compilation_cache_dir`) is not set and there is no `default_folder`.
 
@@ -56,6 +62,7 @@ class CachedProgram:
         self._default_folder = default_folder
         self._jitted = jax.jit(function, **options)
         self._programs: dict[Any, Callable] = {}
+        self._lock = threading.RLock() if default_folder is None else _DEFAULT_FOLDER_LOCK
 
     def __call__(self, *arguments: PyTree) -> PyTree:
         """Calls the function, tracing it only if no cached program matches the arguments."""
@@ -70,9 +77,14 @@ class CachedProgram:
     def _get_program(self, arguments: tuple[PyTree, ...]) -> Callable:
         leaves, tree = jax.tree.flatten(arguments)
         shapes = tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
-        if (tree, shapes) not in self._programs:
-            self._programs[tree, shapes] = self._make_program(arguments, f"{tree} {shapes}")
-        return self._programs[tree, shapes]
+        program = self._programs.get((tree, shapes))
+        if program is None:
+            with self._lock:
+                program = self._programs.get((tree, shapes))  # another thread may have made it meanwhile
+                if program is None:
+                    program = self._make_program(arguments, f"{tree} {shapes}")
+                    self._programs[tree, shapes] = program
+        return program
 
     def _make_program(self, arguments: tuple[PyTree, ...], signature: str) -> Callable:
         configured = jax.config.jax_compilation_cache_dir

@@ -7,6 +7,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -68,6 +70,25 @@ def test_a_list_a_tuple_and_a_batch_of_arrays_have_a_list_of_captions(captioner,
         captions = captioner.caption(batch)
         assert [caption.text for caption in captions] == [expected] * len(batch)
     assert captioner.caption([]) == captioner.caption(()) == []
+
+
+def test_threads_get_the_captions_of_sequential_calls(workdir, path):
+    captioner = caption_jax.load(workdir, batch_size=6)  # whose programs are not compiled yet
+    made, make, barrier = [], captioner._generate._make_program, threading.Barrier(8)
+    captioner._generate._make_program = lambda *arguments: (made.append(arguments[1]), make(*arguments))[1]
+
+    def call(number: int) -> list[Caption]:
+        barrier.wait()
+        images = [kind(path) for kind in KINDS.values()][: 1 + number % 4]
+        return [caption for _ in range(5) for caption in captioner.caption(images)]
+
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(call, range(8)))
+    assert len(made) == 2, "one program for one image, and one for up to four"
+    for number, captions in enumerate(results):
+        expected = captioner.caption(path)
+        assert len(captions) == 5 * (1 + number % 4)
+        assert {(caption.text, caption.tokens) for caption in captions} == {(expected.text, expected.tokens)}
 
 
 @pytest.mark.parametrize(

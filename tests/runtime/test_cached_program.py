@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,3 +97,34 @@ def test_nothing_is_cached_without_a_compilation_cache(cache_folder):
     jax.config.update("jax_compilation_cache_dir", None)
     assert CachedProgram(CountingFunction(), "count", {})(*ARGUMENTS)[1] == 6
     assert list_cached_files(cache_folder) == []
+
+
+@pytest.fixture
+def no_cache_folder():
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", None)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.mark.usefixtures("no_cache_folder")
+@pytest.mark.parametrize("has_default_folder", [False, True])
+def test_threads_make_each_program_once(tmp_path, monkeypatch, has_default_folder):
+    folder = str(tmp_path) if has_default_folder else None
+    program, made = CachedProgram(CountingFunction(), "count", {}, default_folder=folder), []
+    make, barrier = program._make_program, threading.Barrier(8)
+
+    def make_slowly(arguments, signature):
+        made.append(signature)
+        time.sleep(0.05)  # long enough for all threads to find that there is no program yet
+        return make(arguments, signature)
+
+    def call(number: int) -> float:
+        barrier.wait()
+        weights, shift = {"scale": jnp.float32(2)}, None
+        return float(program(weights, jnp.ones(1 + number % 2), shift)[1])
+
+    monkeypatch.setattr(program, "_make_program", make_slowly)
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(call, range(8))) == [2.0, 4.0] * 4
+    assert len(made) == 2
