@@ -36,6 +36,9 @@ STANDALONE_PACKAGES = {
     "input_pipeline": (),
 }
 
+# Modules of serving that can be used without its HTTP server.
+SERVING_CORE = ("batcher", "caption_request", "caption_service", "refusals", "served_model")
+
 
 def find_modules() -> dict[str, Path]:
     """Returns the file of every module of both packages, by dotted name."""
@@ -138,6 +141,13 @@ def test_standalone_packages_import_only_allowed_modules(package):
         if not any(_is_within(imported, prefix) for prefix in allowed)
     }
     assert not violations
+
+
+def test_batching_does_not_depend_on_http():
+    core = {f"caption_jax.serving.{name}" for name in SERVING_CORE}
+    assert core <= set(MODULES)
+    imports = {module for name in core for module in find_imports(name, inside_functions=True)}
+    assert {module for module in imports if _is_within(module, "caption_jax.serving")} <= core
 
 
 def _is_within(name: str, package: str) -> bool:

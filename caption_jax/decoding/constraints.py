@@ -67,15 +67,15 @@ def min_length(tokens: int | Int[Array, ""], *, eos_id: int) -> Constraint:
     return apply
 
 
-def max_length(tokens: int | Int[Array, ""] | None = None, *, eos_id: int) -> Constraint:
-    """Forces </s> so that every caption has at most `tokens` tokens, including <s> and </s>.
+def max_length(tokens: int | Int[Array, "*images"] | None = None, *, eos_id: int) -> Constraint:
+    """Forces </s> so that every caption has at most `tokens` tokens, including <s> and </s>, or one number per image.
 
     If `tokens` is None, the length limit of decoding is used, which otherwise truncates captions without adding </s>.
     """
 
     def apply(log_probs: LogProbs, progress: Progress) -> LogProbs:
         length_if_finished = progress.step + 2
-        limit = progress.tokens.shape[-1] + 1 if tokens is None else tokens
+        limit = progress.tokens.shape[-1] + 1 if tokens is None else jnp.expand_dims(tokens, (-2, -1))
         return _forbid(log_probs, ~_one_hot(eos_id, log_probs) & (length_if_finished >= limit))
 
     return apply

@@ -17,18 +17,19 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from caption_jax.errors import ConfigError
-from caption_jax.inference.captioning import decode_features, encode_for_decoding
-from caption_jax.inference.ensemble import join_ensemble, load_ensemble
+from caption_jax.inference.caption_program import locate_programs, make_caption_program
+from caption_jax.inference.captioning import encode_for_decoding
+from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runtime.cached_program import CachedProgram
-from caption_jax.runtime.compilation_cache import is_cache_safe, locate_cache
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from caption_jax.specs.decode_summary import decode_settings
 from input_pipeline.images import ImageError
 from input_pipeline.limits import Limits
 from input_pipeline.special_tokens import BOS, EOS, PAD
+from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
 
@@ -52,7 +53,7 @@ class Caption:
 
 
 class Captioner:
-    """A trained model with its preprocessing and vocabulary. The main method is `caption`.
+    """A trained model with its preprocessing and vocabulary. The main method is `caption`. Thread-safe.
 
     Batches are padded to a few sizes (`batch_sizes`), each with its own program. A program is compiled when a batch of
     its size first occurs, or in advance by `warm_up`. Compiled programs are stored on disk for later processes, in
@@ -94,18 +95,7 @@ class Captioner:
         self._decode = decode_spec
         ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"))
         self._other_variables = ensemble.variables
-        consensus = None
-        if decode_spec.consensus_weight:
-            from caption_jax.inference.consensus_setup import make_consensus  # imports Flax
-
-            consensus = make_consensus(decode_spec, description, workdir)
-
-        def generate(variables: PyTree, pixels: jax.Array, context: jax.Array | None, others: tuple[PyTree]) -> Any:
-            model = description.model()
-            features = encode_for_decoding(model, variables, pixels, context, description)
-            models = join_ensemble(model, variables, features, pixels, ensemble.descriptions, others)
-            decoded = decode_features(*models, description, decode_spec, consensus=consensus)
-            return decoded.tokens, decoded.log_prob
+        self._generate = make_caption_program(description, decode_spec, ensemble, workdir)
 
         def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
             model = description.model()
@@ -115,12 +105,7 @@ class Captioner:
         def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
             return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
 
-        cache_key = description.cache_key()
-        folder = locate_cache(workdir) if is_cache_safe() else None
-        other_keys = [other.cache_key() for other in ensemble.descriptions]
-        decode_key = {**cache_key, "decode": as_mapping(decode_spec), "ensemble": other_keys}
-        decode_key |= {"consensus": None if consensus is None else consensus.fingerprint()}
-        self._generate = CachedProgram(generate, "caption", decode_key, default_folder=folder)
+        cache_key, folder = description.cache_key(), locate_programs(workdir)
         self._embed_images = CachedProgram(embed_images, "embed_images", cache_key, default_folder=folder)
         self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key, default_folder=folder)
 
@@ -301,7 +286,8 @@ class Captioner:
         batch = _pad_batch(pixels, size)
         tokens, log_probs = jax.device_get(self._generate(self._variables, batch, context, self._other_variables))
         outputs = zip(tokens[: len(pixels)], log_probs[: len(pixels)], strict=True)
-        return [self._make_caption(token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
+        vocabulary = self._description.vocabulary
+        return [make_caption(vocabulary, token_ids.tolist(), float(log_prob)) for token_ids, log_prob in outputs]
 
     def _encode_context(self, texts: list[Sequence[str]]) -> Int32[np.ndarray, "images texts text_length"]:
         """Returns the token ids of the context texts, for the text encoder. Rows without a text contain only <pad>."""
@@ -321,11 +307,12 @@ class Captioner:
             image_ids[: len(non_empty)] = tokenizer.encode(non_empty)
         return ids
 
-    def _make_caption(self, token_ids: list[int], log_prob: float) -> Caption:
-        vocabulary = self._description.vocabulary
-        caption_ids = token_ids[: token_ids.index(EOS)] if EOS in token_ids else token_ids
-        tokens = vocabulary.decode_tokens(i for i in caption_ids if i not in (BOS, PAD))
-        return Caption(vocabulary.decode(token_ids), log_prob, tuple(tokens))
+
+def make_caption(vocabulary: Vocabulary, token_ids: list[int], log_prob: float) -> Caption:
+    """Makes a caption of generated token ids and their log-probability."""
+    caption_ids = token_ids[: token_ids.index(EOS)] if EOS in token_ids else token_ids
+    tokens = vocabulary.decode_tokens(i for i in caption_ids if i not in (BOS, PAD))
+    return Caption(vocabulary.decode(token_ids), log_prob, tuple(tokens))
 
 
 def load(

@@ -1,0 +1,1 @@
+"""Serving of captions: batches of requests, their limits, and an HTTP server. Requires the `serve` extra for HTTP."""

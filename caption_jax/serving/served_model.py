@@ -1,0 +1,152 @@
+"""A trained model with the programs that a server offers."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int32, UInt8
+
+from caption_jax.errors import ConfigError
+from caption_jax.inference.caption_program import make_caption_program
+from caption_jax.inference.captioner import Caption, make_caption
+from caption_jax.inference.ensemble import load_ensemble
+from caption_jax.inference.image_inputs import ImageInput, check_image, read_image
+from caption_jax.runs.loading import load_model
+from caption_jax.serving.caption_request import CaptionRequest, Offer, Program
+from caption_jax.serving.caption_service import Row
+from caption_jax.specs import DecodeSpec, as_mapping
+from caption_jax.specs.decode_summary import decode_settings
+from input_pipeline.limits import Limits
+from input_pipeline.special_tokens import BOS, EOS, PAD, UNK
+
+_NO_TOKEN = -1  # padding of prefixes
+_NO_LIMIT = 2**30  # a maximum length that is never reached
+
+
+class ServedModel:
+    """A model for `CaptionService`.
+
+    Args:
+        workdir: the workdir of a run, or a model folder.
+        which: "best", "last" or a step, as in `--checkpoint`.
+        decode: decoding settings.
+        beams: numbers of beams to offer; that of `decode` is added if its method is beam search.
+        limits: limits on images.
+
+    Raises:
+        ConfigError: the settings cannot be served.
+        FileNotFoundError: there is no model.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        which: str | int,
+        decode: DecodeSpec,
+        beams: Sequence[int],
+        limits: Limits,
+    ):
+        model = load_model(workdir, which)
+        self._description = description = model.description.with_limits(limits)
+        self._variables, self._step, self._workdir = model.weights.variables, model.weights.step, workdir
+        self._decode = decode = _complete(decode, description.model_settings.max_length)
+        if decode.method == "beam":
+            beams = (decode.num_beams, *beams)
+        default = Program("beam", decode.num_beams) if decode.method == "beam" else Program("greedy")
+        self.offer = Offer(
+            default, tuple(dict.fromkeys(beams)), decode.max_length, self._encode_prefix, prefix=decode.prefix
+        )
+        ensemble = load_ensemble(decode.ensemble, description, str(workdir))
+        self._other_variables = ensemble.variables
+        self._programs = {
+            program: make_caption_program(description, make_spec(decode, program), ensemble, workdir)
+            for program in self.offer.programs
+        }
+
+    def load(self, image: ImageInput) -> UInt8[np.ndarray, "size size 3"]:
+        """Decodes an image. Raises ImageError if it cannot be read."""
+        check_image(image, "the image")
+        named = read_image(image, self._description.preprocessing.limits)
+        return self._description.preprocessing.load(named.image, name=named.name)
+
+    def run(self, program: Program, rows: list[Row], size: int) -> list[tuple[Caption, ...]]:
+        """Returns the captions of each row, best first. Captions that the options rule out are left out.
+
+        Args:
+            program: the program of all rows.
+            rows: the images and their options.
+            size: size to which the batch is padded.
+        """
+        side = self._description.preprocessing.size
+        pixels = np.zeros((size, side, side, 3), np.uint8)
+        pixels[: len(rows)] = [row.pixels for row in rows]
+        prefixes, limits = self._make_limits([row.request for row in rows], size)
+        arguments = (self._variables, pixels, None, self._other_variables, prefixes, limits)
+        tokens, log_probs = jax.device_get(self._programs[program](*arguments))
+        return [self._make_captions(*outputs) for outputs in zip(tokens, log_probs, strict=True)][: len(rows)]
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        """Compiles all programs for the sizes, or loads them from disk, and runs each once."""
+        side = self._description.preprocessing.size
+        for program in self.offer.programs:
+            for size in sizes:
+                self.run(program, [Row(np.zeros((side, side, 3), np.uint8), CaptionRequest(program))], size)
+
+    def describe(self) -> Mapping[str, Any]:
+        """Returns facts about the model, in JSON."""
+        encoder = self._description.spec.model.encoder
+        return {
+            "step": self._step,
+            "encoder": type(encoder).__name__.removesuffix("Backbone"),
+            "image_size": self._description.preprocessing.size,
+            "vocabulary": self._description.vocabulary.size,
+            "decode": decode_settings(as_mapping(self._decode)),
+        }
+
+    def _make_limits(
+        self, requests: Sequence[CaptionRequest], size: int
+    ) -> tuple[Int32[np.ndarray, "size prefix"], Int32[np.ndarray, " size"]]:
+        """Returns the prefixes and the maximum lengths of a batch, as `make_caption_program` needs them."""
+        prefixes = np.full((size, max(self.offer.max_length - 2, 1)), _NO_TOKEN, np.int32)
+        limits = np.full(size, _NO_LIMIT, np.int32)
+        for row, request in enumerate(requests):
+            prefixes[row, : len(request.prefix)] = request.prefix
+            limits[row] = request.max_length or _NO_LIMIT
+        return prefixes, limits
+
+    def _make_captions(
+        self, tokens: Int32[np.ndarray, "candidates length"], log_probs: np.ndarray
+    ) -> tuple[Caption, ...]:
+        vocabulary = self._description.vocabulary
+        return tuple(
+            make_caption(vocabulary, ids.tolist(), float(log_prob))
+            for ids, log_prob in zip(tokens, log_probs, strict=True)
+            if np.isfinite(log_prob)
+        )
+
+    def _encode_prefix(self, text: str) -> list[int] | None:
+        ids = self._description.vocabulary.encode(text, 4 * len(text) + 2).tolist()
+        return None if UNK in ids else [i for i in ids if i not in (BOS, EOS, PAD)]
+
+
+def make_spec(decode: DecodeSpec, program: Program) -> DecodeSpec:
+    """Returns the decoding settings of a program. Its candidates are all of its beams."""
+    if program.method == "greedy":
+        return dataclasses.replace(decode, method="greedy", prefix="", rerank_weight=0.0, consensus_weight=0.0)
+    count = program.beams
+    return dataclasses.replace(decode, method="beam", num_beams=count, candidates=count, prefix="")
+
+
+def _complete(decode: DecodeSpec, max_length: int) -> DecodeSpec:
+    if decode.method == "sample":
+        raise ConfigError(
+            'config.decode.method="sample" cannot be served, because samples depend on the other images of a batch: '
+            "set --config.decode.method=greedy or beam"
+        )
+    length = min(decode.max_length, max_length) if decode.max_length else max_length
+    return dataclasses.replace(decode, max_length=length)

@@ -1,0 +1,64 @@
+"""A model without a network for tests of serving: the caption of an image is its content."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from caption_jax.serving.caption_request import Offer, Program
+from caption_jax.serving.caption_service import Row
+from input_pipeline.errors import ImageError
+
+
+class FakeCaption:
+    """A caption with the attributes of `caption_jax.inference.captioner.Caption`."""
+
+    def __init__(self, text: str, log_prob: float):
+        self.text, self.log_prob, self.tokens = text, log_prob, tuple(text.split())
+
+
+class FakeModel:
+    """Captions bytes with their own text. Bytes that start with "bad" cannot be read.
+
+    Attributes:
+        batches: (program, texts, size) of each batch.
+        gate: batches wait while it is not set.
+        running: set while a batch runs.
+        before_batch: called at the start of each batch; may raise.
+    """
+
+    def __init__(self, beams: Sequence[int] = (3,)):
+        self.offer = Offer(Program("greedy"), beams, 20, self._encode)
+        self.batches: list[tuple[Program, list[str], int]] = []
+        self.gate, self.running = threading.Event(), threading.Event()
+        self.gate.set()
+        self.before_batch: Callable[[], None] = lambda: None
+        self.decoding_threads: set[str] = set()
+        self.warm_sizes: list[int] = []
+
+    def load(self, image: bytes) -> str:
+        self.decoding_threads.add(threading.current_thread().name)
+        text = image.decode()
+        if text.startswith("bad"):
+            raise ImageError("encoded image", "cannot be decoded")
+        return text
+
+    def run(self, program: Program, rows: list[Row], size: int) -> list[list[FakeCaption]]:
+        self.running.set()
+        assert self.gate.wait(10)
+        self.running.clear()
+        self.batches.append((program, [row.pixels for row in rows], size))
+        self.before_batch()
+        return [[FakeCaption(row.pixels, -float(rank)) for rank in range(program.beams)] for row in rows]
+
+    def warm_up(self, sizes: Sequence[int]) -> None:
+        assert self.gate.wait(10)
+        self.warm_sizes = list(sizes)
+
+    def describe(self) -> Mapping[str, Any]:
+        return {"step": 7}
+
+    @staticmethod
+    def _encode(text: str) -> list[int] | None:
+        return None if "?" in text else list(range(4, 4 + len(text.split())))

@@ -1,0 +1,87 @@
+"""The programs of a server give the captions of `Captioner`, whatever else is in the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import small_run
+from random_model import write_random_model
+
+import caption_jax
+from caption_jax.errors import ConfigError
+from caption_jax.inference.captioner import Captioner
+from caption_jax.serving.caption_request import CaptionOptions
+from caption_jax.serving.caption_service import Row
+from caption_jax.serving.served_model import ServedModel
+from caption_jax.specs import DecodeSpec
+from input_pipeline.errors import ImageError
+from input_pipeline.limits import Limits
+
+DECODE = DecodeSpec(max_length=10)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("random") / "boxes"
+    write_random_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(workdir) -> ServedModel:
+    return ServedModel(workdir, "best", DECODE, (3,), Limits())
+
+
+def caption_batch(model: ServedModel, *requests: tuple[str, dict]) -> list[list[str]]:
+    """Returns the captions of coloured boxes with options, as one batch of four."""
+    resolved = [model.offer.resolve(CaptionOptions(**options)) for _, options in requests]
+    rows = [
+        Row(model.load(small_run.box_image(colour)), request)
+        for (colour, _), request in zip(requests, resolved, strict=True)
+    ]
+    outputs = model.run(resolved[0].program, rows, 4)
+    return [[caption.text for caption in captions] for captions in outputs]
+
+
+def load_captioner(workdir: Path, **decode) -> Captioner:
+    return caption_jax.load(workdir, decode_config=dataclasses.replace(DECODE, **decode), batch_size=1)
+
+
+OPTIONS = ({}, {"prefix": "a green"}, {"max_length": 5}, {"prefix": "on", "max_length": 6})
+
+
+@pytest.mark.parametrize("method", ["greedy", pytest.param("beam", marks=pytest.mark.slow)])
+def test_rows_with_different_options_have_the_captions_of_separate_programs(model, workdir, method):
+    requests = [("red", {"method": method, **options}) for options in OPTIONS]
+    for (colour, options), captions in zip(requests, caption_batch(model, *requests), strict=True):
+        decode = {"num_beams": 3, **options, "at_limit": "end" if "max_length" in options else "cut"}
+        assert captions[0] == load_captioner(workdir, **decode).caption(small_run.box_image(colour)).text
+        assert captions[0].startswith(options.get("prefix", "")) and len(captions) == {"greedy": 1, "beam": 3}[method]
+
+
+def test_log_probabilities_are_those_of_the_captioner(model, workdir):
+    image = small_run.box_image("blue")
+    request = model.offer.resolve(CaptionOptions())
+    ((caption,),) = model.run(request.program, [Row(model.load(image), request)], 4)
+    expected = load_captioner(workdir).caption(image)
+    assert caption.tokens == expected.tokens and caption.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+
+
+def test_images_and_prefixes_are_checked_before_they_join_a_batch(model):
+    with pytest.raises(ImageError):
+        model.load(b"no image")
+    assert model.offer.encode("a red box") and model.offer.max_length == 10
+
+
+def test_the_default_program_is_that_of_the_config(workdir):
+    beam = ServedModel(workdir, "best", dataclasses.replace(DECODE, method="beam", num_beams=4), (3,), Limits())
+    assert [(program.method, program.beams) for program in beam.offer.programs] == [
+        ("beam", 4),
+        ("greedy", 1),
+        ("beam", 3),
+    ]
+    assert beam.describe()["decode"].startswith("beam")
+    with pytest.raises(ConfigError, match=r'config\.decode\.method="sample" cannot be served.*greedy or beam'):
+        ServedModel(workdir, "best", dataclasses.replace(DECODE, method="sample"), (), Limits())
