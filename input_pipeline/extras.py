@@ -26,6 +26,7 @@ EXTRAS = {
     "hub": ("huggingface_hub",),
     "gcs": ("gcsfs",),
     "s3": ("s3fs",),
+    "serve": ("starlette", "uvicorn", "python_multipart", "prometheus_client"),
     "tpu": ("libtpu",),
     "cuda-compiler": ("jax_cuda12_plugin",),
 }

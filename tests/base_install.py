@@ -125,10 +125,12 @@ def _make_calls() -> dict[str, Callable[[], object]]:
     from caption_jax.pretrained.roberta_weights import load_roberta
     from caption_jax.pretrained.weight_files import open_weights
     from caption_jax.pretrained.weight_sources import locate_weights
+    from caption_jax.serving.required_packages import require_packages
     from caption_jax.specs import DataSpec, RunSpec
     from caption_jax.telemetry.event_files import EventFiles
     from caption_jax.training.dry_run import dry_run
     from caption_jax.training.loop import train_and_evaluate
+    from input_pipeline.extras import EXTRAS
     from input_pipeline.files import absolute_path
     from input_pipeline.images import decode_image
     from input_pipeline.sources import open_splits
@@ -160,9 +162,11 @@ def _make_calls() -> dict[str, Callable[[], object]]:
         "pillow_heif": lambda: decode_image(b"\0\0\0\x18ftypheic", 8),
         "libtpu": parse_topology("v5e:2x2").devices,
         "jax_cuda12_plugin": parse_topology("h100:8").devices,
+        **dict.fromkeys(EXTRAS["serve"], require_packages),
         "gcsfs": lambda: absolute_path("gs://bucket/run"),
         "s3fs": lambda: absolute_path("s3://bucket/run"),
-        # The base installation includes huggingface_hub as a dependency of tokenizers, so `main` blocks it separately.
+        # The base installation includes huggingface_hub and prometheus_client as dependencies of other packages, so
+        # `main` blocks them separately.
         "huggingface_hub for RoBERTa": lambda: load_roberta("someone/model"),
         "huggingface_hub for encoders": lambda: locate_weights("someone/model", (), "nothing"),
         "huggingface_hub for tokenizers": lambda: Tokenizer.from_hub("someone/model"),
@@ -174,9 +178,10 @@ def main() -> None:
     block(json.load(sys.stdin))
     sys.path.insert(0, str(ROOT))
     modules = {name: _capture_error(functools.partial(importlib.import_module, name)) for name in list_modules()}
-    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+    indirect = ["huggingface_hub", "prometheus_client"]
+    for name in [name for name in sys.modules if name.partition(".")[0] in indirect]:
         del sys.modules[name]
-    block(["huggingface_hub"])
+    block(indirect)
     calls = {name: _capture_error(call) for name, call in _make_calls().items()}
     print(json.dumps({"modules": modules, "calls": calls}))
 

@@ -20,6 +20,7 @@ from PIL import Image
 
 from caption_jax import errors as user_errors
 from caption_jax.cli import platform_setup
+from caption_jax.cli.subcommands import SERVING_FLAGS
 from caption_jax.config import default_config
 from caption_jax.metrics import java_metrics
 
@@ -43,6 +44,7 @@ MAIN_FLAGS = (
         "heartbeat",
         "quiet",
         "verbose",
+        *SERVING_FLAGS,
     ),
 )
 SPLITS = ("train",) * 8 + ("val",) * 2 + ("test",) * 2

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # Modes that are too short for huge pages to be worth a restart, and have no background writes at exit.
 _SHORT_MODES = ("caption", "search")
+_FAST_EXITS = (*_SHORT_MODES, "serve")  # a server may be stopped while a thread is compiling
 
 flags.disclaim_key_flags()
 
@@ -191,7 +192,7 @@ def _run_with_flags(line: CommandLine, script: str, program: str, arguments: lis
 
     is_filter = line.subcommand != "train"
     status = call_and_exit(lambda: call_with_status(run_module, program, is_filter=is_filter))
-    if (line.subcommand in _SHORT_MODES or status == FAILURE) and not has_peers():
+    if (line.subcommand in _FAST_EXITS or status == FAILURE) and not has_peers():
         # After a failure, threads of libraries may wait for each other for minutes, such as those of a failed save.
         fast_exit(script, status)
     return status

@@ -75,6 +75,7 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     _define_for_splits(values)
     _define_for_captions_and_search(values)
     _define_for_plan(values)
+    _define_for_serve(values)
 
 
 def _define_for_splits(values: flags.FlagValues) -> None:
@@ -127,6 +128,25 @@ def _define_for_plan(values: flags.FlagValues) -> None:
     }
     for name, (default, description) in counts.items():
         flags.DEFINE_integer(name, default, description, lower_bound=0, flag_values=values)
+
+
+def _define_for_serve(values: flags.FlagValues) -> None:
+    flags.DEFINE_string("host", "127.0.0.1", "Address to listen on; 0.0.0.0 for all addresses of this host.", values)
+    flags.DEFINE_integer("port", 8000, "Port to listen on; 0 for a free one.", 0, 65535, flag_values=values)
+    flags.DEFINE_list("batch_sizes", ["1", "4", "16"], "Sizes of batches, compiled at the start.", values)
+    flags.DEFINE_list("beams", [], "Numbers of beams to offer besides the decoding of the config.", values)
+    flags.DEFINE_float(
+        "max_wait_ms", 10.0, "Milliseconds that an image waits for others.", 0.0, 1e5, flag_values=values
+    )
+    flags.DEFINE_float("request_timeout", 30.0, "Seconds after which a request fails.", 0.1, flag_values=values)
+    flags.DEFINE_string("token_file", None, "File with the bearer token that requests must have.", values)
+    counts = {
+        "max_queue": (64, "Number of accepted images above which requests are refused."),
+        "max_images": (16, "Number of images per request."),
+        "max_request_mb": (32, "Size of a request in MB."),
+    }
+    for name, (default, description) in counts.items():
+        flags.DEFINE_integer(name, default, description, lower_bound=1, flag_values=values)
 
 
 def read_flags(argv: Sequence[str]) -> dict[str, str]:

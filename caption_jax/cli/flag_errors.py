@@ -11,7 +11,7 @@ from absl import app, flags, logging
 
 from caption_jax.cli import command_flags
 from caption_jax.cli.command_line import CommandLine
-from caption_jax.cli.subcommands import SUBCOMMANDS, find_users
+from caption_jax.cli.subcommands import SERVING_FLAGS, SUBCOMMANDS, find_users
 
 _FLAGS_OF_ONE_MODE = (
     "data",
@@ -19,6 +19,7 @@ _FLAGS_OF_ONE_MODE = (
     "max_steps_this_run",
     "distributed",
     "heartbeat",
+    *SERVING_FLAGS,
 )  # the others have always been accepted in every mode
 _VALUE_ERROR = re.compile(r"flag -*(?P<flag>[\w.\[\]'\"]+)=(?P<value>.*?): (?P<reason>.*)", re.DOTALL)
 

@@ -25,7 +25,6 @@ examples:
   {program} train --config=shapes
   {program} evaluate --workdir=runs/shapes --split=test
   {program} caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
-  {program} search --workdir=runs/search 'a dog on the beach'
 """
 
 

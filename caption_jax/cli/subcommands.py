@@ -32,6 +32,10 @@ class Subcommand:
 
 
 _PROCESSES = ("distributed", "heartbeat")
+SERVING_FLAGS = (
+    *("host", "port", "batch_sizes", "beams", "max_wait_ms"),
+    *("request_timeout", "token_file", "max_queue", "max_images", "max_request_mb"),
+)
 _SPLIT_CONTEXT = "`retrieved` for captions of similar images (the default), `none`, or `shuffled`."
 
 _FLAG_SUBCOMMANDS = (
@@ -106,6 +110,18 @@ _FLAG_SUBCOMMANDS = (
         descriptions={
             "context": "A text to use as context for the images, such as the title of a page; may be repeated."
         },
+    ),
+    Subcommand(
+        "serve",
+        "caption images over HTTP",
+        "--workdir=FOLDER",
+        ("workdir", *SERVING_FLAGS, "checkpoint", "config"),
+        (
+            "serve --workdir=runs/folder",
+            "serve --workdir=runs/folder --host=0.0.0.0 --token_file=token.txt",
+        ),
+        notes="Compiles its programs, then answers POST /v1/captions until a signal stops it. Requires the `serve` "
+        "extra.",
     ),
     Subcommand(
         "index",

@@ -69,6 +69,7 @@ class SignalHandling:
         self.status: int | None = None
         self._final_status: int | None = None
         self._is_deferred = False
+        self._action = ""  # what the process does after a deferred signal
         self._forwarded_to: int | None = None
         self._deadline: float | None = None
         self._previous: dict[int, object] = {}
@@ -119,13 +120,14 @@ class SignalHandling:
         """Returns the exit status after a first signal."""
         return exit_status(number) if self.status is None else self.status
 
-    def defer(self, forward_to: int | None = None) -> None:
+    def defer(self, forward_to: int | None = None, action: str = "saving and stopping") -> None:
         """Only records the first signal from now on.
 
         Args:
+            action: what the process does after the signal, for a message.
             forward_to: a signal with a handler outside Python, which is sent to this process instead of recording.
         """
-        self._is_deferred, self._forwarded_to = True, forward_to
+        self._is_deferred, self._forwarded_to, self._action = True, forward_to, action
         if self._deadline is not None:  # the exception was lost
             self._deadline = None
             self._wake()
@@ -212,7 +214,7 @@ class SignalHandling:
         if number == signal.SIGHUP:
             self._replace_terminals()
         if self._is_deferred:
-            _print_error(f"{signal.Signals(number).name}: saving and stopping; a second signal ends at once")
+            _print_error(f"{signal.Signals(number).name}: {self._action}; a second signal ends at once")
 
     def _replace_terminals(self) -> None:
         """Sends output to a terminal that was closed to /dev/null, because writing to it raises errors."""

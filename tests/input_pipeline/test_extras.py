@@ -28,6 +28,8 @@ MODULES_WITH_OPTIONAL_IMPORTS = {
     "caption_jax.evaluation.report.html.page",
     "caption_jax.evaluation.report.plots",
     "caption_jax.evaluation.report.summary_cards",
+    *(f"caption_jax.serving.{name}" for name in ("http_app", "http_errors", "http_server", "request_middleware")),
+    "caption_jax.serving.uploads",
     "input_pipeline.sources.shapes_dataset.builder",
 }
 MODULES = [(extra, module) for extra, modules in EXTRAS.items() for module in modules]
@@ -91,7 +93,7 @@ def test_extras_match_pyproject():
 
 
 def test_developer_extras_include_the_extras_they_require():
-    all_but_bench = {"docs", "gcs", "heic", "hub", "java", "keras-weights", "train"}
+    all_but_bench = {"docs", "gcs", "heic", "hub", "java", "keras-weights", "serve", "train"}
     for extra, expected in (("test", all_but_bench), ("bench", {"java", "train"})):
         requirements = map(Requirement, DECLARED[extra])
         (self_requirement,) = (requirement for requirement in requirements if requirement.name == "caption-jax")

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caption_jax.serving.caption_request import Offer, Program
 from caption_jax.serving.caption_service import Row
 from input_pipeline.errors import ImageError
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Waits until a condition holds. Fails after 20 seconds."""
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "the condition does not hold"
+        time.sleep(0.001)
 
 
 class FakeCaption:
