@@ -11,9 +11,10 @@ import contextlib
 import io
 import os
 import re
+import shutil
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -105,6 +106,46 @@ def write_atomically(path: str | os.PathLike[str], content: Content) -> None:
             temporary.unlink()
         if isinstance(error, OSError) and error.errno is not None:
             error.filename, error.filename2 = os.fspath(target), None  # a write that fails does not name its file
+        raise
+
+
+def check_absent(folder: epath.Path) -> None:
+    """Raises ConfigError if a folder that is to be written already exists."""
+    if folder.exists():
+        raise ConfigError(f"{folder} already exists: delete it, or write to another folder")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str]) -> Iterator[epath.Path]:
+    """Creates a folder that appears only when it is complete.
+
+    On a local disk, the files are written to a temporary folder in the parent of `path`, which is renamed at the end,
+    or deleted if the body raises. In a bucket, where folders cannot be renamed, each file appears when it is written,
+    so the last one must be that without which the folder is not used.
+
+    Args:
+        path: local folder or folder in a bucket. Its parents are created.
+
+    Yields:
+        The folder to write to.
+
+    Raises:
+        ConfigError: `path` already exists.
+        OSError: the folder cannot be created or renamed.
+    """
+    target = storage_path(path)
+    check_absent(target)
+    if is_on_bucket(path):
+        yield target
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{target.name}.{uuid.uuid4().hex}.part"
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 

@@ -30,6 +30,7 @@ def test_training_writes_the_documented_files(small_workdir):
     optional = {
         *("training.lock", "profile/", "features/<key>/", "pixels/<key>/", "objectives/<label>.npz"),
         *("checkpoints/set_aside/<kind>-<step>/", "document_frequencies.safetensors", "soup.json"),
+        "export/<format>/",
     }
     for name in set(names) - optional - {"compile_cache/"}:  # tests use a compilation cache outside the workdir
         pattern = name.rstrip("/").replace("<step>", "[0-9]*").replace("<split>", "val").replace("<kind>", "last")

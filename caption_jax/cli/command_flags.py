@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from caption_jax.specs import RunSpec
     from caption_jax.specs.extensions import Loading
 
+EXPORT_FORMATS = ("folder",)  # keys of `caption_jax.export.exporter.WRITERS`, which is slow to import
+
 flags.disclaim_key_flags()
 
 
@@ -74,6 +76,7 @@ def define(values: flags.FlagValues = flags.FLAGS, config: ConfigDict | None = N
     flags.DEFINE_boolean("verbose", False, "Also print messages of libraries and the metrics of each log step.", values)
     _define_for_splits(values)
     _define_for_captions_and_search(values)
+    _define_for_export(values)
     _define_for_plan(values)
     _define_for_serve(values)
 
@@ -115,6 +118,13 @@ def _define_for_captions_and_search(values: flags.FlagValues) -> None:
     flags.DEFINE_string("query", None, "Text or path of an image, if it is not an argument.", values)
     flags.DEFINE_integer("top", 10, "Number of results.", lower_bound=1, flag_values=values)
     flags.DEFINE_enum("search", "exact", ["exact", "approx"], "approx is faster on TPUs, with lower recall.", values)
+
+
+def _define_for_export(values: flags.FlagValues) -> None:
+    flags.DEFINE_enum("to", None, EXPORT_FORMATS, "Format of the exported model.", values)
+    flags.DEFINE_string(
+        "out", None, "New folder for the exported model; `export/FORMAT` in the workdir by default.", values
+    )
 
 
 def _define_for_plan(values: flags.FlagValues) -> None:

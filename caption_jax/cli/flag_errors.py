@@ -71,6 +71,8 @@ def check_arguments(subcommand: str, values: flags.FlagValues, arguments: Sequen
         raise app.UsageError(f"{subcommand} takes no arguments, but got {' '.join(arguments)}{hint}")
     if subcommand == "plan" and not values.topology:
         raise app.UsageError("plan requires --topology=DEVICES, such as v5e:16x16, h100:8 or cpu:8")
+    if subcommand == "export" and not values.to:
+        raise app.UsageError(f"export requires --to=FORMAT, one of {', '.join(command_flags.EXPORT_FORMATS)}")
 
 
 def _find_flag(name: str, groups: Sequence[flags.FlagValues]) -> flags.Flag | None:

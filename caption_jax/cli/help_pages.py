@@ -11,7 +11,7 @@ from caption_jax.cli import command_flags
 from caption_jax.cli.subcommands import SUBCOMMANDS, Subcommand, find_users
 
 _WIDTH = 100
-_VALUES = {"config": "NAME", "data": "FOLDER", "index": "FOLDER", "topology": "DEVICES", "workdir": "FOLDER"}
+_VALUES = {"config": "NAME", "data": "FOLDER", "index": "FOLDER", "out": "FOLDER", "workdir": "FOLDER"}
 _PAGE = """Train, evaluate and use image captioners.
 
 usage: {program} SUBCOMMAND [ARGUMENTS] [FLAGS]
@@ -23,7 +23,6 @@ usage: {program} SUBCOMMAND [ARGUMENTS] [FLAGS]
 
 examples:
   {program} train --config=shapes
-  {program} evaluate --workdir=runs/shapes --split=test
   {program} caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
 """
 
@@ -79,9 +78,7 @@ def _format_value(flag: flags.Flag) -> str:
         return "MODE" if flag.name == "mode" else "|".join(choices)
     if flag.flag_type() == "int":
         return "N"
-    return {"config": "NAME", "workdir": "FOLDER", "data": "FOLDER", "index": "FOLDER"}.get(
-        flag.name, flag.name.upper()
-    )
+    return _VALUES.get(flag.name, flag.name.upper())
 
 
 def _format_entry(name: str, description: str) -> str:

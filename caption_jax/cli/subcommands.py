@@ -157,6 +157,18 @@ _FLAG_SUBCOMMANDS = (
         notes="Writes the neighbours to the folder of the index, for training with context.",
     ),
     Subcommand(
+        "export",
+        "write a model in a format for other programs",
+        "--workdir=FOLDER --to=FORMAT",
+        ("workdir", "to", "out", "checkpoint", "config"),
+        (
+            "export --workdir=runs/folder --to=folder",
+            "export --workdir=runs/folder --to=folder --out=shared/my_model",
+        ),
+        notes="The formats are: folder, which caption_jax.load reads, with a model card. Prints the path of the new "
+        "folder.",
+    ),
+    Subcommand(
         "plan",
         "estimate memory and speed on devices that need not be available",
         "--config=NAME --topology=DEVICES [--workdir=FOLDER]",

@@ -325,7 +325,8 @@ def load(
     """Loads a trained model from `workdir`.
 
     Args:
-        workdir: the workdir of a run, or a `model-<step>` folder, which may have been moved; local or in a bucket.
+        workdir: the workdir of a run, a `model-<step>` folder, which may have been moved, or an exported folder; local
+            or in a bucket.
         which: "best" (by validation CIDEr-D), "last" or a step that the run has retained, which are slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: maximum number of images per batch.

@@ -5,6 +5,9 @@ written last and lists the size and SHA-256 of each file. It can be moved, renam
 
 Buckets have no atomic rename of folders, so the files of an artifact are never replaced. To switch to another model, a
 run atomically replaces `best_model.json`, which contains the name of an artifact and the SHA-256 of its manifest.
+
+The folders that `caption-jax export --to=folder` writes are read here too. They have the same manifest, but another
+description (`exported_folder.py`).
 """
 
 from __future__ import annotations
@@ -26,13 +29,14 @@ from caption_jax.runs.workdir import read_description, write_description
 from input_pipeline.files import write_atomically
 
 MANIFEST, POINTER = "manifest.json", "best_model.json"
-_WEIGHTS = "model.safetensors"
-_FORMAT, _VERSION = "caption-jax model", 1
+WEIGHTS, CARD = "model.safetensors", "README.md"
+MODEL_FORMAT, EXPORT_FORMAT, _VERSION = "caption-jax model", "caption-jax export", 1
 _NAME = re.compile(r"model-(\d+)")
 _REMEDY = (
     "restore the folder from an intact copy, or load the last checkpoint of the run with which='last' "
     "(--checkpoint=last on the command line)"
 )
+_EXPORT_REMEDY = "restore the folder from an intact copy, or export the run again (caption-jax export --to=folder)"
 
 
 @dataclass(frozen=True)
@@ -80,14 +84,29 @@ def write_artifact(workdir: epath.Path, description: RunDescription, weights: We
     if folder.exists():
         folder.rmtree()
     write_description(folder, description)
-    files = {name: _make_manifest_entry((folder / name).read_bytes()) for name in relative_paths(folder)}
+    return Pointer(folder.name, write_weights(folder, weights, MODEL_FORMAT))
+
+
+def write_weights(folder: epath.Path, weights: Weights, file_format: str) -> str:
+    """Writes the weights to a folder that has a description, and last the manifest of all its files.
+
+    Args:
+        folder: the folder. A model card in it is not part of the manifest, because people edit it.
+        weights: weights as NumPy arrays.
+        file_format: `MODEL_FORMAT` or `EXPORT_FORMAT`.
+
+    Returns:
+        The SHA-256 of the manifest.
+    """
+    names = [name for name in relative_paths(folder) if name != CARD]
+    files = {name: _make_manifest_entry((folder / name).read_bytes()) for name in names}
     content = to_safetensors(weights.variables)
-    write_atomically(folder / _WEIGHTS, content)
-    files[_WEIGHTS] = _make_manifest_entry(content)
-    header = {"format": _FORMAT, "version": _VERSION, "step": weights.step}
+    write_atomically(folder / WEIGHTS, content)
+    files[WEIGHTS] = _make_manifest_entry(content)
+    header = {"format": file_format, "version": _VERSION, "step": weights.step}
     manifest = json.dumps({**header, "files": files}, indent=2).encode()
     write_atomically(folder / MANIFEST, manifest)
-    return Pointer(folder.name, hashlib.sha256(manifest).hexdigest())
+    return hashlib.sha256(manifest).hexdigest()
 
 
 def read_artifact(folder: epath.Path, manifest_hash: str | None = None) -> tuple[RunDescription, Weights]:
@@ -106,14 +125,14 @@ def read_artifact(folder: epath.Path, manifest_hash: str | None = None) -> tuple
     """
     manifest = _read_manifest(folder, manifest_hash)
     _verify_description(folder, manifest)
-    file = folder / _WEIGHTS
-    if _file_size(file) != manifest["files"][_WEIGHTS]["bytes"]:
+    file = folder / WEIGHTS
+    if _file_size(file) != manifest["files"][WEIGHTS]["bytes"]:
         raise _corrupted_error(file)
     try:
         variables, digest = read_safetensors(file)
     except SafetensorError as error:
         raise _corrupted_error(file) from error
-    if digest != manifest["files"][_WEIGHTS]["sha256"]:
+    if digest != manifest["files"][WEIGHTS]["sha256"]:
         raise _corrupted_error(file)
     return read_description(folder), Weights(variables, manifest["step"])
 
@@ -122,7 +141,7 @@ def verify_artifact(folder: epath.Path) -> None:
     """Verifies the size and SHA-256 of the files of an artifact; see `read_artifact` for the errors."""
     manifest = _read_manifest(folder, None)
     _verify_description(folder, manifest)
-    entry, file = manifest["files"][_WEIGHTS], folder / _WEIGHTS
+    entry, file = manifest["files"][WEIGHTS], folder / WEIGHTS
     if _file_size(file) != entry["bytes"] or sha256_of_file(file) != entry["sha256"]:
         raise _corrupted_error(file)
 
@@ -130,7 +149,7 @@ def verify_artifact(folder: epath.Path) -> None:
 def _verify_description(folder: epath.Path, manifest: dict[str, Any]) -> None:
     """Verifies all files except the weights, which are the largest."""
     for name, entry in manifest["files"].items():
-        if name != _WEIGHTS and _make_manifest_entry(_read_bytes(folder / name)) != entry:
+        if name != WEIGHTS and _make_manifest_entry(_read_bytes(folder / name)) != entry:
             raise _corrupted_error(folder / name)
 
 
@@ -187,10 +206,10 @@ def _read_manifest(folder: epath.Path, expected: str | None) -> dict[str, Any]:
         file_format = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _corrupted_error(file) from error
-    if file_format != (_FORMAT, _VERSION):
+    if file_format not in ((MODEL_FORMAT, _VERSION), (EXPORT_FORMAT, _VERSION)):
         raise WorkdirError(
-            f"{file} has format {file_format[0]!r}, version {file_format[1]}; this release reads {_FORMAT!r}, "
-            f"version {_VERSION}: use the release that wrote it"
+            f"{file} has format {file_format[0]!r}, version {file_format[1]}; this release reads {MODEL_FORMAT!r} and "
+            f"{EXPORT_FORMAT!r}, version {_VERSION}: use the release that wrote it"
         )
     if not _is_valid(manifest):
         raise _corrupted_error(file)
@@ -200,7 +219,7 @@ def _read_manifest(folder: epath.Path, expected: str | None) -> dict[str, Any]:
 def _is_valid(manifest: dict[str, Any]) -> bool:
     """Returns whether a manifest has the expected structure, and names only files in its own folder."""
     files, step = manifest.get("files"), manifest.get("step")
-    if not isinstance(files, dict) or type(step) is not int or step < 0 or _WEIGHTS not in files:
+    if not isinstance(files, dict) or type(step) is not int or step < 0 or WEIGHTS not in files:
         return False
     return all(
         isinstance(entry, dict)
@@ -240,8 +259,16 @@ def _file_size(file: epath.Path) -> int:
 
 
 def _missing_error(file: epath.Path) -> MissingFileError:
-    return MissingFileError(f"{file} is missing, so the model cannot be loaded: {_REMEDY}")
+    return MissingFileError(f"{file} is missing, so the model cannot be loaded: {_find_remedy(file)}")
 
 
 def _corrupted_error(file: epath.Path) -> WorkdirError:
-    return WorkdirError(f"{file} is corrupted (its size or SHA-256 differs from the recorded one): {_REMEDY}")
+    return WorkdirError(
+        f"{file} is corrupted (its size or SHA-256 differs from the recorded one): {_find_remedy(file)}"
+    )
+
+
+def _find_remedy(file: epath.Path) -> str:
+    """Returns what to do about a damaged file. Exported folders, which have a model card, have no checkpoints."""
+    is_exported = any((folder / CARD).exists() for folder in (file.parent, file.parent.parent))
+    return _EXPORT_REMEDY if is_exported else _REMEDY

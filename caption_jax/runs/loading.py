@@ -10,10 +10,11 @@ from typing import Any
 import jax
 from etils import epath
 
-from caption_jax.errors import ConfigError, UserError
+from caption_jax.errors import ConfigError, MissingFileError, UserError
 from caption_jax.runs.artifact import (
     MANIFEST,
     POINTER,
+    WEIGHTS,
     artifact_folder,
     pointer_step,
     read_artifact,
@@ -63,8 +64,8 @@ def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Mod
     """Reads a model into NumPy arrays.
 
     Args:
-        source: workdir of a run, or an artifact (a `model-<step>` folder, which may have been moved); local or on a
-            bucket.
+        source: workdir of a run, an artifact (a `model-<step>` folder, which may have been moved) or an exported
+            folder; local or on a bucket.
         which: "best" (by validation metric, or the last if no evaluation has run yet), "last", or a step that the run
             has retained. Checkpoints are slower to read than the best model. An artifact only has "best" and its step.
 
@@ -84,6 +85,11 @@ def _read_folder(folder: epath.Path, which: str) -> Model:
         if model is None or which not in ("best", str(model.weights.step)):
             raise ConfigError(f"{folder} is a single model: checkpoint {which!r} is in the workdir of its run")
         return model
+    if (folder / WEIGHTS).exists():  # which a workdir does not contain
+        raise MissingFileError(
+            f"{folder / MANIFEST} is missing: {folder} is incomplete, or was not written by caption-jax; pass the "
+            "workdir of a run, or a folder that caption-jax export --to=folder wrote"
+        )
     if which == "best" and (best := _read_best(folder)):
         return best
     if which not in CHECKPOINT_CHOICES and (artifact_folder(folder, int(which)) / MANIFEST).exists():

@@ -27,6 +27,7 @@ from input_pipeline.files import storage_path, write_atomically
 from input_pipeline.tokenizer import Vocabulary
 
 VERSION = 4  # format of config.json
+MODEL_SETTINGS = "model_settings"  # key of config.json in exported folders
 
 _PACKAGES = (
     *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "tokenizers"),
@@ -57,7 +58,7 @@ def write_description(workdir: epath.Path, description: RunDescription, configur
     """Writes config.json, versions.json, model.json, preprocessing.json and tokenizer/; see `write_spec`."""
     workdir.mkdir(parents=True, exist_ok=True)
     write_spec(workdir, description.spec, configured)
-    _write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
+    write_json(workdir / "model.json", dataclasses.asdict(description.model_settings))
     write_atomically(workdir / "preprocessing.json", description.preprocessing.to_json() + "\n")
     description.vocabulary.save(workdir / "tokenizer")
 
@@ -73,8 +74,8 @@ def write_spec(workdir: epath.Path, spec: RunSpec, configured: RunSpec | None = 
     content: dict[str, Any] = {"version": VERSION, "spec": as_mapping(configured or spec)}
     if configured is not None:
         content["resolved"] = {key: new for key, (_, new) in differences(configured, spec).items()}
-    _write_json(workdir / "config.json", content)
-    _write_json(workdir / "versions.json", versions())
+    write_json(workdir / "config.json", content)
+    write_json(workdir / "versions.json", versions())
 
 
 def read_description(workdir: str | epath.Path) -> RunDescription:
@@ -86,15 +87,27 @@ def read_description(workdir: str | epath.Path) -> RunDescription:
         DataError: a file of the tokenizer is damaged.
     """
     workdir = storage_path(workdir)
-    model_file, preprocessing_file = workdir / "model.json", workdir / "preprocessing.json"
+    preprocessing_file = workdir / "preprocessing.json"
     spec = read_spec(workdir)
-    settings = parse_model_settings(_read_json(model_file), model_file)
+    model_file, content = _read_model_settings(workdir)
+    settings = parse_model_settings(content, model_file)
     preprocessing = parse_preprocessing(_read_json(preprocessing_file), preprocessing_file)
     vocabulary = Vocabulary.load(workdir / "tokenizer")
     check_vocabulary_size(settings, vocabulary.size, model_file)
     description = RunDescription(spec, settings, preprocessing, vocabulary)
     check_backbone(description, model_file)
     return description
+
+
+def _read_model_settings(workdir: epath.Path) -> tuple[epath.Path, Any]:
+    """Returns the file that contains the model settings, and their content.
+
+    Exported folders have them in config.json.
+    """
+    config = _read_json(workdir / "config.json")
+    if MODEL_SETTINGS in config:
+        return workdir / "config.json", config[MODEL_SETTINGS]
+    return workdir / "model.json", _read_json(workdir / "model.json")
 
 
 def read_spec(workdir: str | epath.Path) -> RunSpec:
@@ -119,6 +132,11 @@ def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
     version = content.get("version", 1) if isinstance(content, dict) and content else None
     if type(version) is not int:
         raise WorkdirError(f"{path} is damaged (it has no version): restore it from a copy")
+    if "version" not in content and not {"model", "data"} <= content.keys():
+        raise WorkdirError(
+            f"{path} is not the config of a caption-jax run: pass the workdir of a run, or a folder that caption-jax "
+            "export --to=folder wrote"
+        )
     if version > VERSION:
         raise WorkdirError(
             f"{path} has version {version}, written by a newer release; this release reads up to version {VERSION}"
@@ -181,7 +199,8 @@ def versions() -> dict[str, str]:
     return result
 
 
-def _write_json(path: epath.Path, content: Any) -> None:
+def write_json(path: epath.Path, content: Any) -> None:
+    """Writes a JSON file atomically."""
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 

@@ -1,0 +1,1 @@
+"""Trained models in formats for other programs and other people."""
