@@ -102,7 +102,7 @@ def explain_flag_error(error: Exception, values: flags.FlagValues) -> str:
 def _explain_unknown_flag(argument: str, known: flags.FlagValues, subcommand: str) -> str:
     name, equals, value = argument.lstrip("-").partition("=")
     key = name.replace("-", "_")
-    others = [flag for flag in known if flag not in SUBCOMMANDS[subcommand].flags]
+    others = [flag for flag in known if flag not in (*SUBCOMMANDS[subcommand].flags, *SERVING_FLAGS)]
     for names in (SUBCOMMANDS[subcommand].flags, others):
         if similar := difflib.get_close_matches(key, names, n=1, cutoff=0.7):
             return f"unknown flag --{name}; did you mean --{similar[0]}{equals}{value}?"

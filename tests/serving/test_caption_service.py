@@ -89,6 +89,7 @@ def test_programs_take_turns_and_options_share_a_program():
         for number, kinds in enumerate(options):
             tasks.append(asyncio.create_task(ask(service, str(number), **kinds)))
             await until(lambda number=number: service.queue_length == number + 1)
+        await asyncio.sleep(2 * SETTINGS["max_wait"])  # so that all of them have waited long enough
         model.gate.set()
         await asyncio.gather(first, *tasks)
 
