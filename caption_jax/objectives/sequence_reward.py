@@ -24,7 +24,6 @@ from caption_jax.decoding.greedy import greedy
 from caption_jax.decoding.sampling import sample
 from caption_jax.errors import ConfigError
 from caption_jax.objectives.objective import Batch, Objective, ObjectiveOutput, PyTree, Ratio
-from caption_jax.objectives.sample_packing import fits, pack_tokens, packed_capacity
 from caption_jax.rewards.caption_rewards import METRICS, CaptionRewards, score_captions
 from caption_jax.rewards.reward_tables import RewardTables, assume_reward_tables, build_reward_tables
 from input_pipeline.spec_checks import at_least, check_fields, interval, one_of
@@ -33,7 +32,6 @@ from input_pipeline.special_tokens import BOS, EOS, PAD
 if TYPE_CHECKING:
     from caption_jax.models.captioning_model import ImageCaptioningModel
     from caption_jax.objectives.forward_pass import ForwardPass
-    from caption_jax.ops.segments import Segments
     from input_pipeline.records import Split
     from input_pipeline.tokenizer import Vocabulary
 
@@ -144,7 +142,8 @@ class SequenceReward(Objective):
             baseline = self._score(model, forward, greedy_tokens, batch, tables).reward
         advantages = compute_advantages(samples.reward, baseline, normalised=self.advantages == "normalised")
         is_token = find_caption_tokens(tokens)
-        loss = self._weighted_loss(model, forward, tokens, is_token, advantages * mask[:, None])
+        weights = (advantages * mask[:, None])[..., None] * is_token
+        loss = self._weighted_loss(model, forward, tokens, weights)
 
         def mean(values: Float[Array, "images samples"] | Bool[Array, "images samples"]) -> Ratio:
             return Ratio((values * mask[:, None]).sum().astype(jnp.float32), mask.sum() * jnp.float32(values.shape[1]))
@@ -210,36 +209,16 @@ class SequenceReward(Objective):
         model: ImageCaptioningModel,
         forward: ForwardPass,
         tokens: Int[Array, "images samples length"],
-        is_token: Bool[Array, "images samples length"],
-        advantages: Float[Array, "images samples"],
+        weights: Float[Array, "images samples length"],
     ) -> Float[Array, ""]:
-        """Returns the sum of the negative log-probabilities of captions times their advantages.
-
-        Captions are packed if they fit in `PACKED_FRACTION` of their positions, which are the padded ones otherwise.
-        """
-        unbound, variables = model.unbind()
-        rngs = {"dropout": model.make_rng("dropout")} if self.dropout else {}
-        weights = advantages[..., None] * is_token
+        """Returns the sum of the negative log-probabilities of tokens times their weights."""
         inputs = jnp.concatenate([jnp.full_like(tokens[..., :1], BOS), tokens[..., :-1]], axis=-1)
-        cross_entropy, rows = model.ops.vocabulary_cross_entropy, forward.shards
-        capacity = packed_capacity(*tokens.shape, rows)
-
-        def compute(inputs: Array, targets: Array, weights: Array, segments: Segments | None) -> Float[Array, ""]:
-            options = {"segments": segments, "train": self.dropout, "rngs": rngs, "method": "decode"}
-            states = unbound.apply(variables, inputs, forward.memory, **options).states
-            embedding, bias = unbound.apply(variables, method="output_layer")
-            if self.temperature != 1:
-                embedding, bias = embedding / self.temperature, bias / self.temperature
-            return cross_entropy(states, embedding, bias, targets, weights, shards=rows).loss_sum
-
-        def compute_packed() -> Float[Array, ""]:
-            packed = pack_tokens(is_token, rows, capacity)
-            arrays = packed.take(inputs, PAD), packed.take(tokens, PAD), packed.take(weights, 0)
-            return compute(*arrays, packed.segments)
-
-        return jax.lax.cond(
-            fits(is_token, rows, capacity), compute_packed, lambda: compute(inputs, tokens, weights, None)
-        )
+        states = model.decode(inputs, forward.memory, train=self.dropout).states
+        embedding, bias = model.output_layer()
+        if self.temperature != 1:
+            embedding, bias = embedding / self.temperature, bias / self.temperature
+        cross_entropy = model.ops.vocabulary_cross_entropy
+        return cross_entropy(states, embedding, bias, tokens, weights, shards=forward.shards).loss_sum
 
 
 class _Scored(NamedTuple):
