@@ -159,6 +159,10 @@ class Tokenizer:
         specials = {i: self._backend.id_to_token(i) for i in self._special_ids}
         return [specials.get(int(i)) or self._backend.decode([int(i)], skip_special_tokens=False) for i in ids]
 
+    def to_json(self) -> str:
+        """Returns the content of `tokenizer.json`, the format of the library tokenizers, which ignores `lowercase`."""
+        return self._backend.to_str(pretty=True)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Writes the tokenizer to `folder`, which is created if needed, for `Tokenizer.load`."""
         folder = storage_path(folder)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from caption_jax.specs import RunSpec
     from caption_jax.specs.extensions import Loading
 
-EXPORT_FORMATS = ("folder",)  # keys of `caption_jax.export.exporter.WRITERS`, which is slow to import
+EXPORT_FORMATS = ("folder", "torch")  # keys of `caption_jax.export.exporter.WRITERS`, which is slow to import
 
 flags.disclaim_key_flags()
 

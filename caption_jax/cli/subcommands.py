@@ -163,10 +163,10 @@ _FLAG_SUBCOMMANDS = (
         ("workdir", "to", "out", "checkpoint", "config"),
         (
             "export --workdir=runs/folder --to=folder",
-            "export --workdir=runs/folder --to=folder --out=shared/my_model",
+            "export --workdir=runs/folder --to=torch --out=shared/my_model",
         ),
-        notes="The formats are: folder, which caption_jax.load reads, with a model card. Prints the path of the new "
-        "folder.",
+        notes="The formats are folder, which caption_jax.load reads, and torch, with a source file for PyTorch. Both "
+        "have a model card. Prints the path of the new folder.",
     ),
     Subcommand(
         "plan",
