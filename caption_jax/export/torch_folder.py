@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ def write_torch_folder(folder: epath.Path, model: Model, facts: RunFacts, workdi
     """Writes a folder that `captioner.py`, which it contains, reads.
 
     Raises:
-        ConfigError: `captioner.py` does not implement the image encoder or a decoding setting of the model.
+        ConfigError: `captioner.py` does not implement the image encoder, the layers over the memory or a decoding
+            setting of the model.
     """
     del workdir
     description = model.description
@@ -61,6 +63,12 @@ def _check_supported(description: RunDescription) -> None:
             f"--to=torch supports EfficientNet, but the image encoder of this run is {type(encoder).__name__}: use "
             "--to=folder"
         )
+    for key in ("encoder.fine_stage", "memory_layers"):
+        if value := functools.reduce(getattr, key.split("."), description.spec.model):
+            raise ConfigError(
+                f"--to=torch does not support config.model.{key}={value!r}, which this run was trained with: use "
+                "--to=folder"
+            )
     names = [field.name for field in dataclasses.fields(decode)]
     for name in set(names) - {*_DECODE_SETTINGS, *_WITHOUT_EFFECT}:
         value, default = getattr(decode, name), getattr(defaults, name)

@@ -66,6 +66,14 @@ def test_unsupported_decoding_settings_are_named_with_a_remedy(tmp_path):
         assert re.search(rf"--to=torch .*config.decode.{key}=.*add --config.decode.{key}=", message)
 
 
+@pytest.mark.parametrize(("key", "value"), [("encoder.fine_stage", "stage_2"), ("memory_layers", 1)])
+def test_unsupported_parts_of_the_model_are_named_with_a_remedy(key, value, tmp_path):
+    write_varied_model(tmp_path / "run", {f"model.{key}": value})
+    error = read_error(tmp_path / "run", {})
+    assert error.startswith(f"--to=torch does not support config.model.{key}={value!r}")
+    assert error.endswith("use --to=folder")
+
+
 def test_the_folder_has_names_of_timm_and_is_not_mistaken_for_one_of_ours(tmp_path):
     write_varied_model(tmp_path / "run")
     folder = Path(export_model(tmp_path / "run", "torch", tmp_path / "out"))
