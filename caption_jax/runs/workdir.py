@@ -132,7 +132,7 @@ def read_specs(workdir: str | epath.Path) -> tuple[RunSpec, RunSpec]:
     version = content.get("version", 1) if isinstance(content, dict) and content else None
     if type(version) is not int:
         raise WorkdirError(f"{path} is damaged (it has no version): restore it from a copy")
-    if "version" not in content and not {"model", "data"} <= content.keys():
+    if "version" not in content and not {"model", "data", "decode"} & content.keys():
         raise WorkdirError(
             f"{path} is not the config of a caption-jax run: pass the workdir of a run, or a folder that caption-jax "
             "export --to=folder wrote"
