@@ -131,6 +131,7 @@ def test_training_skips_broken_images(compile_cache, small_workdir, damaged_data
     assert "1 images could not be read and count as empty captions:\n  08.png: " in output
 
 
+@pytest.mark.slow
 def test_training_stops_if_no_image_can_be_read(compile_cache, small_workdir, tmp_path):
     folder = write_images(tmp_path / "data")
     for path in (folder / "images").iterdir():

@@ -42,6 +42,7 @@ def damage_arrays(checkpoint: Path, kind: str = "flipped bit") -> None:
     DAMAGE[kind](max((checkpoint / "weights").rglob("d/*"), key=lambda path: path.stat().st_size))
 
 
+@pytest.mark.slow
 def test_a_run_repeats_the_steps_since_the_newest_intact_checkpoint(small_workdir, trained_workdir, spec, caplog):
     previous_step, last_step = list_saved_steps(trained_workdir)
     damage_arrays(trained_workdir / "checkpoints" / "last" / str(last_step))

@@ -140,7 +140,8 @@ def test_beams_are_weighted_by_probability_and_samples_equally():
     assert consensus_scores(alone, DecodeSpec(method="beam", num_beams=3), make_consensus())[0, 0] == 0
 
 
-@pytest.mark.parametrize("method", [pytest.param("beam", marks=pytest.mark.slow), "sample"])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["beam", "sample"])
 def test_decode_ranks_by_score_and_consensus(method):
     variables, memory = make_random_captioner(3)
     frequencies = FrequencyTable(np.zeros((1, 2), np.uint32), np.zeros(1, np.float32), np.float32(2.3))

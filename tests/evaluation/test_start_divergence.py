@@ -36,6 +36,7 @@ def perturb(variables):
     return {**variables, "params": params}
 
 
+@pytest.mark.slow
 def test_the_divergence_is_zero_at_the_start_and_equals_a_sum_over_the_vocabulary_later(small_workdir):
     experiment = open_with_start(small_workdir, small_workdir)
     evaluator, start = SplitEvaluator(experiment, "val"), read_weights(small_workdir).variables

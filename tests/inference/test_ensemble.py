@@ -56,6 +56,7 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(models):
     np.testing.assert_allclose([c.log_prob for c in doubled], [c.log_prob for c in single], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_probabilities_of_three_models_are_averaged(models):
     settings = {"max_length": 8, "ensemble": (models["b"], f"{models['c']}@{STEP}")}
     captioner = caption_jax.load(models["a"], decode_config=settings)

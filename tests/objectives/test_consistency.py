@@ -68,6 +68,7 @@ def test_eight_devices_compute_the_same_gradient_as_one(monkeypatch):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_the_passes_of_a_model_differ_in_dropout_alone(dropout):
     model = MODEL.clone(decoder=MODEL.decoder.clone(dropout=dropout))

@@ -52,7 +52,8 @@ def load_captioner(workdir: Path, **decode) -> Captioner:
 OPTIONS = ({}, {"prefix": "a green"}, {"max_length": 5}, {"prefix": "on", "max_length": 6})
 
 
-@pytest.mark.parametrize("method", ["greedy", pytest.param("beam", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["greedy", "beam"])
 def test_rows_with_different_options_have_the_captions_of_separate_programs(model, workdir, method):
     requests = [("red", {"method": method, **options}) for options in OPTIONS]
     for (colour, options), captions in zip(requests, caption_batch(model, *requests), strict=True):

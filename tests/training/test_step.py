@@ -279,6 +279,7 @@ def test_the_moving_average_matches_its_formula():
     assert to_bytes(state.weights()["params"]) == to_bytes(state.ema) != to_bytes(state.params)
 
 
+@pytest.mark.slow
 def test_four_microbatches_match_the_full_batch():
     batch = make_batch(2, masked=(0, 9))
     weights = (batch["tokens"][..., 1:] != 1) * batch["mask"][:, None, None]
