@@ -120,7 +120,7 @@ def _run_mode(line: CommandLine, script: str, program: str) -> int:
         restart_with_malloc_settings(script)  # before any slow imports
     try:
         check_flag_names(flags.FLAGS, line)
-        argv = workdir_flag.add_default(line.subcommand, line.argv)
+        argv = workdir_flag.resolve_name(line.subcommand, workdir_flag.add_default(line.subcommand, line.argv))
         # Reading the config imports libraries.
         with paused_garbage_collection(script), _show_start(is_quiet="quiet" in command_flags.read_flags(argv)):
             config = _load_config(line.subcommand, argv)

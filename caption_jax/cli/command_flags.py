@@ -125,6 +125,7 @@ def _define_for_export(values: flags.FlagValues) -> None:
     flags.DEFINE_string(
         "out", None, "New folder for the exported model; `export/FORMAT` in the workdir by default.", values
     )
+    flags.DEFINE_string("push", None, "Upload the exported folder to this model, as in owner/name, on the Hub.", values)
 
 
 def _define_for_plan(values: flags.FlagValues) -> None:

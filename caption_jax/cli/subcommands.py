@@ -160,10 +160,11 @@ _FLAG_SUBCOMMANDS = (
         "export",
         "write a model in a format for other programs",
         "--workdir=FOLDER --to=FORMAT",
-        ("workdir", "to", "out", "checkpoint", "config"),
+        ("workdir", "to", "out", "push", "checkpoint", "config"),
         (
             "export --workdir=runs/folder --to=folder",
             "export --workdir=runs/folder --to=torch --out=shared/my_model",
+            "export --workdir=runs/folder --to=folder --push=owner/name",
         ),
         notes="The formats are folder, which caption_jax.load reads, and torch, with a source file for PyTorch. Both "
         "have a model card. Prints the path of the new folder.",

@@ -11,6 +11,7 @@ from absl import app
 from caption_jax.cli.command_flags import read_flags, remove_flag
 from caption_jax.config_files import list_configs
 from caption_jax.errors import ConfigError, WorkdirError
+from caption_jax.named_models import is_named, locate_model
 from input_pipeline.files import is_on_bucket
 
 _RUNS = "runs"
@@ -38,6 +39,24 @@ def add_default(subcommand: str, argv: Sequence[str]) -> list[str]:
         return list(argv)
     workdir = os.path.join(_RUNS, os.path.basename(config).removesuffix(".py"))
     return [f"--workdir={workdir}", *remove_flag(argv, "workdir")]
+
+
+def resolve_name(subcommand: str, argv: Sequence[str]) -> list[str]:
+    """Replaces the name of a model in `--workdir` by its folder, which is downloaded first if needed.
+
+    Raises:
+        UsageError: the subcommand writes to its workdir.
+        UserError: see `locate_model`.
+    """
+    workdir = read_flags(argv).get("workdir", "")
+    if not is_named(workdir):
+        return list(argv)
+    if subcommand in _WRITING:
+        raise app.UsageError(
+            f"{subcommand} writes to its workdir, so --workdir must be a folder: caption-jax export "
+            f"--workdir={workdir} --to=folder --out=FOLDER downloads the model"
+        )
+    return [f"--workdir={locate_model(workdir)}", *remove_flag(argv, "workdir")]
 
 
 def check(subcommand: str, workdir: str, *, writes: bool = True) -> None:

@@ -21,6 +21,7 @@ from caption_jax.inference.caption_program import locate_programs, make_caption_
 from caption_jax.inference.captioning import encode_for_decoding
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
+from caption_jax.named_models import locate_model
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
 from caption_jax.runtime.cached_program import CachedProgram
@@ -326,7 +327,7 @@ def load(
 
     Args:
         workdir: the workdir of a run, a `model-<step>` folder, which may have been moved, or an exported folder; local
-            or in a bucket.
+            or in a bucket; or the name of an exported folder on the Hugging Face Hub, `hf://owner/name`.
         which: "best" (by validation CIDEr-D), "last" or a step that the run has retained, which are slower to load.
         decode_config: decoding settings that replace those of the run (keys as in `config.decode`).
         batch_size: maximum number of images per batch.
@@ -335,19 +336,21 @@ def load(
     Raises:
         FileNotFoundError: `workdir` is not a workdir or contains no model, or a file of the model is missing.
         ValueError: a file of the model is corrupt; the message contains its path.
+        OSError: a model on the Hub cannot be downloaded.
     """
     if isinstance(decode_config, Mapping):
         decode_config = build_spec(DecodeSpec, decode_config, "decode")
     if isinstance(limits, Mapping):
         limits = build_spec(Limits, limits, "limits")
-    model = load_model(workdir, which)
+    folder = locate_model(workdir)
+    model = load_model(folder, which)
     weights = model.weights
     return Captioner(
         model.description,
         weights.variables,
         decode_config,
         batch_size,
-        workdir=workdir,
+        workdir=folder,
         step=weights.step,
         limits=limits,
     )

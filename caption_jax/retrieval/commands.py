@@ -11,6 +11,7 @@ from caption_jax.errors import ConfigError
 from caption_jax.files import allow_any_output, json_line
 from caption_jax.inference.caption_files import describe_no_match, find_images
 from caption_jax.inference.captioner import Captioner
+from caption_jax.named_models import is_shared_copy
 from caption_jax.retrieval.index import ImageIndex, ModelIdentity, open_for_writing
 from caption_jax.retrieval.index_builder import Changes, assist_embedding, update_index
 from caption_jax.retrieval.neighbours import find_neighbours, write_neighbours
@@ -35,8 +36,11 @@ def get_index_folder(workdir: str, index_flag: str | None) -> Path:
     """Returns the folder of the index: the value of `--index`, or `index` in the workdir if it is not set.
 
     Raises:
-        ConfigError: the folder is on a bucket, whose files cannot be memory-mapped, or is a file.
+        ConfigError: the folder is on a bucket, whose files cannot be memory-mapped, or is a file; or `--index` is
+            missing for a model on the Hub.
     """
+    if is_shared_copy(workdir) and not index_flag:
+        raise ConfigError("a model on the Hub has no folder for an index: set --index to a folder")
     folder = index_flag or os.path.join(workdir, "index")
     if is_on_bucket(folder):
         raise ConfigError(f"the index must be on a local disk, not in {folder}: set --index to a local folder")

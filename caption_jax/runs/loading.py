@@ -11,6 +11,7 @@ import jax
 from etils import epath
 
 from caption_jax.errors import ConfigError, MissingFileError, UserError
+from caption_jax.named_models import locate_model
 from caption_jax.runs.artifact import (
     MANIFEST,
     POINTER,
@@ -65,7 +66,7 @@ def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Mod
 
     Args:
         source: workdir of a run, an artifact (a `model-<step>` folder, which may have been moved) or an exported
-            folder; local or on a bucket.
+            folder; local or on a bucket; or the name of an exported folder on the Hugging Face Hub, `hf://owner/name`.
         which: "best" (by validation metric, or the last if no evaluation has run yet), "last", or a step that the run
             has retained. Checkpoints are slower to read than the best model. An artifact only has "best" and its step.
 
@@ -73,10 +74,11 @@ def read_model(source: str | os.PathLike[str], which: str | int = "best") -> Mod
         MissingFileError: the run does not exist or has not saved a model yet, or a file of the model is missing.
         WorkdirError: a file of the model is corrupted, and the run has no intact checkpoint of the same step.
         ConfigError: `which` is unknown, or another checkpoint was requested from an artifact.
+        StorageError: a model on the Hub cannot be downloaded.
     """
     which = str(which)
     check_choice(which)
-    return _read_folder(storage_path(source), which)
+    return _read_folder(storage_path(locate_model(source)), which)
 
 
 def _read_folder(folder: epath.Path, which: str) -> Model:

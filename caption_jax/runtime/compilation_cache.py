@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from caption_jax.named_models import is_shared_copy
 from input_pipeline.files import is_on_bucket, storage_path
 
 log = logging.getLogger(__name__)
@@ -23,10 +24,10 @@ _SCOPE_LOCK = threading.RLock()
 def locate_cache(workdir: str | os.PathLike[str] | None) -> str | None:
     """Returns the folder for compiled programs of a workdir; None if no folder is writable.
 
-    The folder is `compile_cache` in the workdir. Without a workdir, or if it is read-only, it is `caption-jax` in
-    `$XDG_CACHE_HOME` or `~/.cache`. A bucket is assumed to be writable.
+    The folder is `compile_cache` in the workdir. Without a workdir, or if it is read-only or a model of the Hub, it is
+    `caption-jax` in `$XDG_CACHE_HOME` or `~/.cache`. A bucket is assumed to be writable.
     """
-    if workdir is not None:
+    if workdir is not None and not is_shared_copy(workdir):
         folder = os.path.join(os.fspath(workdir), "compile_cache")
         if is_on_bucket(folder) or _is_writable(Path(folder)):
             return folder
