@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import shutil
@@ -89,6 +90,13 @@ def test_threads_get_the_captions_of_sequential_calls(workdir, path):
         expected = captioner.caption(path)
         assert len(captions) == 5 * (1 + number % 4)
         assert {(caption.text, caption.tokens) for caption in captions} == {(expected.text, expected.tokens)}
+
+
+def test_coroutines_get_the_captions_of_sequential_calls(captioner, path):
+    async def caption_all() -> list[Caption]:
+        return await asyncio.gather(*(asyncio.to_thread(captioner.caption, path) for _ in range(6)))
+
+    assert {caption.text for caption in asyncio.run(caption_all())} == {captioner.caption(path).text}
 
 
 @pytest.mark.parametrize(
