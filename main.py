@@ -8,6 +8,7 @@
     python main.py --mode=soup --workdir=runs/soup runs/seed0 runs/seed1
     python main.py --mode=caption --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=serve --workdir=runs/shapes --port=8000
+    python main.py --mode=serve --workdir=runs/shapes --index=runs/shapes/index --image_folder=folder
     python main.py --mode=index --workdir=runs/shapes photo.jpg folder/ 'more/*.png'
     python main.py --mode=search --workdir=runs/shapes --query='a dog on the beach'
     python main.py --mode=neighbours --workdir=runs/shapes --split=train

@@ -37,7 +37,10 @@ STANDALONE_PACKAGES = {
 }
 
 # Modules of serving that can be used without its HTTP server.
-SERVING_CORE = ("batcher", "caption_request", "caption_service", "refusals", "served_model")
+SERVING_CORE = (
+    *("batcher", "caption_request", "caption_service", "embedding_request", "refusals"),
+    *("served_embedding", "served_index", "served_model", "stored_images"),
+)
 
 
 def find_modules() -> dict[str, Path]:

@@ -150,6 +150,7 @@ def _define_for_serve(values: flags.FlagValues) -> None:
         "max_wait_ms", 10.0, "Milliseconds that an image waits for others.", 0.0, 1e5, flag_values=values
     )
     flags.DEFINE_float("request_timeout", 30.0, "Seconds after which a request fails.", 0.1, flag_values=values)
+    flags.DEFINE_string("image_folder", None, "Folder of the indexed images, of which thumbnails are served.", values)
     flags.DEFINE_string("token_file", None, "File with the bearer token that requests must have.", values)
     counts = {
         "max_queue": (64, "Number of accepted images above which requests are refused."),

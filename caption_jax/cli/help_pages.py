@@ -11,7 +11,7 @@ from caption_jax.cli import command_flags
 from caption_jax.cli.subcommands import SUBCOMMANDS, Subcommand, find_users
 
 _WIDTH = 100
-_VALUES = {"config": "NAME", "data": "FOLDER", "index": "FOLDER", "out": "FOLDER", "workdir": "FOLDER"}
+_VALUES = {"config": "NAME", **dict.fromkeys(("data", "image_folder", "index", "out", "workdir"), "FOLDER")}
 _PAGE = """Train, evaluate and use image captioners.
 
 usage: {program} SUBCOMMAND [ARGUMENTS] [FLAGS]

@@ -1,4 +1,4 @@
-"""`--mode=serve`: captions images over HTTP."""
+"""`--mode=serve`: captions images and searches an index over HTTP."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from absl import app, flags
 
 from caption_jax.cli.command_flags import spec_from_flags
 from caption_jax.cli.progress_flags import display_from_flags
+from caption_jax.retrieval.commands import get_index_folder
 from caption_jax.serving.caption_service import ServiceSettings
 from caption_jax.serving.required_packages import require_packages
 from caption_jax.serving.served_model import ServedModel
+from caption_jax.serving.stored_images import StoredImages
 from caption_jax.serving.upload_limits import UploadLimits
 
 
@@ -17,6 +19,7 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
 
     Raises:
         UsageError: a flag has an invalid value.
+        WorkdirError: the index was built with another model, or the model cannot search.
     """
     require_packages()
     from caption_jax.serving.http_app import make_app  # imports them
@@ -28,13 +31,18 @@ def run(options: flags.FlagValues, arguments: list[str]) -> int:
         raise app.UsageError("--batch_sizes must contain at least one size, such as 1,4,16")
     if options.max_images > options.max_queue:
         raise app.UsageError(f"--max_images={options.max_images} must not exceed --max_queue={options.max_queue}")
+    if options.image_folder and not options.index:
+        raise app.UsageError("--image_folder requires --index, the index of these images")
     settings = ServiceSettings(sizes, options.max_wait_ms / 1000, options.max_queue, options.request_timeout)
     limits = UploadLimits(options.max_request_mb * 2**20, options.max_images)
     spec = spec_from_flags(options, "defer")
     with display_from_flags(options, lines=False) as display, display.phase("loading the model"):
         beams = _read_numbers(options, "beams")
+        images = StoredImages(options.image_folder, spec.limits) if options.image_folder else None
         model = ServedModel(options.workdir, options.checkpoint, spec.decode, beams, spec.limits)
-    application = make_app(model, settings, limits, token)
+        index = get_index_folder(options.workdir, options.index) if options.index else None
+        embedder = model.make_embedder(index, images)
+    application = make_app(model, settings, limits, token, embedder=embedder)
 
     def announce(url: str) -> None:
         print(f"listening on {url}, compiling programs; {url}/readyz is 200 when they are ready", flush=True)

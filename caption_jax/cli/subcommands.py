@@ -33,7 +33,7 @@ class Subcommand:
 
 _PROCESSES = ("distributed", "heartbeat")
 SERVING_FLAGS = (
-    *("host", "port", "batch_sizes", "beams", "max_wait_ms"),
+    *("image_folder", "host", "port", "batch_sizes", "beams", "max_wait_ms"),
     *("request_timeout", "token_file", "max_queue", "max_images", "max_request_mb"),
 )
 _SPLIT_CONTEXT = "`retrieved` for captions of similar images (the default), `none`, or `shuffled`."
@@ -113,15 +113,17 @@ _FLAG_SUBCOMMANDS = (
     ),
     Subcommand(
         "serve",
-        "caption images over HTTP",
+        "caption images and search an index over HTTP",
         "--workdir=FOLDER",
-        ("workdir", *SERVING_FLAGS, "checkpoint", "config"),
+        ("workdir", "index", *SERVING_FLAGS, "checkpoint", "config"),
         (
             "serve --workdir=runs/folder",
+            "serve --workdir=runs/search --index=runs/search/index --image_folder=photographs",
             "serve --workdir=runs/folder --host=0.0.0.0 --token_file=token.txt",
         ),
-        notes="Compiles its programs, then answers POST /v1/captions until a signal stops it. Requires the `serve` "
-        "extra.",
+        notes="Compiles its programs, then answers POST /v1/captions until a signal stops it, and /v1/embeddings and "
+        "/v1/search if the model has a joint embedding. Requires the `serve` extra.",
+        descriptions={"index": "Folder of an index to search; none by default."},
     ),
     Subcommand(
         "index",

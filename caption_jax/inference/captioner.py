@@ -17,14 +17,13 @@ from jaxtyping import Float32, Int32, UInt8
 from PIL import Image
 
 from caption_jax.errors import ConfigError
-from caption_jax.inference.caption_program import locate_programs, make_caption_program
-from caption_jax.inference.captioning import encode_for_decoding
+from caption_jax.inference.caption_program import make_caption_program
+from caption_jax.inference.embedding_programs import make_embedding_programs
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.named_models import locate_model
 from caption_jax.runs.description import RunDescription
 from caption_jax.runs.loading import load_model
-from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.specs import DecodeSpec, as_mapping, build_spec
 from caption_jax.specs.decode_summary import decode_settings
 from input_pipeline.images import ImageError
@@ -97,18 +96,7 @@ class Captioner:
         ensemble = load_ensemble(decode_spec.ensemble, description, str(workdir or "this model"))
         self._other_variables = ensemble.variables
         self._generate = make_caption_program(description, decode_spec, ensemble, workdir)
-
-        def embed_images(variables: PyTree, pixels: jax.Array) -> jax.Array:
-            model = description.model()
-            features = encode_for_decoding(model, variables, pixels, None, description)
-            return model.apply(variables, features, method="embed_images")
-
-        def embed_texts(variables: PyTree, ids: jax.Array) -> jax.Array:
-            return description.model().apply(variables, ids, ids != PAD, train=False, method="embed_texts")
-
-        cache_key, folder = description.cache_key(), locate_programs(workdir)
-        self._embed_images = CachedProgram(embed_images, "embed_images", cache_key, default_folder=folder)
-        self._embed_texts = CachedProgram(embed_texts, "embed_texts", cache_key, default_folder=folder)
+        self._embed_images, self._embed_texts = make_embedding_programs(description, workdir)
 
     def __repr__(self) -> str:
         encoder = self._description.spec.model.encoder

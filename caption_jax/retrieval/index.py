@@ -21,6 +21,7 @@ from jaxtyping import Bool, Float32
 
 from caption_jax.errors import LockedError, WorkdirError
 from caption_jax.files import json_line
+from caption_jax.retrieval.entry_reader import EntryReader
 from caption_jax.retrieval.index_format import Entry, Header, ModelIdentity, parse_entry, read_header, read_lines
 from input_pipeline.files import write_atomically
 from input_pipeline.safe_open import check_file
@@ -82,6 +83,10 @@ class ImageIndex:
             if row in entries:
                 entries[row] = self._parse(line, row)
         return [entries[row] for row in rows]
+
+    def open_entries(self) -> EntryReader:
+        """Opens the metadata for reading single rows quickly. Raises WorkdirError if an entry is damaged."""
+        return EntryReader(self._entries_file, len(self))
 
     def _parse(self, line: bytes, row: int) -> Entry:
         return parse_entry(line, f"{self._entries_file}, line {row + 1}")

@@ -6,21 +6,17 @@ from typing import Any
 
 import caption_jax
 from caption_jax.serving.caption_request import MAX_PREFIX_CHARACTERS, Offer
+from caption_jax.serving.description_parts import (
+    ERROR,
+    describe_get,
+    describe_images_body,
+    describe_post,
+    describe_response,
+)
+from caption_jax.serving.embedding_request import Embedder
+from caption_jax.serving.search_description import describe_search_paths
 from caption_jax.serving.upload_limits import UploadLimits
 
-_ERRORS = {
-    "401": "The bearer token is missing or wrong.",
-    "413": "The request has too many bytes or images.",
-    "415": "The content type is not supported.",
-    "422": "An option is invalid, the body is malformed, or no image can be read.",
-    "429": "The queue is full; the header Retry-After has the seconds to wait.",
-    "503": "The server is starting or stopping, or the request took too long.",
-}
-_ERROR = {
-    "type": "object",
-    "required": ["code", "message"],
-    "properties": {"code": {"type": "string"}, "message": {"type": "string"}},
-}
 _CAPTION = {"caption": {"type": "string"}, "log_prob": {"type": ["number", "null"]}}
 _RESULT = {
     "type": "object",
@@ -30,19 +26,22 @@ _RESULT = {
         "name": {"type": "string"},
         **_CAPTION,
         "alternatives": {"type": "array", "items": {"type": "object", "properties": _CAPTION}},
-        "error": _ERROR,
+        "error": ERROR,
     },
 }
 
 
-def describe_api(offer: Offer, limits: UploadLimits) -> dict[str, Any]:
+def describe_api(offer: Offer, limits: UploadLimits, embedder: Embedder | None = None) -> dict[str, Any]:
     """Returns the description of the API of a server."""
+    status = {"status": {"type": "string"}}
+    not_ready = describe_response("Programs are compiled, or the server is stopping.", status, ["status"])
     paths = {
         "/v1/captions": {"post": _describe_captions(_describe_options(offer), limits)},
-        "/v1/model": {"get": _describe_get("Facts about the model, its options and limits.", "application/json")},
-        "/healthz": {"get": _describe_get("The process runs.", "application/json")},
-        "/readyz": {"get": _describe_get("All programs are compiled; otherwise 503.", "application/json")},
-        "/metrics": {"get": _describe_get("Metrics in Prometheus' format.", "text/plain")},
+        "/v1/model": {"get": describe_get("Facts about the model, its options and limits.", "application/json")},
+        "/healthz": {"get": describe_get("The process runs.", "application/json")},
+        "/readyz": {"get": describe_get("All programs are compiled.", "application/json", status_503=not_ready)},
+        "/metrics": {"get": describe_get("Metrics in Prometheus' format.", "text/plain")},
+        **describe_search_paths(embedder, limits),
     }
     return {
         "openapi": "3.1.0",
@@ -65,33 +64,8 @@ def _describe_options(offer: Offer) -> dict[str, Any]:
 
 
 def _describe_captions(options: dict[str, Any], limits: UploadLimits) -> dict[str, Any]:
-    images = {"type": "array", "minItems": 1, "maxItems": limits.images}
-    binary = {"type": "string", "contentMediaType": "application/octet-stream"}
-    form = {"images": {**images, "items": binary}, **options}
-    base64 = {"type": "string", "contentEncoding": "base64"}
-    body = {"images": {**images, "items": base64}, "options": {"type": "object", "properties": options}}
-    answer = {"id": {"type": "string"}, "captions": {"type": "array", "items": _RESULT}, "error": _ERROR}
-    responses = {"200": _describe_response("The captions, or errors, of the images in order.", answer)}
-    responses |= {status: _describe_response(text, {"error": _ERROR}) for status, text in _ERRORS.items()}
-    return {
-        "summary": f"Captions images. The body has at most {limits.body_bytes:,} bytes.",
-        "parameters": [{"name": name, "in": "query", "schema": schema} for name, schema in options.items()],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "multipart/form-data": {"schema": {"type": "object", "properties": form}},
-                "application/json": {"schema": {"type": "object", "required": ["images"], "properties": body}},
-                "image/*": {"schema": binary},
-            },
-        },
-        "responses": responses,
-    }
-
-
-def _describe_response(description: str, properties: dict[str, Any]) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties}
-    return {"description": description, "content": {"application/json": {"schema": schema}}}
-
-
-def _describe_get(summary: str, media_type: str) -> dict[str, Any]:
-    return {"summary": summary, "responses": {"200": {"description": summary, "content": {media_type: {}}}}}
+    answer = {"id": {"type": "string"}, "captions": {"type": "array", "items": _RESULT}}
+    json_keys = {"options": {"type": "object", "properties": options, "additionalProperties": False}}
+    body = describe_images_body(limits, options, json_keys)
+    summary = f"Captions images. The body has at most {limits.body_bytes:,} bytes."
+    return describe_post(summary, answer, body, options)

@@ -131,6 +131,8 @@ class Offer:
             return ()
         if len(text) > MAX_PREFIX_CHARACTERS:
             raise OptionError(f"prefix: has {len(text)} characters, more than {MAX_PREFIX_CHARACTERS}")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise OptionError("prefix: contains half of a character")
         ids = self.encode(text)
         if ids is None:
             raise OptionError("prefix: contains a word that is not in the vocabulary of the model")

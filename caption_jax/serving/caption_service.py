@@ -6,12 +6,13 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Protocol
 
 from caption_jax.serving.batcher import Batcher, BatchObserver
 from caption_jax.serving.caption_request import CaptionOptions, CaptionRequest, Offer, Program
+from caption_jax.serving.embedding_request import Embedded, Embedder, EmbeddingProgram, EmbeddingRow, Kind
 from caption_jax.serving.refusals import DeadlineError, NotReadyError, QueueFullError
 from input_pipeline.errors import ImageError
 
@@ -92,6 +93,7 @@ class CaptionService:
         model: the model.
         settings: limits and batch sizes.
         observer: is told of each batch.
+        embedder: the joint embedding of the model; None if embeddings and searches are not offered.
 
     Attributes:
         state: `STARTING` until all programs are compiled, then `READY`; `STOPPING` after `stop`; `FAILED` if the
@@ -99,13 +101,19 @@ class CaptionService:
         error: the error in state `FAILED`.
     """
 
-    def __init__(self, model: Model, settings: ServiceSettings, observer: BatchObserver | None = None):
-        self.model, self.settings = model, settings
+    def __init__(
+        self,
+        model: Model,
+        settings: ServiceSettings,
+        observer: BatchObserver | None = None,
+        embedder: Embedder | None = None,
+    ):
+        self.model, self.settings, self.embedder = model, settings, embedder
         self.state = STARTING
         self.error: BaseException | None = None
         self._observer = observer
         self._admitted = 0
-        self._batcher: Batcher[Program, Row, Sequence[Caption]] | None = None
+        self._batcher: Batcher[Program | EmbeddingProgram, Any, Any] | None = None
         self._decoders = ThreadPoolExecutor(settings.decoders, thread_name_prefix="decoder")
         self._start: asyncio.Task | None = None
 
@@ -122,7 +130,7 @@ class CaptionService:
     def start(self) -> None:
         """Starts to compile the programs, in a thread."""
         settings = self.settings
-        self._batcher = Batcher(self.model.run, settings.batch_sizes, settings.max_wait, self._observer)
+        self._batcher = Batcher(self._run, settings.batch_sizes, settings.max_wait, self._observer)
         self._start = asyncio.get_running_loop().create_task(self._warm_up())
 
     async def wait_until_ready(self) -> None:
@@ -191,24 +199,68 @@ class CaptionService:
             OptionError: the options are not offered.
         """
         request = self.model.offer.resolve(options or CaptionOptions())
+        results = await self._process(images, self.model.load, request.program, lambda pixels: Row(pixels, request))
+        return [result if isinstance(result, ImageError) else list(result[: request.candidates]) for result in results]
+
+    async def embed(
+        self, kind: Kind, items: Sequence[ImageInput | str], *, search: bool = False
+    ) -> list[Embedded | ImageError]:
+        """Embeds images or texts, which must have been admitted (`admit`); see `time_limit`. Requires an embedder.
+
+        Args:
+            kind: "images" or "texts".
+            items: the images or texts.
+            search: whether to search the index for each.
+
+        Returns:
+            For each item, its embedding, or the error if it is an image that cannot be read.
+        """
+        load = self.model.load if kind == "images" else self.embedder.encode
+        return await self._process(items, load, EmbeddingProgram(kind), lambda item: EmbeddingRow(item, search))
+
+    async def run_in_decoder(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Calls a function in one of the threads that decode images."""
+        return await asyncio.get_running_loop().run_in_executor(self._decoders, function, *arguments)
+
+    async def _process(
+        self,
+        items: Sequence[Any],
+        load: Callable[[Any], Any],
+        program: Program | EmbeddingProgram,
+        make_row: Callable[[Any], Any],
+    ) -> list[Any | ImageError]:
+        """Loads items in the threads for decoding, and runs a program on them. An item that cannot be read fails alone.
+
+        Raises:
+            BatchError: a batch failed.
+        """
+
+        async def process(item: Any) -> Any | ImageError:
+            try:
+                loaded = await self.run_in_decoder(load, item)
+            except ImageError as error:
+                return error
+            return await self._batcher.submit(program, make_row(loaded))
+
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._caption_one(image, request)) for image in images]
+                tasks = [group.create_task(process(item)) for item in items]
         except BaseExceptionGroup as errors:  # a batch failed
             raise errors.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    async def _caption_one(self, image: ImageInput, request: CaptionRequest) -> list[Caption] | ImageError:
-        try:
-            pixels = await asyncio.get_running_loop().run_in_executor(self._decoders, self.model.load, image)
-        except ImageError as error:
-            return error
-        captions = await self._batcher.submit(request.program, Row(pixels, request))
-        return list(captions[: request.candidates])
+    def _run(self, program: Program | EmbeddingProgram, rows: list[Any], size: int) -> Sequence[Any]:
+        model = self.embedder if isinstance(program, EmbeddingProgram) else self.model
+        return model.run(program, rows, size)
+
+    def _compile(self) -> None:
+        for model in (self.model, self.embedder):
+            if model is not None:
+                model.warm_up(self.settings.batch_sizes)
 
     async def _warm_up(self) -> None:
         try:
-            await self._batcher.run_alone(self.model.warm_up, self.settings.batch_sizes)
+            await self._batcher.run_alone(self._compile)
         except Exception as error:  # of any type: the server reports it and ends
             self.error, self.state = error, FAILED
         else:

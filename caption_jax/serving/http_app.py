@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import AsyncIterator, Callable
+from typing import TYPE_CHECKING, Any
 
 from caption_jax.serving.api_description import describe_api
 from caption_jax.serving.caption_service import READY, CaptionService, Model, ServiceSettings
+from caption_jax.serving.disconnection import cancel_on_disconnect
+from caption_jax.serving.embedding_request import Embedder
 from caption_jax.serving.http_errors import HttpError, handle_error
 from caption_jax.serving.refusals import RefusedError
 from caption_jax.serving.request_middleware import RequestMiddleware, log_to_stderr
+from caption_jax.serving.search_api import SEARCH_PATHS, SearchApi, describe_offer
 from caption_jax.serving.server_metrics import ServerMetrics
 from caption_jax.serving.upload_limits import UploadLimits
 from caption_jax.serving.uploads import read_upload
@@ -25,12 +27,9 @@ with optional_packages("serving"):
     from starlette.requests import ClientDisconnect, Request
     from starlette.responses import JSONResponse, Response
     from starlette.routing import Route
-    from starlette.types import Receive
 
 if TYPE_CHECKING:
     from caption_jax.inference.captioner import Caption
-
-Result = TypeVar("Result")
 
 _HANDLED = (HttpError, RefusedError, HTTPException, ClientDisconnect, Exception)
 PATHS = ("/v1/captions", "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
@@ -89,7 +88,9 @@ class Api:
         }
         options = {"method": offer.default.method, "beams": list(offer.beams), "max_length": offer.max_length}
         content = {**service.model.describe(), "state": service.state, "options": options, "limits": limits}
-        return JSONResponse({**content, "batch_sizes": sorted(service.settings.batch_sizes)})
+        return JSONResponse(
+            {**content, "batch_sizes": sorted(service.settings.batch_sizes), **describe_offer(service.embedder)}
+        )
 
     async def check_health(self, request: Request) -> Response:
         """Answers while the process runs."""
@@ -106,7 +107,7 @@ class Api:
 
     async def show_description(self, request: Request) -> Response:
         """Returns the description of the API."""
-        return JSONResponse(describe_api(self.service.model.offer, self._limits))
+        return JSONResponse(describe_api(self.service.model.offer, self._limits, self.service.embedder))
 
 
 def make_app(
@@ -115,6 +116,7 @@ def make_app(
     limits: UploadLimits,
     token: str = "",
     write: Callable[[dict], None] = log_to_stderr,
+    embedder: Embedder | None = None,
 ) -> Starlette:
     """Makes the application. Its `state.service` is the service.
 
@@ -124,9 +126,10 @@ def make_app(
         limits: limits on requests.
         token: bearer token of all requests but those for the health of the server; "" for none.
         write: writes an entry of the access log.
+        embedder: the joint embedding of the model, with an index or without; None if it has none.
     """
-    metrics = ServerMetrics(PATHS)
-    api = Api(CaptionService(model, settings, metrics), limits, metrics)
+    metrics = ServerMetrics((*PATHS, *SEARCH_PATHS))
+    api = Api(CaptionService(model, settings, metrics, embedder), limits, metrics)
     routes = [
         Route("/v1/captions", api.caption, methods=["POST"]),
         Route("/v1/model", api.describe_model),
@@ -134,6 +137,7 @@ def make_app(
         Route("/readyz", api.check_readiness),
         Route("/metrics", api.show_metrics),
         Route("/openapi.json", api.show_description),
+        *SearchApi(api.service, limits, metrics).routes,
     ]
     app = Starlette(
         routes=routes, lifespan=api.lifespan, exception_handlers={error: handle_error for error in _HANDLED}
@@ -141,32 +145,6 @@ def make_app(
     app.add_middleware(RequestMiddleware, metrics=metrics, token=token, write=write)
     app.state.service = api.service
     return app
-
-
-async def cancel_on_disconnect(work: Coroutine[Any, Any, Result], receive: Receive) -> Result:
-    """Returns the result of `work`, which is cancelled if the client closes the connection.
-
-    Args:
-        work: work on a request whose body has been read.
-        receive: receives the messages of the request.
-
-    Raises:
-        ClientDisconnect: the client closed the connection.
-    """
-
-    async def wait_for_disconnect() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    tasks = asyncio.create_task(work), asyncio.create_task(wait_for_disconnect())
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        if not tasks[0].done():
-            raise ClientDisconnect
-        return tasks[0].result()
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 def describe_result(index: int, name: str, result: list[Caption] | ImageError) -> dict[str, Any]:

@@ -16,9 +16,14 @@ from caption_jax.inference.caption_program import make_caption_program
 from caption_jax.inference.captioner import Caption, make_caption
 from caption_jax.inference.ensemble import load_ensemble
 from caption_jax.inference.image_inputs import ImageInput, check_image, read_image
+from caption_jax.retrieval.index_format import ModelIdentity
 from caption_jax.runs.loading import load_model
+from caption_jax.runs.weights import fingerprint
 from caption_jax.serving.caption_request import CaptionRequest, Offer, Program
 from caption_jax.serving.caption_service import Row
+from caption_jax.serving.served_embedding import ServedEmbedding
+from caption_jax.serving.served_index import ServedIndex
+from caption_jax.serving.stored_images import StoredImages
 from caption_jax.specs import DecodeSpec, as_mapping
 from caption_jax.specs.decode_summary import decode_settings
 from input_pipeline.limits import Limits
@@ -107,6 +112,33 @@ class ServedModel:
             "vocabulary": self._description.vocabulary.size,
             "decode": decode_settings(as_mapping(self._decode)),
         }
+
+    def identify(self) -> ModelIdentity:
+        """Returns the identity of the model, which an index must have. Reads all weights."""
+        return ModelIdentity(self._step, fingerprint(self._variables))
+
+    def make_embedder(
+        self, index: str | os.PathLike[str] | None = None, images: StoredImages | None = None
+    ) -> ServedEmbedding | None:
+        """Returns the joint embedding, or None if the model has none and there is no index.
+
+        Args:
+            index: folder of the index to search.
+            images: the folder of its images, to serve thumbnails of them.
+
+        Raises:
+            MissingFileError: there is no index.
+            WorkdirError: the index was built with another model or is damaged, or the model has no joint embedding.
+            ConfigError: none of the indexed images is in `images`.
+        """
+        served = None
+        if index is not None:
+            self._description.check_joint_embedding()  # before an error that suggests to build an index
+            width = self._description.spec.model.joint_embedding.width
+            served = ServedIndex(index, self.identify(), width, images)
+        elif not self._description.has_joint_embedding:
+            return None
+        return ServedEmbedding(self._description, self._variables, self._workdir, served)
 
     def _make_limits(
         self, requests: Sequence[CaptionRequest], size: int

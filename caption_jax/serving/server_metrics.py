@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 from input_pipeline.extras import optional_packages
@@ -19,11 +20,12 @@ class ServerMetrics:
     """Counters of requests and batches, with a registry of their own. Observes a `CaptionService`.
 
     Args:
-        paths: paths of the API.
+        paths: paths of the API, with parameters such as {row}.
     """
 
     def __init__(self, paths: tuple[str, ...]):
-        self._paths, self._registry = paths, CollectorRegistry()
+        self._registry = CollectorRegistry()
+        self._patterns = {path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in paths}
         registry = {"registry": self._registry}
         labels = ("method", "path")
         self._requests = Counter("caption_jax_requests", "Requests by status.", (*labels, "status"), **registry)
@@ -31,7 +33,7 @@ class ServerMetrics:
             "caption_jax_request_seconds", "Time of requests.", labels, buckets=_SECONDS, **registry
         )
         self._images = Counter(
-            "caption_jax_images", "Images by outcome: captioned or unreadable.", ("outcome",), **registry
+            "caption_jax_images", "Images by outcome: captioned, embedded or unreadable.", ("outcome",), **registry
         )
         self._batch_images = Histogram("caption_jax_batch_images", "Images per batch.", buckets=_SIZES, **registry)
         self._padding = Counter("caption_jax_batch_padding_images", "Images of padding in batches.", **registry)
@@ -46,7 +48,7 @@ class ServerMetrics:
     def request_done(self, method: str, path: str, status: int, seconds: float) -> None:
         """Counts a request."""
         method = method if method in _METHODS else _OTHER
-        path = path if path in self._paths else _OTHER
+        path = next((name for name, pattern in self._patterns.items() if pattern.fullmatch(path)), _OTHER)
         self._requests.labels(method, path, status).inc()
         self._seconds.labels(method, path).observe(seconds)
 
@@ -56,9 +58,9 @@ class ServerMetrics:
         self._padding.inc(size - images)
         self._batch_seconds.observe(seconds)
 
-    def images_done(self, captioned: int, unreadable: int) -> None:
+    def images_done(self, done: int, unreadable: int, outcome: str = "captioned") -> None:
         """Counts the images of a request."""
-        self._images.labels("captioned").inc(captioned)
+        self._images.labels(outcome).inc(done)
         self._images.labels("unreadable").inc(unreadable)
 
     def render(self) -> bytes:
