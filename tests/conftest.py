@@ -19,6 +19,7 @@ import shape_checks
 from quick_compilation import HAS_FUSION_EMITTER_OPTION
 
 if TYPE_CHECKING:
+    from live_server import LiveServer
     from resume_run import RunLauncher
 
 # JAX reads these variables when it is imported. Eight CPU devices allow tests of sharding on any machine.
@@ -74,6 +75,15 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip("needs the development photographs in ../shared/data, which are not part of this repository")
     return root
+
+
+@pytest.fixture(scope="session")
+def shared_cases(shared_data) -> Path:
+    """The folder of cases next to the checkout. Skips the test if it does not exist."""
+    folder = shared_data.parent / "cases"
+    if not folder.is_dir():
+        pytest.skip("needs the files in ../shared/cases, which are not part of this repository")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +182,26 @@ def searchable_workdir(build_once, distinct_images, tmp_path_factory) -> Path:
     train = functools.partial(train_small, distinct_images, flags=small_run.TEXT_ENCODER_FLAGS)
     workdir = build_once("trained/searchable", train)
     return Path(shutil.copytree(workdir, tmp_path_factory.mktemp("runs") / "searchable"))
+
+
+@pytest.fixture(scope="module")
+def index_folders(searchable_workdir, tmp_path_factory) -> tuple[Path, Path]:
+    """The folders of an index of coloured boxes and of its images."""
+    import live_server
+
+    return live_server.make_index(searchable_workdir, tmp_path_factory.mktemp("indexed"))
+
+
+@pytest.fixture(scope="module")
+def search_server(searchable_workdir, index_folders, compile_cache, tmp_path_factory) -> Iterator[LiveServer]:
+    """A server of the captioner of `searchable_workdir` and of an index, in another process."""
+    import live_server
+
+    index, images = index_folders
+    flags = (f"--index={index}", f"--image_folder={images}", *live_server.FLAGS)
+    log = tmp_path_factory.mktemp("server") / "log"
+    with live_server.run_server(searchable_workdir, compile_cache, log, *flags) as server:
+        yield server
 
 
 def train_small(images: Path, workdir: Path, flags: Sequence[str] = ()) -> None:

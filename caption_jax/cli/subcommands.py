@@ -118,7 +118,7 @@ _FLAG_SUBCOMMANDS = (
         ("workdir", "index", *SERVING_FLAGS, "checkpoint", "config"),
         (
             "serve --workdir=runs/folder",
-            "serve --workdir=runs/search --index=runs/search/index --image_folder=photographs",
+            "serve --workdir=runs/search --index=runs/search/index --image_folder=photos",
             "serve --workdir=runs/folder --host=0.0.0.0 --token_file=token.txt",
         ),
         notes="Compiles its programs, then answers POST /v1/captions until a signal stops it, and /v1/embeddings and "

@@ -46,15 +46,6 @@ INVALID = {
 }
 
 
-@pytest.fixture(scope="session")
-def shared_cases(shared_data) -> Path:
-    """The folder of cases next to the checkout. Skips the test if it does not exist."""
-    folder = shared_data.parent / "cases"
-    if not folder.is_dir():
-        pytest.skip("needs the files in ../shared/cases, which are not part of this repository")
-    return folder
-
-
 def open_case(cases: Path, name: str, **changes) -> dict[str, list[str]]:
     """Returns the captions of a case by the path of the image."""
     folder, _, file = name.partition("/")

@@ -8,6 +8,7 @@ OPTIONS = {
     "kills": (int, 100, "number of processes that each test of tests/long/test_kills.py kills"),
     "examples": (int, 20_000, "number of files that each test of tests/long/test_fuzz.py reads"),
     "minutes": (float, 120.0, "duration of each test of tests/long/test_soak.py"),
+    "requests": (int, 20_000, "number of requests that tests/long/test_server.py sends while it measures memory"),
     "seed": (int, 0, "random seed for the moments at which processes are killed"),
 }
 

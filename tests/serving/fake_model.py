@@ -28,7 +28,7 @@ class FakeCaption:
 
 
 class FakeModel:
-    """Captions bytes with their own text. Bytes that start with "bad" cannot be read.
+    """Captions bytes with their own text. Bytes that start with "bad" or are not text cannot be read.
 
     Attributes:
         batches: (program, texts, size) of each batch.
@@ -48,8 +48,8 @@ class FakeModel:
 
     def load(self, image: bytes) -> str:
         self.decoding_threads.add(threading.current_thread().name)
-        text = image.decode()
-        if text.startswith("bad"):
+        text = image.decode(errors="replace")
+        if text.startswith("bad") or "\N{REPLACEMENT CHARACTER}" in text:
             raise ImageError("encoded image", "cannot be decoded")
         return text
 
