@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 
 import hypothesis
@@ -13,6 +14,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
+from server_load import encode_box
 
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 
@@ -54,6 +56,8 @@ def _fuzz(operation, mode: GenerationMode, count: int, seed: int, answers: Count
     )
     @hypothesis.given(case=operation.as_strategy(generation_mode=mode))
     def check(case: Case) -> None:
+        if mode == GenerationMode.POSITIVE and len(repr(case.body)) % 2:  # half of them, the same ones if repeated
+            _insert_image(case)
         response = case.call(timeout=60)
         answers[f"{operation.method.upper()} {operation.path} {response.status_code}"] += 1
         if response.status_code in (429, 503):
@@ -61,3 +65,12 @@ def _fuzz(operation, mode: GenerationMode, count: int, seed: int, answers: Count
         case.validate_response(response, checks=CHECKS)
 
     check()
+
+
+def _insert_image(case: Case) -> None:
+    """Replaces the random bytes of a valid request by an image that can be read, without options in the query."""
+    case.query.clear()
+    if isinstance(case.body, dict) and case.media_type == "application/json" and "images" in case.body:
+        case.body["images"] = [base64.b64encode(encode_box()).decode()] * len(case.body["images"])
+    elif isinstance(case.body, bytes):
+        case.body = encode_box()

@@ -38,6 +38,7 @@ def workdir(tmp_path_factory) -> Path:
         ("--max_queue=3", 2, "--max_images=16 must not exceed --max_queue=3"),
         ("--port=70000", 2, "--port=70000: "),
         ("--token_file=missing", 1, "--token_file=missing: cannot be read"),
+        ("--index=missing", 1, "this run was trained without a joint embedding of images and texts"),
         ("--image_folder=missing", 2, "--image_folder requires --index, the index of these images"),
         ("--config.decode.method=sample", 1, 'config.decode.method="sample" cannot be served'),
     ],
