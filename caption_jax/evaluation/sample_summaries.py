@@ -13,8 +13,9 @@ import jax
 import numpy as np
 
 from caption_jax.decoding import Decoded
-from caption_jax.evaluation.word_attention import attention_per_word, stack_context
+from caption_jax.evaluation.word_attention import stack_context
 from caption_jax.inference.captioning import caption_batch
+from caption_jax.inference.image_attention import attention_per_word
 from caption_jax.runs.experiment import Experiment
 from caption_jax.telemetry.monitoring import Monitor
 from input_pipeline.context import ContextCaptions

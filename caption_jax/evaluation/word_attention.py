@@ -1,4 +1,4 @@
-"""Cross-attention over the image for each word of a caption, for visualisation."""
+"""Cross-attention over the image for captions of a split, for visualisation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int, Int32, UInt8
 
-from caption_jax.decoding.predictor import Predictor
 from caption_jax.inference.captioning import encode_batch
+from caption_jax.inference.image_attention import attend_to_image
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
 from input_pipeline.records import Record
-from input_pipeline.special_tokens import BOS, PAD
-from input_pipeline.tokenizer import Vocabulary
 
 PyTree = Any
 
@@ -45,21 +43,9 @@ def teacher_forced_attention(
         variables: PyTree, pixels: jax.Array, tokens: jax.Array, context: jax.Array | None
     ) -> jax.Array:
         features = encode_batch(model, variables, {"image": pixels, "context": context}, description)
-        attention = Predictor(model, variables, features).compute_attention(tokens[:, None], BOS, PAD)[:, 0]
-        return attention[..., : features.image_memory_length]
+        return attend_to_image(model, variables, features, tokens)
 
     return jax.device_get(compute_attention(variables, pixels, tokens, context))
-
-
-def attention_per_word(
-    vocabulary: Vocabulary, tokens: Int[np.ndarray, " length"], attention: Float[np.ndarray, "length memory"]
-) -> tuple[list[str], Float[np.ndarray, "words memory"]]:
-    """Returns the words of a caption and their attention, averaged over the tokens of each word."""
-    spans = vocabulary.words_with_spans(tokens)
-    per_word = np.empty((len(spans), attention.shape[1]), attention.dtype)
-    for i, (_, start, end) in enumerate(spans):
-        per_word[i] = attention[start:end].mean(axis=0)
-    return [word for word, _, _ in spans], per_word
 
 
 def stack_context(

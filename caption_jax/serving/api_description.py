@@ -18,6 +18,17 @@ from caption_jax.serving.search_description import describe_search_paths
 from caption_jax.serving.upload_limits import UploadLimits
 
 _CAPTION = {"caption": {"type": "string"}, "log_prob": {"type": ["number", "null"]}}
+_ATTENTION = {
+    "description": "Attention over the grid of the image [words, rows, columns], if the option is set.",
+    "type": "object",
+    "properties": {
+        "words": {"type": "array", "items": {"type": "string"}},
+        "weights": {
+            "type": "array",
+            "items": {"type": "array", "items": {"type": "array", "items": {"type": "number"}}},
+        },
+    },
+}
 _RESULT = {
     "type": "object",
     "required": ["index", "name"],
@@ -26,6 +37,7 @@ _RESULT = {
         "name": {"type": "string"},
         **_CAPTION,
         "alternatives": {"type": "array", "items": {"type": "object", "properties": _CAPTION}},
+        "attention": _ATTENTION,
         "error": ERROR,
     },
 }
@@ -60,6 +72,7 @@ def _describe_options(offer: Offer) -> dict[str, Any]:
         "candidates": {"type": "integer", "minimum": 1, "maximum": max(offer.beams, default=1), "default": 1},
         "prefix": {"type": "string", "maxLength": MAX_PREFIX_CHARACTERS, "default": offer.prefix},
         "max_length": {"type": "integer", "minimum": 3, "maximum": offer.max_length},
+        "attention": {"type": "boolean", "default": False},
     }
 
 

@@ -25,6 +25,7 @@ class CaptionOptions:
         candidates: number of captions per image, at most the number of beams.
         prefix: text that the captions start with.
         max_length: maximum number of tokens of a caption, including <s> and </s>.
+        attention: whether to return where the decoder attended in the image for each word of the best caption.
     """
 
     method: str = ""
@@ -32,10 +33,11 @@ class CaptionOptions:
     candidates: int = 1
     prefix: str = ""
     max_length: int = 0
+    attention: bool = False
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> CaptionOptions:
-        """Parses options, whose numbers may be strings as in a query or a form.
+        """Parses options, whose numbers and booleans may be strings as in a query or a form.
 
         Raises:
             OptionError: an option does not exist, or its value has another type or is negative.
@@ -61,12 +63,14 @@ class CaptionRequest:
         candidates: number of captions to return.
         prefix: token ids that the caption starts with.
         max_length: maximum number of tokens, including <s> and </s>; 0 for that of the model.
+        attention: whether to compute the attention for the best caption, with a program of its own.
     """
 
     program: Program
     candidates: int = 1
     prefix: tuple[int, ...] = ()
     max_length: int = 0
+    attention: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +83,7 @@ class Offer:
         max_length: maximum number of tokens of a caption.
         encode: returns the token ids of a prefix; None if a word is not in the vocabulary.
         prefix: prefix of requests without one.
+        attention: whether the attention over the image can be computed.
     """
 
     default: Program
@@ -86,6 +91,7 @@ class Offer:
     max_length: int
     encode: Callable[[str], Sequence[int] | None]
     prefix: str = ""
+    attention: bool = False
 
     @property
     def programs(self) -> tuple[Program, ...]:
@@ -107,8 +113,10 @@ class Offer:
             )
         if options.max_length and not 3 <= options.max_length <= self.max_length:
             raise OptionError(f"max_length={options.max_length}: the value must be from 3 to {self.max_length}")
+        if options.attention and not self.attention:
+            raise OptionError("attention=true: the decoder of this model does not attend to a grid of the image")
         prefix = self._encode_prefix(options.prefix or self.prefix, options.max_length or self.max_length)
-        return CaptionRequest(program, options.candidates, prefix, options.max_length)
+        return CaptionRequest(program, options.candidates, prefix, options.max_length, options.attention)
 
     def _choose_program(self, options: CaptionOptions) -> Program:
         method = options.method or ("beam" if options.beams > 1 else self.default.method)
@@ -141,13 +149,17 @@ class Offer:
         return tuple(int(i) for i in ids)
 
 
-def _parse(name: str, value: Any, types: Mapping[str, type]) -> str | int:
+def _parse(name: str, value: Any, types: Mapping[str, type]) -> str | int | bool:
     if name not in types:
         raise OptionError(f"unknown option {name[:50]!r}; the options are {', '.join(types)}")
     if types[name] is str:
         if not isinstance(value, str):
             raise OptionError(f"{name}: the value must be a text")
         return value
+    if types[name] is bool:
+        if not isinstance(value, bool) and value not in ("true", "false"):
+            raise OptionError(f"{name}: the value must be true or false")
+        return value in (True, "true")
     is_number = isinstance(value, int) and not isinstance(value, bool)
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 10:
         value, is_number = int(value), True

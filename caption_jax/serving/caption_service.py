@@ -33,7 +33,10 @@ class Model(Protocol):
         """Decodes an image to pixels. Called in several threads. Raises ImageError if the image cannot be read."""
 
     def run(self, program: Program, rows: list[Row], size: int) -> Sequence[Sequence[Caption]]:
-        """Returns the captions of each row, best first. The batch is padded to `size`."""
+        """Returns the captions of each row, best first. The batch is padded to `size`.
+
+        The first caption of a row whose request has `attention` has its attention.
+        """
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Compiles all programs of the offer for the sizes."""

@@ -18,6 +18,7 @@ from caption_jax.serving.search_api import SEARCH_PATHS, SearchApi, describe_off
 from caption_jax.serving.server_metrics import ServerMetrics
 from caption_jax.serving.upload_limits import UploadLimits
 from caption_jax.serving.uploads import read_upload
+from caption_jax.serving.web_page import PAGE_PATHS, make_page_routes
 from input_pipeline.errors import ImageError
 from input_pipeline.extras import optional_packages
 
@@ -30,6 +31,7 @@ with optional_packages("serving"):
 
 if TYPE_CHECKING:
     from caption_jax.inference.captioner import Caption
+    from caption_jax.inference.image_attention import WordAttention
 
 _HANDLED = (HttpError, RefusedError, HTTPException, ClientDisconnect, Exception)
 PATHS = ("/v1/captions", "/v1/model", "/healthz", "/readyz", "/metrics", "/openapi.json")
@@ -86,7 +88,12 @@ class Api:
             "queue": service.settings.max_queue,
             "timeout_seconds": service.settings.timeout,
         }
-        options = {"method": offer.default.method, "beams": list(offer.beams), "max_length": offer.max_length}
+        options = {
+            "method": offer.default.method,
+            "beams": list(offer.beams),
+            "max_length": offer.max_length,
+            "attention": offer.attention,
+        }
         content = {**service.model.describe(), "state": service.state, "options": options, "limits": limits}
         return JSONResponse(
             {**content, "batch_sizes": sorted(service.settings.batch_sizes), **describe_offer(service.embedder)}
@@ -124,11 +131,11 @@ def make_app(
         model: the model.
         settings: settings of the service.
         limits: limits on requests.
-        token: bearer token of all requests but those for the health of the server; "" for none.
+        token: bearer token of all requests but those for the page and the health of the server; "" for none.
         write: writes an entry of the access log.
         embedder: the joint embedding of the model, with an index or without; None if it has none.
     """
-    metrics = ServerMetrics((*PATHS, *SEARCH_PATHS))
+    metrics = ServerMetrics((*PATHS, *SEARCH_PATHS, *PAGE_PATHS))
     api = Api(CaptionService(model, settings, metrics, embedder), limits, metrics)
     routes = [
         Route("/v1/captions", api.caption, methods=["POST"]),
@@ -138,6 +145,7 @@ def make_app(
         Route("/metrics", api.show_metrics),
         Route("/openapi.json", api.show_description),
         *SearchApi(api.service, limits, metrics).routes,
+        *make_page_routes(),
     ]
     app = Starlette(
         routes=routes, lifespan=api.lifespan, exception_handlers={error: handle_error for error in _HANDLED}
@@ -154,7 +162,15 @@ def describe_result(index: int, name: str, result: list[Caption] | ImageError) -
         return {**answer, "error": {"code": "unreadable_image", "message": result.reason}}
     captions = [{"caption": caption.text, "log_prob": _finite(caption.log_prob)} for caption in result]
     best = captions[0] if captions else {"caption": "", "log_prob": None}  # the options allow no caption
-    return {**answer, **best, "alternatives": captions[1:]}
+    answer |= {**best, "alternatives": captions[1:]}
+    if result and result[0].attention is not None:
+        answer["attention"] = describe_attention(result[0].attention)
+    return answer
+
+
+def describe_attention(attention: WordAttention) -> dict[str, Any]:
+    """Returns the attention for the words of a caption, in JSON."""
+    return {"words": list(attention.words), "weights": attention.weights.round(4).astype(float).tolist()}
 
 
 def _finite(value: float) -> float | None:

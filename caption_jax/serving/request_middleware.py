@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 from caption_jax.serving.http_errors import make_error
 from caption_jax.serving.server_metrics import ServerMetrics
+from caption_jax.serving.web_page import PAGE_PATHS
 from input_pipeline.extras import optional_packages
 
 with optional_packages("serving"):
@@ -20,7 +21,7 @@ with optional_packages("serving"):
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
-OPEN_PATHS = ("/healthz", "/readyz")  # for load balancers, which have no token
+OPEN_PATHS = ("/healthz", "/readyz", *PAGE_PATHS)  # for load balancers and browsers, which have no token
 
 
 def log_to_stderr(entry: dict[str, object]) -> None:

@@ -15,6 +15,12 @@ from caption_jax.errors import ConfigError
 from caption_jax.inference.caption_program import make_caption_program
 from caption_jax.inference.captioner import Caption, make_caption
 from caption_jax.inference.ensemble import load_ensemble
+from caption_jax.inference.image_attention import (
+    WordAttention,
+    attention_per_word,
+    find_grid_side,
+    make_attention_program,
+)
 from caption_jax.inference.image_inputs import ImageInput, check_image, read_image
 from caption_jax.retrieval.index_format import ModelIdentity
 from caption_jax.runs.loading import load_model
@@ -63,8 +69,14 @@ class ServedModel:
         if decode.method == "beam":
             beams = (decode.num_beams, *beams)
         default = Program("beam", decode.num_beams) if decode.method == "beam" else Program("greedy")
+        self._grid_side = find_grid_side(self._variables)
         self.offer = Offer(
-            default, tuple(dict.fromkeys(beams)), decode.max_length, self._encode_prefix, prefix=decode.prefix
+            default,
+            tuple(dict.fromkeys(beams)),
+            decode.max_length,
+            self._encode_prefix,
+            prefix=decode.prefix,
+            attention=self._grid_side > 0,
         )
         ensemble = load_ensemble(decode.ensemble, description, str(workdir))
         self._other_variables = ensemble.variables
@@ -72,6 +84,8 @@ class ServedModel:
             program: make_caption_program(description, make_spec(decode, program), ensemble, workdir)
             for program in self.offer.programs
         }
+        self._attention_program = make_attention_program(description, workdir)
+        self._sizes: tuple[int, ...] = ()  # for which the programs are compiled
 
     def load(self, image: ImageInput) -> UInt8[np.ndarray, "size size 3"]:
         """Decodes an image. Raises ImageError if it cannot be read."""
@@ -93,7 +107,14 @@ class ServedModel:
         prefixes, limits = self._make_limits([row.request for row in rows], size)
         arguments = (self._variables, pixels, None, self._other_variables, prefixes, limits)
         tokens, log_probs = jax.device_get(self._programs[program](*arguments))
-        return [self._make_captions(*outputs) for outputs in zip(tokens, log_probs, strict=True)][: len(rows)]
+        captions = [self._make_captions(*outputs) for outputs in zip(tokens, log_probs, strict=True)][: len(rows)]
+        indices = [index for index, row in enumerate(rows) if row.request.attention and captions[index]]
+        if indices:
+            attention = self._compute_attention(pixels[indices], tokens[indices, 0], size)
+            for index, attention_of_words in zip(indices, attention, strict=True):
+                best = dataclasses.replace(captions[index][0], attention=attention_of_words)
+                captions[index] = (best, *captions[index][1:])
+        return captions
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         """Compiles all programs for the sizes, or loads them from disk, and runs each once."""
@@ -101,6 +122,10 @@ class ServedModel:
         for program in self.offer.programs:
             for size in sizes:
                 self.run(program, [Row(np.zeros((side, side, 3), np.uint8), CaptionRequest(program))], size)
+        for size in sizes if self.offer.attention else ():
+            pixels = np.zeros((size, side, side, 3), np.uint8)
+            self._compute_attention(pixels, np.full((size, self.offer.max_length - 1), PAD, np.int32), size)
+        self._sizes = tuple(sorted(sizes))
 
     def describe(self) -> Mapping[str, Any]:
         """Returns facts about the model, in JSON."""
@@ -109,6 +134,7 @@ class ServedModel:
             "step": self._step,
             "encoder": type(encoder).__name__.removesuffix("Backbone"),
             "image_size": self._description.preprocessing.size,
+            "resize": self._description.preprocessing.resize,
             "vocabulary": self._description.vocabulary.size,
             "decode": decode_settings(as_mapping(self._decode)),
         }
@@ -139,6 +165,30 @@ class ServedModel:
         elif not self._description.has_joint_embedding:
             return None
         return ServedEmbedding(self._description, self._variables, self._workdir, served)
+
+    def _compute_attention(
+        self, pixels: UInt8[np.ndarray, "images side side 3"], tokens: Int32[np.ndarray, "images length"], size: int
+    ) -> list[WordAttention]:
+        """Returns the attention for captions, in a batch of the smallest compiled size that holds them.
+
+        Args:
+            pixels: the images.
+            tokens: the token ids of their captions without <s>, padded.
+            size: size of the batch if no program has been compiled yet.
+        """
+        count, length = tokens.shape
+        size = next((compiled for compiled in self._sizes if compiled >= count), size)
+        batch = np.zeros((size, *pixels.shape[1:]), np.uint8)
+        batch[:count] = pixels
+        padded = np.full((size, self.offer.max_length - 1), PAD, np.int32)
+        padded[:count, :length] = tokens
+        attention = jax.device_get(self._attention_program(self._variables, batch, padded))[:count]
+        vocabulary, shape = self._description.vocabulary, (-1, self._grid_side, self._grid_side)
+        results = []
+        for ids, weights in zip(padded, attention, strict=False):
+            words, per_word = attention_per_word(vocabulary, ids, weights)
+            results.append(WordAttention(tuple(words), per_word[:, : self._grid_side**2].reshape(shape)))
+        return results
 
     def _make_limits(
         self, requests: Sequence[CaptionRequest], size: int

@@ -18,7 +18,8 @@ import numpy as np
 import caption_jax
 from caption_jax.config_files import load_config
 from caption_jax.evaluation.report.summary_cards import attention_card
-from caption_jax.evaluation.word_attention import attention_per_word, teacher_forced_attention
+from caption_jax.evaluation.word_attention import teacher_forced_attention
+from caption_jax.inference.image_attention import attention_per_word
 from caption_jax.metrics import score_images
 from caption_jax.runs.loading import read_model
 from caption_jax.specs import RunSpec

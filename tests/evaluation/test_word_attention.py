@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from caption_jax.evaluation.word_attention import attention_per_word
+from caption_jax.inference.image_attention import attention_per_word
 from input_pipeline.special_tokens import EOS, PAD
 from input_pipeline.tokenizer import Tokenizer, Vocabulary
 

@@ -1,4 +1,7 @@
-"""A model without a network for tests of serving: the caption of an image is its content."""
+"""A model without a network for tests of serving: the caption of an image is its content.
+
+The decoder attends to one cell of a grid of 2 x 3 cells for each word, in row-major order.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from caption_jax.inference.image_attention import WordAttention
 from caption_jax.serving.caption_request import Offer, Program
 from caption_jax.serving.caption_service import Row
 from input_pipeline.errors import ImageError
@@ -23,8 +29,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 class FakeCaption:
     """A caption with the attributes of `caption_jax.inference.captioner.Caption`."""
 
-    def __init__(self, text: str, log_prob: float):
+    def __init__(self, text: str, log_prob: float, *, has_attention: bool = False):
         self.text, self.log_prob, self.tokens = text, log_prob, tuple(text.split())
+        weights = np.eye(6)[np.arange(len(self.tokens)) % 6].reshape(-1, 2, 3)
+        self.attention = WordAttention(self.tokens, weights) if has_attention else None
 
 
 class FakeModel:
@@ -37,8 +45,8 @@ class FakeModel:
         before_batch: called at the start of each batch; may raise.
     """
 
-    def __init__(self, beams: Sequence[int] = (3,)):
-        self.offer = Offer(Program("greedy"), beams, 20, self._encode)
+    def __init__(self, beams: Sequence[int] = (3,), *, attention: bool = True):
+        self.offer = Offer(Program("greedy"), beams, 20, self._encode, attention=attention)
         self.batches: list[tuple[Program, list[str], int]] = []
         self.gate, self.running = threading.Event(), threading.Event()
         self.gate.set()
@@ -59,7 +67,13 @@ class FakeModel:
         self.running.clear()
         self.batches.append((program, [row.pixels for row in rows], size))
         self.before_batch()
-        return [[FakeCaption(row.pixels, -float(rank)) for rank in range(program.beams)] for row in rows]
+        return [self.make_captions(row) for row in rows]
+
+    def make_captions(self, row: Row) -> list[FakeCaption]:
+        beams, wants_attention = row.request.program.beams, row.request.attention
+        return [
+            FakeCaption(row.pixels, -float(rank), has_attention=wants_attention and not rank) for rank in range(beams)
+        ]
 
     def warm_up(self, sizes: Sequence[int]) -> None:
         assert self.gate.wait(10)

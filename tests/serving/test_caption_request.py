@@ -24,6 +24,9 @@ def resolve(**values) -> CaptionRequest:
         ({"beams": 1}, CaptionRequest(Program("greedy"))),
         ({"prefix": "a dog", "max_length": 4}, CaptionRequest(Program("greedy"), prefix=(4, 5), max_length=4)),
         ({"prefix": " "}, CaptionRequest(Program("greedy"))),
+        ({"attention": True}, CaptionRequest(Program("greedy"), attention=True)),
+        ({"attention": "true", "beams": 3}, CaptionRequest(Program("beam", 3), attention=True)),
+        ({"attention": "false"}, CaptionRequest(Program("greedy"))),
     ],
 )
 def test_valid_options(values, request_):
@@ -36,6 +39,9 @@ def test_valid_options(values, request_):
         ({"beam": 3}, "unknown option 'beam'; the options are method, beams, candidates, prefix, max_length"),
         ({"method": "sample"}, "method='sample': the value must be greedy or beam"),
         ({"method": 3}, "method: the value must be a text"),
+        ({"attention": 1}, "attention: the value must be true or false"),
+        ({"attention": "yes"}, "attention: the value must be true or false"),
+        ({"attention": []}, "attention: the value must be true or false"),
         ({"beams": 4}, r"beams=4: this server has compiled beam search with 3, 5 \(--beams\)"),
         ({"beams": "1e3"}, "beams: the value must be a whole number"),
         ({"beams": True}, "beams: the value must be a whole number"),
@@ -53,6 +59,11 @@ def test_invalid_options_are_refused_in_one_line(values, message):
     with pytest.raises(OptionError, match=message) as error:
         resolve(**values)
     assert "\n" not in str(error.value)
+
+
+def test_a_model_without_a_grid_offers_no_attention():
+    with pytest.raises(OptionError, match="attention=true: the decoder of this model does not attend to a grid"):
+        FakeModel(attention=False).offer.resolve(CaptionOptions(attention=True))
 
 
 def test_a_server_without_beam_search_says_so():

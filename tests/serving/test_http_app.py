@@ -65,6 +65,16 @@ def test_each_kind_of_body_has_the_same_answer(server):
         assert response.json()["id"] == response.headers["x-request-id"]
 
 
+def test_the_attention_of_each_word_is_an_option(server):
+    plain, attended = (
+        server.post(b"a dog", beams=3, candidates=2, **options) for options in ({}, {"attention": "true"})
+    )
+    expected = {"words": ["a", "dog"], "weights": [[[1, 0, 0], [0, 0, 0]], [[0, 1, 0], [0, 0, 0]]]}
+    (answer,) = attended.json()["captions"]
+    assert answer.pop("attention") == expected and [answer] == plain.json()["captions"]
+    assert "attention" not in answer["alternatives"][0]
+
+
 def test_a_bad_image_has_an_error_and_the_others_have_captions(server):
     files = [("images", (f"{text}.jpg", text.encode())) for text in ("dog", "bad", "cat")]
     response = server.client.post("/v1/captions", files=files, params={"beams": 3, "candidates": 2})
@@ -166,12 +176,13 @@ def test_requests_wait_for_the_compilation():
 
 def test_the_model_and_the_api_are_described(server):
     model = server.client.get("/v1/model").json()
-    assert model["step"] == 7 and model["options"] == {"method": "greedy", "beams": [3], "max_length": 20}
+    options = {"method": "greedy", "beams": [3], "max_length": 20, "attention": True}
+    assert model["step"] == 7 and model["options"] == options
     assert model["limits"] == {"request_bytes": 5000, "images": 3, "queue": 6, "timeout_seconds": 5.0}
     api = server.client.get("/openapi.json").json()
     assert set(api["paths"]) == set(PATHS) - {"/openapi.json"}
     names = [parameter["name"] for parameter in api["paths"]["/v1/captions"]["post"]["parameters"]]
-    assert names == ["method", "beams", "candidates", "prefix", "max_length"]
+    assert names == ["method", "beams", "candidates", "prefix", "max_length", "attention"]
 
 
 def test_metrics_count_requests_images_and_batches(server):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import small_run
 from random_model import write_random_model
@@ -12,11 +13,14 @@ from random_model import write_random_model
 import caption_jax
 from caption_jax.errors import ConfigError
 from caption_jax.inference.captioner import Captioner
+from caption_jax.inference.image_attention import find_grid_side
+from caption_jax.runtime.cached_program import CachedProgram
 from caption_jax.serving.caption_request import CaptionOptions
 from caption_jax.serving.caption_service import Row
 from caption_jax.serving.served_model import ServedModel
 from caption_jax.specs import DecodeSpec
 from input_pipeline.errors import ImageError
+from input_pipeline.images import Preprocessing
 from input_pipeline.limits import Limits
 
 DECODE = DecodeSpec(max_length=10)
@@ -68,6 +72,35 @@ def test_log_probabilities_are_those_of_the_captioner(model, workdir):
     ((caption,),) = model.run(request.program, [Row(model.load(image), request)], 4)
     expected = load_captioner(workdir).caption(image)
     assert caption.tokens == expected.tokens and caption.log_prob == pytest.approx(expected.log_prob, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_attention_over_the_grid_uses_programs_compiled_at_the_start(tmp_path, monkeypatch):
+    write_random_model(tmp_path / "boxes", preprocessing=Preprocessing(size=64))
+    model = ServedModel(tmp_path / "boxes", "best", DECODE, (3,), Limits())
+    assert model.offer.attention
+    model.warm_up((1, 2, 4))
+    monkeypatch.setattr(CachedProgram, "_make_program", None)  # a program that is not ready fails
+    colours = ("red", "green", "blue", "red")
+    pixels = [model.load(small_run.box_image(colour)) for colour in colours]
+    for method in ("greedy", "beam"):
+        asked = [model.offer.resolve(CaptionOptions(method=method, attention=index != 1)) for index in range(4)]
+        captions = [best for best, *_ in model.run(asked[0].program, list(map(Row, pixels, asked)), 4)]
+        assert captions[1].attention is None
+        for caption in (captions[0], *captions[2:]):
+            assert " ".join(caption.attention.words) == caption.text
+            assert caption.attention.weights.shape == (len(caption.attention.words), 2, 2)
+            assert caption.attention.weights.sum((1, 2)) == pytest.approx(1, abs=1e-5)
+        assert (captions[0].attention.weights == captions[3].attention.weights).all()
+        assert abs(captions[0].attention.weights[:1] - captions[2].attention.weights[:1]).max() > 1e-4
+        (alone,) = model.run(asked[2].program, [Row(pixels[2], asked[2])], 1)
+        assert alone[0].attention.weights == pytest.approx(captions[2].attention.weights, abs=1e-5)
+
+
+def test_only_a_square_grid_in_the_memory_offers_attention():
+    shapes = [{"grid": {"position": np.zeros((cells, 8))}, "pooled": {}} for cells in (49, 6)]
+    sides = [find_grid_side({"params": {"image_encoder": parameters}}) for parameters in (*shapes, {"pooled": {}})]
+    assert sides == [7, 0, 0]
 
 
 def test_images_and_prefixes_are_checked_before_they_join_a_batch(model):

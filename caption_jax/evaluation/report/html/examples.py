@@ -15,7 +15,8 @@ from PIL import Image
 
 from caption_jax.evaluation.report.attention_panels import attention_panels
 from caption_jax.evaluation.scored_evaluation import ScoredEvaluation
-from caption_jax.evaluation.word_attention import attention_per_word, stack_context, teacher_forced_attention
+from caption_jax.evaluation.word_attention import stack_context, teacher_forced_attention
+from caption_jax.inference.image_attention import attention_per_word
 from caption_jax.metrics import ImageScores
 from caption_jax.runs.description import RunDescription
 from input_pipeline.context import ContextCaptions
