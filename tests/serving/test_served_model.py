@@ -20,7 +20,6 @@ from caption_jax.serving.caption_service import Row
 from caption_jax.serving.served_model import ServedModel
 from caption_jax.specs import DecodeSpec
 from input_pipeline.errors import ImageError
-from input_pipeline.images import Preprocessing
 from input_pipeline.limits import Limits
 
 DECODE = DecodeSpec(max_length=10)
@@ -75,26 +74,25 @@ def test_log_probabilities_are_those_of_the_captioner(model, workdir):
 
 
 @pytest.mark.slow
-def test_attention_over_the_grid_uses_programs_compiled_at_the_start(tmp_path, monkeypatch):
-    write_random_model(tmp_path / "boxes", preprocessing=Preprocessing(size=64))
-    model = ServedModel(tmp_path / "boxes", "best", DECODE, (3,), Limits())
+def test_attention_over_the_grid_uses_programs_compiled_at_the_start(model, monkeypatch):
     assert model.offer.attention
-    model.warm_up((1, 2, 4))
+    model.warm_up((1, 4))
     monkeypatch.setattr(CachedProgram, "_make_program", None)  # a program that is not ready fails
-    colours = ("red", "green", "blue", "red")
-    pixels = [model.load(small_run.box_image(colour)) for colour in colours]
+    pixels = model.load(small_run.box_image())
+    options = ({"attention": True}, {}, {"attention": True, "prefix": "on"}, {"attention": True})
     for method in ("greedy", "beam"):
-        asked = [model.offer.resolve(CaptionOptions(method=method, attention=index != 1)) for index in range(4)]
-        captions = [best for best, *_ in model.run(asked[0].program, list(map(Row, pixels, asked)), 4)]
+        asked = [model.offer.resolve(CaptionOptions(method=method, **values)) for values in options]
+        captions = [best for best, *_ in model.run(asked[0].program, [Row(pixels, request) for request in asked], 4)]
         assert captions[1].attention is None
-        for caption in (captions[0], *captions[2:]):
+        attended = [captions[0], captions[2], captions[3]]
+        for caption in attended:
             assert " ".join(caption.attention.words) == caption.text
-            assert caption.attention.weights.shape == (len(caption.attention.words), 2, 2)
+            assert caption.attention.weights.shape == (len(caption.attention.words), 4, 4)
             assert caption.attention.weights.sum((1, 2)) == pytest.approx(1, abs=1e-5)
-        assert (captions[0].attention.weights == captions[3].attention.weights).all()
-        assert abs(captions[0].attention.weights[:1] - captions[2].attention.weights[:1]).max() > 1e-4
-        (alone,) = model.run(asked[2].program, [Row(pixels[2], asked[2])], 1)
-        assert alone[0].attention.weights == pytest.approx(captions[2].attention.weights, abs=1e-5)
+        first, prefixed, same = (caption.attention.weights for caption in attended)
+        assert (first == same).all() and abs(first[1] - prefixed[1]).max() > 1e-4  # each row has its own words
+        (alone,) = model.run(asked[2].program, [Row(pixels, asked[2])], 1)
+        assert alone[0].attention.weights == pytest.approx(prefixed, abs=1e-5)
 
 
 def test_only_a_square_grid_in_the_memory_offers_attention():

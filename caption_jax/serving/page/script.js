@@ -6,7 +6,7 @@ const RETRIES = 20; // after 429
 const find = (selector, root = document) => root.querySelector(selector);
 const wait = (seconds) => new Promise((done) => setTimeout(done, 1000 * seconds));
 const tidy = (text) => text.replace(/ +([.,;:!?])/g, "$1"); // some training captions have spaces before marks
-const sentence = (text) => text && text[0].toUpperCase() + text.slice(1) + (/[.!?]$/.test(text) ? "" : ".");
+const sentence = (text) => text + (/[.!?]$/.test(text) ? "" : ".");
 
 let token = ""; // only here: neither in a cookie nor in the storage of the browser
 let model = null;
@@ -31,18 +31,13 @@ function send(path, options = {}) {
 }
 
 async function explain(response) {
-  const causes = {
-    401: "This server needs an access token",
-    413: "The file is too large for the server",
-    422: "The server cannot use this file",
-    429: "The server is busy",
-    500: "The server failed",
-    503: "The server is not available",
-  };
-  const content = await response.json().catch(() => null);
-  const cause = causes[response.status] ?? `The server answered with status ${response.status}`;
-  const detail = response.status === 401 ? "" : content?.error?.message;
-  return sentence(detail ? `${cause}: ${detail}` : cause);
+  const { status } = response;
+  if (status === 401) return "This server needs an access token.";
+  const message = (await response.json().catch(() => null))?.error?.message ?? `it answers with status ${status}`;
+  const unreadable = "no image can be read: ";
+  if (message.startsWith(unreadable)) return sentence(message.replace(unreadable, "The server cannot read this file: "));
+  const cause = { 413: "The file is too large", 422: "The server refuses the request", 429: "The server is busy" }[status];
+  return sentence(`${cause ?? "The server failed"}: ${message.replace(/: try again$/, "")}`);
 }
 
 async function loadModel() {
@@ -260,7 +255,7 @@ function makeWords(plate, { words, weights }) {
     buttons.forEach((button, other) => button.classList.toggle("lit", other === index));
     heat.classList.toggle("shown", index >= 0);
     const peak = index >= 0 && drawHeat(heat, weights[index]);
-    note.textContent = peak ? `“${words[index]}”: ${peak}` : idle;
+    note.textContent = peak ? `“${words[index]}”: most of all ${peak}` : idle;
     if (peak) buttons[index].setAttribute("aria-description", peak);
   }
 
@@ -306,7 +301,7 @@ function drawHeat(canvas, grid) {
   });
   const [low, high] = values.reduce(([a, b], value) => [Math.min(a, value), Math.max(b, value)], [Infinity, 0]);
   const picture = new ImageData(width, height);
-  values.forEach((value, index) => picture.data.set(colour((value - low / 2) / (high - low / 2 || 1)), 4 * index));
+  values.forEach((value, index) => picture.data.set(colour((value - 0.7 * low) / (high - 0.7 * low || 1)), 4 * index));
   canvas.getContext("2d").putImageData(picture, 0, 0);
   const peak = values.indexOf(high);
   return describePlace(Math.floor(peak / width) / height, (peak % width) / width);
@@ -326,7 +321,7 @@ function describePlace(y, x) {
   const row = y < 1 / 3 ? "upper" : y > 2 / 3 ? "lower" : "";
   const column = x < 1 / 3 ? "left" : x > 2 / 3 ? "right" : "";
   if (row && column) return `${row} ${column}`;
-  return { upper: "top", lower: "bottom" }[row] ?? (column || "centre");
+  return { upper: "at the top", lower: "at the bottom" }[row] ?? (column ? `on the ${column}` : "in the centre");
 }
 
 // Search
@@ -340,7 +335,7 @@ async function search(query) {
     const options = { method: "POST", headers: { "Content-Type": "application/json" } };
     const response = await send("v1/search", { ...options, body: JSON.stringify({ query, limit: 24 }) });
     if (response.status === 401) askForToken(true);
-    if (!response.ok) throw new Error((await explain(response)).replace("this file", "these words"));
+    if (!response.ok) throw new Error(await explain(response));
     const { results } = await response.json();
     title.textContent = `${results.length || "No"} ${results.length === 1 ? "photograph" : "photographs"} for “${query}”`;
     find("#results").append(...results.map(makeResult));
