@@ -20,7 +20,6 @@ from caption_jax.errors import ConfigError
 from caption_jax.inference.caption_program import make_caption_program
 from caption_jax.inference.embedding_programs import make_embedding_programs
 from caption_jax.inference.ensemble import load_ensemble
-from caption_jax.inference.image_attention import WordAttention
 from caption_jax.inference.image_inputs import ImageInput, as_batch, check_image, read_image
 from caption_jax.named_models import locate_model
 from caption_jax.runs.description import RunDescription
@@ -46,13 +45,11 @@ class Caption:
         text: the caption.
         log_prob: natural log-probability of the token sequence, including </s>.
         tokens: text of each token.
-        attention: where the decoder attended in the image; None unless a client of the server has asked for it.
     """
 
     text: str
     log_prob: float
     tokens: tuple[str, ...]
-    attention: WordAttention | None = dataclasses.field(default=None, compare=False, repr=False)
 
 
 class Captioner:

@@ -35,7 +35,7 @@ class Model(Protocol):
     def run(self, program: Program, rows: list[Row], size: int) -> Sequence[Sequence[Caption]]:
         """Returns the captions of each row, best first. The batch is padded to `size`.
 
-        The first caption of a row whose request has `attention` has its attention.
+        The first caption of a row whose request has `attention` also has the attribute `attention`, a `WordAttention`.
         """
 
     def warm_up(self, sizes: Sequence[int]) -> None:

@@ -163,9 +163,8 @@ def describe_result(index: int, name: str, result: list[Caption] | ImageError) -
     captions = [{"caption": caption.text, "log_prob": _finite(caption.log_prob)} for caption in result]
     best = captions[0] if captions else {"caption": "", "log_prob": None}  # the options allow no caption
     answer |= {**best, "alternatives": captions[1:]}
-    if result and result[0].attention is not None:
-        answer["attention"] = describe_attention(result[0].attention)
-    return answer
+    attention = getattr(result[0], "attention", None) if result else None  # only if the request asks for it
+    return answer if attention is None else {**answer, "attention": describe_attention(attention)}
 
 
 def describe_attention(attention: WordAttention) -> dict[str, Any]:

@@ -39,6 +39,13 @@ _NO_TOKEN = -1  # padding of prefixes
 _NO_LIMIT = 2**30  # a maximum length that is never reached
 
 
+@dataclasses.dataclass(frozen=True)
+class AttendedCaption(Caption):
+    """A caption with the attention over the image for each of its words."""
+
+    attention: WordAttention
+
+
 class ServedModel:
     """A model for `CaptionService`.
 
@@ -96,6 +103,8 @@ class ServedModel:
     def run(self, program: Program, rows: list[Row], size: int) -> list[tuple[Caption, ...]]:
         """Returns the captions of each row, best first. Captions that the options rule out are left out.
 
+        The first caption of a row whose request has `attention` is an `AttendedCaption`.
+
         Args:
             program: the program of all rows.
             rows: the images and their options.
@@ -112,8 +121,11 @@ class ServedModel:
         if indices:
             attention = self._compute_attention(pixels[indices], tokens[indices, 0], size)
             for index, attention_of_words in zip(indices, attention, strict=True):
-                best = dataclasses.replace(captions[index][0], attention=attention_of_words)
-                captions[index] = (best, *captions[index][1:])
+                best, *others = captions[index]
+                captions[index] = (
+                    AttendedCaption(best.text, best.log_prob, best.tokens, attention_of_words),
+                    *others,
+                )
         return captions
 
     def warm_up(self, sizes: Sequence[int]) -> None:

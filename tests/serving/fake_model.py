@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import threading
 import time
+import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from caption_jax.inference.image_attention import WordAttention
 from caption_jax.serving.caption_request import Offer, Program
 from caption_jax.serving.caption_service import Row
 from input_pipeline.errors import ImageError
@@ -32,7 +32,8 @@ class FakeCaption:
     def __init__(self, text: str, log_prob: float, *, has_attention: bool = False):
         self.text, self.log_prob, self.tokens = text, log_prob, tuple(text.split())
         weights = np.eye(6)[np.arange(len(self.tokens)) % 6].reshape(-1, 2, 3)
-        self.attention = WordAttention(self.tokens, weights) if has_attention else None
+        if has_attention:
+            self.attention = types.SimpleNamespace(words=self.tokens, weights=weights)  # without importing JAX
 
 
 class FakeModel:

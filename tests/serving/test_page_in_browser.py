@@ -135,6 +135,22 @@ def test_the_keyboard_reaches_the_words_and_copies_the_caption(browser, url):
         assert page.evaluate("document.activeElement.id") == "files" and visit.messages == []
 
 
+def test_each_photograph_has_its_own_request_and_three_are_in_flight(browser, url):
+    with Visit(browser, url) as visit:
+        page, held = visit.page, []
+        page.route("**/v1/captions*", lambda route: held.append(route))
+        names = [f"{number}.png" for number in range(5)]
+        visit.add(*names)
+        page.wait_for_timeout(300)
+        assert len(held) == 3 and page.locator("[aria-busy=true]").count() == 5
+        assert page.locator(".state").all_inner_texts() == ["Waiting."] * 2 + ["Captioning…"] * 3
+        for count in range(5):  # each answer lets one more request start
+            held.pop().continue_()
+            page.locator(".caption", has_text="dog").nth(count).wait_for()
+        assert page.locator(".caption").all_inner_texts() == ["a brown dog runs."] * 5
+        assert page.locator(".name").all_inner_texts() == names[::-1] and visit.messages == []
+
+
 def test_a_search_shows_a_grid_of_results(browser, url):
     with Visit(browser, url) as visit:
         page = visit.page
