@@ -141,7 +141,8 @@ def test_each_photograph_has_its_own_request_and_three_are_in_flight(browser, ur
         page.route("**/v1/captions*", lambda route: held.append(route))
         names = [f"{number}.png" for number in range(5)]
         visit.add(*names)
-        page.wait_for_timeout(300)
+        page.locator(".state", has_text="Captioning").nth(2).wait_for()
+        page.wait_for_timeout(200)  # in which a fourth request would start
         assert len(held) == 3 and page.locator("[aria-busy=true]").count() == 5
         assert page.locator(".state").all_inner_texts() == ["Waiting."] * 2 + ["Captioning…"] * 3
         for count in range(5):  # each answer lets one more request start
